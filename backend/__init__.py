@@ -1,0 +1,1 @@
+"""What leaves the compiler: targets, images, programs and hardware."""

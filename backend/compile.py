@@ -1,0 +1,173 @@
+"""From an ONNX file to an output folder: runs the stages and writes what each leaves behind."""
+
+from __future__ import annotations
+
+import io
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from intaglio.backend.images import Images, write_images
+from intaglio.backend.measure import Stopwatch
+from intaglio.backend.output import (
+    MANIFEST,
+    REFERENCE,
+    TIMINGS,
+    link_or_copy,
+    sha256_of,
+    whole_or_nothing,
+    write_json,
+)
+from intaglio.backend.program_file import program_content
+from intaglio.backend.stages import Options, passes
+from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.fabric import machine_of
+from intaglio.lowering.mapping import mapping_of
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.printer import Printer
+from xdsl.utils.exceptions import VerifyException
+
+SCHEMA = 1
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "genai_config.json",
+)
+"""Files beside the model that go into the output folder with it."""
+TOOLS = ("intaglio", "xdsl", "onnx", "onnx-ir", "numpy")
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compile found out, besides the files it wrote."""
+
+    folder: Path
+    warnings: tuple[str, ...]
+    images: Images
+
+
+def compile_model(
+    model: str | Path,
+    out: str | Path,
+    options: Options,
+    progress: Progress = lambda message: None,
+) -> Compiled:
+    """Compiles an ONNX model for a target and writes the output folder, whole or not at all.
+
+    Args:
+        model: path to the .onnx file.
+        out: folder to write; an earlier output there is replaced.
+        options: target, settings and the last stage.
+        progress: called with a line for each step of long work.
+
+    Raises:
+        UserError: the model cannot be compiled for the target; says why and what would help.
+    """
+    from intaglio.lowering.onnx.importer import import_model
+
+    model, out = Path(model), Path(out)
+    watch = Stopwatch()
+    progress(f"reading {model}")
+    with watch.stage("import"):
+        imported = import_model(
+            model,
+            allow_links=options.allow_links,
+            weights=options.weights,
+            context=options.context,
+        )
+    module = imported.module
+    images = Images()
+    with whole_or_nothing(out) as folder:
+        for stage, stage_passes in passes(options):
+            progress(f"{stage}: {', '.join(one.name for one in stage_passes)}")
+            with watch.stage(stage):
+                for one in stage_passes:
+                    one.apply(Context(), module)
+                    _verify(module, one.name)
+            if stage == "fabric":
+                progress("writing ROM images")
+                with watch.stage("images"):
+                    images = write_images(
+                        module,
+                        imported.parameters,
+                        folder,
+                        lambda name, size: progress(f"engraved {name} ({size / 1e6:.1f} MB)"),
+                    )
+                write_json(folder / "mapping.json", mapping_of(module, machine_of(module)))
+            with watch.stage(f"print {stage}"):
+                _write_ir(module, folder / "ir" / f"{stage}.mlir")
+        if options.emit == "program":
+            content = program_content(module)
+            content["vocabulary"] = imported.vocabulary
+            write_json(folder / "program.json", content)
+        inputs = _reference(imported.model_path, imported.external_files, folder)
+        with watch.stage("hash"):
+            progress("hashing")
+            manifest = _manifest(options, inputs, images, folder)
+        write_json(folder / MANIFEST, manifest)
+        write_json(folder / TIMINGS, {"schema": SCHEMA, "stages": watch.stages})
+    return Compiled(out, tuple(imported.warnings), images)
+
+
+def _verify(module: ModuleOp, after: str) -> None:
+    try:
+        module.verify()
+    except VerifyException as error:
+        first = str(error).splitlines()[0]
+        raise CompilerBug(f"the module is wrong after {after}: {first}") from error
+
+
+def _write_ir(module: ModuleOp, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    Printer(stream=text).print_op(module)
+    path.write_text(text.getvalue() + "\n")
+
+
+def _reference(model: Path, external: list[Path], folder: Path) -> dict[str, Path]:
+    """Puts the model and what belongs to it into the output folder; gives the files by name."""
+    files: dict[str, Path] = {f"{REFERENCE}/{model.name}": model}
+    for path in external:
+        files[f"{REFERENCE}/{path.relative_to(model.parent)}"] = path
+    for name in COMPANIONS:
+        if (model.parent / name).is_file():
+            files[f"{REFERENCE}/{name}"] = model.parent / name
+    for name, path in files.items():
+        try:
+            link_or_copy(path, folder / name)
+        except OSError as error:
+            raise UserError(f"cannot be copied: {error.strerror}", file=str(path)) from error
+    return files
+
+
+def _manifest(
+    options: Options, inputs: dict[str, Path], images: Images, folder: Path
+) -> dict[str, Any]:
+    outputs: dict[str, str] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name not in inputs:
+            outputs[name] = images.digests.get(name) or sha256_of(path)
+    return {
+        "schema": SCHEMA,
+        "target": options.target if not options.target.endswith(".toml") else "custom",
+        "settings": list(options.settings),
+        "context": options.context,
+        "weights": options.weights,
+        "emit": options.emit,
+        "tools": {"python": platform.python_version(), **{t: version(t) for t in TOOLS}},
+        "model": next(iter(inputs)),
+        "inputs": {name: sha256_of(folder / name) for name in sorted(inputs)},
+        "outputs": outputs,
+        "rounding": {
+            "largest_relative_error": max(images.relative.values(), default=0.0),
+            "tensors": dict(sorted(images.relative.items())),
+        },
+    }

@@ -1,0 +1,199 @@
+"""ROM and SRAM images: the model's tensors as the integers that the chip stores, as streams.
+
+Three files, little-endian, each part at a multiple of 64 bytes:
+
+- `rom/matrices.bin`: for each engraved tensor its codes (packed rows, low bits first; int16 rows for
+  a dense table), then int16 scale mantissas [N, groups], then uint8 zero points [N, groups];
+- `rom/constants.bin`: vectors and tables at the addresses of their `fabric.constant`;
+- `sram/adapters.bin`: adapters of the graph, laid out as matrices are.
+
+Where a part lies, and its hash, is written into the module. Work is per tensor and per chunk of
+rows, so memory stays small whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from intaglio.dialects import rom
+from intaglio.dialects.errors import UserError
+from intaglio.dialects.fabric import ConstantOp, EngraveOp, places
+from intaglio.lowering.parameters import ParameterSource, row_chunks
+from xdsl.dialects.builtin import IntegerAttr, ModuleOp
+
+ALIGNMENT = 64
+MATRICES = "rom/matrices.bin"
+CONSTANTS = "rom/constants.bin"
+ADAPTERS = "sram/adapters.bin"
+
+
+@dataclass
+class Images:
+    """What was written, and what rounding floats to mantissas cost.
+
+    `relative` is, for each tensor, the largest error over the largest magnitude.
+    """
+
+    relative: dict[str, float] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each file written."""
+
+    def note(self, name: str, error: float, peak: float) -> None:
+        """Keeps the largest loss of a tensor."""
+        if peak > 0:
+            self.relative[name] = max(self.relative.get(name, 0.0), error / peak)
+
+
+class _Writer:
+    """Appends aligned parts to a file and hashes each."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file: BinaryIO = path.open("wb")
+        self.position = 0
+        self.digest = hashlib.sha256()
+
+    def seek(self, position: int) -> None:
+        padding = bytes(position - self.position)
+        self.file.write(padding)
+        self.digest.update(padding)
+        self.position = position
+
+    def part(self, chunks: Iterator[npt.NDArray[np.generic]]) -> rom.ImageAttr:
+        self.seek(-(-self.position // ALIGNMENT) * ALIGNMENT)
+        start, digest = self.position, hashlib.sha256()
+        for chunk in chunks:
+            data = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
+            self.file.write(data.data)
+            digest.update(data.data)
+            self.digest.update(data.data)
+            self.position += data.size
+        return rom.ImageAttr(self.name, start, self.position - start, digest.hexdigest())
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def write_images(
+    module: ModuleOp,
+    sources: Mapping[str, ParameterSource],
+    folder: Path,
+    progress: Callable[[str, int], None] = lambda name, size: None,
+) -> Images:
+    """Writes the images of a placed module and notes in it where every part lies.
+
+    Args:
+        module: after `fabric-place`.
+        sources: where the bytes of each parameter come from, by key.
+        folder: the output folder.
+        progress: called after each tensor with its name and size in bytes.
+
+    Raises:
+        UserError: the weights hold infinities or not-a-number.
+    """
+    parameters = {op.sym_name.data: op for op in module.ops if isinstance(op, rom.ParameterOp)}
+    images = Images()
+    matrices = _Writer(folder, MATRICES)
+    constants = _Writer(folder, CONSTANTS)
+    adapters = _Writer(folder, ADAPTERS)
+    try:
+        for place in places(module):
+            parameter = parameters.get(place.buffer.root_reference.data)
+            if parameter is None:
+                continue
+            match place:
+                case EngraveOp():
+                    _write(matrices, parameter, sources[parameter.key.data], images)
+                case ConstantOp():
+                    constants.seek(place.address.value.data)
+                    _write(constants, parameter, sources[parameter.key.data], images)
+                case _:
+                    if isinstance(parameter.type, rom.AdapterType):
+                        _write(adapters, parameter, sources[parameter.key.data], images)
+            if parameter.codes is not None:
+                progress(parameter.sym_name.data, parameter.codes.size.data)
+    finally:
+        for writer in (matrices, constants, adapters):
+            writer.close()
+            images.digests[writer.name] = writer.digest.hexdigest()
+    return images
+
+
+def _write(
+    writer: _Writer, parameter: rom.ParameterOp, source: ParameterSource, images: Images
+) -> None:
+    type_ = parameter.type
+    assert isinstance(type_, rom.ROMTensorType | rom.AdapterType)
+    if not type_.is_matrix:
+        parameter.codes = writer.part(_dense(parameter, type_, source, images))
+        return
+    rows, columns = type_.dims
+    row_bytes = -(-columns * type_.bits // 8)
+    parameter.codes = writer.part(
+        source.packed_rows(first, last)[:, :row_bytes]
+        for first, last in row_chunks(rows, row_bytes)
+    )
+    parameter.scales = writer.part(_scales(parameter, source, rows, type_.groups, images))
+    if type_.zeros.data:
+        parameter.zeros = writer.part(_zeros(parameter, source, rows, type_.groups))
+
+
+def _exponent(parameter: rom.ParameterOp) -> int:
+    assert isinstance(parameter.exponent, IntegerAttr)
+    return parameter.exponent.value.data
+
+
+def _mantissas(
+    parameter: rom.ParameterOp, values: npt.NDArray[np.floating], bits: int, images: Images
+) -> npt.NDArray[np.signedinteger]:
+    """Rounds half to even at the parameter's exponent and saturates."""
+    exact = values.astype(np.float64)
+    if not np.isfinite(exact).all():
+        raise UserError(
+            f"{parameter.key.data} holds infinities or not-a-number",
+            hint="export the model again; such weights cannot be engraved",
+        )
+    exponent = _exponent(parameter)
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    rounded = np.clip(np.rint(np.ldexp(exact, exponent)), low, high)
+    error = np.abs(np.ldexp(rounded, -exponent) - exact).max(initial=0.0)
+    images.note(parameter.sym_name.data, float(error), float(np.abs(exact).max(initial=0.0)))
+    return rounded.astype({16: np.int16, 32: np.int32}[bits])
+
+
+def _dense(
+    parameter: rom.ParameterOp,
+    type_: rom.ROMTensorType | rom.AdapterType,
+    source: ParameterSource,
+    images: Images,
+) -> Iterator[npt.NDArray[np.signedinteger]]:
+    multiplier = 1.0 if parameter.multiplier is None else parameter.multiplier.value.data
+    rows, *rest = type_.dims
+    width = int(np.prod(rest, dtype=np.int64))
+    for first, last in row_chunks(rows, 8 * width):
+        values = source.values(first, last).astype(np.float64) * multiplier
+        yield _mantissas(parameter, values, type_.bits, images)
+
+
+def _scales(
+    parameter: rom.ParameterOp, source: ParameterSource, rows: int, groups: int, images: Images
+) -> Iterator[npt.NDArray[np.signedinteger]]:
+    for first, last in row_chunks(rows, 8 * groups):
+        yield _mantissas(parameter, source.scales(first, last), 16, images)
+
+
+def _zeros(
+    parameter: rom.ParameterOp, source: ParameterSource, rows: int, groups: int
+) -> Iterator[npt.NDArray[np.uint8]]:
+    for first, last in row_chunks(rows, groups):
+        zeros = source.zeros(first, last)
+        assert zeros is not None, parameter.key.data
+        yield zeros

@@ -1,0 +1,63 @@
+"""The stages of a compile and the passes between them: the one list there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from xdsl.passes import ModulePass
+
+STAGES: tuple[str, ...] = ("rom", "integer", "fabric", "program")
+"""What `--emit` can name, in order."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user can say about a compile, apart from the model.
+
+    Attributes:
+        target: name of a target, or path to a TOML file.
+        settings: `key=value` changes to the target's parameters and formats.
+        context: capacity of the KV cache in tokens.
+        weights: how float weights are quantised on request, such as `int4:128`.
+        adapter_rank: largest rank of the adapter slots; 0 reserves none.
+        adapter_modules: names of the matrices that get slots; none means all.
+        mapping: a mapping file to follow.
+        emit: the last stage.
+        allow_links: whether external data may be links inside a model hub's cache.
+    """
+
+    target: str
+    settings: tuple[str, ...] = ()
+    context: int | None = None
+    weights: str | None = None
+    adapter_rank: int = 0
+    adapter_modules: tuple[str, ...] = ()
+    mapping: str | None = None
+    emit: str = STAGES[-1]
+    allow_links: bool = False
+
+
+def passes(options: Options) -> Iterator[tuple[str, tuple[ModulePass, ...]]]:
+    """Each stage with the passes that lead to it, up to the last stage wanted."""
+    from intaglio.backend.attach_target import AttachTarget
+    from intaglio.lowering.fuse_residual import RomFuseResidual
+    from intaglio.lowering.legalize import RomLegalize
+    from intaglio.lowering.outline_layers import OutlineLayersPass
+    from intaglio.lowering.place import FabricPlace
+    from intaglio.lowering.schedule import ProgramSchedule
+
+    pipeline: dict[str, tuple[ModulePass, ...]] = {
+        "rom": (OutlineLayersPass(),),
+        "integer": (
+            AttachTarget(options.target, options.settings),
+            RomLegalize(),
+            RomFuseResidual(),
+        ),
+        "fabric": (FabricPlace(options.mapping, options.adapter_rank, options.adapter_modules),),
+        "program": (ProgramSchedule(),),
+    }
+    for stage in STAGES:
+        yield stage, pipeline[stage]
+        if stage == options.emit:
+            return

@@ -1,0 +1,307 @@
+"""Targets: the chip as a strict, versioned TOML file describes it, each figure with its origin.
+
+Origins: `paper` (abstract, or a quoted sentence, figure or table), `secondary` (an article about
+it), `derived` (by a stated formula, which is evaluated and must agree), `assumed` (our reading,
+with the range in which it may lie and the reason). An option given by `--set` has origin `option`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from intaglio.backend.target_reader import read_document
+from intaglio.backend.target_schema import KEYS, SCHEMA, SECTIONS, Key
+from intaglio.backend.target_values import (
+    Parameter,
+    Value,
+    contradictions,
+    derive,
+    meant,
+    raise_all,
+    shown,
+    wrong_value,
+)
+from intaglio.dialects.errors import UserError
+from intaglio.dialects.machine import Machine
+
+_FOLDER = Path(__file__).parent / "targets"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A chip to compile for.
+
+    `parameters` maps full names (`l_unit.lanes`) to figures in the order of the schema; `sources`
+    maps the keys used in `Parameter.source` to what they stand for; `options` are the settings
+    applied, as they were written.
+    """
+
+    name: str
+    schema: int
+    description: str
+    parameters: Mapping[str, Parameter]
+    sources: Mapping[str, str]
+    options: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Value:
+        return self.parameters[name].value
+
+    def integer(self, name: str) -> int:
+        """Value of an integer parameter, by full name."""
+        value = self[name]
+        if not isinstance(value, int):
+            raise TypeError(f"{name} is no integer")
+        return value
+
+    def number(self, name: str) -> float:
+        """Value of a numeric parameter, by full name."""
+        value = self[name]
+        if not isinstance(value, int | float):
+            raise TypeError(f"{name} is no number")
+        return value
+
+    def text(self, name: str) -> str:
+        """Value of a format or policy parameter, by full name."""
+        value = self[name]
+        if not isinstance(value, str):
+            raise TypeError(f"{name} is no single choice")
+        return value
+
+    @cached_property
+    def total_l_units(self) -> int:
+        """L-Units of the chip."""
+        return self.integer("array.matrix_units") * self.integer("array.l_units")
+
+    @cached_property
+    def rom_bytes(self) -> int:
+        """ROM of all L-Units together, rounded down to a byte."""
+        return self.total_l_units * self.integer("l_unit.rom_bits") // 8
+
+    @cached_property
+    def adapter_kv_sram_bytes(self) -> int:
+        """SRAM of all H-Units together."""
+        return self.integer("array.matrix_units") * self.integer("h_unit.sram_bytes")
+
+    @cached_property
+    def vector_sram_bytes(self) -> int:
+        """SRAM of all vector units together."""
+        return self.integer("array.vector_units") * self.integer("vector.sram_bytes")
+
+    @cached_property
+    def sram_bytes(self) -> int:
+        """SRAM of the chip."""
+        return self.adapter_kv_sram_bytes + self.vector_sram_bytes
+
+    @cached_property
+    def peak_macs_per_second(self) -> int:
+        """Products a second of weights of one plane with activations of one pass, all L-Units."""
+        return (
+            self.total_l_units * self.integer("l_unit.lanes") * self.integer("clock.frequency_hz")
+        )
+
+    def machine(self) -> Machine:
+        """The figures the passes need, without origins."""
+        weights = self["formats.weights"]
+        assert isinstance(weights, tuple)
+        vector_units = self.integer("array.vector_units")
+        latencies = {
+            name.removeprefix("latency."): self.integer(name)
+            for name in self.parameters
+            if name.startswith("latency.")
+        }
+        return Machine(
+            name=self.name,
+            clock_hz=self.integer("clock.frequency_hz"),
+            tiles=self.integer("array.matrix_units"),
+            l_units=self.integer("array.l_units"),
+            lanes=self.integer("l_unit.lanes"),
+            plane_bits=self.integer("l_unit.plane_bits"),
+            pass_bits=self.integer("l_unit.pass_bits"),
+            rom_bits=self.integer("l_unit.rom_bits"),
+            attention_lanes=self.integer("h_unit.attention_lanes"),
+            query_parallel=self.integer("h_unit.query_parallel"),
+            sram_bytes=self.integer("h_unit.sram_bytes"),
+            kv_port_bytes=self.integer("h_unit.kv_port_bytes"),
+            vector_lanes=vector_units * self.integer("vector.lanes"),
+            vector_sram_bytes=self.vector_sram_bytes,
+            results_per_cycle=self.integer("network.results_per_cycle"),
+            weights=weights,
+            activations=self.text("formats.activations"),
+            kv=self.text("formats.kv"),
+            probabilities=self.text("formats.probabilities"),
+            embedding=self.text("formats.embedding"),
+            fraction_bits=self.integer("formats.fraction_bits"),
+            **latencies,
+        )
+
+    def with_options(self, options: Iterable[str]) -> Target:
+        """This target with settings applied; derived figures follow what their formulas name.
+
+        Args:
+            options: `key=value` each: a full name (`l_unit.lanes=16`), or a format without its
+                section (`activations=int16`). Of two settings of one key the last holds.
+
+        Raises:
+            UserError: an unknown key or a value that is not allowed; all of them are named.
+        """
+        options = tuple(options)
+        if not options:
+            return self
+        errors: list[UserError] = []
+        parameters = dict(self.parameters)
+        changed: set[str] = set()
+        for option in options:
+            try:
+                name, value = self._option(option)
+            except UserError as error:
+                errors.append(error)
+                continue
+            before = self.parameters[name]
+            parameters[name] = replace(
+                before,
+                value=value,
+                origin="option",
+                source=f"--set {option}",
+                formula=None,
+                reason=f"{shown(before.value)} ({before.origin}) in the target"
+                + _outside(value, before.range),
+            )
+            changed.add(name)
+        raise_all(errors)
+        derive(parameters, changed)
+        prefix = f"--set {' --set '.join(options)}"
+        errors.extend(
+            UserError(f"{prefix}: {name} would be {problem}")
+            for name in parameters
+            if (problem := wrong_value(KEYS[name], parameters[name].value))
+        )
+        errors.extend(
+            UserError(f"{prefix}: {name} {what}") for name, what in contradictions(parameters)
+        )
+        raise_all(errors)
+        return replace(self, parameters=parameters, options=self.options + options)
+
+    def _option(self, option: str) -> tuple[str, Value]:
+        """Full name and value of one setting, or a `UserError`."""
+        key, equals, text = option.partition("=")
+        key, text = key.strip(), text.strip()
+        if not equals or not text:
+            raise UserError(f"--set {option}: not of the form key=value")
+        name = key if "." in key else f"formats.{key}"
+        settable = [name for name in self.parameters if KEYS[name].settable]
+        if name in self.parameters and name not in settable:
+            raise UserError(
+                f"--set {option}: {name} cannot be set",
+                hint=f"{KEYS[name].meaning}" if name.startswith(("array.", "formats.")) else None,
+            )
+        if name not in settable:
+            raise UserError(
+                f"--set {option}: target '{self.name}' has no parameter '{key}'",
+                hint=meant(key, [*settable, *_short(settable)]) + _listing(settable),
+            )
+        spec = KEYS[name]
+        if spec.kind in ("choice", "choices"):
+            limits = self.parameters[name].range
+            spec = replace(spec, choices=tuple(map(str, limits or spec.choices)))
+        value = _parse(spec, text)
+        if problem := wrong_value(spec, value):
+            raise UserError(
+                f"--set {option}: {name} is {problem}", hint=f"allowed: {spec.allowed()}"
+            )
+        return name, value
+
+
+def target_names() -> tuple[str, ...]:
+    """Names of the targets that come with the compiler, sorted."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
+
+
+def load_target(name_or_path: str | Path) -> Target:
+    """Read and check a target.
+
+    Args:
+        name_or_path: a name from `target_names()`, or the path of a target file: anything that
+            ends in `.toml` or has a folder in it.
+
+    Raises:
+        UserError: no such target, or a file that is not a sound description; every fault found is
+            named with file, section and key.
+    """
+    if (
+        isinstance(name_or_path, Path)
+        or name_or_path.endswith(".toml")
+        or "/" in name_or_path
+        or "\\" in name_or_path
+    ):
+        path = Path(name_or_path)
+        file_name = str(name_or_path)
+    else:
+        if name_or_path not in target_names():
+            raise UserError(
+                f"no target is called '{name_or_path}'",
+                hint=meant(name_or_path, target_names())
+                + f"targets: {', '.join(target_names())}; or give the path of a .toml file",
+            )
+        path = _FOLDER / f"{name_or_path}.toml"
+        file_name = path.name
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(
+            f"cannot be read ({error.strerror or error})",
+            file=file_name,
+            hint=f"targets that come with the compiler: {', '.join(target_names())}",
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError("is not UTF-8 text", file=file_name) from error
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"is not valid TOML: {error}", file=file_name) from error
+    read = read_document(document, file_name)
+    return Target(read.name, SCHEMA, read.description, read.parameters, read.sources)
+
+
+def _parse(spec: Key, text: str) -> Any:
+    """An option's text as a value; what cannot be one stays text and is refused later."""
+    if spec.kind == "choices":
+        return tuple(item.strip() for item in text.split(","))
+    if spec.kind == "choice":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return int(number) if spec.kind == "int" and number.is_integer() else number
+
+
+def _short(settable: Iterable[str]) -> list[str]:
+    return [name.removeprefix("formats.") for name in settable if name.startswith("formats.")]
+
+
+def _listing(settable: list[str]) -> str:
+    """The keys that options can set, by section."""
+    lines = [f"allowed: {', '.join(_short(settable))}"]
+    for section in SECTIONS:
+        keys = [name for name in settable if name.startswith(f"{section}.")]
+        if keys and section != "formats":
+            lines.append(", ".join(keys))
+    return "; ".join(lines)
+
+
+def _outside(value: Value, limits: tuple[int | float | str, ...] | None) -> str:
+    if not isinstance(value, int | float) or limits is None:
+        return ""
+    low, high = limits
+    assert isinstance(low, int | float)
+    assert isinstance(high, int | float)
+    return "" if low <= value <= high else "; outside its assumed range"

@@ -1,0 +1,124 @@
+"""Arithmetic in target files: how a derived figure follows from the others.
+
+A formula is one expression: numbers, strings, parameters as `section.key`, `+ - * / // % **`,
+`a if b == c else d`, and the functions floor, ceil, round, log2, min and max. It is parsed with
+Python's grammar and walked here; nothing of Python is reachable from it.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+Lookup = Callable[[str], Any]
+
+_BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "round": round,
+    "log2": math.log2,
+    "min": min,
+    "max": max,
+}
+_LARGEST_EXPONENT = 64
+_LONGEST = 1000
+
+
+class FormulaError(ValueError):
+    """The formula is not in the grammar, or has no value."""
+
+
+def evaluate(text: str, lookup: Lookup) -> Any:
+    """Value of a formula.
+
+    Args:
+        text: the formula.
+        lookup: value of a parameter by its full name `section.key`; may raise `KeyError`.
+
+    Returns:
+        An int, a float or a string.
+
+    Raises:
+        FormulaError: outside the grammar, an unknown parameter, or no value (division by zero).
+    """
+    tree = _parse(text)
+    try:
+        return _value(tree.body, lookup)
+    except (ArithmeticError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, FormulaError):
+            raise
+        raise FormulaError(f"has no value: {error}") from error
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The parameters that a formula names, each once, in the order of their names.
+
+    Raises:
+        FormulaError: not an expression.
+    """
+    tree = _parse(text)
+    found = {
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    return tuple(sorted(found))
+
+
+def _parse(text: str) -> ast.Expression:
+    if len(text) > _LONGEST:
+        raise FormulaError(f"is longer than {_LONGEST} characters")
+    try:
+        return ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise FormulaError("is not an arithmetic expression") from error
+
+
+def _value(node: ast.expr, lookup: Lookup) -> Any:
+    match node:
+        case ast.Constant(value=int() | float() | str() as value) if not isinstance(value, bool):
+            return value
+        case ast.Attribute(value=ast.Name(id=section), attr=key):
+            name = f"{section}.{key}"
+            try:
+                return lookup(name)
+            except KeyError:
+                raise FormulaError(f"names '{name}', which is not a parameter") from None
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            base, exponent = _value(left, lookup), _value(right, lookup)
+            if abs(exponent) > _LARGEST_EXPONENT:
+                raise FormulaError(f"has an exponent beyond {_LARGEST_EXPONENT}")
+            return base**exponent
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            return _number(_BINARY[type(op)], _value(left, lookup), _value(right, lookup))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return _number(operator.neg, _value(operand, lookup))
+        case ast.IfExp(
+            test=ast.Compare(left=left, ops=[ast.Eq() | ast.NotEq() as op], comparators=[right]),
+            body=body,
+            orelse=otherwise,
+        ):
+            equal = _value(left, lookup) == _value(right, lookup)
+            return _value(body if equal == isinstance(op, ast.Eq) else otherwise, lookup)
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
+            return _number(_FUNCTIONS[name], *(_value(arg, lookup) for arg in args))
+        case _:
+            raise FormulaError(f"may not contain '{ast.unparse(node)}'")
+
+
+def _number(function: Callable[..., Any], *operands: Any) -> Any:
+    # Python repeats and joins strings with the same operators.
+    if not all(isinstance(operand, int | float) for operand in operands):
+        raise FormulaError("computes with something that is not a number")
+    return function(*operands)

@@ -1,0 +1,162 @@
+"""What `intaglio targets` shows: a list of targets, or one with every figure and its origin."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+from intaglio.backend.target import Target
+from intaglio.backend.target_schema import KEYS, SECTIONS
+from intaglio.backend.target_values import Parameter, Value
+
+WIDTH = 100
+_NAME = 26
+_VALUE = 24
+
+
+def list_text(targets: Iterable[Target]) -> str:
+    """A table with one line for each target, at most 100 columns, ending in a line break."""
+    rows = [("NAME", "CLOCK", "L-UNITS", "ROM", "SRAM", "DESCRIPTION")]
+    rows += [
+        (
+            target.name,
+            f"{target.integer('clock.frequency_hz') / 1e6:g} MHz",
+            f"{target.integer('array.matrix_units')} x {target.integer('array.l_units')}",
+            _bytes(target.rom_bytes, 1000),
+            _bytes(target.sram_bytes, 1024),
+            target.description,
+        )
+        for target in targets
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = []
+    for row in rows:
+        left = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+        room = max(WIDTH - len(left) - 2, 16)
+        lines.append(f"{left}  {textwrap.shorten(row[5], room, placeholder='...')}")
+    return "\n".join(lines) + "\n"
+
+
+def list_json(targets: Iterable[Target]) -> dict[str, Any]:
+    """The list as JSON: `schema` and `targets`, each with name, description and totals."""
+    return {
+        "schema": 1,
+        "targets": [
+            {"name": target.name, "description": target.description, "totals": _totals(target)}
+            for target in targets
+        ],
+    }
+
+
+def target_text(target: Target) -> str:
+    """Every figure of a target with unit, origin, source, formula, range and reason."""
+    peak = target.peak_macs_per_second / 1e12
+    lines = [f"{target.name}: {target.description}"]
+    if target.options:
+        lines.append(f"options: {' '.join(target.options)}")
+    lines += [
+        "",
+        f"  L-Units  {target.total_l_units:,}, peak {peak:.3g} TMAC/s",
+        f"  ROM      {_bytes(target.rom_bytes, 1000)}",
+        f"  SRAM     {_bytes(target.adapter_kv_sram_bytes, 1024)} for adapters and KV cache",
+        f"           {_bytes(target.vector_sram_bytes, 1024)} for intermediate values",
+    ]
+    for section, heading in SECTIONS.items():
+        names = [name for name in target.parameters if name.startswith(f"{section}.")]
+        if names:
+            lines += ["", f"[{section}]  {heading}"]
+        for name in names:
+            lines += _entry_text(name, target.parameters[name])
+    if target.sources:
+        lines += ["", "Sources"]
+        for key, text in target.sources.items():
+            lines += _wrap(text, f"  {key.ljust(4)} ", " " * 7)
+    counts = _origins(target)
+    lines += ["", "Origins: " + ", ".join(f"{count} {origin}" for origin, count in counts.items())]
+    return "\n".join(lines) + "\n"
+
+
+def target_json(target: Target) -> dict[str, Any]:
+    """A target as JSON, the same for the same target: parameters by full name, with meaning."""
+    return {
+        "schema": target.schema,
+        "name": target.name,
+        "description": target.description,
+        "options": list(target.options),
+        "totals": _totals(target),
+        "origins": _origins(target),
+        "sources": dict(target.sources),
+        "parameters": {
+            name: {**parameter.to_dict(), "meaning": KEYS[name].meaning}
+            for name, parameter in target.parameters.items()
+        },
+    }
+
+
+def _totals(target: Target) -> dict[str, int]:
+    return {
+        "l_units": target.total_l_units,
+        "rom_bytes": target.rom_bytes,
+        "sram_bytes": target.sram_bytes,
+        "adapter_kv_sram_bytes": target.adapter_kv_sram_bytes,
+        "vector_sram_bytes": target.vector_sram_bytes,
+        "peak_macs_per_second": target.peak_macs_per_second,
+    }
+
+
+def _origins(target: Target) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for parameter in target.parameters.values():
+        counts[parameter.origin] = counts.get(parameter.origin, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def _entry_text(name: str, parameter: Parameter) -> list[str]:
+    key = name.partition(".")[2]
+    value = f"{_value_text(parameter.value)} {parameter.unit}".rstrip()
+    lines = [f"  {key.ljust(_NAME)} {value.ljust(_VALUE)} {parameter.origin}"]
+    if parameter.range is not None:
+        numeric = not isinstance(parameter.range[0], str)
+        limits = (" .. " if numeric else " | ").join(map(_value_text, parameter.range))
+        column = _NAME + _VALUE + len("    assumed  ")
+        limits = f"{'range' if numeric else 'of'} {limits}"
+        if column + len(limits) <= WIDTH:
+            lines[0] = lines[0].ljust(column) + limits
+        else:
+            lines += _wrap(limits, "      ", "      ")
+    lines += _wrap(KEYS[name].meaning, "      ", "      ")
+    for label, text in (
+        ("formula", parameter.formula),
+        ("reason", parameter.reason),
+        ("source", parameter.source),
+    ):
+        if text:
+            lines += _wrap(text, f"      {label + ':':<9}", " " * 15)
+    return lines
+
+
+def _wrap(text: str, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_on_hyphens=False,
+    )
+
+
+def _value_text(value: Value) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
+
+
+def _bytes(count: int, base: int) -> str:
+    infix = "i" if base == 1024 else ""
+    for power, letter in ((3, "G"), (2, "M"), (1, "k" if base == 1000 else "K")):
+        if count >= base**power and not (letter == "G" and base == 1024):
+            return f"{count / base**power:.4g} {letter}{infix}B"
+    return f"{count} B"

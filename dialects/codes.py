@@ -1,0 +1,315 @@
+"""Codes: the formats of activations, the packed matrices of weights, and mantissas for float data.
+
+Everything that turns floating-point model data into integers is here (`mantissas`,
+`scale_mantissas`, `fixed`), and it reports what the rounding cost. It runs at compile time only.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from intaglio.dialects.fixed_point import FIXED_BITS, Ints, Saturations, bit_length
+
+Rows: TypeAlias = slice | npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one activation element is written.
+
+    Attributes:
+        name: int4, int6, int8, int16, uint8, uint16 or fp8.
+        bits: stored bits of an element.
+        limit: the decoded integer that dynamic scaling maps a group's largest magnitude to.
+        low: least decoded integer (static scaling clips there).
+        high: greatest decoded integer.
+    """
+
+    name: str
+    bits: int
+    limit: int
+    low: int
+    high: int
+
+    @property
+    def magnitude(self) -> int:
+        """The largest magnitude of a decoded integer: what accumulator widths are derived from."""
+        return max(-self.low, self.high)
+
+    @property
+    def decoded_bits(self) -> int:
+        """Width of a decoded integer, with a sign where the format has one."""
+        if self.low == 0:
+            return self.high.bit_length()
+        return max(self.high.bit_length(), (-self.low - 1).bit_length()) + 1
+
+
+E4M3_LIMIT = 448 << 9
+"""448, the largest E4M3 number, in units of 2**-9, the smallest."""
+
+
+def _integer(bits: int) -> Format:
+    half = 1 << (bits - 1)
+    return Format(f"int{bits}", bits, half - 1, -half, half - 1)
+
+
+FORMATS: dict[str, Format] = {
+    f.name: f
+    for f in (
+        *(_integer(bits) for bits in (4, 6, 8, 16)),
+        Format("uint8", 8, 255, 0, 255),
+        Format("uint16", 16, 65535, 0, 65535),
+        Format("fp8", 8, E4M3_LIMIT, -E4M3_LIMIT, E4M3_LIMIT),
+    )
+}
+"""All formats by name."""
+
+
+def e4m3_encode(t: Ints, fraction_bits: int) -> Ints:
+    """The E4M3 code (OCP FP8, no infinities) nearest to ``t * 2**-fraction_bits * 2**-9``.
+
+    With ``a = |t|`` and ``drop = max(bit_length(a) - 4, fraction_bits)``: ``q`` is ``a / 2**drop``
+    rounded half to even (0 to 16); the code is ``8 * (drop - fraction_bits) + q``, at most 126
+    (448), plus 128 for negative `t` (also when it rounds to zero: -0 decodes to 0).
+
+    Args:
+        t: any shape, ``|t| < 2**61``.
+        fraction_bits: at least 1.
+    """
+    a = np.abs(t)
+    drop = np.maximum(bit_length(a) - 4, fraction_bits)
+    q = a >> drop
+    q &= 1
+    q += a
+    q += (np.int64(1) << (drop - 1)) - 1
+    q >>= drop
+    q += (drop - fraction_bits) << 3
+    return np.minimum(q, 126) + ((t >> 63) & 128)
+
+
+@functools.cache
+def _e4m3_values() -> Ints:
+    magnitude = np.arange(128)
+    power, fraction = magnitude >> 3, magnitude & 7
+    value = np.where(power == 0, fraction, (8 + fraction) << np.maximum(power - 1, 0))
+    return np.concatenate([value, -value]).astype(np.int64)
+
+
+def e4m3_decode(codes: npt.NDArray[np.integer[Any]]) -> Ints:
+    """E4M3 codes (0 to 255) as integers in units of 2**-9, at most 448 * 2**9 in magnitude.
+
+    `e4m3_encode` never makes the two codes of not-a-number, 127 and 255.
+    """
+    return _e4m3_values().take(codes)
+
+
+def decode(codes: npt.NDArray[np.integer[Any]], fmt: str) -> npt.NDArray[np.integer[Any]]:
+    """Codes as the integers they stand for: the same array but for fp8."""
+    return e4m3_decode(codes) if fmt == "fp8" else codes
+
+
+@functools.cache
+def _unpacked(bits: int) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """For each byte its codes, low bits first, as the bytes of one wider integer [256]."""
+    shifts = np.arange(0, 8, bits)
+    codes = ((np.arange(256)[:, None] >> shifts) & ((1 << bits) - 1)).astype(np.uint8)
+    return codes.view(np.uint16 if bits == 4 else np.uint32)[:, 0]
+
+
+def unpack(packed: npt.NDArray[np.uint8], bits: int, columns: int) -> npt.NDArray[np.uint8]:
+    """Packed codes [..., ceil(columns * bits / 8)] as uint8 [..., columns]."""
+    if bits == 8:
+        return np.asarray(packed)
+    return _unpacked(bits).take(packed).view(np.uint8)[..., :columns]
+
+
+def pack(codes: npt.NDArray[np.integer[Any]], bits: int) -> npt.NDArray[np.uint8]:
+    """Codes [..., columns] as bytes, low bits first; the last byte of a row is filled with zeros.
+
+    Raises:
+        ValueError: `bits` is not 2, 4 or 8, or a code does not fit.
+    """
+    if bits not in (2, 4, 8):
+        raise ValueError(f"codes are packed with 2, 4 or 8 bits, not {bits}")
+    if codes.size and (codes.min() < 0 or codes.max() >= 1 << bits):
+        raise ValueError(f"codes outside 0..{(1 << bits) - 1}")
+    per_byte = 8 // bits
+    padding = [(0, 0)] * (codes.ndim - 1) + [(0, -codes.shape[-1] % per_byte)]
+    full = np.pad(codes.astype(np.uint8), padding)
+    packed = np.zeros((*full.shape[:-1], full.shape[-1] // per_byte), np.uint8)
+    for i in range(per_byte):
+        packed |= full[..., i::per_byte] << np.uint8(i * bits)
+    return packed
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A weight matrix of small integers; element (n, k) is ``(q - zero) * scale * 2**-exponent``.
+
+    The arrays may be memory-mapped; nothing here copies a whole matrix.
+
+    Attributes:
+        codes: uint8 [N, ceil(columns * bits / 8)], packed low bits first, each row padded to a
+            byte.
+        bits: 2, 4 or 8. Ternary weights are ``bits=2, zero=1`` with codes 0, 1 and 2.
+        columns: K, the elements of a row.
+        group: elements that share a scale; the last group of a row may be shorter.
+        zero: the code that stands for 0: one number, or uint8 [N, G], with G = ceil(columns /
+            group).
+        scales: int16 mantissas [N, G].
+        exponent: common to all scales.
+    """
+
+    codes: npt.NDArray[np.uint8]
+    bits: int
+    columns: int
+    group: int
+    zero: int | npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.int16]
+    exponent: int
+
+    def __post_init__(self) -> None:
+        if self.bits not in (2, 4, 8):
+            raise ValueError(f"a matrix has 2, 4 or 8 bits, not {self.bits}")
+        groups = (self.rows, self.groups)
+        width = (self.columns * self.bits + 7) // 8
+        if self.codes.dtype != np.uint8 or self.codes.shape != (self.rows, width):
+            raise ValueError(f"codes are {self.codes.dtype} {self.codes.shape}, not uint8 {width=}")
+        if self.scales.dtype != np.int16 or self.scales.shape != groups:
+            raise ValueError(
+                f"scales are {self.scales.dtype} {self.scales.shape}, not int16 {groups}"
+            )
+        if isinstance(self.zero, int):
+            if not 0 <= self.zero < 1 << self.bits:
+                raise ValueError(f"zero point {self.zero} is no {self.bits}-bit code")
+        elif self.zero.dtype != np.uint8 or self.zero.shape != groups:
+            raise ValueError(f"zeros are {self.zero.dtype} {self.zero.shape}, not uint8 {groups}")
+
+    @property
+    def rows(self) -> int:
+        """N, the length of a product."""
+        return self.codes.shape[0]
+
+    @property
+    def groups(self) -> int:
+        """G, the groups of a row."""
+        return -(-self.columns // self.group)
+
+    def unpack(self, rows: Rows = slice(None)) -> npt.NDArray[np.uint8]:
+        """The codes of some rows, uint8 [R, K]."""
+        return unpack(self.codes[rows], self.bits, self.columns)
+
+    def zeros(self, rows: Rows = slice(None)) -> npt.NDArray[np.uint8]:
+        """The zero points of some rows, uint8 [R, G] (broadcast when there is one for all)."""
+        if isinstance(self.zero, int):
+            count = self.scales[rows].shape[0]
+            return np.broadcast_to(np.uint8(self.zero), (count, self.groups))
+        return self.zero[rows]
+
+    def values(self, rows: Rows = slice(None)) -> Ints:
+        """``(q - zero) * scale`` of some rows, int64 [R, K]; at most 24 bits and a sign."""
+        q = self.unpack(rows).astype(np.int64)
+        of_group = np.arange(self.columns) // self.group
+        zeros = self.zero if isinstance(self.zero, int) else self.zero[rows].take(of_group, axis=1)
+        q -= zeros
+        q *= self.scales[rows].take(of_group, axis=1)
+        return q
+
+
+class Mantissas(NamedTuple):
+    """Integers for floats: ``values * 2**-exponent``, with the largest errors that rounding
+    made."""
+
+    values: npt.NDArray[np.integer[Any]]
+    exponent: int
+    absolute_loss: float
+    """Largest ``|float - integer * 2**-exponent|``."""
+    relative_loss: float
+    """Largest of the same divided by ``|float|``, over the floats that are not 0."""
+
+
+def mantissas(values: npt.ArrayLike, bits: int) -> Mantissas:
+    """Round floats to signed integers of `bits` bits (at most 32) with one exponent for all.
+
+    The exponent is the largest at which the largest magnitude still rounds (half to even) to at
+    most ``2**(bits-1) - 1``; it is 0 when all values are 0. Float16, bfloat16, float32 and float64
+    are converted exactly before rounding; the array may be memory-mapped and is read in blocks.
+
+    Returns:
+        int8, int16 or int32, the smallest that holds `bits`, in the shape of `values`.
+
+    Raises:
+        ValueError: an infinity or not-a-number, or a magnitude of which no exponent makes a
+        float64.
+    """
+    array = np.asarray(values)
+    limit = (1 << (bits - 1)) - 1
+    dtype = np.int8 if bits <= 8 else np.int16 if bits <= 16 else np.int32
+    largest = 0.0
+    for _, block in _blocks(array):
+        largest = max(largest, float(np.abs(block).max()))
+        if not np.isfinite(block).all():
+            raise ValueError("weights contain infinities or not-a-number")
+    out = np.zeros(array.shape, dtype)
+    if largest == 0:
+        return Mantissas(out, 0, 0.0, 0.0)
+    exponent = bits - 1 - int(np.frexp(largest)[1])
+    if np.rint(np.ldexp(largest, exponent)) > limit:
+        exponent -= 1
+    absolute = relative = 0.0
+    flat = out.reshape(-1)
+    for where, block in _blocks(array):
+        rounded = np.rint(np.ldexp(block, exponent))
+        flat[where] = rounded
+        error = np.abs(np.ldexp(rounded, -exponent) - block)
+        absolute = max(absolute, float(error.max()))
+        used = block != 0
+        relative = max(relative, float((error[used] / np.abs(block[used])).max(initial=0)))
+    return Mantissas(out, exponent, absolute, relative)
+
+
+def scale_mantissas(scales: npt.ArrayLike, bits: int = 16) -> Mantissas:
+    """`mantissas` for the scales of a matrix: int16, one exponent for the whole matrix."""
+    return mantissas(scales, bits)
+
+
+def fixed_mantissas(values: npt.ArrayLike, bits: int = 16) -> Mantissas:
+    """`mantissas` for norm weights (times the root of their length), embeddings and the like."""
+    return mantissas(values, bits)
+
+
+def fixed(
+    values: npt.ArrayLike,
+    frac: int,
+    bits: int = FIXED_BITS,
+    saturations: Saturations | None = None,
+) -> Ints:
+    """Floats as Fixed: ``value * 2**frac`` rounded half to even and saturated to `bits`.
+
+    For biases, norm offsets, attention sinks (bits=32) and rotary tables (frac=14, bits=16).
+
+    Raises:
+        ValueError: an infinity or not-a-number.
+    """
+    array = np.asarray(values).astype(np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError("constants contain infinities or not-a-number")
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    exact = np.rint(np.ldexp(array, frac))
+    clipped = np.clip(exact, low, high)
+    if saturations is not None:
+        saturations.count += int(np.count_nonzero(clipped != exact))
+    return clipped.astype(np.int64)
+
+
+def _blocks(array: npt.NDArray[Any]) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
+    """The elements in order, about a million at a time, as float64."""
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, 1 << 20):
+        where = slice(start, start + (1 << 20))
+        yield where, flat[where].astype(np.float64)

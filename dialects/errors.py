@@ -1,0 +1,65 @@
+"""The two families of failure: what a user can mend, and what is a bug of the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class IntaglioError(Exception):
+    """Base of everything Intaglio raises on purpose."""
+
+
+class UserError(IntaglioError):
+    """Something in the user's input is wrong, missing or unsupported.
+
+    Printed as `file: node 'name' (OpType): what is wrong` and, on a line of its own, what would
+    help; the command line exits with 1 and shows no traceback.
+
+    Args:
+        what: what is wrong, in one sentence without a full stop.
+        file: the file it was found in.
+        node: the ONNX node's name.
+        op_type: the ONNX node's operator type.
+        hint: what would help.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        file: str | None = None,
+        node: str | None = None,
+        op_type: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.what = what
+        self.file = file
+        self.node = node
+        self.op_type = op_type
+        self.hint = hint
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        place = []
+        if self.file is not None:
+            place.append(self.file)
+        if self.node is not None:
+            place.append(f"node '{self.node}'" + (f" ({self.op_type})" if self.op_type else ""))
+        text = ": ".join([*place, self.what])
+        return f"{text}\n  help: {self.hint}" if self.hint else text
+
+
+class UserErrors(UserError):
+    """Several user errors found before any work was done; all of them are shown."""
+
+    def __init__(self, errors: Sequence[UserError], *, hint: str | None = None) -> None:
+        self.errors = tuple(errors)
+        super().__init__("\n".join(str(error) for error in errors), hint=hint)
+
+
+class DoesNotFit(UserError):
+    """The model does not fit the chip: who uses the memory, by how much it is over, what helps."""
+
+
+class CompilerBug(IntaglioError):
+    """An invariant of the compiler was broken; please report it with the input."""

@@ -1,0 +1,445 @@
+"""The fabric dialect says *where*: the chip, and the place of every buffer on it.
+
+Operators stay those of the rom dialect's integer stage; this dialect adds the machine and, for
+every parameter and cache, its place. A matrix is a few pieces, each a range over tiles: never one
+operation a tile. See docs/dialects/fabric.md for the rationale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.rom import (
+    AdapterType,
+    CacheOp,
+    KVType,
+    ParameterOp,
+    ROMTensorType,
+    resolve,
+)
+from intaglio.dialects.tiling import MatrixShape, Piece
+from xdsl.dialects.builtin import (
+    I64,
+    ArrayAttr,
+    DictionaryAttr,
+    FlatSymbolRefAttr,
+    IntAttr,
+    IntegerAttr,
+    ModuleOp,
+    StringAttr,
+    SymbolRefAttr,
+    i64,
+)
+from xdsl.ir import Attribute, Dialect, ParametrizedAttribute
+from xdsl.irdl import (
+    BaseAttr,
+    IRDLOperation,
+    ParsePropInAttrDict,
+    irdl_attr_definition,
+    irdl_op_definition,
+    prop_def,
+    traits_def,
+)
+from xdsl.parser import AttrParser
+from xdsl.printer import Printer
+from xdsl.traits import SymbolUserOpInterface
+from xdsl.utils.exceptions import VerifyException
+
+SCALE_BITS = 16
+"""Bits of a group's scale mantissa in ROM."""
+
+
+def matrix_shape(type_: ROMTensorType | AdapterType) -> MatrixShape:
+    """A tensor type as tiling sees it; a dense table is a matrix without scales."""
+    if type_.is_matrix:
+        scale_bits = SCALE_BITS + (type_.bits if type_.zeros.data else 0)
+        return MatrixShape(*type_.dims, type_.group.data, type_.bits, scale_bits)
+    rows, columns = type_.dims if len(type_.dims) == 2 else (1, type_.dims[0])
+    return MatrixShape(rows, columns, columns, type_.bits, 0)
+
+
+@irdl_attr_definition
+class PieceAttr(ParametrizedAttribute):
+    """A piece of a matrix: `#fabric.piece<rows 0 to 64, tiles 0 to 8, split 4, at 128, 32>`.
+
+    The two numbers after `at` are the first address of its code words and of its group scales in
+    every L-Unit's bank.
+    """
+
+    name = "fabric.piece"
+    first_row: IntAttr
+    last_row: IntAttr
+    first_tile: IntAttr
+    last_tile: IntAttr
+    split: IntAttr
+    base: IntAttr
+    scale_base: IntAttr
+
+    @staticmethod
+    def of(piece: Piece) -> PieceAttr:
+        """The attribute of a piece."""
+        return PieceAttr(
+            IntAttr(piece.first_row),
+            IntAttr(piece.first_row + piece.rows),
+            IntAttr(piece.first_tile),
+            IntAttr(piece.first_tile + piece.tiles),
+            IntAttr(piece.split),
+            IntAttr(piece.base),
+            IntAttr(piece.scale_base),
+        )
+
+    @property
+    def piece(self) -> Piece:
+        """The piece in plain Python."""
+        return Piece(
+            first_row=self.first_row.data,
+            rows=self.last_row.data - self.first_row.data,
+            first_tile=self.first_tile.data,
+            tiles=self.last_tile.data - self.first_tile.data,
+            split=self.split.data,
+            base=self.base.data,
+            scale_base=self.scale_base.data,
+        )
+
+    @classmethod
+    def parse_parameters(cls, parser: AttrParser) -> Sequence[Attribute]:
+        """Parses `<rows a to b, tiles c to d, split s, at x, y>`."""
+
+        def integer() -> IntAttr:
+            return IntAttr(parser.parse_integer(allow_boolean=False, allow_negative=False))
+
+        values: list[Attribute] = []
+        with parser.in_angle_brackets():
+            for keyword in ("rows", "tiles"):
+                parser.parse_keyword(keyword)
+                values.append(integer())
+                parser.parse_keyword("to")
+                values.append(integer())
+                parser.parse_punctuation(",")
+            parser.parse_keyword("split")
+            values.append(integer())
+            parser.parse_punctuation(",")
+            parser.parse_keyword("at")
+            values.append(integer())
+            parser.parse_punctuation(",")
+            values.append(integer())
+        return values
+
+    def print_parameters(self, printer: Printer) -> None:
+        """Prints `<rows a to b, tiles c to d, split s, at x, y>`."""
+        printer.print_string(
+            f"<rows {self.first_row.data} to {self.last_row.data}, "
+            f"tiles {self.first_tile.data} to {self.last_tile.data}, "
+            f"split {self.split.data}, at {self.base.data}, {self.scale_base.data}>"
+        )
+
+    def verify(self) -> None:
+        """Ranges are not empty."""
+        if self.last_row.data <= self.first_row.data or self.last_tile.data <= self.first_tile.data:
+            raise VerifyException("a piece has at least one row and one tile")
+        if self.split.data < 1:
+            raise VerifyException("a row is split over at least one L-Unit")
+
+
+@irdl_op_definition
+class MachineOp(IRDLOperation):
+    """The chip: geometry, formats and latencies by name (see `Machine`).
+
+    Example:
+    ```
+    fabric.machine {tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, ...}
+    ```
+    """
+
+    name = "fabric.machine"
+    parameters = prop_def(DictionaryAttr)
+    assembly_format = "$parameters attr-dict"
+    irdl_options = (ParsePropInAttrDict(),)
+
+    def __init__(self, machine: Machine) -> None:
+        values: dict[str, Attribute] = {}
+        for name, value in machine.to_dict().items():
+            match value:
+                case int():
+                    values[name] = IntegerAttr(value, i64)
+                case str():
+                    values[name] = StringAttr(value)
+                case _:
+                    values[name] = ArrayAttr([StringAttr(v) for v in value])
+        super().__init__(properties={"parameters": DictionaryAttr(values)})
+
+    @property
+    def machine(self) -> Machine:
+        """The machine in plain Python.
+
+        Raises:
+            VerifyException: a parameter is unknown or missing.
+        """
+        values: dict[str, object] = {}
+        for name, value in self.parameters.data.items():
+            match value:
+                case IntegerAttr():
+                    values[name] = value.value.data
+                case StringAttr():
+                    values[name] = value.data
+                case ArrayAttr():
+                    values[name] = tuple(v.data for v in value if isinstance(v, StringAttr))
+                case _:
+                    raise VerifyException(f"parameter {name} has an unexpected value {value}")
+        try:
+            return Machine.from_dict(values)
+        except ValueError as error:
+            raise VerifyException(str(error)) from error
+
+    def verify_(self) -> None:
+        """Every parameter of a machine is there, and no other."""
+        _ = self.machine
+
+
+def machine_of(module: ModuleOp) -> Machine:
+    """The chip a module is compiled for.
+
+    Raises:
+        VerifyException: the module names no chip; `attach-target` adds it.
+    """
+    for op in module.ops:
+        if isinstance(op, MachineOp):
+            return op.machine
+    raise VerifyException("the module has no fabric.machine; run attach-target first")
+
+
+class _PlacesBuffer(SymbolUserOpInterface):
+    def verify(self, op: IRDLOperation) -> None:
+        buffer = op.properties["buffer"]
+        assert isinstance(buffer, SymbolRefAttr)
+        _ = resolve(op, buffer)
+
+
+_symbol = BaseAttr(SymbolRefAttr)
+
+
+@irdl_op_definition
+class EngraveOp(IRDLOperation):
+    """Puts a tensor into the ROM of matrix tiles.
+
+    The pieces cover every row once, lie on the chip, and fit its L-Units.
+
+    Example:
+    ```
+    fabric.engrave @q_proj in [#fabric.piece<rows 0 to 64, tiles 0 to 8, split 4, at 0, 0>]
+    ```
+    """
+
+    name = "fabric.engrave"
+    buffer = prop_def(_symbol)
+    pieces = prop_def(ArrayAttr[PieceAttr])
+    assembly_format = "$buffer `in` $pieces attr-dict"
+    irdl_options = (ParsePropInAttrDict(),)
+    traits = traits_def(_PlacesBuffer())
+
+    def __init__(self, buffer: str, pieces: Sequence[Piece]) -> None:
+        super().__init__(
+            properties={
+                "buffer": FlatSymbolRefAttr(buffer),
+                "pieces": ArrayAttr([PieceAttr.of(piece) for piece in pieces]),
+            }
+        )
+
+    def verify_(self) -> None:
+        """The pieces cover the rows once and lie on the chip."""
+        parameter = resolve(self, self.buffer)
+        name = self.buffer.root_reference.data
+        if not isinstance(parameter, ParameterOp) or not isinstance(parameter.type, ROMTensorType):
+            raise VerifyException(f"@{name} is no ROM tensor")
+        shape = matrix_shape(parameter.type)
+        row = 0
+        for attr in self.pieces:
+            if attr.first_row.data != row:
+                raise VerifyException(
+                    f"pieces of @{name} leave out or repeat rows: a piece begins at row "
+                    f"{attr.first_row.data}, expected {row}"
+                )
+            row = attr.last_row.data
+        if row != shape.rows:
+            raise VerifyException(f"pieces of @{name} end at row {row} of {shape.rows}")
+        module = self.parent_op()
+        if not isinstance(module, ModuleOp):
+            return
+        machine = machine_of(module)
+        for attr in self.pieces:
+            _verify_piece(name, attr.piece, shape, machine)
+
+
+def _verify_piece(name: str, piece: Piece, shape: MatrixShape, machine: Machine) -> None:
+    if piece.first_tile + piece.tiles > machine.tiles:
+        raise VerifyException(
+            f"a piece of @{name} ends at tile {piece.first_tile + piece.tiles}, "
+            f"the chip has {machine.tiles}"
+        )
+    if piece.split > machine.l_units:
+        raise VerifyException(
+            f"a piece of @{name} splits rows over {piece.split} L-Units, "
+            f"a tile has {machine.l_units}"
+        )
+    word_bits = machine.lanes * machine.plane_bits
+    words = piece.base + piece.code_words(shape, machine)
+    if words * word_bits > machine.rom_bits:
+        raise VerifyException(
+            f"a piece of @{name} needs {words} words of {word_bits} bits in a bank of "
+            f"{machine.rom_bits} bits"
+        )
+
+
+@irdl_op_definition
+class ConstantOp(IRDLOperation):
+    """Puts a vector or table (norm weights, biases, rotary tables) into the vector units' ROM.
+
+    Example:
+    ```
+    fabric.constant @gamma at 256 : i64
+    ```
+    """
+
+    name = "fabric.constant"
+    buffer = prop_def(_symbol)
+    address = prop_def(IntegerAttr[I64])
+    """First byte in the vector units' constant ROM."""
+    assembly_format = "$buffer `at` $address attr-dict"
+    irdl_options = (ParsePropInAttrDict(),)
+    traits = traits_def(_PlacesBuffer())
+
+    def __init__(self, buffer: str, address: int) -> None:
+        super().__init__(
+            properties={
+                "buffer": FlatSymbolRefAttr(buffer),
+                "address": IntegerAttr(address, i64),
+            }
+        )
+
+    def verify_(self) -> None:
+        """The buffer is a ROM tensor."""
+        parameter = resolve(self, self.buffer)
+        if not isinstance(parameter.type, ROMTensorType) or parameter.type.is_matrix:
+            name = self.buffer.root_reference.data
+            raise VerifyException(f"@{name} is no vector or table in ROM")
+
+
+@irdl_op_definition
+class ReserveOp(IRDLOperation):
+    """Reserves SRAM of every H-Unit for a cache or an adapter.
+
+    Vectors of a cache (one KV head of one token) go round the tiles: vector i = token * heads +
+    head lies on tile i mod tiles, at `address + (i div tiles) * (bytes of a vector)`.
+
+    Example:
+    ```
+    fabric.reserve @k0 at 0 size 640
+    ```
+    """
+
+    name = "fabric.reserve"
+    buffer = prop_def(_symbol)
+    address = prop_def(IntegerAttr[I64])
+    """First byte in the SRAM of every H-Unit."""
+    size = prop_def(IntegerAttr[I64])
+    """Bytes in every H-Unit."""
+    assembly_format = "$buffer `at` $address `size` $size attr-dict"
+    irdl_options = (ParsePropInAttrDict(),)
+    traits = traits_def(_PlacesBuffer())
+
+    def __init__(self, buffer: str, address: int, size: int) -> None:
+        super().__init__(
+            properties={
+                "buffer": FlatSymbolRefAttr(buffer),
+                "address": IntegerAttr(address, i64),
+                "size": IntegerAttr(size, i64),
+            }
+        )
+
+    def verify_(self) -> None:
+        """The reservation lies in the SRAM."""
+        buffer = resolve(self, self.buffer)
+        name = self.buffer.root_reference.data
+        if not isinstance(buffer.type, KVType | AdapterType):
+            raise VerifyException(f"@{name} is neither a cache nor an adapter")
+        module = self.parent_op()
+        if isinstance(module, ModuleOp):
+            _verify_sram(self.buffer, self.address, self.size, module)
+
+
+def _verify_sram(
+    buffer: SymbolRefAttr, address: IntegerAttr, size: IntegerAttr, module: ModuleOp
+) -> None:
+    available = machine_of(module).sram_bytes
+    end = address.value.data + size.value.data
+    if end > available:
+        raise VerifyException(
+            f"@{buffer.root_reference.data} ends at byte {end} of {available} "
+            f"in the SRAM of an H-Unit"
+        )
+
+
+@irdl_op_definition
+class AdapterSlotOp(IRDLOperation):
+    """Reserves SRAM of every H-Unit for the A and B of a low-rank adapter beside a matrix.
+
+    Example:
+    ```
+    fabric.adapter_slot @q_proj rank 16 at 4096 size 512
+    ```
+    """
+
+    name = "fabric.adapter_slot"
+    buffer = prop_def(_symbol)
+    rank = prop_def(IntegerAttr[I64])
+    address = prop_def(IntegerAttr[I64])
+    """First byte in the SRAM of every H-Unit."""
+    size = prop_def(IntegerAttr[I64])
+    """Bytes in every H-Unit."""
+    assembly_format = "$buffer `rank` $rank `at` $address `size` $size attr-dict"
+    irdl_options = (ParsePropInAttrDict(),)
+    traits = traits_def(_PlacesBuffer())
+
+    def __init__(self, buffer: str, rank: int, address: int, size: int) -> None:
+        super().__init__(
+            properties={
+                "buffer": FlatSymbolRefAttr(buffer),
+                "rank": IntegerAttr(rank, i64),
+                "address": IntegerAttr(address, i64),
+                "size": IntegerAttr(size, i64),
+            }
+        )
+
+    def verify_(self) -> None:
+        """The rank is positive and the slot lies in the SRAM."""
+        if self.rank.value.data < 1:
+            raise VerifyException("an adapter slot has a rank of at least 1")
+        module = self.parent_op()
+        if isinstance(module, ModuleOp):
+            _verify_sram(self.buffer, self.address, self.size, module)
+
+
+SCALE_BYTES = 4
+"""Bytes of a dynamic scale in a cache: 24 bits of mantissa, 8 of exponent."""
+
+
+def kv_vector_bytes(cache: CacheOp) -> int:
+    """Bytes that one KV head of one token takes."""
+    assert isinstance(cache.type, KVType)
+    bits = {"int4": 4, "int8": 8, "fp8": 8, "int16": 16}[cache.type.format.data]
+    scale = 0 if cache.type.static.data else SCALE_BYTES
+    return -(-cache.type.width.data * bits // 8) + scale
+
+
+PlaceOp = EngraveOp | ConstantOp | ReserveOp | AdapterSlotOp
+
+
+def places(module: ModuleOp) -> Iterator[PlaceOp]:
+    """All placements of a module."""
+    return (op for op in module.ops if isinstance(op, PlaceOp))
+
+
+FABRIC = Dialect(
+    "fabric", [MachineOp, EngraveOp, ConstantOp, ReserveOp, AdapterSlotOp], [PieceAttr]
+)

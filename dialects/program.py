@@ -1,0 +1,330 @@
+"""The program dialect says *when*: instructions on queues, what they wait for, how long they take.
+
+A `program.program` is a list of blocks. A block runs once for each of its instances; its
+instructions name buffers of the vector memory and, through slots, engraved tensors and caches.
+`waits`, durations, start and finish follow `dialects/timeline.py`. See docs/dialects/program.md for
+the rationale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from intaglio.dialects import formula, timeline
+from intaglio.dialects.formula import Formula
+from intaglio.dialects.rom import Nodes
+from xdsl.dialects.builtin import (
+    I64,
+    ArrayAttr,
+    DenseArrayBase,
+    DictionaryAttr,
+    FlatSymbolRefAttr,
+    IntegerAttr,
+    StringAttr,
+    SymbolNameConstraint,
+    SymbolRefAttr,
+    UnitAttr,
+    i64,
+)
+from xdsl.ir import Attribute, Block, Dialect, Region
+from xdsl.irdl import (
+    AnyAttr,
+    IRDLOperation,
+    ParsePropInAttrDict,
+    irdl_op_definition,
+    lazy_traits_def,
+    opt_prop_def,
+    prop_def,
+    region_def,
+    traits_def,
+)
+from xdsl.traits import HasParent, IsolatedFromAbove, NoTerminator, SymbolOpInterface, SymbolTable
+from xdsl.utils.exceptions import VerifyException
+
+OPCODES: dict[str, tuple[str, ...]] = {
+    "embed": ("matrix",),
+    "matvec": ("matrix", "attention"),
+    "rms_norm": ("vector",),
+    "layer_norm": ("vector",),
+    "quantize": ("vector",),
+    "rotary": ("vector",),
+    "activate": ("vector",),
+    "add": ("vector",),
+    "mul": ("vector",),
+    "scale": ("vector",),
+    "softcap": ("vector",),
+    "copy": ("vector",),
+    "softmax": ("vector",),
+    "sample": ("vector",),
+    "append": ("kv",),
+    "query_key": ("attention",),
+    "weighted_sum": ("attention",),
+}
+"""Every opcode, and the queues it may stand in."""
+
+
+@irdl_op_definition
+class BufferOp(IRDLOperation):
+    """A place in the vector units' memory for a value: first byte, bytes, type.
+
+    Buffers may overlap when their values do not live at the same time, or when one is a part of
+    the other.
+
+    Example:
+    ```
+    program.buffer @x at 0 size 256 : !rom.fixed<64, 16>
+    ```
+    """
+
+    name = "program.buffer"
+    sym_name = prop_def(SymbolNameConstraint())
+    address = prop_def(IntegerAttr[I64])
+    size = prop_def(IntegerAttr[I64])
+    type = prop_def(AnyAttr())
+    assembly_format = "$sym_name `at` $address `size` $size `:` $type attr-dict"
+    irdl_options = (ParsePropInAttrDict(),)
+    traits = lazy_traits_def(lambda: (SymbolOpInterface(), HasParent(ProgramOp)))
+
+    def __init__(self, name: str, address: int, size: int, type_: Attribute) -> None:
+        super().__init__(
+            properties={
+                "sym_name": StringAttr(name),
+                "address": IntegerAttr(address, i64),
+                "size": IntegerAttr(size, i64),
+                "type": type_,
+            }
+        )
+
+
+@irdl_op_definition
+class InstructionOp(IRDLOperation):
+    """One instruction of a queue.
+
+    `reads` and `writes` name buffers, `uses` slots of the block (engraved tensors and caches by
+    role). `start` and `finish` hold, instance after instance, the cycles at the program's stated
+    positions.
+
+    Example:
+    ```
+    program.instruction "matvec" on "matrix" reads [@xq] writes [@y] uses {weights = @q_proj}
+        waits {vector = 2 : i64} takes "57" {onnx = [["MatMul"]]}
+    ```
+    """
+
+    name = "program.instruction"
+    opcode = prop_def(StringAttr)
+    queue = prop_def(StringAttr)
+    reads = prop_def(ArrayAttr[SymbolRefAttr])
+    writes = prop_def(ArrayAttr[SymbolRefAttr])
+    uses = prop_def(DictionaryAttr)
+    waits = prop_def(DictionaryAttr)
+    duration = prop_def(StringAttr)
+    arguments = opt_prop_def(DictionaryAttr)
+    start = opt_prop_def(DenseArrayBase.constr(i64))
+    finish = opt_prop_def(DenseArrayBase.constr(i64))
+    onnx = prop_def(Nodes)
+    assembly_format = (
+        "$opcode `on` $queue `reads` $reads `writes` $writes `uses` $uses"
+        " `waits` $waits `takes` $duration attr-dict"
+    )
+    irdl_options = (ParsePropInAttrDict(),)
+    traits = lazy_traits_def(lambda: (HasParent(BlockOp),))
+
+    def __init__(
+        self,
+        opcode: str,
+        queue: str,
+        reads: Sequence[str],
+        writes: Sequence[str],
+        uses: dict[str, str],
+        waits: dict[str, int],
+        duration: Formula,
+        onnx: Nodes,
+        arguments: dict[str, Attribute] | None = None,
+    ) -> None:
+        super().__init__(
+            properties={
+                "opcode": StringAttr(opcode),
+                "queue": StringAttr(queue),
+                "reads": ArrayAttr([FlatSymbolRefAttr(b) for b in reads]),
+                "writes": ArrayAttr([FlatSymbolRefAttr(b) for b in writes]),
+                "uses": DictionaryAttr({r: FlatSymbolRefAttr(s) for r, s in uses.items()}),
+                "waits": DictionaryAttr({q: IntegerAttr(n, i64) for q, n in waits.items()}),
+                "duration": StringAttr(str(duration)),
+                "arguments": DictionaryAttr(arguments) if arguments else None,
+                "onnx": onnx,
+            }
+        )
+
+    @property
+    def issue(self) -> timeline.Issue:
+        """What the timeline needs of this instruction."""
+        waits = {
+            queue: count.value.data
+            for queue, count in self.waits.data.items()
+            if isinstance(count, IntegerAttr)
+        }
+        return timeline.Issue(self.queue.data, waits, formula.parse(self.duration.data))
+
+    def verify_(self) -> None:
+        """Opcode, queue, waits and duration make sense; buffers are declared."""
+        opcode, queue = self.opcode.data, self.queue.data
+        if opcode not in OPCODES:
+            raise VerifyException(f"unknown opcode '{opcode}', known are {', '.join(OPCODES)}")
+        if queue not in OPCODES[opcode]:
+            raise VerifyException(f"'{opcode}' cannot stand in queue '{queue}'")
+        try:
+            formula.parse(self.duration.data)
+        except ValueError as error:
+            raise VerifyException(str(error)) from error
+        for name in self.waits.data:
+            if name not in timeline.QUEUES:
+                raise VerifyException(
+                    f"unknown queue '{name}', known are {', '.join(timeline.QUEUES)}"
+                )
+        block = self.parent_op()
+        program = block.parent_op() if block is not None else None
+        if isinstance(block, BlockOp) and isinstance(program, ProgramOp):
+            buffers = {b.sym_name.data for b in program.buffers}
+            for used in (*self.reads, *self.writes):
+                if used.root_reference.data not in buffers:
+                    raise VerifyException(f"no buffer @{used.root_reference.data} is declared")
+            slots = set(block.instances.data[0].data)
+            for slot in self.uses.data.values():
+                assert isinstance(slot, SymbolRefAttr)
+                if slot.root_reference.data not in slots:
+                    raise VerifyException(
+                        f"no instance of @{block.sym_name.data} binds slot "
+                        f"@{slot.root_reference.data}"
+                    )
+
+
+@irdl_op_definition
+class BlockOp(IRDLOperation):
+    """Instructions that run once for each instance, one instance after the other.
+
+    An instance binds each slot to a parameter or cache of the module. A block with `sampled` runs
+    only for a token whose successor is wanted (the head).
+
+    Example:
+    ```
+    program.block @decoder instances [{q_proj = @l0_q_proj}, {q_proj = @l1_q_proj}] { ... }
+    ```
+    """
+
+    name = "program.block"
+    sym_name = prop_def(SymbolNameConstraint())
+    instances = prop_def(ArrayAttr[DictionaryAttr])
+    sampled = opt_prop_def(UnitAttr)
+    body = region_def("single_block")
+    assembly_format = "$sym_name `instances` $instances (`sampled` $sampled^)? $body attr-dict"
+    irdl_options = (ParsePropInAttrDict(),)
+    traits = lazy_traits_def(lambda: (SymbolOpInterface(), NoTerminator(), HasParent(ProgramOp)))
+
+    def __init__(
+        self,
+        name: str,
+        instances: Sequence[dict[str, str]],
+        instructions: Iterable[InstructionOp],
+        sampled: bool = False,
+    ) -> None:
+        super().__init__(
+            properties={
+                "sym_name": StringAttr(name),
+                "instances": ArrayAttr(
+                    [
+                        DictionaryAttr({s: FlatSymbolRefAttr(b) for s, b in one.items()})
+                        for one in instances
+                    ]
+                ),
+                "sampled": UnitAttr() if sampled else None,
+            },
+            regions=[Region(Block(list(instructions)))],
+        )
+
+    @property
+    def instructions(self) -> Iterator[InstructionOp]:
+        """The instructions in order."""
+        return (op for op in self.body.block.ops if isinstance(op, InstructionOp))
+
+    @property
+    def timing(self) -> timeline.Block:
+        """What the timeline needs of this block."""
+        return timeline.Block(
+            self.sym_name.data,
+            [instruction.issue for instruction in self.instructions],
+            len(self.instances.data),
+        )
+
+    def verify_(self) -> None:
+        """Instances bind the same slots."""
+        if not self.instances.data:
+            raise VerifyException("a block has at least one instance")
+        slots = set(self.instances.data[0].data)
+        for instance in self.instances:
+            if set(instance.data) != slots:
+                raise VerifyException(f"instances of @{self.sym_name.data} bind different slots")
+
+
+@irdl_op_definition
+class ProgramOp(IRDLOperation):
+    """The program of one token: buffers of the vector memory, then blocks.
+
+    `positions` are those at which start and finish are stated; `token`, `logits` name the buffers
+    the result is read from.
+
+    Example:
+    ```
+    program.program @decode positions [0, 127] logits @logits token @next { ... }
+    ```
+    """
+
+    name = "program.program"
+    sym_name = prop_def(SymbolNameConstraint())
+    positions = prop_def(DenseArrayBase.constr(i64))
+    logits = prop_def(SymbolRefAttr)
+    token = prop_def(SymbolRefAttr)
+    body = region_def("single_block")
+    assembly_format = (
+        "$sym_name `positions` $positions `logits` $logits `token` $token $body attr-dict"
+    )
+    irdl_options = (ParsePropInAttrDict(),)
+    traits = traits_def(SymbolOpInterface(), SymbolTable(), NoTerminator(), IsolatedFromAbove())
+
+    def __init__(
+        self,
+        name: str,
+        positions: Sequence[int],
+        logits: str,
+        token: str,
+        ops: Iterable[BufferOp | BlockOp],
+    ) -> None:
+        super().__init__(
+            properties={
+                "sym_name": StringAttr(name),
+                "positions": DenseArrayBase.from_list(i64, list(positions)),
+                "logits": FlatSymbolRefAttr(logits),
+                "token": FlatSymbolRefAttr(token),
+            },
+            regions=[Region(Block(list(ops)))],
+        )
+
+    @property
+    def buffers(self) -> Iterator[BufferOp]:
+        """The buffers of the vector memory."""
+        return (op for op in self.body.block.ops if isinstance(op, BufferOp))
+
+    @property
+    def blocks(self) -> Iterator[BlockOp]:
+        """The blocks in order."""
+        return (op for op in self.body.block.ops if isinstance(op, BlockOp))
+
+    def verify_(self) -> None:
+        """Logits and token are buffers."""
+        names = {buffer.sym_name.data for buffer in self.buffers}
+        for used in (self.logits, self.token):
+            if used.root_reference.data not in names:
+                raise VerifyException(f"no buffer @{used.root_reference.data} is declared")
+
+
+PROGRAM = Dialect("program", [ProgramOp, BlockOp, InstructionOp, BufferOp], [])

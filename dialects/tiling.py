@@ -1,0 +1,144 @@
+"""How a matrix is cut into words for L-Units: the arithmetic of a piece, apart from any IR.
+
+A matrix [N, K] is cut by rows over tiles, and each row by words over the L-Units of one tile:
+
+- a *word* is up to `lanes` consecutive weights of one row inside one scale group, stored as
+  `planes` bit planes of `plane_bits` bits a weight;
+- a row has `words_per_row` words; `split` L-Units of a tile share a row, each with a *slice* of
+  `words` consecutive words;
+- so a tile holds `l_units // split` rows at a time, all tiles together `rows_per_step`; the piece
+  takes `steps` such steps, and in each of them every L-Unit reads `words * planes` ROM words.
+
+All L-Units of a piece run in lockstep, so one address serves them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from intaglio.dialects.machine import Machine
+
+
+def _ceildiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+@dataclass(frozen=True)
+class MatrixShape:
+    """What tiling needs to know of a matrix: [rows, columns], scale group, bits of a code."""
+
+    rows: int
+    columns: int
+    group: int
+    """Columns under one scale; a dense table has its row as one group."""
+    bits: int
+    scale_bits: int
+    """Bits of a group's scale and zero point together; 0 for a dense table."""
+
+    def planes(self, machine: Machine) -> int:
+        """Bit planes of a code."""
+        return _ceildiv(self.bits, machine.plane_bits)
+
+    def words_per_group(self, machine: Machine) -> int:
+        """Words of a full group."""
+        return _ceildiv(min(self.group, self.columns), machine.lanes)
+
+    def words_per_row(self, machine: Machine) -> int:
+        """Words of a row; the last group may be ragged."""
+        full, rest = divmod(self.columns, self.group)
+        return full * self.words_per_group(machine) + _ceildiv(rest, machine.lanes)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a matrix on a range of tiles.
+
+    Row `first_row + n` lies on tile `first_tile + (n % rows_per_step) // rows_per_tile`, step
+    `n // rows_per_step`. Slice s of a row is on L-Unit `(n % rows_per_tile) * split + s`. Its word
+    w, plane p is at bank address `base + (step * words + w) * planes + p`; the scale of its i-th
+    group at `scale_base + step * slice_groups + i`.
+    """
+
+    first_row: int
+    rows: int
+    first_tile: int
+    tiles: int
+    split: int
+    base: int
+    """Address of the first code word in every L-Unit's bank."""
+    scale_base: int
+    """Address of the first group scale in every L-Unit's scale column."""
+
+    def rows_per_tile(self, machine: Machine) -> int:
+        """Rows a tile works on at a time."""
+        return machine.l_units // self.split
+
+    def rows_per_step(self, machine: Machine) -> int:
+        """Rows all tiles of the piece work on at a time."""
+        return self.tiles * self.rows_per_tile(machine)
+
+    def steps(self, machine: Machine) -> int:
+        """Steps until all rows are done."""
+        return _ceildiv(self.rows, self.rows_per_step(machine))
+
+    def words(self, shape: MatrixShape, machine: Machine) -> int:
+        """Words of one slice."""
+        return _ceildiv(shape.words_per_row(machine), self.split)
+
+    def slice_groups(self, shape: MatrixShape, machine: Machine) -> int:
+        """Group scales stored with one slice, at most: a slice may begin inside a group."""
+        if shape.scale_bits == 0:
+            return 0
+        words, size = self.words(shape, machine), shape.words_per_group(machine)
+        if words % size == 0:
+            return words // size
+        return min(_ceildiv(shape.columns, shape.group), _ceildiv(words - 1, size) + 1)
+
+    def code_words(self, shape: MatrixShape, machine: Machine) -> int:
+        """ROM words of codes that the piece takes in every L-Unit's bank."""
+        return self.steps(machine) * self.words(shape, machine) * shape.planes(machine)
+
+    def scale_words(self, shape: MatrixShape, machine: Machine) -> int:
+        """Group scales that the piece takes in every L-Unit's bank."""
+        return self.steps(machine) * self.slice_groups(shape, machine)
+
+    def bank_bits(self, shape: MatrixShape, machine: Machine) -> int:
+        """ROM bits that the piece takes in every L-Unit's bank, padding included."""
+        word_bits = machine.lanes * machine.plane_bits
+        codes = self.code_words(shape, machine) * word_bits
+        return codes + self.scale_words(shape, machine) * shape.scale_bits
+
+    def step_cycles(self, shape: MatrixShape, machine: Machine, passes: int) -> int:
+        """Cycles of one step: the slower of reading the words and draining the results.
+
+        `passes` is how often a word is used for the bits of an activation.
+        """
+        read = self.words(shape, machine) * shape.planes(machine) * passes
+        return max(read, self.drain_cycles(machine))
+
+    def drain_cycles(self, machine: Machine) -> int:
+        """Cycles in which one step's results leave the array."""
+        return _ceildiv(min(self.rows, self.rows_per_step(machine)), machine.results_per_cycle)
+
+    def product_cycles(self, shape: MatrixShape, machine: Machine, passes: int) -> int:
+        """Cycles of all steps and the last drain, without the latencies of the way."""
+        steps = self.steps(machine) * self.step_cycles(shape, machine, passes)
+        return steps + self.drain_cycles(machine)
+
+    def place_of(self, row: int, machine: Machine) -> tuple[int, int, int]:
+        """Tile, first L-Unit and step of a row of the matrix."""
+        step, rest = divmod(row - self.first_row, self.rows_per_step(machine))
+        tile, slot = divmod(rest, self.rows_per_tile(machine))
+        return self.first_tile + tile, slot * self.split, step
+
+
+def lower_bound_cycles(shape: MatrixShape, machine: Machine, passes: int) -> float:
+    """Cycles if every lane of the chip were busy with a weight in every one of them."""
+    work = shape.rows * shape.columns * shape.planes(machine) * passes
+    return work / (machine.tiles * machine.l_units * machine.lanes)
+
+
+def activation_passes(activations: str, machine: Machine) -> int:
+    """How often a ROM word is used: the activation's integer bits over those of one pass."""
+    bits = {"int8": 8, "int16": 16, "fp8": 8}[activations]
+    return _ceildiv(bits, machine.pass_bits)

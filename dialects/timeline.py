@@ -1,0 +1,83 @@
+"""When instructions start and finish: the cycle contract, in one place.
+
+There is one in-order queue for each class of unit. An instruction starts `issue` cycles after the
+last of: the finish of its predecessor in its queue, and the finishes it waits for. It finishes
+`duration` cycles later; that is the first cycle in which its result can be read. Cycle 0 accepts
+the token.
+
+A *wait* names a queue and how many instructions of it, counted from the beginning of the block
+instance, must have finished; 0 means all that were issued before the instance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from intaglio.dialects.formula import Formula
+
+QUEUES: tuple[str, ...] = ("matrix", "attention", "vector", "kv", "power")
+"""The classes of unit; each has one in-order queue."""
+
+
+@dataclass(frozen=True)
+class Issue:
+    """What the timeline needs to know of an instruction."""
+
+    queue: str
+    waits: Mapping[str, int]
+    duration: Formula
+
+
+@dataclass(frozen=True)
+class Block:
+    """Instructions that run once for each of `instances`, one instance after the other."""
+
+    name: str
+    issues: Sequence[Issue]
+    instances: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """Start and finish of an instruction instance, one element a position."""
+
+    block: int
+    instance: int
+    instruction: int
+    start: npt.NDArray[np.int64]
+    finish: npt.NDArray[np.int64]
+
+
+def simulate(
+    blocks: Sequence[Block], issue: int, positions: npt.ArrayLike, **variables: Any
+) -> Iterator[Span]:
+    """Yields every instruction instance in program order with its start and finish cycles.
+
+    Args:
+        blocks: the program, in order.
+        issue: cycles between the last condition of an instruction and its start.
+        positions: the positions to evaluate at, at once.
+        variables: further variables of the formulas, such as `rank`.
+    """
+    where = np.atleast_1d(np.asarray(positions, dtype=np.int64))
+    given = {"rank": 0, **variables, "tokens": where + 1}
+    zero = np.zeros_like(where)
+    finishes: dict[str, list[npt.NDArray[np.int64]]] = {queue: [] for queue in QUEUES}
+    for block_number, block in enumerate(blocks):
+        durations = [issued.duration(**given) for issued in block.issues]
+        for instance in range(block.instances):
+            base = {queue: len(done) for queue, done in finishes.items()}
+            for number, issued in enumerate(block.issues):
+                own = finishes[issued.queue]
+                ready = own[-1] if own else zero
+                for queue, count in issued.waits.items():
+                    if last := base[queue] + count:
+                        ready = np.maximum(ready, finishes[queue][last - 1])
+                start = ready + issue
+                finish = start + durations[number]
+                own.append(finish)
+                yield Span(block_number, instance, number, start, finish)

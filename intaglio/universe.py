@@ -1,0 +1,38 @@
+"""The `xdsl.universe` entry point: what stock `xdsl-opt` learns when Intaglio is installed.
+
+This is the one list of our dialects and passes. Everything is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from xdsl.ir import Dialect
+from xdsl.passes import ModulePass
+from xdsl.universe import Universe
+
+
+def _dialect(module: str, name: str) -> Callable[[], Dialect]:
+    return lambda: getattr(import_module(f"intaglio.dialects.{module}"), name)
+
+
+def _pass(module: str, name: str) -> Callable[[], type[ModulePass]]:
+    return lambda: getattr(import_module(f"intaglio.{module}"), name)
+
+
+INTAGLIO = Universe(
+    all_dialects={
+        "rom": _dialect("rom", "ROM"),
+        "fabric": _dialect("fabric", "FABRIC"),
+        "program": _dialect("program", "PROGRAM"),
+    },
+    all_passes={
+        "rom-outline-layers": _pass("lowering.outline_layers", "OutlineLayersPass"),
+        "attach-target": _pass("backend.attach_target", "AttachTarget"),
+        "rom-legalize": _pass("lowering.legalize", "RomLegalize"),
+        "rom-fuse-residual": _pass("lowering.fuse_residual", "RomFuseResidual"),
+        "fabric-place": _pass("lowering.place", "FabricPlace"),
+        "program-schedule": _pass("lowering.schedule", "ProgramSchedule"),
+    },
+)

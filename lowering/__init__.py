@@ -1,0 +1,1 @@
+"""The passes: ONNX to rom, rom to integers, integers to fabric, fabric to program."""

@@ -1,0 +1,365 @@
+"""`rom-legalize`: from float operators to the integer semantics of dialects/semantics.py.
+
+Formats come from the module's `fabric.machine`. Every value becomes `!rom.fixed`; products with
+matrices become quantize, dot and requantize; attention becomes quantize, query_key, softmax and
+weighted_sum. Vectors that share a quantisation (Q, K and V; gate and up) share the operation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from intaglio.dialects import rom
+from intaglio.dialects.codes import mantissas
+from intaglio.dialects.fabric import machine_of
+from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.semantics import (
+    ROTARY_FRAC,
+    SCORE_FRAC,
+    accumulator_bits,
+    pre_shift,
+    query_key_bits,
+    weighted_sum_bits,
+)
+from xdsl.context import Context
+from xdsl.dialects.builtin import FloatAttr, IntegerAttr, ModuleOp, SymbolRefAttr, TensorType, i64
+from xdsl.ir import Attribute, Block, Operation, SSAValue
+from xdsl.passes import ModulePass
+from xdsl.rewriter import InsertPoint, Rewriter
+from xdsl.utils.exceptions import PassFailedException
+
+LOG2E = Fraction(math.log2(math.e))
+SCALE_MANTISSA_BITS = 16
+FP8_UNITS = 1 << 9
+"""E4M3 codes decode to integers in units of its smallest number, 2**-9."""
+
+
+def real_attr(value: float | Fraction) -> rom.RealAttr:
+    """The nearest constant with a 24-bit mantissa."""
+    real = Real.of(value)
+    return rom.RealAttr(real.mantissa, real.exponent)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How a float tensor becomes integers."""
+
+    code: str
+    multiplier: float = 1.0
+    exponent: int | None = None
+    """Given for tables of a fixed format; else from the tensor's peak."""
+    rows: int | None = None
+    """How many rows of a table are kept: the angles of positions that the caches can hold."""
+
+
+@dataclass(frozen=True)
+class RomLegalize(ModulePass):
+    """Turns float operators into operators with integer semantics."""
+
+    name = "rom-legalize"
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        machine = machine_of(op)
+        _convert_buffers(op, machine)
+        for symbol in list(op.ops):
+            if isinstance(symbol, rom.StepOp | rom.LayerOp):
+                _Body(machine).convert(symbol.body.block)
+
+
+# --- buffers ------------------------------------------------------------------------------------
+
+
+def _conversions(op: Operation, machine: Machine, capacity: int) -> dict[str, Conversion]:
+    """How the buffers an operator names are to be converted, by symbol."""
+    frac = machine.fraction_bits
+
+    def fixed(symbol: SymbolRefAttr | None) -> dict[str, Conversion]:
+        return {} if symbol is None else {_name(symbol): Conversion("fixed32", exponent=frac)}
+
+    match op:
+        case rom.EmbedOp():
+            return {_name(op.table): Conversion("fixed16")}
+        case rom.LinearOp():
+            return fixed(op.bias)
+        case rom.RMSNormOp():
+            width = rom.vector_size(op.input.type) // op.groups.value.data
+            return {_name(op.gamma): Conversion("fixed16", math.sqrt(width))}
+        case rom.LayerNormOp():
+            width = rom.vector_size(op.input.type)
+            return {_name(op.gamma): Conversion("fixed16", math.sqrt(width)), **fixed(op.beta)}
+        case rom.RotaryOp():
+            table = Conversion("fixed16", exponent=ROTARY_FRAC, rows=capacity)
+            return {_name(op.cos): table, _name(op.sin): table}
+        case _:
+            return {}
+
+
+def _name(symbol: SymbolRefAttr) -> str:
+    return symbol.root_reference.data
+
+
+def _convert_buffers(module: ModuleOp, machine: Machine) -> None:
+    wanted: dict[rom.ParameterOp | rom.SlotOp, Conversion] = {}
+    static: set[Operation] = {
+        op for op in module.ops if isinstance(op, rom.CacheOp) and op.static_scale is not None
+    }
+
+    def want(buffer: Operation, conversion: Conversion, user: str) -> None:
+        assert isinstance(buffer, rom.ParameterOp | rom.SlotOp)
+        if wanted.setdefault(buffer, conversion) != conversion:
+            raise PassFailedException(
+                f"@{buffer.sym_name.data} would need two different integer forms, "
+                f"one of them for {user}"
+            )
+
+    capacity = max(
+        op.type.capacity.data
+        for op in module.ops
+        if isinstance(op, rom.CacheOp) and isinstance(op.type, rom.KVType)
+    )
+    for op in module.walk():
+        for symbol, conversion in _conversions(op, machine, capacity).items():
+            want(rom.resolve(op, SymbolRefAttr(symbol)), conversion, op.name)
+    for op in module.walk():
+        if isinstance(op, rom.RepeatOp):
+            slots = {slot.sym_name.data: slot for slot in op.body().slots}
+            for instance in op.instances:
+                for slot, symbol in instance.data.items():
+                    assert isinstance(symbol, SymbolRefAttr)
+                    if rom.resolve(op, symbol) in static:
+                        static.add(slots[slot])
+                    if (conversion := wanted.get(slots[slot])) is not None:
+                        want(rom.resolve(op, symbol), conversion, op.name)
+
+    for op in module.walk():
+        if not isinstance(op, rom.ParameterOp | rom.SlotOp | rom.CacheOp):
+            continue
+        match op.type:
+            case rom.KVType():
+                _convert_cache(op, op.type, machine, static=op in static)
+            case rom.ROMTensorType() | rom.AdapterType() if op.type.code.data == "float32":
+                if op not in wanted:
+                    raise PassFailedException(
+                        f"@{op.sym_name.data} holds floats and no operator says how to convert it"
+                    )
+                _convert_dense(op, op.type, wanted[op])
+            case rom.ROMTensorType() | rom.AdapterType() if isinstance(op, rom.ParameterOp):
+                if op.exponent is None and op.type.is_matrix:
+                    op.exponent = _exponent(op, 1.0, SCALE_MANTISSA_BITS)
+            case _:
+                pass
+
+
+def _exponent(op: rom.ParameterOp, multiplier: float, bits: int) -> IntegerAttr:
+    if op.peak is None:
+        raise PassFailedException(f"@{op.sym_name.data} states no peak to choose an exponent by")
+    peak = op.peak.value.data * multiplier
+    return IntegerAttr(mantissas([peak], bits).exponent, i64)
+
+
+def _convert_dense(
+    op: rom.ParameterOp | rom.SlotOp | rom.CacheOp,
+    type_: rom.ROMTensorType | rom.AdapterType,
+    conversion: Conversion,
+) -> None:
+    rows, *rest = type_.dims
+    dims = (rows if conversion.rows is None else min(rows, conversion.rows), *rest)
+    op.type = type(type_)(dims, conversion.code)
+    if isinstance(op, rom.ParameterOp):
+        if conversion.multiplier != 1.0:
+            op.multiplier = FloatAttr(conversion.multiplier, 64)
+        if conversion.exponent is not None:
+            op.exponent = IntegerAttr(conversion.exponent, i64)
+        else:
+            op.exponent = _exponent(op, conversion.multiplier, op.type.bits)
+
+
+def _convert_cache(
+    op: rom.ParameterOp | rom.SlotOp | rom.CacheOp,
+    type_: rom.KVType,
+    machine: Machine,
+    *,
+    static: bool,
+) -> None:
+    """Chooses the format of a cache; FP8 is a floating-point format and needs no scale but 1."""
+    fmt = type_.format.data
+    is_fp8 = fmt == "float32" and machine.kv == "fp8"
+    op.type = rom.KVType(
+        type_.capacity.data,
+        type_.heads.data,
+        type_.width.data,
+        machine.kv if fmt == "float32" else fmt,
+        static or is_fp8,
+    )
+    if not isinstance(op, rom.CacheOp):
+        return
+    if isinstance(op.static_scale, FloatAttr):
+        scale = Fraction(op.static_scale.value.data)
+    elif is_fp8:
+        scale = Fraction(1, FP8_UNITS)
+    else:
+        return
+    op.static_scale, op.static_inverse = real_attr(scale), real_attr(1 / scale)
+
+
+# --- operators ----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Body:
+    """Converts one block, operator by operator, in order."""
+
+    machine: Machine
+    quantized: dict[SSAValue, SSAValue] = field(default_factory=dict)
+
+    def convert(self, block: Block) -> None:
+        for argument in list(block.args):
+            if isinstance(argument.type, TensorType):
+                Rewriter.replace_value_with_new_type(argument, self.fixed(argument.type))
+        for op in list(block.ops):
+            if (converter := _CONVERTERS.get(type(op))) is not None:
+                converter(self, op)
+
+    def fixed(self, type_: Attribute) -> rom.FixedType:
+        return rom.FixedType(rom.vector_size(type_), self.machine.fraction_bits)
+
+    def insert(self, before: Operation, op: Operation) -> SSAValue:
+        Rewriter.insert_op(op, InsertPoint.before(before))
+        return op.results[0]
+
+    def replace(self, op: Operation, *new: Operation) -> None:
+        Rewriter.replace_op(op, new, new[-1].results)
+
+    def retype(self, op: Operation) -> None:
+        """Keeps an operator and gives its results the integer types."""
+        for result in op.results:
+            if isinstance(result.type, TensorType):
+                Rewriter.replace_value_with_new_type(result, self.fixed(result.type))
+
+    def quantize(self, before: Operation, x: SSAValue, onnx: rom.Nodes) -> SSAValue:
+        if x not in self.quantized:
+            type_ = rom.QuantizedType(1, rom.vector_size(x.type), self.machine.activations)
+            self.quantized[x] = self.insert(before, rom.QuantizeOp(x, type_, onnx))
+        return self.quantized[x]
+
+    def linear(self, op: rom.LinearOp) -> None:
+        type_ = rom.resolve(op, op.weights).type
+        assert isinstance(type_, rom.ROMTensorType | rom.AdapterType)
+        weights = _name(op.weights)
+        q = self.quantize(op, op.input, op.onnx)
+        bits = accumulator_bits(type_.bits, type_.dims[1], self.machine.activations)
+        accumulator = rom.AccumulatorType(type_.dims[0], bits)
+        dot = rom.DotOp(q, weights, op.onnx, accumulator)
+        requantize = rom.RequantizeOp(
+            dot.output,
+            q,
+            weights,
+            pre_shift(bits),
+            op.onnx,
+            self.fixed(op.output.type),
+            bias=None if op.bias is None else _name(op.bias),
+        )
+        self.replace(op, dot, requantize)
+
+    def rms_norm(self, op: rom.RMSNormOp) -> None:
+        if isinstance(op.eps, FloatAttr):
+            op.eps = real_attr(op.eps.value.data)
+        self.retype(op)
+
+    def layer_norm(self, op: rom.LayerNormOp) -> None:
+        if isinstance(op.eps, FloatAttr):
+            op.eps = real_attr(op.eps.value.data)
+        self.retype(op)
+
+    def scale(self, op: rom.ScaleOp) -> None:
+        if isinstance(op.factor, FloatAttr):
+            op.factor = real_attr(op.factor.value.data)
+        self.retype(op)
+
+    def softcap(self, op: rom.SoftcapOp) -> None:
+        if isinstance(op.cap, FloatAttr):
+            cap = op.cap.value.data
+            op.cap, op.inverse = real_attr(cap), real_attr(1 / Fraction(cap))
+        self.retype(op)
+
+    def append(self, op: rom.AppendOp) -> None:
+        cache = rom.resolve(op, op.cache)
+        assert isinstance(cache.type, rom.KVType)
+        type_ = rom.QuantizedType(
+            cache.type.heads.data, cache.type.width.data, cache.type.format.data
+        )
+        static = _name(op.cache) if cache.type.static.data else None
+        q = self.insert(op, rom.QuantizeOp(op.input, type_, op.onnx, static))
+        self.replace_without_results(op, rom.AppendOp(q, _name(op.cache), op.position, op.onnx))
+
+    def replace_without_results(self, op: Operation, new: Operation) -> None:
+        Rewriter.replace_op(op, new, [])
+
+    def attention(self, op: rom.AttentionOp) -> None:
+        machine = self.machine
+        cache = rom.resolve(op, op.keys).type
+        assert isinstance(cache, rom.KVType)
+        heads, width = op.heads.value.data, cache.width.data
+        window = 0 if op.window is None else op.window.value.data
+        kv = cache.format.data
+        # Stated here so that a sum too wide to be exact is an error at compile time.
+        _ = query_key_bits(width, machine.activations, kv)
+        _ = weighted_sum_bits(cache.capacity.data, machine.probabilities, kv)
+
+        type_ = rom.QuantizedType(heads, width, machine.activations)
+        q = self.insert(op, rom.QuantizeOp(op.query, type_, op.onnx))
+        scale, softcap = Fraction(op.scale.value.data), None
+        if op.softcap is None:
+            scale *= LOG2E
+        else:
+            cap = Fraction(op.softcap.value.data)
+            softcap = (real_attr(cap), real_attr(1 / cap), real_attr(LOG2E))
+        scores = rom.QueryKeyOp(
+            q,
+            _name(op.keys),
+            op.position,
+            real_attr(scale),
+            op.onnx,
+            rom.ScoresType(heads, SCORE_FRAC),
+            softcap=softcap,
+            window=window,
+        )
+        probabilities = rom.SoftmaxOp(
+            scores.output,
+            _name(op.values),
+            op.position,
+            op.onnx,
+            rom.ProbabilitiesType(heads, machine.probabilities),
+            window=window,
+        )
+        output = rom.WeightedSumOp(
+            probabilities.output,
+            _name(op.values),
+            op.position,
+            op.onnx,
+            self.fixed(op.output.type),
+            window=window,
+        )
+        self.replace(op, scores, probabilities, output)
+
+
+_CONVERTERS: dict[type[Operation], Callable[..., None]] = {
+    rom.LinearOp: _Body.linear,
+    rom.RMSNormOp: _Body.rms_norm,
+    rom.LayerNormOp: _Body.layer_norm,
+    rom.ScaleOp: _Body.scale,
+    rom.SoftcapOp: _Body.softcap,
+    rom.AppendOp: _Body.append,
+    rom.AttentionOp: _Body.attention,
+    rom.EmbedOp: _Body.retype,
+    rom.RotaryOp: _Body.retype,
+    rom.ActivateOp: _Body.retype,
+    rom.AddOp: _Body.retype,
+    rom.MulOp: _Body.retype,
+    rom.SliceOp: _Body.retype,
+    rom.RepeatOp: _Body.retype,
+}

@@ -1,0 +1,1 @@
+"""ONNX import: from an exported graph to the rom dialect."""

@@ -1,0 +1,490 @@
+"""ONNX to rom: a decoder graph over [batch, sequence, ...] becomes a step for one token.
+
+Every node is converted, folded (constants, shapes, counts of the attention mask) or reported; all
+unsupported nodes are reported together, before any weight is read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from intaglio.dialects import rom
+from intaglio.dialects.errors import CompilerBug, UserError, UserErrors
+from intaglio.lowering.onnx import adapters
+from intaglio.lowering.onnx.expressions import BATCH, PAST, SEQUENCE, Expression, expression
+from intaglio.lowering.onnx.model import FLOATS, SUBGRAPH, Graph, Node, Port, load
+from intaglio.lowering.onnx.operators import OperatorSupport, table
+from intaglio.lowering.onnx.sources import DenseSource, Source
+from intaglio.lowering.onnx.step import Cache, Declared, Step, real
+from intaglio.lowering.onnx.values import (
+    Blocked,
+    Filled,
+    Ids,
+    Known,
+    Past,
+    Present,
+    Refusal,
+    Stored,
+    Unknown,
+    Value,
+    Vector,
+)
+from intaglio.lowering.onnx.weights import parse_rounding
+from intaglio.lowering.parameters import ParameterSource
+from xdsl.dialects.builtin import IndexType, ModuleOp, SymbolRefAttr, i32
+from xdsl.ir import Block, Operation, Region
+
+DEFAULT_CONTEXT = 1024
+"""Capacity of the caches where neither the caller nor the model states one."""
+
+SCOPE = "onnx"
+"""Keys of parameters that come from the model are `onnx::NAMES`."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImportedModel:
+    """A model in the float stage of rom.
+
+    Attributes:
+        module: `rom.parameter`s, `rom.cache`s and one `rom.step @decode`.
+        parameters: who reads each parameter, by its key.
+        model_path: the file.
+        external_files: files with weights beside it.
+        positions: positions the model allows (rows of its rotary tables); 0 is unlimited.
+        vocabulary: number of logits.
+        warnings: what was noticed but is no error.
+    """
+
+    module: ModuleOp
+    parameters: dict[str, ParameterSource]
+    model_path: Path
+    external_files: tuple[Path, ...]
+    positions: int
+    vocabulary: int
+    warnings: tuple[str, ...]
+
+
+def import_model(
+    path: str | os.PathLike[str],
+    *,
+    allow_links: bool = False,
+    weights: str | None = None,
+    context: int | None = None,
+) -> ImportedModel:
+    """Imports a model.
+
+    Args:
+        path: the `.onnx` file.
+        allow_links: follow links inside a model hub's cache.
+        weights: how floating-point weights are quantised (`int4:32`, `int2:128`, `ternary`); without
+            it they are refused.
+        context: capacity of the caches; the model's number of positions when absent.
+
+    Raises:
+        UserError: the file is unusable.
+        UserErrors: nodes, inputs or outputs are not supported; all are listed.
+    """
+    rounding = None if weights is None else parse_rounding(weights)
+    graph = load(path, allow_links=allow_links)
+    return _Import(
+        graph,
+        Step(
+            graph=graph,
+            block=Block(arg_types=[i32, IndexType()]),
+            adapters=adapters.find(graph),
+            rounding=rounding,
+            batch=BATCH,
+            sequence=SEQUENCE,
+            total=PAST + SEQUENCE,
+        ),
+    ).run(context)
+
+
+class _Import:
+    def __init__(self, graph: Graph, step: Step) -> None:
+        self.graph = graph
+        self.step = step
+        self.file = str(graph.path)
+        self.errors: list[UserError] = []
+        self.warnings: list[str] = []
+
+    def run(self, context: int | None) -> ImportedModel:
+        self._bind_inputs()
+        self._bind_initializers()
+        self._find_tied_tables()
+        live = self._live_nodes()
+        for node in self.graph.nodes:
+            if node.index in live:
+                self._visit(node)
+        logits, head = self._logits()
+        if self.errors:
+            raise UserErrors(self.errors)
+        assert logits is not None and head is not None
+        self._check_pasts()
+        self._finish_step(logits, head)
+        module, parameters = self._module(context)
+        return ImportedModel(
+            module=module,
+            parameters=parameters,
+            model_path=self.graph.path,
+            external_files=self.graph.external_files,
+            positions=self.step.positions,
+            vocabulary=logits.size,
+            warnings=tuple(self.warnings),
+        )
+
+    # --- what enters ----------------------------------------------------------------------------
+
+    def _error(self, what: str, node: Node | None = None, hint: str | None = None) -> None:
+        self.errors.append(
+            UserError(
+                what,
+                file=self.file,
+                node=None if node is None else node.name,
+                op_type=None if node is None else node.op_type,
+                hint=hint,
+            )
+        )
+
+    def _bind_inputs(self) -> None:
+        ports = self.graph.inputs.values()
+        tokens = self._token_input()
+        step = self.step
+        if tokens is not None:
+            step.batch = self._length(tokens, 0, BATCH)
+            step.sequence = self._length(tokens, 1, SEQUENCE)
+            step.total = PAST + step.sequence
+        else:
+            self._error(
+                "the graph has no input of token ids (int64 [batch, sequence] that selects rows of "
+                "an embedding table)",
+                hint="export the model with its embedding (without exclude_embeds)",
+            )
+        for port in ports:
+            step.values[port.name] = self._input(port, tokens)
+
+    def _token_input(self) -> Port | None:
+        candidates = [
+            port
+            for port in self.graph.inputs.values()
+            if port.dtype in ("INT64", "INT32") and port.name not in self.graph.initializers
+        ]
+        for port in candidates:
+            if port.name.split(".")[-1] == "input_ids":
+                return port
+        for port in candidates:
+            users = self.graph.consumers.get(port.name, ())
+            if (
+                any(
+                    user.op_type in ("Gather", "GatherBlockQuantized")
+                    and user.input(1) == port.name
+                    for user in users
+                )
+                and "position" not in port.name
+            ):
+                return port
+        return None
+
+    def _length(self, port: Port, axis: int, length: Expression) -> Expression:
+        dim = port.dims[axis] if axis < len(port.dims) else None
+        if not isinstance(dim, int):
+            return length
+        if dim != 1:
+            self._error(
+                f"input '{port.name}' has the fixed size {dim} in axis {axis}",
+                hint="export with a dynamic (symbolic) batch and sequence",
+            )
+        return expression(1)
+
+    def _input(self, port: Port, tokens: Port | None) -> Value:
+        step, name = self.step, port.name
+        if name in self.graph.initializers:
+            return self._default_input(port)
+        if tokens is not None and name == tokens.name:
+            return Ids("token", (step.batch, step.sequence))
+        rank = len(port.dims)
+        integral = port.dtype in ("INT64", "INT32")
+        if integral and "position_ids" in name and rank == 2:
+            return Ids("position", (step.batch, step.sequence))
+        if integral and "attention_mask" in name and rank == 2:
+            return Filled(expression(1), (step.batch, step.total))
+        if rank == 4 and (port.dtype in FLOATS or port.dtype in ("INT8", "UINT8")):
+            step.pasts[name] = port
+            dims = [step.batch, PAST, PAST, PAST]
+            for axis in (1, 2, 3):
+                dim = port.dims[axis]
+                dims[axis] = expression(dim) if isinstance(dim, int) else PAST
+            if isinstance(port.dims[3], int):
+                return Past(name, tuple(dims))
+            return Past(name, (*dims[:3], Expression({("head width",): 1})))
+        hint = None
+        if "embeds" in name:
+            hint = "export the model with its embedding (without exclude_embeds)"
+        elif "mask" in name or "position" in name:
+            hint = "export with input_ids, a 2-D attention_mask and past keys and values only"
+        self._error(
+            f"the graph's input '{name}' ({port.dtype.lower()}, {rank} axes) is not understood",
+            hint=hint,
+        )
+        return Unknown()
+
+    def _default_input(self, port: Port) -> Value:
+        tensor = self.graph.initializers[port.name]
+        if tensor.size == 0:
+            self._error(
+                f"the graph's input '{port.name}' is an adapter matrix to be given at run time",
+                hint="export the base model without adapter inputs, or with constant adapters; "
+                "adapters are added later with `intaglio adapter add`",
+            )
+            return Unknown()
+        self.warnings.append(f"input '{port.name}' has a default value; it is taken as a constant")
+        return Stored(tensor, tensor.dims)
+
+    def _bind_initializers(self) -> None:
+        for name, tensor in self.graph.initializers.items():
+            if name in self.graph.inputs:
+                continue
+            if tensor.dtype in ("INT64", "INT32", "BOOL") and tensor.size <= 4096:
+                self.step.values[name] = Known(tensor.array())
+            else:
+                self.step.values[name] = Stored(tensor, tensor.dims)
+
+    def _find_tied_tables(self) -> None:
+        """Tables that are also a linear operator's floating-point weights."""
+
+        def stored(name: str) -> str:
+            while name not in self.graph.initializers:
+                producer = self.graph.producers.get(name)
+                if producer is None or producer.op_type not in ("Transpose", "Identity", "Cast"):
+                    return ""
+                name = producer.input(0)
+            return name
+
+        self.step.rounded_tables = {
+            stored(node.input(1))
+            for node in self.graph.nodes
+            if node.op_type in ("MatMul", "Gemm", "FusedMatMul")
+        }
+
+    def _live_nodes(self) -> set[int]:
+        """Nodes that an output depends on; the others are reported as without effect."""
+        live: set[int] = set()
+        todo = [
+            self.graph.producers[name]
+            for name in self.graph.outputs
+            if name in self.graph.producers
+        ]
+        while todo:
+            node = todo.pop()
+            if node.index in live:
+                continue
+            live.add(node.index)
+            todo += [
+                self.graph.producers[name] for name in node.inputs if name in self.graph.producers
+            ]
+        dead = [node for node in self.graph.nodes if node.index not in live]
+        self.warnings += [
+            f"node '{node.name}' ({node.op_type}) has no effect on any output and is left out"
+            for node in dead
+        ]
+        return live
+
+    # --- nodes ----------------------------------------------------------------------------------
+
+    def _visit(self, node: Node) -> None:
+        try:
+            self._check(node)
+            entry = self._entry(node)
+            self._convert(node, entry)
+        except Refusal as refusal:
+            self._error(refusal.reason, node, refusal.hint)
+        except Blocked:
+            pass
+        for name in node.outputs:
+            if name and name not in self.step.values:
+                self.step.values[name] = Unknown()
+
+    def _check(self, node: Node) -> None:
+        if any(value == SUBGRAPH for value in node.attributes.values() if isinstance(value, str)):
+            raise Refusal("control flow (a subgraph) is not supported")
+        for name in node.inputs:
+            if name and name not in self.step.values:
+                self.step.values[name] = Unknown()
+                raise Refusal(
+                    f"its input '{name}' is neither computed nor a constant nor an input of the "
+                    "graph",
+                    "the exporter wrote an incomplete model; with the model builder, tied and "
+                    "asymmetric weights need shared_embeddings=false",
+                )
+
+    def _entry(self, node: Node) -> OperatorSupport:
+        entry = table().get((node.domain, node.op_type))
+        if entry is None:
+            domain = f" of domain {node.domain}" if node.domain else ""
+            raise Refusal(f"the operator {node.op_type}{domain} is not supported")
+        if node.version < entry.since:
+            raise Refusal(
+                f"version {node.version} of the operator set is too old; {node.op_type} is "
+                f"supported from {entry.since} on",
+                "export with a newer opset",
+            )
+        for name in node.attributes:
+            if name not in entry.attributes:
+                raise Refusal(f"its attribute '{name}' is not supported")
+        for i, name in enumerate(node.outputs):
+            if name and i >= entry.outputs and self.graph.uses(name):
+                raise Refusal(f"its output {i} is not supported")
+        if entry.op_type.startswith("Skip"):
+            for i in (1, 2):
+                if node.output(i) and self.graph.uses(node.output(i)):
+                    raise Refusal(f"its output {i} (mean or deviation) is not supported")
+        return entry
+
+    def _convert(self, node: Node, entry: OperatorSupport) -> None:
+        inputs = self.step.inputs(node)
+        if entry.fold is not None:
+            known = not any(isinstance(value, Unknown) for value in inputs)
+            folded = entry.fold(node, inputs) if known else None
+            if folded is not None:
+                for i, value in enumerate(folded):
+                    self.step.bind(node, value, i)
+                return
+        if entry.convert is not None:
+            entry.convert(self.step, node)
+            return
+        if any(isinstance(value, Unknown) for value in inputs):
+            raise Blocked
+        kinds = ", ".join(sorted({v.kind for v in inputs if v is not None}))
+        raise Refusal(
+            f"{node.op_type} is supported {entry.limits or 'on constants'}; here it reads {kinds}"
+        )
+
+    # --- what leaves ----------------------------------------------------------------------------
+
+    def _logits(self) -> tuple[Vector | None, Node | None]:
+        found: list[tuple[str, Vector]] = []
+        unknown = False
+        for name in self.graph.outputs:
+            value = self.step.values.get(name)
+            match value:
+                case Vector():
+                    found.append((name, value))
+                case Unknown():
+                    unknown = True
+                case Present():
+                    pass
+                case None:
+                    self._error(f"nothing computes the output '{name}'")
+                case _:
+                    self._error(f"the output '{name}' is {value.kind}, not logits")
+        if len(found) > 1:
+            chosen = next((p for p in found if p[0] == "logits"), None)
+            if chosen is not None:
+                for name, _ in found:
+                    if name != "logits":
+                        self._error(
+                            f"the output '{name}' is not supported: the chip gives logits only",
+                            hint="export without it (include_hidden_states=false)",
+                        )
+                found = [chosen]
+            else:
+                names = ", ".join(f"'{name}'" for name, _ in found)
+                self._error(f"only one output can be the logits, found {names}")
+        if not found:
+            if not unknown and not self.errors:
+                self._error("the graph has no output of logits")
+            return None, None
+        name, value = found[0]
+        try:
+            self.step.whole_row(value)
+        except Refusal as refusal:
+            self._error(f"the logits '{name}': {refusal.reason}")
+        if name == "hidden_states":
+            self._error(
+                "the output 'hidden_states' is not logits",
+                hint="export the model with its head (without exclude_lm_head)",
+            )
+        return value, self.graph.producers.get(name)
+
+    def _check_pasts(self) -> None:
+        for name in self.step.pasts:
+            if name not in self.step.caches:
+                self.warnings.append(f"input '{name}' is read by no attention and is left out")
+
+    def _finish_step(self, logits: Vector, head: Node) -> None:
+        step = self.step
+        sample = step.emit(rom.SampleOp(logits.ssa, rom.nodes(head.name)))
+        step.emit(rom.EmitOp(logits.ssa, sample.token))
+        for op in reversed(list(step.block.ops)):
+            if _is_unused(op):
+                op.detach()
+                op.erase()
+
+    def _module(self, context: int | None) -> tuple[ModuleOp, dict[str, ParameterSource]]:
+        step = self.step
+        used = {
+            attribute.root_reference.data
+            for op in step.block.ops
+            for attribute in op.properties.values()
+            if isinstance(attribute, SymbolRefAttr)
+        }
+        operations: list[Operation] = []
+        parameters: dict[str, ParameterSource] = {}
+        for declared in step.declared.values():
+            if declared.symbol not in used:
+                raise CompilerBug(f"parameter @{declared.symbol} is declared and never used")
+            operation, key = self._parameter(declared, parameters)
+            parameters[key] = declared.parameter.source
+            operations.append(operation)
+        if self.errors:
+            raise UserErrors(self.errors)
+        capacity = context or step.positions or DEFAULT_CONTEXT
+        operations += [self._cache(cache, capacity) for cache in step.caches.values()]
+        operations.append(rom.StepOp("decode", step.positions, Region(step.block)))
+        return ModuleOp(operations), parameters
+
+    def _parameter(
+        self, declared: Declared, known: dict[str, ParameterSource]
+    ) -> tuple[rom.ParameterOp, str]:
+        source = declared.parameter.source
+        peak = source.peak()
+        if not math.isfinite(peak):
+            kind = "values" if isinstance(source, DenseSource) else "scales"
+            self._error(
+                f"tensor '{declared.parameter.names[0]}' has {kind} that are not finite",
+                declared.node,
+            )
+        key = f"{SCOPE}::{','.join(declared.parameter.names)}"
+        number = 1
+        while key in known:
+            number += 1
+            key = f"{SCOPE}::{','.join(declared.parameter.names)}#{number}"
+        return (
+            rom.ParameterOp(
+                declared.symbol,
+                _type(source, declared.adapter),
+                key,
+                peak=peak if math.isfinite(peak) else None,
+                zero=source.zero,
+            ),
+            key,
+        )
+
+    def _cache(self, cache: Cache, capacity: int) -> rom.CacheOp:
+        type_ = rom.KVType(capacity, cache.heads, cache.width, cache.format)
+        scale = None if cache.static_scale is None else real(cache.static_scale)
+        return rom.CacheOp(cache.symbol, type_, scale)
+
+
+def _type(source: Source, adapter: bool) -> rom.ROMTensorType | rom.AdapterType:
+    kind = rom.AdapterType if adapter else rom.ROMTensorType
+    if isinstance(source, DenseSource):
+        return kind(source.dims, source.code)
+    return kind(source.dims, source.code, source.group, source.zero is None)
+
+
+def _is_unused(op: Operation) -> bool:
+    return bool(op.results) and not any(result.uses.get_length() for result in op.results)

@@ -1,0 +1,339 @@
+"""Readers of every weight encoding: from the model file to the canonical ROM layout.
+
+Each implements `lowering.parameters.ParameterSource`. Nothing is read before it is asked for, and
+only the rows asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from intaglio.dialects.errors import CompilerBug
+from intaglio.lowering.onnx.model import Tensor, widen
+from intaglio.lowering.parameters import (
+    Float32Array,
+    UInt8Array,
+    pack_codes,
+    row_chunks,
+    unpack_codes,
+)
+
+SLAB = 256
+"""Rows of a transposed matrix that are gathered from the file together."""
+
+
+def floats(tensor: Tensor, stored: npt.NDArray[Any]) -> Float32Array:
+    """A part of a tensor's stored elements as float32."""
+    if tensor.dtype == "BFLOAT16":
+        return widen(stored)
+    return stored.astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True, eq=False)
+class _Matrix:
+    """What all matrices have; `zero` is the zero point of all weights where there are none."""
+
+    dims: tuple[int, int]
+    code: str
+    bits: int
+    group: int
+    zero: int | None
+
+    @property
+    def groups(self) -> int:
+        """Scale groups in a row."""
+        return -(-self.dims[1] // self.group)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of codes."""
+        return -(-self.dims[1] * self.bits // 8)
+
+    def values(self, r0: int, r1: int) -> Float32Array:
+        """A matrix has codes, not values."""
+        raise CompilerBug(f"values of a matrix of {self.code} were asked for")
+
+    def packed_rows(self, r0: int, r1: int) -> UInt8Array:
+        """See ParameterSource."""
+        raise NotImplementedError
+
+    def scales(self, r0: int, r1: int) -> Float32Array:
+        """See ParameterSource."""
+        raise NotImplementedError
+
+    def zeros(self, r0: int, r1: int) -> UInt8Array | None:
+        """See ParameterSource."""
+        raise NotImplementedError
+
+    def peak(self) -> float:
+        """The largest magnitude of a scale."""
+        return _peak(self.dims[0], 4 * self.groups, self.scales)
+
+
+def _peak(rows: int, row_bytes: int, read: Any) -> float:
+    peak = 0.0
+    for r0, r1 in row_chunks(rows, row_bytes):
+        part = read(r0, r1)
+        if part.size:
+            peak = max(peak, float(np.max(np.abs(part))))
+            if not np.isfinite(peak):
+                return float("nan")
+    return peak
+
+
+@dataclass(frozen=True, eq=False)
+class RowBlockSource(_Matrix):
+    """MatMulNBits and GatherBlockQuantized: unsigned codes in whole blocks along each row.
+
+    Layouts: codes uint8 [N, blocks * block * bits / 8]; scales [N, blocks]; zero points packed
+    [N, ceil(blocks * bits / 8)] or floating point [N, blocks]; each may be stored flat.
+    """
+
+    codes: Tensor
+    scale_tensor: Tensor
+    zero_tensor: Tensor | None
+
+    def packed_rows(self, r0: int, r1: int) -> UInt8Array:
+        """A view of the file, unless a row ends inside a byte."""
+        n, k = self.dims
+        rows = self.codes.read().reshape(n, -1)[r0:r1, : self.row_bytes]
+        used = k * self.bits % 8
+        if used:
+            rows = rows.copy()
+            rows[:, -1] &= np.uint8((1 << used) - 1)
+        return rows
+
+    def scales(self, r0: int, r1: int) -> Float32Array:
+        """Scales as stored."""
+        table = self.scale_tensor.stored().reshape(self.dims[0], -1)
+        return floats(self.scale_tensor, table[r0:r1])
+
+    def zeros(self, r0: int, r1: int) -> UInt8Array | None:
+        """Zero points, unpacked; floating point ones were checked to be integers."""
+        if self.zero_tensor is None:
+            return None
+        table = self.zero_tensor.stored().reshape(self.dims[0], -1)[r0:r1]
+        if self.zero_tensor.dtype != "UINT8":
+            return floats(self.zero_tensor, table).astype(np.uint8)
+        return unpack_codes(np.ascontiguousarray(table), self.bits, self.groups)
+
+
+@dataclass(frozen=True, eq=False)
+class _Elements:
+    """A stored 2-D tensor of 2, 4 or 8-bit integers, read as unsigned codes.
+
+    Signed elements are biased by half the range: two's complement with its top bit flipped.
+    """
+
+    tensor: Tensor
+    dims: tuple[int, int]
+    flip: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        signed = not self.tensor.dtype.startswith("U")
+        object.__setattr__(self, "flip", 1 << (self.tensor.bits - 1) if signed else 0)
+
+    @property
+    def _flip_byte(self) -> np.uint8:
+        bits = self.tensor.bits
+        return np.uint8(sum(self.flip << shift for shift in range(0, 8, bits)))
+
+    def packed(self, r0: int, r1: int) -> UInt8Array | None:
+        """Rows r0 to r1 packed as stored, when rows fill whole bytes."""
+        rows, columns = self.dims
+        if columns * self.tensor.bits % 8:
+            return None
+        data = self.tensor.read().reshape(rows, -1)[r0:r1]
+        return data ^ self._flip_byte if self.flip else data
+
+    def block(self, r0: int, r1: int, c0: int, c1: int) -> UInt8Array:
+        """Unsigned codes of rows r0 to r1, columns c0 to c1."""
+        rows, columns = self.dims
+        bits = self.tensor.bits
+        data = self.tensor.read()
+        if columns * bits % 8 == 0:
+            b0, b1 = c0 * bits // 8, -(-c1 * bits // 8)
+            part = np.ascontiguousarray(data.reshape(rows, -1)[r0:r1, b0:b1])
+            skip = c0 - b0 * 8 // bits
+            codes = unpack_codes(part, bits, skip + c1 - c0)[:, skip:]
+        else:
+            index = np.arange(r0, r1)[:, None] * columns + np.arange(c0, c1)[None, :]
+            shift = (index * bits % 8).astype(np.uint8)
+            codes = (data[index * bits // 8] >> shift) & np.uint8((1 << bits) - 1)
+        return codes ^ np.uint8(self.flip) if self.flip else codes
+
+
+@dataclass(frozen=True, eq=False)
+class DequantizedSource(_Matrix):
+    """DequantizeLinear: codes [K, N] or [N, K] of any small integer type.
+
+    `transposed` says that storage is [K, N]. Scales and zero points are stored as
+    - blocked along K, in the codes' orientation: [blocks, N] or [N, blocks];
+    - one a row: [N]; or one for all: a single element.
+    """
+
+    codes: Tensor
+    transposed: bool
+    scale_tensor: Tensor
+    zero_tensor: Tensor | None
+
+    @property
+    def _elements(self) -> _Elements:
+        n, k = self.dims
+        return _Elements(self.codes, (k, n) if self.transposed else (n, k))
+
+    def packed_rows(self, r0: int, r1: int) -> UInt8Array:
+        """Rows packed along K; transposed storage is gathered in slabs of rows."""
+        elements = self._elements
+        k = self.dims[1]
+        if not self.transposed:
+            packed = elements.packed(r0, r1)
+            return (
+                packed
+                if packed is not None
+                else pack_codes(elements.block(r0, r1, 0, k), self.bits)
+            )
+        out = np.empty((r1 - r0, self.row_bytes), np.uint8)
+        for start in range(r0, r1, SLAB):
+            end = min(r1, start + SLAB)
+            # Whole bytes of K at a time, so that parts can be packed on their own.
+            step = max(8, (1 << 20) // (end - start) // 8 * 8)
+            for k0 in range(0, k, step):
+                k1 = min(k, k0 + step)
+                part = pack_codes(
+                    np.ascontiguousarray(elements.block(k0, k1, start, end).T), self.bits
+                )
+                b0 = k0 * self.bits // 8
+                out[start - r0 : end - r0, b0 : b0 + part.shape[1]] = part
+        return out
+
+    def _grouped(self, size: int) -> str:
+        n = self.dims[0]
+        if size == 1:
+            return "tensor"
+        return "row" if size == n and self.groups == 1 else "block"
+
+    def scales(self, r0: int, r1: int) -> Float32Array:
+        """Scales, one for each group; equal ones where the model has one for all."""
+        tensor = self.scale_tensor
+        stored = tensor.stored()
+        match self._grouped(tensor.size):
+            case "tensor":
+                part = np.broadcast_to(stored.reshape(1, 1), (r1 - r0, self.groups))
+            case "row":
+                part = stored.reshape(-1, 1)[r0:r1]
+            case _:
+                part = stored[:, r0:r1].T if self.transposed else stored[r0:r1]
+        return np.ascontiguousarray(floats(tensor, part))
+
+    def zeros(self, r0: int, r1: int) -> UInt8Array | None:
+        """Zero points with the same bias as the codes."""
+        tensor = self.zero_tensor
+        if tensor is None:
+            return None
+        n = self.dims[0]
+        match self._grouped(tensor.size):
+            case "tensor":
+                one = _Elements(tensor, (1, 1)).block(0, 1, 0, 1)
+                return np.repeat(np.repeat(one, r1 - r0, 0), self.groups, 1)
+            case "row":
+                return _Elements(tensor, (1, n)).block(0, 1, r0, r1).reshape(-1, 1)
+            case _:
+                if self.transposed:
+                    part = _Elements(tensor, (self.groups, n)).block(0, self.groups, r0, r1)
+                    return np.ascontiguousarray(part.T)
+                return _Elements(tensor, (n, self.groups)).block(r0, r1, 0, self.groups)
+
+
+@dataclass(frozen=True, eq=False)
+class RoundedSource(_Matrix):
+    """Floating-point weights quantised as they are read.
+
+    Symmetric round to nearest in each group: scale = max|w| / (2**(bits-1) - 1). `ternary`
+    (BitNet b1.58, absmean): scale = mean|w|, codes -1, 0, 1.
+    """
+
+    tensor: Tensor
+    transposed: bool
+
+    def _rounded(self, r0: int, r1: int) -> tuple[UInt8Array, Float32Array]:
+        k = self.dims[1]
+        stored = self.tensor.stored().reshape(self.dims[::-1] if self.transposed else self.dims)
+        part = stored[:, r0:r1].T if self.transposed else stored[r0:r1]
+        weights = np.zeros((r1 - r0, self.groups * self.group), np.float32)
+        weights[:, :k] = floats(self.tensor, part)
+        weights = weights.reshape(r1 - r0, self.groups, self.group)
+        if self.code == "ternary":
+            sizes = np.full(self.groups, self.group, np.float32)
+            sizes[-1] = k - (self.groups - 1) * self.group
+            scales = np.abs(weights).sum(axis=2, dtype=np.float64) / sizes
+            scales = scales.astype(np.float32)
+            limit = 1
+        else:
+            limit = (1 << (self.bits - 1)) - 1
+            scales = np.abs(weights).max(axis=2) / np.float32(limit)
+        inverse = np.divide(1.0, scales, out=np.zeros(scales.shape), where=scales > 0)
+        rounded = np.clip(np.rint(weights * inverse[:, :, None]), -limit, limit)
+        codes = (rounded + (self.zero or 0)).astype(np.uint8).reshape(r1 - r0, -1)[:, :k]
+        return codes, scales
+
+    def packed_rows(self, r0: int, r1: int) -> UInt8Array:
+        """Codes, rounded now."""
+        out = np.empty((r1 - r0, self.row_bytes), np.uint8)
+        for start, end in row_chunks(r1 - r0, 16 * self.dims[1]):
+            codes, _ = self._rounded(r0 + start, r0 + end)
+            out[start:end] = pack_codes(codes, self.bits)
+        return out
+
+    def scales(self, r0: int, r1: int) -> Float32Array:
+        """Scales, computed now."""
+        out = np.empty((r1 - r0, self.groups), np.float32)
+        for start, end in row_chunks(r1 - r0, 16 * self.dims[1]):
+            out[start:end] = self._rounded(r0 + start, r0 + end)[1]
+        return out
+
+    def zeros(self, r0: int, r1: int) -> UInt8Array | None:
+        """One zero point for all."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class DenseSource:
+    """A vector or table of floating-point values; `transposed` says that storage is [C, R]."""
+
+    dims: tuple[int, ...]
+    tensor: Tensor
+    transposed: bool = False
+    code: str = "float32"
+    zero: int | None = None
+
+    def values(self, r0: int, r1: int) -> Float32Array:
+        """Elements r0 to r1 along the first axis, as float32."""
+        if self.transposed:
+            part = self.tensor.stored().reshape(self.dims[::-1])[:, r0:r1].T
+        else:
+            part = self.tensor.stored().reshape(self.dims)[r0:r1]
+        return floats(self.tensor, part)
+
+    def packed_rows(self, r0: int, r1: int) -> UInt8Array:
+        """A dense tensor has values, not codes."""
+        raise CompilerBug("codes of a dense tensor were asked for")
+
+    def scales(self, r0: int, r1: int) -> Float32Array:
+        """A dense tensor has no scales."""
+        raise CompilerBug("scales of a dense tensor were asked for")
+
+    def zeros(self, r0: int, r1: int) -> UInt8Array | None:
+        """A dense tensor has no zero points."""
+        return None
+
+    def peak(self) -> float:
+        """The largest magnitude."""
+        row = int(np.prod(self.dims[1:], dtype=np.int64))
+        return _peak(self.dims[0], 4 * row, self.values)
+
+
+Source = RowBlockSource | DequantizedSource | RoundedSource | DenseSource

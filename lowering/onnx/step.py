@@ -1,0 +1,258 @@
+"""Builds the `rom.step` while nodes are converted: values by name, parameters, caches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from intaglio.dialects import rom
+from intaglio.lowering.onnx import weights
+from intaglio.lowering.onnx.expressions import Dims, Expression, dims_text, expression
+from intaglio.lowering.onnx.model import Graph, Node, Port
+from intaglio.lowering.onnx.values import Blocked, Refusal, Stored, Unknown, Value, Vector
+from intaglio.lowering.onnx.weights import Parameter, Rounding
+from xdsl.dialects.builtin import ArrayAttr, FloatAttr, StringAttr
+from xdsl.ir import Block, Operation, SSAValue
+
+_Op = TypeVar("_Op", bound=Operation)
+
+_NOISE = re.compile(
+    r"(?:[._/](?:MatMul|MatMulNBits|DequantizeLinear|Add|Gather|weight|qweight|quantized|"
+    r"(?:weight_)?(?:DQ_)?Q[248]\w*))+$"
+)
+
+
+def identifier(name: str) -> str:
+    """A symbol name from a tensor's name: letters, digits and underscores only."""
+    short = re.sub(r"^onnx::", "", name.strip("/"))
+    bias = ".bias" if short.endswith((".bias", "/bias")) else ""
+    trimmed = _NOISE.sub("", short[: len(short) - len(bias)]) + bias
+    clean = re.sub(r"[^0-9A-Za-z]+", "_", trimmed).strip("_")
+    if not clean:
+        return "parameter"
+    return f"p_{clean}" if clean[0].isdigit() else clean
+
+
+@dataclass(eq=False)
+class Declared:
+    """A parameter with its symbol."""
+
+    symbol: str
+    parameter: Parameter
+    adapter: bool
+    node: Node
+
+
+@dataclass(eq=False)
+class Cache:
+    """A key or value cache with its symbol."""
+
+    symbol: str
+    heads: int
+    width: int
+    format: str
+    static_scale: float | None
+
+
+@dataclass(eq=False)
+class Step:
+    """The step under construction.
+
+    Attributes:
+        adapters: indices of nodes whose weights are those of an adapter.
+        rounding: how floating-point weights are quantised, if asked for.
+        positions: the smallest number of rows of a rotary table used so far, 0 for none.
+    """
+
+    graph: Graph
+    block: Block
+    adapters: set[int]
+    rounding: Rounding | None
+    batch: Expression
+    sequence: Expression
+    total: Expression
+    values: dict[str, Value] = field(default_factory=dict)
+    declared: dict[tuple[object, ...], Declared] = field(default_factory=dict)
+    caches: dict[str, Cache] = field(default_factory=dict)
+    pasts: dict[str, Port] = field(default_factory=dict)
+    symbols: set[str] = field(default_factory=set)
+    positions: int = 0
+    rounded_tables: set[str] = field(default_factory=set)
+
+    @property
+    def token(self) -> SSAValue:
+        """The token id."""
+        return self.block.args[0]
+
+    @property
+    def position(self) -> SSAValue:
+        """The token's position."""
+        return self.block.args[1]
+
+    # --- values ---------------------------------------------------------------------------------
+
+    def inputs(self, node: Node) -> list[Value | None]:
+        """Values of a node's inputs, None where absent, with room for 16."""
+        found: list[Value | None] = [self.values[name] if name else None for name in node.inputs]
+        return found + [None] * (16 - len(found))
+
+    def vector(self, node: Node, i: int) -> Vector:
+        """Input i as an activation.
+
+        Raises:
+            Refusal: it is something else.
+            Blocked: it comes from a refused node.
+        """
+        name = node.input(i)
+        value = self.values.get(name) if name else None
+        if isinstance(value, Unknown):
+            raise Blocked
+        if not isinstance(value, Vector):
+            kind = "missing" if value is None else value.kind
+            raise Refusal(f"input {i} must be an activation; here it is {kind}")
+        return value
+
+    def row(self, node: Node, i: int, size: int, what: str) -> Vector:
+        """Input i as an activation whose last axis holds all `size` elements of a token."""
+        x = self.vector(node, i)
+        self.whole_row(x)
+        if x.size != size:
+            raise Refusal(f"input {i} has {x.size} elements a token, {what} needs {size}")
+        return x
+
+    def whole_row(self, x: Vector) -> None:
+        """Checks that the last axis holds all elements of a token.
+
+        Raises:
+            Refusal: it does not.
+        """
+        if not x.dims or x.dims[-1] != x.size:
+            raise Refusal(f"the last axis of {dims_text(x.dims)} does not hold all of a token")
+
+    def same_dims(self, a: Vector, b: Vector) -> None:
+        """Checks that two activations have one shape.
+
+        Raises:
+            Refusal: they do not.
+        """
+        if a.dims != b.dims:
+            raise Refusal(
+                f"shapes {dims_text(a.dims)} and {dims_text(b.dims)} differ; broadcasting between "
+                "activations is not supported"
+            )
+
+    def single_use(self, name: str) -> bool:
+        """Whether one node alone reads the value."""
+        return self.graph.uses(name) == 1
+
+    # --- operations -----------------------------------------------------------------------------
+
+    def emit(self, op: _Op) -> _Op:
+        """Appends an operation."""
+        self.block.add_op(op)
+        return op
+
+    def result(self, node: Node, ssa: SSAValue, dims: Dims, i: int = 0) -> None:
+        """Binds output i of a node."""
+        self.bind(node, Vector(ssa, dims), i)
+
+    def bind(self, node: Node, value: Value, i: int = 0) -> None:
+        """Binds output i of a node to a value of any kind."""
+        if node.output(i):
+            self.values[node.output(i)] = value
+
+    def linear(
+        self,
+        node: Node,
+        x: Vector,
+        parameter: Parameter,
+        bias: str | None = None,
+    ) -> Vector:
+        """y = W x + b."""
+        n = parameter.source.dims[0]
+        weights_name = self.declare(node, parameter, adapter=node.index in self.adapters)
+        op = self.emit(
+            rom.LinearOp(x.ssa, weights_name, rom.nodes(node.name), rom.float_vector(n), bias)
+        )
+        return Vector(op.output, (*x.dims[:-1], expression(n)))
+
+    def dense(self, node: Node, i: int, dims: tuple[int, ...], what: str) -> str:
+        """Declares constant input i as a dense tensor of the given shape; gives its symbol."""
+        value = self.values.get(node.input(i)) if node.input(i) else None
+        if isinstance(value, Unknown):
+            raise Blocked
+        return self.dense_value(node, value, dims, what)
+
+    def dense_value(self, node: Node, value: Value | None, dims: tuple[int, ...], what: str) -> str:
+        """Declares a constant as a dense tensor of the given shape; gives its symbol."""
+        if not isinstance(value, Stored):
+            kind = "missing" if value is None else value.kind
+            raise Refusal(f"{what} must be a constant of the model; here it is {kind}")
+        squeezed = value.dims
+        if len(dims) == 1 and value.tensor.size == dims[0] and squeezed != dims:
+            value = Stored(value.tensor, dims)
+        if value.dims != dims:
+            raise Refusal(f"{what} has shape {list(value.dims)}, expected {list(dims)}")
+        return self.declare(node, weights.dense(value, what))
+
+    # --- symbols --------------------------------------------------------------------------------
+
+    def unique(self, name: str) -> str:
+        """A symbol nobody has, made from a name."""
+        base = identifier(name)
+        symbol, count = base, 1
+        while symbol in self.symbols:
+            count += 1
+            symbol = f"{base}_{count}"
+        self.symbols.add(symbol)
+        return symbol
+
+    def declare(self, node: Node, parameter: Parameter, *, adapter: bool = False) -> str:
+        """Declares a parameter once; gives its symbol."""
+        identity = (*parameter.identity, adapter)
+        if identity not in self.declared:
+            symbol = self.unique(parameter.names[0])
+            self.declared[identity] = Declared(symbol, parameter, adapter, node)
+        return self.declared[identity].symbol
+
+    def cache(self, past: str, heads: int, width: int, fmt: str, static_scale: float | None) -> str:
+        """Declares the cache behind a past input; gives its symbol.
+
+        Raises:
+            Refusal: another node has it already.
+        """
+        if past in self.caches:
+            raise Refusal(
+                f"'{past}' is read by another attention node too; shared caches are not supported"
+            )
+        symbol = self.unique(past)
+        self.caches[past] = Cache(symbol, heads, width, fmt, static_scale)
+        return symbol
+
+
+def names_of(op: Operation) -> Iterable[str]:
+    """Names of the ONNX nodes an operation stands for."""
+    assert isinstance(op, rom.OperatorOp)
+    onnx = op.properties["onnx"]
+    assert isinstance(onnx, ArrayAttr)
+    for instance in onnx:
+        assert isinstance(instance, ArrayAttr)
+        for name in instance:
+            assert isinstance(name, StringAttr)
+            yield name.data
+
+
+def merged(*parts: Operation | str) -> rom.Nodes:
+    """The `onnx` property of an operation that stands for several others and named nodes."""
+    names: dict[str, None] = {}
+    for part in parts:
+        for name in [part] if isinstance(part, str) else names_of(part):
+            names[name] = None
+    return rom.nodes(*names)
+
+
+def real(value: float) -> FloatAttr:
+    """A float-stage constant."""
+    return FloatAttr(value, 64)

@@ -1,0 +1,1 @@
+"""What runs a compiled model: simulator, onnxruntime, comparison, command line."""

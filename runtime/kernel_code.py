@@ -1,0 +1,597 @@
+"""LLVM IR of the integer matrix-vector kernels, and its compilation for the machine at hand.
+
+One kernel is generated for each `KernelSpec`. Terms used throughout:
+
+- *chunk*: the codes one vector register holds, `width` bytes = `width * 8 / bits` elements.
+- *phase*: code number f of every byte of a chunk (int4 has two, 2 bit has four, 8 bit has one).
+  Because elements lie in order with the low bits first, byte j of phase f is element
+  `j * phases + f` of the chunk; `prepare` permutes the activations once so that phase f of a chunk
+  meets one contiguous vector.
+- *lane*: one int32 of the accumulator; it sums four bytes of every phase, hence
+  `4 * phases` *consecutive* elements (4, 8 or 16 for 8, 4 or 2 bit). As a group is a multiple of 16
+  elements (or the whole row), a lane never straddles two groups, and the group scales are applied
+  to lanes (or to pairs of lanes) without any horizontal sum before the end of the row.
+- *correction*: `-zero * sum(x)` of every lane, computed once for a vector; a chunk's dot product
+  starts from it, so a constant zero point costs one vector load and no arithmetic.
+
+Widths, from K <= 2^18 (`MAX_K`), 8-bit codes and activations and zero points in 0..255:
+a lane pair of one group sums at most K / (lanes / 2) products (q - z) * x of magnitude at most
+255 * 128, which is below 2^31 even for one group over the row and 8 lanes; it is multiplied by a
+16-bit scale into int64, where a row is below 2^18 * 255 * 128 * 2^15 < 2^48. Values before the
+zero point is taken away may wrap around 2^32; the sum of both does not, so the wrapping cancels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import Any
+
+MAX_K = 1 << 18
+"""Longest row for which every int32 intermediate is exact (see the module's docstring)."""
+
+
+class Layout(Enum):
+    """How the groups of a row lie on its chunks."""
+
+    FINE = "fine"
+    """A chunk holds a whole number (>= 1) of groups."""
+    COARSE = "coarse"
+    """A group holds a whole number (>= 1) of chunks, or the whole row."""
+    INDEXED = "indexed"
+    """Any other multiple of 16: a table gives the group of every 16 elements."""
+
+
+class Param(IntEnum):
+    """Positions in the int64 parameter block that every function takes.
+
+    What belongs to a matrix comes first, what belongs to a call last (from `SOURCE`).
+    """
+
+    CODES = 0
+    SCALES = 1
+    ZEROS = 2
+    INDEX = 3
+    ROWS = 4
+    ROW_BLOCK = 5
+    ROW_BYTES = 6
+    GROUPS = 7
+    CHUNKS = 8
+    FULL_CHUNKS = 9
+    TAIL_BYTES = 10
+    CHUNKS_PER_GROUP = 11
+    X_STRIDE = 12
+    CORRECTION_STRIDE = 13
+    FACTOR = 14
+    SOURCE = 15
+    TOKENS = 16
+    X = 17
+    CORRECTION = 18
+    Y = 19
+    TOKEN_BLOCKS = 20
+    NEXT_ROW = 21
+
+
+_POINTERS = frozenset(
+    {
+        Param.CODES,
+        Param.SCALES,
+        Param.ZEROS,
+        Param.INDEX,
+        Param.SOURCE,
+        Param.X,
+        Param.CORRECTION,
+        Param.Y,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Path:
+    """One way of computing on a CPU.
+
+    Attributes:
+        name: as `backend_name()` reports it.
+        width: bytes of a vector.
+        dot: the four-byte dot product: "vpdpbusd", "vpmaddubsw" or "portable".
+        masked: whether masked vector loads are one instruction (AVX512BW and VL).
+        cpu: LLVM's processor name ("" is the architecture's baseline).
+        features: LLVM's feature string.
+    """
+
+    name: str
+    width: int
+    dot: str
+    masked: bool
+    cpu: str
+    features: str
+
+    @property
+    def lanes(self) -> int:
+        """Int32 lanes of the accumulator."""
+        return self.width // 4
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """What a matrix-vector kernel is specialised for.
+
+    Attributes:
+        bits: width of a code, 2, 4 or 8.
+        layout: how groups lie on chunks.
+        groups_per_chunk: for `FINE`; 16-element units in a chunk for `INDEXED`; 1 for `COARSE`.
+        group_zeros: a zero point for every group, not one for the matrix.
+        tokens: activation vectors that one pass over a row serves.
+    """
+
+    bits: int
+    layout: Layout
+    groups_per_chunk: int
+    group_zeros: bool
+    tokens: int
+
+
+def available_paths() -> dict[str, Path]:
+    """The paths this machine can run, best first.
+
+    AVX-VNNI and the 256-bit form of AVX512-VNNI are the same instruction in another encoding, so
+    "avx-vnni" stands for either.
+    """
+    import llvmlite.binding as llvm
+
+    cpu = llvm.get_host_cpu_name()
+    host = llvm.get_host_cpu_features()
+    has = {name for name, on in host.items() if on}
+    narrow = ",".join(
+        f"{'-' if name.startswith(('avx512', 'avx10')) else '+' if on else '-'}{name}"
+        for name, on in host.items()
+    )
+    paths = []
+    if has >= {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"}:
+        paths.append(Path("avx512-vnni", 64, "vpdpbusd", True, cpu, host.flatten()))
+    if "avxvnni" in has:
+        paths.append(Path("avx-vnni", 32, "vpdpbusd", False, cpu, narrow))
+    elif has >= {"avx512vl", "avx512vnni"}:
+        paths.append(Path("avx-vnni", 32, "vpdpbusd", False, cpu, host.flatten()))
+    if "avx2" in has:
+        paths.append(Path("avx2", 32, "vpmaddubsw", False, cpu, narrow))
+    paths.append(Path("generic", 32, "portable", False, "", ""))
+    return {path.name: path for path in paths}
+
+
+class _Emitter:
+    """An `llvmlite.ir` function under construction, with the few idioms the kernels share."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        from llvmlite import ir
+
+        self.ir = ir
+        self.path = path
+        self.i1, self.i8, self.i16, self.i32, self.i64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
+        self.ptr = ir.PointerType()
+        self.module = ir.Module(name=name)
+        self.function = ir.Function(
+            self.module, ir.FunctionType(ir.VoidType(), [self.ptr]), name=name
+        )
+        self.b: Any = ir.IRBuilder(self.function.append_basic_block("entry"))
+        self.parameters = self.function.args[0]
+
+    # -- values ---------------------------------------------------------------------------------
+    def vec(self, element: Any, count: int) -> Any:
+        return self.ir.VectorType(element, count)
+
+    def const(self, value: int, type_: Any | None = None) -> Any:
+        if type_ is None:
+            type_ = self.i64
+        if isinstance(type_, self.ir.VectorType):
+            return self.ir.Constant(type_, [value] * type_.count)
+        return self.ir.Constant(type_, value)
+
+    def zero(self, type_: Any) -> Any:
+        return self.ir.Constant(type_, None)
+
+    def parameter(self, which: Param) -> Any:
+        place = self.at(self.parameters, self.const(int(which)), self.i64)
+        value = self.b.load(place, typ=self.i64)
+        if which in _POINTERS:
+            return self.b.inttoptr(value, self.ptr)
+        return value
+
+    def at(self, base: Any, offset: Any, element: Any | None = None) -> Any:
+        return self.b.gep(base, [offset], source_etype=self.i8 if element is None else element)
+
+    def load(self, pointer: Any, type_: Any) -> Any:
+        return self.b.load(pointer, typ=type_, align=1)
+
+    def store(self, value: Any, pointer: Any) -> None:
+        self.b.store(value, pointer, align=1)
+
+    def intrinsic(self, name: str, result: Any, arguments: Sequence[Any]) -> Any:
+        # A stack slot's type still names its element; a function takes plain pointers.
+        types = [self.ptr if a.type.is_pointer else a.type for a in arguments]
+        type_ = self.ir.FunctionType(result, types)
+        function = self.module.globals.get(name)
+        if function is None:
+            function = self.ir.Function(self.module, type_, name=name)
+        return self.b.call(function, arguments)
+
+    def shuffle(self, vector: Any, order: Sequence[int], other: Any | None = None) -> Any:
+        mask = self.ir.Constant(self.vec(self.i32, len(order)), list(order))
+        undefined = self.ir.Constant(vector.type, self.ir.Undefined)
+        return self.b.shuffle_vector(vector, undefined if other is None else other, mask)
+
+    # -- control --------------------------------------------------------------------------------
+    def variable(self, value: Any) -> Any:
+        """A stack slot holding `value` (the optimiser turns it into a register)."""
+        with self.b.goto_entry_block():
+            slot = self.b.alloca(value.type)
+        self.b.store(value, slot)
+        return slot
+
+    @contextmanager
+    def loop(self, start: Any, stop: Any) -> Iterator[Any]:
+        """`for i in range(start, stop)` on int64."""
+        b = self.b
+        slot = self.variable(start)
+        head, body, done = (b.append_basic_block(n) for n in ("head", "body", "done"))
+        b.branch(head)
+        b.position_at_end(head)
+        i = b.load(slot, typ=self.i64)
+        b.cbranch(b.icmp_signed("<", i, stop), body, done)
+        b.position_at_end(body)
+        yield i
+        b.store(b.add(i, self.const(1)), slot)
+        b.branch(head)
+        b.position_at_end(done)
+
+    def minimum(self, a: Any, c: Any) -> Any:
+        return self.b.select(self.b.icmp_signed("<", a, c), a, c)
+
+    def load_first(self, pointer: Any, type_: Any, count: Any) -> Any:
+        """The first `count` (1 or more) elements of a vector, the others 0; reads only those.
+
+        The last row ends where the mapped file may end, hence no plain vector load.
+        """
+        if type_.count == 1:
+            return self.load(pointer, type_)
+        bytes_ = type_.element.width // 8
+        if self.path.masked:
+            ones = self.b.lshr(self.const(-1), self.b.sub(self.const(64), count))
+            bits = ones if type_.count == 64 else self.b.trunc(ones, self.ir.IntType(type_.count))
+            mask = self.b.bitcast(bits, self.vec(self.i1, type_.count))
+            name = f"llvm.masked.load.v{type_.count}i{type_.element.width}.p0"
+            alignment = self.const(1, self.i32)
+            return self.intrinsic(name, type_, [pointer, alignment, mask, self.zero(type_)])
+        slot = self.variable(self.zero(type_))
+        size = self.b.mul(count, self.const(bytes_))
+        volatile = self.const(0, self.i1)
+        name = "llvm.memcpy.p0.p0.i64"
+        self.intrinsic(name, self.ir.VoidType(), [slot, pointer, size, volatile])
+        return self.b.load(slot, typ=type_)
+
+    # -- arithmetic -----------------------------------------------------------------------------
+    def phases(self, chunk: Any, bits: int) -> list[Any]:
+        """The unsigned codes of every phase of a chunk, a byte each."""
+        if bits == 8:
+            return [chunk]
+        mask = self.const((1 << bits) - 1, chunk.type)
+        shifted = (
+            self.b.lshr(chunk, self.const(f * bits, chunk.type)) if f else chunk
+            for f in range(8 // bits)
+        )
+        return [self.b.and_(value, mask) for value in shifted]
+
+    def dot(self, start: Any, codes: Sequence[Any], xs: Sequence[Any], bits: int) -> Any:
+        """`start` plus the sums over phases and four bytes of unsigned codes times signed xs."""
+        return {
+            "vpdpbusd": self._dot_vnni,
+            "vpmaddubsw": self._dot_avx2,
+            "portable": self._dot_portable,
+        }[self.path.dot](start, codes, xs, bits)
+
+    def _dot_vnni(self, start: Any, codes: Sequence[Any], xs: Sequence[Any], bits: int) -> Any:
+        name = f"llvm.x86.avx512.vpdpbusd.{self.path.width * 8}"
+        for code, x in zip(codes, xs, strict=True):
+            operands = [start, self.b.bitcast(code, start.type), self.b.bitcast(x, start.type)]
+            start = self.intrinsic(name, start.type, operands)
+        return start
+
+    def _dot_avx2(self, start: Any, codes: Sequence[Any], xs: Sequence[Any], bits: int) -> Any:
+        words = self.vec(self.i16, self.path.width // 2)
+
+        def bytes_to_words(code: Any, x: Any) -> Any:
+            return self.intrinsic("llvm.x86.avx2.pmadd.ub.sw", words, [code, x])
+
+        def words_to_lanes(word: Any, weight: int) -> Any:
+            operands = [word, self.const(weight, words)]
+            return self.intrinsic("llvm.x86.avx2.pmadd.wd", start.type, operands)
+
+        if bits == 8:
+            # vpmaddubsw saturates at int16: 2 * 255 * 128 does not fit, 2 * 15 * 128 does, so the
+            # two nibbles go separately.
+            low = self.b.and_(codes[0], self.const(15, codes[0].type))
+            high = self.b.lshr(codes[0], self.const(4, codes[0].type))
+            start = self.b.add(start, words_to_lanes(bytes_to_words(low, xs[0]), 1))
+            return self.b.add(start, words_to_lanes(bytes_to_words(high, xs[0]), 16))
+        # int4: 2 phases * 2 * 15 * 128 = 7680; 2 bit: 4 * 2 * 3 * 128 = 3072: both fit int16.
+        total = bytes_to_words(codes[0], xs[0])
+        for code, x in zip(codes[1:], xs[1:], strict=True):
+            total = self.b.add(total, bytes_to_words(code, x))
+        return self.b.add(start, words_to_lanes(total, 1))
+
+    def _dot_portable(self, start: Any, codes: Sequence[Any], xs: Sequence[Any], bits: int) -> Any:
+        b = self.b
+        words = self.vec(self.i16, self.path.width // 2)
+        eight = self.const(8, words)
+        sixteen = self.const(16, start.type)
+        sums: list[Any] = []
+        for code, x in zip(codes, xs, strict=True):
+            code, x = b.bitcast(code, words), b.bitcast(x, words)
+            # One product fits: 255 * 128 < 2^15.
+            even = b.mul(b.and_(code, self.const(255, words)), b.ashr(b.shl(x, eight), eight))
+            odd = b.mul(b.lshr(code, eight), b.ashr(x, eight))
+            sums += [even, odd]
+        if bits < 8:
+            while len(sums) > 1:
+                sums = [*sums[2:], b.add(sums[0], sums[1])]
+        for value in sums:
+            pairs = b.bitcast(value, start.type)
+            start = b.add(start, b.ashr(b.shl(pairs, sixteen), sixteen))
+            start = b.add(start, b.ashr(pairs, sixteen))
+        return start
+
+    def extend_low(self, quads: Any) -> Any:
+        """Sign-extends the low halves of int64 lanes; `vpmuldq` then does the multiplication."""
+        shift = self.const(32, quads.type)
+        return self.b.ashr(self.b.shl(quads, shift), shift)
+
+    def split(self, lanes: Any, groups: int) -> list[Any]:
+        """Int32 lanes as int64 vectors that a group's scale applies to.
+
+        Where two neighbouring lanes are of one group they are added first (one vector), else the
+        even and the odd lanes come back as two.
+        """
+        b = self.b
+        quads = b.bitcast(lanes, self.vec(self.i64, self.path.lanes // 2))
+        upper = b.lshr(quads, self.const(32, quads.type))
+        if groups == self.path.lanes:
+            return [self.extend_low(quads), self.extend_low(upper)]
+        both = b.add(lanes, b.bitcast(upper, lanes.type))
+        return [self.extend_low(b.bitcast(both, quads.type))]
+
+    def spread(self, values: Any, signed: bool) -> list[Any]:
+        """Per-group values of a chunk, brought to the lanes that `split` gives."""
+        groups = values.type.count
+        half = self.path.lanes // 2
+        if groups == self.path.lanes:
+            orders = [list(range(0, groups, 2)), list(range(1, groups, 2))]
+        else:
+            orders = [[i * groups // half for i in range(half)]]
+        wide = self.vec(self.i64, half)
+        extend = self.b.sext if signed else self.b.zext
+        return [extend(self.shuffle(values, order), wide) for order in orders]
+
+    def finish(self) -> Any:
+        self.b.ret_void()
+        return self.module
+
+
+def emit_prepare(path: Path, bits: int) -> Any:
+    """IR of `prepare(parameters)`: permutes the activations and sums them over lanes.
+
+    Reads SOURCE int8 [TOKENS, CHUNKS * elements of a chunk], zero-padded. Writes X in the same
+    shape, phase by phase, and CORRECTION int32 [TOKENS, CORRECTION_STRIDE]: FACTOR * (sum of a
+    lane's activations), summed over CHUNKS_PER_GROUP chunks.
+    """
+    e = _Emitter(path, "prepare")
+    b = e.b
+    phases = 8 // bits
+    bytes_ = e.vec(e.i8, path.width)
+    lanes = e.vec(e.i32, path.lanes)
+    source, x, correction = (e.parameter(p) for p in (Param.SOURCE, Param.X, Param.CORRECTION))
+    chunks, tokens = e.parameter(Param.CHUNKS), e.parameter(Param.TOKENS)
+    per_group, stride = e.parameter(Param.CHUNKS_PER_GROUP), e.parameter(Param.CORRECTION_STRIDE)
+    factor = b.trunc(e.parameter(Param.FACTOR), e.i32)
+    factors = e.shuffle(
+        b.insert_element(e.zero(lanes), factor, e.const(0, e.i32)), [0] * path.lanes
+    )
+    ones = e.const(1, bytes_)
+    size = b.mul(b.mul(tokens, stride), e.const(4))
+    blank = [correction, e.const(0, e.i8), size, e.const(0, e.i1)]
+    e.intrinsic("llvm.memset.p0.i64", e.ir.VoidType(), blank)
+    with e.loop(e.const(0), tokens) as token, e.loop(e.const(0), chunks) as chunk:
+        offset = b.mul(b.add(b.mul(token, chunks), chunk), e.const(phases * path.width))
+        block = e.load(e.at(source, offset), e.vec(e.i8, phases * path.width))
+        parts = [e.shuffle(block, range(f, phases * path.width, phases)) for f in range(phases)]
+        for f, part in enumerate(parts):
+            e.store(part, e.at(x, b.add(offset, e.const(f * path.width))))
+        # A code of 1 is a legal code of every width, so the kernels' own bounds hold.
+        sums = b.mul(e.dot(e.zero(lanes), [ones] * phases, parts, bits), factors)
+        entry = b.add(b.mul(token, stride), b.mul(b.sdiv(chunk, per_group), e.const(path.lanes)))
+        place = e.at(correction, entry, e.i32)
+        e.store(b.add(e.load(place, lanes), sums), place)
+    return e.finish()
+
+
+def emit_kernel(path: Path, spec: KernelSpec, prefetch: int) -> Any:
+    """IR of `kernel(parameters)`: Y[token, row] for the rows it takes from the shared counter.
+
+    Threads that run it with one parameter block take ROW_BLOCK rows at a time (NEXT_ROW is an
+    atomic counter) and all TOKEN_BLOCKS * `spec.tokens` tokens for them, so a block of rows is
+    read from memory once.
+    """
+    e = _Emitter(path, "kernel")
+    b = e.b
+    bits, count, tokens = spec.bits, spec.groups_per_chunk, spec.tokens
+    phases, width, lanes = 8 // bits, path.width, path.lanes
+    chunk_type, lane_type = e.vec(e.i8, width), e.vec(e.i32, lanes)
+    quad_type = e.vec(e.i64, lanes // 2)
+    p = {which: e.parameter(which) for which in Param if which is not Param.NEXT_ROW}
+    full, tail, groups = p[Param.FULL_CHUNKS], p[Param.TAIL_BYTES], p[Param.GROUPS]
+    counter = e.at(e.parameters, e.const(int(Param.NEXT_ROW)), e.i64)
+    has_tail = b.icmp_signed(">", tail, e.const(0))
+
+    def row_body(row: Any, first_token: Any) -> None:
+        codes = e.at(p[Param.CODES], b.mul(row, p[Param.ROW_BYTES]))
+        first_group = b.mul(row, groups)
+        scales = e.at(p[Param.SCALES], first_group, e.i16)
+        zeros = e.at(p[Param.ZEROS], first_group, e.i8)
+        xs, corrections = [], []
+        for t in range(tokens):
+            token = b.add(first_token, e.const(t))
+            xs.append(e.at(p[Param.X], b.mul(token, p[Param.X_STRIDE])))
+            corrections.append(
+                e.at(p[Param.CORRECTION], b.mul(token, p[Param.CORRECTION_STRIDE]), e.i32)
+            )
+        totals = [e.variable(e.zero(quad_type)) for _ in range(tokens)]
+
+        def correction(t: int, entry: Any) -> Any:
+            return e.load(e.at(corrections[t], b.mul(entry, e.const(lanes)), e.i32), lane_type)
+
+        def start(t: int, entry: Any) -> Any:
+            return e.zero(lane_type) if spec.group_zeros else correction(t, entry)
+
+        def codes_of(chunk: Any, partial: bool) -> list[Any]:
+            place = e.at(codes, b.mul(chunk, e.const(width)))
+            if partial:
+                return e.phases(e.load_first(place, chunk_type, tail), bits)
+            if prefetch:
+                arguments = [e.at(place, e.const(prefetch))]
+                arguments += [e.const(v, e.i32) for v in (0, 3, 1)]
+                e.intrinsic("llvm.prefetch.p0", e.ir.VoidType(), arguments)
+            return e.phases(e.load(place, chunk_type), bits)
+
+        def accumulate(t: int, lanes_: Any, chunk: Any, values: Sequence[Any]) -> Any:
+            offset = b.mul(chunk, e.const(phases * width))
+            parts = [
+                e.load(e.at(xs[t], b.add(offset, e.const(f * width))), chunk_type)
+                for f in range(phases)
+            ]
+            return e.dot(lanes_, values, parts, bits)
+
+        def per_group(
+            base: Any, element: Any, chunk: Any, partial: bool, signed: bool
+        ) -> list[Any]:
+            type_ = e.vec(element, count)
+            if spec.layout is Layout.INDEXED:
+                values = e.zero(type_)
+                for u in range(count):
+                    unit = b.add(b.mul(chunk, e.const(count)), e.const(u))
+                    group = b.sext(e.load(e.at(p[Param.INDEX], unit, e.i32), e.i32), e.i64)
+                    value = e.load(e.at(base, group, element), element)
+                    values = b.insert_element(values, value, e.const(u, e.i32))
+                return e.spread(values, signed)
+            first = b.mul(chunk, e.const(count))
+            place = e.at(base, first, element)
+            if partial:
+                return e.spread(e.load_first(place, type_, b.sub(groups, first)), signed)
+            return e.spread(e.load(place, type_), signed)
+
+        def scale(sums: Sequence[Any], entry: Any, partial: bool) -> None:
+            """Adds scale * (sums - zero * sum of x) of chunk or group `entry` to the totals."""
+            factors = per_group(scales, e.i16, entry, partial, True)
+            offsets = per_group(zeros, e.i8, entry, partial, False) if spec.group_zeros else []
+            for t, lanes_ in enumerate(sums):
+                pairs = e.split(lanes_, count)
+                if spec.group_zeros:
+                    x_sums = e.split(correction(t, entry), count)
+                    pairs = [
+                        e.extend_low(b.sub(pair, b.mul(zero, x_sum)))
+                        for pair, zero, x_sum in zip(pairs, offsets, x_sums, strict=True)
+                    ]
+                total = b.load(totals[t], typ=quad_type)
+                for pair, factor in zip(pairs, factors, strict=True):
+                    total = b.add(total, b.mul(pair, factor))
+                b.store(total, totals[t])
+
+        def fine_chunk(chunk: Any, partial: bool) -> None:
+            values = codes_of(chunk, partial)
+            scale(
+                [accumulate(t, start(t, chunk), chunk, values) for t in range(tokens)],
+                chunk,
+                partial,
+            )
+
+        def coarse_group(group: Any, first: Any, stop: Any, last: bool) -> None:
+            slots = [e.variable(start(t, group)) for t in range(tokens)]
+
+            def add(chunk: Any, partial: bool) -> None:
+                values = codes_of(chunk, partial)
+                for t, slot in enumerate(slots):
+                    b.store(accumulate(t, b.load(slot, typ=lane_type), chunk, values), slot)
+
+            with e.loop(first, stop) as chunk:
+                add(chunk, False)
+            if last:
+                with b.if_then(has_tail):
+                    add(stop, True)
+            scale([b.load(slot, typ=lane_type) for slot in slots], group, False)
+
+        if spec.layout is Layout.COARSE:
+            per = p[Param.CHUNKS_PER_GROUP]
+            whole = b.sdiv(full, per)
+            with e.loop(e.const(0), whole) as group:
+                first = b.mul(group, per)
+                coarse_group(group, first, b.add(first, per), False)
+            with b.if_then(b.icmp_signed("<", whole, groups)):
+                coarse_group(whole, b.mul(whole, per), full, True)
+        else:
+            with e.loop(e.const(0), full) as chunk:
+                fine_chunk(chunk, False)
+            with b.if_then(has_tail):
+                fine_chunk(full, True)
+        for t, slot in enumerate(totals):
+            total = e.intrinsic(
+                f"llvm.vector.reduce.add.v{lanes // 2}i64",
+                e.i64,
+                [b.load(slot, typ=quad_type)],
+            )
+            token = b.add(first_token, e.const(t))
+            b.store(total, e.at(p[Param.Y], b.add(b.mul(token, p[Param.ROWS]), row), e.i64))
+
+    take, work, done = (b.append_basic_block(name) for name in ("take", "work", "finished"))
+    b.branch(take)
+    b.position_at_end(take)
+    first_row = b.atomic_rmw("add", counter, p[Param.ROW_BLOCK], "monotonic")
+    b.cbranch(b.icmp_signed("<", first_row, p[Param.ROWS]), work, done)
+    b.position_at_end(work)
+    stop_row = e.minimum(b.add(first_row, p[Param.ROW_BLOCK]), p[Param.ROWS])
+    with e.loop(e.const(0), p[Param.TOKEN_BLOCKS]) as block:
+        first_token = b.mul(block, e.const(tokens))
+        with e.loop(first_row, stop_row) as row:
+            row_body(row, first_token)
+    b.branch(take)
+    b.position_at_end(done)
+    return e.finish()
+
+
+def compile_module(path: Path, module: Any) -> tuple[Callable[[int], None], Any]:
+    """Compiles a module of one function `void f(ptr)` to a callable that releases the GIL.
+
+    Returns:
+        The callable, taking the address of a parameter block, and the execution engine, which
+        must outlive it.
+    """
+    import ctypes
+
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    parsed = llvm.parse_assembly(str(module))
+    parsed.verify()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        opt=2, jit=True, cpu=path.cpu, features=path.features
+    )
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    # The vectors are explicit; looking for more only costs compile time.
+    options.loop_vectorization = False
+    options.slp_vectorization = False
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(parsed, builder)
+    engine = llvm.create_mcjit_compiler(parsed, machine)
+    engine.finalize_object()
+    address = engine.get_function_address(module.name)
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), engine

@@ -1,0 +1,338 @@
+"""onnxruntime as the judge: the model of an output folder, run the way a user would run it.
+
+There are two references. *As it comes*: MatMulNBits with `accuracy_level` 4, and QDQ weights that
+onnxruntime fuses into it, round activations to int8 themselves. *With float activations*: an
+in-memory copy of the graph without `accuracy_level`, and the session option that does the same for
+fused QDQ; this is what the ONNX operators mean. Weights stay in their file, memory-mapped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from intaglio.dialects.errors import UserError
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+Logits = npt.NDArray[np.float32]
+Tokens = Sequence[int] | npt.NDArray[np.integer]
+
+_ELEMENTS: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+}
+_EMPTY_NODE_NAME = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+
+
+@dataclass(frozen=True)
+class _Port:
+    """An input or output of the graph as onnxruntime states it."""
+
+    name: str
+    dtype: type[np.generic]
+    dims: tuple[int | str | None, ...]
+
+
+@dataclass
+class _Ports:
+    """The graph's inputs and outputs by what they are for."""
+
+    tokens: _Port
+    logits: _Port
+    mask: _Port | None = None
+    positions: _Port | None = None
+    caches: list[tuple[_Port, _Port]] = field(default_factory=list)
+    """Past inputs, each with the present output that feeds it in the next step."""
+
+
+class Reference:
+    """One onnxruntime session with its KV cache.
+
+    Args:
+        model: the .onnx file.
+        float_activations: run the copy that does not round activations.
+        head_width: width of a cached key or value, where the graph has only a symbol for it;
+            without it `genai_config.json` beside the model is asked.
+        observed: names of values inside the graph to return as well.
+        threads: of onnxruntime, inside an operator; all processors by default.
+
+    Raises:
+        UserError: onnxruntime cannot load the model, or the graph is no decoder.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        float_activations: bool = False,
+        head_width: int | None = None,
+        observed: Sequence[str] = (),
+        threads: int | None = None,
+    ) -> None:
+        self.model = Path(model)
+        self.float_activations = float_activations
+        self.observed = tuple(observed)
+        self._session = _session(
+            self.model, float_activations, self.observed, threads or os.cpu_count() or 1
+        )
+        self._ports = _classify(self.model, self._session)
+        self._head_width = head_width
+        self._past: dict[str, npt.NDArray[Any]] = {}
+        self.position = 0
+        """Tokens in the cache."""
+        self.reset()
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of logits, where the graph states it."""
+        size = self._ports.logits.dims[-1]
+        return size if isinstance(size, int) else None
+
+    @property
+    def only_last(self) -> bool:
+        """Whether the graph gives logits of the last token only."""
+        return self._ports.logits.dims[1:2] == (1,)
+
+    def reset(self) -> None:
+        """Forgets all tokens."""
+        self.position = 0
+        for past, _ in self._ports.caches:
+            dims = [self._dim(past, axis) for axis in range(len(past.dims))]
+            self._past[past.name] = np.zeros(dims, past.dtype)
+
+    def _dim(self, port: _Port, axis: int) -> int:
+        dim = port.dims[axis]
+        if axis == 0:
+            return 1
+        if axis == 2:
+            return 0
+        if isinstance(dim, int):
+            return dim
+        if axis == len(port.dims) - 1:
+            if self._head_width is None:
+                self._head_width = _head_width_beside(self.model)
+            if self._head_width is not None:
+                return self._head_width
+        raise UserError(
+            f"the size of '{port.name}' in axis {axis} is not known",
+            file=str(self.model),
+            hint="put the genai_config.json of the export beside the model",
+        )
+
+    def feed(self, tokens: Tokens) -> Logits:
+        """Appends tokens to the cache and gives their logits, float32 [S, V].
+
+        Raises:
+            UserError: onnxruntime fails, for example on a token id out of range.
+        """
+        if self.only_last and len(tokens) > 1:
+            return np.concatenate([self.feed([int(token)])[:, :] for token in tokens])
+        return self._run(tokens)[0]
+
+    def observe(self, tokens: Tokens) -> tuple[Logits, dict[str, npt.NDArray[Any]]]:
+        """As `feed`, with the values inside the graph that the session was made for."""
+        logits, values = self._run(tokens)
+        return logits, dict(zip(self.observed, values, strict=True))
+
+    def _run(self, tokens: Tokens) -> tuple[Logits, list[npt.NDArray[Any]]]:
+        ports, count = self._ports, len(tokens)
+        total = self.position + count
+        feeds: dict[str, npt.NDArray[Any]] = dict(self._past)
+        feeds[ports.tokens.name] = np.asarray(tokens, ports.tokens.dtype).reshape(1, count)
+        if ports.mask is not None:
+            feeds[ports.mask.name] = np.ones((1, total), ports.mask.dtype)
+        if ports.positions is not None:
+            positions = np.arange(self.position, total, dtype=ports.positions.dtype)
+            feeds[ports.positions.name] = positions.reshape(1, count)
+        wanted = [
+            ports.logits.name,
+            *(present.name for _, present in ports.caches),
+            *self.observed,
+        ]
+        with _as_user_error(self.model, "onnxruntime cannot run the model"):
+            logits, *rest = self._session.run(wanted, feeds)
+        for (past, _), present in zip(ports.caches, rest, strict=False):
+            self._past[past.name] = present
+        self.position = total
+        return np.asarray(logits, np.float32)[0], rest[len(ports.caches) :]
+
+    def generate(self, prompt: Tokens, tokens: int) -> Iterator[tuple[int, Logits]]:
+        """Greedy decoding: each new token with the logits it is the first maximum of.
+
+        Args:
+            prompt: at least one token id.
+            tokens: how many to generate.
+        """
+        self.reset()
+        following = [int(token) for token in prompt]
+        for _ in range(tokens):
+            logits = self.feed(following)[-1]
+            token = int(np.argmax(logits))
+            yield token, logits
+            following = [token]
+
+
+def model_of(folder: Path) -> Path:
+    """The ONNX file of an output folder, by its manifest.
+
+    Raises:
+        UserError: the folder is no output, or holds no model.
+    """
+    from intaglio.backend.output import MANIFEST
+
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        model = folder / manifest["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError("this is no output of intaglio compile", file=str(folder)) from error
+    if not model.is_file():
+        raise UserError("the output folder holds no model to compare with", file=str(model))
+    return model
+
+
+def _session(
+    model: Path, float_activations: bool, observed: Sequence[str], threads: int
+) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    if float_activations:
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    source: str | bytes = str(model)
+    if float_activations or observed:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(model.resolve().parent)
+        )
+        source = _edited(model, float_activations, observed)
+    with _as_user_error(model, "onnxruntime cannot load the model"):
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def _edited(model: Path, float_activations: bool, observed: Sequence[str]) -> bytes:
+    """The graph without its external data: accuracy levels removed, outputs added."""
+    import onnx
+
+    with _as_user_error(model, "the model cannot be read"):
+        proto = onnx.load(model, load_external_data=False)
+    if float_activations:
+        for node in _all_nodes(proto.graph):
+            if node.op_type == "MatMulNBits":
+                kept = [a for a in node.attribute if a.name != "accuracy_level"]
+                del node.attribute[:]
+                node.attribute.extend(kept)
+    known = {output.name for output in proto.graph.output}
+    proto.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in observed if name not in known
+    )
+    return proto.SerializeToString()
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _all_nodes(attribute.g)
+
+
+def outputs_of_nodes(model: Path) -> dict[str, list[str]]:
+    """Names of the values that each node of a graph writes; unused outputs are empty names."""
+    import onnx
+
+    with _as_user_error(model, "the model cannot be read"):
+        graph = onnx.load(model, load_external_data=False).graph
+    return {node.name: list(node.output) for node in graph.node}
+
+
+class _as_user_error:  # noqa: N801
+    """Turns what onnxruntime and protobuf raise into a `UserError` with its first line."""
+
+    def __init__(self, model: Path, what: str) -> None:
+        self.model = model
+        self.what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
+        if not isinstance(error, Exception):
+            return
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        first = _EMPTY_NODE_NAME.sub("", lines[0]) if lines else type(error).__name__
+        raise UserError(f"{self.what}: {first}", file=str(self.model)) from error
+
+
+def _classify(model: Path, session: onnxruntime.InferenceSession) -> _Ports:
+    inputs = [_port(model, one) for one in session.get_inputs()]
+    outputs = {one.name: one for one in session.get_outputs()}
+
+    def named(part: str) -> _Port | None:
+        found = (p for p in inputs if part in p.name and len(p.dims) == 2)
+        return next(found, None)
+
+    mask, positions = named("attention_mask"), named("position")
+    tokens = named("input_ids") or next(
+        (
+            p
+            for p in inputs
+            if p.dtype in (np.int64, np.int32)
+            and len(p.dims) == 2
+            and p not in (mask, positions)
+        ),
+        None,
+    )
+    logits = outputs.get("logits") or next(
+        (one for one in outputs.values() if len(one.shape) == 3), None
+    )
+    if tokens is None or logits is None:
+        raise UserError(
+            "the graph has no input of token ids or no output of logits", file=str(model)
+        )
+    presents = {_layer(n): one for n, one in outputs.items() if len(one.shape or ()) == 4}
+    ports = _Ports(tokens, _port(model, logits), mask, positions)
+    for past in inputs:
+        if past in (tokens, mask, positions):
+            continue
+        present = presents.get(_layer(past.name))
+        if len(past.dims) != 4 or present is None:
+            raise UserError(f"what the graph's input '{past.name}' is for is not known", file=str(model))
+        ports.caches.append((past, _port(model, present)))
+    return ports
+
+
+def _layer(name: str) -> tuple[tuple[str, ...], str]:
+    kind = "value" if re.search(r"value|\bv\b", name.split(".")[-1]) else "key"
+    return tuple(re.findall(r"\d+", name)), kind
+
+
+def _port(model: Path, one: Any) -> _Port:
+    dtype = _ELEMENTS.get(one.type)
+    if dtype is None:
+        raise UserError(f"'{one.name}' is a {one.type}, which numpy cannot hold", file=str(model))
+    # The transformers exporter names fixed sizes by their digits.
+    dims = (int(d) if isinstance(d, str) and d.isdigit() else d for d in one.shape)
+    return _Port(one.name, dtype, tuple(dims))
+
+
+def _head_width_beside(model: Path) -> int | None:
+    try:
+        config: Mapping[str, Any] = json.loads((model.parent / "genai_config.json").read_text())
+        return int(config["model"]["decoder"]["head_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,143 @@
+"""Cycles of whole tokens and of a generation, without running the arithmetic.
+
+One running clock counts the cycles in which the chip is not kept waiting. Cycle 0 accepts the
+first prompt token. The next token is accepted in the cycle in which all queues are idle, so a token
+takes a *period*: the latest finish of its instructions. Prompt tokens before the last run without
+the blocks that only a wanted token needs. A token is *out* when its `sample` instruction finishes;
+it may be accepted as the next input from the end of the period on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from intaglio.dialects import timeline
+from intaglio.dialects.timeline import Span
+from intaglio.runtime.program import Program
+
+Cycles = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TokenCycles:
+    """Cycles of tokens at some positions, counted from the acceptance of each; int64 [positions].
+
+    Attributes:
+        period: until the next token may be accepted.
+        out: until the token that follows is out; equal to `period` where none is wanted.
+    """
+
+    period: Cycles
+    out: Cycles
+
+
+@dataclass(frozen=True)
+class GenerationCycles:
+    """Cycles of a prompt and the tokens generated after it.
+
+    Attributes:
+        prefill: from the first prompt token accepted to the first token out.
+        tokens: `tokens[0]` is the last prompt token's own, from its acceptance to token 0 out;
+            `tokens[i]` is from token i-1 out to token i out: what remains of the period in which
+            token i-1 came out, then the time of token i-1 from its acceptance to token i out.
+    """
+
+    prefill: int
+    tokens: tuple[int, ...]
+
+    def per_second(self, clock_hz: int) -> float | None:
+        """Tokens a second after the first; None with fewer than two."""
+        later = self.tokens[1:]
+        return clock_hz * len(later) / sum(later) if later else None
+
+
+def spans(
+    program: Program, positions: npt.ArrayLike, sampled: bool = True
+) -> Iterator[tuple[Span, int]]:
+    """Start and finish of every instruction instance, with the number of its block.
+
+    Args:
+        program: the compiled model.
+        positions: int [P], evaluated at once.
+        sampled: whether a token is wanted, so that sampled blocks run.
+    """
+    kept = [i for i, block in enumerate(program.blocks) if sampled or not block.sampled]
+    blocks = [program.blocks[i].timing for i in kept]
+    for span in timeline.simulate(blocks, program.machine.issue, positions):
+        yield span, kept[span.block]
+
+
+def token_cycles(program: Program, positions: npt.ArrayLike, sampled: bool = True) -> TokenCycles:
+    """Cycles of one token at each of the given positions.
+
+    Args:
+        program: the compiled model.
+        positions: int [P].
+        sampled: whether its successor is wanted.
+    """
+    where = np.atleast_1d(np.asarray(positions, np.int64))
+    period = np.zeros_like(where)
+    out: Cycles | None = None
+    for span, block in spans(program, where, sampled):
+        period = np.maximum(period, span.finish)
+        if program.blocks[block].instructions[span.instruction].opcode == "sample":
+            out = span.finish
+    return TokenCycles(period, period if out is None else out)
+
+
+def generation_cycles(program: Program, prompt: int, tokens: int) -> GenerationCycles:
+    """Cycles of `tokens` tokens generated after a prompt.
+
+    Args:
+        program: the compiled model.
+        prompt: number of prompt tokens, at least 1.
+        tokens: number of generated tokens, at least 1.
+    """
+    before = token_cycles(program, np.arange(prompt - 1), sampled=False).period
+    wanted = token_cycles(program, np.arange(prompt - 1, prompt - 1 + tokens))
+    return generation_from(int(before.sum()), wanted)
+
+
+def generation_from(before: int, wanted: TokenCycles) -> GenerationCycles:
+    """The generation whose prompt took `before` cycles up to its last token.
+
+    Args:
+        before: cycles from the first prompt token accepted to the last one accepted.
+        wanted: cycles of the last prompt token and of the generated tokens that were fed back.
+    """
+    rest = wanted.period[:-1] - wanted.out[:-1]
+    first, *later = (int(cycles) for cycles in wanted.out)
+    tokens = (first, *(int(r) + own for r, own in zip(rest, later, strict=True)))
+    return GenerationCycles(before + first, tokens)
+
+
+def critical_path(program: Program, position: int, sampled: bool = True) -> list[Span]:
+    """The instruction instances that the token's period consists of, first to last.
+
+    Each starts `issue` cycles after its predecessor in the list finishes; so the durations and one
+    `issue` for each add up to the period.
+    """
+    found: list[Span] = []
+    before: list[int | None] = []
+    done: dict[str, list[int]] = {queue: [] for queue in timeline.QUEUES}
+    base: dict[str, int] = {}
+    for number, (span, block) in enumerate(spans(program, [position], sampled)):
+        if span.instruction == 0:
+            base = {queue: len(numbers) for queue, numbers in done.items()}
+        issue = program.blocks[block].instructions[span.instruction].issue
+        waited = done[issue.queue][-1:]
+        for queue, count in issue.waits.items():
+            if last := base[queue] + count:
+                waited.append(done[queue][last - 1])
+        before.append(max(waited, key=lambda one: int(found[one].finish[0]), default=None))
+        done[issue.queue].append(number)
+        found.append(replace(span, block=block))
+    path: list[Span] = []
+    step = max(range(len(found)), key=lambda one: int(found[one].finish[0]), default=None)
+    while step is not None:
+        path.append(found[step])
+        step = before[step]
+    return path[::-1]

@@ -1,0 +1,205 @@
+"""Codes: formats, packing, matrices, and the integers made from floats."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from intaglio.dialects.codes import (
+    FORMATS,
+    Matrix,
+    decode,
+    e4m3_decode,
+    e4m3_encode,
+    fixed,
+    fixed_mantissas,
+    mantissas,
+    pack,
+    scale_mantissas,
+    unpack,
+)
+from intaglio.dialects.fixed_point import Saturations
+
+settings.register_profile("unit", max_examples=60, deadline=None)
+settings.load_profile("unit")
+
+BITS = st.sampled_from([2, 4, 8])
+
+
+def e4m3_value(code: int) -> int:
+    """The OCP definition, in units of 2**-9."""
+    power, fraction = (code & 127) >> 3, code & 7
+    value = Fraction(fraction, 8) * Fraction(2) ** -6
+    if power:
+        value = (1 + Fraction(fraction, 8)) * Fraction(2) ** (power - 7)
+    assert (value * 512).denominator == 1
+    return int(value * 512) * (-1 if code & 128 else 1)
+
+
+E4M3 = [e4m3_value(code) for code in range(127)]
+
+
+def slow_e4m3(t: Fraction) -> int:
+    """Nearest code; ties go to the even one; the sign bit is kept."""
+    size = abs(t)
+    above = min(bisect.bisect_left(E4M3, size), 126)
+    below = max(above - 1, 0)
+    to_above, to_below = abs(E4M3[above] - size), abs(size - E4M3[below])
+    nearest = above if to_above < to_below or (to_above == to_below and above % 2 == 0) else below
+    return nearest + (128 if t < 0 else 0)
+
+
+def test_e4m3_decode() -> None:
+    codes = [code for code in range(256) if code & 127 != 127]
+    assert e4m3_decode(np.array(codes)).tolist() == [e4m3_value(code) for code in codes]
+    assert E4M3[-1] == 448 << 9 == FORMATS["fp8"].limit
+
+
+@given(st.lists(st.integers(-(2**27), 2**27), min_size=1), st.integers(1, 12))
+def test_e4m3_encode(ts: list[int], fraction_bits: int) -> None:
+    expected = [slow_e4m3(Fraction(t, 1 << fraction_bits)) for t in ts]
+    assert e4m3_encode(np.array(ts), fraction_bits).tolist() == expected
+
+
+def test_e4m3_encode_is_exact_on_its_numbers_and_at_ties() -> None:
+    values = np.array(E4M3)
+    assert e4m3_encode(values << 8, 8).tolist() == list(range(127))
+    ties = [(a + b) << 7 for a, b in itertools.pairwise(E4M3)]
+    assert e4m3_encode(np.array(ties), 8).tolist() == [i + i % 2 for i in range(126)]
+    assert e4m3_encode(np.array([2**60, -(2**60)]), 8).tolist() == [126, 254]
+
+
+def test_formats() -> None:
+    assert {n: (f.limit, f.low, f.high) for n, f in FORMATS.items() if n != "fp8"} == {
+        "int4": (7, -8, 7),
+        "int6": (31, -32, 31),
+        "int8": (127, -128, 127),
+        "int16": (32767, -32768, 32767),
+        "uint8": (255, 0, 255),
+        "uint16": (65535, 0, 65535),
+    }
+    widths = {n: f.decoded_bits for n, f in FORMATS.items()}
+    assert widths == {
+        "int4": 4, "int6": 6, "int8": 8, "int16": 16, "uint8": 8, "uint16": 16, "fp8": 19
+    }  # fmt: skip
+    codes = np.array([3, -4])
+    assert decode(codes, "int8") is codes
+    assert decode(np.array([0x38], np.uint8), "fp8").tolist() == [512]
+
+
+@given(st.data(), BITS, st.integers(1, 3), st.integers(1, 19))
+def test_pack_and_unpack(data: st.DataObject, bits: int, rows: int, columns: int) -> None:
+    flat = data.draw(
+        st.lists(st.integers(0, (1 << bits) - 1), min_size=rows * columns, max_size=rows * columns)
+    )
+    codes = np.array(flat).reshape(rows, columns)
+    packed = pack(codes, bits)
+    assert packed.shape == (rows, -(-columns * bits // 8))
+    for row, data_row in zip(codes.tolist(), packed.tolist(), strict=True):
+        number = sum(code << (bits * i) for i, code in enumerate(row))
+        assert number == int.from_bytes(bytes(data_row), "little")
+    assert unpack(packed, bits, columns).tolist() == codes.tolist()
+
+
+def test_pack_refuses() -> None:
+    with pytest.raises(ValueError, match="2, 4 or 8"):
+        pack(np.zeros((1, 4), int), 3)
+    with pytest.raises(ValueError, match="outside"):
+        pack(np.array([[4]]), 2)
+
+
+@given(st.integers(0, 2**32 - 1), BITS, st.integers(1, 5), st.integers(1, 21), st.integers(1, 8))
+def test_matrix(seed: int, bits: int, rows: int, columns: int, group: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = -(-columns // group)
+    q = rng.integers(0, 1 << bits, (rows, columns))
+    zeros = rng.integers(0, 1 << bits, (rows, groups)).astype(np.uint8)
+    scales = rng.integers(-32768, 32768, (rows, groups)).astype(np.int16)
+    for zero in (zeros, 1):
+        matrix = Matrix(pack(q, bits), bits, columns, group, zero, scales, 5)
+        assert (matrix.rows, matrix.groups) == (rows, groups)
+        assert matrix.unpack().tolist() == q.tolist()
+        picked = np.array([rows - 1, 0])
+        values = [
+            [
+                (int(q[n, k]) - int(matrix.zeros()[n, k // group])) * int(scales[n, k // group])
+                for k in range(columns)
+            ]
+            for n in range(rows)
+        ]
+        assert matrix.values().tolist() == values
+        assert matrix.values(picked).tolist() == [values[-1], values[0]]
+        assert matrix.zeros(picked).shape == (2, groups)
+
+
+def test_matrix_refuses() -> None:
+    codes, scales = np.zeros((2, 4), np.uint8), np.zeros((2, 2), np.int16)
+    good = (codes, 4, 8, 4, 8, scales, 0)
+    Matrix(*good)
+    for place, wrong, message in [
+        (0, codes[:, :3], "codes"),
+        (1, 3, "2, 4 or 8"),
+        (4, 16, "zero point"),
+        (4, np.zeros((2, 1), np.uint8), "zeros"),
+        (5, scales.astype(np.int32), "scales"),
+    ]:
+        arguments = [*good]
+        arguments[place] = wrong
+        with pytest.raises(ValueError, match=message):
+            Matrix(*arguments)
+
+
+FLOATS = st.lists(st.floats(-(2.0**40), 2.0**40, allow_subnormal=False), min_size=1, max_size=20)
+
+
+@given(FLOATS, st.sampled_from([8, 12, 16, 24, 32]))
+def test_mantissas(values: list[float], bits: int) -> None:
+    found = mantissas(values, bits)
+    limit = (1 << (bits - 1)) - 1
+    exact = [Fraction(v) * Fraction(2) ** found.exponent for v in values]
+    assert found.values.tolist() == [round(v) for v in exact]
+    if any(values):
+        largest = max(map(abs, exact))
+        assert round(largest) <= limit < round(2 * largest)
+        errors = [abs(round(v) - v) / Fraction(2) ** found.exponent for v in exact]
+        assert found.absolute_loss == pytest.approx(float(max(errors)))
+        relative = [e / abs(Fraction(v)) for e, v in zip(errors, values, strict=True) if v]
+        assert found.relative_loss == pytest.approx(float(max(relative)))
+    else:
+        assert found.exponent == found.absolute_loss == found.relative_loss == 0
+
+
+def test_mantissas_of_half_floats_and_notable_values() -> None:
+    scales = np.array([[0.5, 2**-12]], np.float16)
+    found = scale_mantissas(scales)
+    assert found.values.dtype == np.int16
+    assert found.values.tolist() == [[16384, 8]]
+    assert (found.exponent, found.relative_loss) == (15, 0)
+    assert scale_mantissas([32767.6]).exponent == -1
+    assert fixed_mantissas([1.0, -1.0], 8).values.tolist() == [64, -64]
+    assert fixed_mantissas([1.0], 8).values.dtype == np.int8
+    assert fixed_mantissas(np.ones(3), 24).values.dtype == np.int32
+    with pytest.raises(ValueError, match="infinities"):
+        scale_mantissas([1.0, float("nan")])
+
+
+def test_mantissas_in_blocks() -> None:
+    values = np.linspace(-3, 3, (1 << 20) + 5).astype(np.float32)
+    found = mantissas(values, 16)
+    assert (np.abs(found.values * 2.0**-found.exponent - values) <= found.absolute_loss).all()
+    assert found.absolute_loss <= 2.0 ** -(found.exponent + 1)
+
+
+def test_fixed() -> None:
+    counter = Saturations()
+    x = fixed([0.5, -1.5 / 65536, 2.5 / 65536, 40000, -40000], 16, saturations=counter)
+    assert x.tolist() == [32768, -2, 2, 2**31 - 1, -(2**31)]
+    assert counter.count == 2
+    assert fixed(np.float32(1), 14, 16) == 16384
+    with pytest.raises(ValueError, match="infinities"):
+        fixed([float("inf")], 16)

@@ -1,0 +1,206 @@
+"""Small graphs, and a plain float64 evaluator of the float stage of rom."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from intaglio.dialects import rom
+from intaglio.lowering.onnx.importer import ImportedModel
+from intaglio.lowering.parameters import ParameterSource, unpack_codes
+
+
+def dequantised(source: ParameterSource, bits: int, group: int, zero: int | None) -> np.ndarray:
+    """A matrix source as plain numbers [N, K], read in uneven chunks."""
+    n, k = source.dims
+    parts = []
+    for r0 in range(0, n, 7):
+        r1 = min(n, r0 + 7)
+        packed = np.asarray(source.packed_rows(r0, r1))
+        assert packed.dtype == np.uint8 and packed.shape == (r1 - r0, -(-k * bits // 8))
+        if k * bits % 8:
+            assert not (packed[:, -1] >> np.uint8(k * bits % 8)).any(), "padding bits must be zero"
+        codes = unpack_codes(packed, bits, k).astype(np.float64)
+        scales = source.scales(r0, r1)
+        assert scales.dtype == np.float32 and scales.shape == (r1 - r0, -(-k // group))
+        zeros = source.zeros(r0, r1)
+        assert (zeros is None) == (zero is not None)
+        if zeros is None:
+            points = np.full(scales.shape, float(zero or 0))
+        else:
+            assert zeros.dtype == np.uint8 and zeros.shape == scales.shape
+            points = zeros.astype(np.float64)
+        index = np.arange(k) // group
+        parts.append((codes - points[:, index]) * scales[:, index].astype(np.float64))
+    return np.concatenate(parts)
+
+
+class Evaluator:
+    """Runs a float-stage module token by token, as its operators' docstrings say."""
+
+    def __init__(self, model: ImportedModel) -> None:
+        self.model = model
+        ops = list(model.module.body.block.ops)
+        self.parameters = {
+            op.sym_name.data: self._constant(op) for op in ops if isinstance(op, rom.ParameterOp)
+        }
+        self.caches: dict[str, list[np.ndarray]] = {
+            op.sym_name.data: [] for op in ops if isinstance(op, rom.CacheOp)
+        }
+        self.cache_ops = {op.sym_name.data: op for op in ops if isinstance(op, rom.CacheOp)}
+        self.layers = {op.sym_name.data: op for op in ops if isinstance(op, rom.LayerOp)}
+        (self.step,) = (op for op in ops if isinstance(op, rom.StepOp))
+
+    def _constant(self, op: rom.ParameterOp) -> np.ndarray:
+        type_ = op.type
+        assert isinstance(type_, rom.ROMTensorType | rom.AdapterType)
+        source = self.model.parameters[op.key.data]
+        assert source.dims == type_.dims and source.code == type_.code.data
+        if not type_.is_matrix:
+            value = source.values(0, source.dims[0]).astype(np.float64)
+        else:
+            zero = None if type_.zeros.data else op.zero.value.data if op.zero else None
+            value = dequantised(source, type_.bits, type_.group.data, zero)
+        return value
+
+    def run(self, tokens: list[int]) -> np.ndarray:
+        """Logits [tokens, vocabulary]."""
+        return np.array([self._step(t, p) for p, t in enumerate(tokens)])
+
+    def _step(self, token: int, position: int) -> np.ndarray:
+        block = self.step.body.block
+        values: dict[Any, Any] = {block.args[0]: token, block.args[1]: position}
+        return self._block(block, values, {}, 0)
+
+    def _block(self, block: Any, v: dict[Any, Any], bound: dict[str, str], instance: int) -> Any:
+        def named(symbol: Any) -> str:
+            name = symbol.root_reference.data
+            return bound.get(name, name)
+
+        def constant(symbol: Any) -> np.ndarray:
+            return self.parameters[named(symbol)]
+
+        for op in block.ops:
+            match op:
+                case rom.SlotOp():
+                    continue
+                case rom.EmitOp():
+                    assert v[op.token] == int(np.argmax(v[op.logits]))
+                    return v[op.logits]
+                case rom.YieldOp():
+                    return [v[x] for x in op.values]
+                case rom.RepeatOp():
+                    layer = self.layers[op.layer.root_reference.data]
+                    carried = [v[x] for x in op.inputs]
+                    for number, one in enumerate(op.instances):
+                        args = layer.body.block.args
+                        inner = {args[0]: v[op.position], **dict(zip(args[1:], carried, strict=True))}
+                        slots = {k: s.root_reference.data for k, s in one.data.items()}  # pyright: ignore
+                        carried = self._block(layer.body.block, inner, slots, number)
+                    v.update(zip(op.outputs, carried, strict=True))
+                    continue
+                case rom.AppendOp():
+                    self._append(named(op.cache), v[op.input])
+                    continue
+                case rom.EmbedOp():
+                    y = constant(op.table)[v[op.token]]
+                case rom.LinearOp():
+                    y = constant(op.weights) @ v[op.input]
+                    y = y + constant(op.bias) if op.bias else y
+                case rom.RMSNormOp():
+                    x = v[op.input].reshape(op.groups.value.data, -1)
+                    y = x / np.sqrt((x * x).mean(1, keepdims=True) + op.eps.value.data)
+                    y = (y * constant(op.gamma)).reshape(-1)
+                case rom.LayerNormOp():
+                    x = v[op.input]
+                    y = (x - x.mean()) / np.sqrt(x.var() + op.eps.value.data) * constant(op.gamma)
+                    y = y + constant(op.beta) if op.beta else y
+                case rom.RotaryOp():
+                    y = self._rotary(op, v[op.input], v[op.position], constant)
+                case rom.AttentionOp():
+                    y = self._attention(op, v[op.query], named(op.keys), named(op.values))
+                case rom.ActivateOp():
+                    y = _activate(op.kind.data, v[op.input])
+                case rom.AddOp():
+                    y = v[op.lhs] + v[op.rhs]
+                case rom.MulOp():
+                    y = v[op.lhs] * v[op.rhs]
+                case rom.ScaleOp():
+                    y = v[op.input] * op.factor.value.data
+                case rom.SoftcapOp():
+                    y = op.cap.value.data * np.tanh(v[op.input] / op.cap.value.data)
+                case rom.SliceOp():
+                    first = op.offset.value.data
+                    y = v[op.input][first : first + rom.vector_size(op.output.type)]
+                case rom.SampleOp():
+                    y = int(np.argmax(v[op.input]))
+                case _:
+                    raise AssertionError(op.name)
+            v[op.results[0]] = y
+        raise AssertionError("no terminator")
+
+    def _append(self, name: str, x: np.ndarray) -> None:
+        op = self.cache_ops[name]
+        if op.static_scale is not None:
+            bits = {"int8": 8, "int4": 4}[op.type.format.data]  # pyright: ignore
+            scale = op.static_scale.value.data  # pyright: ignore
+            x = np.clip(np.rint(x / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) * scale
+        self.caches[name].append(x)
+
+    def _rotary(self, op: rom.RotaryOp, x: np.ndarray, position: int, constant: Any) -> np.ndarray:
+        cos, sin = constant(op.cos)[position], constant(op.sin)[position]
+        y = x.reshape(op.heads.value.data, -1).copy()
+        width = op.rotary_dim.value.data
+        if op.interleaved:
+            a, b = y[:, 0:width:2].copy(), y[:, 1:width:2].copy()
+            y[:, 0:width:2], y[:, 1:width:2] = a * cos - b * sin, b * cos + a * sin
+        else:
+            a, b = y[:, : width // 2].copy(), y[:, width // 2 : width].copy()
+            y[:, : width // 2], y[:, width // 2 : width] = a * cos - b * sin, b * cos + a * sin
+        return y.reshape(-1)
+
+    def _attention(self, op: rom.AttentionOp, q: np.ndarray, keys: str, values: str) -> np.ndarray:
+        type_ = self.cache_ops[keys].type
+        assert isinstance(type_, rom.KVType)
+        kv = type_.heads.data
+        heads = op.heads.value.data
+        k = np.array(self.caches[keys]).reshape(-1, kv, type_.width.data)
+        v = np.array(self.caches[values]).reshape(-1, kv, type_.width.data)
+        if op.window is not None:
+            k, v = k[-op.window.value.data :], v[-op.window.value.data :]
+        k, v = (np.repeat(x, heads // kv, axis=1) for x in (k, v))
+        scores = np.einsum("hd,thd->ht", q.reshape(heads, -1), k) * op.scale.value.data
+        if op.softcap is not None:
+            cap = op.softcap.value.data
+            scores = cap * np.tanh(scores / cap)
+        p = np.exp(scores - scores.max(1, keepdims=True))
+        return np.einsum("ht,thd->hd", p / p.sum(1, keepdims=True), v).reshape(-1)
+
+
+_erf = np.vectorize(math.erf)
+
+
+def _activate(kind: str, x: np.ndarray) -> np.ndarray:
+    sigmoid = 1 / (1 + np.exp(-x))
+    match kind:
+        case "silu":
+            return x * sigmoid
+        case "sigmoid":
+            return sigmoid
+        case "quick_gelu":
+            return x / (1 + np.exp(-1.702 * x))
+        case "gelu_tanh":
+            return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        case "gelu_erf":
+            return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
+        case "relu":
+            return np.maximum(x, 0)
+        case "relu2":
+            return np.maximum(x, 0) ** 2
+        case "tanh":
+            return np.tanh(x)
+    raise AssertionError(kind)
