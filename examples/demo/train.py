@@ -48,7 +48,7 @@ HELD_OUT_BYTES = 96 * 1024
 
 CONTEXT = 512
 BLOCK = 32
-PROMPTS = ("In the beginning ", "And Jesus answered and said unto them, ")
+PROMPTS = ("The LORD is my shepherd; ", "Then Moses ")
 SHIPPED = ("model.onnx", "model.onnx.data", "genai_config.json")
 
 
