@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -131,7 +131,7 @@ def _write_ir(module: ModuleOp, path: Path) -> None:
     path.write_text(text.getvalue() + "\n")
 
 
-def _reference(model: Path, external: list[Path], folder: Path) -> dict[str, Path]:
+def _reference(model: Path, external: Sequence[Path], folder: Path) -> dict[str, Path]:
     """Puts the model and what belongs to it into the output folder; gives the files by name."""
     files: dict[str, Path] = {f"{REFERENCE}/{model.name}": model}
     for path in external:

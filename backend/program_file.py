@@ -13,7 +13,6 @@ from intaglio.dialects.fabric import machine_of
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
 from xdsl.dialects.builtin import (
     ArrayAttr,
-    DenseArrayBase,
     IntegerAttr,
     IntegerType,
     ModuleOp,
@@ -144,8 +143,6 @@ def plain(attribute: Attribute) -> Any:
             return True
         case ArrayAttr():
             return [plain(one) for one in attribute]
-        case DenseArrayBase():
-            return list(attribute.get_values())
         case rom.RealAttr():
             return [attribute.mantissa.data, attribute.exponent.data]
         case rom.FixedType():

@@ -135,6 +135,8 @@ class Target:
             kv=self.text("formats.kv"),
             probabilities=self.text("formats.probabilities"),
             embedding=self.text("formats.embedding"),
+            embedding_store=self.text("policy.embedding_store"),
+            head_store=self.text("policy.head_store"),
             fraction_bits=self.integer("formats.fraction_bits"),
             **latencies,
         )

@@ -23,21 +23,22 @@ from xdsl.dialects.builtin import (
     I64,
     ArrayAttr,
     DictionaryAttr,
-    FlatSymbolRefAttr,
     IntAttr,
     IntegerAttr,
     ModuleOp,
     StringAttr,
     SymbolRefAttr,
+    UnitAttr,
     i64,
 )
-from xdsl.ir import Attribute, Dialect, ParametrizedAttribute
+from xdsl.ir import Attribute, Dialect, Operation, ParametrizedAttribute
 from xdsl.irdl import (
     BaseAttr,
     IRDLOperation,
     ParsePropInAttrDict,
     irdl_attr_definition,
     irdl_op_definition,
+    opt_prop_def,
     prop_def,
     traits_def,
 )
@@ -54,7 +55,8 @@ def matrix_shape(type_: ROMTensorType | AdapterType) -> MatrixShape:
     """A tensor type as tiling sees it; a dense table is a matrix without scales."""
     if type_.is_matrix:
         scale_bits = SCALE_BITS + (type_.bits if type_.zeros.data else 0)
-        return MatrixShape(*type_.dims, type_.group.data, type_.bits, scale_bits)
+        rows, columns = type_.dims
+        return MatrixShape(rows, columns, type_.group.data, type_.bits, scale_bits)
     rows, columns = type_.dims if len(type_.dims) == 2 else (1, type_.dims[0])
     return MatrixShape(rows, columns, columns, type_.bits, 0)
 
@@ -210,7 +212,7 @@ def machine_of(module: ModuleOp) -> Machine:
 
 
 class _PlacesBuffer(SymbolUserOpInterface):
-    def verify(self, op: IRDLOperation) -> None:
+    def verify(self, op: Operation) -> None:
         buffer = op.properties["buffer"]
         assert isinstance(buffer, SymbolRefAttr)
         _ = resolve(op, buffer)
@@ -223,7 +225,8 @@ _symbol = BaseAttr(SymbolRefAttr)
 class EngraveOp(IRDLOperation):
     """Puts a tensor into the ROM of matrix tiles.
 
-    The pieces cover every row once, lie on the chip, and fit its L-Units.
+    The pieces cover every row once, lie on the chip, and fit its L-Units. With `extra` the tensor
+    lies in ROM that the published chip does not have (see the policy of the target).
 
     Example:
     ```
@@ -234,15 +237,17 @@ class EngraveOp(IRDLOperation):
     name = "fabric.engrave"
     buffer = prop_def(_symbol)
     pieces = prop_def(ArrayAttr[PieceAttr])
-    assembly_format = "$buffer `in` $pieces attr-dict"
+    extra = opt_prop_def(UnitAttr)
+    assembly_format = "$buffer `in` $pieces (`extra` $extra^)? attr-dict"
     irdl_options = (ParsePropInAttrDict(),)
     traits = traits_def(_PlacesBuffer())
 
-    def __init__(self, buffer: str, pieces: Sequence[Piece]) -> None:
+    def __init__(self, buffer: str, pieces: Sequence[Piece], extra: bool = False) -> None:
         super().__init__(
             properties={
-                "buffer": FlatSymbolRefAttr(buffer),
+                "buffer": SymbolRefAttr(buffer),
                 "pieces": ArrayAttr([PieceAttr.of(piece) for piece in pieces]),
+                "extra": UnitAttr() if extra else None,
             }
         )
 
@@ -267,11 +272,17 @@ class EngraveOp(IRDLOperation):
         if not isinstance(module, ModuleOp):
             return
         machine = machine_of(module)
-        for attr in self.pieces:
-            _verify_piece(name, attr.piece, shape, machine)
+        pieces = [attr.piece for attr in self.pieces]
+        for piece in pieces:
+            _verify_piece(name, piece, shape, machine, extra=self.extra is not None)
+        for number, piece in enumerate(pieces):
+            for other in pieces[:number]:
+                _verify_apart(name, piece, other, shape, machine)
 
 
-def _verify_piece(name: str, piece: Piece, shape: MatrixShape, machine: Machine) -> None:
+def _verify_piece(
+    name: str, piece: Piece, shape: MatrixShape, machine: Machine, *, extra: bool
+) -> None:
     if piece.first_tile + piece.tiles > machine.tiles:
         raise VerifyException(
             f"a piece of @{name} ends at tile {piece.first_tile + piece.tiles}, "
@@ -284,11 +295,40 @@ def _verify_piece(name: str, piece: Piece, shape: MatrixShape, machine: Machine)
         )
     word_bits = machine.lanes * machine.plane_bits
     words = piece.base + piece.code_words(shape, machine)
-    if words * word_bits > machine.rom_bits:
+    if words * word_bits > machine.rom_bits and not extra:
         raise VerifyException(
             f"a piece of @{name} needs {words} words of {word_bits} bits in a bank of "
             f"{machine.rom_bits} bits"
         )
+
+
+def _verify_apart(
+    name: str, piece: Piece, other: Piece, shape: MatrixShape, machine: Machine
+) -> None:
+    """Two pieces of a matrix on a common tile lie at different addresses."""
+    if (
+        piece.first_tile >= other.first_tile + other.tiles
+        or other.first_tile >= piece.first_tile + piece.tiles
+    ):
+        return
+    for what, first, count, second, number in (
+        (
+            "code words",
+            piece.base,
+            piece.code_words(shape, machine),
+            other.base,
+            other.code_words(shape, machine),
+        ),
+        (
+            "group scales",
+            piece.scale_base,
+            piece.scale_words(shape, machine),
+            other.scale_base,
+            other.scale_words(shape, machine),
+        ),
+    ):
+        if first < second + number and second < first + count:
+            raise VerifyException(f"two pieces of @{name} share {what} of a tile")
 
 
 @irdl_op_definition
@@ -312,7 +352,7 @@ class ConstantOp(IRDLOperation):
     def __init__(self, buffer: str, address: int) -> None:
         super().__init__(
             properties={
-                "buffer": FlatSymbolRefAttr(buffer),
+                "buffer": SymbolRefAttr(buffer),
                 "address": IntegerAttr(address, i64),
             }
         )
@@ -351,7 +391,7 @@ class ReserveOp(IRDLOperation):
     def __init__(self, buffer: str, address: int, size: int) -> None:
         super().__init__(
             properties={
-                "buffer": FlatSymbolRefAttr(buffer),
+                "buffer": SymbolRefAttr(buffer),
                 "address": IntegerAttr(address, i64),
                 "size": IntegerAttr(size, i64),
             }
@@ -404,7 +444,7 @@ class AdapterSlotOp(IRDLOperation):
     def __init__(self, buffer: str, rank: int, address: int, size: int) -> None:
         super().__init__(
             properties={
-                "buffer": FlatSymbolRefAttr(buffer),
+                "buffer": SymbolRefAttr(buffer),
                 "rank": IntegerAttr(rank, i64),
                 "address": IntegerAttr(address, i64),
                 "size": IntegerAttr(size, i64),

@@ -56,6 +56,10 @@ class Machine:
     embedding: str
     """Format of embeddings that arrive as floats: int16 or int8."""
     fraction_bits: int
+    # Policy
+    embedding_store: str
+    """`rom`, or `extra-rom`: banks made deeper than published, the surplus reported."""
+    head_store: str
     # Latencies, cycles
     issue: int
     """Between the last condition an instruction waits for and its start."""

@@ -18,7 +18,6 @@ from xdsl.dialects.builtin import (
     ArrayAttr,
     DenseArrayBase,
     DictionaryAttr,
-    FlatSymbolRefAttr,
     IntegerAttr,
     StringAttr,
     SymbolNameConstraint,
@@ -146,9 +145,9 @@ class InstructionOp(IRDLOperation):
             properties={
                 "opcode": StringAttr(opcode),
                 "queue": StringAttr(queue),
-                "reads": ArrayAttr([FlatSymbolRefAttr(b) for b in reads]),
-                "writes": ArrayAttr([FlatSymbolRefAttr(b) for b in writes]),
-                "uses": DictionaryAttr({r: FlatSymbolRefAttr(s) for r, s in uses.items()}),
+                "reads": ArrayAttr([SymbolRefAttr(b) for b in reads]),
+                "writes": ArrayAttr([SymbolRefAttr(b) for b in writes]),
+                "uses": DictionaryAttr({r: SymbolRefAttr(s) for r, s in uses.items()}),
                 "waits": DictionaryAttr({q: IntegerAttr(n, i64) for q, n in waits.items()}),
                 "duration": StringAttr(str(duration)),
                 "arguments": DictionaryAttr(arguments) if arguments else None,
@@ -189,9 +188,10 @@ class InstructionOp(IRDLOperation):
             for used in (*self.reads, *self.writes):
                 if used.root_reference.data not in buffers:
                     raise VerifyException(f"no buffer @{used.root_reference.data} is declared")
-            slots = set(block.instances.data[0].data)
-            for slot in self.uses.data.values():
-                assert isinstance(slot, SymbolRefAttr)
+            slots = {slot for instance in block.instances for slot in instance.data}
+            for role, slot in self.uses.data.items():
+                if not isinstance(slot, SymbolRefAttr):
+                    raise VerifyException(f"'{role}' of '{opcode}' names no slot")
                 if slot.root_reference.data not in slots:
                     raise VerifyException(
                         f"no instance of @{block.sym_name.data} binds slot "
@@ -233,7 +233,7 @@ class BlockOp(IRDLOperation):
                 "sym_name": StringAttr(name),
                 "instances": ArrayAttr(
                     [
-                        DictionaryAttr({s: FlatSymbolRefAttr(b) for s, b in one.items()})
+                        DictionaryAttr({s: SymbolRefAttr(b) for s, b in one.items()})
                         for one in instances
                     ]
                 ),
@@ -257,13 +257,24 @@ class BlockOp(IRDLOperation):
         )
 
     def verify_(self) -> None:
-        """Instances bind the same slots."""
+        """Instances bind the same slots; no instruction waits for what is issued after it."""
         if not self.instances.data:
             raise VerifyException("a block has at least one instance")
         slots = set(self.instances.data[0].data)
         for instance in self.instances:
             if set(instance.data) != slots:
                 raise VerifyException(f"instances of @{self.sym_name.data} bind different slots")
+        issued = dict.fromkeys(timeline.QUEUES, 0)
+        for instruction in self.instructions:
+            for queue, count in instruction.waits.data.items():
+                if not isinstance(count, IntegerAttr) or count.value.data < 0:
+                    raise VerifyException(f"a wait for queue '{queue}' is a count, not {count}")
+                if count.value.data > issued[queue]:
+                    raise VerifyException(
+                        f"'{instruction.opcode.data}' waits for {count.value.data} instructions "
+                        f"of queue '{queue}', {issued[queue]} are issued before it"
+                    )
+            issued[instruction.queue.data] += 1
 
 
 @irdl_op_definition
@@ -303,8 +314,8 @@ class ProgramOp(IRDLOperation):
             properties={
                 "sym_name": StringAttr(name),
                 "positions": DenseArrayBase.from_list(i64, list(positions)),
-                "logits": FlatSymbolRefAttr(logits),
-                "token": FlatSymbolRefAttr(token),
+                "logits": SymbolRefAttr(logits),
+                "token": SymbolRefAttr(token),
             },
             regions=[Region(Block(list(ops)))],
         )

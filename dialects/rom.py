@@ -16,7 +16,6 @@ from xdsl.dialects.builtin import (
     I64,
     ArrayAttr,
     DictionaryAttr,
-    FlatSymbolRefAttr,
     FloatAttr,
     IndexType,
     IntAttr,
@@ -441,18 +440,18 @@ class ProbabilitiesType(ParametrizedAttribute, TypeAttribute):
 VectorType = TensorType | FixedType
 """A value of the float stage or of the integer stage."""
 
-_vector = AnyOf([BaseAttr(TensorType), BaseAttr(FixedType)])
-_real = AnyOf([BaseAttr(FloatAttr), BaseAttr(RealAttr)])
+_vector = AnyOf((BaseAttr(TensorType), BaseAttr(FixedType)))
+_real = AnyOf((BaseAttr(FloatAttr), BaseAttr(RealAttr)))
 _token = EqAttrConstraint(i32)
 _position = EqAttrConstraint(IndexType())
 _symbol = BaseAttr(SymbolRefAttr)
-_buffer = AnyOf([BaseAttr(ROMTensorType), BaseAttr(AdapterType), BaseAttr(KVType)])
+_buffer = AnyOf((BaseAttr(ROMTensorType), BaseAttr(AdapterType), BaseAttr(KVType)))
 
 
 def vector_size(type_: Attribute) -> int:
     """The number of elements of a value of either stage."""
     match type_:
-        case TensorType():
+        case TensorType() if type_.element_type == f32 and len(type_.get_shape()) == 1:
             (size,) = type_.get_shape()
             return size
         case FixedType():
@@ -732,10 +731,10 @@ class RepeatOp(IRDLOperation):
             operands=[position, inputs],
             result_types=[[v.type for v in inputs]],
             properties={
-                "layer": FlatSymbolRefAttr(layer),
+                "layer": SymbolRefAttr(layer),
                 "instances": ArrayAttr(
                     [
-                        DictionaryAttr({slot: FlatSymbolRefAttr(b) for slot, b in one.items()})
+                        DictionaryAttr({slot: SymbolRefAttr(b) for slot, b in one.items()})
                         for one in instances
                     ]
                 ),
@@ -746,7 +745,15 @@ class RepeatOp(IRDLOperation):
         """Every instance binds every slot to a buffer of its type."""
         if [v.type for v in self.inputs] != [v.type for v in self.outputs]:
             raise VerifyException("a repeated layer gives back the types that it takes")
+        if not self.inputs:
+            raise VerifyException("a repeated layer carries at least one value")
         layer = self.body()
+        carried = [a.type for a in layer.body.block.args[1:]]
+        if [v.type for v in self.inputs] != carried:
+            raise VerifyException(
+                f"layer @{layer.sym_name.data} carries ({', '.join(map(str, carried))}), "
+                f"it is given ({', '.join(str(v.type) for v in self.inputs)})"
+            )
         slots = {slot.sym_name.data: slot.type for slot in layer.slots}
         if not self.instances.data:
             raise VerifyException("a repeated layer needs at least one instance")
@@ -757,7 +764,8 @@ class RepeatOp(IRDLOperation):
                     f"the slots of the layer are {sorted(slots)}"
                 )
             for slot, buffer in instance.data.items():
-                assert isinstance(buffer, SymbolRefAttr)
+                if not isinstance(buffer, SymbolRefAttr):
+                    raise VerifyException(f"instance {number} binds slot @{slot} to no symbol")
                 found = resolve(self, buffer).type
                 if found != slots[slot]:
                     raise VerifyException(
@@ -880,7 +888,7 @@ class EmbedOp(OperatorOp):
     def __init__(self, token: SSAValue, table: str, onnx: Nodes, output: Attribute) -> None:
         super().__init__(
             operands=[token],
-            properties={"table": FlatSymbolRefAttr(table), "onnx": onnx},
+            properties={"table": SymbolRefAttr(table), "onnx": onnx},
             result_types=[output],
         )
 
@@ -930,8 +938,8 @@ class LinearOp(OperatorOp):
         super().__init__(
             operands=[x],
             properties={
-                "weights": FlatSymbolRefAttr(weights),
-                "bias": None if bias is None else FlatSymbolRefAttr(bias),
+                "weights": SymbolRefAttr(weights),
+                "bias": None if bias is None else SymbolRefAttr(bias),
                 "onnx": onnx,
             },
             result_types=[output],
@@ -1003,7 +1011,7 @@ class RMSNormOp(OperatorOp):
         super().__init__(
             operands=[x],
             properties={
-                "gamma": FlatSymbolRefAttr(gamma),
+                "gamma": SymbolRefAttr(gamma),
                 "eps": eps,
                 "groups": IntegerAttr(groups, i64),
                 "onnx": onnx,
@@ -1065,8 +1073,8 @@ class LayerNormOp(OperatorOp):
         super().__init__(
             operands=[x],
             properties={
-                "gamma": FlatSymbolRefAttr(gamma),
-                "beta": None if beta is None else FlatSymbolRefAttr(beta),
+                "gamma": SymbolRefAttr(gamma),
+                "beta": None if beta is None else SymbolRefAttr(beta),
                 "eps": eps,
                 "onnx": onnx,
             },
@@ -1125,8 +1133,8 @@ class RotaryOp(OperatorOp):
         super().__init__(
             operands=[x, position],
             properties={
-                "cos": FlatSymbolRefAttr(cos),
-                "sin": FlatSymbolRefAttr(sin),
+                "cos": SymbolRefAttr(cos),
+                "sin": SymbolRefAttr(sin),
                 "heads": IntegerAttr(heads, i64),
                 "rotary_dim": IntegerAttr(rotary_dim, i64),
                 "interleaved": UnitAttr() if interleaved else None,
@@ -1169,7 +1177,7 @@ class AppendOp(OperatorOp):
     """
 
     name = "rom.append"
-    input = operand_def(AnyOf([_vector, BaseAttr(QuantizedType)]))
+    input = operand_def(AnyOf((_vector, BaseAttr(QuantizedType))))
     position = operand_def(_position)
     cache = prop_def(_symbol)
     onnx = prop_def(Nodes)
@@ -1179,11 +1187,11 @@ class AppendOp(OperatorOp):
     def __init__(self, x: SSAValue, cache: str, position: SSAValue, onnx: Nodes) -> None:
         super().__init__(
             operands=[x, position],
-            properties={"cache": FlatSymbolRefAttr(cache), "onnx": onnx},
+            properties={"cache": SymbolRefAttr(cache), "onnx": onnx},
         )
 
     def verify_(self) -> None:
-        """The vector holds every head of the cache."""
+        """The vector holds every head of the cache, quantised in its format."""
         cache = _resolved_type(self, self.cache, KVType)
         assert isinstance(cache, KVType)
         type_ = self.input.type
@@ -1192,6 +1200,13 @@ class AppendOp(OperatorOp):
         if size != wanted:
             raise VerifyException(
                 f"@{self.cache.root_reference.data} takes {wanted} elements a token, not {size}"
+            )
+        if isinstance(type_, QuantizedType) and (
+            (type_.groups, type_.format) != (cache.heads, cache.format)
+        ):
+            raise VerifyException(
+                f"@{self.cache.root_reference.data} takes {cache.heads.data} groups of "
+                f"{cache.format.data}, not {type_.groups.data} of {type_.format.data}"
             )
 
 
@@ -1243,8 +1258,8 @@ class AttentionOp(OperatorOp):
         super().__init__(
             operands=[query, position],
             properties={
-                "keys": FlatSymbolRefAttr(keys),
-                "values": FlatSymbolRefAttr(values),
+                "keys": SymbolRefAttr(keys),
+                "values": SymbolRefAttr(values),
                 "heads": IntegerAttr(heads, i64),
                 "scale": FloatAttr(scale, 64),
                 "softcap": FloatAttr(softcap, 64) if softcap else None,
@@ -1519,7 +1534,7 @@ class QuantizeOp(OperatorOp):
         super().__init__(
             operands=[x],
             properties={
-                "cache": None if cache is None else FlatSymbolRefAttr(cache),
+                "cache": None if cache is None else SymbolRefAttr(cache),
                 "onnx": onnx,
             },
             result_types=[output],
@@ -1571,7 +1586,7 @@ class DotOp(OperatorOp):
     def __init__(self, x: SSAValue, weights: str, onnx: Nodes, output: Attribute) -> None:
         super().__init__(
             operands=[x],
-            properties={"weights": FlatSymbolRefAttr(weights), "onnx": onnx},
+            properties={"weights": SymbolRefAttr(weights), "onnx": onnx},
             result_types=[output],
         )
 
@@ -1629,8 +1644,8 @@ class RequantizeOp(OperatorOp):
         super().__init__(
             operands=[x, scale, residual],
             properties={
-                "weights": FlatSymbolRefAttr(weights),
-                "bias": None if bias is None else FlatSymbolRefAttr(bias),
+                "weights": SymbolRefAttr(weights),
+                "bias": None if bias is None else SymbolRefAttr(bias),
                 "pre_shift": IntegerAttr(pre_shift, i64),
                 "onnx": onnx,
             },
@@ -1697,7 +1712,7 @@ class QueryKeyOp(OperatorOp):
         super().__init__(
             operands=[query, position],
             properties={
-                "keys": FlatSymbolRefAttr(keys),
+                "keys": SymbolRefAttr(keys),
                 "score_scale": score_scale,
                 "cap": cap,
                 "cap_inverse": inverse,
@@ -1758,7 +1773,7 @@ class SoftmaxOp(OperatorOp):
         super().__init__(
             operands=[scores, position],
             properties={
-                "values": FlatSymbolRefAttr(values),
+                "values": SymbolRefAttr(values),
                 "window": IntegerAttr(window, i64) if window > 0 else None,
                 "onnx": onnx,
             },
@@ -1817,7 +1832,7 @@ class WeightedSumOp(OperatorOp):
         super().__init__(
             operands=[probabilities, position],
             properties={
-                "values": FlatSymbolRefAttr(values),
+                "values": SymbolRefAttr(values),
                 "window": IntegerAttr(window, i64) if window > 0 else None,
                 "onnx": onnx,
             },

@@ -26,7 +26,15 @@ from intaglio.dialects.semantics import (
     weighted_sum_bits,
 )
 from xdsl.context import Context
-from xdsl.dialects.builtin import FloatAttr, IntegerAttr, ModuleOp, SymbolRefAttr, TensorType, i64
+from xdsl.dialects.builtin import (
+    I64,
+    FloatAttr,
+    IntegerAttr,
+    ModuleOp,
+    SymbolRefAttr,
+    TensorType,
+    i64,
+)
 from xdsl.ir import Attribute, Block, Operation, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
@@ -142,7 +150,7 @@ def _convert_buffers(module: ModuleOp, machine: Machine) -> None:
             case rom.KVType():
                 _convert_cache(op, op.type, machine, static=op in static)
             case rom.ROMTensorType() | rom.AdapterType() if op.type.code.data == "float32":
-                if op not in wanted:
+                if isinstance(op, rom.CacheOp) or op not in wanted:
                     raise PassFailedException(
                         f"@{op.sym_name.data} holds floats and no operator says how to convert it"
                     )
@@ -154,7 +162,7 @@ def _convert_buffers(module: ModuleOp, machine: Machine) -> None:
                 pass
 
 
-def _exponent(op: rom.ParameterOp, multiplier: float, bits: int) -> IntegerAttr:
+def _exponent(op: rom.ParameterOp, multiplier: float, bits: int) -> IntegerAttr[I64]:
     if op.peak is None:
         raise PassFailedException(f"@{op.sym_name.data} states no peak to choose an exponent by")
     peak = op.peak.value.data * multiplier
@@ -162,13 +170,15 @@ def _exponent(op: rom.ParameterOp, multiplier: float, bits: int) -> IntegerAttr:
 
 
 def _convert_dense(
-    op: rom.ParameterOp | rom.SlotOp | rom.CacheOp,
+    op: rom.ParameterOp | rom.SlotOp,
     type_: rom.ROMTensorType | rom.AdapterType,
     conversion: Conversion,
 ) -> None:
     rows, *rest = type_.dims
     dims = (rows if conversion.rows is None else min(rows, conversion.rows), *rest)
-    op.type = type(type_)(dims, conversion.code)
+    is_adapter = isinstance(type_, rom.AdapterType)
+    kind = rom.AdapterType if is_adapter else rom.ROMTensorType
+    op.type = kind(dims, conversion.code)
     if isinstance(op, rom.ParameterOp):
         if conversion.multiplier != 1.0:
             op.multiplier = FloatAttr(conversion.multiplier, 64)

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from intaglio.dialects import rom
 from xdsl.context import Context
 from xdsl.dialects.builtin import (
     ArrayAttr,
-    FlatSymbolRefAttr,
     IndexType,
     ModuleOp,
     StringAttr,
@@ -29,8 +29,6 @@ from xdsl.dialects.builtin import (
 from xdsl.ir import Attribute, Block, Operation, OpResult, Region, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
-
-from intaglio.dialects import rom
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ class OutlineLayersPass(ModulePass):
 class _Run:
     """`count` instances of `period` operations from operation `start` on.
 
-    `carried` are places (operation of the instance, result) whose value the next instance reads, with
-    the value that the first instance reads instead; `constant` are values every instance reads.
+    `carried` are places (operation of the instance, result) whose value the next instance reads,
+    with the value that the first instance reads instead; `constant` are values all instances read.
     """
 
     start: int
@@ -175,12 +173,12 @@ class _Sequence:
         for t in range(period):
             first, second = self.ops[start + t], self.ops[start + period + t]
             for a, b in zip(first.operands, second.operands, strict=True):
-                here = self._relative(b, start + period, period)
+                here = self.relative(b, start + period, period)
                 if here is not None:
-                    if self._relative(a, start, period) != here:
+                    if self.relative(a, start, period) != here:
                         return None
                     continue
-                before = self._relative(b, start, period)
+                before = self.relative(b, start, period)
                 if before is not None:
                     if self._inside(a, start, period * count):
                         return None
@@ -209,9 +207,9 @@ class _Sequence:
                 for a, b in zip(
                     self.ops[base - period + t].operands, self.ops[base + t].operands, strict=True
                 ):
-                    if a is b and not self._inside(a, start, period * count):
-                        continue
-                    if not self._shifted(a, b, period):
+                    # The second instance decides: from within the run, or the same for all.
+                    inside = self._inside(a, start, period * count)
+                    if not (self._shifted(a, b, period) if inside else a is b):
                         return j
         return count
 
@@ -238,9 +236,9 @@ class _Sequence:
         return True
 
     def _inside(self, value: SSAValue, start: int, length: int) -> bool:
-        return self._relative(value, start, length) is not None
+        return self.relative(value, start, length) is not None
 
-    def _relative(self, value: SSAValue, start: int, length: int) -> tuple[int, int] | None:
+    def relative(self, value: SSAValue, start: int, length: int) -> tuple[int, int] | None:
         """(operation, result) counted from `start`, where it lies within `length` operations."""
         if not isinstance(value, OpResult):
             return None
@@ -269,9 +267,8 @@ def _replace(module: ModuleOp, step: rom.StepOp, sequence: _Sequence, run: _Run)
             names[bound] = _slot_name(bound, set(names.values()))
             block.add_op(rom.SlotOp(names[bound], sequence.buffers[bound[0]].type))
 
-    arguments: dict[SSAValue, SSAValue] = {sequence.block.args[1]: block.args[0]}
-    for value, argument in zip(initial, block.args[1:], strict=True):
-        arguments[value] = argument
+    outer = [sequence.block.args[1], *initial]
+    arguments: dict[SSAValue, SSAValue] = dict(zip(outer, block.args, strict=True))
     previous = {place: block.args[1 + i] for i, (place, _) in enumerate(run.carried)}
     # The second instance shows which operands come from the instance before.
     source = instances[1]
@@ -280,19 +277,19 @@ def _replace(module: ModuleOp, step: rom.StepOp, sequence: _Sequence, run: _Run)
     for t, op in enumerate(source):
         operands: list[SSAValue] = []
         for operand in op.operands:
-            here = sequence._relative(operand, start, run.period)
-            before = sequence._relative(operand, run.start, run.period)
+            here = sequence.relative(operand, start, run.period)
+            before = sequence.relative(operand, run.start, run.period)
             if here is not None:
                 operands.append(copies[here[0]].results[here[1]])
             elif before is not None:
                 operands.append(previous[before])
             else:
                 operands.append(arguments[operand])
-        properties = dict(op.properties)
+        properties: dict[str, Attribute] = dict(op.properties)
         for name in sequence.symbols(op):
-            properties[name] = FlatSymbolRefAttr(names[slots[t, name]])
+            properties[name] = SymbolRefAttr(names[slots[t, name]])
         properties["onnx"] = ArrayAttr(
-            [names_ for instance in instances for names_ in _onnx(instance[t])]
+            [one for instance in instances for one in _onnx(instance[t])]
         )
         copy = type(op).create(
             operands=operands,
@@ -338,10 +335,11 @@ def _replace_outside(
             use.operation.operands[use.index] = new
 
 
-def _onnx(op: Operation) -> Sequence[Attribute]:
+def _onnx(op: Operation) -> Sequence[ArrayAttr[StringAttr]]:
+    assert isinstance(op, rom.OperatorOp)
     names = op.properties["onnx"]
     assert isinstance(names, ArrayAttr)
-    return list(names)
+    return [one for one in names if isinstance(one, ArrayAttr)]
 
 
 def _slots(

@@ -4,8 +4,10 @@ A `ParameterSource` stands behind each `rom.parameter` by its key. Whoever write
 reads it some rows at a time, so that memory stays small whatever the size of the model.
 
 The canonical layout of a matrix [N, K] of b-bit codes: row n holds output n; element k of a row
-stands in bits (k*b mod 8) and up of byte k*b // 8 (low bits first); a row is padded with zero bits to
-a whole byte. Codes are unsigned; weight[n, k] = scale[n, k // group] * (code[n, k] - zero[n, k // group]).
+stands in bits (k*b mod 8) and up of byte k*b // 8 (low bits first); a row is padded with zero bits
+to a whole byte. Codes are unsigned, and with g = k // group
+
+    weight[n, k] = scale[n, g] * (code[n, k] - zero[n, g])
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class ParameterSource(Protocol):
         ...
 
     def zeros(self, r0: int, r1: int) -> UInt8Array | None:
-        """Zero points of rows r0 to r1: uint8 [r1 - r0, groups]; None where all weights share one."""
+        """Zero points of rows r0 to r1: uint8 [r1 - r0, groups]; None where all share one."""
         ...
 
     def values(self, r0: int, r1: int) -> Float32Array:
@@ -69,7 +71,7 @@ def row_chunks(rows: int, row_bytes: int, budget: int = CHUNK_BYTES) -> Iterator
 
 
 def unpack_codes(packed: UInt8Array, bits: int, count: int) -> UInt8Array:
-    """The first `count` codes of each row of packed bytes: uint8 [..., bytes] -> uint8 [..., count]."""
+    """The first `count` codes of each row: uint8 [..., bytes] -> uint8 [..., count]."""
     if bits == 8:
         return packed[..., :count]
     per_byte = 8 // bits
@@ -82,7 +84,7 @@ def unpack_codes(packed: UInt8Array, bits: int, count: int) -> UInt8Array:
 
 
 def pack_codes(codes: UInt8Array, bits: int) -> UInt8Array:
-    """Packs unsigned codes along the last axis: uint8 [..., K] -> uint8 [..., ceil(K * bits / 8)]."""
+    """Packs codes along the last axis: uint8 [..., K] -> uint8 [..., ceil(K * bits / 8)]."""
     if bits == 8:
         return np.ascontiguousarray(codes)
     per_byte = 8 // bits

@@ -123,14 +123,14 @@ class _Banks:
         starts = range(self.machine.tiles - tiles + 1)
         return min(starts, key=lambda first: (*self.fill(first, tiles), first))
 
-    def add(self, piece: Piece, shape: MatrixShape) -> None:
+    def add(self, piece: Piece, shape: MatrixShape, extra: bool) -> None:
         words = piece.base + piece.code_words(shape, self.machine)
         scales = piece.scale_base + piece.scale_words(shape, self.machine)
         bits = piece.bank_bits(shape, self.machine)
         for tile in range(piece.first_tile, piece.first_tile + piece.tiles):
             self.words[tile] = max(self.words[tile], words)
             self.scales[tile] = max(self.scales[tile], scales)
-            self.bits[tile] += bits
+            self.bits[tile] += 0 if extra else bits
 
 
 def _candidates(shape: MatrixShape, machine: Machine) -> Iterator[Piece]:
@@ -162,7 +162,9 @@ def _place_rom(module: ModuleOp, machine: Machine, given: Mapping | None) -> Ite
     banks = _Banks(machine)
     kinds = users(module)
     engraved: dict[str, list[Piece]] = {}
-    for parameter in _parameters(module):
+    extras = _extras(module, machine, kinds)
+    # What lies in ROM beyond the published comes last, so that it pushes nothing else there.
+    for parameter in sorted(_parameters(module), key=lambda p: p.sym_name.data in extras):
         name, type_ = parameter.sym_name.data, parameter.type
         used = kinds.get(name, set())
         if not isinstance(type_, rom.ROMTensorType) or not used & {rom.DotOp, rom.EmbedOp}:
@@ -179,7 +181,7 @@ def _place_rom(module: ModuleOp, machine: Machine, given: Mapping | None) -> Ite
                 Piece(0, shape.rows, first, cut.tiles, cut.split, base, scale_base),
             ]
         for piece in pieces:
-            banks.add(piece, shape)
+            banks.add(piece, shape, name in extras)
         engraved[name] = pieces
     if given is not None and (unknown := sorted(set(given.pieces) - set(engraved))):
         raise UserError(
@@ -188,9 +190,38 @@ def _place_rom(module: ModuleOp, machine: Machine, given: Mapping | None) -> Ite
             hint="names are those of mapping.json in the output folder",
         )
     if max(banks.bits) > machine.rom_bits:
-        raise _rom_overflow(module, machine, engraved, banks)
+        published = {name: p for name, p in engraved.items() if name not in extras}
+        raise _rom_overflow(module, machine, published, banks)
     for name, pieces in engraved.items():
-        yield EngraveOp(name, pieces)
+        yield EngraveOp(name, pieces, name in extras)
+
+
+def _extras(
+    module: ModuleOp, machine: Machine, kinds: dict[str, set[type[Operation]]]
+) -> set[str]:
+    """Tensors that the target's policy puts into ROM beyond the published."""
+    repeated = _repeated(module)
+    extras: set[str] = set()
+    for name, used in kinds.items():
+        if name in repeated:
+            continue
+        is_head, is_embedding = rom.DotOp in used, rom.EmbedOp in used
+        store = machine.head_store if is_head else machine.embedding_store
+        if (is_head or is_embedding) and store == "extra-rom":
+            extras.add(name)
+    return extras
+
+
+def _repeated(module: ModuleOp) -> set[str]:
+    """Buffers bound to slots of repeated layers."""
+    return {
+        symbol.root_reference.data
+        for op in module.walk()
+        if isinstance(op, rom.RepeatOp)
+        for instance in op.instances
+        for symbol in instance.data.values()
+        if isinstance(symbol, SymbolRefAttr)
+    }
 
 
 def _check_format(parameter: rom.ParameterOp, type_: rom.ROMTensorType, machine: Machine) -> None:
@@ -231,8 +262,9 @@ def _rom_overflow(
     return DoesNotFit(
         "\n".join(lines),
         hint=(
-            f"needs {total / capacity:.2f} times the ROM: fewer bits a weight, a larger target, "
-            f"or --set l_unit.rom_bits={max(banks.bits)}"
+            f"needs {total / capacity:.2f} times the ROM: fewer bits a weight, "
+            f"--set policy.head_store=extra-rom or policy.embedding_store=extra-rom (deeper banks "
+            f"for these, reported apart), or --set l_unit.rom_bits={max(banks.bits)}"
         ),
     )
 
@@ -307,14 +339,7 @@ def _adapter_sites(module: ModuleOp, modules: Sequence[str]) -> Iterator[rom.Par
     """Matrices inside repeated layers whose keys contain one of the names."""
     found = False
     kinds = users(module)
-    repeated = {
-        symbol.root_reference.data
-        for op in module.walk()
-        if isinstance(op, rom.RepeatOp)
-        for instance in op.instances
-        for symbol in instance.data.values()
-        if isinstance(symbol, SymbolRefAttr)
-    }
+    repeated = _repeated(module)
     for parameter in _parameters(module):
         name = parameter.sym_name.data
         if name not in repeated or rom.DotOp not in kinds.get(name, set()):

@@ -150,7 +150,14 @@ def load_program(out: str | Path) -> Program:
             file=str(path),
             hint="compile the model again",
         )
-    return _program(content)
+    try:
+        return _program(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"is no program that this version understands: {error}",
+            file=str(path),
+            hint="compile the model again",
+        ) from error
 
 
 def _program(content: Mapping[str, Any]) -> Program:

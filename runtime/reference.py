@@ -35,7 +35,7 @@ _ELEMENTS: dict[str, type[np.generic]] = {
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
 }
-_EMPTY_NODE_NAME = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_PREAMBLE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Reference:
             UserError: onnxruntime fails, for example on a token id out of range.
         """
         if self.only_last and len(tokens) > 1:
-            return np.concatenate([self.feed([int(token)])[:, :] for token in tokens])
+            return np.concatenate([self.feed([int(token)]) for token in tokens])
         return self._run(tokens)[0]
 
     def observe(self, tokens: Tokens) -> tuple[Logits, dict[str, npt.NDArray[Any]]]:
@@ -251,13 +251,17 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _all_nodes(attribute.g)
 
 
-def outputs_of_nodes(model: Path) -> dict[str, list[str]]:
-    """Names of the values that each node of a graph writes; unused outputs are empty names."""
+def nodes_of(model: Path) -> dict[str, tuple[str, list[str]]]:
+    """Type and output names of each node of a graph, by its name; unused outputs are empty names.
+
+    Raises:
+        UserError: the model cannot be read.
+    """
     import onnx
 
     with _as_user_error(model, "the model cannot be read"):
         graph = onnx.load(model, load_external_data=False).graph
-    return {node.name: list(node.output) for node in graph.node}
+    return {node.name: (node.op_type, list(node.output)) for node in graph.node}
 
 
 class _as_user_error:  # noqa: N801
@@ -274,7 +278,7 @@ class _as_user_error:  # noqa: N801
         if not isinstance(error, Exception):
             return
         lines = [line for line in str(error).splitlines() if line.strip()]
-        first = _EMPTY_NODE_NAME.sub("", lines[0]) if lines else type(error).__name__
+        first = _PREAMBLE.sub("", lines[0]) if lines else type(error).__name__
         raise UserError(f"{self.what}: {first}", file=str(self.model)) from error
 
 
@@ -291,9 +295,7 @@ def _classify(model: Path, session: onnxruntime.InferenceSession) -> _Ports:
         (
             p
             for p in inputs
-            if p.dtype in (np.int64, np.int32)
-            and len(p.dims) == 2
-            and p not in (mask, positions)
+            if p.dtype in (np.int64, np.int32) and len(p.dims) == 2 and p not in (mask, positions)
         ),
         None,
     )
@@ -311,7 +313,9 @@ def _classify(model: Path, session: onnxruntime.InferenceSession) -> _Ports:
             continue
         present = presents.get(_layer(past.name))
         if len(past.dims) != 4 or present is None:
-            raise UserError(f"what the graph's input '{past.name}' is for is not known", file=str(model))
+            raise UserError(
+                f"what the graph's input '{past.name}' is for is not known", file=str(model)
+            )
         ports.caches.append((past, _port(model, present)))
     return ports
 

@@ -139,7 +139,7 @@ def standard_rotary(step: Step, node: Node) -> None:
     """RotaryEmbedding of ai.onnx 23: X, cos_cache, sin_cache, position_ids."""
     if not node.input(3):
         raise Refusal(
-            "cos and sin are computed for each token; they must be constant tables with position_ids"
+            "cos and sin are computed for each token; constant tables with position_ids are needed"
         )
     _position(step, node, 3)
     _rotary(step, node, cos=1, sin=2)

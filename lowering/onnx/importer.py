@@ -23,7 +23,6 @@ from intaglio.lowering.onnx.values import (
     Blocked,
     Filled,
     Ids,
-    Known,
     Past,
     Present,
     Refusal,
@@ -79,8 +78,8 @@ def import_model(
     Args:
         path: the `.onnx` file.
         allow_links: follow links inside a model hub's cache.
-        weights: how floating-point weights are quantised (`int4:32`, `int2:128`, `ternary`); without
-            it they are refused.
+        weights: how floating-point weights are quantised (`int4:32`, `int2:128`, `ternary`);
+            without it they are refused.
         context: capacity of the caches; the model's number of positions when absent.
 
     Raises:
@@ -247,10 +246,7 @@ class _Import:
         for name, tensor in self.graph.initializers.items():
             if name in self.graph.inputs:
                 continue
-            if tensor.dtype in ("INT64", "INT32", "BOOL") and tensor.size <= 4096:
-                self.step.values[name] = Known(tensor.array())
-            else:
-                self.step.values[name] = Stored(tensor, tensor.dims)
+            self.step.values[name] = Stored(tensor, tensor.dims)
 
     def _find_tied_tables(self) -> None:
         """Tables that are also a linear operator's floating-point weights."""
@@ -480,10 +476,12 @@ class _Import:
 
 
 def _type(source: Source, adapter: bool) -> rom.ROMTensorType | rom.AdapterType:
-    kind = rom.AdapterType if adapter else rom.ROMTensorType
-    if isinstance(source, DenseSource):
-        return kind(source.dims, source.code)
-    return kind(source.dims, source.code, source.group, source.zero is None)
+    dense = isinstance(source, DenseSource)
+    group, zeros = (0, False) if dense else (source.group, source.zero is None)
+    shape = (source.dims, source.code, group, zeros)
+    if adapter:
+        return rom.AdapterType(*shape)  # pyright: ignore[reportCallIssue]
+    return rom.ROMTensorType(*shape)  # pyright: ignore[reportCallIssue]
 
 
 def _is_unused(op: Operation) -> bool:

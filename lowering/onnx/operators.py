@@ -1,8 +1,8 @@
 """The one table of supported ONNX operators: what each becomes, its limits, and its converters.
 
-An operator may be *folded* (what it computes is known before the token: constants, shapes, counts of
-the attention mask) and *converted* (it works on activations). `intaglio ops` and the documentation
-are generated from the same table that drives the import.
+An operator may be *folded* (what it computes is known before the token: constants, shapes, counts
+of the attention mask) and *converted* (it works on activations). `intaglio ops` and the
+documentation are generated from the same table that drives the import.
 """
 
 from __future__ import annotations

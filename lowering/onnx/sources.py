@@ -78,9 +78,10 @@ def _peak(rows: int, row_bytes: int, read: Any) -> float:
     for r0, r1 in row_chunks(rows, row_bytes):
         part = read(r0, r1)
         if part.size:
-            peak = max(peak, float(np.max(np.abs(part))))
-            if not np.isfinite(peak):
+            largest = float(np.max(np.abs(part)))
+            if not np.isfinite(largest):
                 return float("nan")
+            peak = max(peak, largest)
     return peak
 
 

@@ -1,4 +1,4 @@
-"""Weight encodings: from constants of the graph to matrices with a source, or a reasoned refusal."""
+"""Weight encodings: from constants of the graph to matrices with a source, or a refusal."""
 
 from __future__ import annotations
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-
 from intaglio.dialects import rom
-from intaglio.lowering.onnx.importer import ImportedModel
+from intaglio.lowering.onnx.importer import ImportedModel, import_model
 from intaglio.lowering.parameters import ParameterSource, unpack_codes
+from onnx import TensorProto, helper, numpy_helper
 
 
 def dequantised(source: ParameterSource, bits: int, group: int, zero: int | None) -> np.ndarray:
@@ -98,7 +99,10 @@ class Evaluator:
                     carried = [v[x] for x in op.inputs]
                     for number, one in enumerate(op.instances):
                         args = layer.body.block.args
-                        inner = {args[0]: v[op.position], **dict(zip(args[1:], carried, strict=True))}
+                        inner = {
+                            args[0]: v[op.position],
+                            **dict(zip(args[1:], carried, strict=True)),
+                        }
                         slots = {k: s.root_reference.data for k, s in one.data.items()}  # pyright: ignore
                         carried = self._block(layer.body.block, inner, slots, number)
                     v.update(zip(op.outputs, carried, strict=True))
@@ -204,3 +208,152 @@ def _activate(kind: str, x: np.ndarray) -> np.ndarray:
         case "tanh":
             return np.tanh(x)
     raise AssertionError(kind)
+
+
+WIDTH = 16
+VOCABULARY = 11
+
+
+class Decoder:
+    """A graph under construction: input_ids -> Gather -> "x" -> the nodes under test -> "y"."""
+
+    def __init__(self, folder: Path, width: int = WIDTH) -> None:
+        self.folder = folder
+        self.width = width
+        self.rng = np.random.default_rng(5)
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.inputs = [("input_ids", TensorProto.INT64, ["batch", "sequence"])]
+        self.outputs: list[tuple[str, int, list[Any]]] = []
+        self.pasts: list[tuple[str, int, list[int]]] = []
+        self.opset = 22
+        self.constant("table", self.rng.normal(size=(VOCABULARY, width)).astype(np.float32))
+        self.node("Gather", ["table", "input_ids"], ["x"], name="embed")
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        """Adds an initializer."""
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def packed(self, name: str, dtype: int, dims: list[int], data: bytes) -> str:
+        """Adds an initializer from its stored bytes."""
+        self.constants.append(helper.make_tensor(name, dtype, dims, data, raw=True))
+        return name
+
+    def floats(self, name: str, *dims: int) -> str:
+        """Adds a random float32 initializer."""
+        return self.constant(name, self.rng.normal(size=dims).astype(np.float32))
+
+    def node(
+        self,
+        op_type: str,
+        inputs: list[str],
+        outputs: list[str],
+        *,
+        name: str | None = None,
+        domain: str = "",
+        **attributes: Any,
+    ) -> None:
+        """Adds a node."""
+        made = helper.make_node(op_type, inputs, outputs, name=name, domain=domain, **attributes)
+        self.nodes.append(made)
+
+    def ms(self, op_type: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
+        """Adds a node of com.microsoft."""
+        self.node(op_type, inputs, outputs, domain="com.microsoft", **attributes)
+
+    def lengths(self) -> None:
+        """Adds the attention mask, and from it "seqlens_k" and "total"."""
+        self.inputs.append(("attention_mask", TensorProto.INT64, ["batch", "total_length"]))
+        self.constant("one", np.array([1], np.int64))
+        self.constant("scalar_one", np.array(1, np.int64))
+        self.node("ReduceSum", ["attention_mask", "one"], ["sum"], keepdims=0)
+        self.node("Sub", ["sum", "one"], ["less"])
+        self.node("Cast", ["less"], ["seqlens_k"], to=TensorProto.INT32)
+        self.node("Shape", ["attention_mask"], ["mask_shape"])
+        self.node("Gather", ["mask_shape", "scalar_one"], ["length"], axis=0)
+        self.node("Cast", ["length"], ["total"], to=TensorProto.INT32)
+
+    def past(self, layer: int, heads: int, width: int, dtype: int = TensorProto.FLOAT) -> None:
+        """Adds past keys and values and their present outputs."""
+        for kind in ("key", "value"):
+            past, present = f"past_key_values.{layer}.{kind}", f"present.{layer}.{kind}"
+            self.inputs.append((past, dtype, ["batch", heads, "past_length", width]))
+            self.outputs.append((present, dtype, ["batch", heads, "total_length", width]))
+            self.pasts.append((past, dtype, [1, heads, 0, width]))
+
+    def save(self, output: str = "y", dtype: int = TensorProto.FLOAT, **options: Any) -> Path:
+        """Writes the model."""
+        graph = helper.make_graph(
+            self.nodes,
+            "decoder",
+            [helper.make_tensor_value_info(*port) for port in self.inputs],
+            [helper.make_tensor_value_info(output, dtype, None)]
+            + [helper.make_tensor_value_info(*port) for port in self.outputs],
+            self.constants,
+        )
+        opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        path = self.folder / "model.onnx"
+        onnx.save(model, path, **options)
+        return path
+
+    def reference(self, path: Path, tokens: list[int], output: str = "y") -> np.ndarray:
+        """What onnxruntime computes, [tokens, outputs]."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(path, options)
+        feed: dict[str, np.ndarray] = {"input_ids": np.array([tokens], np.int64)}
+        names = [port[0] for port in self.inputs]
+        if "attention_mask" in names:
+            feed["attention_mask"] = np.ones((1, len(tokens)), np.int64)
+        if "position_ids" in names:
+            feed["position_ids"] = np.arange(len(tokens), dtype=np.int64)[None]
+        for name, dtype, dims in self.pasts:
+            feed[name] = np.zeros(dims, helper.tensor_dtype_to_np_dtype(dtype))
+        result = session.run([output], feed)[0]
+        return np.asarray(result, np.float64).reshape(len(tokens), -1)
+
+
+@pytest.fixture
+def decoder(tmp_path: Path) -> Decoder:
+    """A graph to add nodes to."""
+    return Decoder(tmp_path)
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Decoder:
+    """The same, 64 elements wide: heads of 16, as onnxruntime's rotary embedding wants."""
+    return Decoder(tmp_path, 64)
+
+
+@pytest.fixture
+def evaluate() -> type[Evaluator]:
+    """The evaluator of the float stage."""
+    return Evaluator
+
+
+@pytest.fixture
+def plain() -> Any:
+    """A matrix source as plain numbers."""
+    return dequantised
+
+
+@pytest.fixture
+def agrees() -> Any:
+    """Imports a decoder, checks it against onnxruntime, gives the imported model."""
+
+    def check(decoder: Decoder, output: str = "y", tolerance: float = 2e-5) -> ImportedModel:
+        path = decoder.save(output)
+        model = import_model(path)
+        model.module.verify()
+        tokens = [3, 1, 4, 1, 5, 9, 2]
+        expected = decoder.reference(path, tokens, output)
+        np.testing.assert_allclose(
+            Evaluator(model).run(tokens), expected, rtol=tolerance, atol=tolerance
+        )
+        return model
+
+    return check

@@ -1,0 +1,323 @@
+"""A compiled model as an object: generate, compare, look at cycles. What scripts use."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from intaglio.dialects.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from intaglio.backend.compile import Progress
+    from intaglio.runtime.program import Program
+    from intaglio.runtime.reference import Reference
+    from intaglio.runtime.simulator import Simulator
+    from intaglio.runtime.timing import GenerationCycles
+    from intaglio.runtime.tokenizer import Tokenizer
+
+    Logits = npt.NDArray[np.float32]
+
+ENGINES = ("simulator", "onnxruntime")
+"""What can run a model."""
+PREFILL_CHUNK = 256
+"""Prompt tokens that go through the simulator together."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A token with the logits [V] that it is the first maximum of, and the seconds it took here."""
+
+    token: int
+    logits: Logits
+    seconds: float
+
+
+class Chip:
+    """A compiled model in its output folder.
+
+    Attributes:
+        folder: the output folder.
+        warnings: what the compiler noticed, when this object compiled the model.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        warnings: Sequence[str] = (),
+        keep: TemporaryDirectory[str] | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.warnings = tuple(warnings)
+        self._keep = keep
+
+    def __repr__(self) -> str:
+        return f"Chip({str(self.folder)!r})"
+
+    @cached_property
+    def program(self) -> Program:
+        """The program and the machine it runs on."""
+        from intaglio.runtime.program import load_program
+
+        return load_program(self.folder)
+
+    @cached_property
+    def simulator(self) -> Simulator:
+        """The functional simulator."""
+        from intaglio.runtime.simulator import Simulator
+
+        return Simulator(self.program, self.folder)
+
+    @cached_property
+    def model(self) -> Path:
+        """The ONNX file that was compiled."""
+        from intaglio.runtime.reference import model_of
+
+        return model_of(self.folder)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer, if one lies beside it."""
+        from intaglio.runtime.tokenizer import tokenizer_beside
+
+        return tokenizer_beside(self.model)
+
+    @property
+    def mapping(self) -> dict[str, Any]:
+        """Where every matrix lies: the content of mapping.json."""
+        path = self.folder / "mapping.json"
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot be read: {error}", file=str(path)) from error
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of a text by the model's tokenizer; its bytes without one.
+
+        Raises:
+            UserError: the model has neither a tokenizer nor a token for each byte.
+        """
+        from intaglio.runtime.tokenizer import ByteTokenizer
+
+        ids = (self.tokenizer or ByteTokenizer()).encode(text, special)
+        if self.tokenizer is None and ids and max(ids) >= self.program.vocabulary:
+            raise UserError(
+                f"the model has no tokenizer.json, and {self.program.vocabulary} tokens are too "
+                "few for bytes",
+                file=str(self.model),
+                hint="give token ids, or compile a model with its tokenizer.json beside it",
+            )
+        return ids
+
+    def reference(self, *, float_activations: bool = False, **options: Any) -> Reference:
+        """onnxruntime with the same model; see `runtime/reference.py`."""
+        from intaglio.runtime.reference import Reference
+
+        caches = self.program.caches.values()
+        widths = {cache.width for cache in caches}
+        return Reference(
+            self.model,
+            float_activations=float_activations,
+            head_width=widths.pop() if len(widths) == 1 else None,
+            **options,
+        )
+
+    def check_prompt(self, prompt: Sequence[int], tokens: int) -> None:
+        """Whether a prompt and the tokens generated after it fit.
+
+        Raises:
+            UserError: says what is wrong with them.
+        """
+        if not prompt:
+            raise UserError("the prompt is empty", hint="a model needs at least one token")
+        if tokens < 1:
+            raise UserError(f"cannot generate {tokens} tokens")
+        vocabulary, capacity = self.program.vocabulary, self.program.capacity
+        for token in prompt:
+            if not 0 <= token < vocabulary:
+                raise UserError(
+                    f"token id {token} is out of range",
+                    hint=f"ids of this model go from 0 to {vocabulary - 1}",
+                )
+        longer = "compile with a longer --context, if the model's positions allow it"
+        if len(prompt) > capacity:
+            raise UserError(
+                f"the prompt has {len(prompt)} tokens, the KV caches hold {capacity}", hint=longer
+            )
+        if (needed := len(prompt) + tokens - 1) > capacity:
+            raise UserError(
+                f"{len(prompt)} prompt tokens and {tokens} generated ones need {needed} positions, "
+                f"the KV caches hold {capacity}",
+                hint=f"at most {capacity - len(prompt) + 1} tokens; or {longer}",
+            )
+
+    def stream(
+        self, prompt: Sequence[int], tokens: int, engine: str = "simulator"
+    ) -> Iterator[Generated]:
+        """Greedy decoding, token by token.
+
+        Args:
+            prompt: token ids.
+            tokens: how many to generate.
+            engine: one of `ENGINES`; `onnxruntime` runs the ONNX file as it comes.
+
+        Raises:
+            UserError: the prompt is empty, too long, or holds an unknown token id.
+        """
+        self.check_prompt(prompt, tokens)
+        run = {"simulator": self._simulate, "onnxruntime": self._judge}[engine]
+        return run(prompt, tokens)
+
+    def _simulate(self, prompt: Sequence[int], tokens: int) -> Iterator[Generated]:
+        import numpy as np
+
+        simulator = self.simulator
+        simulator.reset()
+        start = time.perf_counter()
+        *before, token = prompt
+        for first in range(0, len(before), PREFILL_CHUNK):
+            simulator.forward(before[first : first + PREFILL_CHUNK], first, logits=False)
+        for position in range(len(before), len(before) + tokens):
+            result = simulator.step(token, position)
+            assert result is not None
+            logits, token = result
+            now = time.perf_counter()
+            scaled = np.ldexp(logits.astype(np.float64), -simulator.fraction_bits)
+            yield Generated(token, scaled.astype(np.float32), now - start)
+            start = time.perf_counter()
+
+    def _judge(self, prompt: Sequence[int], tokens: int) -> Iterator[Generated]:
+        reference = self.reference()
+        start = time.perf_counter()
+        for token, logits in reference.generate(prompt, tokens):
+            yield Generated(token, logits, time.perf_counter() - start)
+            start = time.perf_counter()
+
+    def generate(
+        self, prompt: Sequence[int] | str, tokens: int = 32, engine: str = "simulator"
+    ) -> list[int]:
+        """Token ids generated after a prompt (ids, or a text), greedily."""
+        ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+        return [generated.token for generated in self.stream(ids, tokens, engine)]
+
+    def cycles(self, position: int) -> int:
+        """Cycles from the acceptance of the token at a position to the next token out."""
+        from intaglio.runtime.timing import token_cycles
+
+        if not 0 <= position < self.program.capacity:
+            raise UserError(
+                f"position {position} is out of range",
+                hint=f"the KV caches hold {self.program.capacity} tokens",
+            )
+        return int(token_cycles(self.program, [position]).out[0])
+
+    def generation_cycles(self, prompt: int, tokens: int) -> GenerationCycles:
+        """Cycles of a prompt of so many tokens and the tokens generated after it."""
+        from intaglio.runtime.timing import generation_cycles
+
+        return generation_cycles(self.program, prompt, tokens)
+
+    def check(self, **options: Any) -> dict[str, Any]:
+        """Compares with onnxruntime; options and result are those of `runtime/check.py`."""
+        from intaglio.runtime.check import check
+
+        return check(self, **options)
+
+    def inspect(self) -> dict[str, Any]:
+        """Sizes, cycles and bottlenecks; see `runtime/inspect.py`."""
+        from intaglio.runtime.inspect import inspect_json
+
+        return inspect_json(self.folder)
+
+
+def compile(  # noqa: A001
+    model: str | Path,
+    target: str = "roma",
+    out: str | Path | None = None,
+    *,
+    context: int | None = None,
+    settings: Sequence[str] | Mapping[str, Any] = (),
+    weights: str | None = None,
+    adapter_slots: str | None = None,
+    mapping: str | Path | None = None,
+    allow_links: bool = False,
+    progress: Progress | None = None,
+) -> Chip:
+    """Compiles an ONNX language model for a target.
+
+    Args:
+        model: path to the .onnx file.
+        target: name of a target, or path to its TOML file.
+        out: the output folder; by default a temporary one that lives as long as the result.
+        context: capacity of the KV cache in tokens.
+        settings: changes to the target, as `{"activations": "int16"}` or `["activations=int16"]`.
+        weights: how float weights are quantised, such as `int4:128`.
+        adapter_slots: `RANK` or `RANK:module,module`: SRAM reserved for adapters.
+        mapping: a mapping file to follow.
+        allow_links: whether external data may be links inside a model hub's cache.
+        progress: called with a line for each step of long work.
+
+    Raises:
+        UserError: the model cannot be compiled for the target; says why and what would help.
+    """
+    from intaglio.backend.compile import compile_model
+    from intaglio.backend.stages import Options
+
+    if isinstance(settings, Mapping):
+        settings = [f"{key}={value}" for key, value in settings.items()]
+    rank, modules = parse_slots(adapter_slots)
+    keep = TemporaryDirectory(prefix="intaglio-") if out is None else None
+    folder = Path(keep.name) / "out" if keep is not None else Path(out or "")
+    compiled = compile_model(
+        model,
+        folder,
+        Options(
+            target=target,
+            settings=tuple(settings),
+            context=context,
+            weights=weights,
+            adapter_rank=rank,
+            adapter_modules=modules,
+            mapping=None if mapping is None else str(mapping),
+            allow_links=allow_links,
+        ),
+        progress or (lambda message: None),
+    )
+    return Chip(compiled.folder, warnings=compiled.warnings, keep=keep)
+
+
+def load(out: str | Path) -> Chip:
+    """Opens the output folder of an earlier compile.
+
+    Raises:
+        UserError: the folder holds no compiled program.
+    """
+    chip = Chip(out)
+    _ = chip.program
+    return chip
+
+
+def parse_slots(text: str | None) -> tuple[int, tuple[str, ...]]:
+    """`RANK[:module,module]` as rank and names of modules; nothing is rank 0.
+
+    Raises:
+        UserError: the rank is no positive number, or no module follows the colon.
+    """
+    if text is None:
+        return 0, ()
+    rank, colon, modules = text.partition(":")
+    names = tuple(name.strip() for name in modules.split(",") if name.strip())
+    if not rank.isdecimal() or int(rank) < 1 or (colon and not names):
+        raise UserError(
+            f"adapter slots '{text}' are not of the form RANK[:module,module]",
+            hint="for example 16, or 16:q_proj,v_proj",
+        )
+    return int(rank), names

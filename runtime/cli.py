@@ -1,0 +1,502 @@
+"""The `intaglio` command.
+
+Exit codes: 0 is success; 1 is an error of the user's (or a missed tolerance), with a message and
+no traceback; 2 is a bug of Intaglio. Results go to standard output, everything else to standard
+error. Imports are made by the command that needs them, so that small commands start fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from intaglio.dialects.errors import CompilerBug, UserError
+
+if TYPE_CHECKING:
+    from intaglio.runtime.chip import Chip
+
+SUCCESS, FAILURE, BUG = 0, 1, 2
+STAGES = ("rom", "integer", "fabric", "program")
+ENGINES = ("simulator", "onnxruntime")
+CHECKED_ENGINES = ("simulator",)
+
+
+class _UsageError(Exception):
+    """The command line cannot be understood."""
+
+    def __init__(self, usage: str, message: str) -> None:
+        super().__init__(f"{usage}{message}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of exiting with 2, which means a bug here."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(self.format_usage(), f"{self.prog}: {message}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    debug = False
+    try:
+        args = _parser().parse_args(argv)
+        debug = getattr(args, "debug", False)
+        return args.run(args)
+    except _UsageError as error:
+        return _fail(str(error), FAILURE)
+    except UserError as error:
+        if debug:
+            raise
+        return _fail(str(error), FAILURE)
+    except BrokenPipeError:
+        # The reader went away; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except OSError as error:
+        if debug:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{place}{error.strerror or error}", FAILURE)
+    except MemoryError:
+        if debug:
+            raise
+        return _fail("this machine's memory is too small for the model", FAILURE)
+    except Exception as error:
+        if debug:
+            raise
+        kind = "" if isinstance(error, CompilerBug) else f"{type(error).__name__}: "
+        return _fail(
+            f"{kind}{error}\n"
+            "  this is a bug of intaglio; run the same with --debug and report what it prints",
+            BUG,
+        )
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(message.rstrip() + "\n")
+    return code
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _write_json(content: Any) -> None:
+    _write(json.dumps(content, indent=1) + "\n")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file to write, which becomes `path` when nothing is raised."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Shows the step at hand in one line of a terminal, and nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda message: None
+        return
+    start = time.monotonic()
+
+    def show(message: str) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        line = f"{time.monotonic() - start:6.1f} s  {message}"
+        sys.stderr.write(f"\r\x1b[K{line[:width]}")
+        sys.stderr.flush()
+
+    try:
+        yield show
+    finally:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+
+# --- arguments --------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show tracebacks of errors",
+    )
+    parser = _Parser(
+        prog="intaglio",
+        parents=[common],
+        description="Compiles ONNX language models into ROM-based accelerators.",
+    )
+    parser.add_argument("--version", action=_Version, help="show the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+        added = commands.add_parser(name, parents=[common], help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    _compile_arguments(command("compile", _compile, "Compile a model for a target."))
+    _run_arguments(command("run", _run, "Generate tokens, greedily, and count their cycles."))
+    _check_arguments(command("check", _check, "Compare a compiled model with onnxruntime."))
+
+    inspect = command("inspect", _inspect, "Show memory by use, cycles and what they go into.")
+    inspect.add_argument("out", metavar="OUT", help="output folder of a compile")
+    inspect.add_argument("--format", choices=("text", "json"), default="text")
+    inspect.add_argument("-o", dest="file", metavar="FILE", help="write to a file")
+
+    targets = command("targets", _targets, "List the targets, or one with all its figures.")
+    targets.add_argument("name", metavar="NAME", nargs="?", help="a target, or its TOML file")
+    targets.add_argument("--json", action="store_true")
+
+    ops = command("ops", _ops, "List the ONNX operators that are supported.")
+    ops.add_argument("--json", action="store_true")
+    return parser
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: object) -> None:
+        from importlib.metadata import version
+
+        _write(f"intaglio {version('intaglio')}\n")
+        parser.exit()
+
+
+def _compile_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL.onnx")
+    parser.add_argument("--target", metavar="T", required=True, help="see `intaglio targets`")
+    parser.add_argument("--context", metavar="N", type=int, help="tokens that the KV cache holds")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change a parameter or format of the target, such as activations=int16",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="FORMAT",
+        help="quantise float weights, round to nearest: int4:128, int2:128, ternary, ...",
+    )
+    parser.add_argument(
+        "--adapter-slots",
+        metavar="RANK[:MODULES]",
+        help="reserve SRAM for adapters of at most this rank, such as 16:q_proj,v_proj",
+    )
+    parser.add_argument("--mapping", metavar="FILE", help="follow the placement in this file")
+    parser.add_argument(
+        "--allow-links",
+        action="store_true",
+        help="follow links of external data inside a model hub's cache",
+    )
+    parser.add_argument("--emit", choices=STAGES, default=STAGES[-1], help="stop at this stage")
+    parser.add_argument("-o", dest="out", metavar="OUT", required=True, help="folder to write")
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT", help="output folder of a compile")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT")
+    prompt.add_argument("--prompt-ids", metavar="1,2,3", help="token ids")
+    parser.add_argument("--tokens", metavar="N", type=int, required=True, help="how many")
+    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--logits", metavar="FILE.npy", help="write float32 [tokens, vocabulary]")
+
+
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT", help="output folder of a compile")
+    parser.add_argument("--engine", choices=CHECKED_ENGINES, default=CHECKED_ENGINES[0])
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--prompt-ids", metavar="1,2,3", help="compare this and its continuation")
+    what.add_argument("--text", metavar="FILE", help="compare on a text, with perplexities")
+    parser.add_argument("--tokens", metavar="N", type=int, help="how many to compare")
+    parser.add_argument("--per-op", action="store_true", help="compare every operator")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--tolerance",
+        dest="tolerances",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="exit with 1 when a figure of the JSON is worse",
+    )
+
+
+# --- commands ---------------------------------------------------------------------------------
+
+
+def _compile(args: argparse.Namespace) -> int:
+    from intaglio.backend.compile import compile_model
+    from intaglio.backend.stages import Options
+    from intaglio.runtime.chip import parse_slots
+
+    if args.context is not None and args.context < 1:
+        raise UserError(f"--context {args.context}: a KV cache holds at least one token")
+    rank, modules = parse_slots(args.adapter_slots)
+    options = Options(
+        target=args.target,
+        settings=tuple(args.settings),
+        context=args.context,
+        weights=args.weights,
+        adapter_rank=rank,
+        adapter_modules=modules,
+        mapping=args.mapping,
+        emit=args.emit,
+        allow_links=args.allow_links,
+    )
+    with _progress() as progress:
+        compiled = compile_model(args.model, args.out, options, progress)
+    for warning in compiled.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
+    _write(f"{args.model} for {args.target}: {compiled.folder}\n")
+    if args.emit == STAGES[-1]:
+        from intaglio.runtime.inspect import inspect_json, summary_lines
+
+        for line in summary_lines(inspect_json(compiled.folder)):
+            _write(f"  {line}\n")
+    return SUCCESS
+
+
+def _prompt(args: argparse.Namespace, chip: Chip) -> list[int]:
+    if args.prompt_ids is not None:
+        return _ids(args.prompt_ids)
+    if args.prompt is not None:
+        return chip.encode(args.prompt)
+    raise UserError("no prompt is given", hint="--prompt TEXT, or --prompt-ids 1,2,3")
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")] if text.strip() else []
+    except ValueError:
+        raise UserError(
+            f"--prompt-ids {text}: not a list of token ids", hint="for example --prompt-ids 1,2,3"
+        ) from None
+
+
+def _run(args: argparse.Namespace) -> int:
+    from intaglio.runtime.chip import load
+    from intaglio.runtime.tokenizer import ByteTokenizer
+
+    chip = load(args.out)
+    prompt = _prompt(args, chip)
+    with _progress() as progress:
+        progress("loading the model")
+        stream = chip.stream(prompt, args.tokens, args.engine)
+        first = next(stream)
+    tokens, logits, seconds = [first.token], [first.logits], [first.seconds]
+    as_text = args.prompt is not None or chip.tokenizer is not None
+    decoder = (chip.tokenizer or ByteTokenizer()).stream() if as_text else None
+    quiet = args.json
+    parts: list[str] = []
+
+    def show(token: int) -> None:
+        part = f"{token} " if decoder is None else decoder.push(token)
+        parts.append(part)
+        if not quiet:
+            _write(part)
+
+    if not quiet and args.prompt is not None:
+        _write(args.prompt)
+    show(first.token)
+    for generated in stream:
+        show(generated.token)
+        tokens.append(generated.token)
+        seconds.append(generated.seconds)
+        if args.logits:
+            logits.append(generated.logits)
+    if decoder is not None:
+        parts.append(decoder.end())
+        if not quiet:
+            _write(parts[-1])
+    if args.logits:
+        _save(Path(args.logits), logits)
+    result = _figures(chip, args.engine, prompt, tokens, seconds)
+    if decoder is not None:
+        result["text"] = "".join(parts)
+    if quiet:
+        _write_json(result)
+    else:
+        _write("\n\n")
+        for line in _figure_lines(chip, result):
+            _write(f"{line}\n")
+    return SUCCESS
+
+
+def _save(path: Path, logits: Sequence[Any]) -> None:
+    import numpy as np
+
+    with _whole(path) as partial, partial.open("wb") as file:
+        np.save(file, np.stack(logits))
+
+
+def _figures(
+    chip: Chip, engine: str, prompt: list[int], tokens: list[int], seconds: list[float]
+) -> dict[str, Any]:
+    later = seconds[1:]
+    here = len(later) / sum(later) if later else None
+    result: dict[str, Any] = {
+        "engine": engine,
+        "target": chip.program.machine.name,
+        "prompt_ids": prompt,
+        "tokens": tokens,
+        "prefill_cycles": None,
+        "cycles": None,
+        "tokens_per_second": here,
+        "host_tokens_per_second": here,
+    }
+    if engine == "simulator":
+        clock = chip.program.machine.clock_hz
+        cycles = chip.generation_cycles(len(prompt), len(tokens))
+        result |= {
+            "prefill_cycles": cycles.prefill,
+            "cycles": list(cycles.tokens),
+            "tokens_per_second": cycles.per_second(clock),
+            "clock_hz": clock,
+            "saturations": chip.simulator.saturations,
+        }
+    return result
+
+
+def _figure_lines(chip: Chip, result: dict[str, Any]) -> Iterator[str]:
+    here, prompt = result["host_tokens_per_second"], len(result["prompt_ids"])
+    yield f"{len(result['tokens'])} tokens by {result['engine']} ({result['target']})"
+    if result["cycles"] is not None:
+        cycles, clock = result["cycles"], result["clock_hz"]
+        later = cycles[1:] or cycles
+        mean = sum(later) / len(later)
+        yield f"  prefill    {result['prefill_cycles']:,} cycles for {prompt} prompt tokens"
+        yield f"  per token  {mean:,.1f} cycles ({min(later):,} to {max(later):,})"
+        yield f"  speed      {clock / mean:,.0f} tokens/s at {clock / 1e6:g} MHz"
+        if result["saturations"]:
+            yield f"  saturated  {result['saturations']:,} values"
+    if here is not None:
+        yield f"  this host  {here:,.1f} tokens/s"
+
+
+def _check(args: argparse.Namespace) -> int:
+    from intaglio.runtime.check import check, missed, parse_tolerance
+    from intaglio.runtime.chip import load
+
+    tolerances = [parse_tolerance(text) for text in args.tolerances]
+    chip = load(args.out)
+    with _progress() as progress:
+        result = check(
+            chip,
+            prompt_ids=None if args.prompt_ids is None else _ids(args.prompt_ids),
+            tokens=args.tokens,
+            text=args.text,
+            per_op=args.per_op,
+            engine=args.engine,
+            progress=progress,
+        )
+    failures = missed(result, tolerances)
+    if args.json:
+        _write_json(result)
+    else:
+        from intaglio.runtime.check import text_lines
+
+        for line in text_lines(result):
+            _write(f"{line}\n")
+    for line in failures:
+        sys.stderr.write(f"{args.out}: {line}\n")
+    return FAILURE if failures else SUCCESS
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from intaglio.runtime.inspect import inspect_json, inspect_text
+
+    if args.format == "json":
+        text = json.dumps(inspect_json(args.out), indent=1) + "\n"
+    else:
+        text = inspect_text(args.out, max(80, shutil.get_terminal_size((100, 24)).columns))
+    if args.file is None:
+        _write(text)
+        return SUCCESS
+    with _whole(Path(args.file)) as partial:
+        partial.write_text(text)
+    return SUCCESS
+
+
+def _targets(args: argparse.Namespace) -> int:
+    from intaglio.backend import target_report
+    from intaglio.backend.target import load_target, target_names
+
+    if args.name is not None:
+        target = load_target(args.name)
+        if args.json:
+            _write_json(target_report.target_json(target))
+        else:
+            _write(target_report.target_text(target))
+        return SUCCESS
+    targets = [load_target(name) for name in target_names()]
+    if args.json:
+        _write_json(target_report.list_json(targets))
+    else:
+        _write(target_report.list_text(targets))
+    return SUCCESS
+
+
+def _ops(args: argparse.Namespace) -> int:
+    import textwrap
+
+    from intaglio.lowering.onnx.operators import table
+
+    entries = [
+        {
+            "domain": entry.domain or "ai.onnx",
+            "op_type": entry.op_type,
+            "since": entry.since,
+            "becomes": entry.becomes,
+            "limits": entry.limits,
+        }
+        for entry in table().values()
+    ]
+    if args.json:
+        _write_json({"schema": 1, "operators": entries})
+        return SUCCESS
+    width = max(80, shutil.get_terminal_size((100, 24)).columns)
+    domain = ""
+    for entry in entries:
+        if entry["domain"] != domain:
+            _write(("\n" if domain else "") + f"{entry['domain']}\n")
+            domain = entry["domain"]
+        name = f"  {entry['op_type']} (since {entry['since']})"
+        text = entry["becomes"] + (f"; {entry['limits']}" if entry["limits"] else "")
+        lines = textwrap.wrap(text, width - 44, break_on_hyphens=False)
+        _write(f"{name:<43} {lines[0]}\n")
+        for line in lines[1:]:
+            _write(f"{'':<44}{line}\n")
+    return SUCCESS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

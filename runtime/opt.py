@@ -1,0 +1,95 @@
+"""`intaglio-opt`: any pass on any stage, as `xdsl-opt` does it.
+
+The dialects, passes and targets come by the `xdsl.universe` entry point, which stock `xdsl-opt`
+reads as well. This adds `.onnx` input, and errors without tracebacks: exit code 1 with a message
+on standard error, or, with `--verify-diagnostics`, 0 with the message on standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import IO
+
+from intaglio.dialects.errors import UserError
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.utils.exceptions import DiagnosticException, ParseError
+from xdsl.xdsl_opt_main import xDSLOptMain
+
+
+class IntaglioOpt(xDSLOptMain):
+    """The driver; `args` as on the command line, without the program's name."""
+
+    def __init__(self, args: Sequence[str] | None = None) -> None:
+        super().__init__("Runs passes on any stage of a model; takes .mlir and .onnx.", args)
+
+    def register_all_arguments(self, arg_parser: argparse.ArgumentParser) -> None:
+        """Adds what `.onnx` input needs."""
+        super().register_all_arguments(arg_parser)
+        onnx = arg_parser.add_argument_group("ONNX input")
+        onnx.add_argument("--context", type=int, help="tokens that the KV caches hold")
+        onnx.add_argument("--weights", help="quantise float weights, such as int4:128")
+        onnx.add_argument(
+            "--allow-links",
+            action="store_true",
+            help="follow links of external data inside a model hub's cache",
+        )
+        arg_parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+
+    def register_all_frontends(self) -> None:
+        """Adds the import of `.onnx` files, which leads to the float stage of rom."""
+        super().register_all_frontends()
+
+        def import_onnx(stream: IO[bytes]) -> ModuleOp:
+            from intaglio.lowering.onnx.importer import import_model
+
+            if self.args.input_file is None or self.args.split_input_file:
+                raise UserError("an ONNX model is read from one file, by name")
+            imported = import_model(
+                self.args.input_file,
+                allow_links=self.args.allow_links,
+                weights=self.args.weights,
+                context=self.args.context,
+            )
+            for warning in imported.warnings:
+                sys.stderr.write(f"warning: {warning}\n")
+            return imported.module
+
+        self.available_frontends["onnx"] = import_onnx
+
+    def parse_chunk(
+        self, chunk: IO[bytes], file_extension: str, start_offset: int = 0
+    ) -> ModuleOp | None:
+        """As the base class; a user's error is a diagnostic."""
+        try:
+            return super().parse_chunk(chunk, file_extension, start_offset)
+        except UserError as error:
+            raise self._diagnostic(error) from error
+
+    def apply_passes(self, prog: ModuleOp) -> None:
+        """As the base class; a user's error is a diagnostic."""
+        try:
+            super().apply_passes(prog)
+        except UserError as error:
+            raise self._diagnostic(error) from error
+
+    def _diagnostic(self, error: UserError) -> Exception:
+        return DiagnosticException(str(error)) if self.args.verify_diagnostics else error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the driver and returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        IntaglioOpt(arguments).run()
+    except (UserError, DiagnosticException, ParseError, OSError, ValueError) as error:
+        if "--debug" in arguments:
+            raise
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

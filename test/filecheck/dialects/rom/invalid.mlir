@@ -1,0 +1,504 @@
+// RUN: xdsl-opt %s --split-input-file --parsing-diagnostics --verify-diagnostics | filecheck %s
+
+// Types.
+
+rom.parameter @w : !rom.tensor<[64, 64], int3, group 32> {key = "k"}
+// CHECK: unknown code 'int3', known are ternary, int2, int4, int8, fixed16, fixed32, float32
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 0], int4, group 32> {key = "k"}
+// CHECK: every dimension must be at least 1
+
+// -----
+
+rom.parameter @w : !rom.tensor<[], float32> {key = "k"}
+// CHECK: every dimension must be at least 1
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64], int4, group 32> {key = "k"}
+// CHECK: a matrix of int4 has two dimensions, rows and columns
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], ternary> {key = "k"}
+// CHECK: a matrix of ternary needs the size of its scale groups
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], fixed16, group 32> {key = "k"}
+// CHECK: fixed16 has neither groups nor zero points
+
+// -----
+
+rom.parameter @w : !rom.adapter<[64, 64], float32, zeros> {key = "k"}
+// CHECK: float32 has neither groups nor zero points
+
+// -----
+
+rom.cache @k : !rom.kv<128, 0, 16, int8>
+// CHECK: capacity, heads and width of a KV buffer must be at least 1
+
+// -----
+
+rom.cache @k : !rom.kv<128, 2, 16, int7>
+// CHECK: unknown KV format 'int7', known are int8, int16, fp8, int4, and float32 before legalisation
+
+// -----
+
+rom.parameter @w : !rom.tensor<64, int4> {key = "k"}
+// CHECK: Expected
+
+// -----
+
+// Declarations.
+
+rom.parameter @w : !rom.kv<128, 2, 16, int8> {key = "k"}
+// CHECK: a KV buffer is declared with rom.cache
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32, zeros> {key = "k", zero = 8 : i64}
+// CHECK: `zero` is for matrices whose type has no zero points
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64], float32> {key = "k", zero = 0 : i64}
+// CHECK: `zero` is for matrices whose type has no zero points
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64], float32>
+// CHECK: property key
+
+// -----
+
+rom.cache @k : !rom.tensor<[64], float32>
+// CHECK: a cache has a type !rom.kv, not !rom.tensor<[64], float32>
+
+// -----
+
+rom.cache @k : !rom.kv<128, 2, 16, int8, static>
+// CHECK: a cache with a static scale states it as `static_scale`
+
+// -----
+
+// Structure.
+
+rom.layer @l {
+^bb0(%x: tensor<64xf32>):
+  rom.yield %x : tensor<64xf32>
+}
+// CHECK: the first argument of a layer is the position (index)
+
+// -----
+
+rom.layer @l {
+^bb0(%p: index):
+  rom.slot @w : !rom.tensor<[64], float32>
+}
+// CHECK: a layer ends with rom.yield
+
+// -----
+
+rom.layer @l {
+^bb0(%p: index, %x: tensor<64xf32>):
+  rom.yield
+}
+// CHECK: a layer yields values of the types that it carries
+
+// -----
+
+rom.step @decode context 8 {
+^bb0(%position: index):
+}
+// CHECK: a step takes a token (i32) and a position (index)
+
+// -----
+
+rom.step @decode context 8 {
+^bb0(%token: i32, %position: index):
+}
+// CHECK: a step ends with rom.emit
+
+// -----
+
+rom.layer @l {
+^bb0(%p: index, %x: tensor<64xf32>):
+  %t = "test.token"() : () -> i32
+  rom.emit %x, %t : tensor<64xf32>
+}
+// CHECK: 'rom.emit' expects parent op 'rom.step'
+
+// -----
+
+rom.layer @l {
+^bb0(%p: index, %x: tensor<64xf32>):
+  rom.yield %x : tensor<64xf32>
+}
+builtin.module {
+  %p, %x = "test.op"() : () -> (index, tensor<64xf32>)
+  %y = rom.repeat @missing at %p (%x) instances [{}] : (tensor<64xf32>) -> tensor<64xf32>
+}
+// CHECK: no layer @missing is declared
+
+// -----
+
+rom.layer @l {
+^bb0(%p: index, %x: tensor<64xf32>):
+  rom.yield %x : tensor<64xf32>
+}
+%p, %x = "test.op"() : () -> (index, tensor<64xf32>)
+%y = rom.repeat @l at %p (%x) instances [{}] : (tensor<64xf32>) -> tensor<32xf32>
+// CHECK: a repeated layer gives back the types that it takes
+
+// -----
+
+rom.layer @l {
+^bb0(%p: index, %x: tensor<64xf32>):
+  rom.yield %x : tensor<64xf32>
+}
+%p, %x = "test.op"() : () -> (index, tensor<32xf32>)
+%y = rom.repeat @l at %p (%x) instances [{}] : (tensor<32xf32>) -> tensor<32xf32>
+// CHECK: layer @l carries (tensor<64xf32>), it is given (tensor<32xf32>)
+
+// -----
+
+rom.layer @l {
+^bb0(%p: index):
+  rom.yield
+}
+%p = "test.op"() : () -> index
+"rom.repeat"(%p) <{layer = @l, instances = [{}]}> : (index) -> ()
+// CHECK: a repeated layer carries at least one value
+
+// -----
+
+rom.layer @l {
+^bb0(%p: index, %x: tensor<64xf32>):
+  rom.yield %x : tensor<64xf32>
+}
+%p, %x = "test.op"() : () -> (index, tensor<64xf32>)
+%y = rom.repeat @l at %p (%x) instances [] : (tensor<64xf32>) -> tensor<64xf32>
+// CHECK: a repeated layer needs at least one instance
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64], float32> {key = "k"}
+rom.layer @l {
+^bb0(%p: index, %x: tensor<64xf32>):
+  rom.slot @g : !rom.tensor<[64], float32>
+  rom.yield %x : tensor<64xf32>
+}
+%p, %x = "test.op"() : () -> (index, tensor<64xf32>)
+%y = rom.repeat @l at %p (%x) instances [{g = @w}, {h = @w}] : (tensor<64xf32>) -> tensor<64xf32>
+// CHECK: instance 1 binds ['h'], the slots of the layer are ['g']
+
+// -----
+
+rom.parameter @w : !rom.tensor<[32], float32> {key = "k"}
+rom.layer @l {
+^bb0(%p: index, %x: tensor<64xf32>):
+  rom.slot @g : !rom.tensor<[64], float32>
+  rom.yield %x : tensor<64xf32>
+}
+%p, %x = "test.op"() : () -> (index, tensor<64xf32>)
+%y = rom.repeat @l at %p (%x) instances [{g = @w}] : (tensor<64xf32>) -> tensor<64xf32>
+// CHECK: instance 0 binds slot @g of !rom.tensor<[64], float32> to @w of !rom.tensor<[32], float32>
+
+// -----
+
+rom.layer @l {
+^bb0(%p: index, %x: tensor<64xf32>):
+  rom.slot @g : !rom.tensor<[64], float32>
+  rom.yield %x : tensor<64xf32>
+}
+%p, %x = "test.op"() : () -> (index, tensor<64xf32>)
+%y = rom.repeat @l at %p (%x) instances [{g = 3 : i64}] : (tensor<64xf32>) -> tensor<64xf32>
+// CHECK: instance 0 binds slot @g to no symbol
+
+// -----
+
+// Operators.
+
+%x = "test.op"() : () -> tensor<64xf32>
+%y = rom.linear %x by @missing {onnx = [["n"]]} : tensor<64xf32> -> tensor<64xf32>
+// CHECK: no buffer @missing is declared
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "k"}
+%x = "test.op"() : () -> tensor<64xf32>
+%y = "rom.linear"(%x) <{weights = @w}> : (tensor<64xf32>) -> tensor<64xf32>
+// CHECK: property onnx
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "k"}
+%x = "test.op"() : () -> tensor<1x64xf32>
+%y = rom.linear %x by @w {onnx = [["n"]]} : tensor<1x64xf32> -> tensor<64xf32>
+// CHECK: tensor<1x64xf32> is not a vector
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "k"}
+%x = "test.op"() : () -> tensor<64xi8>
+%y = rom.linear %x by @w {onnx = [["n"]]} : tensor<64xi8> -> tensor<64xf32>
+// CHECK: tensor<64xi8> is not a vector
+
+// -----
+
+rom.parameter @e : !rom.tensor<[256, 32], float32> {key = "k"}
+%t = "test.op"() : () -> i32
+%x = rom.embed %t of @e {onnx = [["n"]]} : tensor<64xf32>
+// CHECK: rows of @e have 32 elements, the result has 64
+
+// -----
+
+rom.cache @k : !rom.kv<128, 2, 16, int8>
+%t = "test.op"() : () -> i32
+%x = rom.embed %t of @k {onnx = [["n"]]} : tensor<64xf32>
+// CHECK: @k is !rom.kv<128, 2, 16, int8>, expected !rom.tensor
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 32], int4, group 32> {key = "k"}
+%x = "test.op"() : () -> tensor<64xf32>
+%y = rom.linear %x by @w {onnx = [["n"]]} : tensor<64xf32> -> tensor<32xf32>
+// CHECK: @w has shape [64, 32], the operation needs [32, 64]
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "k"}
+rom.parameter @b : !rom.tensor<[32], float32> {key = "k"}
+%x = "test.op"() : () -> tensor<64xf32>
+%y = rom.linear %x by @w bias @b {onnx = [["n"]]} : tensor<64xf32> -> tensor<64xf32>
+// CHECK: bias @b has shape [32], the operation needs [64]
+
+// -----
+
+rom.cache @k : !rom.kv<128, 2, 16, int8>
+%x = "test.op"() : () -> tensor<64xf32>
+%y = rom.linear %x by @k {onnx = [["n"]]} : tensor<64xf32> -> tensor<64xf32>
+// CHECK: @k is !rom.kv<128, 2, 16, int8>, expected !rom.tensor or !rom.adapter
+
+// -----
+
+rom.parameter @g : !rom.tensor<[64], float32> {key = "k"}
+%x = "test.op"() : () -> tensor<64xf32>
+%y = rom.rms_norm %x by @g {eps = 1.0e-05 : f64, onnx = [["n"]]} : tensor<64xf32> -> tensor<32xf32>
+// CHECK: rom.rms_norm: values must have equal sizes, found 64, 32
+
+// -----
+
+rom.parameter @g : !rom.tensor<[64], float32> {key = "k"}
+%x = "test.op"() : () -> tensor<64xf32>
+%y = rom.rms_norm %x by @g {eps = 1.0e-05 : f64, groups = 3 : i64, onnx = [["n"]]} : tensor<64xf32> -> tensor<64xf32>
+// CHECK: 64 elements do not divide into 3 groups
+
+// -----
+
+rom.parameter @g : !rom.tensor<[64], float32> {key = "k"}
+%x = "test.op"() : () -> tensor<64xf32>
+%y = rom.rms_norm %x by @g {eps = 1.0e-05 : f64, groups = 4 : i64, onnx = [["n"]]} : tensor<64xf32> -> tensor<64xf32>
+// CHECK: @g has shape [64], the norm needs [16]
+
+// -----
+
+rom.parameter @g : !rom.tensor<[64], float32> {key = "k"}
+rom.parameter @b : !rom.tensor<[32], float32> {key = "k"}
+%x = "test.op"() : () -> tensor<64xf32>
+%y = rom.layer_norm %x by @g, @b {eps = 1.0e-05 : f64, onnx = [["n"]]} : tensor<64xf32> -> tensor<64xf32>
+// CHECK: @b has shape [32], the norm needs [64]
+
+// -----
+
+rom.parameter @c : !rom.tensor<[128, 8], float32> {key = "k"}
+%p, %x = "test.op"() : () -> (index, tensor<64xf32>)
+%y = rom.rotary %x at %p by @c, @c {heads = 3 : i64, rotary_dim = 16 : i64, onnx = [["n"]]} : tensor<64xf32> -> tensor<64xf32>
+// CHECK: 64 elements do not divide into 3 heads
+
+// -----
+
+rom.parameter @c : !rom.tensor<[128, 8], float32> {key = "k"}
+%p, %x = "test.op"() : () -> (index, tensor<64xf32>)
+%y = rom.rotary %x at %p by @c, @c {heads = 4 : i64, rotary_dim = 18 : i64, onnx = [["n"]]} : tensor<64xf32> -> tensor<64xf32>
+// CHECK: rotary_dim 18 must be even and at most the head width 16
+
+// -----
+
+rom.parameter @c : !rom.tensor<[128, 8], float32> {key = "k"}
+rom.parameter @s : !rom.tensor<[128, 16], float32> {key = "k"}
+%p, %x = "test.op"() : () -> (index, tensor<64xf32>)
+%y = rom.rotary %x at %p by @c, @s {heads = 4 : i64, rotary_dim = 16 : i64, onnx = [["n"]]} : tensor<64xf32> -> tensor<64xf32>
+// CHECK: @s has shape [128, 16], rotary_dim 16 needs [positions, 8]
+
+// -----
+
+rom.cache @k : !rom.kv<128, 2, 16, float32>
+%p, %x = "test.op"() : () -> (index, tensor<64xf32>)
+rom.append %x to @k at %p {onnx = [["n"]]} : tensor<64xf32>
+// CHECK: @k takes 32 elements a token, not 64
+
+// -----
+
+rom.cache @k : !rom.kv<128, 2, 16, int16>
+%p, %x = "test.op"() : () -> (index, !rom.quantized<2, 16, int8>)
+rom.append %x to @k at %p {onnx = [["n"]]} : !rom.quantized<2, 16, int8>
+// CHECK: @k takes 2 groups of int16, not 2 of int8
+
+// -----
+
+rom.cache @k : !rom.kv<128, 2, 16, int8>
+%p, %x = "test.op"() : () -> (index, !rom.quantized<1, 32, int8>)
+rom.append %x to @k at %p {onnx = [["n"]]} : !rom.quantized<1, 32, int8>
+// CHECK: @k takes 2 groups of int8, not 1 of int8
+
+// -----
+
+rom.cache @k : !rom.kv<128, 2, 16, float32>
+%p, %x = "test.op"() : () -> (index, tensor<48xf32>)
+%y = rom.attention %x over @k, @k at %p {heads = 3 : i64, scale = 1.0 : f64, onnx = [["n"]]} : tensor<48xf32> -> tensor<48xf32>
+// CHECK: 3 query heads are not a multiple of 2 KV heads
+
+// -----
+
+rom.cache @k : !rom.kv<128, 2, 16, float32>
+%p, %x = "test.op"() : () -> (index, tensor<48xf32>)
+%y = rom.attention %x over @k, @k at %p {heads = 4 : i64, scale = 1.0 : f64, onnx = [["n"]]} : tensor<48xf32> -> tensor<48xf32>
+// CHECK: 4 heads of width 16 need 64 elements, found 48
+
+// -----
+
+%x = "test.op"() : () -> tensor<48xf32>
+%y = rom.activate %x {kind = "swish", onnx = [["n"]]} : tensor<48xf32> -> tensor<48xf32>
+// CHECK: unknown activation 'swish', known are silu,
+
+// -----
+
+%x, %y = "test.op"() : () -> (tensor<48xf32>, tensor<32xf32>)
+%z = rom.add %x, %y {onnx = [["n"]]} : tensor<48xf32>, tensor<32xf32> -> tensor<48xf32>
+// CHECK: rom.add: values must have equal sizes, found 48, 32, 48
+
+// -----
+
+%x, %y = "test.op"() : () -> (tensor<48xf32>, tensor<32xf32>)
+%z = rom.mul %x, %x {onnx = [["n"]]} : tensor<48xf32>, tensor<48xf32> -> tensor<32xf32>
+// CHECK: rom.mul: values must have equal sizes, found 48, 48, 32
+
+// -----
+
+%x = "test.op"() : () -> tensor<48xf32>
+%z = rom.scale %x {factor = 1.0 : f64, onnx = [["n"]]} : tensor<48xf32> -> tensor<32xf32>
+// CHECK: rom.scale: values must have equal sizes, found 48, 32
+
+// -----
+
+%x = "test.op"() : () -> tensor<48xf32>
+%z = rom.softcap %x {cap = 1.0 : f64, onnx = [["n"]]} : tensor<48xf32> -> tensor<32xf32>
+// CHECK: rom.softcap: values must have equal sizes, found 48, 32
+
+// -----
+
+%x = "test.op"() : () -> tensor<48xf32>
+%z = rom.slice %x from 32 {onnx = [["n"]]} : tensor<48xf32> -> tensor<32xf32>
+// CHECK: elements 32 to 64 do not lie inside 48
+
+// -----
+
+// Operators of the integer stage.
+
+%x = "test.op"() : () -> !rom.fixed<64, 16>
+%q = rom.quantize %x {onnx = [["n"]]} : !rom.fixed<64, 16> -> !rom.quantized<3, 16, int8>
+// CHECK: 3 groups of 16 do not cover 64 elements
+
+// -----
+
+%x = "test.op"() : () -> !rom.fixed<64, 16>
+%q = rom.quantize %x {onnx = [["n"]]} : !rom.fixed<64, 16> -> !rom.quantized<4, 16, uint8>
+// CHECK: unknown format 'uint8', known are int8, int16, fp8
+
+// -----
+
+rom.cache @k : !rom.kv<128, 2, 16, int8>
+%x = "test.op"() : () -> !rom.fixed<32, 16>
+%q = rom.quantize %x for @k {onnx = [["n"]]} : !rom.fixed<32, 16> -> !rom.quantized<2, 16, int8>
+// CHECK: @k has no static scale to quantise with
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "k"}
+%q = "test.op"() : () -> !rom.quantized<2, 32, int8>
+%a = rom.dot %q by @w {onnx = [["n"]]} : !rom.quantized<2, 32, int8> -> !rom.accumulator<64, 34>
+// CHECK: a matrix takes a vector with one scale
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "k"}
+%q = "test.op"() : () -> !rom.quantized<1, 64, int8>
+%a = rom.dot %q by @w {onnx = [["n"]]} : !rom.quantized<1, 64, int8> -> !rom.accumulator<32, 34>
+// CHECK: @w has shape [64, 64], the operation needs [32, 64]
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "k"}
+%q = "test.op"() : () -> !rom.quantized<1, 64, int8>
+%a = rom.dot %q by @w {onnx = [["n"]]} : !rom.quantized<1, 64, int8> -> !rom.accumulator<64, 63>
+// CHECK: 63 bits of accumulator, at most 62 are exact
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "k"}
+%a, %q, %r = "test.op"() : () -> (!rom.accumulator<64, 34>, !rom.quantized<1, 64, int8>, !rom.fixed<32, 16>)
+%y = rom.requantize %a scaled %q, @w residual %r {pre_shift = 0 : i64, onnx = [["n"]]} : !rom.accumulator<64, 34>, !rom.quantized<1, 64, int8>, !rom.fixed<32, 16> -> !rom.fixed<64, 16>
+// CHECK: rom.requantize: values must have equal sizes, found {32, 64}
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "k"}
+%a, %q = "test.op"() : () -> (!rom.accumulator<64, 34>, !rom.quantized<1, 64, int8>)
+%y = rom.requantize %a scaled %q, @w {pre_shift = -1 : i64, onnx = [["n"]]} : !rom.accumulator<64, 34>, !rom.quantized<1, 64, int8> -> !rom.fixed<64, 16>
+// CHECK: pre_shift must not be negative
+
+// -----
+
+rom.cache @k : !rom.kv<128, 2, 16, int8>
+%p, %q = "test.op"() : () -> (index, !rom.quantized<3, 16, int8>)
+%s = rom.query_key %q over @k at %p {score_scale = #rom.real<1, 0>, onnx = [["n"]]} : !rom.quantized<3, 16, int8> -> !rom.scores<3, 16>
+// CHECK: 3 query heads are not a multiple of 2 KV heads
+
+// -----
+
+rom.cache @k : !rom.kv<128, 2, 16, int8>
+%p, %q = "test.op"() : () -> (index, !rom.quantized<4, 8, int8>)
+%s = rom.query_key %q over @k at %p {score_scale = #rom.real<1, 0>, onnx = [["n"]]} : !rom.quantized<4, 8, int8> -> !rom.scores<4, 16>
+// CHECK: query, keys and scores differ in heads or width
+
+// -----
+
+rom.cache @k : !rom.kv<128, 2, 16, int8>
+%p, %q = "test.op"() : () -> (index, !rom.quantized<4, 16, int8>)
+%s = rom.query_key %q over @k at %p {score_scale = #rom.real<1, 0>, cap = #rom.real<1, 0>, onnx = [["n"]]} : !rom.quantized<4, 16, int8> -> !rom.scores<4, 16>
+// CHECK: a soft cap needs cap, cap_inverse and log2e
+
+// -----
+
+rom.cache @v : !rom.kv<128, 2, 16, int8>
+%p, %s = "test.op"() : () -> (index, !rom.scores<4, 16>)
+%q = rom.softmax %s over @v at %p {onnx = [["n"]]} : !rom.scores<4, 16> -> !rom.probabilities<2, uint8>
+// CHECK: scores and probabilities differ in heads
+
+// -----
+
+rom.cache @v : !rom.kv<128, 2, 16, int8>
+%p, %s = "test.op"() : () -> (index, !rom.scores<4, 16>)
+%q = rom.softmax %s over @v at %p {onnx = [["n"]]} : !rom.scores<4, 16> -> !rom.probabilities<4, int8>
+// CHECK: unknown format 'int8', known are uint8, uint16
+
+// -----
+
+rom.cache @v : !rom.kv<128, 2, 16, int8>
+%p, %s = "test.op"() : () -> (index, !rom.probabilities<4, uint8>)
+%y = rom.weighted_sum %s over @v at %p {onnx = [["n"]]} : !rom.probabilities<4, uint8> -> !rom.fixed<32, 16>
+// CHECK: the result needs 64 elements, found 32

@@ -1,0 +1,295 @@
+"""Writes tiny decoder models, deterministic and in the form of onnxruntime-genai's builder.
+
+`python make_models.py FOLDER` writes all of them, each into a folder of its own. Hidden size 64, two
+layers, 4 query and 2 key/value heads, 128 positions, random weights with external data.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+HIDDEN, FFN, HEADS, KV_HEADS, LAYERS, POSITIONS, BLOCK = 64, 96, 4, 2, 2, 128, 32
+HEAD = HIDDEN // HEADS
+MS = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What sets a model apart from a Llama in int4 with its own head."""
+
+    vocabulary: int = 64
+    bits: int = 4
+    tied: bool = False
+    bias: bool = False
+    qk_norm: bool = False
+    asymmetric: bool = False
+    parallel: bool = False
+    """Phi-2: LayerNormalization, attention and Gelu network side by side, biases."""
+    prune: bool = False
+    """Logits of the last token only."""
+    accuracy_level: int = 4
+
+
+VARIANTS = {
+    "llama": Variant(vocabulary=256),
+    "tied": Variant(tied=True),
+    "qwen": Variant(bias=True, qk_norm=True, asymmetric=True),
+    "phi": Variant(parallel=True, bias=True),
+    "int8": Variant(bits=8, accuracy_level=0),
+    "prune": Variant(prune=True),
+}
+
+
+@dataclass
+class Builder:
+    """Collects nodes and initializers; methods give the name of what they compute."""
+
+    variant: Variant
+    random: np.random.Generator
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    tensors: list[onnx.TensorProto] = field(default_factory=list)
+
+    def tensor(self, name: str, value: np.ndarray) -> str:
+        self.tensors.append(numpy_helper.from_array(value, name))
+        return name
+
+    def node(
+        self, op: str, name: str, inputs: list[str], output: str | None = None, **attributes: Any
+    ) -> str:
+        domain = attributes.pop("domain", "")
+        outputs = attributes.pop("outputs", [output or f"{name}/output_0"])
+        node = helper.make_node(op, inputs, outputs, name=name, domain=domain, **attributes)
+        self.nodes.append(node)
+        return outputs[0]
+
+    def normal(self, name: str, *dims: int, mean: float = 0.0, std: float = 1.0) -> str:
+        value = mean + std * self.random.standard_normal(dims)
+        return self.tensor(name, value.astype(np.float32))
+
+    def weights(self, name: str, n: int, k: int) -> list[str]:
+        """A quantised matrix: codes, scales and, where the variant has them, zero points."""
+        bits, blocks = self.variant.bits, -(-k // BLOCK)
+        codes = self.random.integers(0, 256, (n, blocks, BLOCK * bits // 8), np.uint8)
+        scales = self.random.uniform(0.5, 1.5, (n, blocks)) * 2.0 ** (1 - bits) / np.sqrt(k) * 1.7
+        names = [
+            self.tensor(f"{name}.weight_Q{bits}", codes),
+            self.tensor(f"{name}.weight_scales", scales.astype(np.float32)),
+        ]
+        if self.variant.asymmetric:
+            zeros = self.random.integers(0, 256, (n, -(-blocks * bits // 8)), np.uint8)
+            middle = np.uint8(0x77) if bits == 4 else np.uint8(0x7F)
+            names.append(self.tensor(f"{name}.weight_zp", (zeros & 0x11) + middle))
+        return names
+
+    def linear(self, name: str, x: str, n: int, k: int, weights: list[str] | None = None) -> str:
+        path = f"/{name.replace('.', '/').replace('layers/', 'layers.')}"
+        matrix = weights or self.weights(f"{name}.MatMul", n, k)
+        attributes = {"K": k, "N": n, "bits": self.variant.bits, "block_size": BLOCK}
+        if self.variant.accuracy_level:
+            attributes["accuracy_level"] = self.variant.accuracy_level
+        y = self.node("MatMulNBits", f"{path}/MatMul", [x, *matrix], domain=MS, **attributes)
+        if self.variant.bias:
+            bias = self.normal(f"{name}.Add.bias", n, std=0.1)
+            y = self.node("Add", f"{path}/Add", [y, bias])
+        return y
+
+    def norm(self, path: str, x: str, skip: str | None, last: bool = False) -> tuple[str, str]:
+        """The normalised value and the sum of `x` and `skip`."""
+        key = path.strip("/").replace("/", ".")
+        inputs = [x] if skip is None else [x, skip]
+        inputs.append(self.normal(f"{key}.weight", HIDDEN, mean=1.0, std=0.1))
+        kind = "LayerNormalization" if self.variant.parallel else "SimplifiedLayerNormalization"
+        if self.variant.parallel:
+            inputs.append(self.normal(f"{key}.bias", HIDDEN, std=0.1))
+        if skip is None:
+            attributes: dict[str, Any] = {"axis": -1, "epsilon": 1e-5, "stash_type": 1}
+            return self.node(kind, f"{path}/LayerNorm", inputs, **attributes), x
+        outputs = [f"{path}/output_0"] if last else [f"{path}/output_0", "", "", f"{path}/output_3"]
+        y = self.node(
+            f"Skip{kind}", f"{path}/SkipLayerNorm", inputs, outputs=outputs, domain=MS, epsilon=1e-5
+        )
+        return y, outputs[-1]
+
+    def attention(self, layer: int, x: str) -> str:
+        size, kv = HEADS * HEAD, KV_HEADS * HEAD
+        path = f"/model/layers.{layer}/attn"
+        packed = self.linear(f"model.layers.{layer}.attn.qkv_proj", x, size + 2 * kv, HIDDEN)
+        values = [packed, "", ""]
+        if self.variant.qk_norm:
+            sizes = self.tensor(f"{path}/sizes", np.array([size, kv, kv], np.int64))
+            values = [f"{path}/split_{i}" for i in range(3)]
+            self.node("Split", f"{path}/Split", [packed, sizes], outputs=values, axis=-1)
+            for i, (letter, width) in enumerate((("q", size), ("k", kv))):
+                values[i] = self.head_norm(layer, letter, values[i], width)
+        return self.node(
+            "GroupQueryAttention",
+            f"{path}/GroupQueryAttention",
+            [
+                *values,
+                f"past_key_values.{layer}.key",
+                f"past_key_values.{layer}.value",
+                "seqlens_k",
+                "total_length",
+                "cos_cache",
+                "sin_cache",
+            ],
+            outputs=[f"{path}/output_0", f"present.{layer}.key", f"present.{layer}.value"],
+            domain=MS,
+            num_heads=HEADS,
+            kv_num_heads=KV_HEADS,
+            do_rotary=1,
+        )
+
+    def head_norm(self, layer: int, letter: str, x: str, width: int) -> str:
+        path = f"/model/layers.{layer}/attn/{letter}_norm"
+        apart = self.tensor(f"{path}/apart", np.array([0, -1, HEAD], np.int64))
+        together = self.tensor(f"{path}/together", np.array([0, -1, width], np.int64))
+        gamma = self.normal(
+            f"model.layers.{layer}.attn.{letter}_norm.weight", HEAD, mean=1, std=0.1
+        )
+        y = self.node("Reshape", f"{path}/Reshape_1", [x, apart])
+        y = self.node(
+            "SimplifiedLayerNormalization",
+            f"{path}/SimplifiedLayerNormalization",
+            [y, gamma],
+            axis=-1,
+            epsilon=1e-6,
+            stash_type=1,
+        )
+        return self.node("Reshape", f"{path}/Reshape_2", [y, together])
+
+    def network(self, layer: int, x: str) -> str:
+        name, path = f"model.layers.{layer}.mlp", f"/model/layers.{layer}/mlp"
+        if self.variant.parallel:
+            y = self.linear(f"{name}.fc1", x, FFN, HIDDEN)
+            y = self.node("Gelu", f"{path}/Gelu", [y], approximate="tanh")
+            return self.linear(f"{name}.fc2", y, HIDDEN, FFN)
+        gate = self.linear(f"{name}.gate_proj", x, FFN, HIDDEN)
+        up = self.linear(f"{name}.up_proj", x, FFN, HIDDEN)
+        sigmoid = self.node("Sigmoid", f"{path}/act_fn/Sigmoid", [gate])
+        silu = self.node("Mul", f"{path}/act_fn/Mul", [gate, sigmoid])
+        y = self.node("Mul", f"{path}/Mul", [silu, up])
+        return self.linear(f"{name}.down_proj", y, HIDDEN, FFN)
+
+    def lengths(self) -> None:
+        """Cached tokens from the attention mask, as the builder counts them."""
+        one = self.tensor("one", np.array([1], np.int64))
+        total = self.node("ReduceSum", "/mask/ReduceSum", ["attention_mask", one], keepdims=0)
+        before = self.node("Sub", "/mask/Sub", [total, one])
+        self.node("Cast", "/mask/Sub/Cast", [before], "seqlens_k", to=TensorProto.INT32)
+        index = self.tensor("index", np.array(1, np.int64))
+        shape = self.node("Shape", "/mask/Shape", ["attention_mask"])
+        length = self.node("Gather", "/mask/Gather", [shape, index], axis=0)
+        self.node("Cast", "/mask/Gather/Cast", [length], "total_length", to=TensorProto.INT32)
+
+    def tables(self) -> None:
+        frequencies = 10000.0 ** (-np.arange(0, HEAD, 2) / HEAD)
+        angles = np.arange(POSITIONS)[:, None] * frequencies
+        self.tensor("cos_cache", np.cos(angles).astype(np.float32))
+        self.tensor("sin_cache", np.sin(angles).astype(np.float32))
+
+    def embedding(self) -> tuple[str, list[str] | None]:
+        """The embedded tokens, and the matrix that a tied head shares."""
+        vocabulary = self.variant.vocabulary
+        if not self.variant.tied:
+            table = self.normal("model.embed_tokens.weight", vocabulary, HIDDEN)
+            return self.node("Gather", "/model/embed_tokens/Gather", [table, "input_ids"]), None
+        head = self.weights("lm_head.MatMul", vocabulary, HIDDEN)
+        dims = np.array([vocabulary, HIDDEN * self.variant.bits // 8], np.int64)
+        shape = self.tensor("/model/embed_tokens/shape", dims)
+        rows = self.node("Reshape", "/model/embed_tokens/Reshape", [head[0], shape])
+        x = self.node(
+            "GatherBlockQuantized",
+            "/model/embed_tokens/GatherBlockQuantized",
+            [rows, "input_ids", head[1]],
+            domain=MS,
+            bits=self.variant.bits,
+            block_size=BLOCK,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+        return x, head
+
+    def decoder(self) -> None:
+        self.lengths()
+        self.tables()
+        x, head = self.embedding()
+        y, x = self.norm("/model/layers.0/input_layernorm", x, None)
+        for layer in range(LAYERS):
+            path = f"/model/layers.{layer}"
+            attended = self.attention(layer, y)
+            attended = self.linear(f"model.layers.{layer}.attn.o_proj", attended, HIDDEN, HIDDEN)
+            if self.variant.parallel:
+                other = self.network(layer, y)
+                y = self.node("Add", f"{path}/residual_add/Add", [attended, other])
+            else:
+                y, x = self.norm(f"{path}/post_attention_layernorm", x, attended)
+                y = self.network(layer, y)
+            last = layer == LAYERS - 1
+            name = "final_norm_layernorm" if last else "input_layernorm"
+            y, x = self.norm(f"/model/layers.{layer + 1}/{name}", x, y, last)
+        if self.variant.prune:
+            last_index = self.tensor("last", np.array([-1], np.int64))
+            y = self.node("Gather", "/lm_head/Gather", [y, last_index], axis=1)
+        logits = self.linear("lm_head", y, self.variant.vocabulary, HIDDEN, head)
+        self.nodes[-1].output[0] = "logits"
+        assert logits.startswith("/lm_head")
+
+    def model(self) -> onnx.ModelProto:
+        self.decoder()
+        past = ["batch_size", KV_HEADS, "past_sequence_length", "kv_cache_dim"]
+        present = ["batch_size", KV_HEADS, "total_sequence_length", "kv_cache_dim"]
+        sequence = 1 if self.variant.prune else "sequence_length"
+        logits = ["batch_size", sequence, self.variant.vocabulary]
+        ids = ["batch_size", "sequence_length"]
+        mask = ["batch_size", "total_sequence_length"]
+        floats, integers = TensorProto.FLOAT, TensorProto.INT64
+        inputs = [
+            helper.make_tensor_value_info("input_ids", integers, ids),
+            helper.make_tensor_value_info("attention_mask", integers, mask),
+        ]
+        outputs = [helper.make_tensor_value_info("logits", floats, logits)]
+        for kind in ("key", "value"):
+            for layer in range(LAYERS):
+                name = f"{layer}.{kind}"
+                inputs.append(
+                    helper.make_tensor_value_info(f"past_key_values.{name}", floats, past)
+                )
+                outputs.append(helper.make_tensor_value_info(f"present.{name}", floats, present))
+        graph = helper.make_graph(self.nodes, "main_graph", inputs, outputs, self.tensors)
+        opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MS, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def make_model(name: str, folder: Path) -> Path:
+    """Writes one model with its external data and genai_config.json; gives the .onnx file."""
+    variant = VARIANTS[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    seed = list(VARIANTS).index(name)
+    model = Builder(variant, np.random.Generator(np.random.PCG64(seed))).model()
+    path = folder / "model.onnx"
+    onnx.save_model(
+        model,
+        path,
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location="model.onnx.data",
+        size_threshold=0,
+    )
+    decoder = {"head_size": HEAD, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS}
+    config = {"model": {"decoder": decoder, "context_length": POSITIONS}}
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    return path
+
+
+if __name__ == "__main__":
+    for each in VARIANTS:
+        print(make_model(each, Path(sys.argv[1]) / each))

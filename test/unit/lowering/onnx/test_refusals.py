@@ -1,0 +1,217 @@
+"""Everything not understood is reported, all of it at once, with reasons."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from intaglio.dialects.errors import UserErrors
+from intaglio.lowering.onnx.importer import import_model
+from onnx import TensorProto, helper
+
+GQA_INPUTS = ["past_key_values.0.key", "past_key_values.0.value", "seqlens_k", "total"]
+GQA_OUTPUTS = ["y", "present.0.key", "present.0.value"]
+
+
+def errors(decoder, **options) -> list[str]:
+    with pytest.raises(UserErrors) as caught:
+        import_model(decoder.save(**options))
+    return [str(error) for error in caught.value.errors]
+
+
+def test_all_nodes_are_listed(decoder):
+    decoder.floats("w", 16, 16)
+    decoder.node("Erf", ["x"], ["a"], name="erf")
+    decoder.node("Relu", ["a"], ["b"], name="relu")
+    decoder.node("Softmax", ["b"], ["c"], name="softmax")
+    decoder.node("MatMul", ["c", "w"], ["d"], name="product")
+    decoder.node("Elu", ["d"], ["y"])
+    found = errors(decoder)
+    assert len(found) == 4
+    assert "model.onnx: node 'erf' (Erf): the operator Erf is not supported" in found[0]
+    assert "'softmax'" in found[1]
+    assert "'product'" in found[2] and "floating point (FLOAT)" in found[2]
+    assert "--weights int4:32" in found[2]
+    assert "'Elu_5'" in found[3]
+
+
+@pytest.mark.parametrize(
+    ("op_type", "attributes", "words"),
+    [
+        ("Gelu", {"approximate": "sigmoid"}, "approximate"),
+        ("Cast", {"to": TensorProto.INT32}, "INT32"),
+        ("Transpose", {"perm": [2, 1, 0]}, "last axis"),
+        ("Flatten", {"axis": 1}, "mixes|does not hold"),
+        ("Shape", {}, "not logits"),
+        ("Neg", {}, "constants only"),
+    ],
+)
+def test_single_input_operators(decoder, op_type, attributes, words):
+    import re
+
+    decoder.node(op_type, ["x"], ["y"], **attributes)
+    assert any(re.search(words, error) for error in errors(decoder))
+
+
+def test_unknown_attribute(decoder):
+    decoder.node("Relu", ["x"], ["y"], slope=2.0)
+    assert "attribute 'slope'" in errors(decoder)[0]
+
+
+@pytest.mark.parametrize(
+    ("op_type", "value", "words"),
+    [
+        ("Add", np.ones(16, np.float32), "linear operator"),
+        ("Add", np.float32(3.0), "vector of biases"),
+        ("Mul", np.arange(16, dtype=np.float32), "constant vector"),
+        ("Div", np.float32(0.0), "not 0"),
+        ("Sub", np.float32(1.0), "subtracting"),
+        ("Pow", np.float32(3.0), "exponent 2"),
+        ("Mul", np.ones((4, 1, 1), np.float32), "enlarges"),
+        ("MatMul", np.ones((8, 16), np.float32), "floating point"),
+    ],
+)
+def test_constants_that_do_not_fit(decoder, op_type, value, words):
+    decoder.constant("c", np.asarray(value))
+    decoder.node(op_type, ["x", "c"], ["y"], name="node")
+    (error,) = errors(decoder)
+    assert words in error and "node 'node'" in error
+
+
+def test_product_of_activations(decoder):
+    decoder.node("MatMul", ["x", "x"], ["y"])
+    assert "both factors are activations" in errors(decoder)[0]
+
+
+def test_bias_of_a_value_used_elsewhere(decoder):
+    decoder.constant("w", np.zeros((16, 1, 8), np.uint8))
+    decoder.floats("s", 16, 1)
+    decoder.floats("b", 16)
+    decoder.ms("MatMulNBits", ["x", "w", "s"], ["m"], K=16, N=16, bits=4, block_size=16)
+    decoder.node("Add", ["m", "b"], ["n"])
+    decoder.node("Add", ["m", "n"], ["y"])
+    assert "used elsewhere" in errors(decoder)[0]
+
+
+def test_reshape_that_mixes_tokens(decoder):
+    decoder.constant("shape", np.array([0, 16, -1], np.int64))
+    decoder.node("Reshape", ["x", "shape"], ["y"])
+    assert "mixes tokens" in errors(decoder)[0]
+
+
+def attention(decoder, *more: str, inputs=None, outputs=None, **attributes) -> None:
+    attributes = {"num_heads": 2, "kv_num_heads": 2} | attributes
+    decoder.ms(
+        "GroupQueryAttention",
+        inputs or ["x", "x", "x", *GQA_INPUTS, *more],
+        outputs or GQA_OUTPUTS,
+        name="attention",
+        **attributes,
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "attributes", "words"),
+    [
+        (["", "", "", "bias"], {}, "attention bias"),
+        (["", "", "", "", "sink"], {}, "head sink"),
+        ([], {"smooth_softmax": 1}, "smooth_softmax"),
+        ([], {"num_heads": 3}, "multiple"),
+        ([], {"do_rotary": 1}, "cos_cache"),
+        ([], {"local_window_size": 0}, "sees no token"),
+        ([], {"magic": 1}, "attribute 'magic'"),
+        (
+            ["", "", "", "", "", "scales", "scales"],
+            {"k_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8},
+            "different scales",
+        ),
+    ],
+)
+def test_attention(decoder, more, attributes, words):
+    decoder.lengths()
+    decoder.past(0, 2, 8)
+    decoder.floats("bias", 1, 1, 1, 1)
+    decoder.floats("sink", 2)
+    decoder.constant("scales", np.linspace(0.1, 0.2, 16).astype(np.float32))
+    attention(decoder, *more, **attributes)
+    assert words in errors(decoder)[0]
+
+
+def test_attention_without_lengths_from_the_mask(decoder):
+    decoder.lengths()
+    decoder.past(0, 2, 8)
+    decoder.constant("seven", np.array([7], np.int32))
+    decoder.constant("eight", np.array(8, np.int32))
+    attention(decoder, inputs=["x", "x", "x", *GQA_INPUTS[:2], "seven", "eight"])
+    assert "seqlens_k" in errors(decoder)[0]
+
+
+def test_crossed_layers(decoder):
+    decoder.lengths()
+    decoder.past(0, 2, 8)
+    decoder.past(1, 2, 8)
+    attention(decoder, outputs=["a", "present.1.key", "present.1.value"])
+    swapped = ["a", "a", "a", "past_key_values.1.key", "past_key_values.1.value", *GQA_INPUTS[2:]]
+    attention(decoder, inputs=swapped)
+    assert "different layers" in errors(decoder)[0]
+
+
+def test_present_that_is_no_output(decoder):
+    decoder.lengths()
+    decoder.past(0, 2, 8)
+    decoder.outputs.clear()
+    attention(decoder)
+    assert "must be an output" in errors(decoder)[0]
+
+
+def test_wrong_past_width(decoder):
+    decoder.lengths()
+    decoder.past(0, 2, 16)
+    attention(decoder)
+    assert "expected 8" in errors(decoder)[0]
+
+
+def test_second_output(decoder):
+    decoder.outputs.append(("hidden_states", TensorProto.FLOAT, ["batch", "sequence", 16]))
+    decoder.node("Relu", ["x"], ["hidden_states"])
+    decoder.node("Tanh", ["hidden_states"], ["logits"])
+    found = errors(decoder, output="logits")
+    assert len(found) == 1 and "'hidden_states'" in found[0] and "logits only" in found[0]
+
+
+def test_inputs(decoder):
+    decoder.inputs[0] = ("inputs_embeds", TensorProto.FLOAT, ["batch", "sequence", 16])
+    decoder.nodes.clear()
+    decoder.node("Relu", ["inputs_embeds"], ["y"])
+    found = "\n".join(errors(decoder))
+    assert "no input of token ids" in found and "exclude_embeds" in found
+
+
+def test_fixed_sequence_length(decoder):
+    decoder.inputs[0] = ("input_ids", TensorProto.INT64, [1, 8])
+    decoder.node("Relu", ["x"], ["y"])
+    assert "fixed size 8" in errors(decoder)[0]
+
+
+def test_adapters_as_inputs(decoder):
+    decoder.inputs.append(("A", TensorProto.FLOAT, [16, "rank"]))
+    decoder.constant("A", np.zeros((16, 0), np.float32))
+    decoder.node("MatMul", ["x", "A"], ["y"])
+    assert "adapter matrix" in errors(decoder)[0]
+
+
+def test_control_flow(decoder):
+    branch = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["b"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)],
+    )
+    decoder.constant("yes", np.array(True))
+    decoder.node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)
+    assert "control flow" in errors(decoder)[0]
+
+
+def test_old_opset(decoder):
+    decoder.opset = 6
+    decoder.node("Add", ["x", "x"], ["y"])
+    assert any("too old" in error for error in errors(decoder))

@@ -1,0 +1,339 @@
+"""Every weight encoding against a plain dequantised matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from intaglio.dialects import rom
+from intaglio.dialects.errors import UserError, UserErrors
+from intaglio.lowering.onnx.importer import ImportedModel, import_model
+from intaglio.lowering.onnx.weights import Rounding, parse_rounding
+from intaglio.lowering.parameters import ParameterSource, pack_codes, unpack_codes
+from onnx import TensorProto
+from xdsl.dialects.builtin import ModuleOp
+
+SIGNED = {TensorProto.INT2: 2, TensorProto.INT4: 4, TensorProto.INT8: 8}
+UNSIGNED = {TensorProto.UINT2: 2, TensorProto.UINT4: 4, TensorProto.UINT8: 8}
+
+
+def matrices(module: ModuleOp) -> list[rom.ParameterOp]:
+    return [
+        op
+        for op in module.body.block.ops
+        if isinstance(op, rom.ParameterOp) and op.type.is_matrix  # pyright: ignore
+    ]
+
+
+def check(
+    model: ImportedModel, expected: np.ndarray, plain, code: str, group: int
+) -> rom.ParameterOp:
+    """The only matrix of the model is `expected` [N, K], with its peak."""
+    model.module.verify()
+    (parameter,) = matrices(model.module)
+    type_ = parameter.type
+    assert isinstance(type_, rom.ROMTensorType)
+    assert (type_.dims, type_.code.data, type_.group.data) == (expected.shape, code, group)
+    source = model.parameters[parameter.key.data]
+    assert isinstance(source, ParameterSource)
+    zero = None if parameter.zero is None else parameter.zero.value.data
+    found = plain(source, type_.bits, group, zero)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+    scales = source.scales(0, expected.shape[0])
+    assert parameter.peak is not None
+    assert parameter.peak.value.data == pytest.approx(float(np.abs(scales).max()))
+    return parameter
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("k", [16, 32, 40, 45])
+@pytest.mark.parametrize("zeros", ["none", "packed", "flat", "float", "float16"])
+@pytest.mark.parametrize("flat", [False, True])
+def test_matmul_nbits(decoder, plain, bits, k, zeros, flat):
+    n, block = 9, 16
+    blocks = -(-k // block)
+    rng = decoder.rng
+    codes = rng.integers(0, 1 << bits, (n, blocks * block)).astype(np.uint8)
+    scales = rng.normal(size=(n, blocks)).astype(np.float32)
+    points = rng.integers(0, 1 << bits, (n, blocks)).astype(np.uint8)
+    decoder.constant("w_Q4", pack_codes(codes, bits).reshape(n, blocks, -1))
+    decoder.constant("w_scales", scales.reshape(-1) if flat else scales)
+    inputs = ["x", "w_Q4", "w_scales"]
+    if zeros == "none":
+        points = np.full_like(points, 1 << (bits - 1))
+    else:
+        stored = pack_codes(points, bits) if zeros in ("packed", "flat") else points
+        stored = stored.astype({"float": np.float32, "float16": np.float16}.get(zeros, np.uint8))
+        inputs.append(decoder.constant("w_zp", stored.reshape(-1) if zeros == "flat" else stored))
+    index = np.arange(k) // block
+    expected = (codes[:, :k] - points[:, index].astype(float)) * scales[:, index]
+    _linear(decoder, k)
+    decoder.ms("MatMulNBits", inputs, ["y"], K=k, N=n, bits=bits, block_size=block)
+    parameter = check(import_model(decoder.save()), expected, plain, f"int{bits}", block)
+    assert (parameter.zero is None) == (zeros != "none")
+    assert parameter.key.data == "onnx::" + ",".join(inputs[1:])
+    assert parameter.sym_name.data == "w"
+
+
+def _linear(decoder, k: int) -> None:
+    """Makes "x" k elements wide."""
+    decoder.constants.pop(0)
+    decoder.floats("table", 11, k)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, "bfloat16"])
+def test_scales_of_16_bits(decoder, plain, dtype):
+    rng = decoder.rng
+    codes = rng.integers(0, 256, (4, 1, 8)).astype(np.uint8)
+    scales = rng.normal(size=(4, 1)).astype(np.float32)
+    decoder.constant("w", codes)
+    if dtype == "bfloat16":
+        high = (scales.view(np.uint32) >> 16).astype(np.uint16)
+        scales = (high.astype(np.uint32) << 16).view(np.float32)
+        decoder.packed("s", TensorProto.BFLOAT16, [4, 1], high.tobytes())
+    else:
+        scales = scales.astype(np.float16)
+        decoder.constant("s", scales)
+    decoder.ms("MatMulNBits", ["x", "w", "s"], ["y"], K=16, N=4, bits=4, block_size=16)
+    expected = (unpack_codes(codes.reshape(4, -1), 4, 16) - 8.0) * scales.astype(float)
+    check(import_model(decoder.save()), expected, plain, "int4", 16)
+
+
+def test_whole_rows_are_views_of_the_file(decoder):
+    codes = decoder.rng.integers(0, 256, (4, 1, 8)).astype(np.uint8)
+    decoder.constant("w", codes)
+    decoder.floats("s", 4, 1)
+    decoder.ms("MatMulNBits", ["x", "w", "s"], ["y"], K=16, N=4, bits=4, block_size=16)
+    path = decoder.save(save_as_external_data=True, location="weights.bin", size_threshold=0)
+    model = import_model(path)
+    (parameter,) = matrices(model.module)
+    rows = model.parameters[parameter.key.data].packed_rows(1, 3)
+    base = rows
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    assert isinstance(base, np.memmap) and not rows.flags.writeable
+    assert np.array_equal(rows, codes.reshape(4, 8)[1:3])
+    assert [file.name for file in model.external_files] == ["weights.bin"]
+
+
+@pytest.mark.parametrize("dtype", [*SIGNED, *UNSIGNED])
+@pytest.mark.parametrize("form", ["blocks", "rows", "tensor"])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize(("n", "k"), [(12, 32), (7, 40), (5, 13)])
+def test_dequantized_matmul(decoder, plain, dtype, form, transposed, zeros, n, k):
+    """Storage [K, N], or [N, K] with a Transpose; 2, 4, 8 bits, signed or not, odd sizes too."""
+    bits = (SIGNED | UNSIGNED)[dtype]
+    signed = dtype in SIGNED
+    group = 16 if form == "blocks" else k
+    blocks = -(-k // group)
+    rng = decoder.rng
+    half = 1 << (bits - 1) if signed else 0
+    codes = rng.integers(0, 1 << bits, (n, k))
+    shape = {"blocks": (n, blocks), "rows": (n,), "tensor": ()}[form]
+    scales = rng.normal(size=shape).astype(np.float32)
+    points = rng.integers(0, 1 << bits, shape)
+
+    def stored(values: np.ndarray) -> bytes:
+        flat = ((np.asarray(values).reshape(1, -1) - half) & ((1 << bits) - 1)).astype(np.uint8)
+        return pack_codes(flat, bits).tobytes()
+
+    def turn(values: np.ndarray) -> np.ndarray:
+        return values.T if values.ndim == 2 and not transposed else values
+
+    decoder.opset = 25
+    _linear(decoder, k)
+    decoder.packed("w", dtype, list(turn(codes).shape), stored(turn(codes)))
+    decoder.constant("s", turn(scales))
+    inputs = ["w", "s"]
+    if zeros:
+        inputs.append(decoder.packed("z", dtype, list(turn(points).shape), stored(turn(points))))
+    attributes = {"axis": 0 if not transposed else -1, "block_size": 16}
+    if form != "blocks":
+        attributes = {"axis": 0 if transposed else 1}
+    decoder.node("DequantizeLinear", inputs, ["d"], **attributes)
+    if transposed:
+        decoder.node("Transpose", ["d"], ["t"], perm=[1, 0])
+    decoder.node("MatMul", ["x", "t" if transposed else "d"], ["y"])
+    full = np.broadcast_to(scales.reshape(n if form != "tensor" else 1, -1), (n, blocks))
+    offset = np.broadcast_to(points.reshape(n if form != "tensor" else 1, -1), (n, blocks))
+    offset = offset if zeros else np.full((n, blocks), half)
+    index = np.arange(k) // group
+    expected = (codes - offset[:, index].astype(float)) * full[:, index]
+    parameter = check(import_model(decoder.save()), expected, plain, f"int{bits}", group)
+    assert (parameter.zero is None) == zeros
+
+
+def test_one_block_a_channel(decoder, plain):
+    """onnxruntime's channel-wise form: [N, K], scales [N, 1], axis 1, block_size = K."""
+    codes = decoder.rng.integers(0, 16, (6, 16)).astype(np.uint8)
+    decoder.packed("w", TensorProto.UINT4, [6, 16], pack_codes(codes, 4).tobytes())
+    scales = decoder.rng.normal(size=(6, 1)).astype(np.float32)
+    decoder.constant("s", scales)
+    decoder.node("DequantizeLinear", ["w", "s"], ["d"], axis=1, block_size=16)
+    decoder.node("Transpose", ["d"], ["t"], perm=[1, 0])
+    decoder.node("MatMul", ["x", "t"], ["y"])
+    check(import_model(decoder.save()), codes * scales.astype(float), plain, "int4", 16)
+
+
+def test_large_transposed_storage_is_read_in_slabs(decoder, plain):
+    n, k = 700, 24
+    codes = decoder.rng.integers(0, 16, (n, k)).astype(np.uint8)
+    _linear(decoder, k)
+    decoder.packed("w", TensorProto.UINT4, [k, n], pack_codes(codes.T.reshape(1, -1), 4).tobytes())
+    decoder.constant("s", np.array(0.5, np.float32))
+    decoder.node("DequantizeLinear", ["w", "s"], ["d"])
+    decoder.node("MatMul", ["x", "d"], ["y"])
+    model = import_model(decoder.save())
+    source = model.parameters["onnx::w,s"]
+    assert np.array_equal(unpack_codes(source.packed_rows(0, n), 4, k), codes)
+    assert np.array_equal(unpack_codes(source.packed_rows(301, 640), 4, k), codes[301:640])
+
+
+@pytest.mark.parametrize("storage", ["uint8", "int4", "uint4"])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_gather_block_quantized(decoder, plain, storage, zeros):
+    v, k, block = 11, 32, 16
+    rng = decoder.rng
+    decoder.nodes.clear()
+    codes = rng.integers(0, 16, (v, k)).astype(np.uint8)
+    points = rng.integers(0, 16, (v, 2)).astype(np.uint8)
+    scales = rng.normal(size=(v, 2)).astype(np.float32)
+    flip = 8 if storage == "int4" else 0
+    packed, packed_points = pack_codes(codes ^ flip, 4), pack_codes(points ^ flip, 4)
+    inputs = ["w", "input_ids", "s"] + (["z"] if zeros else [])
+    if storage == "uint8":
+        decoder.constant("w", packed)
+        decoder.constant("z", packed_points)
+    else:
+        dtype = TensorProto.INT4 if storage == "int4" else TensorProto.UINT4
+        decoder.packed("w", dtype, [v, k], packed.tobytes())
+        decoder.packed("z", dtype, [v, 2], packed_points.tobytes())
+    decoder.constant("s", scales)
+    extra = {"bits": 4} if storage == "uint8" else {}
+    decoder.ms("GatherBlockQuantized", inputs, ["y"], block_size=block, quantize_axis=1, **extra)
+    default = {"uint8": 8, "int4": 8, "uint4": 0}[storage]
+    points = points if zeros else np.full_like(points, default)
+    index = np.arange(k) // block
+    expected = (codes - points[:, index].astype(float)) * scales[:, index]
+    check(import_model(decoder.save()), expected, plain, "int4", block)
+
+
+@pytest.mark.parametrize("text", ["int4:16", "int2:16", "int8:7", "ternary", "ternary:8"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_rounding_on_request(decoder, plain, text, transposed):
+    weights = decoder.rng.normal(size=(9, 16)).astype(np.float32)
+    weights[3] = 0
+    decoder.constant("m.weight", weights if transposed else weights.T)
+    if transposed:
+        decoder.node("Transpose", ["m.weight"], ["t"])
+    decoder.node("MatMul", ["x", "t" if transposed else "m.weight"], ["y"])
+    model = import_model(decoder.save(), weights=text)
+    code, _, size = text.partition(":")
+    group = int(size or 16)
+    expected = np.zeros((9, 16))
+    for g in range(0, 16, group):
+        part = weights[:, g : g + group].astype(float)
+        if code == "ternary":
+            limit, scale = 1, np.abs(part).mean(axis=1, keepdims=True)
+        else:
+            limit = {"int4": 7, "int2": 1, "int8": 127}[code]
+            scale = np.abs(part).max(axis=1, keepdims=True) / limit
+        safe = np.where(scale > 0, scale, 1)
+        expected[:, g : g + group] = np.clip(np.rint(part / safe), -limit, limit) * scale
+    check(model, expected, plain, code, group)
+
+
+def test_dense_constants(decoder):
+    decoder.constant("g", decoder.rng.normal(size=16).astype(np.float16))
+    decoder.node("SimplifiedLayerNormalization", ["x", "g"], ["y"])
+    model = import_model(decoder.save())
+    table = model.parameters["onnx::table"]
+    assert table.dims == (11, 16) and table.code == "float32"
+    assert table.values(2, 5).shape == (3, 16) and table.values(2, 5).dtype == np.float32
+    assert model.parameters["onnx::g"].values(0, 16).dtype == np.float32
+    (parameter,) = (
+        op
+        for op in model.module.walk()
+        if isinstance(op, rom.ParameterOp) and op.sym_name.data == "table"
+    )
+    assert parameter.peak is not None
+    assert parameter.peak.value.data == float(np.abs(table.values(0, 11)).max())
+
+
+def test_parse_rounding():
+    assert parse_rounding("int4:32") == Rounding("int4", 32)
+    assert parse_rounding("ternary") == Rounding("ternary", 0)
+    for text in ("int4", "int3:8", "int4:0", "int4:-1", "ternary:x", "", "int4:8:8"):
+        with pytest.raises(UserError, match="--weights"):
+            parse_rounding(text)
+
+
+def refused(decoder, match: str) -> None:
+    with pytest.raises(UserErrors, match=match) as caught:
+        import_model(decoder.save())
+    assert all(error.node for error in caught.value.errors)
+
+
+def nbits(decoder, inputs=(), **attributes) -> None:
+    attributes = {"K": 16, "N": 4, "bits": 4, "block_size": 16} | attributes
+    decoder.ms("MatMulNBits", ["x", "w", "s", *inputs], ["y"], **attributes)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "shape", "match"),
+    [
+        ({"bits": 3}, (4, 1, 8), "bits = 3"),
+        ({"block_size": 24}, (4, 1, 12), "power of two"),
+        ({}, (4, 1, 9), "weight matrix has shape"),
+        ({"K": 40}, (4, 3, 8), "scales have shape"),
+        ({"K": 12}, (4, 1, 8), "has 16 elements a token, the matrix needs 12"),
+    ],
+)
+def test_refused_matmul_nbits(decoder, attributes, shape, match):
+    decoder.constant("w", np.zeros(shape, np.uint8))
+    decoder.floats("s", 4, 1)
+    nbits(decoder, **attributes)
+    refused(decoder, match)
+
+
+def test_fractional_zero_points_are_refused(decoder):
+    decoder.constant("w", np.zeros((4, 1, 8), np.uint8))
+    decoder.floats("s", 4, 1)
+    decoder.constant("z", np.array([1, 2, 7.5, 3], np.float32))
+    nbits(decoder, ["z"])
+    refused(decoder, "7.5")
+
+
+@pytest.mark.parametrize(("index", "good"), [(np.zeros(16), True), (np.arange(16) % 2, False)])
+def test_group_index(decoder, index, good):
+    decoder.constant("w", np.zeros((4, 1, 8), np.uint8))
+    decoder.floats("s", 4, 1)
+    decoder.constant("g", index.astype(np.int32))
+    nbits(decoder, ["", "g"])
+    if good:
+        import_model(decoder.save())
+    else:
+        refused(decoder, "g_idx reorders")
+
+
+def test_scales_along_the_wrong_axis(decoder):
+    decoder.constant("w", np.zeros((16, 16), np.int8))
+    decoder.floats("s", 16)
+    decoder.node("DequantizeLinear", ["w", "s"], ["d"], axis=0)
+    decoder.node("MatMul", ["x", "d"], ["y"])
+    refused(decoder, "one scale for each input")
+
+
+def test_blocks_along_the_wrong_axis(decoder):
+    decoder.constant("w", np.zeros((16, 32), np.int8))
+    decoder.floats("s", 16, 2)
+    decoder.node("DequantizeLinear", ["w", "s"], ["d"], axis=1, block_size=16)
+    decoder.node("MatMul", ["x", "d"], ["y"])
+    refused(decoder, "blocks lie along the outputs")
+
+
+def test_scales_that_are_no_numbers(decoder):
+    decoder.constant("w", np.zeros((4, 1, 8), np.uint8))
+    decoder.constant("s", np.array([1, np.nan, 1, 1], np.float32))
+    nbits(decoder)
+    refused(decoder, "not finite")
