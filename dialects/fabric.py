@@ -369,8 +369,8 @@ class ConstantOp(IRDLOperation):
 class ReserveOp(IRDLOperation):
     """Reserves SRAM of every H-Unit for a cache or an adapter.
 
-    Vectors of a cache (one KV head of one token) go round the tiles: vector i = token * heads +
-    head lies on tile i mod tiles, at `address + (i div tiles) * (bytes of a vector)`.
+    Tokens of a cache go round the tiles: head h of token t lies on tile t mod tiles, at
+    `address + ((t div tiles) * heads + h) * (bytes of a vector)`.
 
     Example:
     ```

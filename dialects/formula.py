@@ -1,6 +1,7 @@
 """Durations as formulas: integer expressions of the position, printed, parsed and evaluated.
 
-A formula is built of integers, variables, `+`, `*`, `ceildiv(a, b)`, `min(a, b)` and `max(a, b)`.
+A formula is built of integers, variables, `+`, `*`, `ceildiv(a, b)`, `floordiv(a, b)`, `min(a, b)` and
+`max(a, b)`.
 `tokens` is the number of cached tokens, the current one included (position + 1); `rank` is the
 active rank of the adapter at a site, 0 without one.
 
@@ -120,6 +121,7 @@ _OPERATORS: dict[str, Callable[[Value, Value], Value]] = {
     "+": lambda a, b: a + b,
     "*": lambda a, b: a * b,
     "ceildiv": lambda a, b: -(-a // b),
+    "floordiv": lambda a, b: a // b,
     "min": lambda a, b: np.minimum(a, b),
     "max": lambda a, b: np.maximum(a, b),
 }
@@ -176,6 +178,11 @@ def ceildiv(lhs: Formula | int, rhs: int) -> Formula:
     return constant(lhs) if rhs == 1 else _fold("ceildiv", constant(lhs), Constant(rhs))
 
 
+def floordiv(lhs: Formula | int, rhs: int) -> Formula:
+    """`lhs` divided by `rhs`, rounded down."""
+    return constant(lhs) if rhs == 1 else _fold("floordiv", constant(lhs), Constant(rhs))
+
+
 def minimum(lhs: Formula | int, rhs: Formula | int) -> Formula:
     """The smaller of two."""
     return _fold("min", constant(lhs), constant(rhs))
@@ -202,13 +209,17 @@ def _convert(node: ast.expr) -> Formula:
     match node:
         case ast.Constant(value=int(value)):
             return Constant(value)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(value))):
+            return Constant(-value)
         case ast.Name(id=("tokens" | "rank") as name):
             return Variable(name)
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return Binary("+", _convert(left), _convert(right))
         case ast.BinOp(left=left, op=ast.Mult(), right=right):
             return Binary("*", _convert(left), _convert(right))
-        case ast.Call(func=ast.Name(id=("ceildiv" | "min" | "max") as name), args=[left, right]):
+        case ast.Call(
+            func=ast.Name(id=("ceildiv" | "floordiv" | "min" | "max") as name), args=[left, right]
+        ):
             return Binary(name, _convert(left), _convert(right))
         case _:
             raise ValueError(f"not a formula: {ast.unparse(node)!r}")

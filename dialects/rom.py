@@ -11,6 +11,7 @@ See docs/dialects/rom.md for the rationale.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from xdsl.dialects.builtin import (
     I64,
@@ -167,6 +168,7 @@ class ImageAttr(ParametrizedAttribute):
             printer.print_string_literal(self.sha256.data)
 
 
+@dataclass(frozen=True, init=False)  # Else its parameters take no part in comparisons.
 class _WeightsType(ParametrizedAttribute, TypeAttribute):
     """Shape and code shared by engraved tensors and adapters."""
 
@@ -1656,11 +1658,12 @@ class RequantizeOp(OperatorOp):
         """Sizes agree."""
         source, target = self.input.type, self.output.type
         assert isinstance(source, AccumulatorType) and isinstance(target, FixedType)
-        sizes = {source.size.data, target.size.data}
+        sizes = [source.size.data, target.size.data]
         if self.residual is not None:
-            sizes.add(vector_size(self.residual.type))
-        if len(sizes) != 1:
-            raise VerifyException(f"{self.name}: values must have equal sizes, found {sizes}")
+            sizes.append(vector_size(self.residual.type))
+        if len(set(sizes)) != 1:
+            found = ", ".join(map(str, sizes))
+            raise VerifyException(f"{self.name}: values must have equal sizes, found {found}")
         if self.pre_shift.value.data < 0:
             raise VerifyException("pre_shift must not be negative")
 

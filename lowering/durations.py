@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from intaglio.dialects.formula import TOKENS, Formula, ceildiv, constant, maximum, minimum
+from intaglio.dialects.formula import TOKENS, Formula, ceildiv, constant, floordiv, maximum
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
 
@@ -26,9 +26,15 @@ FORMAT_BITS: dict[str, int] = {
 """Bits that a format occupies in a multiplier."""
 
 
-def attended(window: int) -> Formula:
-    """Cached tokens that attention reads: all, or those of the window."""
-    return minimum(TOKENS, window) if window else TOKENS
+def attended(window: int, size: int) -> Formula:
+    """Blocks of `size` cached tokens that hold any that attention reads: all, or a window's.
+
+    Token t lies in block t div size, so a window that begins inside a block reads all of it.
+    """
+    blocks = ceildiv(TOKENS, size)
+    if window:
+        blocks = blocks + -1 * floordiv(maximum(0, TOKENS + -window), size)
+    return blocks
 
 
 def product(machine: Machine, shape: MatrixShape, pieces: Sequence[Piece]) -> Formula:
@@ -56,18 +62,20 @@ def adapter_product(machine: Machine, shape: MatrixShape) -> Formula:
     )
 
 
-def embed(machine: Machine, shape: MatrixShape, pieces: Sequence[Piece]) -> Formula:
-    """One row of a table from ROM to the vector memory."""
-    words = max(piece.words(shape, machine) * shape.planes(machine) for piece in pieces)
-    drain = -(-shape.columns // machine.results_per_cycle)
-    return constant(machine.rom_read + words + machine.reduce + drain + machine.requantise)
+def embed(machine: Machine, shape: MatrixShape) -> Formula:
+    """One row of a table from ROM to the vector memory, word after word."""
+    words = shape.words_per_row(machine) * shape.planes(machine)
+    return constant(
+        machine.broadcast + machine.rom_read + words + machine.reduce + machine.requantise
+    )
 
 
 def vector(
     machine: Machine,
-    elements: Formula | int,
+    elements: int,
     passes: int = 1,
     *,
+    groups: int = 1,
     reductions: int = 0,
     lookups: int = 0,
 ) -> Formula:
@@ -77,10 +85,17 @@ def vector(
         machine: the chip.
         elements: of the vector.
         passes: how often the vector is read.
+        groups: equal parts that are treated apart; each begins in a beat of its own.
         reductions: passes that end in a reduction over the lanes.
         lookups: scalar table functions; the table unit starts one a cycle.
     """
-    beats = ceildiv(elements, machine.vector_lanes)
+    beats = groups * -(-elements // (groups * machine.vector_lanes))
+    return _passes(machine, constant(beats), passes, reductions, lookups)
+
+
+def _passes(
+    machine: Machine, beats: Formula, passes: int, reductions: int, lookups: int
+) -> Formula:
     fixed = passes * machine.vector_pipeline + reductions * machine.vector_reduce
     if lookups:
         fixed += machine.table_lookup + lookups - 1
@@ -90,19 +105,20 @@ def vector(
 def norm(machine: Machine, elements: int, groups: int, *, centred: bool) -> Formula:
     """Maximum, sum of squares, scaling; centring takes a pass and a sum before them."""
     extra = int(centred)
-    return vector(machine, elements, 3 + extra, reductions=2 + extra, lookups=groups)
+    return vector(machine, elements, 3 + extra, groups=groups, reductions=2 + extra, lookups=groups)
 
 
 def quantize(machine: Machine, elements: int, groups: int, *, static: bool) -> Formula:
     """Maximum and scaling, or scaling alone."""
     if static:
-        return vector(machine, elements)
-    return vector(machine, elements, 2, reductions=1, lookups=groups)
+        return vector(machine, elements, groups=groups)
+    return vector(machine, elements, 2, groups=groups, reductions=1, lookups=groups)
 
 
 def softmax(machine: Machine, heads: int, window: int) -> Formula:
     """Maximum; powers of two, sum and largest product; scaling."""
-    return vector(machine, heads * attended(window), 3, reductions=2, lookups=heads)
+    beats = heads * attended(window, machine.vector_lanes)
+    return _passes(machine, beats, 3, reductions=2, lookups=heads)
 
 
 def sample(machine: Machine, elements: int) -> Formula:
@@ -111,44 +127,45 @@ def sample(machine: Machine, elements: int) -> Formula:
 
 
 def append(machine: Machine, heads: int, vector_bytes: int) -> Formula:
-    """One vector a KV head to the SRAM of as many H-Units."""
-    rounds = -(-heads // machine.tiles)
-    return constant(machine.kv_write + rounds * -(-vector_bytes // machine.kv_port_bytes))
+    """The token's vectors, one a KV head, to the SRAM of one H-Unit."""
+    return constant(machine.kv_write + heads * -(-vector_bytes // machine.kv_port_bytes))
 
 
-def _attention_rounds(
-    machine: Machine, heads: int, kv_heads: int, width: int, window: int, passes: int
-) -> Formula:
-    """Cycles in which the H-Units read every cached vector of a layer once.
-
-    A tile takes one vector of `width` in a round and multiplies it with the query heads that share
-    it.
-    """
-    shared = heads // kv_heads
-    cycles = -(-width // machine.attention_lanes) * -(-shared // machine.query_parallel) * passes
-    return ceildiv(kv_heads * attended(window), machine.tiles) * cycles
+def _vector_cycles(machine: Machine, shared: int, width: int, passes: int) -> int:
+    """Cycles in which a tile multiplies a cached vector with the query heads that share it."""
+    reads = -(-width // machine.attention_lanes)
+    return reads * -(-shared // machine.query_parallel) * passes
 
 
 def query_key(
     machine: Machine, heads: int, kv_heads: int, width: int, window: int, kv: str
 ) -> Formula:
-    """Scores of the cached tokens, scaled."""
-    passes = _multiplier_passes(machine.activations, kv)
-    rounds = _attention_rounds(machine, heads, kv_heads, width, window, passes)
-    drain = ceildiv(heads * attended(window), machine.results_per_cycle)
+    """Scores of the cached tokens, scaled.
+
+    KV heads come one after the other; of each, as many tokens at a time as there are tiles. The
+    scores of one query head leave the array together.
+    """
+    shared = heads // kv_heads
+    work = _vector_cycles(machine, shared, width, _multiplier_passes(machine.activations, kv))
+    drain = shared * -(-machine.tiles // machine.results_per_cycle)
+    blocks = kv_heads * attended(window, machine.tiles)
     fixed = machine.broadcast + machine.attention_pipeline + machine.reduce + machine.requantise
-    return fixed + maximum(rounds, drain)
+    return fixed + drain + max(work, drain) * blocks
 
 
 def weighted_sum(
     machine: Machine, heads: int, kv_heads: int, width: int, window: int, kv: str
 ) -> Formula:
-    """Values summed over the cached tokens, then over the tiles, scaled."""
-    passes = _multiplier_passes(machine.probabilities, kv)
-    rounds = _attention_rounds(machine, heads, kv_heads, width, window, passes)
-    drain = -(-heads * width // machine.results_per_cycle)
+    """Values summed over the cached tokens, then over the tiles, scaled.
+
+    After each KV head the sums of its query heads leave the array, as wide as an H-Unit's lanes.
+    """
+    shared = heads // kv_heads
+    work = _vector_cycles(machine, shared, width, _multiplier_passes(machine.probabilities, kv))
+    drain = heads * -(-width // machine.attention_lanes)
+    blocks = kv_heads * attended(window, machine.tiles)
     fixed = machine.broadcast + machine.attention_pipeline + machine.reduce + machine.requantise
-    return fixed + machine.table_lookup + heads - 1 + drain + rounds
+    return fixed + machine.table_lookup + heads - 1 + drain + work * blocks
 
 
 def _multiplier_passes(left: str, right: str) -> int:

@@ -134,12 +134,10 @@ class _Banks:
 
 
 def _candidates(shape: MatrixShape, machine: Machine) -> Iterator[Piece]:
-    """Ways to cut a matrix: each split, on as few tiles as its number of steps allows."""
+    """Ways to cut a matrix over all tiles: each split that uses every L-Unit of a tile."""
     for split in range(1, machine.l_units + 1):
-        per_tile = machine.l_units // split
-        steps = -(-shape.rows // (machine.tiles * per_tile))
-        tiles = -(-shape.rows // (steps * per_tile))
-        yield Piece(0, shape.rows, 0, tiles, split, 0, 0)
+        if machine.l_units % split == 0:
+            yield Piece(0, shape.rows, 0, machine.tiles, split, 0, 0)
 
 
 def choose_piece(shape: MatrixShape, machine: Machine, is_table: bool) -> Piece:
@@ -196,9 +194,7 @@ def _place_rom(module: ModuleOp, machine: Machine, given: Mapping | None) -> Ite
         yield EngraveOp(name, pieces, name in extras)
 
 
-def _extras(
-    module: ModuleOp, machine: Machine, kinds: dict[str, set[type[Operation]]]
-) -> set[str]:
+def _extras(module: ModuleOp, machine: Machine, kinds: dict[str, set[type[Operation]]]) -> set[str]:
     """Tensors that the target's policy puts into ROM beyond the published."""
     repeated = _repeated(module)
     extras: set[str] = set()
@@ -306,8 +302,8 @@ def _place_sram(
     for op in module.ops:
         match op:
             case rom.CacheOp(type=rom.KVType() as kv):
-                vectors = -(-kv.capacity.data * kv.heads.data // machine.tiles)
-                size = vectors * kv_vector_bytes(op)
+                tokens = -(-kv.capacity.data // machine.tiles)
+                size = tokens * kv.heads.data * kv_vector_bytes(op)
                 placed.append(ReserveOp(op.sym_name.data, address, size))
                 label = "KV cache"
             case rom.ParameterOp(type=rom.AdapterType() as adapter):

@@ -153,9 +153,7 @@ class _Selector:
     def embed(self, op: rom.EmbedOp) -> Draft:
         type_ = rom.resolve(op, op.table).type
         assert isinstance(type_, rom.ROMTensorType)
-        duration = durations.embed(
-            self.machine, matrix_shape(type_), self.pieces_of(_name(op.table))
-        )
+        duration = durations.embed(self.machine, matrix_shape(type_))
         return Draft(
             "embed",
             "matrix",

@@ -256,10 +256,13 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 def _compile(args: argparse.Namespace) -> int:
     from intaglio.backend.compile import compile_model
     from intaglio.backend.stages import Options
+    from intaglio.backend.target import load_target
     from intaglio.runtime.chip import parse_slots
 
     if args.context is not None and args.context < 1:
         raise UserError(f"--context {args.context}: a KV cache holds at least one token")
+    # A wrong target or setting is found before a large model is read.
+    load_target(args.target).with_options(args.settings)
     rank, modules = parse_slots(args.adapter_slots)
     options = Options(
         target=args.target,

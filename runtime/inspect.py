@@ -37,6 +37,8 @@ class _Placed:
     parameter: Parameter
     shape: MatrixShape
     pieces: tuple[Piece, ...]
+    extra: bool
+    """In banks made deeper than published (policy `extra-rom`)."""
 
     def bits(self, machine: Machine) -> dict[str, int]:
         """ROM bits by use."""
@@ -53,7 +55,7 @@ def inspect_json(out: str | Path) -> dict[str, Any]:
     """Sizes, cycles and bottlenecks of an output folder.
 
     Keys: `schema`, `target`, `clock_hz`, `model`, `context`, `rom` (bits by use and by class of
-    tensor, fill of the banks), `constants`, `sram` and `vector_memory` (bytes), `lower_bound`,
+    tensor, fill of the banks; `extra_bits` lie in banks made deeper than published), `constants`, `sram` and `vector_memory` (bytes), `lower_bound`,
     `positions` (cycles and what they are spent on, at each stated position), `slowest`.
 
     Raises:
@@ -130,7 +132,8 @@ def _placed(program: Program, mapping: Mapping[str, Any]) -> Iterator[tuple[str,
             )
             for piece in entry["pieces"]
         )
-        yield entry["name"], _Placed(parameter, _shape(parameter), pieces)
+        extra = entry.get("extra", False)
+        yield entry["name"], _Placed(parameter, _shape(parameter), pieces, extra)
 
 
 def _shape(parameter: Parameter) -> MatrixShape:
@@ -167,6 +170,7 @@ def _rom(program: Program, placed: Mapping[str, _Placed]) -> dict[str, Any]:
     total = dict.fromkeys(_USES, 0)
     by_class: dict[str, dict[str, int]] = {}
     fill = [0] * machine.tiles
+    extra = 0
     for name, one in placed.items():
         bits = one.bits(machine)
         entry = by_class.setdefault(
@@ -177,12 +181,16 @@ def _rom(program: Program, placed: Mapping[str, _Placed]) -> dict[str, Any]:
         for use in _USES:
             entry[use] += bits[use]
             total[use] += bits[use]
+        if one.extra:
+            extra += sum(bits.values())
+            continue
         for piece in one.pieces:
             for tile in range(piece.first_tile, piece.first_tile + piece.tiles):
                 fill[tile] += piece.bank_bits(one.shape, machine)
     return {
         "capacity_bits": banks * machine.rom_bits,
-        "used_bits": sum(total.values()),
+        "used_bits": sum(total.values()) - extra,
+        "extra_bits": extra,
         **{f"{use}_bits": total[use] for use in _USES},
         "by_class": {
             name: {
@@ -348,6 +356,8 @@ def summary_lines(content: Mapping[str, Any]) -> list[str]:
         f"SRAM    {sram_use}, {kv}",
         f"vectors {_of(vector['used_bytes'], vector['capacity_bytes'])}",
     ]
+    if rom["extra_bits"]:
+        lines.insert(1, f"        and {size_text(rom['extra_bits'] / 8)} in banks deeper than published")
     lines += [
         f"speed   {one['tokens_per_second']:,.0f} tokens/s at position {one['position']} "
         f"({one['cycles']:,} cycles at {clock / 1e6:g} MHz)"
@@ -412,7 +422,7 @@ def _print_rom(console: Console, rom: Mapping[str, Any]) -> None:
             str(sum(entry["tensors"] for entry in rom["by_class"].values())),
             f"{sum(entry['weights'] for entry in rom['by_class'].values()):,}",
             *(size_text(rom[f"{use}_bits"] / 8) for use in _USES),
-            size_text(rom["used_bits"] / 8),
+            size_text((rom["used_bits"] + rom["extra_bits"]) / 8),
         )
     )
     _table(console, "ROM of the matrix units", columns, rows)

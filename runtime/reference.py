@@ -137,7 +137,7 @@ class Reference:
         """Appends tokens to the cache and gives their logits, float32 [S, V].
 
         Raises:
-            UserError: onnxruntime fails, for example on a token id out of range.
+            UserError: a token id is out of range, or onnxruntime fails.
         """
         if self.only_last and len(tokens) > 1:
             return np.concatenate([self.feed([int(token)]) for token in tokens])
@@ -150,6 +150,10 @@ class Reference:
 
     def _run(self, tokens: Tokens) -> tuple[Logits, list[npt.NDArray[Any]]]:
         ports, count = self._ports, len(tokens)
+        # Not all of onnxruntime's embedding kernels look at the range themselves.
+        for token in tokens:
+            if not 0 <= token < (self.vocabulary or token + 1):
+                raise UserError(f"token id {token} is out of range", file=str(self.model))
         total = self.position + count
         feeds: dict[str, npt.NDArray[Any]] = dict(self._past)
         feeds[ports.tokens.name] = np.asarray(tokens, ports.tokens.dtype).reshape(1, count)

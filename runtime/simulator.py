@@ -1,9 +1,10 @@
-"""The functional simulator: runs a program's instructions on integers, bit for bit as the chip does.
+"""The functional simulator: runs a program's instructions, bit for bit as the chip does.
 
-Every operator is the function of `dialects/semantics.py`; products with matrices use the compiled
-kernels of `runtime/kernels.py` on the memory-mapped ROM image, which are equal to
-`semantics.dot` bit for bit. Several tokens may go through together (prefill, teacher forcing): each
-sees only its predecessors, so the result is that of one token at a time.
+Every operator is the function of `dialects/semantics.py`, computed by the compiled kernels of
+`runtime/vector_kernels.py`; products with matrices use those of `runtime/kernels.py` on the
+memory-mapped ROM image. Both are equal to `semantics` bit for bit. Several tokens may go through
+together (prefill, teacher forcing): each sees only its predecessors, so the result is that of one
+token at a time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from intaglio.dialects.codes import FORMATS, Matrix, decode
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Real, Saturations, Scale, multiply
 from intaglio.dialects.semantics import Quantized
+from intaglio.runtime import vector_kernels
 from intaglio.runtime.images import Images
 from intaglio.runtime.program import Block, Cache, Instruction, Program, real
 
@@ -100,7 +103,7 @@ class Simulator:
     Args:
         program: what `load_program` gave.
         folder: the output folder with the images.
-        reference: use `semantics.dot` for products instead of the compiled kernels.
+        reference: use `semantics` itself instead of the compiled kernels.
     """
 
     def __init__(self, program: Program, folder: Path, *, reference: bool = False) -> None:
@@ -110,6 +113,7 @@ class Simulator:
         self.fraction_bits: int = program.buffers[program.logits].type["fraction"]
         self._images = Images(program, folder)
         self._reference = reference
+        self._ops: ModuleType = semantics if reference else vector_kernels
         self._counter = Saturations()
         self.stores: dict[str, Store] = {}
         self.reset()
@@ -243,11 +247,11 @@ class Simulator:
         frac, counter = self._fraction(one.writes[0]), self._counter
         if parameter.code.startswith("fixed"):
             table = self._images.dense(parameter.name)
-            return lambda c: semantics.embed(
+            return lambda c: self._ops.embed(
                 table[c.tokens].astype(np.int64), parameter.exponent, frac, saturations=counter
             )
         matrix = self._images.matrix(parameter.name)
-        return lambda c: semantics.embed(
+        return lambda c: self._ops.embed(
             matrix.values(c.tokens), matrix.exponent, frac, saturations=counter
         )
 
@@ -262,7 +266,7 @@ class Simulator:
         def run(c: Context) -> Ints:
             x: Quantized = reads[0](c)
             residual = reads[1](c) if len(reads) > 1 else None
-            return semantics.requantize(
+            return self._ops.requantize(
                 product(x.codes),
                 x.scale,
                 matrix.exponent,
@@ -283,11 +287,11 @@ class Simulator:
         counter = self._counter
         if one.opcode == "rms_norm":
             groups = one.arguments["groups"]
-            return lambda c: semantics.rms_norm(
+            return lambda c: self._ops.rms_norm(
                 reads[0](c), gamma, exponent, eps, *fractions, groups, counter
             )
         beta = self._vector(uses["beta"]) if "beta" in uses else None
-        return lambda c: semantics.layer_norm(
+        return lambda c: self._ops.layer_norm(
             reads[0](c), gamma, exponent, beta, eps, *fractions, saturations=counter
         )
 
@@ -296,13 +300,13 @@ class Simulator:
         kind = self.program.buffers[one.writes[0]].type
         fmt, groups, counter = kind["format"], kind["groups"], self._counter
         if "scale_of" not in uses:
-            return lambda c: semantics.quantize(reads[0](c), fmt, frac, groups)
+            return lambda c: self._ops.quantize(reads[0](c), fmt, frac, groups)
         cache = self.program.caches[uses["scale_of"]]
         assert cache.static_scale is not None and cache.static_inverse is not None
         inverse, scale = cache.static_inverse, Scale.of(cache.static_scale)
 
         def run(c: Context) -> Quantized:
-            codes = semantics.quantize_static(reads[0](c), fmt, inverse, frac, counter)
+            codes = self._ops.quantize_static(reads[0](c), fmt, inverse, frac, counter)
             shape = (len(codes), groups)
             return Quantized(
                 codes,
@@ -318,7 +322,7 @@ class Simulator:
         cos, sin = self._images.dense(uses["cos"]), self._images.dense(uses["sin"])
         heads, counter = one.arguments["heads"], self._counter
         interleaved = one.arguments.get("interleaved", False)
-        return lambda c: semantics.rotary(
+        return lambda c: self._ops.rotary(
             reads[0](c), cos[c.positions], sin[c.positions], heads, interleaved, counter
         )
 
@@ -342,11 +346,11 @@ class Simulator:
             q: Quantized = reads[0](c)
             codes = q.codes.reshape(len(q.codes), heads, width)
             keys, scale = self.stores[name].read(_span(c, window))
-            dots = semantics.query_key(codes, keys, fmt, cache.format)
-            scores = semantics.score_scale(dots, q.scale, scale, factor, shift, counter)
+            dots = self._ops.query_key(codes, keys, fmt, cache.format)
+            scores = self._ops.score_scale(dots, q.scale, scale, factor, shift, counter)
             if cap is not None:
-                scores = semantics.scale(
-                    semantics.softcap(scores, *cap, saturations=counter), log2e, saturations=counter
+                scores = self._ops.scale(
+                    self._ops.softcap(scores, *cap, saturations=counter), log2e, saturations=counter
                 )
             return scores
 
@@ -364,7 +368,7 @@ class Simulator:
                 every = semantics.attention_mask(c.positions, span.stop, window or None)
                 mask = every[:, span]
             return Probabilities(
-                *semantics.softmax(reads[0](c), scale, fmt, mask), first=span.start
+                *self._ops.softmax(reads[0](c), scale, fmt, mask), first=span.start
             )
 
         return run
@@ -379,11 +383,11 @@ class Simulator:
         def run(c: Context) -> Ints:
             p: Probabilities = reads[0](c)
             values, _ = self.stores[name].read(_span(c, window))
-            sums = semantics.weighted_sum(
+            sums = self._ops.weighted_sum(
                 p.quantized.codes, values, p.quantized.format, cache.format
             )
-            scale = multiply(p.quantized.scale, semantics.reciprocal_scale(p.total))
-            return semantics.requantize(
+            scale = multiply(p.quantized.scale, self._ops.reciprocal_scale(p.total))
+            return self._ops.requantize(
                 sums.reshape(len(c.tokens), -1), scale, 0, shift, frac, saturations=counter
             )
 
@@ -396,16 +400,16 @@ class Simulator:
         fractions = [self._fraction(name) for name in one.reads]
         match one.opcode:
             case "add":
-                return lambda c: semantics.add(reads[0](c), reads[1](c), counter)
+                return lambda c: self._ops.add(reads[0](c), reads[1](c), counter)
             case "mul":
                 shift = sum(fractions) - into
-                return lambda c: semantics.mul(reads[0](c), reads[1](c), shift, counter)
+                return lambda c: self._ops.mul(reads[0](c), reads[1](c), shift, counter)
             case "scale":
                 factor, shift = real(one.arguments["factor"]), fractions[0] - into
-                return lambda c: semantics.scale(reads[0](c), factor, shift, counter)
+                return lambda c: self._ops.scale(reads[0](c), factor, shift, counter)
             case "softcap":
                 inverse, cap = real(one.arguments["inverse"]), real(one.arguments["cap"])
-                return lambda c: semantics.softcap(
+                return lambda c: self._ops.softcap(
                     reads[0](c), inverse, cap, fractions[0], into, counter
                 )
             case "copy":
@@ -413,12 +417,12 @@ class Simulator:
             case _:
                 kind = one.arguments["kind"]
                 if kind in ("sigmoid", "tanh"):
-                    function = semantics.sigmoid if kind == "sigmoid" else semantics.tanh
+                    function = self._ops.sigmoid if kind == "sigmoid" else self._ops.tanh
                     return lambda c: function(reads[0](c), fractions[0], into)
-                return lambda c: semantics.gate(reads[0](c), kind, fractions[0], into, counter)
+                return lambda c: self._ops.gate(reads[0](c), kind, fractions[0], into, counter)
 
     def _sample(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:
-        return lambda c: semantics.argmax(reads[0](c))
+        return lambda c: self._ops.argmax(reads[0](c))
 
 
 _BINDERS: dict[str, Callable[..., Action]] = {

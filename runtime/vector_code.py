@@ -80,11 +80,17 @@ class Value:
         return self._do("icmp_signed", other, "!=")
 
 
-class Cursor(NamedTuple):
+@dataclass(frozen=True)
+class Cursor:
     """Where a loop over elements is: `lanes` of them from `index` on."""
 
     index: Value
     lanes: int
+
+
+def _place(where: Cursor | Operand) -> tuple[Operand, int]:
+    """An index and the number of elements from it on."""
+    return (where.index, where.lanes) if isinstance(where, Cursor) else (where, 1)
 
 
 @dataclass(frozen=True)
@@ -111,28 +117,27 @@ class Array:
     def load(self, where: Cursor | Operand) -> Value:
         """The elements at a cursor, or one; narrow ones are extended by their sign."""
         k = self.kernel
-        index, lanes = where if isinstance(where, Cursor) else (where, 1)
+        index, lanes = _place(where)
         raw = k.load(self.pointer(index), k.integers(self.bits, lanes))
         return Value(k, raw if self.bits == 64 else k.b.sext(raw, k.integers(64, lanes)))
 
     def store(self, where: Cursor | Operand, value: Operand) -> None:
         """Writes the elements at a cursor, or one; narrow ones keep the low bits."""
         k = self.kernel
-        index, lanes = where if isinstance(where, Cursor) else (where, 1)
+        index, lanes = _place(where)
         wide = k.splat(value, lanes)
         raw = wide if self.bits == 64 else k.b.trunc(wide, k.integers(self.bits, lanes))
         k.store(raw, self.pointer(index))
 
 
 class Total:
-    """Sums, or takes the maximum or minimum of, what a loop over elements gives it."""
+    """The sum, maximum or minimum (add, smax, smin) of what a loop over elements gives it."""
 
-    def __init__(self, kernel: Kernel, reduction: str, start: int = 0) -> None:
+    def __init__(self, kernel: Kernel, reduction: str) -> None:
         self.kernel = kernel
         self.reduction = reduction
-        self.slots = {n: kernel.variable(kernel.splat(start, n)) for n in {1, kernel.width}}
-        if reduction == "add":
-            assert start == 0, "every lane starts from it"
+        start = {"add": 0, "smax": -(1 << 63), "smin": (1 << 63) - 1}[reduction]
+        self.slots = {n: kernel.variable(kernel.splat(start, n)) for n in (1, kernel.width)}
 
     def take(self, value: Value) -> None:
         """Takes in an element, or a vector of them."""
@@ -146,8 +151,6 @@ class Total:
         """The result so far."""
         k = self.kernel
         one = Value(k, k.b.load(self.slots[1], typ=k.i64))
-        if k.width == 1:
-            return one
         many = k.b.load(self.slots[k.width], typ=k.integers(64, k.width))
         name = f"llvm.vector.reduce.{self.reduction}.v{k.width}i64"
         return _COMBINE[self.reduction](one, Value(k, k.intrinsic(name, k.i64, [many])))
@@ -158,8 +161,11 @@ class Kernel(_Emitter):
 
     def __init__(self, path: Path, name: str) -> None:
         super().__init__(path, name)
+        # Keeps LLVM from unrolling the loops, which takes half of the time of compiling them.
+        self.function.attributes.add("optsize")
         self.width = path.width // 8
         """Int64 lanes of a vector."""
+        self._taken = 0
         self.saturations = Total(self, "add")
 
     def number(self, value: int) -> Value:
@@ -170,11 +176,16 @@ class Kernel(_Emitter):
         element = self.ir.IntType(bits)
         return element if lanes == 1 else self.vec(element, lanes)
 
-    def arguments(self, count: int) -> Iterator[Value]:
-        """The arguments 1 to `count`."""
-        for i in range(1, count + 1):
-            place = self.at(self.parameters, self.const(i), self.i64)
-            yield Value(self, self.b.load(place, typ=self.i64))
+    def numbers(self, count: int) -> list[Value]:
+        """The next `count` arguments."""
+        first = self._taken + 1
+        self._taken += count
+        places = [self.at(self.parameters, self.const(first + i), self.i64) for i in range(count)]
+        return [Value(self, self.b.load(place, typ=self.i64)) for place in places]
+
+    def arrays(self, count: int, bits: int = 64) -> list[Array]:
+        """The next `count` arguments as addresses of arrays."""
+        return [Array(self, address, bits) for address in self.numbers(count)]
 
     def splat(self, value: Operand, lanes: int) -> Any:
         """A value in every lane of a vector."""
@@ -356,8 +367,10 @@ def lookup(of: Table, content: Array, argument: Value) -> Value:
 
 def emit_gate(k: Kernel, kind: str) -> None:
     """`semantics.gate`, `sigmoid` and `tanh`."""
-    x_address, y_address, n, content, drop, shift = k.arguments(6)
-    x, y, values = Array(k, x_address), Array(k, y_address), Array(k, content)
+    x, y = k.arrays(2)
+    (n,) = k.numbers(1)
+    (values,) = k.arrays(1)
+    drop, shift = k.numbers(2)
     name = GATES.get(kind, kind)
 
     def body(at: Cursor) -> None:
@@ -379,29 +392,31 @@ def emit_gate(k: Kernel, kind: str) -> None:
 
 def emit_mul(k: Kernel) -> None:
     """`semantics.mul`."""
-    a, b, y, n, shift = k.arguments(5)
-    a, b, y = Array(k, a), Array(k, b), Array(k, y)
+    a, b, y = k.arrays(3)
+    n, shift = k.numbers(2)
     k.each(n, lambda at: y.store(at, shift_saturate(a.load(at) * b.load(at), shift)))
 
 
 def emit_add(k: Kernel) -> None:
     """`semantics.add`."""
-    a, b, y, n = k.arguments(4)
-    a, b, y = Array(k, a), Array(k, b), Array(k, y)
+    a, b, y = k.arrays(3)
+    (n,) = k.numbers(1)
     k.each(n, lambda at: y.store(at, saturate(a.load(at) + b.load(at))))
 
 
 def emit_scale(k: Kernel) -> None:
     """`semantics.scale`."""
-    x, y, n, mantissa, shift = k.arguments(5)
-    x, y = Array(k, x), Array(k, y)
+    x, y = k.arrays(2)
+    n, mantissa, shift = k.numbers(3)
     k.each(n, lambda at: y.store(at, shift_saturate(x.load(at) * mantissa, shift)))
 
 
 def emit_softcap(k: Kernel) -> None:
     """`semantics.softcap`."""
-    x, y, n, content, inverse, first_shift, cap, shift = k.arguments(8)
-    x, y, values = Array(k, x), Array(k, y), Array(k, content)
+    x, y = k.arrays(2)
+    (n,) = k.numbers(1)
+    (values,) = k.arrays(1)
+    inverse, first_shift, cap, shift = k.numbers(4)
 
     def body(at: Cursor) -> None:
         a = shift_saturate(x.load(at) * inverse, first_shift, counted=False)
@@ -415,11 +430,8 @@ def emit_softcap(k: Kernel) -> None:
 
 def emit_requantize(k: Kernel, bias: bool, residual: bool) -> None:
     """`semantics.requantize`."""
-    y, result, mantissa, exponent, step, biases, residuals, *numbers = k.arguments(12)
-    tokens, groups, n, shift, places = numbers
-    y, result = Array(k, y), Array(k, result)
-    mantissa, exponent = Array(k, mantissa), Array(k, exponent)
-    biases, residuals = Array(k, biases), Array(k, residuals)
+    y, result, mantissa, exponent, biases, residuals = k.arrays(6)
+    step, tokens, groups, n, shift, places = k.numbers(6)
     with k.range(tokens) as token, k.range(groups) as group:
         row = token * groups + group
         m = mantissa.load(row * step)
@@ -500,23 +512,22 @@ def quantized(
 
 def emit_quantize(k: Kernel, fp8: bool) -> None:
     """`semantics.quantize`."""
-    x, codes, mantissa, exponent, groups, n, frac, *form = k.arguments(7 + FORMAT_VALUES)
-    x, codes = Array(k, x), Array(k, codes)
-    mantissa, exponent = Array(k, mantissa), Array(k, exponent)
+    x, codes, mantissa, exponent = k.arrays(4)
+    groups, n, frac = k.numbers(3)
+    form = FormatValues(*k.numbers(FORMAT_VALUES))
     with k.range(groups) as group:
         x, codes = x.at(group * n), codes.at(group * n)
         largest = Total(k, "smax")
-        reset(largest)
         k.each(n, lambda at: largest.take(absolute(x.load(at))))
-        scale = quantized(k, x, codes, n, largest.value, frac, FormatValues(*form), fp8)
+        scale = quantized(k, x, codes, n, largest.value, frac, form, fp8)
         mantissa.store(group, scale.mantissa)
         exponent.store(group, scale.exponent)
 
 
 def emit_quantize_static(k: Kernel, fp8: bool) -> None:
     """`semantics.quantize_static`."""
-    x, codes, n, inverse, shift, low, high = k.arguments(7)
-    x, codes = Array(k, x), Array(k, codes)
+    x, codes = k.arrays(2)
+    n, inverse, shift, low, high = k.numbers(5)
 
     def body(at: Cursor) -> None:
         t = shift_saturate(x.load(at) * inverse, shift, counted=False)
@@ -533,9 +544,8 @@ def emit_quantize_static(k: Kernel, fp8: bool) -> None:
 
 def emit_reciprocal_scale(k: Kernel) -> None:
     """`semantics.reciprocal_scale`."""
-    x, mantissa, exponent, n, frac, content = k.arguments(6)
-    x, mantissa, exponent = Array(k, x), Array(k, mantissa), Array(k, exponent)
-    values = Array(k, content)
+    x, mantissa, exponent, values = k.arrays(4)
+    n, frac = k.numbers(2)
 
     def body(at: Cursor) -> None:
         total = x.load(at)
@@ -551,21 +561,21 @@ def emit_reciprocal_scale(k: Kernel) -> None:
 
 def emit_norm(k: Kernel, centred: bool) -> None:
     """`semantics.rms_norm`, or `layer_norm` without beta."""
-    x, y, gamma, step, tokens, groups, n, *constants, content = k.arguments(12)
-    epsilon, epsilon_exponent, largest_shift, shift = constants
-    x, y, gamma, values = Array(k, x), Array(k, y), Array(k, gamma), Array(k, content)
+    x, y, gamma, values = k.arrays(4)
+    step, tokens, groups, n, epsilon, epsilon_exponent, largest_shift, shift = k.numbers(8)
     with k.range(tokens) as token, k.range(groups) as group:
         offset = (token * groups + group) * n
         x, y, gamma = x.at(offset), y.at(offset), gamma.at(group * step)
-        element: Callable[[Cursor], Value] = x.load
+        total = k.number(0)
         if centred:
-            total = Total(k, "add")
-            reset(total)
-            k.each(n, lambda at: total.take(x.load(at)))
-            mean = total.value
-            element = lambda at: product(x.load(at), n) - mean  # noqa: E731
+            sums = Total(k, "add")
+            k.each(n, lambda at: sums.take(x.load(at)))
+            total = sums.value
+
+        def element(at: Cursor) -> Value:
+            return product(x.load(at), n) - total if centred else x.load(at)
+
         largest, squares = Total(k, "smax"), Total(k, "add")
-        reset(largest, squares)
         k.each(n, lambda at: largest.take(absolute(element(at))))
         z = minimum(normalise(largest.value), largest_shift)
 
@@ -587,24 +597,14 @@ def emit_norm(k: Kernel, centred: bool) -> None:
         k.each(n, body)
 
 
-def reset(*totals: Total) -> None:
-    """Starts totals anew: a slot lives as long as the function, not as a turn of a loop."""
-    for total in totals:
-        k = total.kernel
-        for lanes, slot in total.slots.items():
-            k.b.store(k.splat(_START[total.reduction], lanes), slot)
-
-
-_START = {"add": 0, "smax": 0, "smin": (1 << 63) - 1}
-
-
 # Attention
 
 
 def emit_rotary(k: Kernel, interleaved: bool) -> None:
     """`semantics.rotary`."""
-    x, y, cos, sin, tokens, heads, width, half = k.arguments(8)
-    x, y, cos, sin = Array(k, x), Array(k, y), Array(k, cos, 16), Array(k, sin, 16)
+    x, y = k.arrays(2)
+    cos, sin = k.arrays(2, bits=16)
+    tokens, heads, width, half = k.numbers(4)
     fourteen = k.number(ROTARY_FRAC)
     with k.range(tokens) as token, k.range(heads) as head:
         offset = (token * heads + head) * width
@@ -626,15 +626,15 @@ def emit_rotary(k: Kernel, interleaved: bool) -> None:
 
 def emit_score_scale(k: Kernel) -> None:
     """`semantics.score_scale`."""
-    dots, y, *scales, factor, factor_exponent, batch, kv_heads, shared, n, shift = k.arguments(13)
-    q_mantissa, q_exponent, k_mantissa, k_exponent = (Array(k, a) for a in scales)
-    dots, y = Array(k, dots), Array(k, y)
+    dots, y, q_mantissa, q_exponent, k_mantissa, k_exponent = k.arrays(6)
+    stride, factor, factor_exponent, batch, kv_heads, shared, n, shift = k.numbers(8)
     constant = ScaleValue(factor, factor_exponent)
     with k.range(batch) as token, k.range(kv_heads) as kv_head, k.range(shared) as i:
         row = (token * kv_heads + kv_head) * shared + i
         query = multiply(ScaleValue(q_mantissa.load(row), q_exponent.load(row)), constant)
         dots, y = dots.at(row * n), y.at(row * n)
-        k_mantissa, k_exponent = k_mantissa.at(kv_head * n), k_exponent.at(kv_head * n)
+        offset = kv_head * stride
+        k_mantissa, k_exponent = k_mantissa.at(offset), k_exponent.at(offset)
 
         def body(at: Cursor) -> None:
             c = multiply(query, ScaleValue(k_mantissa.load(at), k_exponent.load(at)))
@@ -650,17 +650,11 @@ _LOWEST = -(1 << (FIXED_BITS - 1))
 
 def emit_softmax(k: Kernel, masked: bool, sink: bool) -> None:
     """`semantics.softmax`."""
-    scores, v_mantissa, v_exponent, mask, sinks, content, *rest = k.arguments(14 + FORMAT_VALUES)
-    codes, mantissa, exponent, totals, batch, kv_heads, shared, n = rest[:8]
-    form = FormatValues(*rest[8:])
-    scores, v_mantissa, v_exponent, sinks, values, codes, mantissa, exponent, totals = (
-        Array(k, a)
-        for a in (
-            *(scores, v_mantissa, v_exponent, sinks, content),
-            *(codes, mantissa, exponent, totals),
-        )
-    )
-    seen_bytes = Array(k, mask, 8)
+    scores, v_mantissa, v_exponent, sinks, values = k.arrays(5)
+    codes, mantissa, exponent, totals = k.arrays(4)
+    (seen_bytes,) = k.arrays(1, bits=8)
+    stride, batch, kv_heads, shared, n = k.numbers(5)
+    form = FormatValues(*k.numbers(FORMAT_VALUES))
 
     def exp2(d: Value) -> Value:
         p = lookup(table("exp2"), values, d & 0xFFFF)
@@ -671,7 +665,8 @@ def emit_softmax(k: Kernel, masked: bool, sink: bool) -> None:
         head = kv_head * shared + i
         row = token * kv_heads * shared + head
         scores, codes, seen_bytes = scores.at(row * n), codes.at(row * n), seen_bytes.at(token * n)
-        v_mantissa, v_exponent = v_mantissa.at(kv_head * n), v_exponent.at(kv_head * n)
+        offset = kv_head * stride
+        v_mantissa, v_exponent = v_mantissa.at(offset), v_exponent.at(offset)
 
         def seen(at: Cursor) -> Value:
             return seen_bytes.load(at).differs(0)
@@ -685,16 +680,13 @@ def emit_softmax(k: Kernel, masked: bool, sink: bool) -> None:
 
         largest, total = Total(k, "smax"), Total(k, "add")
         least, weight = Total(k, "smin"), Total(k, "smax")
-        reset(total, least, weight)
-        # A maximum starts from 0: scores may be negative, so their distance to the lowest is taken.
-        reset(largest)
 
         def first_pass(at: Cursor) -> None:
-            largest.take(score(at) - _LOWEST)
+            largest.take(score(at))
             least.take(power(at))
 
         k.each(n, first_pass)
-        m, e0 = largest.value + _LOWEST, least.value
+        m, e0 = largest.value, least.value
         if sink:
             m = maximum(m, sinks.load(head))
 
@@ -751,13 +743,13 @@ def emit_query_key(k: Kernel, width: int, block: int, bits: int, narrow: bool) -
     times signed, so 128 is added to the keys, and 128 times the query's sum taken off at the
     start.
     """
-    q, keys, y, batch, kv_heads, blocks, n, head_bytes, token_bytes = k.arguments(9)
+    q, y = k.arrays(2)
+    keys, batch, kv_heads, blocks, n, head_bytes, token_bytes = k.numbers(7)
     size = k.path.width if narrow else k.width
     pieces = _pieces(width, size)
     with k.range(kv_heads) as kv_head, k.range(batch) as token, k.range(blocks) as i:
         row = ((token * kv_heads + kv_head) * blocks + i) * block
-        queries = Array(k, q).at(row * width)
-        result = Array(k, y).at(row * n)
+        queries, result = q.at(row * width), y.at(row * n)
         key_head = keys + kv_head * head_bytes
 
         def query(r: int, piece: tuple[int, int]) -> Any:
@@ -784,10 +776,7 @@ def emit_query_key(k: Kernel, width: int, block: int, bits: int, narrow: bool) -
             for p, (start, length) in enumerate(pieces):
                 raw = k.load(key.pointer(start), k.vec(k.ir.IntType(bits), length))
                 raw = _widened(k, raw, size)
-                if narrow:
-                    raw = k.b.xor(raw, k.const(-128, raw.type))
-                else:
-                    raw = k.b.sext(raw, zero.type)
+                raw = k.b.xor(raw, k.const(-128, raw.type)) if narrow else k.b.sext(raw, zero.type)
                 for r in range(block):
                     if narrow:
                         totals[r] = k.dot(totals[r], [raw], [loaded[r][p]], 8)
@@ -800,20 +789,18 @@ def emit_query_key(k: Kernel, width: int, block: int, bits: int, narrow: bool) -
 
 def emit_weighted_sum(k: Kernel, width: int, block: int, bits: int) -> None:
     """`semantics.weighted_sum` for values of `bits` bits and any probabilities."""
-    p, values, y, batch, kv_heads, blocks, n, head_bytes, token_bytes = k.arguments(9)
+    p, y = k.arrays(2)
+    values, batch, kv_heads, blocks, n, head_bytes, token_bytes = k.numbers(7)
     pieces = _pieces(width, k.width)
     zero = k.zero(k.vec(k.i64, k.width))
     with k.range(kv_heads) as kv_head, k.range(batch) as token, k.range(blocks) as i:
         row = ((token * kv_heads + kv_head) * blocks + i) * block
-        weights = Array(k, p).at(row * n)
-        result = Array(k, y).at(row * width)
+        weights, result = p.at(row * n), y.at(row * width)
         value_head = values + kv_head * head_bytes
         # A few registers of each row at a time: with all of them the accumulators would not fit.
         for first in range(0, len(pieces), 4):
             some = pieces[first : first + 4]
             slots = [_accumulators(k, len(some), zero) for _ in range(block)]
-            for slot in (s for row_slots in slots for s in row_slots):
-                k.b.store(zero, slot)
             with k.range(n) as t:
                 value = Array(k, value_head + t * token_bytes, bits)
                 factors = [weights.load(t + n * r) for r in range(block)]
@@ -844,14 +831,15 @@ def emit_weighted_sum_bytes(k: Kernel, width: int, block: int) -> None:
     instructions for it do, within 16 bytes; `scratch` gets the probabilities as bytes, each row
     filled with zeros to `stride`, a multiple of four.
     """
-    p, values, y, scratch, stride, *numbers = k.arguments(11)
-    batch, kv_heads, blocks, n, head_bytes, token_bytes = numbers
+    p, y = k.arrays(2)
+    (scratch,) = k.arrays(1, bits=8)
+    stride, values, batch, kv_heads, blocks, n, head_bytes, token_bytes = k.numbers(8)
     size = k.path.width
     lane_type, byte_type = k.vec(k.i32, k.path.lanes), k.vec(k.i8, size)
     zero = k.zero(lane_type)
     rows = batch * kv_heads * blocks * block
     with k.range(rows) as row:
-        source, into = Array(k, p).at(row * n), Array(k, scratch, 8).at(row * stride)
+        source, into = p.at(row * n), scratch.at(row * stride)
         k.each(n, lambda at: into.store(at, source.load(at)))
 
     def interleave(a: Any, b: Any, element: int, high: bool) -> Any:
@@ -867,13 +855,10 @@ def emit_weighted_sum_bytes(k: Kernel, width: int, block: int) -> None:
 
     with k.range(kv_heads) as kv_head, k.range(batch) as token, k.range(blocks) as i:
         row = ((token * kv_heads + kv_head) * blocks + i) * block
-        weights = Array(k, scratch, 8).at(row * stride)
-        result = Array(k, y).at(row * width)
+        weights, result = scratch.at(row * stride), y.at(row * width)
         value_head = values + kv_head * head_bytes
         for start, length in _pieces(width, size):
             slots = [_accumulators(k, 4, zero) for _ in range(block)]
-            for slot in (s for row_slots in slots for s in row_slots):
-                k.b.store(zero, slot)
             with k.range(stride >> 2) as four:
                 t = four << 2
                 raw: list[Any] = []

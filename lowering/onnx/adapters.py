@@ -32,7 +32,10 @@ def _weight_dims(graph: Graph, node: Node) -> tuple[int, int] | None:
     if places is None or not all(_is_constant(graph, node.input(i)) for i in places):
         return None
     if node.op_type == "MatMulNBits":
-        return int(node.attributes.get("N", 0)), int(node.attributes.get("K", 0))
+        rows, columns = node.attributes.get("N"), node.attributes.get("K")
+        if not isinstance(rows, int) or not isinstance(columns, int):
+            return None
+        return rows, columns
     name, swap = node.input(1), bool(node.attributes.get("transB", 0))
     while name not in graph.initializers:
         producer = graph.producers[name]

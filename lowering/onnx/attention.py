@@ -167,7 +167,7 @@ def _rotary(step: Step, node: Node, cos: int, sin: int) -> None:
 
 
 def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def group_query_attention(step: Step, node: Node) -> None:

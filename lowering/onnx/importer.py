@@ -16,7 +16,7 @@ from intaglio.dialects.errors import CompilerBug, UserError, UserErrors
 from intaglio.lowering.onnx import adapters
 from intaglio.lowering.onnx.expressions import BATCH, PAST, SEQUENCE, Expression, expression
 from intaglio.lowering.onnx.model import FLOATS, SUBGRAPH, Graph, Node, Port, load
-from intaglio.lowering.onnx.operators import OperatorSupport, table
+from intaglio.lowering.onnx.operators import OperatorSupport, is_attribute_of_its_type, table
 from intaglio.lowering.onnx.sources import DenseSource, Source
 from intaglio.lowering.onnx.step import Cache, Declared, Step, real
 from intaglio.lowering.onnx.values import (
@@ -119,8 +119,7 @@ class _Import:
             if node.index in live:
                 self._visit(node)
         logits, head = self._logits()
-        if self.errors:
-            raise UserErrors(self.errors)
+        self._raise_errors()
         assert logits is not None and head is not None
         self._check_pasts()
         self._finish_step(logits, head)
@@ -147,6 +146,36 @@ class _Import:
                 hint=hint,
             )
         )
+
+    def _raise_errors(self) -> None:
+        if not self.errors:
+            return
+        # Many nodes may share a remedy; it is said once, after the last of them.
+        said: set[str | None] = set()
+        errors: list[UserError] = []
+        for error in reversed(self.errors):
+            hint = None if error.hint in said else error.hint
+            said.add(error.hint)
+            errors.insert(
+                0,
+                UserError(
+                    error.what, file=error.file, node=error.node, op_type=error.op_type, hint=hint
+                ),
+            )
+        raise UserErrors(errors)
+
+    def _capacity(self, context: int | None) -> int:
+        positions = self.step.positions
+        if context is None:
+            return positions or DEFAULT_CONTEXT
+        if context < 1 or (positions and context > positions):
+            limit = (
+                f"from 1 to {positions}, the rows of its rotary tables" if positions else "positive"
+            )
+            raise UserError(
+                f"a context of {context} tokens is not possible; it must be {limit}", file=self.file
+            )
+        return context
 
     def _bind_inputs(self) -> None:
         ports = self.graph.inputs.values()
@@ -330,6 +359,8 @@ class _Import:
         for name in node.attributes:
             if name not in entry.attributes:
                 raise Refusal(f"its attribute '{name}' is not supported")
+            if not is_attribute_of_its_type(name, node.attributes[name]):
+                raise Refusal(f"its attribute '{name}' has a value of the wrong type")
         for i, name in enumerate(node.outputs):
             if name and i >= entry.outputs and self.graph.uses(name):
                 raise Refusal(f"its output {i} is not supported")
@@ -435,9 +466,8 @@ class _Import:
             operation, key = self._parameter(declared, parameters)
             parameters[key] = declared.parameter.source
             operations.append(operation)
-        if self.errors:
-            raise UserErrors(self.errors)
-        capacity = context or step.positions or DEFAULT_CONTEXT
+        self._raise_errors()
+        capacity = self._capacity(context)
         operations += [self._cache(cache, capacity) for cache in step.caches.values()]
         operations.append(rom.StepOp("decode", step.positions, Region(step.block)))
         return ModuleOp(operations), parameters
@@ -480,8 +510,8 @@ def _type(source: Source, adapter: bool) -> rom.ROMTensorType | rom.AdapterType:
     group, zeros = (0, False) if dense else (source.group, source.zero is None)
     shape = (source.dims, source.code, group, zeros)
     if adapter:
-        return rom.AdapterType(*shape)  # pyright: ignore[reportCallIssue]
-    return rom.ROMTensorType(*shape)  # pyright: ignore[reportCallIssue]
+        return rom.AdapterType(*shape)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return rom.ROMTensorType(*shape)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def _is_unused(op: Operation) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,12 +177,14 @@ def load(path: str | os.PathLike[str], *, allow_links: bool = False) -> Graph:
     file = Path(path)
     model = _open(file, allow_links)
     files = _Files(file, allow_links)
-    try:
-        return _graph(file, model, files)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"a name in the model is no text ({error.reason})", file=str(file), hint=_WHOLE
-        ) from error
+    graph = _graph(file, model, files)
+    for node in graph.nodes:
+        for name in (node.name, node.domain, node.op_type, *node.inputs, *node.outputs):
+            if not isinstance(name, str):
+                raise UserError(
+                    f"a name in the model is no text: {name}", file=str(file), hint=_WHOLE
+                )
+    return graph
 
 
 _WHOLE = "copy or export the model again; it must be a whole ONNX file in binary form"
@@ -199,8 +203,14 @@ def _open(file: Path, allow_links: bool) -> onnx_ir.Model:
     import onnx_ir
     from google.protobuf.message import DecodeError
 
+    # What onnx_ir would log or warn of is found again here, with the node and a remedy.
+    log = logging.getLogger("onnx_ir")
+    level = log.level
     try:
-        model = onnx_ir.load(file)
+        log.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = onnx_ir.load(file)
         if model.functions:
             from onnx_ir.passes.common import InlinePass
 
@@ -220,6 +230,8 @@ def _open(file: Path, allow_links: bool) -> onnx_ir.Model:
         NotImplementedError,
     ) as e:
         raise UserError(f"not a valid ONNX model: {e}", file=str(file), hint=_WHOLE) from e
+    finally:
+        log.setLevel(level)
     if not len(model.graph) or not model.graph.outputs:
         raise UserError("the model has no nodes or no outputs", file=str(file), hint=_WHOLE)
     return model

@@ -14,10 +14,10 @@ from functools import cache
 
 import numpy as np
 from intaglio.dialects import rom
-from intaglio.lowering.onnx import attention, folding, weights
+from intaglio.lowering.onnx import attention, folding, norms, weights
 from intaglio.lowering.onnx.expressions import dims_text, expression
 from intaglio.lowering.onnx.folding import Fold
-from intaglio.lowering.onnx.model import FLOATS, Node
+from intaglio.lowering.onnx.model import FLOATS, Node, Tensor
 from intaglio.lowering.onnx.step import Step, merged, real
 from intaglio.lowering.onnx.values import (
     Blocked,
@@ -38,6 +38,22 @@ from xdsl.dialects.builtin import FloatAttr
 from xdsl.ir import Operation
 
 Convert = Callable[[Step, Node], None]
+
+_FLOATS = {"epsilon", "scale", "softcap", "alpha", "beta", "qk_norm_epsilon", "value_float"}
+_TEXTS = {"approximate", "k_quant_type", "v_quant_type", "round_mode"}
+_LISTS = {"axes", "perm", "split", "starts", "ends", "value_ints", "value_floats"}
+_TENSORS = {"value"}
+
+
+def is_attribute_of_its_type(name: str, value: object) -> bool:
+    """Whether an attribute holds a value of the type its name asks for; most are integers."""
+    if name in _FLOATS:
+        return isinstance(value, int | float)
+    if name in _TEXTS:
+        return isinstance(value, str | bytes)
+    if name in _LISTS:
+        return isinstance(value, Sequence) and all(isinstance(v, int | float) for v in value)
+    return isinstance(value, Tensor if name in _TENSORS else int)
 
 
 @dataclass(frozen=True)
@@ -280,6 +296,8 @@ def _split(step: Step, node: Node) -> None:
 
 
 def _reshape(step: Step, node: Node) -> None:
+    if norms.convert(step, node):
+        return
     x = step.vector(node, 0)
     if node.op_type == "Identity":
         step.result(node, x.ssa, x.dims)
@@ -311,6 +329,8 @@ def _transpose(step: Step, node: Node) -> None:
 
 
 def _cast(step: Step, node: Node) -> None:
+    if norms.convert(step, node):
+        return
     x = step.vector(node, 0)
     target = folding.type_name(node.attributes.get("to"))
     if target not in FLOATS:
@@ -450,6 +470,8 @@ def _with_bias(step: Step, node: Node, x: Vector, bias: str) -> Vector | None:
 
 
 def _add(step: Step, node: Node) -> None:
+    if norms.convert(step, node):
+        return
     a, b = _operands(step, node)
     if a is not None and b is not None:
         step.same_dims(a, b)
@@ -499,6 +521,8 @@ def _sub(step: Step, node: Node) -> None:
 
 
 def _mul(step: Step, node: Node) -> None:
+    if norms.convert(step, node):
+        return
     a, b = _operands(step, node)
     if a is not None and b is not None:
         _mul_vectors(step, node, a, b)
@@ -514,6 +538,8 @@ def _mul(step: Step, node: Node) -> None:
 
 
 def _div(step: Step, node: Node) -> None:
+    if norms.convert(step, node):
+        return
     a, b = _operands(step, node)
     if a is None or b is not None:
         raise Refusal("dividing by an activation is not supported; only by one number")
@@ -580,6 +606,13 @@ def _gated(x: Vector, gate: object) -> tuple[str, Sequence[Operation]] | None:
     return None
 
 
+def _norm_part(step: Step, node: Node) -> None:
+    """A node that is supported on constants and inside a norm that is written out."""
+    if not norms.convert(step, node):
+        step.vector(node, 0)
+        raise Refusal(f"{node.op_type} of an activation is supported in an RMS norm only")
+
+
 def _squared(step: Step, node: Node, x: Vector) -> Vector | None:
     owner = x.ssa.owner
     if isinstance(owner, rom.ActivateOp) and owner.kind.data == "relu":
@@ -615,7 +648,9 @@ def _activate(step: Step, node: Node, x: Vector, kind: str) -> None:
 
 def _gelu(step: Step, node: Node) -> None:
     approximate = node.attributes.get("approximate", "none")
-    text = approximate.decode() if isinstance(approximate, bytes) else str(approximate)
+    text = (
+        approximate.decode(errors="replace") if isinstance(approximate, bytes) else str(approximate)
+    )
     if text not in ("none", "tanh"):
         raise Refusal(f"approximate = {text} is not supported")
     _activate(step, node, step.vector(node, 0), "gelu_tanh" if text == "tanh" else "gelu_erf")
@@ -722,7 +757,7 @@ def supported_operators() -> list[OperatorSupport]:
             convert=_matmul,
         ),
         OperatorSupport(
-            "", "Mul", 7, "rom.mul, rom.scale, rom.activate, rom.softcap",
+            "", "Mul", 7, "rom.mul, rom.scale, rom.activate, rom.softcap, rom.rms_norm",
             "equal shapes, or one constant number",
             fold=folding.elementwise(np.multiply), convert=_mul,
         ),
@@ -738,7 +773,12 @@ def supported_operators() -> list[OperatorSupport]:
             ("axis", "epsilon", "stash_type"), convert=_rms,
         ),
         OperatorSupport(
-            "", "Reciprocal", 6, _NONE, "of constants only", fold=folding.unary(np.reciprocal),
+            "", "Reciprocal", 6, "rom.rms_norm", "of constants, and in an RMS norm written out",
+            fold=folding.unary(np.reciprocal), convert=_norm_part,
+        ),
+        OperatorSupport(
+            "", "ReduceMean", 1, "rom.rms_norm", "in an RMS norm written out",
+            ("axes", "keepdims", "noop_with_empty_axes"), convert=norms.reduce_mean,
         ),
         OperatorSupport(
             "", "ReduceSum", 1, _NONE, "of the attention mask and of constants",
@@ -779,7 +819,8 @@ def supported_operators() -> list[OperatorSupport]:
             ("axis", "split", "num_outputs"), outputs=1 << 16, convert=_split,
         ),
         OperatorSupport(
-            "", "Sqrt", 6, _NONE, "of constants only", fold=folding.unary(np.sqrt),
+            "", "Sqrt", 6, "rom.rms_norm", "of constants, and in an RMS norm written out",
+            fold=folding.unary(np.sqrt), convert=_norm_part,
         ),
         OperatorSupport(
             "", "Squeeze", 1, _NONE, _TOKEN_SHAPES, ("axes",), fold=folding.reshape,

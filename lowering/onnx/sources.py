@@ -21,8 +21,11 @@ from intaglio.lowering.parameters import (
     unpack_codes,
 )
 
-SLAB = 256
+SLAB = 1024
 """Rows of a transposed matrix that are gathered from the file together."""
+
+SLAB_BYTES = 1 << 18
+"""About how many codes of them are unpacked at a time, so that they stay in the cache."""
 
 
 def floats(tensor: Tensor, stored: npt.NDArray[Any]) -> Float32Array:
@@ -69,20 +72,28 @@ class _Matrix:
         raise NotImplementedError
 
     def peak(self) -> float:
-        """The largest magnitude of a scale."""
-        return _peak(self.dims[0], 4 * self.groups, self.scales)
+        """The largest magnitude of a scale; not finite when one of them is not."""
+        raise NotImplementedError
 
 
-def _peak(rows: int, row_bytes: int, read: Any) -> float:
-    peak = 0.0
-    for r0, r1 in row_chunks(rows, row_bytes):
-        part = read(r0, r1)
-        if part.size:
-            largest = float(np.max(np.abs(part)))
-            if not np.isfinite(largest):
-                return float("nan")
-            peak = max(peak, largest)
-    return peak
+_MAGNITUDE = {"FLOAT": "<u4", "FLOAT16": "<u2", "BFLOAT16": "<u2", "DOUBLE": "<u8"}
+
+
+def peak_of(tensor: Tensor) -> float:
+    """The largest magnitude in a tensor of floats; not finite when one of them is not.
+
+    Without the sign bit, bit patterns of floating-point numbers are in the order of magnitudes.
+    """
+    dtype = np.dtype(_MAGNITUDE[tensor.dtype])
+    bits = tensor.read().view(dtype)
+    mask = dtype.type((1 << (8 * dtype.itemsize - 1)) - 1)
+    largest = dtype.type(0)
+    for r0, r1 in row_chunks(bits.size, dtype.itemsize):
+        largest = max(largest, (bits[r0:r1] & mask).max())
+    found = np.array([largest], dtype)
+    if tensor.dtype == "BFLOAT16":
+        return float(widen(found)[0])
+    return float(found.view(f"<f{dtype.itemsize}")[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +107,10 @@ class RowBlockSource(_Matrix):
     codes: Tensor
     scale_tensor: Tensor
     zero_tensor: Tensor | None
+
+    def peak(self) -> float:
+        """The largest magnitude of a scale; not finite when one of them is not."""
+        return peak_of(self.scale_tensor)
 
     def packed_rows(self, r0: int, r1: int) -> UInt8Array:
         """A view of the file, unless a row ends inside a byte."""
@@ -167,6 +182,17 @@ class _Elements:
         return codes ^ np.uint8(self.flip) if self.flip else codes
 
 
+def _pack_down(codes: UInt8Array, bits: int) -> UInt8Array:
+    """Packs along the first axis: uint8 [K, rows] -> uint8 [ceil(K * bits / 8), rows]."""
+    per_byte = 8 // bits
+    if codes.shape[0] % per_byte:
+        codes = np.pad(codes, [(0, -codes.shape[0] % per_byte), (0, 0)])
+    packed = codes[0::per_byte].copy()
+    for i in range(1, per_byte):
+        packed |= codes[i::per_byte] << np.uint8(i * bits)
+    return packed
+
+
 @dataclass(frozen=True, eq=False)
 class DequantizedSource(_Matrix):
     """DequantizeLinear: codes [K, N] or [N, K] of any small integer type.
@@ -180,6 +206,10 @@ class DequantizedSource(_Matrix):
     transposed: bool
     scale_tensor: Tensor
     zero_tensor: Tensor | None
+
+    def peak(self) -> float:
+        """The largest magnitude of a scale; not finite when one of them is not."""
+        return peak_of(self.scale_tensor)
 
     @property
     def _elements(self) -> _Elements:
@@ -201,14 +231,12 @@ class DequantizedSource(_Matrix):
         for start in range(r0, r1, SLAB):
             end = min(r1, start + SLAB)
             # Whole bytes of K at a time, so that parts can be packed on their own.
-            step = max(8, (1 << 20) // (end - start) // 8 * 8)
+            step = max(8, SLAB_BYTES // (end - start) // 8 * 8)
             for k0 in range(0, k, step):
                 k1 = min(k, k0 + step)
-                part = pack_codes(
-                    np.ascontiguousarray(elements.block(k0, k1, start, end).T), self.bits
-                )
+                part = _pack_down(elements.block(k0, k1, start, end), self.bits)
                 b0 = k0 * self.bits // 8
-                out[start - r0 : end - r0, b0 : b0 + part.shape[1]] = part
+                out[start - r0 : end - r0, b0 : b0 + part.shape[0]] = part.T
         return out
 
     def _grouped(self, size: int) -> str:
@@ -259,6 +287,14 @@ class RoundedSource(_Matrix):
 
     tensor: Tensor
     transposed: bool
+
+    def peak(self) -> float:
+        """The largest scale; not finite when a weight is not."""
+        largest = peak_of(self.tensor)
+        if self.code != "ternary" or not np.isfinite(largest):
+            return float(np.float32(largest) / np.float32((1 << (self.bits - 1)) - 1))
+        chunks = row_chunks(self.dims[0], 4 * self.dims[1])
+        return max(float(self.scales(r0, r1).max()) for r0, r1 in chunks)
 
     def _rounded(self, r0: int, r1: int) -> tuple[UInt8Array, Float32Array]:
         k = self.dims[1]
@@ -332,9 +368,8 @@ class DenseSource:
         return None
 
     def peak(self) -> float:
-        """The largest magnitude."""
-        row = int(np.prod(self.dims[1:], dtype=np.int64))
-        return _peak(self.dims[0], 4 * row, self.values)
+        """The largest magnitude; not finite when a value is not."""
+        return peak_of(self.tensor)
 
 
 Source = RowBlockSource | DequantizedSource | RoundedSource | DenseSource

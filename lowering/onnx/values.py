@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from intaglio.lowering.onnx.expressions import Dims, Expression, dims_text
-from intaglio.lowering.onnx.model import FLOATS, Tensor
+from intaglio.lowering.onnx.model import FLOATS, Node, Tensor
 from xdsl.ir import SSAValue
 
 SMALL = 1 << 16
@@ -134,6 +134,26 @@ class Quantised:
     kind = "dequantised weights"
 
 
+@dataclass(frozen=True, eq=False)
+class NormPart:
+    """A part of an RMS norm that is written out: what was computed of `input` so far.
+
+    `stage` is "mean" (of squares, plus eps), "root", "inverse" (1 / root) or "normalised".
+    """
+
+    stage: str
+    input: Vector
+    eps: float
+    names: tuple[str, ...]
+
+    kind = "a part of a norm"
+
+    def to(self, stage: str, node: Node, eps: float | None = None) -> NormPart:
+        """The part after one more node."""
+        names = (*self.names, node.name)
+        return NormPart(stage, self.input, self.eps if eps is None else eps, names)
+
+
 @dataclass(frozen=True)
 class Unknown:
     """The result of a refused node."""
@@ -141,7 +161,7 @@ class Unknown:
     kind = "unknown"
 
 
-Value = Vector | Known | Filled | Ids | Past | Present | Stored | Quantised | Unknown
+Value = Vector | Known | Filled | Ids | Past | Present | Stored | Quantised | NormPart | Unknown
 
 
 def token_size(dims: Dims) -> int:

@@ -1,7 +1,7 @@
 """Writes tiny decoder models, deterministic and in the form of onnxruntime-genai's builder.
 
-`python make_models.py FOLDER` writes all of them, each into a folder of its own. Hidden size 64, two
-layers, 4 query and 2 key/value heads, 128 positions, random weights with external data.
+`python make_models.py FOLDER` writes all of them, each into a folder of its own. Hidden size 64,
+two layers, 4 query and 2 key/value heads, 128 positions, random weights with external data.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ def make_model(name: str, folder: Path) -> Path:
         save_as_external_data=True,
         all_tensors_to_one_file=True,
         location="model.onnx.data",
-        size_threshold=0,
+        size_threshold=64,
     )
     decoder = {"head_size": HEAD, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS}
     config = {"model": {"decoder": decoder, "context_length": POSITIONS}}

@@ -48,7 +48,7 @@ rom.cache @k : !rom.kv<128, 2, 16, int7>
 // -----
 
 rom.parameter @w : !rom.tensor<64, int4> {key = "k"}
-// CHECK: Expected
+// CHECK: '[' expected
 
 // -----
 
@@ -70,7 +70,7 @@ rom.parameter @w : !rom.tensor<[64], float32> {key = "k", zero = 0 : i64}
 // -----
 
 rom.parameter @w : !rom.tensor<[64], float32>
-// CHECK: property key
+// CHECK: property 'key' expected
 
 // -----
 
@@ -98,6 +98,14 @@ rom.layer @l {
 ^bb0(%p: index):
   rom.slot @w : !rom.tensor<[64], float32>
 }
+// CHECK: Operation rom.slot terminates block in single-block region but is not a terminator
+
+// -----
+
+rom.layer @l {
+^bb0(%p: index):
+  "test.termop"() : () -> ()
+}
 // CHECK: a layer ends with rom.yield
 
 // -----
@@ -112,6 +120,7 @@ rom.layer @l {
 
 rom.step @decode context 8 {
 ^bb0(%position: index):
+  "test.termop"() : () -> ()
 }
 // CHECK: a step takes a token (i32) and a position (index)
 
@@ -119,6 +128,7 @@ rom.step @decode context 8 {
 
 rom.step @decode context 8 {
 ^bb0(%token: i32, %position: index):
+  "test.termop"() : () -> ()
 }
 // CHECK: a step ends with rom.emit
 
@@ -126,21 +136,15 @@ rom.step @decode context 8 {
 
 rom.layer @l {
 ^bb0(%p: index, %x: tensor<64xf32>):
-  %t = "test.token"() : () -> i32
+  %t = "test.op"() : () -> i32
   rom.emit %x, %t : tensor<64xf32>
 }
 // CHECK: 'rom.emit' expects parent op 'rom.step'
 
 // -----
 
-rom.layer @l {
-^bb0(%p: index, %x: tensor<64xf32>):
-  rom.yield %x : tensor<64xf32>
-}
-builtin.module {
-  %p, %x = "test.op"() : () -> (index, tensor<64xf32>)
-  %y = rom.repeat @missing at %p (%x) instances [{}] : (tensor<64xf32>) -> tensor<64xf32>
-}
+%p, %x = "test.op"() : () -> (index, tensor<64xf32>)
+%y = rom.repeat @missing at %p (%x) instances [{}] : (tensor<64xf32>) -> tensor<64xf32>
 // CHECK: no layer @missing is declared
 
 // -----
@@ -231,7 +235,7 @@ rom.layer @l {
 rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "k"}
 %x = "test.op"() : () -> tensor<64xf32>
 %y = "rom.linear"(%x) <{weights = @w}> : (tensor<64xf32>) -> tensor<64xf32>
-// CHECK: property onnx
+// CHECK: property 'onnx' expected
 
 // -----
 
@@ -452,7 +456,7 @@ rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "k"}
 rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "k"}
 %a, %q, %r = "test.op"() : () -> (!rom.accumulator<64, 34>, !rom.quantized<1, 64, int8>, !rom.fixed<32, 16>)
 %y = rom.requantize %a scaled %q, @w residual %r {pre_shift = 0 : i64, onnx = [["n"]]} : !rom.accumulator<64, 34>, !rom.quantized<1, 64, int8>, !rom.fixed<32, 16> -> !rom.fixed<64, 16>
-// CHECK: rom.requantize: values must have equal sizes, found {32, 64}
+// CHECK: rom.requantize: values must have equal sizes, found 64, 64, 32
 
 // -----
 

@@ -35,12 +35,12 @@ rom.layer @decoder {
   rom.yield %n : tensor<64xf32>
 }
 // CHECK:      rom.layer @decoder {
-// CHECK-NEXT: ^{{.*}}(%{{\w+}} : index, %{{\w+}}: tensor<64xf32>):
+// CHECK-NEXT: ^{{.*}}(%{{\w+}}: index, %{{\w+}}: tensor<64xf32>):
 // CHECK-NEXT:   rom.slot @w : !rom.tensor<[96, 64], int4, group 32>
 // CHECK-NEXT:   rom.slot @g : !rom.tensor<[64], float32>
 // CHECK-NEXT:   rom.rms_norm %{{\w+}} by @g {eps = 1.000000e-05 : f64, onnx = {{\[}}["n0"], ["n1"]]}
 // CHECK-SAME:     : tensor<64xf32> -> tensor<64xf32>
-// CHECK-NEXT:   rom.yield %{{\w+}}: tensor<64xf32>
+// CHECK-NEXT:   rom.yield %{{\w+}} : tensor<64xf32>
 // CHECK-NEXT: }
 
 // Only a position.
@@ -77,7 +77,7 @@ rom.step @decode context 128 {
   rom.emit %logits, %next : tensor<64xf32>
 }
 // CHECK:      rom.step @decode context 128 {
-// CHECK-NEXT: ^{{.*}}(%{{\w+}} : i32, %{{\w+}}: index):
+// CHECK-NEXT: ^{{.*}}(%{{\w+}}: i32, %{{\w+}}: index):
 // CHECK-NEXT:   %{{\w+}} = rom.embed %{{\w+}} of @embedding {onnx = {{\[}}["Gather"]]} : tensor<64xf32>
 // CHECK-NEXT:   %{{\w+}} = rom.repeat @decoder at %{{\w+}}(%{{\w+}}) instances
 // CHECK-SAME:     [{w = @w0, g = @gamma}, {w = @w0, g = @beta}] : (tensor<64xf32>) -> tensor<64xf32>
@@ -103,7 +103,7 @@ rom.step @decode context 128 {
 // CHECK-NEXT:   rom.scale %{{\w+}} {factor = 8.000000e+00 : f64
 // CHECK-NEXT:   rom.softcap %{{\w+}} {cap = 3.000000e+01 : f64
 // CHECK-NEXT:   %{{\w+}} = rom.sample %{{\w+}} {onnx = {{\[}}["lm_head"]]} : tensor<64xf32>
-// CHECK-NEXT:   rom.emit %{{\w+}}, %{{\w+}}: tensor<64xf32>
+// CHECK-NEXT:   rom.emit %{{\w+}}, %{{\w+}} : tensor<64xf32>
 // CHECK-NEXT: }
 
 // The integer stage: images, constants of 24 bits, quantised vectors, attention in parts.

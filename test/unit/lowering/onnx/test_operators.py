@@ -444,3 +444,31 @@ def test_nodes_without_names_and_without_effect(decoder, agrees):
     model = agrees(decoder)
     assert onnx_names(model)[1] == ["Tanh_2"]
     assert model.warnings == ("node 'Relu_1' (Relu) has no effect on any output and is left out",)
+
+
+@pytest.mark.parametrize("form", ["divide", "reciprocal", "inverse"])
+def test_norm_written_out(decoder, agrees, form):
+    """The builder writes norms so for some execution providers, torch writes them so always."""
+    decoder.floats("g", 16)
+    decoder.constant("two", np.array(2.0, np.float32))
+    decoder.constant("eps", np.array(1e-2, np.float32))
+    decoder.constant("unit", np.array(1.0, np.float32))
+    decoder.constant("last", np.array([-1], np.int64))
+    decoder.node("Pow", ["x", "two"], ["a"], name="pow")
+    decoder.node("ReduceMean", ["a", "last"], ["b"], keepdims=1, name="mean")
+    decoder.node("Add", ["b", "eps"], ["c"], name="eps")
+    decoder.node("Sqrt", ["c"], ["d"], name="root")
+    if form == "divide":
+        decoder.node("Div", ["x", "d"], ["f"], name="divide")
+    else:
+        if form == "reciprocal":
+            decoder.node("Reciprocal", ["d"], ["e"], name="inverse")
+        else:
+            decoder.node("Div", ["unit", "d"], ["e"], name="inverse")
+        decoder.node("Mul", ["e", "x"], ["f"], name="times")
+    decoder.node("Cast", ["f"], ["h"], to=TensorProto.FLOAT, name="cast")
+    decoder.node("Mul", ["g", "h"], ["y"], name="gamma")
+    model = agrees(decoder)
+    assert kinds(model) == ["rom.embed", "rom.rms_norm", "rom.sample", "rom.emit"]
+    parts = ["divide"] if form == "divide" else ["inverse", "times"]
+    assert onnx_names(model)[1] == ["pow", "mean", "eps", "root", *parts, "cast", "gamma"]

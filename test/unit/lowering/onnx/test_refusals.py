@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from intaglio.dialects.errors import UserErrors
+from intaglio.dialects.errors import UserError, UserErrors
 from intaglio.lowering.onnx.importer import import_model
 from onnx import TensorProto, helper
 
@@ -215,3 +215,43 @@ def test_old_opset(decoder):
     decoder.opset = 6
     decoder.node("Add", ["x", "x"], ["y"])
     assert any("too old" in error for error in errors(decoder))
+
+
+def test_half_a_norm(decoder):
+    decoder.constant("two", np.array(2.0, np.float32))
+    decoder.constant("last", np.array([-1], np.int64))
+    decoder.node("Pow", ["x", "two"], ["a"])
+    decoder.node("ReduceMean", ["a", "last"], ["b"])
+    decoder.node("Sqrt", ["b"], ["c"])
+    decoder.node("Div", ["x", "c"], ["d"])
+    decoder.node("Add", ["d", "x"], ["y"], name="add")
+    assert "norm is written out" in errors(decoder)[0] and "'add'" in errors(decoder)[0]
+
+
+def test_a_remedy_is_said_once(decoder):
+    for name in ("v", "w"):
+        decoder.floats(name, 16, 16)
+    decoder.node("MatMul", ["x", "v"], ["a"])
+    decoder.node("MatMul", ["a", "w"], ["y"])
+    found = errors(decoder)
+    assert ["help:" in error for error in found] == [False, True]
+
+
+@pytest.mark.parametrize("context", [0, -1, 33])
+def test_context_beyond_the_model(wide, context):
+    wide.lengths()
+    wide.past(0, 1, 16)
+    wide.floats("cos", 32, 8)
+    wide.floats("sin", 32, 8)
+    inputs = ["x", "", "", *GQA_INPUTS, "cos", "sin"]
+    attention(wide, inputs=inputs, num_heads=2, kv_num_heads=1, do_rotary=1)
+    wide.node("Identity", ["y"], ["logits"])
+    path = wide.save("logits")
+    with pytest.raises(UserError, match="from 1 to 32"):
+        import_model(path, context=context)
+    assert "!rom.kv<8, 1, 16, float32>" in str(import_model(path, context=8).module)
+
+
+def test_attribute_of_the_wrong_type(decoder):
+    decoder.ms("QuickGelu", ["x"], ["y"], alpha="much")
+    assert "'alpha' has a value of the wrong type" in errors(decoder)[0]

@@ -1,0 +1,146 @@
+// RUN: xdsl-opt %s --split-input-file --parsing-diagnostics --verify-diagnostics | filecheck %s
+
+fabric.machine {name = "small", tiles = 8 : i64}
+// CHECK: machine description: unknown or missing activations, attention_lanes
+
+// -----
+
+fabric.machine {name = "roma-mini", tyles = 8 : i64, clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+// CHECK: machine description: unknown or missing tyles
+
+// -----
+
+fabric.machine {name = "roma-mini", clock_hz = 500000000 : i64, tiles = unit, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+// CHECK: parameter tiles has an unexpected value unit
+
+// -----
+
+fabric.engrave @w in [#fabric.piece<rows 0 to 64, tiles 0 to 8, split 2, at 0, 0>]
+// CHECK: no buffer @w is declared
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
+fabric.engrave @w in [#fabric.piece<rows 0 to 64, tiles 0 to 8, split 2, at 0, 0>]
+// CHECK: the module has no fabric.machine; run attach-target first
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
+fabric.engrave @w in [#fabric.piece<rows 0 to 0, tiles 0 to 8, split 2, at 0, 0>]
+// CHECK: a piece has at least one row and one tile
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
+fabric.engrave @w in [#fabric.piece<rows 0 to 64, tiles 8 to 8, split 2, at 0, 0>]
+// CHECK: a piece has at least one row and one tile
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
+fabric.engrave @w in [#fabric.piece<rows 0 to 64, tiles 0 to 8, split 0, at 0, 0>]
+// CHECK: a row is split over at least one L-Unit
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
+fabric.engrave @w in [#fabric.piece<rows 0 to 64, tiles 0 to 8, split 2, at 0>]
+// CHECK: Expected ','
+
+// -----
+
+rom.cache @w : !rom.kv<128, 2, 16, int8>
+fabric.engrave @w in [#fabric.piece<rows 0 to 64, tiles 0 to 8, split 2, at 0, 0>]
+// CHECK: @w is no ROM tensor
+
+// -----
+
+rom.parameter @w : !rom.adapter<[64, 64], int8, group 64> {key = "w"}
+fabric.engrave @w in [#fabric.piece<rows 0 to 64, tiles 0 to 8, split 2, at 0, 0>]
+// CHECK: @w is no ROM tensor
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
+fabric.engrave @w in [#fabric.piece<rows 0 to 32, tiles 0 to 4, split 2, at 0, 0>, #fabric.piece<rows 48 to 64, tiles 4 to 8, split 2, at 0, 0>]
+// CHECK: pieces of @w leave out or repeat rows: a piece begins at row 48, expected 32
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
+fabric.engrave @w in [#fabric.piece<rows 0 to 60, tiles 0 to 4, split 2, at 0, 0>]
+// CHECK: pieces of @w end at row 60 of 64
+
+// -----
+
+fabric.machine {name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
+fabric.engrave @w in [#fabric.piece<rows 0 to 64, tiles 4 to 9, split 2, at 0, 0>]
+// CHECK: a piece of @w ends at tile 9, the chip has 8
+
+// -----
+
+fabric.machine {name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
+fabric.engrave @w in [#fabric.piece<rows 0 to 64, tiles 0 to 8, split 5, at 0, 0>]
+// CHECK: a piece of @w splits rows over 5 L-Units, a tile has 4
+
+// -----
+
+fabric.machine {name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
+fabric.engrave @w in [#fabric.piece<rows 0 to 64, tiles 0 to 8, split 2, at 28380, 0>]
+// CHECK: a piece of @w needs 28396 words of 32 bits in a bank of 908203 bits
+
+// -----
+
+fabric.machine {name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
+fabric.engrave @w in [#fabric.piece<rows 0 to 32, tiles 0 to 4, split 2, at 0, 0>, #fabric.piece<rows 32 to 64, tiles 3 to 7, split 2, at 15, 8>]
+// CHECK: two pieces of @w share code words of a tile
+
+// -----
+
+fabric.machine {name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
+fabric.engrave @w in [#fabric.piece<rows 0 to 32, tiles 0 to 4, split 2, at 0, 0>, #fabric.piece<rows 32 to 64, tiles 3 to 7, split 2, at 16, 3>]
+// CHECK: two pieces of @w share group scales of a tile
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
+fabric.constant @w at 0
+// CHECK: @w is no vector or table in ROM
+
+// -----
+
+rom.cache @k : !rom.kv<128, 2, 16, int8>
+fabric.constant @k at 0
+// CHECK: @k is no vector or table in ROM
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
+fabric.reserve @w at 0 size 64
+// CHECK: @w is neither a cache nor an adapter
+
+// -----
+
+fabric.machine {name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+rom.cache @k : !rom.kv<128, 2, 16, int8>
+fabric.reserve @k at 1179648 size 64
+// CHECK: @k ends at byte 1179712 of 1179648 in the SRAM of an H-Unit
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
+fabric.adapter_slot @w rank 0 at 0 size 0
+// CHECK: an adapter slot has a rank of at least 1
+
+// -----
+
+fabric.machine {name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
+fabric.adapter_slot @w rank 8 at 1179000 size 649
+// CHECK: @w ends at byte 1179649 of 1179648 in the SRAM of an H-Unit
