@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from intaglio.backend.images import Images, write_images
 from intaglio.backend.measure import Stopwatch
@@ -23,15 +23,21 @@ from intaglio.backend.output import (
 )
 from intaglio.backend.program_file import program_content
 from intaglio.backend.stages import Options, passes
+from intaglio.backend.target import load_target
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fabric import machine_of
 from intaglio.lowering.mapping import mapping_of
+from intaglio.lowering.onnx.quantised_graph import write_quantised
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
+if TYPE_CHECKING:
+    from intaglio.lowering.onnx.importer import ImportedModel
+
 SCHEMA = 1
+EMBEDDING_GROUP = 64
 COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -81,6 +87,7 @@ def compile_model(
             allow_links=options.allow_links,
             weights=options.weights,
             context=options.context,
+            embedding=_embedding_rounding(options),
         )
     module = imported.module
     images = Images()
@@ -107,7 +114,7 @@ def compile_model(
             content = program_content(module)
             content["vocabulary"] = imported.vocabulary
             write_json(folder / "program.json", content)
-        inputs = _reference(imported.model_path, imported.external_files, folder)
+        inputs = _reference(imported, folder)
         with watch.stage("hash"):
             progress("hashing")
             manifest = _manifest(options, inputs, images, folder)
@@ -131,10 +138,27 @@ def _write_ir(module: ModuleOp, path: Path) -> None:
     path.write_text(text.getvalue() + "\n")
 
 
-def _reference(model: Path, external: Sequence[Path], folder: Path) -> dict[str, Path]:
-    """Puts the model and what belongs to it into the output folder; gives the files by name."""
-    files: dict[str, Path] = {f"{REFERENCE}/{model.name}": model}
-    for path in external:
+def _embedding_rounding(options: Options) -> str | None:
+    """How a floating-point embedding is engraved: as int16 rows, or quantised in groups."""
+    if options.emit == "rom":
+        return None
+    target = load_target(options.target).with_options(list(options.settings))
+    return f"int8:{EMBEDDING_GROUP}" if target.machine().embedding == "int8" else None
+
+
+def _reference(imported: ImportedModel, folder: Path) -> dict[str, Path]:
+    """Puts the model and what belongs to it into the output folder; gives the files by name.
+
+    Where weights were quantised on request, the quantised graph takes the model's place.
+    """
+    model = imported.model_path
+    files: dict[str, Path] = {}
+    if imported.rounded:
+        (folder / REFERENCE).mkdir(parents=True, exist_ok=True)
+        write_quantised(model, imported.rounded, folder / REFERENCE, model.name)
+    else:
+        files[f"{REFERENCE}/{model.name}"] = model
+    for path in imported.external_files:
         files[f"{REFERENCE}/{path.relative_to(model.parent)}"] = path
     for name in COMPANIONS:
         if (model.parent / name).is_file():
@@ -144,7 +168,7 @@ def _reference(model: Path, external: Sequence[Path], folder: Path) -> dict[str,
             link_or_copy(path, folder / name)
         except OSError as error:
             raise UserError(f"cannot be copied: {error.strerror}", file=str(path)) from error
-    return files
+    return {f"{REFERENCE}/{model.name}": folder / REFERENCE / model.name, **files}
 
 
 def _manifest(

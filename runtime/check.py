@@ -121,6 +121,7 @@ def check(
     prompt_ids: Sequence[int] | None = None,
     tokens: int | None = None,
     text: str | Path | None = None,
+    windows: int | None = None,
     per_op: bool = False,
     engine: str = "simulator",
     progress: Progress = lambda message: None,
@@ -133,12 +134,23 @@ def check(
             `text`, random tokens from a fixed seed.
         tokens: how many tokens to compare; 256 by default, with `text` the whole file.
         text: a file to compare on, in windows; adds perplexities.
+        windows: how many windows of `text` to compare; by default all.
         per_op: compare every operator's output as well.
         engine: only `simulator` so far.
         progress: called with a line for each step of long work.
 
     Returns:
-        The content of `intaglio check --json`; see docs/check.md.
+        The content of `intaglio check --json`. `judge` is the reference that counts, and
+        `top1_agreement`, `top1_agreement_counted`, `max_abs_logit_error`, `logit_range`,
+        `max_error_of_range` and `mean_kl` (nats) are against it; `against` has them for both.
+        `top1_agreement_counted` takes a miss for one only where the reference's own two logits are
+        more than twice `references_apart` apart, the largest distance between the references.
+        `first_divergence` is the first of `greedy_tokens` that differs (its index, both tokens, and
+        how far apart their logits are here and there), or None. `saturations` counts values that
+        did not fit. A text adds `perplexity`, `reference_perplexity` (as it comes),
+        `float_reference_perplexity` and `perplexity_change` against the judge of perplexities.
+        `per_op` adds `operators`, each with `relative_error` (largest error over largest
+        magnitude), and the first that is above `operator_threshold`.
 
     Raises:
         UserError: the input cannot be used, or onnxruntime cannot run the model.
@@ -147,6 +159,8 @@ def check(
         raise UserError(f"engine '{engine}' cannot be compared", hint="simulator can")
     if tokens is not None and tokens < 1:
         raise UserError(f"cannot compare {tokens} tokens")
+    if windows is not None and windows < 1:
+        raise UserError(f"cannot compare {windows} windows")
     program, simulator = chip.program, chip.simulator
     references = {
         AS_IT_COMES: chip.reference(),
@@ -155,6 +169,7 @@ def check(
     window = min(WINDOW, program.capacity)
     if text is not None:
         ids = _text_ids(chip, Path(text))[:tokens]
+        ids = ids if windows is None else ids[: windows * window]
     elif prompt_ids is not None:
         chip.check_prompt(prompt_ids, 1)
         wanted = min(tokens or DEFAULT_TOKENS, program.capacity)
@@ -167,14 +182,14 @@ def check(
         count = tokens or DEFAULT_TOKENS
         random = np.random.Generator(np.random.PCG64(SEED))
         ids = random.integers(0, program.vocabulary, count).tolist()
-    windows = list(_windows(ids, window))
+    parts = list(_windows(ids, window))
 
     against = {name: _Against() for name in references}
     apart = 0.0
     ours = _Against()
     saturations = 0
-    for number, part in enumerate(windows):
-        progress(f"window {number + 1} of {len(windows)}")
+    for number, part in enumerate(parts):
+        progress(f"window {number + 1} of {len(parts)}")
         simulator.reset()
         exact = simulator.forward(part, 0)
         assert exact is not None
@@ -207,7 +222,7 @@ def check(
     result: dict[str, Any] = {
         "engine": engine,
         "tokens_compared": against[judge].tokens,
-        "windows": len(windows),
+        "windows": len(parts),
         "judge": judge,
         **summaries[judge],
         "references_apart": apart,
@@ -431,17 +446,23 @@ def parse_tolerance(text: str) -> tuple[str, float]:
         raise UserError(f"--tolerance {text}: not of the form KEY=NUMBER") from None
 
 
-def missed(result: Mapping[str, Any], tolerances: Sequence[tuple[str, float]]) -> list[str]:
-    """What a result misses, one line each.
+def check_tolerances(tolerances: Sequence[tuple[str, float]], *, text: bool, per_op: bool) -> None:
+    """Whether a comparison will have the figures that are bounded.
 
     Raises:
-        UserError: the result has no such figure.
+        UserError: one of them needs `--text` or `--per-op`.
     """
+    for key, _ in tolerances:
+        if key.startswith("perplexity") and not text:
+            raise UserError(f"--tolerance {key}: only with --text")
+        if key.startswith("operator") and not per_op:
+            raise UserError(f"--tolerance {key}: only with --per-op")
+
+
+def missed(result: Mapping[str, Any], tolerances: Sequence[tuple[str, float]]) -> list[str]:
+    """What a result misses, one line each."""
     lines: list[str] = []
     for key, bound in tolerances:
-        if key not in result:
-            needs = "--per-op" if key.startswith("operator") else "--text"
-            raise UserError(f"--tolerance {key}: only with {needs}")
         value = result[key]
         if key == "first_divergence":
             if value is None:

@@ -139,7 +139,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument(
         "--debug",
         action="store_true",
@@ -238,6 +238,7 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--prompt-ids", metavar="1,2,3", help="compare this and its continuation")
     what.add_argument("--text", metavar="FILE", help="compare on a text, with perplexities")
     parser.add_argument("--tokens", metavar="N", type=int, help="how many to compare")
+    parser.add_argument("--windows", metavar="N", type=int, help="how many windows of the text")
     parser.add_argument("--per-op", action="store_true", help="compare every operator")
     parser.add_argument("--json", action="store_true")
     parser.add_argument(
@@ -406,10 +407,13 @@ def _figure_lines(chip: Chip, result: dict[str, Any]) -> Iterator[str]:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from intaglio.runtime.check import check, missed, parse_tolerance
+    from intaglio.runtime.check import check, check_tolerances, missed, parse_tolerance, text_lines
     from intaglio.runtime.chip import load
 
     tolerances = [parse_tolerance(text) for text in args.tolerances]
+    if args.windows is not None and args.text is None:
+        raise UserError("--windows: only with --text")
+    check_tolerances(tolerances, text=args.text is not None, per_op=args.per_op)
     chip = load(args.out)
     with _progress() as progress:
         result = check(
@@ -417,6 +421,7 @@ def _check(args: argparse.Namespace) -> int:
             prompt_ids=None if args.prompt_ids is None else _ids(args.prompt_ids),
             tokens=args.tokens,
             text=args.text,
+            windows=args.windows,
             per_op=args.per_op,
             engine=args.engine,
             progress=progress,
@@ -425,8 +430,6 @@ def _check(args: argparse.Namespace) -> int:
     if args.json:
         _write_json(result)
     else:
-        from intaglio.runtime.check import text_lines
-
         for line in text_lines(result):
             _write(f"{line}\n")
     for line in failures:
@@ -435,12 +438,12 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from intaglio.runtime.inspect import inspect_json, inspect_text
+    from intaglio.runtime.inspect import WIDTH, inspect_json, inspect_text
 
     if args.format == "json":
         text = json.dumps(inspect_json(args.out), indent=1) + "\n"
     else:
-        text = inspect_text(args.out, max(80, shutil.get_terminal_size((100, 24)).columns))
+        text = inspect_text(args.out, max(WIDTH, shutil.get_terminal_size().columns))
     if args.file is None:
         _write(text)
         return SUCCESS

@@ -26,6 +26,9 @@ SCALE_BITS = 16
 SLOWEST = 10
 """Instructions that are listed as the slowest."""
 
+WIDTH = 100
+"""Columns that the tables need."""
+
 _CODES, _SCALES, _ZEROS, _PADDING = "codes", "scales", "zeros", "padding"
 _USES = (_CODES, _SCALES, _ZEROS, _PADDING)
 
@@ -55,8 +58,9 @@ def inspect_json(out: str | Path) -> dict[str, Any]:
     """Sizes, cycles and bottlenecks of an output folder.
 
     Keys: `schema`, `target`, `clock_hz`, `model`, `context`, `rom` (bits by use and by class of
-    tensor, fill of the banks; `extra_bits` lie in banks made deeper than published), `constants`, `sram` and `vector_memory` (bytes), `lower_bound`,
-    `positions` (cycles and what they are spent on, at each stated position), `slowest`.
+    tensor, fill of the banks; `extra_bits` lie in banks made deeper than published), `constants`,
+    `sram` and `vector_memory` (bytes), `lower_bound`, `positions` (cycles and what they are spent
+    on, at each stated position), `slowest`.
 
     Raises:
         UserError: the folder holds no compiled program.
@@ -328,7 +332,7 @@ def _slowest(program: Program, position: int) -> list[dict[str, Any]]:
 # --- text -------------------------------------------------------------------------------------
 
 
-def inspect_text(out: str | Path, width: int = 100) -> str:
+def inspect_text(out: str | Path, width: int = WIDTH) -> str:
     """The same as tables for people, at most `width` columns wide.
 
     Raises:
@@ -357,7 +361,9 @@ def summary_lines(content: Mapping[str, Any]) -> list[str]:
         f"vectors {_of(vector['used_bytes'], vector['capacity_bytes'])}",
     ]
     if rom["extra_bits"]:
-        lines.insert(1, f"        and {size_text(rom['extra_bits'] / 8)} in banks deeper than published")
+        lines.insert(
+            1, f"        and {size_text(rom['extra_bits'] / 8)} in banks deeper than published"
+        )
     lines += [
         f"speed   {one['tokens_per_second']:,.0f} tokens/s at position {one['position']} "
         f"({one['cycles']:,} cycles at {clock / 1e6:g} MHz)"
@@ -488,10 +494,9 @@ def _print_slowest(console: Console, slowest: Sequence[Mapping[str, Any]]) -> No
         return
     rows = [
         (
-            ", ".join(entry["onnx"]),
+            "\n".join(entry["onnx"]),
             entry["block"],
             entry["opcode"],
-            entry["queue"],
             f"{entry['cycles_each']:,}",
             f"{entry['cycles']:,}",
             f"{entry['share']:.1%}",
@@ -501,7 +506,7 @@ def _print_slowest(console: Console, slowest: Sequence[Mapping[str, Any]]) -> No
     _table(
         console,
         f"Slowest instructions at position {slowest[0]['position']}",
-        ("ONNX nodes (first instance)", "block", "opcode", "units", "cycles", "in all", "share"),
+        ("ONNX nodes (first instance)", "block", "opcode", "cycles", "in all", "share"),
         rows,
     )
 

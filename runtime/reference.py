@@ -168,7 +168,8 @@ class Reference:
             *self.observed,
         ]
         with _as_user_error(self.model, "onnxruntime cannot run the model"):
-            logits, *rest = self._session.run(wanted, feeds)
+            results: list[Any] = list(self._session.run(wanted, feeds))
+        logits, *rest = results
         for (past, _), present in zip(ports.caches, rest, strict=False):
             self._past[past.name] = present
         self.position = total

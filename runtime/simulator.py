@@ -20,7 +20,7 @@ import numpy.typing as npt
 from intaglio.dialects import semantics
 from intaglio.dialects.codes import FORMATS, Matrix, decode
 from intaglio.dialects.errors import CompilerBug, UserError
-from intaglio.dialects.fixed_point import Real, Saturations, Scale, multiply
+from intaglio.dialects.fixed_point import Real, Saturations, Scale
 from intaglio.dialects.semantics import Quantized
 from intaglio.runtime import vector_kernels
 from intaglio.runtime.images import Images
@@ -198,7 +198,8 @@ class Simulator:
                 case Quantized():
                     floats.append(result.values)
                 case Probabilities():
-                    floats.append(result.quantized.values)
+                    codes, scale, _ = result.quantized
+                    floats.append(codes * scale.values[..., None])
                 case _:
                     fraction = self.program.buffers[name].type.get("fraction", 0)
                     floats.append(np.ldexp(result.astype(np.float64), -fraction))
@@ -319,7 +320,8 @@ class Simulator:
         return run
 
     def _rotary(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:
-        cos, sin = self._images.dense(uses["cos"]), self._images.dense(uses["sin"])
+        # Indexing a memory map itself costs more than the whole operator.
+        cos, sin = (np.asarray(self._images.dense(uses[name])) for name in ("cos", "sin"))
         heads, counter = one.arguments["heads"], self._counter
         interleaved = one.arguments.get("interleaved", False)
         return lambda c: self._ops.rotary(
@@ -386,7 +388,7 @@ class Simulator:
             sums = self._ops.weighted_sum(
                 p.quantized.codes, values, p.quantized.format, cache.format
             )
-            scale = multiply(p.quantized.scale, self._ops.reciprocal_scale(p.total))
+            scale = self._ops.multiply(p.quantized.scale, self._ops.reciprocal_scale(p.total))
             return self._ops.requantize(
                 sums.reshape(len(c.tokens), -1), scale, 0, shift, frac, saturations=counter
             )

@@ -351,7 +351,7 @@ def multiply(a: ScaleValue, b: ScaleValue) -> ScaleValue:
     p = product(a.mantissa, b.mantissa)
     k = (p >> 47) + 23
     mantissa = ((p >> 22) + (k - 22)) >> (k - 22)
-    return ScaleValue(minimum(mantissa, (1 << SCALE_BITS) - 1), a.exponent + b.exponent - k)
+    return ScaleValue(minimum(mantissa, (1 << SCALE_BITS)), a.exponent + b.exponent - k)
 
 
 def lookup(of: Table, content: Array, argument: Value) -> Value:
@@ -538,6 +538,20 @@ def emit_quantize_static(k: Kernel, fp8: bool) -> None:
         code = maximum(minimum(t, high), low)
         count(code.differs(t))
         codes.store(at, code)
+
+    k.each(n, body)
+
+
+def emit_multiply(k: Kernel) -> None:
+    """`fixed_point.multiply`."""
+    a_mantissa, a_exponent, b_mantissa, b_exponent, mantissa, exponent = k.arrays(6)
+    (n,) = k.numbers(1)
+
+    def body(at: Cursor) -> None:
+        a = ScaleValue(a_mantissa.load(at), a_exponent.load(at))
+        result = multiply(a, ScaleValue(b_mantissa.load(at), b_exponent.load(at)))
+        mantissa.store(at, result.mantissa)
+        exponent.store(at, result.exponent)
 
     k.each(n, body)
 
@@ -909,6 +923,7 @@ EMITTERS: dict[str, Callable[..., None]] = {
     "requantize": emit_requantize,
     "quantize": emit_quantize,
     "quantize_static": emit_quantize_static,
+    "multiply": emit_multiply,
     "reciprocal_scale": emit_reciprocal_scale,
     "norm": emit_norm,
     "rotary": emit_rotary,

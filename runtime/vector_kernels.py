@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,7 @@ __all__ = [
     "gate",
     "layer_norm",
     "mul",
+    "multiply",
     "quantize",
     "quantize_static",
     "query_key",
@@ -96,12 +97,16 @@ def _run(
         saturations.count += block[0]
 
 
+_buffer: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
+_addressof = ctypes.addressof
+
+
 def _address(operand: npt.NDArray[Any]) -> int:
     try:
         # Several times faster than `ctypes.data`.
-        return ctypes.addressof(ctypes.c_char.from_buffer(cast(Any, operand)))
+        return _addressof(_buffer(operand))
     except (TypeError, ValueError, BufferError):
-        # Read-only, empty or not contiguous.
+        # Read-only or empty.
         return operand.ctypes.data
 
 
@@ -405,7 +410,8 @@ def _cache_shape(a: IntArray, cached: IntArray, rows: int) -> tuple[int, ...]:
     batch = a.size // (heads * a.shape[-1])
     blocks = heads // kv_heads // rows
     shape = batch, kv_heads, blocks, cached.shape[1]
-    return _address(cached), *shape, *cached.strides[:2]
+    # The first row has the address of the whole, and is contiguous.
+    return _address(cached[0, 0]), *shape, *cached.strides[:2]
 
 
 def _per_token(scale: Scale, tokens: int) -> tuple[Ints, Ints, int]:
@@ -448,8 +454,8 @@ def score_scale(
         _address(result),
         _address(mantissa),
         _address(exponent),
-        _address(key_mantissa),
-        _address(key_exponent),
+        _address(key_mantissa[0]),
+        _address(key_exponent[0]),
         stride,
         factor.mantissa,
         factor.exponent,
@@ -487,8 +493,8 @@ def softmax(
     mantissa, exponent, total = (np.empty(scores.shape[:-1], np.int64) for _ in range(3))
     arguments = (
         _address(source),
-        _address(v_mantissa),
-        _address(v_exponent),
+        _address(v_mantissa[0]),
+        _address(v_exponent[0]),
         _address(sinks),
         _content("exp2")[0],
         _address(codes),
@@ -505,6 +511,18 @@ def softmax(
     )
     _run(_kernel("softmax", mask is not None, sink is not None), None, arguments)
     return Quantized(codes, Scale(mantissa, exponent), fmt), total
+
+
+def multiply(a: Scale, b: Scale) -> Scale:
+    """`fixed_point.multiply`."""
+    if not a.mantissa.shape == a.exponent.shape == b.mantissa.shape == b.exponent.shape:
+        return semantics.multiply(a, b)
+    operands = _ints(a.mantissa), _ints(a.exponent), _ints(b.mantissa), _ints(b.exponent)
+    shape = a.mantissa.shape
+    mantissa, exponent = np.empty(shape, np.int64), np.empty(shape, np.int64)
+    results = _address(mantissa), _address(exponent), mantissa.size
+    _run(_kernel("multiply"), None, (*map(_address, operands), *results))
+    return Scale(mantissa, exponent)
 
 
 def reciprocal_scale(total: Ints, frac: int = PROBABILITY_FRAC) -> Scale:

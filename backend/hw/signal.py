@@ -12,6 +12,10 @@ what is constant folds. Bits are lost only where a method says so (`Signal.trunc
 >>> (x * y + 1).width
 16
 
+Inside a function given to `pipelined`, `Signal.cut` marks where a register may stand; signals that
+took different numbers of cuts are brought in step where they meet, so a pipeline reads like the
+combinational equation it is.
+
 A name ends up in the waveform: registers, wires, instances and ports carry theirs, and `named`
 gives one to an expression. Names within a module are made unique by a number at the end.
 """
@@ -21,7 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from intaglio.backend.hw.circt_ops import (
     AggregateConstantOp,
@@ -31,6 +35,7 @@ from intaglio.backend.hw.circt_ops import (
     FirMemWriteOp,
     WireOp,
 )
+from intaglio.backend.hw.reserved import RESERVED
 from intaglio.dialects.errors import CompilerBug
 from xdsl.dialects import comb, hw, seq
 from xdsl.dialects.builtin import (
@@ -69,9 +74,10 @@ class Signal:
         signed: whether they are two's complement.
         low: least value it can have.
         high: greatest value it can have; equal to `low` for a constant.
+        stage: where in a pipeline it is; None outside.
     """
 
-    __slots__ = ("_value", "high", "low", "module", "signed", "width")
+    __slots__ = ("_value", "high", "low", "module", "signed", "stage", "width")
 
     def __init__(
         self,
@@ -81,8 +87,10 @@ class Signal:
         signed: bool,
         low: int | None = None,
         high: int | None = None,
+        stage: Stage | None = None,
     ) -> None:
         least, greatest = bounds_of(width, signed)
+        self.stage = stage
         self.module = module
         self._value = value
         self.width = width
@@ -126,6 +134,17 @@ class Signal:
         sign = module._extract(self._value, self.width - 1, 1)
         return module._concat([module._replicate(sign, more), self._value])
 
+    def _like(
+        self,
+        value: SSAValue | None,
+        width: int,
+        signed: bool,
+        low: int | None = None,
+        high: int | None = None,
+    ) -> Signal:
+        """A signal of the same module and stage."""
+        return Signal(self.module, value, width, signed, low, high, self.stage)
+
     # Names and types
 
     def named(self, name: str) -> Signal:
@@ -146,14 +165,14 @@ class Signal:
             raise CompilerBug(f"{self} does not fit {width} bits, {signed=}")
         if width == self.width and signed == self.signed:
             return self
-        return Signal(self.module, self.bits(width), width, signed, self.low, self.high)
+        return self._like(self.bits(width), width, signed, self.low, self.high)
 
     def truncate(self, width: int, signed: bool = False) -> Signal:
         """The low bits, with a sign or without: what does not fit wraps around."""
         least, greatest = bounds_of(width, signed)
         fits = least <= self.low and self.high <= greatest
         low, high = (self.low, self.high) if fits else (None, None)
-        return Signal(self.module, self.bits(width), width, signed, low, high)
+        return self._like(self.bits(width), width, signed, low, high)
 
     def as_signed(self) -> Signal:
         """The same wires as two's complement."""
@@ -169,7 +188,7 @@ class Signal:
         if low == high:
             return self.module.constant(low)
         width, signed = bits_for(low, high)
-        return Signal(self.module, self.bits(width), width, signed, low, high)
+        return self._like(self.bits(width), width, signed, low, high)
 
     # Arithmetic
 
@@ -183,14 +202,14 @@ class Signal:
     def _arithmetic(
         self, other: Operand, op: type[Operation], function: Callable[[int, int], int]
     ) -> Signal:
-        b = self._lift(other)
-        corners = [function(x, y) for x in (self.low, self.high) for y in (b.low, b.high)]
+        a, b = in_step(self, self._lift(other))
+        corners = [function(x, y) for x in (a.low, a.high) for y in (b.low, b.high)]
         low, high = min(corners), max(corners)
         if low == high:
             return self.module.constant(low)
         width, signed = bits_for(low, high)
-        value = self.module._binary(op, self.bits(width), b.bits(width))
-        return Signal(self.module, value, width, signed, low, high)
+        value = self.module._binary(op, a.bits(width), b.bits(width))
+        return joint(value, width, signed, low, high, a, b)
 
     def __add__(self, other: Operand) -> Signal:
         b = self._lift(other)
@@ -227,59 +246,59 @@ class Signal:
         return mux(self < 0, (-self).truncate(size.bit_length()), self.truncate(size.bit_length()))
 
     def __lshift__(self, other: Operand) -> Signal:
-        s = self._lift(other)
+        a, s = in_step(self, self._lift(other))
         if s.low < 0:
             raise CompilerBug(f"a shift by {s} may be negative")
-        if (places := s.constant) is not None:
-            low, high = self.low << places, self.high << places
-            if not places or low == high:
-                return self if not places else self.module.constant(low)
-            width, signed = bits_for(low, high)
-            zeros = self.module._constant(0, places)
-            value = self.module._concat([self.bits(width - places), zeros])
-            return Signal(self.module, value, width, signed, low, high)
-        low = self.low << (s.high if self.low < 0 else s.low)
-        high = self.high << (s.high if self.high > 0 else s.low)
-        width, signed = bits_for(low, high)
-        inside = max(width, s.width)
-        value = self.module._binary(comb.ShlOp, self.bits(inside), s.bits(inside))
-        value = self.module._extract(value, 0, width)
-        return Signal(self.module, value, width, signed, low, high)
-
-    def __rshift__(self, other: Operand) -> Signal:
-        """Floor division by a power of two."""
-        s = self._lift(other)
-        if s.low < 0:
-            raise CompilerBug(f"a shift by {s} may be negative")
-        low = self.low >> (s.low if self.low < 0 else s.high)
-        high = self.high >> (s.high if self.high < 0 else s.low)
+        low = a.low << (s.high if a.low < 0 else s.low)
+        high = a.high << (s.high if a.high > 0 else s.low)
         if low == high:
             return self.module.constant(low)
         width, signed = bits_for(low, high)
         if (places := s.constant) is not None:
             if not places:
                 return self
-            places = min(places, self.width - 1)
-            value = self.module._extract(self.value, places, self.width - places)
-            shifted = Signal(self.module, value, self.width - places, self.signed)
-            return Signal(self.module, shifted.bits(width), width, signed, low, high)
-        inside = max(self.width, s.width)
-        op = comb.ShrSOp if self.signed else comb.ShrUOp
-        value = self.module._binary(op, self.bits(inside), s.bits(inside))
+            zeros = self.module._constant(0, places)
+            value = self.module._concat([a.bits(width - places), zeros])
+            return a._like(value, width, signed, low, high)
+        inside = max(width, s.width)
+        value = self.module._binary(comb.ShlOp, a.bits(inside), s.bits(inside))
         value = self.module._extract(value, 0, width)
-        return Signal(self.module, value, width, signed, low, high)
+        return joint(value, width, signed, low, high, a, s)
+
+    def __rshift__(self, other: Operand) -> Signal:
+        """Floor division by a power of two."""
+        a, s = in_step(self, self._lift(other))
+        if s.low < 0:
+            raise CompilerBug(f"a shift by {s} may be negative")
+        low = a.low >> (s.low if a.low < 0 else s.high)
+        high = a.high >> (s.high if a.high < 0 else s.low)
+        if low == high:
+            return self.module.constant(low)
+        width, signed = bits_for(low, high)
+        if (places := s.constant) is not None:
+            if not places:
+                return self
+            places = min(places, a.width - 1)
+            value = self.module._extract(a.value, places, a.width - places)
+            shifted = a._like(value, a.width - places, a.signed)
+            return a._like(shifted.bits(width), width, signed, low, high)
+        inside = max(a.width, s.width)
+        op = comb.ShrSOp if a.signed else comb.ShrUOp
+        value = self.module._binary(op, a.bits(inside), s.bits(inside))
+        value = self.module._extract(value, 0, width)
+        return joint(value, width, signed, low, high, a, s)
 
     # Bits
 
     def _bitwise(self, other: Operand, op: type[Operation]) -> Signal:
-        b = self._lift(other)
-        width, signed = bits_for(min(self.low, b.low), max(self.high, b.high))
+        a, b = in_step(self, self._lift(other))
+        width, signed = bits_for(min(a.low, b.low), max(a.high, b.high))
         high = None
         if op is comb.AndOp and not signed:
-            high = min(self.high, b.high)
+            high = min(a.high, b.high)
             width, _ = bits_for(0, high)
-        value = self.module._binary(op, self.bits(width), b.bits(width))
-        return Signal(self.module, value, width, signed, None, high)
+        value = self.module._binary(op, a.bits(width), b.bits(width))
+        return joint(value, width, signed, None, high, a, b)
 
     def __and__(self, other: Operand) -> Signal:
         b = self._lift(other)
@@ -313,7 +332,7 @@ class Signal:
         """Every wire inverted; the width stays."""
         ones = self.module._constant(-1, self.width)
         value = self.module._binary(comb.XorOp, self.bits(self.width), ones)
-        return Signal(self.module, value, self.width, self.signed)
+        return self._like(value, self.width, self.signed)
 
     def __getitem__(self, key: int | slice) -> Signal:
         """Wires as an unsigned number: ``x[i]`` one, ``x[low:high]`` those from `low` below
@@ -328,19 +347,19 @@ class Signal:
             if not 0 <= start < self.width:
                 raise CompilerBug(f"no wire {key} in {self}")
         value = self.module._extract(self.bits(self.width), start, stop - start)
-        return Signal(self.module, value, stop - start, False)
+        return self._like(value, stop - start, False)
 
     # Comparisons
 
     def _compare(self, other: Operand, name: str) -> Signal:
-        b = self._lift(other)
-        known = _known(name, self, b)
+        a, b = in_step(self, self._lift(other))
+        known = _known(name, a, b)
         if known is not None:
             return self.module.constant(int(known))
-        width, signed = bits_for(min(self.low, b.low), max(self.high, b.high))
+        width, signed = bits_for(min(a.low, b.low), max(a.high, b.high))
         predicate = name if name in ("eq", "ne") else ("s" if signed else "u") + name
-        value = self.module._compare(predicate, self.bits(width), b.bits(width))
-        return Signal(self.module, value, 1, False)
+        value = self.module._compare(predicate, a.bits(width), b.bits(width))
+        return joint(value, 1, False, None, None, a, b)
 
     def __lt__(self, other: Operand) -> Signal:
         return self._compare(other, "lt")
@@ -387,6 +406,8 @@ class Signal:
         """
         if self.constant is not None and reset in (None, self.constant):
             return self
+        if self.stage is not None:
+            raise CompilerBug(f"{self} is in a pipeline; use cut")
         signal = self
         hint = self._value.name_hint if self._value is not None else None
         base = name or (f"{hint}_q" if hint else "stage")
@@ -399,6 +420,99 @@ class Signal:
                 register.low, register.high = min(self.low, reset), max(self.high, reset)
             signal = register
         return signal
+
+    def cut(self) -> Signal:
+        """The signal behind a place for a register, in a pipeline; else the signal itself."""
+        if not isinstance(self.stage, Level) or self.constant is not None:
+            return self
+        return self.stage.pipeline.move(self, self.stage.number + 1)
+
+    def static(self) -> Signal:
+        """The signal as one that does not change while a pipeline uses it: never registered."""
+        return Signal(
+            self.module, self._value, self.width, self.signed, self.low, self.high, _STATIC
+        )
+
+
+class Stage:
+    """Where in a pipeline a signal is."""
+
+
+_STATIC = Stage()
+
+
+@dataclass(frozen=True)
+class Level(Stage):
+    """Behind `number` cuts of a pipeline."""
+
+    pipeline: Pipeline
+    number: int
+
+
+class Pipeline:
+    """The registers of one call of `pipelined`: one for each signal and level that needs it."""
+
+    def __init__(self, valid: Signal | None, registers: Callable[[int], bool]) -> None:
+        self._valid = [valid]
+        self._registers = registers
+        self._moved: dict[tuple[SSAValue, int], Signal] = {}
+
+    def valid(self, level: int) -> Signal | None:
+        """The valid bit behind so many cuts."""
+        while len(self._valid) <= level:
+            last = self._valid[-1]
+            if last is not None and self._registers(len(self._valid) - 1):
+                last = last.delay(reset=0, name="valid")
+            self._valid.append(last)
+        return self._valid[level]
+
+    def move(self, signal: Signal, level: int) -> Signal:
+        """The signal as late as others at `level`."""
+        if not isinstance(signal.stage, Level) or signal.constant is not None:
+            return signal
+        if signal.stage.pipeline is not self:
+            raise CompilerBug(f"{signal} belongs to another pipeline")
+        for number in range(signal.stage.number, level):
+            value = signal.value
+            if self._registers(number):
+                key = (value, number)
+                if key not in self._moved:
+                    plain = Signal(signal.module, value, signal.width, signal.signed)
+                    self._moved[key] = plain.delay(enable=self.valid(number))
+                value = self._moved[key].value
+            signal = Signal(
+                signal.module,
+                value,
+                signal.width,
+                signal.signed,
+                signal.low,
+                signal.high,
+                Level(self, number + 1),
+            )
+        return signal
+
+
+def in_step(*signals: Signal) -> tuple[Signal, ...]:
+    """The signals, the earlier ones delayed to the latest of them, in a pipeline."""
+    levels = [s.stage for s in signals if isinstance(s.stage, Level)]
+    if not levels:
+        return signals
+    latest = max(levels, key=lambda level: level.number)
+    for signal in signals:
+        if signal.stage is None and signal.constant is None:
+            raise CompilerBug(f"{signal} comes from outside the pipeline: an input, or static?")
+    return tuple(latest.pipeline.move(signal, latest.number) for signal in signals)
+
+
+def joint(
+    value: SSAValue, width: int, signed: bool, low: int | None, high: int | None, *of: Signal
+) -> Signal:
+    """A result of signals that are in step."""
+    stages = [s.stage for s in of if s.constant is None]
+    stage = next((one for one in stages if isinstance(one, Level)), None)
+    if stage is None and all(one is _STATIC for one in stages):
+        stage = _STATIC
+    return Signal(of[0].module, value, width, signed, low, high, stage)
 
 
 def _known(name: str, a: Signal, b: Signal) -> bool | None:
@@ -415,6 +529,12 @@ def _known(name: str, a: Signal, b: Signal) -> bool | None:
     if a.constant is not None and a.constant == b.constant:
         return name == "eq"
     return None
+
+
+def _outside(signal: Signal) -> Signal:
+    if isinstance(signal.stage, Level):
+        raise CompilerBug(f"{signal} is still in its pipeline")
+    return signal
 
 
 class Register(Signal):
@@ -434,7 +554,7 @@ class Register(Signal):
         """
         if self._op is None:
             raise CompilerBug(f"{self} is driven twice")
-        fitting = self._lift(value).extend(self.width, self.signed)
+        fitting = _outside(self._lift(value)).extend(self.width, self.signed)
         wires = fitting.bits(self.width)
         if enable is not None:
             wires = self.module._mux(enable, wires, self.bits(self.width))
@@ -479,24 +599,26 @@ def mux(condition: Operand, then: Operand, otherwise: Operand) -> Signal:
         return a if c.constant else b
     if a.constant is not None and a.constant == b.constant:
         return a
+    c, a, b = in_step(c, a, b)
     low, high = min(a.low, b.low), max(a.high, b.high)
     width, signed = bits_for(low, high)
     if width <= a.width and a.width == b.width and a.signed == b.signed:
         width, signed = a.width, a.signed
     value = module._mux(c, a.bits(width), b.bits(width))
-    return Signal(module, value, width, signed, low, high)
+    return joint(value, width, signed, low, high, c, a, b)
 
 
 def cat(*parts: Signal) -> Signal:
     """The wires of all parts as one unsigned number, the first part on top."""
-    module = parts[0].module
+    parts = in_step(*parts)
     width = sum(part.width for part in parts)
-    return Signal(module, module._concat([p.bits(p.width) for p in parts]), width, False)
+    value = parts[0].module._concat([p.value for p in parts])
+    return joint(value, width, False, None, None, *parts)
 
 
 def repeat(bit: Signal, count: int) -> Signal:
     """One wire, `count` times."""
-    return Signal(bit.module, bit.module._replicate(bit.bits(1), count), count, False)
+    return bit._like(bit.module._replicate(bit.bits(1), count), count, False)
 
 
 def tree(parts: Sequence[Signal], function: Callable[[Signal, Signal], Signal]) -> Signal:
@@ -596,7 +718,7 @@ class ModuleBuilder:
 
     def output(self, name: str, value: Operand, width: int | None = None) -> None:
         """An output port; `width` gives it more wires than the signal has."""
-        signal = value if isinstance(value, Signal) else self.constant(int(value))
+        signal = _outside(value) if isinstance(value, Signal) else self.constant(int(value))
         if width is not None:
             signal = signal.extend(width)
         self._add_port(Port(name, True, signal.width, signal.signed, signal.low, signal.high))
@@ -676,7 +798,10 @@ class ModuleBuilder:
             CompilerBug: an input is missing, unknown, or may not fit its port.
         """
         module.finish()
-        given = dict(inputs or {})
+        signals = [s for s in (inputs or {}).values() if isinstance(s, Signal)]
+        moved = dict(zip(map(id, signals), in_step(*signals), strict=True))
+        given = {name: moved.get(id(s), s) for name, s in (inputs or {}).items()}
+        stage = next((s.stage for s in moved.values() if isinstance(s.stage, Level)), None)
         operands: list[tuple[str, SSAValue]] = []
         results: list[Port] = []
         for port in module.ports:
@@ -705,7 +830,9 @@ class ModuleBuilder:
         outputs: dict[str, Signal] = {}
         for port, value in zip(results, op.outputs, strict=True):
             value.name_hint = _legal(f"{name}_{port.name}")
-            outputs[port.name] = Signal(self, value, port.width, port.signed, port.low, port.high)
+            outputs[port.name] = Signal(
+                self, value, port.width, port.signed, port.low, port.high, stage
+            )
         return outputs
 
     def rom(self, name: str, depth: int, width: int, address: Signal, latency: int = 1) -> Signal:
@@ -787,8 +914,8 @@ class ModuleBuilder:
 
     def _binary(self, op: type[Operation], a: SSAValue, b: SSAValue) -> SSAValue:
         if issubclass(op, comb.VariadicCombOperation):
-            if op is not comb.SubOp and id(b) < id(a):
-                a, b = b, a
+            if (op, b, a) in self._shared:
+                return self._shared[op, b, a]
             return self._share((op, a, b), lambda: op([a, b]))
         assert issubclass(op, comb.BinCombOperation)
         return self._share((op, a, b), lambda: op(a, b))
@@ -821,6 +948,18 @@ class ModuleBuilder:
             return bit
         key = ("replicate", bit, count)
         return self._share(key, lambda: comb.ReplicateOp(bit, IntegerType(count)))
+
+    def _mark(self) -> tuple[Operation | None, dict[tuple[Any, ...], SSAValue], set[str]]:
+        return self._block.last_op, dict(self._shared), set(self._names)
+
+    def _roll_back(
+        self, mark: tuple[Operation | None, dict[tuple[Any, ...], SSAValue], set[str]]
+    ) -> None:
+        """Forgets the operations made since the mark."""
+        last, self._shared, self._names = mark
+        while (op := self._block.last_op) is not None and op is not last:
+            op.detach()
+            op.erase(safe_erase=False)
 
     # Names
 
@@ -882,9 +1021,10 @@ _VALID = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def _legal(name: str) -> str:
-    """A name that neither xDSL nor CIRCT changes: xDSL drops a number after an underscore."""
+    """A name that neither xDSL nor CIRCT changes: xDSL drops a number after an underscore, CIRCT
+    renames SystemVerilog's own words, Verilator escapes two underscores."""
     name = re.sub(r"_(?=\d+$)", "", name)
-    if not _VALID.fullmatch(name):
+    if not _VALID.fullmatch(name) or "__" in name or name in RESERVED:
         raise CompilerBug(f"'{name}' is no name for hardware")
     return name
 
@@ -907,8 +1047,7 @@ class Design:
         """
         if name in self.modules:
             raise CompilerBug(f"there is a module {name} already")
-        if not _VALID.fullmatch(name):
-            raise CompilerBug(f"'{name}' is no name for hardware")
+        _legal(name)
         self.modules[name] = builder = ModuleBuilder(self, name, comment)
         return builder
 
@@ -1006,73 +1145,52 @@ class Design:
         return iter(self.modules.values())
 
 
-Cut = Callable[..., tuple[Signal, ...]]
-"""What a pipelined function calls between two stages with the signals that go on."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pipelined:
-    """The results of `pipelined`: the signals, and the `valid` that goes with them."""
+class Pipelined(NamedTuple):
+    """The results of `pipelined`."""
 
     outputs: tuple[Signal, ...]
     valid: Signal | None
+    """The valid bit that goes with the outputs."""
+    cuts: int
+    """Places for registers on the longest way: the depth at which each stage is one step."""
 
 
 def pipelined(
-    function: Callable[..., Any],
+    function: Callable[..., Signal | Sequence[Signal]],
     inputs: Sequence[Signal],
     depth: int,
     valid: Signal | None = None,
 ) -> Pipelined:
     """A function in exactly `depth` cycles, however many cuts it has.
 
-    The function is called as ``function(cut, *inputs)`` and calls ``a, b = cut(a, b)`` at each
-    place where a register may stand, with everything that is used later (constants of the module
-    too may pass; what a stage needs beyond its cut must go through the cut). With fewer registers
-    than cuts they are spread evenly; with more the rest is added at the end.
+    With fewer registers than cuts on the longest way they are spread evenly; with more the rest
+    stands at the end. All outputs come in the same cycle.
 
     Args:
-        function: returns a Signal or a tuple of Signals.
-        inputs: its arguments.
+        function: called with the inputs; takes nothing else that changes from cycle to cycle, but
+            may use `static` signals. It is called twice: its first result is thrown away.
+        inputs: signals, all of one cycle.
         depth: registers between inputs and outputs.
         valid: a stage's registers load only when its data are valid. Data registers have no reset,
             valid bits have.
     """
-    module = next(s.module for s in inputs)
-    cuts = 0
+    module = inputs[0].module
 
-    def count(*signals: Signal) -> tuple[Signal, ...]:
-        nonlocal cuts
-        cuts += 1
-        return signals
+    def call(pipeline: Pipeline) -> list[Signal]:
+        start = Level(pipeline, 0)
+        staged = [
+            Signal(s.module, s._value, s.width, s.signed, s.low, s.high, start) for s in inputs
+        ]
+        result = function(*staged)
+        return [result] if isinstance(result, Signal) else list(result)
 
-    scratch = ModuleBuilder(Design(), "scratch")
-    scratch.design.modules = dict(module.design.modules)
-    function(count, *[_like(scratch, i, s) for i, s in enumerate(inputs)])
-    taken = set(range(cuts)) if depth >= cuts else {i * cuts // depth for i in range(depth)}
-    place, now = 0, valid
-
-    def register(signals: Sequence[Signal]) -> tuple[Signal, ...]:
-        nonlocal now
-        held = tuple(signal.delay(enable=now) for signal in signals)
-        now = None if now is None else now.delay(reset=0, name="valid")
-        return held
-
-    def cut(*signals: Signal) -> tuple[Signal, ...]:
-        nonlocal place
-        place += 1
-        return register(signals) if place - 1 in taken else signals
-
-    result = function(cut, *inputs)
-    outputs = result if isinstance(result, tuple) else (result,)
-    for _ in range(max(0, depth - cuts)):
-        outputs = register(outputs)
-    return Pipelined(outputs, now)
-
-
-def _like(scratch: ModuleBuilder, number: int, signal: Signal) -> Signal:
-    if signal.constant is not None:
-        return scratch.constant(signal.constant, signal.width)
-    stand_in = scratch.input(f"input{number}", signal.width, signal.signed)
-    stand_in.low, stand_in.high = signal.low, signal.high
-    return stand_in
+    mark = module._mark()
+    stages = [s.stage for s in call(Pipeline(None, lambda level: False))]
+    module._roll_back(mark)
+    cuts = max((stage.number for stage in stages if isinstance(stage, Level)), default=0)
+    chosen = {i * cuts // depth for i in range(depth)} if depth < cuts else set(range(depth))
+    pipeline = Pipeline(valid, lambda level: level in chosen)
+    last = max(cuts, depth)
+    outputs = [pipeline.move(signal, last) for signal in call(pipeline)]
+    plain = [Signal(s.module, s._value, s.width, s.signed, s.low, s.high) for s in outputs]
+    return Pipelined(tuple(plain), pipeline.valid(last), cuts)

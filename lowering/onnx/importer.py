@@ -31,7 +31,7 @@ from intaglio.lowering.onnx.values import (
     Value,
     Vector,
 )
-from intaglio.lowering.onnx.weights import parse_rounding
+from intaglio.lowering.onnx.weights import Parameter, parse_rounding
 from intaglio.lowering.parameters import ParameterSource
 from xdsl.dialects.builtin import IndexType, ModuleOp, SymbolRefAttr, i32
 from xdsl.ir import Block, Operation, Region
@@ -55,6 +55,7 @@ class ImportedModel:
         positions: positions the model allows (rows of its rotary tables); 0 is unlimited.
         vocabulary: number of logits.
         warnings: what was noticed but is no error.
+        rounded: parameters quantised on request, by the first output of their ONNX node.
     """
 
     module: ModuleOp
@@ -64,6 +65,7 @@ class ImportedModel:
     positions: int
     vocabulary: int
     warnings: tuple[str, ...]
+    rounded: dict[str, Parameter]
 
 
 def import_model(
@@ -72,6 +74,7 @@ def import_model(
     allow_links: bool = False,
     weights: str | None = None,
     context: int | None = None,
+    embedding: str | None = None,
 ) -> ImportedModel:
     """Imports a model.
 
@@ -81,6 +84,8 @@ def import_model(
         weights: how floating-point weights are quantised (`int4:32`, `int2:128`, `ternary`);
             without it they are refused.
         context: capacity of the caches; the model's number of positions when absent.
+        embedding: how a floating-point embedding is quantised (`int8:64`); kept as it is when
+            absent.
 
     Raises:
         UserError: the file is unusable.
@@ -95,11 +100,38 @@ def import_model(
             block=Block(arg_types=[i32, IndexType()]),
             adapters=adapters.find(graph),
             rounding=rounding,
+            heads=_float_heads(graph),
+            embedding_rounding=None if embedding is None else parse_rounding(embedding),
             batch=BATCH,
             sequence=SEQUENCE,
             total=PAST + SEQUENCE,
         ),
     ).run(context)
+
+
+def _float_heads(graph: Graph) -> frozenset[int]:
+    """Nodes that give the logits of a graph whose other matrices are quantised.
+
+    Quantisers often leave the head in floating point; whole models in floating point are another
+    matter.
+    """
+    if not any(node.op_type in ("MatMulNBits", "DequantizeLinear") for node in graph.nodes):
+        return frozenset()
+    writers = {name: node for node in graph.nodes for name in node.outputs if name}
+    heads: set[int] = set()
+    pending = [name for name in graph.outputs if name.startswith("logits")]
+    while pending:
+        node = writers.get(pending.pop())
+        if node is None:
+            continue
+        if node.op_type in ("MatMul", "Gemm", "FusedMatMul"):
+            heads.add(node.index)
+        elif node.op_type in _AFTER_HEAD:
+            pending += [name for name in node.inputs if name]
+    return frozenset(heads)
+
+
+_AFTER_HEAD = frozenset({"Add", "Cast", "Div", "Identity", "Mul", "Tanh"})
 
 
 class _Import:
@@ -131,7 +163,8 @@ class _Import:
             external_files=self.graph.external_files,
             positions=self.step.positions,
             vocabulary=logits.size,
-            warnings=tuple(self.warnings),
+            warnings=(*self.warnings, *self.step.warnings),
+            rounded=self.step.rounded,
         )
 
     # --- what enters ----------------------------------------------------------------------------

@@ -105,7 +105,16 @@ def _weights_of(step: Step, node: Node, value: Value | None, row_axis: int) -> w
             if node.index in step.adapters:
                 return weights.rounded(value, row_axis, weights.Rounding("int8", 0))
             if step.rounding is not None:
-                return weights.rounded(value, row_axis, step.rounding)
+                parameter = weights.rounded(value, row_axis, step.rounding)
+                step.rounded[node.outputs[0]] = parameter
+                return parameter
+            if value.is_float and node.index in step.heads:
+                rounding = weights.HEAD_ROUNDING
+                step.warnings.append(
+                    f"node '{node.name}' ({node.op_type}): the head's floating-point weights are "
+                    f"engraved as {rounding.code} in groups of {rounding.group}"
+                )
+                return weights.rounded(value, row_axis, rounding)
             if not value.is_float:
                 raise Refusal(f"weights of the element type {value.tensor.dtype} without scales")
             raise Refusal(
@@ -191,6 +200,9 @@ def _gather(step: Step, node: Node) -> None:
     elif step.rounding is not None and data.tensor.name in step.rounded_tables:
         # The table is the head's matrix as well: one tensor in ROM serves both.
         parameter = weights.rounded(data, 0, step.rounding)
+        step.rounded[node.outputs[0]] = parameter
+    elif step.embedding_rounding is not None:
+        parameter = weights.rounded(data, 0, step.embedding_rounding)
     else:
         parameter = weights.dense(data, "the table")
     _embed(step, node, parameter, index)

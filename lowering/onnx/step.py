@@ -63,6 +63,9 @@ class Step:
     Attributes:
         adapters: indices of nodes whose weights are those of an adapter.
         rounding: how floating-point weights are quantised, if asked for.
+        heads: indices of nodes that give the logits; their weights may be floating point.
+        embedding_rounding: how a floating-point embedding is quantised, if it is to be.
+        rounded: what was quantised on request, by the first output of its node.
         positions: the smallest number of rows of a rotary table used so far, 0 for none.
     """
 
@@ -80,6 +83,10 @@ class Step:
     symbols: set[str] = field(default_factory=set)
     positions: int = 0
     rounded_tables: set[str] = field(default_factory=set)
+    heads: frozenset[int] = frozenset()
+    embedding_rounding: Rounding | None = None
+    rounded: dict[str, Parameter] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def token(self) -> SSAValue:

@@ -55,6 +55,10 @@ class Rounding:
         return self.group or columns
 
 
+HEAD_ROUNDING = Rounding("int8", 32)
+"""For a head that was left in floating point in a graph whose other matrices are quantised."""
+
+
 def parse_rounding(text: str) -> Rounding:
     """Reads `int4:32`, `int2:128`, `int8:64`, `ternary` or `ternary:128`.
 

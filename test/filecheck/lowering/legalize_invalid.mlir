@@ -1,4 +1,4 @@
-// RUN: xdsl-opt -p 'rom-legalize' %s --verify-diagnostics | filecheck %s --check-prefix=MACHINE
+// RUN: xdsl-opt -p 'rom-legalize' %s --split-input-file --verify-diagnostics | filecheck %s --check-prefix=MACHINE
 // RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-legalize' %s --split-input-file --verify-diagnostics | filecheck %s
 
 rom.cache @k : !rom.kv<128, 2, 16, float32>

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from intaglio.dialects.errors import UserError
 from intaglio.runtime import check as module
-from intaglio.runtime.check import TOLERANCES, check, missed, parse_tolerance, text_lines
+from intaglio.runtime.check import (
+    TOLERANCES,
+    check,
+    check_tolerances,
+    missed,
+    parse_tolerance,
+    text_lines,
+)
 from intaglio.runtime.chip import load
 
 
@@ -80,6 +87,7 @@ def test_text_adds_perplexities(compiled, tmp_path: Path):
     change = result["perplexity"] / result["reference_perplexity"] - 1
     assert abs(result["perplexity_change"]) <= abs(change) < 0.05
     assert check(chip, text=path, tokens=130)["tokens_compared"] == 130
+    assert check(chip, text=path, windows=2)["tokens_compared"] == 256
 
 
 def test_every_operator_is_compared(compiled):
@@ -120,9 +128,10 @@ def test_tolerances():
     assert missed({"first_divergence": None}, [("first_divergence", 64)]) == []
     assert len(missed({"perplexity_change": -0.1}, [("perplexity_change", 0.01)])) == 1
     with pytest.raises(UserError, match="only with --text"):
-        missed(result, [("perplexity", 3)])
+        check_tolerances([("perplexity", 3)], text=False, per_op=True)
     with pytest.raises(UserError, match="only with --per-op"):
-        missed(result, [("operator_error", 3)])
+        check_tolerances([("operator_error", 3)], text=True, per_op=False)
+    check_tolerances([("operator_error", 3), ("perplexity", 3)], text=True, per_op=True)
 
 
 def test_tolerances_are_parsed():
@@ -139,6 +148,7 @@ def test_tolerances_are_parsed():
     "options,message",
     [
         ({"tokens": 0}, "cannot compare 0 tokens"),
+        ({"text": "text", "windows": 0}, "cannot compare 0 windows"),
         ({"prompt_ids": [999]}, "token id 999 is out of range"),
         ({"prompt_ids": []}, "the prompt is empty"),
         ({"prompt_ids": [1] * 200}, "the prompt has 200 tokens, the KV caches hold 128"),

@@ -1,0 +1,210 @@
+"""The quantised graph that onnxruntime judges when weights were quantised on request.
+
+`--weights` rounds floating-point matrices as they are engraved. To compare like with like, the same
+codes and scales are written as an ONNX model: MatMul and Gemm become MatMulNBits, an embedding that
+shares the head's matrix becomes GatherBlockQuantized. All else stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from intaglio.dialects.errors import UserError
+from intaglio.dialects.rom import WEIGHT_CODES
+from intaglio.lowering.onnx.sources import RoundedSource
+from intaglio.lowering.onnx.weights import Parameter
+from intaglio.lowering.parameters import row_chunks
+
+if TYPE_CHECKING:
+    import onnx
+
+DATA_FILE = "quantised.data"
+BLOCKS = (16, 32, 64, 128, 256)
+"""Block sizes of MatMulNBits."""
+
+
+def write_quantised(
+    model: Path, rounded: dict[str, Parameter], folder: Path, name: str = "model.onnx"
+) -> list[Path]:
+    """Writes the quantised graph beside links or copies of the model's own external data.
+
+    Args:
+        model: the graph that was imported.
+        rounded: what was quantised, by the first output of its node.
+        folder: where to write; its external data are expected there too.
+        name: of the file.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: the groups are none that MatMulNBits knows.
+    """
+    import onnx
+
+    proto = onnx.load(model, load_external_data=False)
+    graph = proto.graph
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / DATA_FILE).open("wb") as data:
+        written: dict[tuple[Any, ...], tuple[str, str]] = {}
+        nodes = {node.output[0]: node for node in graph.node}
+        for output, parameter in rounded.items():
+            node = nodes[output]
+            source = parameter.source
+            assert isinstance(source, RoundedSource)
+            block = _block(source, str(model), node)
+            if parameter.identity not in written:
+                written[parameter.identity] = _write_matrix(graph, data, source, block)
+            if node.op_type == "Gather":
+                _table(graph, node, source, block, written[parameter.identity])
+            else:
+                _product(node, source, block, *written[parameter.identity])
+    used = {one for node in graph.node for one in node.input}
+    used |= {output.name for output in graph.output}
+    for tensor in [t for t in graph.initializer if t.name not in used]:
+        graph.initializer.remove(tensor)
+    if not any(opset.domain == "com.microsoft" for opset in proto.opset_import):
+        proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    path = folder / name
+    path.write_bytes(proto.SerializeToString())
+    return [path, folder / DATA_FILE]
+
+
+def _block(source: RoundedSource, file: str, node: onnx.NodeProto) -> int:
+    """The block size; a scale for a whole row takes one block that covers it."""
+    if source.group in BLOCKS:
+        return source.group
+    if source.group >= source.dims[1]:
+        block = BLOCKS[0]
+        while block < source.dims[1]:
+            block *= 2
+        return block
+    raise UserError(
+        f"groups of {source.group} cannot be written for onnxruntime",
+        file=file,
+        node=node.name,
+        op_type=node.op_type,
+        hint=f"groups of {', '.join(map(str, BLOCKS))} can",
+    )
+
+
+def _write_matrix(
+    graph: onnx.GraphProto, data: BinaryIO, source: RoundedSource, block: int
+) -> tuple[str, str]:
+    import onnx
+
+    n, k = source.dims
+    bits = WEIGHT_CODES[source.code]
+    blocks = -(-k // block)
+    row_bytes = blocks * block * bits // 8
+    base = f"intaglio.{source.tensor.name}"
+
+    def codes() -> Iterator[npt.NDArray[Any]]:
+        for first, last in row_chunks(n, row_bytes):
+            rows = np.zeros((last - first, row_bytes), np.uint8)
+            packed = source.packed_rows(first, last)
+            rows[:, : packed.shape[1]] = packed
+            yield rows
+
+    def scales() -> Iterator[npt.NDArray[Any]]:
+        for first, last in row_chunks(n, 4 * blocks):
+            yield source.scales(first, last).astype(np.float32)
+
+    parts = (
+        (f"{base}.Q{bits}", onnx.TensorProto.UINT8, [n, blocks, block * bits // 8], codes()),
+        (f"{base}.scales", onnx.TensorProto.FLOAT, [n, blocks], scales()),
+        (_zeros_name(source), onnx.TensorProto.UINT8, [n, -(-blocks * bits // 8)], None),
+    )
+    for name, data_type, dims, chunks in parts:
+        if chunks is None:
+            chunks = iter([_packed_zeros(source, dims, blocks, bits)])
+        offset = data.tell()
+        for chunk in chunks:
+            data.write(np.ascontiguousarray(chunk).tobytes())
+        tensor = graph.initializer.add(name=name, data_type=data_type, dims=dims)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        entries = {"location": DATA_FILE, "offset": offset, "length": data.tell() - offset}
+        for key, value in entries.items():
+            tensor.external_data.add(key=key, value=str(value))
+    return f"{base}.Q{bits}", f"{base}.scales"
+
+
+def _packed_zeros(
+    source: RoundedSource, dims: list[int], blocks: int, bits: int
+) -> npt.NDArray[np.uint8]:
+    byte = 0
+    for i in range(8 // bits):
+        byte |= (source.zero or 0) << (i * bits)
+    return np.full(dims, byte, np.uint8)
+
+
+def _zeros_name(source: RoundedSource) -> str:
+    return f"intaglio.{source.tensor.name}.zeros"
+
+
+def _table(
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    source: RoundedSource,
+    block: int,
+    written: tuple[str, str],
+) -> None:
+    """Gather on the head's matrix: the same codes without the axis of blocks."""
+    import onnx
+
+    n, k = source.dims
+    if k % block:
+        raise UserError(
+            f"rows of {k} are no whole number of blocks of {block}",
+            node=node.name,
+            op_type=node.op_type,
+            hint="choose a group that divides the hidden size",
+        )
+    codes, scales = written
+    bits = WEIGHT_CODES[source.code]
+    (matrix,) = (tensor for tensor in graph.initializer if tensor.name == codes)
+    table = graph.initializer.add()
+    table.CopyFrom(matrix)
+    table.name = f"{codes}.table"
+    table.dims[:] = [n, k * bits // 8]
+    node.CopyFrom(
+        onnx.helper.make_node(
+            "GatherBlockQuantized",
+            [table.name, node.input[1], scales, _zeros_name(source)],
+            list(node.output),
+            name=node.name,
+            domain="com.microsoft",
+            bits=bits,
+            block_size=block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+    )
+
+
+def _product(
+    node: onnx.NodeProto, source: RoundedSource, block: int, codes: str, scales: str
+) -> None:
+    import onnx
+
+    n, k = source.dims
+    bias = list(node.input[2:3]) if node.op_type == "Gemm" else []
+    inputs = [node.input[0], codes, scales, _zeros_name(source), *(["", *bias] if bias else [])]
+    node.CopyFrom(
+        onnx.helper.make_node(
+            "MatMulNBits",
+            inputs,
+            list(node.output),
+            name=node.name,
+            domain="com.microsoft",
+            K=k,
+            N=n,
+            bits=WEIGHT_CODES[source.code],
+            block_size=block,
+            accuracy_level=4,
+        )
+    )

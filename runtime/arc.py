@@ -1,0 +1,320 @@
+"""Hardware in process: CIRCT's arc model, compiled by llvmlite. No C++ compiler, no files.
+
+`ArcModel(text, top)` takes hw, comb and seq IR and gives a running `Model`. Compiled code is kept
+in the process and, with `cache=True`, on disk (`cache_folder`), by the hash of what it was made of.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from intaglio.backend import circt
+from intaglio.backend.circt import StateLayout
+from intaglio.dialects.errors import CompilerBug
+from intaglio.runtime.model import CompiledModel, ModelPort, element_type
+
+CACHE_VERSION = 1
+"""Changes when the compiled code's interface does."""
+
+
+def cache_folder() -> Path:
+    """Where compiled hardware is kept: `$XDG_CACHE_HOME/intaglio`, or `~/.cache/intaglio`."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "intaglio"
+
+
+@dataclass(frozen=True, eq=False)
+class ArcProgram:
+    """A compiled model, shared by its instances."""
+
+    layout: StateLayout
+    run: int
+    sample: int
+    initial: int
+    engine: Any
+
+
+_programs: dict[str, ArcProgram] = {}
+_lock = threading.Lock()
+
+
+def compile_arc(text: str, top: str, opt: int = 1, cache: bool = False) -> ArcProgram:
+    """The compiled model of a module of a design.
+
+    Args:
+        text: hw, comb and seq IR.
+        top: the module.
+        opt: LLVM's optimisation level; 0 compiles big flat logic in a tenth of the time.
+        cache: look for the code on disk, and leave it there.
+
+    Raises:
+        CompilerBug: CIRCT or LLVM refused the hardware.
+    """
+    import llvmlite
+    import llvmlite.binding as llvm
+
+    parts = (text, top, opt, CACHE_VERSION, circt.version(), llvmlite.__version__)
+    cpu = llvm.get_host_cpu_name()
+    key = hashlib.sha256(repr((*parts, cpu)).encode()).hexdigest()
+    with _lock:
+        if key not in _programs:
+            _programs[key] = _load(*_build(text, top, opt, key, cache))
+        return _programs[key]
+
+
+def _build(text: str, top: str, opt: int, key: str, cache: bool) -> tuple[bytes, StateLayout]:
+    """Object code and layout, from the cache or new."""
+    files = [cache_folder() / "arc" / f"{key}.{end}" for end in ("o", "json")]
+    if cache and all(file.exists() for file in files):
+        return files[0].read_bytes(), StateLayout.from_json(files[1].read_text())
+    llvm_ir, layout = circt.to_llvm(text, top)
+    code = _compile(llvm_ir + _driver(layout), opt)
+    if cache:
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        for file, content in zip(files, (code, layout.to_json().encode()), strict=True):
+            new = file.with_suffix(f".{os.getpid()}")
+            new.write_bytes(content)
+            new.replace(file)
+    return code, layout
+
+
+def _machine(opt: int) -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(
+        opt=opt,
+        jit=True,
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+    )
+
+
+def _compile(llvm_ir: str, opt: int) -> bytes:
+    import llvmlite.binding as llvm
+
+    machine = _machine(opt)
+    try:
+        module = llvm.parse_assembly(llvm_ir)
+        module.verify()
+    except RuntimeError as error:
+        raise CompilerBug(f"LLVM does not take the arc model: {error}") from error
+    if opt:
+        options = llvm.create_pipeline_tuning_options(speed_level=opt)
+        # Loops are few and long already; unrolling and vectorising only cost time here.
+        options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
+        builder = llvm.create_pass_builder(machine, options)
+        builder.getModulePassManager().run(module, builder)
+    return machine.emit_object(module)
+
+
+def _load(code: bytes, layout: StateLayout) -> ArcProgram:
+    import llvmlite.binding as llvm
+
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(1))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    engine.run_static_constructors()
+    initial = engine.get_function_address(f"{layout.top}_initial") if layout.initial else 0
+    run, sample = (engine.get_function_address(name) for name in ("model_run", "model_sample"))
+    return ArcProgram(layout, run, sample, initial, engine)
+
+
+def _driver(layout: StateLayout) -> str:
+    """The two functions of `CompiledModel`, as LLVM IR."""
+    eval_ = f"call void @{layout.top}_eval(ptr %state)"
+    clock = next((p for p in layout.ports if p.name == "clk" and not p.output), None)
+
+    def set_clock(level: int) -> str:
+        if clock is None or clock.offset is None:
+            return ""
+        return (
+            f"%clk{level} = getelementptr i8, ptr %state, i64 {clock.offset}\n"
+            f"store i1 {level}, ptr %clk{level}\n"
+        )
+
+    apply, sample, place = [], [], {False: 0, True: 0}
+    for number, port in enumerate(layout.ports):
+        if port is clock:
+            continue
+        row = "out" if port.output else "in"
+        words = -(-port.width // 64)
+        here, place[port.output] = place[port.output], place[port.output] + words
+        if port.offset is None:
+            # An input that nothing reads has no place in the state; an output always has one.
+            continue
+        name = f"{row}{number}"
+        wide, narrow = f"i{64 * words}", f"i{port.width}"
+        lines = sample if port.output else apply
+        lines += [
+            f"%{name}h = getelementptr i64, ptr %{row}, i64 {here}",
+            f"%{name}s = getelementptr i8, ptr %state, i64 {port.offset}",
+        ]
+        source, target = ("s", "h") if port.output else ("h", "s")
+        from_, to = (narrow, wide) if port.output else (wide, narrow)
+        lines.append(f"%{name}v = load {from_}, ptr %{name}{source}, align 1")
+        value = f"%{name}v"
+        if from_ != to:
+            change = "zext" if port.output else "trunc"
+            lines.append(f"%{name}w = {change} {from_} {value} to {to}")
+            value = f"%{name}w"
+        lines.append(f"store {to} {value}, ptr %{name}{target}, align 1")
+    inputs, outputs = place[False], place[True]
+    newline = "\n"
+    return f"""
+define internal void @model_apply(ptr %state, ptr %in) alwaysinline {{
+{newline.join(apply)}
+ret void
+}}
+define internal void @model_read(ptr %state, ptr %out) alwaysinline {{
+{newline.join(sample)}
+ret void
+}}
+define void @model_sample(ptr %state, ptr %in, ptr %out) {{
+call void @model_apply(ptr %state, ptr %in)
+{set_clock(0)}{eval_}
+call void @model_read(ptr %state, ptr %out)
+ret void
+}}
+define void @model_run(ptr %state, ptr %inputs, i64 %rows, i64 %cycles, ptr %outputs, ptr %at,
+                       i64 %samples, i64 %watch, i64 %stop, ptr %done) {{
+entry:
+  %local = alloca [{max(1, outputs)} x i64]
+  %last = sub i64 %rows, 1
+  %any = icmp sgt i64 %cycles, 0
+  br i1 %any, label %cycle, label %end
+cycle:
+  %t = phi i64 [ 0, %entry ], [ %t.next, %again ]
+  %count = phi i64 [ 0, %entry ], [ %count.next, %again ]
+  %fresh = icmp sle i64 %t, %last
+  br i1 %fresh, label %apply, label %settle
+apply:
+  %at.in = mul i64 %t, {inputs}
+  %in = getelementptr i64, ptr %inputs, i64 %at.in
+  call void @model_apply(ptr %state, ptr %in)
+  br label %settle
+settle:
+  {set_clock(0)}{eval_}
+  %room = icmp slt i64 %count, %samples
+  %at.out = mul i64 %count, {outputs}
+  %out.row = getelementptr i64, ptr %outputs, i64 %at.out
+  %out = select i1 %room, ptr %out.row, ptr %local
+  call void @model_read(ptr %state, ptr %out)
+  %watched = icmp sge i64 %watch, 0
+  br i1 %watched, label %look, label %decide
+look:
+  %watch.at = getelementptr i64, ptr %out, i64 %watch
+  %watch.value = load i64, ptr %watch.at
+  %watch.on = icmp ne i64 %watch.value, 0
+  br label %decide
+decide:
+  %wanted = phi i1 [ true, %settle ], [ %watch.on, %look ]
+  %take = and i1 %wanted, %room
+  br i1 %take, label %keep, label %edge
+keep:
+  %at.here = getelementptr i64, ptr %at, i64 %count
+  store i64 %t, ptr %at.here
+  br label %edge
+edge:
+  %taken = zext i1 %take to i64
+  %count.next = add i64 %count, %taken
+  %stops = icmp sge i64 %stop, 0
+  br i1 %stops, label %ask, label %rise
+ask:
+  %stop.at = getelementptr i64, ptr %out, i64 %stop
+  %stop.value = load i64, ptr %stop.at
+  %stop.on = icmp ne i64 %stop.value, 0
+  br label %rise
+rise:
+  %halt = phi i1 [ false, %edge ], [ %stop.on, %ask ]
+  {set_clock(1)}{eval_ if clock is not None else ""}
+  %t.next = add i64 %t, 1
+  %over = icmp sge i64 %t.next, %cycles
+  %limited = icmp sgt i64 %samples, 0
+  %filled = icmp sge i64 %count.next, %samples
+  %full = and i1 %limited, %filled
+  %end.a = or i1 %halt, %over
+  %end.b = or i1 %end.a, %full
+  br i1 %end.b, label %end, label %again
+again:
+  br label %cycle
+end:
+  %t.end = phi i64 [ 0, %entry ], [ %t.next, %rise ]
+  %count.end = phi i64 [ 0, %entry ], [ %count.next, %rise ]
+  store i64 %t.end, ptr %done
+  %done.count = getelementptr i64, ptr %done, i64 1
+  store i64 %count.end, ptr %done.count
+  ret void
+}}
+"""
+
+
+class ArcModel(CompiledModel):
+    """A running instance of a module; see `runtime.model.Model`.
+
+    Args:
+        text: hw, comb and seq IR.
+        top: the module to run.
+        opt: LLVM's optimisation level.
+        cache: keep the compiled code on disk.
+    """
+
+    def __init__(self, text: str, top: str, *, opt: int = 1, cache: bool = False) -> None:
+        self._program = program = compile_arc(text, top, opt, cache)
+        self.layout = program.layout
+        # Whole cache lines, so that no word straddles two.
+        raw = np.zeros(program.layout.size + 128, np.uint8)
+        start = -raw.ctypes.data % 64
+        self._bytes = raw[start : start + program.layout.size + 64]
+        address = self._bytes.ctypes.data
+        ports = [
+            ModelPort(port.name, port.output, port.width)
+            for port in program.layout.ports
+            if port.output or port.name != "clk"
+        ]
+        super().__init__(ports, address, program.run, program.sample)
+        if program.initial:
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(program.initial)(address)
+
+    @property
+    def memories(self) -> list[str]:
+        """See `Model.memories`."""
+        return list(self.layout.memories)
+
+    def memory(self, name: str) -> npt.NDArray[Any]:
+        """See `Model.memory`."""
+        if name not in self.layout.memories:
+            known = ", ".join(self.layout.memories) or "none"
+            raise CompilerBug(f"no memory {name}; there are {known}")
+        place = self.layout.memories[name]
+        end = place.offset + place.depth * place.stride
+        rows = self._bytes[place.offset : end].reshape(place.depth, place.stride)
+        kind = element_type(place.width)
+        if kind is None:
+            return rows[:, : -(-place.width // 8)]
+        return rows.view(kind)[:, 0]
+
+    @property
+    def registers(self) -> list[str]:
+        """Hierarchical names of the registers."""
+        return list(self.layout.registers)
+
+    def register(self, name: str) -> int:
+        """See `Model.register`."""
+        if name not in self.layout.registers:
+            raise CompilerBug(f"no register {name} in {self.layout.top}")
+        offset, width = self.layout.registers[name]
+        content = self._bytes[offset : offset + -(-width // 8)].tobytes()
+        return int.from_bytes(content, "little") & ((1 << width) - 1)
+
+    def close(self) -> None:
+        """See `Model.close`; the state is memory of this process."""

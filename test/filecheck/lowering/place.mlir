@@ -1,0 +1,83 @@
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini},fabric-place' %s | filecheck %s
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini},fabric-place{adapter_rank=8 adapter_modules="layers"}' %s | filecheck %s --check-prefix=ADAPTER
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="policy.head_store=extra-rom"},fabric-place' %s | filecheck %s --check-prefix=EXTRA
+// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="l_unit.rom_bits=8192"},fabric-place' %s 2>&1 | filecheck %s --check-prefix=ROM
+// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="h_unit.sram_bytes=1400"},fabric-place{adapter_rank=8}' %s 2>&1 | filecheck %s --check-prefix=SRAM
+// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="formats.weights=int8"},fabric-place' %s 2>&1 | filecheck %s --check-prefix=CELLS
+// RUN: not xdsl-opt -p 'attach-target{target=roma-mini},fabric-place{adapter_rank=8 adapter_modules="nowhere"}' %s 2>&1 | filecheck %s --check-prefix=MODULES
+// RUN: xdsl-opt -p fabric-place --verify-diagnostics %s | filecheck %s --check-prefix=MACHINE
+
+rom.parameter @emb : !rom.tensor<[256, 64], fixed16> {key = "emb"}
+rom.parameter @g : !rom.tensor<[64], fixed16> {key = "g"}
+rom.parameter @cos : !rom.tensor<[128, 8], fixed16> {key = "cos"}
+rom.parameter @w0 : !rom.tensor<[100, 64], int4, group 32> {key = "layers.0.w"}
+rom.parameter @w1 : !rom.tensor<[100, 64], int4, group 32> {key = "layers.1.w"}
+rom.parameter @head : !rom.tensor<[256, 64], int4, group 32, zeros> {key = "head"}
+rom.parameter @a : !rom.adapter<[8, 64], int8, group 64> {key = "graph.a"}
+rom.cache @k0 : !rom.kv<128, 2, 16, int8>
+rom.cache @k1 : !rom.kv<128, 2, 16, fp8, static> {static_scale = #rom.real<8388608, 32>}
+
+// Matrices and the embedding go to the tiles: every row once, one after the other in the banks.
+// CHECK:      fabric.engrave @emb in [#fabric.piece<rows 0 to 256, tiles 0 to 8, split {{[0-9]}}, at 0, 0>]
+// CHECK-NEXT: fabric.engrave @w0 in [#fabric.piece<rows 0 to 100, tiles 0 to [[T0:[0-9]]], split {{[0-9]}}, at {{[0-9]+}}, 0>]
+// CHECK-NEXT: fabric.engrave @w1 in [#fabric.piece<rows 0 to 100, tiles {{[0-9]}} to {{[0-9]}}, split {{[0-9]}}, at
+// CHECK-NEXT: fabric.engrave @head in [#fabric.piece<rows 0 to 256,
+// Vectors and tables go to the vector units, at rows of their ROM.
+// CHECK-NEXT: fabric.constant @g at 0
+// CHECK-NEXT: fabric.constant @cos at 128
+// Caches and the graph's adapters go to the H-Units: vectors round the tiles, with a scale of four
+// bytes each unless it is static.
+// CHECK-NEXT: fabric.reserve @a at 0 size 66
+// CHECK-NEXT: fabric.reserve @k0 at 66 size 640
+// CHECK-NEXT: fabric.reserve @k1 at 706 size 512
+// CHECK-NEXT: rom.layer
+
+// ADAPTER:      fabric.reserve @k1 at 706 size 512
+// ADAPTER-NEXT: fabric.adapter_slot @w0 rank 8 at 1218 size 164
+// ADAPTER-NEXT: fabric.adapter_slot @w1 rank 8 at 1382 size 164
+// ADAPTER-NEXT: rom.layer
+
+// What lies in ROM beyond the published comes last.
+// EXTRA:     fabric.engrave @w1 in [#fabric.piece<{{[^>]*}}>]{{$}}
+// EXTRA:     fabric.engrave @head in [#fabric.piece<{{[^>]*}}>] extra
+
+// ROM: the ROM of roma-mini holds 0.03 MB, the model needs {{[0-9.]+}} MB with padding; tile {{[0-9]}} is over by
+// ROM: 0.03 MB fixed16 [256, 64]
+// ROM: 0.01 MB int4 [256, 64]
+// ROM: help: needs {{.*}} times the ROM: fewer bits a weight
+
+// SRAM: the SRAM of roma-mini holds 0.01 MiB, the model needs 0.01 MiB
+// SRAM: KV cache
+// SRAM: adapter slots of rank 8
+// SRAM: adapters of the graph
+// SRAM: help: {{.*}}a smaller adapter rank
+
+// CELLS: weights layers.0.w are int4, which roma-mini has no cells for
+// CELLS: help: its ROM stores int8
+
+// MODULES: no matrix matches the adapter modules nowhere
+// MODULES: help: names are parts of the weights' names
+
+// MACHINE: the module has no fabric.machine; run attach-target first
+
+rom.layer @layer {
+^bb0(%p: index, %x: !rom.fixed<64, 16>):
+  rom.slot @w : !rom.tensor<[100, 64], int4, group 32>
+  %n = rom.rms_norm %x by @g {eps = #rom.real<1, 9>, onnx = [["n0"], ["n1"]]} : !rom.fixed<64, 16> -> !rom.fixed<64, 16>
+  %r = rom.rotary %n at %p by @cos, @cos {heads = 4 : i64, rotary_dim = 16 : i64, onnx = [["r0"], ["r1"]]} : !rom.fixed<64, 16> -> !rom.fixed<64, 16>
+  %c = rom.quantize %r {onnx = [["q0"], ["q1"]]} : !rom.fixed<64, 16> -> !rom.quantized<1, 64, int8>
+  %a = rom.dot %c by @w {onnx = [["m0"], ["m1"]]} : !rom.quantized<1, 64, int8> -> !rom.accumulator<100, 34>
+  %y = rom.requantize %a scaled %c, @w {pre_shift = 0 : i64, onnx = [["m0"], ["m1"]]} : !rom.accumulator<100, 34>, !rom.quantized<1, 64, int8> -> !rom.fixed<100, 16>
+  %z = rom.slice %y from 0 {onnx = [["s0"], ["s1"]]} : !rom.fixed<100, 16> -> !rom.fixed<64, 16>
+  rom.yield %z : !rom.fixed<64, 16>
+}
+rom.step @decode context 128 {
+^bb0(%token: i32, %position: index):
+  %x = rom.embed %token of @emb {onnx = [["e"]]} : !rom.fixed<64, 16>
+  %y = rom.repeat @layer at %position (%x) instances [{w = @w0}, {w = @w1}] : (!rom.fixed<64, 16>) -> !rom.fixed<64, 16>
+  %c = rom.quantize %y {onnx = [["h"]]} : !rom.fixed<64, 16> -> !rom.quantized<1, 64, int8>
+  %a = rom.dot %c by @head {onnx = [["h"]]} : !rom.quantized<1, 64, int8> -> !rom.accumulator<256, 34>
+  %z = rom.requantize %a scaled %c, @head {pre_shift = 0 : i64, onnx = [["h"]]} : !rom.accumulator<256, 34>, !rom.quantized<1, 64, int8> -> !rom.fixed<256, 16>
+  %next = rom.sample %z {onnx = [["h"]]} : !rom.fixed<256, 16>
+  rom.emit %z, %next : !rom.fixed<256, 16>
+}

@@ -1,0 +1,83 @@
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini},fabric-place,program-schedule' %s | filecheck %s
+// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="vector.sram_bytes=512"},fabric-place,program-schedule' %s 2>&1 | filecheck %s --check-prefix=SRAM
+
+rom.parameter @emb : !rom.tensor<[256, 64], fixed16> {key = "emb"}
+rom.parameter @w0 : !rom.tensor<[96, 64], int4, group 32> {key = "layers.0.w"}
+rom.parameter @w1 : !rom.tensor<[96, 64], int4, group 32> {key = "layers.1.w"}
+rom.parameter @head : !rom.tensor<[256, 64], int4, group 32> {key = "head"}
+rom.cache @k0 : !rom.kv<100, 2, 16, int8>
+rom.cache @k1 : !rom.kv<100, 2, 16, int8>
+
+rom.layer @layer {
+^bb0(%p: index, %x: !rom.fixed<64, 16>):
+  rom.slot @w : !rom.tensor<[96, 64], int4, group 32>
+  rom.slot @k : !rom.kv<100, 2, 16, int8>
+  %c = rom.quantize %x {onnx = [["q0"], ["q1"]]} : !rom.fixed<64, 16> -> !rom.quantized<1, 64, int8>
+  %a = rom.dot %c by @w {onnx = [["m0"], ["m1"]]} : !rom.quantized<1, 64, int8> -> !rom.accumulator<96, 34>
+  %y = rom.requantize %a scaled %c, @w {pre_shift = 0 : i64, onnx = [["m0"], ["m1"]]} : !rom.accumulator<96, 34>, !rom.quantized<1, 64, int8> -> !rom.fixed<96, 16>
+  %q = rom.slice %y from 0 {onnx = [["s0"], ["s1"]]} : !rom.fixed<96, 16> -> !rom.fixed<64, 16>
+  %k = rom.slice %y from 64 {onnx = [["s0"], ["s1"]]} : !rom.fixed<96, 16> -> !rom.fixed<32, 16>
+  %kq = rom.quantize %k {onnx = [["k0"], ["k1"]]} : !rom.fixed<32, 16> -> !rom.quantized<2, 16, int8>
+  rom.append %kq to @k at %p {onnx = [["k0"], ["k1"]]} : !rom.quantized<2, 16, int8>
+  %qq = rom.quantize %q {onnx = [["g0"], ["g1"]]} : !rom.fixed<64, 16> -> !rom.quantized<4, 16, int8>
+  %s = rom.query_key %qq over @k at %p {score_scale = #rom.real<1, 9>, onnx = [["g0"], ["g1"]]} : !rom.quantized<4, 16, int8> -> !rom.scores<4, 16>
+  %o = rom.softmax %s over @k at %p {window = 32 : i64, onnx = [["g0"], ["g1"]]} : !rom.scores<4, 16> -> !rom.probabilities<4, uint8>
+  %v = rom.weighted_sum %o over @k at %p {onnx = [["g0"], ["g1"]]} : !rom.probabilities<4, uint8> -> !rom.fixed<64, 16>
+  %z = rom.add %x, %v {onnx = [["a0"], ["a1"]]} : !rom.fixed<64, 16>, !rom.fixed<64, 16> -> !rom.fixed<64, 16>
+  rom.yield %z : !rom.fixed<64, 16>
+}
+rom.step @decode context 128 {
+^bb0(%token: i32, %position: index):
+  %x = rom.embed %token of @emb {onnx = [["e"]]} : !rom.fixed<64, 16>
+  %y = rom.repeat @layer at %position (%x) instances [{w = @w0, k = @k0}, {w = @w1, k = @k1}] : (!rom.fixed<64, 16>) -> !rom.fixed<64, 16>
+  %c = rom.quantize %y {onnx = [["h"]]} : !rom.fixed<64, 16> -> !rom.quantized<1, 64, int8>
+  %a = rom.dot %c by @head {onnx = [["h"]]} : !rom.quantized<1, 64, int8> -> !rom.accumulator<256, 34>
+  %z = rom.requantize %a scaled %c, @head {pre_shift = 0 : i64, onnx = [["h"]]} : !rom.accumulator<256, 34>, !rom.quantized<1, 64, int8> -> !rom.fixed<256, 16>
+  %next = rom.sample %z {onnx = [["h"]]} : !rom.fixed<256, 16>
+  rom.emit %z, %next : !rom.fixed<256, 16>
+}
+
+// Positions: the first, and the last that the caches hold. The step and its layers are gone.
+// CHECK-NOT:  rom.layer
+// CHECK-NOT:  rom.step
+// CHECK:      program.program @decode positions [0, 99] logits @[[LOGITS:\w+]] token @next {
+// The carried value has one buffer; a slice is a part of another; scores take the whole capacity.
+// CHECK-NEXT:   program.buffer @[[X:\w+]] at 0 size 256 : !rom.fixed<64, 16>
+// CHECK-NEXT:   program.buffer @token at 256 size 4 : i32
+// CHECK-NEXT:   program.buffer @[[LOGITS]] at {{[0-9]+}} size 1024 : !rom.fixed<256, 16>
+// CHECK-NEXT:   program.buffer @next at {{[0-9]+}} size 4 : i32
+// CHECK:        program.buffer @[[C:\w+]] at {{[0-9]+}} size 68 : !rom.quantized<1, 64, int8>
+// CHECK:        program.buffer @[[Y:\w+]] at [[YA:[0-9]+]] size 384 : !rom.fixed<96, 16>
+// CHECK:        program.buffer @{{\w+}} at {{[0-9]+}} size 1600 : !rom.scores<4, 16>
+// CHECK-NEXT:   program.buffer @{{\w+}} at {{[0-9]+}} size 448 : !rom.probabilities<4, uint8>
+// CHECK:        program.buffer @[[Q:\w+]] at [[YA]] size 256 : !rom.fixed<64, 16>
+// CHECK-NEXT:   program.buffer @[[K:\w+]] at {{[0-9]+}} size 128 : !rom.fixed<32, 16>
+
+// CHECK-NEXT:   program.block @part0 instances [{emb = @emb}] {
+// CHECK-NEXT:     program.instruction "embed" on "matrix" reads [@token] writes [@[[X]]] uses {table = @emb} waits {} takes
+// CHECK-NEXT:   }
+// CHECK-NEXT:   program.block @layer instances [{w = @w0, k = @k0}, {w = @w1, k = @k1}] {
+// CHECK-NEXT:     program.instruction "quantize" on "vector" reads [@[[X]]] writes [@[[C]]]
+// CHECK-SAME:       waits {matrix = 0 : i64
+// CHECK-SAME:       start = array<i64: {{[0-9]+, [0-9]+, [0-9]+, [0-9]+}}>
+// CHECK-NEXT:     program.instruction "matvec" on "matrix" reads [@[[C]]] writes [@[[Y]]] uses {weights = @w} waits {{{.*}}vector = 1 : i64
+// CHECK-SAME:       {arguments = {pre_shift = 0 : i64}, onnx = {{\[}}["m0"], ["m1"]]
+// CHECK-NEXT:     program.instruction "quantize" on "vector" reads [@[[K]]] {{.*}} waits {matrix = 1 : i64
+// CHECK-NEXT:     program.instruction "append" on "kv" {{.*}} writes [] uses {cache = @k} waits {{{.*}}vector = 2 : i64
+// CHECK-NEXT:     program.instruction "quantize" on "vector" reads [@[[Q]]]
+// CHECK-NEXT:     program.instruction "query_key" on "attention" {{.*}} uses {keys = @k} waits {{{.*}}vector = 3 : i64, kv = 1 : i64} takes "{{.*}}tokens{{.*}}"
+// CHECK-NEXT:     program.instruction "softmax" on "vector" {{.*}} uses {values = @k} waits {{{.*}}attention = 1 : i64, kv = 1 : i64} takes "{{.*}}tokens{{.*}}"
+// CHECK-NEXT:     program.instruction "weighted_sum" on "attention" {{.*}} uses {values = @k}
+// CHECK-NEXT:     program.instruction "add" on "vector" reads [@[[X]], @{{\w+}}] writes [@[[X]]]
+// CHECK-NEXT:   }
+// Logits only where a token is wanted.
+// CHECK-NEXT:   program.block @head instances [{head = @head}] sampled {
+// CHECK-NEXT:     program.instruction "quantize" on "vector" reads [@[[X]]]
+// CHECK-NEXT:     program.instruction "matvec" on "matrix" {{.*}} writes [@[[LOGITS]]]
+// CHECK-NEXT:     program.instruction "sample" on "vector" reads [@[[LOGITS]]] writes [@next]
+// CHECK-NEXT:   }
+// CHECK-NEXT: }
+
+// SRAM: the vector units of roma-mini hold 1024 bytes, the program needs {{[0-9]+}}
+// SRAM-NEXT: 1600 bytes{{ +}}!rom.scores<4, 16>
+// SRAM: help: a shorter --context

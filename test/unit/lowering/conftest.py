@@ -1,0 +1,215 @@
+"""Generated decoder models as rom text, and the passes to take them further."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import strategies as st
+from intaglio.backend.target import load_target
+from intaglio.dialects.fabric import MachineOp
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.rom import ROM
+from intaglio.lowering.fuse_residual import RomFuseResidual
+from intaglio.lowering.legalize import RomLegalize
+from intaglio.lowering.outline_layers import OutlineLayersPass
+from xdsl.context import Context
+from xdsl.dialects.builtin import Builtin, ModuleOp
+from xdsl.parser import Parser
+from xdsl.rewriter import InsertPoint, Rewriter
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The shape of a generated decoder."""
+
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    width: int = 8
+    hidden: int = 24
+    capacity: int = 40
+    window: int = 0
+    vocabulary: int = 50
+    code: str = "int4"
+    group: int = 16
+    bias: bool = False
+    norm: str = "rms_norm"
+    late_embedding: bool = False
+    """Whether the head reads the embedding too, behind all layers."""
+    outline: bool = True
+
+    def text(self) -> str:
+        """The module before legalisation."""
+        size, kv, inner = self.heads * self.width, self.kv_heads * self.width, self.hidden + 5
+        h, bias = self.hidden, " bias @{}" if self.bias else "{:.0}"
+        lines: list[str] = []
+        body: list[str] = []
+
+        def dense(name: str, *dims: int) -> None:
+            lines.append(
+                f"rom.parameter @{name} : !rom.tensor<{list(dims)}, float32>"
+                f' {{key = "{name}", peak = 1.0 : f64}}'
+            )
+
+        def linear(y: str, x: str, name: str, rows: int, columns: int) -> None:
+            lines.append(
+                f"rom.parameter @{name} : !rom.tensor<[{rows}, {columns}], {self.code},"
+                f' group {self.group}> {{key = "{name}", zero = 1 : i64, peak = 0.1 : f64}}'
+            )
+            if self.bias:
+                dense(f"{name}_bias", rows)
+            added = bias.format(f"{name}_bias")
+            body.append(
+                f'{y} = rom.linear {x} by @{name}{added} {{onnx = [["{name}"]]}}'
+                f" : tensor<{columns}xf32> -> tensor<{rows}xf32>"
+            )
+
+        def unary(y: str, op: str, attributes: str, n: int, m: int | None = None) -> None:
+            types = f"tensor<{n}xf32> -> tensor<{n if m is None else m}xf32>"
+            body.append(f'{y} = rom.{op} {{{attributes}onnx = [["{y[1:]}"]]}} : {types}')
+
+        def binary(z: str, op: str, x: str, y: str, n: int) -> None:
+            t = f"tensor<{n}xf32>"
+            body.append(f'{z} = rom.{op} {x}, {y} {{onnx = [["{z[1:]}"]]}} : {t}, {t} -> {t}')
+
+        dense("table", self.vocabulary, h)
+        dense("cos", self.capacity, self.width // 2)
+        dense("sin", self.capacity, self.width // 2)
+        body.append(f'%x0 = rom.embed %token of @table {{onnx = [["e"]]}} : tensor<{h}xf32>')
+        angles = "at %position by @cos, @sin"
+        for i in range(self.layers):
+            for cache in ("k", "v"):
+                lines.append(
+                    f"rom.cache @past_{i}_{cache} :"
+                    f" !rom.kv<{self.capacity}, {self.kv_heads}, {self.width}, float32>"
+                )
+            dense(f"layers_{i}_norm", h)
+            unary(f"%n{i}", f"{self.norm} %x{i} by @layers_{i}_norm", "eps = 1.0e-05 : f64, ", h)
+            linear(f"%qkv{i}", f"%n{i}", f"layers_{i}_qkv", size + 2 * kv, h)
+            whole = size + 2 * kv
+            unary(f"%q{i}", f"slice %qkv{i} from 0", "", whole, size)
+            unary(f"%k{i}", f"slice %qkv{i} from {size}", "", whole, kv)
+            unary(f"%v{i}", f"slice %qkv{i} from {size + kv}", "", whole, kv)
+            for y, n, heads in (("q", size, self.heads), ("k", kv, self.kv_heads)):
+                given = f"heads = {heads} : i64, rotary_dim = {self.width} : i64, "
+                unary(f"%{y}r{i}", f"rotary %{y}{i} {angles}", given, n)
+            for x, cache in (("kr", "k"), ("v", "v")):
+                body.append(
+                    f"rom.append %{x}{i} to @past_{i}_{cache} at %position"
+                    f' {{onnx = [["{x}{i}"]]}} : tensor<{kv}xf32>'
+                )
+            window = f"window = {self.window} : i64, " if self.window else ""
+            unary(
+                f"%o{i}",
+                f"attention %qr{i} over @past_{i}_k, @past_{i}_v at %position",
+                f"heads = {self.heads} : i64, scale = 0.3 : f64, {window}",
+                size,
+            )
+            linear(f"%p{i}", f"%o{i}", f"layers_{i}_o", h, size)
+            binary(f"%m{i}", "add", f"%x{i}", f"%p{i}", h)
+            linear(f"%g{i}", f"%m{i}", f"layers_{i}_gate", inner, h)
+            linear(f"%u{i}", f"%m{i}", f"layers_{i}_up", inner, h)
+            unary(f"%a{i}", f"activate %g{i}", 'kind = "silu", ', inner)
+            binary(f"%b{i}", "mul", f"%a{i}", f"%u{i}", inner)
+            linear(f"%d{i}", f"%b{i}", f"layers_{i}_down", h, inner)
+            binary(f"%x{i + 1}", "add", f"%m{i}", f"%d{i}", h)
+        last = f"%x{self.layers}"
+        if self.late_embedding:
+            binary("%both", "add", last, "%x0", h)
+            last = "%both"
+        linear("%logits", last, "head", self.vocabulary, h)
+        n = f"tensor<{self.vocabulary}xf32>"
+        body.append(f'%next = rom.sample %logits {{onnx = [["sample"]]}} : {n}')
+        body.append(f"rom.emit %logits, %next : {n}")
+        step = f"rom.step @decode context {self.capacity} {{\n^bb0(%token: i32, %position: index):"
+        return "\n".join([*lines, step, *body, "}"])
+
+
+Compile = Callable[[Decoder, Machine], ModuleOp]
+
+
+def parse_rom(text: str) -> ModuleOp:
+    """A module from text, verified."""
+    context = Context()
+    context.load_dialect(Builtin)
+    context.load_dialect(ROM)
+    module = Parser(context, text).parse_module()
+    module.verify()
+    return module
+
+
+def integer_module(decoder: Decoder, machine: Machine) -> ModuleOp:
+    """A generated decoder, legalised for a machine."""
+    module = parse_rom(decoder.text())
+    context = Context()
+    if decoder.outline:
+        OutlineLayersPass().apply(context, module)
+    Rewriter.insert_op(MachineOp(machine), InsertPoint.at_start(module.body.block))
+    RomLegalize().apply(context, module)
+    RomFuseResidual().apply(context, module)
+    module.verify()
+    return module
+
+
+@pytest.fixture(scope="session")
+def integers() -> Compile:
+    """Legalises a generated decoder for a machine."""
+    return integer_module
+
+
+@pytest.fixture(scope="session")
+def from_text() -> Callable[[str], ModuleOp]:
+    """Parses and verifies rom text."""
+    return parse_rom
+
+
+@pytest.fixture(scope="session")
+def decoder() -> Decoder:
+    """A decoder of two layers; `dataclasses.replace` makes others."""
+    return Decoder()
+
+
+@pytest.fixture(scope="session")
+def mini() -> Machine:
+    """The machine of roma-mini."""
+    return load_target("roma-mini").machine()
+
+
+@pytest.fixture(scope="session")
+def decoders(decoder: Decoder) -> st.SearchStrategy[Decoder]:
+    """Decoders of many shapes, ragged ones among them."""
+    return st.builds(
+        lambda kv, shared, **rest: replace(decoder, heads=kv * shared, kv_heads=kv, **rest),
+        kv=st.integers(1, 3),
+        shared=st.integers(1, 3),
+        layers=st.integers(1, 3),
+        width=st.sampled_from([4, 8, 10]),
+        hidden=st.integers(3, 40),
+        capacity=st.integers(1, 60),
+        window=st.sampled_from([0, 0, 7]),
+        vocabulary=st.integers(2, 80),
+        code=st.sampled_from(["int2", "int4", "int8"]),
+        group=st.integers(3, 40),
+        bias=st.booleans(),
+        norm=st.sampled_from(["rms_norm", "layer_norm"]),
+        late_embedding=st.booleans(),
+        outline=st.booleans(),
+    )
+
+
+@pytest.fixture(scope="session")
+def machines(mini: Machine) -> st.SearchStrategy[Machine]:
+    """Small machines, all with room enough."""
+    return st.builds(
+        lambda **given: replace(mini, **given),
+        tiles=st.integers(1, 9),
+        l_units=st.integers(1, 5),
+        lanes=st.integers(1, 16),
+        plane_bits=st.sampled_from([1, 2]),
+        vector_lanes=st.integers(1, 20),
+        results_per_cycle=st.integers(1, 20),
+        activations=st.sampled_from(["int8", "int16", "fp8"]),
+        kv=st.sampled_from(["int8", "int16", "fp8"]),
+    )

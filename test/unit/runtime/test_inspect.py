@@ -1,0 +1,116 @@
+"""Reports of a compiled model: their sums, and that they agree with the program."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from intaglio.dialects.errors import UserError
+from intaglio.runtime.inspect import inspect_json, inspect_text, size_text
+from intaglio.runtime.program import load_program
+from intaglio.runtime.timing import token_cycles
+
+USES = ("codes_bits", "scales_bits", "zeros_bits", "padding_bits")
+
+
+@pytest.mark.parametrize("name", ["llama", "tied", "qwen", "phi", "int8"])
+def test_rom_adds_up(compiled, name: str):
+    out: Path = compiled(name)
+    rom, program = inspect_json(out)["rom"], load_program(out)
+    for use in USES:
+        assert rom[use] == sum(entry[use] for entry in rom["by_class"].values()) >= 0
+    assert sum(rom[use] for use in USES) == rom["used_bits"] + rom["extra_bits"]
+    banks = rom["banks"]
+    assert banks["fill_min"] <= banks["fill_mean"] <= banks["fill_max"] <= 1
+    mean = banks["fill_mean"] * banks["count"] * banks["bits"]
+    assert mean == pytest.approx(rom["used_bits"])
+    matrices = [p for p in program.parameters.values() if p.group]
+    stored = sum(p.codes.size + p.scales.size for p in matrices if p.codes and p.scales)
+    tables = sum(
+        p.codes.size
+        for p in program.parameters.values()
+        if p.codes and not p.group and p.codes.file == "rom/matrices.bin"
+    )
+    assert rom["codes_bits"] + rom["scales_bits"] == 8 * (stored + tables)
+    assert (rom["zeros_bits"] > 0) == (name == "qwen")
+
+
+def test_classes_are_slots_of_the_layers(compiled):
+    by_class = inspect_json(compiled("llama"))["rom"]["by_class"]
+    assert by_class["attn_qkv_proj"]["tensors"] == 2
+    assert by_class["attn_qkv_proj"]["weights"] == 2 * 128 * 64
+    assert by_class["lm_head"] == {
+        "tensors": 1,
+        "weights": 256 * 64,
+        "codes_bits": 256 * 64 * 4,
+        "scales_bits": 256 * 2 * 16,
+        "zeros_bits": 0,
+        "padding_bits": by_class["lm_head"]["padding_bits"],
+    }
+
+
+@pytest.mark.parametrize("name", ["llama", "phi"])
+def test_cycles_add_up(compiled, name: str):
+    out: Path = compiled(name)
+    content, program = inspect_json(out), load_program(out)
+    assert [one["position"] for one in content["positions"]] == [0, 127]
+    for one in content["positions"]:
+        cycles = token_cycles(program, [one["position"]])
+        assert one["cycles"] == cycles.period[0]
+        assert one["cycles_to_token_out"] == cycles.out[0]
+        assert one["tokens_per_second"] == 500_000_000 / one["cycles"]
+        path = one["critical_path"]
+        for kind in ("by_queue", "by_opcode"):
+            assert sum(path[kind].values()) + path["issue_cycles"] == one["cycles"]
+        assert sum(block["cycles"] for block in one["blocks"]) == one["cycles"]
+        assert all(0 < busy <= 1 for busy in one["busy"].values())
+        assert one["cycles"] >= content["lower_bound"]["cycles"]
+        bound = content["lower_bound"]["cycles"] / one["cycles"]
+        assert one["lane_utilisation"] == pytest.approx(bound)
+    assert sum(block["sampled"] for block in content["positions"][0]["blocks"]) == 1
+
+
+def test_slowest_instructions_name_their_nodes(compiled):
+    slowest = inspect_json(compiled("llama"))["slowest"]
+    cycles = [one["cycles"] for one in slowest]
+    assert cycles == sorted(cycles, reverse=True) and len(slowest) == 10
+    assert all(one["onnx"] and 0 < one["share"] < 1 for one in slowest)
+    head = next(one for one in slowest if one["block"] == "head")
+    assert head["onnx"] == ["/lm_head/MatMul"] and head["cycles"] == head["cycles_each"]
+
+
+def test_sram_is_that_of_the_caches(compiled):
+    sram = inspect_json(compiled("llama"))["sram"]
+    # Keys and values of two layers, two heads of 16 bytes and a scale of 4, 128 tokens.
+    assert sram["kv_bytes"] == sram["used_bytes"] == 2 * 2 * 2 * (16 + 4) * 128
+    assert sram["kv_bytes_per_token"] == 160
+
+
+def test_same_input_same_report(compiled):
+    assert inspect_json(compiled("llama")) == inspect_json(compiled("llama"))
+    json.dumps(inspect_json(compiled("qwen")))
+
+
+def test_text_fits_its_width_and_shows_nodes(compiled):
+    for width in (100, 140):
+        text = inspect_text(compiled("llama"), width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "layer x 2" in text and "attn_qkv_proj" in text
+        assert "/model/layers.1/input_layernorm/SkipLayerNorm" in text
+
+
+def test_missing_files_are_the_users_error(compiled, tmp_path: Path):
+    with pytest.raises(UserError, match="holds no compiled program"):
+        inspect_json(tmp_path)
+    shutil.copytree(compiled("llama"), tmp_path / "out")
+    (tmp_path / "out" / "mapping.json").unlink()
+    with pytest.raises(UserError, match=r"mapping\.json: cannot be read"):
+        inspect_json(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "count,text",
+    [(0, "0 B"), (999, "999 B"), (1234, "1.234 kB"), (1.86e9, "1.86 GB"), (2e12, "2000 GB")],
+)
+def test_sizes(count: float, text: str):
+    assert size_text(count) == text

@@ -1,0 +1,62 @@
+"""The pass driver: input formats, round trips and errors."""
+
+from pathlib import Path
+
+import pytest
+from intaglio.runtime import opt
+
+
+def read(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    code = opt.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen", "phi"])
+def test_onnx_input_and_every_stage_again(model, compiled, capsys, name: str):
+    code, text, err = read(capsys, model(name), "-p", "rom-outline-layers")
+    assert code == 0 and err == ""
+    assert text.strip() == (compiled(name) / "ir" / "rom.mlir").read_text().strip()
+    for stage in ("rom", "integer", "fabric", "program"):
+        path = compiled(name) / "ir" / f"{stage}.mlir"
+        code, text, err = read(capsys, path)
+        assert code == 0 and text.strip() == path.read_text().strip(), err
+
+
+def test_context_reaches_the_import(model, capsys):
+    assert "128" in read(capsys, model("llama"))[1]
+    code, text, _ = read(capsys, model("llama"), "--context", "17")
+    assert code == 0 and "17" in text
+    code, text, err = read(capsys, model("llama"), "--context", "500")
+    assert code == 1 and text == "" and "500" in err and "Traceback" not in err
+
+
+def test_errors_are_messages(tmp_path: Path, model, compiled, capsys):
+    bad = tmp_path / "bad.mlir"
+    bad.write_text("builtin.module { foo.bar }\n")
+    rom = compiled("llama") / "ir" / "rom.mlir"
+    wrong = tmp_path / "wrong.mlir"
+    wrong.write_text(rom.read_text().replace("tensor<64xf32>", "tensor<65xf32>", 1))
+    for arguments, message in (
+        ([bad], "foo"),
+        ([wrong], "tensor<65xf32>"),
+        ([tmp_path / "nothing.mlir"], "nothing.mlir"),
+        ([tmp_path / "nothing.onnx"], "nothing.onnx"),
+        ([rom, "-p", "rom-legalize"], "attach-target"),
+        ([rom, "-p", "attach-target{target=rome}"], "no target is called 'rome'"),
+        ([rom, "-p", "no-such-pass"], "no-such-pass"),
+    ):
+        code, out, err = read(capsys, *arguments)
+        assert code == 1 and out == "" and message in err and "Traceback" not in err
+
+
+def test_errors_can_be_verified(compiled, capsys):
+    rom = compiled("llama") / "ir" / "rom.mlir"
+    arguments = ("-p", "attach-target{target=rome}", "--verify-diagnostics")
+    code, out, err = read(capsys, rom, *arguments)
+    assert code == 0 and "no target is called 'rome'" in out and err == ""
+
+
+def test_debug_shows_tracebacks(tmp_path: Path):
+    with pytest.raises(FileNotFoundError):
+        opt.main([str(tmp_path / "nothing.mlir"), "--debug"])
