@@ -16,7 +16,7 @@ from intaglio.backend.output import (
     MANIFEST,
     REFERENCE,
     TIMINGS,
-    link_or_copy,
+    copy,
     sha256_of,
     whole_or_nothing,
     write_json,
@@ -135,7 +135,8 @@ def _write_ir(module: ModuleOp, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     Printer(stream=text).print_op(module)
-    path.write_text(text.getvalue() + "\n")
+    # xdsl-opt ends what it prints with an empty line; so does this, to be equal byte for byte.
+    path.write_text(text.getvalue() + "\n\n")
 
 
 def _embedding_rounding(options: Options) -> str | None:
@@ -165,7 +166,7 @@ def _reference(imported: ImportedModel, folder: Path) -> dict[str, Path]:
             files[f"{REFERENCE}/{name}"] = model.parent / name
     for name, path in files.items():
         try:
-            link_or_copy(path, folder / name)
+            copy(path, folder / name)
         except OSError as error:
             raise UserError(f"cannot be copied: {error.strerror}", file=str(path)) from error
     return {f"{REFERENCE}/{model.name}": folder / REFERENCE / model.name, **files}

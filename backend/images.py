@@ -2,8 +2,8 @@
 
 Three files, little-endian, each part at a multiple of 64 bytes:
 
-- `rom/matrices.bin`: for each engraved tensor its codes (packed rows, low bits first; int16 rows for
-  a dense table), then int16 scale mantissas [N, groups], then uint8 zero points [N, groups];
+- `rom/matrices.bin`: for each engraved tensor its codes (packed rows, low bits first; int16 rows
+  for a dense table), then int16 scale mantissas [N, groups], then uint8 zero points [N, groups];
 - `rom/constants.bin`: vectors and tables at the addresses of their `fabric.constant`;
 - `sram/adapters.bin`: adapters of the graph, laid out as matrices are.
 

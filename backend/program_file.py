@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from intaglio.dialects import rom
-from intaglio.dialects.fabric import machine_of
+from intaglio.dialects.fabric import EngraveOp, machine_of, places
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
+from intaglio.dialects.tiling import Piece
 from xdsl.dialects.builtin import (
     ArrayAttr,
     IntegerAttr,
@@ -35,11 +36,18 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
     if len(programs) != 1:
         raise ValueError(f"expected one program, found {len(programs)}")
     (program,) = programs
+    pieces = {
+        place.buffer.root_reference.data: [_piece(attr.piece) for attr in place.pieces]
+        for place in places(module)
+        if isinstance(place, EngraveOp)
+    }
     return {
         "schema": SCHEMA,
         "machine": machine_of(module).to_dict(),
         "parameters": {
-            op.sym_name.data: _parameter(op) for op in module.ops if isinstance(op, rom.ParameterOp)
+            op.sym_name.data: _parameter(op, pieces.get(op.sym_name.data))
+            for op in module.ops
+            if isinstance(op, rom.ParameterOp)
         },
         "caches": {
             op.sym_name.data: _cache(op) for op in module.ops if isinstance(op, rom.CacheOp)
@@ -53,7 +61,16 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
     }
 
 
-def _parameter(op: rom.ParameterOp) -> dict[str, Any]:
+def _piece(piece: Piece) -> dict[str, Any]:
+    return {
+        "rows": [piece.first_row, piece.first_row + piece.rows],
+        "tiles": [piece.first_tile, piece.first_tile + piece.tiles],
+        "split": piece.split,
+        "at": [piece.base, piece.scale_base],
+    }
+
+
+def _parameter(op: rom.ParameterOp, pieces: list[dict[str, Any]] | None) -> dict[str, Any]:
     type_ = op.type
     assert isinstance(type_, rom.ROMTensorType | rom.AdapterType)
     content: dict[str, Any] = {
@@ -69,6 +86,8 @@ def _parameter(op: rom.ParameterOp) -> dict[str, Any]:
         content["exponent"] = op.exponent.value.data
     if op.zero is not None:
         content["zero"] = op.zero.value.data
+    if pieces is not None:
+        content["pieces"] = pieces
     for part, image in (("codes", op.codes), ("scales", op.scales), ("zeros", op.zeros)):
         if image is not None:
             content[part] = {

@@ -43,12 +43,12 @@ def passes(options: Options) -> Iterator[tuple[str, tuple[ModulePass, ...]]]:
     from intaglio.backend.attach_target import AttachTarget
     from intaglio.lowering.fuse_residual import RomFuseResidual
     from intaglio.lowering.legalize import RomLegalize
-    from intaglio.lowering.outline_layers import OutlineLayersPass
+    from intaglio.lowering.outline_layers import RomOutlineLayers
     from intaglio.lowering.place import FabricPlace
     from intaglio.lowering.schedule import ProgramSchedule
 
     pipeline: dict[str, tuple[ModulePass, ...]] = {
-        "rom": (OutlineLayersPass(),),
+        "rom": (RomOutlineLayers(),),
         "integer": (
             AttachTarget(options.target, options.settings),
             RomLegalize(),

@@ -1,7 +1,7 @@
 """Durations as formulas: integer expressions of the position, printed, parsed and evaluated.
 
-A formula is built of integers, variables, `+`, `*`, `ceildiv(a, b)`, `floordiv(a, b)`, `min(a, b)` and
-`max(a, b)`.
+A formula is built of integers, variables, `+`, `*`, `ceildiv(a, b)`, `floordiv(a, b)`,
+`min(a, b)` and `max(a, b)`.
 `tokens` is the number of cached tokens, the current one included (position + 1); `rank` is the
 active rank of the adapter at a site, 0 without one.
 

@@ -547,8 +547,8 @@ class ParameterOp(IRDLOperation):
 class CacheOp(IRDLOperation):
     """A key or value cache of one layer.
 
-    `static_scale` is the graph's own scale of a quantised cache, `static_inverse` (integer stage) one
-    over it.
+    `static_scale` is the graph's own scale of a quantised cache, `static_inverse` (integer stage)
+    one over it.
 
     Example:
     ```

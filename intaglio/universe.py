@@ -28,7 +28,7 @@ INTAGLIO = Universe(
         "program": _dialect("program", "PROGRAM"),
     },
     all_passes={
-        "rom-outline-layers": _pass("lowering.outline_layers", "OutlineLayersPass"),
+        "rom-outline-layers": _pass("lowering.outline_layers", "RomOutlineLayers"),
         "attach-target": _pass("backend.attach_target", "AttachTarget"),
         "rom-legalize": _pass("lowering.legalize", "RomLegalize"),
         "rom-fuse-residual": _pass("lowering.fuse_residual", "RomFuseResidual"),

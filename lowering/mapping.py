@@ -100,7 +100,8 @@ def mapping_of(module: ModuleOp, machine: Machine) -> dict[str, Any]:
         match place:
             case EngraveOp():
                 pieces = [_piece(attr.piece) for attr in place.pieces]
-                matrices.append({"name": name, "key": keys[name], "pieces": pieces})
+                extra = {} if place.extra is None else {"extra": True}
+                matrices.append({"name": name, "key": keys[name], **extra, "pieces": pieces})
             case ConstantOp():
                 constants.append({"name": name, "address": place.address.value.data})
             case ReserveOp() | AdapterSlotOp():

@@ -32,7 +32,7 @@ from xdsl.rewriter import InsertPoint, Rewriter
 
 
 @dataclass(frozen=True)
-class OutlineLayersPass(ModulePass):
+class RomOutlineLayers(ModulePass):
     """Replaces runs of isomorphic layers by `rom.layer` and `rom.repeat`."""
 
     name = "rom-outline-layers"

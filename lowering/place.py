@@ -1,9 +1,9 @@
 """`fabric-place`: gives every buffer its place on the chip.
 
 Matrices are cut so that a product takes the fewest cycles; among equals the placement that wastes
-the least ROM wins, then the one whose tiles are emptiest. Vectors and tables go to the vector units'
-constant ROM, caches and adapters to the SRAM of the H-Units. A mapping file replaces the choice for
-the matrices that it names.
+the least ROM wins. Every matrix lies on all tiles, so banks are filled alike. Vectors and tables go
+to the vector units' constant ROM, caches and adapters to the SRAM of the H-Units. A mapping file
+replaces the choice for the matrices that it names.
 """
 
 from __future__ import annotations
@@ -118,11 +118,6 @@ class _Banks:
         part = slice(first, first + tiles)
         return max(self.bits[part]), max(self.words[part]), max(self.scales[part])
 
-    def emptiest(self, tiles: int) -> int:
-        """First tile of the emptiest range of so many tiles."""
-        starts = range(self.machine.tiles - tiles + 1)
-        return min(starts, key=lambda first: (*self.fill(first, tiles), first))
-
     def add(self, piece: Piece, shape: MatrixShape, extra: bool) -> None:
         words = piece.base + piece.code_words(shape, self.machine)
         scales = piece.scale_base + piece.scale_words(shape, self.machine)
@@ -173,11 +168,8 @@ def _place_rom(module: ModuleOp, machine: Machine, given: Mapping | None) -> Ite
             pieces = list(given.place(name, shape, machine, banks.fill))
         else:
             cut = choose_piece(shape, machine, is_table=rom.DotOp not in used)
-            first = banks.emptiest(cut.tiles)
-            _, base, scale_base = banks.fill(first, cut.tiles)
-            pieces = [
-                Piece(0, shape.rows, first, cut.tiles, cut.split, base, scale_base),
-            ]
+            _, base, scale_base = banks.fill(0, cut.tiles)
+            pieces = [Piece(0, shape.rows, 0, cut.tiles, cut.split, base, scale_base)]
         for piece in pieces:
             banks.add(piece, shape, name in extras)
         engraved[name] = pieces
@@ -225,7 +217,8 @@ def _check_format(parameter: rom.ParameterOp, type_: rom.ROMTensorType, machine:
         raise UserError(
             f"weights {parameter.key.data} are {type_.code.data}, which {machine.name} has no "
             f"cells for",
-            hint=f"its ROM stores {', '.join(machine.weights)}; choose another target or requantise",
+            hint=f"its ROM stores {', '.join(machine.weights)}; quantise otherwise, or choose "
+            "another target",
         )
 
 
@@ -246,11 +239,12 @@ def _rom_overflow(
     total = sum(use.values())
     worst = max(range(machine.tiles), key=lambda tile: banks.bits[tile])
     over = (banks.bits[worst] - machine.rom_bits) / 8
-    lines = [
+    first = (
         f"the ROM of {machine.name} holds {capacity / 1e6:.2f} MB, the model needs "
-        f"{total / 1e6:.2f} MB with padding; tile {worst} is over by "
-        f"{over * machine.l_units / 1e3:.1f} kB in each of its {machine.l_units} L-Units together"
-    ]
+        f"{total / 1e6:.2f} MB with padding; the {machine.l_units} L-Units of tile {worst} are "
+        f"over by {over * machine.l_units / 1e3:.1f} kB together"
+    )
+    lines = [first]
     lines += [
         f"    {size / 1e6:10.2f} MB  {label}"
         for label, size in sorted(use.items(), key=lambda item: -item[1])
@@ -357,10 +351,11 @@ def _sram_overflow(
 ) -> DoesNotFit:
     total = sum(use.values())
     caches = [op for op in module.ops if isinstance(op, rom.CacheOp)]
-    lines = [
+    first = (
         f"the SRAM of {machine.name} holds {machine.sram_bytes * machine.tiles / 2**20:.2f} MiB, "
         f"the model needs {total * machine.tiles / 2**20:.2f} MiB"
-    ]
+    )
+    lines = [first]
     lines += [
         f"    {size * machine.tiles / 2**20:10.2f} MiB  {label}"
         for label, size in sorted(use.items(), key=lambda item: -item[1])

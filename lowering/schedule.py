@@ -666,10 +666,11 @@ class _Scheduler:
 
     def overflow(self, top: int) -> None:
         largest = sorted(self.places, key=lambda v: -self.size(v))[:5]
-        lines = [
+        first = (
             f"the vector units of {self.machine.name} hold {self.machine.vector_sram_bytes} bytes, "
             f"the program needs {top}"
-        ]
+        )
+        lines = [first]
         lines += [f"    {self.size(v):10d} bytes  {v.type}" for v in largest]
         raise DoesNotFit(
             "\n".join(lines),

@@ -161,7 +161,7 @@ def available_paths() -> dict[str, Path]:
     return {path.name: path for path in paths}
 
 
-class _Emitter:
+class Emitter:
     """An `llvmlite.ir` function under construction, with the few idioms the kernels share."""
 
     def __init__(self, path: Path, name: str) -> None:
@@ -385,7 +385,7 @@ def emit_prepare(path: Path, bits: int) -> Any:
     shape, phase by phase, and CORRECTION int32 [TOKENS, CORRECTION_STRIDE]: FACTOR * (sum of a
     lane's activations), summed over CHUNKS_PER_GROUP chunks.
     """
-    e = _Emitter(path, "prepare")
+    e = Emitter(path, "prepare")
     b = e.b
     phases = 8 // bits
     bytes_ = e.vec(e.i8, path.width)
@@ -422,7 +422,7 @@ def emit_kernel(path: Path, spec: KernelSpec, prefetch: int) -> Any:
     atomic counter) and all TOKEN_BLOCKS * `spec.tokens` tokens for them, so a block of rows is
     read from memory once.
     """
-    e = _Emitter(path, "kernel")
+    e = Emitter(path, "kernel")
     b = e.b
     bits, count, tokens = spec.bits, spec.groups_per_chunk, spec.tokens
     phases, width, lanes = 8 // bits, path.width, path.lanes

@@ -69,7 +69,7 @@ def backend_name() -> str:
     return path_names()[0]
 
 
-def _path(name: str | None) -> Path:
+def choose_path(name: str | None) -> Path:
     if name is None:
         return next(iter(_paths().values()))
     if name not in _paths():
@@ -289,12 +289,12 @@ def matmul(
         raise ValueError(
             f"activations must be integers [..., {matrix.k}], not {x.dtype} {list(x.shape)}"
         )
-    chosen = _path(path)
+    chosen = choose_path(path)
     tokens = x.shape[0]
     if not tokens or not matrix.n:
         return np.zeros((tokens, matrix.n), np.int64)
     if x.dtype == np.int8:
-        return _product(matrix, cast(npt.NDArray[np.int8], x), chosen, threads)
+        return _product(matrix, cast("npt.NDArray[np.int8]", x), chosen, threads)
     digits, sign = _digits(matrix, x)
     y = _product(matrix, digits.reshape(-1, matrix.k), chosen, threads)
     y = y.reshape(len(digits), tokens, matrix.n)

@@ -12,6 +12,7 @@ from intaglio.dialects import formula, timeline
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.tiling import Piece
 
 SCHEMA = 1
 PROGRAM = "program.json"
@@ -29,7 +30,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A tensor as the chip stores it."""
+    """A tensor as the chip stores it; `pieces` say where in the ROM, for those that are engraved."""
 
     name: str
     key: str
@@ -43,6 +44,7 @@ class Parameter:
     codes: Part | None = None
     scales: Part | None = None
     zeros: Part | None = None
+    pieces: tuple[Piece, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,22 @@ def _parameter(name: str, content: Mapping[str, Any]) -> Parameter:
         if part in values:
             values[part] = Part(**values[part])
     values["dims"] = tuple(values["dims"])
+    values["pieces"] = tuple(_piece(piece) for piece in content.get("pieces", ()))
     return Parameter(name, **values)
+
+
+def _piece(content: Mapping[str, Any]) -> Piece:
+    (first_row, last_row), (first_tile, last_tile) = content["rows"], content["tiles"]
+    base, scale_base = content["at"]
+    return Piece(
+        first_row,
+        last_row - first_row,
+        first_tile,
+        last_tile - first_tile,
+        content["split"],
+        base,
+        scale_base,
+    )
 
 
 def _cache(name: str, content: Mapping[str, Any]) -> Cache:

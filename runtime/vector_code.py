@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
 from intaglio.dialects.semantics import GATES, ROTARY_FRAC, SCORE_FRAC, UNIT_FRAC
 from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC, Table, table
-from intaglio.runtime.kernel_code import Path, _Emitter
+from intaglio.runtime.kernel_code import Path, Emitter
 
 Operand: TypeAlias = "Value | int"
 
@@ -156,7 +156,7 @@ class Total:
         return _COMBINE[self.reduction](one, Value(k, k.intrinsic(name, k.i64, [many])))
 
 
-class Kernel(_Emitter):
+class Kernel(Emitter):
     """A function under construction, with the loops and arrays that the kernels are made of."""
 
     def __init__(self, path: Path, name: str) -> None:
@@ -351,7 +351,7 @@ def multiply(a: ScaleValue, b: ScaleValue) -> ScaleValue:
     p = product(a.mantissa, b.mantissa)
     k = (p >> 47) + 23
     mantissa = ((p >> 22) + (k - 22)) >> (k - 22)
-    return ScaleValue(minimum(mantissa, (1 << SCALE_BITS)), a.exponent + b.exponent - k)
+    return ScaleValue(minimum(mantissa, (1 << SCALE_BITS) - 1), a.exponent + b.exponent - k)
 
 
 def lookup(of: Table, content: Array, argument: Value) -> Value:

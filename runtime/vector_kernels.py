@@ -37,7 +37,7 @@ from intaglio.dialects.semantics import (
 from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC, table
 from intaglio.runtime import vector_code
 from intaglio.runtime.kernel_code import compile_module
-from intaglio.runtime.kernels import _path
+from intaglio.runtime.kernels import choose_path
 
 __all__ = [
     "add",
@@ -82,7 +82,7 @@ _engines: list[Any] = []
 def _kernel(name: str, *variant: Any) -> Callable[[int], None]:
     """The compiled kernel; it takes the address of its arguments."""
     with _compile_lock:
-        path = _path(None)
+        path = choose_path(None)
         function, engine = compile_module(path, vector_code.emit(path, name, *variant))
         _engines.append(engine)
         return function

@@ -1,4 +1,4 @@
-"""Configuration of lit: `lit test/filecheck`, from the environment that Intaglio is installed in."""
+"""Configuration of lit: `lit test/filecheck`, with the lit of Intaglio's own environment."""
 
 import os
 import sys

@@ -163,7 +163,7 @@ def test_missing_and_invalid_file(tmp_path: Path):
         ),
         ('kv = { value = "int8"', 'kv = { value = "int7"', "value is 'int7', not among the"),
         (
-            'weights = { value = ["int2", "int4", "int8"]',
+            'weights = { value = ["ternary", "int2", "int4", "int8"]',
             'weights = { value = ["int2", "int3"]',
             "with 'int3' not among the choices",
         ),

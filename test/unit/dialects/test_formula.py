@@ -73,7 +73,7 @@ def test_positions_are_evaluated_at_once(formula: Formula) -> None:
 
 @given(FORMULAS)
 def test_variables_are_those_that_evaluation_needs(formula: Formula) -> None:
-    given_values = {name: 7 for name in formula.variables}
+    given_values = dict.fromkeys(formula.variables, 7)
     formula(**given_values)
     for name in formula.variables:
         with pytest.raises(KeyError):
@@ -84,7 +84,7 @@ def test_constants_are_folded_and_collected() -> None:
     assert constant(2) + 3 == Constant(5)
     assert str(1 + (TOKENS + 2) + 3 * constant(4)) == "15 + tokens"
     assert 1 * TOKENS == TOKENS
-    assert TOKENS * 0 == Constant(0)
+    assert str(TOKENS * 0) == "0"
     assert ceildiv(TOKENS, 1) == TOKENS
     assert ceildiv(9, 2) == Constant(5)
     assert floordiv(9, 2) == Constant(4)

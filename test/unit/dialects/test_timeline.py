@@ -64,9 +64,7 @@ def step_by_step(
                 unit.next += 1
         cycle += 1
         assert cycle < 10_000
-    return {
-        one.key: (one.start, one.finish) for unit in units.values() for one in unit.instances
-    }
+    return {one.key: (one.start, one.finish) for unit in units.values() for one in unit.instances}
 
 
 @st.composite

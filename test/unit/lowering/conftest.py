@@ -13,7 +13,7 @@ from intaglio.dialects.machine import Machine
 from intaglio.dialects.rom import ROM
 from intaglio.lowering.fuse_residual import RomFuseResidual
 from intaglio.lowering.legalize import RomLegalize
-from intaglio.lowering.outline_layers import OutlineLayersPass
+from intaglio.lowering.outline_layers import RomOutlineLayers
 from xdsl.context import Context
 from xdsl.dialects.builtin import Builtin, ModuleOp
 from xdsl.parser import Parser
@@ -80,11 +80,11 @@ class Decoder:
         body.append(f'%x0 = rom.embed %token of @table {{onnx = [["e"]]}} : tensor<{h}xf32>')
         angles = "at %position by @cos, @sin"
         for i in range(self.layers):
-            for cache in ("k", "v"):
-                lines.append(
-                    f"rom.cache @past_{i}_{cache} :"
-                    f" !rom.kv<{self.capacity}, {self.kv_heads}, {self.width}, float32>"
-                )
+            lines += [
+                f"rom.cache @past_{i}_{cache} :"
+                f" !rom.kv<{self.capacity}, {self.kv_heads}, {self.width}, float32>"
+                for cache in ("k", "v")
+            ]
             dense(f"layers_{i}_norm", h)
             unary(f"%n{i}", f"{self.norm} %x{i} by @layers_{i}_norm", "eps = 1.0e-05 : f64, ", h)
             linear(f"%qkv{i}", f"%n{i}", f"layers_{i}_qkv", size + 2 * kv, h)
@@ -145,7 +145,7 @@ def integer_module(decoder: Decoder, machine: Machine) -> ModuleOp:
     module = parse_rom(decoder.text())
     context = Context()
     if decoder.outline:
-        OutlineLayersPass().apply(context, module)
+        RomOutlineLayers().apply(context, module)
     Rewriter.insert_op(MachineOp(machine), InsertPoint.at_start(module.body.block))
     RomLegalize().apply(context, module)
     RomFuseResidual().apply(context, module)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 from intaglio.dialects import rom
-from intaglio.lowering.outline_layers import OutlineLayersPass
+from intaglio.lowering.outline_layers import RomOutlineLayers
 from xdsl.context import Context
 from xdsl.dialects.builtin import FloatAttr, IndexType, ModuleOp, f64, i32
 from xdsl.ir import Block, Operation, Region, SSAValue
@@ -69,7 +69,7 @@ def vector():
 
 def outlined(module: ModuleOp) -> list[int]:
     """Numbers of instances of each repeat."""
-    OutlineLayersPass().apply(Context(), module)
+    RomOutlineLayers().apply(Context(), module)
     module.verify()
     return [len(op.instances) for op in module.walk() if isinstance(op, rom.RepeatOp)]
 
@@ -185,7 +185,7 @@ def test_long_models_take_linear_time():
         model.layer(i)
     module = model.finish()
     start = time.perf_counter()
-    OutlineLayersPass().apply(Context(), module)
+    RomOutlineLayers().apply(Context(), module)
     assert time.perf_counter() - start < 5
     assert len(list(module.walk())) < 2000
 

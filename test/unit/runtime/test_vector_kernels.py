@@ -250,3 +250,14 @@ def test_empty_and_read_only() -> None:
 def test_stands_in_for_semantics() -> None:
     assert all(hasattr(semantics, name) for name in vector_kernels.__all__)
     assert all(hasattr(vector_kernels, name) for name in vector_kernels.__all__)
+
+
+def test_edges_of_rounding() -> None:
+    """Products of scales that round up to 2**24, and the last values that FP8 does not clip."""
+    a = np.arange(11_863_283, 11_863_783)
+    b = ((1 << 47) - 1) // a
+    zero = np.zeros_like(a)
+    check("multiply", Scale(a, zero), Scale(b, zero), counted=False)
+    assert (semantics.multiply(Scale(a, zero), Scale(b, zero)).mantissa == (1 << 24) - 1).any()
+    x = np.arange(-9, 10) + np.array([[464 << 17], [-464 << 17], [448 << 17]])
+    check("quantize_static", x, "fp8", Real(1, 0), 8)

@@ -43,6 +43,15 @@ rom.layer @decoder {
 // CHECK-NEXT:   rom.yield %{{\w+}} : tensor<64xf32>
 // CHECK-NEXT: }
 
+// Two carried values.
+rom.layer @pair {
+^bb0(%p: index, %x: tensor<64xf32>, %y: tensor<64xf32>):
+  rom.yield %y, %x : tensor<64xf32>, tensor<64xf32>
+}
+// CHECK:      rom.layer @pair {
+// CHECK:        rom.yield %{{\w+}}, %{{\w+}} : tensor<64xf32>, tensor<64xf32>
+// CHECK-NEXT: }
+
 // Only a position.
 rom.layer @empty {
 ^bb0(%p: index):
@@ -56,6 +65,7 @@ rom.step @decode context 128 {
 ^bb0(%token: i32, %position: index):
   %x = rom.embed %token of @embedding {onnx = [["Gather"]]} : tensor<64xf32>
   %y = rom.repeat @decoder at %position (%x) instances [{w = @w0, g = @gamma}, {w = @w0, g = @beta}] : (tensor<64xf32>) -> tensor<64xf32>
+  %r0, %r1 = rom.repeat @pair at %position (%x, %y) instances [{}, {}] : (tensor<64xf32>, tensor<64xf32>) -> tensor<64xf32>, tensor<64xf32>
   %n = rom.rms_norm %y by @head_gamma {eps = 1.0e-06 : f64, groups = 4 : i64, onnx = [["qnorm"]]} : tensor<64xf32> -> tensor<64xf32>
   %l = rom.layer_norm %n by @gamma, @beta {eps = 1.0e-06 : f64, onnx = [["ln"]]} : tensor<64xf32> -> tensor<64xf32>
   %m = rom.layer_norm %l by @gamma {eps = 1.0e-06 : f64, onnx = [["ln"]]} : tensor<64xf32> -> tensor<64xf32>
@@ -81,6 +91,8 @@ rom.step @decode context 128 {
 // CHECK-NEXT:   %{{\w+}} = rom.embed %{{\w+}} of @embedding {onnx = {{\[}}["Gather"]]} : tensor<64xf32>
 // CHECK-NEXT:   %{{\w+}} = rom.repeat @decoder at %{{\w+}}(%{{\w+}}) instances
 // CHECK-SAME:     [{w = @w0, g = @gamma}, {w = @w0, g = @beta}] : (tensor<64xf32>) -> tensor<64xf32>
+// CHECK-NEXT:   %{{\w+}}, %{{\w+}} = rom.repeat @pair at %{{\w+}}(%{{\w+}}, %{{\w+}}) instances [{}, {}]
+// CHECK-SAME:     : (tensor<64xf32>, tensor<64xf32>) -> tensor<64xf32>, tensor<64xf32>
 // CHECK-NEXT:   rom.rms_norm %{{\w+}} by @head_gamma
 // CHECK-SAME:     {eps = 1.000000e-06 : f64, groups = 4 : i64, onnx = {{\[}}["qnorm"]]}
 // CHECK-NEXT:   rom.layer_norm %{{\w+}} by @gamma, @beta {eps

@@ -1,0 +1,215 @@
+"""Mapping files: what they say is what is placed; edits are followed, mistakes are named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from intaglio.dialects.errors import DoesNotFit, UserError
+from intaglio.dialects.fabric import EngraveOp, places
+from intaglio.dialects.machine import Machine
+from intaglio.lowering.mapping import SCHEMA, mapping_of
+from intaglio.lowering.place import FabricPlace
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+
+Content = dict[str, Any]
+
+
+def place(module: ModuleOp, **options: Any) -> ModuleOp:
+    FabricPlace(**options).apply(Context(), module)
+    module.verify()
+    return module
+
+
+def pieces(module: ModuleOp) -> dict[str, list[str]]:
+    """Text of the pieces of each matrix."""
+    return {
+        op.buffer.root_reference.data: [str(piece) for piece in op.pieces]
+        for op in places(module)
+        if isinstance(op, EngraveOp)
+    }
+
+
+@pytest.fixture
+def content(integers: Any, decoder: Any, mini: Machine) -> Content:
+    """The mapping of the decoder, placed as the compiler likes it."""
+    return mapping_of(place(integers(decoder, mini)), mini)
+
+
+@pytest.fixture
+def follow(integers: Any, decoder: Any, mini: Machine, tmp_path: Path) -> Any:
+    """Places the decoder by a mapping."""
+
+    def run(content: object, **machine: Any) -> ModuleOp:
+        file = tmp_path / "mapping.json"
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+        module = integers(decoder, replace(mini, **machine))
+        return place(module, mapping=str(file))
+
+    return run
+
+
+def matrix(content: Content, name: str) -> Content:
+    (one,) = [m for m in content["matrices"] if m["name"] == name]
+    return one
+
+
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_a_mapping_followed_gives_the_same_placement(
+    data: st.DataObject, integers: Any, decoders: Any, machines: Any, tmp_path: Path
+) -> None:
+    machine, model = data.draw(machines), data.draw(decoders)
+    machine = replace(machine, head_store=data.draw(st.sampled_from(["rom", "extra-rom"])))
+    rank = data.draw(st.sampled_from([0, 4]))
+    assume(not rank or (model.outline and model.layers > 1))
+    first = place(integers(model, machine), adapter_rank=rank)
+    file = tmp_path / "mapping.json"
+    file.write_text(json.dumps(mapping_of(first, machine)))
+    second = place(integers(model, machine), mapping=str(file), adapter_rank=rank)
+    assert str(second) == str(first)
+
+
+def test_what_a_mapping_says(content: Content, mini: Machine, decoder: Any) -> None:
+    assert content["schema"] == SCHEMA
+    assert (content["target"], content["tiles"], content["l_units"]) == ("roma-mini", 8, 4)
+    assert matrix(content, "layers_0_qkv")["key"] == "layers_0_qkv"
+    (piece,) = matrix(content, "head")["pieces"]
+    assert piece["rows"] == [0, decoder.vocabulary]
+    assert {one["name"] for one in content["constants"]} >= {"cos", "sin", "layers_0_norm"}
+    assert {one["name"] for one in content["sram"]} == {
+        f"past_{layer}_{cache}" for layer in (0, 1) for cache in "kv"
+    }
+
+
+def test_an_edited_piece_is_followed(content: Content, follow: Any) -> None:
+    rows = matrix(content, "head")["pieces"][0]["rows"][1]
+    matrix(content, "head")["pieces"] = [
+        {"rows": [0, 20], "tiles": [0, 3], "split": 4},
+        {"rows": [20, rows], "tiles": [3, 8], "split": 2},
+    ]
+    (first, second) = pieces(follow(content))["head"]
+    assert first.startswith("#fabric.piece<rows 0 to 20, tiles 0 to 3, split 4, at ")
+    assert second.startswith(f"#fabric.piece<rows 20 to {rows}, tiles 3 to 8, split 2, at ")
+
+
+def test_a_stated_address_is_followed(content: Content, follow: Any) -> None:
+    (piece,) = matrix(content, "head")["pieces"]
+    piece["at"] = [piece["at"][0] + 1000, piece["at"][1] + 50]
+    (placed,) = pieces(follow(content))["head"]
+    assert placed.endswith(f"at {piece['at'][0]}, {piece['at'][1]}>")
+
+
+def test_matrices_that_a_mapping_leaves_out_are_placed(content: Content, follow: Any) -> None:
+    content["matrices"] = [matrix(content, "layers_0_qkv")]
+    assert len(pieces(follow(content))) == 12
+
+
+def test_an_address_that_is_taken(content: Content, follow: Any) -> None:
+    matrix(content, "head")["pieces"][0]["at"] = [0, 0]
+    with pytest.raises(UserError, match=r"a piece of head lies at 0, 0, where other matrices"):
+        follow(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": [1, 50]}, "a piece of head has rows 1 to 50, expected from 0"),
+        ({"rows": [0, 0]}, "a piece of head has rows 0 to 0, expected from 0"),
+        ({"rows": [0, 49]}, "a piece of head ends at row 49 of 50"),
+        ({"rows": [0, 51]}, "a piece of head ends at row 51 of 50"),
+        ({"tiles": [0, 9]}, "a piece of head has tiles 0 to 9 of 8"),
+        ({"tiles": [-1, 4]}, "a piece of head has tiles -1 to 4 of 8"),
+        ({"tiles": [3, 3]}, "a piece of head has tiles 3 to 3 of 8"),
+        ({"split": 0}, "a piece of head has split 0, a tile has 4 L-Units"),
+        ({"split": 5}, "a piece of head has split 5, a tile has 4 L-Units"),
+        ({"split": "many"}, "a piece of head needs rows"),
+        ({"rows": 50}, "a piece of head needs rows"),
+        ({"tiles": [1, 2, 3]}, "a piece of head needs rows"),
+    ],
+)
+def test_pieces_that_cannot_be(
+    content: Content, follow: Any, change: Content, message: str
+) -> None:
+    (piece,) = matrix(content, "head")["pieces"]
+    piece.update(change)
+    with pytest.raises(UserError, match=message) as raised:
+        follow(content)
+    assert raised.value.file is not None and raised.value.file.endswith("mapping.json")
+
+
+def test_a_piece_without_tiles(content: Content, follow: Any) -> None:
+    del matrix(content, "head")["pieces"][0]["tiles"]
+    with pytest.raises(UserError, match=r"a piece of head needs rows \[from, to\], tiles"):
+        follow(content)
+
+
+def test_no_pieces(content: Content, follow: Any) -> None:
+    matrix(content, "head")["pieces"] = []
+    with pytest.raises(UserError, match="a piece of head ends at row 0 of 50"):
+        follow(content)
+
+
+def test_a_matrix_that_the_model_does_not_have(content: Content, follow: Any) -> None:
+    matrix(content, "head")["name"] = "tail"
+    with pytest.raises(UserError, match="the mapping places tail, which the model does not have"):
+        follow(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "this is no mapping file"),
+        ("[]", "this is no mapping file"),
+        ("{}", "this is no mapping file: 'schema'"),
+        ('{"schema": 1}', "this is no mapping file: 'matrices'"),
+        ('{"schema": 1, "matrices": [{"name": "head"}]}', "this is no mapping file: 'pieces'"),
+        ('{"schema": 2, "matrices": []}', "schema 2, expected 1"),
+    ],
+)
+def test_files_that_are_no_mapping(follow: Any, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        follow(text)
+
+
+def test_a_missing_file(integers: Any, decoder: Any, mini: Machine, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read the mapping: No such file"):
+        place(integers(decoder, mini), mapping=str(tmp_path / "none.json"))
+
+
+@pytest.mark.xfail(strict=True, reason="fabric-place gives both pieces the same address")
+def test_two_pieces_on_one_tile(content: Content, follow: Any) -> None:
+    matrix(content, "head")["pieces"] = [
+        {"rows": [0, 20], "tiles": [0, 8], "split": 4},
+        {"rows": [20, 50], "tiles": [0, 8], "split": 2},
+    ]
+    assert len(pieces(follow(content))["head"]) == 2
+
+
+@pytest.mark.xfail(
+    strict=True, reason="fabric-place counts bits, not the addresses that it reaches"
+)
+def test_gaps_that_a_mapping_leaves_count_as_used(content: Content, follow: Any) -> None:
+    """Matrices above a gap may reach the end of the bank before its bits are used up."""
+    (piece,) = matrix(content, "head")["pieces"]
+    piece["at"] = [28_000, 500]
+    with pytest.raises(DoesNotFit):
+        follow(content, rom_bits=600_000)
+
+
+@pytest.mark.xfail(strict=True, reason="a malformed `at` in a mapping is no user error yet")
+@pytest.mark.parametrize("at", [5, [5], ["a", "b"], {"codes": 1}])
+def test_an_address_that_is_none(content: Content, follow: Any, at: object) -> None:
+    matrix(content, "head")["pieces"][0]["at"] = at
+    with pytest.raises(UserError, match="a piece of head"):
+        follow(content)
