@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from intaglio.dialects import rom
-from intaglio.dialects.fabric import EngraveOp, machine_of, places
+from intaglio.dialects.fabric import EngraveOp, ReserveOp, machine_of, places
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
 from intaglio.dialects.tiling import Piece
 from xdsl.dialects.builtin import (
@@ -41,6 +41,11 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
         for place in places(module)
         if isinstance(place, EngraveOp)
     }
+    reserved = {
+        place.buffer.root_reference.data: place.address.value.data
+        for place in places(module)
+        if isinstance(place, ReserveOp)
+    }
     return {
         "schema": SCHEMA,
         "machine": machine_of(module).to_dict(),
@@ -50,7 +55,9 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
             if isinstance(op, rom.ParameterOp)
         },
         "caches": {
-            op.sym_name.data: _cache(op) for op in module.ops if isinstance(op, rom.CacheOp)
+            op.sym_name.data: _cache(op, reserved[op.sym_name.data])
+            for op in module.ops
+            if isinstance(op, rom.CacheOp)
         },
         "name": program.sym_name.data,
         "positions": list(program.positions.get_values()),
@@ -99,13 +106,14 @@ def _parameter(op: rom.ParameterOp, pieces: list[dict[str, Any]] | None) -> dict
     return content
 
 
-def _cache(op: rom.CacheOp) -> dict[str, Any]:
+def _cache(op: rom.CacheOp, address: int) -> dict[str, Any]:
     assert isinstance(op.type, rom.KVType)
     content: dict[str, Any] = {
         "capacity": op.type.capacity.data,
         "heads": op.type.heads.data,
         "width": op.type.width.data,
         "format": op.type.format.data,
+        "address": address,
     }
     if op.static_scale is not None and op.static_inverse is not None:
         content["static_scale"] = plain(op.static_scale)

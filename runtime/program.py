@@ -56,6 +56,8 @@ class Cache:
     heads: int
     width: int
     format: str
+    address: int
+    """First byte in the SRAM of every H-Unit."""
     static_scale: Real | None = None
     static_inverse: Real | None = None
 

@@ -234,7 +234,7 @@ def test_option_outside_the_assumed_range_is_marked(roma: Target):
         ("lanes", "not of the form key=value"),
         ("l_unit.lanes=", "not of the form key=value"),
         ("activations=int7", "allowed: one of int8, int16, fp8"),
-        ("formats.weights=ternary", "'ternary' not among the choices"),
+        ("formats.weights=int5", "'int5' not among the choices"),
         ("l_unit.lanes=many", "'many', not a number"),
         ("l_unit.lanes=12", "not a power of two"),
         ("l_unit.lanes=4096", "outside 1 to 1024"),

@@ -25,7 +25,7 @@ PATHS = kernels.path_names()
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The best code path of this CPU and the plainest one."""
     name: str = request.param
-    monkeypatch.setattr(vector_kernels, "_path", lambda _: kernels._path(name))
+    monkeypatch.setattr(vector_kernels, "choose_path", lambda _: kernels.choose_path(name))
     vector_kernels._kernel.cache_clear()
     yield name
     vector_kernels._kernel.cache_clear()
