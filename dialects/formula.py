@@ -207,7 +207,7 @@ def parse(text: str) -> Formula:
 
 def _convert(node: ast.expr) -> Formula:
     match node:
-        case ast.Constant(value=int(value)):
+        case ast.Constant(value=int(value)) if not isinstance(value, bool):
             return Constant(value)
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(value))):
             return Constant(-value)

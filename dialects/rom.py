@@ -987,7 +987,8 @@ class RMSNormOp(OperatorOp):
 
     Example:
     ```
-    %y = rom.rms_norm %x by @gamma {eps = 1.0e-05 : f64, onnx = [["norm"]]} : tensor<64xf32>
+    %y = rom.rms_norm %x by @gamma {eps = 1.0e-05 : f64, onnx = [["norm"]]}
+        : tensor<64xf32> -> tensor<64xf32>
     ```
     """
 
@@ -1222,7 +1223,8 @@ class AttentionOp(OperatorOp):
     Example:
     ```
     %y = rom.attention %q over @k0, @v0 at %position
-        {heads = 4 : i64, scale = 0.25 : f64, onnx = [["GQA"]]} : tensor<64xf32>
+        {heads = 4 : i64, scale = 0.25 : f64, onnx = [["GQA"]]}
+        : tensor<64xf32> -> tensor<64xf32>
     ```
     """
 
@@ -1611,7 +1613,8 @@ class RequantizeOp(OperatorOp):
 
     Example:
     ```
-    %y = rom.requantize %a scaled %q bias @b residual %x {pre_shift = 0 : i64, onnx = [["MatMul"]]}
+    %y = rom.requantize %a scaled %q, @w bias @b residual %x
+        {pre_shift = 0 : i64, onnx = [["MatMul"]]}
         : !rom.accumulator<64, 34>, !rom.quantized<1, 64, int8>, !rom.fixed<64, 16>
         -> !rom.fixed<64, 16>
     ```

@@ -125,9 +125,12 @@ def _convert_buffers(module: ModuleOp, machine: Machine) -> None:
             )
 
     capacity = max(
-        op.type.capacity.data
-        for op in module.ops
-        if isinstance(op, rom.CacheOp) and isinstance(op.type, rom.KVType)
+        (
+            op.type.capacity.data
+            for op in module.ops
+            if isinstance(op, rom.CacheOp) and isinstance(op.type, rom.KVType)
+        ),
+        default=1,
     )
     for op in module.walk():
         for symbol, conversion in _conversions(op, machine, capacity).items():

@@ -20,8 +20,8 @@ from intaglio.dialects.tiling import MatrixShape, Piece
 from xdsl.dialects.builtin import ModuleOp
 
 SCHEMA = 1
-Fill = Callable[[int, int], tuple[int, int, int]]
-"""Fullest of a range of tiles: bits, code words, scale words."""
+Fill = Callable[[int, int], tuple[int, int]]
+"""First free addresses of a range of tiles: code words, scale words."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,23 @@ class Mapping:
         row = 0
         for entry in self.pieces[name]:
             try:
-                (first_row, last_row), (first, last) = entry["rows"], entry["tiles"]
+                first_row, last_row = map(int, entry["rows"])
+                first, last = map(int, entry["tiles"])
                 split = int(entry["split"])
-                at = entry.get("at")
+                at = None if entry.get("at") is None else tuple(map(int, entry["at"]))
             except (KeyError, TypeError, ValueError) as error:
                 raise self._wrong(
                     name, "needs rows [from, to], tiles [from, to] and split"
                 ) from error
+            if at is not None and len(at) != 2:
+                raise self._wrong(name, "needs two addresses in `at`: of codes and of scales")
             if first_row != row or last_row <= first_row:
                 raise self._wrong(name, f"has rows {first_row} to {last_row}, expected from {row}")
             if not 0 <= first < last <= machine.tiles:
                 raise self._wrong(name, f"has tiles {first} to {last} of {machine.tiles}")
             if not 1 <= split <= machine.l_units:
                 raise self._wrong(name, f"has split {split}, a tile has {machine.l_units} L-Units")
-            _, base, scale_base = fill(first, last - first)
+            base, scale_base = fill(first, last - first)
             if at is not None:
                 if at[0] < base or at[1] < scale_base:
                     raise self._wrong(

@@ -102,30 +102,43 @@ def _parameters(module: ModuleOp) -> Iterator[rom.ParameterOp]:
 
 @dataclass
 class _Banks:
-    """How full the L-Units of each tile are; all L-Units of a tile are filled alike."""
+    """How full the L-Units of each tile are; all L-Units of a tile are filled alike.
+
+    Code words count up to the highest address reached, so gaps that a mapping leaves count too.
+    """
 
     machine: Machine
     words: list[int] = field(default_factory=list)
     scales: list[int] = field(default_factory=list)
-    bits: list[int] = field(default_factory=list)
+    published_words: list[int] = field(default_factory=list)
+    scale_bits: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for column in (self.words, self.scales, self.bits):
+        for column in (self.words, self.scales, self.published_words, self.scale_bits):
             column.extend([0] * self.machine.tiles)
 
-    def fill(self, first: int, tiles: int) -> tuple[int, int, int]:
-        """Fullest of a range: bits, code words, scale words."""
+    @property
+    def bits(self) -> list[int]:
+        """Bits used in each L-Unit of a tile, without what lies beyond the published ROM."""
+        word = self.machine.lanes * self.machine.plane_bits
+        columns = zip(self.published_words, self.scale_bits, strict=True)
+        return [words * word + scales for words, scales in columns]
+
+    def fill(self, first: int, tiles: int) -> tuple[int, int]:
+        """First free addresses of a range of tiles: code words, scale words."""
         part = slice(first, first + tiles)
-        return max(self.bits[part]), max(self.words[part]), max(self.scales[part])
+        return max(self.words[part]), max(self.scales[part])
 
     def add(self, piece: Piece, shape: MatrixShape, extra: bool) -> None:
         words = piece.base + piece.code_words(shape, self.machine)
         scales = piece.scale_base + piece.scale_words(shape, self.machine)
-        bits = piece.bank_bits(shape, self.machine)
+        bits = piece.scale_words(shape, self.machine) * shape.scale_bits
         for tile in range(piece.first_tile, piece.first_tile + piece.tiles):
             self.words[tile] = max(self.words[tile], words)
             self.scales[tile] = max(self.scales[tile], scales)
-            self.bits[tile] += 0 if extra else bits
+            if not extra:
+                self.published_words[tile] = max(self.published_words[tile], words)
+                self.scale_bits[tile] += bits
 
 
 def _candidates(shape: MatrixShape, machine: Machine) -> Iterator[Piece]:
@@ -165,13 +178,15 @@ def _place_rom(module: ModuleOp, machine: Machine, given: Mapping | None) -> Ite
         shape = matrix_shape(type_)
         _check_format(parameter, type_, machine)
         if given is not None and name in given.pieces:
-            pieces = list(given.place(name, shape, machine, banks.fill))
+            pieces: list[Piece] = []
+            for piece in given.place(name, shape, machine, banks.fill):
+                banks.add(piece, shape, name in extras)
+                pieces.append(piece)
         else:
             cut = choose_piece(shape, machine, is_table=rom.DotOp not in used)
-            _, base, scale_base = banks.fill(0, cut.tiles)
+            base, scale_base = banks.fill(0, cut.tiles)
             pieces = [Piece(0, shape.rows, 0, cut.tiles, cut.split, base, scale_base)]
-        for piece in pieces:
-            banks.add(piece, shape, name in extras)
+            banks.add(pieces[0], shape, name in extras)
         engraved[name] = pieces
     if given is not None and (unknown := sorted(set(given.pieces) - set(engraved))):
         raise UserError(

@@ -141,6 +141,8 @@ class _Selector:
     def pieces_of(self, slot: str) -> list[Piece]:
         """Pieces of all buffers that a slot may be bound to."""
         names = [one.get(slot, slot) for one in self.instances] or [slot]
+        if missing := [name for name in names if name not in self.pieces]:
+            raise PassFailedException(f"@{missing[0]} has no place; run fabric-place first")
         return [piece for name in dict.fromkeys(names) for piece in self.pieces[name]]
 
     def select(self, op: Operation) -> Draft | None:
@@ -507,7 +509,16 @@ class _Scheduler:
         assert isinstance(end, rom.YieldOp)
         drafts = self.drafts(selector, [o for o in body.ops if o is not end])
         carried = body.args[1:]
+        overwritten: set[SSAValue] = set()
         for argument, value in zip(carried, end.values, strict=True):
+            if value is argument:
+                continue
+            overwritten.add(argument)
+            if value in overwritten or list(end.values).count(value) > 1:
+                raise PassFailedException(
+                    f"@{layer.sym_name.data} yields a value in another's place; "
+                    "each carried value needs one of its own"
+                )
             if self.can_overwrite(drafts, argument, value):
                 self.persistent[value] = self.persistent[argument]
             else:

@@ -205,7 +205,7 @@ def e4m3_decode(code: Signal) -> Signal:
     """`codes.e4m3_decode`: an integer in units of 2**-9, 19 bits."""
     power, fraction = code[3:7], code[:3]
     normal = (fraction + 8) << larger(power - 1, 0)
-    size = mux(power == 0, fraction, normal).assume(0, FORMATS["fp8"].high)
+    size = mux(power == 0, fraction, normal).assume(0, (1 << 18) - 1)
     return mux(code[7], -size, size)
 
 

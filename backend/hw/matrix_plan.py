@@ -235,10 +235,18 @@ class MatrixConfig:
         """Results that a tile delivers at a time."""
         return min(self.machine.results_per_cycle, self.machine.l_units)
 
+    @property
+    def tile_beats(self) -> int:
+        """Groups of results that a tile delivers one after the other, at most."""
+        return max(1, self.machine.l_units // min(self.splits) // self.tile_lanes)
+
+    def rows_per_step(self, split: int) -> int:
+        """Rows that the array works on at a time."""
+        return self.machine.tiles * self.machine.l_units // split
+
     def chunk(self, split: int) -> int:
         """Results that the array delivers at a time."""
-        rows = self.machine.tiles * self.machine.l_units // split
-        return min(self.machine.results_per_cycle, rows)
+        return min(self.machine.results_per_cycle, self.rows_per_step(split))
 
 
 class Use(NamedTuple):
@@ -330,7 +338,9 @@ def check_machine(machine: Machine) -> None:
     for name in ("tiles", "l_units", "lanes", "vector_lanes", "plane_bits"):
         value = getattr(machine, name)
         if value & (value - 1):
-            raise UserError(f"the hardware of {machine.name} needs a power of two of {name}: {value}")
+            raise UserError(
+                f"the hardware of {machine.name} needs a power of two of {name}: {value}"
+            )
     if machine.results_per_cycle != machine.vector_lanes:
         raise UserError(
             f"the hardware of {machine.name} needs as many results a cycle as vector lanes, not "
@@ -359,7 +369,9 @@ def piece_of(parameter: ParameterLike, machine: Machine) -> Piece:
     """
 
     def refuse(what: str, hint: str | None = None) -> UserError:
-        return UserError(f"the hardware of {machine.name} cannot use {parameter.name}: {what}", hint=hint)
+        return UserError(
+            f"the hardware of {machine.name} cannot use {parameter.name}: {what}", hint=hint
+        )
 
     shape = shape_of(parameter)
     if len(parameter.pieces) != 1:

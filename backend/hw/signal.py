@@ -701,7 +701,8 @@ class ModuleBuilder:
         self._arguments: dict[str, SSAValue] = {}
         self._outputs: dict[str, Signal] = {}
         self._shared: dict[tuple[Any, ...], SSAValue] = {}
-        self._names: set[str] = set()
+        self._names: dict[str, Operation | None] = {}
+        """Names in use, with the operation that may be renamed when a port wants the name."""
         self._undriven: dict[Operation, str] = {}
         self._finished: hw.HWModuleOp | None = None
 
@@ -775,7 +776,7 @@ class ModuleBuilder:
         op = seq.CompRegOp(place, self.clock, with_reset)
         assert op.data.type == type_
         self._insert(op)
-        op.data.name_hint = self._unique(name or "register")
+        op.data.name_hint = self._unique(name or "register", op)
         self._undriven[op] = op.data.name_hint or ""
         return Register(self, op, width, signed)
 
@@ -783,7 +784,7 @@ class ModuleBuilder:
         """A signal to be assigned later."""
         op = WireOp(self._constant(0, width))
         self._insert(op)
-        op.result.name_hint = self._unique(name)
+        op.result.name_hint = self._unique(name, op)
         self._undriven[op] = name
         return Wire(self, op, width, signed)
 
@@ -820,16 +821,19 @@ class ModuleBuilder:
                 raise CompilerBug(f"{self.name}: input {port.name} of {module.name} is not given")
         if given:
             raise CompilerBug(f"{self.name}: {module.name} has no inputs {', '.join(given)}")
+        if name in self._outputs:
+            raise CompilerBug(f"{self.name}: instance {name} has the name of an output")
         op = hw.InstanceOp(
-            self._unique(name),
+            label := self._unique(name),
             FlatSymbolRefAttr(module.name),
             operands,
             [(port.name, port.type) for port in results],
         )
         self._insert(op)
+        self._names[label] = op
         outputs: dict[str, Signal] = {}
         for port, value in zip(results, op.outputs, strict=True):
-            value.name_hint = _legal(f"{name}_{port.name}")
+            value.name_hint = self._unique(f"{label}_{port.name}")
             outputs[port.name] = Signal(
                 self, value, port.width, port.signed, port.low, port.high, stage
             )
@@ -949,12 +953,10 @@ class ModuleBuilder:
         key = ("replicate", bit, count)
         return self._share(key, lambda: comb.ReplicateOp(bit, IntegerType(count)))
 
-    def _mark(self) -> tuple[Operation | None, dict[tuple[Any, ...], SSAValue], set[str]]:
-        return self._block.last_op, dict(self._shared), set(self._names)
+    def _mark(self) -> _Mark:
+        return self._block.last_op, dict(self._shared), dict(self._names)
 
-    def _roll_back(
-        self, mark: tuple[Operation | None, dict[tuple[Any, ...], SSAValue], set[str]]
-    ) -> None:
+    def _roll_back(self, mark: _Mark) -> None:
         """Forgets the operations made since the mark."""
         last, self._shared, self._names = mark
         while (op := self._block.last_op) is not None and op is not last:
@@ -963,20 +965,32 @@ class ModuleBuilder:
 
     # Names
 
-    def _unique(self, name: str) -> str:
+    def _unique(self, name: str, op: Operation | None = None) -> str:
         name = base = _legal(name)
         number = 1
         while name in self._names:
             number += 1
             name = f"{base}{number}"
-        self._names.add(name)
+        self._names[name] = op
         return name
 
     def _name(self, value: SSAValue, name: str) -> None:
-        if value.name_hint is not None or not isinstance(value.owner, Operation):
-            return
-        value.name_hint = name = self._unique(name)
-        value.owner.attributes["sv.namehint"] = StringAttr(name)
+        if value.name_hint is None and isinstance(value.owner, Operation):
+            self._label(value.owner, self._unique(name, value.owner))
+
+    def _label(self, op: Operation, name: str) -> None:
+        op.results[0].name_hint = name
+        if not isinstance(op, seq.CompRegOp | WireOp):
+            op.attributes["sv.namehint"] = StringAttr(name)
+
+    def _free(self, port: str) -> None:
+        """Gives a port its name: a port and what is inside share one space in SystemVerilog."""
+        op = self._names.get(port)
+        if isinstance(op, hw.InstanceOp):
+            raise CompilerBug(f"{self.name}: output {port} has the name of an instance")
+        if op is not None:
+            self._label(op, self._unique(port, op))
+        self._names[port] = None
 
     def finish(self) -> hw.HWModuleOp:
         """The operation; nothing can be added afterwards.
@@ -988,6 +1002,8 @@ class ModuleBuilder:
             if self._undriven:
                 names = ", ".join(self._undriven.values())
                 raise CompilerBug(f"module {self.name}: nothing drives {names}")
+            for name in self._outputs:
+                self._free(name)
             self._insert(hw.OutputOp([s.bits(s.width) for s in self._outputs.values()]))
             ports = [
                 hw.ModulePort(
@@ -1005,6 +1021,9 @@ class ModuleBuilder:
             op.attributes.update(self.attributes)
             self._finished = op
         return self._finished
+
+
+_Mark = tuple[Operation | None, dict[tuple[Any, ...], SSAValue], dict[str, Operation | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -1087,14 +1106,32 @@ class Design:
                 m._insert(read)
                 data = Signal(m, read.data, width, False)
                 m.output(f"read{i}_data", data.delay(latency - 1, name=f"read{i}"))
-            for i in range(writes):
-                address = m.input(f"write{i}_address", bits)
-                data = m.input(f"write{i}_data", width)
-                enable = m.input(f"write{i}_enable", 1)
-                mask = m.input(f"write{i}_mask", parts).value if parts else None
+            ports = [
+                Write(
+                    m.input(f"write{i}_address", bits),
+                    m.input(f"write{i}_data", width),
+                    m.input(f"write{i}_enable", 1),
+                    m.input(f"write{i}_mask", parts) if parts else None,
+                )
+                for i in range(writes)
+            ]
+            # CIRCT's two ways from here order the ports differently: let them never meet.
+            for i, port in enumerate(ports):
+                enable, mask = port.enable, port.mask
+                for later in ports[i + 1 :]:
+                    meet = later.enable & (later.address == port.address)
+                    if mask is None or later.mask is None:
+                        enable = enable & ~meet
+                    else:
+                        mask = mask & ~(repeat(meet, parts) & later.mask)
                 m._insert(
                     FirMemWriteOp(
-                        memory.memory, address.value, m.clock, data.value, enable.value, mask
+                        memory.memory,
+                        port.address.value,
+                        m.clock,
+                        port.data.value,
+                        enable.value,
+                        None if mask is None else mask.value,
                     )
                 )
 

@@ -142,8 +142,15 @@ def scalars(
         mantissa = shift_normal(given.top, given.z).assume(0, _MANTISSA).cut()
         arguments.append((~given.norm, larger(mantissa, _HALF)))
     if norms:
-        more = round_shift(given.epsilon, given.epsilon_exponent - (given.z << 1))
-        t = (given.total + more.assume(0, (1 << 61) - 1)).assume(0, (1 << 63) - 1).cut()
+        places = given.epsilon_exponent - (given.z << 1)
+        epsilon = given.epsilon.assume(0, _MANTISSA)
+        # Below 2**61 by the choice of the largest shift; beyond 26 places nothing is left.
+        more = mux(
+            places < 0,
+            epsilon << smaller(larger(-places, 0), 61 - SCALE_BITS),
+            round_shift(epsilon, smaller(larger(places, 0), SCALE_BITS + 2)),
+        )
+        t = (given.total + more).assume(0, (1 << 63) - 1).cut()
         half = ((bit_length(t) - 31) >> 1).cut()
         left = (t.truncate(32) << (larger(-half, 0) << 1)).truncate(32)
         right = (t >> (larger(half, 0) << 1)).truncate(32)

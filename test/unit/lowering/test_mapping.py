@@ -187,7 +187,6 @@ def test_a_missing_file(integers: Any, decoder: Any, mini: Machine, tmp_path: Pa
         place(integers(decoder, mini), mapping=str(tmp_path / "none.json"))
 
 
-@pytest.mark.xfail(strict=True, reason="fabric-place gives both pieces the same address")
 def test_two_pieces_on_one_tile(content: Content, follow: Any) -> None:
     matrix(content, "head")["pieces"] = [
         {"rows": [0, 20], "tiles": [0, 8], "split": 4},
@@ -196,9 +195,6 @@ def test_two_pieces_on_one_tile(content: Content, follow: Any) -> None:
     assert len(pieces(follow(content))["head"]) == 2
 
 
-@pytest.mark.xfail(
-    strict=True, reason="fabric-place counts bits, not the addresses that it reaches"
-)
 def test_gaps_that_a_mapping_leaves_count_as_used(content: Content, follow: Any) -> None:
     """Matrices above a gap may reach the end of the bank before its bits are used up."""
     (piece,) = matrix(content, "head")["pieces"]
@@ -207,7 +203,6 @@ def test_gaps_that_a_mapping_leaves_count_as_used(content: Content, follow: Any)
         follow(content, rom_bits=600_000)
 
 
-@pytest.mark.xfail(strict=True, reason="a malformed `at` in a mapping is no user error yet")
 @pytest.mark.parametrize("at", [5, [5], ["a", "b"], {"codes": 1}])
 def test_an_address_that_is_none(content: Content, follow: Any, at: object) -> None:
     matrix(content, "head")["pieces"][0]["at"] = at

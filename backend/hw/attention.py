@@ -1,0 +1,1071 @@
+"""The attention unit: H-Units with the KV cache, their controller, and the KV write port.
+
+`attention_unit` executes `query_key` and `weighted_sum` (queue attention) and `append` (queue kv).
+KV SRAM (`tile<t>/kv`) and the scales of the cached vectors (`scales`) are inside; the memories of
+quantised vectors, scores, probabilities and results are outside and have a latency of one cycle.
+
+**Steps and beats.** An instruction that starts in cycle s has its first *step* in cycle s + 1: the
+controller gives the row of the operands, the rest follows in a pipeline without stalls. A word of
+the KV SRAM meets `query_parallel` query heads in a step. Loops, from the inside: bytes of the
+query (or probability), bytes of the cached element, words of the vector, groups of query heads,
+blocks of `tiles` tokens, KV heads. What is complete leaves in *beats* that go through the same
+pipeline, then the reduction network and the requantiser:
+
+- `query_key`: after each block the scores of its tokens, one query head a beat (more beats where
+  there are more tiles than lanes), while the next block is multiplied. Only tokens that the query
+  sees (up to the position, within the window) are written.
+- `weighted_sum`: after each KV head the sums of its query heads, `HShape.output` elements a beat,
+  while the array pauses. Before the first step the scales of all heads (probability scale over sum)
+  are computed, one a cycle.
+
+`lowering.durations` states when it is `done`: in the cycle of the last write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from intaglio.backend.hw import datapaths
+from intaglio.backend.hw.datapaths import Fixed, Scale
+from intaglio.backend.hw.h_unit import BYTE, HShape, h_unit, index_bits
+from intaglio.backend.hw.kv import EXPONENT_BITS, SCALE_WORD, KVPlaces, kv_places
+from intaglio.backend.hw.signal import (
+    Design,
+    ModuleBuilder,
+    Register,
+    Signal,
+    Write,
+    add_all,
+    cat,
+    choose,
+    larger,
+    mux,
+    pipelined,
+    repeat,
+    tree,
+)
+from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS, Real
+from intaglio.dialects.fixed_point import Scale as ConstantScale
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.semantics import SCORE_FRAC, query_key_bits, weighted_sum_bits
+from intaglio.dialects.tables import GATE_FRAC
+
+if TYPE_CHECKING:
+    from intaglio.runtime.program import Cache, Instruction, Program
+
+CODE_BITS = 16
+"""Bits of a lane of the memories of quantised vectors and of probabilities."""
+OUTER_EXPONENT = 10
+"""Bits of the exponents that come with them, signed."""
+TOTAL_BITS = 40
+"""Bits of a head's sum of softmax numerators."""
+
+Cap = tuple[Real, Real, Real]
+"""A soft cap: one over it, itself, log2(e)."""
+
+
+def check_machine(machine: Machine) -> None:
+    """Whether the unit can be built.
+
+    Raises:
+        UserError: naming the parameter and what it must be.
+    """
+    powers = {
+        "array (matrix units)": machine.tiles,
+        "h_unit.attention_lanes": machine.attention_lanes,
+        "h_unit.kv_port_bytes": machine.kv_port_bytes,
+        "vector (lanes of all units)": machine.vector_lanes,
+    }
+    for name, value in powers.items():
+        if value < 1 or value & (value - 1):
+            raise UserError(f"{name} is {value}; the hardware needs a power of two")
+    if machine.results_per_cycle != machine.vector_lanes:
+        raise UserError(
+            f"network.results_per_cycle is {machine.results_per_cycle}; the hardware needs one for "
+            f"each of the {machine.vector_lanes} vector lanes"
+        )
+    if machine.kv_port_bytes > machine.attention_lanes:
+        raise UserError(
+            f"h_unit.kv_port_bytes is {machine.kv_port_bytes}; the hardware writes at most "
+            f"a word of h_unit.attention_lanes={machine.attention_lanes} bytes in a cycle"
+        )
+    least = {"broadcast": 2, "attention_pipeline": 2, "kv_write": 1, "table_lookup": 1}
+    for name, cycles in least.items():
+        if getattr(machine, name) < cycles:
+            raise UserError(
+                f"latency {name} is {getattr(machine, name)}; the attention unit needs {cycles}"
+            )
+
+
+def beat_elements(machine: Machine) -> int:
+    """Elements of a weighted sum that leave the array in a cycle."""
+    return min(machine.attention_lanes, machine.results_per_cycle)
+
+
+@dataclass(frozen=True)
+class AttentionModel:
+    """What the unit must be able to do: gathered from all instructions of a program.
+
+    Attributes:
+        program: the program.
+        row_bits: width of the rows of the memories outside.
+    """
+
+    program: Program
+    row_bits: int = 16
+
+    @cached_property
+    def machine(self) -> Machine:
+        """The chip."""
+        return self.program.machine
+
+    @cached_property
+    def kv(self) -> KVPlaces:
+        """Where the caches are."""
+        return kv_places(self.machine, self.program.caches.values())
+
+    @cached_property
+    def _uses(self) -> list[tuple[Instruction, Cache]]:
+        """The attention's instructions with the caches of all their instances."""
+        found: list[tuple[Instruction, Cache]] = []
+        for block in self.program.blocks:
+            for one in block.instructions:
+                if one.opcode not in ("query_key", "weighted_sum"):
+                    continue
+                found += [(one, self._cache(one, instance)) for instance in block.instances]
+        return found
+
+    def _cache(self, one: Instruction, instance: Mapping[str, str]) -> Cache:
+        role = {"query_key": "keys", "weighted_sum": "values", "append": "cache"}[one.opcode]
+        return self.program.caches[instance[one.uses[role]]]
+
+    def _heads(self, one: Instruction) -> int:
+        kind = self.program.buffers[one.reads[0]].type
+        return kind["groups"] if one.opcode == "query_key" else kind["heads"]
+
+    def _format(self, one: Instruction) -> str:
+        return self.program.buffers[one.reads[0]].type["format"]
+
+    @cached_property
+    def capacity(self) -> int:
+        """Positions of a token."""
+        return max((cache.capacity for cache in self.program.caches.values()), default=2)
+
+    @cached_property
+    def heads(self) -> int:
+        """Most query heads."""
+        return max((self._heads(one) for one, _ in self._uses), default=1)
+
+    @cached_property
+    def kv_heads(self) -> int:
+        """Most KV heads."""
+        return max((cache.heads for cache in self.program.caches.values()), default=1)
+
+    @cached_property
+    def shared(self) -> int:
+        """Most query heads that share a KV head."""
+        return max((self._heads(one) // cache.heads for one, cache in self._uses), default=1)
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the heads."""
+        return tuple(sorted({cache.width for cache in self.program.caches.values()})) or (1,)
+
+    @cached_property
+    def shift(self) -> int:
+        """Largest `pre_shift`."""
+        return max((one.arguments["pre_shift"] for one, _ in self._uses), default=0)
+
+    @cached_property
+    def caps(self) -> tuple[Cap, ...]:
+        """The soft caps of scores."""
+        return tuple(dict.fromkeys(c for one, _ in self._uses if (c := _cap(one)) is not None))
+
+    @cached_property
+    def shape(self) -> HShape:
+        """What the H-Units must be able to do."""
+        machine = self.machine
+        lefts = {self._format(one) for one, _ in self._uses}
+        rights = {cache.format for _, cache in self._uses}
+        dots, sums = [2], [2]
+        places = 0
+        for one, cache in self._uses:
+            fmt = self._format(one)
+            places = max(places, _bytes(fmt) + _bytes(cache.format) - 2)
+            if one.opcode == "query_key":
+                dots.append(query_key_bits(cache.width, fmt, cache.format))
+            else:
+                sums.append(weighted_sum_bits(cache.capacity, fmt, cache.format))
+        return HShape(
+            depth=self.kv.depth,
+            groups=-(-self.shared // machine.query_parallel),
+            reads=max(-(-width // machine.attention_lanes) for width in self.widths),
+            dot_bits=max(dots),
+            sum_bits=max(sums),
+            query_fp8="fp8" in lefts,
+            query_integer=lefts != {"fp8"},
+            kv_fp8="fp8" in rights,
+            kv_integer=rights != {"fp8"},
+            places=places,
+            output=beat_elements(machine),
+        )
+
+    @cached_property
+    def fields(self) -> dict[str, int]:
+        """The descriptor of an attention instruction: names and widths in bits."""
+        shape, machine, kv = self.shape, self.machine, self.kv
+        most = max((place.words for place in kv.places.values()), default=1)
+        interval = _bits(
+            max(1, shape.groups * shape.reads * 4),
+            self.shared * max(1, machine.tiles // machine.vector_lanes),
+        )
+        return {
+            "weighted": 1,
+            "source": self.row_bits,
+            "source_stride": self.row_bits,
+            "target": self.row_bits,
+            "target_stride": self.row_bits,
+            "word": index_bits(kv.depth),
+            "vector_words": _bits(most),
+            "kv_heads": _bits(self.kv_heads),
+            "shared": _bits(self.shared),
+            "heads_last": index_bits(self.heads),
+            "groups_last": index_bits(shape.groups),
+            "reads_last": index_bits(shape.reads),
+            "planes_last": 1,
+            "passes_last": 1,
+            "interval_last": interval,
+            "beats_last": index_bits(-(-max(self.widths) // shape.output)),
+            "width": _bits(max(self.widths)),
+            "reach": index_bits(self.capacity),
+            "query_fp8": 1,
+            "kv_fp8": 1,
+            "static": 1,
+            "scale_mantissa": SCALE_BITS,
+            "scale_exponent": OUTER_EXPONENT,
+            "scale_row": index_bits(kv.scale_depth),
+            "scale_stride": index_bits(kv.scale_depth),
+            "factor_mantissa": SCALE_BITS,
+            "factor_exponent": OUTER_EXPONENT,
+            "pre_shift": _bits(max(1, self.shift)),
+            "frac": 6,
+            "cap": _bits(max(1, len(self.caps))),
+        }
+
+    @cached_property
+    def append_fields(self) -> dict[str, int]:
+        """The descriptor of an append: names and widths in bits."""
+        kv, port = self.kv, self.machine.kv_port_bytes
+        most = max((place.words for place in kv.places.values()), default=1)
+        slots = 2 * -(-max(self.widths) // port) + 4
+        return {
+            "source": self.row_bits,
+            "source_stride": self.row_bits,
+            "word": index_bits(kv.depth),
+            "vector_words": _bits(most),
+            "heads": _bits(self.kv_heads),
+            "slots_last": _bits(slots),
+            "chunks": _bits(slots),
+            "planes_last": 1,
+            "dynamic": 1,
+            "scale_row": index_bits(kv.scale_depth),
+            "scale_stride": index_bits(kv.scale_depth),
+        }
+
+
+def encode(
+    model: AttentionModel, instruction: Instruction, instance: Mapping[str, str]
+) -> dict[str, int]:
+    """The descriptor of an instruction instance: every field of `AttentionModel.fields`, or of
+    `append_fields` for an append, as an unsigned number.
+
+    Args:
+        model: of the program.
+        instruction: query_key, weighted_sum or append.
+        instance: what the block's instance binds its slots to.
+
+    Raises:
+        UserError: a size that the hardware does not take.
+    """
+    if instruction.opcode == "append":
+        fields, values = model.append_fields, _encode_append(model, instruction, instance)
+    else:
+        fields, values = model.fields, _encode_attention(model, instruction, instance)
+    for name, value in values.items():
+        width = fields[name]
+        if not -(1 << (width - 1)) <= value < 1 << width:
+            raise CompilerBug(f"{instruction.opcode}: {name}={value} does not fit {width} bits")
+    return {name: values[name] & ((1 << width) - 1) for name, width in fields.items()}
+
+
+def _encode_attention(
+    model: AttentionModel, one: Instruction, instance: Mapping[str, str]
+) -> dict[str, int]:
+    machine, program = model.machine, model.program
+    lanes, parallel = machine.attention_lanes, machine.query_parallel
+    place = model.kv[model._cache(one, instance).name]
+    cache, fmt = place.cache, model._format(one)
+    weighted = one.opcode == "weighted_sum"
+    heads = model._heads(one)
+    shared, output = heads // cache.heads, beat_elements(machine)
+    _check_width(cache.width, machine)
+    groups, passes = -(-shared // parallel), _bytes(fmt)
+    work = groups * place.words * passes
+    token_rows = -(-cache.capacity // machine.vector_lanes)
+    vector_rows = -(-cache.width // machine.vector_lanes)
+    window = one.arguments["window"]
+    static = ConstantScale.of(cache.static_scale) if cache.static_scale is not None else None
+    factor, cap = Real(0, 0), _cap(one)
+    interval, frac = work, SCORE_FRAC
+    if weighted:
+        frac = program.buffers[one.writes[0]].type["fraction"]
+    else:
+        interval = max(work, shared * max(1, machine.tiles // machine.vector_lanes))
+        factor = _normal(one.arguments["score_scale"])
+    return {
+        "weighted": int(weighted),
+        "source": _row(program, one.reads[0]),
+        "source_stride": token_rows if weighted else vector_rows,
+        "target": _row(program, one.writes[0]),
+        "target_stride": 0 if weighted else token_rows,
+        "word": place.word,
+        "vector_words": place.words,
+        "kv_heads": cache.heads,
+        "shared": shared,
+        "heads_last": heads - 1,
+        "groups_last": groups - 1,
+        "reads_last": place.reads - 1,
+        "planes_last": place.planes - 1,
+        "passes_last": passes - 1,
+        "interval_last": interval - 1,
+        "beats_last": -(-cache.width // output) - 1,
+        "width": cache.width,
+        "reach": min(window, model.capacity) - 1 if window else model.capacity - 1,
+        "query_fp8": int(fmt == "fp8"),
+        "kv_fp8": int(cache.format == "fp8"),
+        "static": int(place.static),
+        "scale_mantissa": 0 if static is None else int(static.mantissa),
+        "scale_exponent": 0 if static is None else int(static.exponent),
+        "scale_row": place.scale_row,
+        "scale_stride": 0 if place.static else place.scale_rows,
+        "factor_mantissa": factor.mantissa,
+        "factor_exponent": factor.exponent,
+        "pre_shift": one.arguments["pre_shift"],
+        "frac": frac,
+        "cap": 0 if cap is None or weighted else 1 + model.caps.index(cap),
+    }
+
+
+def _encode_append(
+    model: AttentionModel, one: Instruction, instance: Mapping[str, str]
+) -> dict[str, int]:
+    machine = model.machine
+    place = model.kv[model._cache(one, instance).name]
+    cache, port = place.cache, machine.kv_port_bytes
+    chunks = -(-cache.width // port)
+    scale = 0 if place.static else SCALE_WORD // BYTE
+    return {
+        "source": _row(model.program, one.reads[0]),
+        "source_stride": -(-cache.width // machine.vector_lanes),
+        "word": place.word,
+        "vector_words": place.words,
+        "heads": cache.heads,
+        "slots_last": -(-(cache.width * place.planes + scale) // port) - 1,
+        "chunks": chunks,
+        "planes_last": place.planes - 1,
+        "dynamic": int(not place.static),
+        "scale_row": place.scale_row,
+        "scale_stride": 0 if place.static else place.scale_rows,
+    }
+
+
+def _row(program: Program, name: str) -> int:
+    """The row of a buffer in the memories outside."""
+    return program.buffers[name].address // (4 * program.machine.vector_lanes)
+
+
+def _check_width(width: int, machine: Machine) -> None:
+    """The elements of a beat lie in one row of the vector memory."""
+    output = beat_elements(machine)
+    if width % output and (width > output or output % width):
+        raise UserError(
+            f"heads {width} wide do not fit the attention unit",
+            hint=f"a head's width divides {output} or is a multiple of it",
+        )
+
+
+def _cap(one: Instruction) -> Cap | None:
+    if "cap" not in one.arguments:
+        return None
+    inverse, cap, log2e = (Real(*one.arguments[n]) for n in ("cap_inverse", "cap", "log2e"))
+    return inverse, cap, log2e
+
+
+def _normal(value: tuple[int, int]) -> Real:
+    """A positive constant with a mantissa of 24 bits, as `score_scale` takes it."""
+    scale = ConstantScale.of(Real(*value))
+    return Real(int(scale.mantissa), int(scale.exponent))
+
+
+def _bytes(fmt: str) -> int:
+    return FORMATS[fmt].bits // BYTE
+
+
+def _bits(*numbers: int) -> int:
+    """Wires that hold the largest of the numbers."""
+    return max(1, max(numbers).bit_length())
+
+
+# --- hardware -----------------------------------------------------------------------------------
+
+
+def attention_unit(design: Design, model: AttentionModel) -> ModuleBuilder:
+    """The module `attention_unit`.
+
+    Ports, with W = `vector_lanes`, P = `query_parallel`; a row given in a cycle is answered by its
+    data in the next one:
+
+    - `position` of the token, stable while it is processed.
+    - `attention_start`, `attention_<field>` (`AttentionModel.fields`, in the cycle of the start
+      only), `attention_done` (in the cycle of the last write); the same for `append`.
+    - `query<i>_row`, `query<i>_data`: codes for query_key, W of 16 bits. For each of the P heads
+      there are max(1, attention_lanes / W) ports.
+    - `query_scale_row` (row of the buffer plus number of the group), `query_scale_mantissa`,
+      `query_scale_exponent` (10 bits, signed).
+    - `append<i>_row`, `append<i>_data`: codes for append, max(1, kv_port_bytes / W) ports;
+      `append_scale_...` as for queries.
+    - `probability<i>_row`, `probability<i>_data`: codes of softmax, W of 16 bits; for each of the P
+      heads max(1, tiles / W) ports. `head_row` (row of the buffer plus number of the head),
+      `head_mantissa`, `head_exponent`, `head_total`: scale and sum of a head.
+    - `score_enable`, `score_row`, `score_data` (W of 32 bits), `score_lanes` (which of them): write
+      port of scores. `result_...` likewise: write port of the vector memory.
+    - `value_scale_row`, `value_scale_data`: W scales of cached vectors, for softmax (see `kv`).
+    - `saturations`: how many values saturated among those written in this cycle.
+
+    Raises:
+        UserError: the machine cannot be built.
+    """
+    check_machine(model.machine)
+    tile = h_unit(design, model.machine, model.shape)
+    score = _score_lane(design, model)
+    total = _sum_lane(design, model)
+
+    def build(m: ModuleBuilder) -> None:
+        _Unit(m, model).build(tile, score, total)
+
+    return design.shared("attention_unit", build)
+
+
+def _score_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
+    """A dot product to a score: `semantics.score_scale`, soft cap and log2(e).
+
+    The scales come before the dot product, by the second number of `_scale_depths`.
+    """
+    machine = model.machine
+    _, key_depth = _scale_depths(machine)
+
+    def build(m: ModuleBuilder) -> None:
+        query = Scale(
+            m.input("query_mantissa", SCALE_BITS),
+            m.input("query_exponent", OUTER_EXPONENT + 2, True),
+        )
+        key = Scale(
+            m.input("key_mantissa", SCALE_BITS), m.input("key_exponent", OUTER_EXPONENT, True)
+        )
+        dot = m.input("dot", model.shape.dot_bits, True)
+        shift = m.input("pre_shift", model.fields["pre_shift"]).assume(0, model.shift).static()
+        cap = m.input("cap", model.fields["cap"]).assume(0, len(model.caps)).static()
+        c = pipelined(
+            lambda *s: datapaths.multiply(Scale(s[0], s[1]), Scale(s[2], s[3])),
+            [*query, *key],
+            key_depth,
+        ).outputs
+
+        def score(dot: Signal, mantissa: Signal, exponent: Signal) -> tuple[Signal, Signal]:
+            t = datapaths.round_shift(dot, shift).cut()
+            plain = datapaths.shift_saturate((t * mantissa).cut(), exponent - shift - SCORE_FRAC)
+            if not model.caps:
+                return plain
+            capped = _capped(plain.value.cut(), cap, model.caps)
+            on = cap != 0
+            value = mux(on, capped.value, plain.value)
+            return value, plain.saturated + mux(on, capped.saturated, 0)
+
+        value, saturated = pipelined(score, [dot, *c], machine.reduce + machine.requantise).outputs
+        m.output("score", value.extend(FIXED_BITS, True))
+        m.output("saturated", saturated)
+
+    return design.shared("score_lane", build)
+
+
+def _capped(x: Signal, index: Signal, caps: tuple[Cap, ...]) -> Fixed:
+    """`semantics.softcap`, then `semantics.scale` by log2(e); `index` counts the caps from 1."""
+    which = (index - 1).truncate(index.width)
+
+    def constant(number: int) -> Scale:
+        return Scale(
+            choose(which, [c[number].mantissa for c in caps]).static(),
+            choose(which, [c[number].exponent for c in caps]).static(),
+        )
+
+    inverse, cap, log2e = (constant(number) for number in range(3))
+    a = datapaths.shift_saturate((x * inverse.mantissa).cut(), inverse.exponent).value.cut()
+    g = datapaths.tanh(a, SCORE_FRAC, GATE_FRAC).cut()
+    places = cap.exponent + (GATE_FRAC - SCORE_FRAC)
+    y = datapaths.shift_saturate((g * cap.mantissa).cut(), places)
+    z = datapaths.shift_saturate((y.value.cut() * log2e.mantissa).cut(), log2e.exponent)
+    return Fixed(z.value, y.saturated + z.saturated)
+
+
+def _sum_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
+    """An element of a weighted sum: the tiles' sums added up and requantised."""
+    machine, bits = model.machine, model.shape.sum_bits
+
+    def build(m: ModuleBuilder) -> None:
+        parts = [m.input(f"part{t}", bits, True) for t in range(machine.tiles)]
+        mantissa = m.input("mantissa", SCALE_BITS)
+        exponent = m.input("exponent", OUTER_EXPONENT + 2, True)
+        shift = m.input("pre_shift", model.fields["pre_shift"]).assume(0, model.shift).static()
+        frac = m.input("frac", model.fields["frac"]).static()
+
+        def element(mantissa: Signal, exponent: Signal, *parts: Signal) -> tuple[Signal, Signal]:
+            y = tree(parts, lambda a, b: (a + b).cut()).truncate(bits, True)
+            t = datapaths.round_shift(y, shift).cut()
+            return datapaths.shift_saturate((t * mantissa).cut(), exponent - shift - frac)
+
+        value, saturated = pipelined(
+            element, [mantissa, exponent, *parts], machine.reduce + machine.requantise
+        ).outputs
+        m.output("element", value.extend(FIXED_BITS, True))
+        m.output("saturated", saturated)
+
+    return design.shared("sum_lane", build)
+
+
+def _early(machine: Machine) -> int:
+    """Cycles from a beat in the controller to its dot products and sums."""
+    return machine.broadcast - 1 + machine.attention_pipeline
+
+
+def _scale_depths(machine: Machine) -> tuple[int, int]:
+    """Cycles for query scale times factor, and for that times key scale."""
+    depth = _early(machine) - 1
+    return depth // 2, depth - depth // 2
+
+
+@dataclass(frozen=True, eq=False)
+class _Beats:
+    """The beats of a cycle in the controller."""
+
+    on: Signal
+    group: Signal
+    lane: Signal
+    head: Signal
+    part: Signal
+    kv: Signal
+    block: Signal
+    weighted: Signal
+
+
+class _Unit:
+    """Builds the module."""
+
+    def __init__(self, m: ModuleBuilder, model: AttentionModel) -> None:
+        self.m = m
+        self.model = model
+        self.machine = machine = model.machine
+        self.tiles = machine.tiles
+        self.lanes = machine.attention_lanes
+        self.width = machine.vector_lanes
+        self.tile_log = machine.tiles.bit_length() - 1
+        self.early = _early(machine)
+        self.late = machine.reduce + machine.requantise
+        self.position = m.input("position", index_bits(model.capacity)).assume(
+            0, model.capacity - 1
+        )
+
+    def build(self, tile: ModuleBuilder, score: ModuleBuilder, total: ModuleBuilder) -> None:
+        m = self.m
+        write, scale_write = self.append()
+        self.control()
+        beats = self.beats
+        scales = m.ram(
+            "scales",
+            self.model.kv.scale_depth,
+            SCALE_WORD * self.width,
+            [self.key_scale_row(), m.input("value_scale_row", self.model.fields["scale_row"])],
+            [scale_write],
+            parts=self.width,
+        )
+        m.output("value_scale_data", scales[1])
+        outputs = self.array(tile, write, beats)
+        written = self.scores(score, beats, scales[0], [one["dot"] for one in outputs])
+        count, result = self.sums(total, beats, [one["sums"] for one in outputs])
+        m.output("saturations", mux(result, count, written))
+
+    # The KV write port
+
+    def append(self) -> tuple[list[Write], Write]:
+        """The write ports of every tile's SRAM and of the scales."""
+        m, model, machine = self.m, self.model, self.machine
+        start = m.input("append_start", 1)
+        f: dict[str, Signal] = {}
+        for name, bits in model.append_fields.items():
+            given = m.input(f"append_{name}", bits)
+            f[name] = mux(start, given, given.delay(enable=start, name=f"append_{name}_held"))
+        running = m.register("append_running", 1)
+        active = start | running
+        slot = m.register("append_slot", model.append_fields["slots_last"])
+        head = m.register("append_head", index_bits(model.kv_heads))
+        slot_end = slot == f["slots_last"]
+        head_end = (head + 1) == f["heads"]
+        last = active & slot_end & head_end
+        running.drive(active & ~last)
+        slot.drive(mux(active & ~slot_end, _up(slot), 0))
+        head.drive(mux(active & slot_end, mux(head_end, 0, _up(head)), head))
+
+        two = f["planes_last"]
+        plane = two & slot[0]
+        chunk = mux(two, slot >> 1, slot)
+        code = active & (chunk < f["chunks"])
+        port = machine.kv_port_bytes
+        data = self.codes("append", port, f["source"] + head * f["source_stride"], chunk)
+        high = plane.delay(name="append_high")
+        taken = cat(*[mux(high, one[BYTE:], one[:BYTE]) for one in reversed(data)])
+
+        parts = self.lanes // port
+        read = chunk >> (parts.bit_length() - 1)
+        vector = (self.position >> self.tile_log) * f["heads"] + head
+        word = f["word"] + vector * f["vector_words"] + mux(two, read << 1, read) + plane
+        address = self.fit(word, index_bits(model.kv.depth))
+        depth = machine.kv_write
+        mask = None
+        if parts > 1:
+            sub = chunk.truncate(parts.bit_length() - 1)
+            mask = cat(*[sub == i for i in reversed(range(parts))])
+            mask = mask.delay(depth, name="append_mask")
+        late = cat(*([taken] * parts)).delay(depth - 1, name="append_word")
+        where = address.delay(depth, name="append_address")
+        tile = self.position.truncate(max(1, self.tile_log)) if self.tile_log else 0
+        writes = [
+            Write(
+                where, late, (code & (tile == t)).delay(depth, reset=0, name="append_enable"), mask
+            )
+            for t in range(self.tiles)
+        ]
+
+        m.output("append_scale_row", self.fit(f["source"] + head, model.row_bits))
+        mantissa = m.input("append_scale_mantissa", SCALE_BITS)
+        exponent = m.input("append_scale_exponent", OUTER_EXPONENT, True)
+        scale = cat(exponent.truncate(EXPONENT_BITS), mantissa)
+        lane_bits = self.width.bit_length() - 1
+        row = f["scale_row"] + head * f["scale_stride"] + (self.position >> lane_bits)
+        lane = self.position.truncate(max(1, lane_bits)) if lane_bits else m.constant(0)
+        chosen = cat(*[m.constant(0) + (lane == i) for i in reversed(range(self.width))])
+        m.output("append_done", last.delay(depth, reset=0, name="append_done"))
+        return writes, Write(
+            self.fit(row, index_bits(model.kv.scale_depth)).delay(depth, name="scale_address"),
+            cat(*([scale] * self.width)).delay(depth - 1, name="scale_word"),
+            (active & slot_end & f["dynamic"]).delay(depth, reset=0, name="scale_enable"),
+            chosen.delay(depth, name="scale_lane"),
+        )
+
+    # The controller
+
+    def control(self) -> None:
+        """Counters of steps and beats."""
+        m, model, machine = self.m, self.model, self.machine
+        self.start = start = m.input("attention_start", 1)
+        given = {name: m.input(f"attention_{name}", bits) for name, bits in model.fields.items()}
+        self.f = f = {
+            name: signal.delay(enable=start, name=f"attention_{name}_held")
+            for name, signal in given.items()
+        }
+        weighted = f["weighted"]
+        first = larger(self.position - given["reach"], 0)
+        self.first = first.delay(enable=start, name="first_token")
+        self.first_block = self.first >> self.tile_log
+        self.last_block = self.position >> self.tile_log
+
+        # Before a weighted sum: the heads' scales.
+        prelude = m.register("prelude", 1)
+        count = m.register("prelude_count", _bits(model.heads + machine.table_lookup))
+        prelude_end = prelude & (count == f["heads_last"] + (machine.table_lookup - 1))
+        prelude.drive(mux(start, given["weighted"], prelude & ~prelude_end))
+        count.drive(mux(prelude & ~prelude_end, _up(count), 0))
+        self.prelude = prelude
+        self.prelude_head = count
+
+        # Steps: counters from the inside to the outside.
+        stepping = m.register("stepping", 1)
+        inner_done = m.register("inner_done", 1)
+        step = (stepping & ~inner_done).named("step")
+        ends: list[Signal] = []
+        carry = step
+        self.counters: list[Register] = []
+        for name in ("passes", "planes", "reads", "groups"):
+            counter = m.register(f"step_{name}", model.fields[f"{name}_last"])
+            end = counter == f[f"{name}_last"]
+            counter.drive(mux(carry, mux(end, 0, _up(counter)), counter))
+            carry = carry & end
+            ends.append(end)
+            self.counters.append(counter)
+        self.step, self.ends = step, ends
+        interval = m.register("interval", model.fields["interval_last"])
+        slot_end = (stepping & (interval == f["interval_last"])).named("slot_end")
+        interval.drive(mux(stepping & ~slot_end, _up(interval), 0))
+        inner_done.drive((inner_done | carry) & ~slot_end & ~start)
+        block_bits = _bits(max(1, (model.capacity - 1) >> self.tile_log))
+        block = m.register("block", block_bits)
+        kv = m.register("kv_head", index_bits(model.kv_heads))
+        base = m.register("head_base", index_bits(model.heads))
+        block_end = (block == self.last_block).named("block_end")
+        kv_end = ((kv + 1) == f["kv_heads"]).named("kv_end")
+        head_end = slot_end & block_end
+        next_block = mux(block_end, self.first_block, _up(block))
+        block.drive(
+            mux(start, first >> self.tile_log, mux(slot_end, next_block, block)).assume(
+                0, (1 << block_bits) - 1
+            )
+        )
+        self.block, self.kv, self.base = block, kv, base
+
+        # Beats.
+        self.trigger = trigger = (slot_end & (~weighted | block_end)).named("trigger")
+        on = m.register("beat", 1)
+        part = m.register("beat_part", self.part_bits)
+        lane = m.register("beat_lane", index_bits(machine.query_parallel))
+        group = m.register("beat_group", model.fields["groups_last"])
+        member = m.register("beat_member", index_bits(model.shared))
+        parts_last = max(1, self.tiles // self.width) - 1
+        part_end = part == mux(weighted, f["beats_last"], parts_last)
+        lane_end = lane == machine.query_parallel - 1
+        member_end = (member + 1) == f["shared"]
+        head_done = on & part_end
+        beat_end = (head_done & member_end).named("beat_end")
+        on.drive(trigger | (on & ~beat_end))
+        part.drive(mux(on & ~part_end, _up(part), 0))
+        again = trigger | beat_end
+        lane.drive(mux(again, 0, mux(head_done, mux(lane_end, 0, _up(lane)), lane)))
+        group.drive(mux(again, 0, mux(head_done & lane_end, _up(group), group)))
+        member.drive(mux(again, 0, mux(head_done, _up(member), member)))
+        final = (kv_end & block_end).delay(enable=trigger, name="beat_final")
+        beat_kv = kv.delay(enable=trigger, name="beat_kv")
+        beat_base = base.delay(enable=trigger, name="beat_base")
+        beat_block = block.delay(enable=trigger, name="beat_block")
+        self.beats = _Beats(
+            on, group, lane, self.fit(beat_base + member, index_bits(model.heads)), part,
+            beat_kv, beat_block, weighted,
+        )  # fmt: skip
+
+        # A weighted sum pauses while its sums leave.
+        advance = (mux(weighted, beat_end, head_end)).named("advance")
+        over = advance & mux(weighted, final, kv_end)
+        resume = prelude_end | (weighted & beat_end & ~final)
+        stop = head_end & (weighted | kv_end)
+        stepping.drive(mux(start, ~given["weighted"], resume | (stepping & ~stop)))
+        kv.drive(mux(start | over, 0, mux(advance, _up(kv), kv)))
+        next_base = self.fit(base + f["shared"], base.width)
+        base.drive(mux(start | over, 0, mux(advance, next_base, base)))
+        done = (beat_end & final).delay(self.early + self.late, reset=0, name="attention_done")
+        m.output("attention_done", done)
+
+    @property
+    def part_bits(self) -> int:
+        """Wires of a beat's number within its head."""
+        most = max(1, self.tiles // self.width)
+        return max(self.model.fields["beats_last"], index_bits(most))
+
+    # Operands and the array
+
+    def array(
+        self, tile: ModuleBuilder, write: list[Write], beats: _Beats
+    ) -> list[dict[str, Signal]]:
+        """All H-Units, with their operands."""
+        m, model, machine, f = self.m, self.model, self.machine, self.f
+        passes, planes, reads, groups = self.counters
+        parallel, deep = machine.query_parallel, machine.broadcast - 1
+
+        # Codes of `query_parallel` heads: rows now, data in the next cycle, at the tiles `deep`
+        # cycles from now. Heads beyond the last read what the first reads.
+        query: list[Signal] = []
+        probability: list[list[Signal]] = []
+        high = passes.delay(name="high")
+        for p in range(parallel):
+            member = groups * parallel + p
+            head = self.base + mux(member < f["shared"], member, 0)
+            row = f["source"] + head * f["source_stride"]
+            elements = self.codes("query", self.lanes, row, reads, p)
+            query += [mux(high, one[BYTE:], one[:BYTE]) for one in elements]
+            tokens = self.codes("probability", self.tiles, row, self.block, p)
+            probability.append([mux(high, one[BYTE:], one[:BYTE]) for one in tokens])
+        query_bytes = cat(*reversed(query)).delay(deep - 1, name="query")
+
+        element = reads * self.lanes
+        mask = cat(*[element + i < f["width"] for i in reversed(range(self.lanes))])
+        integer = ~f["weighted"] & ~f["query_fp8"]
+        first = ~passes.any() & ~planes.any()
+        first = first & mux(f["weighted"], self.block == self.first_block, ~reads.any())
+        vector = self.block * f["kv_heads"] + self.kv
+        word = f["word"] + vector * f["vector_words"] + mux(f["planes_last"], reads << 1, reads)
+        shared: dict[str, Signal] = {
+            "address": self.fit(word + planes, index_bits(model.kv.depth)),
+            "first": first,
+            "group": groups,
+            "read": reads,
+            "place": passes + planes,
+            "query_sign": integer & self.ends[0],
+            "kv_sign": self.ends[1],
+            "lanes": mask,
+        }
+        shared = {name: s.delay(deep, name=f"tile_{name}") for name, s in shared.items()}
+        shared["step"] = self.step.delay(deep, reset=0, name="tile_step")
+        shared["query"] = query_bytes
+        for name in ("weighted", "query_fp8", "kv_fp8"):
+            shared[name] = f[name]
+        late = {
+            "dot_head": beats.group * parallel + beats.lane,
+            "sum_group": beats.group,
+            "sum_head": beats.lane,
+            "sum_beat": beats.part,
+        }
+        ports = {port.name: port for port in tile.ports}
+        for name, signal in late.items():
+            shared[name] = self.fit(signal, ports[name].width).delay(
+                self.early, name=f"tile_{name}"
+            )
+        # The cycle after the last step of a block is that of its first beat.
+        load = self.trigger & ~f["weighted"]
+        shared["load"] = load.delay(self.early, reset=0, name="tile_load")
+        present = self.seen(self.block)
+        found: list[dict[str, Signal]] = []
+        for t in range(self.tiles):
+            bytes_ = cat(*[one[t] for one in reversed(probability)])
+            inputs = {
+                **shared,
+                "present": present[t].delay(deep, name="tile_present"),
+                "probability": bytes_.delay(deep - 1, name="probability"),
+                "write_enable": write[t].enable,
+                "write_address": write[t].address,
+                "write_data": write[t].data,
+            }
+            if (mask := write[t].mask) is not None:
+                inputs["write_mask"] = mask
+            found.append(m.instance(f"tile{t}", tile, inputs))
+        return found
+
+    # Results
+
+    def scores(
+        self, lane: ModuleBuilder, beats: _Beats, scales: Signal, dots: list[Signal]
+    ) -> Signal:
+        """Beats of query_key, from the dot products to the scores' memory; saturations."""
+        m, model, f = self.m, self.model, self.f
+        on = beats.on & ~f["weighted"]
+        m.output("query_scale_row", self.fit(f["source"] + beats.head, model.row_bits))
+        query_depth, _ = _scale_depths(self.machine)
+        query = pipelined(
+            lambda *s: datapaths.multiply(Scale(s[0], s[1]), Scale(s[2].static(), s[3].static())),
+            [
+                m.input("query_scale_mantissa", SCALE_BITS),
+                m.input("query_scale_exponent", OUTER_EXPONENT, True),
+                f["factor_mantissa"],
+                f["factor_exponent"].as_signed(),
+            ],
+            query_depth,
+        ).outputs
+        seen = self.seen(beats.block)
+        count = min(self.tiles, self.width)
+        if self.tiles < self.width:
+            sub_bits = (self.width // self.tiles).bit_length() - 1
+            sub = beats.block.truncate(sub_bits)
+            size = SCALE_WORD * count
+            blocks = [scales[low : low + size] for low in range(0, SCALE_WORD * self.width, size)]
+            scales = choose(sub.delay(name="key_scale_sub"), blocks)
+            lanes = [on & (sub == i // count) & seen[i % count] for i in range(self.width)]
+        else:
+            parts = self.tiles // self.width
+            lanes = [on & choose(beats.part, seen[i :: self.width]) for i in range(self.width)]
+            late_part = beats.part.delay(self.early, name="dot_part")
+            dots = [choose(late_part, dots[i :: self.width]) for i in range(self.width)]
+            assert len(seen) == parts * self.width
+        values: list[Signal] = []
+        flags: list[Signal] = []
+        for i in range(count):
+            word = scales[SCALE_WORD * i : SCALE_WORD * (i + 1)].delay(query_depth, name="key")
+            stored = word[SCALE_BITS:].as_signed()
+            out = m.instance(
+                f"score{i}",
+                lane,
+                {
+                    "query_mantissa": query[0],
+                    "query_exponent": query[1],
+                    "key_mantissa": mux(f["static"], f["scale_mantissa"], word[:SCALE_BITS]),
+                    "key_exponent": mux(f["static"], f["scale_exponent"].as_signed(), stored),
+                    "dot": dots[i],
+                    "pre_shift": f["pre_shift"],
+                    "cap": f["cap"],
+                },
+            )
+            values.append(out["score"])
+            flags.append(out["saturated"])
+        row = f["target"] + beats.head * f["target_stride"] + self.token_row(beats)
+        delay = self.early + self.late
+        enables = [one.delay(delay, reset=0, name="score_lane") for one in lanes]
+        m.output("score_enable", cat(*enables).any())
+        m.output("score_row", self.fit(row, model.row_bits).delay(delay, name="score_row"))
+        m.output("score_data", cat(*[values[i % count] for i in reversed(range(self.width))]))
+        m.output("score_lanes", cat(*reversed(enables)))
+        return add_all([mux(e, flags[i % count], 0) for i, e in enumerate(enables)])
+
+    def sums(self, lane: ModuleBuilder, beats: _Beats, sums: list[Signal]) -> tuple[Signal, Signal]:
+        """Beats of weighted_sum, from the tiles' sums to the vector memory; saturations, enable."""
+        m, model, f = self.m, self.model, self.f
+        output, bits = beat_elements(self.machine), model.shape.sum_bits
+        scale = self.head_scales(beats)
+        values: list[Signal] = []
+        flags: list[Signal] = []
+        for i in range(output):
+            inputs: dict[str, Signal] = {
+                f"part{t}": one[bits * i : bits * (i + 1)].as_signed() for t, one in enumerate(sums)
+            }
+            inputs |= {"mantissa": scale.mantissa, "exponent": scale.exponent}
+            inputs |= {name: f[name] for name in ("pre_shift", "frac")}
+            out = m.instance(f"sum{i}", lane, inputs)
+            values.append(out["element"])
+            flags.append(out["saturated"])
+
+        # Heads follow one another without gaps, so the next element's number just counts on.
+        on = beats.on & f["weighted"]
+        linear = m.register("result_element", model.row_bits)
+        size = mux(f["width"] < output, f["width"], output)
+        following = self.fit(linear + size, model.row_bits)
+        linear.drive(mux(self.start, 0, mux(on, following, linear)))
+        lane_bits = self.width.bit_length() - 1
+        offset = linear.truncate(lane_bits) if lane_bits else m.constant(0)
+        lanes = [on & (offset <= i) & (offset + size > i) for i in range(self.width)]
+        delay = self.early + self.late
+        enables = [one.delay(delay, reset=0, name="result_lane") for one in lanes]
+        # Narrow heads begin at a multiple of their width.
+        step = min(output, *(width for width in model.widths))
+        turn = m.constant(0)
+        if step < output:
+            first = step.bit_length() - 1
+            turn = offset.extend(max(offset.width, output.bit_length()))
+            turn = turn[first : output.bit_length() - 1]
+        turn = turn.delay(delay, name="result_turn")
+        data = [
+            choose(turn, [values[(i - k) % output] for k in range(0, output, step)])
+            for i in range(self.width)
+        ]
+        row = self.fit(f["target"] + (linear >> lane_bits), model.row_bits)
+        enable = on.delay(delay, reset=0, name="result_enable")
+        m.output("result_enable", enable)
+        m.output("result_row", row.delay(delay, name="result_row"))
+        m.output("result_data", cat(*reversed(data)))
+        m.output("result_lanes", cat(*reversed(enables)))
+        counted = [
+            flag & (size > i).delay(delay, name="result_size") for i, flag in enumerate(flags)
+        ]
+        return add_all(counted), enable
+
+    def head_scales(self, beats: _Beats) -> Scale:
+        """Probability scale over sum, of the beat that leaves the array."""
+        m, model, f = self.m, self.model, self.f
+        number = self.prelude_head
+        m.output("head_row", self.fit(f["source"] + number, model.row_bits))
+
+        def over(mantissa: Signal, exponent: Signal, total: Signal) -> Scale:
+            return datapaths.multiply(Scale(mantissa, exponent), datapaths.reciprocal_scale(total))
+
+        depth = self.machine.table_lookup
+        mantissa, exponent = pipelined(
+            over,
+            [
+                m.input("head_mantissa", SCALE_BITS),
+                m.input("head_exponent", OUTER_EXPONENT, True),
+                m.input("head_total", TOTAL_BITS),
+            ],
+            depth - 1,
+        ).outputs
+        bits = index_bits(model.heads)
+        enable = self.prelude & (number <= f["heads_last"])
+        (word,) = m.ram(
+            "head_scales",
+            max(2, model.heads),
+            SCALE_BITS + exponent.width,
+            [beats.head.delay(self.early - 1, name="head_scale")],
+            [
+                Write(
+                    self.fit(number, bits).delay(depth, name="head_scale_address"),
+                    cat(exponent, mantissa),
+                    enable.delay(depth, reset=0, name="head_scale_enable"),
+                )
+            ],
+        )
+        return Scale(word[:SCALE_BITS], word[SCALE_BITS:].as_signed())
+
+    # Parts
+
+    def key_scale_row(self) -> Signal:
+        """The row of the key scales of a beat's tokens."""
+        beats, f = self.beats, self.f
+        row = f["scale_row"] + beats.kv * f["scale_stride"] + self.token_row(beats)
+        return self.fit(row, self.model.fields["scale_row"])
+
+    def token_row(self, beats: _Beats) -> Signal:
+        """The row, within those of a head, of a beat's tokens."""
+        if self.tiles < self.width:
+            return beats.block >> ((self.width // self.tiles).bit_length() - 1)
+        parts = (self.tiles // self.width).bit_length() - 1
+        return (beats.block << parts) + mux(beats.weighted, 0, beats.part)
+
+    def seen(self, block: Signal) -> list[Signal]:
+        """For each tile whether the query sees its token of a block."""
+        bits = self.tile_log
+        low = self.first.truncate(bits) if bits else self.m.constant(0)
+        high = self.position.truncate(bits) if bits else self.m.constant(0)
+        at_first, at_last = block == self.first_block, block == self.last_block
+        return [(~at_first | (low <= t)) & (~at_last | (high >= t)) for t in range(self.tiles)]
+
+    def codes(
+        self, name: str, count: int, row: Signal, index: Signal, number: int = 0
+    ) -> list[Signal]:
+        """The `index`-th `count` codes of a vector that begins at `row`, in the next cycle.
+
+        Makes the read ports ``name<i>``; `number` says how many users of so many ports there were.
+        """
+        m, ports = self.m, max(1, count // self.width)
+        rows: list[Signal] = []
+        sub = index
+        if count < self.width:
+            sub_bits = (self.width // count).bit_length() - 1
+            sub = index.truncate(sub_bits).delay(name=f"{name}_sub")
+            row = row + (index >> sub_bits)
+        else:
+            row = row + index * ports
+        for port in range(ports):
+            label = f"{name}{number * ports + port}"
+            m.output(f"{label}_row", self.fit(row + port, self.model.row_bits))
+            rows.append(m.input(f"{label}_data", CODE_BITS * self.width))
+        if count < self.width:
+            size = CODE_BITS * count
+            word = choose(
+                sub, [rows[0][low : low + size] for low in range(0, CODE_BITS * self.width, size)]
+            )
+        else:
+            word = cat(*reversed(rows))
+        return [word[CODE_BITS * i : CODE_BITS * (i + 1)] for i in range(count)]
+
+    def fit(self, signal: Signal, width: int) -> Signal:
+        """The signal on `width` wires; what does not fit never happens."""
+        return signal.truncate(width).extend(width, False)
+
+
+def _up(counter: Signal) -> Signal:
+    return (counter + 1).truncate(counter.width)
