@@ -158,11 +158,13 @@ def weighted_sum(
 ) -> Formula:
     """Values summed over the cached tokens, then over the tiles, scaled.
 
-    After each KV head the sums of its query heads leave the array, as wide as an H-Unit's lanes.
+    After each KV head the sums of its query heads leave the array, as wide as an H-Unit's lanes or
+    the reduction network.
     """
     shared = heads // kv_heads
     work = _vector_cycles(machine, shared, width, _multiplier_passes(machine.probabilities, kv))
-    drain = heads * -(-width // machine.attention_lanes)
+    beat = min(machine.attention_lanes, machine.results_per_cycle)
+    drain = heads * -(-width // beat)
     blocks = kv_heads * attended(window, machine.tiles)
     fixed = machine.broadcast + machine.attention_pipeline + machine.reduce + machine.requantise
     return fixed + machine.table_lookup + heads - 1 + drain + work * blocks

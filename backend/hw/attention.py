@@ -44,7 +44,6 @@ from intaglio.backend.hw.signal import (
     larger,
     mux,
     pipelined,
-    repeat,
     tree,
 )
 from intaglio.dialects.codes import FORMATS
@@ -307,7 +306,7 @@ def _encode_attention(
     model: AttentionModel, one: Instruction, instance: Mapping[str, str]
 ) -> dict[str, int]:
     machine, program = model.machine, model.program
-    lanes, parallel = machine.attention_lanes, machine.query_parallel
+    parallel = machine.query_parallel
     place = model.kv[model._cache(one, instance).name]
     cache, fmt = place.cache, model._format(one)
     weighted = one.opcode == "weighted_sum"
@@ -435,10 +434,10 @@ def attention_unit(design: Design, model: AttentionModel) -> ModuleBuilder:
       only), `attention_done` (in the cycle of the last write); the same for `append`.
     - `query<i>_row`, `query<i>_data`: codes for query_key, W of 16 bits. For each of the P heads
       there are max(1, attention_lanes / W) ports.
-    - `query_scale_row` (row of the buffer plus number of the group), `query_scale_mantissa`,
-      `query_scale_exponent` (10 bits, signed).
+    - `query_group` (row of the buffer plus number of the group), `query_mantissa`,
+      `query_exponent` (10 bits, signed): scales of query heads.
     - `append<i>_row`, `append<i>_data`: codes for append, max(1, kv_port_bytes / W) ports;
-      `append_scale_...` as for queries.
+      `append_group`, `append_mantissa`, `append_exponent` as for queries.
     - `probability<i>_row`, `probability<i>_data`: codes of softmax, W of 16 bits; for each of the P
       heads max(1, tiles / W) ports. `head_row` (row of the buffer plus number of the head),
       `head_mantissa`, `head_exponent`, `head_total`: scale and sum of a head.
@@ -659,9 +658,9 @@ class _Unit:
             for t in range(self.tiles)
         ]
 
-        m.output("append_scale_row", self.fit(f["source"] + head, model.row_bits))
-        mantissa = m.input("append_scale_mantissa", SCALE_BITS)
-        exponent = m.input("append_scale_exponent", OUTER_EXPONENT, True)
+        m.output("append_group", self.fit(f["source"] + head, model.row_bits))
+        mantissa = m.input("append_mantissa", SCALE_BITS)
+        exponent = m.input("append_exponent", OUTER_EXPONENT, True)
         scale = cat(exponent.truncate(EXPONENT_BITS), mantissa)
         lane_bits = self.width.bit_length() - 1
         row = f["scale_row"] + head * f["scale_stride"] + (self.position >> lane_bits)
@@ -867,15 +866,16 @@ class _Unit:
         """Beats of query_key, from the dot products to the scores' memory; saturations."""
         m, model, f = self.m, self.model, self.f
         on = beats.on & ~f["weighted"]
-        m.output("query_scale_row", self.fit(f["source"] + beats.head, model.row_bits))
+        m.output("query_group", self.fit(f["source"] + beats.head, model.row_bits))
         query_depth, _ = _scale_depths(self.machine)
+        factor = Scale(
+            f["factor_mantissa"].static(), f["factor_exponent"].as_signed().static()
+        )
         query = pipelined(
-            lambda *s: datapaths.multiply(Scale(s[0], s[1]), Scale(s[2].static(), s[3].static())),
+            lambda mantissa, exponent: datapaths.multiply(Scale(mantissa, exponent), factor),
             [
-                m.input("query_scale_mantissa", SCALE_BITS),
-                m.input("query_scale_exponent", OUTER_EXPONENT, True),
-                f["factor_mantissa"],
-                f["factor_exponent"].as_signed(),
+                m.input("query_mantissa", SCALE_BITS),
+                m.input("query_exponent", OUTER_EXPONENT, True),
             ],
             query_depth,
         ).outputs

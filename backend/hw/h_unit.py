@@ -191,8 +191,7 @@ def h_unit(design: Design, machine: Machine, shape: HShape) -> ModuleBuilder:
         dots: list[Signal] = []
         for g in range(shape.groups):
             enable = now & ~now_weighted & (now_group == g)
-            for p in range(heads):
-                dots.append(_accumulator(m, "dot", shape.dot_bits, sums[p], now_first, enable))
+            dots += [_accumulator(m, "dot", shape.dot_bits, s, now_first, enable) for s in sums]
         load = m.input("load", 1)
         waiting = [dot.delay(enable=load, name="waiting") for dot in dots]
         m.output("dot", choose(m.input("dot_head", index_bits(len(dots))), waiting))

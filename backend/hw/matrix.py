@@ -70,8 +70,8 @@ def build_matrix(design: Design, config: MatrixConfig, name: str = "matrix") -> 
 
     Outputs:
 
-    - `input<p>_row`, `scale_row`, `bias_row`, `residual_row`: the addresses.
-    - `write_enable`, `write_row`, `write_data`, `write_mask`: W numbers to the vector memory, with
+    - `input<p>_address`, `scale_address`, `bias_address`, `residual_address`: the addresses.
+    - `write_enable`, `write_address`, `write_data`, `write_mask`: W numbers to the vector memory, with
       a bit for each lane.
     - `saturations`: how many places saturated, of the numbers written in this cycle.
     - `done`: in the last cycle of the instruction.
@@ -220,7 +220,7 @@ class _Array:
             word = self.by_split(lambda s, n=number: self.field("words") * (n & (s - 1)))
             x, xsum, scale = self._stream(number, word)
             inputs |= {f"x{number}": x, f"xsum{number}": xsum, f"scale_address{number}": scale}
-        m.output("scale_row", self._row("input_row", 0, config.vector_rows))
+        m.output("scale_address", self._row("input_row", 0, config.vector_rows))
         self.inputs = inputs
 
     def _row(self, base: str, row: Signal | int, rows: int) -> Signal:
@@ -234,7 +234,7 @@ class _Array:
         word = first + self.word
         per_row = machine.vector_lanes // lanes
         row = self._row("input_row", word >> log2(per_row), config.vector_rows)
-        m.output(f"input{number}_row", row)
+        m.output(f"input{number}_address", row)
         data = m.input(f"input{number}_data", machine.vector_lanes * CODE_BITS)
         # Elements beyond the row are no part of the vector.
         columns = self.field("columns")
@@ -322,7 +322,7 @@ class _Array:
         arriving: list[list[Signal]] = [[] for _ in range(lanes)]
         words: list[Signal] = []
         scales: list[Signal] = []
-        needed = [p.name for p in self.tile.ports if not p.output and not p.clock]
+        ports = {p.name: p.width for p in self.tile.ports if not p.output and not p.clock}
         slice_ = self.slice.delay(before)
         for t in range(machine.tiles):
             inputs = dict(self.inputs)
@@ -333,13 +333,13 @@ class _Array:
                 here, unit = self._fetched(t)
                 inputs["fetch"] = here
                 inputs["unit"] = (unit + slice_).truncate(max(1, index_bits(machine.l_units)))
-            chosen = {
-                name: inputs[name].truncate(index_bits(config.tile_beats))
-                if name == "beat"
-                else inputs[name]
-                for name in needed
-                if name in inputs
+            # Counters may be wider than what a tile has to tell apart.
+            inputs |= {
+                name: inputs[name].truncate(ports[name])
+                for name in ("plane", "beat", "part")
+                if name in ports
             }
+            chosen = {name: inputs[name] for name in ports}
             outputs = m.instance(f"tile{t}", self.tile, chosen)
             for g in range(lanes):
                 options = [self._placed(s, t, g) for s in config.splits]
@@ -409,16 +409,17 @@ class _Array:
             mantissa = mux(self.embed, 1, mantissa)
             exponent = mux(self.embed, 0, exponent)
         places = places + exponent
-        most = max(0, config.accumulator_bits - PRODUCT_BITS)
         pre_shift = self.field("pre_shift")
-        pre_shift = pre_shift.assume(0, min(most, pre_shift.high))
+        # Each matrix has the shift after which its widest accumulator has so many bits.
+        widest = 1 << (PRODUCT_BITS - 1)
 
         def scaled(*inputs: Signal) -> list[Signal]:
             results, codes, (scale, zero) = inputs[:lanes], inputs[lanes:-2], inputs[-2:]
             values = [((code - zero) * scale).cut() for code in codes]
             out: list[Signal] = []
             for g, result in enumerate(results):
-                t = datapaths.round_shift(result, pre_shift.static()).cut()
+                t = datapaths.round_shift(result, pre_shift.static())
+                t = t.assume(-widest, widest).cut()
                 if values:
                     t = mux(self.embed.static(), values[g % len(values)], t)
                 product = (t * mantissa.static()).cut()
@@ -440,7 +441,7 @@ class _Array:
             counts.append(only(masks[g], count.delay(name=f"saturated{g}")))
         m.output("write_enable", self.write)
         m.output(
-            "write_row", self._row("output_row", self.written >> self.lane_bits, config.vector_rows)
+            "write_address", self._row("output_row", self.written >> self.lane_bits, config.vector_rows)
         )
         m.output("write_data", cat(*data[::-1]))
         m.output("write_mask", cat(*masks[::-1]))
@@ -450,7 +451,7 @@ class _Array:
         """Bias or residual of the row at hand, lane by lane, in the last stage but one."""
         m, lanes = self.m, self.machine.vector_lanes
         rows = self.config.constant_rows if name == "bias" else self.config.vector_rows
-        m.output(f"{name}_row", self._row(f"{name}_row", self.ahead, rows))
+        m.output(f"{name}_address", self._row(f"{name}_row", self.ahead, rows))
         data = m.input(f"{name}_data", lanes * FIXED_BITS)
         return [
             only(self.field(name), data[g * FIXED_BITS : (g + 1) * FIXED_BITS]).as_signed()
@@ -482,7 +483,7 @@ class _Array:
 
     def _table_word(self) -> tuple[list[Signal], Signal, Signal]:
         """The codes of a table's word when its last plane is there, its scale and zero point."""
-        m, machine, config = self.m, self.machine, self.config
+        machine, config = self.machine, self.config
         late = machine.broadcast - 1 + machine.rom_read + machine.reduce
         plane, planes = self.plane.delay(late), self.field("planes")
         bits, word = machine.plane_bits, self.fetched_word

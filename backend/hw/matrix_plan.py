@@ -302,7 +302,7 @@ def configure(
             widths[field] = max(widths.get(field, 0), bits)
     splits = tuple(sorted({piece.split for piece in pieces.values()}))
     fields = {field: widths[field] for field in FIELDS if widths.get(field)}
-    fields["split"] = log2(len(splits) * 2 - 1)
+    fields["split"] = (len(splits) - 1).bit_length()
     rows = max(buffer.address + buffer.size for buffer in program.buffers.values())
     return MatrixConfig(
         machine=machine,
@@ -313,7 +313,9 @@ def configure(
         ),
         planes=max((shape_of(p).planes(machine) for p in products), default=1),
         table_planes=max((shape_of(p).planes(machine) for p in tables), default=0),
-        zero_bits=max((s.scale_bits - SCALE_BITS for s in shapes.values() if s.scale_bits)),
+        zero_bits=max(
+            (s.scale_bits - SCALE_BITS for s in shapes.values() if s.scale_bits), default=0
+        ),
         code_words=max(p.base + p.code_words(shapes[n], machine) for n, p in pieces.items()),
         scale_words=max(
             1, *(p.scale_base + p.scale_words(shapes[n], machine) for n, p in pieces.items())
@@ -579,7 +581,7 @@ def _engrave(
     """Adds one tile's part of a matrix to the images of its L-Units [l_units, depth(, bytes)]."""
     shape = shape_of(parameter)
     words, planes = piece.words(shape, machine), shape.planes(machine)
-    steps, slots = piece.steps(machine), piece.rows_per_tile(machine)
+    slots = piece.rows_per_tile(machine)
     groups = piece.slice_groups(shape, machine)
     mask = (1 << machine.plane_bits) - 1
     matrix = None if shape.scale_bits == 0 else images.matrix(parameter.name)

@@ -316,7 +316,9 @@ def _unfit(instruction: Content, what: str, hint: str | None = None) -> UserErro
 
 
 def _wires(instruction: Content, one: Field, value: int) -> int:
-    low, high = (-(1 << (one.width - 1)), 1 << (one.width - 1)) if one.signed else (0, 1 << one.width)
+    low, high = (
+        (-(1 << (one.width - 1)), 1 << (one.width - 1)) if one.signed else (0, 1 << one.width)
+    )
     if not low <= value < high:
         raise _unfit(
             instruction,
@@ -469,9 +471,7 @@ class _Encoder:
         groups = self.arguments.get("groups", 1)
         width = _size(self.program, self.instruction["reads"][0]) // groups
         if width > NORM_WIDTH:
-            raise _unfit(
-                self.instruction, f"norms take up to {NORM_WIDTH} elements, not {width}"
-            )
+            raise _unfit(self.instruction, f"norms take up to {NORM_WIDTH} elements, not {width}")
         gamma = self.program["parameters"][self.instance[self.instruction["uses"]["gamma"]]]
         eps = Real(*self.constant("eps"))
         constants = norm_constants(eps, width, self.fraction, centred)

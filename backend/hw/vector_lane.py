@@ -19,7 +19,6 @@ from intaglio.backend.hw.signal import (
     ModuleBuilder,
     Operand,
     Signal,
-    cat,
     larger,
     mux,
     pipelined,
@@ -341,9 +340,7 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
     return word, code, count, top, part, used
 
 
-def _table(
-    given: LaneInputs, control: LaneControl, features: Features, shifted: Signal
-) -> Signal:
+def _table(given: LaneInputs, control: LaneControl, features: Features, shifted: Signal) -> Signal:
     """The table's value, with the sign's part: of a magnitude, or of a distance from the top."""
     x = given.x
     zero = x.module.constant(0)
