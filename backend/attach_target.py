@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intaglio.backend.target import load_target
-from intaglio.dialects.fabric import MachineOp
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
+
+from intaglio.backend.target import load_target
+from intaglio.dialects.fabric import MachineOp
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from typing import Any
 
 from intaglio.dialects.errors import CompilerBug, UserError
@@ -47,12 +48,14 @@ ARC = (
     "arc-infer-memories{tap-ports=false}",
     "cse,arc-canonicalizer",
     "convert-to-arcs",
+    # Before arcs are shared: it takes enables and resets out of an arc's body, and would take them
+    # from the other users of a shared one too.
+    "arc-infer-state-properties",
     "arc-dedup",
     "hw-flatten-modules",
     "cse,arc-canonicalizer",
     "arc-split-loops",
     "arc-dedup",
-    "arc-infer-state-properties",
     "cse,arc-canonicalizer",
     "arc-make-tables",
     "cse,arc-canonicalizer",
@@ -196,19 +199,25 @@ def to_llvm(text: str, top: str) -> tuple[str, StateLayout]:
     Raises:
         CompilerBug: CIRCT refused the IR, or it has no module `top`.
     """
-    from pycde import circt  # pyright: ignore[reportMissingImports]
-
     with _module(text) as module:
         _hide_all_but(module, top)
         _run(module, ARC)
         layout = _layout(module, top)
         _run(module, ARC_TO_LLVM)
         buffer = io.StringIO()
-        circt.export_llvm_ir(module, buffer)
+        _bindings().export_llvm_ir(module, buffer)
         llvm = buffer.getvalue()
     if f"@{top}_initial(" in llvm:
-        layout = StateLayout(**{**layout.__dict__, "initial": True})
+        layout = replace(layout, initial=True)
     return llvm, layout
+
+
+def _bindings(module: str = "circt") -> Any:
+    """A module of CIRCT's Python bindings, which have no types."""
+    try:
+        return import_module(f"pycde.{module}")
+    except ImportError as error:
+        raise _missing() from error
 
 
 def _missing() -> UserError:
@@ -221,11 +230,7 @@ def _missing() -> UserError:
 @contextmanager
 def _module(text: str) -> Iterator[Any]:
     """The parsed and verified module, in a context of its own."""
-    try:
-        from pycde import circt  # pyright: ignore[reportMissingImports]
-        from pycde.circt import ir  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise _missing() from error
+    circt, ir = _bindings(), _bindings("circt.ir")
     with ir.Context() as context, ir.Location.unknown():
         circt.register_dialects(context)
         try:
@@ -237,22 +242,19 @@ def _module(text: str) -> Iterator[Any]:
 
 
 def _run(module: Any, passes: Sequence[str]) -> None:
-    from pycde.circt import ir  # pyright: ignore[reportMissingImports]
-    from pycde.circt.passmanager import PassManager  # pyright: ignore[reportMissingImports]
-
+    manager = _bindings("circt.passmanager").PassManager
     # One manager for each: a manager loads the dialects of all its passes first, and with LLVM's
     # dialect loaded (lower-arc-to-llvm, some arc passes) hw-flatten-modules aborts the process.
     try:
         for one in passes:
-            PassManager.parse(f"builtin.module({one})").run(module.operation)
-    except ir.MLIRError as error:
+            manager.parse(f"builtin.module({one})").run(module.operation)
+    except _bindings("circt.ir").MLIRError as error:
         raise CompilerBug(f"CIRCT's passes failed: {str(error)[:4000]}") from error
 
 
 def _hide_all_but(module: Any, top: str) -> None:
     """Only public modules become models."""
-    from pycde.circt import ir  # pyright: ignore[reportMissingImports]
-
+    text = _bindings("circt.ir").StringAttr
     found = False
     for op in module.body.operations:
         if op.operation.name == "hw.module":
@@ -261,7 +263,7 @@ def _hide_all_but(module: Any, top: str) -> None:
                 if "sym_visibility" in op.attributes:
                     del op.attributes["sym_visibility"]
             else:
-                op.attributes["sym_visibility"] = ir.StringAttr.get("private")
+                op.attributes["sym_visibility"] = text.get("private")
     if not found:
         raise CompilerBug(f"the design has no module {top}")
 
@@ -314,17 +316,14 @@ _ALLOCATIONS = ("arc.root_input", "arc.root_output", "arc.alloc_memory", "arc.al
 
 def _export() -> None:
     """The other process of `to_verilog`: IR on stdin, SystemVerilog on stdout."""
-    from pycde import circt  # pyright: ignore[reportMissingImports]
-    from pycde.circt import ir  # pyright: ignore[reportMissingImports]
-
     try:
         with _module(sys.stdin.read()) as module:
             # The passes read the options too, so they come first.
-            options = ir.StringAttr.get(VERILOG_OPTIONS)
+            options = _bindings("circt.ir").StringAttr.get(VERILOG_OPTIONS)
             module.operation.attributes["circt.loweringOptions"] = options
             _run(module, VERILOG)
             buffer = io.StringIO()
-            circt.export_verilog(module, buffer)
+            _bindings().export_verilog(module, buffer)
             sys.stdout.write(buffer.getvalue())
     except CompilerBug as error:
         sys.stderr.write(str(error))

@@ -10,6 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.printer import Printer
+from xdsl.utils.exceptions import VerifyException
+
 from intaglio.backend.images import Images, write_images
 from intaglio.backend.measure import Stopwatch
 from intaglio.backend.output import (
@@ -28,10 +33,6 @@ from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fabric import machine_of
 from intaglio.lowering.mapping import mapping_of
 from intaglio.lowering.onnx.quantised_graph import write_quantised
-from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp
-from xdsl.printer import Printer
-from xdsl.utils.exceptions import VerifyException
 
 if TYPE_CHECKING:
     from intaglio.lowering.onnx.importer import ImportedModel

@@ -21,11 +21,12 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from xdsl.dialects.builtin import IntegerAttr, ModuleOp
+
 from intaglio.dialects import rom
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import ConstantOp, EngraveOp, places
 from intaglio.lowering.parameters import ParameterSource, row_chunks
-from xdsl.dialects.builtin import IntegerAttr, ModuleOp
 
 ALIGNMENT = 64
 MATRICES = "rom/matrices.bin"

@@ -8,10 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from intaglio.dialects import rom
-from intaglio.dialects.fabric import EngraveOp, ReserveOp, machine_of, places
-from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
-from intaglio.dialects.tiling import Piece
 from xdsl.dialects.builtin import (
     ArrayAttr,
     IntegerAttr,
@@ -22,6 +18,11 @@ from xdsl.dialects.builtin import (
     UnitAttr,
 )
 from xdsl.ir import Attribute
+
+from intaglio.dialects import rom
+from intaglio.dialects.fabric import EngraveOp, ReserveOp, machine_of, places
+from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
+from intaglio.dialects.tiling import Piece
 
 SCHEMA = 1
 

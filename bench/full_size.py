@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from decoder_model import LLAMA_3_2_3B, LLAMA_3_8B, Shape, write_decoder
+
 from intaglio.backend.target import load_target
 
 SHAPES = {"llama-3.2-3b": LLAMA_3_2_3B, "llama-3-8b": LLAMA_3_8B}
@@ -125,11 +126,12 @@ def predict(out: Path) -> None:
 
 def sweep(model: Path, changes: list[tuple[str, ...]]) -> None:
     """Predicted speed with assumed parameters changed, without writing anything."""
+    from xdsl.context import Context
+
     from intaglio.backend.stages import Options, passes
     from intaglio.dialects import timeline
     from intaglio.dialects.program import ProgramOp
     from intaglio.lowering.onnx.importer import import_model
-    from xdsl.context import Context
 
     for settings in changes:
         module = import_model(model, context=CONTEXT).module

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
 from intaglio.runtime import kernels
 from intaglio.runtime.kernel_code import Param, compile_module
 

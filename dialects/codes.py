@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.dialects.fixed_point import FIXED_BITS, Ints, Saturations, bit_length
 
 Rows: TypeAlias = slice | npt.NDArray[np.integer[Any]]

@@ -9,16 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from intaglio.dialects.machine import Machine
-from intaglio.dialects.rom import (
-    AdapterType,
-    CacheOp,
-    KVType,
-    ParameterOp,
-    ROMTensorType,
-    resolve,
-)
-from intaglio.dialects.tiling import MatrixShape, Piece
 from xdsl.dialects.builtin import (
     I64,
     ArrayAttr,
@@ -46,6 +36,17 @@ from xdsl.parser import AttrParser
 from xdsl.printer import Printer
 from xdsl.traits import SymbolUserOpInterface
 from xdsl.utils.exceptions import VerifyException
+
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.rom import (
+    AdapterType,
+    CacheOp,
+    KVType,
+    ParameterOp,
+    ROMTensorType,
+    resolve,
+)
+from intaglio.dialects.tiling import MatrixShape, Piece
 
 SCALE_BITS = 16
 """Bits of a group's scale mantissa in ROM."""

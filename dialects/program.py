@@ -10,9 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from intaglio.dialects import formula, timeline
-from intaglio.dialects.formula import Formula
-from intaglio.dialects.rom import Nodes
 from xdsl.dialects.builtin import (
     I64,
     ArrayAttr,
@@ -39,6 +36,10 @@ from xdsl.irdl import (
 )
 from xdsl.traits import HasParent, IsolatedFromAbove, NoTerminator, SymbolOpInterface, SymbolTable
 from xdsl.utils.exceptions import VerifyException
+
+from intaglio.dialects import formula, timeline
+from intaglio.dialects.formula import Formula
+from intaglio.dialects.rom import Nodes
 
 OPCODES: dict[str, tuple[str, ...]] = {
     "embed": ("matrix",),

@@ -265,12 +265,22 @@ class ROMTensorType(_WeightsType):
 
     name = "rom.tensor"
 
+    def __init__(
+        self, shape: Sequence[int], code: str, group: int = 0, zeros: bool = False
+    ) -> None:
+        super().__init__(shape, code, group, zeros)
+
 
 @irdl_attr_definition
 class AdapterType(_WeightsType):
     """A tensor that can be rewritten, in SRAM: `!rom.adapter<[8, 64], int4, group 32>`."""
 
     name = "rom.adapter"
+
+    def __init__(
+        self, shape: Sequence[int], code: str, group: int = 0, zeros: bool = False
+    ) -> None:
+        super().__init__(shape, code, group, zeros)
 
 
 @irdl_attr_definition

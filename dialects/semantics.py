@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.dialects.codes import FORMATS, Format, Matrix, decode, e4m3_encode
 from intaglio.dialects.fixed_point import (
     FIXED_BITS,

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 
 import numpy as np
+
 from intaglio.dialects.fixed_point import Ints, round_shift
 
 _PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.dialects.formula import Formula
 
 QUEUES: tuple[str, ...] = ("matrix", "attention", "vector", "kv", "power")

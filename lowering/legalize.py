@@ -12,19 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from intaglio.dialects import rom
-from intaglio.dialects.codes import mantissas
-from intaglio.dialects.fabric import machine_of
-from intaglio.dialects.fixed_point import Real
-from intaglio.dialects.machine import Machine
-from intaglio.dialects.semantics import (
-    ROTARY_FRAC,
-    SCORE_FRAC,
-    accumulator_bits,
-    pre_shift,
-    query_key_bits,
-    weighted_sum_bits,
-)
 from xdsl.context import Context
 from xdsl.dialects.builtin import (
     I64,
@@ -39,6 +26,20 @@ from xdsl.ir import Attribute, Block, Operation, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
 from xdsl.utils.exceptions import PassFailedException
+
+from intaglio.dialects import rom
+from intaglio.dialects.codes import mantissas
+from intaglio.dialects.fabric import machine_of
+from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.semantics import (
+    ROTARY_FRAC,
+    SCORE_FRAC,
+    accumulator_bits,
+    pre_shift,
+    query_key_bits,
+    weighted_sum_bits,
+)
 
 LOG2E = Fraction(math.log2(math.e))
 SCALE_MANTISSA_BITS = 16

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xdsl.dialects.builtin import ModuleOp
+
 from intaglio.dialects import rom
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import AdapterSlotOp, ConstantOp, EngraveOp, ReserveOp, places
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece
-from xdsl.dialects.builtin import ModuleOp
 
 SCHEMA = 1
 Fill = Callable[[int, int], tuple[int, int]]

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from intaglio.dialects import rom
 from xdsl.context import Context
 from xdsl.dialects.builtin import (
     ArrayAttr,
@@ -29,6 +28,8 @@ from xdsl.dialects.builtin import (
 from xdsl.ir import Attribute, Block, Operation, OpResult, Region, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
+
+from intaglio.dialects import rom
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp, SymbolRefAttr
+from xdsl.ir import Operation
+from xdsl.passes import ModulePass
+from xdsl.rewriter import InsertPoint, Rewriter
+
 from intaglio.dialects import rom
 from intaglio.dialects.errors import DoesNotFit, UserError
 from intaglio.dialects.fabric import (
@@ -26,11 +32,6 @@ from intaglio.dialects.fabric import (
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
 from intaglio.lowering.mapping import Mapping, read_mapping
-from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp, SymbolRefAttr
-from xdsl.ir import Operation
-from xdsl.passes import ModulePass
-from xdsl.rewriter import InsertPoint, Rewriter
 
 CONSTANT_ALIGNMENT = 64
 """Bytes; constants begin at a row of the vector units' ROM."""

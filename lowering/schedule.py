@@ -11,15 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from intaglio.dialects import rom, timeline
-from intaglio.dialects.errors import DoesNotFit
-from intaglio.dialects.fabric import EngraveOp, kv_vector_bytes, machine_of, matrix_shape
-from intaglio.dialects.formula import Formula
-from intaglio.dialects.machine import Machine
-from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
-from intaglio.dialects.semantics import pre_shift, query_key_bits, weighted_sum_bits
-from intaglio.dialects.tiling import Piece
-from intaglio.lowering import durations
 from xdsl.context import Context
 from xdsl.dialects.builtin import (
     ArrayAttr,
@@ -34,6 +25,16 @@ from xdsl.ir import Attribute, BlockArgument, Operation, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.rewriter import Rewriter
 from xdsl.utils.exceptions import PassFailedException
+
+from intaglio.dialects import rom, timeline
+from intaglio.dialects.errors import DoesNotFit
+from intaglio.dialects.fabric import EngraveOp, kv_vector_bytes, machine_of, matrix_shape
+from intaglio.dialects.formula import Formula
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
+from intaglio.dialects.semantics import pre_shift, query_key_bits, weighted_sum_bits
+from intaglio.dialects.tiling import Piece
+from intaglio.lowering import durations
 
 WORD_BYTES = 4
 """Bytes of a fixed-point value."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.backend import circt
 from intaglio.backend.circt import StateLayout
 from intaglio.dialects.errors import CompilerBug

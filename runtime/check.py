@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.chip import Chip
 from intaglio.runtime.program import Instruction

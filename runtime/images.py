@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.dialects.codes import Matrix
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.program import Parameter, Part, Program

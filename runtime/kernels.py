@@ -24,6 +24,7 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.runtime.kernel_code import (
     MAX_K,
     KernelSpec,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.dialects.errors import CompilerBug
 
 Words = npt.NDArray[np.uint64]
@@ -177,8 +178,10 @@ class CompiledModel:
         outputs = np.empty((capacity, len(self._outputs)), np.uint64)
         at = np.empty(capacity, np.int64)
         done = np.zeros(2, np.int64)
-        places = [-1 if p is None else self._places[self._narrow(p)] for p in (watch, stop)]
-        self._call(rows, cycles, outputs, at, capacity, *places, done)
+        watched, stopping = (
+            -1 if port is None else self._places[self._narrow(port)] for port in (watch, stop)
+        )
+        self._call(rows, cycles, outputs, at, capacity, watched, stopping, done)
         count, taken = done.tolist()
         at = at[:taken] + self.cycle
         self.cycle += count

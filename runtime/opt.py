@@ -12,10 +12,11 @@ import sys
 from collections.abc import Sequence
 from typing import IO
 
-from intaglio.dialects.errors import UserError
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.utils.exceptions import DiagnosticException, ParseError
 from xdsl.xdsl_opt_main import xDSLOptMain
+
+from intaglio.dialects.errors import UserError
 
 
 class IntaglioOpt(xDSLOptMain):

@@ -30,7 +30,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A tensor as the chip stores it; `pieces` say where in the ROM, for those that are engraved."""
+    """A tensor as the chip stores it; `pieces` say where in ROM, for those that are engraved."""
 
     name: str
     key: str

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.dialects.errors import UserError
 
 if TYPE_CHECKING:

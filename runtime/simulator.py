@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.dialects import semantics
 from intaglio.dialects.codes import FORMATS, Matrix, decode
 from intaglio.dialects.errors import CompilerBug, UserError

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.dialects import timeline
 from intaglio.dialects.timeline import Span
 from intaglio.runtime.program import Program

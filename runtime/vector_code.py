@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
 from intaglio.dialects.semantics import GATES, ROTARY_FRAC, SCORE_FRAC, UNIT_FRAC
 from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC, Table, table
-from intaglio.runtime.kernel_code import Path, Emitter
+from intaglio.runtime.kernel_code import Emitter, Path
 
 Operand: TypeAlias = "Value | int"
 

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from intaglio.dialects import semantics
+
+from intaglio.dialects import fixed_point, semantics
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import Ints, Real, Saturations, Scale
 from intaglio.dialects.semantics import (
@@ -516,7 +517,7 @@ def softmax(
 def multiply(a: Scale, b: Scale) -> Scale:
     """`fixed_point.multiply`."""
     if not a.mantissa.shape == a.exponent.shape == b.mantissa.shape == b.exponent.shape:
-        return semantics.multiply(a, b)
+        return fixed_point.multiply(a, b)
     operands = _ints(a.mantissa), _ints(a.exponent), _ints(b.mantissa), _ints(b.exponent)
     shape = a.mantissa.shape
     mantissa, exponent = np.empty(shape, np.int64), np.empty(shape, np.int64)

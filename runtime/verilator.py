@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.runtime.arc import cache_folder
 from intaglio.runtime.model import CompiledModel, ModelPort, element_type
@@ -144,8 +145,7 @@ class VerilatorModel(CompiledModel):
         data, depth, width = self._memories[name]
         kind = element_type(width)
         stride = 4 * -(-width // 32) if kind is None else kind.itemsize
-        buffer = (ctypes.c_uint8 * (depth * stride)).from_address(data)
-        content = np.frombuffer(buffer, np.uint8)
+        content = np.ctypeslib.as_array((ctypes.c_uint8 * (depth * stride)).from_address(data))
         if kind is None:
             return content.reshape(depth, stride)[:, : -(-width // 8)]
         return content.view(kind)

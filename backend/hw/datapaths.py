@@ -66,7 +66,13 @@ def round_shift(x: Signal, places: int | Signal) -> Signal:
         number = places if isinstance(places, int) else places.low
         if number <= 0:
             return x << -number
-        return ((x >> (number - 1)) + 1) >> 1
+        # The last bit shifted out is the carry; beyond the top all bits are the sign.
+        if number <= x.width:
+            carry: Operand = x[number - 1]
+        else:
+            carry = x[-1] if x.signed else 0
+        half = 1 << (number - 1)
+        return ((x >> number) + carry).assume((x.low + half) >> number, (x.high + half) >> number)
     if places.high <= 0:
         return x << -places
     if places.low < 0:
@@ -138,7 +144,7 @@ def shift_normal(x: Signal, z: Signal, bits: int = SCALE_BITS) -> Signal:
 
 def multiply(a: Scale, b: Scale) -> Scale:
     """The product of two scales, normalised again."""
-    product = (a.mantissa * b.mantissa).assume(0, _MANTISSA**2).cut()
+    product = (a.mantissa * b.mantissa).assume(0, _MANTISSA**2).named("product").cut()
     top = product.extend(48)[47]
     half = product >> 22
     mantissa = mux(top, (half + 2) >> 2, (half + 1) >> 1)
@@ -169,16 +175,15 @@ def lookup(of: Table, argument: Signal) -> Signal:
     beyond = argument >= of.end
     wires = argument.as_unsigned()
     wires = wires.extend(max(wires.width, step + bits))
-    word = argument.module.lookup(
-        f"lookup_{of.name}", f"table_{of.name}", words, wires[step : step + bits].cut()
-    ).cut()
+    address = wires[step : step + bits].cut()
+    word = argument.module.lookup(of.name, f"table_{of.name}", words, address).cut()
     word = word.extend(width + down)
     entry = word[:width].assume(0, max(entries))
     delta = word[width:].as_signed().assume(min(deltas), max(deltas))
-    product = (delta * wires[:step]).cut()
+    product = (delta * wires[:step]).named(f"{of.name}_product").cut()
     value = entry + round_shift(product, step)
     value = mux(beyond, entries[-1], value)
-    return value.assume(min(entries), max(entries))
+    return value.assume(min(entries), max(entries)).named(of.name)
 
 
 def reciprocal(mantissa: Signal) -> Signal:
@@ -239,10 +244,10 @@ def quantize_scalars(m: Signal, frac: Operand, fmt: str) -> QuantizeScalars:
     """From the group's largest magnitude: the shift, the scaled reciprocal, and the scale."""
     limit = FORMATS[fmt].limit
     m = m.cut()
-    z = normalise(m).cut()
-    mn = shift_normal(m, z).cut()
+    z = normalise(m).named("z").cut()
+    mn = shift_normal(m, z).named("mn").cut()
     r = reciprocal(mn).cut()
-    rl = round_shift((r * limit).cut(), limit.bit_length())
+    rl = round_shift((r * limit).named("product").cut(), limit.bit_length()).named("rl")
     scale = multiply(Scale(mn, z + frac), constant_scale(m, ConstantScale.of(Fraction(1, limit))))
     return QuantizeScalars(z, rl, Scale(scale.mantissa, mux(m == 0, 0, scale.exponent)))
 
@@ -251,8 +256,8 @@ def quantize_element(x: Signal, z: Signal, rl: Signal, fmt: str) -> Signal:
     """The code of an element: decoded for integer formats, E4M3 bits for fp8."""
     form = FORMATS[fmt]
     bits = form.limit.bit_length()
-    xs = shift_normal(x if form.low else magnitude(x, form), z).cut()
-    product = (xs * rl).cut()
+    xs = shift_normal(x if form.low else magnitude(x, form), z).named("xs").cut()
+    product = (xs * rl).named("product").cut()
     if fmt == "fp8":
         # At most 448 in units of 2**-17: the reciprocal never rounds further up.
         limit = form.limit << 8
@@ -264,7 +269,7 @@ def quantize_element(x: Signal, z: Signal, rl: Signal, fmt: str) -> Signal:
 def quantize_static(x: Signal, fmt: str, inverse: Real, frac: int = 16) -> Fixed:
     """The code with a scale known at compile time."""
     form = FORMATS[fmt]
-    product = (x * inverse.mantissa).cut()
+    product = (x * inverse.mantissa).named("product").cut()
     if fmt == "fp8":
         t = shift_saturate(product, inverse.exponent + frac - 8).value.cut()
         return Fixed(e4m3_encode(t, 8), abs(t) > 464 << 17)
@@ -287,8 +292,8 @@ def requantize(
     residual: Signal | None = None,
 ) -> Fixed:
     """An accumulator times its scale; then bias and residual are added."""
-    t = round_shift(y, shift).cut()
-    product = (t * scale.mantissa).cut()
+    t = round_shift(y, shift).named("t").cut()
+    product = (t * scale.mantissa).named("product").cut()
     value, count = shift_saturate(product, scale.exponent + (exponent - shift - out_frac))
     for more in (bias, residual):
         if more is not None:
@@ -320,7 +325,7 @@ def norm_shift(m: Signal, constants: NormConstants) -> Signal:
 
 def norm_square(x: Signal, z: Signal) -> Signal:
     """An element's part of the sum of squares, 48 bits."""
-    xs = shift_normal(x, z).cut()
+    xs = shift_normal(x, z).named("xs").cut()
     return (xs * xs).assume(0, _MANTISSA**2)
 
 
@@ -335,12 +340,11 @@ def norm_scalars(total: Signal, z: Signal, constants: NormConstants) -> NormScal
     """From the sum of squares of at most 62 bits."""
     epsilon = total.module.constant(constants.epsilon.mantissa, SCALE_BITS)
     more = round_shift(epsilon, constants.epsilon.exponent - (z << 1))
-    t = (total + more).assume(0, (1 << 63) - 1).cut()
-    half = (bit_length(t) - 31) >> 1
-    half = half.cut()
+    t = (total + more).assume(0, (1 << 63) - 1).named("t").cut()
+    half = ((bit_length(t) - 31) >> 1).named("half").cut()
     left = (t.truncate(32) << (larger(-half, 0) << 1)).truncate(32)
     right = (t >> (larger(half, 0) << 1)).truncate(32)
-    v = mux(half < 0, left, right)
+    v = mux(half < 0, left, right).named("v")
     r = lookup(table("rsqrt"), larger(v, 1 << 30))
     return NormScalars(r, half)
 
@@ -355,11 +359,11 @@ def norm_element(
     beta: Signal | None = None,
 ) -> Fixed:
     """An element of `rms_norm`, or of `layer_norm` with `centre`'s result and an offset."""
-    xs = shift_normal(x, z).cut()
-    product = (xs * scalars.r).cut()
+    xs = shift_normal(x, z).named("xs").cut()
+    product = (xs * scalars.r).named("product").cut()
     u = round_shift(product, scalars.half + (39 - UNIT_FRAC))
-    u = u.assume(-(1 << 25) + 1, (1 << 25) - 1).cut()
-    y = shift_saturate((u * gamma).cut(), UNIT_FRAC + gamma_exponent - out_frac)
+    u = u.assume(-(1 << 25) + 1, (1 << 25) - 1).named("u").cut()
+    y = shift_saturate((u * gamma).named("weighted").cut(), UNIT_FRAC + gamma_exponent - out_frac)
     if beta is None:
         return y
     added = add(y.value.cut(), beta)
@@ -371,7 +375,8 @@ def norm_element(
 
 def rotary_pair(a: Signal, b: Signal, cos: Signal, sin: Signal) -> tuple[Fixed, Fixed]:
     """A pair of elements, rotated."""
-    ac, bs, bc, as_ = (p.cut() for p in (a * cos, b * sin, b * cos, a * sin))
+    products = {"ac": a * cos, "bs": b * sin, "bc": b * cos, "as": a * sin}
+    ac, bs, bc, as_ = (p.named(f"product_{name}").cut() for name, p in products.items())
     return shift_saturate(ac - bs, ROTARY_FRAC), shift_saturate(bc + as_, ROTARY_FRAC)
 
 
@@ -382,8 +387,10 @@ def score_factor(q_scale: Scale, k_scale: Scale, factor: Real) -> Scale:
 
 def score_scale(dot: Signal, c: Scale, shift: int) -> Fixed:
     """A product of a query and a key as a score with 16 fraction bits."""
-    t = round_shift(dot, shift).cut()
-    return shift_saturate((t * c.mantissa).cut(), c.exponent - (shift + SCORE_FRAC))
+    t = round_shift(dot, shift).named("t").cut()
+    return shift_saturate(
+        (t * c.mantissa).named("product").cut(), c.exponent - (shift + SCORE_FRAC)
+    )
 
 
 def exp2(d: Signal) -> Signal:
@@ -400,14 +407,14 @@ def softmax_weight(p: Signal, v_scale: Scale, e0: Signal) -> Signal:
 
     `quantize_scalars` with ``frac = 7 + e0`` and `quantize_element` follow.
     """
-    product = (p * v_scale.mantissa).cut()
+    product = (p * v_scale.mantissa).named("product").cut()
     places = smaller(larger(v_scale.exponent - e0, 0), 32) + 17
     return round_shift(product, places).assume(0, (1 << 31) - 1)
 
 
 def reciprocal_scale(total: Signal, frac: int = PROBABILITY_FRAC) -> Scale:
     """One over a positive number, as a scale."""
-    z = normalise(total).cut()
+    z = normalise(total).named("z").cut()
     mantissa = reciprocal(shift_normal(total, z).cut())
     return Scale(mantissa, 47 - frac - z)
 
@@ -436,9 +443,9 @@ def gate(x: Signal, kind: str, frac: int = 16, out_frac: int | None = None) -> F
         y = larger(x, 0)
         if kind == "relu":
             return shift_saturate(y, frac - out_frac)
-        return shift_saturate((y * y).cut(), 2 * frac - out_frac)
+        return shift_saturate((y * y).named("product").cut(), 2 * frac - out_frac)
     g = _both_sides(x, GATES[kind], frac).cut()
-    return shift_saturate((x * g).cut(), GATE_FRAC + frac - out_frac)
+    return shift_saturate((x * g).named("product").cut(), GATE_FRAC + frac - out_frac)
 
 
 def sigmoid(x: Signal, frac: int = 16, out_frac: int = 16) -> Signal:
@@ -453,15 +460,17 @@ def tanh(x: Signal, frac: int = 16, out_frac: int = 16) -> Signal:
 
 def softcap(x: Signal, inverse: Real, cap: Real, frac: int = 16, out_frac: int = 16) -> Fixed:
     """``cap * tanh(x / cap)``."""
-    product = (x * inverse.mantissa).cut()
+    product = (x * inverse.mantissa).named("product").cut()
     a = shift_saturate(product, inverse.exponent + frac - ARGUMENT_FRAC).value.cut()
     g = _tanh(a, ARGUMENT_FRAC).cut()
-    return shift_saturate((g * cap.mantissa).cut(), GATE_FRAC + cap.exponent - out_frac)
+    return shift_saturate(
+        (g * cap.mantissa).named("capped").cut(), GATE_FRAC + cap.exponent - out_frac
+    )
 
 
 def mul(a: Signal, b: Signal, shift: int = 16) -> Fixed:
     """ONNX Mul of two vectors."""
-    return shift_saturate((a * b).cut(), shift)
+    return shift_saturate((a * b).named("product").cut(), shift)
 
 
 def add(a: Signal, b: Signal) -> Fixed:
@@ -471,7 +480,7 @@ def add(a: Signal, b: Signal) -> Fixed:
 
 def scale(x: Signal, factor: Real, shift: int = 0) -> Fixed:
     """ONNX Mul by a constant."""
-    return shift_saturate((x * factor.mantissa).cut(), factor.exponent + shift)
+    return shift_saturate((x * factor.mantissa).named("product").cut(), factor.exponent + shift)
 
 
 def first_maximum(

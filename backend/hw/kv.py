@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, Ints, Scale

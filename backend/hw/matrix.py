@@ -47,8 +47,6 @@ from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.fixed_point import SCALE_BITS as MANTISSA_BITS
 from intaglio.dialects.semantics import PRODUCT_BITS
 
-CODE_BITS = 16
-"""Bits of an element in the memory of quantised vectors."""
 EXPONENT_BITS = 10
 """Bits of a scale's exponent there, with its sign."""
 
@@ -63,16 +61,17 @@ def build_matrix(design: Design, config: MatrixConfig, name: str = "matrix") -> 
 
     - `start`: the instruction begins; in this cycle the descriptor (`MatrixConfig.fields`, a port
       each) and `token` are valid, and only then. Not before the cycle after `done`.
-    - `input<p>_data`: W codes of 16 bits, for each of `MatrixConfig.ports` read ports of the memory
-      of quantised vectors; `scale_mantissa`, `scale_exponent`: from its scale file.
+    - `input<p>_data`: W codes of `MatrixConfig.code_bits`, for each of `MatrixConfig.ports` read
+      ports of the memory of quantised vectors; `scale_mantissa`, `scale_exponent`: from its scale
+      file.
     - `bias_data`, `residual_data`: W numbers of 32 bits from constant ROM and vector memory; the
       ports exist when a program uses them.
 
     Outputs:
 
     - `input<p>_address`, `scale_address`, `bias_address`, `residual_address`: the addresses.
-    - `write_enable`, `write_address`, `write_data`, `write_mask`: W numbers to the vector memory, with
-      a bit for each lane.
+    - `write_enable`, `write_address`, `write_data`, `write_mask`: W numbers to the vector memory,
+      with a bit for each lane.
     - `saturations`: how many places saturated, of the numbers written in this cycle.
     - `done`: in the last cycle of the instruction.
     """
@@ -209,7 +208,7 @@ class _Array:
             "code_address": self.code.delay(before),
             "first": (self.plane == 0).delay(before + machine.rom_read),
             "zero": self.field("zero"),
-            "plane": self.plane.delay(late),
+            "plane": self.plane.truncate(max(1, index_bits(config.planes))).delay(late),
             "part": self.part.delay(late),
             "accumulate": product.delay(late, reset=0, name="accumulate"),
             "clear": first_word.delay(late),
@@ -235,7 +234,7 @@ class _Array:
         per_row = machine.vector_lanes // lanes
         row = self._row("input_row", word >> log2(per_row), config.vector_rows)
         m.output(f"input{number}_address", row)
-        data = m.input(f"input{number}_data", machine.vector_lanes * CODE_BITS)
+        data = m.input(f"input{number}_data", machine.vector_lanes * config.code_bits)
         # Elements beyond the row are no part of the vector.
         columns = self.field("columns")
         tail = columns & (lanes - 1)
@@ -247,11 +246,11 @@ class _Array:
         def activations(
             data: Signal, place: Signal, whole: Signal, ragged: Signal, part: Signal
         ) -> list[Signal]:
-            size = lanes * CODE_BITS
+            size = lanes * config.code_bits
             codes = choose(place, [data[i * size : (i + 1) * size] for i in range(per_row)])
             parts: list[Signal] = []
             for i in range(lanes):
-                code = codes[i * CODE_BITS : (i + 1) * CODE_BITS]
+                code = codes[i * config.code_bits : (i + 1) * config.code_bits]
                 code = only(whole | (ragged & (tail > i).static()), code)
                 x = datapaths.decode(code, machine.activations)
                 parts.append(self._part(x, part))
@@ -441,7 +440,8 @@ class _Array:
             counts.append(only(masks[g], count.delay(name=f"saturated{g}")))
         m.output("write_enable", self.write)
         m.output(
-            "write_address", self._row("output_row", self.written >> self.lane_bits, config.vector_rows)
+            "write_address",
+            self._row("output_row", self.written >> self.lane_bits, config.vector_rows),
         )
         m.output("write_data", cat(*data[::-1]))
         m.output("write_mask", cat(*masks[::-1]))

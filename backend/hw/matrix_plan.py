@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.dialects.codes import FORMATS, Matrix, pack
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fabric import SCALE_BITS
@@ -221,6 +222,11 @@ class MatrixConfig:
         return self.pass_bits + (self.passes > 1)
 
     @property
+    def code_bits(self) -> int:
+        """Bits of an activation's code."""
+        return FORMATS[self.machine.activations].bits
+
+    @property
     def word_bits(self) -> int:
         """Bits of a code word."""
         return self.machine.lanes * self.machine.plane_bits
@@ -277,7 +283,8 @@ def configure(
     Args:
         program: the program.
         constant_rows: first row of each bias in the constant ROM.
-        vector_depth: rows of the vector memory; as many as the buffers need by default.
+        vector_depth: rows of the vector memory and of that of quantised vectors; as many as the
+            buffers need by default.
         constant_depth: rows of the constant ROM.
 
     Raises:
@@ -303,7 +310,7 @@ def configure(
     splits = tuple(sorted({piece.split for piece in pieces.values()}))
     fields = {field: widths[field] for field in FIELDS if widths.get(field)}
     fields["split"] = (len(splits) - 1).bit_length()
-    rows = max(buffer.address + buffer.size for buffer in program.buffers.values())
+    rows = max(rows_of(buffer, machine).stop for buffer in program.buffers.values())
     return MatrixConfig(
         machine=machine,
         fields=tuple((field, fields[field]) for field in FIELDS if fields.get(field)),
@@ -321,9 +328,22 @@ def configure(
             1, *(p.scale_base + p.scale_words(shapes[n], machine) for n, p in pieces.items())
         ),
         token_bits=max([(p.dims[0] - 1).bit_length() for p in tables] or [1]),
-        vector_rows=vector_depth or -(-rows // (4 * machine.vector_lanes)),
+        vector_rows=vector_depth or rows,
         constant_rows=constant_depth,
     )
+
+
+def rows_of(buffer: BufferLike, machine: Machine) -> range:
+    """Rows that a buffer takes in the vector memory, or in that of quantised vectors.
+
+    Both number their rows alike, but a row of the latter has as many codes as one of the former has
+    numbers, so quantised vectors take more rows than their bytes do; each group begins a row.
+    """
+    lanes = machine.vector_lanes
+    first, kind = buffer.address // (4 * lanes), buffer.type
+    if kind["kind"] == "quantized":
+        return range(first, first + kind["groups"] * -(-kind["width"] // lanes))
+    return range(first, -(-(buffer.address + buffer.size) // (4 * lanes)))
 
 
 def _tensor(use: Use) -> str:
@@ -341,7 +361,7 @@ def check_machine(machine: Machine) -> None:
         value = getattr(machine, name)
         if value & (value - 1):
             raise UserError(
-                f"the hardware of {machine.name} needs a power of two of {name}: {value}"
+                f"the hardware of {machine.name} needs a power of two for {name}, not {value}"
             )
     if machine.results_per_cycle != machine.vector_lanes:
         raise UserError(
@@ -370,10 +390,8 @@ def piece_of(parameter: ParameterLike, machine: Machine) -> Piece:
         UserError: the hardware cannot work on a matrix that is cut this way.
     """
 
-    def refuse(what: str, hint: str | None = None) -> UserError:
-        return UserError(
-            f"the hardware of {machine.name} cannot use {parameter.name}: {what}", hint=hint
-        )
+    def refuse(what: str) -> UserError:
+        return UserError(f"the hardware of {machine.name} cannot use {parameter.name}: {what}")
 
     shape = shape_of(parameter)
     if len(parameter.pieces) != 1:

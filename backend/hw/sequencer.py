@@ -168,8 +168,9 @@ def build_sequencer(
     - `finished_<other>`: the other queues' counts.
     - `done`: the unit is in the last cycle of its instruction, so the result can be read in the
       next one.
-    - out `start`: the first cycle in which the unit holds an instruction, and the unit's fields,
-      which stay until the next instruction is chosen, at least until this one has finished.
+    - out `start`: the first cycle in which the unit holds an instruction, and `field_<name>`, the
+      unit's fields, which stay until the next instruction is chosen, at least until this one has
+      finished.
     - out `finish`: the first cycle in which the result can be read.
     - out `number`: of the instruction that starts or finishes, counted from 0 in the token.
     - out `finished`: count of finished instructions of the token.
@@ -226,7 +227,7 @@ def build_sequencer(
 
     m.output("start", fire.delay(issue, reset=0, name="start_q"))
     for name, _ in fields:
-        m.output(name, parts[name].delay(enable=fire, name=f"{name}_q"))
+        m.output(f"field_{name}", parts[name].delay(enable=fire, name=f"{name}_q"))
     m.output("finish", done.delay(reset=0, name="finish_q"))
     sequence = (issued - 1).truncate(bits)
     m.output("number", sequence.extend(SEQUENCE_BITS) if bits < SEQUENCE_BITS else sequence)
@@ -277,7 +278,7 @@ def build_token_port(design: Design, position_bits: int) -> ModuleBuilder:
       the first of a sequence); out `token_ready`.
     - `next_ready`; out `next_valid`, `next_token`: held until `next_ready`.
     - `idle`: no instruction of the token is left.
-    - `result_valid`, `result`: in the cycle before the result can be read.
+    - `result_valid`: the first cycle in which `result`, the next token, can be read.
     - out `accept`, `sampled`: for the sequencers; `running`, `held_token`, `position`: of the
       token at hand, from the cycle after its acceptance on; `busy`.
     """
@@ -291,8 +292,9 @@ def build_token_port(design: Design, position_bits: int) -> ModuleBuilder:
     primed = m.register("primed", 1)
     primed.drive(m.constant(1))
     running = m.register("running_q", 1)
-    next_valid = m.register("next_valid_q", 1)
-    next_valid.drive(result_valid | (next_valid & ~next_ready))
+    pending = m.register("pending", 1)
+    next_valid = (result_valid | pending).named("result_there")
+    pending.drive(next_valid & ~next_ready)
     free = ~running | idle
     ready = (primed & free & (~next_valid | next_ready)).named("ready")
     accept = (valid & ready).named("accepted")
@@ -306,7 +308,8 @@ def build_token_port(design: Design, position_bits: int) -> ModuleBuilder:
 
     m.output("token_ready", ready)
     m.output("next_valid", next_valid)
-    m.output("next_token", result.delay(enable=result_valid, name="next_token_q"))
+    held = result.delay(enable=result_valid, name="next_token_q")
+    m.output("next_token", mux(result_valid, result, held))
     m.output("accept", accept)
     m.output("sampled", sample)
     m.output("running", running)

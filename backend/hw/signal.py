@@ -27,6 +27,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from xdsl.dialects import comb, hw, seq
+from xdsl.dialects.builtin import (
+    ArrayAttr,
+    IntegerAttr,
+    IntegerType,
+    ModuleOp,
+    StringAttr,
+    SymbolRefAttr,
+    i32,
+)
+from xdsl.ir import Attribute, Block, Operation, Region, SSAValue, TypeAttribute
+
 from intaglio.backend.hw.circt_ops import (
     AggregateConstantOp,
     FirMemOp,
@@ -37,17 +49,6 @@ from intaglio.backend.hw.circt_ops import (
 )
 from intaglio.backend.hw.reserved import RESERVED
 from intaglio.dialects.errors import CompilerBug
-from xdsl.dialects import comb, hw, seq
-from xdsl.dialects.builtin import (
-    ArrayAttr,
-    FlatSymbolRefAttr,
-    IntegerAttr,
-    IntegerType,
-    ModuleOp,
-    StringAttr,
-    i32,
-)
-from xdsl.ir import Attribute, Block, Operation, Region, SSAValue, TypeAttribute
 
 Operand = Any
 """A Signal or an integer."""
@@ -410,7 +411,7 @@ class Signal:
             raise CompilerBug(f"{self} is in a pipeline; use cut")
         signal = self
         hint = self._value.name_hint if self._value is not None else None
-        base = name or (f"{hint}_q" if hint else "stage")
+        base = name or (_next_name(hint) if hint else "stage")
         for i in range(cycles):
             label = base if i == cycles - 1 or not name else f"{base}_stage"
             register = self.module.register(label, self.width, self.signed, reset)
@@ -801,7 +802,8 @@ class ModuleBuilder:
         module.finish()
         signals = [s for s in (inputs or {}).values() if isinstance(s, Signal)]
         moved = dict(zip(map(id, signals), in_step(*signals), strict=True))
-        given = {name: moved.get(id(s), s) for name, s in (inputs or {}).items()}
+        given: dict[str, Operand] = dict(inputs or {})
+        given |= {name: moved[id(s)] for name, s in given.items() if isinstance(s, Signal)}
         stage = next((s.stage for s in moved.values() if isinstance(s.stage, Level)), None)
         operands: list[tuple[str, SSAValue]] = []
         results: list[Port] = []
@@ -825,7 +827,7 @@ class ModuleBuilder:
             raise CompilerBug(f"{self.name}: instance {name} has the name of an output")
         op = hw.InstanceOp(
             label := self._unique(name),
-            FlatSymbolRefAttr(module.name),
+            SymbolRefAttr(module.name),
             operands,
             [(port.name, port.type) for port in results],
         )
@@ -1034,6 +1036,14 @@ class Write:
     data: Signal
     enable: Signal
     mask: Signal | None = None
+
+
+def _next_name(name: str) -> str:
+    """`x_q` for x, `x_q2` for `x_q`, and so on: a value some registers later."""
+    base, number = re.fullmatch(r"(.*?)(?:_q(\d*))?", name).groups()  # pyright: ignore
+    if number is None:
+        return f"{base}_q"
+    return f"{base}_q{int(number or 1) + 1}"
 
 
 _VALID = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Real, Scale

@@ -6,6 +6,7 @@ import math
 import re
 
 import numpy as np
+
 from intaglio.dialects import rom
 from intaglio.lowering.onnx.expressions import expression
 from intaglio.lowering.onnx.model import Node

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.lowering.onnx.expressions import Dims, Expression, expression
 from intaglio.lowering.onnx.model import FLOATS, Node, Tensor
 from intaglio.lowering.onnx.values import (

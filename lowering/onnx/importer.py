@@ -11,6 +11,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from xdsl.dialects.builtin import IndexType, ModuleOp, SymbolRefAttr, i32
+from xdsl.ir import Block, Operation, Region
+
 from intaglio.dialects import rom
 from intaglio.dialects.errors import CompilerBug, UserError, UserErrors
 from intaglio.lowering.onnx import adapters
@@ -33,8 +36,6 @@ from intaglio.lowering.onnx.values import (
 )
 from intaglio.lowering.onnx.weights import Parameter, parse_rounding
 from intaglio.lowering.parameters import ParameterSource
-from xdsl.dialects.builtin import IndexType, ModuleOp, SymbolRefAttr, i32
-from xdsl.ir import Block, Operation, Region
 
 DEFAULT_CONTEXT = 1024
 """Capacity of the caches where neither the caller nor the model states one."""
@@ -541,10 +542,8 @@ class _Import:
 def _type(source: Source, adapter: bool) -> rom.ROMTensorType | rom.AdapterType:
     dense = isinstance(source, DenseSource)
     group, zeros = (0, False) if dense else (source.group, source.zero is None)
-    shape = (source.dims, source.code, group, zeros)
-    if adapter:
-        return rom.AdapterType(*shape)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return rom.ROMTensorType(*shape)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    kind = rom.AdapterType if adapter else rom.ROMTensorType
+    return kind(source.dims, source.code, group, zeros)
 
 
 def _is_unused(op: Operation) -> bool:

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from xdsl.dialects.builtin import FloatAttr
+from xdsl.ir import Operation
+
 from intaglio.dialects import rom
 from intaglio.lowering.onnx import attention, folding, norms, weights
 from intaglio.lowering.onnx.expressions import dims_text, expression
@@ -34,8 +37,6 @@ from intaglio.lowering.onnx.values import (
     numbers,
     token_size,
 )
-from xdsl.dialects.builtin import FloatAttr
-from xdsl.ir import Operation
 
 Convert = Callable[[Step, Node], None]
 

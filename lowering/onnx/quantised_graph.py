@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.rom import WEIGHT_CODES
 from intaglio.lowering.onnx.sources import RoundedSource

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from intaglio.dialects.errors import CompilerBug
 from intaglio.lowering.onnx.model import Tensor, widen
 from intaglio.lowering.parameters import (

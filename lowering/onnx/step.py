@@ -7,14 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from xdsl.dialects.builtin import ArrayAttr, FloatAttr, StringAttr
+from xdsl.ir import Block, Operation, SSAValue
+
 from intaglio.dialects import rom
 from intaglio.lowering.onnx import weights
 from intaglio.lowering.onnx.expressions import Dims, Expression, dims_text, expression
 from intaglio.lowering.onnx.model import Graph, Node, Port
 from intaglio.lowering.onnx.values import Blocked, Refusal, Stored, Unknown, Value, Vector
 from intaglio.lowering.onnx.weights import Parameter, Rounding
-from xdsl.dialects.builtin import ArrayAttr, FloatAttr, StringAttr
-from xdsl.ir import Block, Operation, SSAValue
 
 _Op = TypeVar("_Op", bound=Operation)
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from xdsl.ir import SSAValue
+
 from intaglio.lowering.onnx.expressions import Dims, Expression, dims_text
 from intaglio.lowering.onnx.model import FLOATS, Node, Tensor
-from xdsl.ir import SSAValue
 
 SMALL = 1 << 16
 """Constants of at most this many elements may be computed with."""

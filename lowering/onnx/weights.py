@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.rom import WEIGHT_CODES
 from intaglio.lowering.onnx.model import Node, Tensor

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from intaglio.backend.compile import compile_model
 from intaglio.backend.output import TIMINGS
 from intaglio.backend.stages import STAGES, Options

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from intaglio.backend.target import Target, load_target, target_names
 from intaglio.backend.target_formula import FormulaError, evaluate
 from intaglio.backend.target_report import list_json, list_text, target_json, target_text

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from intaglio.dialects import semantics as sem
 from intaglio.dialects.codes import FORMATS, Matrix, e4m3_decode, e4m3_encode, pack
 from intaglio.dialects.fixed_point import Real, Saturations, Scale, multiply

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+
 from intaglio.dialects.tables import GATE_FRAC, TABLES, Table, lookup, table
 
 GATE_FUNCTIONS = {

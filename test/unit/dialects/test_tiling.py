@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from intaglio.backend.target import load_target
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import (

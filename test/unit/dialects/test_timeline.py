@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from intaglio.dialects.formula import RANK, TOKENS, constant
 from intaglio.dialects.timeline import QUEUES, Block, Issue, simulate
 

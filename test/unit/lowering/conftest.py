@@ -7,6 +7,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import strategies as st
+from xdsl.context import Context
+from xdsl.dialects.builtin import Builtin, ModuleOp
+from xdsl.parser import Parser
+from xdsl.rewriter import InsertPoint, Rewriter
+
 from intaglio.backend.target import load_target
 from intaglio.dialects.fabric import MachineOp
 from intaglio.dialects.machine import Machine
@@ -14,10 +19,6 @@ from intaglio.dialects.rom import ROM
 from intaglio.lowering.fuse_residual import RomFuseResidual
 from intaglio.lowering.legalize import RomLegalize
 from intaglio.lowering.outline_layers import RomOutlineLayers
-from xdsl.context import Context
-from xdsl.dialects.builtin import Builtin, ModuleOp
-from xdsl.parser import Parser
-from xdsl.rewriter import InsertPoint, Rewriter
 
 
 @dataclass(frozen=True)

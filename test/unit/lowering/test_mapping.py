@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+
 from intaglio.dialects.errors import DoesNotFit, UserError
 from intaglio.dialects.fabric import EngraveOp, places
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.mapping import SCHEMA, mapping_of
 from intaglio.lowering.place import FabricPlace
-from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp
 
 Content = dict[str, Any]
 

@@ -6,11 +6,12 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from intaglio.dialects import rom
-from intaglio.lowering.outline_layers import RomOutlineLayers
 from xdsl.context import Context
 from xdsl.dialects.builtin import FloatAttr, IndexType, ModuleOp, f64, i32
 from xdsl.ir import Block, Operation, Region, SSAValue
+
+from intaglio.dialects import rom
+from intaglio.lowering.outline_layers import RomOutlineLayers
 
 WIDTH = 8
 

@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.rewriter import InsertPoint, Rewriter
+
 from intaglio.dialects import rom
 from intaglio.dialects.errors import DoesNotFit, UserError
 from intaglio.dialects.fabric import (
@@ -25,9 +29,6 @@ from intaglio.dialects.fabric import (
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
 from intaglio.lowering.place import CONSTANT_ALIGNMENT, FabricPlace, choose_piece
-from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp
-from xdsl.rewriter import InsertPoint, Rewriter
 
 RELAXED = settings(
     max_examples=20,

@@ -10,6 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp, SymbolRefAttr
+from xdsl.ir import Block, Operation, SSAValue
+from xdsl.rewriter import InsertPoint, Rewriter
+from xdsl.utils.exceptions import PassFailedException
+
 from intaglio.dialects import formula, rom, timeline
 from intaglio.dialects.errors import DoesNotFit
 from intaglio.dialects.fabric import MachineOp
@@ -17,11 +23,6 @@ from intaglio.dialects.machine import Machine
 from intaglio.dialects.program import BlockOp, InstructionOp, ProgramOp
 from intaglio.lowering.place import FabricPlace
 from intaglio.lowering.schedule import ProgramSchedule
-from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp, SymbolRefAttr
-from xdsl.ir import Block, Operation, SSAValue
-from xdsl.rewriter import InsertPoint, Rewriter
-from xdsl.utils.exceptions import PassFailedException
 
 Term = Any
 """What a value is: a name, or (operation, arguments...)."""

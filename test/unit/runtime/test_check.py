@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from intaglio.dialects.errors import UserError
 from intaglio.runtime import check as module
 from intaglio.runtime.check import (

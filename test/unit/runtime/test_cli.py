@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
+
 from intaglio.dialects.errors import CompilerBug
 from intaglio.runtime import cli
 from intaglio.runtime.chip import load
-from onnx import TensorProto, helper
 
 
 class Result(NamedTuple):

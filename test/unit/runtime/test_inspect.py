@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.inspect import inspect_json, inspect_text, size_text
 from intaglio.runtime.program import load_program

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
+
 from intaglio.dialects.errors import UserError
 from intaglio.runtime import reference as module
 from intaglio.runtime.reference import Reference, nodes_of
-from onnx import numpy_helper
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
 

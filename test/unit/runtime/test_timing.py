@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from intaglio.backend.target import load_target
 from intaglio.dialects import formula, timeline
 from intaglio.runtime.program import Block, Instruction, Program, load_program

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.tokenizer import ByteTokenizer, FileTokenizer, tokenizer_beside
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 TEXTS = ["plain", "zwölf Äpfel", "日本語", "🙂", ""]
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from intaglio.dialects import semantics
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import Real, Saturations, Scale

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from intaglio.backend.hw import attention, kv
 from intaglio.backend.hw.attention import AttentionModel
 from intaglio.backend.hw.signal import Design, Signal, Write, cat
@@ -228,7 +229,7 @@ def bench(model: AttentionModel) -> str:
     (total,) = m.ram("head_totals", ROWS, 64, [fit("head_row")], [])
     wires["head_mantissa"].assign(scale[:24])
     wires["head_exponent"].assign(scale[24:34].as_signed())
-    wires["head_totals"].assign(total[:40])
+    wires["head_total"].assign(total[:40])
     for name, user in (("scores", "score"), ("results", "result")):
         write = Write(fit(f"{user}_row"), out[f"{user}_data"], out[f"{user}_enable"],
                       out[f"{user}_lanes"])  # fmt: skip
@@ -248,7 +249,7 @@ class Bench:
         self.case = case
         self.program = program_of(case)
         self.model = AttentionModel(self.program)
-        self.chip = ArcModel(bench(self.model), "bench", opt=1)
+        self.chip = ArcModel(bench(self.model), "bench", opt=0)
         self.lanes = case.machine.vector_lanes
         self.row = {name: attention._row(self.program, name) for name in self.program.buffers}
         self.chip.set("rst", 1)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from intaglio.backend.hw.matrix import CODE_BITS, EXPONENT_BITS, build_matrix
+
+from intaglio.backend.hw.matrix import EXPONENT_BITS, build_matrix
 from intaglio.backend.hw.matrix_plan import (
     MatrixConfig,
     configure,
@@ -17,7 +18,7 @@ from intaglio.backend.hw.matrix_plan import (
     matrix_uses,
     shape_of,
 )
-from intaglio.backend.hw.signal import Design, Write, cat
+from intaglio.backend.hw.signal import Design, Write
 from intaglio.dialects import formula, semantics, timeline
 from intaglio.dialects.codes import FORMATS, Matrix, pack
 from intaglio.dialects.errors import UserError
@@ -88,9 +89,7 @@ class Model:
 
     def _place(self, parameter: Parameter, split: int) -> Parameter:
         machine = self.machine
-        piece = Piece(
-            0, parameter.dims[0], 0, machine.tiles, split, self.words, self.scales
-        )
+        piece = Piece(0, parameter.dims[0], 0, machine.tiles, split, self.words, self.scales)
         shape = shape_of(parameter)
         self.words += piece.code_words(shape, machine)
         self.scales += piece.scale_words(shape, machine)
@@ -124,8 +123,17 @@ class Model:
         )
         self.matrices[name] = matrix
         self._place(
-            Parameter(name, name, "rom.tensor", (rows, columns), f"int{bits}", bits, group,
-                      matrix.exponent, zero),
+            Parameter(
+                name,
+                name,
+                "rom.tensor",
+                (rows, columns),
+                f"int{bits}",
+                bits,
+                group,
+                matrix.exponent,
+                zero,
+            ),
             split,
         )
         return name
@@ -143,12 +151,19 @@ class Model:
         """An instruction for a matrix."""
         machine, parameter = self.machine, self.parameters[weights]
         rows, columns = parameter.dims
-        uses, reads = {"weights": weights}, [
-            self._buffer(
-                f"q{weights}", columns, kind="quantized", groups=1, width=columns,
-                format=machine.activations,
-            )
-        ]
+        uses, reads = (
+            {"weights": weights},
+            [
+                self._buffer(
+                    f"q{weights}",
+                    columns,
+                    kind="quantized",
+                    groups=1,
+                    width=columns,
+                    format=machine.activations,
+                )
+            ],
+        )
         if bias:
             uses["bias"] = f"b{weights}"
             self.biases[f"b{weights}"] = self.rng.integers(-(1 << 31), 1 << 31, rows)
@@ -168,12 +183,19 @@ class Model:
         self._add("embed", ["token"], x, {"table": table}, {}, taken)
 
     def _add(
-        self, opcode: str, reads: list[str], write: str, uses: dict[str, str],
-        arguments: dict[str, Any], taken: formula.Formula,
+        self,
+        opcode: str,
+        reads: list[str],
+        write: str,
+        uses: dict[str, str],
+        arguments: dict[str, Any],
+        taken: formula.Formula,
     ) -> None:
         issue = timeline.Issue("matrix", {}, taken)
         self.instructions.append(
-            Instruction(opcode, "matrix", tuple(reads), (write,), uses, arguments, [], issue, [], [])
+            Instruction(
+                opcode, "matrix", tuple(reads), (write,), uses, arguments, [], issue, [], []
+            )
         )
 
     @property
@@ -227,13 +249,17 @@ def _top(config: MatrixConfig) -> str:
             inputs[port.name] = m.input(port.name, port.width)
     out = m.instance("matrix", array, inputs)
     write = Write(out["write_address"], out["write_data"], out["write_enable"], out["write_mask"])
-    reads = [out["residual_address"]] if "residual_address" in out else [m.constant(0, write.address.width)]
+    reads = (
+        [out["residual_address"]]
+        if "residual_address" in out
+        else [m.constant(0, write.address.width)]
+    )
     (residual,) = m.ram("vmem", config.vector_rows, 32 * lanes, reads, [write], lanes)
     if "residual_data" in wires:
         wires["residual_data"].assign(residual)
     for p in range(config.ports):
         data = m.rom(
-            f"qmem{p}", config.vector_rows, CODE_BITS * lanes, out[f"input{p}_address"]
+            f"qmem{p}", config.vector_rows, config.code_bits * lanes, out[f"input{p}_address"]
         )
         wires[f"input{p}_data"].assign(data)
     scale = m.rom("scales", config.vector_rows, 24 + EXPONENT_BITS, out["scale_address"])
@@ -252,7 +278,7 @@ def _top(config: MatrixConfig) -> str:
 
 def _rows(values: npt.ArrayLike, lanes: int, bits: int) -> npt.NDArray[np.uint8]:
     """A vector as rows of a memory, uint8 [rows, bytes]."""
-    dtype = {16: "<i2", 32: "<i4"}[bits]
+    dtype = {8: "<u1", 16: "<i2", 32: "<i4"}[bits]
     flat = np.asarray(values).astype(dtype)
     full = np.zeros(-(-len(flat) // lanes) * lanes, dtype)
     full[: len(flat)] = flat
@@ -277,7 +303,7 @@ def _run(model: Model) -> None:
     lanes = machine.vector_lanes
     program, at = model.program, model.constant_rows()
     config = configure(program, at, vector_depth=model.rows, constant_depth=model.constants)
-    run = ArcModel(_top(config), "top")
+    run = ArcModel(_top(config), "top", opt=0)
     for image in l_unit_images(program, _Images(model), config):
         where = f"matrix/tile{image.tile}/l_unit{image.l_unit}"
         run.memory(f"{where}/codes")[:] = image.codes
@@ -285,7 +311,11 @@ def _run(model: Model) -> None:
     # What lies beside a vector must not matter.
     for p in range(config.ports):
         qmem = run.memory(f"qmem{p}")
-        _fill(qmem, 0, rng.integers(0, 256, (len(qmem), 2 * lanes)).astype(np.uint8))
+        _fill(
+            qmem,
+            0,
+            rng.integers(0, 256, (len(qmem), config.code_bits // 8 * lanes)).astype(np.uint8),
+        )
     vmem = run.memory("vmem")
     _fill(vmem, 0, rng.integers(0, 256, (len(vmem), 4 * lanes)).astype(np.uint8))
     for name, row in at.items():
@@ -328,7 +358,8 @@ def _run(model: Model) -> None:
         np.testing.assert_array_equal(found, expected, err_msg=f"{instruction} {parameter}")
         assert (rest.outputs["write"][-1] == 1).all()
         counted += counter.count
-        assert run.get("count") == counted
+        seen = run.get("count")
+        assert seen == counted, (seen, counted)
         # Nothing else is written: neither other rows nor lanes beyond the vector's end.
         last, used = divmod(len(expected), lanes)
         mine = slice(written.address // (4 * lanes), written.address // (4 * lanes) + last)
@@ -337,20 +368,28 @@ def _run(model: Model) -> None:
         if used:
             _tail(after, before, mine.stop, used)
         np.testing.assert_array_equal(after, before)
-        idle = run.run(3)
-        assert not idle.outputs["write"].any()
-        assert not idle.outputs["done"].any()
+        # The next instruction may start right away.
+        if wait := int(rng.integers(0, 3)):
+            idle = run.run(wait)
+            assert not idle.outputs["write"].any()
+            assert not idle.outputs["done"].any()
 
 
 def _tail(after: npt.NDArray[Any], before: npt.NDArray[Any], row: int, used: int) -> None:
-    a, b = (np.ascontiguousarray(x[row : row + 1]).view(np.uint8).reshape(-1) for x in (after, before))
+    a, b = (
+        np.ascontiguousarray(x[row : row + 1]).view(np.uint8).reshape(-1) for x in (after, before)
+    )
     a[: 4 * used] = b[: 4 * used]
     after[row : row + 1] = a.view(after.dtype).reshape(after[row : row + 1].shape)
 
 
 def _product(
-    model: Model, run: ArcModel, instruction: Any, parameter: Parameter,
-    at: dict[str, int], counter: Saturations,
+    model: Model,
+    run: ArcModel,
+    instruction: Any,
+    parameter: Parameter,
+    at: dict[str, int],
+    counter: Saturations,
 ) -> Ints:
     """Writes the operands of a `matvec`; what it has to give."""
     machine, rng, lanes = model.machine, model.rng, model.machine.vector_lanes
@@ -364,11 +403,14 @@ def _product(
         codes[: columns // 8] = FORMATS[fmt].low
     row = model.buffers[instruction.reads[0]].address // (4 * lanes)
     for p in range(len([n for n in run.memories if n.startswith("qmem")])):
-        _fill(run.memory(f"qmem{p}"), row, _rows(codes, lanes, 16))
+        _fill(run.memory(f"qmem{p}"), row, _rows(codes, lanes, FORMATS[fmt].bits))
     y = semantics.dot(codes, matrix, fmt)
     # So that most results fit, some do not.
     spread = int(np.abs(y).max()).bit_length()
-    mantissa, exponent = int(rng.integers(1 << 23, 1 << 24)), spread + 24 + 16 - 31 - matrix.exponent
+    mantissa, exponent = (
+        int(rng.integers(1 << 23, 1 << 24)),
+        spread + 24 + 16 - 31 - matrix.exponent,
+    )
     exponent += int(rng.integers(-1, 4))
     run.memory("scales")[row] = mantissa | ((exponent & ((1 << EXPONENT_BITS) - 1)) << 24)
     bias = residual = None
@@ -379,8 +421,14 @@ def _product(
         first = model.buffers[instruction.reads[1]].address // (4 * lanes)
         _fill(run.memory("vmem"), first, _rows(residual, lanes, 32))
     return semantics.requantize(
-        y, Scale(np.array(mantissa), np.array(exponent)), matrix.exponent,
-        instruction.arguments["pre_shift"], 16, bias, residual, counter,
+        y,
+        Scale(np.array(mantissa), np.array(exponent)),
+        matrix.exponent,
+        instruction.arguments["pre_shift"],
+        16,
+        bias,
+        residual,
+        counter,
     )
 
 
@@ -388,8 +436,82 @@ def _model(machine: Machine, seed: int = 0) -> Model:
     return Model(machine, np.random.default_rng(seed))
 
 
-def test_products_of_every_kind() -> None:
-    """Codes, groups, zero points, splits, ragged rows and columns on the small target's array."""
+GEOMETRIES: dict[str, dict[str, Any]] = {
+    "mini": {},
+    # Several beats of a tile; latencies as small as they may be.
+    "narrow": {
+        "tiles": 2,
+        "l_units": 8,
+        "lanes": 4,
+        "vector_lanes": 4,
+        "results_per_cycle": 4,
+        "broadcast": 1,
+        "mac_pipeline": 2,
+        "reduce": 1,
+        "requantise": 2,
+    },
+    # Fewer rows a step than lanes; long ways; 16-bit activations in two passes.
+    "deep": {
+        "tiles": 2,
+        "l_units": 4,
+        "lanes": 8,
+        "vector_lanes": 32,
+        "results_per_cycle": 32,
+        "activations": "int16",
+        "broadcast": 9,
+        "mac_pipeline": 11,
+        "rom_read": 3,
+        "reduce": 7,
+        "requantise": 8,
+    },
+    "fp8": {"tiles": 4, "l_units": 2, "activations": "fp8", "mac_pipeline": 4},
+    # One L-Unit, one tile, no tree; activations in parts of four bits.
+    "single": {"tiles": 1, "l_units": 1, "pass_bits": 4},
+    "wide_pass": {
+        "tiles": 4,
+        "l_units": 2,
+        "lanes": 32,
+        "vector_lanes": 32,
+        "results_per_cycle": 32,
+        "activations": "int16",
+        "pass_bits": 16,
+        "rom_read": 2,
+        "mac_pipeline": 7,
+    },
+}
+
+
+def _random_case(machine: Machine, rng: np.random.Generator) -> tuple[Any, ...]:
+    """Rows, columns, bits, group, zero point (None: of each group), split."""
+    bits = int(rng.choice([2, 4, 8]))
+    group = int(rng.choice([16, 32, 64, 128, 1 << 20]))
+    if group % machine.lanes:
+        group = machine.lanes
+    zero = int(rng.integers(0, 1 << bits)) if rng.random() < 0.5 else None
+    split = 1 << int(rng.integers(0, machine.l_units.bit_length()))
+    rows, columns = int(rng.integers(1, 150)), int(rng.integers(1, 400))
+    return rows, columns, bits, group, zero, split
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_random_programs(name: str) -> None:
+    """Random matrices and tables on several arrays: all results and cycles."""
+    machine = replace(MINI, **GEOMETRIES[name])
+    model = _model(machine, sum(name.encode()))
+    rng = model.rng
+    for i in range(12):
+        matrix = model.matrix(*_random_case(machine, rng))
+        model.product(matrix, bias=i % 2 == 1, residual=i % 3 == 1, slack=7 * (i == 5))
+        if i % 3 == 0:
+            model.embed(matrix)
+    for i in range(2):
+        columns, split = int(rng.integers(1, 200)), 1 << int(rng.integers(0, i + 1))
+        model.embed(model.table(int(rng.integers(1, 100)), columns, min(split, machine.l_units)))
+    _run(model)
+
+
+def test_shapes_at_the_edges() -> None:
+    """Ragged rows and columns, slices that begin inside a group, and rows wider than slices."""
     model = _model(MINI)
     cases = [
         # rows, columns, bits, group, zero, split
@@ -403,15 +525,64 @@ def test_products_of_every_kind() -> None:
         (130, 16, 4, 16, 8, 1),
         (16, 304, 4, 1000, 3, 4),
         (1, 1, 2, 16, 1, 1),
+        # Slices of three words of groups of two, four and eight.
+        (70, 192, 4, 32, None, 4),
+        (70, 192, 4, 64, None, 4),
+        (70, 192, 4, 128, None, 4),
         (70, 33, 4, 32, None, 4),
     ]
     for i, case in enumerate(cases):
         model.product(model.matrix(*case), bias=i % 2 == 1, residual=i % 3 == 1)
-    table = model.table(50, 40, 2)
-    coded = model.matrix(64, 200, 4, 32, None, 4)
-    plain = model.matrix(200, 72, 2, 1000, 1, 1)
-    for name in (table, coded, plain, table, coded, plain):
-        if f"x{name}" not in model.buffers:
-            model.embed(name)
-    model.product(coded, bias=False, residual=False)
+    model.embed(model.table(50, 40, 2))
+    model.embed(model.matrix(200, 72, 2, 1000, 1, 1))
     _run(model)
+
+
+def test_least_hardware() -> None:
+    """What a program does not use is not there: no tables, no bias, one split."""
+    model = _model(MINI)
+    model.product(model.matrix(40, 64, 2, 64, 1, 4), bias=False, residual=False)
+    config = configure(model.program)
+    assert {"bias", "residual", "embed", "split", "pre_shift"}.isdisjoint(dict(config.fields))
+    design = Design()
+    ports = {port.name for port in build_matrix(design, config).ports}
+    assert {"token", "bias_data", "residual_data"}.isdisjoint(ports)
+    assert "word" not in {port.name for port in design.modules["matrix_unit"].ports}
+    _run(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tiles": 6}, "power of two for tiles"),
+        ({"results_per_cycle": 8}, "as many results a cycle as vector lanes"),
+        ({"vector_lanes": 8, "results_per_cycle": 8}, "lanes of an L-Unit"),
+        ({"mac_pipeline": 1}, "latency mac_pipeline"),
+        ({"requantise": 1}, "latency requantise"),
+    ],
+)
+def test_machines_without_hardware(change: dict[str, Any], message: str) -> None:
+    model = _model(replace(MINI, **change))
+    model.product(model.matrix(40, 64, 2, 64, 1, 4), bias=False, residual=False)
+    with pytest.raises(UserError, match=message):
+        configure(model.program)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "group", "message"),
+    [
+        ([Piece(0, 20, 0, 8, 4, 0, 0), Piece(20, 20, 0, 8, 4, 9, 9)], 64, "cut into 2 pieces"),
+        ([Piece(0, 40, 0, 4, 4, 0, 0)], 64, "all tiles"),
+        ([Piece(0, 40, 0, 8, 3, 0, 0)], 64, "split over 3"),
+        (None, 8, "groups of 8"),
+        (None, 48, "groups of 48"),
+    ],
+)
+def test_placements_without_hardware(pieces: list[Piece] | None, group: int, message: str) -> None:
+    model = _model(MINI)
+    name = model.matrix(40, 200, 2, group, 1, 4)
+    model.product(name, bias=False, residual=False)
+    if pieces is not None:
+        model.parameters[name] = replace(model.parameters[name], pieces=tuple(pieces))
+    with pytest.raises(UserError, match=message):
+        configure(model.program)

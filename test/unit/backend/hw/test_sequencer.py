@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+
 from intaglio.backend import circt
 from intaglio.backend.hw.sequencer import (
     QUEUES,
@@ -116,7 +117,7 @@ def build(blocks: Blocks, issue: int) -> tuple[str, dict[str, list[int]]]:
         inputs = {name: token[name] for name in ("accept", "sampled", "running")}
         others = {f"finished_{other}": counts[other] for other in QUEUES if other != queue}
         out = m.instance(f"seq_{queue}", sequencer, {**inputs, **others, "done": done})
-        result = m.instance(f"unit_{queue}", unit, {"start": out["start"], "cycles": out["cycles"]})
+        result = m.instance(f"unit_{queue}", unit, {"start": out["start"], "cycles": out["field_cycles"]})
         done.assign(result["done"])
         counts[queue].assign(out["finished"])
         every = every & out["idle"]

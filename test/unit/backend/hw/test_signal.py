@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from intaglio.backend import circt
 from intaglio.backend.hw.signal import (
     Design,

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+
 from intaglio.dialects import rom
 from intaglio.lowering.onnx.importer import ImportedModel, import_model
 from intaglio.lowering.parameters import ParameterSource, unpack_codes
-from onnx import TensorProto, helper, numpy_helper
 
 
 def dequantised(source: ParameterSource, bits: int, group: int, zero: int | None) -> np.ndarray:

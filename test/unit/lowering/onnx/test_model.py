@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+
 from intaglio.dialects.errors import UserError
 from intaglio.lowering.onnx.importer import import_model
 from intaglio.lowering.onnx.model import load

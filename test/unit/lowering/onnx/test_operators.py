@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import TensorProto
+
 from intaglio.dialects import rom
 from intaglio.lowering.onnx.operators import supported_operators, table
-from onnx import TensorProto
 
 
 def kinds(model) -> list[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
+
 from intaglio.dialects.errors import UserError, UserErrors
 from intaglio.lowering.onnx.importer import import_model
-from onnx import TensorProto, helper
 
 GQA_INPUTS = ["past_key_values.0.key", "past_key_values.0.value", "seqlens_k", "total"]
 GQA_OUTPUTS = ["y", "present.0.key", "present.0.value"]

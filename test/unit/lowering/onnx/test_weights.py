@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import TensorProto
+from xdsl.dialects.builtin import ModuleOp
+
 from intaglio.dialects import rom
 from intaglio.dialects.errors import UserError, UserErrors
 from intaglio.lowering.onnx.importer import ImportedModel, import_model
 from intaglio.lowering.onnx.weights import Rounding, parse_rounding
 from intaglio.lowering.parameters import ParameterSource, pack_codes, unpack_codes
-from onnx import TensorProto
-from xdsl.dialects.builtin import ModuleOp
 
 SIGNED = {TensorProto.INT2: 2, TensorProto.INT4: 4, TensorProto.INT8: 8}
 UNSIGNED = {TensorProto.UINT2: 2, TensorProto.UINT4: 4, TensorProto.UINT8: 8}

@@ -1,0 +1,553 @@
+"""The chip's hardware as an engine: runs tokens as the simulator does, and counts cycles.
+
+`RTLChip` fills the memories of a running model of the module `chip` (`runtime/arc.py` on the CIRCT
+IR, or `runtime/verilator.py` on the SystemVerilog), feeds tokens and collects the event port.
+`compare_token` runs a token on it and on the simulator, and compares every value in the cycle in
+which it can first be read, every start and finish, logits, token, saturations and KV contents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from intaglio.backend.emit_hardware import hardware_text, hardware_verilog
+from intaglio.backend.hw.chip import TOP
+from intaglio.backend.hw.kv import read_cache, word_bytes
+from intaglio.backend.hw.layout import layout_of, rom_words
+from intaglio.backend.hw.sequencer import QUEUES
+from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.fixed_point import Scale
+from intaglio.dialects.semantics import Quantized
+from intaglio.runtime.images import Images
+from intaglio.runtime.model import Model, Trace
+from intaglio.runtime.program import Instruction, Program
+from intaglio.runtime.simulator import Context, Probabilities, Simulator, Store
+from intaglio.runtime.timing import spans
+
+Ints = npt.NDArray[np.int64]
+ENGINES = ("rtl", "verilator")
+"""What runs the hardware."""
+
+
+@dataclass(frozen=True, order=True)
+class Event:
+    """An instruction of a token on the hardware: cycles counted from the token's acceptance."""
+
+    queue: str
+    sequence: int
+    start: int
+    finish: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """An instruction instance of a token, as the timeline has it."""
+
+    event: Event
+    block: int
+    instance: int
+    instruction: Instruction
+
+    @property
+    def nodes(self) -> str:
+        """The ONNX nodes that it stands for."""
+        every = self.instruction.onnx
+        return ", ".join(every[self.instance] if self.instance < len(every) else ()) or "-"
+
+    def __str__(self) -> str:
+        event, one = self.event, self.instruction
+        return f"{one.opcode} (queue {event.queue}, number {event.sequence}, node {self.nodes})"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first thing in which hardware and simulator differ.
+
+    Attributes:
+        where: the instruction, or what was compared after the token.
+        what: cycle or value.
+        expected: by the simulator or timeline.
+        seen: on the hardware.
+        step: the instruction, if it is one.
+    """
+
+    where: str
+    what: str
+    expected: str
+    seen: str
+    step: Step | None = None
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what} is {self.seen}, should be {self.expected}"
+
+
+@dataclass
+class Comparison:
+    """What `compare_token` found.
+
+    Attributes:
+        instructions: whose start and finish were compared.
+        values: numbers that were compared.
+        difference: the first one, or None.
+        token: what follows, by the simulator; None if not wanted.
+    """
+
+    instructions: int = 0
+    values: int = 0
+    difference: Difference | None = None
+    token: int | None = None
+
+    @property
+    def equal(self) -> bool:
+        """Whether there is no difference."""
+        return self.difference is None
+
+
+class RTLChip:
+    """Runs a program on its hardware; the interface is that of the simulator.
+
+    Args:
+        program: what `load_program` gave.
+        folder: the output folder with the images.
+        engine: `rtl` or `verilator`.
+        cache: keep compiled models on disk.
+
+    Raises:
+        UserError: the program needs what the hardware does not have, or the engine a package or
+            compiler that is missing.
+    """
+
+    def __init__(
+        self, program: Program, folder: Path, engine: str = "rtl", *, cache: bool = True
+    ) -> None:
+        if engine not in ENGINES:
+            raise UserError(f"no engine {engine}", hint=f"engines are {', '.join(ENGINES)}")
+        self.program = program
+        self.engine = engine
+        self.vocabulary = program.vocabulary
+        self.capacity = program.capacity
+        self.fraction_bits: int = program.buffers[program.logits].type["fraction"]
+        self.layout = layout_of(program)
+        self.model = _model(program, Path(folder), engine, cache)
+        self.events: list[Event] = []
+        """Of the last token, by finish."""
+        self.position = 0
+        """Tokens since the last reset."""
+        self._next: int | None = None
+        self._began = 0
+        self._open: dict[tuple[str, int], int] = {}
+        for path, words in rom_words(self.layout, Images(program, Path(folder))):
+            if path in self._memories:
+                memory = self.model.memory(path)
+                memory[: len(words)] = words
+        self.model.set("next_ready", 1)
+        self.reset()
+
+    @cached_property
+    def _memories(self) -> frozenset[str]:
+        return frozenset(self.model.memories)
+
+    def reset(self) -> None:
+        """Forgets all tokens and saturations, in the middle of a token too."""
+        self.model.set("token_valid", 0)
+        self.model.set("rst", 1)
+        self.model.step(1)
+        self.model.set("rst", 0)
+        self.position = 0
+        self.events = []
+        self._open = {}
+
+    @property
+    def saturations(self) -> int:
+        """Values that did not fit since the last reset."""
+        return self.model.get("saturations")
+
+    def close(self) -> None:
+        """Frees the model."""
+        self.model.close()
+
+    # Tokens
+
+    def step(self, token: int, position: int, sample: bool = True) -> tuple[Ints, int] | None:
+        """One token; the logits [V] and the next token when `sample`, else None.
+
+        Raises:
+            UserError: a token id out of range, or a position that is neither 0 nor the next one.
+        """
+        self.accept(token, position, sample)
+        limit = 2 * self.period(position, sample) + 1000
+        self._collect(self.model.run(limit, None, "event_any", "token_ready", self._samples))
+        if not self.model.get("token_ready"):
+            raise CompilerBug(f"the hardware is not ready after {limit} cycles: {self._hanging()}")
+        return self.result() if sample else None
+
+    def accept(self, token: int, position: int, sample: bool) -> None:
+        """Hands in a token, and runs cycle 0.
+
+        Raises:
+            UserError: a token id out of range, or a position that is neither 0 nor the next one.
+        """
+        if not 0 <= token < self.vocabulary:
+            raise UserError(
+                f"token id {token} is out of range",
+                hint=f"ids of this model go from 0 to {self.vocabulary - 1}",
+            )
+        if position not in (0, self.position) or position >= self.capacity:
+            raise UserError(
+                f"the hardware is at position {self.position} of {self.capacity}, it cannot take a "
+                f"token for position {position}",
+                hint="positions follow one another, or begin again at 0",
+            )
+        model = self.model
+        if not model.get("token_ready"):
+            # A cycle after reset it is.
+            model.step(1)
+        for name, value in (
+            ("token", token),
+            ("sample", int(sample)),
+            ("restart", int(position == 0)),
+            ("token_valid", 1),
+        ):
+            model.set(name, value)
+        if not model.get("token_ready"):
+            raise CompilerBug("the hardware takes no token")
+        self._began, self.events, self._open, self._next = model.cycle, [], {}, None
+        model.step(1)
+        model.set("token_valid", 0)
+        self.position = position + 1
+
+    def advance(self, cycle: int) -> None:
+        """Runs until a cycle of the token is next, counted from its acceptance."""
+        count = cycle - (self.model.cycle - self._began)
+        if count > 0:
+            self._collect(self.model.run(count, None, "event_any", None, count))
+
+    def result(self) -> tuple[Ints, int]:
+        """Logits [V] and the next token of the last token, when it was to be sampled."""
+        if self._next is None:
+            raise CompilerBug("the hardware gave no next token")
+        logits = self.read(self.program.logits)
+        assert isinstance(logits, np.ndarray)
+        return logits[: self.vocabulary], self._next
+
+    def period(self, position: int, sample: bool) -> int:
+        """Cycles of a token by the timeline."""
+        return max(step.event.finish for step in self.schedule(position, sample))
+
+    def schedule(self, position: int, sample: bool) -> list[Step]:
+        """The instruction instances of a token in program order."""
+        counts = dict.fromkeys(QUEUES, 0)
+        steps: list[Step] = []
+        for span, block in spans(self.program, [position], sample):
+            instruction = self.program.blocks[block].instructions[span.instruction]
+            queue = instruction.queue
+            event = Event(queue, counts[queue], int(span.start[0]), int(span.finish[0]))
+            counts[queue] += 1
+            steps.append(Step(event, block, span.instance, instruction))
+        return steps
+
+    @property
+    def _samples(self) -> int:
+        return 2 * sum(len(queue.entries) for queue in self.layout.queues.values()) + 16
+
+    def _collect(self, trace: Trace) -> None:
+        out = trace.outputs
+        cycles = trace.at - self._began
+        found: list[tuple[int, str, str, int]] = []
+        for queue in QUEUES:
+            numbers = out[f"event_{queue}_number"]
+            for kind in ("start", "finish"):
+                for i in np.flatnonzero(out[f"event_{queue}_{kind}"]).tolist():
+                    found.append((int(cycles[i]), kind, queue, int(numbers[i])))
+        # "finish" sorts before "start".
+        for cycle, kind, queue, number in sorted(found):
+            if kind == "start":
+                self._open[queue, number] = cycle
+            else:
+                start = self._open.pop((queue, number), -1)
+                self.events.append(Event(queue, number, start, cycle))
+        for i in np.flatnonzero(out["next_valid"]).tolist():
+            self._next = int(out["next_token"][i])
+
+    def _hanging(self) -> str:
+        done = dict.fromkeys(QUEUES, 0)
+        for event in self.events:
+            done[event.queue] += 1
+        return ", ".join(
+            f"{queue} has finished {count} instructions"
+            + (" and holds one" if any(name == queue for name, _ in self._open) else "")
+            for queue, count in done.items()
+        )
+
+    # Memories
+
+    def memory(self, name: str) -> npt.NDArray[Any]:
+        """The content of a memory of the chip, as `runtime.model.Model.memory` gives it."""
+        return self.model.memory(name)
+
+    def _lanes(self, memory: str, first: int, rows: int, bits: int) -> npt.NDArray[Any]:
+        """Rows of a memory of lanes: [rows, W], signed."""
+        lanes = self.layout.lanes
+        content = word_bytes(self.memory(memory)[first : first + rows], bits // 8 * lanes)
+        return np.ascontiguousarray(content).view(f"<i{bits // 8}").reshape(rows, lanes)
+
+    def _scales(self, memory: str, first: int, count: int) -> tuple[Scale, Ints]:
+        """Scales of a file, and the totals behind them."""
+        content = self.memory(memory)[first : first + count]
+        if content.ndim == 1:
+            numbers = [int(word) for word in content]
+        else:
+            numbers = [int.from_bytes(word.tobytes(), "little") for word in content]
+        mantissa = np.array([n & 0xFFFFFF for n in numbers], np.int64)
+        exponent = np.array([((n >> 24) + 512) % 1024 - 512 for n in numbers], np.int64)
+        return Scale(mantissa, exponent), np.array([n >> 34 for n in numbers], np.int64)
+
+    def read(self, buffer: str, first: int = 0, last: int = 0) -> Ints | Quantized | Probabilities:
+        """The value of a buffer now, as the simulator has it for one token, without its first axis.
+
+        Args:
+            buffer: its name.
+            first: of scores and probabilities, the first cached token.
+            last: and the last one.
+        """
+        kind = self.program.buffers[buffer].type
+        row, lanes = self.layout.row_of(buffer), self.layout.lanes
+        match kind["kind"]:
+            case "fixed":
+                size = kind["size"]
+                rows = self._lanes("vectors", row, -(-size // lanes), 32)
+                return rows.reshape(-1)[:size].astype(np.int64)
+            case "quantized":
+                groups, width = kind["groups"], kind["width"]
+                beats = -(-width // lanes)
+                rows = self._lanes("codes", row, groups * beats, 16)
+                codes = _codes(rows.reshape(groups, -1)[:, :width], kind["format"])
+                scale, _ = self._scales("code_scales", row, groups)
+                return Quantized(codes.reshape(-1), scale, kind["format"])
+            case "scores":
+                heads = kind["heads"]
+                rows = self._lanes("scores", row, heads * self.layout.places.score_rows, 32)
+                return rows.reshape(heads, -1)[:, first : last + 1].astype(np.int64)
+            case "probabilities":
+                heads = kind["heads"]
+                rows = self._lanes("probabilities", row, heads * self.layout.places.score_rows, 16)
+                codes = _codes(rows.reshape(heads, -1)[:, first : last + 1], kind["format"])
+                scale, total = self._scales("heads", row, heads)
+                return Probabilities(Quantized(codes, scale, kind["format"]), total, first)
+            case other:
+                raise CompilerBug(f"buffer {buffer} of kind {other} is in no memory")
+
+    @property
+    def stores(self) -> Mapping[str, Store]:
+        """The content of the caches; beyond the tokens so far it means nothing."""
+        found: dict[str, Store] = {}
+        for name, place in self.layout.attention.kv.places.items():
+            codes, scale = read_cache(
+                lambda part: self.memory(f"attention/{part}"), self.program.machine, place
+            )
+            if scale is None:
+                assert place.cache.static_scale is not None
+                scale = Scale.of(place.cache.static_scale)
+            found[name] = Store(place.cache, codes, scale)
+        return found
+
+
+def _codes(words: npt.NDArray[Any], fmt: str) -> Ints:
+    """Codes of 16 bits as the simulator has them: signed, or from 0 for unsigned formats."""
+    bits = FORMATS[fmt].bits
+    codes = words.astype(np.int64) & ((1 << bits) - 1)
+    if FORMATS[fmt].low < 0 and fmt != "fp8":
+        codes = (codes ^ (1 << (bits - 1))) - (1 << (bits - 1))
+    return codes
+
+
+def _model(program: Program, folder: Path, engine: str, cache: bool) -> Model:
+    text = hardware_text(program, folder)
+    if engine == "rtl":
+        from intaglio.runtime.arc import ArcModel
+
+        return ArcModel(text, TOP, cache=cache)
+    from intaglio.runtime.verilator import VerilatorModel
+
+    return VerilatorModel(hardware_verilog(text, folder), TOP)
+
+
+# Comparison
+
+
+@dataclass
+class _Check:
+    """Compares, and remembers the first difference."""
+
+    result: Comparison = field(default_factory=Comparison)
+
+    def value(self, where: str, what: str, expected: Any, seen: Any, step: Step | None) -> bool:
+        """Whether two arrays are equal."""
+        want, got = np.asarray(expected, np.int64), np.asarray(seen, np.int64)
+        self.result.values += want.size
+        if want.shape == got.shape and (want == got).all():
+            return True
+        if want.shape != got.shape:
+            self.differ(where, f"the shape of {what}", want.shape, got.shape, step)
+            return False
+        wrong = np.argwhere(want != got)
+        index = tuple(wrong[0].tolist())
+        place = f"{what}{list(index)}" if index else what
+        more = f" ({len(wrong)} of {want.size} differ)"
+        self.differ(where, place, want[index], f"{got[index]}{more}", step)
+        return False
+
+    def differ(self, where: str, what: str, expected: Any, seen: Any, step: Step | None) -> None:
+        if self.result.difference is None:
+            self.result.difference = Difference(where, what, str(expected), str(seen), step)
+
+
+def compare_token(
+    simulator: Simulator,
+    chip: RTLChip,
+    token: int,
+    position: int,
+    sample: bool = True,
+    *,
+    caches: bool = True,
+) -> Comparison:
+    """Runs a token on simulator and hardware and compares everything that the two say.
+
+    Args:
+        simulator: has run the same tokens as `chip`.
+        chip: the hardware.
+        token: id.
+        position: of the token.
+        sample: whether its successor is wanted.
+        caches: compare the whole content of the caches afterwards.
+    """
+    check = _Check()
+    saturations = simulator.saturations, chip.saturations
+    steps = chip.schedule(position, sample)
+    wanted = list(_values(simulator, token, position, sample))
+    assert len(steps) == len(wanted)
+    chip.accept(token, position, sample)
+    for step, value in sorted(
+        zip(steps, wanted, strict=True), key=lambda pair: pair[0].event.finish
+    ):
+        chip.advance(step.event.finish)
+        _compare_value(check, chip, step, value, position)
+        if check.result.difference is not None:
+            break
+    end = max(step.event.finish for step in steps)
+    # Two more cycles show what finishes too late.
+    chip.advance(end + 3)
+    seen = {(event.queue, event.sequence): event for event in chip.events}
+    first_cycle: Difference | None = None
+    when = None
+    for step in sorted(steps, key=lambda one: one.event.start):
+        event = seen.get((step.event.queue, step.event.sequence))
+        check.result.instructions += 1
+        for kind in ("start", "finish"):
+            want = getattr(step.event, kind)
+            got = getattr(event, kind) if event is not None else "never"
+            if want != got and first_cycle is None:
+                first_cycle = Difference(str(step), f"the {kind} cycle", str(want), str(got), step)
+                when = step.event.start
+    found = check.result.difference
+    if first_cycle is not None and when is not None:
+        at = found.step.event.finish if found is not None and found.step is not None else None
+        if at is None or when < at:
+            check.result.difference = first_cycle
+    if check.result.difference is None:
+        _compare_end(check, simulator, chip, sample, saturations, caches)
+    if sample:
+        result = wanted[-1]
+        check.result.token = int(np.asarray(result).reshape(-1)[0])
+    return check.result
+
+
+def _values(simulator: Simulator, token: int, position: int, sample: bool) -> Iterator[Any]:
+    """What each instruction of a token gives, in program order; appends give None."""
+    context = Context(np.array([token], np.int64), position)
+    context.values["token"] = context.tokens
+    for block, instances in simulator._steps:
+        if block.sampled and not sample:
+            continue
+        for actions in instances:
+            for instruction, action in zip(block.instructions, actions, strict=True):
+                result = action(context)
+                for name in instruction.writes:
+                    context.values[name] = result
+                yield result
+
+
+def _compare_value(check: _Check, chip: RTLChip, step: Step, value: Any, position: int) -> None:
+    one = step.instruction
+    if one.opcode in ("append", "sample") or not one.writes:
+        return
+    (name,) = one.writes
+    window = one.arguments.get("window", 0)
+    first = max(0, position - window + 1) if window else 0
+    seen = chip.read(name, first, position)
+    where = str(step)
+    match value, seen:
+        case Quantized(), Quantized():
+            check.value(where, "code", value.codes[0], seen.codes, step)
+            if "scale_of" not in one.uses:
+                _compare_scale(check, where, value.scale, seen.scale, step)
+        case Probabilities(), Probabilities():
+            check.value(where, "code", value.quantized.codes[0], seen.quantized.codes, step)
+            _compare_scale(check, where, value.quantized.scale, seen.quantized.scale, step)
+            check.value(where, "sum", value.total[0], seen.total, step)
+        case _:
+            check.value(where, "element", np.asarray(value)[0], seen, step)
+
+
+def _compare_scale(check: _Check, where: str, want: Scale, seen: Scale, step: Step) -> None:
+    shape = seen.mantissa.shape
+    mantissa = np.asarray(want.mantissa)[0].reshape(shape)
+    check.value(where, "scale mantissa", mantissa, seen.mantissa, step)
+    # A scale of 0 has any exponent.
+    for_exponent = mantissa != 0
+    exponent = np.asarray(want.exponent)[0].reshape(shape)
+    check.value(
+        where,
+        "scale exponent",
+        np.where(for_exponent, exponent, 0),
+        np.where(for_exponent, seen.exponent, 0),
+        step,
+    )
+
+
+def _compare_end(
+    check: _Check,
+    simulator: Simulator,
+    chip: RTLChip,
+    sample: bool,
+    before: tuple[int, int],
+    caches: bool,
+) -> None:
+    where = "after the token"
+    counts = simulator.saturations - before[0], chip.saturations - before[1]
+    check.value(where, "the number of saturations", *counts, None)
+    check.value(where, "token_ready", 1, chip.model.get("token_ready"), None)
+    if sample:
+        where = "the sampled token"
+        logits, token = chip.result()
+        check.value(where, "next_token", np.argmax(logits), token, None)
+    if caches:
+        seen = chip.stores
+        tokens = chip.position
+        for name, store in simulator.stores.items():
+            other = seen[name]
+            check.value(
+                f"cache {name}", "code", store.codes[:, :tokens], other.codes[:, :tokens], None
+            )
+            if store.cache.static_scale is None:
+                for part in ("mantissa", "exponent"):
+                    want = getattr(store.scale, part)[:, :tokens]
+                    got = getattr(other.scale, part)[:, :tokens]
+                    check.value(f"cache {name}", f"scale {part}", want, got, None)
