@@ -68,32 +68,3 @@ def row_chunks(rows: int, row_bytes: int, budget: int = CHUNK_BYTES) -> Iterator
     step = max(1, budget // max(1, row_bytes))
     for start in range(0, rows, step):
         yield start, min(rows, start + step)
-
-
-def unpack_codes(packed: UInt8Array, bits: int, count: int) -> UInt8Array:
-    """The first `count` codes of each row: uint8 [..., bytes] -> uint8 [..., count]."""
-    if bits == 8:
-        return packed[..., :count]
-    per_byte = 8 // bits
-    mask = np.uint8((1 << bits) - 1)
-    codes = np.empty((*packed.shape, per_byte), np.uint8)
-    for i in range(per_byte):
-        np.right_shift(packed, np.uint8(i * bits), out=codes[..., i])
-    codes &= mask
-    return codes.reshape(*packed.shape[:-1], -1)[..., :count]
-
-
-def pack_codes(codes: UInt8Array, bits: int) -> UInt8Array:
-    """Packs codes along the last axis: uint8 [..., K] -> uint8 [..., ceil(K * bits / 8)]."""
-    if bits == 8:
-        return np.ascontiguousarray(codes)
-    per_byte = 8 // bits
-    count = codes.shape[-1]
-    size = -(-count // per_byte)
-    if count % per_byte:
-        padding = [(0, 0)] * (codes.ndim - 1) + [(0, size * per_byte - count)]
-        codes = np.pad(codes, padding)
-    packed = np.array(codes[..., 0::per_byte])
-    for i in range(1, per_byte):
-        packed |= codes[..., i::per_byte] << np.uint8(i * bits)
-    return packed

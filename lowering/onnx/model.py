@@ -91,9 +91,9 @@ class Tensor:
     def array(self) -> npt.NDArray[Any]:
         """The elements in the shape `dims`; bfloat16 becomes float32. For small tensors."""
         if self.bits < 8:
-            from intaglio.lowering.parameters import unpack_codes
+            from intaglio.dialects.codes import unpack
 
-            codes = unpack_codes(self.read(), self.bits, self.size).reshape(self.dims)
+            codes = unpack(self.read(), self.bits, self.size).reshape(self.dims)
             if self.dtype.startswith("U"):
                 return codes
             half = 1 << (self.bits - 1)

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.dialects.codes import pack, unpack
 from intaglio.dialects.errors import CompilerBug
 from intaglio.lowering.onnx.model import Tensor, widen
 from intaglio.lowering.parameters import (
     Float32Array,
     UInt8Array,
-    pack_codes,
     row_chunks,
-    unpack_codes,
 )
 
 SLAB = 1024
@@ -135,7 +134,7 @@ class RowBlockSource(_Matrix):
         table = self.zero_tensor.stored().reshape(self.dims[0], -1)[r0:r1]
         if self.zero_tensor.dtype != "UINT8":
             return floats(self.zero_tensor, table).astype(np.uint8)
-        return unpack_codes(np.ascontiguousarray(table), self.bits, self.groups)
+        return unpack(np.ascontiguousarray(table), self.bits, self.groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +174,7 @@ class _Elements:
             b0, b1 = c0 * bits // 8, -(-c1 * bits // 8)
             part = np.ascontiguousarray(data.reshape(rows, -1)[r0:r1, b0:b1])
             skip = c0 - b0 * 8 // bits
-            codes = unpack_codes(part, bits, skip + c1 - c0)[:, skip:]
+            codes = unpack(part, bits, skip + c1 - c0)[:, skip:]
         else:
             index = np.arange(r0, r1)[:, None] * columns + np.arange(c0, c1)[None, :]
             shift = (index * bits % 8).astype(np.uint8)
@@ -223,11 +222,7 @@ class DequantizedSource(_Matrix):
         k = self.dims[1]
         if not self.transposed:
             packed = elements.packed(r0, r1)
-            return (
-                packed
-                if packed is not None
-                else pack_codes(elements.block(r0, r1, 0, k), self.bits)
-            )
+            return packed if packed is not None else pack(elements.block(r0, r1, 0, k), self.bits)
         out = np.empty((r1 - r0, self.row_bytes), np.uint8)
         for start in range(r0, r1, SLAB):
             end = min(r1, start + SLAB)
@@ -323,7 +318,7 @@ class RoundedSource(_Matrix):
         out = np.empty((r1 - r0, self.row_bytes), np.uint8)
         for start, end in row_chunks(r1 - r0, 16 * self.dims[1]):
             codes, _ = self._rounded(r0 + start, r0 + end)
-            out[start:end] = pack_codes(codes, self.bits)
+            out[start:end] = pack(codes, self.bits)
         return out
 
     def scales(self, r0: int, r1: int) -> Float32Array:

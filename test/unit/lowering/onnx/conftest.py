@@ -12,8 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from intaglio.dialects import rom
+from intaglio.dialects.codes import unpack
 from intaglio.lowering.onnx.importer import ImportedModel, import_model
-from intaglio.lowering.parameters import ParameterSource, unpack_codes
+from intaglio.lowering.parameters import ParameterSource
 
 
 def dequantised(source: ParameterSource, bits: int, group: int, zero: int | None) -> np.ndarray:
@@ -26,7 +27,7 @@ def dequantised(source: ParameterSource, bits: int, group: int, zero: int | None
         assert packed.dtype == np.uint8 and packed.shape == (r1 - r0, -(-k * bits // 8))
         if k * bits % 8:
             assert not (packed[:, -1] >> np.uint8(k * bits % 8)).any(), "padding bits must be zero"
-        codes = unpack_codes(packed, bits, k).astype(np.float64)
+        codes = unpack(packed, bits, k).astype(np.float64)
         scales = source.scales(r0, r1)
         assert scales.dtype == np.float32 and scales.shape == (r1 - r0, -(-k // group))
         zeros = source.zeros(r0, r1)

@@ -8,10 +8,11 @@ from onnx import TensorProto
 from xdsl.dialects.builtin import ModuleOp
 
 from intaglio.dialects import rom
+from intaglio.dialects.codes import pack, unpack
 from intaglio.dialects.errors import UserError, UserErrors
 from intaglio.lowering.onnx.importer import ImportedModel, import_model
 from intaglio.lowering.onnx.weights import Rounding, parse_rounding
-from intaglio.lowering.parameters import ParameterSource, pack_codes, unpack_codes
+from intaglio.lowering.parameters import ParameterSource
 
 SIGNED = {TensorProto.INT2: 2, TensorProto.INT4: 4, TensorProto.INT8: 8}
 UNSIGNED = {TensorProto.UINT2: 2, TensorProto.UINT4: 4, TensorProto.UINT8: 8}
@@ -56,13 +57,13 @@ def test_matmul_nbits(decoder, plain, bits, k, zeros, flat):
     codes = rng.integers(0, 1 << bits, (n, blocks * block)).astype(np.uint8)
     scales = rng.normal(size=(n, blocks)).astype(np.float32)
     points = rng.integers(0, 1 << bits, (n, blocks)).astype(np.uint8)
-    decoder.constant("w_Q4", pack_codes(codes, bits).reshape(n, blocks, -1))
+    decoder.constant("w_Q4", pack(codes, bits).reshape(n, blocks, -1))
     decoder.constant("w_scales", scales.reshape(-1) if flat else scales)
     inputs = ["x", "w_Q4", "w_scales"]
     if zeros == "none":
         points = np.full_like(points, 1 << (bits - 1))
     else:
-        stored = pack_codes(points, bits) if zeros in ("packed", "flat") else points
+        stored = pack(points, bits) if zeros in ("packed", "flat") else points
         stored = stored.astype({"float": np.float32, "float16": np.float16}.get(zeros, np.uint8))
         inputs.append(decoder.constant("w_zp", stored.reshape(-1) if zeros == "flat" else stored))
     index = np.arange(k) // block
@@ -95,7 +96,7 @@ def test_scales_of_16_bits(decoder, plain, dtype):
         scales = scales.astype(np.float16)
         decoder.constant("s", scales)
     decoder.ms("MatMulNBits", ["x", "w", "s"], ["y"], K=16, N=4, bits=4, block_size=16)
-    expected = (unpack_codes(codes.reshape(4, -1), 4, 16) - 8.0) * scales.astype(float)
+    expected = (unpack(codes.reshape(4, -1), 4, 16) - 8.0) * scales.astype(float)
     check(import_model(decoder.save()), expected, plain, "int4", 16)
 
 
@@ -136,7 +137,7 @@ def test_dequantized_matmul(decoder, plain, dtype, form, transposed, zeros, n, k
 
     def stored(values: np.ndarray) -> bytes:
         flat = ((np.asarray(values).reshape(1, -1) - half) & ((1 << bits) - 1)).astype(np.uint8)
-        return pack_codes(flat, bits).tobytes()
+        return pack(flat, bits).tobytes()
 
     def turn(values: np.ndarray) -> np.ndarray:
         return values.T if values.ndim == 2 and not transposed else values
@@ -167,7 +168,7 @@ def test_dequantized_matmul(decoder, plain, dtype, form, transposed, zeros, n, k
 def test_one_block_a_channel(decoder, plain):
     """onnxruntime's channel-wise form: [N, K], scales [N, 1], axis 1, block_size = K."""
     codes = decoder.rng.integers(0, 16, (6, 16)).astype(np.uint8)
-    decoder.packed("w", TensorProto.UINT4, [6, 16], pack_codes(codes, 4).tobytes())
+    decoder.packed("w", TensorProto.UINT4, [6, 16], pack(codes, 4).tobytes())
     scales = decoder.rng.normal(size=(6, 1)).astype(np.float32)
     decoder.constant("s", scales)
     decoder.node("DequantizeLinear", ["w", "s"], ["d"], axis=1, block_size=16)
@@ -180,14 +181,14 @@ def test_large_transposed_storage_is_read_in_slabs(decoder, plain):
     n, k = 700, 24
     codes = decoder.rng.integers(0, 16, (n, k)).astype(np.uint8)
     _linear(decoder, k)
-    decoder.packed("w", TensorProto.UINT4, [k, n], pack_codes(codes.T.reshape(1, -1), 4).tobytes())
+    decoder.packed("w", TensorProto.UINT4, [k, n], pack(codes.T.reshape(1, -1), 4).tobytes())
     decoder.constant("s", np.array(0.5, np.float32))
     decoder.node("DequantizeLinear", ["w", "s"], ["d"])
     decoder.node("MatMul", ["x", "d"], ["y"])
     model = import_model(decoder.save())
     source = model.parameters["onnx::w,s"]
-    assert np.array_equal(unpack_codes(source.packed_rows(0, n), 4, k), codes)
-    assert np.array_equal(unpack_codes(source.packed_rows(301, 640), 4, k), codes[301:640])
+    assert np.array_equal(unpack(source.packed_rows(0, n), 4, k), codes)
+    assert np.array_equal(unpack(source.packed_rows(301, 640), 4, k), codes[301:640])
 
 
 @pytest.mark.parametrize("storage", ["uint8", "int4", "uint4"])
@@ -200,7 +201,7 @@ def test_gather_block_quantized(decoder, plain, storage, zeros):
     points = rng.integers(0, 16, (v, 2)).astype(np.uint8)
     scales = rng.normal(size=(v, 2)).astype(np.float32)
     flip = 8 if storage == "int4" else 0
-    packed, packed_points = pack_codes(codes ^ flip, 4), pack_codes(points ^ flip, 4)
+    packed, packed_points = pack(codes ^ flip, 4), pack(points ^ flip, 4)
     inputs = ["w", "input_ids", "s"] + (["z"] if zeros else [])
     if storage == "uint8":
         decoder.constant("w", packed)
