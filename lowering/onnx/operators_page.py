@@ -8,8 +8,9 @@ from intaglio.lowering.onnx.operators import supported_operators
 
 HEADER = """# Supported ONNX operators
 
-Generated from the table in `lowering/onnx/operators.py` that drives the import. `intaglio ops` prints the same.
-What is not listed, or is beyond the limits, is refused with the node's name before any work is done.
+Generated from the table in `lowering/onnx/operators.py` that drives the import; `intaglio ops`
+prints the same. What is not listed, or is beyond the limits, is refused with the node's name before
+any work is done.
 
 | domain | operator | since | becomes | limits |
 |---|---|---|---|---|
