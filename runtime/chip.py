@@ -128,6 +128,7 @@ class Chip:
             self.model,
             float_activations=float_activations,
             head_width=widths.pop() if len(widths) == 1 else None,
+            capacity=self.program.capacity,
             **options,
         )
 

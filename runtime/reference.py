@@ -68,6 +68,7 @@ class Reference:
         float_activations: run the copy that does not round activations.
         head_width: width of a cached key or value, where the graph has only a symbol for it;
             without it `genai_config.json` beside the model is asked.
+        capacity: tokens the caches must hold, for graphs whose caches are windows that slide.
         observed: names of values inside the graph to return as well.
         threads: of onnxruntime, inside an operator; all processors by default.
 
@@ -81,10 +82,13 @@ class Reference:
         *,
         float_activations: bool = False,
         head_width: int | None = None,
+        capacity: int | None = None,
         observed: Sequence[str] = (),
         threads: int | None = None,
     ) -> None:
         self.model = Path(model)
+        # Sliding-window caches must be handed over with room; others grow by themselves.
+        self._reserved = (capacity or 0) if _has_sliding_caches(self.model) else 0
         self.float_activations = float_activations
         self.observed = tuple(observed)
         self._session = _session(
@@ -120,7 +124,7 @@ class Reference:
         if axis == 0:
             return 1
         if axis == 2:
-            return 0
+            return self._reserved
         if isinstance(dim, int):
             return dim
         if axis == len(port.dims) - 1:
@@ -255,6 +259,18 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _all_nodes(attribute.g)
+
+
+def _has_sliding_caches(model: Path) -> bool:
+    import onnx
+
+    with _as_user_error(model, "the model cannot be read"):
+        graph = onnx.load(model, load_external_data=False).graph
+    return any(
+        attribute.name == "sliding_window_cache" and attribute.i
+        for node in graph.node
+        for attribute in node.attribute
+    )
 
 
 def nodes_of(model: Path) -> dict[str, tuple[str, list[str]]]:
