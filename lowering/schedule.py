@@ -596,13 +596,20 @@ class _Scheduler:
             return self.names[value]
         return self.names[self.persistent.get(value, value)]
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of the vector memory: one word a lane."""
+        return self.machine.vector_lanes * WORD_BYTES
+
     def size(self, value: SSAValue) -> int:
         match value.type:
             case rom.FixedType() as fixed:
                 return fixed.size.data * WORD_BYTES
             case rom.QuantizedType() as quantized:
-                width = 2 if quantized.format.data == "int16" else 1
-                return quantized.size * width + quantized.groups.data * SCALE_BYTES
+                # Codes have a memory of their own with the rows of the vector memory; every group
+                # begins in a row.
+                rows = -(-quantized.width.data // self.machine.vector_lanes)
+                return quantized.groups.data * rows * self.row_bytes
             case rom.ScoresType() as scores:
                 return scores.heads.data * self.capacity * WORD_BYTES
             case rom.ProbabilitiesType() as probabilities:
@@ -625,7 +632,7 @@ class _Scheduler:
                     source = self.source(value)
                     if home.setdefault(source, number) != number:
                         self.persistent.setdefault(source, source)
-        row = self.machine.vector_lanes * WORD_BYTES
+        row = self.row_bytes
         floor = 0
         for root in dict.fromkeys(self.persistent.values()):
             self.places[root] = _Place(floor, floor + self.size(root))

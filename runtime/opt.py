@@ -38,6 +38,13 @@ class IntaglioOpt(xDSLOptMain):
         )
         arg_parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
 
+    def register_all_dialects(self) -> None:
+        """Adds the operations of CIRCT that xDSL's hw, comb and seq do not have."""
+        super().register_all_dialects()
+        from intaglio.backend.hw import circt_ops
+
+        circt_ops.load(self.ctx)
+
     def register_all_frontends(self) -> None:
         """Adds the import of `.onnx` files, which leads to the float stage of rom."""
         super().register_all_frontends()

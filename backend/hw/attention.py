@@ -868,9 +868,7 @@ class _Unit:
         on = beats.on & ~f["weighted"]
         m.output("query_group", self.fit(f["source"] + beats.head, model.row_bits))
         query_depth, _ = _scale_depths(self.machine)
-        factor = Scale(
-            f["factor_mantissa"].static(), f["factor_exponent"].as_signed().static()
-        )
+        factor = Scale(f["factor_mantissa"].static(), f["factor_exponent"].as_signed().static())
         query = pipelined(
             lambda mantissa, exponent: datapaths.multiply(Scale(mantissa, exponent), factor),
             [
@@ -942,11 +940,11 @@ class _Unit:
 
         # Heads follow one another without gaps, so the next element's number just counts on.
         on = beats.on & f["weighted"]
-        linear = m.register("result_element", model.row_bits)
-        size = mux(f["width"] < output, f["width"], output)
-        following = self.fit(linear + size, model.row_bits)
-        linear.drive(mux(self.start, 0, mux(on, following, linear)))
         lane_bits = self.width.bit_length() - 1
+        linear = m.register("result_element", model.row_bits + lane_bits)
+        size = mux(f["width"] < output, f["width"], output)
+        following = self.fit(linear + size, linear.width)
+        linear.drive(mux(self.start, 0, mux(on, following, linear)))
         offset = linear.truncate(lane_bits) if lane_bits else m.constant(0)
         lanes = [on & (offset <= i) & (offset + size > i) for i in range(self.width)]
         delay = self.early + self.late

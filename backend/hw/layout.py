@@ -272,7 +272,10 @@ def unit_values(layout: Layout, queue: str) -> Iterator[dict[str, int]]:
     program, content = layout.program, layout.content
     for entry in layout.queues[queue].entries:
         block = program.blocks[entry.block]
-        instruction, instance = block.instructions[entry.instruction], block.instances[entry.instance]
+        instruction, instance = (
+            block.instructions[entry.instruction],
+            block.instances[entry.instance],
+        )
         if queue == "matrix":
             yield matrix_plan.encode(program, instruction, instance, layout.matrix, layout.biases)
         elif queue == "vector":

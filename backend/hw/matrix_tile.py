@@ -63,7 +63,6 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
     scale_address = m.input("scale_address", max(1, index_bits(config.scale_words)))
     lanes, bits, plane_bits = machine.lanes, config.part_bits, machine.plane_bits
     x_bus = m.input("x", lanes * bits)
-    xsum = m.input("xsum", bits + log2(lanes), signed=True)
 
     word = m.rom("codes", config.code_words, config.word_bits, code_address, machine.rom_read)
     group = m.rom("scales", config.scale_words, config.scale_bits, scale_address, machine.rom_read)
@@ -76,8 +75,10 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
     if "zero" in fields:
         # One of the two is 0.
         offset = offset | m.input("zero", fields["zero"])
+    xsum = m.constant(0)
     if config.zero_bits or "zero" in fields:
         offset = only(m.input("first", 1), offset)
+        xsum = m.input("xsum", bits + log2(lanes), signed=True)
 
     def scaled_total(*inputs: Signal) -> Signal:
         parts = [(code * a).cut() for code, a in zip(inputs[:lanes], inputs[lanes:-3], strict=True)]

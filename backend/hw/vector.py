@@ -57,8 +57,6 @@ from intaglio.backend.hw.vector_encode import (
 )
 from intaglio.backend.hw.vector_lane import (
     EXPONENT_BITS,
-    SUM_BITS,
-    TOP_BITS,
     Features,
     build_lane,
     lane_inputs,
@@ -75,6 +73,8 @@ from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tables import table
 
+SUM_BITS = 63
+"""Width of a sum, signed."""
 TOTAL_BITS = 40
 """Width of a softmax total."""
 
@@ -332,7 +332,8 @@ class _Vector:
         fresh = self.start | over
         word.drive(mux(fresh, origin.truncate(word.width), mux(step, further, word)))
         linear.drive(mux(fresh, 0, mux(issuing, (linear + 1).truncate(20), linear)))
-        self.j, self.g, self.word, self.linear = j, g, word, linear
+        self.j, self.word, self.linear = j, word, linear
+        self.group = g.truncate(self.group_bits)
         self.first_beat, self.last_beat, self.last_group = j == 0, last_beat, last_group
 
         # Query heads that share a key-value head read the same scales.
@@ -522,7 +523,7 @@ class _Vector:
         m, features = self.m, self.features
         constant = m.constant(0)
         self.writes = {name: m.wire(f"write_{name}", 1) for name in ("tops", "sums", "scalars")}
-        self.write_group = m.wire("write_group", 12)
+        self.write_group = m.wire("write_group", self.group_bits)
         scaled = features.has("rms_norm", "layer_norm", "quantize", "softmax")
         self.z, self.top, self.total = constant, constant, constant
         self.factor, self.half, self.least = constant, constant, constant
@@ -531,7 +532,7 @@ class _Vector:
         if scaled:
             self.new["z"], self.new["top"] = (
                 m.wire("new_z", 7, True),
-                m.wire("new_top", TOP_BITS, True),
+                m.wire("new_top", features.top_bits, True),
             )
             word = self.file("tops", [self.new["z"], self.new["top"]], self.write_group)
             self.z, self.top = word[0].as_signed(), word[1].as_signed()
@@ -539,7 +540,7 @@ class _Vector:
                 m.wire("new_factor", 24),
                 m.wire("new_half", 6, True),
             )
-            self.looked_up = m.wire("looked_up_group", 12)
+            self.looked_up = m.wire("looked_up_group", self.group_bits)
             word = self.file("scalars", [self.new["factor"], self.new["half"]], self.looked_up)
             self.factor, self.half = word[0], word[1].as_signed()
         if features.has("rms_norm", "layer_norm", "softmax"):
@@ -562,11 +563,9 @@ class _Vector:
 
     def file(self, name: str, parts: Sequence[Signal], group: Signal) -> list[Signal]:
         """A memory of a word a group, read at the group of this cycle; the parts of the word."""
-        bits = self.group_bits
-        write = Write(group.truncate(bits), cat(*reversed(parts)), self.writes[name])
-        depth = 1 << bits
+        write = Write(group, cat(*reversed(parts)), self.writes[name])
         width = sum(part.width for part in parts)
-        (word,) = self.m.ram(name, depth, width, [self.g.truncate(bits)], [write])
+        (word,) = self.m.ram(name, 1 << self.group_bits, width, [self.group], [write])
         split: list[Signal] = []
         place = 0
         for part in parts:
@@ -585,7 +584,7 @@ class _Vector:
         valid = self.later(self.issuing, front, "reduce_valid", 0)
         first = self.later(self.first_beat, front, "reduce_first")
         last = self.later(self.issuing & self.last_beat, front, "reduce_last", 0)
-        group = self.later(self.g, front + 1, "reduce_group")
+        group = self.later(self.group, front + 1, "reduce_group")
         over = last.delay(reset=0, name="group_over")
         self.write_group.assign(group)
         results = self.results_of_lanes
@@ -596,8 +595,8 @@ class _Vector:
 
         top_value: Signal = zero
         if features.has("rms_norm", "layer_norm", "quantize", "softmax", "sample"):
-            width = TOP_BITS if features.has("layer_norm") else 34
-            tops = [one["top_part"].truncate(width, True) for one in results]
+            width = features.top_bits
+            tops = [one["top_part"] for one in results]
             indexed = features.has("sample")
 
             def maximum(*parts: Signal) -> tuple[Signal, ...]:
@@ -623,9 +622,8 @@ class _Vector:
                 where.drive(mux(better, token, where), valid)
                 self.token = where
         if features.has("rms_norm", "layer_norm", "quantize", "softmax"):
-            top = top_value.truncate(TOP_BITS, True)
-            self.new["top"].assign(top)
-            size = top.assume(0, (1 << (top_value.width - 1)) - 1)
+            self.new["top"].assign(top_value)
+            size = top_value.assume(0, (1 << (features.top_bits - 1)) - 1)
             shift = normalising_shift(size, self.fields["largest_shift"])
             self.new["z"].assign(shift.truncate(7, True))
             ranged = (self.norm & (number == (self.last_pass - 2).truncate(2))) | (
@@ -691,7 +689,7 @@ class _Vector:
             top, z, total, least = given
             result = scalars(
                 ScalarInputs(
-                    top.assume(0, (1 << (TOP_BITS - 1)) - 1),
+                    top.assume(0, (1 << (features.top_bits - 1)) - 1),
                     z.assume(-40, 24),
                     total.assume(0, (1 << 62) - 1),
                     least,
@@ -706,7 +704,7 @@ class _Vector:
         inputs = [self.top, self.z, self.total, self.least]
         factor, half, mantissa, exponent, total = pipelined(unit, inputs, latency - 1).outputs
         valid = self.later(self.looking, latency, "lookup_valid", 0)
-        group = self.later(self.g, latency, "lookup_group")
+        group = self.later(self.group, latency, "lookup_group")
         self.looked_up.assign(group)
         self.new["factor"].assign(factor)
         self.new["half"].assign(half)
@@ -730,8 +728,8 @@ class _Vector:
         valid = self.later(self.issuing & final, front, "write_valid", 0)
         row = self.later(beat.row, front, "write_row")
         lanes = self.results_of_lanes
-        words = cat(*[one["word"] for one in reversed(lanes)])
-        codes = cat(*[one["code"] for one in reversed(lanes)])
+        words = cat(*[one["word"].extend(FIXED_BITS, True) for one in reversed(lanes)])
+        codes = cat(*[one["code"].extend(CODE_BITS) for one in reversed(lanes)])
         into = self.fields["write"]
         coded = self.operation("quantize", "quantize_static")
         rows = self.shape.rows
@@ -755,7 +753,7 @@ class _Vector:
             self.address("probability_write", self.shape.score_rows, into + row)
             m.output("probability_write_data", codes)
             m.output("probability_write_enable", valid & self.softmax)
-        count = add_all([one["saturated"].truncate(2) for one in lanes])
+        count = add_all([one["saturated"] for one in lanes])
         m.output("saturated", mux(valid, count, 0))
         m.output("done", self.done)
         if features.has("sample"):

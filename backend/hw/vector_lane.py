@@ -34,11 +34,6 @@ CODE_BITS = 16
 """Width of a stored code."""
 EXPONENT_BITS = 10
 """Width of a scale's exponent, signed."""
-TOP_BITS = 48
-"""Width of what maxima are taken of, signed."""
-SUM_BITS = 63
-"""Width of a sum, signed."""
-
 _GATES = frozenset({"gate", "sigmoid", "tanh"})
 _NORMS = frozenset({"rms_norm", "layer_norm"})
 _QUANTIZE = frozenset({"quantize", "quantize_static"})
@@ -56,6 +51,11 @@ class Features:
     def has(self, *operations: str) -> bool:
         """Whether one of the operations is there."""
         return not self.operations.isdisjoint(operations)
+
+    @property
+    def top_bits(self) -> int:
+        """Width of what maxima are taken of, signed: of magnitudes, of a lane without an element."""
+        return 48 if self.has("layer_norm") else 33
 
     @property
     def lane_tables(self) -> tuple[str, ...]:
@@ -212,10 +212,8 @@ def build_lane(design: Design, features: Features, depth: int) -> ModuleBuilder:
 
         outputs = pipelined(datapath, given, depth).outputs
         names = ("word", "code", "saturated", "top_part", "sum_part", "used")
-        widths = (FIXED_BITS, CODE_BITS, 2, TOP_BITS, SUM_BITS, EXPONENT_BITS)
-        for name, signal, width in zip(names, outputs, widths, strict=True):
-            signed = name in ("word", "top_part", "sum_part", "used")
-            m.output(name, signal.extend(width, signed))
+        for name, signal in zip(names, outputs, strict=True):
+            m.output(name, signal)
 
     return design.shared("vector_lane", build)
 
@@ -320,7 +318,7 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
     count = mux(given.valid & control.counted, count, 0)
 
     # Reductions
-    least = -(1 << (TOP_BITS - 1))
+    least = -(1 << FIXED_BITS)
     top = part = used = zero
     if features.has(*_NORMS, *_SCALED, "sample"):
         top = mux(control.ranged, abs(v), x)

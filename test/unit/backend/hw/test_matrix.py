@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +30,15 @@ from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import Piece
 from intaglio.lowering import durations
 from intaglio.runtime.arc import ArcModel
-from intaglio.runtime.program import Block, Buffer, Instruction, Parameter, Program
+from intaglio.runtime.images import Images
+from intaglio.runtime.program import (
+    Block,
+    Buffer,
+    Instruction,
+    Parameter,
+    Program,
+    load_program,
+)
 
 Ints = npt.NDArray[np.int64]
 
@@ -206,10 +217,6 @@ class Model:
             self.machine, "test", 1, self.parameters, {}, self.buffers, [block], [], "", ""
         )
 
-    def dense(self, name: str) -> npt.NDArray[np.int16]:
-        """As `Images.dense`."""
-        return self.tables[name]
-
     def constant_rows(self) -> dict[str, int]:
         """The biases one after the other."""
         rows: dict[str, int] = {}
@@ -217,6 +224,29 @@ class Model:
             rows[name] = self.constants
             self.constants += -(-len(bias) // self.machine.vector_lanes)
         return rows
+
+
+class Compiled(Model):
+    """The matrix instructions of a compiled model."""
+
+    def __init__(self, folder: Path) -> None:
+        self._program = program = load_program(folder)
+        super().__init__(program.machine, np.random.default_rng(1))
+        images = Images(program, folder)
+        self.parameters, self.buffers = dict(program.parameters), dict(program.buffers)
+        for use in matrix_uses(program):
+            for role, slot in use.instruction.uses.items():
+                name = use.instance[slot]
+                if role == "bias":
+                    self.biases[name] = images.dense(name).astype(np.int64)
+                elif self.parameters[name].code.startswith("fixed"):
+                    self.tables[name] = np.asarray(images.dense(name)).astype(np.int16)
+                else:
+                    self.matrices[name] = images.matrix(name)
+
+    @property
+    def program(self) -> Program:
+        return self._program
 
 
 class _Images:
@@ -302,7 +332,8 @@ def _run(model: Model) -> None:
     machine, rng = model.machine, model.rng
     lanes = machine.vector_lanes
     program, at = model.program, model.constant_rows()
-    config = configure(program, at, vector_depth=model.rows, constant_depth=model.constants)
+    depth = None if isinstance(model, Compiled) else model.rows
+    config = configure(program, at, vector_depth=depth, constant_depth=model.constants)
     run = ArcModel(_top(config), "top", opt=0)
     for image in l_unit_images(program, _Images(model), config):
         where = f"matrix/tile{image.tile}/l_unit{image.l_unit}"
@@ -326,7 +357,8 @@ def _run(model: Model) -> None:
     counted = 0
     for instruction, instance in matrix_uses(program):
         fields = encode(program, instruction, instance, config, at)
-        parameter = model.parameters[next(iter(instruction.uses.values()))]
+        named = {role: instance[slot] for role, slot in instruction.uses.items()}
+        parameter = model.parameters[named.get("table") or named["weights"]]
         counter = Saturations()
         written = program.buffers[instruction.writes[0]]
         if instruction.opcode == "embed":
@@ -338,7 +370,8 @@ def _run(model: Model) -> None:
                 row = model.matrices[parameter.name].values(np.array([token]))[0]
             expected = semantics.embed(row, parameter.exponent, 16, saturations=counter)
         else:
-            expected = _product(model, run, instruction, parameter, at, counter)
+            bias = model.biases[named["bias"]] if "bias" in named else None
+            expected = _product(model, run, instruction, parameter, bias, counter)
         before = vmem.copy()
         for name, value in fields.items():
             run.set(name, value)
@@ -388,7 +421,7 @@ def _product(
     run: ArcModel,
     instruction: Any,
     parameter: Parameter,
-    at: dict[str, int],
+    bias: Ints | None,
     counter: Saturations,
 ) -> Ints:
     """Writes the operands of a `matvec`; what it has to give."""
@@ -413,9 +446,7 @@ def _product(
     )
     exponent += int(rng.integers(-1, 4))
     run.memory("scales")[row] = mantissa | ((exponent & ((1 << EXPONENT_BITS) - 1)) << 24)
-    bias = residual = None
-    if "bias" in instruction.uses:
-        bias = model.biases[instruction.uses["bias"]]
+    residual = None
     if len(instruction.reads) > 1:
         residual = rng.integers(-(1 << 31), 1 << 31, rows)
         first = model.buffers[instruction.reads[1]].address // (4 * lanes)
@@ -468,7 +499,7 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
     # One L-Unit, one tile, no tree; activations in parts of four bits.
     "single": {"tiles": 1, "l_units": 1, "pass_bits": 4},
     "wide_pass": {
-        "tiles": 4,
+        "tiles": 2,
         "l_units": 2,
         "lanes": 32,
         "vector_lanes": 32,
@@ -535,6 +566,20 @@ def test_shapes_at_the_edges() -> None:
         model.product(model.matrix(*case), bias=i % 2 == 1, residual=i % 3 == 1)
     model.embed(model.table(50, 40, 2))
     model.embed(model.matrix(200, 72, 2, 1000, 1, 1))
+    _run(model)
+
+
+def test_compiled_model(compiled: Callable[[str], Path]) -> None:
+    """Every matrix instruction of a model; its program says where the matrices lie."""
+    folder = compiled("qwen")
+    model = Compiled(folder)
+    mapping = json.loads((folder / "mapping.json").read_text())
+    for entry in mapping["matrices"]:
+        (piece,) = model.parameters[entry["name"]].pieces
+        (stated,) = entry["pieces"]
+        assert stated["rows"] == [piece.first_row, piece.first_row + piece.rows]
+        assert stated["tiles"] == [piece.first_tile, piece.first_tile + piece.tiles]
+        assert (stated["split"], stated["at"]) == (piece.split, [piece.base, piece.scale_base])
     _run(model)
 
 

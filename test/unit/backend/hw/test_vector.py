@@ -64,8 +64,10 @@ class Geometry:
         )
 
 
-GEOMETRIES = (Geometry(16), Geometry(8, 3, 1, 1, 1), Geometry(32, 9, 6, 7, 5))
-geometries = pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda g: f"lanes{g.lanes}")
+GEOMETRIES = (Geometry(16), Geometry(8, 3, 1, 1, 1), Geometry(8, 9, 6, 7, 5), Geometry(32))
+geometries = pytest.mark.parametrize(
+    "geometry", GEOMETRIES, ids=lambda g: f"{g.lanes}x{g.pipeline}"
+)
 
 
 def bench(machine: Machine) -> Design:
