@@ -46,7 +46,7 @@ rom.step @decode context 128 {
 // CHECK-NEXT:   program.buffer @token at 256 size 4 : i32
 // CHECK-NEXT:   program.buffer @[[LOGITS]] at {{[0-9]+}} size 1024 : !rom.fixed<256, 16>
 // CHECK-NEXT:   program.buffer @next at {{[0-9]+}} size 4 : i32
-// CHECK:        program.buffer @[[C:\w+]] at {{[0-9]+}} size 68 : !rom.quantized<1, 64, int8>
+// CHECK:        program.buffer @[[C:\w+]] at {{[0-9]+}} size 256 : !rom.quantized<1, 64, int8>
 // CHECK:        program.buffer @[[Y:\w+]] at [[YA:[0-9]+]] size 384 : !rom.fixed<96, 16>
 // CHECK:        program.buffer @{{\w+}} at {{[0-9]+}} size 1600 : !rom.scores<4, 16>
 // CHECK-NEXT:   program.buffer @{{\w+}} at {{[0-9]+}} size 448 : !rom.probabilities<4, uint8>

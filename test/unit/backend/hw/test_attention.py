@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from intaglio.backend.hw import attention, kv
-from intaglio.backend.hw.attention import AttentionModel
+from intaglio.backend.hw.attention_model import AttentionModel, row_of
 from intaglio.backend.hw.signal import Design, Signal, Write, cat
 from intaglio.dialects import semantics, timeline
 from intaglio.dialects.codes import FORMATS
@@ -252,7 +252,7 @@ class Bench:
         self.model = AttentionModel(self.program)
         self.chip = ArcModel(bench(self.model), "bench", opt=0)
         self.lanes = case.machine.vector_lanes
-        self.row = {name: attention._row(self.program, name) for name in self.program.buffers}
+        self.row = {name: row_of(self.program, name) for name in self.program.buffers}
         self.chip.set("rst", 1)
         self.chip.step()
         self.chip.set("rst", 0)

@@ -1,0 +1,382 @@
+"""What the attention unit must be able to do, and its descriptors: from a program to numbers.
+
+`AttentionModel` gathers from all instructions of a program the sizes, formats and constants that
+`attention.attention_unit` is built for; `encode` makes the descriptor of an instruction instance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from intaglio.backend.hw.h_unit import BYTE, HShape, index_bits
+from intaglio.backend.hw.kv import SCALE_WORD, KVPlaces, kv_places
+from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.fixed_point import SCALE_BITS, Real
+from intaglio.dialects.fixed_point import Scale as ConstantScale
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.semantics import SCORE_FRAC, query_key_bits, weighted_sum_bits
+
+if TYPE_CHECKING:
+    from intaglio.runtime.program import Cache, Instruction, Program
+
+OUTER_EXPONENT = 10
+"""Bits of the exponents of scales from outside, signed."""
+
+Cap = tuple[Real, Real, Real]
+"""A soft cap: one over it, itself, log2(e)."""
+
+
+def check_machine(machine: Machine) -> None:
+    """Whether the unit can be built.
+
+    Raises:
+        UserError: naming the parameter and what it must be.
+    """
+    powers = {
+        "array (matrix units)": machine.tiles,
+        "h_unit.attention_lanes": machine.attention_lanes,
+        "h_unit.kv_port_bytes": machine.kv_port_bytes,
+        "vector (lanes of all units)": machine.vector_lanes,
+    }
+    for name, value in powers.items():
+        if value < 1 or value & (value - 1):
+            raise UserError(f"{name} is {value}; the hardware needs a power of two")
+    if machine.results_per_cycle != machine.vector_lanes:
+        raise UserError(
+            f"network.results_per_cycle is {machine.results_per_cycle}; the hardware needs one for "
+            f"each of the {machine.vector_lanes} vector lanes"
+        )
+    if machine.kv_port_bytes > machine.attention_lanes:
+        raise UserError(
+            f"h_unit.kv_port_bytes is {machine.kv_port_bytes}; the hardware writes at most "
+            f"a word of h_unit.attention_lanes={machine.attention_lanes} bytes in a cycle"
+        )
+    least = {"broadcast": 2, "attention_pipeline": 2, "kv_write": 1, "table_lookup": 1}
+    for name, cycles in least.items():
+        if getattr(machine, name) < cycles:
+            raise UserError(
+                f"latency {name} is {getattr(machine, name)}; the attention unit needs {cycles}"
+            )
+
+
+def beat_elements(machine: Machine) -> int:
+    """Elements of a weighted sum that leave the array in a cycle."""
+    return min(machine.attention_lanes, machine.results_per_cycle)
+
+
+@dataclass(frozen=True)
+class AttentionModel:
+    """What the unit must be able to do: gathered from all instructions of a program.
+
+    Attributes:
+        program: the program.
+        row_bits: width of the rows of the memories outside.
+    """
+
+    program: Program
+    row_bits: int = 16
+
+    @cached_property
+    def machine(self) -> Machine:
+        """The chip."""
+        return self.program.machine
+
+    @cached_property
+    def kv(self) -> KVPlaces:
+        """Where the caches are."""
+        return kv_places(self.machine, self.program.caches.values())
+
+    @cached_property
+    def _uses(self) -> list[tuple[Instruction, Cache]]:
+        """The attention's instructions with the caches of all their instances."""
+        found: list[tuple[Instruction, Cache]] = []
+        for block in self.program.blocks:
+            for one in block.instructions:
+                if one.opcode not in ("query_key", "weighted_sum"):
+                    continue
+                found += [(one, self._cache(one, instance)) for instance in block.instances]
+        return found
+
+    def _cache(self, one: Instruction, instance: Mapping[str, str]) -> Cache:
+        role = {"query_key": "keys", "weighted_sum": "values", "append": "cache"}[one.opcode]
+        return self.program.caches[instance[one.uses[role]]]
+
+    def _heads(self, one: Instruction) -> int:
+        kind = self.program.buffers[one.reads[0]].type
+        return kind["groups"] if one.opcode == "query_key" else kind["heads"]
+
+    def _format(self, one: Instruction) -> str:
+        return self.program.buffers[one.reads[0]].type["format"]
+
+    @cached_property
+    def capacity(self) -> int:
+        """Positions of a token."""
+        return max((cache.capacity for cache in self.program.caches.values()), default=2)
+
+    @cached_property
+    def heads(self) -> int:
+        """Most query heads."""
+        return max((self._heads(one) for one, _ in self._uses), default=1)
+
+    @cached_property
+    def kv_heads(self) -> int:
+        """Most KV heads."""
+        return max((cache.heads for cache in self.program.caches.values()), default=1)
+
+    @cached_property
+    def shared(self) -> int:
+        """Most query heads that share a KV head."""
+        return max((self._heads(one) // cache.heads for one, cache in self._uses), default=1)
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the heads."""
+        return tuple(sorted({cache.width for cache in self.program.caches.values()})) or (1,)
+
+    @cached_property
+    def shift(self) -> int:
+        """Largest `pre_shift`."""
+        return max((one.arguments["pre_shift"] for one, _ in self._uses), default=0)
+
+    @cached_property
+    def caps(self) -> tuple[Cap, ...]:
+        """The soft caps of scores."""
+        return tuple(dict.fromkeys(c for one, _ in self._uses if (c := _cap(one)) is not None))
+
+    @cached_property
+    def shape(self) -> HShape:
+        """What the H-Units must be able to do."""
+        machine = self.machine
+        lefts = {self._format(one) for one, _ in self._uses}
+        rights = {cache.format for _, cache in self._uses}
+        dots, sums = [2], [2]
+        places = 0
+        for one, cache in self._uses:
+            fmt = self._format(one)
+            places = max(places, _bytes(fmt) + _bytes(cache.format) - 2)
+            if one.opcode == "query_key":
+                dots.append(query_key_bits(cache.width, fmt, cache.format))
+            else:
+                sums.append(weighted_sum_bits(cache.capacity, fmt, cache.format))
+        return HShape(
+            depth=self.kv.depth,
+            groups=-(-self.shared // machine.query_parallel),
+            reads=max(-(-width // machine.attention_lanes) for width in self.widths),
+            dot_bits=max(dots),
+            sum_bits=max(sums),
+            query_fp8="fp8" in lefts,
+            query_integer=lefts != {"fp8"},
+            kv_fp8="fp8" in rights,
+            kv_integer=rights != {"fp8"},
+            places=places,
+            output=beat_elements(machine),
+        )
+
+    @cached_property
+    def fields(self) -> dict[str, int]:
+        """The descriptor of an attention instruction: names and widths in bits."""
+        shape, machine, kv = self.shape, self.machine, self.kv
+        most = max((place.words for place in kv.places.values()), default=1)
+        interval = number_bits(
+            max(1, shape.groups * shape.reads * 4),
+            self.shared * max(1, machine.tiles // machine.vector_lanes),
+        )
+        return {
+            "weighted": 1,
+            "source": self.row_bits,
+            "source_stride": self.row_bits,
+            "target": self.row_bits,
+            "target_stride": self.row_bits,
+            "word": index_bits(kv.depth),
+            "vector_words": number_bits(most),
+            "kv_heads": number_bits(self.kv_heads),
+            "shared": number_bits(self.shared),
+            "heads_last": index_bits(self.heads),
+            "groups_last": index_bits(shape.groups),
+            "reads_last": index_bits(shape.reads),
+            "planes_last": 1,
+            "passes_last": 1,
+            "interval_last": interval,
+            "beats_last": index_bits(-(-max(self.widths) // shape.output)),
+            "width": number_bits(max(self.widths)),
+            "reach": index_bits(self.capacity),
+            "query_fp8": 1,
+            "kv_fp8": 1,
+            "static": 1,
+            "scale_mantissa": SCALE_BITS,
+            "scale_exponent": OUTER_EXPONENT,
+            "scale_row": index_bits(kv.scale_depth),
+            "scale_stride": index_bits(kv.scale_depth),
+            "factor_mantissa": SCALE_BITS,
+            "factor_exponent": OUTER_EXPONENT,
+            "pre_shift": number_bits(max(1, self.shift)),
+            "frac": 6,
+            "cap": number_bits(max(1, len(self.caps))),
+        }
+
+    @cached_property
+    def append_fields(self) -> dict[str, int]:
+        """The descriptor of an append: names and widths in bits."""
+        kv, port = self.kv, self.machine.kv_port_bytes
+        most = max((place.words for place in kv.places.values()), default=1)
+        slots = 2 * -(-max(self.widths) // port) + 4
+        return {
+            "source": self.row_bits,
+            "source_stride": self.row_bits,
+            "word": index_bits(kv.depth),
+            "vector_words": number_bits(most),
+            "heads": number_bits(self.kv_heads),
+            "slots_last": number_bits(slots),
+            "chunks": number_bits(slots),
+            "planes_last": 1,
+            "dynamic": 1,
+            "scale_row": index_bits(kv.scale_depth),
+            "scale_stride": index_bits(kv.scale_depth),
+        }
+
+
+def encode(
+    model: AttentionModel, instruction: Instruction, instance: Mapping[str, str]
+) -> dict[str, int]:
+    """The descriptor of an instruction instance: every field of `AttentionModel.fields`, or of
+    `append_fields` for an append, as an unsigned number.
+
+    Args:
+        model: of the program.
+        instruction: query_key, weighted_sum or append.
+        instance: what the block's instance binds its slots to.
+
+    Raises:
+        UserError: a size that the hardware does not take.
+    """
+    if instruction.opcode == "append":
+        fields, values = model.append_fields, _encode_append(model, instruction, instance)
+    else:
+        fields, values = model.fields, _encode_attention(model, instruction, instance)
+    for name, value in values.items():
+        width = fields[name]
+        if not -(1 << (width - 1)) <= value < 1 << width:
+            raise CompilerBug(f"{instruction.opcode}: {name}={value} does not fit {width} bits")
+    return {name: values[name] & ((1 << width) - 1) for name, width in fields.items()}
+
+
+def _encode_attention(
+    model: AttentionModel, one: Instruction, instance: Mapping[str, str]
+) -> dict[str, int]:
+    machine, program = model.machine, model.program
+    parallel = machine.query_parallel
+    place = model.kv[model._cache(one, instance).name]
+    cache, fmt = place.cache, model._format(one)
+    weighted = one.opcode == "weighted_sum"
+    heads = model._heads(one)
+    shared, output = heads // cache.heads, beat_elements(machine)
+    _check_width(cache.width, machine)
+    groups, passes = -(-shared // parallel), _bytes(fmt)
+    work = groups * place.words * passes
+    token_rows = -(-cache.capacity // machine.vector_lanes)
+    vector_rows = -(-cache.width // machine.vector_lanes)
+    window = one.arguments["window"]
+    static = ConstantScale.of(cache.static_scale) if cache.static_scale is not None else None
+    factor, cap = Real(0, 0), _cap(one)
+    interval, frac = work, SCORE_FRAC
+    if weighted:
+        frac = program.buffers[one.writes[0]].type["fraction"]
+    else:
+        interval = max(work, shared * max(1, machine.tiles // machine.vector_lanes))
+        factor = _normal(one.arguments["score_scale"])
+    return {
+        "weighted": int(weighted),
+        "source": row_of(program, one.reads[0]),
+        "source_stride": token_rows if weighted else vector_rows,
+        "target": row_of(program, one.writes[0]),
+        "target_stride": 0 if weighted else token_rows,
+        "word": place.word,
+        "vector_words": place.words,
+        "kv_heads": cache.heads,
+        "shared": shared,
+        "heads_last": heads - 1,
+        "groups_last": groups - 1,
+        "reads_last": place.reads - 1,
+        "planes_last": place.planes - 1,
+        "passes_last": passes - 1,
+        "interval_last": interval - 1,
+        "beats_last": -(-cache.width // output) - 1,
+        "width": cache.width,
+        "reach": min(window, model.capacity) - 1 if window else model.capacity - 1,
+        "query_fp8": int(fmt == "fp8"),
+        "kv_fp8": int(cache.format == "fp8"),
+        "static": int(place.static),
+        "scale_mantissa": 0 if static is None else int(static.mantissa),
+        "scale_exponent": 0 if static is None else int(static.exponent),
+        "scale_row": place.scale_row,
+        "scale_stride": 0 if place.static else place.scale_rows,
+        "factor_mantissa": factor.mantissa,
+        "factor_exponent": factor.exponent,
+        "pre_shift": one.arguments["pre_shift"],
+        "frac": frac,
+        "cap": 0 if cap is None or weighted else 1 + model.caps.index(cap),
+    }
+
+
+def _encode_append(
+    model: AttentionModel, one: Instruction, instance: Mapping[str, str]
+) -> dict[str, int]:
+    machine = model.machine
+    place = model.kv[model._cache(one, instance).name]
+    cache, port = place.cache, machine.kv_port_bytes
+    chunks = -(-cache.width // port)
+    scale = 0 if place.static else SCALE_WORD // BYTE
+    return {
+        "source": row_of(model.program, one.reads[0]),
+        "source_stride": -(-cache.width // machine.vector_lanes),
+        "word": place.word,
+        "vector_words": place.words,
+        "heads": cache.heads,
+        "slots_last": -(-(cache.width * place.planes + scale) // port) - 1,
+        "chunks": chunks,
+        "planes_last": place.planes - 1,
+        "dynamic": int(not place.static),
+        "scale_row": place.scale_row,
+        "scale_stride": 0 if place.static else place.scale_rows,
+    }
+
+
+def row_of(program: Program, name: str) -> int:
+    """The row of a buffer in the memories outside."""
+    return program.buffers[name].address // (4 * program.machine.vector_lanes)
+
+
+def _check_width(width: int, machine: Machine) -> None:
+    """The elements of a beat lie in one row of the vector memory."""
+    output = beat_elements(machine)
+    if width % output and (width > output or output % width):
+        raise UserError(
+            f"heads {width} wide do not fit the attention unit",
+            hint=f"a head's width divides {output} or is a multiple of it",
+        )
+
+
+def _cap(one: Instruction) -> Cap | None:
+    if "cap" not in one.arguments:
+        return None
+    inverse, cap, log2e = (Real(*one.arguments[n]) for n in ("cap_inverse", "cap", "log2e"))
+    return inverse, cap, log2e
+
+
+def _normal(value: tuple[int, int]) -> Real:
+    """A positive constant with a mantissa of 24 bits, as `score_scale` takes it."""
+    scale = ConstantScale.of(Real(*value))
+    return Real(int(scale.mantissa), int(scale.exponent))
+
+
+def _bytes(fmt: str) -> int:
+    return FORMATS[fmt].bits // BYTE
+
+
+def number_bits(*numbers: int) -> int:
+    """Wires that hold the largest of the numbers."""
+    return max(1, max(numbers).bit_length())
