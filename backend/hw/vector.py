@@ -56,6 +56,7 @@ from intaglio.backend.hw.vector_encode import (
     operations,
 )
 from intaglio.backend.hw.vector_lane import (
+    CODE_BITS,
     EXPONENT_BITS,
     Features,
     build_lane,

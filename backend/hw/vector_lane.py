@@ -54,7 +54,7 @@ class Features:
 
     @property
     def top_bits(self) -> int:
-        """Width of what maxima are taken of, signed: of magnitudes, of a lane without an element."""
+        """Width of what maxima are taken of, signed; its least value is no element's."""
         return 48 if self.has("layer_norm") else 33
 
     @property
