@@ -1,23 +1,283 @@
-"""The hardware of a compiled program as files: IR, SystemVerilog, memory images."""
+"""The hardware of a compiled program as files, in the folder `hw` of the output.
+
+- `chip.mlir`: hw, comb and seq IR, as CIRCT parses it; what the `rtl` engine runs.
+- `chip.sv`, `memories.sv`: SystemVerilog. The second holds all modules of ROM and SRAM: `rom_*` and
+  `sram_*` are the wrappers that a macro may replace, `mem_*` the register arrays inside them.
+- `images/roms.bin`, `images/roms.json`: contents of all ROMs, and which bytes belong to which: for
+  each memory's path its offset, depth, bits of a word and bytes of a word (little-endian).
+- `testbench.sv` and `hex/*.hex`: for other simulators, where the contents are small.
+
+Generated files name what they are made from by hash.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from intaglio.backend import circt
-from intaglio.backend.hw.chip import chip_design
-from intaglio.backend.hw.layout import layout_of
+from intaglio.backend.hw import sequencer
+from intaglio.backend.hw.chip import TOP, chip_design
+from intaglio.backend.hw.kv import word_bytes
+from intaglio.backend.hw.layout import Layout, Words, layout_of, rom_words
+from intaglio.backend.output import sha256_of
 
 if TYPE_CHECKING:
+    from intaglio.runtime.images import Images
     from intaglio.runtime.program import Program
 
+FOLDER = "hw"
+IR = f"{FOLDER}/chip.mlir"
+VERILOG = (f"{FOLDER}/chip.sv", f"{FOLDER}/memories.sv")
+ROMS = f"{FOLDER}/images/roms.bin"
+ROM_INDEX = f"{FOLDER}/images/roms.json"
+TESTBENCH = f"{FOLDER}/testbench.sv"
+HEX = f"{FOLDER}/hex"
+HEX_LIMIT = 32 << 20
+"""Bytes of ROM contents up to which hex files and a testbench are written."""
+STAGES = ("hw", "sv")
+"""What can be emitted: the IR alone, or SystemVerilog and images too."""
 
-def hardware_text(program: Program, folder: Path) -> str:
+
+def emit_hardware(
+    program: Program,
+    images: Images,
+    folder: Path,
+    stage: str = STAGES[-1],
+    progress: Callable[[str], None] = lambda message: None,
+) -> list[str]:
+    """Writes the hardware of a compiled program into its output folder.
+
+    Args:
+        program: of the folder.
+        images: its tensors.
+        folder: the output folder; holds program.json.
+        stage: `hw` writes the IR, `sv` all there is.
+        progress: called with a line for each step.
+
+    Returns:
+        The files, relative to the folder.
+
+    Raises:
+        UserError: the program needs what the hardware does not have; nothing is written then.
+    """
+    layout = layout_of(program)
+    progress("building the hardware")
+    design = chip_design(layout)
+    header = _header(folder)
+    text = header + design.text()
+    progress("verifying the hardware")
+    circt.verify(text)
+    written = {IR: text}
+    if stage != STAGES[0]:
+        progress("writing SystemVerilog")
+        written |= dict(zip(VERILOG, _split(circt.to_verilog(text), header), strict=True))
+    for name, content in written.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    names = list(written)
+    if stage != STAGES[0]:
+        progress("writing ROM contents")
+        names += _write_roms(layout, images, folder, header)
+    return names
+
+
+def _header(folder: Path) -> str:
+    """Comment lines: what made a file, and from what."""
+    sources = {name: folder / name for name in ("program.json",)}
+    lines = [f"Made by intaglio {version('intaglio')} with {circt.version()} from"]
+    lines += [f"  {n} sha256 {sha256_of(path)}" for n, path in sources.items() if path.exists()]
+    return "".join(f"// {line}\n" for line in lines)
+
+
+_MODULE = re.compile(r"^(?://[^\n]*\n)*module (\w+)\(?.*?^endmodule\n", re.MULTILINE | re.DOTALL)
+_MEMORY = re.compile(r"(?:mem|rom|sram)_\d+x\d+")
+
+
+def _split(verilog: str, header: str) -> tuple[str, str]:
+    """Logic and memories."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    place = 0
+    for match in _MODULE.finditer(verilog):
+        between = verilog[place : match.start()].strip()
+        if between and not between.startswith("//"):
+            parts[0].append(between + "\n")
+        parts[bool(_MEMORY.match(match[1]))].append(match[0])
+        place = match.end()
+    rest = verilog[place:].strip()
+    if rest:
+        parts[0].append(rest + "\n")
+    logic, memories = (header + "\n" + "\n".join(one) for one in parts)
+    return logic, memories
+
+
+def _write_roms(layout: Layout, images: Images, folder: Path, header: str) -> list[str]:
+    """The contents of all ROMs as a stream, in hex too where they are small."""
+    index: dict[str, dict[str, int]] = {}
+    path = folder / ROMS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    widths = rom_widths(layout)
+    small = _size(layout) <= HEX_LIMIT
+    names = [ROMS, ROM_INDEX]
+    digest = hashlib.sha256()
+    offset = 0
+    with path.open("wb") as file:
+        for name, words in rom_words(layout, images):
+            size = words.shape[1] if words.ndim == 2 else words.itemsize
+            data = word_bytes(words, size)
+            file.write(np.ascontiguousarray(data).data)
+            digest.update(np.ascontiguousarray(data).data)
+            kind = name if name in widths else name.rsplit("/", 1)[1]
+            index[name] = {
+                "offset": offset,
+                "depth": len(words),
+                "bits": widths[kind],
+                "bytes": size,
+            }
+            offset += data.size
+            if small:
+                names.append(_write_hex(words, widths[kind], folder, name))
+    content = {"sha256": digest.hexdigest(), "memories": index}
+    (folder / ROM_INDEX).write_text(json.dumps(content, indent=1) + "\n")
+    if small:
+        (folder / TESTBENCH).write_text(header + testbench(layout, index))
+        names.append(TESTBENCH)
+    return names
+
+
+def rom_widths(layout: Layout) -> dict[str, int]:
+    """Bits of a word of every ROM; those of L-Units by their last name."""
+    queues = {
+        f"sequencer_{queue}/descriptors": sequencer.descriptor(
+            queue, layout.queues, layout.fields[queue]
+        ).width
+        for queue in layout.queues
+    }
+    matrix = layout.matrix
+    return {
+        **queues,
+        "constants": 32 * layout.lanes,
+        "codes": matrix.word_bits,
+        "scales": matrix.scale_bits,
+    }
+
+
+def _size(layout: Layout) -> int:
+    """Bytes of all ROM contents, about."""
+    machine, matrix = layout.program.machine, layout.matrix
+    bits = matrix.code_words * matrix.word_bits + matrix.scale_words * matrix.scale_bits
+    return machine.tiles * machine.l_units * bits // 8 + 4 * layout.constant_rows * layout.lanes
+
+
+def _hex_name(name: str) -> str:
+    return f"{HEX}/{name.replace('/', '.')}.hex"
+
+
+def _write_hex(words: Words, bits: int, folder: Path, name: str) -> str:
+    """A `$readmemh` file."""
+    file = folder / _hex_name(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    digits = -(-bits // 4)
+    if words.ndim == 2:
+        lines = [word[::-1].tobytes().hex()[-digits:] for word in words]
+    else:
+        lines = [f"{word:0{digits}x}" for word in words.tolist()]
+    file.write_text("\n".join(lines) + "\n")
+    return _hex_name(name)
+
+
+def testbench(layout: Layout, memories: dict[str, dict[str, int]]) -> str:
+    """A module that fills the ROMs from the hex files, and decodes greedily from one token.
+
+    Plusargs: `+token=` the first token (1), `+tokens=` how many to generate (4), `+events` prints
+    every start and finish with its cycle since the token's acceptance.
+    """
+    loads = "\n".join(
+        f'    $readmemh("{_hex_name(name).removeprefix(FOLDER + "/")}", '
+        f"dut.{name.replace('/', '.')}.mem_ext.Memory);"
+        for name in memories
+    )
+    lines = [
+        f"    if (events && event_{queue}_{kind})\n"
+        f'      $display("{queue} %0d {kind} %0d", event_{queue}_number, cycle);'
+        for queue in sequencer.QUEUES
+        for kind in ("start", "finish")
+    ]
+    ports = "\n".join(
+        f"  wire event_{queue}_start, event_{queue}_finish;\n"
+        f"  wire [{sequencer.SEQUENCE_BITS - 1}:0] event_{queue}_number;"
+        for queue in sequencer.QUEUES
+    )
+    return _TESTBENCH.format(top=TOP, loads=loads, events="\n".join(lines), ports=ports)
+
+
+_TESTBENCH = """\
+// Run beside hex/, with chip.sv and memories.sv.
+`timescale 1ns / 1ps
+module testbench;
+  reg clk = 0, rst = 1, token_valid = 0, sample = 1, restart = 1, next_ready = 1;
+  reg [31:0] token = 1;
+  wire token_ready, next_valid, busy, event_any;
+  wire [31:0] next_token, saturations;
+{ports}
+  {top} dut (.vector_row('0), .vector_data(), .*);
+
+  integer cycle = 0, left = 4;
+  reg events = 0;
+  always #1 clk = ~clk;
+
+  initial begin
+{loads}
+    void'($value$plusargs("token=%d", token));
+    void'($value$plusargs("tokens=%d", left));
+    events = $test$plusargs("events") != 0;
+    repeat (3) @(posedge clk);
+    #0.5 rst = 0;
+  end
+
+  // Inputs change after the clock's edge, outputs are read just before it.
+  always @(negedge clk) begin
+    if (!rst && token_valid && token_ready) cycle = 0;
+{events}
+    if (next_valid) begin
+      $display("token %0d cycle %0d saturations %0d", next_token, cycle, saturations);
+      left = left - 1;
+      if (left == 0) $finish;
+    end
+  end
+  always @(posedge clk) begin
+    #0.5;
+    cycle = cycle + 1;
+    if (!rst) begin
+      if (token_valid) begin
+        token_valid = 0;
+        restart = 0;
+      end else if (token_ready && !busy && cycle > 1) token_valid = 1;
+    end
+  end
+  always @(negedge clk) if (next_valid) token <= next_token;
+endmodule
+"""
+
+
+def hardware_text(program: Program) -> str:
     """The IR of a program's chip."""
     return chip_design(layout_of(program)).text()
 
 
-def hardware_verilog(text: str, folder: Path) -> str:
-    """The SystemVerilog of a chip."""
-    return circt.to_verilog(text)
+def source_files() -> Iterator[Path]:
+    """The Python files that hardware is made by, for cache keys."""
+    here = Path(__file__).parent
+    yield from sorted((here / "hw").glob("*.py"))
+    yield from (here / "emit_hardware.py", here / "circt.py")
+    from intaglio import dialects
+
+    yield from sorted(Path(dialects.__path__[0]).glob("*.py"))

@@ -8,7 +8,9 @@ which it can first be read, every start and finish, logits, token, saturations a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from intaglio.backend.emit_hardware import hardware_text, hardware_verilog
+
+from intaglio.backend import circt
+from intaglio.backend.emit_hardware import IR, VERILOG, emit_hardware, hardware_text, source_files
 from intaglio.backend.hw.chip import TOP
 from intaglio.backend.hw.kv import read_cache, word_bytes
 from intaglio.backend.hw.layout import layout_of, rom_words
@@ -25,9 +29,10 @@ from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Scale
 from intaglio.dialects.semantics import Quantized
+from intaglio.runtime.arc import cache_folder
 from intaglio.runtime.images import Images
 from intaglio.runtime.model import Model, Trace
-from intaglio.runtime.program import Instruction, Program
+from intaglio.runtime.program import PROGRAM, Instruction, Program, load_program
 from intaglio.runtime.simulator import Context, Probabilities, Simulator, Store
 from intaglio.runtime.timing import spans
 
@@ -118,6 +123,7 @@ class RTLChip:
         folder: the output folder with the images.
         engine: `rtl` or `verilator`.
         cache: keep compiled models on disk.
+        opt: level of optimisation of the rtl engine: 0 builds sooner and runs slower.
 
     Raises:
         UserError: the program needs what the hardware does not have, or the engine a package or
@@ -125,7 +131,13 @@ class RTLChip:
     """
 
     def __init__(
-        self, program: Program, folder: Path, engine: str = "rtl", *, cache: bool = True
+        self,
+        program: Program,
+        folder: Path,
+        engine: str = "rtl",
+        *,
+        cache: bool = True,
+        opt: int = 1,
     ) -> None:
         if engine not in ENGINES:
             raise UserError(f"no engine {engine}", hint=f"engines are {', '.join(ENGINES)}")
@@ -135,7 +147,7 @@ class RTLChip:
         self.capacity = program.capacity
         self.fraction_bits: int = program.buffers[program.logits].type["fraction"]
         self.layout = layout_of(program)
-        self.model = _model(program, Path(folder), engine, cache)
+        self.model = _model(program, Path(folder), engine, cache, opt)
         self.events: list[Event] = []
         """Of the last token, by finish."""
         self.position = 0
@@ -260,12 +272,12 @@ class RTLChip:
     def _collect(self, trace: Trace) -> None:
         out = trace.outputs
         cycles = trace.at - self._began
-        found: list[tuple[int, str, str, int]] = []
-        for queue in QUEUES:
-            numbers = out[f"event_{queue}_number"]
-            for kind in ("start", "finish"):
-                for i in np.flatnonzero(out[f"event_{queue}_{kind}"]).tolist():
-                    found.append((int(cycles[i]), kind, queue, int(numbers[i])))
+        found = [
+            (int(cycles[i]), kind, queue, int(out[f"event_{queue}_number"][i]))
+            for queue in QUEUES
+            for kind in ("start", "finish")
+            for i in np.flatnonzero(out[f"event_{queue}_{kind}"]).tolist()
+        ]
         # "finish" sorts before "start".
         for cycle, kind, queue, number in sorted(found):
             if kind == "start":
@@ -368,15 +380,56 @@ def _codes(words: npt.NDArray[Any], fmt: str) -> Ints:
     return codes
 
 
-def _model(program: Program, folder: Path, engine: str, cache: bool) -> Model:
-    text = hardware_text(program, folder)
+def write_hardware(folder: Path, stage: str = "sv") -> list[str]:
+    """Writes the hardware of a compiled model into its output folder; see `emit_hardware`."""
+    program = load_program(folder)
+    return emit_hardware(program, Images(program, folder), folder, stage)
+
+
+def _model(program: Program, folder: Path, engine: str, cache: bool, opt: int) -> Model:
+    text = _text(program, folder, cache)
     if engine == "rtl":
         from intaglio.runtime.arc import ArcModel
 
-        return ArcModel(text, TOP, cache=cache)
-    from intaglio.runtime.verilator import VerilatorModel
+        return ArcModel(text, TOP, opt=opt, cache=cache)
+    from intaglio.runtime.verilator import VerilatorModel, compiler, verilator_root
 
-    return VerilatorModel(hardware_verilog(text, folder), TOP)
+    compiler()
+    verilator_root()
+    return VerilatorModel(_verilog(text, folder, cache), TOP)
+
+
+def _text(program: Program, folder: Path, cache: bool) -> str:
+    """The IR: what was emitted, what is kept from before, or new."""
+    if (folder / IR).is_file():
+        return (folder / IR).read_text()
+    parts = [(folder / PROGRAM).read_bytes(), *(file.read_bytes() for file in source_files())]
+    return _kept("mlir", parts, lambda: hardware_text(program), cache)
+
+
+def _verilog(text: str, folder: Path, cache: bool) -> str:
+    """The SystemVerilog: what was emitted, what is kept from before, or new."""
+    files = [folder / name for name in VERILOG]
+    if all(file.is_file() for file in files):
+        return "\n".join(file.read_text() for file in files)
+    parts = [text.encode(), circt.version().encode(), *(f.read_bytes() for f in source_files())]
+    return _kept("sv", parts, lambda: circt.to_verilog(text), cache)
+
+
+def _kept(end: str, parts: Iterable[bytes], make: Callable[[], str], cache: bool) -> str:
+    """A text from the cache folder by the hash of what it is made from, or made and put there."""
+    if not cache:
+        return make()
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    path = cache_folder() / "hw" / f"{digest.hexdigest()}.{end}"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(f".{os.getpid()}")
+        new.write_text(make())
+        new.replace(path)
+    return path.read_text()
 
 
 # Comparison

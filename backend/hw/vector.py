@@ -37,6 +37,7 @@ from intaglio.backend.hw.signal import (
     Operand,
     Register,
     Signal,
+    Wire,
     Write,
     add_all,
     cat,
@@ -50,10 +51,6 @@ from intaglio.backend.hw.vector_encode import (
     FORMAT_CODES,
     GATE_TABLES,
     OPERATIONS,
-    Content,
-    formats,
-    gate_tables,
-    operations,
 )
 from intaglio.backend.hw.vector_lane import (
     CODE_BITS,
@@ -62,6 +59,7 @@ from intaglio.backend.hw.vector_lane import (
     build_lane,
     lane_inputs,
 )
+from intaglio.backend.hw.vector_shape import VectorShape, check
 from intaglio.backend.hw.vector_tables import (
     ScalarInputs,
     SharedTable,
@@ -69,7 +67,6 @@ from intaglio.backend.hw.vector_tables import (
     scalars,
 )
 from intaglio.dialects.codes import FORMATS
-from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tables import table
@@ -79,90 +76,7 @@ SUM_BITS = 63
 TOTAL_BITS = 40
 """Width of a softmax total."""
 
-_LEAST_LATENCIES = {"vector_pipeline": 3, "vector_reduce": 1, "table_lookup": 1, "sample": 1}
 _FAR = (1 << (EXPONENT_BITS - 1)) - 1
-
-
-@dataclass(frozen=True)
-class VectorShape:
-    """What the unit is built for, beside the machine.
-
-    Attributes:
-        operations, gate_tables, formats: what the program uses (`vector_encode`).
-        groups: most groups of an instruction.
-        positions: tokens of the context.
-        rows: of the vector memory (and of the memory of quantised vectors).
-        constant_rows: of the constant ROM.
-        score_rows: of the score memory (and of that of probabilities).
-        scale_rows: of the memory of value scales.
-        scales: entries of the files of scales.
-    """
-
-    operations: frozenset[str]
-    gate_tables: frozenset[str]
-    formats: tuple[str, ...]
-    groups: int
-    positions: int
-    rows: int
-    constant_rows: int
-    score_rows: int
-    scale_rows: int
-    scales: int
-
-    @staticmethod
-    def of(
-        program: Content, *, constant_rows: int, score_rows: int, scale_rows: int
-    ) -> VectorShape:
-        """For a program (the content of program.json) and memories of known size."""
-        lanes = program["machine"]["vector_lanes"]
-        buffers = program["buffers"].values()
-        rows = max(-(-(one["address"] + one["size"]) // (4 * lanes)) for one in buffers)
-        # A quantised vector of many narrow groups takes more rows than bytes.
-        groups = 1
-        for one in buffers:
-            kind = one["type"]
-            if kind["kind"] == "quantized":
-                beats = kind["groups"] * -(-kind["width"] // lanes)
-                rows = max(rows, one["address"] // (4 * lanes) + beats)
-                groups = max(groups, kind["groups"])
-            groups = max(groups, kind.get("heads", 1))
-        for block in program["blocks"]:
-            for one in block["instructions"]:
-                groups = max(groups, one["arguments"].get("groups", 1))
-        capacities = [cache["capacity"] for cache in program["caches"].values()]
-        return VectorShape(
-            operations(program),
-            gate_tables(program),
-            tuple(name for name in FORMATS if name in formats(program)),
-            groups,
-            max(capacities, default=1),
-            rows,
-            constant_rows,
-            score_rows,
-            scale_rows,
-            rows + groups,
-        )
-
-
-def check(machine: Machine) -> None:
-    """Whether the unit can be built for a machine.
-
-    Raises:
-        UserError: a latency is too short, or the lanes are not a power of two.
-    """
-    lanes = machine.vector_lanes
-    if lanes & (lanes - 1) or not 2 <= lanes <= 64:
-        raise UserError(
-            f"the vector unit takes 2 to 64 lanes, a power of two, not {lanes}",
-            hint="change vector.lanes or the array of the target",
-        )
-    for name, least in _LEAST_LATENCIES.items():
-        if getattr(machine, name) < least:
-            raise UserError(
-                f"latency.{name} is {getattr(machine, name)}, the vector unit needs at least "
-                f"{least}",
-                hint=f"--set latency.{name}={least}",
-            )
 
 
 def build_vector(design: Design, machine: Machine, shape: VectorShape) -> ModuleBuilder:
@@ -363,7 +277,7 @@ class _Vector:
         ends = self.last_beat & (~self.rotary | self.last_group)
         count = mux(ends, fields["lanes"], self.lanes)
         shift = mux(self.norm, offset, 0).extend(bits)
-        token = ((self.first_row + self.j).truncate(20) << bits) if self.shape_has_softmax else None
+        token = ((self.first_row + self.j).truncate(20) << bits) if self.has_softmax else None
         mask: list[Signal] = []
         for lane in range(self.lanes):
             valid = (shift ^ lane).extend(bits).as_unsigned() < count
@@ -393,7 +307,7 @@ class _Vector:
             for name, on in (("constant0", reads), ("constant1", reads & second)):
                 where = mux(on, fields[name] + within, 0)
                 self.address(name, self.shape.constant_rows, where)
-        if self.shape_has_softmax:
+        if self.has_softmax:
             here = mux(self.softmax, fields["read0"] + row, 0)
             self.address("score", self.shape.score_rows, here)
             scales = fields["constant0"] + self.scale_row + self.first_row + self.j
@@ -403,7 +317,7 @@ class _Vector:
         return _Beat(row, mask, exchange, turning, negative)
 
     @property
-    def shape_has_softmax(self) -> bool:
+    def has_softmax(self) -> bool:
         return self.features.has("softmax")
 
     def address(self, name: str, depth: int, value: Signal) -> None:
@@ -483,7 +397,7 @@ class _Vector:
             code: names.index(name) for code, name in enumerate(GATE_TABLES) if name in names
         }
         chosen = _selected(fields["gate_table"], numbers) if numbers else self.m.constant(0)
-        if self.shape_has_softmax:
+        if self.has_softmax:
             chosen = mux(self.softmax, names.index("exp2"), chosen)
         plain = op("add", "mul", "scale", "gate", "relu", "relu2", "softcap", "rotary")
         return {
@@ -528,7 +442,7 @@ class _Vector:
         scaled = features.has("rms_norm", "layer_norm", "quantize", "softmax")
         self.z, self.top, self.total = constant, constant, constant
         self.factor, self.half, self.least = constant, constant, constant
-        self.new: dict[str, Signal] = {}
+        self.new: dict[str, Wire] = {}
         self.centre_value: Signal = constant
         if scaled:
             self.new["z"], self.new["top"] = (
@@ -671,7 +585,6 @@ class _Vector:
         latency = self.machine.table_lookup
         if "factor" not in self.new:
             self.writes["scalars"].assign(0)
-            self.scalars = None
             return
         norms = features.has("rms_norm", "layer_norm")
         written = self.shape.formats if features.has("quantize", "softmax") else ()

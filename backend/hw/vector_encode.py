@@ -270,7 +270,7 @@ def gate_tables(program: Content) -> frozenset[str]:
         if one["opcode"] == "softcap":
             tables.add("tanh")
         if one["opcode"] == "activate":
-            kind = one["arguments"]["kind"]
+            kind: str = one["arguments"]["kind"]
             tables |= {GATES.get(kind, kind)} & set(GATE_TABLES)
     return frozenset(tables)
 

@@ -1,4 +1,4 @@
-"""Sequencers with dummy units against `dialects.timeline`: every start and finish, cycle by cycle."""
+"""Sequencers with dummy units against `dialects.timeline`: every start and every finish."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ def build(blocks: Blocks, issue: int) -> tuple[str, dict[str, list[int]]]:
         inputs = {name: token[name] for name in ("accept", "sampled", "running")}
         others = {f"finished_{other}": counts[other] for other in QUEUES if other != queue}
         out = m.instance(f"seq_{queue}", sequencer, {**inputs, **others, "done": done})
-        result = m.instance(f"unit_{queue}", unit, {"start": out["start"], "cycles": out["field_cycles"]})
+        result = m.instance(
+            f"unit_{queue}", unit, {"start": out["start"], "cycles": out["field_cycles"]}
+        )
         done.assign(result["done"])
         counts[queue].assign(out["finished"])
         every = every & out["idle"]

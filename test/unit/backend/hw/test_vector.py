@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from intaglio.backend import circt
 from intaglio.backend.hw import vector_encode
 from intaglio.backend.hw.signal import Design, ModuleBuilder, Write, cat
-from intaglio.backend.hw.vector import VectorShape, build_vector, check
+from intaglio.backend.hw.vector import build_vector
 from intaglio.backend.hw.vector_encode import (
     FIELDS,
     GATE_TABLES,
@@ -24,6 +25,7 @@ from intaglio.backend.hw.vector_encode import (
     constant_rows,
     encode,
 )
+from intaglio.backend.hw.vector_shape import VectorShape, check
 from intaglio.backend.target import load_target
 from intaglio.dialects import semantics
 from intaglio.dialects.errors import UserError
@@ -70,12 +72,21 @@ geometries = pytest.mark.parametrize(
 )
 
 
-def bench(machine: Machine) -> Design:
-    """The unit with its memories around it."""
-    shape = VectorShape(
-        frozenset(OPERATIONS),
-        frozenset(GATE_TABLES),
-        FORMATS,
+EVERYTHING = (OPERATIONS, GATE_TABLES, FORMATS)
+LLAMA = (
+    ("rms_norm", "quantize", "rotary", "gate", "mul", "softmax", "sample"),
+    ("sigmoid",),
+    ("int8", "uint8"),
+)
+Parts = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+
+
+def shape_of(parts: Parts) -> VectorShape:
+    operations, tables, formats = parts
+    return VectorShape(
+        frozenset(operations),
+        frozenset(tables),
+        formats,
         groups=32,
         positions=POSITIONS,
         rows=ROWS,
@@ -84,8 +95,12 @@ def bench(machine: Machine) -> Design:
         scale_rows=ROWS,
         scales=ROWS,
     )
+
+
+def bench(machine: Machine, parts: Parts = EVERYTHING) -> Design:
+    """The unit with its memories around it."""
     design = Design()
-    unit = build_vector(design, machine, shape)
+    unit = build_vector(design, machine, shape_of(parts))
     m = design.module("bench")
     ports = {port.name: port for port in unit.ports}
     given = {
@@ -266,14 +281,17 @@ class Unit:
 
 
 @functools.cache
-def built(geometry: Geometry) -> tuple[Machine, ArcModel]:
+def built(geometry: Geometry, parts: Parts = EVERYTHING) -> tuple[Machine, ArcModel]:
     machine = geometry.machine
-    return machine, ArcModel(bench(machine).text(), "bench", opt=0)
+    return machine, ArcModel(bench(machine, parts).text(), "bench", opt=0)
 
 
 @pytest.fixture
 def unit(geometry: Geometry) -> Unit:
-    machine, model = built(geometry)
+    return running(*built(geometry))
+
+
+def running(machine: Machine, model: ArcModel) -> Unit:
     model.set("start", 0)
     model.set("rst", 1)
     model.step(2)
@@ -323,6 +341,10 @@ def test_quantize_static(unit: Unit, fmt: str) -> None:
         for spread in SPREADS:
             x, frac = unit.values(groups * width, spread), 16
             inverse = Real.of(2.0 ** unit.rng.uniform(-4, 20 if fmt == "fp8" else 9))
+            if spread == 24 and fmt == "fp8":
+                # Between 448 and its successor, which E4M3 does not have: rounding, then clipping.
+                inverse = Real.of(256)
+                x = unit.rng.integers(460 << 17, 468 << 17, len(x)) * unit.rng.choice([-1, 1])
             cache = {
                 "capacity": POSITIONS,
                 "heads": groups,
@@ -499,7 +521,7 @@ def test_elementwise(unit: Unit) -> None:
             assert count == counter.count
             counter = Saturations()
             reads = {"a": (7, a, one)}
-            factor = Real.of(float(rng.normal() * 10.0 ** rng.integers(-3, 5)))
+            factor = Real.of(float(rng.normal() * 10.0 ** rng.integers(-12, 15)))
             count = unit.run(
                 "scale",
                 reads,
@@ -632,6 +654,33 @@ def test_long_vectors(unit: Unit) -> None:
     duration = durations.quantize(unit.machine, size, 1, static=False)
     unit.run("quantize", {"x": (7, x, 16)}, (120, quantized_type(1, size, "int8")), duration)
     assert np.array_equal(unit.codes(120, 1, size, "int8"), semantics.quantize(x, "int8").codes)
+
+
+def test_only_what_a_llama_needs() -> None:
+    unit = running(*built(Geometry(8), LLAMA))
+    test_quantize(unit, "int8")
+    test_rms_norm(unit, 1e-5)
+    test_rotary(unit)
+    test_activate(unit, "silu")
+    test_softmax(unit, "uint8", 0, False)
+    test_sample(unit)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (("sample",), (), ()),
+        (("layer_norm",), (), ()),
+        (("softmax",), (), ("uint8",)),
+        (("quantize_static",), (), ("fp8",)),
+        (("softcap", "add"), ("tanh",), ()),
+        (("relu2", "scale"), (), ()),
+    ],
+)
+def test_parts_of_the_unit(parts: Parts) -> None:
+    design = Design()
+    build_vector(design, Geometry(4).machine, shape_of(parts))
+    circt.verify(design.text())
 
 
 def test_latencies() -> None:

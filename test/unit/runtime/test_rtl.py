@@ -1,0 +1,189 @@
+"""The whole chip in both hardware simulations against simulator and timeline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from intaglio.backend import circt
+from intaglio.backend.compile import compile_model
+from intaglio.backend.emit_hardware import HEX, IR, ROM_INDEX, ROMS, TESTBENCH, VERILOG
+from intaglio.backend.stages import Options
+from intaglio.dialects.errors import UserError
+from intaglio.runtime.program import load_program
+from intaglio.runtime.rtl import RTLChip, compare_token, write_hardware
+from intaglio.runtime.simulator import Simulator
+from intaglio.runtime.verilator import compiler, verilator_root
+
+SMALL = (
+    "array.rows=3",
+    "array.l_units=2",
+    "l_unit.lanes=8",
+    "vector.lanes=4",
+    "network.results_per_cycle=8",
+    "h_unit.attention_lanes=8",
+    "h_unit.kv_port_bytes=8",
+    "latency.issue=2",
+    "latency.requantise=5",
+)
+"""The least chip that the tests need: four tiles, eight vector lanes."""
+
+
+@pytest.fixture(scope="module")
+def out(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rtl") / "out"
+    compile_model(model("tied"), folder, Options("roma-mini", SMALL, context=16))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rtl(out: Path) -> RTLChip:
+    return RTLChip(load_program(out), out, cache=False, opt=0)
+
+
+@pytest.fixture
+def pair(rtl: RTLChip, out: Path) -> Iterator[tuple[Simulator, RTLChip]]:
+    """Simulator and chip without tokens."""
+    rtl.reset()
+    yield Simulator(rtl.program, out), rtl
+
+
+def run(simulator: Simulator, chip: RTLChip, tokens: int, seed: int, first: int = 0) -> int:
+    """Compares tokens, every third without a successor; the number of instructions."""
+    rng = np.random.default_rng(seed)
+    token, instructions = int(rng.integers(chip.vocabulary)), 0
+    for position in range(first, first + tokens):
+        sample = position % 3 != 1
+        result = compare_token(simulator, chip, token, position, sample)
+        assert result.equal, str(result.difference)
+        instructions += result.instructions
+        assert chip.saturations == simulator.saturations
+        drawn = int(rng.integers(chip.vocabulary))
+        token = drawn if result.token is None else result.token
+    return instructions
+
+
+def test_equal_in_every_value_and_cycle(pair: tuple[Simulator, RTLChip]) -> None:
+    assert run(*pair, tokens=16, seed=1) > 16 * 40
+
+
+def test_step_is_that_of_the_simulator(pair: tuple[Simulator, RTLChip]) -> None:
+    simulator, chip = pair
+    for position, token in enumerate((5, 63, 0)):
+        want, got = simulator.step(token, position), chip.step(token, position)
+        assert want is not None and got is not None
+        assert (want[0] == got[0]).all() and want[1] == got[1]
+        schedule = sorted(step.event for step in chip.schedule(position, True))
+        assert sorted(chip.events) == schedule
+    assert chip.step(1, 3, sample=False) is None
+    # A new sequence begins without a reset.
+    simulator.reset()
+    assert run(simulator, chip, 2, seed=3) and chip.position == 2
+    with pytest.raises(UserError, match="position 2 of 16"):
+        chip.step(1, 7)
+    with pytest.raises(UserError, match="token id 64"):
+        chip.step(64, 2)
+
+
+def test_reset_in_the_middle_of_a_token(pair: tuple[Simulator, RTLChip]) -> None:
+    simulator, chip = pair
+    rng = np.random.default_rng(5)
+    for _ in range(6):
+        chip.step(int(rng.integers(64)), 0)
+        chip.accept(int(rng.integers(64)), 1, True)
+        chip.advance(int(rng.integers(1, chip.period(1, True))))
+        chip.reset()
+        simulator.reset()
+        assert run(simulator, chip, 2, seed=int(rng.integers(1000)))
+
+
+def test_stalls_at_the_token_ports(pair: tuple[Simulator, RTLChip]) -> None:
+    """The result waits for its taker, the next token waits for the result; no cycle changes."""
+    simulator, chip = pair
+    model, rng = chip.model, np.random.default_rng(7)
+    token = 9
+    for position in range(4):
+        want = simulator.step(token, position)
+        assert want is not None
+        model.set("next_ready", 0)
+        chip.accept(token, position, True)
+        chip.advance(chip.period(position, True))
+        assert chip.model.get("next_valid") == 1
+        late = int(rng.integers(0, 40))
+        model.set("token_valid", 1)
+        seen = model.run(late + 1)
+        model.set("token_valid", 0)
+        assert not seen.outputs["token_ready"].any()
+        assert (seen.outputs["next_token"] == want[1]).all()
+        assert seen.outputs["next_valid"].all() and not seen.outputs["busy"].any()
+        model.set("next_ready", 1)
+        assert model.get("token_ready") == 1
+        model.step(1)
+        assert model.get("next_valid") == 0
+        assert len(chip.events) + 1 >= len(chip.schedule(position, True))
+        token = want[1]
+
+
+def test_a_wrong_rom_bit_is_located(pair: tuple[Simulator, RTLChip]) -> None:
+    simulator, chip = pair
+    name = next(n for n in chip.program.parameters if "down_proj" in n)
+    parameter = chip.program.parameters[name]
+    codes = chip.memory("matrix/tile0/l_unit0/codes")
+    at = parameter.pieces[0].base
+    codes[at] ^= 0b1111
+    try:
+        result = compare_token(simulator, chip, 3, 0)
+    finally:
+        codes[at] ^= 0b1111
+    assert result.difference is not None and result.difference.step is not None
+    assert result.difference.step.instruction.opcode == "matvec"
+    assert "down_proj" in str(result.difference)
+
+
+def test_what_is_emitted(out: Path, rtl: RTLChip, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(out, folder)
+    files = write_hardware(folder)
+    assert {IR, *VERILOG, ROMS, ROM_INDEX, TESTBENCH} <= set(files)
+    assert all((folder / name).is_file() for name in files)
+    text = (folder / IR).read_text()
+    circt.verify(text)
+    assert text.startswith("// Made by intaglio") and "program.json sha256" in text[:300]
+    modules, memories = ((folder / name).read_text() for name in VERILOG)
+    assert "module chip(" in modules and "reg " not in modules.split("module chip(")[0][:200]
+    assert "module sram_" in memories and "module chip(" not in memories
+    index = json.loads((folder / ROM_INDEX).read_text())["memories"]
+    content = np.fromfile(folder / ROMS, np.uint8)
+    assert set(index) <= set(rtl.model.memories)
+    for name, one in index.items():
+        memory = rtl.memory(name)
+        words = content[one["offset"] : one["offset"] + one["depth"] * one["bytes"]]
+        words = words.reshape(one["depth"], one["bytes"])
+        raw = np.ascontiguousarray(memory[: one["depth"]]).view(np.uint8)
+        assert (raw.reshape(one["depth"], -1)[:, : one["bytes"]] == words).all(), name
+        lines = (folder / HEX / f"{name.replace('/', '.')}.hex").read_text().split()
+        assert int(lines[1], 16) == int.from_bytes(words[1].tobytes(), "little")
+    again = write_hardware(folder, "hw")
+    assert again == [IR] and (folder / IR).read_text() == text
+
+
+def test_verilator(out: Path) -> None:
+    try:
+        compiler()
+        verilator_root()
+    except UserError as error:
+        pytest.skip(str(error))
+    program = load_program(out)
+    chip = RTLChip(program, out, "verilator")
+    assert run(Simulator(program, out), chip, 4, seed=11) > 150
+    chip.close()
+
+
+def test_unknown_engine(out: Path) -> None:
+    with pytest.raises(UserError, match="no engine spice"):
+        RTLChip(load_program(out), out, "spice")
