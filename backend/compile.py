@@ -27,7 +27,7 @@ from intaglio.backend.output import (
     write_json,
 )
 from intaglio.backend.program_file import program_content
-from intaglio.backend.stages import Options, passes
+from intaglio.backend.stages import HARDWARE_STAGES, IR_STAGES, Options, passes
 from intaglio.backend.target import load_target
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fabric import machine_of
@@ -46,7 +46,7 @@ COMPANIONS = (
     "genai_config.json",
 )
 """Files beside the model that go into the output folder with it."""
-TOOLS = ("intaglio", "xdsl", "onnx", "onnx-ir", "numpy")
+TOOLS = ("intaglio", "xdsl", "onnx", "onnx-ir", "numpy", "pycde")
 
 Progress = Callable[[str], None]
 
@@ -111,17 +111,39 @@ def compile_model(
                 write_json(folder / "mapping.json", mapping_of(module, machine_of(module)))
             with watch.stage(f"print {stage}"):
                 _write_ir(module, folder / "ir" / f"{stage}.mlir")
-        if options.emit == "program":
+        warnings = list(imported.warnings)
+        if options.emit not in IR_STAGES[:-1]:
             content = program_content(module)
             content["vocabulary"] = imported.vocabulary
             write_json(folder / "program.json", content)
+            with watch.stage("hardware"):
+                warnings += _hardware(folder, options, progress)
         inputs = _reference(imported, folder)
         with watch.stage("hash"):
             progress("hashing")
             manifest = _manifest(options, inputs, images, folder)
         write_json(folder / MANIFEST, manifest)
         write_json(folder / TIMINGS, {"schema": SCHEMA, "stages": watch.stages})
-    return Compiled(out, tuple(imported.warnings), images)
+    return Compiled(out, tuple(warnings), images)
+
+
+def _hardware(folder: Path, options: Options, progress: Progress) -> list[str]:
+    """Emits the hardware that is wanted; gives a warning where only the target wanted it."""
+    from intaglio.backend.emit_hardware import emit_hardware
+    from intaglio.backend.image_files import Images as ImageFiles
+    from intaglio.backend.program import load_program
+
+    stage = options.emit or load_target(options.target).text("policy.emit")
+    if stage not in HARDWARE_STAGES:
+        return []
+    program = load_program(folder)
+    try:
+        emit_hardware(program, ImageFiles(program, folder), folder, stage, progress)
+    except UserError as error:
+        if options.emit is not None:
+            raise
+        return [f"no hardware is written: {error.what}"]
+    return []
 
 
 def _verify(module: ModuleOp, after: str) -> None:

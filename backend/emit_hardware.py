@@ -3,6 +3,8 @@
 - `chip.mlir`: hw, comb and seq IR, as CIRCT parses it; what the `rtl` engine runs.
 - `chip.sv`, `memories.sv`: SystemVerilog. The second holds all modules of ROM and SRAM: `rom_*` and
   `sram_*` are the wrappers that a macro may replace, `mem_*` the register arrays inside them.
+- `waivers.vlt`: the one file of lint waivers, each with its reason; with it `verilator --lint-only
+  -Wall` is silent.
 - `images/roms.bin`, `images/roms.json`: contents of all ROMs, and which bytes belong to which: for
   each memory's path its offset, depth, bits of a word and bytes of a word (little-endian).
 - `testbench.sv` and `hex/*.hex`: for other simulators, where the contents are small.
@@ -30,18 +32,28 @@ from intaglio.backend.hw.layout import Layout, Words, layout_of, rom_words
 from intaglio.backend.output import sha256_of
 
 if TYPE_CHECKING:
-    from intaglio.runtime.images import Images
-    from intaglio.runtime.program import Program
+    from intaglio.backend.image_files import Images
+    from intaglio.backend.program import Program
 
 FOLDER = "hw"
 IR = f"{FOLDER}/chip.mlir"
 VERILOG = (f"{FOLDER}/chip.sv", f"{FOLDER}/memories.sv")
+WAIVERS = f"{FOLDER}/waivers.vlt"
 ROMS = f"{FOLDER}/images/roms.bin"
 ROM_INDEX = f"{FOLDER}/images/roms.json"
 TESTBENCH = f"{FOLDER}/testbench.sv"
 HEX = f"{FOLDER}/hex"
 HEX_LIMIT = 32 << 20
 """Bytes of ROM contents up to which hex files and a testbench are written."""
+LINT = """\
+`verilator_config
+// A file holds many modules.
+lint_off -rule DECLFILENAME
+// Nothing in the design writes a ROM: its content comes with the macro, or from $readmemh.
+lint_off -rule UNDRIVEN -file "*memories.sv" -match "*Memory*"
+// Results are computed exactly; what is rounded or cut off leaves wires that nobody reads.
+lint_off -rule UNUSEDSIGNAL
+"""
 STAGES = ("hw", "sv")
 """What can be emitted: the IR alone, or SystemVerilog and images too."""
 
@@ -79,6 +91,7 @@ def emit_hardware(
     if stage != STAGES[0]:
         progress("writing SystemVerilog")
         written |= dict(zip(VERILOG, _split(circt.to_verilog(text), header), strict=True))
+        written[WAIVERS] = header + LINT
     for name, content in written.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,13 +258,15 @@ module testbench;
 
   // Inputs change after the clock's edge, outputs are read just before it.
   always @(negedge clk) begin
-    if (!rst && token_valid && token_ready) cycle = 0;
 {events}
     if (next_valid) begin
       $display("token %0d cycle %0d saturations %0d", next_token, cycle, saturations);
       left = left - 1;
       if (left == 0) $finish;
+      token <= next_token;
     end
+    // What finishes in this cycle belongs to the token before.
+    if (!rst && token_valid && token_ready) cycle = 0;
   end
   always @(posedge clk) begin
     #0.5;
@@ -263,7 +278,6 @@ module testbench;
       end else if (token_ready && !busy && cycle > 1) token_valid = 1;
     end
   end
-  always @(negedge clk) if (next_valid) token <= next_token;
 endmodule
 """
 

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 from xdsl.passes import ModulePass
 
-STAGES: tuple[str, ...] = ("rom", "integer", "fabric", "program")
+IR_STAGES: tuple[str, ...] = ("rom", "integer", "fabric", "program")
+"""Stages whose result is the module itself, in order."""
+HARDWARE_STAGES: tuple[str, ...] = ("hw", "sv")
+"""Stages that follow from the program: CIRCT IR; SystemVerilog with the contents of its ROMs."""
+STAGES: tuple[str, ...] = (*IR_STAGES, *HARDWARE_STAGES)
 """What `--emit` can name, in order."""
 
 
@@ -23,7 +27,7 @@ class Options:
         adapter_rank: largest rank of the adapter slots; 0 reserves none.
         adapter_modules: names of the matrices that get slots; none means all.
         mapping: a mapping file to follow.
-        emit: the last stage.
+        emit: the last stage; None leaves it to the target, and warns where it has no hardware.
         allow_links: whether external data may be links inside a model hub's cache.
     """
 
@@ -34,12 +38,12 @@ class Options:
     adapter_rank: int = 0
     adapter_modules: tuple[str, ...] = ()
     mapping: str | None = None
-    emit: str = STAGES[-1]
+    emit: str | None = "program"
     allow_links: bool = False
 
 
 def passes(options: Options) -> Iterator[tuple[str, tuple[ModulePass, ...]]]:
-    """Each stage with the passes that lead to it, up to the last stage wanted."""
+    """Each stage of the module with the passes that lead to it, up to the last one wanted."""
     from intaglio.backend.attach_target import AttachTarget
     from intaglio.lowering.fuse_residual import RomFuseResidual
     from intaglio.lowering.legalize import RomLegalize
@@ -57,7 +61,7 @@ def passes(options: Options) -> Iterator[tuple[str, tuple[ModulePass, ...]]]:
         "fabric": (FabricPlace(options.mapping, options.adapter_rank, options.adapter_modules),),
         "program": (ProgramSchedule(),),
     }
-    for stage in STAGES:
+    for stage in IR_STAGES:
         yield stage, pipeline[stage]
         if stage == options.emit:
             return

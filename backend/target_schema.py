@@ -149,6 +149,7 @@ KEYS: dict[str, Key] = {
     "power.l_unit_mw": _real("busy L-Unit", "mW", 100_000),
     "power.l_units_peak_w": _real("all L-Units busy", "W", 100_000),
     "policy.embedding_store": _choice("where an engraved embedding counts", "rom", "extra-rom"),
+    "policy.emit": _choice("last stage of a compile, unless told", "program", "hw", "sv"),
     "policy.head_store": _choice("where an engraved LM head counts", "rom", "extra-rom"),
     "published.rom_gb": _published("ROM of the chip", "GB", 10_000),
     "published.adapter_kv_sram_mb": _published("SRAM for adapters and KV", "MB", 1_000_000),

@@ -86,7 +86,7 @@ def read_once(folder: Path) -> float:
 
 def cycles_at(out: Path, position: int) -> int:
     """Cycles of one token at a position."""
-    from intaglio.runtime.program import load_program
+    from intaglio.backend.program import load_program
     from intaglio.runtime.timing import token_cycles
 
     return int(token_cycles(load_program(out), [position], sampled=True).period[0])
@@ -95,7 +95,7 @@ def cycles_at(out: Path, position: int) -> int:
 def predict(out: Path) -> None:
     """Predicted tokens/s beside the paper and the lower bound."""
     from intaglio.dialects.tiling import MatrixShape, activation_passes, lower_bound_cycles
-    from intaglio.runtime.program import load_program
+    from intaglio.backend.program import load_program
 
     program = load_program(out)
     machine = program.machine

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.program import Instruction
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.chip import Chip
-from intaglio.runtime.program import Instruction
 from intaglio.runtime.reference import nodes_of
 
 AS_IT_COMES = "as_it_comes"
@@ -137,7 +137,8 @@ def check(
         text: a file to compare on, in windows; adds perplexities.
         windows: how many windows of `text` to compare; by default all.
         per_op: compare every operator's output as well.
-        engine: only `simulator` so far.
+        engine: `rtl` and `verilator` compare the hardware with the simulator as well, over the
+            first tokens (see `check_hardware`); onnxruntime judges the simulator in any case.
         progress: called with a line for each step of long work.
 
     Returns:
@@ -156,8 +157,6 @@ def check(
     Raises:
         UserError: the input cannot be used, or onnxruntime cannot run the model.
     """
-    if engine != "simulator":
-        raise UserError(f"engine '{engine}' cannot be compared", hint="simulator can")
     if tokens is not None and tokens < 1:
         raise UserError(f"cannot compare {tokens} tokens")
     if windows is not None and windows < 1:
@@ -235,6 +234,10 @@ def check(
     progress("greedy decoding")
     result |= _greedy(chip, ids, prompt_ids, references[judge], judge)
     result["first_divergence_allowed_gap"] = 2 * summaries[judge]["max_abs_logit_error"]
+    if engine != "simulator":
+        from intaglio.runtime.check_hardware import HARDWARE_TOKENS, check_hardware
+
+        result |= check_hardware(chip, engine, parts[0][: tokens or HARDWARE_TOKENS], progress)
     if per_op:
         progress("comparing operators")
         result |= _operators(chip, ids[: min(OPERATOR_TOKENS, window)])
@@ -515,6 +518,14 @@ def text_lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"{divergence['reference_gap']:.3g} apart there and {divergence['gap']:.3g} here"
         )
     yield f"  saturations  {result['saturations']}"
+    if "bit_exact" in result:
+        yield (
+            f"  hardware     {result['hardware_tokens']} tokens on {result['engine']}: "
+            f"{result['instructions_compared']:,} instructions and {result['values_compared']:,} "
+            f"values compared with the simulator"
+        )
+        found = result["hardware_difference"]
+        yield f"               {found or 'every bit and every start and finish cycle equal'}"
     if "operators" in result:
         yield from _operator_lines(result)
 

@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from intaglio.backend.compile import Progress
-    from intaglio.runtime.program import Program
+    from intaglio.backend.program import Program
     from intaglio.runtime.reference import Reference
+    from intaglio.runtime.rtl import RTLChip
     from intaglio.runtime.simulator import Simulator
     from intaglio.runtime.timing import GenerationCycles
     from intaglio.runtime.tokenizer import Tokenizer
 
     Logits = npt.NDArray[np.float32]
 
-ENGINES = ("simulator", "onnxruntime")
+ENGINES = ("simulator", "rtl", "verilator", "onnxruntime")
 """What can run a model."""
 PREFILL_CHUNK = 256
 """Prompt tokens that go through the simulator together."""
@@ -58,6 +59,7 @@ class Chip:
     ) -> None:
         self.folder = Path(folder)
         self.warnings = tuple(warnings)
+        self._hardware: dict[str, RTLChip] = {}
         self._keep = keep
 
     def __repr__(self) -> str:
@@ -66,7 +68,7 @@ class Chip:
     @cached_property
     def program(self) -> Program:
         """The program and the machine it runs on."""
-        from intaglio.runtime.program import load_program
+        from intaglio.backend.program import load_program
 
         return load_program(self.folder)
 
@@ -175,24 +177,50 @@ class Chip:
             UserError: the prompt is empty, too long, or holds an unknown token id.
         """
         self.check_prompt(prompt, tokens)
-        run = {"simulator": self._simulate, "onnxruntime": self._judge}[engine]
-        return run(prompt, tokens)
+        if engine == "onnxruntime":
+            return self._judge(prompt, tokens)
+        return self._decode(self.machine(engine), prompt, tokens)
 
-    def _simulate(self, prompt: Sequence[int], tokens: int) -> Iterator[Generated]:
+    def machine(self, engine: str) -> Simulator | RTLChip:
+        """The simulator, or the hardware in one of its two simulations; made once.
+
+        Raises:
+            UserError: the program needs what the hardware does not have, or a tool is missing.
+        """
+        if engine == "simulator":
+            return self.simulator
+        if engine not in self._hardware:
+            from intaglio.runtime.rtl import RTLChip
+
+            self._hardware[engine] = RTLChip(self.program, self.folder, engine)
+        return self._hardware[engine]
+
+    def saturations(self, engine: str = "simulator") -> int:
+        """Values that did not fit since an engine was last reset."""
+        return self.machine(engine).saturations
+
+    def _decode(
+        self, machine: Simulator | RTLChip, prompt: Sequence[int], tokens: int
+    ) -> Iterator[Generated]:
         import numpy as np
 
-        simulator = self.simulator
-        simulator.reset()
+        from intaglio.runtime.simulator import Simulator
+
+        machine.reset()
         start = time.perf_counter()
         *before, token = prompt
-        for first in range(0, len(before), PREFILL_CHUNK):
-            simulator.forward(before[first : first + PREFILL_CHUNK], first, logits=False)
+        if isinstance(machine, Simulator):
+            for first in range(0, len(before), PREFILL_CHUNK):
+                machine.forward(before[first : first + PREFILL_CHUNK], first, logits=False)
+        else:
+            for position, one in enumerate(before):
+                machine.step(one, position, sample=False)
         for position in range(len(before), len(before) + tokens):
-            result = simulator.step(token, position)
+            result = machine.step(token, position)
             assert result is not None
             logits, token = result
             now = time.perf_counter()
-            scaled = np.ldexp(logits.astype(np.float64), -simulator.fraction_bits)
+            scaled = np.ldexp(logits.astype(np.float64), -machine.fraction_bits)
             yield Generated(token, scaled.astype(np.float32), now - start)
             start = time.perf_counter()
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from intaglio.runtime.chip import Chip
 
 SUCCESS, FAILURE, BUG = 0, 1, 2
-STAGES = ("rom", "integer", "fabric", "program")
-ENGINES = ("simulator", "onnxruntime")
-CHECKED_ENGINES = ("simulator",)
+STAGES = ("rom", "integer", "fabric", "program", "hw", "sv")
+ENGINES = ("simulator", "rtl", "verilator", "onnxruntime")
+CHECKED_ENGINES = ("simulator", "rtl", "verilator")
 
 
 class _UsageError(Exception):
@@ -216,7 +216,9 @@ def _compile_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="follow links of external data inside a model hub's cache",
     )
-    parser.add_argument("--emit", choices=STAGES, default=STAGES[-1], help="stop at this stage")
+    parser.add_argument(
+        "--emit", choices=STAGES, help="stop at this stage; else as the target says"
+    )
     parser.add_argument("-o", dest="out", metavar="OUT", required=True, help="folder to write")
 
 
@@ -281,7 +283,7 @@ def _compile(args: argparse.Namespace) -> int:
     for warning in compiled.warnings:
         sys.stderr.write(f"warning: {warning}\n")
     _write(f"{args.model} for {args.target}: {compiled.folder}\n")
-    if args.emit == STAGES[-1]:
+    if args.emit in (None, *STAGES[STAGES.index("program") :]):
         from intaglio.runtime.inspect import inspect_json, summary_lines
 
         for line in summary_lines(inspect_json(compiled.folder)):
@@ -377,7 +379,7 @@ def _figures(
         "tokens_per_second": here,
         "host_tokens_per_second": here,
     }
-    if engine == "simulator":
+    if engine != "onnxruntime":
         clock = chip.program.machine.clock_hz
         cycles = chip.generation_cycles(len(prompt), len(tokens))
         result |= {
@@ -385,7 +387,7 @@ def _figures(
             "cycles": list(cycles.tokens),
             "tokens_per_second": cycles.per_second(clock),
             "clock_hz": clock,
-            "saturations": chip.simulator.saturations,
+            "saturations": chip.saturations(engine),
         }
     return result
 
@@ -427,6 +429,8 @@ def _check(args: argparse.Namespace) -> int:
             progress=progress,
         )
     failures = missed(result, tolerances)
+    if result.get("hardware_difference"):
+        failures.append(f"hardware and simulator differ: {result['hardware_difference']}")
     if args.json:
         _write_json(result)
     else:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from intaglio.backend.program import Parameter, Program, load_program
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes, lower_bound_cycles
-from intaglio.runtime.program import Parameter, Program, load_program
 from intaglio.runtime.timing import critical_path, spans
 
 if TYPE_CHECKING:

@@ -25,14 +25,14 @@ from intaglio.backend.hw.chip import TOP
 from intaglio.backend.hw.kv import read_cache, word_bytes
 from intaglio.backend.hw.layout import layout_of, rom_words
 from intaglio.backend.hw.sequencer import QUEUES
+from intaglio.backend.image_files import Images
+from intaglio.backend.program import PROGRAM, Instruction, Program, load_program
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Scale
 from intaglio.dialects.semantics import Quantized
 from intaglio.runtime.arc import cache_folder
-from intaglio.runtime.images import Images
 from intaglio.runtime.model import Model, Trace
-from intaglio.runtime.program import PROGRAM, Instruction, Program, load_program
 from intaglio.runtime.simulator import Context, Probabilities, Simulator, Store
 from intaglio.runtime.timing import spans
 
@@ -81,6 +81,7 @@ class Difference:
         expected: by the simulator or timeline.
         seen: on the hardware.
         step: the instruction, if it is one.
+        is_cycle: whether it is a cycle that differs, and not a value.
     """
 
     where: str
@@ -88,6 +89,7 @@ class Difference:
     expected: str
     seen: str
     step: Step | None = None
+    is_cycle: bool = False
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what} is {self.seen}, should be {self.expected}"
@@ -507,7 +509,9 @@ def compare_token(
             want = getattr(step.event, kind)
             got = getattr(event, kind) if event is not None else "never"
             if want != got and first_cycle is None:
-                first_cycle = Difference(str(step), f"the {kind} cycle", str(want), str(got), step)
+                first_cycle = Difference(
+                    str(step), f"the {kind} cycle", str(want), str(got), step, is_cycle=True
+                )
                 when = step.event.start
     found = check.result.difference
     if first_cycle is not None and when is not None:

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.image_files import Images
+from intaglio.backend.program import Block, Cache, Instruction, Program, real
 from intaglio.dialects import semantics
 from intaglio.dialects.codes import FORMATS, Matrix, decode
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Real, Saturations, Scale
 from intaglio.dialects.semantics import Quantized
 from intaglio.runtime import vector_kernels
-from intaglio.runtime.images import Images
-from intaglio.runtime.program import Block, Cache, Instruction, Program, real
 
 Ints = npt.NDArray[np.int64]
 Observer = Callable[[Instruction, int, list[npt.NDArray[np.float64]]], None]

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.program import Program
 from intaglio.dialects import timeline
 from intaglio.dialects.timeline import Span
-from intaglio.runtime.program import Program
 
 Cycles = npt.NDArray[np.int64]
 

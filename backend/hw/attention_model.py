@@ -21,7 +21,7 @@ from intaglio.dialects.machine import Machine
 from intaglio.dialects.semantics import SCORE_FRAC, query_key_bits, weighted_sum_bits
 
 if TYPE_CHECKING:
-    from intaglio.runtime.program import Cache, Instruction, Program
+    from intaglio.backend.program import Cache, Instruction, Program
 
 OUTER_EXPONENT = 10
 """Bits of the exponents of scales from outside, signed."""

@@ -28,8 +28,8 @@ from intaglio.dialects.errors import CompilerBug
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
 
-    from intaglio.runtime.images import Images
-    from intaglio.runtime.program import Program
+    from intaglio.backend.image_files import Images
+    from intaglio.backend.program import Program
 
 TOP = "chip"
 """Name of the top module."""

@@ -25,7 +25,7 @@ from intaglio.dialects.fixed_point import SCALE_BITS, Ints, Scale
 from intaglio.dialects.machine import Machine
 
 if TYPE_CHECKING:
-    from intaglio.runtime.program import Cache
+    from intaglio.backend.program import Cache
 
 KV_FORMATS = ("int8", "int16", "fp8")
 """Formats that the KV SRAM holds."""

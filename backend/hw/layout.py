@@ -37,8 +37,8 @@ from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 
 if TYPE_CHECKING:
-    from intaglio.runtime.images import Images
-    from intaglio.runtime.program import Buffer, Instruction, Program
+    from intaglio.backend.image_files import Images
+    from intaglio.backend.program import Buffer, Instruction, Program
 
 Words = npt.NDArray[np.unsignedinteger[Any]]
 """Memory words: unsigned [depth] up to 64 bits, else bytes [depth, bytes], low byte first."""
@@ -109,6 +109,7 @@ def layout_of(program: Program) -> Layout:
             raise UserError(f"the hardware knows no {name} of {fmt}")
     if not program.caches:
         raise UserError("the hardware needs a model with attention")
+    _check_adapters(program)
     score_rows_of_head = -(-max(c.capacity for c in program.caches.values()) // lanes)
     buffers, vector_rows = _vectors(program)
     code_rows = score_rows = 0
@@ -179,6 +180,19 @@ def layout_of(program: Program) -> Layout:
         vector=shape,
         places=places,
     )
+
+
+def _check_adapters(program: Program) -> None:
+    for block in program.blocks:
+        for one in block.instructions:
+            if one.queue == "attention" and one.opcode == "matvec":
+                nodes = [node for names in one.onnx for node in names]
+                raise UserError(
+                    "the hardware has no products with adapters yet",
+                    node=nodes[0] if nodes else None,
+                    op_type=one.opcode,
+                    hint="the simulator runs adapters",
+                )
 
 
 def _vectors(program: Program) -> tuple[dict[str, Buffer], int]:

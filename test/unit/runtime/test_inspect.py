@@ -8,7 +8,7 @@ import pytest
 
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.inspect import inspect_json, inspect_text, size_text
-from intaglio.runtime.program import load_program
+from intaglio.backend.program import load_program
 from intaglio.runtime.timing import token_cycles
 
 USES = ("codes_bits", "scales_bits", "zeros_bits", "padding_bits")

@@ -12,13 +12,13 @@ import pytest
 
 from intaglio.backend import circt
 from intaglio.backend.compile import compile_model
-from intaglio.backend.emit_hardware import HEX, IR, ROM_INDEX, ROMS, TESTBENCH, VERILOG
+from intaglio.backend.emit_hardware import HEX, IR, ROM_INDEX, ROMS, TESTBENCH, VERILOG, WAIVERS
+from intaglio.backend.program import load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects.errors import UserError
-from intaglio.runtime.program import load_program
 from intaglio.runtime.rtl import RTLChip, compare_token, write_hardware
 from intaglio.runtime.simulator import Simulator
-from intaglio.runtime.verilator import compiler, verilator_root
+from intaglio.runtime.verilator import compiler, translate, verilator_root
 
 SMALL = (
     "array.rows=3",
@@ -182,6 +182,19 @@ def test_verilator(out: Path) -> None:
     chip = RTLChip(program, out, "verilator")
     assert run(Simulator(program, out), chip, 4, seed=11) > 150
     chip.close()
+
+
+def test_lint(out: Path, tmp_path: Path) -> None:
+    try:
+        verilator_root()
+    except UserError as error:
+        pytest.skip(str(error))
+    folder = tmp_path / "out"
+    shutil.copytree(out, folder)
+    write_hardware(folder)
+    files = [str(folder / name) for name in (WAIVERS, *VERILOG)]
+    said = translate(["--lint-only", "-Wall", "--top-module", "chip", *files], tmp_path)
+    assert "%" not in said
 
 
 def test_unknown_engine(out: Path) -> None:

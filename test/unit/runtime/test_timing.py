@@ -8,7 +8,7 @@ import pytest
 
 from intaglio.backend.target import load_target
 from intaglio.dialects import formula, timeline
-from intaglio.runtime.program import Block, Instruction, Program, load_program
+from intaglio.backend.program import Block, Instruction, Program, load_program
 from intaglio.runtime.timing import (
     GenerationCycles,
     critical_path,

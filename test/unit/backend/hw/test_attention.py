@@ -24,7 +24,7 @@ from intaglio.dialects.formula import Formula
 from intaglio.dialects.machine import Machine
 from intaglio.lowering import durations
 from intaglio.runtime.arc import ArcModel
-from intaglio.runtime.program import Block, Buffer, Cache, Instruction, Program
+from intaglio.backend.program import Block, Buffer, Cache, Instruction, Program
 
 MINI = Machine(
     name="test",

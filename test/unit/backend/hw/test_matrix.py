@@ -30,8 +30,8 @@ from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import Piece
 from intaglio.lowering import durations
 from intaglio.runtime.arc import ArcModel
-from intaglio.runtime.images import Images
-from intaglio.runtime.program import (
+from intaglio.backend.image_files import Images
+from intaglio.backend.program import (
     Block,
     Buffer,
     Instruction,

@@ -1,0 +1,86 @@
+"""Images of an output folder as memory-mapped arrays."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intaglio.backend.program import Parameter, Part, Program
+from intaglio.dialects.codes import Matrix
+from intaglio.dialects.errors import UserError
+
+
+class Images:
+    """Reads the parameters of a program from its output folder; nothing is copied."""
+
+    def __init__(self, program: Program, folder: Path) -> None:
+        self._program = program
+        self._folder = folder
+        self._files: dict[str, npt.NDArray[np.uint8]] = {}
+
+    def _bytes(self, part: Part) -> npt.NDArray[np.uint8]:
+        if part.file not in self._files:
+            path = self._folder / part.file
+            try:
+                self._files[part.file] = np.memmap(path, np.uint8, "r")
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"cannot be read: {error}", file=str(path), hint="compile the model again"
+                ) from error
+        data = self._files[part.file][part.offset : part.offset + part.size]
+        if data.size != part.size:
+            raise UserError(
+                "is shorter than its program says",
+                file=str(self._folder / part.file),
+                hint="compile the model again",
+            )
+        return data
+
+    def _array(self, part: Part | None, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        assert part is not None
+        return self._bytes(part).view(dtype).reshape(shape)
+
+    def dense(self, name: str) -> npt.NDArray[np.signedinteger[Any]]:
+        """Mantissas of a vector or table: int16 or int32 in the parameter's shape."""
+        parameter = self._program.parameters[name]
+        dtype = {16: np.dtype("<i2"), 32: np.dtype("<i4")}[parameter.bits]
+        return self._array(parameter.codes, dtype, parameter.dims)
+
+    def matrix(self, name: str) -> Matrix:
+        """A matrix of small codes with its scales and zero points."""
+        parameter = self._program.parameters[name]
+        rows, columns = parameter.dims
+        groups = -(-columns // parameter.group)
+        zero: int | npt.NDArray[np.uint8]
+        if parameter.zeros is None:
+            assert parameter.zero is not None, name
+            zero = parameter.zero
+        else:
+            zero = self._array(parameter.zeros, np.uint8, (rows, groups))
+        return Matrix(
+            codes=self._array(parameter.codes, np.uint8, (rows, _row_bytes(parameter))),
+            bits=parameter.bits,
+            columns=columns,
+            group=parameter.group,
+            zero=zero,
+            scales=self._array(parameter.scales, np.dtype("<i2"), (rows, groups)),
+            exponent=parameter.exponent,
+        )
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of all images."""
+        return sum(
+            part.size
+            for p in self._program.parameters.values()
+            for part in (p.codes, p.scales, p.zeros)
+            if part is not None
+        )
+
+
+def _row_bytes(parameter: Parameter) -> int:
+    return -(-parameter.dims[1] * parameter.bits // 8)

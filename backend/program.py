@@ -1,0 +1,236 @@
+"""program.json as Python objects: what the simulator, the timing and the reports read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from intaglio.dialects import formula, timeline
+from intaglio.dialects.errors import UserError
+from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.tiling import Piece
+
+SCHEMA = 1
+PROGRAM = "program.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of an image: a file of the output folder, first byte, size, SHA-256."""
+
+    file: str
+    offset: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A tensor as the chip stores it; `pieces` say where in ROM, for those that are engraved."""
+
+    name: str
+    key: str
+    store: str
+    dims: tuple[int, ...]
+    code: str
+    bits: int
+    group: int = 0
+    exponent: int = 0
+    zero: int | None = None
+    codes: Part | None = None
+    scales: Part | None = None
+    zeros: Part | None = None
+    pieces: tuple[Piece, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A key or value cache."""
+
+    name: str
+    capacity: int
+    heads: int
+    width: int
+    format: str
+    address: int
+    """First byte in the SRAM of every H-Unit."""
+    static_scale: Real | None = None
+    static_inverse: Real | None = None
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A place in the vector memory, in bytes, and the type of its value."""
+
+    name: str
+    address: int
+    size: int
+    type: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """An instruction; `onnx`, `start` and `finish` have an entry for each instance."""
+
+    opcode: str
+    queue: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    uses: Mapping[str, str]
+    arguments: Mapping[str, Any]
+    onnx: Sequence[Sequence[str]]
+    issue: timeline.Issue
+    start: Sequence[int]
+    finish: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Instructions that run once for each instance; a sampled block only when a token is wanted."""
+
+    name: str
+    sampled: bool
+    instances: Sequence[Mapping[str, str]]
+    instructions: Sequence[Instruction]
+
+    @property
+    def timing(self) -> timeline.Block:
+        """What the timeline needs of this block."""
+        issues = [instruction.issue for instruction in self.instructions]
+        return timeline.Block(self.name, issues, len(self.instances))
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled model: everything but the bytes of its images."""
+
+    machine: Machine
+    name: str
+    vocabulary: int
+    parameters: Mapping[str, Parameter]
+    caches: Mapping[str, Cache]
+    buffers: Mapping[str, Buffer]
+    blocks: Sequence[Block]
+    positions: Sequence[int]
+    logits: str
+    token: str
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the caches hold."""
+        return min(cache.capacity for cache in self.caches.values())
+
+
+def real(value: Sequence[int]) -> Real:
+    """A constant from its [mantissa, exponent]."""
+    mantissa, exponent = value
+    return Real(mantissa, exponent)
+
+
+def load_program(out: str | Path) -> Program:
+    """Reads the program of an output folder.
+
+    Raises:
+        UserError: the folder holds no compiled program, or one of another version.
+    """
+    path = Path(out) / PROGRAM
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            "this folder holds no compiled program",
+            file=str(out),
+            hint="intaglio compile MODEL.onnx --target T -o OUT writes one",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read: {error}", file=str(path)) from error
+    if content.get("schema") != SCHEMA:
+        raise UserError(
+            f"has schema {content.get('schema')}, this version reads {SCHEMA}",
+            file=str(path),
+            hint="compile the model again",
+        )
+    try:
+        return _program(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"is no program that this version understands: {error}",
+            file=str(path),
+            hint="compile the model again",
+        ) from error
+
+
+def _program(content: Mapping[str, Any]) -> Program:
+    return Program(
+        machine=Machine.from_dict(content["machine"]),
+        name=content["name"],
+        vocabulary=content["vocabulary"],
+        parameters={name: _parameter(name, p) for name, p in content["parameters"].items()},
+        caches={name: _cache(name, c) for name, c in content["caches"].items()},
+        buffers={name: Buffer(name, **b) for name, b in content["buffers"].items()},
+        blocks=[
+            Block(
+                block["name"],
+                block["sampled"],
+                block["instances"],
+                [_instruction(one) for one in block["instructions"]],
+            )
+            for block in content["blocks"]
+        ],
+        positions=content["positions"],
+        logits=content["logits"],
+        token=content["token"],
+    )
+
+
+def _parameter(name: str, content: Mapping[str, Any]) -> Parameter:
+    values = dict(content)
+    for part in ("codes", "scales", "zeros"):
+        if part in values:
+            values[part] = Part(**values[part])
+    values["dims"] = tuple(values["dims"])
+    values["pieces"] = tuple(_piece(piece) for piece in content.get("pieces", ()))
+    return Parameter(name, **values)
+
+
+def _piece(content: Mapping[str, Any]) -> Piece:
+    (first_row, last_row), (first_tile, last_tile) = content["rows"], content["tiles"]
+    base, scale_base = content["at"]
+    return Piece(
+        first_row,
+        last_row - first_row,
+        first_tile,
+        last_tile - first_tile,
+        content["split"],
+        base,
+        scale_base,
+    )
+
+
+def _cache(name: str, content: Mapping[str, Any]) -> Cache:
+    values = dict(content)
+    for part in ("static_scale", "static_inverse"):
+        if part in values:
+            values[part] = real(values[part])
+    return Cache(name, **values)
+
+
+def _instruction(content: Mapping[str, Any]) -> Instruction:
+    return Instruction(
+        opcode=content["opcode"],
+        queue=content["queue"],
+        reads=tuple(content["reads"]),
+        writes=tuple(content["writes"]),
+        uses=content["uses"],
+        arguments=content["arguments"],
+        onnx=content["onnx"],
+        issue=timeline.Issue(
+            content["queue"], content["waits"], formula.parse(content["duration"])
+        ),
+        start=content["start"],
+        finish=content["finish"],
+    )
