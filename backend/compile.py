@@ -113,9 +113,7 @@ def compile_model(
                 _write_ir(module, folder / "ir" / f"{stage}.mlir")
         warnings = list(imported.warnings)
         if options.emit not in IR_STAGES[:-1]:
-            content = program_content(module)
-            content["vocabulary"] = imported.vocabulary
-            write_json(folder / "program.json", content)
+            write_json(folder / "program.json", program_content(module))
             with watch.stage("hardware"):
                 warnings += _hardware(folder, options, progress)
         inputs = _reference(imported, folder)

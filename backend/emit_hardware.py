@@ -45,15 +45,6 @@ TESTBENCH = f"{FOLDER}/testbench.sv"
 HEX = f"{FOLDER}/hex"
 HEX_LIMIT = 32 << 20
 """Bytes of ROM contents up to which hex files and a testbench are written."""
-LINT = """\
-`verilator_config
-// A file holds many modules.
-lint_off -rule DECLFILENAME
-// Nothing in the design writes a ROM: its content comes with the macro, or from $readmemh.
-lint_off -rule UNDRIVEN -file "*memories.sv" -match "*Memory*"
-// Results are computed exactly; what is rounded or cut off leaves wires that nobody reads.
-lint_off -rule UNUSEDSIGNAL
-"""
 STAGES = ("hw", "sv")
 """What can be emitted: the IR alone, or SystemVerilog and images too."""
 
@@ -91,7 +82,7 @@ def emit_hardware(
     if stage != STAGES[0]:
         progress("writing SystemVerilog")
         written |= dict(zip(VERILOG, _split(circt.to_verilog(text), header), strict=True))
-        written[WAIVERS] = header + LINT
+        written[WAIVERS] = header + lint_waivers()
     for name, content in written.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +100,11 @@ def _header(folder: Path) -> str:
     lines = [f"Made by intaglio {version('intaglio')} with {circt.version()} from"]
     lines += [f"  {n} sha256 {sha256_of(path)}" for n, path in sources.items() if path.exists()]
     return "".join(f"// {line}\n" for line in lines)
+
+
+def lint_waivers() -> str:
+    """What Verilator says of the hardware, and why it may: `verilator --lint-only -Wall`."""
+    return (Path(__file__).parent / "hw" / "waivers.vlt").read_text()
 
 
 _MODULE = re.compile(r"^(?://[^\n]*\n)*module (\w+)\(?.*?^endmodule\n", re.MULTILINE | re.DOTALL)

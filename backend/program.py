@@ -155,7 +155,7 @@ def load_program(out: str | Path) -> Program:
             hint="compile the model again",
         )
     try:
-        return _program(content)
+        return program_of(content)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"is no program that this version understands: {error}",
@@ -164,7 +164,8 @@ def load_program(out: str | Path) -> Program:
         ) from error
 
 
-def _program(content: Mapping[str, Any]) -> Program:
+def program_of(content: Mapping[str, Any]) -> Program:
+    """The program from the content of a program.json."""
     return Program(
         machine=Machine.from_dict(content["machine"]),
         name=content["name"],

@@ -22,7 +22,7 @@ from xdsl.ir import Attribute
 from intaglio.dialects import rom
 from intaglio.dialects.fabric import EngraveOp, ReserveOp, machine_of, places
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
-from intaglio.dialects.tiling import Piece
+from intaglio.lowering.mapping import piece_content
 
 SCHEMA = 1
 
@@ -38,7 +38,7 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
         raise ValueError(f"expected one program, found {len(programs)}")
     (program,) = programs
     pieces = {
-        place.buffer.root_reference.data: [_piece(attr.piece) for attr in place.pieces]
+        place.buffer.root_reference.data: [piece_content(attr.piece) for attr in place.pieces]
         for place in places(module)
         if isinstance(place, EngraveOp)
     }
@@ -47,6 +47,8 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
         for place in places(module)
         if isinstance(place, ReserveOp)
     }
+    buffers = {buffer.sym_name.data: _buffer(buffer) for buffer in program.buffers}
+    logits = program.logits.root_reference.data
     return {
         "schema": SCHEMA,
         "machine": machine_of(module).to_dict(),
@@ -61,20 +63,12 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
             if isinstance(op, rom.CacheOp)
         },
         "name": program.sym_name.data,
+        "vocabulary": buffers[logits]["type"]["size"],
         "positions": list(program.positions.get_values()),
-        "logits": program.logits.root_reference.data,
+        "logits": logits,
         "token": program.token.root_reference.data,
-        "buffers": {buffer.sym_name.data: _buffer(buffer) for buffer in program.buffers},
+        "buffers": buffers,
         "blocks": [_block(block) for block in program.blocks],
-    }
-
-
-def _piece(piece: Piece) -> dict[str, Any]:
-    return {
-        "rows": [piece.first_row, piece.first_row + piece.rows],
-        "tiles": [piece.first_tile, piece.first_tile + piece.tiles],
-        "split": piece.split,
-        "at": [piece.base, piece.scale_base],
     }
 
 

@@ -34,5 +34,6 @@ INTAGLIO = Universe(
         "rom-fuse-residual": _pass("lowering.fuse_residual", "RomFuseResidual"),
         "fabric-place": _pass("lowering.place", "FabricPlace"),
         "program-schedule": _pass("lowering.schedule", "ProgramSchedule"),
+        "program-to-hw": _pass("backend.program_to_hw", "ProgramToHW"),
     },
 )

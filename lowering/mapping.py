@@ -103,7 +103,7 @@ def mapping_of(module: ModuleOp, machine: Machine) -> dict[str, Any]:
         name = place.buffer.root_reference.data
         match place:
             case EngraveOp():
-                pieces = [_piece(attr.piece) for attr in place.pieces]
+                pieces = [piece_content(attr.piece) for attr in place.pieces]
                 extra = {} if place.extra is None else {"extra": True}
                 matrices.append({"name": name, "key": keys[name], **extra, "pieces": pieces})
             case ConstantOp():
@@ -132,7 +132,8 @@ def mapping_of(module: ModuleOp, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _piece(piece: Piece) -> dict[str, Any]:
+def piece_content(piece: Piece) -> dict[str, Any]:
+    """A piece as JSON."""
     return {
         "rows": [piece.first_row, piece.first_row + piece.rows],
         "tiles": [piece.first_tile, piece.first_tile + piece.tiles],

@@ -20,9 +20,13 @@ import numpy.typing as npt
 from intaglio.backend import circt
 from intaglio.backend.circt import StateLayout
 from intaglio.dialects.errors import CompilerBug
-from intaglio.runtime.model import CompiledModel, ModelPort, element_type
+from intaglio.runtime.model import CompiledModel, ModelPort, Recorder, element_type
+from intaglio.runtime.vcd import PERIOD, Signal, VCDWriter, waveform_format
 
-CACHE_VERSION = 1
+TRACED_DEPTH = 32
+"""A waveform shows memories of up to so many words, as Verilator's do."""
+
+CACHE_VERSION = 2
 """Changes when the compiled code's interface does."""
 
 
@@ -187,7 +191,8 @@ call void @model_read(ptr %state, ptr %out)
 ret void
 }}
 define void @model_run(ptr %state, ptr %inputs, i64 %rows, i64 %cycles, ptr %outputs, ptr %at,
-                       i64 %samples, i64 %watch, i64 %stop, ptr %done) {{
+                       i64 %samples, i64 %watch, i64 %stop, ptr %done, i64 %first.traced,
+                       i64 %last.traced, ptr %observe) {{
 entry:
   %local = alloca [{max(1, outputs)} x i64]
   %last = sub i64 %rows, 1
@@ -210,6 +215,14 @@ settle:
   %out.row = getelementptr i64, ptr %outputs, i64 %at.out
   %out = select i1 %room, ptr %out.row, ptr %local
   call void @model_read(ptr %state, ptr %out)
+  %begun = icmp sge i64 %t, %first.traced
+  %on = icmp sle i64 %t, %last.traced
+  %traced = and i1 %begun, %on
+  br i1 %traced, label %show, label %shown
+show:
+  call void %observe(i64 %t)
+  br label %shown
+shown:
   %watched = icmp sge i64 %watch, 0
   br i1 %watched, label %look, label %decide
 look:
@@ -218,7 +231,7 @@ look:
   %watch.on = icmp ne i64 %watch.value, 0
   br label %decide
 decide:
-  %wanted = phi i1 [ true, %settle ], [ %watch.on, %look ]
+  %wanted = phi i1 [ true, %shown ], [ %watch.on, %look ]
   %take = and i1 %wanted, %room
   br i1 %take, label %keep, label %edge
 keep:
@@ -317,5 +330,79 @@ class ArcModel(CompiledModel):
         content = self._bytes[offset : offset + -(-width // 8)].tobytes()
         return int.from_bytes(content, "little") & ((1 << width) - 1)
 
+    def _record(self, path: Path) -> Recorder:
+        return _Recorder(path, self.layout, self._bytes)
+
     def close(self) -> None:
         """See `Model.close`; the state is memory of this process."""
+        self.trace_end()
+
+
+class _Recorder:
+    """Ports, registers and small memories of a state, cycle by cycle.
+
+    An input that nothing reads has no place in the state, and is not in the waveform.
+    """
+
+    def __init__(self, path: Path, layout: StateLayout, state: npt.NDArray[np.uint8]) -> None:
+        waveform_format(path, "rtl")
+        places: dict[str, tuple[int, int]] = dict(layout.registers)
+        for name, memory in layout.memories.items():
+            if memory.depth <= TRACED_DEPTH:
+                for i in range(memory.depth):
+                    place = memory.offset + i * memory.stride
+                    places[f"{name}/Memory[{i}]"] = place, memory.width
+        for port in layout.ports:
+            if port.offset is not None:
+                places[port.name] = port.offset, port.width
+        places.pop("clk", None)
+        names: dict[tuple[int, int], list[str]] = {}
+        for name, place in places.items():
+            names.setdefault(place, []).append(name)
+        # What lies in one 64-bit word first: a signal's number is that of its word below.
+        spots = sorted(names, key=lambda spot: (not _in_word(*spot), spot))
+        signals = [Signal(tuple(names[spot]), spot[1]) for spot in spots]
+        self._clock = len(signals)
+        self._writer = VCDWriter(path, layout.top, [*signals, Signal(("clk",), 1)])
+        self._state = state
+        self._words = state[: len(state) // 8 * 8].view("<u8")
+        parts: list[tuple[int, int, int, int]] = []
+        self._narrow = 0
+        for number, (offset, width) in enumerate(spots):
+            if _in_word(offset, width):
+                parts.append((offset // 8, offset % 8 * 8, (1 << width) - 1, number))
+                self._narrow += 1
+            else:
+                last = (offset + -(-width // 8) - 1) // 8
+                parts += [(word, 0, (1 << 64) - 1, number) for word in range(offset // 8, last + 1)]
+        word, shift, mask, self._number = zip(*parts, strict=True) if parts else ((),) * 4
+        self._word = np.array(word, np.int64)
+        self._shift, self._mask = np.array(shift, np.uint64), np.array(mask, np.uint64)
+        self._spots = spots
+        self._last: npt.NDArray[np.uint64] | None = None
+
+    def record(self, cycle: int) -> None:
+        """See `Recorder.record`."""
+        now = self._words[self._word] >> self._shift & self._mask
+        changed = np.arange(len(now)) if self._last is None else np.flatnonzero(now != self._last)
+        self._last = now
+        split = int(np.searchsorted(changed, self._narrow))
+        values = list(zip(changed[:split].tolist(), now[changed[:split]].tolist(), strict=True))
+        for part in changed[split:].tolist():
+            number = self._number[part]
+            values.append((number, self._wide(*self._spots[number])))
+        self._writer.change(PERIOD * cycle, [(self._clock, 1), *values])
+        self._writer.change(PERIOD * cycle + PERIOD // 2, [(self._clock, 0)])
+
+    def _wide(self, offset: int, width: int) -> int:
+        content = self._state[offset : offset + -(-width // 8)].tobytes()
+        return int.from_bytes(content, "little") & ((1 << width) - 1)
+
+    def close(self) -> None:
+        """See `Recorder.close`."""
+        self._writer.close()
+
+
+def _in_word(offset: int, width: int) -> bool:
+    """Whether a value lies in one 64-bit word of the state."""
+    return offset % 8 * 8 + width <= 64

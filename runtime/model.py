@@ -10,12 +10,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.dialects.errors import CompilerBug
+from intaglio.dialects.errors import CompilerBug, UserError
 
 Words = npt.NDArray[np.uint64]
 
@@ -106,19 +107,52 @@ class Model(Protocol):
         """The value (unsigned) of a register by its hierarchical name."""
         ...
 
+    def trace(self, path: Path, first: int = 0, last: int | None = None) -> None:
+        """Writes the waveform of cycles to come into a file.
+
+        The file is complete when the last of them has been run, at `trace_end` or at `close`. See
+        `runtime.vcd` for its times.
+
+        Args:
+            path: its suffix is the format.
+            first: the first cycle, counted as `cycle` is.
+            last: and the last one; None: all that are run.
+
+        Raises:
+            UserError: the file cannot be written, or the cycles are over.
+        """
+        ...
+
+    def trace_end(self) -> None:
+        """Completes the file of `trace`, if one is open."""
+        ...
+
     def close(self) -> None:
         """Frees what the model holds."""
+        ...
+
+
+class Recorder(Protocol):
+    """Writes a waveform."""
+
+    def record(self, cycle: int) -> None:
+        """Writes the values of the cycle that has just settled."""
+        ...
+
+    def close(self) -> None:
+        """Completes the file."""
         ...
 
 
 class CompiledModel:
     """A `Model` around two compiled functions.
 
-    ``run(state, inputs, rows, cycles, outputs, at, samples, watch, stop, done)`` does what
-    `Model.run` says: a row of `inputs` or `outputs` holds all ports of that direction in order, 64
-    bits a word; `watch` and `stop` are numbers of words in an output row (-1: none);
-    ``done[0]`` and ``done[1]`` receive cycles and samples. ``sample(state, inputs, outputs)``
-    applies one row, settles, and reads one.
+    ``run(state, inputs, rows, cycles, outputs, at, samples, watch, stop, done, first, last,
+    observe)`` does what `Model.run` says: a row of `inputs` or `outputs` holds all ports of that
+    direction in order, 64 bits a word; `watch` and `stop` are numbers of words in an output row
+    (-1: none); ``done[0]`` and ``done[1]`` receive cycles and samples; ``observe(t)`` is called in
+    the cycles `first` to `last` of this run when they have settled. ``sample(state, inputs,
+    outputs)`` applies one row, settles, and reads one.
     """
 
     def __init__(
@@ -129,7 +163,9 @@ class CompiledModel:
         self._state = state
         pointer, count = ctypes.c_void_p, ctypes.c_int64
         self._run = ctypes.CFUNCTYPE(
-            None, pointer, pointer, count, count, pointer, pointer, count, count, count, pointer
+            None,
+            *(pointer, pointer, count, count, pointer, pointer, count, count, count, pointer),
+            *(count, count, pointer),
         )(run_address)
         self._sample = ctypes.CFUNCTYPE(None, pointer, pointer, pointer)(sample_address)
         self._places: dict[str, int] = {}
@@ -139,6 +175,10 @@ class CompiledModel:
             sizes[port.output] += port.words
         self._inputs = np.zeros(max(1, sizes[False]), np.uint64)
         self._outputs = np.zeros(max(1, sizes[True]), np.uint64)
+        self._recorder: Recorder | None = None
+        self._traced = (0, -1)
+        self._observe: Any = None
+        self._failure: BaseException | None = None
 
     def set(self, name: str, value: int) -> None:
         """See `Model.set`."""
@@ -195,6 +235,35 @@ class CompiledModel:
                 seen[name] = words[:, 0] if port.words == 1 else words
         return Trace(count, at, seen)
 
+    def trace(self, path: Path, first: int = 0, last: int | None = None) -> None:
+        """See `Model.trace`."""
+        self.trace_end()
+        last = _FOREVER if last is None else last
+        if not max(0, first, self.cycle) <= last:
+            raise UserError(f"no cycle from {first} to {last} is to come after {self.cycle - 1}")
+        self._recorder = self._record(path)
+        self._traced = first, last
+        self._observe = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self._settled)
+
+    def trace_end(self) -> None:
+        """See `Model.trace_end`."""
+        # The callback refers to the model: without it the model is freed at once.
+        recorder, self._recorder, self._observe = self._recorder, None, None
+        if recorder is not None:
+            recorder.close()
+
+    def _record(self, path: Path) -> Recorder:
+        """The engine's writer of waveforms."""
+        raise NotImplementedError
+
+    def _settled(self, t: int) -> None:
+        # Nothing may be raised through the compiled loop.
+        if self._recorder is not None and self._failure is None:
+            try:
+                self._recorder.record(self.cycle + t)
+            except BaseException as error:
+                self._failure = error
+
     def _call(
         self,
         rows: Words,
@@ -217,7 +286,15 @@ class CompiledModel:
             watch,
             stop,
             done.ctypes.data,
+            *((bound - self.cycle for bound in self._traced) if self._observe else (0, -1)),
+            self._observe,
         )
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self.trace_end()
+            raise failure
+        if self._observe and self.cycle + int(done[0]) > self._traced[1]:
+            self.trace_end()
 
     def _rows(self, inputs: Mapping[str, npt.ArrayLike]) -> Words:
         arrays = {name: np.asarray(values) for name, values in inputs.items()}
@@ -254,6 +331,7 @@ class CompiledModel:
 
 
 _WORD = (1 << 64) - 1
+_FOREVER = 1 << 62
 
 
 def signed(values: npt.NDArray[np.unsignedinteger[Any]], width: int) -> npt.NDArray[np.int64]:

@@ -126,6 +126,7 @@ class RTLChip:
         engine: `rtl` or `verilator`.
         cache: keep compiled models on disk.
         opt: level of optimisation of the rtl engine: 0 builds sooner and runs slower.
+        text: the IR to run instead of the program's own, with the same memories.
 
     Raises:
         UserError: the program needs what the hardware does not have, or the engine a package or
@@ -140,6 +141,7 @@ class RTLChip:
         *,
         cache: bool = True,
         opt: int = 1,
+        text: str | None = None,
     ) -> None:
         if engine not in ENGINES:
             raise UserError(f"no engine {engine}", hint=f"engines are {', '.join(ENGINES)}")
@@ -149,7 +151,7 @@ class RTLChip:
         self.capacity = program.capacity
         self.fraction_bits: int = program.buffers[program.logits].type["fraction"]
         self.layout = layout_of(program)
-        self.model = _model(program, Path(folder), engine, cache, opt)
+        self.model = _model(program, Path(folder), engine, cache, opt, text)
         self.events: list[Event] = []
         """Of the last token, by finish."""
         self.position = 0
@@ -388,8 +390,12 @@ def write_hardware(folder: Path, stage: str = "sv") -> list[str]:
     return emit_hardware(program, Images(program, folder), folder, stage)
 
 
-def _model(program: Program, folder: Path, engine: str, cache: bool, opt: int) -> Model:
-    text = _text(program, folder, cache)
+def _model(
+    program: Program, folder: Path, engine: str, cache: bool, opt: int, text: str | None
+) -> Model:
+    emitted = text is None
+    if text is None:
+        text = _text(program, folder, cache)
     if engine == "rtl":
         from intaglio.runtime.arc import ArcModel
 
@@ -398,7 +404,7 @@ def _model(program: Program, folder: Path, engine: str, cache: bool, opt: int) -
 
     compiler()
     verilator_root()
-    return VerilatorModel(_verilog(text, folder, cache), TOP)
+    return VerilatorModel(_verilog(text, folder if emitted else None, cache), TOP)
 
 
 def _text(program: Program, folder: Path, cache: bool) -> str:
@@ -409,10 +415,10 @@ def _text(program: Program, folder: Path, cache: bool) -> str:
     return _kept("mlir", parts, lambda: hardware_text(program), cache)
 
 
-def _verilog(text: str, folder: Path, cache: bool) -> str:
+def _verilog(text: str, folder: Path | None, cache: bool) -> str:
     """The SystemVerilog: what was emitted, what is kept from before, or new."""
-    files = [folder / name for name in VERILOG]
-    if all(file.is_file() for file in files):
+    files = [] if folder is None else [folder / name for name in VERILOG]
+    if files and all(file.is_file() for file in files):
         return "\n".join(file.read_text() for file in files)
     parts = [text.encode(), circt.version().encode(), *(f.read_bytes() for f in source_files())]
     return _kept("sv", parts, lambda: circt.to_verilog(text), cache)

@@ -24,7 +24,8 @@ import numpy.typing as npt
 
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.runtime.arc import cache_folder
-from intaglio.runtime.model import CompiledModel, ModelPort, element_type
+from intaglio.runtime.model import CompiledModel, ModelPort, Recorder, element_type
+from intaglio.runtime.vcd import PERIOD, waveform_format, writable
 
 OPTIMISATION = "-O1"
 """Higher levels compile longer and run no faster."""
@@ -45,6 +46,15 @@ _TRANSLATE = (
     "-Wno-lint",
     "-Wno-style",
 )
+
+_TRACE = {
+    "vcd": ("VerilatedVcdC", "verilated_vcd_c", "--trace-vcd"),
+    "fst": ("VerilatedFstC", "verilated_fst_c", "--trace-fst"),
+}
+"""For each waveform format the runtime's class and source, and the translator's option."""
+
+_FST_DATE = slice(1 + 8 + 8 * 8 + 1 + 128, 1 + 8 + 8 * 8 + 1 + 128 + 26)
+"""Where the header of an FST file has the date."""
 
 _FILES = ("--prefix", "Vtop", "visible.vlt", "design.sv")
 
@@ -102,10 +112,15 @@ class VerilatorModel(CompiledModel):
         verilog: what `backend.circt.to_verilog` wrote.
         top: the module to run.
         visible: registers that `register` shall find, as `module.register`; each costs speed.
+        waveform: the format of files for `trace`, `vcd` or `fst`; it costs speed too.
     """
 
-    def __init__(self, verilog: str, top: str, *, visible: Sequence[str] = ()) -> None:
-        self._library = library = ctypes.CDLL(str(_build(verilog, top, tuple(visible))))
+    def __init__(
+        self, verilog: str, top: str, *, visible: Sequence[str] = (), waveform: str = ""
+    ) -> None:
+        path = _build(verilog, top, tuple(visible), waveform)
+        self._waveform = waveform
+        self._library = library = ctypes.CDLL(str(path))
         library.model_new.restype = ctypes.c_void_p
         library.model_ports.restype = ctypes.c_char_p
         library.model_free.argtypes = [ctypes.c_void_p]
@@ -163,8 +178,15 @@ class VerilatorModel(CompiledModel):
         content = ctypes.string_at(data, -(-width // 8))
         return int.from_bytes(content, "little") & ((1 << width) - 1)
 
+    def _record(self, path: Path) -> Recorder:
+        if waveform_format(path, "verilator") != self._waveform:
+            raise CompilerBug(f"this model was not built to write {path.suffix} files")
+        assert self._model is not None
+        return _Recorder(self._library, self._model, writable(path), self._waveform)
+
     def close(self) -> None:
         """See `Model.close`; views of memories must not be used afterwards."""
+        self.trace_end()
         if self._model is not None:
             self._library.model_free(self._model)
             self._model = None
@@ -174,34 +196,63 @@ class VerilatorModel(CompiledModel):
             self.close()
 
 
+class _Recorder:
+    """Verilator's own waveform: all signals but those whose names begin with an underscore."""
+
+    def __init__(self, library: ctypes.CDLL, model: int, path: Path, waveform: str) -> None:
+        self._model, self._path, self._waveform = model, path, waveform
+        self._dump, self._end = library.model_dump, library.model_trace_end
+        self._dump.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+        self._end.argtypes = [ctypes.c_void_p]
+        begin = library.model_trace
+        begin.argtypes, begin.restype = [ctypes.c_void_p, ctypes.c_char_p], ctypes.c_int
+        if not begin(model, os.fsencode(path)):
+            raise UserError(f"cannot write the waveform {path}")
+
+    def record(self, cycle: int) -> None:
+        """See `Recorder.record`."""
+        self._dump(self._model, PERIOD * cycle)
+
+    def close(self) -> None:
+        """See `Recorder.close`."""
+        self._end(self._model)
+        if self._waveform == "fst":
+            with self._path.open("r+b") as file:
+                file.seek(_FST_DATE.start)
+                file.write(bytes(_FST_DATE.stop - _FST_DATE.start))
+
+
 def _address(library: ctypes.CDLL, name: str) -> int:
     address = ctypes.cast(getattr(library, f"model_{name}"), ctypes.c_void_p).value
     assert address is not None
     return address
 
 
-def _build(verilog: str, top: str, visible: tuple[str, ...]) -> Path:
+def _build(verilog: str, top: str, visible: tuple[str, ...], waveform: str) -> Path:
     """The shared library, from the cache or new."""
     root, cxx = verilator_root(), compiler()
     from importlib.metadata import version
 
-    what = (verilog, top, visible, _SHIM, _TRANSLATE, OPTIMISATION, cxx, version("verilator"))
+    options = (*_TRANSLATE, _TRACE[waveform][2]) if waveform else _TRANSLATE
+    shim = _SHIM + _TRACE_SHIM if waveform else _SHIM
+    what = (verilog, top, visible, shim, options, OPTIMISATION, cxx, version("verilator"))
     key = hashlib.sha256(repr(what).encode()).hexdigest()
     library = cache_folder() / "verilator" / f"{key}.so"
     if library.exists():
         return library
-    runtime = _runtime(root, cxx)
+    runtime = _runtime(root, cxx, _RUNTIME)
+    if waveform:
+        if waveform == "fst":
+            _need_fst_libraries(cxx)
+        runtime += _runtime(root, cxx, (_TRACE[waveform][1],))
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         folder = Path(scratch)
         (folder / "design.sv").write_text(verilog)
         (folder / "visible.vlt").write_text(_visibility(visible))
-        translate(
-            [*_TRANSLATE, "--Mdir", ".", "--top-module", top, *_FILES],
-            folder,
-        )
+        translate([*options, "--Mdir", ".", "--top-module", top, *_FILES], folder)
         ports = _ports((folder / "Vtop.h").read_text())
-        (folder / "shim.cpp").write_text(_shim(ports))
+        (folder / "shim.cpp").write_text(_shim(top, ports, waveform))
         sources = sorted(folder.glob("*.cpp"))
         if sum(source.stat().st_size for source in sources) < UNIT_BYTES:
             lines = [f'#include "{source.name}"\n' for source in sources]
@@ -209,14 +260,27 @@ def _build(verilog: str, top: str, visible: tuple[str, ...]) -> Path:
             sources = [folder / "all.cc"]
         objects = _compile(root, cxx, sources, folder)
         result = folder / "model.so"
-        _call([cxx, "-shared", "-o", str(result), *map(str, [*objects, *runtime]), "-lpthread"])
+        libraries = ["-lpthread", *(("-llz4", "-lz") if waveform == "fst" else ())]
+        _call([cxx, "-shared", "-o", str(result), *map(str, [*objects, *runtime]), *libraries])
         result.replace(library)
     return library
 
 
-def _runtime(root: Path, cxx: str) -> list[Path]:
-    """Verilator's own runtime, compiled once for each compiler and set of options."""
-    what = repr((str(root), cxx, OPTIMISATION, (root / "include/verilated.cpp").stat().st_size))
+def _need_fst_libraries(cxx: str) -> None:
+    """Raises a `UserError` if the libraries that compress FST files are not installed."""
+    command = [cxx, "-shared", "-fPIC", "-x", "c++", "-", "-o", os.devnull, "-llz4", "-lz"]
+    source = "#include <lz4.h>\n#include <zlib.h>\n"
+    if subprocess.run(command, input=source, capture_output=True, text=True).returncode:
+        raise UserError(
+            "an .fst waveform needs the libraries lz4 and zlib with their headers",
+            hint="install liblz4-dev and zlib1g-dev, or write a .vcd file",
+        )
+
+
+def _runtime(root: Path, cxx: str, names: Sequence[str]) -> list[Path]:
+    """Parts of Verilator's own runtime, compiled once for each compiler and set of options."""
+    sizes = [(root / f"include/{name}.cpp").stat().st_size for name in names]
+    what = repr((str(root), cxx, OPTIMISATION, *zip(names, sizes, strict=True)))
     key = hashlib.sha256(what.encode()).hexdigest()[:16]
     folder = cache_folder() / "verilator" / f"runtime-{key}"
     if not folder.exists():
@@ -224,14 +288,14 @@ def _runtime(root: Path, cxx: str) -> list[Path]:
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             done = Path(scratch) / "objects"
             done.mkdir()
-            _compile(root, cxx, [root / "include" / f"{name}.cpp" for name in _RUNTIME], done)
+            _compile(root, cxx, [root / "include" / f"{name}.cpp" for name in names], done)
             try:
                 done.replace(folder)
             except OSError:
                 # Another process was faster.
                 if not folder.exists():
                     raise
-    return [folder / f"{name}.o" for name in _RUNTIME]
+    return [folder / f"{name}.o" for name in names]
 
 
 def _compile(root: Path, cxx: str, sources: Sequence[Path], folder: Path) -> list[Path]:
@@ -273,7 +337,7 @@ def _ports(header: str) -> list[ModelPort]:
     ]
 
 
-def _shim(ports: Sequence[ModelPort]) -> str:
+def _shim(top: str, ports: Sequence[ModelPort], waveform: str) -> str:
     apply, sample, place = [], [], {False: 0, True: 0}
     listed = []
     for port in ports:
@@ -295,17 +359,30 @@ def _shim(ports: Sequence[ModelPort]) -> str:
         else:
             apply.append(f"{field} = in[{here}];")
     clocked = any(port.name == "clk" for port in ports)
+    low, rise = "m.clk = 0;", "m.clk = 1; m.eval();"
+    if waveform:
+        # A waveform shows a cycle from its rising edge on: the logic settles while the clock is 1.
+        low, rise = "", f"{low} m.eval(); {rise}"
+    name, source, _ = _TRACE.get(waveform, ("", "", ""))
     values = {
         "APPLY": "\n  ".join(apply),
         "SAMPLE": "\n  ".join(sample),
-        "LOW": "m.clk = 0;" if clocked else "",
-        "RISE": "m.clk = 1; m.eval();" if clocked else "",
+        "LOW": low if clocked else "",
+        "RISE": rise if clocked else "",
+        "FIRST": "state->model->clk = 1;" if clocked and waveform else "",
+        "FALL": "m.clk = 0;" if clocked else "",
+        "TRACED": str(bool(waveform)).lower(),
+        "TOP": top,
+        "WAVEFORM": name,
+        "SOURCE": source,
+        "HALF": str(PERIOD // 2),
         "INPUTS": str(place[False]),
         "OUTPUTS": str(place[True]),
         "LOCAL": str(max(1, place[True])),
         "PORTS": ",".join(listed),
     }
-    return re.sub(r"@(\w+)@", lambda match: values[match[1]], _SHIM)
+    shim = _SHIM + _TRACE_SHIM if waveform else _SHIM
+    return re.sub(r"@(\w+)@", lambda match: values[match[1]], shim)
 
 
 _SHIM = r"""
@@ -318,6 +395,7 @@ namespace {
 struct State {
   VerilatedContext context;
   Vtop* model;
+  void* trace = nullptr;
 };
 void apply(Vtop& m, const uint64_t* in) {
   @APPLY@
@@ -331,7 +409,9 @@ extern "C" {
 const char* model_ports() { return "@PORTS@"; }
 void* model_new() {
   State* state = new State;
+  state->context.traceEverOn(@TRACED@);
   state->model = new Vtop(&state->context, "TOP");
+  @FIRST@
   settle(*state->model);
   return state;
 }
@@ -348,7 +428,8 @@ void model_sample(void* p, const uint64_t* in, uint64_t* out) {
   read(m, out);
 }
 void model_run(void* p, const uint64_t* inputs, int64_t rows, int64_t cycles, uint64_t* outputs,
-               int64_t* at, int64_t samples, int64_t watch, int64_t stop, int64_t* done) {
+               int64_t* at, int64_t samples, int64_t watch, int64_t stop, int64_t* done,
+               int64_t first, int64_t last, void (*observe)(int64_t)) {
   Vtop& m = *static_cast<State*>(p)->model;
   uint64_t local[@LOCAL@];
   int64_t t = 0, count = 0;
@@ -357,6 +438,7 @@ void model_run(void* p, const uint64_t* inputs, int64_t rows, int64_t cycles, ui
     settle(m);
     uint64_t* out = count < samples ? outputs + count * @OUTPUTS@ : local;
     read(m, out);
+    if (t >= first && t <= last) observe(t);
     if (count < samples && (watch < 0 || out[watch])) {
       at[count++] = t;
       halt = count == samples;
@@ -378,6 +460,38 @@ void model_variables(void* p, void (*found)(const char*, const char*, void*, int
       found(scope.second->name(), v.name(), v.datap(), depth, v.entBits());
     }
   }
+}
+}
+"""
+
+_TRACE_SHIM = r"""
+#include "@SOURCE@.h"
+extern "C" {
+int model_trace(void* p, const char* path) {
+  State* state = static_cast<State*>(p);
+  @WAVEFORM@* trace = new @WAVEFORM@;
+  state->trace = trace;
+  trace->set_time_unit("1ns");
+  trace->set_time_resolution("1ns");
+  trace->dumpvars(99, "TOP.@TOP@");
+  state->model->trace(trace, 99);
+  trace->open(path);
+  return trace->isOpen();
+}
+void model_dump(void* p, int64_t time) {
+  State* state = static_cast<State*>(p);
+  Vtop& m = *state->model;
+  @WAVEFORM@* trace = static_cast<@WAVEFORM@*>(state->trace);
+  trace->dump(static_cast<uint64_t>(time));
+  @FALL@ m.eval();
+  trace->dump(static_cast<uint64_t>(time + @HALF@));
+}
+void model_trace_end(void* p) {
+  State* state = static_cast<State*>(p);
+  @WAVEFORM@* trace = static_cast<@WAVEFORM@*>(state->trace);
+  trace->close();
+  delete trace;
+  state->trace = nullptr;
 }
 }
 """

@@ -1,0 +1,39 @@
+"""`program-to-hw`: from the program to the chip that runs it, in CIRCT's hw, comb and seq.
+
+The weights are no part of the result: ROM and SRAM are memories whose contents are files (see
+`emit_hardware`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.passes import ModulePass
+from xdsl.utils.exceptions import PassFailedException
+
+from intaglio.backend.program import program_of
+from intaglio.backend.program_file import program_content
+
+
+@dataclass(frozen=True)
+class ProgramToHW(ModulePass):
+    """Replaces a scheduled module by the hardware of its chip."""
+
+    name = "program-to-hw"
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        from intaglio.backend.hw.chip import build_chip
+
+        try:
+            content = program_content(op)
+        except ValueError as error:
+            raise PassFailedException(f"{error}; run program-schedule first") from error
+        chip = build_chip(program_of(content))
+        for old in list(op.ops):
+            old.detach()
+            old.erase(safe_erase=False)
+        for new in list(chip.ops):
+            new.detach()
+            op.body.block.add_op(new)
