@@ -30,6 +30,7 @@ from intaglio.backend.hw.chip import TOP, chip_design
 from intaglio.backend.hw.kv import word_bytes
 from intaglio.backend.hw.layout import Layout, Words, layout_of, rom_words
 from intaglio.backend.output import sha256_of
+from intaglio.dialects import semantics
 
 if TYPE_CHECKING:
     from intaglio.backend.image_files import Images
@@ -288,6 +289,4 @@ def source_files() -> Iterator[Path]:
     here = Path(__file__).parent
     yield from sorted((here / "hw").glob("*.py"))
     yield from (here / "emit_hardware.py", here / "circt.py")
-    from intaglio import dialects
-
-    yield from sorted(Path(dialects.__path__[0]).glob("*.py"))
+    yield from sorted(Path(semantics.__file__).parent.glob("*.py"))

@@ -94,8 +94,8 @@ def cycles_at(out: Path, position: int) -> int:
 
 def predict(out: Path) -> None:
     """Predicted tokens/s beside the paper and the lower bound."""
-    from intaglio.dialects.tiling import MatrixShape, activation_passes, lower_bound_cycles
     from intaglio.backend.program import load_program
+    from intaglio.dialects.tiling import MatrixShape, activation_passes, lower_bound_cycles
 
     program = load_program(out)
     machine = program.machine

@@ -375,9 +375,10 @@ class _Recorder:
             else:
                 last = (offset + -(-width // 8) - 1) // 8
                 parts += [(word, 0, (1 << 64) - 1, number) for word in range(offset // 8, last + 1)]
-        word, shift, mask, self._number = zip(*parts, strict=True) if parts else ((),) * 4
-        self._word = np.array(word, np.int64)
-        self._shift, self._mask = np.array(shift, np.uint64), np.array(mask, np.uint64)
+        self._word = np.array([word for word, _, _, _ in parts], np.int64)
+        self._shift = np.array([shift for _, shift, _, _ in parts], np.uint64)
+        self._mask = np.array([mask for _, _, mask, _ in parts], np.uint64)
+        self._number = [number for _, _, _, number in parts]
         self._spots = spots
         self._last: npt.NDArray[np.uint64] | None = None
 

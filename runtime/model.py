@@ -7,6 +7,7 @@ a cycle are what a register outside the module would see at that cycle's end.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -240,16 +241,22 @@ class CompiledModel:
         self.trace_end()
         last = _FOREVER if last is None else last
         if not max(0, first, self.cycle) <= last:
-            raise UserError(f"no cycle from {first} to {last} is to come after {self.cycle - 1}")
+            raise UserError(
+                f"no cycle of {first} to {last} is to come: {self.cycle} have been run",
+                hint="cycles count from 0, and the first is not after the last",
+            )
         self._recorder = self._record(path)
         self._traced = first, last
         self._observe = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self._settled)
+        # However the program ends, the file is complete.
+        atexit.register(self.trace_end)
 
     def trace_end(self) -> None:
         """See `Model.trace_end`."""
         # The callback refers to the model: without it the model is freed at once.
         recorder, self._recorder, self._observe = self._recorder, None, None
         if recorder is not None:
+            atexit.unregister(self.trace_end)
             recorder.close()
 
     def _record(self, path: Path) -> Recorder:

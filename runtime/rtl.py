@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from intaglio.backend.hw.kv import read_cache, word_bytes
 from intaglio.backend.hw.layout import layout_of, rom_words
 from intaglio.backend.hw.sequencer import QUEUES
 from intaglio.backend.image_files import Images
+from intaglio.backend.output import sha256_of
 from intaglio.backend.program import PROGRAM, Instruction, Program, load_program
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
@@ -35,6 +36,7 @@ from intaglio.runtime.arc import cache_folder
 from intaglio.runtime.model import Model, Trace
 from intaglio.runtime.simulator import Context, Probabilities, Simulator, Store
 from intaglio.runtime.timing import spans
+from intaglio.runtime.vcd import waveform_format, writable
 
 Ints = npt.NDArray[np.int64]
 ENGINES = ("rtl", "verilator")
@@ -127,10 +129,14 @@ class RTLChip:
         cache: keep compiled models on disk.
         opt: level of optimisation of the rtl engine: 0 builds sooner and runs slower.
         text: the IR to run instead of the program's own, with the same memories.
+        trace: a waveform file; it is complete when its last cycle has been run, or at `close`.
+        trace_cycles: its first and its last cycle (None: to the end), both included. Cycle 0 is
+            that of the reset when the chip is made; `began` tells where on this clock a token is,
+            and later resets do not set it back.
 
     Raises:
         UserError: the program needs what the hardware does not have, or the engine a package or
-            compiler that is missing.
+            compiler that is missing; or the engine cannot write such a waveform.
     """
 
     def __init__(
@@ -142,16 +148,22 @@ class RTLChip:
         cache: bool = True,
         opt: int = 1,
         text: str | None = None,
+        trace: Path | None = None,
+        trace_cycles: tuple[int, int | None] = (0, None),
     ) -> None:
         if engine not in ENGINES:
             raise UserError(f"no engine {engine}", hint=f"engines are {', '.join(ENGINES)}")
+        waveform = waveform_format(trace, engine) if trace is not None else ""
+        if trace is not None:
+            # What is wrong with the file is said before minutes of work.
+            writable(trace)
         self.program = program
         self.engine = engine
         self.vocabulary = program.vocabulary
         self.capacity = program.capacity
         self.fraction_bits: int = program.buffers[program.logits].type["fraction"]
         self.layout = layout_of(program)
-        self.model = _model(program, Path(folder), engine, cache, opt, text)
+        self.model = _model(program, Path(folder), engine, cache, opt, text, waveform)
         self.events: list[Event] = []
         """Of the last token, by finish."""
         self.position = 0
@@ -164,6 +176,8 @@ class RTLChip:
                 memory = self.model.memory(path)
                 memory[: len(words)] = words
         self.model.set("next_ready", 1)
+        if trace is not None:
+            self.model.trace(trace, *trace_cycles)
         self.reset()
 
     @cached_property
@@ -179,6 +193,11 @@ class RTLChip:
         self.position = 0
         self.events = []
         self._open = {}
+
+    @property
+    def began(self) -> int:
+        """The cycle in which the last token was accepted, on the clock of the waveform."""
+        return self._began
 
     @property
     def saturations(self) -> int:
@@ -391,7 +410,13 @@ def write_hardware(folder: Path, stage: str = "sv") -> list[str]:
 
 
 def _model(
-    program: Program, folder: Path, engine: str, cache: bool, opt: int, text: str | None
+    program: Program,
+    folder: Path,
+    engine: str,
+    cache: bool,
+    opt: int,
+    text: str | None,
+    waveform: str,
 ) -> Model:
     emitted = text is None
     if text is None:
@@ -404,24 +429,34 @@ def _model(
 
     compiler()
     verilator_root()
-    return VerilatorModel(_verilog(text, folder if emitted else None, cache), TOP)
+    verilog = _verilog(text, folder if emitted else None, cache)
+    return VerilatorModel(verilog, TOP, waveform=waveform)
 
 
 def _text(program: Program, folder: Path, cache: bool) -> str:
     """The IR: what was emitted, what is kept from before, or new."""
-    if (folder / IR).is_file():
-        return (folder / IR).read_text()
+    if (emitted := _emitted(folder, (IR,))) is not None:
+        return emitted
     parts = [(folder / PROGRAM).read_bytes(), *(file.read_bytes() for file in source_files())]
     return _kept("mlir", parts, lambda: hardware_text(program), cache)
 
 
 def _verilog(text: str, folder: Path | None, cache: bool) -> str:
     """The SystemVerilog: what was emitted, what is kept from before, or new."""
-    files = [] if folder is None else [folder / name for name in VERILOG]
-    if files and all(file.is_file() for file in files):
-        return "\n".join(file.read_text() for file in files)
+    if folder is not None and (emitted := _emitted(folder, VERILOG)) is not None:
+        return emitted
     parts = [text.encode(), circt.version().encode(), *(f.read_bytes() for f in source_files())]
     return _kept("sv", parts, lambda: circt.to_verilog(text), cache)
+
+
+def _emitted(folder: Path, names: Sequence[str]) -> str | None:
+    """Emitted files, if they are of the folder's program as it is."""
+    if not all((folder / name).is_file() for name in names):
+        return None
+    texts = [(folder / name).read_text() for name in names]
+    digest = sha256_of(folder / PROGRAM)
+    # Their first lines say what they were made from.
+    return "\n".join(texts) if all(digest in text[:1000] for text in texts) else None
 
 
 def _kept(end: str, parts: Iterable[bytes], make: Callable[[], str], cache: bool) -> str:

@@ -1,8 +1,8 @@
 """Waveforms: which file an engine can write, and a writer of Value Change Dumps.
 
-The format is that of IEEE 1364-2005, section 18. The same values give the same bytes: the header has
-no date. A clock cycle takes `PERIOD` ns, so that a time is ten times its cycle: at `PERIOD * cycle`
-the clock rises and all signals take the values that they have in that cycle.
+The format is that of IEEE 1364-2005, section 18. The same values give the same bytes: there is no
+date in the header. A clock cycle takes `PERIOD` ns, so that a time is ten times its cycle: at
+`PERIOD * cycle` the clock rises and all signals take the values that they have in that cycle.
 """
 
 from __future__ import annotations

@@ -240,10 +240,10 @@ def _build(verilog: str, top: str, visible: tuple[str, ...], waveform: str) -> P
     library = cache_folder() / "verilator" / f"{key}.so"
     if library.exists():
         return library
+    if waveform == "fst":
+        _need_fst_libraries(cxx)
     runtime = _runtime(root, cxx, _RUNTIME)
     if waveform:
-        if waveform == "fst":
-            _need_fst_libraries(cxx)
         runtime += _runtime(root, cxx, (_TRACE[waveform][1],))
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:

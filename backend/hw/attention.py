@@ -23,6 +23,7 @@ pipeline, then the reduction network and the requantiser:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from intaglio.backend.hw import datapaths
@@ -483,14 +484,15 @@ class _Unit:
         # The cycle after the last step of a block is that of its first beat.
         load = self.trigger & ~f["weighted"]
         shared["load"] = load.delay(self.early, reset=0, name="tile_load")
-        present = self.seen(self.block)
+        present = _delayed(self.seen(self.block), deep, "tile_present")
+        bytes_ = [cat(*reversed(each)) for each in zip(*probability, strict=True)]
+        bytes_ = _delayed(bytes_, deep - 1, "probability")
         found: list[dict[str, Signal]] = []
         for t in range(self.tiles):
-            bytes_ = cat(*[one[t] for one in reversed(probability)])
             inputs = {
                 **shared,
-                "present": present[t].delay(deep, name="tile_present"),
-                "probability": bytes_.delay(deep - 1, name="probability"),
+                "present": present[t],
+                "probability": bytes_[t],
                 "write_enable": write[t].enable,
                 "write_address": write[t].address,
                 "write_data": write[t].data,
@@ -536,8 +538,9 @@ class _Unit:
             assert len(seen) == parts * self.width
         values: list[Signal] = []
         flags: list[Signal] = []
+        scales = scales.delay(query_depth, name="key")
         for i in range(count):
-            word = scales[SCALE_WORD * i : SCALE_WORD * (i + 1)].delay(query_depth, name="key")
+            word = scales[SCALE_WORD * i : SCALE_WORD * (i + 1)]
             stored = word[SCALE_BITS:].as_signed()
             out = m.instance(
                 f"score{i}",
@@ -556,7 +559,7 @@ class _Unit:
             flags.append(out["saturated"])
         row = f["target"] + beats.head * f["target_stride"] + self.token_row(beats)
         delay = self.early + self.late
-        enables = [one.delay(delay, reset=0, name="score_lane") for one in lanes]
+        enables = _delayed(lanes, delay, "score_lane", reset=0)
         m.output("score_enable", cat(*enables).any())
         m.output("score_row", self.fit(row, model.row_bits).delay(delay, name="score_row"))
         m.output("score_data", cat(*[values[i % count] for i in reversed(range(self.width))]))
@@ -590,7 +593,7 @@ class _Unit:
         offset = linear.truncate(lane_bits) if lane_bits else m.constant(0)
         lanes = [on & (offset <= i) & (offset + size > i) for i in range(self.width)]
         delay = self.early + self.late
-        enables = [one.delay(delay, reset=0, name="result_lane") for one in lanes]
+        enables = _delayed(lanes, delay, "result_lane", reset=0)
         # Narrow heads begin at a multiple of their width.
         step = min(output, *(width for width in model.widths))
         turn = m.constant(0)
@@ -609,9 +612,8 @@ class _Unit:
         m.output("result_row", row.delay(delay, name="result_row"))
         m.output("result_data", cat(*reversed(data)))
         m.output("result_lanes", cat(*reversed(enables)))
-        counted = [
-            flag & (size > i).delay(delay, name="result_size") for i, flag in enumerate(flags)
-        ]
+        inside = _delayed([size > i for i in range(output)], delay, "result_size")
+        counted = [flag & here for flag, here in zip(flags, inside, strict=True)]
         return add_all(counted), enable
 
     def head_scales(self, beats: _Beats) -> Scale:
@@ -705,6 +707,15 @@ class _Unit:
     def fit(self, signal: Signal, width: int) -> Signal:
         """The signal on `width` wires; what does not fit never happens."""
         return signal.truncate(width).extend(width, False)
+
+
+def _delayed(
+    signals: Sequence[Signal], cycles: int, name: str, reset: int | None = None
+) -> list[Signal]:
+    """Unsigned signals of one width some cycles later: one register a cycle for all of them."""
+    (width,) = {signal.width for signal in signals}
+    word = cat(*reversed(signals)).delay(cycles, reset=reset, name=name)
+    return [word[width * i : width * (i + 1)] for i in range(len(signals))]
 
 
 def _up(counter: Signal) -> Signal:

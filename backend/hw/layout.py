@@ -31,8 +31,8 @@ from intaglio.backend.hw import attention, matrix_plan, sequencer, vector_encode
 from intaglio.backend.hw.attention import AttentionModel
 from intaglio.backend.hw.matrix_plan import MatrixConfig
 from intaglio.backend.hw.sequencer import QueueProgram
-from intaglio.backend.hw.vector import VectorShape
 from intaglio.backend.hw.vector_encode import ConstantRows, Places
+from intaglio.backend.hw.vector_shape import VectorShape
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 

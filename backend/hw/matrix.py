@@ -25,7 +25,7 @@ activations' scale.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from intaglio.backend.hw import datapaths
 from intaglio.backend.hw.matrix_plan import MatrixConfig, log2
@@ -51,8 +51,13 @@ EXPONENT_BITS = 10
 """Bits of a scale's exponent there, with its sign."""
 
 
-def build_matrix(design: Design, config: MatrixConfig, name: str = "matrix") -> ModuleBuilder:
-    """The module of the matrix array, with its tiles.
+def build_matrix(
+    design: Design,
+    config: MatrixConfig,
+    name: str = "matrix",
+    tiles: Collection[int] | None = None,
+) -> ModuleBuilder:
+    """The module of the matrix array, with its tiles (or `tiles`: the others deliver 0).
 
     W is `vector_lanes`; a row of a memory has W elements, lane 0 at the low bits. Memories give
     what lies at an address one cycle later.
@@ -75,14 +80,18 @@ def build_matrix(design: Design, config: MatrixConfig, name: str = "matrix") -> 
     - `saturations`: how many places saturated, of the numbers written in this cycle.
     - `done`: in the last cycle of the instruction.
     """
-    return _Array(design, config, name).build()
+    chosen = range(config.machine.tiles) if tiles is None else sorted(tiles)
+    return _Array(design, config, name, chosen).build()
 
 
 class _Array:
     """The module under construction."""
 
-    def __init__(self, design: Design, config: MatrixConfig, name: str) -> None:
+    def __init__(
+        self, design: Design, config: MatrixConfig, name: str, tiles: Sequence[int]
+    ) -> None:
         self.config = config
+        self.tiles = tiles
         self.machine = config.machine
         self.tile = build_matrix_unit(design, config)
         self.m = m = design.module(name, "The matrix array and its control.")
@@ -323,7 +332,7 @@ class _Array:
         scales: list[Signal] = []
         ports = {p.name: p.width for p in self.tile.ports if not p.output and not p.clock}
         slice_ = self.slice.delay(before)
-        for t in range(machine.tiles):
+        for t in self.tiles:
             inputs = dict(self.inputs)
             inputs["split"] = self.field("split")
             inputs["deliver"] = self.draining & self.by_split(lambda s, t=t: self._delivers(s, t))

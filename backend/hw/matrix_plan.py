@@ -559,23 +559,30 @@ def l_unit_images(
         images: the tensors' integers.
         config: of the array.
     """
+    for tile in range(config.machine.tiles):
+        yield from tile_images(program, images, config, tile)
+
+
+def tile_images(
+    program: ProgramLike, images: ImagesLike, config: MatrixConfig, tile: int
+) -> Iterator[LUnitImage]:
+    """The contents of the ROMs of one tile; see `l_unit_images`."""
     machine = config.machine
     names = dict.fromkeys(_tensor(use) for use in matrix_uses(program))
     word_bytes = _element_bytes(config.word_bits)
-    for tile in range(machine.tiles):
-        codes = np.zeros((machine.l_units, config.code_words, word_bytes), np.uint8)
-        scales = np.zeros((machine.l_units, config.scale_words), np.uint32)
-        for name in names:
-            parameter = program.parameters[name]
-            piece = piece_of(parameter, machine)
-            _engrave(parameter, piece, images, machine, tile, codes, scales)
-        for unit in range(machine.l_units):
-            yield LUnitImage(
-                tile,
-                unit,
-                _elements(codes[unit]),
-                scales[unit].astype(f"u{_element_bytes(config.scale_bits)}"),
-            )
+    codes = np.zeros((machine.l_units, config.code_words, word_bytes), np.uint8)
+    scales = np.zeros((machine.l_units, config.scale_words), np.uint32)
+    for name in names:
+        parameter = program.parameters[name]
+        piece = piece_of(parameter, machine)
+        _engrave(parameter, piece, images, machine, tile, codes, scales)
+    for unit in range(machine.l_units):
+        yield LUnitImage(
+            tile,
+            unit,
+            _elements(codes[unit]),
+            scales[unit].astype(f"u{_element_bytes(config.scale_bits)}"),
+        )
 
 
 def _element_bytes(bits: int) -> int:

@@ -704,6 +704,8 @@ class ModuleBuilder:
         self._shared: dict[tuple[Any, ...], SSAValue] = {}
         self._names: dict[str, Operation | None] = {}
         """Names in use, with the operation that may be renamed when a port wants the name."""
+        self._numbers: dict[str, int] = {}
+        """The last number that a name needed at its end; all lower ones are in use."""
         self._undriven: dict[Operation, str] = {}
         self._finished: hw.HWModuleOp | None = None
 
@@ -956,11 +958,11 @@ class ModuleBuilder:
         return self._share(key, lambda: comb.ReplicateOp(bit, IntegerType(count)))
 
     def _mark(self) -> _Mark:
-        return self._block.last_op, dict(self._shared), dict(self._names)
+        return self._block.last_op, dict(self._shared), dict(self._names), dict(self._numbers)
 
     def _roll_back(self, mark: _Mark) -> None:
         """Forgets the operations made since the mark."""
-        last, self._shared, self._names = mark
+        last, self._shared, self._names, self._numbers = mark
         while (op := self._block.last_op) is not None and op is not last:
             op.detach()
             op.erase(safe_erase=False)
@@ -969,10 +971,11 @@ class ModuleBuilder:
 
     def _unique(self, name: str, op: Operation | None = None) -> str:
         name = base = _legal(name)
-        number = 1
+        number = self._numbers.get(base, 1)
         while name in self._names:
             number += 1
             name = f"{base}{number}"
+        self._numbers[base] = number
         self._names[name] = op
         return name
 
@@ -1025,7 +1028,12 @@ class ModuleBuilder:
         return self._finished
 
 
-_Mark = tuple[Operation | None, dict[tuple[Any, ...], SSAValue], dict[str, Operation | None]]
+_Mark = tuple[
+    Operation | None,
+    dict[tuple[Any, ...], SSAValue],
+    dict[str, Operation | None],
+    dict[str, int],
+]
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,13 +71,13 @@ FIELDS = (
     # Groups: how many, beats of each, lanes used in the last beat, words from one to the next.
     Field("groups", 12),
     Field("beats", 16),
-    Field("lanes", 8),
+    Field("lanes", 11),
     Field("group_words", 20),
     # A group's constants are the group's own, or those of the first group again.
     Field("constant_restart", 1),
     Field("offset", 1),
     # Rotary: partner's distance in lanes or in rows, rows that turn, constant rows a position.
-    Field("exchange", 7),
+    Field("exchange", 10),
     Field("half_rows", 8),
     Field("turning_rows", 8),
     Field("position_rows", 8),

@@ -81,9 +81,9 @@ def check(machine: Machine) -> None:
         UserError: a latency is too short, or the lanes are not a power of two.
     """
     lanes = machine.vector_lanes
-    if lanes & (lanes - 1) or not 2 <= lanes <= 64:
+    if lanes & (lanes - 1) or not 2 <= lanes <= 1024:
         raise UserError(
-            f"the vector unit takes 2 to 64 lanes, a power of two, not {lanes}",
+            f"the vector unit takes 2 to 1024 lanes, a power of two, not {lanes}",
             hint="change vector.lanes or the array of the target",
         )
     for name, least in _LEAST_LATENCIES.items():

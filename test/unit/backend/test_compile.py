@@ -12,7 +12,7 @@ import pytest
 
 from intaglio.backend.compile import compile_model
 from intaglio.backend.output import TIMINGS
-from intaglio.backend.stages import STAGES, Options
+from intaglio.backend.stages import IR_STAGES, Options
 
 Named = Callable[[str], Path]
 
@@ -26,7 +26,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", ["llama", "phi"])
 def test_same_input_same_bytes(model: Named, tmp_path: Path, name: str) -> None:
     """In another folder, from a copy of the model, in another process with other hash seeds."""
-    here = compile_model(model(name), tmp_path / "here", Options("roma-mini")).folder
+    here = compile_model(model(name), tmp_path / "here", Options("roma-mini", emit=None)).folder
     shutil.copytree(model(name).parent, tmp_path / "copy")
     there = tmp_path / "elsewhere" / "there"
     command = [sys.executable, "-m", "intaglio.runtime.cli", "compile"]
@@ -48,7 +48,7 @@ def test_no_path_of_the_machine_is_written(compiled: Named, model: Named) -> Non
             assert str(path).encode() not in content, name
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", IR_STAGES)
 def test_every_stage_parses_back(compiled: Named, stage: str) -> None:
     """What a compile writes is what xdsl-opt prints of it, byte for byte."""
     path = compiled("llama") / "ir" / f"{stage}.mlir"

@@ -101,7 +101,18 @@ def named(proto: onnx.ModelProto, name: str) -> Any:
 
 def test_compile_writes_a_folder_and_says_what_fits(run: Run, model, tmp_path: Path):
     out = tmp_path / "deep" / "out"
-    result = run("compile", model("llama"), "--target", "roma-mini", "-o", out, "--context", "64")
+    result = run(
+        "compile",
+        model("llama"),
+        "--target",
+        "roma-mini",
+        "-o",
+        out,
+        "--context",
+        "64",
+        "--emit",
+        "program",
+    )
     assert result.code == 0 and result.err == ""
     assert {"manifest.json", "mapping.json", "program.json"} <= {p.name for p in out.iterdir()}
     assert (
@@ -109,7 +120,7 @@ def test_compile_writes_a_folder_and_says_what_fits(run: Run, model, tmp_path: P
         and "64 tokens" in result.out
         and "tokens/s at position 63" in result.out
     )
-    again = run("compile", model("llama"), "--target", "roma-mini", "-o", out)
+    again = run("compile", model("llama"), "--target", "roma-mini", "--emit", "program", "-o", out)
     assert again.code == 0 and "tokens/s at position 127" in again.out
 
 
@@ -125,7 +136,15 @@ def test_settings_and_slots_reach_the_compiler(run: Run, model, tmp_path: Path):
     out = tmp_path / "out"
     arguments = ["--target", "roma-mini", "--set", "activations=int16", "--set", "kv=int16"]
     result = run(
-        "compile", model("llama"), *arguments, "--adapter-slots", "4:qkv_proj,o_proj", "-o", out
+        "compile",
+        model("llama"),
+        *arguments,
+        "--emit",
+        "program",
+        "--adapter-slots",
+        "4:qkv_proj,o_proj",
+        "-o",
+        out,
     )
     assert result.code == 0, result.err
     content = run("inspect", out, "--format", "json").json
@@ -140,7 +159,7 @@ def test_the_mapping_can_be_followed(run: Run, model, compiled, tmp_path: Path):
     head["pieces"] = [{"rows": [0, 256], "tiles": [2, 4], "split": 1}]
     path, out = tmp_path / "mapping.json", tmp_path / "out"
     path.write_text(json.dumps(mapping))
-    arguments = ("--target", "roma-mini", "--mapping", path, "-o", out)
+    arguments = ("--target", "roma-mini", "--mapping", path, "--emit", "program", "-o", out)
     assert run("compile", model("llama"), *arguments).code == 0
     ours, theirs = load(out), load(compiled("llama"))
     assert ours.generate([1, 2, 3], 4) == theirs.generate([1, 2, 3], 4)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from intaglio.backend.program import load_program
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.inspect import inspect_json, inspect_text, size_text
-from intaglio.backend.program import load_program
 from intaglio.runtime.timing import token_cycles
 
 USES = ("codes_bits", "scales_bits", "zeros_bits", "padding_bits")

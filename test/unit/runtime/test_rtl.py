@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,31 @@ def test_stalls_at_the_token_ports(pair: tuple[Simulator, RTLChip]) -> None:
         token = want[1]
 
 
+def test_tokens_without_gaps(pair: tuple[Simulator, RTLChip]) -> None:
+    """Each token is accepted in the very cycle in which the one before has finished."""
+    simulator, chip = pair
+    model, prompt = chip.model, (3, 60, 1, 1, 17)
+    want = None
+    for position, token in enumerate(prompt):
+        want = simulator.step(token, position)
+    chip.accept(prompt[0], 0, False)
+    for position, token in enumerate(prompt[1:], 1):
+        last = position == len(prompt) - 1
+        for name, value in (("token", token), ("sample", int(last)), ("restart", 0)):
+            model.set(name, value)
+        model.set("token_valid", 1)
+        trace = model.run(10_000, stop="token_ready", samples=1 << 14)
+        # Cycle 0 was run before, and this ends with cycle 0 of the next token.
+        assert trace.cycles == chip.period(position - 1, False)
+    model.set("token_valid", 0)
+    trace = model.run(10_000, stop="token_ready", samples=1 << 14)
+    assert trace.cycles == chip.period(len(prompt) - 1, True)
+    assert want is not None
+    (wanted,) = np.flatnonzero(trace.outputs["next_valid"])
+    assert trace.outputs["next_token"][wanted] == want[1]
+    assert np.array_equal(np.asarray(chip.read(chip.program.logits)), want[0])
+
+
 def test_a_wrong_rom_bit_is_located(pair: tuple[Simulator, RTLChip]) -> None:
     simulator, chip = pair
     name = next(n for n in chip.program.parameters if "down_proj" in n)
@@ -193,10 +219,20 @@ def test_a_wrong_rounding_is_located(out: Path, monkeypatch: pytest.MonkeyPatch)
     assert not found.is_cycle and "element" in found.what
 
 
+def random_shape(seed: int) -> tuple[str, ...]:
+    """Settings of another mini chip, as bench/hardware.py draws them."""
+    path = Path(__file__).parents[3] / "bench" / "hardware.py"
+    spec = spec_from_file_location("bench_hardware", path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.random_shape(np.random.default_rng(seed))
+
+
 def test_another_shape(model: Callable[[str], Path], tmp_path: Path) -> None:
     """So the cycle model is a model; bench/hardware.py tries more. INTAGLIO_SEED changes it."""
     seed = int(os.environ.get("INTAGLIO_SEED", "1"))
-    settings = random_shape(np.random.default_rng(seed))
+    settings = random_shape(seed)
     print(f"seed {seed}: {' '.join(settings)}")
     name = ("llama", "qwen", "phi")[seed % 3]
     compile_model(model(name), tmp_path / "out", Options("roma-mini", settings, context=64))

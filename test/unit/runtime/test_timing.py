@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from intaglio.backend.program import Block, Instruction, Program, load_program
 from intaglio.backend.target import load_target
 from intaglio.dialects import formula, timeline
-from intaglio.backend.program import Block, Instruction, Program, load_program
 from intaglio.runtime.timing import (
     GenerationCycles,
     critical_path,

@@ -16,6 +16,7 @@ import pytest
 from intaglio.backend.hw import attention, kv
 from intaglio.backend.hw.attention_model import AttentionModel, row_of
 from intaglio.backend.hw.signal import Design, Signal, Write, cat
+from intaglio.backend.program import Block, Buffer, Cache, Instruction, Program
 from intaglio.dialects import semantics, timeline
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
@@ -24,7 +25,6 @@ from intaglio.dialects.formula import Formula
 from intaglio.dialects.machine import Machine
 from intaglio.lowering import durations
 from intaglio.runtime.arc import ArcModel
-from intaglio.backend.program import Block, Buffer, Cache, Instruction, Program
 
 MINI = Machine(
     name="test",

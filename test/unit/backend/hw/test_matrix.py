@@ -22,14 +22,6 @@ from intaglio.backend.hw.matrix_plan import (
     shape_of,
 )
 from intaglio.backend.hw.signal import Design, Write
-from intaglio.dialects import formula, semantics, timeline
-from intaglio.dialects.codes import FORMATS, Matrix, pack
-from intaglio.dialects.errors import UserError
-from intaglio.dialects.fixed_point import Saturations, Scale
-from intaglio.dialects.machine import Machine
-from intaglio.dialects.tiling import Piece
-from intaglio.lowering import durations
-from intaglio.runtime.arc import ArcModel
 from intaglio.backend.image_files import Images
 from intaglio.backend.program import (
     Block,
@@ -39,6 +31,14 @@ from intaglio.backend.program import (
     Program,
     load_program,
 )
+from intaglio.dialects import formula, semantics, timeline
+from intaglio.dialects.codes import FORMATS, Matrix, pack
+from intaglio.dialects.errors import UserError
+from intaglio.dialects.fixed_point import Saturations, Scale
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.tiling import Piece
+from intaglio.lowering import durations
+from intaglio.runtime.arc import ArcModel
 
 Ints = npt.NDArray[np.int64]
 
