@@ -195,6 +195,29 @@ class Chip:
             self._hardware[engine] = RTLChip(self.program, self.folder, engine)
         return self._hardware[engine]
 
+    def trace(self, engine: str, path: str | Path, cycles: str = ":") -> None:
+        """Writes a waveform of what a hardware engine does from now on.
+
+        Args:
+            engine: `rtl` or `verilator`.
+            path: `.vcd`, or with `verilator` also `.fst`.
+            cycles: FROM:TO, both included, counted from the first reset; either may be left out.
+
+        Raises:
+            UserError: the engine, the suffix or the range cannot be used.
+        """
+        from intaglio.runtime.rtl import ENGINES as HARDWARE_ENGINES
+        from intaglio.runtime.rtl import RTLChip
+        from intaglio.runtime.vcd import cycle_range
+
+        if engine not in HARDWARE_ENGINES:
+            raise UserError(
+                f"engine '{engine}' has no waveforms", hint=f"{' and '.join(HARDWARE_ENGINES)} have"
+            )
+        self._hardware[engine] = RTLChip(
+            self.program, self.folder, engine, trace=Path(path), trace_cycles=cycle_range(cycles)
+        )
+
     def saturations(self, engine: str = "simulator") -> int:
         """Values that did not fit since an engine was last reset."""
         return self.machine(engine).saturations

@@ -231,6 +231,23 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--logits", metavar="FILE.npy", help="write float32 [tokens, vocabulary]")
+    _trace_arguments(parser)
+
+
+def _trace_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trace", metavar="FILE.vcd", help="write a waveform (rtl; verilator also .fst)"
+    )
+    parser.add_argument(
+        "--trace-cycles", metavar="FROM:TO", help="trace only these cycles, counted from the reset"
+    )
+
+
+def _trace(args: argparse.Namespace, chip: Chip) -> None:
+    if args.trace is not None:
+        chip.trace(args.engine, args.trace, args.trace_cycles or ":")
+    elif args.trace_cycles is not None:
+        raise UserError("--trace-cycles: only with --trace")
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -243,6 +260,7 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--windows", metavar="N", type=int, help="how many windows of the text")
     parser.add_argument("--per-op", action="store_true", help="compare every operator")
     parser.add_argument("--json", action="store_true")
+    _trace_arguments(parser)
     parser.add_argument(
         "--tolerance",
         dest="tolerances",
@@ -314,6 +332,7 @@ def _run(args: argparse.Namespace) -> int:
 
     chip = load(args.out)
     prompt = _prompt(args, chip)
+    _trace(args, chip)
     with _progress() as progress:
         progress("loading the model")
         stream = chip.stream(prompt, args.tokens, args.engine)
@@ -417,6 +436,7 @@ def _check(args: argparse.Namespace) -> int:
         raise UserError("--windows: only with --text")
     check_tolerances(tolerances, text=args.text is not None, per_op=args.per_op)
     chip = load(args.out)
+    _trace(args, chip)
     with _progress() as progress:
         result = check(
             chip,
