@@ -1,20 +1,24 @@
-"""The hardware of the full-size chip: what it takes to write, and a tile of it in simulation.
+"""The hardware of the full-size chip: what it takes to write, and parts of it in simulation.
 
     python bench/full_size_hardware.py
-                        write a Llama-3.2-3B shape in int4, compile it for roma, and do both parts
+                        write a Llama-3.2-3B shape in int4, compile it for roma, and do all parts
     python bench/full_size_hardware.py --out OUT --part tiles --tiles 4 --seed 1
                         take a compiled folder; simulate 4 random tiles beside tile 0
 
-Part `emit` writes the IR, SystemVerilog and ROM contents of the whole chip as `intaglio compile`
-does, in a process of its own, and reports seconds, operations, bytes and peak memory over the
-process tree (file-backed pages apart).
+Part `emit` writes the IR, SystemVerilog and ROM contents of the whole chip (`emit_hardware`) in a
+process of its own, and reports seconds, operations, bytes and peak memory over the process tree
+(file-backed pages apart).
 
 Part `tiles` simulates one module `matrix_unit` (64 L-Units with their ROMs) in the arc engine,
 filled with the ROM contents of a tile. Every engraved matrix of the model is multiplied with a
 random vector: the words that the broadcast network brings go in cycle by cycle, and the results of
 the tile's rows are compared with `semantics.dot`, bit for bit. Then rows of the embedding table
 that lie on the tile are read, and their words compared. Tile 0 is always simulated; the others are
-drawn by the seed, and so are the vectors.
+drawn by the seed, and so are the vectors. At the end a bit of a ROM is flipped: it has to be found.
+
+Part `array` simulates the module `matrix`, its control and all requantisers, with one random tile
+of the 256: table read, layer 0, a random layer and the head, from descriptors to the vector memory,
+in numbers and cycles.
 """
 
 from __future__ import annotations

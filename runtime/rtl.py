@@ -174,6 +174,12 @@ class RTLChip:
         for path, words in rom_words(self.layout, Images(program, Path(folder))):
             if path in self._memories:
                 memory = self.model.memory(path)
+                if len(words) > len(memory) or words.shape[1:] != memory.shape[1:]:
+                    raise UserError(
+                        f"the memory {path} of its hardware has another shape",
+                        file=str(folder),
+                        hint="another version wrote this folder; compile the model again",
+                    )
                 memory[: len(words)] = words
         self.model.set("next_ready", 1)
         if trace is not None:

@@ -58,7 +58,7 @@ every instruction of a program does not exist in its hardware."""
 
 
 class ParameterLike(Protocol):
-    """A tensor as `runtime.program.Parameter` describes it."""
+    """A tensor as `backend.program.Parameter` describes it."""
 
     @property
     def name(self) -> str: ...
@@ -79,7 +79,7 @@ class ParameterLike(Protocol):
 
 
 class BufferLike(Protocol):
-    """A buffer as `runtime.program.Buffer` describes it."""
+    """A buffer as `backend.program.Buffer` describes it."""
 
     @property
     def address(self) -> int: ...
@@ -97,7 +97,7 @@ class IssueLike(Protocol):
 
 
 class InstructionLike(Protocol):
-    """An instruction as `runtime.program.Instruction` describes it."""
+    """An instruction as `backend.program.Instruction` describes it."""
 
     @property
     def opcode(self) -> str: ...
@@ -116,7 +116,7 @@ class InstructionLike(Protocol):
 
 
 class BlockLike(Protocol):
-    """A block as `runtime.program.Block` describes it."""
+    """A block as `backend.program.Block` describes it."""
 
     @property
     def instances(self) -> Sequence[Mapping[str, str]]: ...
@@ -125,7 +125,7 @@ class BlockLike(Protocol):
 
 
 class ProgramLike(Protocol):
-    """A program as `runtime.program.Program` describes it."""
+    """A program as `backend.program.Program` describes it."""
 
     @property
     def machine(self) -> Machine: ...
@@ -138,7 +138,7 @@ class ProgramLike(Protocol):
 
 
 class ImagesLike(Protocol):
-    """Where the tensors' integers come from: `runtime.images.Images`."""
+    """Where the tensors' integers come from: `backend.image_files.Images`."""
 
     def matrix(self, name: str) -> Matrix:
         """A matrix of small codes."""

@@ -1,3 +1,0 @@
-"""Moved to backend/image_files.py."""
-
-from intaglio.backend.image_files import *  # noqa: F403

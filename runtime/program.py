@@ -1,3 +1,0 @@
-"""Moved to backend/program.py."""
-
-from intaglio.backend.program import *  # noqa: F403
