@@ -8,7 +8,6 @@ import lit.formats
 
 # lit puts `config` and `lit_config` into this file's namespace.
 config = globals()["config"]
-lit_config = globals()["lit_config"]
 
 _HERE = Path(__file__).parent
 _TOOLS = Path(sys.executable).parent
@@ -25,7 +24,3 @@ config.substitutions += [
     ("GENERIC_ROUNDTRIP", "xdsl-opt %s --print-op-generic | xdsl-opt | filecheck %s"),
     ("ROUNDTRIP", "xdsl-opt %s | xdsl-opt | filecheck %s"),
 ]
-
-_supported, _ = lit_config.maxIndividualTestTimeIsSupported
-if _supported:
-    lit_config.maxIndividualTestTime = 60
