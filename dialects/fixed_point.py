@@ -60,25 +60,27 @@ def round_shift(x: Ints, shift: int | Ints) -> Ints:
     if isinstance(shift, int):
         if shift <= 0:
             return x << -shift if shift else x
-        # The carry is added after all but one place has been shifted out: nothing can overflow.
-        y = x >> min(shift - 1, 63)
-        y += 1
-        y >>= 1
-        return y
+        return _rounded(x >> min(shift - 1, 63))
     shift = np.asarray(shift)
     if (shift <= 0).all():
         return x << -shift
     # Beyond 64 every value rounds to 0, as it does at 64.
     right = np.clip(shift, 0, 64)
     if (right > 0).all():
-        y = x >> (right - 1)
-        y += 1
-        y >>= 1
-        return y
+        return _rounded(x >> (right - 1))
     last = np.minimum(right, 1)
     y = (x << np.maximum(-shift, 0)) >> (right - last)
-    y += last
+    carry = y & last
     y >>= last
+    y += carry
+    return y
+
+
+def _rounded(y: Ints) -> Ints:
+    """Half of `y`, rounded up; the carry is added last, so that nothing can overflow."""
+    carry = y & 1
+    y >>= 1
+    y += carry
     return y
 
 

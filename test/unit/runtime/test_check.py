@@ -153,7 +153,6 @@ def test_tolerances_are_parsed():
         ({"prompt_ids": [999]}, "token id 999 is out of range"),
         ({"prompt_ids": []}, "the prompt is empty"),
         ({"prompt_ids": [1] * 200}, "the prompt has 200 tokens, the KV caches hold 128"),
-        ({"engine": "rtl"}, "engine 'rtl' cannot be compared"),
         ({"text": "/nowhere/text"}, "/nowhere/text: cannot be read"),
     ],
 )

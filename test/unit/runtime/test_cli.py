@@ -373,7 +373,7 @@ def test_run_onnxruntime(run: Run, compiled):
         (["--prompt", "a", "--prompt-ids", "1"], "not allowed with argument"),
         (["--prompt", "a" * 129], "the prompt has 129 tokens, the KV caches hold 128"),
         (["--prompt", "a" * 126], "126 prompt tokens and 4 generated ones need 129 positions"),
-        (["--prompt", "a", "--engine", "rtl"], "invalid choice: 'rtl'"),
+        (["--prompt", "a", "--engine", "fpga"], "invalid choice: 'fpga'"),
         (["--prompt", "a", "--tokens", "0"], "cannot generate 0 tokens"),
         (["--prompt", "a", "--logits", "/nowhere/x.npy"], "/nowhere/"),
     ],
@@ -444,7 +444,8 @@ def test_check_tolerances(run: Run, compiled):
         (["--text", "/nowhere"], "/nowhere: cannot be read"),
         (["--prompt-ids", "300"], "token id 300 is out of range"),
         (["--text", "x", "--prompt-ids", "1"], "not allowed with argument"),
-        (["--engine", "verilator"], "invalid choice: 'verilator'"),
+        (["--engine", "onnxruntime"], "invalid choice: 'onnxruntime'"),
+        (["--trace-cycles", "1:2"], "--trace-cycles: only with --trace"),
     ],
 )
 def test_check_refuses(refused, compiled, arguments: list[str], message: str):
