@@ -30,6 +30,7 @@ from intaglio.backend.hw.chip import TOP, chip_design
 from intaglio.backend.hw.kv import word_bytes
 from intaglio.backend.hw.layout import Layout, Words, layout_of, rom_words
 from intaglio.backend.output import sha256_of
+from intaglio.backend.stages import HARDWARE_STAGES
 from intaglio.dialects import semantics
 
 if TYPE_CHECKING:
@@ -46,15 +47,13 @@ TESTBENCH = f"{FOLDER}/testbench.sv"
 HEX = f"{FOLDER}/hex"
 HEX_LIMIT = 32 << 20
 """Bytes of ROM contents up to which hex files and a testbench are written."""
-STAGES = ("hw", "sv")
-"""What can be emitted: the IR alone, or SystemVerilog and images too."""
 
 
 def emit_hardware(
     program: Program,
     images: Images,
     folder: Path,
-    stage: str = STAGES[-1],
+    stage: str = HARDWARE_STAGES[-1],
     progress: Callable[[str], None] = lambda message: None,
 ) -> list[str]:
     """Writes the hardware of a compiled program into its output folder.
@@ -80,7 +79,7 @@ def emit_hardware(
     progress("verifying the hardware")
     circt.verify(text)
     written = {IR: text}
-    if stage != STAGES[0]:
+    if stage != HARDWARE_STAGES[0]:
         progress("writing SystemVerilog")
         written |= dict(zip(VERILOG, _split(circt.to_verilog(text), header), strict=True))
         written[WAIVERS] = header + lint_waivers()
@@ -89,7 +88,7 @@ def emit_hardware(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     names = list(written)
-    if stage != STAGES[0]:
+    if stage != HARDWARE_STAGES[0]:
         progress("writing ROM contents")
         names += _write_roms(layout, images, folder, header)
     return names

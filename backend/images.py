@@ -24,6 +24,7 @@ import numpy.typing as npt
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp
 
 from intaglio.dialects import rom
+from intaglio.dialects.codes import fixed
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import ConstantOp, EngraveOp, places
 from intaglio.lowering.parameters import ParameterSource, row_chunks
@@ -157,16 +158,16 @@ def _mantissas(
 ) -> npt.NDArray[np.signedinteger]:
     """Rounds half to even at the parameter's exponent and saturates."""
     exact = values.astype(np.float64)
-    if not np.isfinite(exact).all():
+    exponent = _exponent(parameter)
+    try:
+        rounded = fixed(exact, exponent, bits)
+    except ValueError as error:
         raise UserError(
             f"{parameter.key.data} holds infinities or not-a-number",
             hint="export the model again; such weights cannot be engraved",
-        )
-    exponent = _exponent(parameter)
-    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-    rounded = np.clip(np.rint(np.ldexp(exact, exponent)), low, high)
-    error = np.abs(np.ldexp(rounded, -exponent) - exact).max(initial=0.0)
-    images.note(parameter.sym_name.data, float(error), float(np.abs(exact).max(initial=0.0)))
+        ) from error
+    loss = np.abs(np.ldexp(rounded.astype(np.float64), -exponent) - exact).max(initial=0.0)
+    images.note(parameter.sym_name.data, float(loss), float(np.abs(exact).max(initial=0.0)))
     return rounded.astype({16: np.int16, 32: np.int32}[bits])
 
 

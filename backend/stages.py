@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from xdsl.passes import ModulePass
+if TYPE_CHECKING:
+    from xdsl.passes import ModulePass
 
 IR_STAGES: tuple[str, ...] = ("rom", "integer", "fabric", "program")
 """Stages whose result is the module itself, in order."""

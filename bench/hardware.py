@@ -21,7 +21,8 @@ from intaglio.backend.compile import compile_model
 from intaglio.backend.program import load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects.errors import UserError
-from intaglio.runtime.rtl import ENGINES, RTLChip, compare_token
+from intaglio.runtime.chip import HARDWARE_ENGINES
+from intaglio.runtime.rtl import RTLChip, compare_token
 from intaglio.runtime.simulator import Simulator
 
 
@@ -89,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", type=Path, nargs="+")
     parser.add_argument("--tokens", type=int, default=8)
-    parser.add_argument("--engine", action="append", choices=ENGINES)
+    parser.add_argument("--engine", action="append", choices=HARDWARE_ENGINES)
     parser.add_argument("--shapes", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--set", action="append", default=[])
@@ -106,7 +107,7 @@ def main() -> None:
                 try:
                     options = Options("roma-mini", one, context=max(64, arguments.tokens))
                     compile_model(model, out, options)
-                    for engine in arguments.engine or ENGINES:
+                    for engine in arguments.engine or HARDWARE_ENGINES:
                         print(f"{name}, {engine}: {compare(out, engine, arguments.tokens)}")
                 except UserError as error:
                     print(f"{name}: refused: {error}")

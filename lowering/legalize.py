@@ -308,10 +308,7 @@ class _Body:
         )
         static = _name(op.cache) if cache.type.static.data else None
         q = self.insert(op, rom.QuantizeOp(op.input, type_, op.onnx, static))
-        self.replace_without_results(op, rom.AppendOp(q, _name(op.cache), op.position, op.onnx))
-
-    def replace_without_results(self, op: Operation, new: Operation) -> None:
-        Rewriter.replace_op(op, new, [])
+        Rewriter.replace_op(op, rom.AppendOp(q, _name(op.cache), op.position, op.onnx), [])
 
     def attention(self, op: rom.AttentionOp) -> None:
         machine = self.machine

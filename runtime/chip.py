@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
     Logits = npt.NDArray[np.float32]
 
-ENGINES = ("simulator", "rtl", "verilator", "onnxruntime")
+HARDWARE_ENGINES = ("rtl", "verilator")
+"""What runs the hardware."""
+CHECKED_ENGINES = ("simulator", *HARDWARE_ENGINES)
+"""What onnxruntime can judge."""
+ENGINES = (*CHECKED_ENGINES, "onnxruntime")
 """What can run a model."""
 PREFILL_CHUNK = 256
 """Prompt tokens that go through the simulator together."""
@@ -206,7 +210,6 @@ class Chip:
         Raises:
             UserError: the engine, the suffix or the range cannot be used.
         """
-        from intaglio.runtime.rtl import ENGINES as HARDWARE_ENGINES
         from intaglio.runtime.rtl import RTLChip
         from intaglio.runtime.vcd import cycle_range
 

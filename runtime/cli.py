@@ -18,15 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from intaglio.backend.stages import HARDWARE_STAGES, STAGES
 from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.runtime.chip import CHECKED_ENGINES, ENGINES
 
 if TYPE_CHECKING:
     from intaglio.runtime.chip import Chip
 
 SUCCESS, FAILURE, BUG = 0, 1, 2
-STAGES = ("rom", "integer", "fabric", "program", "hw", "sv")
-ENGINES = ("simulator", "rtl", "verilator", "onnxruntime")
-CHECKED_ENGINES = ("simulator", "rtl", "verilator")
 
 
 class _UsageError(Exception):
@@ -301,7 +300,7 @@ def _compile(args: argparse.Namespace) -> int:
     for warning in compiled.warnings:
         sys.stderr.write(f"warning: {warning}\n")
     _write(f"{args.model} for {args.target}: {compiled.folder}\n")
-    if args.emit in (None, *STAGES[STAGES.index("program") :]):
+    if args.emit in (None, "program", *HARDWARE_STAGES):
         from intaglio.runtime.inspect import inspect_json, summary_lines
 
         for line in summary_lines(inspect_json(compiled.folder)):

@@ -33,14 +33,13 @@ from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Scale
 from intaglio.dialects.semantics import Quantized
 from intaglio.runtime.arc import cache_folder
+from intaglio.runtime.chip import HARDWARE_ENGINES
 from intaglio.runtime.model import Model, Trace
 from intaglio.runtime.simulator import Context, Probabilities, Simulator, Store
 from intaglio.runtime.timing import spans
 from intaglio.runtime.vcd import waveform_format, writable
 
 Ints = npt.NDArray[np.int64]
-ENGINES = ("rtl", "verilator")
-"""What runs the hardware."""
 
 
 @dataclass(frozen=True, order=True)
@@ -151,8 +150,10 @@ class RTLChip:
         trace: Path | None = None,
         trace_cycles: tuple[int, int | None] = (0, None),
     ) -> None:
-        if engine not in ENGINES:
-            raise UserError(f"no engine {engine}", hint=f"engines are {', '.join(ENGINES)}")
+        if engine not in HARDWARE_ENGINES:
+            raise UserError(
+                f"no engine {engine}", hint=f"engines are {', '.join(HARDWARE_ENGINES)}"
+            )
         waveform = waveform_format(trace, engine) if trace is not None else ""
         if trace is not None:
             # What is wrong with the file is said before minutes of work.
