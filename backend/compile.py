@@ -31,6 +31,7 @@ from intaglio.backend.stages import HARDWARE_STAGES, IR_STAGES, Options, passes
 from intaglio.backend.target import load_target
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fabric import machine_of
+from intaglio.lowering.legalize import RomLegalize, substituted
 from intaglio.lowering.mapping import mapping_of
 from intaglio.lowering.onnx.quantised_graph import write_quantised
 
@@ -91,12 +92,15 @@ def compile_model(
             embedding=_embedding_rounding(options),
         )
     module = imported.module
+    warnings = list(imported.warnings)
     images = Images()
     with whole_or_nothing(out) as folder:
         for stage, stage_passes in passes(options):
             progress(f"{stage}: {', '.join(one.name for one in stage_passes)}")
             with watch.stage(stage):
                 for one in stage_passes:
+                    if isinstance(one, RomLegalize):
+                        warnings += substituted(module, machine_of(module))
                     one.apply(Context(), module)
                     _verify(module, one.name)
             if stage == "fabric":
@@ -111,12 +115,12 @@ def compile_model(
                 write_json(folder / "mapping.json", mapping_of(module, machine_of(module)))
             with watch.stage(f"print {stage}"):
                 _write_ir(module, folder / "ir" / f"{stage}.mlir")
-        warnings = list(imported.warnings)
         if options.emit not in IR_STAGES[:-1]:
             write_json(folder / "program.json", program_content(module))
             with watch.stage("hardware"):
                 warnings += _hardware(folder, options, progress)
         inputs = _reference(imported, folder)
+        warnings += _adapter_graph(module, folder / next(iter(inputs)))
         with watch.stage("hash"):
             progress("hashing")
             manifest = _manifest(options, inputs, images, folder)
@@ -191,6 +195,20 @@ def _reference(imported: ImportedModel, folder: Path) -> dict[str, Path]:
         except OSError as error:
             raise UserError(f"cannot be copied: {error.strerror}", file=str(path)) from error
     return {f"{REFERENCE}/{model.name}": folder / REFERENCE / model.name, **files}
+
+
+def _adapter_graph(module: ModuleOp, model: Path) -> list[str]:
+    """Writes the graph that judges adapters beside the model, where there are slots for them."""
+    from intaglio.lowering.onnx.adapter_graph import GRAPH_FILE, graph_sites, write_adapter_graph
+
+    sites = graph_sites(module)
+    if not sites:
+        return []
+    try:
+        write_adapter_graph(model, sites, model.with_name(GRAPH_FILE))
+    except UserError as error:
+        return [f"onnxruntime cannot judge adapters of this model: {error.what}"]
+    return []
 
 
 def _manifest(

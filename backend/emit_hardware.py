@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ from intaglio.backend import circt
 from intaglio.backend.hw import sequencer
 from intaglio.backend.hw.chip import TOP, chip_design
 from intaglio.backend.hw.kv import word_bytes
-from intaglio.backend.hw.layout import Layout, Words, layout_of, rom_words
+from intaglio.backend.hw.layout import Layout, Words, layout_of, logic_rom, rom_words
 from intaglio.backend.output import sha256_of
 from intaglio.backend.stages import HARDWARE_STAGES
 from intaglio.dialects import semantics
@@ -47,6 +47,8 @@ TESTBENCH = f"{FOLDER}/testbench.sv"
 HEX = f"{FOLDER}/hex"
 HEX_LIMIT = 32 << 20
 """Bytes of ROM contents up to which hex files and a testbench are written."""
+LOGIC_LIMIT = 8 << 20
+"""Bytes of ROM that is logic up to which its truth tables are written."""
 
 
 def emit_hardware(
@@ -55,6 +57,7 @@ def emit_hardware(
     folder: Path,
     stage: str = HARDWARE_STAGES[-1],
     progress: Callable[[str], None] = lambda message: None,
+    banks: Collection[tuple[int, int, int]] | None = None,
 ) -> list[str]:
     """Writes the hardware of a compiled program into its output folder.
 
@@ -64,6 +67,8 @@ def emit_hardware(
         folder: the output folder; holds program.json.
         stage: `hw` writes the IR, `sv` all there is.
         progress: called with a line for each step.
+        banks: where ROM is logic, the banks whose logic is written, as (tile, L-Unit, bank); the
+            others are external modules. None: all of a small chip, none of a large one.
 
     Returns:
         The files, relative to the folder.
@@ -73,7 +78,10 @@ def emit_hardware(
     """
     layout = layout_of(program)
     progress("building the hardware")
-    design = chip_design(layout)
+    # Of a chip of full size the banks are instances of external modules.
+    if banks is None and _logic_size(layout) > LOGIC_LIMIT:
+        banks = ()
+    design = chip_design(layout, logic_rom(layout, images, banks))
     header = _header(folder)
     text = header + design.text()
     progress("verifying the hardware")
@@ -182,8 +190,17 @@ def rom_widths(layout: Layout) -> dict[str, int]:
 def _size(layout: Layout) -> int:
     """Bytes of all ROM contents, about."""
     machine, matrix = layout.program.machine, layout.matrix
+    if matrix.logic:
+        return 4 * layout.constant_rows * layout.lanes
     bits = matrix.code_words * matrix.word_bits + matrix.scale_words * matrix.scale_bits
     return machine.tiles * machine.l_units * bits // 8 + 4 * layout.constant_rows * layout.lanes
+
+
+def _logic_size(layout: Layout) -> int:
+    """Bytes of ROM that is logic."""
+    matrix = layout.matrix
+    words = sum(row.words for rows in matrix.banks for row in rows if row is not None)
+    return words * layout.program.machine.l_units * matrix.word_bits // 8 if matrix.logic else 0
 
 
 def _hex_name(name: str) -> str:
@@ -217,15 +234,18 @@ def testbench(layout: Layout, memories: dict[str, dict[str, int]]) -> str:
     lines = [
         f"    if (events && event_{queue}_{kind})\n"
         f'      $display("{queue} %0d {kind} %0d", event_{queue}_number, cycle);'
-        for queue in sequencer.QUEUES
+        for queue in layout.queues
         for kind in ("start", "finish")
     ]
     ports = "\n".join(
         f"  wire event_{queue}_start, event_{queue}_finish;\n"
         f"  wire [{sequencer.SEQUENCE_BITS - 1}:0] event_{queue}_number;"
-        for queue in sequencer.QUEUES
+        for queue in layout.queues
     )
-    return _TESTBENCH.format(top=TOP, loads=loads, events="\n".join(lines), ports=ports)
+    more = ".power(), " if sequencer.POWER in layout.queues else ""
+    if layout.adapters is not None and layout.adapters.places.sites:
+        more += ".load_valid('0), .load_address('0), .load_data('0), .load_ready(), "
+    return _TESTBENCH.format(top=TOP, loads=loads, events="\n".join(lines), ports=ports, more=more)
 
 
 _TESTBENCH = """\
@@ -237,7 +257,7 @@ module testbench;
   wire token_ready, next_valid, busy, event_any;
   wire [31:0] next_token, saturations;
 {ports}
-  {top} dut (.vector_row('0), .vector_data(), .*);
+  {top} dut (.vector_row('0), .vector_data(), {more}.*);
 
   integer cycle = 0, left = 4;
   reg events = 0;
@@ -278,9 +298,10 @@ endmodule
 """
 
 
-def hardware_text(program: Program) -> str:
-    """The IR of a program's chip."""
-    return chip_design(layout_of(program)).text()
+def hardware_text(program: Program, images: Images | None = None) -> str:
+    """The IR of a program's chip; `images` are needed where its ROM is logic."""
+    layout = layout_of(program)
+    return chip_design(layout, logic_rom(layout, images) if images is not None else None).text()
 
 
 def source_files() -> Iterator[Path]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.backend.program import Parameter, Part, Program
-from intaglio.dialects.codes import Matrix
+from intaglio.dialects.codes import Matrix, container_bits
 from intaglio.dialects.errors import UserError
 
 
@@ -54,20 +54,26 @@ class Images:
         """A matrix of small codes with its scales and zero points."""
         parameter = self._program.parameters[name]
         rows, columns = parameter.dims
-        groups = -(-columns // parameter.group)
+        group = parameter.group or columns
+        groups = -(-columns // group)
         zero: int | npt.NDArray[np.uint8]
         if parameter.zeros is None:
             assert parameter.zero is not None, name
             zero = parameter.zero
         else:
             zero = self._array(parameter.zeros, np.uint8, (rows, groups))
+        int16 = np.dtype("<i2")
+        if parameter.group:
+            scales = self._array(parameter.scales, int16, (rows, groups))
+        else:
+            scales = np.full((rows, 1), self._array(parameter.scales, int16, (1,)), int16)
         return Matrix(
             codes=self._array(parameter.codes, np.uint8, (rows, _row_bytes(parameter))),
-            bits=parameter.bits,
+            bits=container_bits(parameter.bits),
             columns=columns,
-            group=parameter.group,
+            group=group,
             zero=zero,
-            scales=self._array(parameter.scales, np.dtype("<i2"), (rows, groups)),
+            scales=scales,
             exponent=parameter.exponent,
         )
 
@@ -83,4 +89,4 @@ class Images:
 
 
 def _row_bytes(parameter: Parameter) -> int:
-    return -(-parameter.dims[1] * parameter.bits // 8)
+    return -(-parameter.dims[1] * container_bits(parameter.bits) // 8)

@@ -3,7 +3,8 @@
 Three files, little-endian, each part at a multiple of 64 bytes:
 
 - `rom/matrices.bin`: for each engraved tensor its codes (packed rows, low bits first; int16 rows
-  for a dense table), then int16 scale mantissas [N, groups], then uint8 zero points [N, groups];
+  for a dense table), then int16 scale mantissas [N, groups] (one for a matrix with one scale),
+  then uint8 zero points [N, groups];
 - `rom/constants.bin`: vectors and tables at the addresses of their `fabric.constant`;
 - `sram/adapters.bin`: adapters of the graph, laid out as matrices are.
 
@@ -24,7 +25,7 @@ import numpy.typing as npt
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp
 
 from intaglio.dialects import rom
-from intaglio.dialects.codes import fixed
+from intaglio.dialects.codes import container_bits, fixed
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import ConstantOp, EngraveOp, places
 from intaglio.lowering.parameters import ParameterSource, row_chunks
@@ -118,7 +119,8 @@ def write_images(
                     constants.seek(place.address.value.data)
                     _write(constants, parameter, sources[parameter.key.data], images)
                 case _:
-                    if isinstance(parameter.type, rom.AdapterType):
+                    # Slots are empty; adapters come through the load port.
+                    if isinstance(parameter.type, rom.AdapterType) and not parameter.type.is_slot:
                         _write(adapters, parameter, sources[parameter.key.data], images)
             if parameter.codes is not None:
                 progress(parameter.sym_name.data, parameter.codes.size.data)
@@ -138,12 +140,13 @@ def _write(
         parameter.codes = writer.part(_dense(parameter, type_, source, images))
         return
     rows, columns = type_.dims
-    row_bytes = -(-columns * type_.bits // 8)
+    row_bytes = -(-columns * container_bits(type_.bits) // 8)
     parameter.codes = writer.part(
         source.packed_rows(first, last)[:, :row_bytes]
         for first, last in row_chunks(rows, row_bytes)
     )
-    parameter.scales = writer.part(_scales(parameter, source, rows, type_.groups, images))
+    scaled = rows if type_.group.data else 1
+    parameter.scales = writer.part(_scales(parameter, source, scaled, type_.groups, images))
     if type_.zeros.data:
         parameter.zeros = writer.part(_zeros(parameter, source, rows, type_.groups))
 

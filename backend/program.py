@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from intaglio.dialects import formula, timeline
+from intaglio.dialects.codes import SLOT_BITS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.machine import Machine
@@ -45,6 +47,42 @@ class Parameter:
     scales: Part | None = None
     zeros: Part | None = None
     pieces: tuple[Piece, ...] = ()
+    unit: int = 0
+    """The H-Unit of an adapter's row 0."""
+    address: int | None = None
+    """First byte of an adapter in the SRAM of its H-Units."""
+
+    @property
+    def is_slot(self) -> bool:
+        """Whether it is empty until an adapter is loaded: a matrix of a site."""
+        return self.store == "rom.adapter" and self.code in SLOT_BITS and not self.group
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place for low-rank adapters, beside `rows` rows of a matrix from `first_row` on.
+
+    Attributes:
+        name: `layers.<i>.<role>`.
+        a: the slot of A [rank, columns].
+        b: the slot of B [rows, rank].
+        rows: N.
+        columns: K.
+        rank: the largest.
+        matrix: the engraved matrix.
+        first_row: of the matrix.
+        onnx: the nodes of the product with the matrix.
+    """
+
+    name: str
+    a: str
+    b: str
+    rows: int
+    columns: int
+    rank: int
+    matrix: str
+    first_row: int
+    onnx: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -118,11 +156,23 @@ class Program:
     positions: Sequence[int]
     logits: str
     token: str
+    domains: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Tensors of each power domain; what is in none is always on."""
+    sites: Mapping[str, Site] = field(default_factory=dict)
 
     @property
     def capacity(self) -> int:
         """Tokens that the caches hold."""
         return min(cache.capacity for cache in self.caches.values())
+
+    @cached_property
+    def slots(self) -> Mapping[str, tuple[Site, str]]:
+        """For each slot its site, and `a` or `b`."""
+        return {
+            slot: (site, half)
+            for site in self.sites.values()
+            for half, slot in (("a", site.a), ("b", site.b))
+        }
 
 
 def real(value: Sequence[int]) -> Real:
@@ -185,6 +235,8 @@ def program_of(content: Mapping[str, Any]) -> Program:
         positions=content["positions"],
         logits=content["logits"],
         token=content["token"],
+        domains=content["domains"],
+        sites={name: Site(name, **site) for name, site in content["sites"].items()},
     )
 
 

@@ -20,7 +20,7 @@ from xdsl.dialects.builtin import (
 from xdsl.ir import Attribute
 
 from intaglio.dialects import rom
-from intaglio.dialects.fabric import EngraveOp, ReserveOp, machine_of, places
+from intaglio.dialects.fabric import DomainOp, EngraveOp, ReserveOp, machine_of, places
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
 from intaglio.lowering.mapping import piece_content
 
@@ -43,7 +43,7 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
         if isinstance(place, EngraveOp)
     }
     reserved = {
-        place.buffer.root_reference.data: place.address.value.data
+        place.buffer.root_reference.data: (place.first_unit, place.address.value.data)
         for place in places(module)
         if isinstance(place, ReserveOp)
     }
@@ -53,14 +53,22 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
         "schema": SCHEMA,
         "machine": machine_of(module).to_dict(),
         "parameters": {
-            op.sym_name.data: _parameter(op, pieces.get(op.sym_name.data))
+            op.sym_name.data: _parameter(
+                op, pieces.get(op.sym_name.data), reserved.get(op.sym_name.data)
+            )
             for op in module.ops
             if isinstance(op, rom.ParameterOp)
         },
         "caches": {
-            op.sym_name.data: _cache(op, reserved[op.sym_name.data])
+            op.sym_name.data: _cache(op, reserved[op.sym_name.data][1])
             for op in module.ops
             if isinstance(op, rom.CacheOp)
+        },
+        "sites": {
+            op.site.data: _site(op, module) for op in module.ops if isinstance(op, rom.SiteOp)
+        },
+        "domains": {
+            op.sym_name.data: list(op.names) for op in module.ops if isinstance(op, DomainOp)
         },
         "name": program.sym_name.data,
         "vocabulary": buffers[logits]["type"]["size"],
@@ -72,7 +80,9 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
     }
 
 
-def _parameter(op: rom.ParameterOp, pieces: list[dict[str, Any]] | None) -> dict[str, Any]:
+def _parameter(
+    op: rom.ParameterOp, pieces: list[dict[str, Any]] | None, place: tuple[int, int] | None
+) -> dict[str, Any]:
     type_ = op.type
     assert isinstance(type_, rom.ROMTensorType | rom.AdapterType)
     content: dict[str, Any] = {
@@ -90,6 +100,8 @@ def _parameter(op: rom.ParameterOp, pieces: list[dict[str, Any]] | None) -> dict
         content["zero"] = op.zero.value.data
     if pieces is not None:
         content["pieces"] = pieces
+    if place is not None:
+        content["unit"], content["address"] = place
     for part, image in (("codes", op.codes), ("scales", op.scales), ("zeros", op.zeros)):
         if image is not None:
             content[part] = {
@@ -99,6 +111,23 @@ def _parameter(op: rom.ParameterOp, pieces: list[dict[str, Any]] | None) -> dict
                 "sha256": image.sha256.data,
             }
     return content
+
+
+def _site(op: rom.SiteOp, module: ModuleOp) -> dict[str, Any]:
+    slot = rom.resolve(op, op.a).type
+    assert isinstance(slot, rom.AdapterType)
+    rank, columns = slot.dims
+    first, last = op.first_row.value.data, op.last_row.value.data
+    return {
+        "a": plain(op.a),
+        "b": plain(op.b),
+        "rows": last - first,
+        "columns": columns,
+        "rank": rank,
+        "matrix": plain(op.matrix),
+        "first_row": first,
+        "onnx": plain(op.onnx)[0],
+    }
 
 
 def _cache(op: rom.CacheOp, address: int) -> dict[str, Any]:

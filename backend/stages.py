@@ -27,7 +27,7 @@ class Options:
         context: capacity of the KV cache in tokens.
         weights: how float weights are quantised on request, such as `int4:128`.
         adapter_rank: largest rank of the adapter slots; 0 reserves none.
-        adapter_modules: names of the matrices that get slots; none means all.
+        adapter_modules: roles of the matrices that get slots; none leaves it to the target.
         mapping: a mapping file to follow.
         emit: the last stage; None leaves it to the target, and warns where it has no hardware.
         allow_links: whether external data may be links inside a model hub's cache.
@@ -47,20 +47,27 @@ class Options:
 def passes(options: Options) -> Iterator[tuple[str, tuple[ModulePass, ...]]]:
     """Each stage of the module with the passes that lead to it, up to the last one wanted."""
     from intaglio.backend.attach_target import AttachTarget
+    from intaglio.lowering.adapter_slots import RomAdapterSlots
     from intaglio.lowering.fuse_residual import RomFuseResidual
     from intaglio.lowering.legalize import RomLegalize
     from intaglio.lowering.outline_layers import RomOutlineLayers
     from intaglio.lowering.place import FabricPlace
     from intaglio.lowering.schedule import ProgramSchedule
 
+    slots = (
+        (RomAdapterSlots(options.adapter_rank, options.adapter_modules),)
+        if options.adapter_rank
+        else ()
+    )
     pipeline: dict[str, tuple[ModulePass, ...]] = {
         "rom": (RomOutlineLayers(),),
         "integer": (
             AttachTarget(options.target, options.settings),
+            *slots,
             RomLegalize(),
             RomFuseResidual(),
         ),
-        "fabric": (FabricPlace(options.mapping, options.adapter_rank, options.adapter_modules),),
+        "fabric": (FabricPlace(options.mapping),),
         "program": (ProgramSchedule(),),
     }
     for stage in IR_STAGES:

@@ -21,6 +21,7 @@ from intaglio.backend.target_values import (
     Value,
     contradictions,
     derive,
+    is_settable,
     meant,
     raise_all,
     shown,
@@ -83,9 +84,18 @@ class Target:
         return self.total_l_units * self.integer("l_unit.rom_bits") // 8
 
     @cached_property
+    def banks(self) -> int:
+        """ROM banks of the chip; where ROM is logic, those that its whole capacity would take."""
+        bank = self.integer("l_unit.bank_words") * self.integer("l_unit.bank_bits")
+        bits = self.integer("l_unit.rom_bits")
+        if self.text("l_unit.rom") == "logic":
+            return -(-bits * self.total_l_units // bank)
+        return max(1, round(bits / bank)) * self.total_l_units
+
+    @cached_property
     def adapter_kv_sram_bytes(self) -> int:
         """SRAM of all H-Units together."""
-        return self.integer("array.matrix_units") * self.integer("h_unit.sram_bytes")
+        return self.integer("array.h_units") * self.integer("h_unit.sram_bytes")
 
     @cached_property
     def vector_sram_bytes(self) -> int:
@@ -104,14 +114,33 @@ class Target:
             self.total_l_units * self.integer("l_unit.lanes") * self.integer("clock.frequency_hz")
         )
 
+    @property
+    def mixed_weights(self) -> str | None:
+        """How a float model is meant to be quantised, as `--weights` takes it; None: not stated."""
+        return self.text("policy.weights") if "policy.weights" in self.parameters else None
+
+    def _optional(self, name: str) -> int:
+        """Value of an integer parameter that a target may do without: 0."""
+        return self.integer(name) if name in self.parameters else 0
+
+    def _choices(self, name: str) -> tuple[str, ...]:
+        value = self[name]
+        assert isinstance(value, tuple)
+        return value
+
+    @property
+    def _retention_cycles(self) -> int:
+        name = "external.retention_us"
+        if name not in self.parameters:
+            return 0
+        return int(self.number(name) * self.integer("clock.frequency_hz") // 1_000_000)
+
     def machine(self) -> Machine:
         """The figures the passes need, without origins."""
-        weights = self["formats.weights"]
-        assert isinstance(weights, tuple)
         vector_units = self.integer("array.vector_units")
         latencies = {
-            name.removeprefix("latency."): self.integer(name)
-            for name in self.parameters
+            name.removeprefix("latency."): self._optional(name)
+            for name in KEYS
             if name.startswith("latency.")
         }
         return Machine(
@@ -120,21 +149,36 @@ class Target:
             tiles=self.integer("array.matrix_units"),
             l_units=self.integer("array.l_units"),
             lanes=self.integer("l_unit.lanes"),
+            cell=self.text("l_unit.cell"),
             plane_bits=self.integer("l_unit.plane_bits"),
             pass_bits=self.integer("l_unit.pass_bits"),
+            rom=self.text("l_unit.rom"),
             rom_bits=self.integer("l_unit.rom_bits"),
+            bank_words=self.integer("l_unit.bank_words"),
+            bank_bits=self.integer("l_unit.bank_bits"),
+            h_units=self.integer("array.h_units"),
             attention_lanes=self.integer("h_unit.attention_lanes"),
             query_parallel=self.integer("h_unit.query_parallel"),
             sram_bytes=self.integer("h_unit.sram_bytes"),
             kv_port_bytes=self.integer("h_unit.kv_port_bytes"),
+            load_bytes=self.integer("h_unit.load_bytes"),
+            kv_on_die=self._optional("external.kv_on_die_tokens"),
+            external_bytes=self._optional("external.bytes_per_cycle"),
+            external_latency=self._optional("external.latency_cycles"),
+            retention_cycles=self._retention_cycles,
+            shared_arrays=int(self.text("array.attention") == "shared"),
             vector_lanes=vector_units * self.integer("vector.lanes"),
             vector_sram_bytes=self.vector_sram_bytes,
             results_per_cycle=self.integer("network.results_per_cycle"),
-            weights=weights,
+            weights=self._choices("formats.weights"),
+            head_weights=self._choices("formats.head_weights"),
+            adapter=self.text("formats.adapter"),
             activations=self.text("formats.activations"),
             kv=self.text("formats.kv"),
             probabilities=self.text("formats.probabilities"),
             embedding=self.text("formats.embedding"),
+            placement=self.text("policy.placement"),
+            adapter_sites=tuple(s for s in self._choices("policy.adapter_sites") if s != "all"),
             embedding_store=self.text("policy.embedding_store"),
             head_store=self.text("policy.head_store"),
             fraction_bits=self.integer("formats.fraction_bits"),
@@ -195,7 +239,7 @@ class Target:
         if not equals or not text:
             raise UserError(f"--set {option}: not of the form key=value")
         name = key if "." in key else f"formats.{key}"
-        settable = [name for name in self.parameters if KEYS[name].settable]
+        settable = [name for name in self.parameters if is_settable(name, self.parameters)]
         if name in self.parameters and name not in settable:
             raise UserError(
                 f"--set {option}: {name} cannot be set",

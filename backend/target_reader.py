@@ -241,10 +241,10 @@ class _Reader:
     def _range(
         self, place: str, spec: Key, value: Value, limits: Any
     ) -> tuple[int | float | str, ...] | None:
-        if spec.kind in ("choice", "choices"):
+        if spec.kind in ("choice", "choices", "text"):
             chosen = value if isinstance(value, tuple) else (value,)
             listed = isinstance(limits, list) and len(limits) > 0
-            if not listed or any(item not in spec.choices for item in limits):
+            if not listed or any(_foreign(spec, item) for item in limits):
                 self.fault(f"{place}: range is not a list of choices", f"allowed: {spec.allowed()}")
             elif any(item not in limits for item in chosen):
                 self.fault(f"{place}: value {shown(value)} is not in its own range")
@@ -305,6 +305,11 @@ def _agree(stated: Value, computed: Value) -> bool:
 def _value_of(spec: Key, value: Any) -> Any:
     """A TOML value in the form parameters have: lists of choices as tuples."""
     return tuple(value) if spec.kind == "choices" and isinstance(value, list) else value
+
+
+def _foreign(spec: Key, item: Any) -> bool:
+    """Whether an item of a range cannot be a value."""
+    return not isinstance(item, str) or (spec.kind != "text" and item not in spec.choices)
 
 
 def _place(name: str) -> str:

@@ -55,12 +55,15 @@ def target_text(target: Target) -> str:
     lines = [f"{target.name}: {target.description}"]
     if target.options:
         lines.append(f"options: {' '.join(target.options)}")
+    tiles, l_units = target.integer("array.matrix_units"), target.integer("array.l_units")
     lines += [
         "",
-        f"  L-Units  {target.total_l_units:,}, peak {peak:.3g} TMAC/s",
-        f"  ROM      {_bytes(target.rom_bytes, 1000)}",
+        f"  L-Units  {target.total_l_units:,} ({tiles:,} x {l_units}), peak {peak:.3g} TMAC/s",
+        *_rom_text(target),
         f"  SRAM     {_bytes(target.adapter_kv_sram_bytes, 1024)} for adapters and KV cache",
         f"           {_bytes(target.vector_sram_bytes, 1024)} for intermediate values",
+        *_external_text(target),
+        *_power_text(target),
     ]
     for section, heading in SECTIONS.items():
         names = [name for name in target.parameters if name.startswith(f"{section}.")]
@@ -75,6 +78,44 @@ def target_text(target: Target) -> str:
     counts = _origins(target)
     lines += ["", "Origins: " + ", ".join(f"{count} {origin}" for origin, count in counts.items())]
     return "\n".join(lines) + "\n"
+
+
+def _rom_text(target: Target) -> list[str]:
+    """What the ROM holds and what it is made of."""
+    words, bits = (target.integer(f"l_unit.bank_{key}") for key in ("words", "bits"))
+    made = "logic" if target.text("l_unit.rom") == "logic" else "arrays"
+    size = _bytes(target.rom_bytes, 1000)
+    if target.text("l_unit.cell") == "ternary":
+        size += f" ({target.rom_bytes * 4 / 1e6:,.6g} million trits)"
+    return [
+        f"  ROM      {size}",
+        f"           {made}: {target.banks:,} banks of {words:,} words of {bits} bit",
+    ]
+
+
+def _external_text(target: Target) -> list[str]:
+    """Where the keys and values of later tokens lie."""
+    if "external.kv_on_die_tokens" not in target.parameters:
+        return []
+    tokens = target.integer("external.kv_on_die_tokens")
+    rate = target.integer("external.bytes_per_cycle") * target.integer("clock.frequency_hz") / 1e9
+    lines = [f"  KV       the first {tokens} tokens on the die, the others behind {rate:.3g} GB/s"]
+    if "external.retention_us" in target.parameters:
+        retention = target.number("external.retention_us") / 1000
+        lines.append(f"           kept for {retention:.3g} ms, the longest time between tokens")
+    return lines
+
+
+def _power_text(target: Target) -> list[str]:
+    """The two ends of power gating."""
+    names = [f"power.{key}" for key in ("rest_w", "rom_on_w", "gated_on_share")]
+    if any(name not in target.parameters for name in names):
+        return []
+    rest, rom, share = map(target.number, names)
+    return [
+        f"  Power    {rest + rom:.4g} W with all ROM banks on",
+        f"           {rest + rom * share:.4g} W with {share:.3g} of them on",
+    ]
 
 
 def target_json(target: Target) -> dict[str, Any]:
@@ -98,6 +139,7 @@ def _totals(target: Target) -> dict[str, int]:
     return {
         "l_units": target.total_l_units,
         "rom_bytes": target.rom_bytes,
+        "banks": target.banks,
         "sram_bytes": target.sram_bytes,
         "adapter_kv_sram_bytes": target.adapter_kv_sram_bytes,
         "vector_sram_bytes": target.vector_sram_bytes,

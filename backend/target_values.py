@@ -8,10 +8,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from intaglio.backend.target_formula import FormulaError, evaluate, names
-from intaglio.backend.target_schema import KEYS, Key
+from intaglio.backend.target_schema import FOLLOWS_MESH, KEYS, MESH, Key
 from intaglio.dialects.errors import UserError, UserErrors
 
 Value = int | float | str | tuple[str, ...]
+
+_TOGETHER = {
+    "external.kv_on_die_tokens": ("external.bytes_per_cycle", "external.latency_cycles"),
+    "external.bytes_per_cycle": ("external.kv_on_die_tokens",),
+    "external.latency_cycles": ("external.kv_on_die_tokens",),
+    "latency.power_wake": ("latency.power_sleep",),
+    "latency.power_sleep": ("latency.power_wake",),
+}
+"""Figures that say nothing without others."""
 
 
 @dataclass(frozen=True)
@@ -97,28 +106,59 @@ def formula_result(name: str, value: Any) -> Value:
 
 def contradictions(parameters: Mapping[str, Parameter]) -> list[tuple[str, str]]:
     """Parameters that do not go together: name, and what is wrong with it."""
+    found = _mesh_contradictions(parameters)
+    for key, also in _TOGETHER.items():
+        if key in parameters:
+            found += [(key, f"needs {one}") for one in also if one not in parameters]
+    cell, bits = parameters["l_unit.cell"].value, parameters["l_unit.plane_bits"].value
+    if cell == "ternary" and bits != 2:
+        found.append(("l_unit.plane_bits", f"is {shown(bits)}, a ternary cell is stored in 2"))
+    lanes, bank = (_integer(parameters, f"l_unit.{key}") for key in ("lanes", "bank_bits"))
+    word = lanes * _integer(parameters, "l_unit.plane_bits")
+    if parameters["l_unit.rom"].value == "logic" and word % bank:
+        found.append(
+            ("l_unit.bank_bits", f"is {bank}, which does not divide a word of {word} bits")
+        )
+    activations = parameters["formats.activations"].value
+    fitting = "uint16" if activations == "int16" else "uint8"
+    if parameters["formats.probabilities"].value != fitting:
+        found.append(("formats.probabilities", f"must be {fitting} with {activations} activations"))
+    return found
+
+
+def _integer(parameters: Mapping[str, Parameter], name: str) -> int:
+    value = parameters[name].value
+    assert isinstance(value, int)
+    return value
+
+
+def _mesh_contradictions(parameters: Mapping[str, Parameter]) -> list[tuple[str, str]]:
+    """Where a mesh does not hold together; a chip without one has nothing to contradict."""
+    given = [key for key in MESH if key in parameters]
+    if not given:
+        return []
+    if missing := [key for key in MESH if key not in parameters]:
+        return [(given[0], f"needs {', '.join(missing)}: a mesh has all of them")]
+    rows, columns, vector_rows = (_integer(parameters, key) for key in MESH)
     found: list[tuple[str, str]] = []
-    rows, columns, vector_rows = (
-        int(parameters[f"array.{key}"].value)  # pyright: ignore[reportArgumentType]
-        for key in ("rows", "columns", "vector_rows")
-    )
     if rows <= vector_rows or (rows - vector_rows) % 2:
         beside = rows - vector_rows
         what = (
             f"{rows} leaves {beside} rows of matrix units, not as many on each side of the centre"
         )
         found.append(("array.rows", what))
-    for key, count in (
-        ("array.matrix_units", (rows - vector_rows) * columns),
-        ("array.vector_units", vector_rows * columns),
-    ):
+    counts = ((rows - vector_rows) * columns, vector_rows * columns)
+    for key, count in zip(FOLLOWS_MESH, counts, strict=True):
         if parameters[key].value != count:
             found.append((key, f"is {shown(parameters[key].value)}, rows and columns give {count}"))
-    activations = parameters["formats.activations"].value
-    fitting = "uint16" if activations == "int16" else "uint8"
-    if parameters["formats.probabilities"].value != fitting:
-        found.append(("formats.probabilities", f"must be {fitting} with {activations} activations"))
     return found
+
+
+def is_settable(name: str, parameters: Mapping[str, Parameter]) -> bool:
+    """Whether an option may change a figure: what a mesh determines only where there is none."""
+    if name in FOLLOWS_MESH and MESH[0] in parameters:
+        return False
+    return KEYS[name].settable
 
 
 def is_number(value: Any) -> bool:
@@ -134,6 +174,8 @@ def wrong_value(spec: Key, value: Any) -> str | None:
         if wrong := [item for item in value if item not in spec.choices]:
             return f"{shown(value)}, with {quoted(wrong[0])} not among the choices"
         return f"{shown(value)}, with a repetition" if len(set(value)) < len(value) else None
+    if spec.kind == "text":
+        return None if isinstance(value, str) and value else f"{quoted(value)}, not a text"
     if spec.kind == "choice":
         if isinstance(value, str) and value in spec.choices:
             return None

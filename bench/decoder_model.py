@@ -1,12 +1,15 @@
 """Writes a Llama-shaped decoder with random weights, as onnxruntime-genai's builder would.
 
 MatMulNBits with packed QKV, GroupQueryAttention with rotary caches, tied embeddings through
-GatherBlockQuantized, external data. Weights are written as a stream, so any size needs little
+GatherBlockQuantized, external data. Ternary weights are INT2 with one scale for each matrix
+(DequantizeLinear, opset 25), beside a head of more bits; BitNet's blocks have norms before their
+output projections and a squared ReLU. Weights are written as a stream, so any size needs little
 memory; the same seed gives the same bytes.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +33,43 @@ class Shape:
     vocabulary: int = 128256
     positions: int = 4096
     bits: int = 4
+    """Of the layers' weights; 2 with `zeros` means ternary."""
     block: int = 32
+    head_bits: int = 0
+    """Of head and embedding; 0: as the layers' weights."""
+    zeros: float | None = None
+    """The share of zeros among ternary weights; None: other weights."""
+    bitnet: bool = False
+    """BitNet's norms before output projections and its squared ReLU, instead of SiLU."""
 
 
 LLAMA_3_2_3B = Shape()
 LLAMA_3_8B = Shape(layers=32, hidden=4096, heads=32, ffn=14336)
+BITNET_2B = Shape(
+    layers=30,
+    hidden=2560,
+    heads=20,
+    kv_heads=5,
+    ffn=6912,
+    bits=2,
+    block=128,
+    head_bits=8,
+    zeros=0.422,
+    bitnet=True,
+)
+FALCON3_1B = Shape(
+    layers=18,
+    hidden=2048,
+    heads=8,
+    kv_heads=4,
+    head_dim=256,
+    ffn=8192,
+    vocabulary=131072,
+    bits=2,
+    block=128,
+    head_bits=8,
+    zeros=0.297,
+)
 
 
 class _Model:
@@ -87,23 +122,45 @@ class _Model:
         array = onnx.numpy_helper.from_array(np.asarray(value, np.int64))
         return self.node("Constant", [], [name], name, value=array)
 
-    def codes(self, name: str, rows: int, columns: int) -> tuple[str, str]:
+    def codes(self, name: str, rows: int, columns: int, bits: int) -> tuple[str, str]:
         shape = self.shape
         blocks = -(-columns // shape.block)
         packed = self.random.integers(
-            0, 256, (rows, blocks, shape.block * shape.bits // 8), dtype=np.uint8
+            0, 256, (rows, blocks, shape.block * bits // 8), dtype=np.uint8
         )
         # Codes are uniform, so this gives outputs of about the inputs' size.
-        spread = ((4**shape.bits - 1) / 12) ** 0.5 * columns**0.5
+        spread = ((4**bits - 1) / 12) ** 0.5 * columns**0.5
         scales = (0.6 + 0.4 * self.random.random((rows, blocks), dtype=np.float32)) / spread
         scales *= self.random.choice([-1.0, 1.0], (rows, blocks))
         return (
-            self.tensor(f"{name}.weight_Q{shape.bits}", packed),
+            self.tensor(f"{name}.weight_Q{bits}", packed),
             self.tensor(f"{name}.weight_scales", scales.astype(np.float32)),
         )
 
+    def ternary(self, path: str, x: str, rows: int, columns: int) -> str:
+        """A product with INT2 weights [rows, columns] of -1, 0 and 1 under one scale."""
+        import onnx
+
+        shape = self.shape
+        assert shape.zeros is not None
+        assert columns % 4 == 0
+        name = path.removeprefix("/").replace("/", ".") + ".weight"
+        drawn = self.random.integers(0, 1 << 16, rows * columns // 4, dtype=np.uint16)
+        codes = self.tensor(name, _four_trits(shape.zeros).take(drawn))
+        self.tensors[-1].data_type = onnx.TensorProto.INT2
+        del self.tensors[-1].dims[:]
+        self.tensors[-1].dims.extend([rows, columns])
+        size = ((1 - shape.zeros) * columns) ** -0.5
+        scale = self.tensor(f"{name}_scale", np.array(size, np.float32))
+        weights = self.node("DequantizeLinear", [codes, scale], [f"{path}/w"], f"{path}/Dequantize")
+        turned = self.node("Transpose", [weights], [f"{path}/t"], f"{path}/Transpose", perm=[1, 0])
+        return self.node("MatMul", [x, turned], [f"{path}/MatMul/output_0"], f"{path}/MatMul")
+
     def product(self, path: str, x: str, rows: int, columns: int, output: str | None = None) -> str:
-        weights = self.codes(path.removeprefix("/").replace("/", ".") + ".MatMul", rows, columns)
+        if self.shape.zeros is not None:
+            return self.ternary(path, x, rows, columns)
+        name = path.removeprefix("/").replace("/", ".") + ".MatMul"
+        weights = self.codes(name, rows, columns, self.shape.bits)
         return self.node(
             "MatMulNBits",
             [x, *weights],
@@ -117,8 +174,20 @@ class _Model:
             accuracy_level=4,
         )
 
-    def gamma(self, name: str) -> str:
-        values = 1 + 0.05 * self.random.standard_normal(self.shape.hidden)
+    def norm(self, path: str, x: str, size: int) -> str:
+        """An RMSNorm of its own."""
+        return self.node(
+            "SimplifiedLayerNormalization",
+            [x, self.gamma(path.removeprefix("/").replace("/", "."), size)],
+            [f"{path}/output_0"],
+            f"{path}/LayerNorm",
+            axis=-1,
+            epsilon=1e-5,
+            stash_type=1,
+        )
+
+    def gamma(self, name: str, size: int | None = None) -> str:
+        values = 1 + 0.05 * self.random.standard_normal(size or self.shape.hidden)
         return self.tensor(f"{name}.weight", values.astype(np.float32))
 
     def angles(self) -> tuple[str, str]:
@@ -142,6 +211,18 @@ class _Model:
         return per_row, self.node("Cast", [last], ["total"], f"{path}/Cast_1", to=6)
 
 
+@functools.cache
+def _four_trits(zeros: float) -> np.ndarray:
+    """For each 16-bit number a byte of four INT2 codes, each 0 with the given chance: uint8."""
+    trits, chance = np.array([0, 1, 3]), np.array([zeros, (1 - zeros) / 2, (1 - zeros) / 2])
+    bytes_, weights = np.zeros(1, np.int64), np.ones(1)
+    for place in range(4):
+        bytes_ = (bytes_[:, None] | (trits << (2 * place))).reshape(-1)
+        weights = (weights[:, None] * chance).reshape(-1)
+    bounds = np.cumsum(weights) / weights.sum() * (1 << 16)
+    return bytes_[np.searchsorted(bounds, np.arange(1 << 16) + 0.5)].astype(np.uint8)
+
+
 def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
     """Writes model.onnx and model.onnx.data; returns the path of the former."""
     import onnx
@@ -151,8 +232,9 @@ def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
     cos, sin = m.angles()
     per_row, total = m.lengths()
     hidden, width = shape.hidden, shape.head_dim
-    head = m.codes("lm_head.MatMul", shape.vocabulary, hidden)
-    rows = m.constant("embedding_shape", [shape.vocabulary, hidden * shape.bits // 8])
+    head_bits = shape.head_bits or shape.bits
+    head = m.codes("lm_head.MatMul", shape.vocabulary, hidden, head_bits)
+    rows = m.constant("embedding_shape", [shape.vocabulary, hidden * head_bits // 8])
     table = m.node("Reshape", [head[0], rows], ["embedding"], "/model/embed_tokens/Reshape")
     residual = m.node(
         "GatherBlockQuantized",
@@ -160,7 +242,7 @@ def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
         ["/model/embed_tokens/output_0"],
         "/model/embed_tokens/GatherBlockQuantized",
         "com.microsoft",
-        bits=shape.bits,
+        bits=head_bits,
         block_size=shape.block,
         gather_axis=0,
         quantize_axis=1,
@@ -177,14 +259,18 @@ def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
     )
     for layer in range(shape.layers):
         path = f"/model/layers.{layer}"
-        qkv = m.product(
-            f"{path}/attn/qkv_proj", x, (shape.heads + 2 * shape.kv_heads) * width, hidden
-        )
+        size, kv = shape.heads * width, shape.kv_heads * width
+        if shape.zeros is None:
+            qkv = [m.product(f"{path}/attn/qkv_proj", x, size + 2 * kv, hidden), "", ""]
+        else:
+            # One scale a matrix: the three are not packed.
+            parts = (("q", size), ("k", kv), ("v", kv))
+            qkv = [m.product(f"{path}/attn/{one}_proj", x, n, hidden) for one, n in parts]
         past = [f"past_key_values.{layer}.{kind}" for kind in ("key", "value")]
         present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
         attention = m.node(
             "GroupQueryAttention",
-            [qkv, "", "", *past, per_row, total, cos, sin, "", "", ""],
+            [*qkv, *past, per_row, total, cos, sin, "", "", ""],
             [f"{path}/attn/output_0", *present],
             f"{path}/attn/GroupQueryAttention",
             "com.microsoft",
@@ -196,7 +282,9 @@ def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
             do_rotary=1,
             rotary_interleaved=0,
         )
-        o = m.product(f"{path}/attn/o_proj", attention, hidden, shape.heads * width)
+        if shape.bitnet:
+            attention = m.norm(f"{path}/attn_sub_norm", attention, size)
+        o = m.product(f"{path}/attn/o_proj", attention, hidden, size)
         name = f"{path}/post_attention_layernorm"
         x = f"{name}/output_0"
         residual = m.node(
@@ -209,9 +297,15 @@ def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
         )
         gate = m.product(f"{path}/mlp/gate_proj", x, shape.ffn, hidden)
         up = m.product(f"{path}/mlp/up_proj", x, shape.ffn, hidden)
-        s = m.node("Sigmoid", [gate], [f"{path}/mlp/s"], f"{path}/mlp/act_fn/Sigmoid")
-        silu = m.node("Mul", [gate, s], [f"{path}/mlp/silu"], f"{path}/mlp/act_fn/Mul")
-        y = m.node("Mul", [silu, up], [f"{path}/mlp/y"], f"{path}/mlp/Mul")
+        if shape.bitnet:
+            relu = m.node("Relu", [gate], [f"{path}/mlp/r"], f"{path}/mlp/act_fn/Relu")
+            acted = m.node("Mul", [relu, relu], [f"{path}/mlp/r2"], f"{path}/mlp/act_fn/Mul")
+        else:
+            s = m.node("Sigmoid", [gate], [f"{path}/mlp/s"], f"{path}/mlp/act_fn/Sigmoid")
+            acted = m.node("Mul", [gate, s], [f"{path}/mlp/silu"], f"{path}/mlp/act_fn/Mul")
+        y = m.node("Mul", [acted, up], [f"{path}/mlp/y"], f"{path}/mlp/Mul")
+        if shape.bitnet:
+            y = m.norm(f"{path}/ffn_sub_norm", y, shape.ffn)
         down = m.product(f"{path}/mlp/down_proj", y, hidden, shape.ffn)
         name = f"{path}/next_layernorm"
         x = f"{name}/output_0"
@@ -228,11 +322,11 @@ def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
         "MatMulNBits",
         [x, *head],
         ["logits"],
-        f"/lm_head/MatMul_Q{shape.bits}",
+        f"/lm_head/MatMul_Q{head_bits}",
         "com.microsoft",
         K=hidden,
         N=shape.vocabulary,
-        bits=shape.bits,
+        bits=head_bits,
         block_size=shape.block,
         accuracy_level=4,
     )
@@ -261,7 +355,9 @@ def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
         *(value(f"present.{n}", real, [batch, shape.kv_heads, total_name, width]) for n in names),
     ]
     graph = onnx.helper.make_graph(m.nodes, "main_graph", inputs, outputs, m.tensors)
-    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
+    # INT2 came with opset 25.
+    version = 21 if shape.zeros is None else 25
+    opsets = [onnx.helper.make_opsetid("", version), onnx.helper.make_opsetid("com.microsoft", 1)]
     model = onnx.helper.make_model(
         graph, opset_imports=opsets, ir_version=10, producer_name="intaglio-bench"
     )

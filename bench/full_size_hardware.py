@@ -217,7 +217,7 @@ class Tile:
             "split": np.full(total, config.splits.index(split)),
             "plane": at(late - 1, plane),
             "part": at(late - 1, part),
-            "accumulate": at(late - 1, active.astype(np.int64)),
+            "valid": at(read, active.astype(np.int64)),
             "clear": at(late - 1, (place == 0).astype(np.int64)),
             "capture": at(late, end.astype(np.int64)),
         }

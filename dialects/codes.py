@@ -114,6 +114,11 @@ def decode(codes: npt.NDArray[np.integer[Any]], fmt: str) -> npt.NDArray[np.inte
     return e4m3_decode(codes) if fmt == "fp8" else codes
 
 
+def container_bits(bits: int) -> int:
+    """Bits in which a code of so many bits is packed in files and kernels: 2, 4 or 8."""
+    return next(size for size in (2, 4, 8) if bits <= size)
+
+
 @functools.cache
 def _unpacked(bits: int) -> npt.NDArray[np.unsignedinteger[Any]]:
     """For each byte its codes, low bits first, as the bytes of one wider integer [256]."""
@@ -157,7 +162,8 @@ class Matrix:
     Attributes:
         codes: uint8 [N, ceil(columns * bits / 8)], packed low bits first, each row padded to a
             byte.
-        bits: 2, 4 or 8. Ternary weights are ``bits=2, zero=1`` with codes 0, 1 and 2.
+        bits: of a code's container: 2, 4 or 8. Ternary weights are ``bits=2, zero=1`` with codes
+            0, 1 and 2.
         columns: K, the elements of a row.
         group: elements that share a scale; the last group of a row may be shorter.
         zero: the code that stands for 0: one number, or uint8 [N, G], with G = ceil(columns /
@@ -220,6 +226,72 @@ class Matrix:
         q -= zeros
         q *= self.scales[rows].take(of_group, axis=1)
         return q
+
+
+SLOT_LIMITS: dict[str, int] = {"fp8": E4M3_LIMIT, "int8": 128, "int6": 32, "ternary": 1}
+"""The largest magnitude of a weight in an adapter's slot, by code; fp8 in units of 2**-9."""
+
+SLOT_BITS: dict[str, int] = {"fp8": 8, "int8": 8, "int6": 6, "ternary": 2}
+"""Bits of a weight in an adapter's slot, by code."""
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterMatrix:
+    """A or B of a low-rank adapter; element (n, k) is ``weight * scale[n] * 2**-exponent``.
+
+    Attributes:
+        code: `fp8`: codes are E4M3 and weights integers in units of 2**-9 (so `exponent` is 9 more
+            than that of the numbers). `int8`, `int6`: ``weight = code - 2**(bits - 1)``.
+            `ternary`: ``weight = code - 1``.
+        codes: uint8 [N, K], one code an element.
+        scales: int16 mantissas [N], one a row.
+        exponent: common to all scales.
+    """
+
+    code: str
+    codes: npt.NDArray[np.uint8]
+    scales: npt.NDArray[np.int16]
+    exponent: int
+
+    def __post_init__(self) -> None:
+        if self.code not in SLOT_BITS:
+            raise ValueError(f"unknown code '{self.code}', known are {', '.join(SLOT_BITS)}")
+        if self.codes.dtype != np.uint8 or self.codes.ndim != 2:
+            raise ValueError(f"codes are {self.codes.dtype} {self.codes.shape}, not uint8 [N, K]")
+        if self.scales.dtype != np.int16 or self.scales.shape != self.codes.shape[:1]:
+            raise ValueError(
+                f"scales are {self.scales.dtype} {self.scales.shape}, not int16 [{self.rows}]"
+            )
+        if self.codes.size and self.codes.max() > self._largest_code:
+            raise ValueError(f"{self.code} has no code {self.codes.max()}")
+        if self.code == "fp8" and np.any(self.codes & 127 == 127):
+            raise ValueError("fp8 codes contain not-a-number")
+
+    @property
+    def _largest_code(self) -> int:
+        return 2 if self.code == "ternary" else (1 << SLOT_BITS[self.code]) - 1
+
+    @property
+    def rows(self) -> int:
+        """N, the length of a product."""
+        return self.codes.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """K, the elements of a row."""
+        return self.codes.shape[1]
+
+    @functools.cached_property
+    def weights(self) -> Ints:
+        """The weights before their scales, int64 [N, K]."""
+        if self.code == "fp8":
+            return e4m3_decode(self.codes)
+        zero = 1 if self.code == "ternary" else 1 << (SLOT_BITS[self.code] - 1)
+        return self.codes.astype(np.int64) - zero
+
+    def values(self, rows: Rows = slice(None)) -> Ints:
+        """``weight * scale`` of some rows, int64 [R, K]; at most 33 bits and a sign."""
+        return self.weights[rows] * self.scales[rows].astype(np.int64)[:, None]
 
 
 class Mantissas(NamedTuple):

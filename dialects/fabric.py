@@ -17,6 +17,7 @@ from xdsl.dialects.builtin import (
     IntegerAttr,
     ModuleOp,
     StringAttr,
+    SymbolNameConstraint,
     SymbolRefAttr,
     UnitAttr,
     i64,
@@ -34,7 +35,7 @@ from xdsl.irdl import (
 )
 from xdsl.parser import AttrParser
 from xdsl.printer import Printer
-from xdsl.traits import SymbolUserOpInterface
+from xdsl.traits import SymbolOpInterface, SymbolUserOpInterface
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects.machine import Machine
@@ -48,18 +49,17 @@ from intaglio.dialects.rom import (
 )
 from intaglio.dialects.tiling import MatrixShape, Piece
 
-SCALE_BITS = 16
-"""Bits of a group's scale mantissa in ROM."""
-
 
 def matrix_shape(type_: ROMTensorType | AdapterType) -> MatrixShape:
-    """A tensor type as tiling sees it; a dense table is a matrix without scales."""
-    if type_.is_matrix:
-        scale_bits = SCALE_BITS + (type_.bits if type_.zeros.data else 0)
-        rows, columns = type_.dims
-        return MatrixShape(rows, columns, type_.group.data, type_.bits, scale_bits)
-    rows, columns = type_.dims if len(type_.dims) == 2 else (1, type_.dims[0])
-    return MatrixShape(rows, columns, columns, type_.bits, 0)
+    """A tensor type as tiling sees it; a dense table is a matrix without scales.
+
+    A slot's row is one group: unlike the one scale of a whole matrix in ROM, its scales are stored.
+    """
+    is_slot = isinstance(type_, AdapterType) and type_.is_slot
+    group = type_.dims[1] if is_slot else type_.group.data
+    return MatrixShape.of(
+        type_.dims, type_.code.data, type_.bits, group, zeros=bool(type_.zeros.data)
+    )
 
 
 @irdl_attr_definition
@@ -296,7 +296,7 @@ def _verify_piece(
         )
     word_bits = machine.lanes * machine.plane_bits
     words = piece.base + piece.code_words(shape, machine)
-    if words * word_bits > machine.rom_bits and not extra:
+    if words * word_bits > machine.rom_bits and machine.rom == "array" and not extra:
         raise VerifyException(
             f"a piece of @{name} needs {words} words of {word_bits} bits in a bank of "
             f"{machine.rom_bits} bits"
@@ -368,10 +368,13 @@ class ConstantOp(IRDLOperation):
 
 @irdl_op_definition
 class ReserveOp(IRDLOperation):
-    """Reserves SRAM of every H-Unit for a cache or an adapter.
+    """Reserves SRAM of the H-Units for a cache or an adapter.
 
-    Tokens of a cache go round the tiles: head h of token t lies on tile t mod tiles, at
-    `address + ((t div tiles) * heads + h) * (bytes of a vector)`.
+    Tokens of a cache go round the H-Units: head h of token t lies on unit t mod h_units, at
+    `address + ((t div h_units) * heads + h) * (bytes of a vector)`. So do rows of an adapter's
+    matrix: row n lies on unit n mod h_units, at `address + (n div h_units) * (bytes of a row)`. A
+    matrix of fewer rows than there are units may begin at another `unit`: row n lies on
+    `unit + n`; it takes the SRAM of these units only.
 
     Example:
     ```
@@ -385,18 +388,26 @@ class ReserveOp(IRDLOperation):
     """First byte in the SRAM of every H-Unit."""
     size = prop_def(IntegerAttr[I64])
     """Bytes in every H-Unit."""
+    unit = opt_prop_def(IntegerAttr[I64])
+    """The H-Unit of row 0 (0 where it is not said)."""
     assembly_format = "$buffer `at` $address `size` $size attr-dict"
     irdl_options = (ParsePropInAttrDict(),)
     traits = traits_def(_PlacesBuffer())
 
-    def __init__(self, buffer: str, address: int, size: int) -> None:
+    def __init__(self, buffer: str, address: int, size: int, unit: int = 0) -> None:
         super().__init__(
             properties={
                 "buffer": SymbolRefAttr(buffer),
                 "address": IntegerAttr(address, i64),
                 "size": IntegerAttr(size, i64),
+                "unit": IntegerAttr(unit, i64) if unit else None,
             }
         )
+
+    @property
+    def first_unit(self) -> int:
+        """The H-Unit of row 0."""
+        return 0 if self.unit is None else self.unit.value.data
 
     def verify_(self) -> None:
         """The reservation lies in the SRAM."""
@@ -405,60 +416,73 @@ class ReserveOp(IRDLOperation):
         if not isinstance(buffer.type, KVType | AdapterType):
             raise VerifyException(f"@{name} is neither a cache nor an adapter")
         module = self.parent_op()
-        if isinstance(module, ModuleOp):
-            _verify_sram(self.buffer, self.address, self.size, module)
-
-
-def _verify_sram(
-    buffer: SymbolRefAttr, address: IntegerAttr, size: IntegerAttr, module: ModuleOp
-) -> None:
-    available = machine_of(module).sram_bytes
-    end = address.value.data + size.value.data
-    if end > available:
-        raise VerifyException(
-            f"@{buffer.root_reference.data} ends at byte {end} of {available} "
-            f"in the SRAM of an H-Unit"
-        )
+        if not isinstance(module, ModuleOp):
+            return
+        machine = machine_of(module)
+        available = machine.sram_bytes
+        end = self.address.value.data + self.size.value.data
+        if end > available:
+            raise VerifyException(
+                f"@{name} ends at byte {end} of {available} in the SRAM of an H-Unit"
+            )
+        first = self.first_unit
+        rows = buffer.type.dims[0] if isinstance(buffer.type, AdapterType) else machine.h_units
+        if first and not 0 < first <= machine.h_units - rows:
+            raise VerifyException(
+                f"@{name} needs {rows} H-Units from unit {first} on, the chip has {machine.h_units}"
+            )
 
 
 @irdl_op_definition
-class AdapterSlotOp(IRDLOperation):
-    """Reserves SRAM of every H-Unit for the A and B of a low-rank adapter beside a matrix.
+class DomainOp(IRDLOperation):
+    """Tensors whose ROM banks are switched on and off together.
+
+    At reset a domain is off; ROM of tensors in no domain is always on.
 
     Example:
     ```
-    fabric.adapter_slot @q_proj rank 16 at 4096 size 512
+    fabric.domain @power0 [@l0_q_proj, @l0_k_proj]
     ```
     """
 
-    name = "fabric.adapter_slot"
-    buffer = prop_def(_symbol)
-    rank = prop_def(IntegerAttr[I64])
-    address = prop_def(IntegerAttr[I64])
-    """First byte in the SRAM of every H-Unit."""
-    size = prop_def(IntegerAttr[I64])
-    """Bytes in every H-Unit."""
-    assembly_format = "$buffer `rank` $rank `at` $address `size` $size attr-dict"
+    name = "fabric.domain"
+    sym_name = prop_def(SymbolNameConstraint())
+    tensors = prop_def(ArrayAttr[SymbolRefAttr])
+    assembly_format = "$sym_name $tensors attr-dict"
     irdl_options = (ParsePropInAttrDict(),)
-    traits = traits_def(_PlacesBuffer())
+    traits = traits_def(SymbolOpInterface())
 
-    def __init__(self, buffer: str, rank: int, address: int, size: int) -> None:
+    def __init__(self, name: str, tensors: Sequence[str]) -> None:
         super().__init__(
             properties={
-                "buffer": SymbolRefAttr(buffer),
-                "rank": IntegerAttr(rank, i64),
-                "address": IntegerAttr(address, i64),
-                "size": IntegerAttr(size, i64),
+                "sym_name": StringAttr(name),
+                "tensors": ArrayAttr([SymbolRefAttr(tensor) for tensor in tensors]),
             }
         )
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors' names."""
+        return tuple(tensor.root_reference.data for tensor in self.tensors)
+
     def verify_(self) -> None:
-        """The rank is positive and the slot lies in the SRAM."""
-        if self.rank.value.data < 1:
-            raise VerifyException("an adapter slot has a rank of at least 1")
+        """The tensors are parameters of the module, each in one domain."""
         module = self.parent_op()
-        if isinstance(module, ModuleOp):
-            _verify_sram(self.buffer, self.address, self.size, module)
+        if not isinstance(module, ModuleOp):
+            return
+        parameters = {op.sym_name.data for op in module.ops if isinstance(op, ParameterOp)}
+        for name in self.names:
+            if name not in parameters:
+                raise VerifyException(f"no parameter @{name} is declared")
+        mine = set(self.names)
+        for other in module.ops:
+            if other is self:
+                break
+            if isinstance(other, DomainOp) and (shared := sorted(mine & set(other.names))):
+                raise VerifyException(
+                    f"@{shared[0]} is in two domains, @{other.sym_name.data} and "
+                    f"@{self.sym_name.data}"
+                )
 
 
 SCALE_BYTES = 4
@@ -473,7 +497,7 @@ def kv_vector_bytes(cache: CacheOp) -> int:
     return -(-cache.type.width.data * bits // 8) + scale
 
 
-PlaceOp = EngraveOp | ConstantOp | ReserveOp | AdapterSlotOp
+PlaceOp = EngraveOp | ConstantOp | ReserveOp
 
 
 def places(module: ModuleOp) -> Iterator[PlaceOp]:
@@ -482,5 +506,7 @@ def places(module: ModuleOp) -> Iterator[PlaceOp]:
 
 
 FABRIC = Dialect(
-    "fabric", [MachineOp, EngraveOp, ConstantOp, ReserveOp, AdapterSlotOp], [PieceAttr]
+    "fabric",
+    [MachineOp, EngraveOp, ConstantOp, ReserveOp, DomainOp],
+    [PieceAttr],
 )

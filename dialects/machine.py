@@ -16,10 +16,10 @@ from typing import Any
 class Machine:
     """Geometry, formats and latencies of one chip.
 
-    The array has `tiles` matrix units; each holds `l_units` L-Units (a ROM bank fused with
-    `lanes` multipliers of `plane_bits`-bit weights by `pass_bits`-bit activations) and one H-Unit
-    (SRAM for adapters and KV with `attention_lanes` 8x8-bit multipliers). `vector_lanes` counts
-    the lanes of all vector units together.
+    The array has `tiles` matrix units; each holds `l_units` L-Units (ROM fused with `lanes`
+    multipliers of one cell's weight by `pass_bits`-bit activations). Beside them stand `h_units`
+    H-Units (SRAM for adapters and KV with `attention_lanes` 8x8-bit multipliers). `vector_lanes`
+    counts the lanes of all vector units together.
     """
 
     name: str
@@ -29,11 +29,23 @@ class Machine:
     l_units: int
     # L-Unit
     lanes: int
+    cell: str
+    """What a ROM cell holds and a lane multiplies by: `uint`, an unsigned digit of `plane_bits`
+    bits, of which wider codes take several planes; `ternary`, -1, 0 or +1 (stored in two bits),
+    of which wider codes take one for each bit of their two's complement."""
     plane_bits: int
     pass_bits: int
+    rom: str
+    """`array`: memory of fixed size, so that padding counts; `logic`: gates, so that only weights
+    that exist count, for the chip in all."""
     rom_bits: int
-    """Capacity of one L-Unit's bank: codes, group scales and zero points together."""
+    """Capacity of one L-Unit's ROM: codes, group scales and zero points together."""
+    bank_words: int
+    """Words of a ROM bank, the unit that is switched on and off and synthesised as logic."""
+    bank_bits: int
+    """Bits of a word of a ROM bank."""
     # H-Unit
+    h_units: int
     attention_lanes: int
     query_parallel: int
     """Query heads of one KV head that a fetched key or value element serves in one cycle."""
@@ -41,6 +53,18 @@ class Machine:
     """SRAM of one H-Unit: adapters and KV cache."""
     kv_port_bytes: int
     """Bytes of the KV cache one H-Unit writes in a cycle."""
+    load_bytes: int
+    """Bytes of an adapter that the chip's load port takes in a cycle."""
+    kv_on_die: int
+    """Tokens whose keys and values stay on the die, the first ones; 0: all."""
+    external_bytes: int
+    """Bytes a cycle between chip and external memory; 0 without."""
+    external_latency: int
+    """From the address to the first byte from external memory, cycles."""
+    retention_cycles: int
+    """Cycles after which an on-die key or value that nobody read is lost; 0: never."""
+    shared_arrays: int
+    """1: attention and adapters use the matrix tiles' adders, never at the same time as them."""
     # Vector units
     vector_lanes: int
     vector_sram_bytes: int
@@ -50,6 +74,11 @@ class Machine:
     """Row results that the reduction network delivers to the vector units in a cycle."""
     # Formats
     weights: tuple[str, ...]
+    """Codes of the matrices in the layers."""
+    head_weights: tuple[str, ...]
+    """Codes of an LM head and of an embedding table with group scales."""
+    adapter: str
+    """Format of an adapter's matrices in SRAM: fp8, int8, int6 or ternary."""
     activations: str
     kv: str
     probabilities: str
@@ -57,6 +86,10 @@ class Machine:
     """Format of embeddings that arrive as floats: int16 or int8."""
     fraction_bits: int
     # Policy
+    placement: str
+    """`spread`: every matrix on all tiles; `packed`: each on as few tiles as hold it."""
+    adapter_sites: tuple[str, ...]
+    """Parts of the names of the matrices that adapters are for, unless told; none: all."""
     embedding_store: str
     """`rom`, or `extra-rom`: banks made deeper than published, the surplus reported."""
     head_store: str
@@ -85,6 +118,10 @@ class Machine:
     """Scalar table function (reciprocal, reciprocal square root) with interpolation."""
     sample: int
     """From the arg-max result to the token port."""
+    power_wake: int
+    """From switching a ROM bank on to its first word; 0: banks are always on."""
+    power_sleep: int
+    """To switch a ROM bank off."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, in declaration order."""
@@ -96,4 +133,7 @@ class Machine:
         names = {f.name for f in fields(Machine)}
         if wrong := sorted(set(values) ^ names):
             raise ValueError(f"machine description: unknown or missing {', '.join(wrong)}")
-        return Machine(**{**values, "weights": tuple(values["weights"])})
+        given: dict[str, Any] = {
+            n: tuple(v) if isinstance(v, list) else v for n, v in values.items()
+        }
+        return Machine(**given)

@@ -59,6 +59,8 @@ OPCODES: dict[str, tuple[str, ...]] = {
     "append": ("kv",),
     "query_key": ("attention",),
     "weighted_sum": ("attention",),
+    "wake": ("power",),
+    "sleep": ("power",),
 }
 """Every opcode, and the queues it may stand in."""
 
@@ -204,7 +206,8 @@ class InstructionOp(IRDLOperation):
 class BlockOp(IRDLOperation):
     """Instructions that run once for each instance, one instance after the other.
 
-    An instance binds each slot to a parameter or cache of the module. A block with `sampled` runs
+    An instance binds each slot to a parameter, cache or power domain of the module (`none` is the
+    domain without tensors). A block with `sampled` runs
     only for a token whose successor is wanted (the head).
 
     Example:

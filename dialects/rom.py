@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from xdsl.dialects.builtin import (
     I64,
@@ -70,11 +71,24 @@ from xdsl.traits import (
     Pure,
     SymbolOpInterface,
     SymbolTable,
+    SymbolUserOpInterface,
 )
 from xdsl.utils.exceptions import VerifyException
 
-WEIGHT_CODES: dict[str, int] = {"ternary": 2, "int2": 2, "int4": 4, "int8": 8}
+from intaglio.dialects import codes
+
+WEIGHT_CODES: dict[str, int] = {
+    "ternary": 2,
+    "int2": 2,
+    "int3": 3,
+    "int4": 4,
+    "int6": 6,
+    "int8": 8,
+}
 """Codes of a matrix in ROM and the bits each weight takes."""
+
+SLOT_CODES = codes.SLOT_BITS
+"""Codes of a matrix in an adapter slot and the bits each weight takes."""
 
 DENSE_CODES: dict[str, int] = {"fixed16": 16, "fixed32": 32, "float32": 32}
 """Codes of vectors and tables without group scales; `float32` only before legalisation."""
@@ -220,18 +234,23 @@ class _WeightsType(ParametrizedAttribute, TypeAttribute):
     def verify(self) -> None:
         """Checks code, shape and group."""
         code = self.code.data
-        if code not in WEIGHT_CODES and code not in DENSE_CODES:
-            known = ", ".join([*WEIGHT_CODES, *DENSE_CODES])
+        if code not in self.matrix_codes and code not in DENSE_CODES:
+            known = ", ".join([*self.matrix_codes, *DENSE_CODES])
             raise VerifyException(f"unknown code '{code}', known are {known}")
         if not self.dims or any(n < 1 for n in self.dims):
             raise VerifyException("every dimension must be at least 1")
-        if code in WEIGHT_CODES:
+        if self.is_matrix:
             if len(self.dims) != 2:
                 raise VerifyException(f"a matrix of {code} has two dimensions, rows and columns")
-            if self.group.data < 1:
-                raise VerifyException(f"a matrix of {code} needs the size of its scale groups")
+            if self.zeros.data and not self.group.data:
+                raise VerifyException(f"zero points of {code} need the size of their groups")
         elif self.group.data or self.zeros.data:
             raise VerifyException(f"{code} has neither groups nor zero points")
+
+    @property
+    def matrix_codes(self) -> dict[str, int]:
+        """Codes of a matrix with scales, and the bits each element takes."""
+        return WEIGHT_CODES
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -241,26 +260,32 @@ class _WeightsType(ParametrizedAttribute, TypeAttribute):
     @property
     def bits(self) -> int:
         """Bits of one element."""
-        return {**WEIGHT_CODES, **DENSE_CODES}[self.code.data]
+        return {**self.matrix_codes, **DENSE_CODES}[self.code.data]
 
     @property
     def is_matrix(self) -> bool:
-        """Whether this is a matrix of small integer codes with group scales."""
-        return self.code.data in WEIGHT_CODES
+        """Whether this is a matrix of small codes with scales."""
+        return self.code.data in self.matrix_codes
 
     @property
     def groups(self) -> int:
         """Scale groups in a row (the last one may be ragged)."""
-        return -(-self.dims[1] // self.group.data)
+        return -(-self.dims[1] // self.group_size)
+
+    @property
+    def group_size(self) -> int:
+        """Columns under one scale."""
+        return self.group.data or self.dims[1]
 
 
 @irdl_attr_definition
 class ROMTensorType(_WeightsType):
     """A frozen tensor: `!rom.tensor<[256, 64], int4, group 32, zeros>`.
 
-    Codes `int8`, `int4`, `int2`, `ternary` have one scale for `group` elements along the columns
-    (and with `zeros` a zero point each); `fixed16` and `fixed32` are mantissas with one exponent;
-    `float32` stands before legalisation only.
+    Codes `int8`, `int6`, `int4`, `int3`, `int2`, `ternary` have one scale for `group` elements
+    along the columns (and with `zeros` a zero point each), or, without `group`, one for the whole
+    matrix; `fixed16` and `fixed32` are mantissas with one exponent; `float32` stands before
+    legalisation only.
     """
 
     name = "rom.tensor"
@@ -273,7 +298,13 @@ class ROMTensorType(_WeightsType):
 
 @irdl_attr_definition
 class AdapterType(_WeightsType):
-    """A tensor that can be rewritten, in SRAM: `!rom.adapter<[8, 64], int4, group 32>`."""
+    """A tensor that can be rewritten, in SRAM: `!rom.adapter<[8, 64], int4, group 32>`.
+
+    Without a group it is a *slot*, `!rom.adapter<[8, 64], fp8>`: one of the two matrices of a site
+    (`rom.site`), which the model does not fill. Codes `fp8` (E4M3), `int8`, `int6` and `ternary`
+    have one scale a row there; their common exponent and how many of the rank's rows or columns
+    count are registers of the site.
+    """
 
     name = "rom.adapter"
 
@@ -281,6 +312,28 @@ class AdapterType(_WeightsType):
         self, shape: Sequence[int], code: str, group: int = 0, zeros: bool = False
     ) -> None:
         super().__init__(shape, code, group, zeros)
+
+    def verify(self) -> None:
+        """Checks code, shape and group; those of a slot."""
+        super().verify()
+        code = self.code.data
+        if self.is_slot and code not in SLOT_CODES:
+            raise VerifyException(
+                f"an adapter of {code} needs the size of its groups; a slot without is one of "
+                f"{', '.join(SLOT_CODES)}"
+            )
+        if code == "fp8" and self.group.data:
+            raise VerifyException("an adapter of fp8 has one scale a row, no groups")
+
+    @property
+    def matrix_codes(self) -> dict[str, int]:
+        """Codes of a matrix with scales, and the bits each element takes."""
+        return {**WEIGHT_CODES, **SLOT_CODES}
+
+    @property
+    def is_slot(self) -> bool:
+        """Whether adapters are loaded into it while the chip runs."""
+        return self.is_matrix and not self.group.data
 
 
 @irdl_attr_definition
@@ -513,6 +566,8 @@ class ParameterOp(IRDLOperation):
     exponent = opt_prop_def(IntegerAttr[I64])
     zero = opt_prop_def(IntegerAttr[I64])
     """The zero point of all weights, where the type has no `zeros`."""
+    zero_fraction = opt_prop_def(FloatAttr)
+    """The share of weights that are 0, where the importer knows it (ternary matrices)."""
     codes = opt_prop_def(ImageAttr)
     scales = opt_prop_def(ImageAttr)
     zeros = opt_prop_def(ImageAttr)
@@ -531,12 +586,14 @@ class ParameterOp(IRDLOperation):
         multiplier: float | None = None,
         exponent: int | None = None,
         zero: int | None = None,
+        zero_fraction: float | None = None,
     ) -> None:
         super().__init__(
             properties={
                 "sym_name": StringAttr(name),
                 "type": type_,
                 "key": StringAttr(key),
+                "zero_fraction": None if zero_fraction is None else FloatAttr(zero_fraction, 64),
                 "peak": None if peak is None else FloatAttr(peak, 64),
                 "multiplier": None if multiplier is None else FloatAttr(multiplier, 64),
                 "exponent": None if exponent is None else IntegerAttr(exponent, i64),
@@ -551,6 +608,10 @@ class ParameterOp(IRDLOperation):
         assert isinstance(self.type, ROMTensorType | AdapterType)
         if self.zero is not None and (self.type.zeros.data or not self.type.is_matrix):
             raise VerifyException("`zero` is for matrices whose type has no zero points")
+        if self.zero_fraction is not None and (
+            not self.type.is_matrix or not 0.0 <= self.zero_fraction.value.data <= 1.0
+        ):
+            raise VerifyException("`zero_fraction` is for matrices, from 0 to 1")
 
 
 @irdl_op_definition
@@ -615,7 +676,13 @@ class SlotOp(IRDLOperation):
         super().__init__(properties={"sym_name": StringAttr(name), "type": type_})
 
 
-def resolve(user: Operation, symbol: SymbolRefAttr) -> ParameterOp | CacheOp | SlotOp:
+Buffer = ParameterOp | CacheOp | SlotOp
+"""What declares a buffer."""
+
+_DECLARED: WeakKeyDictionary[Block, WeakValueDictionary[str, Buffer]] = WeakKeyDictionary()
+
+
+def resolve(user: Operation, symbol: SymbolRefAttr) -> Buffer:
     """The declaration a buffer symbol names, in the layer around `user` or in the module.
 
     Raises:
@@ -625,11 +692,25 @@ def resolve(user: Operation, symbol: SymbolRefAttr) -> ParameterOp | CacheOp | S
     scope = user.parent_op()
     while scope is not None:
         if scope.has_trait(SymbolTable):
-            for op in scope.regions[0].block.ops:
-                if isinstance(op, ParameterOp | CacheOp | SlotOp) and op.sym_name.data == name:
-                    return op
+            found = _declared(scope.regions[0].block, name)
+            if found is not None:
+                return found
         scope = scope.parent_op()
     raise VerifyException(f"no buffer @{name} is declared")
+
+
+def _declared(block: Block, name: str) -> Buffer | None:
+    """A block's declaration of a name.
+
+    A model of many layers declares hundreds of buffers and names each many times; what was found
+    last is looked at first.
+    """
+    found = _DECLARED.get(block, {}).get(name)
+    if found is not None and found.parent is block and found.sym_name.data == name:
+        return found
+    buffers = [op for op in block.ops if isinstance(op, Buffer)]
+    _DECLARED[block] = WeakValueDictionary({op.sym_name.data: op for op in reversed(buffers)})
+    return _DECLARED[block].get(name)
 
 
 def _resolved_type(user: Operation, symbol: SymbolRefAttr, *kinds: type) -> Attribute:
@@ -638,6 +719,76 @@ def _resolved_type(user: Operation, symbol: SymbolRefAttr, *kinds: type) -> Attr
         expected = " or ".join(f"!{kind.name}" for kind in kinds)
         raise VerifyException(f"@{symbol.root_reference.data} is {type_}, expected {expected}")
     return type_
+
+
+class _VerifiesSite(SymbolUserOpInterface):
+    def verify(self, op: Operation) -> None:
+        assert isinstance(op, SiteOp)
+        a, b = (_resolved_type(op, symbol, AdapterType) for symbol in (op.a, op.b))
+        matrix = _resolved_type(op, op.matrix, ROMTensorType)
+        assert isinstance(a, AdapterType) and isinstance(b, AdapterType)
+        assert isinstance(matrix, ROMTensorType)
+        name = op.site.data
+        if not a.is_slot or not b.is_slot:
+            raise VerifyException(f"the adapter of site {name} is no slot: it has groups")
+        first, last = op.first_row.value.data, op.last_row.value.data
+        if not 0 <= first < last <= matrix.dims[0]:
+            raise VerifyException(
+                f"site {name} stands for rows {first} to {last} of a matrix of {matrix.dims[0]}"
+            )
+        rank = a.dims[0]
+        if a.dims != (rank, matrix.dims[1]) or b.dims != (last - first, rank):
+            raise VerifyException(
+                f"site {name} needs A [rank, {matrix.dims[1]}] and B [{last - first}, rank], "
+                f"found {list(a.dims)} and {list(b.dims)}"
+            )
+
+
+@irdl_op_definition
+class SiteOp(IRDLOperation):
+    """A place for low-rank adapters: some rows of a matrix, and the slots of A and B beside it.
+
+    Named `layers.<number>.<role>`. With an adapter of rank r there, the first r rows of A and
+    columns of B count; r, and the exponents of the two matrices, are registers of the chip. A rank
+    of 0 is no adapter: B (A x) is 0 exactly.
+
+    Example:
+    ```
+    rom.site "layers.0.q_proj" beside @qkv rows 0 to 64 by @q_a, @q_b {onnx = [["MatMul"]]}
+    ```
+    """
+
+    name = "rom.site"
+    site = prop_def(StringAttr)
+    matrix = prop_def(BaseAttr(SymbolRefAttr))
+    first_row = prop_def(IntegerAttr[I64])
+    last_row = prop_def(IntegerAttr[I64])
+    """One after the last."""
+    a = prop_def(BaseAttr(SymbolRefAttr))
+    b = prop_def(BaseAttr(SymbolRefAttr))
+    onnx = prop_def(Nodes)
+
+    assembly_format = (
+        "$site `beside` $matrix `rows` $first_row `to` $last_row `by` $a `,` $b attr-dict"
+    )
+    irdl_options = (ParsePropInAttrDict(),)
+    traits = traits_def(_VerifiesSite())
+
+    def __init__(
+        self, site: str, matrix: str, rows: tuple[int, int], a: str, b: str, onnx: Nodes
+    ) -> None:
+        first, last = rows
+        super().__init__(
+            properties={
+                "site": StringAttr(site),
+                "matrix": SymbolRefAttr(matrix),
+                "first_row": IntegerAttr(first, i64),
+                "last_row": IntegerAttr(last, i64),
+                "a": SymbolRefAttr(a),
+                "b": SymbolRefAttr(b),
+                "onnx": onnx,
+            }
+        )
 
 
 # --- structure ----------------------------------------------------------------------------------
@@ -919,7 +1070,8 @@ class EmbedOp(OperatorOp):
 class LinearOp(OperatorOp):
     """y = W x + b, of the float stage (MatMulNBits, MatMul on DequantizeLinear, Gemm).
 
-    W is [N, K]: row n gives y[n]. Legalisation turns it into quantize, dot, requantize.
+    W is [N, K]: row n gives y[n]. Legalisation turns it into quantize, dot, requantize. With
+    `activation` the graph itself rounds x to that format, one scale a token: y = W round(x) + b.
 
     Example:
     ```
@@ -932,6 +1084,7 @@ class LinearOp(OperatorOp):
     input = operand_def(_vector)
     weights = prop_def(_symbol)
     bias = opt_prop_def(_symbol)
+    activation = opt_prop_def(StringAttr)
     onnx = prop_def(Nodes)
     output = result_def(_vector)
     assembly_format = (
@@ -946,19 +1099,25 @@ class LinearOp(OperatorOp):
         onnx: Nodes,
         output: Attribute,
         bias: str | None = None,
+        activation: str | None = None,
     ) -> None:
         super().__init__(
             operands=[x],
             properties={
                 "weights": SymbolRefAttr(weights),
                 "bias": None if bias is None else SymbolRefAttr(bias),
+                "activation": None if activation is None else StringAttr(activation),
                 "onnx": onnx,
             },
             result_types=[output],
         )
 
     def verify_(self) -> None:
-        """Shapes agree."""
+        """Shapes agree; the activation's format is known."""
+        if self.activation is not None and self.activation.data not in ACTIVATION_CODES:
+            raise VerifyException(
+                f"unknown format '{self.activation.data}', known are {', '.join(ACTIVATION_CODES)}"
+            )
         _verify_matrix(
             self,
             self.weights,
@@ -1619,7 +1778,8 @@ class DotOp(OperatorOp):
 class RequantizeOp(OperatorOp):
     """Scales accumulators to fixed point, then adds bias and residual, each step saturating.
 
-    The scale is that of the quantised vector times the matrix's exponent.
+    The scale is that of the quantised vector times the matrix's exponent; the exponent of an
+    adapter's slot is in a register of its site.
 
     Example:
     ```
@@ -1873,6 +2033,7 @@ ROM = Dialect(
         ParameterOp,
         CacheOp,
         SlotOp,
+        SiteOp,
         LayerOp,
         YieldOp,
         RepeatOp,

@@ -24,7 +24,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.dialects.codes import FORMATS, Format, Matrix, decode, e4m3_encode
+from intaglio.dialects.codes import (
+    FORMATS,
+    SLOT_LIMITS,
+    AdapterMatrix,
+    Format,
+    Matrix,
+    decode,
+    e4m3_encode,
+)
 from intaglio.dialects.fixed_point import (
     FIXED_BITS,
     SCALE_BITS,
@@ -124,6 +132,20 @@ def accumulator_bits(
     scale = max(1, 1 << (scale_bits - 1))
     bound = columns * _largest_weight(bits, zero) * FORMATS[fmt].magnitude * scale
     return _checked(bound)
+
+
+def slot_bits(code: str, columns: int, fmt: str) -> int:
+    """Width of `dot`'s result for an adapter in a slot, signed, for any codes, scales, activations.
+
+    Args:
+        code: of the adapter's weights.
+        columns: K, the elements of a row.
+        fmt: the activations' format.
+
+    Raises:
+        ValueError: more than 62 bits.
+    """
+    return _checked((columns * SLOT_LIMITS[code] * FORMATS[fmt].magnitude) << 15)
 
 
 def query_key_bits(head_dim: int, q_format: str, k_format: str) -> int:
@@ -250,13 +272,19 @@ def quantize_static(
 # Matrix products
 
 
-def dot(codes: npt.NDArray[np.integer[Any]], weights: Matrix, fmt: str) -> Ints:
+def dot(codes: npt.NDArray[np.integer[Any]], weights: Matrix | AdapterMatrix, fmt: str) -> Ints:
     """The exact product of an activation vector and a weight matrix.
 
     ``Y[..., n] = sum_g s[n, g] * sum_(k in g) (q[n, k] - zero[n, g]) * decode(code[..., k])``; the
     real product is ``Y * 2**-weights.exponent`` times the activations' scale. Widths: product of
     an element ``bits + 1 + decoded_bits``, of a group `group_bits`, of the whole
     `accumulator_bits`.
+
+    The matrix of a low-rank adapter has one scale a row:
+    ``Y[..., n] = s[n] * sum_k weight[n, k] * decode(code[..., k])``; widths: of the sum
+    ``slot_bits - 15``, of the whole `slot_bits`. Where an adapter of rank r is in slots of a larger
+    rank, elements of the first product from r on are 0: quantising them changes nothing, and the
+    second product needs r columns only.
 
     Stands for MatMulNBits, MatMulInteger and (DequantizeLinear +) MatMul or Gemm.
 
@@ -271,10 +299,16 @@ def dot(codes: npt.NDArray[np.integer[Any]], weights: Matrix, fmt: str) -> Ints:
     Raises:
         ValueError: shapes do not fit, or the exact sum would need more than 62 bits.
     """
-    columns, groups = weights.columns, weights.groups
+    columns = weights.columns
     if codes.shape[-1] != columns:
         raise ValueError(f"{codes.shape[-1]} activations for {columns} columns")
+    if isinstance(weights, AdapterMatrix):
+        slot_bits(weights.code, columns, fmt)
+        kind = _exact_type(columns * SLOT_LIMITS[weights.code] * FORMATS[fmt].magnitude)
+        sums = np.asarray(decode(codes, fmt)).astype(kind) @ weights.weights.T.astype(kind)
+        return sums.astype(np.int64) * weights.scales
     accumulator_bits(weights.bits, columns, fmt)
+    groups = weights.groups
     activations = np.asarray(decode(codes, fmt)).reshape(-1, columns)
     batch = activations.shape[0]
     width = min(weights.group, columns)
@@ -334,7 +368,8 @@ def requantize(
     Args:
         y: accumulators [..., N].
         scale: [..., groups] or without axes, for equal parts of the last axis of `y`.
-        exponent: of the weights' mantissas (`Matrix.exponent`; 0 where there are none).
+        exponent: of the weights' mantissas (`Matrix.exponent`, `AdapterMatrix.exponent`; 0 where
+            there are none).
         shift: `pre_shift` of the accumulator's width.
         out_frac: fraction bits of the result, of `bias` and of `residual`.
         bias: Fixed, broadcasts with `y`.

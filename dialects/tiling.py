@@ -14,9 +14,13 @@ All L-Units of a piece run in lockstep, so one address serves them all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from intaglio.dialects.machine import Machine
+
+SCALE_BITS = 16
+"""Bits of a group's scale mantissa in ROM."""
 
 
 def _ceildiv(a: int, b: int) -> int:
@@ -33,11 +37,37 @@ class MatrixShape:
     """Columns under one scale; a dense table has its row as one group."""
     bits: int
     scale_bits: int
-    """Bits of a group's scale and zero point together; 0 for a dense table."""
+    """Bits of a group's scale and zero point together; 0 for a dense table, and for a matrix with
+    one scale for all, which is no part of the ROM."""
+    ternary: bool = False
+    """All weights are -1, 0 or +1."""
 
     def planes(self, machine: Machine) -> int:
-        """Bit planes of a code."""
+        """Cells of a code, each in a plane of its own."""
+        if machine.cell == "ternary":
+            return 1 if self.ternary else self.bits
         return _ceildiv(self.bits, machine.plane_bits)
+
+    @staticmethod
+    def of(dims: Sequence[int], code: str, bits: int, group: int, *, zeros: bool) -> MatrixShape:
+        """The shape of a tensor as its type states it.
+
+        Args:
+            dims: of a matrix, or of a vector, which is a matrix of one row.
+            code: of its elements, as `rom.tensor` names it.
+            bits: of an element.
+            group: columns under one scale; 0 for a dense table, or one scale for a whole matrix.
+            zeros: whether each group has a zero point.
+        """
+        rows, columns = dims if len(dims) == 2 else (1, dims[0])
+        scale_bits = SCALE_BITS + (bits if zeros else 0) if group else 0
+        return MatrixShape(rows, columns, group or columns, bits, scale_bits, code == "ternary")
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits of the weights, scales and zero points that exist, without padding."""
+        groups = _ceildiv(self.columns, self.group)
+        return self.rows * (self.columns * self.bits + groups * self.scale_bits)
 
     def words_per_group(self, machine: Machine) -> int:
         """Words of a full group."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,8 +52,15 @@ class Span:
     finish: npt.NDArray[np.int64]
 
 
+Ranks = Mapping[tuple[int, int, int], int]
+"""The active rank at the site of an instruction instance (block, instance, instruction), not 0."""
+
+
 def simulate(
-    blocks: Sequence[Block], issue: int, positions: npt.ArrayLike, **variables: Any
+    blocks: Sequence[Block],
+    issue: int,
+    positions: npt.ArrayLike,
+    ranks: Ranks | None = None,
 ) -> Iterator[Span]:
     """Yields every instruction instance in program order with its start and finish cycles.
 
@@ -62,10 +68,10 @@ def simulate(
         blocks: the program, in order.
         issue: cycles between the last condition of an instruction and its start.
         positions: the positions to evaluate at, at once.
-        variables: further variables of the formulas, such as `rank`.
+        ranks: the active adapter's; others are 0. None without adapter.
     """
     where = np.atleast_1d(np.asarray(positions, dtype=np.int64))
-    given = {"rank": 0, **variables, "tokens": where + 1}
+    given = {"rank": 0, "tokens": where + 1}
     zero = np.zeros_like(where)
     finishes: dict[str, list[npt.NDArray[np.int64]]] = {queue: [] for queue in QUEUES}
     for block_number, block in enumerate(blocks):
@@ -73,12 +79,14 @@ def simulate(
         for instance in range(block.instances):
             base = {queue: len(done) for queue, done in finishes.items()}
             for number, issued in enumerate(block.issues):
+                rank = ranks.get((block_number, instance, number), 0) if ranks else 0
+                duration = issued.duration(**{**given, "rank": rank}) if rank else durations[number]
                 own = finishes[issued.queue]
                 ready = own[-1] if own else zero
                 for queue, count in issued.waits.items():
                     if last := base[queue] + count:
                         ready = np.maximum(ready, finishes[queue][last - 1])
                 start = ready + issue
-                finish = start + durations[number]
+                finish = start + duration
                 own.append(finish)
                 yield Span(block_number, instance, number, start, finish)

@@ -30,6 +30,7 @@ INTAGLIO = Universe(
     all_passes={
         "rom-outline-layers": _pass("lowering.outline_layers", "RomOutlineLayers"),
         "attach-target": _pass("backend.attach_target", "AttachTarget"),
+        "rom-adapter-slots": _pass("lowering.adapter_slots", "RomAdapterSlots"),
         "rom-legalize": _pass("lowering.legalize", "RomLegalize"),
         "rom-fuse-residual": _pass("lowering.fuse_residual", "RomFuseResidual"),
         "fabric-place": _pass("lowering.place", "FabricPlace"),

@@ -29,6 +29,7 @@ from xdsl.utils.exceptions import PassFailedException
 
 from intaglio.dialects import rom
 from intaglio.dialects.codes import mantissas
+from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import machine_of
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.machine import Machine
@@ -38,6 +39,7 @@ from intaglio.dialects.semantics import (
     accumulator_bits,
     pre_shift,
     query_key_bits,
+    slot_bits,
     weighted_sum_bits,
 )
 
@@ -51,6 +53,34 @@ def real_attr(value: float | Fraction) -> rom.RealAttr:
     """The nearest constant with a 24-bit mantissa."""
     real = Real.of(value)
     return rom.RealAttr(real.mantissa, real.exponent)
+
+
+def activation_format(op: rom.LinearOp, machine: Machine) -> str:
+    """How an operator's input is rounded.
+
+    What the graph itself rounds to int8 is rounded to int8 where the machine's integers are wider:
+    int8 codes are int16 codes too. Other formats stand in for it (see `substituted`).
+    """
+    wanted = None if op.activation is None else op.activation.data
+    return "int8" if (wanted, machine.activations) == ("int8", "int16") else machine.activations
+
+
+def substituted(module: ModuleOp, machine: Machine) -> list[str]:
+    """Warnings where the graph rounds activations to a format that the machine does not have."""
+    found = [
+        op
+        for op in module.walk()
+        if isinstance(op, rom.LinearOp)
+        and op.activation is not None
+        and activation_format(op, machine) != op.activation.data
+    ]
+    if not found:
+        return []
+    warning = (
+        "the model rounds the activations of its matrix products to int8, one scale a token; "
+        f"{machine.name} takes {machine.activations} instead"
+    )
+    return [warning]
 
 
 @dataclass(frozen=True)
@@ -160,6 +190,9 @@ def _convert_buffers(module: ModuleOp, machine: Machine) -> None:
                     )
                 _convert_dense(op, op.type, wanted[op])
             case rom.ROMTensorType() | rom.AdapterType() if isinstance(op, rom.ParameterOp):
+                if isinstance(op.type, rom.AdapterType) and op.type.is_slot:
+                    # The exponent comes with each adapter, into a register of the site.
+                    continue
                 if op.exponent is None and op.type.is_matrix:
                     op.exponent = _exponent(op, 1.0, SCALE_MANTISSA_BITS)
             case _:
@@ -228,7 +261,7 @@ class _Body:
     """Converts one block, operator by operator, in order."""
 
     machine: Machine
-    quantized: dict[SSAValue, SSAValue] = field(default_factory=dict)
+    quantized: dict[tuple[SSAValue, str], SSAValue] = field(default_factory=dict)
 
     def convert(self, block: Block) -> None:
         for argument in list(block.args):
@@ -254,18 +287,22 @@ class _Body:
             if isinstance(result.type, TensorType):
                 Rewriter.replace_value_with_new_type(result, self.fixed(result.type))
 
-    def quantize(self, before: Operation, x: SSAValue, onnx: rom.Nodes) -> SSAValue:
-        if x not in self.quantized:
-            type_ = rom.QuantizedType(1, rom.vector_size(x.type), self.machine.activations)
-            self.quantized[x] = self.insert(before, rom.QuantizeOp(x, type_, onnx))
-        return self.quantized[x]
+    def quantize(self, before: Operation, x: SSAValue, fmt: str, onnx: rom.Nodes) -> SSAValue:
+        if (x, fmt) not in self.quantized:
+            type_ = rom.QuantizedType(1, rom.vector_size(x.type), fmt)
+            self.quantized[x, fmt] = self.insert(before, rom.QuantizeOp(x, type_, onnx))
+        return self.quantized[x, fmt]
 
     def linear(self, op: rom.LinearOp) -> None:
         type_ = rom.resolve(op, op.weights).type
         assert isinstance(type_, rom.ROMTensorType | rom.AdapterType)
         weights = _name(op.weights)
-        q = self.quantize(op, op.input, op.onnx)
-        bits = accumulator_bits(type_.bits, type_.dims[1], self.machine.activations)
+        fmt = activation_format(op, self.machine)
+        q = self.quantize(op, op.input, fmt, op.onnx)
+        if isinstance(type_, rom.AdapterType) and type_.is_slot:
+            bits = _slot_bits(type_, fmt)
+        else:
+            bits = accumulator_bits(type_.bits, type_.dims[1], fmt)
         accumulator = rom.AccumulatorType(type_.dims[0], bits)
         dot = rom.DotOp(q, weights, op.onnx, accumulator)
         requantize = rom.RequantizeOp(
@@ -356,6 +393,19 @@ class _Body:
             window=window,
         )
         self.replace(op, scores, probabilities, output)
+
+
+def _slot_bits(type_: rom.AdapterType, fmt: str) -> int:
+    """The accumulator of a slot, for any adapter that may be loaded."""
+    code, columns = type_.code.data, type_.dims[1]
+    try:
+        return slot_bits(code, columns, fmt)
+    except ValueError as error:
+        raise UserError(
+            f"adapters of {code} for {columns} inputs of {fmt} are beyond the chip's arithmetic: "
+            f"{error}",
+            hint="--set activations=int8, or --set formats.adapter=int8",
+        ) from error
 
 
 _CONVERTERS: dict[type[Operation], Callable[..., None]] = {

@@ -16,7 +16,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from intaglio.dialects import rom
 from intaglio.dialects.errors import UserError
-from intaglio.dialects.fabric import AdapterSlotOp, ConstantOp, EngraveOp, ReserveOp, places
+from intaglio.dialects.fabric import ConstantOp, EngraveOp, ReserveOp, places
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece
 
@@ -108,15 +108,11 @@ def mapping_of(module: ModuleOp, machine: Machine) -> dict[str, Any]:
                 matrices.append({"name": name, "key": keys[name], **extra, "pieces": pieces})
             case ConstantOp():
                 constants.append({"name": name, "address": place.address.value.data})
-            case ReserveOp() | AdapterSlotOp():
+            case ReserveOp():
                 sram.append(
                     {
                         "name": name,
-                        **(
-                            {"rank": place.rank.value.data}
-                            if isinstance(place, AdapterSlotOp)
-                            else {}
-                        ),
+                        **({"unit": place.first_unit} if place.first_unit else {}),
                         "address": place.address.value.data,
                         "size": place.size.value.data,
                     }

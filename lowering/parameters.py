@@ -3,7 +3,8 @@
 A `ParameterSource` stands behind each `rom.parameter` by its key. Whoever writes ROM or SRAM images
 reads it some rows at a time, so that memory stays small whatever the size of the model.
 
-The canonical layout of a matrix [N, K] of b-bit codes: row n holds output n; element k of a row
+The canonical layout of a matrix [N, K] of codes in containers of b bits (2, 4 or 8; 3-bit codes
+take 4, 6-bit codes 8): row n holds output n; element k of a row
 stands in bits (k*b mod 8) and up of byte k*b // 8 (low bits first); a row is padded with zero bits
 to a whole byte. Codes are unsigned, and with g = k // group
 
@@ -44,7 +45,7 @@ class ParameterSource(Protocol):
         ...
 
     def packed_rows(self, r0: int, r1: int) -> UInt8Array:
-        """Codes of rows r0 to r1 in the canonical layout: uint8 [r1 - r0, ceil(K * bits / 8)].
+        """Codes of rows r0 to r1 in the canonical layout: uint8 [r1 - r0, ceil(K * b / 8)].
 
         The result may be a read-only view of the model file.
         """

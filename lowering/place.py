@@ -1,15 +1,17 @@
 """`fabric-place`: gives every buffer its place on the chip.
 
 Matrices are cut so that a product takes the fewest cycles; among equals the placement that wastes
-the least ROM wins. Every matrix lies on all tiles, so banks are filled alike. Vectors and tables go
+the least ROM wins. Where the chip's policy is `spread`, every matrix lies on all tiles, so banks
+are filled alike; where it is `packed`, each lies on as few tiles as hold it. Vectors and tables go
 to the vector units' constant ROM, caches and adapters to the SRAM of the H-Units. A mapping file
-replaces the choice for the matrices that it names.
+replaces the choice for the matrices that it names. Where banks can be switched off, the matrices of
+each layer form a power domain with banks of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp, SymbolRefAttr
@@ -20,18 +22,17 @@ from xdsl.rewriter import InsertPoint, Rewriter
 from intaglio.dialects import rom
 from intaglio.dialects.errors import DoesNotFit, UserError
 from intaglio.dialects.fabric import (
-    AdapterSlotOp,
     ConstantOp,
+    DomainOp,
     EngraveOp,
     PlaceOp,
-    ReserveOp,
-    kv_vector_bytes,
     machine_of,
     matrix_shape,
 )
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
 from intaglio.lowering.mapping import Mapping, read_mapping
+from intaglio.lowering.sram import place_sram
 
 CONSTANT_ALIGNMENT = 64
 """Bytes; constants begin at a row of the vector units' ROM."""
@@ -39,24 +40,21 @@ CONSTANT_ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class FabricPlace(ModulePass):
-    """Places tensors, caches and adapter slots.
+    """Places tensors, caches and adapters.
 
-    Options: `mapping`, a mapping file to follow; `adapter_rank` and `adapter_modules`, the largest
-    rank and the names of the matrices (parts of their keys; none: all) to reserve adapters for.
+    Options: `mapping`, a mapping file to follow.
     """
 
     name = "fabric-place"
 
     mapping: str | None = None
-    adapter_rank: int = 0
-    adapter_modules: tuple[str, ...] = ()
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         machine = machine_of(op)
         given = read_mapping(self.mapping) if self.mapping else None
         placements = list(_place_rom(op, machine, given))
         placements += _place_constants(op)
-        placements += _place_sram(op, machine, self.adapter_rank, self.adapter_modules)
+        placements += place_sram(op, machine)
         last = [s for s in op.ops if isinstance(s, rom.ParameterOp | rom.CacheOp)][-1]
         Rewriter.insert_op(placements, InsertPoint.after(last))
 
@@ -130,6 +128,19 @@ class _Banks:
         part = slice(first, first + tiles)
         return max(self.words[part]), max(self.scales[part])
 
+    def new_bank(self) -> None:
+        """What comes next begins with a bank of its own, on every tile."""
+        size = self.machine.bank_words
+        self.words = [-(-max(self.words) // size) * size] * len(self.words)
+
+    def holds(self, piece: Piece, shape: MatrixShape) -> bool:
+        """Whether the published ROM of the piece's tiles holds it too."""
+        word = self.machine.lanes * self.machine.plane_bits
+        part = slice(piece.first_tile, piece.first_tile + piece.tiles)
+        codes = (piece.base + piece.code_words(shape, self.machine)) * word
+        scales = piece.scale_words(shape, self.machine) * shape.scale_bits
+        return codes + max(self.scale_bits[part]) + scales <= self.machine.rom_bits
+
     def add(self, piece: Piece, shape: MatrixShape, extra: bool) -> None:
         words = piece.base + piece.code_words(shape, self.machine)
         scales = piece.scale_base + piece.scale_words(shape, self.machine)
@@ -142,17 +153,45 @@ class _Banks:
                 self.scale_bits[tile] += bits
 
 
-def _candidates(shape: MatrixShape, machine: Machine) -> Iterator[Piece]:
-    """Ways to cut a matrix over all tiles: each split that uses every L-Unit of a tile."""
-    for split in range(1, machine.l_units + 1):
-        if machine.l_units % split == 0:
-            yield Piece(0, shape.rows, 0, machine.tiles, split, 0, 0)
+def _power_of_two(number: int) -> int:
+    """The largest power of two that is no greater."""
+    return 1 << (number.bit_length() - 1)
 
 
-def choose_piece(shape: MatrixShape, machine: Machine, is_table: bool) -> Piece:
-    """The best cut of a matrix, at address 0 from tile 0.
+def _is_regular(piece: Piece, machine: Machine) -> bool:
+    """Whether the results of a step leave the array in whole beats.
 
-    A table is read one row at a time, so its storage decides before the cycles of a product.
+    Either a step has whole beats, or its rows divide a beat.
+    """
+    rows = piece.rows_per_step(machine)
+    return rows % machine.results_per_cycle == 0 or rows & (rows - 1) == 0
+
+
+def _candidates(shape: MatrixShape, machine: Machine, tiles: int, *, is_read: bool) -> list[Piece]:
+    """Ways to cut a matrix over so many tiles: each split that uses every L-Unit of a tile.
+
+    Cuts whose results leave in whole beats are preferred: the hardware knows no others.
+    """
+    if is_read:
+        # A row's place is its number's bits.
+        tiles = _power_of_two(tiles)
+    splits = [s for s in range(1, machine.l_units + 1) if machine.l_units % s == 0]
+    pieces = [Piece(0, shape.rows, 0, tiles, split, 0, 0) for split in splits]
+    return [piece for piece in pieces if _is_regular(piece, machine)] or pieces
+
+
+def choose_piece(
+    shape: MatrixShape,
+    machine: Machine,
+    is_table: bool,
+    tiles: int | None = None,
+    *,
+    is_read: bool = False,
+) -> Piece:
+    """The best cut of a matrix over so many tiles (all), at address 0 from tile 0.
+
+    A table is read one row at a time, so its storage decides before the cycles of a product. Where
+    rows are read by their number (a table that is also a head is), tiles are a power of two.
     """
     passes = activation_passes(machine.activations, machine)
 
@@ -162,44 +201,179 @@ def choose_piece(shape: MatrixShape, machine: Machine, is_table: bool) -> Piece:
         row = piece.words(shape, machine)
         return (storage, row, piece.split) if is_table else (cycles, storage, piece.split)
 
-    return min(_candidates(shape, machine), key=cost)
+    count = machine.tiles if tiles is None else tiles
+    return min(_candidates(shape, machine, count, is_read=is_read or is_table), key=cost)
 
 
-def _place_rom(module: ModuleOp, machine: Machine, given: Mapping | None) -> Iterator[EngraveOp]:
-    banks = _Banks(machine)
+def _at(piece: Piece, first_tile: int, fill: tuple[int, int]) -> Piece:
+    return replace(piece, first_tile=first_tile, base=fill[0], scale_base=fill[1])
+
+
+def _pack(shape: MatrixShape, machine: Machine, banks: _Banks) -> Piece | None:
+    """The first place on as few tiles as hold a matrix: an aligned power of two; None: nowhere."""
+    tiles = 1
+    while tiles <= machine.tiles:
+        piece = choose_piece(shape, machine, is_table=False, tiles=tiles)
+        for first in range(0, machine.tiles - tiles + 1, tiles):
+            placed = _at(piece, first, banks.fill(first, tiles))
+            if banks.holds(placed, shape):
+                return placed
+        tiles *= 2
+    return None
+
+
+@dataclass(frozen=True)
+class _Engraved:
+    """A tensor that goes into the ROM of the tiles."""
+
+    parameter: rom.ParameterOp
+    type: rom.ROMTensorType
+    is_table: bool
+    """Nothing multiplies with it."""
+    is_read: bool
+    """Rows of it are read, by number."""
+    extra: bool
+    domain: str | None
+
+    @property
+    def name(self) -> str:
+        return self.parameter.sym_name.data
+
+    @property
+    def shape(self) -> MatrixShape:
+        return matrix_shape(self.type)
+
+
+def _engraved(module: ModuleOp, machine: Machine) -> list[_Engraved]:
+    """The tensors of the tiles' ROM, in the order in which they are placed.
+
+    What lies in ROM beyond the published comes last, so that it pushes nothing else there. Those of
+    a power domain follow each other. Packed tiles take the largest first: what is left of one
+    holds what comes later.
+    """
     kinds = users(module)
-    engraved: dict[str, list[Piece]] = {}
     extras = _extras(module, machine, kinds)
-    # What lies in ROM beyond the published comes last, so that it pushes nothing else there.
-    for parameter in sorted(_parameters(module), key=lambda p: p.sym_name.data in extras):
+    domains = _domains(module, machine, kinds)
+    repeated = _repeated(module)
+    found: list[_Engraved] = []
+    for parameter in _parameters(module):
         name, type_ = parameter.sym_name.data, parameter.type
         used = kinds.get(name, set())
-        if not isinstance(type_, rom.ROMTensorType) or not used & {rom.DotOp, rom.EmbedOp}:
+        if isinstance(type_, rom.ROMTensorType) and used & {rom.DotOp, rom.EmbedOp}:
+            _check_format(parameter, type_, machine, is_head=name not in repeated)
+            found.append(
+                _Engraved(
+                    parameter,
+                    type_,
+                    rom.DotOp not in used,
+                    rom.EmbedOp in used,
+                    name in extras,
+                    domains.get(name),
+                )
+            )
+    order = {name: number for number, name in enumerate(dict.fromkeys(domains.values()))}
+
+    def key(one: _Engraved) -> tuple[bool, int, int]:
+        size = one.shape.stored_bits if machine.placement == "packed" else 0
+        return (one.extra, order.get(one.domain or "", -1), -size)
+
+    return sorted(found, key=key)
+
+
+def _domains(
+    module: ModuleOp, machine: Machine, kinds: dict[str, set[type[Operation]]]
+) -> dict[str, str]:
+    """The power domain of each tensor: one a layer, one for what stands outside the layers.
+
+    An embedding table, of which a token reads one row, is always on.
+    """
+    if not machine.power_wake:
+        return {}
+    domains: dict[str, str] = {}
+    number = 0
+    for op in module.walk():
+        if not isinstance(op, rom.RepeatOp):
             continue
-        shape = matrix_shape(type_)
-        _check_format(parameter, type_, machine)
-        if given is not None and name in given.pieces:
+        for instance in op.instances:
+            for symbol in instance.data.values():
+                assert isinstance(symbol, SymbolRefAttr)
+                domains.setdefault(symbol.root_reference.data, f"power{number}")
+            number += 1
+    for name, used in kinds.items():
+        if rom.DotOp in used and rom.EmbedOp not in used:
+            domains.setdefault(name, "power_head")
+    return {name: d for name, d in domains.items() if rom.DotOp in kinds.get(name, set())}
+
+
+def _place_rom(
+    module: ModuleOp, machine: Machine, given: Mapping | None
+) -> Iterator[EngraveOp | DomainOp]:
+    banks = _Banks(machine)
+    tensors = _engraved(module, machine)
+    engraved: dict[str, list[Piece]] = {}
+    members: dict[str, list[str]] = {}
+    domain: str | None = None
+    for one in tensors:
+        shape = one.shape
+        if one.domain != domain:
+            banks.new_bank()
+            domain = one.domain
+        if given is not None and one.name in given.pieces:
             pieces: list[Piece] = []
-            for piece in given.place(name, shape, machine, banks.fill):
-                banks.add(piece, shape, name in extras)
+            for piece in given.place(one.name, shape, machine, banks.fill):
+                banks.add(piece, shape, one.extra)
                 pieces.append(piece)
         else:
-            cut = choose_piece(shape, machine, is_table=rom.DotOp not in used)
-            base, scale_base = banks.fill(0, cut.tiles)
-            pieces = [Piece(0, shape.rows, 0, cut.tiles, cut.split, base, scale_base)]
-            banks.add(pieces[0], shape, name in extras)
-        engraved[name] = pieces
+            place: Piece | None = None
+            if machine.placement == "packed" and not one.extra:
+                place = _pack(shape, machine, banks)
+            if place is None:
+                cut = choose_piece(shape, machine, one.is_table, is_read=one.is_read)
+                place = _at(cut, 0, banks.fill(0, cut.tiles))
+            pieces = [place]
+            banks.add(place, shape, one.extra)
+        engraved[one.name] = pieces
+        if one.domain is not None:
+            members.setdefault(one.domain, []).append(one.name)
     if given is not None and (unknown := sorted(set(given.pieces) - set(engraved))):
         raise UserError(
             f"the mapping places {', '.join(unknown)}, which the model does not have",
             file=given.file,
             hint="names are those of mapping.json in the output folder",
         )
-    if max(banks.bits) > machine.rom_bits:
-        published = {name: p for name, p in engraved.items() if name not in extras}
-        raise _rom_overflow(module, machine, published, banks)
+    _check_capacity(machine, tensors, engraved, banks)
+    extras = {one.name for one in tensors if one.extra}
     for name, pieces in engraved.items():
         yield EngraveOp(name, pieces, name in extras)
+    for name, names in members.items():
+        yield DomainOp(name, names)
+
+
+def _check_capacity(
+    machine: Machine,
+    tensors: Sequence[_Engraved],
+    engraved: dict[str, list[Piece]],
+    banks: _Banks,
+) -> None:
+    """The published ROM holds what counts against it.
+
+    Raises:
+        DoesNotFit: it does not.
+    """
+    counted = [one for one in tensors if not one.extra]
+    if machine.rom == "logic":
+        total = sum(one.shape.stored_bits for one in counted)
+        if total > machine.rom_bits * machine.tiles * machine.l_units:
+            use = {one.name: float(one.shape.stored_bits) / 8 for one in counted}
+            raise _rom_overflow(machine, counted, use, max(banks.bits))
+    elif max(banks.bits) > machine.rom_bits:
+        use = {
+            one.name: sum(p.bank_bits(one.shape, machine) * p.tiles for p in engraved[one.name])
+            * machine.l_units
+            / 8
+            for one in counted
+        }
+        raise _rom_overflow(machine, counted, use, max(banks.bits))
 
 
 def _extras(module: ModuleOp, machine: Machine, kinds: dict[str, set[type[Operation]]]) -> set[str]:
@@ -228,49 +402,61 @@ def _repeated(module: ModuleOp) -> set[str]:
     }
 
 
-def _check_format(parameter: rom.ParameterOp, type_: rom.ROMTensorType, machine: Machine) -> None:
-    if type_.is_matrix and type_.code.data not in machine.weights:
+def _check_format(
+    parameter: rom.ParameterOp, type_: rom.ROMTensorType, machine: Machine, *, is_head: bool
+) -> None:
+    known = machine.head_weights if is_head else machine.weights
+    if type_.is_matrix and type_.code.data not in known:
+        part = "outside the layers" if is_head else "in the layers"
         raise UserError(
             f"weights {parameter.key.data} are {type_.code.data}, which {machine.name} has no "
             f"cells for",
-            hint=f"its ROM stores {', '.join(machine.weights)}; quantise otherwise, or choose "
+            hint=f"its ROM {part} stores {', '.join(known)}; quantise otherwise, or choose "
             "another target",
         )
 
 
 def _rom_overflow(
-    module: ModuleOp, machine: Machine, engraved: dict[str, list[Piece]], banks: _Banks
+    machine: Machine, counted: Sequence[_Engraved], use: dict[str, float], fullest: int
 ) -> DoesNotFit:
-    """Who uses the ROM, by how much it is over, what would make it fit."""
-    use: dict[str, float] = {}
-    for parameter in _parameters(module):
-        if (pieces := engraved.get(parameter.sym_name.data)) is None:
-            continue
-        assert isinstance(parameter.type, rom.ROMTensorType)
-        shape = matrix_shape(parameter.type)
-        bits = sum(p.bank_bits(shape, machine) * p.tiles for p in pieces) * machine.l_units
-        label = f"{parameter.type.code.data} {list(parameter.type.dims)}"
-        use[label] = use.get(label, 0) + bits / 8
+    """Who uses the ROM, by how much it is over, what would make it fit.
+
+    `use` is in bytes by tensor, `fullest` the bits of the fullest L-Unit.
+    """
+    labels: dict[str, float] = {}
+    for one in counted:
+        label = f"{one.type.code.data} {list(one.type.dims)}"
+        labels[label] = labels.get(label, 0) + use[one.name]
     capacity = machine.rom_bits * machine.tiles * machine.l_units / 8
     total = sum(use.values())
-    worst = max(range(machine.tiles), key=lambda tile: banks.bits[tile])
-    over = (banks.bits[worst] - machine.rom_bits) / 8
+    padding = "" if machine.rom == "logic" else " with padding"
+    where = ""
+    if machine.rom == "array":
+        over = (fullest - machine.rom_bits) / 8 * machine.l_units
+        where = (
+            f"; the {machine.l_units} L-Units of the fullest tile are over by "
+            f"{over / 1e3:.1f} kB together"
+        )
     first = (
         f"the ROM of {machine.name} holds {capacity / 1e6:.2f} MB, the model needs "
-        f"{total / 1e6:.2f} MB with padding; the {machine.l_units} L-Units of tile {worst} are "
-        f"over by {over * machine.l_units / 1e3:.1f} kB together"
+        f"{total / 1e6:.2f} MB{padding}{where}"
     )
     lines = [first]
     lines += [
         f"    {size / 1e6:10.2f} MB  {label}"
-        for label, size in sorted(use.items(), key=lambda item: -item[1])
+        for label, size in sorted(labels.items(), key=lambda item: -item[1])
     ]
+    if machine.placement == "packed":
+        needed = -(-int(total * 8) // machine.rom_bits)
+        remedy = f"--set array.matrix_units={needed} at least (a tile is a macro)"
+    else:
+        remedy = f"--set l_unit.rom_bits={fullest}"
     return DoesNotFit(
         "\n".join(lines),
         hint=(
             f"needs {total / capacity:.2f} times the ROM: fewer bits a weight, "
             f"--set policy.head_store=extra-rom or policy.embedding_store=extra-rom (deeper banks "
-            f"for these, reported apart), or --set l_unit.rom_bits={max(banks.bits)}"
+            f"for these, reported apart), or {remedy}"
         ),
     )
 
@@ -298,91 +484,3 @@ def constant_bytes(type_: rom.ROMTensorType) -> int:
     for extent in type_.dims:
         size *= extent
     return -(-size // CONSTANT_ALIGNMENT) * CONSTANT_ALIGNMENT
-
-
-# --- SRAM of the H-Units ------------------------------------------------------------------------
-
-
-def _place_sram(
-    module: ModuleOp, machine: Machine, rank: int, modules: Sequence[str]
-) -> list[Operation]:
-    placed: list[Operation] = []
-    use: dict[str, int] = {}
-    address = 0
-    for op in module.ops:
-        match op:
-            case rom.CacheOp(type=rom.KVType() as kv):
-                tokens = -(-kv.capacity.data // machine.tiles)
-                size = tokens * kv.heads.data * kv_vector_bytes(op)
-                placed.append(ReserveOp(op.sym_name.data, address, size))
-                label = "KV cache"
-            case rom.ParameterOp(type=rom.AdapterType() as adapter):
-                shape = matrix_shape(adapter)
-                groups = -(-shape.columns // shape.group)
-                bits = shape.columns * shape.bits + groups * shape.scale_bits
-                size = -(-shape.rows // machine.tiles) * -(-bits // 8)
-                placed.append(ReserveOp(op.sym_name.data, address, size))
-                label = "adapters of the graph"
-            case _:
-                continue
-        use[label] = use.get(label, 0) + size
-        address += size
-    if rank:
-        for parameter in _adapter_sites(module, modules):
-            assert isinstance(parameter.type, rom.ROMTensorType)
-            rows, columns = parameter.type.dims
-            size = -(-rank * (rows + columns) // machine.tiles)
-            placed.append(AdapterSlotOp(parameter.sym_name.data, rank, address, size))
-            label = f"adapter slots of rank {rank}"
-            use[label] = use.get(label, 0) + size
-            address += size
-    if address > machine.sram_bytes:
-        raise _sram_overflow(machine, use, module, rank)
-    return placed
-
-
-def _adapter_sites(module: ModuleOp, modules: Sequence[str]) -> Iterator[rom.ParameterOp]:
-    """Matrices inside repeated layers whose keys contain one of the names."""
-    found = False
-    kinds = users(module)
-    repeated = _repeated(module)
-    for parameter in _parameters(module):
-        name = parameter.sym_name.data
-        if name not in repeated or rom.DotOp not in kinds.get(name, set()):
-            continue
-        if not isinstance(parameter.type, rom.ROMTensorType):
-            continue
-        if not modules or any(part in parameter.key.data for part in modules):
-            found = True
-            yield parameter
-    if not found:
-        raise UserError(
-            f"no matrix matches the adapter modules {', '.join(modules) or '(all)'}",
-            hint="names are parts of the weights' names, such as q_proj or qkv_proj",
-        )
-
-
-def _sram_overflow(
-    machine: Machine, use: dict[str, int], module: ModuleOp, rank: int
-) -> DoesNotFit:
-    total = sum(use.values())
-    caches = [op for op in module.ops if isinstance(op, rom.CacheOp)]
-    first = (
-        f"the SRAM of {machine.name} holds {machine.sram_bytes * machine.tiles / 2**20:.2f} MiB, "
-        f"the model needs {total * machine.tiles / 2**20:.2f} MiB"
-    )
-    lines = [first]
-    lines += [
-        f"    {size * machine.tiles / 2**20:10.2f} MiB  {label}"
-        for label, size in sorted(use.items(), key=lambda item: -item[1])
-    ]
-    hint = "a shorter --context, a narrower --set kv=..., or a larger target"
-    if caches and isinstance(caches[0].type, rom.KVType):
-        capacity = caches[0].type.capacity.data
-        kv = use.get("KV cache", 0)
-        free = machine.sram_bytes - (total - kv)
-        if kv and free > 0:
-            hint = f"--context {free * capacity // kv} would fit; or " + hint
-    if rank:
-        hint += "; or a smaller adapter rank"
-    return DoesNotFit("\n".join(lines), hint=hint)

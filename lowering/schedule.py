@@ -27,14 +27,15 @@ from xdsl.rewriter import Rewriter
 from xdsl.utils.exceptions import PassFailedException
 
 from intaglio.dialects import rom, timeline
-from intaglio.dialects.errors import DoesNotFit
+from intaglio.dialects.errors import DoesNotFit, UserError
 from intaglio.dialects.fabric import EngraveOp, kv_vector_bytes, machine_of, matrix_shape
 from intaglio.dialects.formula import Formula
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
 from intaglio.dialects.semantics import pre_shift, query_key_bits, weighted_sum_bits
 from intaglio.dialects.tiling import Piece
-from intaglio.lowering import durations
+from intaglio.lowering import durations, power
+from intaglio.lowering.draft import Draft, DraftBlock
 
 WORD_BYTES = 4
 """Bytes of a fixed-point value."""
@@ -61,6 +62,7 @@ class ProgramSchedule(ModulePass):
         for layer in layers:
             Rewriter.erase_op(layer)
         annotate(program, machine)
+        _check_retention(program, machine)
 
 
 def annotate(program: ProgramOp, machine: Machine) -> None:
@@ -79,51 +81,62 @@ def annotate(program: ProgramOp, machine: Machine) -> None:
         instruction.finish = DenseArrayBase.from_list(i64, finishes[instruction])
 
 
-# --- instructions before they have buffers ------------------------------------------------------
-
-
-@dataclass
-class Draft:
-    """An instruction whose operands are still values."""
-
-    opcode: str
-    queue: str
-    reads: list[SSAValue]
-    writes: list[SSAValue]
-    uses: dict[str, str]
-    duration: Formula
-    onnx: rom.Nodes
-    arguments: dict[str, Attribute] = field(default_factory=dict)
-    in_place: tuple[SSAValue, ...] = ()
-    """Values read element by element before the result's element is written."""
-
-    @property
-    def written_caches(self) -> set[str]:
-        """Slots of caches that it writes."""
-        return {self.uses["cache"]} if self.opcode == "append" else set()
-
-    @property
-    def read_caches(self) -> set[str]:
-        """Slots of caches that it reads."""
-        return {slot for role, slot in self.uses.items() if role in ("keys", "values")}
-
-
-@dataclass
-class DraftBlock:
-    """A block before its instructions have buffers."""
-
-    name: str
-    drafts: list[Draft]
-    instances: list[dict[str, str]]
-    sampled: bool = False
-
-
 def _int(value: int) -> IntegerAttr:
     return IntegerAttr(value, i64)
 
 
 def _name(symbol: SymbolRefAttr) -> str:
     return symbol.root_reference.data
+
+
+def _check_retention(program: ProgramOp, machine: Machine) -> None:
+    """Every on-die key and value is read, and so refreshed, before it is lost.
+
+    Each token reads all of them, so the time of the slowest token is what counts; the last position
+    has the most to read, and the largest adapter the most to multiply.
+
+    Raises:
+        UserError: a token takes longer than a cell holds its value.
+    """
+    if not machine.retention_cycles:
+        return
+    last = program.positions.get_values()[-1]
+    timing = [block.timing for block in program.blocks]
+    ranks = _largest_ranks(program)
+    spans = timeline.simulate(timing, machine.issue, last, ranks)
+    cycles = max(int(span.finish[0]) for span in spans)
+    if cycles <= machine.retention_cycles:
+        return
+    held, taken = (1e3 * n / machine.clock_hz for n in (machine.retention_cycles, cycles))
+    raise UserError(
+        f"a token takes {taken:.3g} ms at position {last}, the "
+        f"on-die cells of {machine.name} hold keys and values for {held:.3g} ms without being read",
+        hint="a shorter --context, a faster clock (--set clock.frequency_hz=...), or longer "
+        "retention (--set external.retention_us=...)",
+    )
+
+
+def _largest_ranks(program: ProgramOp) -> timeline.Ranks:
+    """The ranks that the slots are made for, at every instruction instance that has one."""
+    module = program.parent_op()
+    assert isinstance(module, ModuleOp)
+    ranks: dict[str, int] = {}
+    for site in module.ops:
+        if isinstance(site, rom.SiteOp):
+            type_ = rom.resolve(site, site.a).type
+            assert isinstance(type_, rom.AdapterType)
+            ranks |= dict.fromkeys((_name(site.a), _name(site.b)), type_.dims[0])
+    found: dict[tuple[int, int, int], int] = {}
+    for number, block in enumerate(program.blocks):
+        for index, one in enumerate(block.instructions):
+            weights = one.uses.data.get("weights")
+            if not isinstance(weights, SymbolRefAttr):
+                continue
+            for instance, bound in enumerate(block.instances):
+                buffer = bound.data.get(_name(weights))
+                if isinstance(buffer, SymbolRefAttr) and (rank := ranks.get(_name(buffer))):
+                    found[number, instance, index] = rank
+    return found
 
 
 # --- selecting instructions ---------------------------------------------------------------------
@@ -174,7 +187,7 @@ class _Selector:
         assert isinstance(type_, rom.ROMTensorType | rom.AdapterType)
         shape = matrix_shape(type_)
         if isinstance(type_, rom.AdapterType):
-            queue, duration = "attention", durations.adapter_product(self.machine, shape)
+            queue, duration = "attention", self.adapter_product(op, type_)
         else:
             pieces = self.pieces_of(_name(op.weights))
             queue, duration = "matrix", durations.product(self.machine, shape, pieces)
@@ -194,6 +207,16 @@ class _Selector:
             arguments,
             tuple(residual),
         )
+
+    def adapter_product(self, op: rom.RequantizeOp, type_: rom.AdapterType) -> Formula:
+        """Duration of a product with a constant adapter, or with one of the slots of a site."""
+        shape = matrix_shape(type_)
+        if not type_.is_slot:
+            return durations.adapter_product(self.machine, shape)
+        slot = _name(op.weights)
+        names = {one.get(slot, slot) for one in self.instances} or {slot}
+        first = {_name(s.a) for s in self.module.ops if isinstance(s, rom.SiteOp)}
+        return durations.slot_product(self.machine, shape, first=names <= first)
 
     def norm(self, op: rom.RMSNormOp | rom.LayerNormOp) -> Draft:
         size = rom.vector_size(op.input.type)
@@ -263,10 +286,7 @@ class _Selector:
     def append(self, op: rom.AppendOp) -> Draft:
         cache = rom.resolve(op, op.cache)
         assert isinstance(cache.type, rom.KVType)
-        slot = _name(op.cache)
-        names = [one.get(slot, slot) for one in self.instances] or [slot]
-        caches = [c for c in self.module.ops if isinstance(c, rom.CacheOp)]
-        size = max(kv_vector_bytes(c) for c in caches if c.sym_name.data in names)
+        size = self.vector_bytes(_name(op.cache))
         return Draft(
             "append",
             "kv",
@@ -276,6 +296,12 @@ class _Selector:
             durations.append(self.machine, cache.type.heads.data, size),
             op.onnx,
         )
+
+    def vector_bytes(self, slot: str) -> int:
+        """Bytes of a token's vector of one head in the caches that a slot may be bound to."""
+        names = [one.get(slot, slot) for one in self.instances] or [slot]
+        caches = [c for c in self.module.ops if isinstance(c, rom.CacheOp)]
+        return max(kv_vector_bytes(c) for c in caches if c.sym_name.data in names)
 
     def query_key(self, op: rom.QueryKeyOp) -> Draft:
         query = op.query.type
@@ -292,7 +318,12 @@ class _Selector:
         if op.cap is not None and op.cap_inverse is not None and op.log2e is not None:
             arguments |= {"cap": op.cap, "cap_inverse": op.cap_inverse, "log2e": op.log2e}
         duration = durations.query_key(
-            self.machine, query.groups.data, cache.heads.data, cache.width.data, window, kv
+            self.machine,
+            query.groups.data,
+            cache.heads.data,
+            cache.width.data,
+            window,
+            kv,
         )
         return Draft(
             "query_key",
@@ -328,7 +359,12 @@ class _Selector:
         kv = cache.format.data
         bits = weighted_sum_bits(cache.capacity.data, source.format.data, kv)
         duration = durations.weighted_sum(
-            self.machine, source.heads.data, cache.heads.data, cache.width.data, window, kv
+            self.machine,
+            source.heads.data,
+            cache.heads.data,
+            cache.width.data,
+            window,
+            kv,
         )
         return Draft(
             "weighted_sum",
@@ -429,6 +465,8 @@ class _Scheduler:
     def schedule(self, step: rom.StepOp) -> ProgramOp:
         blocks = list(self.blocks(step))
         self.allocate(blocks, step)
+        if domains := power.domains_of(self.module):
+            power.switch(blocks, domains, self.machine, self.timing)
         emit = step.body.block.last_op
         assert isinstance(emit, rom.EmitOp)
         buffers = [
@@ -467,6 +505,20 @@ class _Scheduler:
             self.buffer(emit.token),
             ops,
         )
+
+    def timing(self, blocks: Sequence[DraftBlock]) -> list[timeline.Block]:
+        """What the timeline needs of the blocks."""
+        return [
+            timeline.Block(
+                block.name,
+                [
+                    timeline.Issue(draft.queue, waits, draft.duration)
+                    for draft, waits in zip(block.drafts, block_waits, strict=True)
+                ],
+                len(block.instances),
+            )
+            for block, block_waits in zip(blocks, self.waits(blocks), strict=True)
+        ]
 
     # Cutting the step into blocks
 
@@ -718,6 +770,7 @@ class _Scheduler:
                         need[other.queue] = count
                 counts[draft.queue] += 1
                 seen.append((draft, counts[draft.queue]))
+                need |= draft.also_waits
                 waits.append({queue: need[queue] for queue in timeline.QUEUES if queue in need})
             result.append(waits)
         return result
@@ -731,6 +784,8 @@ class _Scheduler:
             earlier.written_caches & later.read_caches or earlier.read_caches & later.written_caches
         ):
             return True
+        if self.machine.shared_arrays and {earlier.queue, later.queue} == _ARRAY_QUEUES:
+            return True
         pairs = (
             (earlier.writes, later.reads),
             (earlier.reads, later.writes),
@@ -739,6 +794,10 @@ class _Scheduler:
         return any(
             self.place(a).overlaps(self.place(b)) for one, two in pairs for a in one for b in two
         )
+
+
+_ARRAY_QUEUES = {"matrix", "attention"}
+"""Queues whose units may share the adders of the matrix tiles."""
 
 
 def _onnx(op: Operation) -> rom.Nodes | None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.backend.program import Instruction
+from intaglio.backend.program import Block, Instruction
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.chip import Chip
 from intaglio.runtime.reference import nodes_of
@@ -125,6 +125,7 @@ def check(
     windows: int | None = None,
     per_op: bool = False,
     engine: str = "simulator",
+    adapter: str | None = None,
     progress: Progress = lambda message: None,
 ) -> dict[str, Any]:
     """Compares a compiled model with onnxruntime running the same ONNX file.
@@ -139,6 +140,8 @@ def check(
         per_op: compare every operator's output as well.
         engine: `rtl` and `verilator` compare the hardware with the simulator as well, over the
             first tokens (see `check_hardware`); onnxruntime judges the simulator in any case.
+        adapter: the adapter of the output folder to compare with; without it the one that is
+            active, if any. onnxruntime runs the base graph with the float adapter beside it.
         progress: called with a line for each step of long work.
 
     Returns:
@@ -151,6 +154,8 @@ def check(
         how far apart their logits are here and there), or None. `saturations` counts values that
         did not fit. A text adds `perplexity`, `reference_perplexity` (as it comes),
         `float_reference_perplexity` and `perplexity_change` against the judge of perplexities.
+        With an adapter there are `adapter`, `adapter_loss` (the worst site's conversion) and, on
+        a text, `base_perplexity`, the chip's own without the adapter.
         `per_op` adds `operators`, each with `relative_error` (largest error over largest
         magnitude), and the first that is above `operator_threshold`.
 
@@ -161,6 +166,36 @@ def check(
         raise UserError(f"cannot compare {tokens} tokens")
     if windows is not None and windows < 1:
         raise UserError(f"cannot compare {windows} windows")
+    active = chip.adapter
+    if adapter is not None:
+        chip.use_adapter(adapter)
+    try:
+        return _check(
+            chip,
+            prompt_ids=prompt_ids,
+            tokens=tokens,
+            text=text,
+            windows=windows,
+            per_op=per_op,
+            engine=engine,
+            progress=progress,
+        )
+    finally:
+        if adapter is not None:
+            chip.load_adapter(active)
+
+
+def _check(
+    chip: Chip,
+    *,
+    prompt_ids: Sequence[int] | None,
+    tokens: int | None,
+    text: str | Path | None,
+    windows: int | None,
+    per_op: bool,
+    engine: str,
+    progress: Progress,
+) -> dict[str, Any]:
     program, simulator = chip.program, chip.simulator
     references = {
         AS_IT_COMES: chip.reference(),
@@ -231,6 +266,11 @@ def check(
     }
     if text is not None:
         result |= _perplexities(ours, against, is_wide)
+    if (image := chip.adapter) is not None:
+        result |= {"adapter": image.name, "adapter_loss": image.worst_loss}
+        if text is not None:
+            progress("the base without the adapter")
+            result["base_perplexity"] = _base_perplexity(chip, parts)
     progress("greedy decoding")
     result |= _greedy(chip, ids, prompt_ids, references[judge], judge)
     result["first_divergence_allowed_gap"] = 2 * summaries[judge]["max_abs_logit_error"]
@@ -283,6 +323,25 @@ def _perplexities(ours: _Against, against: Mapping[str, _Against], is_wide: bool
         "perplexity_change": changes[judge],
         "tokens_scored": ours.scored,
     }
+
+
+def _base_perplexity(chip: Chip, parts: Sequence[Sequence[int]]) -> float:
+    """Perplexity of the chip without its adapter on windows of tokens."""
+    image, base = chip.adapter, _Against()
+    chip.load_adapter(None)
+    try:
+        for part in parts:
+            chip.simulator.reset()
+            exact = chip.simulator.forward(part, 0)
+            assert exact is not None
+            for first in range(0, len(part), _ROWS):
+                rows = slice(first, first + _ROWS)
+                following = np.asarray(part[first + 1 : first + _ROWS + 1], np.int64)
+                logits = np.ldexp(exact[rows].astype(np.float64), -chip.simulator.fraction_bits)
+                base.add(logits, logits, following)
+    finally:
+        chip.load_adapter(image)
+    return math.exp(base.log_loss / base.scored)
 
 
 def _greedy(
@@ -355,13 +414,40 @@ def _value_of(one: Instruction, op_type: str, outputs: Sequence[str]) -> str | N
     return (outputs[number] or None) if number < len(outputs) else None
 
 
+def _names(
+    chip: Chip, block: Block, instance: int, one: Instruction, weights: str
+) -> Sequence[str]:
+    """The ONNX nodes of the value of the graph that an instruction writes, if it writes one.
+
+    Of a site the chip computes the engraved part (with a residual, where one is added), A x, and
+    the sum with B (A x): the last is a value of the graph, the others are not while an adapter is
+    active. A part of a packed projection's rows never is.
+    """
+    program = chip.program
+    own = one.onnx[min(instance, len(one.onnx) - 1)]
+    if weights in program.slots:
+        site, half = program.slots[weights]
+        if half == "a" or site.rows != program.parameters[site.matrix].dims[0]:
+            return ()
+        buffers = block.instances[instance]
+        return next(
+            other.onnx[min(instance, len(other.onnx) - 1)]
+            for other in block.instructions
+            if buffers.get(other.uses.get("weights", "")) == site.matrix
+        )
+    is_base = any(site.matrix == weights for site in program.sites.values())
+    return () if is_base and chip.adapter is not None else own
+
+
 def _observations(chip: Chip) -> Iterator[tuple[Instruction, _Observed | None]]:
     """Every instruction, instance by instance in the order of execution."""
+    # The judge of adapters gives the sums the names that the base's products have.
     nodes = nodes_of(chip.model)
     for block in chip.program.blocks:
-        for instance in range(len(block.instances)):
+        for instance, buffers in enumerate(block.instances):
             for index, one in enumerate(block.instructions):
-                names = one.onnx[min(instance, len(one.onnx) - 1)]
+                weights = buffers.get(one.uses.get("weights", ""), "")
+                names = _names(chip, block, instance, one, weights)
                 observed = None
                 if names and names[-1] in nodes:
                     value = _value_of(one, *nodes[names[-1]])
@@ -507,6 +593,11 @@ def text_lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"onnxruntime {result['reference_perplexity']:.5f}, with float activations "
             f"{result['float_reference_perplexity']:.5f} ({result['perplexity_change']:+.4%} of "
             f"the one {_NAMES[result['perplexity_judge']]})"
+        )
+    if "base_perplexity" in result:
+        yield (
+            f"  adapter      {result['adapter']}: perplexity {result['perplexity']:.5f}, of the "
+            f"base without it {result['base_perplexity']:.5f}"
         )
     divergence = result["first_divergence"]
     if divergence is None:

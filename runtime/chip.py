@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from intaglio.backend.adapter_image import AdapterImage
     from intaglio.backend.compile import Progress
     from intaglio.backend.program import Program
+    from intaglio.runtime.adapters import Adapters
     from intaglio.runtime.reference import Reference
     from intaglio.runtime.rtl import RTLChip
     from intaglio.runtime.simulator import Simulator
@@ -64,6 +66,7 @@ class Chip:
         self.folder = Path(folder)
         self.warnings = tuple(warnings)
         self._hardware: dict[str, RTLChip] = {}
+        self._adapter: AdapterImage | None = None
         self._keep = keep
 
     def __repr__(self) -> str:
@@ -81,7 +84,9 @@ class Chip:
         """The functional simulator."""
         from intaglio.runtime.simulator import Simulator
 
-        return Simulator(self.program, self.folder)
+        simulator = Simulator(self.program, self.folder)
+        simulator.load_adapter(self._adapter)
+        return simulator
 
     @cached_property
     def model(self) -> Path:
@@ -125,13 +130,18 @@ class Chip:
         return ids
 
     def reference(self, *, float_activations: bool = False, **options: Any) -> Reference:
-        """onnxruntime with the same model; see `runtime/reference.py`."""
+        """onnxruntime with the same model, and the active adapter; see `runtime/reference.py`."""
+        from intaglio.runtime.adapters import judged_with
         from intaglio.runtime.reference import Reference
 
         caches = self.program.caches.values()
         widths = {cache.width for cache in caches}
+        model = self.model
+        if self._adapter is not None:
+            model = judged_with(model)
+            options |= {"adapter": self.adapters.floats(self._adapter.name)}
         return Reference(
-            self.model,
+            model,
             float_activations=float_activations,
             head_width=widths.pop() if len(widths) == 1 else None,
             capacity=self.program.capacity,
@@ -194,10 +204,66 @@ class Chip:
         if engine == "simulator":
             return self.simulator
         if engine not in self._hardware:
-            from intaglio.runtime.rtl import RTLChip
-
-            self._hardware[engine] = RTLChip(self.program, self.folder, engine)
+            self._hardware[engine] = self._make_hardware(engine)
         return self._hardware[engine]
+
+    def _make_hardware(self, engine: str, **trace: Any) -> RTLChip:
+        from intaglio.runtime.rtl import RTLChip
+
+        hardware = RTLChip(self.program, self.folder, engine, **trace)
+        if self._adapter is not None:
+            hardware.load_adapter(self._adapter)
+        return hardware
+
+    @cached_property
+    def adapters(self) -> Adapters:
+        """The adapters of the output folder: add, list, remove."""
+        from intaglio.runtime.adapters import Adapters
+
+        return Adapters(self.folder, self.program)
+
+    def use_adapter(self, name: str | None) -> int:
+        """Makes an adapter of the output folder the active one; None is the base alone.
+
+        Returns:
+            Cycles in which the chip's load port takes it.
+
+        Raises:
+            UserError: there is no such adapter, or it was made for another base.
+        """
+        return self.load_adapter(None if name is None else self.adapters.load(name))
+
+    @property
+    def adapter(self) -> AdapterImage | None:
+        """The adapter that is active; None without."""
+        return self._adapter
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The active adapter's ranks, by site."""
+        from intaglio.runtime.slots import ranks_of
+
+        return ranks_of(self._adapter)
+
+    def load_adapter(self, image: AdapterImage | None) -> int:
+        """Makes an adapter the active one, in every engine; None is the base alone.
+
+        Returns:
+            Cycles in which the chip's load port takes it.
+
+        Raises:
+            UserError: the adapter does not fit the chip's slots; the active one stays.
+        """
+        from intaglio.runtime.slots import check_fits, load_cycles
+
+        if image is not None:
+            check_fits(self.program, image)
+        self._adapter = image
+        if "simulator" in self.__dict__:
+            self.simulator.load_adapter(image)
+        for machine in self._hardware.values():
+            machine.load_adapter(image)
+        return load_cycles(self.program, image)
 
     def trace(self, engine: str, path: str | Path, cycles: str = ":") -> None:
         """Writes a waveform of what a hardware engine does from now on.
@@ -210,15 +276,14 @@ class Chip:
         Raises:
             UserError: the engine, the suffix or the range cannot be used.
         """
-        from intaglio.runtime.rtl import RTLChip
         from intaglio.runtime.vcd import cycle_range
 
         if engine not in HARDWARE_ENGINES:
             raise UserError(
                 f"engine '{engine}' has no waveforms", hint=f"{' and '.join(HARDWARE_ENGINES)} have"
             )
-        self._hardware[engine] = RTLChip(
-            self.program, self.folder, engine, trace=Path(path), trace_cycles=cycle_range(cycles)
+        self._hardware[engine] = self._make_hardware(
+            engine, trace=Path(path), trace_cycles=cycle_range(cycles)
         )
 
     def saturations(self, engine: str = "simulator") -> int:
@@ -273,13 +338,13 @@ class Chip:
                 f"position {position} is out of range",
                 hint=f"the KV caches hold {self.program.capacity} tokens",
             )
-        return int(token_cycles(self.program, [position]).out[0])
+        return int(token_cycles(self.program, [position], ranks=self.ranks).out[0])
 
     def generation_cycles(self, prompt: int, tokens: int) -> GenerationCycles:
         """Cycles of a prompt of so many tokens and the tokens generated after it."""
         from intaglio.runtime.timing import generation_cycles
 
-        return generation_cycles(self.program, prompt, tokens)
+        return generation_cycles(self.program, prompt, tokens, self.ranks)
 
     def check(self, **options: Any) -> dict[str, Any]:
         """Compares with onnxruntime; options and result are those of `runtime/check.py`."""
@@ -317,7 +382,7 @@ def compile(  # noqa: A001
         context: capacity of the KV cache in tokens.
         settings: changes to the target, as `{"activations": "int16"}` or `["activations=int16"]`.
         weights: how float weights are quantised, such as `int4:128`.
-        adapter_slots: `RANK` or `RANK:module,module`: SRAM reserved for adapters.
+        adapter_slots: `RANK` or `RANK:module,module`: slots for adapters of at most this rank.
         mapping: a mapping file to follow.
         allow_links: whether external data may be links inside a model hub's cache.
         progress: called with a line for each step of long work.

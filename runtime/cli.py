@@ -162,6 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     _run_arguments(command("run", _run, "Generate tokens, greedily, and count their cycles."))
     _check_arguments(command("check", _check, "Compare a compiled model with onnxruntime."))
 
+    _adapter_arguments(commands, common)
+
     inspect = command("inspect", _inspect, "Show memory by use, cycles and what they go into.")
     inspect.add_argument("out", metavar="OUT", help="output folder of a compile")
     inspect.add_argument("--format", choices=("text", "json"), default="text")
@@ -202,12 +204,13 @@ def _compile_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="FORMAT",
-        help="quantise float weights, round to nearest: int4:128, int2:128, ternary, ...",
+        help="quantise float weights, round to nearest: int4:128, ternary, or by name: "
+        "int3:32,down_proj=int6:32,lm_head=int6:64",
     )
     parser.add_argument(
         "--adapter-slots",
         metavar="RANK[:MODULES]",
-        help="reserve SRAM for adapters of at most this rank, such as 16:q_proj,v_proj",
+        help="slots for adapters of at most this rank, such as 16:q_proj,v_proj",
     )
     parser.add_argument("--mapping", metavar="FILE", help="follow the placement in this file")
     parser.add_argument(
@@ -230,7 +233,35 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--logits", metavar="FILE.npy", help="write float32 [tokens, vocabulary]")
+    _adapter_argument(parser)
     _trace_arguments(parser)
+
+
+def _adapter_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--adapter", metavar="NAME", help="with this adapter; see adapter list")
+
+
+def _adapter_arguments(commands: Any, common: argparse.ArgumentParser) -> None:
+    text = "Add, list or remove adapters of a compiled model."
+    parser = commands.add_parser("adapter", parents=[common], help=text, description=text)
+    actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser)
+
+    def action(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+        added = actions.add_parser(name, parents=[common], help=text, description=text)
+        added.set_defaults(run=run)
+        added.add_argument("out", metavar="OUT", help="output folder of a compile")
+        return added
+
+    add = action("add", _adapter_add, "Convert an adapter to the chip's format and keep it.")
+    add.add_argument("name", metavar="NAME", help="what to call it")
+    add.add_argument(
+        "file", metavar="FILE", help="PEFT folder, .onnx_adapter, or Olive's .safetensors or .npz"
+    )
+    add.add_argument("--json", action="store_true")
+    listed = action("list", _adapter_list, "Show adapters, and what their conversion lost.")
+    listed.add_argument("--json", action="store_true")
+    remove = action("remove", _adapter_remove, "Forget an adapter.")
+    remove.add_argument("name", metavar="NAME")
 
 
 def _trace_arguments(parser: argparse.ArgumentParser) -> None:
@@ -258,6 +289,7 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", metavar="N", type=int, help="how many to compare")
     parser.add_argument("--windows", metavar="N", type=int, help="how many windows of the text")
     parser.add_argument("--per-op", action="store_true", help="compare every operator")
+    _adapter_argument(parser)
     parser.add_argument("--json", action="store_true")
     _trace_arguments(parser)
     parser.add_argument(
@@ -332,6 +364,7 @@ def _run(args: argparse.Namespace) -> int:
     chip = load(args.out)
     prompt = _prompt(args, chip)
     _trace(args, chip)
+    load_cycles = None if args.adapter is None else chip.use_adapter(args.adapter)
     with _progress() as progress:
         progress("loading the model")
         stream = chip.stream(prompt, args.tokens, args.engine)
@@ -364,6 +397,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.logits:
         _save(Path(args.logits), logits)
     result = _figures(chip, args.engine, prompt, tokens, seconds)
+    if load_cycles is not None:
+        result |= {"adapter": args.adapter, "adapter_load_cycles": load_cycles}
     if decoder is not None:
         result["text"] = "".join(parts)
     if quiet:
@@ -417,6 +452,9 @@ def _figure_lines(chip: Chip, result: dict[str, Any]) -> Iterator[str]:
         cycles, clock = result["cycles"], result["clock_hz"]
         later = cycles[1:] or cycles
         mean = sum(later) / len(later)
+        if "adapter" in result:
+            took = result["adapter_load_cycles"]
+            yield f"  adapter    {result['adapter']}, loaded in {took:,} cycles"
         yield f"  prefill    {result['prefill_cycles']:,} cycles for {prompt} prompt tokens"
         yield f"  per token  {mean:,.1f} cycles ({min(later):,} to {max(later):,})"
         yield f"  speed      {clock / mean:,.0f} tokens/s at {clock / 1e6:g} MHz"
@@ -445,6 +483,7 @@ def _check(args: argparse.Namespace) -> int:
             windows=args.windows,
             per_op=args.per_op,
             engine=args.engine,
+            adapter=args.adapter,
             progress=progress,
         )
     failures = missed(result, tolerances)
@@ -458,6 +497,39 @@ def _check(args: argparse.Namespace) -> int:
     for line in failures:
         sys.stderr.write(f"{args.out}: {line}\n")
     return FAILURE if failures else SUCCESS
+
+
+def _adapter_add(args: argparse.Namespace) -> int:
+    from intaglio.runtime.adapters import summary_lines
+    from intaglio.runtime.chip import load
+
+    summary = load(args.out).adapters.add(args.name, args.file)
+    if args.json:
+        _write_json(summary.content())
+    else:
+        for line in summary_lines(summary):
+            _write(f"{line}\n")
+    return SUCCESS
+
+
+def _adapter_list(args: argparse.Namespace) -> int:
+    from intaglio.runtime.adapters import list_content, list_lines
+    from intaglio.runtime.chip import load
+
+    adapters = load(args.out).adapters
+    if args.json:
+        _write_json(list_content(adapters))
+    else:
+        for line in list_lines(adapters):
+            _write(f"{line}\n")
+    return SUCCESS
+
+
+def _adapter_remove(args: argparse.Namespace) -> int:
+    from intaglio.runtime.chip import load
+
+    load(args.out).adapters.remove(args.name)
+    return SUCCESS
 
 
 def _inspect(args: argparse.Namespace) -> int:

@@ -14,15 +14,20 @@ from typing import TYPE_CHECKING, Any
 from intaglio.backend.program import Parameter, Program, load_program
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes, lower_bound_cycles
+from intaglio.dialects.tiling import (
+    SCALE_BITS,
+    MatrixShape,
+    Piece,
+    activation_passes,
+    lower_bound_cycles,
+)
+from intaglio.runtime.adapter_budget import budget, tables
 from intaglio.runtime.timing import critical_path, spans
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA = 1
-SCALE_BITS = 16
-"""Bits of a group's scale mantissa in ROM."""
 SLOWEST = 10
 """Instructions that are listed as the slowest."""
 
@@ -49,8 +54,10 @@ class _Placed:
         groups = rows * -(-shape.columns // shape.group) if shape.scale_bits else 0
         codes = rows * shape.columns * shape.bits
         scales, zeros = groups * SCALE_BITS, groups * max(0, shape.scale_bits - SCALE_BITS)
-        total = sum(p.bank_bits(shape, machine) * p.tiles * machine.l_units for p in self.pieces)
-        padding = total - codes - scales - zeros
+        padding = 0
+        if machine.rom == "array":
+            banks = ((p.bank_bits(shape, machine), p.tiles * machine.l_units) for p in self.pieces)
+            padding = sum(bits * count for bits, count in banks) - codes - scales - zeros
         return dict(zip(_USES, (codes, scales, zeros, padding), strict=True))
 
 
@@ -59,7 +66,8 @@ def inspect_json(out: str | Path) -> dict[str, Any]:
 
     Keys: `schema`, `target`, `clock_hz`, `model`, `context`, `rom` (bits by use and by class of
     tensor, fill of the banks; `extra_bits` lie in banks made deeper than published), `constants`,
-    `sram` and `vector_memory` (bytes), `lower_bound`, `positions` (cycles and what they are spent
+    `sram` and `vector_memory` (bytes), `budget` (adapters against context, see
+    `runtime/adapter_budget.py`), `lower_bound`, `positions` (cycles and what they are spent
     on, at each stated position), `slowest`.
 
     Raises:
@@ -95,6 +103,7 @@ def inspect_json(out: str | Path) -> dict[str, Any]:
         "rom": _rom(program, placed),
         "constants": _constants(program),
         "sram": _sram(program, mapping),
+        "budget": budget(program),
         "vector_memory": {
             "capacity_bytes": program.machine.vector_sram_bytes,
             "used_bytes": max((b.address + b.size for b in program.buffers.values()), default=0),
@@ -141,11 +150,13 @@ def _placed(program: Program, mapping: Mapping[str, Any]) -> Iterator[tuple[str,
 
 
 def _shape(parameter: Parameter) -> MatrixShape:
-    rows, columns = parameter.dims
-    if not parameter.group:
-        return MatrixShape(rows, columns, columns, parameter.bits, 0)
-    zero_bits = parameter.bits if parameter.zeros is not None else 0
-    return MatrixShape(rows, columns, parameter.group, parameter.bits, SCALE_BITS + zero_bits)
+    return MatrixShape.of(
+        parameter.dims,
+        parameter.code,
+        parameter.bits,
+        parameter.group,
+        zeros=parameter.zeros is not None,
+    )
 
 
 def _multiplied(program: Program) -> Iterator[str]:
@@ -173,7 +184,7 @@ def _rom(program: Program, placed: Mapping[str, _Placed]) -> dict[str, Any]:
     classes = _classes(program)
     total = dict.fromkeys(_USES, 0)
     by_class: dict[str, dict[str, int]] = {}
-    fill = [0] * machine.tiles
+    fill = [0.0] * machine.tiles
     extra = 0
     for name, one in placed.items():
         bits = one.bits(machine)
@@ -189,8 +200,11 @@ def _rom(program: Program, placed: Mapping[str, _Placed]) -> dict[str, Any]:
             extra += sum(bits.values())
             continue
         for piece in one.pieces:
+            bits_of_unit = piece.bank_bits(one.shape, machine)
+            if machine.rom == "logic":
+                bits_of_unit = sum(bits.values()) / len(one.pieces) / piece.tiles / machine.l_units
             for tile in range(piece.first_tile, piece.first_tile + piece.tiles):
-                fill[tile] += piece.bank_bits(one.shape, machine)
+                fill[tile] += bits_of_unit
     return {
         "capacity_bits": banks * machine.rom_bits,
         "used_bits": sum(total.values()) - extra,
@@ -207,6 +221,8 @@ def _rom(program: Program, placed: Mapping[str, _Placed]) -> dict[str, Any]:
         "banks": {
             "count": banks,
             "bits": machine.rom_bits,
+            "tiles": machine.tiles,
+            "tiles_used": sum(bits > 0 for bits in fill),
             "fill_min": min(fill) / machine.rom_bits,
             "fill_mean": sum(fill) / machine.tiles / machine.rom_bits,
             "fill_max": max(fill) / machine.rom_bits,
@@ -227,14 +243,16 @@ def _constants(program: Program) -> dict[str, Any]:
 
 def _sram(program: Program, mapping: Mapping[str, Any]) -> dict[str, Any]:
     """SRAM of all H-Units together; the mapping states what one of them holds."""
-    tiles = program.machine.tiles
+    tiles = program.machine.h_units
     use = {"kv_bytes": 0, "graph_adapter_bytes": 0, "adapter_slot_bytes": 0}
     for entry in mapping["sram"]:
-        if "rank" in entry:
+        if entry["name"] in program.slots:
             kind = "adapter_slot_bytes"
         else:
             kind = "kv_bytes" if entry["name"] in program.caches else "graph_adapter_bytes"
-        use[kind] += entry["size"] * tiles
+        parameter = program.parameters.get(entry["name"])
+        # An adapter of few rows lies on as many units.
+        use[kind] += entry["size"] * (min(tiles, parameter.dims[0]) if parameter else tiles)
     return {
         "capacity_bytes": program.machine.sram_bytes * tiles,
         "used_bytes": sum(use.values()),
@@ -355,8 +373,10 @@ def summary_lines(content: Mapping[str, Any]) -> list[str]:
     rom_use = _of(rom["used_bits"] / 8, rom["capacity_bits"] / 8)
     sram_use = _of(sram["used_bytes"], sram["capacity_bytes"])
     kv = f"KV cache of {content['context']} tokens {size_text(sram['kv_bytes'])}"
+    banks = rom["banks"]
+    tiles_used = f"{banks['tiles_used']} of {banks['tiles']} tiles"
     lines = [
-        f"ROM     {rom_use}, fullest bank {rom['banks']['fill_max']:.1%}",
+        f"ROM     {rom_use}, fullest bank {banks['fill_max']:.1%}, {tiles_used}",
         f"SRAM    {sram_use}, {kv}",
         f"vectors {_of(vector['used_bytes'], vector['capacity_bytes'])}",
     ]
@@ -390,6 +410,9 @@ def _print(console: Console, content: Mapping[str, Any]) -> None:
         console.print(f"  {line}")
     _print_rom(console, content["rom"])
     _print_memory(console, content)
+    for title, columns, rows, note in tables(content["budget"], size_text):
+        _table(console, title, columns, rows)
+        console.print(note)
     _print_cycles(console, content)
     _print_slowest(console, content["slowest"])
 

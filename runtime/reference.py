@@ -71,9 +71,10 @@ class Reference:
         capacity: tokens the caches must hold, for graphs whose caches are windows that slide.
         observed: names of values inside the graph to return as well.
         threads: of onnxruntime, inside an operator; all processors by default.
+        adapter: an `.onnx_adapter` file whose matrices are inputs of the graph.
 
     Raises:
-        UserError: onnxruntime cannot load the model, or the graph is no decoder.
+        UserError: onnxruntime cannot load the model or the adapter, or the graph is no decoder.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Reference:
         capacity: int | None = None,
         observed: Sequence[str] = (),
         threads: int | None = None,
+        adapter: str | Path | None = None,
     ) -> None:
         self.model = Path(model)
         # Sliding-window caches must be handed over with room; others grow by themselves.
@@ -94,6 +96,9 @@ class Reference:
         self._session = _session(
             self.model, float_activations, self.observed, threads or os.cpu_count() or 1
         )
+        # The options only point to the adapter; whoever uses them has to keep it.
+        self._adapter = None if adapter is None else _loaded(Path(adapter))
+        self._options = None if self._adapter is None else _options_with(self._adapter)
         self._ports = _classify(self.model, self._session)
         self._head_width = head_width
         self._past: dict[str, npt.NDArray[Any]] = {}
@@ -173,7 +178,7 @@ class Reference:
             *self.observed,
         ]
         with _as_user_error(self.model, "onnxruntime cannot run the model"):
-            results: list[Any] = list(self._session.run(wanted, feeds))
+            results: list[Any] = list(self._session.run(wanted, feeds, self._options))
         logits, *rest = results
         for (past, _), present in zip(ports.caches, rest, strict=False):
             self._past[past.name] = present
@@ -212,6 +217,23 @@ def model_of(folder: Path) -> Path:
     if not model.is_file():
         raise UserError("the output folder holds no model to compare with", file=str(model))
     return model
+
+
+def _loaded(path: Path) -> onnxruntime.LoraAdapter:
+    import onnxruntime
+
+    adapter = onnxruntime.LoraAdapter()
+    with _as_user_error(path, "onnxruntime cannot load the adapter"):
+        adapter.Load(str(path))
+    return adapter
+
+
+def _options_with(adapter: onnxruntime.LoraAdapter) -> onnxruntime.RunOptions:
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_active_adapter(adapter)
+    return options
 
 
 def _session(

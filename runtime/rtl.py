@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.backend import circt
+from intaglio.backend.adapter_image import AdapterImage
 from intaglio.backend.emit_hardware import IR, VERILOG, emit_hardware, hardware_text, source_files
 from intaglio.backend.hw.chip import TOP
 from intaglio.backend.hw.kv import read_cache, word_bytes
 from intaglio.backend.hw.layout import layout_of, rom_words
-from intaglio.backend.hw.sequencer import QUEUES
 from intaglio.backend.image_files import Images
 from intaglio.backend.output import sha256_of
 from intaglio.backend.program import PROGRAM, Instruction, Program, load_program
@@ -36,6 +36,7 @@ from intaglio.runtime.arc import cache_folder
 from intaglio.runtime.chip import HARDWARE_ENGINES
 from intaglio.runtime.model import Model, Trace
 from intaglio.runtime.simulator import Context, Probabilities, Simulator, Store
+from intaglio.runtime.slots import check_fits, ranks_of
 from intaglio.runtime.timing import spans
 from intaglio.runtime.vcd import waveform_format, writable
 
@@ -172,6 +173,7 @@ class RTLChip:
         self._next: int | None = None
         self._began = 0
         self._open: dict[tuple[str, int], int] = {}
+        self._adapter: AdapterImage | None = None
         for path, words in rom_words(self.layout, Images(program, Path(folder))):
             if path in self._memories:
                 memory = self.model.memory(path)
@@ -200,6 +202,51 @@ class RTLChip:
         self.position = 0
         self.events = []
         self._open = {}
+        if self._adapter is not None:
+            # What is in the slots stays, but reset switches it off.
+            self._load(self._adapter)
+
+    def load_adapter(self, image: AdapterImage | None) -> int:
+        """Fills the adapter slots through the load port, between two tokens; see the simulator's.
+
+        Args:
+            image: the adapter; None switches adapters off.
+
+        Returns:
+            Cycles that it took.
+
+        Raises:
+            UserError: the adapter does not fit the slots.
+        """
+        if image is not None:
+            check_fits(self.program, image)
+        self._adapter = image
+        return self._load(image)
+
+    def _load(self, image: AdapterImage | None) -> int:
+        if "load_valid" not in self.model.ports:
+            return 0
+        assert self.layout.adapters is not None
+        stream = self.layout.adapters.places.load_stream({} if image is None else image.sites)
+        if not self.model.get("load_ready"):
+            raise CompilerBug("the hardware takes no adapter: a token is being worked on")
+        count, size = stream.data.shape
+        words = np.zeros((count, -(-size // 8) * 8), np.uint8)
+        words[:, :size] = stream.data
+        inputs: dict[str, npt.ArrayLike] = {
+            "load_valid": np.ones(count, np.int64),
+            "load_address": stream.addresses,
+            "load_data": words.view("<u8"),
+        }
+        began = self.model.cycle
+        self.model.run(count, inputs, "event_any", None, count)
+        self.model.set("load_valid", 0)
+        return self.model.cycle - began
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The active adapter's ranks, by site."""
+        return ranks_of(self._adapter)
 
     @property
     def began(self) -> int:
@@ -285,9 +332,9 @@ class RTLChip:
 
     def schedule(self, position: int, sample: bool) -> list[Step]:
         """The instruction instances of a token in program order."""
-        counts = dict.fromkeys(QUEUES, 0)
+        counts = dict.fromkeys(self.layout.queues, 0)
         steps: list[Step] = []
-        for span, block in spans(self.program, [position], sample):
+        for span, block in spans(self.program, [position], sample, self.ranks):
             instruction = self.program.blocks[block].instructions[span.instruction]
             queue = instruction.queue
             event = Event(queue, counts[queue], int(span.start[0]), int(span.finish[0]))
@@ -304,7 +351,7 @@ class RTLChip:
         cycles = trace.at - self._began
         found = [
             (int(cycles[i]), kind, queue, int(out[f"event_{queue}_number"][i]))
-            for queue in QUEUES
+            for queue in self.layout.queues
             for kind in ("start", "finish")
             for i in np.flatnonzero(out[f"event_{queue}_{kind}"]).tolist()
         ]
@@ -319,7 +366,7 @@ class RTLChip:
             self._next = int(out["next_token"][i])
 
     def _hanging(self) -> str:
-        done = dict.fromkeys(QUEUES, 0)
+        done = dict.fromkeys(self.layout.queues, 0)
         for event in self.events:
             done[event.queue] += 1
         return ", ".join(
@@ -390,9 +437,11 @@ class RTLChip:
     def stores(self) -> Mapping[str, Store]:
         """The content of the caches; beyond the tokens so far it means nothing."""
         found: dict[str, Store] = {}
+        path = "external_kv/memory"
+        external = self.memory(path) if path in self._memories else None
         for name, place in self.layout.attention.kv.places.items():
             codes, scale = read_cache(
-                lambda part: self.memory(f"attention/{part}"), self.program.machine, place
+                lambda part: self.memory(f"attention/{part}"), self.program.machine, place, external
             )
             if scale is None:
                 assert place.cache.static_scale is not None
@@ -445,7 +494,7 @@ def _text(program: Program, folder: Path, cache: bool) -> str:
     if (emitted := _emitted(folder, (IR,))) is not None:
         return emitted
     parts = [(folder / PROGRAM).read_bytes(), *(file.read_bytes() for file in source_files())]
-    return _kept("mlir", parts, lambda: hardware_text(program), cache)
+    return _kept("mlir", parts, lambda: hardware_text(program, Images(program, folder)), cache)
 
 
 def _verilog(text: str, folder: Path | None, cache: bool) -> str:
@@ -591,7 +640,7 @@ def _values(simulator: Simulator, token: int, position: int, sample: bool) -> It
 
 def _compare_value(check: _Check, chip: RTLChip, step: Step, value: Any, position: int) -> None:
     one = step.instruction
-    if one.opcode in ("append", "sample") or not one.writes:
+    if one.opcode in ("append", "sample", "wake", "sleep") or not one.writes:
         return
     (name,) = one.writes
     window = one.arguments.get("window", 0)

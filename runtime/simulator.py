@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.adapter_image import AdapterImage, SiteImage
 from intaglio.backend.image_files import Images
 from intaglio.backend.program import Block, Cache, Instruction, Program, real
 from intaglio.dialects import semantics
@@ -26,6 +27,7 @@ from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Real, Saturations, Scale
 from intaglio.dialects.semantics import Quantized
 from intaglio.runtime import vector_kernels
+from intaglio.runtime.slots import check_fits, load_cycles, ranks_of
 
 Ints = npt.NDArray[np.int64]
 Observer = Callable[[Instruction, int, list[npt.NDArray[np.float64]]], None]
@@ -117,6 +119,9 @@ class Simulator:
         self._ops: ModuleType = semantics if reference else vector_kernels
         self._counter = Saturations()
         self.stores: dict[str, Store] = {}
+        self._adapter: dict[str, SiteImage] = {}
+        self.ranks: dict[str, int] = {}
+        """The active adapter's, by site."""
         self.reset()
         self._steps = [(block, list(self._prepare(block))) for block in program.blocks]
 
@@ -124,6 +129,28 @@ class Simulator:
         """Forgets all tokens and saturations."""
         self.stores.update({name: Store.empty(c) for name, c in self.program.caches.items()})
         self._counter.count = 0
+
+    def load_adapter(self, image: AdapterImage | None) -> int:
+        """Fills the adapter slots; what was in them is gone. Tokens already run stay as they are.
+
+        Args:
+            image: the adapter; None empties the slots.
+
+        Returns:
+            Cycles in which the chip's load port takes it.
+
+        Raises:
+            UserError: the adapter does not fit the slots.
+        """
+        if image is not None:
+            check_fits(self.program, image)
+        self._adapter.clear()
+        for name, one in () if image is None else image.sites.items():
+            site = self.program.sites[name]
+            if one.rank:
+                self._adapter[site.a] = self._adapter[site.b] = one
+        self.ranks = ranks_of(image)
+        return load_cycles(self.program, image)
 
     @property
     def saturations(self) -> int:
@@ -257,7 +284,35 @@ class Simulator:
             matrix.values(c.tokens), matrix.exponent, frac, saturations=counter
         )
 
+    def _slot(self, one: Instruction, slot: str, reads: Sequence[Action]) -> Action:
+        """The product with A or B of whatever adapter is loaded."""
+        site, half = self.program.slots[slot]
+        fmt = self.program.buffers[one.reads[0]].type["format"]
+        shift, frac = one.arguments["pre_shift"], self._fraction(one.writes[0])
+        size, counter = site.rank if half == "a" else site.rows, self._counter
+
+        def run(c: Context) -> Ints:
+            x: Quantized = reads[0](c)
+            residual = reads[1](c) if len(reads) > 1 else None
+            adapter = self._adapter.get(slot)
+            if adapter is None:
+                return np.zeros((len(x.codes), size), np.int64) if residual is None else residual
+            if half == "a":
+                y = np.zeros((len(x.codes), size), np.int64)
+                y[:, : adapter.rank] = semantics.dot(x.codes, adapter.a, fmt)
+                exponent = adapter.a.exponent
+            else:
+                codes = np.ascontiguousarray(x.codes[:, : adapter.rank])
+                y, exponent = semantics.dot(codes, adapter.b, fmt), adapter.b.exponent
+            return self._ops.requantize(
+                y, x.scale, exponent, shift, frac, residual=residual, saturations=counter
+            )
+
+        return run
+
     def _matvec(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:
+        if uses["weights"] in self.program.slots:
+            return self._slot(one, uses["weights"], reads)
         fmt = self.program.buffers[one.reads[0]].type["format"]
         matrix = self._images.matrix(uses["weights"])
         product = self._product(matrix, fmt)
@@ -424,6 +479,10 @@ class Simulator:
                     return lambda c: function(reads[0](c), fractions[0], into)
                 return lambda c: self._ops.gate(reads[0](c), kind, fractions[0], into, counter)
 
+    def _switch(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:
+        """ROM banks on or off: that they are on when they are read is a matter of time."""
+        return lambda c: None
+
     def _sample(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:
         return lambda c: self._ops.argmax(reads[0](c))
 
@@ -446,6 +505,8 @@ _BINDERS: dict[str, Callable[..., Action]] = {
     "activate": Simulator._elementwise,
     "copy": Simulator._elementwise,
     "sample": Simulator._sample,
+    "wake": Simulator._switch,
+    "sleep": Simulator._switch,
 }
 
 

@@ -9,7 +9,7 @@ it may be accepted as the next input from the end of the period on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,8 +55,12 @@ class GenerationCycles:
         return clock_hz * len(later) / sum(later) if later else None
 
 
+Ranks = Mapping[str, int]
+"""The active adapter's rank at each of its sites, by name (`layers.0.q_proj`)."""
+
+
 def spans(
-    program: Program, positions: npt.ArrayLike, sampled: bool = True
+    program: Program, positions: npt.ArrayLike, sampled: bool = True, ranks: Ranks | None = None
 ) -> Iterator[tuple[Span, int]]:
     """Start and finish of every instruction instance, with the number of its block.
 
@@ -64,41 +68,63 @@ def spans(
         program: the compiled model.
         positions: int [P], evaluated at once.
         sampled: whether a token is wanted, so that sampled blocks run.
+        ranks: of the active adapter; None: there is none.
     """
     kept = [i for i, block in enumerate(program.blocks) if sampled or not block.sampled]
     blocks = [program.blocks[i].timing for i in kept]
-    for span in timeline.simulate(blocks, program.machine.issue, positions):
+    active = _instruction_ranks(program, kept, ranks) if ranks else None
+    for span in timeline.simulate(blocks, program.machine.issue, positions, active):
         yield span, kept[span.block]
 
 
-def token_cycles(program: Program, positions: npt.ArrayLike, sampled: bool = True) -> TokenCycles:
+def _instruction_ranks(program: Program, kept: Sequence[int], ranks: Ranks) -> timeline.Ranks:
+    """The rank at the site of each instruction instance of some blocks."""
+    found: dict[tuple[int, int, int], int] = {}
+    for number, block in enumerate(program.blocks[i] for i in kept):
+        for instruction, one in enumerate(block.instructions):
+            if "rank" not in one.issue.duration.variables:
+                continue
+            for instance, bound in enumerate(block.instances):
+                site, _ = program.slots[bound[one.uses["weights"]]]
+                if rank := ranks.get(site.name, 0):
+                    found[number, instance, instruction] = rank
+    return found
+
+
+def token_cycles(
+    program: Program, positions: npt.ArrayLike, sampled: bool = True, ranks: Ranks | None = None
+) -> TokenCycles:
     """Cycles of one token at each of the given positions.
 
     Args:
         program: the compiled model.
         positions: int [P].
         sampled: whether its successor is wanted.
+        ranks: of the active adapter.
     """
     where = np.atleast_1d(np.asarray(positions, np.int64))
     period = np.zeros_like(where)
     out: Cycles | None = None
-    for span, block in spans(program, where, sampled):
+    for span, block in spans(program, where, sampled, ranks):
         period = np.maximum(period, span.finish)
         if program.blocks[block].instructions[span.instruction].opcode == "sample":
             out = span.finish
     return TokenCycles(period, period if out is None else out)
 
 
-def generation_cycles(program: Program, prompt: int, tokens: int) -> GenerationCycles:
+def generation_cycles(
+    program: Program, prompt: int, tokens: int, ranks: Ranks | None = None
+) -> GenerationCycles:
     """Cycles of `tokens` tokens generated after a prompt.
 
     Args:
         program: the compiled model.
         prompt: number of prompt tokens, at least 1.
         tokens: number of generated tokens, at least 1.
+        ranks: of the active adapter.
     """
-    before = token_cycles(program, np.arange(prompt - 1), sampled=False).period
-    wanted = token_cycles(program, np.arange(prompt - 1, prompt - 1 + tokens))
+    before = token_cycles(program, np.arange(prompt - 1), sampled=False, ranks=ranks).period
+    wanted = token_cycles(program, np.arange(prompt - 1, prompt - 1 + tokens), ranks=ranks)
     return generation_from(int(before.sum()), wanted)
 
 
@@ -115,7 +141,9 @@ def generation_from(before: int, wanted: TokenCycles) -> GenerationCycles:
     return GenerationCycles(before + first, tokens)
 
 
-def critical_path(program: Program, position: int, sampled: bool = True) -> list[Span]:
+def critical_path(
+    program: Program, position: int, sampled: bool = True, ranks: Ranks | None = None
+) -> list[Span]:
     """The instruction instances that the token's period consists of, first to last.
 
     Each starts `issue` cycles after its predecessor in the list finishes; so the durations and one
@@ -125,7 +153,7 @@ def critical_path(program: Program, position: int, sampled: bool = True) -> list
     before: list[int | None] = []
     done: dict[str, list[int]] = {queue: [] for queue in timeline.QUEUES}
     base: dict[str, int] = {}
-    for number, (span, block) in enumerate(spans(program, [position], sampled)):
+    for number, (span, block) in enumerate(spans(program, [position], sampled, ranks)):
         if span.instruction == 0:
             base = {queue: len(numbers) for queue, numbers in done.items()}
         issue = program.blocks[block].instructions[span.instruction].issue

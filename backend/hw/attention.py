@@ -1,22 +1,27 @@
 """The attention unit: H-Units with the KV cache, their controller, and the KV write port.
 
 `attention_unit` executes `query_key` and `weighted_sum` (queue attention) and `append` (queue kv).
-KV SRAM (`tile<t>/kv`) and the scales of the cached vectors (`scales`) are inside; the memories of
+KV SRAM (`h_unit<t>/kv`) and the scales of the cached vectors (`scales`) are inside; the memories of
 quantised vectors, scores, probabilities and results are outside and have a latency of one cycle.
 
 **Steps and beats.** An instruction that starts in cycle s has its first *step* in cycle s + 1: the
 controller gives the row of the operands, the rest follows in a pipeline without stalls. A word of
 the KV SRAM meets `query_parallel` query heads in a step. Loops, from the inside: bytes of the
 query (or probability), bytes of the cached element, words of the vector, groups of query heads,
-blocks of `tiles` tokens, KV heads. What is complete leaves in *beats* that go through the same
+blocks of `h_units` tokens, KV heads. What is complete leaves in *beats* that go through the same
 pipeline, then the reduction network and the requantiser:
 
 - `query_key`: after each block the scores of its tokens, one query head a beat (more beats where
-  there are more tiles than lanes), while the next block is multiplied. Only tokens that the query
-  sees (up to the position, within the window) are written.
+  there are more H-Units than results a cycle), while the next block is multiplied. Only tokens
+  that the query sees (up to the position, within the window) are written.
 - `weighted_sum`: after each KV head the sums of its query heads, `HShape.output` elements a beat,
   while the array pauses. Before the first step the scales of all heads (probability scale over sum)
   are computed, one a cycle.
+
+**External memory.** With `kv_on_die` the keys and values of later tokens come from external memory,
+a block of `h_units` tokens of a KV head at a time, into buffers in the H-Units, from the start of
+the instruction on and as long as buffers are free. The first step waits for the first block; after
+that, blocks from outside take as long as their fetch, if that is longer, and nothing stalls.
 
 `lowering.durations` states when it is `done`: in the cycle of the last write.
 """
@@ -82,23 +87,25 @@ def attention_unit(design: Design, model: AttentionModel) -> ModuleBuilder:
     - `append<i>_row`, `append<i>_data`: codes for append, max(1, kv_port_bytes / W) ports;
       `append_group`, `append_mantissa`, `append_exponent` as for queries.
     - `probability<i>_row`, `probability<i>_data`: codes of softmax, W of 16 bits; for each of the P
-      heads max(1, tiles / W) ports. `head_row` (row of the buffer plus number of the head),
+      heads max(1, h_units / W) ports. `head_row` (row of the buffer plus number of the head),
       `head_mantissa`, `head_exponent`, `head_total`: scale and sum of a head.
     - `score_enable`, `score_row`, `score_data` (W of 32 bits), `score_lanes` (which of them): write
       port of scores. `result_...` likewise: write port of the vector memory.
     - `value_scale_row`, `value_scale_data`: W scales of cached vectors, for softmax (see `kv`).
+    - `external_read_address`, `external_read_data`, `external_write_...`: `kv.external_kv`, where
+      tokens are in external memory; data come `external_latency` cycles after the address.
     - `saturations`: how many values saturated among those written in this cycle.
 
     Raises:
         UserError: the machine cannot be built.
     """
     check_machine(model.machine)
-    tile = h_unit(design, model.machine, model.shape)
+    unit = h_unit(design, model.machine, model.shape)
     score = _score_lane(design, model)
     total = _sum_lane(design, model)
 
     def build(m: ModuleBuilder) -> None:
-        _Unit(m, model).build(tile, score, total)
+        _Unit(m, model).build(unit, score, total)
 
     return design.shared("attention_unit", build)
 
@@ -165,11 +172,11 @@ def _capped(x: Signal, index: Signal, caps: tuple[Cap, ...]) -> Fixed:
 
 
 def _sum_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
-    """An element of a weighted sum: the tiles' sums added up and requantised."""
+    """An element of a weighted sum: the H-Units' sums added up and requantised."""
     machine, bits = model.machine, model.shape.sum_bits
 
     def build(m: ModuleBuilder) -> None:
-        parts = [m.input(f"part{t}", bits, True) for t in range(machine.tiles)]
+        parts = [m.input(f"part{t}", bits, True) for t in range(machine.h_units)]
         mantissa = m.input("mantissa", SCALE_BITS)
         exponent = m.input("exponent", OUTER_EXPONENT + 2, True)
         shift = m.input("pre_shift", model.fields["pre_shift"]).assume(0, model.shift).static()
@@ -221,17 +228,21 @@ class _Unit:
         self.m = m
         self.model = model
         self.machine = machine = model.machine
-        self.tiles = machine.tiles
+        self.units = machine.h_units
         self.lanes = machine.attention_lanes
         self.width = machine.vector_lanes
-        self.tile_log = machine.tiles.bit_length() - 1
+        self.unit_log = machine.h_units.bit_length() - 1
+        self.count = min(machine.h_units, machine.results_per_cycle)
+        """Scores of a beat."""
+        self.parts = machine.h_units // self.count
+        """Beats in which a query head's scores of a block leave."""
         self.early = _early(machine)
         self.late = machine.reduce + machine.requantise
         self.position = m.input("position", index_bits(model.capacity)).assume(
             0, model.capacity - 1
         )
 
-    def build(self, tile: ModuleBuilder, score: ModuleBuilder, total: ModuleBuilder) -> None:
+    def build(self, unit: ModuleBuilder, score: ModuleBuilder, total: ModuleBuilder) -> None:
         m = self.m
         write, scale_write = self.append()
         self.control()
@@ -245,7 +256,7 @@ class _Unit:
             parts=self.width,
         )
         m.output("value_scale_data", scales[1])
-        outputs = self.array(tile, write, beats)
+        outputs = self.array(unit, write, beats)
         written = self.scores(score, beats, scales[0], [one["dot"] for one in outputs])
         count, result = self.sums(total, beats, [one["sums"] for one in outputs])
         m.output("saturations", mux(result, count, written))
@@ -253,7 +264,7 @@ class _Unit:
     # The KV write port
 
     def append(self) -> tuple[list[Write], Write]:
-        """The write ports of every tile's SRAM and of the scales."""
+        """The write ports of every H-Unit's SRAM and of the scales."""
         m, model, machine = self.m, self.model, self.machine
         start = m.input("append_start", 1)
         f: dict[str, Signal] = {}
@@ -264,11 +275,13 @@ class _Unit:
         active = start | running
         slot = m.register("append_slot", model.append_fields["slots_last"])
         head = m.register("append_head", index_bits(model.kv_heads))
-        slot_end = slot == f["slots_last"]
+        turn, turn_end, outside = self.append_turn(active)
+        slot_end = (slot == f["slots_last"]) & turn_end
         head_end = (head + 1) == f["heads"]
         last = active & slot_end & head_end
         running.drive(active & ~last)
-        slot.drive(mux(active & ~slot_end, _up(slot), 0))
+        following = mux(turn_end, _up(slot), slot) if model.external else _up(slot)
+        slot.drive(mux(active & ~slot_end, following, 0))
         head.drive(mux(active & slot_end, mux(head_end, 0, _up(head)), head))
 
         two = f["planes_last"]
@@ -282,7 +295,7 @@ class _Unit:
 
         parts = self.lanes // port
         read = chunk >> (parts.bit_length() - 1)
-        vector = (self.position >> self.tile_log) * f["heads"] + head
+        vector = (self.position >> self.unit_log) * f["heads"] + head
         word = f["word"] + vector * f["vector_words"] + mux(two, read << 1, read) + plane
         address = self.fit(word, index_bits(model.kv.depth))
         depth = machine.kv_write
@@ -293,12 +306,23 @@ class _Unit:
             mask = mask.delay(depth, name="append_mask")
         late = cat(*([taken] * parts)).delay(depth - 1, name="append_word")
         where = address.delay(depth, name="append_address")
-        tile = self.position.truncate(max(1, self.tile_log)) if self.tile_log else 0
+        unit = self.position.truncate(max(1, self.unit_log)) if self.unit_log else 0
+        if model.external:
+            self.append_outside(
+                f,
+                vector=(self.position >> self.unit_log, head),
+                word=mux(two, read << 1, read) + plane,
+                chunk=chunk,
+                turn=turn,
+                taken=taken,
+                enable=code & outside,
+            )
+            code = code & ~outside
         writes = [
             Write(
-                where, late, (code & (tile == t)).delay(depth, reset=0, name="append_enable"), mask
+                where, late, (code & (unit == t)).delay(depth, reset=0, name="append_enable"), mask
             )
-            for t in range(self.tiles)
+            for t in range(self.units)
         ]
 
         m.output("append_group", self.fit(f["source"] + head, model.row_bits))
@@ -317,6 +341,150 @@ class _Unit:
             chosen.delay(depth, name="scale_lane"),
         )
 
+    def append_turn(self, active: Signal) -> tuple[Signal, Signal, Signal]:
+        """For a port that gives more than external memory takes in a cycle: which part of a chunk
+        it is, whether it is the last one; and whether the token goes there."""
+        m, model, machine = self.m, self.model, self.machine
+        if not model.external:
+            return m.constant(0), m.constant(1), m.constant(0)
+        outside = (self.position >= machine.kv_on_die).named("append_outside")
+        turns = machine.kv_port_bytes // machine.external_bytes
+        if turns < 2:
+            return m.constant(0), m.constant(1), outside
+        turn = m.register("append_turn", (turns - 1).bit_length())
+        end = ~outside | (turn == turns - 1)
+        turn.drive(mux(active & ~end, _up(turn), 0))
+        return turn, end, outside
+
+    def append_outside(
+        self,
+        f: dict[str, Signal],
+        *,
+        vector: tuple[Signal, Signal],
+        word: Signal,
+        chunk: Signal,
+        turn: Signal,
+        taken: Signal,
+        enable: Signal,
+    ) -> None:
+        """The write port of external memory.
+
+        Args:
+            f: fields of the append.
+            vector: block of the token, and head.
+            word: of the vector.
+            chunk: of the plane.
+            turn: part of the chunk.
+            taken: the chunk, a cycle later.
+            enable: a chunk of codes goes there.
+        """
+        m, model, machine = self.m, self.model, self.machine
+        block, head = vector
+        lanes, port, size = machine.attention_lanes, machine.kv_port_bytes, machine.external_bytes
+        depth = machine.kv_write
+        first = ((block - model.inside_blocks) * f["heads"] + head) * f["block_beats"]
+        unit = self.position.truncate(self.unit_log) if self.unit_log else m.constant(0)
+        # Bytes from the beginning of the block: wires of the parts of a word, H-Unit, word.
+        place = (word << self.unit_log) + unit
+        parts = lanes // port
+        if parts > 1:
+            place = (place << _log2(parts)) + chunk.truncate(_log2(parts))
+        if port > size:
+            row = (place << _log2(port // size)) + turn
+            late_turn = turn.delay(name="external_turn")
+            taken = choose(
+                late_turn, [taken[low : low + 8 * size] for low in range(0, 8 * port, 8 * size)]
+            )
+            mask = None
+        else:
+            per_row = _log2(size // port)
+            row = place >> per_row
+            mask = None
+            if per_row:
+                index = place.truncate(per_row)
+                mask = cat(*[index == i for i in reversed(range(1 << per_row))])
+            taken = cat(*([taken] * (1 << per_row)))
+        address = self.fit(f["external"] + first + row, index_bits(model.kv.external_depth))
+        m.output("external_write_enable", enable.delay(depth, reset=0, name="external_enable"))
+        m.output("external_write_address", address.delay(depth, name="external_address"))
+        m.output("external_write_data", taken.delay(depth - 1, name="external_data"))
+        if mask is not None:
+            m.output("external_write_mask", mask.delay(depth, name="external_mask"))
+
+    # Fetches from external memory
+
+    def fetch(self, start: Signal, consumed: Signal) -> dict[str, Signal]:
+        """Requests blocks from external memory, as early as buffers are free; the buffers' writes.
+
+        Args:
+            start: an instruction starts.
+            consumed: the last step with a block from external memory.
+
+        Returns:
+            What every H-Unit's fetch ports get: `request`, `word` (of the buffer), `group` (of
+            units), `part` (of a word), in the cycle of the data.
+        """
+        m, model, machine, f = self.m, self.model, self.machine, self.f
+        buffers, inside = model.buffers, model.inside_blocks
+        any_ = self.position >= machine.kv_on_die
+        loading = m.register("fetching", 1)
+        beat = m.register("fetch_beat", model.fields["block_beats"])
+        block = m.register("fetch_block", self.block.width)
+        kv = m.register("fetch_head", index_bits(model.kv_heads))
+        buffer = m.register("fetch_buffer", _log2(buffers))
+        held = m.register("buffers_held", number_bits(buffers))
+        begin = beat == 0
+        request = (loading & (~begin | (held != buffers))).named("request")
+        beat_end = (beat + 1) == f["block_beats"]
+        # The first block is known in the cycle after the start.
+        fresh = start.delay(reset=0, name="fetch_fresh")
+        first = larger(self.first_block, inside).assume(0, (1 << block.width) - 1)
+        here = mux(fresh, first, block)
+        block_end = here == self.last_block
+        kv_end = (kv + 1) == f["kv_heads"]
+        done = request & beat_end
+        loading.drive(mux(start, any_, loading & ~(done & block_end & kv_end)))
+        beat.drive(mux(start | done, 0, mux(request, _up(beat), beat)))
+        following = mux(block_end, first, _up(here))
+        block.drive(mux(done, following, here).assume(0, (1 << block.width) - 1))
+        kv.drive(mux(start, 0, mux(done & block_end, _up(kv), kv)))
+        buffer.drive(mux(start, 0, mux(done, _up(buffer), buffer)))
+        freed = consumed.delay(machine.broadcast - 1, reset=0, name="buffer_freed")
+        more = (held + (request & begin)).truncate(held.width)
+        held.drive(mux(start, 0, (more - freed).truncate(held.width)))
+        vector = (here - inside) * f["kv_heads"] + kv
+        row = f["external"] + vector * f["block_beats"] + beat
+        m.output("external_read_address", self.fit(row, index_bits(model.kv.external_depth)))
+        late = machine.external_latency
+        units, lanes, size = self.units, machine.attention_lanes, machine.external_bytes
+        parts, per_row = max(1, lanes // size), max(1, size // lanes)
+        place, bits = beat, _log2(parts)
+        part = place.truncate(bits) if bits else m.constant(0)
+        place, bits = place >> bits, _log2(units // per_row)
+        group = place.truncate(bits) if bits else m.constant(0)
+        word_bits = _log2(model.buffer_words)
+        word = (place >> bits).truncate(max(1, word_bits))
+        word = cat(buffer, word) if word_bits else buffer
+        signals = {"word": word, "group": group, "part": part}
+        found = {name: one.delay(late, name=f"fetched_{name}") for name, one in signals.items()}
+        found["request"] = request.delay(late, reset=0, name="fetched")
+        return found
+
+    def fetch_ports(self, unit: int, fetched: dict[str, Signal], data: Signal) -> dict[str, Signal]:
+        """The fetch ports of an H-Unit."""
+        lanes, size = self.machine.attention_lanes, self.machine.external_bytes
+        per_row = max(1, size // lanes)
+        bits = 8 * min(lanes, size)
+        low = bits * (unit % per_row)
+        ports = {
+            "fetch_enable": fetched["request"] & (fetched["group"] == unit // per_row),
+            "fetch_address": fetched["word"],
+            "fetch_data": data[low : low + bits],
+        }
+        if (parts := max(1, lanes // size)) > 1:
+            ports["fetch_mask"] = cat(*[fetched["part"] == i for i in reversed(range(parts))])
+        return ports
+
     # The controller
 
     def control(self) -> None:
@@ -331,14 +499,26 @@ class _Unit:
         weighted = f["weighted"]
         first = larger(self.position - given["reach"], 0)
         self.first = first.delay(enable=start, name="first_token")
-        self.first_block = self.first >> self.tile_log
-        self.last_block = self.position >> self.tile_log
+        self.first_block = self.first >> self.unit_log
+        self.last_block = self.position >> self.unit_log
+
+        # Before the first block from external memory: the wait for it.
+        begin, begin_weighted = start, given["weighted"]
+        if model.external:
+            far = self.position >= machine.kv_on_die
+            pause = m.register("pause", 1)
+            waited = m.register("pause_count", model.fields["pause_last"])
+            pause_end = pause & (waited == f["pause_last"])
+            pause.drive(mux(start, far, pause & ~pause_end))
+            waited.drive(mux(pause & ~pause_end, _up(waited), 0))
+            begin = ((start & ~far) | pause_end).named("started")
+            begin_weighted = mux(start, given["weighted"], weighted)
 
         # Before a weighted sum: the heads' scales.
         prelude = m.register("prelude", 1)
         count = m.register("prelude_count", number_bits(model.heads + machine.table_lookup))
         prelude_end = prelude & (count == f["heads_last"] + (machine.table_lookup - 1))
-        prelude.drive(mux(start, given["weighted"], prelude & ~prelude_end))
+        prelude.drive(mux(begin, begin_weighted, prelude & ~prelude_end))
         count.drive(mux(prelude & ~prelude_end, _up(count), 0))
         self.prelude = prelude
         self.prelude_head = count
@@ -358,12 +538,18 @@ class _Unit:
             ends.append(end)
             self.counters.append(counter)
         self.step, self.ends = step, ends
-        interval = m.register("interval", model.fields["interval_last"])
-        slot_end = (stepping & (interval == f["interval_last"])).named("slot_end")
+        block_bits = number_bits(max(1, (model.capacity - 1) >> self.unit_log))
+        block = m.register("block", block_bits)
+        self.block = block
+        most = max(model.fields["interval_last"], model.fields.get("slow_last", 0))
+        interval = m.register("interval", most)
+        interval_last = f["interval_last"]
+        if model.external:
+            self.outside = (block >= model.inside_blocks).named("outside")
+            interval_last = mux(self.outside, f["slow_last"], interval_last)
+        slot_end = (stepping & (interval == interval_last)).named("slot_end")
         interval.drive(mux(stepping & ~slot_end, _up(interval), 0))
         inner_done.drive((inner_done | carry) & ~slot_end & ~start)
-        block_bits = number_bits(max(1, (model.capacity - 1) >> self.tile_log))
-        block = m.register("block", block_bits)
         kv = m.register("kv_head", index_bits(model.kv_heads))
         base = m.register("head_base", index_bits(model.heads))
         block_end = (block == self.last_block).named("block_end")
@@ -371,11 +557,17 @@ class _Unit:
         head_end = slot_end & block_end
         next_block = mux(block_end, self.first_block, _up(block))
         block.drive(
-            mux(start, first >> self.tile_log, mux(slot_end, next_block, block)).assume(
+            mux(start, first >> self.unit_log, mux(slot_end, next_block, block)).assume(
                 0, (1 << block_bits) - 1
             )
         )
-        self.block, self.kv, self.base = block, kv, base
+        self.kv, self.base = kv, base
+        if model.external:
+            self.fetched = self.fetch(start, slot_end & self.outside)
+            buffer = m.register("step_buffer", _log2(model.buffers))
+            used = slot_end & self.outside
+            buffer.drive(mux(start, 0, mux(used, _up(buffer), buffer)))
+            self.step_buffer = buffer
 
         # Beats.
         self.trigger = trigger = (slot_end & (~weighted | block_end)).named("trigger")
@@ -384,7 +576,7 @@ class _Unit:
         lane = m.register("beat_lane", index_bits(machine.query_parallel))
         group = m.register("beat_group", model.fields["groups_last"])
         member = m.register("beat_member", index_bits(model.shared))
-        parts_last = max(1, self.tiles // self.width) - 1
+        parts_last = self.parts - 1
         part_end = part == mux(weighted, f["beats_last"], parts_last)
         lane_end = lane == machine.query_parallel - 1
         member_end = (member + 1) == f["shared"]
@@ -410,7 +602,7 @@ class _Unit:
         over = advance & mux(weighted, final, kv_end)
         resume = prelude_end | (weighted & beat_end & ~final)
         stop = head_end & (weighted | kv_end)
-        stepping.drive(mux(start, ~given["weighted"], resume | (stepping & ~stop)))
+        stepping.drive(mux(begin, ~begin_weighted, resume | (stepping & ~stop)))
         kv.drive(mux(start | over, 0, mux(advance, _up(kv), kv)))
         next_base = self.fit(base + f["shared"], base.width)
         base.drive(mux(start | over, 0, mux(advance, next_base, base)))
@@ -420,20 +612,19 @@ class _Unit:
     @property
     def part_bits(self) -> int:
         """Wires of a beat's number within its head."""
-        most = max(1, self.tiles // self.width)
-        return max(self.model.fields["beats_last"], index_bits(most))
+        return max(self.model.fields["beats_last"], index_bits(self.parts))
 
     # Operands and the array
 
     def array(
-        self, tile: ModuleBuilder, write: list[Write], beats: _Beats
+        self, unit: ModuleBuilder, write: list[Write], beats: _Beats
     ) -> list[dict[str, Signal]]:
         """All H-Units, with their operands."""
         m, model, machine, f = self.m, self.model, self.machine, self.f
         passes, planes, reads, groups = self.counters
         parallel, deep = machine.query_parallel, machine.broadcast - 1
 
-        # Codes of `query_parallel` heads: rows now, data in the next cycle, at the tiles `deep`
+        # Codes of `query_parallel` heads: rows now, data in the next cycle, at the units `deep`
         # cycles from now. Heads beyond the last read what the first reads.
         query: list[Signal] = []
         probability: list[list[Signal]] = []
@@ -444,7 +635,7 @@ class _Unit:
             row = f["source"] + head * f["source_stride"]
             elements = self.codes("query", self.lanes, row, reads, p)
             query += [mux(high, one[BYTE:], one[:BYTE]) for one in elements]
-            tokens = self.codes("probability", self.tiles, row, self.block, p)
+            tokens = self.codes("probability", self.units, row, self.block, p)
             probability.append([mux(high, one[BYTE:], one[:BYTE]) for one in tokens])
         query_bytes = cat(*reversed(query)).delay(deep - 1, name="query")
 
@@ -465,8 +656,15 @@ class _Unit:
             "kv_sign": self.ends[1],
             "lanes": mask,
         }
-        shared = {name: s.delay(deep, name=f"tile_{name}") for name, s in shared.items()}
-        shared["step"] = self.step.delay(deep, reset=0, name="tile_step")
+        if model.external:
+            index = mux(f["planes_last"], reads << 1, reads) + planes
+            word_bits = _log2(model.buffer_words)
+            where = self.step_buffer
+            if word_bits:
+                where = cat(where, self.fit(index, word_bits))
+            shared |= {"outside": self.outside, "buffer_address": where}
+        shared = {name: s.delay(deep, name=f"unit_{name}") for name, s in shared.items()}
+        shared["step"] = self.step.delay(deep, reset=0, name="unit_step")
         shared["query"] = query_bytes
         for name in ("weighted", "query_fp8", "kv_fp8"):
             shared[name] = f[name]
@@ -476,19 +674,22 @@ class _Unit:
             "sum_head": beats.lane,
             "sum_beat": beats.part,
         }
-        ports = {port.name: port for port in tile.ports}
+        ports = {port.name: port for port in unit.ports}
         for name, signal in late.items():
             shared[name] = self.fit(signal, ports[name].width).delay(
-                self.early, name=f"tile_{name}"
+                self.early, name=f"unit_{name}"
             )
         # The cycle after the last step of a block is that of its first beat.
         load = self.trigger & ~f["weighted"]
-        shared["load"] = load.delay(self.early, reset=0, name="tile_load")
-        present = _delayed(self.seen(self.block), deep, "tile_present")
+        shared["load"] = load.delay(self.early, reset=0, name="unit_load")
+        present = _delayed(self.seen(self.block), deep, "unit_present")
         bytes_ = [cat(*reversed(each)) for each in zip(*probability, strict=True)]
         bytes_ = _delayed(bytes_, deep - 1, "probability")
         found: list[dict[str, Signal]] = []
-        for t in range(self.tiles):
+        external = m.constant(0)
+        if model.external:
+            external = m.input("external_read_data", 8 * machine.external_bytes)
+        for t in range(self.units):
             inputs = {
                 **shared,
                 "present": present[t],
@@ -499,7 +700,9 @@ class _Unit:
             }
             if (mask := write[t].mask) is not None:
                 inputs["write_mask"] = mask
-            found.append(m.instance(f"tile{t}", tile, inputs))
+            if model.external:
+                inputs |= self.fetch_ports(t, self.fetched, external)
+            found.append(m.instance(f"h_unit{t}", unit, inputs))
         return found
 
     # Results
@@ -522,20 +725,18 @@ class _Unit:
             query_depth,
         ).outputs
         seen = self.seen(beats.block)
-        count = min(self.tiles, self.width)
-        if self.tiles < self.width:
-            sub_bits = (self.width // self.tiles).bit_length() - 1
-            sub = beats.block.truncate(sub_bits)
+        count = self.count
+        if self.parts > 1:
+            seen = [choose(beats.part, seen[i::count]) for i in range(count)]
+            late_part = beats.part.delay(self.early, name="dot_part")
+            dots = [choose(late_part, dots[i::count]) for i in range(count)]
+        lanes = [on & one for one in seen]
+        if count < self.width:
+            sub = self.token_group(beats).truncate(self.sub_bits)
             size = SCALE_WORD * count
             blocks = [scales[low : low + size] for low in range(0, SCALE_WORD * self.width, size)]
             scales = choose(sub.delay(name="key_scale_sub"), blocks)
-            lanes = [on & (sub == i // count) & seen[i % count] for i in range(self.width)]
-        else:
-            parts = self.tiles // self.width
-            lanes = [on & choose(beats.part, seen[i :: self.width]) for i in range(self.width)]
-            late_part = beats.part.delay(self.early, name="dot_part")
-            dots = [choose(late_part, dots[i :: self.width]) for i in range(self.width)]
-            assert len(seen) == parts * self.width
+            lanes = [(sub == i // count) & lanes[i % count] for i in range(self.width)]
         values: list[Signal] = []
         flags: list[Signal] = []
         scales = scales.delay(query_depth, name="key")
@@ -567,7 +768,7 @@ class _Unit:
         return add_all([mux(e, flags[i % count], 0) for i, e in enumerate(enables)])
 
     def sums(self, lane: ModuleBuilder, beats: _Beats, sums: list[Signal]) -> tuple[Signal, Signal]:
-        """Beats of weighted_sum, from the tiles' sums to the vector memory; saturations, enable."""
+        """Beats of weighted_sum, from the units' sums to the vector memory; saturations, enable."""
         m, model, f = self.m, self.model, self.f
         output, bits = beat_elements(self.machine), model.shape.sum_bits
         scale = self.head_scales(beats)
@@ -662,18 +863,26 @@ class _Unit:
 
     def token_row(self, beats: _Beats) -> Signal:
         """The row, within those of a head, of a beat's tokens."""
-        if self.tiles < self.width:
-            return beats.block >> ((self.width // self.tiles).bit_length() - 1)
-        parts = (self.tiles // self.width).bit_length() - 1
-        return (beats.block << parts) + mux(beats.weighted, 0, beats.part)
+        return self.token_group(beats) >> self.sub_bits
+
+    @property
+    def sub_bits(self) -> int:
+        """Wires of a beat's number within a row."""
+        return (self.width // self.count).bit_length() - 1
+
+    def token_group(self, beats: _Beats) -> Signal:
+        """The number of a beat's tokens, counted in beats from token 0."""
+        if self.parts == 1:
+            return beats.block
+        return (beats.block << (self.parts.bit_length() - 1)) + mux(beats.weighted, 0, beats.part)
 
     def seen(self, block: Signal) -> list[Signal]:
-        """For each tile whether the query sees its token of a block."""
-        bits = self.tile_log
+        """For each H-Unit whether the query sees its token of a block."""
+        bits = self.unit_log
         low = self.first.truncate(bits) if bits else self.m.constant(0)
         high = self.position.truncate(bits) if bits else self.m.constant(0)
         at_first, at_last = block == self.first_block, block == self.last_block
-        return [(~at_first | (low <= t)) & (~at_last | (high >= t)) for t in range(self.tiles)]
+        return [(~at_first | (low <= t)) & (~at_last | (high >= t)) for t in range(self.units)]
 
     def codes(
         self, name: str, count: int, row: Signal, index: Signal, number: int = 0
@@ -716,6 +925,11 @@ def _delayed(
     (width,) = {signal.width for signal in signals}
     word = cat(*reversed(signals)).delay(cycles, reset=reset, name=name)
     return [word[width * i : width * (i + 1)] for i in range(len(signals))]
+
+
+def _log2(number: int) -> int:
+    """The logarithm of a power of two."""
+    return number.bit_length() - 1
 
 
 def _up(counter: Signal) -> Signal:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from intaglio.backend.hw.h_unit import BYTE, HShape, index_bits
-from intaglio.backend.hw.kv import SCALE_WORD, KVPlaces, kv_places
+from intaglio.backend.hw.kv import SCALE_WORD, CachePlace, KVPlaces, kv_places
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, Real
@@ -37,18 +37,19 @@ def check_machine(machine: Machine) -> None:
         UserError: naming the parameter and what it must be.
     """
     powers = {
-        "array (matrix units)": machine.tiles,
+        "array.h_units": machine.h_units,
         "h_unit.attention_lanes": machine.attention_lanes,
         "h_unit.kv_port_bytes": machine.kv_port_bytes,
         "vector (lanes of all units)": machine.vector_lanes,
+        "network.results_per_cycle": machine.results_per_cycle,
     }
     for name, value in powers.items():
         if value < 1 or value & (value - 1):
             raise UserError(f"{name} is {value}; the hardware needs a power of two")
-    if machine.results_per_cycle != machine.vector_lanes:
+    if machine.results_per_cycle > machine.vector_lanes:
         raise UserError(
-            f"network.results_per_cycle is {machine.results_per_cycle}; the hardware needs one for "
-            f"each of the {machine.vector_lanes} vector lanes"
+            f"network.results_per_cycle is {machine.results_per_cycle}; the hardware takes at most "
+            f"one for each of the {machine.vector_lanes} vector lanes"
         )
     if machine.kv_port_bytes > machine.attention_lanes:
         raise UserError(
@@ -147,6 +148,46 @@ class AttentionModel:
         """The soft caps of scores."""
         return tuple(dict.fromkeys(c for one, _ in self._uses if (c := _cap(one)) is not None))
 
+    @property
+    def external(self) -> bool:
+        """Whether keys and values of later tokens are in external memory."""
+        return self.kv.external_depth > 0
+
+    @property
+    def inside_blocks(self) -> int:
+        """Blocks of `h_units` tokens on the die, where there is external memory."""
+        return self.machine.kv_on_die // self.machine.h_units
+
+    def _interval(self, one: Instruction, place: CachePlace) -> int:
+        """Cycles of a block of cached tokens that are on the die."""
+        machine, shared = self.machine, self._heads(one) // place.cache.heads
+        work = -(-shared // machine.query_parallel) * place.words * _bytes(self._format(one))
+        if one.opcode == "weighted_sum":
+            return work
+        return max(work, shared * max(1, machine.h_units // machine.results_per_cycle))
+
+    @cached_property
+    def buffers(self) -> int:
+        """Vectors from external memory that an H-Unit holds: a power of two.
+
+        A buffer is free again when the last step that reads it has reached the H-Units; from then
+        on it takes a block's request and the latency until the next vector is there. So many are
+        in use at a time that a block can begin in every interval.
+        """
+        machine, most = self.machine, 2
+        for one, cache in self._uses:
+            place = self.kv[cache.name]
+            interval = max(self._interval(one, place), place.beats)
+            way = machine.broadcast + machine.external_latency + place.beats + 2
+            most = max(most, 1 + -(-way // interval))
+        return 1 << (most - 1).bit_length()
+
+    @property
+    def buffer_words(self) -> int:
+        """Words of a buffer, a power of two."""
+        most = max((place.words for place in self.kv.places.values()), default=1)
+        return 1 << (most - 1).bit_length()
+
     @cached_property
     def shape(self) -> HShape:
         """What the H-Units must be able to do."""
@@ -174,6 +215,10 @@ class AttentionModel:
             kv_integer=rights != {"fp8"},
             places=places,
             output=beat_elements(machine),
+            buffer=self.buffers * self.buffer_words if self.external else 0,
+            buffer_parts=max(1, machine.attention_lanes // (machine.external_bytes or 1))
+            if self.external
+            else 1,
         )
 
     @cached_property
@@ -183,7 +228,7 @@ class AttentionModel:
         most = max((place.words for place in kv.places.values()), default=1)
         interval = number_bits(
             max(1, shape.groups * shape.reads * 4),
-            self.shared * max(1, machine.tiles // machine.vector_lanes),
+            self.shared * max(1, machine.h_units // machine.results_per_cycle),
         )
         return {
             "weighted": 1,
@@ -216,6 +261,18 @@ class AttentionModel:
             "pre_shift": number_bits(max(1, self.shift)),
             "frac": 6,
             "cap": number_bits(max(1, len(self.caps))),
+            **self._external_fields(interval),
+        }
+
+    def _external_fields(self, interval: int) -> dict[str, int]:
+        if not self.external:
+            return {}
+        beats = max(place.beats for place in self.kv.places.values())
+        return {
+            "external": index_bits(self.kv.external_depth),
+            "block_beats": number_bits(beats),
+            "slow_last": max(interval, number_bits(beats)),
+            "pause_last": number_bits(self.machine.external_latency + beats),
         }
 
     @cached_property
@@ -224,6 +281,7 @@ class AttentionModel:
         kv, port = self.kv, self.machine.kv_port_bytes
         most = max((place.words for place in kv.places.values()), default=1)
         slots = 2 * -(-max(self.widths) // port) + 4
+        external = self._external_fields(1)
         return {
             "source": self.row_bits,
             "source_stride": self.row_bits,
@@ -236,6 +294,7 @@ class AttentionModel:
             "dynamic": 1,
             "scale_row": index_bits(kv.scale_depth),
             "scale_stride": index_bits(kv.scale_depth),
+            **{name: external[name] for name in ("external", "block_beats") if external},
         }
 
 
@@ -276,18 +335,24 @@ def _encode_attention(
     shared, output = heads // cache.heads, beat_elements(machine)
     _check_width(cache.width, machine)
     groups, passes = -(-shared // parallel), _bytes(fmt)
-    work = groups * place.words * passes
     token_rows = -(-cache.capacity // machine.vector_lanes)
     vector_rows = -(-cache.width // machine.vector_lanes)
     window = one.arguments["window"]
     static = ConstantScale.of(cache.static_scale) if cache.static_scale is not None else None
     factor, cap = Real(0, 0), _cap(one)
-    interval, frac = work, SCORE_FRAC
+    interval, frac = model._interval(one, place), SCORE_FRAC
     if weighted:
         frac = program.buffers[one.writes[0]].type["fraction"]
     else:
-        interval = max(work, shared * max(1, machine.tiles // machine.vector_lanes))
         factor = _normal(one.arguments["score_scale"])
+    external: dict[str, int] = {}
+    if model.external:
+        external = {
+            "external": place.external,
+            "block_beats": place.beats,
+            "slow_last": max(interval, place.beats) - 1,
+            "pause_last": machine.external_latency + place.beats - 1,
+        }
     return {
         "weighted": int(weighted),
         "source": row_of(program, one.reads[0]),
@@ -319,6 +384,7 @@ def _encode_attention(
         "pre_shift": one.arguments["pre_shift"],
         "frac": frac,
         "cap": 0 if cap is None or weighted else 1 + model.caps.index(cap),
+        **external,
     }
 
 
@@ -330,6 +396,9 @@ def _encode_append(
     cache, port = place.cache, machine.kv_port_bytes
     chunks = -(-cache.width // port)
     scale = 0 if place.static else SCALE_WORD // BYTE
+    external: dict[str, int] = {}
+    if model.external:
+        external = {"external": place.external, "block_beats": place.beats}
     return {
         "source": row_of(model.program, one.reads[0]),
         "source_stride": -(-cache.width // machine.vector_lanes),
@@ -342,6 +411,7 @@ def _encode_append(
         "dynamic": int(not place.static),
         "scale_row": place.scale_row,
         "scale_stride": 0 if place.static else place.scale_rows,
+        **external,
     }
 
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from intaglio.backend.hw.adapter import adapter_unit
+from intaglio.backend.hw.adapter_model import SELECT
 from intaglio.backend.hw.attention import attention_unit
+from intaglio.backend.hw.kv import external_kv
 from intaglio.backend.hw.layout import Layout, Words, layout_of, rom_words
 from intaglio.backend.hw.matrix import build_matrix
 from intaglio.backend.hw.memories import Bank, build_all, fit
+from intaglio.backend.hw.power import build_power
+from intaglio.backend.hw.rom_bank import LogicROM
 from intaglio.backend.hw.sequencer import (
-    QUEUES,
+    POWER,
     SEQUENCE_BITS,
     TOKEN_BITS,
     build_sequencer,
@@ -43,6 +48,8 @@ _CODE, _FIXED = 16, 32
 def build_chip(program: Program) -> ModuleOp:
     """The hardware of a program: hw, comb and seq operations, one module for each kind of part.
 
+    ROM banks that are logic are external modules: their content is not part of the program.
+
     Raises:
         UserError: the program needs what the hardware does not have.
     """
@@ -54,10 +61,15 @@ def chip_images(program: Program, images: Images) -> Iterator[tuple[str, Words]]
     return rom_words(layout_of(program), images)
 
 
-def chip_design(layout: Layout) -> Design:
-    """The modules of the chip; see `build_chip`."""
+def chip_design(layout: Layout, logic: LogicROM | None = None) -> Design:
+    """The modules of the chip; see `build_chip`.
+
+    Args:
+        layout: of the program.
+        logic: what is in ROM banks that are logic; external modules without.
+    """
     design = Design()
-    _Chip(design, layout).build()
+    _Chip(design, layout, logic).build()
     return design
 
 
@@ -76,12 +88,16 @@ class _Chip:
     - out `busy`; out `saturations`: values that did not fit, since reset.
     - `vector_row`, out `vector_data`: a row of the vector memory, one cycle later; the logits are
       there when a wanted token has finished.
+    - `load_valid`, `load_address`, `load_data`, out `load_ready`: where there are adapter slots,
+      the load port (`adapter_layout`): it takes a word in every cycle in which no token is worked
+      on.
+    - out `power`: a bit for each power domain, where the program switches them.
     - out `event_<queue>_start`, `event_<queue>_finish`, `event_<queue>_number`: an instruction
       starts or finishes in this cycle, and which one of the token's; `event_any`: one of them.
     """
 
-    def __init__(self, design: Design, layout: Layout) -> None:
-        self.design, self.layout = design, layout
+    def __init__(self, design: Design, layout: Layout, logic: LogicROM | None) -> None:
+        self.design, self.layout, self.logic = design, layout, logic
         self.machine = layout.program.machine
         lanes = layout.lanes
         bits = count_bits(layout.queues)
@@ -90,7 +106,7 @@ class _Chip:
             queue: build_sequencer(
                 design, queue, layout.queues, layout.fields[queue], self.machine.issue
             )
-            for queue in QUEUES
+            for queue in layout.queues
         }
         self.port = build_token_port(design, position_bits(layout))
         self.m = m = design.module(TOP, f"The chip {self.machine.name}, for {layout.program.name}.")
@@ -113,19 +129,24 @@ class _Chip:
         self.probabilities = Bank(m, "probabilities", layout.score_rows, codes)
         self.heads = Bank(m, "heads", layout.score_rows, {**scale, "total": _TOTAL})
         self.constants = Bank(m, "constants", layout.constant_rows, fixed)
-        self.counts: dict[str, Wire] = {q: m.wire(f"finished_{q}", bits) for q in QUEUES}
-        self.dones: dict[str, Wire] = {q: m.wire(f"done_{q}", 1) for q in QUEUES}
+        self.counts: dict[str, Wire] = {q: m.wire(f"finished_{q}", bits) for q in layout.queues}
+        self.dones: dict[str, Wire] = {q: m.wire(f"done_{q}", 1) for q in layout.queues}
         self.idle = m.wire("idle", 1)
         self.result_valid = m.wire("result_valid", 1)
         self.result = m.wire("result", TOKEN_BITS)
 
     def _units(self) -> dict[str, ModuleBuilder]:
         design, layout = self.design, self.layout
-        return {
-            "matrix": build_matrix(design, layout.matrix),
+        units = {
+            "matrix": build_matrix(design, layout.matrix, logic=self.logic),
             "attention": attention_unit(design, layout.attention),
             "vector": build_vector(design, self.machine, layout.vector),
         }
+        if layout.adapters is not None:
+            units["adapter"] = adapter_unit(design, layout.adapters)
+        if POWER in layout.queues:
+            units[POWER] = build_power(design, self.machine, tuple(layout.program.domains))
+        return units
 
     def build(self) -> None:
         """Connects everything."""
@@ -144,7 +165,8 @@ class _Chip:
             m.output(name, self.token[name])
         self.position = self.token["position"]
         self._sequence()
-        counts = [self._matrix(), self._attention(), self._vector()]
+        self._power()
+        counts = [self._matrix(), self._attention(), self._adapter(), self._vector()]
 
         number, data = self.vectors.read()
         self.vectors.address(number, m.input("vector_row", self.vectors.address_bits))
@@ -175,7 +197,7 @@ class _Chip:
         shared = {name: self.token[name] for name in ("accept", "sampled", "running")}
         self.queues: dict[str, dict[str, Signal]] = {}
         for queue, module in self.sequencers.items():
-            others = {f"finished_{other}": self.counts[other] for other in QUEUES if other != queue}
+            others = {f"finished_{q}": count for q, count in self.counts.items() if q != queue}
             out = m.instance(
                 f"sequencer_{queue}", module, {**shared, **others, "done": self.dones[queue]}
             )
@@ -197,7 +219,12 @@ class _Chip:
         given = self.queues[queue]
         inputs: dict[str, Signal] = {f"{prefix}start": given["start"]}
         for name, _ in self.layout.fields[queue]:
-            port = ports[f"{prefix}{name}"]
+            port = ports.get(f"{prefix}{name}")
+            if port is None and queue == "attention":
+                # The queue of two units: each has its own fields.
+                continue
+            if port is None:
+                raise CompilerBug(f"{unit.name} has no port for the field {name}")
             inputs[port.name] = given[f"field_{name}"].truncate(port.width, port.signed)
         return inputs
 
@@ -248,11 +275,23 @@ class _Chip:
             bank.address(number, out[port])
         return out
 
+    def _power(self) -> None:
+        """The power controller, where the program switches domains."""
+        if POWER not in self.units:
+            return
+        unit = self.units[POWER]
+        out = self.m.instance("power_controller", unit, self._fields(unit, POWER))
+        self.dones[POWER].assign(out["done"])
+        self.power = out["power"]
+        self.m.output("power", self.power)
+
     def _matrix(self) -> Signal:
         """The matrix array; its saturations."""
         unit = self.units["matrix"]
         inputs = self._fields(unit, "matrix")
         for port in unit.ports:
+            if port.name == "power":
+                inputs["power"] = self.power
             if port.name == "token":
                 inputs["token"] = fit(self.token["held_token"], port.width)
         banks = {
@@ -273,6 +312,9 @@ class _Chip:
         """Attention unit and KV port; their saturations."""
         unit = self.units["attention"]
         inputs = self._fields(unit, "attention", "attention_") | self._fields(unit, "kv", "append_")
+        if "adapter" in self.units:
+            start = inputs["attention_start"]
+            inputs["attention_start"] = start & ~self.queues["attention"][f"field_{SELECT}"]
         ports = {port.name: port for port in unit.ports}
         inputs["position"] = fit(self.position, ports["position"].width)
         self.value_scale = self.m.wire("value_scale", ports["value_scale_row"].width)
@@ -285,7 +327,11 @@ class _Chip:
             "probability": self.probabilities,
             "head": self.heads,
         }
+        external = self.m.wire("external_data", 8 * max(1, self.machine.external_bytes))
+        if "external_read_data" in ports:
+            inputs["external_read_data"] = external
         out = self._instance("attention", unit, inputs, banks)
+        self._external(out, external)
         for bank, name in ((self.scores, "score"), (self.vectors, "result")):
             bank.write(
                 out[f"{name}_row"],
@@ -293,10 +339,55 @@ class _Chip:
                 out[f"{name}_enable"],
                 out[f"{name}_lanes"],
             )
-        self.dones["attention"].assign(out["attention_done"])
+        self.attention_done = out["attention_done"]
         self.dones["kv"].assign(out["append_done"])
         self.value_scale_data = out["value_scale_data"]
         return out["saturations"]
+
+    def _adapter(self) -> Signal:
+        """The adapter unit, where there are adapters, and the load port; its saturations."""
+        m, done = self.m, self.attention_done
+        if "adapter" not in self.units:
+            self.dones["attention"].assign(done)
+            return m.constant(0)
+        unit = self.units["adapter"]
+        inputs = self._fields(unit, "attention")
+        inputs["start"] = inputs["start"] & self.queues["attention"][f"field_{SELECT}"]
+        ports = {port.name: port for port in unit.ports}
+        if "load_enable" in ports:
+            ready = (~self.token["busy"]).named("free_to_load")
+            m.output("load_ready", ready)
+            inputs["load_enable"] = m.input("load_valid", 1) & ready
+            for name in ("load_address", "load_data"):
+                inputs[name] = m.input(name, ports[name].width)
+        banks = {
+            "input": self.codes,
+            "input_group": self.code_scales,
+            "residual": self.vectors,
+        }
+        out = self._instance("adapter", unit, inputs, banks)
+        self.vectors.write(
+            out["result_row"],
+            {"data": out["result_data"]},
+            out["result_enable"],
+            out["result_lanes"],
+        )
+        self.dones["attention"].assign(done | out["done"])
+        return out["saturations"]
+
+    def _external(self, out: dict[str, Signal], data: Wire) -> None:
+        """External memory, where keys and values are there."""
+        depth = self.layout.attention.kv.external_depth
+        if not depth:
+            data.assign(0)
+            return
+        module = external_kv(self.design, self.machine, depth)
+        inputs = {
+            port.name: out[f"external_{port.name}"]
+            for port in module.ports
+            if port.name.startswith(("read_", "write_")) and not port.output
+        }
+        data.assign(self.m.instance("external_kv", module, inputs)["read_data"])
 
     def _vector(self) -> Signal:
         """The vector unit; its saturations."""

@@ -6,7 +6,8 @@ Only what Intaglio builds is here. Sources: CIRCT's HW, Seq dialect documentatio
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 from xdsl.context import Context
 from xdsl.dialects import seq
@@ -22,7 +23,7 @@ from xdsl.dialects.builtin import (
     i32,
 )
 from xdsl.dialects.hw import ArrayType, InnerSymAttr
-from xdsl.ir import Attribute, ParametrizedAttribute, SSAValue, TypeAttribute
+from xdsl.ir import Attribute, Data, ParametrizedAttribute, SSAValue, TypeAttribute
 from xdsl.irdl import (
     AnyAttr,
     AttrSizedOperandSegments,
@@ -43,6 +44,32 @@ from xdsl.traits import ConstantLike, Pure
 from xdsl.utils.exceptions import VerifyException
 
 
+class Words(NamedTuple):
+    """A table of unsigned numbers, element 0 first."""
+
+    numbers: Sequence[int]
+    bits: int
+
+
+@irdl_attr_definition
+class WordsAttr(Data[Words]):
+    """The fields of an `AggregateConstantOp` of many integers; printed as they are, without an
+    attribute for each."""
+
+    name = "intaglio.words"
+
+    def print_parameter(self, printer: Printer) -> None:
+        kind = f" : i{self.data.bits}"
+        printer.print_string(f"[{(kind + ', ').join(map(str, reversed(self.data.numbers)))}{kind}]")
+
+    @classmethod
+    def parse_parameter(cls, parser: AttrParser) -> Words:
+        parser.raise_error("integers of an array are parsed as such")
+
+    def __len__(self) -> int:
+        return len(self.data.numbers)
+
+
 @irdl_op_definition
 class AggregateConstantOp(IRDLOperation):
     """A constant array. Element 0 is the **last** field, as in `hw.array_create`.
@@ -54,11 +81,11 @@ class AggregateConstantOp(IRDLOperation):
     """
 
     name = "hw.aggregate_constant"
-    fields = prop_def(ArrayAttr[Attribute])
+    fields = prop_def(ArrayAttr[Attribute] | WordsAttr)
     result = result_def(ArrayType)
     traits = traits_def(Pure(), ConstantLike())
 
-    def __init__(self, fields: ArrayAttr[Attribute], result_type: ArrayType) -> None:
+    def __init__(self, fields: ArrayAttr[Attribute] | WordsAttr, result_type: ArrayType) -> None:
         super().__init__(properties={"fields": fields}, result_types=[result_type])
 
     @classmethod
@@ -72,7 +99,10 @@ class AggregateConstantOp(IRDLOperation):
 
     def print(self, printer: Printer) -> None:
         printer.print_string(" ")
-        printer.print_attribute(self.fields)
+        if isinstance(self.fields, WordsAttr):
+            self.fields.print_parameter(printer)
+        else:
+            printer.print_attribute(self.fields)
         printer.print_op_attributes(self.attributes)
         printer.print_string(" : ")
         printer.print_attribute(self.result.type)

@@ -1,4 +1,4 @@
-"""The H-Unit of a tile: SRAM of the KV cache, byte multipliers, exact accumulators.
+"""The H-Unit: SRAM of the KV cache, byte multipliers, exact accumulators.
 
 A word of the SRAM holds one byte of each of `attention_lanes` elements; a 16-bit element lies in
 two words, low byte first. In each step the unit multiplies a word with bytes of `query_parallel`
@@ -43,6 +43,8 @@ class HShape:
         kv_integer: whether cached elements may be integers.
         places: highest byte weight of a product of two bytes, 0 to 2.
         output: elements of a weighted sum that leave in a cycle.
+        buffer: words of the buffer for vectors from external memory; 0 without.
+        buffer_parts: parts of its words that are written one by one.
     """
 
     depth: int
@@ -56,6 +58,8 @@ class HShape:
     kv_integer: bool
     places: int
     output: int
+    buffer: int = 0
+    buffer_parts: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +81,11 @@ def h_unit(design: Design, machine: Machine, shape: HShape) -> ModuleBuilder:
       weighted sum; `first`: the accumulators' old content does not count; `group` and `read`: which
       accumulators; `place`: weight of the product in bytes; `query` (8 P L bits) or `probability`
       (8 P) bytes; `query_sign`, `kv_sign`: the bytes are two's complement; `query_fp8`, `kv_fp8`:
-      they are E4M3; `lanes`: which lanes hold elements; `present`: the tile's token counts.
+      they are E4M3; `lanes`: which lanes hold elements; `present`: the unit's token counts.
       Accumulators show the step `attention_pipeline` cycles later.
+    - `fetch_enable`, `fetch_address`, `fetch_data`, `fetch_mask` write the buffer for vectors from
+      external memory; in a step with `outside` the word at `buffer_address` of it counts. Only
+      where there is such a buffer.
     - `load`: copies the dots to where they wait to leave; `dot_head` chooses which `dot` shows, in
       the same cycle.
     - `sum_group`, `sum_head`, `sum_beat` choose which `sums` show (`HShape.output` elements, first
@@ -124,6 +131,8 @@ def h_unit(design: Design, machine: Machine, shape: HShape) -> ModuleBuilder:
         (word,) = m.ram(
             "kv", shape.depth, BYTE * lanes, [address], [write], max(0, parts * (parts > 1))
         )
+        if shape.buffer:
+            word = _from_buffer(m, lanes, shape, word)
         late = {name: signal.delay(name=f"{name}_q") for name, signal in flags.items()}
         counts = repeat_bits(flags["weighted"], flags["present"], mask).delay(name="counts")
         step_q = step.delay(reset=0, name="step_q")
@@ -234,6 +243,28 @@ def h_unit(design: Design, machine: Machine, shape: HShape) -> ModuleBuilder:
         m.output("sums", cat(*reversed([one.extend(shape.sum_bits, True) for one in out])))
 
     return design.shared("h_unit", build)
+
+
+def _from_buffer(m: ModuleBuilder, lanes: int, shape: HShape, word: Signal) -> Signal:
+    """The word of a step: that of the SRAM, or of the buffer."""
+    parts = shape.buffer_parts
+    data = m.input("fetch_data", BYTE * lanes // parts)
+    fetch = Write(
+        m.input("fetch_address", index_bits(shape.buffer)),
+        cat(*([data] * parts)),
+        m.input("fetch_enable", 1),
+        m.input("fetch_mask", parts) if parts > 1 else None,
+    )
+    outside = m.input("outside", 1).delay(name="outside_q")
+    (buffered,) = m.ram(
+        "buffer",
+        shape.buffer,
+        BYTE * lanes,
+        [m.input("buffer_address", index_bits(shape.buffer))],
+        [fetch],
+        parts if parts > 1 else 0,
+    )
+    return mux(outside, buffered, word)
 
 
 def repeat_bits(weighted: Signal, present: Signal, mask: Signal) -> Signal:

@@ -1,9 +1,15 @@
 """Where the KV cache lies in the H-Units' SRAM and in the memory of its scales.
 
-Token t of a cache is on tile t mod tiles; there head h of its n-th token (n = t div tiles) is
+Token t of a cache is on H-Unit t mod h_units; there head h of its n-th token (n = t div h_units) is
 vector ``n * heads + h`` of the cache's region. A vector is ``reads * planes`` words of
 `attention_lanes` bytes: word ``r * planes + p`` holds byte p of elements ``r * lanes`` and
 following. Regions follow one another in the order of the caches' addresses (`fabric.reserve`).
+
+With `Machine.kv_on_die` the SRAM holds that many tokens, the first ones. The others lie in external
+memory, in rows of `external_bytes`, a *block* (the vectors of one head and `h_units` tokens) after
+the other: head h of block b is the ``b * heads + h``-th of the cache's region. A block begins with
+word 0 of all its tokens in the H-Units' order, word 1 follows, and so on, so that what comes in a
+cycle is for different H-Units.
 
 Scales, which that address map counts with the codes, have a memory of their own beside the vector
 units: row ``scale_row + h * scale_rows + t div W`` holds, at lane t mod W, the scale of head h of
@@ -19,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.hw.signal import Design, ModuleBuilder, Write
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, Ints, Scale
@@ -40,11 +47,14 @@ class CachePlace:
 
     Attributes:
         cache: what it is.
-        word: first word in every tile's SRAM.
+        word: first word in every H-Unit's SRAM.
         planes: bytes of an element.
         reads: words of a plane of a vector.
         scale_row: first row in the memory of scales; 0 for a static cache.
         scale_rows: rows of a head there.
+        inside: tokens on the die; a multiple of the H-Units, or all.
+        external: first row in external memory.
+        beats: rows of a block there; 0 when all tokens are on the die.
     """
 
     cache: Cache
@@ -53,6 +63,9 @@ class CachePlace:
     reads: int
     scale_row: int
     scale_rows: int
+    inside: int
+    external: int
+    beats: int
 
     @property
     def words(self) -> int:
@@ -71,13 +84,15 @@ class KVPlaces:
 
     Attributes:
         places: by the cache's name.
-        depth: words of every tile's SRAM that are used.
+        depth: words of every H-Unit's SRAM that are used.
         scale_depth: rows of the memory of scales.
+        external_depth: rows of external memory; 0 without.
     """
 
     places: dict[str, CachePlace]
     depth: int
     scale_depth: int
+    external_depth: int
 
     def __getitem__(self, name: str) -> CachePlace:
         return self.places[name]
@@ -90,7 +105,7 @@ def kv_places(machine: Machine, caches: Iterable[Cache]) -> KVPlaces:
         UserError: a format or a size that the hardware does not take.
     """
     lanes, places = machine.attention_lanes, {}
-    word = row = 0
+    word = row = external = 0
     for cache in sorted(caches, key=lambda one: (one.address, one.name)):
         if cache.format not in KV_FORMATS:
             raise UserError(
@@ -105,47 +120,119 @@ def kv_places(machine: Machine, caches: Iterable[Cache]) -> KVPlaces:
             )
         static = cache.static_scale is not None
         scale_rows = -(-cache.capacity // machine.vector_lanes)
+        reads, units = -(-cache.width // lanes), machine.h_units
+        inside, beats = cache.capacity, 0
+        if machine.kv_on_die and cache.capacity > machine.kv_on_die:
+            _check_external(machine)
+            inside = machine.kv_on_die
+            beats = planes * reads * units * lanes // machine.external_bytes
         place = CachePlace(
-            cache, word, planes, -(-cache.width // lanes), 0 if static else row, scale_rows
+            cache, word, planes, reads, 0 if static else row, scale_rows, inside, external, beats
         )
         places[cache.name] = place
-        word += -(-cache.capacity // machine.tiles) * cache.heads * place.words
+        word += -(-inside // units) * cache.heads * place.words
         row += 0 if static else cache.heads * scale_rows
+        external += -(-(cache.capacity - inside) // units) * cache.heads * beats
     if word * lanes > machine.sram_bytes:
         raise UserError(
             f"the KV cache takes {word} words of {lanes} bytes in every H-Unit, more than "
             f"{machine.sram_bytes} bytes: vectors begin in a word of their own",
             hint="a shorter --context, or fewer h_unit.attention_lanes",
         )
-    return KVPlaces(places, max(2, word), max(2, row))
+    return KVPlaces(places, max(2, word), max(2, row), max(2, external) if external else 0)
+
+
+def _check_external(machine: Machine) -> None:
+    size, row = machine.external_bytes, machine.h_units * machine.attention_lanes
+    if size < 1 or size & (size - 1) or size > row:
+        raise UserError(
+            f"external memory gives {size} bytes a cycle; the hardware takes a power of two, at "
+            f"most a word of {machine.attention_lanes} bytes for each of {machine.h_units} H-Units"
+        )
+    if machine.external_latency < 1:
+        raise UserError("the latency of external memory is 0; the hardware needs 1 at least")
+    if machine.kv_on_die % machine.h_units:
+        raise UserError(
+            f"{machine.kv_on_die} tokens on the die are no multiple of {machine.h_units} H-Units"
+        )
+
+
+def external_kv(design: Design, machine: Machine, depth: int) -> ModuleBuilder:
+    """The module `external_kv`: stands for the DRAM chip, and is no part of the die.
+
+    What is real of it is the interface, with the timing that the target description states: rows of
+    `external_bytes`, data `external_latency` cycles after the address, a row in every cycle, reads
+    and writes at the same time. Refresh and bank conflicts are in that latency. Inside is a memory
+    that a synthesis would leave out.
+
+    Ports: `read_address`, out `read_data`; `write_enable`, `write_address`, `write_data`,
+    `write_mask` (a bit for each `kv_port_bytes`, where a row holds several).
+    """
+    parts = external_parts(machine)
+
+    def build(m: ModuleBuilder) -> None:
+        bits = (depth - 1).bit_length()
+        address = m.input("read_address", bits)
+        write = Write(
+            m.input("write_address", bits),
+            m.input("write_data", 8 * machine.external_bytes),
+            m.input("write_enable", 1),
+            m.input("write_mask", parts) if parts > 1 else None,
+        )
+        late = address.delay(machine.external_latency - 1, name="on_its_way")
+        (data,) = m.ram(
+            "memory", depth, 8 * machine.external_bytes, [late], [write], parts if parts > 1 else 0
+        )
+        m.output("read_data", data)
+
+    return design.shared("external_kv", build)
+
+
+def external_parts(machine: Machine) -> int:
+    """Parts of a row of external memory that the KV port writes one by one."""
+    return max(1, machine.external_bytes // machine.kv_port_bytes)
 
 
 def read_cache(
-    memory: Callable[[str], npt.NDArray[Any]], machine: Machine, place: CachePlace
+    memory: Callable[[str], npt.NDArray[Any]],
+    machine: Machine,
+    place: CachePlace,
+    external: npt.NDArray[Any] | None = None,
 ) -> tuple[Ints, Scale | None]:
     """The content of a cache, as the simulator's `Store` holds it.
 
     Args:
-        memory: a memory of the attention unit by its name in it (`tile0/kv`, `scales`), as
+        memory: a memory of the attention unit by its name in it (`h_unit0/kv`, `scales`), as
             `runtime.model.Model.memory` gives it.
         machine: the chip.
         place: of the cache.
+        external: the content of external memory, where the cache has tokens there.
 
     Returns:
         Codes [heads, capacity, width] (fp8: 0 to 255) and scales [heads, capacity]; None for a
         static cache.
     """
-    cache, tiles, lanes = place.cache, machine.tiles, machine.attention_lanes
-    blocks = -(-cache.capacity // tiles)
+    cache, units, lanes = place.cache, machine.h_units, machine.attention_lanes
+    blocks = -(-place.inside // units)
     end = place.word + blocks * cache.heads * place.words
     shape = (blocks, cache.heads, place.reads, place.planes, lanes)
-    by_tile = [
-        word_bytes(memory(f"tile{tile}/kv"), lanes)[place.word : end].reshape(shape)
-        for tile in range(tiles)
+    by_unit = [
+        word_bytes(memory(f"h_unit{unit}/kv"), lanes)[place.word : end].reshape(shape)
+        for unit in range(units)
     ]
-    # [blocks, tiles, heads, reads, planes, lanes] -> [heads, tokens, reads, lanes, planes]
-    raw = np.stack(by_tile, axis=1).transpose(2, 0, 1, 3, 5, 4)
-    raw = raw.reshape(cache.heads, blocks * tiles, place.reads * lanes, place.planes)
+    # [blocks, units, heads, reads, planes, lanes] -> [heads, tokens, reads, lanes, planes]
+    raw = np.stack(by_unit, axis=1).transpose(2, 0, 1, 3, 5, 4)
+    raw = raw.reshape(cache.heads, blocks * units, place.reads * lanes, place.planes)
+    if place.beats:
+        assert external is not None
+        far = -(-(cache.capacity - place.inside) // units)
+        rows = word_bytes(external, machine.external_bytes)[place.external :]
+        rows = rows[: far * cache.heads * place.beats]
+        # [blocks, heads, reads, planes, units, lanes] -> [heads, tokens, reads, lanes, planes]
+        outside = rows.reshape(far, cache.heads, place.reads, place.planes, units, lanes)
+        outside = outside.transpose(1, 0, 4, 2, 5, 3)
+        outside = outside.reshape(cache.heads, far * units, place.reads * lanes, place.planes)
+        raw = np.concatenate([raw, outside], axis=1)
     raw = np.ascontiguousarray(raw[:, : cache.capacity, : cache.width])
     kind = np.dtype({"int8": np.int8, "int16": "<i2", "fp8": np.uint8}[cache.format])
     codes = raw.view(kind)[..., 0].astype(np.int64)

@@ -20,16 +20,26 @@ number, those of probabilities likewise at the first row plus the head's number.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.backend.hw import attention, matrix_plan, sequencer, vector_encode
+from intaglio.backend.hw import (
+    adapter_model,
+    attention,
+    matrix_plan,
+    power,
+    sequencer,
+    vector_encode,
+)
+from intaglio.backend.hw.adapter_layout import places_of
+from intaglio.backend.hw.adapter_model import AdapterModel
 from intaglio.backend.hw.attention import AttentionModel
 from intaglio.backend.hw.matrix_plan import MatrixConfig
+from intaglio.backend.hw.rom_bank import LogicROM
 from intaglio.backend.hw.sequencer import QueueProgram
 from intaglio.backend.hw.vector_encode import ConstantRows, Places
 from intaglio.backend.hw.vector_shape import VectorShape
@@ -61,6 +71,7 @@ class Layout:
         biases: first row of what the matrix array reads there.
         matrix: sizes of the matrix array.
         attention: sizes of the attention unit.
+        adapters: sizes of the adapter unit; None without one.
         vector: sizes of the vector unit.
         places: what the vector unit's encoder has to know.
     """
@@ -77,6 +88,7 @@ class Layout:
     biases: Mapping[str, int]
     matrix: MatrixConfig
     attention: AttentionModel
+    adapters: AdapterModel | None
     vector: VectorShape
     places: Places
 
@@ -109,7 +121,6 @@ def layout_of(program: Program) -> Layout:
             raise UserError(f"the hardware knows no {name} of {fmt}")
     if not program.caches:
         raise UserError("the hardware needs a model with attention")
-    _check_adapters(program)
     score_rows_of_head = -(-max(c.capacity for c in program.caches.values()) // lanes)
     buffers, vector_rows = _vectors(program)
     code_rows = score_rows = 0
@@ -139,6 +150,13 @@ def layout_of(program: Program) -> Layout:
     )
     row_bits = max(code_rows, score_rows, vector_rows).bit_length()
     attention_model = AttentionModel(placed, max(row_bits, 2))
+    adapter_places = places_of(placed, attention_model.kv.depth * machine.attention_lanes)
+    adapters = None
+    if adapter_places is not None:
+        adapters = AdapterModel(placed, adapter_places, attention_model.row_bits)
+    attention_fields = tuple(attention_model.fields.items())
+    if adapters is not None:
+        attention_fields += ((adapter_model.SELECT, 1), *adapters.fields.items())
     kinds: dict[str, dict[str, int]] = {"scores": {}, "probabilities": {}}
     for name, buffer in buffers.items():
         if (kind := buffer.type["kind"]) in kinds:
@@ -165,9 +183,10 @@ def layout_of(program: Program) -> Layout:
         queues=queues,
         fields={
             "matrix": tuple(matrix.fields),
-            "attention": tuple(attention_model.fields.items()),
+            "attention": attention_fields,
             "vector": tuple((one.name, one.width) for one in vector_encode.FIELDS),
             "kv": tuple(attention_model.append_fields.items()),
+            sequencer.POWER: power.power_fields(tuple(program.domains)),
         },
         vector_rows=max(2, vector_rows),
         code_rows=code_rows,
@@ -177,22 +196,10 @@ def layout_of(program: Program) -> Layout:
         biases=biases,
         matrix=matrix,
         attention=attention_model,
+        adapters=adapters,
         vector=shape,
         places=places,
     )
-
-
-def _check_adapters(program: Program) -> None:
-    for block in program.blocks:
-        for one in block.instructions:
-            if one.queue == "attention" and one.opcode == "matvec":
-                nodes = [node for names in one.onnx for node in names]
-                raise UserError(
-                    "the hardware has no products with adapters yet",
-                    node=nodes[0] if nodes else None,
-                    op_type=one.opcode,
-                    hint="the simulator runs adapters",
-                )
 
 
 def _vectors(program: Program) -> tuple[dict[str, Buffer], int]:
@@ -277,13 +284,14 @@ def constant_words(layout: Layout, images: Images) -> Words:
     return as_words(rows.astype("<i4").view(np.uint8).reshape(len(rows), -1))
 
 
-def unit_values(layout: Layout, queue: str) -> Iterator[dict[str, int]]:
+def unit_values(layout: Layout, queue: str, images: Images) -> Iterator[dict[str, int]]:
     """The unit's fields of every instruction instance of a queue, in order.
 
     Raises:
         UserError: the unit cannot execute an instruction; says why.
     """
     program, content = layout.program, layout.content
+    scales = matrix_plan.single_scales(program, images) if queue == "matrix" else {}
     for entry in layout.queues[queue].entries:
         block = program.blocks[entry.block]
         instruction, instance = (
@@ -291,19 +299,26 @@ def unit_values(layout: Layout, queue: str) -> Iterator[dict[str, int]]:
             block.instances[entry.instance],
         )
         if queue == "matrix":
-            yield matrix_plan.encode(program, instruction, instance, layout.matrix, layout.biases)
+            yield matrix_plan.encode(
+                program, instruction, instance, layout.matrix, layout.biases, scales
+            )
         elif queue == "vector":
             one = content["blocks"][entry.block]["instructions"][entry.instruction]
             yield vector_encode.encode(content, one, instance, layout.places)
+        elif queue == sequencer.POWER:
+            yield power.encode(tuple(program.domains), instruction, instance)
+        elif instruction.opcode == "matvec":
+            assert layout.adapters is not None
+            yield adapter_model.encode(layout.adapters, instruction, instance)
         else:
             yield attention.encode(layout.attention, instruction, instance)
 
 
-def descriptor_words(layout: Layout, queue: str) -> Words:
+def descriptor_words(layout: Layout, queue: str, images: Images) -> Words:
     """The content of a sequencer's ROM."""
     fields = layout.fields[queue]
     form = sequencer.descriptor(queue, layout.queues, fields)
-    values = list(unit_values(layout, queue))
+    values = list(unit_values(layout, queue, images))
     words = sequencer.descriptors(queue, layout.queues, fields, values)
     words += [0] * (max(2, len(words)) - len(words))
     size = -(-form.width // 8)
@@ -323,16 +338,50 @@ def as_words(rows: npt.NDArray[np.uint8]) -> Words:
 
 
 def rom_words(layout: Layout, images: Images) -> Iterator[tuple[str, Words]]:
-    """The contents of all ROMs of the chip, each with the memory's path; one at a time."""
+    """The contents of all ROMs of the chip, each with the memory's path; one at a time.
+
+    L-Units whose ROM is logic have theirs in the hardware (`logic_rom`).
+    """
     for queue in layout.queues:
         if layout.queues[queue].entries:
-            yield f"sequencer_{queue}/descriptors", descriptor_words(layout, queue)
+            yield f"sequencer_{queue}/descriptors", descriptor_words(layout, queue, images)
     yield "constants", constant_words(layout, images)
+    yield from adapter_words(layout, images)
+    if layout.matrix.logic:
+        return
     for image in matrix_plan.l_unit_images(layout.program, images, layout.matrix):
         path = f"matrix/tile{image.tile}/l_unit{image.l_unit}"
         yield f"{path}/codes", image.codes
         if image.scales.size:
             yield f"{path}/scales", image.scales
+
+
+def adapter_words(layout: Layout, images: Images) -> Iterator[tuple[str, Words]]:
+    """The contents of the H-Units with which the graph's own adapters begin, as `rom_words`."""
+    if layout.adapters is None:
+        return
+    places = layout.adapters.places
+    if all(place.parameter.is_slot for place in places.places.values()):
+        return
+    for unit, codes, scales in places.contents(images):
+        yield f"adapter/h_unit{unit}/codes", as_words(codes)
+        yield f"adapter/h_unit{unit}/scales", scales
+
+
+def logic_rom(
+    layout: Layout, images: Images, written: Collection[tuple[int, int, int]] | None = None
+) -> LogicROM | None:
+    """What the ROM banks of L-Units hold, where they are logic; else None.
+
+    Args:
+        layout: of the program.
+        images: its tensors.
+        written: the banks to write, as (tile, L-Unit, bank); None: all.
+    """
+    program, config = layout.program, layout.matrix
+    if not config.logic:
+        return None
+    return LogicROM(lambda tile: matrix_plan.tile_images(program, images, config, tile), written)
 
 
 def content_of(program: Program) -> dict[str, Any]:

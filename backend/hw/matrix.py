@@ -20,7 +20,11 @@ In a step, the words of a slice come in order; of each word its planes, of each 
 the activations (`MatrixConfig.pass_bits`). An `embed` uses the same way: the L-Units that hold the
 row give their words one after the other, and when all planes of a word are there, its elements go
 through the requantisers, with `(q - zero) * scale` in place of an accumulator and 1 in place of the
-activations' scale.
+activations' scale. A word that is wider than the requantisers are many takes several cycles there
+(`durations.table_beats`), in which the planes of the next one are read.
+
+The one scale of a matrix without groups is a field of the descriptor. It takes the place of the
+groups' in the L-Units, or, in an array without group scales, the requantisers apply it.
 """
 
 from __future__ import annotations
@@ -28,9 +32,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from intaglio.backend.hw import datapaths
-from intaglio.backend.hw.matrix_plan import MatrixConfig, log2
-from intaglio.backend.hw.matrix_tile import build_matrix_unit, index_bits, only
+from intaglio.backend.hw.matrix_plan import Form, MatrixConfig, Way, log2
+from intaglio.backend.hw.matrix_tile import build_matrix_unit, has_zeros, index_bits, only
+from intaglio.backend.hw.rom_bank import LogicROM, build_unit_rom, powered
 from intaglio.backend.hw.signal import (
+    RESET,
     Design,
     ModuleBuilder,
     Register,
@@ -42,10 +48,10 @@ from intaglio.backend.hw.signal import (
     pipelined,
     tree,
 )
-from intaglio.dialects.fabric import SCALE_BITS
 from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.fixed_point import SCALE_BITS as MANTISSA_BITS
 from intaglio.dialects.semantics import PRODUCT_BITS
+from intaglio.dialects.tiling import SCALE_BITS
 
 EXPONENT_BITS = 10
 """Bits of a scale's exponent there, with its sign."""
@@ -56,19 +62,23 @@ def build_matrix(
     config: MatrixConfig,
     name: str = "matrix",
     tiles: Collection[int] | None = None,
+    logic: LogicROM | None = None,
 ) -> ModuleBuilder:
     """The module of the matrix array, with its tiles (or `tiles`: the others deliver 0).
 
     W is `vector_lanes`; a row of a memory has W elements, lane 0 at the low bits. Memories give
-    what lies at an address one cycle later.
+    what lies at an address one cycle later. Where the ROM is logic, `logic` says what is in it;
+    without, its banks are external modules.
 
     Inputs:
 
     - `start`: the instruction begins; in this cycle the descriptor (`MatrixConfig.fields`, a port
       each) and `token` are valid, and only then. Not before the cycle after `done`.
-    - `input<p>_data`: W codes of `MatrixConfig.code_bits`, for each of `MatrixConfig.ports` read
-      ports of the memory of quantised vectors; `scale_mantissa`, `scale_exponent`: from its scale
-      file.
+    - `input<p>_data`: W codes of `MatrixConfig.code_bits`, for each of `MatrixConfig.input_ports`
+      read ports of the memory of quantised vectors; `scale_mantissa`, `scale_exponent`: from its
+      scale file.
+    - `power`: a bit for each of `MatrixConfig.domains`; the port exists if there are any. A word
+      whose address comes while its domain's bit is 0 reads as 0.
     - `bias_data`, `residual_data`: W numbers of 32 bits from constant ROM and vector memory; the
       ports exist when a program uses them.
 
@@ -81,16 +91,22 @@ def build_matrix(
     - `done`: in the last cycle of the instruction.
     """
     chosen = range(config.machine.tiles) if tiles is None else sorted(tiles)
-    return _Array(design, config, name, chosen).build()
+    return _Array(design, config, name, chosen, logic).build()
 
 
 class _Array:
     """The module under construction."""
 
     def __init__(
-        self, design: Design, config: MatrixConfig, name: str, tiles: Sequence[int]
+        self,
+        design: Design,
+        config: MatrixConfig,
+        name: str,
+        tiles: Sequence[int],
+        logic: LogicROM | None,
     ) -> None:
         self.config = config
+        self.logic = logic
         self.tiles = tiles
         self.machine = config.machine
         self.tile = build_matrix_unit(design, config)
@@ -112,10 +128,13 @@ class _Array:
         """A field of the instruction that starts in this cycle."""
         return self.given.get(name, self.m.constant(0))
 
-    def by_split(self, of: Callable[[int], Signal | int], split: Signal | None = None) -> Signal:
-        """A function of the split of the matrix."""
-        index = self.field("split") if split is None else split
-        return choose(index, [of(split) for split in self.config.splits])
+    def by_way(self, of: Callable[[Way], Signal | int]) -> Signal:
+        """A function of how the results of the matrix leave the tiles."""
+        return choose(self.field("way"), [of(way) for way in self.config.ways])
+
+    def by_form(self, of: Callable[[Form], Signal | int], form: Signal) -> Signal:
+        """A function of how the rows of the table lie on the tiles."""
+        return choose(form, [of(form) for form in self.config.forms])
 
     def build(self) -> ModuleBuilder:
         self._sequence()
@@ -163,9 +182,11 @@ class _Array:
         part = self._counter("part", index_bits(config.passes))
         last_part = (part == config.passes - 1) | embed
         self._count(part, active, last_part)
-        plane = self._counter("plane", max(1, widths.get("planes", 1)))
-        last_plane = last_part & (plane == self.field("planes"))
+        planes: Signal = self.field("planes") + self.field("idle")
+        plane = self._counter("plane", planes.width)
+        last_plane = last_part & (plane == planes)
         self._count(plane, active & last_part, last_plane)
+        stored = last_part & (plane <= self.field("planes"))
         word = self._counter("word", widths["words"])
         last_word = last_plane & (word + 1 == self.field("words"))
         self._count(word, active & last_plane, last_word | step_end)
@@ -178,8 +199,9 @@ class _Array:
         row_step: Signal = m.constant(0)
         if config.table_planes:
             self.token = m.input("token", config.token_bits)
-            row_step = self.by_split(
-                lambda s: self.token >> log2(config.rows_per_step(s)), self.new_field("split")
+            row_step = self.by_form(
+                lambda form: self.token >> log2(form.rows_per_step(self.machine)),
+                self.new_field("form"),
             )
             row_step = mux(new_embed, row_step, 0)
         code_bits, scale_bits = index_bits(config.code_words), index_bits(config.scale_words)
@@ -188,21 +210,22 @@ class _Array:
         first_code = first_code.truncate(code_bits)
         code = self._counter("code_address", code_bits)
         next_code = (code + 1).truncate(code_bits)
-        following = mux(active & last_part, next_code, code)
+        following = mux(active & (stored if "idle" in self.held else last_part), next_code, code)
         if config.table_planes:
             row_code = first_code.delay(enable=start, name="row_code")
             following = mux(step_end & embed, row_code, following)
         code.drive(mux(start, first_code, following))
-        first_scale = self.new_field("scale_base") + row_step * self.new_field("slice_groups")
-        scale = self._counter("scale_address", scale_bits)
-        next_scale = (scale + self.field("slice_groups")).truncate(scale_bits)
-        scale.drive(
-            mux(start, first_scale.truncate(scale_bits), mux(step_end & ~embed, next_scale, scale))
-        )
+        scale: Signal = m.constant(0)
+        if config.grouped:
+            first = self.new_field("scale_base") + row_step * self.new_field("slice_groups")
+            scale = counter = self._counter("scale_address", scale_bits)
+            following = (counter + self.field("slice_groups")).truncate(scale_bits)
+            following = mux(step_end & ~embed, following, counter)
+            counter.drive(mux(start, first.truncate(scale_bits), following))
 
         self.busy, self.active, self.final, self.step_end = busy, active, final, step_end
         self.part, self.plane, self.word, self.slice = part, plane, word, slice_
-        self.last_plane, self.code, self.scale, self.embed = last_plane, code, scale, embed
+        self.code, self.scale, self.embed = code, scale, embed
 
     # To the tiles
 
@@ -217,15 +240,19 @@ class _Array:
             "code_address": self.code.delay(before),
             "first": (self.plane == 0).delay(before + machine.rom_read),
             "zero": self.field("zero"),
+            "single": self.field("single"),
+            "mantissa": self.field("mantissa").as_signed(),
             "plane": self.plane.truncate(max(1, index_bits(config.planes))).delay(late),
             "part": self.part.delay(late),
-            "accumulate": product.delay(late, reset=0, name="accumulate"),
+            "valid": product.delay(before + machine.rom_read, reset=0, name="valid"),
             "clear": first_word.delay(late),
             "capture": (self.step_end & ~self.embed).delay(late + 1, reset=0, name="capture"),
         }
         self.capture = inputs["capture"]
+        if config.domains:
+            self.power = m.input("power", len(config.domains))
         for number in range(config.ports):
-            word = self.by_split(lambda s, n=number: self.field("words") * (n & (s - 1)))
+            word = self.by_way(lambda way, n=number: self.field("words") * (n & (way.split - 1)))
             x, xsum, scale = self._stream(number, word)
             inputs |= {f"x{number}": x, f"xsum{number}": xsum, f"scale_address{number}": scale}
         m.output("scale_address", self._row("input_row", 0, config.vector_rows))
@@ -240,10 +267,15 @@ class _Array:
         m, machine, config = self.m, self.machine, self.config
         lanes = machine.lanes
         word = first + self.word
-        per_row = machine.vector_lanes // lanes
-        row = self._row("input_row", word >> log2(per_row), config.vector_rows)
-        m.output(f"input{number}_address", row)
-        data = m.input(f"input{number}_data", machine.vector_lanes * config.code_bits)
+        # A row holds several words, or a word takes several rows.
+        per_row, rows = max(1, machine.vector_lanes // lanes), config.word_rows
+        parts: list[Signal] = []
+        for i in range(rows):
+            port = f"input{number * rows + i}"
+            row = (word >> log2(per_row)) * rows + i
+            m.output(f"{port}_address", self._row("input_row", row, config.vector_rows))
+            parts.append(m.input(f"{port}_data", machine.vector_lanes * config.code_bits))
+        data = cat(*parts[::-1])
         # Elements beyond the row are no part of the vector.
         columns = self.field("columns")
         tail = columns & (lanes - 1)
@@ -264,10 +296,14 @@ class _Array:
                 x = datapaths.decode(code, machine.activations)
                 parts.append(self._part(x, part))
             taken = [one.cut() for one in parts]
-            return [cat(*taken[::-1]), add_all(taken).cut()]
+            together = [cat(*taken[::-1])]
+            return [*together, add_all(taken).cut()] if has_zeros(config) else together
 
         depth = machine.broadcast + machine.rom_read - 2
-        x, xsum = pipelined(activations, [data, place, whole, ragged, part], depth).outputs
+        x, *sums = pipelined(activations, [data, place, whole, ragged, part], depth).outputs
+        xsum = sums[0] if sums else m.constant(0)
+        if not config.grouped:
+            return x, xsum, m.constant(0)
         shift = self.field("group_shift")
         group = (word >> shift) - (first >> shift)
         scale = (self.scale + group).truncate(self.scale.width)
@@ -301,26 +337,38 @@ class _Array:
         event, done = draining, last_beat & last_step
         self.beat, self.draining = beat, draining
 
-        size = self.by_split(config.chunk)
+        size = self.by_way(lambda way: way.chunk)
         if config.table_planes:
-            ready = (self.busy & self.embed & self.last_plane).delay(
-                before + machine.rom_read, reset=0, name="word_ready"
-            )
-            last_word = (self.final & self.embed).delay(
-                before + machine.rom_read, reset=0, name="last_word_ready"
-            )
-            event, done = event | ready, done | last_word
-            size = mux(self.embed, machine.lanes, size)
-        element = self._counter("element", widths["last"] + 2)
+            leaves, last_leaves = self._leave()
+            event, done = event | leaves, done | last_leaves
+            size = mux(self.embed, min(machine.lanes, machine.results_per_cycle), size)
+        element = self._counter("element", max(widths["last"], log2(machine.lanes)) + 2)
         following = (element + size).truncate(element.width)
         element.drive(mux(self.start, 0, mux(event, following, element)))
         on_the_way = machine.reduce + machine.requantise
         # Bias and residual are read so that they meet the result in its last stage.
         ahead = element.delay(on_the_way - 2, name="element_ahead")
-        self.ahead = ahead >> self.lane_bits
-        self.written = ahead.delay(2, name="element_written")
+        self.ahead = ahead
+        self.added = ahead.delay(name="element_added")
+        self.written = self.added.delay(name="element_written")
         self.write = event.delay(on_the_way, reset=0, name="write")
         m.output("done", done.delay(on_the_way, reset=0, name="done"))
+
+    def _leave(self) -> tuple[Signal, Signal]:
+        """For `embed`: whether elements of a word leave the tiles, and the last ones."""
+        config = self.config
+        late = self.machine.broadcast - 1 + self.machine.rom_read
+        complete = self.active & self.embed & (self.plane == self.field("planes"))
+        self.ready = complete.delay(late, reset=0, name="word_ready")
+        last = (self.final & self.embed).delay(late, reset=0, name="last_word_ready")
+        beats = config.word_beats
+        if beats == 1:
+            return self.ready, last
+        left = self._counter("beats_left", (beats - 1).bit_length())
+        rest = mux(left != 0, (left - 1).truncate(left.width), 0)
+        left.drive(mux(self.ready, beats - 1, rest))
+        of_last = last.delay(enable=self.ready, name="of_last_word")
+        return self.ready | (left != 0), (left == 1) & of_last
 
     def _collect(self) -> None:
         """The tiles, and the network that brings their results together."""
@@ -330,17 +378,24 @@ class _Array:
         arriving: list[list[Signal]] = [[] for _ in range(lanes)]
         words: list[Signal] = []
         scales: list[Signal] = []
-        ports = {p.name: p.width for p in self.tile.ports if not p.output and not p.clock}
+        taken = [p for p in self.tile.ports if not (p.output or p.clock or p.name == RESET)]
+        ports = {p.name: p.width for p in taken}
         slice_ = self.slice.delay(before)
+        base = self._first_delivering()
+        split = self.by_way(lambda way: config.splits.index(way.split))
         for t in self.tiles:
             inputs = dict(self.inputs)
-            inputs["split"] = self.field("split")
-            inputs["deliver"] = self.draining & self.by_split(lambda s, t=t: self._delivers(s, t))
+            inputs["split"] = split
+            inputs["valid"] = inputs["valid"] & self._works(t)
+            inputs["deliver"] = self.draining & self.by_way(
+                lambda way, t=t: (base >> (shift := log2(self._at_a_time(way)))) == t >> shift
+            )
             inputs["beat"] = self.beat
             if config.table_planes:
                 here, unit = self._fetched(t)
                 inputs["fetch"] = here
                 inputs["unit"] = (unit + slice_).truncate(max(1, index_bits(machine.l_units)))
+            inputs |= self._rom(t)
             # Counters may be wider than what a tile has to tell apart.
             inputs |= {
                 name: inputs[name].truncate(ports[name])
@@ -350,12 +405,12 @@ class _Array:
             chosen = {name: inputs[name] for name in ports}
             outputs = m.instance(f"tile{t}", self.tile, chosen)
             for g in range(lanes):
-                options = [self._placed(s, t, g) for s in config.splits]
+                options = [self._placed(way, t, g) for way in config.ways]
                 signals = [m.constant(0) if i is None else outputs[f"result{i}"] for i in options]
-                arriving[g].append(choose(self.field("split"), signals).extend(width, True))
+                arriving[g].append(choose(self.field("way"), signals).extend(width, True))
             if config.table_planes:
                 words.append(outputs["word"])
-                scales.append(outputs["scale"])
+                scales.append(outputs["scale"] if config.grouped else m.constant(0))
 
         def either(parts: Sequence[Signal]) -> Signal:
             # All but one are 0.
@@ -368,38 +423,82 @@ class _Array:
             self.fetched_word = either(words).delay(machine.reduce - 1)
             self.fetched_scale = either(scales).delay(machine.reduce - 1)
 
-    def _delivers(self, split: int, tile: int) -> Signal:
-        """Whether a beat's results are a tile's."""
-        machine, config = self.machine, self.config
-        slots = machine.l_units // split
-        if slots >= machine.results_per_cycle:
-            return (self.beat >> log2(slots // machine.results_per_cycle)) == tile
-        return self.beat == tile // min(config.chunk(split) // slots, machine.tiles)
+    def _works(self, tile: int) -> Signal:
+        """Whether a tile is one of the piece's."""
+        if "last_tile" not in self.held:
+            return self.m.constant(1)
+        return (self.field("first_tile") <= tile) & (self.field("last_tile") >= tile)
 
-    def _placed(self, split: int, tile: int, lane: int) -> int | None:
+    def _rom(self, tile: int) -> dict[str, Signal]:
+        """The inputs of a tile that have to do with its ROM: words, or whether banks are on."""
+        m, machine, config = self.m, self.machine, self.config
+        banks = config.banks[tile]
+        address = self.inputs["code_address"]
+        if not config.logic:
+            if not config.domains:
+                return {}
+            on = powered(address, banks, self.power, machine.bank_words)
+            return {"powered": on.delay(machine.rom_read)}
+        words: dict[str, Signal] = {}
+        images = self.logic.units(tile) if self.logic is not None else {}
+        read = self.active.delay(machine.broadcast - 1, reset=0, name="read") & self._works(tile)
+        for unit in range(machine.l_units):
+            words[f"rom_word{unit}"] = words[f"rom_scale{unit}"] = m.constant(0)
+            rom = build_unit_rom(m.design, config, tile, unit, self.logic, images.get(unit))
+            if rom is None:
+                continue
+            inputs = {
+                "word_address": address,
+                "scale_address": self.inputs[f"scale_address{unit % config.ports}"],
+                "read": read,
+            }
+            if config.domains:
+                inputs["power"] = self.power
+            ports = {port.name for port in rom.ports}
+            out = m.instance(
+                f"tile{tile}_rom{unit}", rom, {n: one for n, one in inputs.items() if n in ports}
+            )
+            words |= {f"rom_{name}{unit}": word for name, word in out.items()}
+        return words
+
+    def _at_a_time(self, way: Way) -> int:
+        """Tiles that deliver results at a time."""
+        return max(1, way.chunk // (self.machine.l_units // way.split))
+
+    def _first_delivering(self) -> Signal:
+        """The first of the tiles that a beat's results are from; beats go from tile to tile."""
+
+        def tiles(way: Way) -> Signal:
+            slots = self.machine.l_units // way.split
+            if slots > way.chunk:
+                return self.beat >> log2(slots // way.chunk)
+            return self.beat << log2(self._at_a_time(way))
+
+        return self.field("first_tile") + self.by_way(tiles)
+
+    def _placed(self, way: Way, tile: int, lane: int) -> int | None:
         """Which of a tile's results a lane takes, if any; few results are repeated over lanes."""
-        slots = self.machine.l_units // split
-        chunk = self.config.chunk(split)
+        slots = self.machine.l_units // way.split
         if slots >= self.machine.results_per_cycle:
             return lane
-        place = lane % chunk - tile * slots % chunk
+        # A range of tiles begins where it makes no difference.
+        place = lane % way.chunk - tile * slots % way.chunk
         return place if 0 <= place < slots else None
 
     def _fetched(self, tile: int) -> tuple[Signal, Signal]:
         """Whether the table's row is on a tile, and on which L-Unit it begins."""
-        machine = self.machine
+        machine, form = self.machine, self.field("form")
         token = self.token.delay(enable=self.start, name="token_held")
 
         def bits(low: int, count: int) -> Signal:
             return (token >> low).truncate(count) if count else self.m.constant(0)
 
-        def slots(split: int) -> int:
-            return log2(machine.l_units // split)
+        def slots(form: Form) -> int:
+            return log2(machine.l_units // form.split)
 
-        tiles = log2(machine.tiles)
-        here = self.by_split(lambda s: bits(slots(s), tiles)) == tile
-        unit = self.by_split(lambda s: bits(0, slots(s)) << log2(s))
-        return here & self.embed, unit
+        number = self.by_form(lambda one: bits(slots(one), log2(one.tiles)), form)
+        unit = self.by_form(lambda one: bits(0, slots(one)) << log2(one.split), form)
+        return (number + self.field("first_tile") == tile) & self.embed, unit
 
     # To the vector memory
 
@@ -412,6 +511,10 @@ class _Array:
         places = self.field("places").as_signed() if "places" in self.held else m.constant(0)
         codes: list[Signal] = []
         scale = zero = m.constant(0)
+        # In L-Units with group scales it is applied already.
+        one_scale = m.constant(1)
+        if not config.grouped and "mantissa" in self.held:
+            one_scale = self.field("mantissa").as_signed()
         if config.table_planes:
             codes, scale, zero = self._table_word()
             mantissa = mux(self.embed, 1, mantissa)
@@ -426,7 +529,8 @@ class _Array:
             values = [((code - zero) * scale).cut() for code in codes]
             out: list[Signal] = []
             for g, result in enumerate(results):
-                t = datapaths.round_shift(result, pre_shift.static())
+                y = (result * one_scale.static()).cut()
+                t = datapaths.round_shift(y, pre_shift.static())
                 t = t.assume(-widest, widest).cut()
                 if values:
                     t = mux(self.embed.static(), values[g % len(values)], t)
@@ -446,7 +550,10 @@ class _Array:
                 total = datapaths.add(value, more[g])
                 value, count = total.value, count + total.saturated
             data.append(value.extend(FIXED_BITS, True).delay(name=f"data{g}"))
-            counts.append(only(masks[g], count.delay(name=f"saturated{g}")))
+            # One of the lanes that get the number is written, or none.
+            mine = tree(masks[g::lanes], lambda a, b: a | b)
+            counts.append(only(mine, count.delay(name=f"saturated{g}")))
+        data *= machine.vector_lanes // lanes
         m.output("write_enable", self.write)
         m.output(
             "write_address",
@@ -458,13 +565,18 @@ class _Array:
 
     def _added(self, name: str) -> list[Signal]:
         """Bias or residual of the row at hand, lane by lane, in the last stage but one."""
-        m, lanes = self.m, self.machine.vector_lanes
+        m, lanes, width = self.m, self.machine.vector_lanes, self.machine.results_per_cycle
         rows = self.config.constant_rows if name == "bias" else self.config.vector_rows
-        m.output(f"{name}_address", self._row(f"{name}_row", self.ahead, rows))
+        row = self.ahead >> self.lane_bits
+        m.output(f"{name}_address", self._row(f"{name}_row", row, rows))
         data = m.input(f"{name}_data", lanes * FIXED_BITS)
+        if width < lanes:
+            size = width * FIXED_BITS
+            parts = [data[i * size : (i + 1) * size] for i in range(lanes // width)]
+            data = choose(self.added[log2(width) : self.lane_bits], parts)
         return [
             only(self.field(name), data[g * FIXED_BITS : (g + 1) * FIXED_BITS]).as_signed()
-            for g in range(lanes)
+            for g in range(width)
         ]
 
     def _mask(self) -> list[Signal]:
@@ -484,32 +596,63 @@ class _Array:
                     return self.m.constant(1)
                 return low == g - g % size
 
-            mine = self.by_split(lambda s, begins=begins: begins(config.chunk(s)))
+            mine = self.by_way(lambda way, begins=begins: begins(way.chunk))
             if config.table_planes:
-                mine = mux(self.embed, begins(machine.lanes), mine)
+                size = min(machine.lanes, machine.results_per_cycle)
+                mine = mux(self.embed, begins(size), mine)
             masks.append(self.write & inside & mine)
         return masks
 
     def _table_word(self) -> tuple[list[Signal], Signal, Signal]:
-        """The codes of a table's word when its last plane is there, its scale and zero point."""
-        machine, config = self.machine, self.config
+        """Elements of a table's word when its last plane is there, their scale and zero point."""
+        m, machine, config = self.m, self.machine, self.config
         late = machine.broadcast - 1 + machine.rom_read + machine.reduce
         plane, planes = self.plane.delay(late), self.field("planes")
-        bits, word = machine.plane_bits, self.fetched_word
+        word = self.fetched_word
         layers: list[Signal] = []
         for p in range(config.table_planes):
             held = word.delay(enable=plane == p, name=f"plane{p}")
             layers.append(mux(planes == p, word, only(planes > p, held)))
-        codes: list[Signal] = []
-        dense = self.field("dense")
-        for i in range(machine.lanes):
-            code = cat(*[layer[i * bits : (i + 1) * bits] for layer in layers[::-1]])
-            if dense.constant is None:
-                # Numbers of a dense table are signed, codes are not: they have upper planes 0.
-                code = mux(dense, code.as_signed(), code.truncate(8))
-            codes.append(code)
-        scale = self.fetched_scale[:SCALE_BITS].as_signed()
+        codes = [self._element(layers, i) for i in range(machine.lanes)]
+        scale = m.constant(1)
+        if config.grouped:
+            scale = self.fetched_scale[:SCALE_BITS].as_signed()
+            if "single" in self.held:
+                scale = mux(self.field("single"), self.field("mantissa").as_signed(), scale)
+        elif "mantissa" in self.held:
+            scale = self.field("mantissa").as_signed()
         zero = self.field("zero")
         if config.zero_bits:
-            zero = zero | self.fetched_scale[SCALE_BITS:]
-        return codes, mux(dense, 1, scale), mux(dense, 0, zero)
+            zero = zero | mux(self.field("single"), 0, self.fetched_scale[SCALE_BITS:])
+        dense, width = self.field("dense"), machine.results_per_cycle
+        scale, zero = mux(dense, 1, scale), mux(dense, 0, zero)
+        if config.word_beats == 1:
+            return codes, scale, zero
+        # What does not leave at once moves up.
+        ready = self.ready.delay(machine.reduce, reset=0, name="word_arrives")
+        waiting = [
+            m.register(f"waiting{i}", one.width, one.signed, None)
+            for i, one in enumerate(codes[width:])
+        ]
+        following = [*waiting[width:], *codes[:width]]
+        for register, code, later in zip(waiting, codes[width:], following, strict=True):
+            register.drive(mux(ready, code, later))
+        leaving = [
+            mux(ready, code, one) for code, one in zip(codes[:width], waiting[:width], strict=True)
+        ]
+        scale, zero = (mux(ready, one, one.delay(enable=ready)) for one in (scale, zero))
+        return leaving, scale, zero
+
+    def _element(self, layers: Sequence[Signal], lane: int) -> Signal:
+        """An element of a table's word, from all its planes."""
+        config, bits = self.config, self.machine.plane_bits
+        cells = [layer[lane * bits : (lane + 1) * bits] for layer in layers[::-1]]
+        if config.ternary:
+            limit = 1 << max(1, config.table_planes - 1)
+            value = cat(*[cell[0] for cell in cells]) - cat(*[cell[1] for cell in cells])
+            return value.assume(-limit, limit - 1)
+        code, dense = cat(*cells), self.field("dense")
+        if dense.constant is None:
+            # Numbers of a dense table are signed, codes are not: they have upper planes 0.
+            code = mux(dense, code.as_signed(), code.truncate(8))
+        return code

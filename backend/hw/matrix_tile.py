@@ -5,8 +5,11 @@ Both modules are the same for every tile and L-Unit of an array; what differs li
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from intaglio.backend.hw.matrix_plan import MatrixConfig, log2
 from intaglio.backend.hw.signal import (
+    RESET,
     Design,
     ModuleBuilder,
     Signal,
@@ -15,7 +18,7 @@ from intaglio.backend.hw.signal import (
     pipelined,
     repeat,
 )
-from intaglio.dialects.fabric import SCALE_BITS
+from intaglio.dialects.tiling import SCALE_BITS
 
 TREE_LEVELS = 4
 """Levels of the adder tree between two places for a register."""
@@ -37,51 +40,61 @@ def index_input(m: ModuleBuilder, name: str, count: int) -> Signal:
     return m.input(name, index_bits(count)) if count > 1 else m.constant(0)
 
 
+def ternary(digit: Signal, x: Signal) -> Signal:
+    """A number by what a ternary cell holds: added (01), subtracted (10) or skipped (00)."""
+    return mux(digit[1], -x, only(digit[0], x))
+
+
 def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
-    """The module `l_unit`: a bank of ROM and the multipliers at its side.
+    """The module `l_unit`: the multipliers at the side of a bank of ROM, and the bank.
 
     A word of `lanes` codes (of one bit plane) is multiplied with `lanes` parts of activations::
 
         total = sum(code[i] * x[i]) - (first ? zero * xsum : 0)
-        sum  += total * scale << (plane_bits * plane + pass_bits * part)
+        sum  += total * scale << (plane_shift * plane + pass_bits * part)
 
     where `zero` is the group's zero point or the matrix's, `xsum` the sum of the parts, and `first`
-    marks the code's lowest plane, so that the zero point is subtracted once for each part. The sum
-    is modulo 2 to the accumulator's width: exact in the end, whatever the order.
+    marks the code's lowest plane, so that the zero point is subtracted once for each part. Ternary
+    cells have no zero point; an array without group scales has no product with them. The sum is
+    modulo 2 to the accumulator's width: exact in the end, whatever the order.
 
     Ports (cycle 0 is that of the addresses; r is the ROM's latency `rom_read`, m `mac_pipeline`):
 
     - 0: `code_address`, `scale_address`
-    - r: `x` (lane i at bits ``i * part_bits``), `xsum`, `first`; `zero` does not change
-    - r: out `word`, `scale`: what the ROMs gave
-    - m - 1: `plane`, `part` (which shift), `accumulate`, `clear` (begin with 0)
+    - r: `valid`: the word is multiplied; registers load only then. `powered`: 0 when the bank is
+      off, which reads as 0. `x` (lane i at bits ``i * part_bits``), `xsum`, `first`; `zero`,
+      `single` and `mantissa` (in place of a group's scale) do not change
+    - r: out `word`, `scale`: what the ROMs gave. Where the ROM is logic they are inputs `rom_word`
+      and `rom_scale` instead of the addresses: each L-Unit has a ROM module of its own.
+    - m - 1: `plane`, `part` (which shift), `clear` (begin with 0)
     - m: the sum has this word; with `capture` in this cycle it is on `result` from the next one on
     """
     machine, fields = config.machine, dict(config.fields)
-    m = design.module("l_unit", "A bank of ROM fused with its multipliers.")
-    code_address = m.input("code_address", max(1, index_bits(config.code_words)))
-    scale_address = m.input("scale_address", max(1, index_bits(config.scale_words)))
+    comment = "The multipliers of a bank of ROM."
+    m = design.module("l_unit", comment if config.logic else "ROM fused with its multipliers.")
     lanes, bits, plane_bits = machine.lanes, config.part_bits, machine.plane_bits
+    word, group = _rom(m, config)
     x_bus = m.input("x", lanes * bits)
-
-    word = m.rom("codes", config.code_words, config.word_bits, code_address, machine.rom_read)
-    group = m.rom("scales", config.scale_words, config.scale_bits, scale_address, machine.rom_read)
-    if config.table_planes:
-        m.output("word", word)
-        m.output("scale", group)
     codes = [word[i * plane_bits : (i + 1) * plane_bits] for i in range(lanes)]
     x = [x_bus[i * bits : (i + 1) * bits].as_signed() for i in range(lanes)]
-    offset = group[SCALE_BITS:] if config.zero_bits else m.constant(0)
-    if "zero" in fields:
-        # One of the two is 0.
-        offset = offset | m.input("zero", fields["zero"])
-    xsum = m.constant(0)
-    if config.zero_bits or "zero" in fields:
+    offset = xsum = m.constant(0)
+    single = m.input("single", 1) if "single" in fields else m.constant(0)
+    if has_zeros(config):
+        if config.zero_bits:
+            offset = mux(single, 0, group[SCALE_BITS:])
+        if "zero" in fields:
+            # One of the two is 0.
+            offset = offset | m.input("zero", fields["zero"])
         offset = only(m.input("first", 1), offset)
         xsum = m.input("xsum", bits + log2(lanes), signed=True)
+    mantissa = group[:SCALE_BITS].as_signed() if config.grouped else m.constant(1)
+    if "single" in fields:
+        mantissa = mux(single, m.input("mantissa", SCALE_BITS, True), mantissa)
 
     def scaled_total(*inputs: Signal) -> Signal:
-        parts = [(code * a).cut() for code, a in zip(inputs[:lanes], inputs[lanes:-3], strict=True)]
+        times = ternary if config.ternary else Signal.__mul__
+        pairs = zip(inputs[:lanes], inputs[lanes:-3], strict=True)
+        parts = [times(code, a).cut() for code, a in pairs]
         mantissa, zero, sum_of_x = inputs[-3:]
         zeros = (zero * sum_of_x).cut()
         levels = log2(lanes)
@@ -92,21 +105,50 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
         return ((parts[0] - zeros).cut() * mantissa).cut()
 
     depth = machine.mac_pipeline - machine.rom_read - 1
-    inputs = [*codes, *x, group[:SCALE_BITS].as_signed(), offset, xsum]
-    scaled = pipelined(scaled_total, inputs, depth).outputs[0].named("scaled")
+    inputs = [*codes, *x, mantissa, offset, xsum]
+    (scaled,), accumulate, _ = pipelined(scaled_total, inputs, depth, m.input("valid", 1))
+    assert accumulate is not None
+    scaled = scaled.named("scaled")
 
     if config.planes > 1:
         plane = index_input(m, "plane", config.planes)
-        scaled = choose(plane, [scaled << plane_bits * p for p in range(config.planes)])
+        shift = config.plane_shift
+        scaled = choose(plane, [scaled << shift * p for p in range(config.planes)])
     if config.passes > 1:
         part = index_input(m, "part", config.passes)
         scaled = choose(part, [scaled << config.pass_bits * a for a in range(config.passes)])
-    accumulate, clear, capture = (m.input(n, 1) for n in ("accumulate", "clear", "capture"))
+    clear, capture = m.input("clear", 1), m.input("capture", 1)
     accumulator = m.register("accumulator", config.accumulator_bits, signed=True, reset=None)
     total = mux(clear, m.constant(0), accumulator) + scaled
     accumulator.drive(total.truncate(config.accumulator_bits, True), accumulate)
     m.output("result", accumulator.delay(enable=capture, name="captured"))
     return m
+
+
+def has_zeros(config: MatrixConfig) -> bool:
+    """Whether weights have zero points that are not part of what a cell holds."""
+    return bool(config.zero_bits) or "zero" in dict(config.fields)
+
+
+def _rom(m: ModuleBuilder, config: MatrixConfig) -> tuple[Signal, Signal]:
+    """Code word and scale word of an L-Unit, `rom_read` cycles after their addresses."""
+    latency = config.machine.rom_read
+    if config.logic:
+        word = m.input("rom_word", config.word_bits)
+        return word, m.input("rom_scale", config.scale_bits) if config.grouped else m.constant(0)
+    address = m.input("code_address", max(1, index_bits(config.code_words)))
+    word = m.rom("codes", config.code_words, config.word_bits, address, latency)
+    if config.domains:
+        word = only(m.input("powered", 1), word)
+    scale = m.constant(0)
+    if config.grouped:
+        address = m.input("scale_address", max(1, index_bits(config.scale_words)))
+        scale = m.rom("scales", config.scale_words, config.scale_bits, address, latency)
+    if config.table_planes:
+        m.output("word", word)
+        if config.grouped:
+            m.output("scale", scale)
+    return word, scale
 
 
 def build_matrix_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
@@ -116,7 +158,7 @@ def build_matrix_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
     tile delivers `tile_lanes` results at a time, and for `embed` one L-Unit's words.
 
     Ports besides those of every L-Unit (of `x`, `xsum` and `scale_address` there is one for each
-    port of the memory of quantised vectors):
+    slice, of `rom_word` and `rom_scale` one for each L-Unit):
 
     - `split` (a number in `MatrixConfig.splits`, does not change), `beat` (which of the tile's
       groups of results) and `deliver`: one cycle later the results are on `result0`, ...; else 0
@@ -127,21 +169,23 @@ def build_matrix_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
     unit_module = build_l_unit(design, config)
     unit_module.finish()
     m = design.module("matrix_unit", "A tile: L-Units and the adder tree over them.")
-    given: list[dict[str, Signal]] = [{} for _ in range(config.ports)]
+    given: list[dict[str, Signal]] = [{} for _ in range(machine.l_units)]
     for port in unit_module.ports:
-        if port.output or port.clock:
+        if port.output or port.clock or port.name == RESET:
             continue
+        copies = 1
         if port.name in REPLICATED:
-            for number, inputs in enumerate(given):
-                inputs[port.name] = m.input(f"{port.name}{number}", port.width, port.signed)
-        else:
-            signal = m.input(port.name, port.width, port.signed)
-            for inputs in given:
-                inputs[port.name] = signal
-    units = [
-        m.instance(f"l_unit{u}", unit_module, given[u % config.ports])
-        for u in range(machine.l_units)
-    ]
+            copies = config.ports
+        elif port.name in OWN:
+            copies = machine.l_units
+        several = port.name in (*REPLICATED, *OWN)
+        signals = [
+            m.input(f"{port.name}{n}" if several else port.name, port.width, port.signed)
+            for n in range(copies)
+        ]
+        for number, inputs in enumerate(given):
+            inputs[port.name] = signals[number % copies]
+    units = [m.instance(f"l_unit{u}", unit_module, given[u]) for u in range(machine.l_units)]
 
     split = index_input(m, "split", len(splits))
     deliver = m.input("deliver", 1)
@@ -160,11 +204,25 @@ def build_matrix_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
         m.output(f"result{lane}", result.delay(name=f"delivered{lane}"))
     if config.table_planes:
         fetch, unit = m.input("fetch", 1), index_input(m, "unit", machine.l_units)
-        for name in ("word", "scale"):
-            value = only(fetch, choose(unit, [one[name] for one in units]))
+        for name, words in _read(units, given, config).items():
+            value = only(fetch, choose(unit, words))
             m.output(name, value.delay(name=f"fetched_{name}"))
     return m
 
 
+def _read(
+    units: Sequence[Mapping[str, Signal]],
+    given: Sequence[Mapping[str, Signal]],
+    config: MatrixConfig,
+) -> dict[str, list[Signal]]:
+    """What the ROMs of the L-Units gave: words, and scales if there are any."""
+    names = ["word", "scale"] if config.grouped else ["word"]
+    if config.logic:
+        return {name: [inputs[f"rom_{name}"] for inputs in given] for name in names}
+    return {name: [unit[name] for unit in units] for name in names}
+
+
 REPLICATED = ("x", "xsum", "scale_address")
 """Inputs of L-Units that depend on the slice of a row that they hold."""
+OWN = ("rom_word", "rom_scale")
+"""Inputs of L-Units that each has for itself."""

@@ -16,7 +16,9 @@ from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.timeline import Block
 
 QUEUES: tuple[str, ...] = ("matrix", "attention", "vector", "kv")
-"""The queues that have hardware."""
+"""The queues that every chip has."""
+POWER = "power"
+"""The queue that a chip has whose program switches power domains."""
 SEQUENCE_BITS = 16
 """Width of the sequence numbers at the event port."""
 TOKEN_BITS = 32
@@ -64,11 +66,16 @@ def unroll(blocks: Sequence[tuple[Block, bool]]) -> dict[str, QueueProgram]:
     Args:
         blocks: the program's blocks, each with whether it only runs when a token is wanted.
 
+    Returns:
+        The queues of the chip in order: `QUEUES`, and `POWER` if an instruction stands in it.
+
     Raises:
         UserError: the program needs what the hardware does not have.
     """
-    entries: dict[str, list[Entry]] = {queue: [] for queue in QUEUES}
-    short = dict.fromkeys(QUEUES, 0)
+    gated = any(one.queue == POWER for block, _ in blocks for one in block.issues)
+    queues = (*QUEUES, POWER) if gated else QUEUES
+    entries: dict[str, list[Entry]] = {queue: [] for queue in queues}
+    short = dict.fromkeys(queues, 0)
     sampled_before = False
     for number, (block, sampled) in enumerate(blocks):
         if sampled_before and not sampled:
@@ -110,7 +117,7 @@ def wait_fields(queue: str, programs: Mapping[str, QueueProgram]) -> tuple[tuple
     for entry in programs[queue].entries:
         for other, count in entry.waits.items():
             most[other] = max(most.get(other, 0), count)
-    return tuple((f"wait_{q}", most[q].bit_length()) for q in QUEUES if q in most)
+    return tuple((f"wait_{q}", most[q].bit_length()) for q in programs if q in most)
 
 
 @dataclass(frozen=True)
@@ -197,7 +204,7 @@ def build_sequencer(
     bits = count_bits(programs)
     m = design.module(f"sequencer_{queue}", f"Starts the instructions of the {queue} queue.")
     accept, sampled, running = (m.input(name, 1) for name in ("accept", "sampled", "running"))
-    others = {other: m.input(f"finished_{other}", bits) for other in QUEUES if other != queue}
+    others = {other: m.input(f"finished_{other}", bits) for other in programs if other != queue}
     done = m.input("done", 1)
 
     issued = m.register("issued", bits)

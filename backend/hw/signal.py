@@ -707,7 +707,8 @@ class ModuleBuilder:
         self._numbers: dict[str, int] = {}
         """The last number that a name needed at its end; all lower ones are in use."""
         self._undriven: dict[Operation, str] = {}
-        self._finished: hw.HWModuleOp | None = None
+        self._external = False
+        self._finished: hw.HWModuleOp | hw.HWModuleExternOp | None = None
 
     def __repr__(self) -> str:
         return f"ModuleBuilder({self.name!r})"
@@ -902,6 +903,10 @@ class ModuleBuilder:
 
     # Operations, shared
 
+    def insert(self, op: Operation) -> None:
+        """Adds an operation that there is no method for."""
+        self._insert(op)
+
     def _insert(self, op: Operation) -> None:
         if self._finished is not None:
             raise CompilerBug(f"module {self.name} is finished")
@@ -997,7 +1002,7 @@ class ModuleBuilder:
             self._label(op, self._unique(port, op))
         self._names[port] = None
 
-    def finish(self) -> hw.HWModuleOp:
+    def finish(self) -> hw.HWModuleOp | hw.HWModuleExternOp:
         """The operation; nothing can be added afterwards.
 
         Raises:
@@ -1007,9 +1012,6 @@ class ModuleBuilder:
             if self._undriven:
                 names = ", ".join(self._undriven.values())
                 raise CompilerBug(f"module {self.name}: nothing drives {names}")
-            for name in self._outputs:
-                self._free(name)
-            self._insert(hw.OutputOp([s.bits(s.width) for s in self._outputs.values()]))
             ports = [
                 hw.ModulePort(
                     StringAttr(port.name),
@@ -1018,9 +1020,14 @@ class ModuleBuilder:
                 )
                 for port in self.ports
             ]
-            op = hw.HWModuleOp(
-                StringAttr(self.name), hw.ModuleType(ArrayAttr(ports)), Region(self._block)
-            )
+            name, type_ = StringAttr(self.name), hw.ModuleType(ArrayAttr(ports))
+            if self._external:
+                self._finished = op = hw.HWModuleExternOp(name, type_)
+                return op
+            for output in self._outputs:
+                self._free(output)
+            self._insert(hw.OutputOp([s.bits(s.width) for s in self._outputs.values()]))
+            op = hw.HWModuleOp(name, type_, Region(self._block))
             if self.comment:
                 op.attributes["comment"] = StringAttr(self.comment)
             op.attributes.update(self.attributes)
@@ -1087,6 +1094,16 @@ class Design:
         _legal(name)
         self.modules[name] = builder = ModuleBuilder(self, name, comment)
         return builder
+
+    def external(
+        self, name: str, inputs: Mapping[str, int], outputs: Mapping[str, int]
+    ) -> ModuleBuilder:
+        """A module that is not part of the design: names and widths of its ports."""
+        m = self.module(name)
+        m._external = True
+        m.ports += [Port(port, False, width) for port, width in inputs.items()]
+        m.ports += [Port(port, True, width) for port, width in outputs.items()]
+        return m
 
     def shared(self, name: str, build: Callable[[ModuleBuilder], None]) -> ModuleBuilder:
         """The module of that name, built when it does not exist yet."""

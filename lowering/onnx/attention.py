@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from intaglio.dialects import rom
-from intaglio.lowering.onnx.expressions import expression
+from intaglio.lowering.onnx import fields, masks, rotary, scores
+from intaglio.lowering.onnx.expressions import PAST, expression
 from intaglio.lowering.onnx.model import Node
 from intaglio.lowering.onnx.step import Step, real
+from intaglio.lowering.onnx.terms import Count, substitute
 from intaglio.lowering.onnx.values import (
     Blocked,
-    Filled,
-    Ids,
+    Cached,
+    Columns,
+    Field,
     Known,
     Past,
     Present,
     Refusal,
     Stored,
+    Turned,
     Unknown,
     Value,
     Vector,
@@ -59,24 +65,73 @@ def check_last_axis(step: Step, node: Node) -> None:
         raise Refusal(f"axis = {axis} is not the last of {len(x.dims)} axes")
 
 
-def _table(step: Step, node: Node, i: int, what: str) -> Stored:
-    value = step.values.get(node.input(i)) if node.input(i) else None
+def _table(value: Value | None, what: str) -> Stored:
     if isinstance(value, Unknown):
         raise Blocked
     if not isinstance(value, Stored) or len(value.dims) != 2:
         kind = "missing" if value is None else value.kind
         shape = f" of shape {list(value.dims)}" if isinstance(value, Stored) else ""
         raise Refusal(
-            f"{what} must be a constant table [positions, rotary_dim / 2]; here it is {kind}{shape}"
+            f"{what} must be a constant table [positions, rotary_dim / 2], or computed from the "
+            f"position ids; here it is {kind}{shape}"
         )
     return value
 
 
-def _tables(step: Step, node: Node, cos: int, sin: int) -> tuple[str, str, int]:
+@dataclass(frozen=True)
+class _Places:
+    """Inputs with cosines, sines and position ids; without ids, `computed` ones are per token."""
+
+    cos: int
+    sin: int
+    ids: int
+    computed: bool = False
+
+
+def _cos_sin(step: Step, node: Node, places: _Places) -> tuple[Columns, Columns] | None:
+    """Cosines and sines that are computed in the graph, None when they are constant tables."""
+    values = [
+        step.values.get(node.input(i)) if node.input(i) else None
+        for i in (places.cos, places.sin, places.ids)
+    ]
+    if any(isinstance(v, Unknown) for v in values):
+        raise Blocked
+    if not any(isinstance(v, Field) for v in values[:2]):
+        if places.computed and values[2] is None:
+            raise Refusal("cos and sin must be computed from the position ids")
+        return None
+    if values[2] is None and places.computed:
+        return _coefficients(step, values[:2], None)
+    index = _token_index(step) if values[2] is None else fields.as_field(values[2])
+    if index is None:
+        raise Refusal("the position ids are computed in a way that is not understood")
+    return _coefficients(step, values[:2], index)
+
+
+def _coefficients(
+    step: Step, values: Sequence[Value | None], index: Field | None
+) -> tuple[Columns, Columns]:
+    """Cosines and sines of the tokens; with `index`, rows of tables that it selects."""
+    found: list[Columns] = []
+    for value in values:
+        one = fields.as_field(value)
+        if one is None:
+            raise Refusal("cos and sin must both be computed from the position ids, or neither")
+        if index is not None:
+            one = fields.selected(one, index)
+        dims = (step.batch, step.sequence, one.dims[-1])
+        found.append(rotary.columns(step, one, dims, 2))
+    return found[0], found[1]
+
+
+def _tables(step: Step, node: Node, places: _Places) -> tuple[str, str, int]:
     """Symbols of the cos and sin tables, and rotary_dim."""
-    first, second = _table(step, node, cos, "cos_cache"), _table(step, node, sin, "sin_cache")
-    if first.dims != second.dims:
-        raise Refusal(f"cos and sin have shapes {list(first.dims)} and {list(second.dims)}")
+    computed = _cos_sin(step, node, places)
+    if computed is not None:
+        return rotary.engraved(step, node, *computed)
+    if node.input(places.ids):
+        _position(step, step.values[node.input(places.ids)], places.ids)
+    first, second = _constant_tables(step, node, places)
     rows = first.dims[0]
     symbols = [
         step.dense_value(node, table, table.dims, what)
@@ -86,44 +141,37 @@ def _tables(step: Step, node: Node, cos: int, sin: int) -> tuple[str, str, int]:
     return symbols[0], symbols[1], 2 * first.dims[1]
 
 
-def _position(step: Step, node: Node, i: int) -> None:
+def _constant_tables(step: Step, node: Node, places: _Places) -> tuple[Stored, Stored]:
+    first = _table(step.values.get(node.input(places.cos)), "cos_cache")
+    second = _table(step.values.get(node.input(places.sin)), "sin_cache")
+    if first.dims != second.dims:
+        raise Refusal(f"cos and sin have shapes {list(first.dims)} and {list(second.dims)}")
+    return first, second
+
+
+def _token_index(step: Step) -> Field:
+    """The positions of the tokens, [batch, sequence]."""
+    index = fields.axis_index(1) if step.sequence != 1 else expression(0)
+    return Field((step.batch, step.sequence), Count(PAST + index), "INT64")
+
+
+def _position(step: Step, value: Value, i: int) -> None:
     """Input i must be the position ids, or the number of past tokens as an offset."""
-    value = step.values.get(node.input(i)) if node.input(i) else None
     if isinstance(value, Unknown):
         raise Blocked
-    if isinstance(value, Ids) and value.role == "position":
-        return
+    if isinstance(value, Field):
+        own = _token_index(step)
+        lead = len(value.dims) - 2
+        if lead >= 0 and value.dims[lead:] == own.dims:
+            names = {f"@{lead + 1}": fields.axis_index(1)}
+            if substitute(value.term, names) == own.term:
+                return
+        if value.dims == (step.sequence,) and value.term == Count(PAST + fields.axis_index(0)):
+            return
     array = array_of(value) if isinstance(value, Known) else None
     if array is not None and array.size == 1 and array.reshape(-1)[0] == step.total - step.sequence:
         return
-    kind = "missing" if value is None else value.kind
-    raise Refusal(f"input {i} must be the position ids of the graph; here it is {kind}")
-
-
-def _rotate(
-    step: Step,
-    node: Node,
-    x: Vector,
-    tables: tuple[str, str, int],
-    heads: int,
-    interleaved: bool,
-) -> Vector:
-    cos, sin, rotary = tables
-    if x.size % heads:
-        raise Refusal(f"{x.size} elements do not divide into {heads} heads")
-    if rotary > x.size // heads:
-        raise Refusal(f"tables for {rotary} elements do not fit heads of {x.size // heads}")
-    op = rom.RotaryOp(
-        x.ssa,
-        step.position,
-        cos,
-        sin,
-        rom.nodes(node.name),
-        heads=heads,
-        rotary_dim=rotary,
-        interleaved=interleaved,
-    )
-    return Vector(step.emit(op).output, x.dims)
+    raise Refusal(f"input {i} must be the position ids of the graph; here it is {value.kind}")
 
 
 def rotary_embedding(step: Step, node: Node) -> None:
@@ -132,39 +180,56 @@ def rotary_embedding(step: Step, node: Node) -> None:
         raise Refusal("scale must be 1")
     if node.attributes.get("is_packed_batching"):
         raise Refusal("is_packed_batching is not supported")
-    _position(step, node, 1)
-    _rotary(step, node, cos=2, sin=3)
+    if not node.input(1):
+        raise Refusal("input 1 must be the position ids of the graph; here it is missing")
+    _rotary(step, node, _Places(cos=2, sin=3, ids=1))
 
 
 def standard_rotary(step: Step, node: Node) -> None:
-    """RotaryEmbedding of ai.onnx 23: X, cos_cache, sin_cache, position_ids."""
-    if not node.input(3):
-        raise Refusal(
-            "cos and sin are computed for each token; constant tables with position_ids are needed"
-        )
-    _position(step, node, 3)
-    _rotary(step, node, cos=1, sin=2)
+    """RotaryEmbedding of ai.onnx 23: X, cos_cache, sin_cache, position_ids.
+
+    Without position_ids, cos and sin are those of the tokens: [batch, sequence, rotary_dim / 2].
+    """
+    _rotary(step, node, _Places(cos=1, sin=2, ids=3, computed=True))
 
 
-def _rotary(step: Step, node: Node, cos: int, sin: int) -> None:
-    tables = _tables(step, node, cos, sin)
+def _rotary(step: Step, node: Node, places: _Places) -> None:
+    part = step.values.get(node.input(0))
+    if isinstance(part, Turned) and step.part(part) is None:
+        # A part of each head: what is joined with it later makes the head whole.
+        found = _cos_sin(step, node, places)
+        if found is None:
+            found = _coefficients(step, _constant_tables(step, node, places), _token_index(step))
+        interleaved = bool(node.attributes.get("interleaved", 0))
+        step.bind(node, rotary.turned(part, node, *found, interleaved=interleaved))
+        return
+    tables = _tables(step, node, places)
     x = step.vector(node, 0)
-    rotary = int(node.attributes.get("rotary_embedding_dim", 0))
-    if rotary and rotary != tables[2]:
-        raise Refusal(f"rotary_embedding_dim = {rotary}, the tables are for {tables[2]}")
+    width = int(node.attributes.get("rotary_embedding_dim", 0))
+    if width and width != tables[2]:
+        raise Refusal(f"rotary_embedding_dim = {width}, the tables are for {tables[2]}")
     heads = int(node.attributes.get("num_heads", 0))
     if len(x.dims) == 4:
-        width = x.dims[3].constant or 0
+        head = x.dims[3].constant or 0
     elif heads:
-        width = x.size // heads
-    elif rotary:
+        head = x.size // heads
+    elif width:
         raise Refusal("num_heads is missing for a partial rotation")
     else:
-        width = tables[2]
-    if width < 1 or x.size % width:
-        raise Refusal(f"{x.size} elements do not divide into heads of {width}")
-    interleaved = bool(node.attributes.get("interleaved", 0))
-    step.bind(node, _rotate(step, node, x, tables, x.size // width, interleaved))
+        head = tables[2]
+    if head < 1 or x.size % head:
+        raise Refusal(f"{x.size} elements do not divide into heads of {head}")
+    step.bind(
+        node,
+        rotary.rotated(
+            step,
+            x,
+            tables,
+            heads=x.size // head,
+            interleaved=bool(node.attributes.get("interleaved", 0)),
+            names=(node.name,),
+        ),
+    )
 
 
 def _text(value: object) -> str:
@@ -183,8 +248,6 @@ def group_query_attention(step: Step, node: Node) -> None:
     if heads < 1 or kv_heads < 1 or heads % kv_heads:
         raise Refusal(f"num_heads = {heads} is not a multiple of kv_num_heads = {kv_heads}")
     inputs = step.inputs(node)
-    if inputs[10] is not None:
-        raise Refusal("an attention bias is not supported", "export with causal masking only")
     if inputs[11] is not None:
         raise Refusal("a head sink is not supported")
     if int(attributes.get("smooth_softmax", 0)) > 0:
@@ -205,12 +268,12 @@ def group_query_attention(step: Step, node: Node) -> None:
             normed = Vector(op.output, x.dims)
             q, k = (normed, k) if i == 14 else (q, normed)
     if int(attributes.get("do_rotary", 0)):
-        if inputs[9] is not None:
-            _position(step, node, 9)
-        tables = _tables(step, node, 7, 8)
+        tables = _tables(step, node, _Places(cos=7, sin=8, ids=9))
         interleaved = bool(attributes.get("rotary_interleaved", 0))
-        q = _rotate(step, node, q, tables, heads, interleaved)
-        k = _rotate(step, node, k, tables, kv_heads, interleaved)
+        q, k = (
+            rotary.rotated(step, x, tables, heads=n, interleaved=interleaved, names=(node.name,))
+            for x, n in ((q, heads), (k, kv_heads))
+        )
 
     pasts = [_past(step, node, i, kv_heads, width, formats[i - 3][0]) for i in (3, 4)]
     symbols = [
@@ -222,6 +285,10 @@ def group_query_attention(step: Step, node: Node) -> None:
     window = int(attributes.get("local_window_size", -1))
     if window == 0:
         raise Refusal("local_window_size = 0 sees no token")
+    if inputs[10] is not None:
+        seen = scores.causal(step, window) + scores.mask_of(inputs[10], "the attention bias")
+        dims = (step.batch, expression(heads), step.sequence, step.total)
+        window = masks.window(seen, dims, step.sequence)
     scale = float(attributes.get("scale", 0.0)) or 1.0 / math.sqrt(width)
     attended = step.emit(
         rom.AttentionOp(
@@ -241,22 +308,170 @@ def group_query_attention(step: Step, node: Node) -> None:
         step.bind(node, Present(past.name, past.dims), i)
 
 
+def multi_head_attention(step: Step, node: Node) -> None:
+    """com.microsoft.MultiHeadAttention of one token.
+
+    Its inputs: query, key, value, bias, key_padding_mask, attention_bias, past_key, past_value.
+    Keys and values are those of all tokens [batch, tokens, heads * width], or those of the new
+    tokens beside the past.
+    """
+    attributes, inputs = node.attributes, step.inputs(node)
+    heads = int(attributes.get("num_heads", 0))
+    if heads < 1:
+        raise Refusal(f"num_heads = {heads} must be positive")
+    for i, what in ((3, "a bias"), (8, "an indirection of caches")):
+        if inputs[i] is not None:
+            raise Refusal(f"{what} is not supported")
+    if any(isinstance(v, Unknown) for v in inputs):
+        raise Blocked
+    query = step.vector(node, 0)
+    step.whole_row(query)
+    if query.size % heads:
+        raise Refusal(f"queries of {query.size} elements do not divide into {heads} heads")
+    width = query.size // heads
+    keys, values = _all_tokens(step, node, (1, 2), (6, 7), heads, width)
+    seen = scores.mask_of(inputs[5], "the attention bias")
+    seen += _padding(step, inputs[4])
+    if int(attributes.get("unidirectional", 0)):
+        seen += scores.causal(step)
+    dims = (step.batch, expression(heads), step.sequence, step.total)
+    result = scores.attend(
+        step,
+        query,
+        keys,
+        values,
+        heads=heads,
+        scale=float(attributes.get("scale", 0.0)) or 1.0 / math.sqrt(width),
+        softcap=0.0,
+        window=masks.window(seen, dims, step.sequence),
+        names=(node.name,),
+    )
+    step.bind(node, result)
+
+
+def _padding(step: Step, value: Value | None) -> list[masks.Mask]:
+    """A key padding mask: it must hide nothing."""
+    if value is None:
+        return []
+    found = fields.as_field(value)
+    if (
+        found is None
+        or found.dims != (step.batch, step.total)
+        or found.term != Count(expression(1))
+    ):
+        raise Refusal("the key padding mask is not the attention mask of the graph")
+    return []
+
+
+def standard_attention(step: Step, node: Node) -> None:
+    """Attention of ai.onnx 23 and 24, of one token.
+
+    Its inputs: Q, K, V, attn_mask, past_key, past_value, nonpad_kv_seqlen. K and V are those of all
+    tokens, or those of the new tokens beside the past.
+    """
+    attributes, inputs = node.attributes, step.inputs(node)
+    if any(isinstance(v, Unknown) for v in inputs):
+        raise Blocked
+    if inputs[6] is not None:
+        raise Refusal("nonpad_kv_seqlen is not supported")
+    query = step.vector(node, 0)
+    heads = int(attributes.get("q_num_heads", 0))
+    if len(query.dims) == 4:
+        heads = query.dims[1].constant or 0
+        if query.dims[2] != step.sequence:
+            raise Refusal("the queries must be [batch, heads, tokens, width]")
+    if heads < 1 or query.size % heads:
+        raise Refusal(f"queries of {query.size} elements do not divide into {heads} heads")
+    width = query.size // heads
+    inner = inputs[4] is not None
+    keys, values = _all_tokens(step, node, (1, 2), (4, 5), heads, width)
+    seen = scores.mask_of(inputs[3], "the attention mask")
+    if int(attributes.get("is_causal", 0)):
+        seen += scores.causal(step, cached=inner)
+    dims = (step.batch, expression(heads), step.sequence, step.total)
+    scale = attributes.get("scale")
+    result = scores.attend(
+        step,
+        query,
+        keys,
+        values,
+        heads=heads,
+        scale=1.0 / math.sqrt(width) if scale is None else float(scale),
+        softcap=float(attributes.get("softcap", 0.0)),
+        window=masks.window(seen, dims, step.sequence),
+        names=(node.name,),
+    )
+    step.bind(node, result)
+
+
+def _all_tokens(
+    step: Step,
+    node: Node,
+    places: tuple[int, int],
+    pasts: tuple[int, int],
+    heads: int,
+    width: int,
+) -> tuple[Cached, Cached]:
+    """Keys and values of all tokens, from inputs `places`, or new ones beside inputs `pasts`."""
+    found: list[Cached] = []
+    for what, place, past in zip(("keys", "values"), places, pasts, strict=True):
+        value = step.values.get(node.input(place)) if node.input(place) else None
+        if isinstance(value, Cached):
+            if node.input(past):
+                raise Refusal(f"the {what} hold the past already, and it is given too")
+            found.append(value)
+        else:
+            found.append(_new_tokens(step, node, place, past, what))
+        _check_heads(found[-1], heads, width, what)
+    return found[0], found[1]
+
+
+def _new_tokens(step: Step, node: Node, place: int, past_place: int, what: str) -> Cached:
+    """New keys or values, written to the cache behind the past input."""
+    x = step.vector(node, place)
+    past = step.values.get(node.input(past_place)) if node.input(past_place) else None
+    if not isinstance(past, Past):
+        kind = "missing" if past is None else past.kind
+        raise Refusal(f"the {what} of earlier tokens are {kind}; an encoder is not supported")
+    if len(x.dims) == 3:
+        count = past.dims[1].constant
+        if count is None:
+            count = int(node.attributes.get("kv_num_heads", node.attributes.get("num_heads", 0)))
+        if count < 1 or x.size % count:
+            raise Refusal(f"{what} of {x.size} elements do not divide into {count} heads")
+        shape = (x.dims[0], expression(count), x.dims[1], expression(x.size // count))
+        x = Vector(x.ssa, shape)
+    cached = scores.appended(step, node, past, x, 2)
+    if node.output(place) not in step.graph.outputs:
+        raise Refusal(f"output {place} (present) must be an output of the graph")
+    step.bind(node, cached, place)
+    return cached
+
+
+def _check_heads(value: Cached, heads: int, width: int, what: str) -> None:
+    """Keys or values must be [batch, heads, tokens, width] or [batch, tokens, heads * width]."""
+    labels = [[name for name, _ in axis if name != "batch"] for axis in value.axes]
+    inner = [name for names in labels for name in names if name != "tokens"]
+    wide = inner[:-1] if inner[-1:] == ["width"] else ["?"]
+    wide = wide[1:] if wide[:1] == ["heads"] else wide
+    if (value.heads > 1 and inner[:1] != ["heads"]) or any(name != "repeat" for name in wide):
+        raise Refusal(f"the heads of the {what} are not repeated each in turn")
+    last = ["width"] if len(labels) == 4 else inner
+    place = 2 if len(labels) == 4 else 1
+    if len(labels) not in (3, 4) or labels[place] != ["tokens"] or labels[-1] != last:
+        raise Refusal(f"the {what} are not [batch, heads, tokens, width]")
+    if value.width != width or heads % value.heads:
+        raise Refusal(
+            f"{heads} heads of {width} elements do not fit {value.heads} of {value.width}"
+        )
+
+
 def _check_lengths(step: Step, inputs: list[Value | None]) -> None:
     """seqlens_k must be total - 1 and total_sequence_length the total, counted from the mask."""
-    lengths, total = inputs[5], inputs[6]
-    if isinstance(lengths, Filled):
-        found = lengths.value
-    else:
-        array = None if lengths is None else array_of(lengths)
-        found = array.reshape(-1)[0] if array is not None and array.size == 1 else None
-    if found != step.total - 1:
+    lengths, total = (fields.as_field(value) for value in inputs[5:7])
+    if lengths is None or lengths.term != Count(step.total - 1):
         raise Refusal("seqlens_k (input 5) is not the length of the attention mask less one")
-    if isinstance(total, Filled):
-        count = total.value
-    else:
-        array = None if total is None else array_of(total)
-        count = array.reshape(-1)[0] if array is not None and array.size == 1 else None
-    if count != step.total:
+    if total is None or total.term != Count(step.total):
         raise Refusal("total_sequence_length (input 6) is not the length of the attention mask")
 
 
@@ -334,11 +549,12 @@ def _past(step: Step, node: Node, i: int, kv_heads: int, width: int, fmt: str) -
         raise Refusal(f"output {i - 2} (present) must be an output of the graph")
     if step.graph.uses(present) != 1:
         raise Refusal(f"'{present}' is used inside the graph too")
-    if _layer(present) != _layer(value.name):
+    if layer(present) != layer(value.name):
         raise Refusal(f"'{value.name}' and '{present}' belong to different layers")
     return value
 
 
-def _layer(name: str) -> tuple[list[str], str]:
+def layer(name: str) -> tuple[list[str], str]:
+    """The numbers in the name of a past input or present output, and "key" or "value"."""
     kind = "value" if re.search(r"value|\bv\b", name.split(".")[-1]) else "key"
     return re.findall(r"\d+", name), kind

@@ -16,13 +16,18 @@ from intaglio.lowering.onnx.expressions import Dims, Expression, expression
 from intaglio.lowering.onnx.model import FLOATS, Node, Tensor
 from intaglio.lowering.onnx.values import (
     SMALL,
-    Filled,
+    Cached,
+    Computed,
+    Curve,
+    Field,
     Ids,
     Known,
     Past,
     Quantised,
     Refusal,
+    Scores,
     Stored,
+    Turned,
     Value,
     Vector,
     array_of,
@@ -72,9 +77,9 @@ def dims_of(value: Value) -> Dims | None:
     match value:
         case Known():
             return tuple(expression(d) for d in value.array.shape)
-        case Stored() | Quantised():
+        case Stored() | Quantised() | Computed():
             return tuple(expression(d) for d in value.dims)
-        case Vector() | Filled() | Ids() | Past():
+        case Vector() | Field() | Ids() | Past() | Turned() | Cached() | Scores() | Curve():
             return value.dims
         case _:
             return None
@@ -131,14 +136,14 @@ def _object_like(like: npt.NDArray[Any], value: Any) -> npt.NDArray[Any]:
 
 
 def cast(node: Node, inputs: Inputs) -> list[Value] | None:
-    """Cast of constants, lengths and masks."""
+    """Cast of constants and lengths."""
     value = inputs[0]
     target = type_name(node.attributes.get("to"))
     integer = target.startswith(("INT", "UINT"))
     match value:
-        case Filled() | Ids() if integer:
+        case Ids() if integer:
             return [value]
-        case Filled() | Ids():
+        case Ids():
             raise Refusal(f"{value.kind} cast to {target} is not supported")
         case Stored() if value.is_float and target in FLOATS:
             return [value]
@@ -173,13 +178,11 @@ def type_name(number: Any) -> str:
 
 
 def elementwise(function: Callable[[Any, Any], Any]) -> Fold:
-    """Add, Sub, Mul, Div on constants, lengths and mask counts."""
+    """Add, Sub, Mul, Div on constants and lengths."""
 
     def fold(node: Node, inputs: Inputs) -> list[Value] | None:
         a, b = inputs[0], inputs[1]
         assert a is not None and b is not None
-        if isinstance(a, Filled) or isinstance(b, Filled):
-            return _filled(function, a, b)
         arrays = _arrays([a, b])
         if arrays is None:
             return None
@@ -200,27 +203,6 @@ def elementwise(function: Callable[[Any, Any], Any]) -> Fold:
         return [known(np.asarray(result), node)]
 
     return fold
-
-
-def _filled(function: Callable[[Any, Any], Any], a: Value, b: Value) -> list[Value] | None:
-    def part(value: Value) -> tuple[Any, Dims] | None:
-        if isinstance(value, Filled):
-            return value.value, value.dims
-        array = array_of(value)
-        if array is None or array.size != 1 or array.dtype.kind not in "iubO":
-            return None
-        item = array.reshape(-1)[0]
-        return (item if isinstance(item, Expression) else int(item)), ()
-
-    left, right = part(a), part(b)
-    if left is None or right is None:
-        return None
-    if left[1] and right[1] and left[1] != right[1]:
-        raise Refusal("masks of different shapes are combined")
-    try:
-        return [Filled(expression(function(left[0], right[0])), left[1] or right[1])]
-    except (ValueError, TypeError) as error:
-        raise Refusal(f"mask counts do not combine: {error}") from error
 
 
 def exact_divide(x: Any, y: Any) -> Any:
@@ -249,23 +231,11 @@ def unary(function: Callable[[Any], Any]) -> Fold:
 
 
 def reduce_sum(node: Node, inputs: Inputs) -> list[Value] | None:
-    """ReduceSum of a mask or a constant."""
+    """ReduceSum of a constant."""
     value, axes_value = inputs[0], inputs[1]
     assert value is not None
     axes = node.attributes.get("axes") if axes_value is None else integers(axes_value)
     keep = int(node.attributes.get("keepdims", 1))
-    if isinstance(value, Filled):
-        rank = len(value.dims)
-        chosen = {int(a) % rank for a in axes} if axes else set(range(rank))
-        total = value.value
-        for axis in chosen:
-            total = total * value.dims[axis]
-        dims = tuple(
-            expression(1) if i in chosen else d
-            for i, d in enumerate(value.dims)
-            if keep or i not in chosen
-        )
-        return [Filled(total, dims)]
     array = numbers(value)
     if array is None:
         return None
@@ -418,8 +388,6 @@ def reshape(node: Node, inputs: Inputs) -> list[Value] | None:
             if value.transposed and wanted != value.dims:
                 raise Refusal("a transposed constant is reshaped")
             return [Stored(value.tensor, wanted, value.transposed)]
-        case Filled():
-            return [Filled(value.value, new_dims(node, inputs, value.dims))]
         case Ids():
             return [Ids(value.role, new_dims(node, inputs, value.dims))]
         case Quantised():

@@ -8,33 +8,50 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from xdsl.dialects.builtin import IndexType, ModuleOp, SymbolRefAttr, i32
 from xdsl.ir import Block, Operation, Region
 
 from intaglio.dialects import rom
 from intaglio.dialects.errors import CompilerBug, UserError, UserErrors
-from intaglio.lowering.onnx import adapters
+from intaglio.lowering.onnx import (
+    adapters,
+    attention,
+    curves,
+    fields,
+    lazy,
+    levels,
+    rotary,
+    scores,
+)
 from intaglio.lowering.onnx.expressions import BATCH, PAST, SEQUENCE, Expression, expression
+from intaglio.lowering.onnx.fields import axis_index
 from intaglio.lowering.onnx.model import FLOATS, SUBGRAPH, Graph, Node, Port, load
 from intaglio.lowering.onnx.operators import OperatorSupport, is_attribute_of_its_type, table
 from intaglio.lowering.onnx.sources import DenseSource, Source
 from intaglio.lowering.onnx.step import Cache, Declared, Step, real
+from intaglio.lowering.onnx.terms import TRUE, Count, count
 from intaglio.lowering.onnx.values import (
     Blocked,
-    Filled,
+    Cached,
+    Curve,
+    Field,
     Ids,
+    Known,
     Past,
     Present,
     Refusal,
+    Scores,
     Stored,
+    Turned,
     Unknown,
     Value,
     Vector,
 )
-from intaglio.lowering.onnx.weights import Parameter, parse_rounding
+from intaglio.lowering.onnx.weights import Parameter, parse_request, parse_rounding
 from intaglio.lowering.parameters import ParameterSource
 
 DEFAULT_CONTEXT = 1024
@@ -42,6 +59,13 @@ DEFAULT_CONTEXT = 1024
 
 SCOPE = "onnx"
 """Keys of parameters that come from the model are `onnx::NAMES`."""
+
+
+_ATTENTION = frozenset({"Attention", "GroupQueryAttention", "MultiHeadAttention", "Softmax"})
+"""Operators that say that a graph attends to several tokens."""
+
+WRITTEN_OUT = (scores, rotary, curves)
+"""What exporters write out in small operators; each follows its parts as values of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +106,8 @@ def import_model(
     Args:
         path: the `.onnx` file.
         allow_links: follow links inside a model hub's cache.
-        weights: how floating-point weights are quantised (`int4:32`, `int2:128`, `ternary`);
-            without it they are refused.
+        weights: how floating-point weights are quantised (`int4:32`, `int2:128`, `ternary`, or
+            with names `int3:32,down_proj=int6:32`); without it they are refused.
         context: capacity of the caches; the model's number of positions when absent.
         embedding: how a floating-point embedding is quantised (`int8:64`); kept as it is when
             absent.
@@ -92,9 +116,9 @@ def import_model(
         UserError: the file is unusable.
         UserErrors: nodes, inputs or outputs are not supported; all are listed.
     """
-    rounding = None if weights is None else parse_rounding(weights)
-    graph = load(path, allow_links=allow_links)
-    return _Import(
+    rounding = None if weights is None else parse_request(weights)
+    graph, lifted = adapters.without_lifted(load(path, allow_links=allow_links))
+    importer = _Import(
         graph,
         Step(
             graph=graph,
@@ -107,17 +131,22 @@ def import_model(
             sequence=SEQUENCE,
             total=PAST + SEQUENCE,
         ),
-    ).run(context)
+    )
+    if lifted:
+        importer.warnings.append(
+            f"{len(lifted)} inputs are matrices of adapters to be given at run time ('{lifted[0]}' "
+            "and others): the base is compiled without their branches; --adapter-slots reserves "
+            "places for adapters, and `intaglio adapter add` fills them"
+        )
+    return importer.run(context)
 
 
 def _float_heads(graph: Graph) -> frozenset[int]:
-    """Nodes that give the logits of a graph whose other matrices are quantised.
+    """Nodes that give the logits.
 
     Quantisers often leave the head in floating point; whole models in floating point are another
-    matter.
+    matter (`Step.has_integers`).
     """
-    if not any(node.op_type in ("MatMulNBits", "DequantizeLinear") for node in graph.nodes):
-        return frozenset()
     writers = {name: node for node in graph.nodes for name in node.outputs if name}
     heads: set[int] = set()
     pending = [name for name in graph.outputs if name.startswith("logits")]
@@ -144,6 +173,7 @@ class _Import:
         self.warnings: list[str] = []
 
     def run(self, context: int | None) -> ImportedModel:
+        self.step.capacity = context or DEFAULT_CONTEXT
         self._bind_inputs()
         self._bind_initializers()
         self._find_tied_tables()
@@ -151,10 +181,13 @@ class _Import:
         for node in self.graph.nodes:
             if node.index in live:
                 self._visit(node)
+        self._check_curves()
         logits, head = self._logits()
         self._raise_errors()
         assert logits is not None and head is not None
         self._check_pasts()
+        if self.step.rounding is not None:
+            self.warnings += self.step.rounding.unused()
         self._finish_step(logits, head)
         module, parameters = self._module(context)
         return ImportedModel(
@@ -171,15 +204,15 @@ class _Import:
     # --- what enters ----------------------------------------------------------------------------
 
     def _error(self, what: str, node: Node | None = None, hint: str | None = None) -> None:
-        self.errors.append(
-            UserError(
-                what,
-                file=self.file,
-                node=None if node is None else node.name,
-                op_type=None if node is None else node.op_type,
-                hint=hint,
-            )
+        error = UserError(
+            what,
+            file=self.file,
+            node=None if node is None else node.name,
+            op_type=None if node is None else node.op_type,
+            hint=hint,
         )
+        if str(error) not in {str(known) for known in self.errors}:
+            self.errors.append(error)
 
     def _raise_errors(self) -> None:
         if not self.errors:
@@ -227,6 +260,14 @@ class _Import:
             )
         for port in ports:
             step.values[port.name] = self._input(port, tokens)
+        attends = any(node.op_type in _ATTENTION for node in self.graph.nodes)
+        if attends and not step.pasts and tokens is not None:
+            self._error(
+                "the graph has attention but takes no past keys and values: an encoder, or a "
+                "decoder without its cache",
+                hint="encoders are not supported; export a decoder with past keys and values "
+                "(text-generation-with-past)",
+            )
 
     def _token_input(self) -> Port | None:
         candidates = [
@@ -270,9 +311,11 @@ class _Import:
         rank = len(port.dims)
         integral = port.dtype in ("INT64", "INT32")
         if integral and "position_ids" in name and rank == 2:
-            return Ids("position", (step.batch, step.sequence))
-        if integral and "attention_mask" in name and rank == 2:
-            return Filled(expression(1), (step.batch, step.total))
+            index = axis_index(1) if step.sequence != 1 else expression(0)
+            return Field((step.batch, step.sequence), Count(PAST + index), "INT64")
+        if (integral or port.dtype == "BOOL") and "attention_mask" in name and rank == 2:
+            ones = TRUE if port.dtype == "BOOL" else count(1)
+            return Field((step.batch, step.total), ones, "INT64" if integral else "BOOL")
         if rank == 4 and (port.dtype in FLOATS or port.dtype in ("INT8", "UINT8")):
             step.pasts[name] = port
             dims = [step.batch, PAST, PAST, PAST]
@@ -285,6 +328,11 @@ class _Import:
         hint = None
         if "embeds" in name:
             hint = "export the model with its embedding (without exclude_embeds)"
+        elif "cumulative_length" in name or "sliding_window" in name:
+            hint = (
+                "export with caches that keep all tokens and grow (no static cache, and no cache "
+                "that forgets: a sliding window belongs into the mask)"
+            )
         elif "mask" in name or "position" in name:
             hint = "export with input_ids, a 2-D attention_mask and past keys and values only"
         self._error(
@@ -323,7 +371,7 @@ class _Import:
             return name
 
         self.step.rounded_tables = {
-            stored(node.input(1))
+            stored(node.input(1)): node
             for node in self.graph.nodes
             if node.op_type in ("MatMul", "Gemm", "FusedMatMul")
         }
@@ -357,9 +405,11 @@ class _Import:
         try:
             self._check(node)
             entry = self._entry(node)
+            if node.op_type == "CastLike":
+                node, entry = _as_cast(node, self.step.inputs(node)[1])
             self._convert(node, entry)
         except Refusal as refusal:
-            self._error(refusal.reason, node, refusal.hint)
+            self._error(refusal.reason, refusal.node or node, refusal.hint)
         except Blocked:
             pass
         for name in node.outputs:
@@ -406,13 +456,33 @@ class _Import:
 
     def _convert(self, node: Node, entry: OperatorSupport) -> None:
         inputs = self.step.inputs(node)
+        known = not any(isinstance(value, Unknown) for value in inputs)
+        sole = _sole_part(node, inputs)
+        if sole is not None:
+            self.step.bind(node, sole)
+            return
+        if known and fields.concerns(node, inputs):
+            placed = fields.fold(node, inputs)
+            if placed is not None:
+                for i, value in enumerate(placed):
+                    self.step.bind(node, value, i)
+                return
+        computed = lazy.fold(node, inputs)
+        if computed is not None:
+            self.step.bind(node, computed[0])
+            return
+        if levels.convert(self.step, node):
+            return
         if entry.fold is not None:
-            known = not any(isinstance(value, Unknown) for value in inputs)
             folded = entry.fold(node, inputs) if known else None
             if folded is not None:
                 for i, value in enumerate(folded):
                     self.step.bind(node, value, i)
                 return
+        if known and any(stage.convert(self.step, node, inputs) for stage in WRITTEN_OUT):
+            return
+        if not known and any(isinstance(v, Cached | Scores | Turned | Curve) for v in inputs):
+            raise Blocked
         if entry.convert is not None:
             entry.convert(self.step, node)
             return
@@ -422,6 +492,12 @@ class _Import:
         raise Refusal(
             f"{node.op_type} is supported {entry.limits or 'on constants'}; here it reads {kinds}"
         )
+
+    def _check_curves(self) -> None:
+        """Reports nodes that were taken for a part of an activation function and are none."""
+        for value in self.step.values.values():
+            if isinstance(value, Curve) and not self.step.settled.intersection(value.names):
+                self._error(value.reason, value.begun)
 
     # --- what leaves ----------------------------------------------------------------------------
 
@@ -437,6 +513,10 @@ class _Import:
                     unknown = True
                 case Present():
                     pass
+                case Cached() if scores.is_whole(value):
+                    self._check_present(name, value)
+                case Curve():
+                    unknown = True
                 case None:
                     self._error(f"nothing computes the output '{name}'")
                 case _:
@@ -470,7 +550,23 @@ class _Import:
             )
         return value, self.graph.producers.get(name)
 
+    def _check_present(self, name: str, value: Cached) -> None:
+        if attention.layer(name) != attention.layer(value.past):
+            self._error(f"'{value.past}' and '{name}' belong to different layers")
+
     def _check_pasts(self) -> None:
+        given = {
+            value.past
+            for value in (self.step.values.get(name) for name in self.graph.outputs)
+            if isinstance(value, Cached | Present)
+        }
+        for past in self.step.caches:
+            if past not in given:
+                self._error(
+                    f"no output gives back what '{past}' becomes with the new tokens",
+                    hint="export with present keys and values as outputs (with past)",
+                )
+        self._raise_errors()
         for name in self.step.pasts:
             if name not in self.step.caches:
                 self.warnings.append(f"input '{name}' is read by no attention and is left out")
@@ -529,6 +625,7 @@ class _Import:
                 key,
                 peak=peak if math.isfinite(peak) else None,
                 zero=source.zero,
+                zero_fraction=None if isinstance(source, DenseSource) else source.zero_fraction,
             ),
             key,
         )
@@ -537,6 +634,39 @@ class _Import:
         type_ = rom.KVType(capacity, cache.heads, cache.width, cache.format)
         scale = None if cache.static_scale is None else real(cache.static_scale)
         return rom.CacheOp(cache.symbol, type_, scale)
+
+
+def _sole_part(node: Node, inputs: list[Value | None]) -> Value | None:
+    """What a Concat gives that joins a tensor with nothing but empty ones."""
+    if node.op_type != "Concat":
+        return None
+    parts = [
+        value
+        for value in inputs
+        if value is not None and not (isinstance(value, Stored) and value.tensor.size == 0)
+    ]
+    return parts[0] if len(parts) == 1 else None
+
+
+def _as_cast(node: Node, like: Value | None) -> tuple[Node, OperatorSupport]:
+    """A CastLike as the Cast that it is."""
+    import onnx_ir
+
+    match like:
+        case Stored():
+            dtype = like.tensor.dtype
+        case Field():
+            dtype = like.dtype
+        case Known():
+            dtype = "BOOL" if like.array.dtype == np.bool_ else "INT64"
+        case None | Unknown():
+            raise Blocked
+        case _:
+            # Activations have one type here.
+            dtype = "FLOAT"
+    attributes = {**node.attributes, "to": int(onnx_ir.DataType[dtype])}
+    cast = replace(node, op_type="Cast", inputs=node.inputs[:1], attributes=attributes)
+    return cast, table()["", "Cast"]
 
 
 def _type(source: Source, adapter: bool) -> rom.ROMTensorType | rom.AdapterType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -119,6 +120,8 @@ class Node:
     outputs: tuple[str, ...]
     attributes: dict[str, Any]
     version: int
+    scopes: tuple[str, ...] = ()
+    """Names of the modules it was exported from, where the exporter says so (torch)."""
 
     def input(self, i: int) -> str:
         """The name of input i, empty when absent."""
@@ -462,4 +465,13 @@ def _node(
         outputs=tuple(v.name or "" for v in node.outputs),
         attributes=attributes,
         version=graph.opset_imports.get(domain, 1),
+        scopes=_scopes(node),
     )
+
+
+def _scopes(node: onnx_ir.Node) -> tuple[str, ...]:
+    """The innermost module in torch's `name_scopes`, a list of dotted names as text."""
+    text = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+    found = [name for name in re.findall(r"'([^']*)'", text) if name]
+    # The last one is the operation, before it stands its module.
+    return tuple(found[-2:-1])

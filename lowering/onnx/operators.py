@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -17,18 +17,22 @@ from xdsl.dialects.builtin import FloatAttr
 from xdsl.ir import Operation
 
 from intaglio.dialects import rom
-from intaglio.lowering.onnx import attention, folding, norms, weights
+from intaglio.lowering.onnx import attention, fields, folding, lazy, levels, norms, weights
 from intaglio.lowering.onnx.expressions import dims_text, expression
 from intaglio.lowering.onnx.folding import Fold
 from intaglio.lowering.onnx.model import FLOATS, Node, Tensor
-from intaglio.lowering.onnx.step import Step, merged, real
+from intaglio.lowering.onnx.scales import scaled
+from intaglio.lowering.onnx.step import Step, merged, names_of, real
 from intaglio.lowering.onnx.values import (
     Blocked,
+    Computed,
     Ids,
     Known,
+    Levels,
     Quantised,
     Refusal,
     Stored,
+    TableRows,
     Unknown,
     Value,
     Vector,
@@ -40,8 +44,11 @@ from intaglio.lowering.onnx.values import (
 
 Convert = Callable[[Step, Node], None]
 
-_FLOATS = {"epsilon", "scale", "softcap", "alpha", "beta", "qk_norm_epsilon", "value_float"}
-_TEXTS = {"approximate", "k_quant_type", "v_quant_type", "round_mode"}
+_FLOATS = {
+    "epsilon", "scale", "softcap", "alpha", "beta", "qk_norm_epsilon", "value_float", "min", "max",
+    "mask_filter_value",
+}  # fmt: skip
+_TEXTS = {"approximate", "k_quant_type", "v_quant_type", "round_mode", "direction", "reduction"}
 _LISTS = {"axes", "perm", "split", "starts", "ends", "value_ints", "value_floats"}
 _TENSORS = {"value"}
 
@@ -90,6 +97,12 @@ class OperatorSupport:
 def _matmul_nbits(step: Step, node: Node) -> None:
     inputs = step.inputs(node)
     parameter = weights.matmul_nbits(node, inputs)
+    step.has_integers = True
+    if isinstance(inputs[0], Levels):
+        if inputs[5] is not None:
+            raise Refusal("a bias is added to a product of 8-bit activations")
+        step.bind(node, levels.product(step, node, inputs[0], parameter))
+        return
     n, k = parameter.source.dims
     bias = None if inputs[5] is None else step.dense(node, 5, (n,), "the bias")
     x = step.row(node, 0, k, "the matrix")
@@ -101,32 +114,45 @@ def _weights_of(step: Step, node: Node, value: Value | None, row_axis: int) -> w
         raise Blocked
     match value:
         case Quantised():
+            step.has_integers = True
             return weights.matrix(value, row_axis)
-        case Stored():
+        case Stored() | Computed():
             if node.index in step.adapters:
                 return weights.rounded(value, row_axis, weights.Rounding("int8", 0))
-            if step.rounding is not None:
-                parameter = weights.rounded(value, row_axis, step.rounding)
+            found = weights.ternary_values(value, row_axis)
+            if found is not None:
+                step.has_integers = True
+                return found
+            rounding = _requested(step, node, value)
+            if rounding is not None:
+                parameter = weights.rounded(value, row_axis, rounding)
                 step.rounded[node.outputs[0]] = parameter
                 return parameter
-            if value.is_float and node.index in step.heads:
+            if value.is_float and node.index in step.heads and step.has_integers:
                 rounding = weights.HEAD_ROUNDING
                 step.warnings.append(
                     f"node '{node.name}' ({node.op_type}): the head's floating-point weights are "
                     f"engraved as {rounding.code} in groups of {rounding.group}"
                 )
                 return weights.rounded(value, row_axis, rounding)
+            dtype = weights.type_of(value)
             if not value.is_float:
-                raise Refusal(f"weights of the element type {value.tensor.dtype} without scales")
+                raise Refusal(f"weights of the element type {dtype} without scales")
             raise Refusal(
-                f"its weights are floating point ({value.tensor.dtype}); the chip engraves small "
-                "integers",
+                f"its weights are floating point ({dtype}); the chip engraves small integers",
                 weights.FLOAT_WEIGHTS_HINT,
             )
         case Vector():
             raise Refusal("both factors are activations; a matrix must be a constant")
         case _:
             raise Refusal(f"the matrix must be a constant; here it is {_kind(value)}")
+
+
+def _requested(step: Step, node: Node, value: Stored | Computed) -> weights.Rounding | None:
+    """How a matrix of floats is to be quantised, by the names it is known under."""
+    if step.rounding is None:
+        return None
+    return step.rounding.of(node.name, weights.name_of(value), *node.scopes)
 
 
 def _kind(value: Value | None) -> str:
@@ -170,11 +196,29 @@ def _product(
     if has_bias:
         assert bias is not None
         symbol = step.dense(node, bias, (n,), "the bias")
+    if isinstance(inputs[0], Levels):
+        result = levels.product(step, node, inputs[0], parameter, factor)
+        if symbol is not None:
+            biased = _with_bias(step, node, result, symbol) if isinstance(result, Vector) else None
+            if biased is None:
+                raise Refusal("a bias is added to the sums of a product with 8-bit activations")
+            result = biased
+        step.bind(node, result)
+        return
     x = step.row(node, 0, k, "the matrix")
-    y = step.linear(node, x, parameter, symbol)
+    before = x.ssa.owner
+    if symbol is None and isinstance(before, rom.ScaleOp) and isinstance(before.factor, FloatAttr):
+        # W (c x) = (c W) x: one operation less, and products of x share its rounding.
+        y = step.linear(node, Vector(before.input, x.dims), parameter, before=names_of(before))
+        factor *= before.factor.value.data
+    else:
+        y = step.linear(node, x, parameter, symbol)
     if factor != 1.0:
-        scaled = step.emit(rom.ScaleOp(y.ssa, real(factor), rom.nodes(node.name)))
-        y = Vector(scaled.output, y.dims)
+        inside = scaled(step, node, y, np.asarray(factor, np.float64))
+        if inside is None:
+            op = step.emit(rom.ScaleOp(y.ssa, real(factor), rom.nodes(node.name)))
+            inside = Vector(op.output, y.dims)
+        y = inside
     step.bind(node, y)
 
 
@@ -194,19 +238,52 @@ def _gather(step: Step, node: Node) -> None:
         raise Refusal(f"the index is {_kind(index)}; only token ids select rows of a table")
     if index.role != "token":
         raise Refusal(f"rows are selected by {index.kind}", "export rotary embedding fused")
-    if axis != 0 or not isinstance(data, Stored | Quantised) or len(data.dims) != 2:
+    if axis != 0 or not isinstance(data, Stored | Quantised | Computed) or len(data.dims) != 2:
         raise Refusal("token ids select along the first axis of a constant matrix only")
+    if isinstance(data, Stored) and not data.is_float:
+        step.bind(node, TableRows(data, index))
+        return
     if isinstance(data, Quantised):
         parameter = weights.matrix(data, row_axis=0)
-    elif step.rounding is not None and data.tensor.name in step.rounded_tables:
-        # The table is the head's matrix as well: one tensor in ROM serves both.
-        parameter = weights.rounded(data, 0, step.rounding)
+    elif (requested := _requested_table(step, node, data)) is not None:
+        parameter = weights.rounded(data, 0, requested)
         step.rounded[node.outputs[0]] = parameter
     elif step.embedding_rounding is not None:
         parameter = weights.rounded(data, 0, step.embedding_rounding)
     else:
         parameter = weights.dense(data, "the table")
     _embed(step, node, parameter, index)
+
+
+def _dequantize(step: Step, node: Node) -> None:
+    """Rows of a table of integers; constants are folded before."""
+    inputs = step.inputs(node)
+    rows = inputs[0]
+    if not isinstance(rows, TableRows):
+        if any(isinstance(value, Unknown) for value in inputs):
+            raise Blocked
+        raise Refusal(f"it reads {_kind(rows)}; only constants and rows of a table are dequantised")
+    axis = int(node.attributes.get("axis", 1))
+    if axis % 3 != 2 and isinstance(inputs[1], Stored) and inputs[1].tensor.size != 1:
+        raise Refusal("rows of a table are dequantised with a scale for each token of a call")
+    whole = folding.dequantize(node, [rows.table, *inputs[1:]])
+    assert whole is not None
+    (value,) = whole
+    assert isinstance(value, Quantised)
+    value = replace(value, axis=1)
+    _embed(step, node, weights.matrix(value, row_axis=0), rows.index)
+
+
+def _requested_table(step: Step, node: Node, data: Stored | Computed) -> weights.Rounding | None:
+    """How a table is quantised on request: as the head whose matrix it is, or by its name."""
+    if step.rounding is None:
+        return None
+    name = weights.name_of(data)
+    if name in step.rounded_tables:
+        # One tensor in ROM serves both.
+        head = step.rounded_tables[name]
+        return step.rounding.of(head.name, name, *head.scopes)
+    return step.rounding.named(node.name, name, *node.scopes)
 
 
 def _embed(step: Step, node: Node, parameter: weights.Parameter, index: Ids) -> None:
@@ -242,6 +319,8 @@ def _gather_token(step: Step, node: Node, x: Vector, index: Value | None, axis: 
 
 
 def _slice(step: Step, node: Node) -> None:
+    if any(isinstance(value, Unknown) for value in step.inputs(node)):
+        raise Blocked
     x = step.vector(node, 0)
     dims = list(x.dims)
     ssa = x.ssa
@@ -318,7 +397,10 @@ def _reshape(step: Step, node: Node) -> None:
     if any(isinstance(v, Unknown) for v in step.inputs(node)):
         raise Blocked
     dims = folding.new_dims(node, step.inputs(node), x.dims)
-    if node.op_type in ("Reshape", "Flatten"):
+    pairs = list(zip(dims, x.dims, strict=False))
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    inner = (*dims[same:], *x.dims[same:])
+    if node.op_type in ("Reshape", "Flatten") and any(d.constant is None for d in inner):
         for shape in (x.dims, dims):
             if not is_token_major(shape):
                 raise Refusal(
@@ -440,7 +522,7 @@ def _operands(step: Step, node: Node) -> tuple[Vector | None, Vector | None]:
             raise Blocked
         if isinstance(value, Vector):
             found.append(value)
-        elif isinstance(value, Stored | Known | Quantised):
+        elif isinstance(value, Stored | Known | Quantised | Computed):
             found.append(None)
         else:
             raise Refusal(f"input {i} is {_kind(value)}")
@@ -468,7 +550,12 @@ def _with_bias(step: Step, node: Node, x: Vector, bias: str) -> Vector | None:
             merged(owner, node.name),
             owner.output.type,
             bias,
+            None if owner.activation is None else owner.activation.data,
         )
+        return Vector(step.emit(op).output, x.dims)
+    if isinstance(owner, rom.LayerNormOp) and owner.beta is None:
+        gamma = owner.gamma.root_reference.data
+        op = rom.LayerNormOp(owner.input, gamma, bias, owner.eps, merged(owner, node.name))
         return Vector(step.emit(op).output, x.dims)
     if isinstance(owner, rom.AddOp):
         # Base and adapter added first: the bias goes to the base.
@@ -501,7 +588,7 @@ def _add(step: Step, node: Node) -> None:
     dims = folding.dims_of(value) if value is not None else None
     if dims is None or not dims or dims[-1] != x.size or token_size(dims) != x.size:
         raise Refusal(
-            "adding a constant is supported for a vector of biases after a linear operator"
+            "adding a constant is supported for a vector of biases after a linear operator or norm"
         )
     if not step.single_use(node.input(1 - place)):
         raise Refusal("the value without the bias is used elsewhere too")
@@ -514,6 +601,8 @@ def _add(step: Step, node: Node) -> None:
 
 
 def _sub(step: Step, node: Node) -> None:
+    if norms.convert(step, node):
+        return
     a, b = _operands(step, node)
     if a is not None and b is not None:
         step.same_dims(a, b)
@@ -544,9 +633,14 @@ def _mul(step: Step, node: Node) -> None:
     assert x is not None
     value = step.inputs(node)[place]
     _check_broadcast(value, x)
+    if _rescaled(step, node, x, value, divides=False):
+        return
     factor = _scalar(value)
     if factor is None:
-        raise Refusal("multiplying by a constant vector is not supported; only by one number")
+        raise Refusal(
+            "multiplying by a constant vector is supported directly after a matrix product only, "
+            "else by one number"
+        )
     _scaled(step, node, x, factor)
 
 
@@ -558,10 +652,33 @@ def _div(step: Step, node: Node) -> None:
         raise Refusal("dividing by an activation is not supported; only by one number")
     value = step.inputs(node)[1]
     _check_broadcast(value, a)
+    if _rescaled(step, node, a, value, divides=True):
+        return
     divisor = _scalar(value)
     if divisor is None or divisor == 0.0:
-        raise Refusal("dividing by a constant vector is not supported; only by one number, not 0")
+        raise Refusal(
+            "dividing by a constant vector is supported directly after a matrix product only, "
+            "else by one number, not 0"
+        )
     _scaled(step, node, a, 1.0 / divisor)
+
+
+def _rescaled(step: Step, node: Node, x: Vector, value: Value | None, *, divides: bool) -> bool:
+    """Moves a constant factor after a matrix product into the scales of the matrix."""
+    array = None if value is None else numbers(value)
+    users = step.graph.consumers.get(node.output(0), ())
+    if array is None or array.dtype.kind not in "fiu" or not array.size:
+        return False
+    if any(user.op_type in ("Tanh", "Sigmoid") for user in users):
+        return False  # A soft cap, or QuickGelu's 1.702: the factor belongs to them.
+    factor = array.astype(np.float64).reshape(-1)
+    if divides:
+        with np.errstate(divide="ignore"):
+            factor = 1.0 / factor
+    result = scaled(step, node, x, factor)
+    if result is not None:
+        step.bind(node, result)
+    return result is not None
 
 
 def _scaled(step: Step, node: Node, x: Vector, factor: float) -> None:
@@ -635,6 +752,8 @@ def _squared(step: Step, node: Node, x: Vector) -> Vector | None:
 
 
 def _pow(step: Step, node: Node) -> None:
+    if norms.convert(step, node):
+        return
     exponent = _scalar(step.inputs(node)[1])
     x = step.vector(node, 0)
     _check_broadcast(step.inputs(node)[1], x)
@@ -701,6 +820,7 @@ def _biased_gelu(kind: str) -> Convert:
 
 _MS = "com.microsoft"
 _NONE = "nothing"
+_ROUNDED = "of constants, and where the graph rounds activations to 8 bits (BitNet)"
 _TOKEN_SHAPES = "an activation's tokens must not mix and a token's elements keep their order"
 
 
@@ -709,16 +829,64 @@ def supported_operators() -> list[OperatorSupport]:
     """Every operator the import understands, sorted by domain and name."""
     table = [
         OperatorSupport(
+            "", "Abs", 6, "the activation of rom.linear", _ROUNDED, fold=folding.unary(np.abs),
+        ),
+        OperatorSupport(
             "", "Add", 7, "rom.add, or the bias of rom.linear",
-            "equal shapes, or a constant vector directly after a linear operator",
+            "equal shapes, or a constant vector directly after a linear operator or norm; masks of "
+            "attention scores",
             fold=folding.elementwise(np.add), convert=_add,
+        ),
+        OperatorSupport(
+            "", "And", 7, _NONE,
+            "of masks and conditions",
+            fold=fields.fold,
+        ),
+        OperatorSupport(
+            "", "Attention", 23, "rom.append, rom.attention",
+            "of all tokens or with the past; a mask proven to be causal or a window",
+            (
+                "is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale",
+                "softcap", "softmax_precision",
+            ),
+            outputs=3, convert=attention.standard_attention,
+        ),
+        OperatorSupport(
+            "", "BitShift", 11, _NONE, "of constants only", ("direction",), fold=lazy.small,
+        ),
+        OperatorSupport(
+            "", "BitwiseAnd", 18, _NONE, "of constants only", fold=lazy.small,
+        ),
+        OperatorSupport(
+            "", "BitwiseNot", 18, _NONE, "of constants only", fold=lazy.small,
+        ),
+        OperatorSupport(
+            "", "BitwiseOr", 18, _NONE, "of constants only", fold=lazy.small,
+        ),
+        OperatorSupport(
+            "", "BitwiseXor", 18, _NONE, "of constants only", fold=lazy.small,
         ),
         OperatorSupport(
             "", "Cast", 6, _NONE, "between floating-point types; integers of shapes and masks",
             ("to", "saturate", "round_mode"), fold=folding.cast, convert=_cast,
         ),
         OperatorSupport(
-            "", "Concat", 4, _NONE, "of constants and shapes only", ("axis",), fold=folding.concat,
+            "", "CastLike", 15, _NONE, "as Cast", ("saturate", "round_mode"), fold=lazy.small,
+        ),
+        OperatorSupport(
+            "", "Ceil", 6, _NONE, "of constants, lengths, positions and masks",
+            fold=folding.unary(np.ceil),
+        ),
+        OperatorSupport(
+            "", "Clip", 6, "the activation of rom.linear", _ROUNDED,
+            ("min", "max"), fold=lazy.small,
+        ),
+        OperatorSupport(
+            "", "Concat", 4, "rom.append, rom.rotary",
+            "of constants, shapes and positions; past and new keys or values; in a rotary "
+            "embedding "
+            "written out",
+            ("axis",), fold=folding.concat,
         ),
         OperatorSupport(
             "", "Constant", 1, _NONE, "numbers only",
@@ -726,27 +894,71 @@ def supported_operators() -> list[OperatorSupport]:
             fold=folding.constant,
         ),
         OperatorSupport(
-            "", "ConstantOfShape", 9, _NONE, "of a small constant shape", ("value",),
+            "", "ConstantOfShape", 9, _NONE, "of a small constant shape, or one of lengths",
+            ("value",),
             fold=folding.constant_of_shape,
         ),
         OperatorSupport(
-            "", "DequantizeLinear", 10, "the code of a rom.parameter",
+            "", "Cos", 7, "rom.rotary",
+            "of angles that depend on positions",
+            fold=fields.fold,
+        ),
+        OperatorSupport(
+            "", "CumSum", 11, _NONE,
+            "of the attention mask",
+            ("exclusive", "reverse"),
+            fold=fields.fold,
+        ),
+        OperatorSupport(
+            "", "DequantizeLinear", 10, "rom.embed, or the code of a rom.parameter",
             "constants of 2, 4 or 8 bits as weights or table; scales per tensor, per output or in "
             "blocks along the inputs",
-            ("axis", "block_size", "output_dtype"), fold=folding.dequantize,
+            ("axis", "block_size", "output_dtype"), fold=folding.dequantize, convert=_dequantize,
         ),
         OperatorSupport(
             "", "Div", 7, "rom.scale", "by one constant number",
             fold=folding.elementwise(folding.exact_divide), convert=_div,
         ),
         OperatorSupport(
+            "", "DynamicQuantizeLinear", 11, "rom.linear",
+            "becomes the chip's own rounding of each token; read by MatMulInteger only", outputs=3,
+            convert=levels.dynamic,
+        ),
+        OperatorSupport(
+            "", "Equal", 7, _NONE, "of constants, lengths, positions and masks", fold=lazy.small,
+        ),
+        OperatorSupport(
+            "", "Erf", 9, "rom.activate",
+            "in an activation function written out",
+        ),
+        OperatorSupport(
+            "", "Exp", 6, "rom.activate",
+            "of constants, and in an activation function written out",
+            fold=fields.fold,
+        ),
+        OperatorSupport(
+            "", "Expand", 8, _NONE,
+            "of constants, lengths and masks; repeats heads of keys and values", fold=lazy.small,
+        ),
+        OperatorSupport(
             "", "Flatten", 1, _NONE, _TOKEN_SHAPES, ("axis",), fold=folding.reshape,
             convert=_reshape,
         ),
         OperatorSupport(
+            "", "Floor", 6, _NONE, "of constants, lengths, positions and masks",
+            fold=folding.unary(np.floor),
+        ),
+        OperatorSupport(
             "", "Gather", 1, "rom.embed",
-            "rows of a constant table by token id; the last token of a sequence; shapes",
+            "rows of a constant table by token id; the last token of a sequence; shapes and "
+            "positions; repeats heads of keys and values",
             ("axis",), fold=folding.gather, convert=_gather,
+        ),
+        OperatorSupport(
+            "", "GatherND", 11, _NONE,
+            "of masks and positions",
+            ("batch_dims",),
+            fold=fields.fold,
         ),
         OperatorSupport(
             "", "Gelu", 20, "rom.activate", "", ("approximate",), convert=_gelu,
@@ -757,17 +969,60 @@ def supported_operators() -> list[OperatorSupport]:
             ("alpha", "beta", "transA", "transB"), convert=_gemm,
         ),
         OperatorSupport(
+            "", "Greater", 7, _NONE, "of constants, lengths, positions and masks", fold=lazy.small,
+        ),
+        OperatorSupport(
+            "", "GreaterOrEqual", 12, _NONE,
+            "of constants, lengths, positions and masks",
+            fold=fields.fold,
+        ),
+        OperatorSupport(
             "", "Identity", 1, _NONE, "", fold=folding.reshape, convert=_reshape,
+        ),
+        OperatorSupport(
+            "", "IsNaN", 9, _NONE,
+            "of attention probabilities, which are never NaN, and of constants",
+            fold=fields.fold,
         ),
         OperatorSupport(
             "", "LayerNormalization", 17, "rom.layer_norm", "over the whole last axis",
             ("axis", "epsilon", "stash_type"), convert=_layer_norm,
         ),
         OperatorSupport(
-            "", "MatMul", 1, "rom.linear",
+            "", "Less", 7, _NONE, "of constants, lengths, positions and masks", fold=lazy.small,
+        ),
+        OperatorSupport(
+            "", "LessOrEqual", 12, _NONE,
+            "of constants, lengths, positions and masks",
+            fold=fields.fold,
+        ),
+        OperatorSupport(
+            "", "Log", 6, "rom.activate",
+            "of constants, and in an activation function written out",
+            fold=fields.fold,
+        ),
+        OperatorSupport(
+            "", "MatMul", 1, "rom.linear, rom.attention",
             "constant second factor: dequantised (DequantizeLinear), or floating point with "
-            "--weights or as a LoRA adapter",
+            "--weights or as a LoRA adapter; in attention written out",
             convert=_matmul,
+        ),
+        OperatorSupport(
+            "", "MatMulInteger", 10, "rom.linear",
+            "constant second factor; the first one rounded to 8 bits by the graph",
+            convert=levels.integer_product,
+        ),
+        OperatorSupport(
+            "", "Max", 8, "the activation of rom.linear", _ROUNDED,
+            fold=lazy.small,
+        ),
+        OperatorSupport(
+            "", "Min", 8, "the activation of rom.linear", _ROUNDED,
+            fold=lazy.small,
+        ),
+        OperatorSupport(
+            "", "Mod", 10, _NONE, "of constants, lengths, positions and masks", ("fmod",),
+            fold=lazy.small,
         ),
         OperatorSupport(
             "", "Mul", 7, "rom.mul, rom.scale, rom.activate, rom.softcap, rom.rms_norm",
@@ -775,10 +1030,22 @@ def supported_operators() -> list[OperatorSupport]:
             fold=folding.elementwise(np.multiply), convert=_mul,
         ),
         OperatorSupport(
-            "", "Neg", 6, _NONE, "of constants only", fold=folding.unary(np.negative),
+            "", "Neg", 6, "rom.scale, rom.rotary", "in a rotary embedding written out, else by -1",
+            fold=folding.unary(np.negative),
         ),
         OperatorSupport(
-            "", "Pow", 7, "rom.activate, rom.mul", "exponent 2",
+            "", "Not", 1, _NONE,
+            "of masks and conditions",
+            fold=fields.fold,
+        ),
+        OperatorSupport(
+            "", "Or", 7, _NONE,
+            "of masks and conditions",
+            fold=fields.fold,
+        ),
+        OperatorSupport(
+            "", "Pow", 7, "rom.activate, rom.mul",
+            "exponent 2; others in norms and activation functions written out",
             fold=folding.elementwise(np.power), convert=_pow,
         ),
         OperatorSupport(
@@ -786,15 +1053,30 @@ def supported_operators() -> list[OperatorSupport]:
             ("axis", "epsilon", "stash_type"), convert=_rms,
         ),
         OperatorSupport(
-            "", "Reciprocal", 6, "rom.rms_norm", "of constants, and in an RMS norm written out",
+            "", "Range", 11, _NONE,
+            "of constants and lengths",
+            fold=fields.fold,
+        ),
+        OperatorSupport(
+            "", "Reciprocal", 6, "rom.rms_norm", "of constants, and in a norm written out",
             fold=folding.unary(np.reciprocal), convert=_norm_part,
         ),
         OperatorSupport(
-            "", "ReduceMean", 1, "rom.rms_norm", "in an RMS norm written out",
-            ("axes", "keepdims", "noop_with_empty_axes"), convert=norms.reduce_mean,
+            "", "ReduceMax", 1, "the activation of rom.linear",
+            _ROUNDED,
+            ("axes", "keepdims", "noop_with_empty_axes"), fold=lazy.small,
         ),
         OperatorSupport(
-            "", "ReduceSum", 1, _NONE, "of the attention mask and of constants",
+            "", "ReduceMean", 1, "rom.rms_norm, rom.layer_norm", "in a norm written out",
+            ("axes", "keepdims", "noop_with_empty_axes"), fold=lazy.small,
+            convert=norms.reduce_mean,
+        ),
+        OperatorSupport(
+            "", "ReduceMin", 1, _NONE, "of constants, lengths, positions and masks",
+            ("axes", "keepdims", "noop_with_empty_axes"), fold=lazy.small,
+        ),
+        OperatorSupport(
+            "", "ReduceSum", 1, _NONE, "of masks and of constants",
             ("axes", "keepdims", "noop_with_empty_axes"), fold=folding.reduce_sum,
         ),
         OperatorSupport(
@@ -811,28 +1093,55 @@ def supported_operators() -> list[OperatorSupport]:
             convert=attention.standard_rotary,
         ),
         OperatorSupport(
+            "", "Round", 11, "the activation of rom.linear", _ROUNDED,
+            fold=folding.unary(np.rint),
+        ),
+        OperatorSupport(
+            "", "ScatterND", 11, _NONE, "rows of constants only", ("reduction",), fold=lazy.small,
+        ),
+        OperatorSupport(
             "", "Shape", 1, _NONE, "", ("start", "end"), fold=folding.shape,
         ),
         OperatorSupport(
             "", "Sigmoid", 6, "rom.activate", "", convert=_activation("sigmoid"),
         ),
         OperatorSupport(
+            "", "Sign", 9, _NONE, "of constants only", fold=folding.unary(np.sign),
+        ),
+        OperatorSupport(
             "", "SimplifiedLayerNormalization", 1, "rom.rms_norm",
             "over the last axis (an onnxruntime operator in the default domain)",
             ("axis", "epsilon", "stash_type"), convert=_rms,
         ),
+        OperatorSupport(
+            "", "Sin", 7, "rom.rotary",
+            "of angles that depend on positions",
+            fold=fields.fold,
+        ),
         OperatorSupport("", "Size", 1, _NONE, "", fold=folding.size),
         OperatorSupport(
             "", "Slice", 1, "rom.slice",
-            "contiguous parts of a token's elements; the last token of a sequence; shapes",
+            "contiguous parts of a token's elements; the last token of a sequence; shapes and "
+            "masks; parts of heads in a rotary embedding written out",
             ("starts", "ends", "axes"), fold=folding.slice_, convert=_slice,
         ),
         OperatorSupport(
-            "", "Split", 2, "rom.slice", "contiguous parts of a token's elements",
+            "", "Softmax", 13, "rom.attention",
+            "of attention scores over the tokens, in attention written out",
+            ("axis",),
+        ),
+        OperatorSupport(
+            "", "Softplus", 1, "rom.activate",
+            "in an activation function written out",
+        ),
+        OperatorSupport(
+            "", "Split", 2, "rom.slice",
+            "contiguous parts of a token's elements; parts of heads in a rotary embedding "
+            "written out",
             ("axis", "split", "num_outputs"), outputs=1 << 16, convert=_split,
         ),
         OperatorSupport(
-            "", "Sqrt", 6, "rom.rms_norm", "of constants, and in an RMS norm written out",
+            "", "Sqrt", 6, "rom.rms_norm", "of constants, and in a norm written out",
             fold=folding.unary(np.sqrt), convert=_norm_part,
         ),
         OperatorSupport(
@@ -840,19 +1149,40 @@ def supported_operators() -> list[OperatorSupport]:
             convert=_reshape,
         ),
         OperatorSupport(
-            "", "Sub", 7, "rom.scale, rom.add", "equal shapes; no constants but 0",
+            "", "Sub", 7, "rom.scale, rom.add",
+            "equal shapes; no constants but 0; in norms and activation functions written out",
             fold=folding.elementwise(np.subtract), convert=_sub,
         ),
         OperatorSupport(
             "", "Tanh", 6, "rom.activate, rom.softcap", "", convert=_activation("tanh"),
         ),
         OperatorSupport(
+            "", "Tile", 6, _NONE,
+            "as Expand",
+            fold=fields.fold,
+        ),
+        OperatorSupport(
             "", "Transpose", 1, _NONE, _TOKEN_SHAPES, ("perm",), fold=folding.transpose,
             convert=_transpose,
         ),
         OperatorSupport(
+            "", "Trilu", 14, _NONE,
+            "of constants and masks",
+            ("upper",),
+            fold=fields.fold,
+        ),
+        OperatorSupport(
             "", "Unsqueeze", 1, _NONE, _TOKEN_SHAPES, ("axes",), fold=folding.reshape,
             convert=_reshape,
+        ),
+        OperatorSupport(
+            "", "Where", 9, _NONE,
+            "of constants, lengths and masks; of attention scores by a mask", fold=lazy.small,
+        ),
+        OperatorSupport(
+            "", "Xor", 7, _NONE,
+            "of masks and conditions",
+            fold=fields.fold,
         ),
         OperatorSupport(
             _MS, "BiasGelu", 1, "rom.activate", "the bias follows a linear operator",
@@ -878,8 +1208,8 @@ def supported_operators() -> list[OperatorSupport]:
         OperatorSupport(
             _MS, "GroupQueryAttention", 1,
             "rom.slice, rom.rms_norm, rom.rotary, rom.append, rom.attention",
-            "no attention bias, no head sink, no smooth softmax; a quantised cache needs one scale "
-            "for keys and one for values",
+            "an attention bias proven to be causal or a window; no head sink, no smooth softmax; a "
+            "quantised cache needs one scale for keys and one for values",
             attention.GQA_ATTRIBUTES, outputs=3, convert=attention.group_query_attention,
         ),
         OperatorSupport(
@@ -888,6 +1218,13 @@ def supported_operators() -> list[OperatorSupport]:
             "reordering g_idx",
             ("K", "N", "bits", "block_size", "accuracy_level", "weight_prepacked"),
             convert=_matmul_nbits,
+        ),
+        OperatorSupport(
+            _MS, "MultiHeadAttention", 1, "rom.append, rom.attention",
+            "of all tokens or with the past; no bias; an attention bias proven to be causal or a "
+            "window",
+            ("mask_filter_value", "num_heads", "scale", "unidirectional"), outputs=3,
+            convert=attention.multi_head_attention,
         ),
         OperatorSupport(
             _MS, "QuickGelu", 1, "rom.activate", "alpha 1.702 or 1", ("alpha",),

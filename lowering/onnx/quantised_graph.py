@@ -2,7 +2,8 @@
 
 `--weights` rounds floating-point matrices as they are engraved. To compare like with like, the same
 codes and scales are written as an ONNX model: MatMul and Gemm become MatMulNBits, an embedding that
-shares the head's matrix becomes GatherBlockQuantized. All else stays as it was.
+shares the head's matrix becomes GatherBlockQuantized. All else stays as it was. onnxruntime has no
+3 and 6-bit matrices: their codes stand in 4 and 8 bits, around the same zero points.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.dialects.codes import container_bits
 from intaglio.dialects.errors import UserError
-from intaglio.dialects.rom import WEIGHT_CODES
 from intaglio.lowering.onnx.sources import RoundedSource
 from intaglio.lowering.onnx.weights import Parameter
 from intaglio.lowering.parameters import row_chunks
@@ -63,7 +64,10 @@ def write_quantised(
             if node.op_type == "Gather":
                 _table(graph, node, source, block, written[parameter.identity])
             else:
-                _product(node, source, block, *written[parameter.identity])
+                _product(graph, node, source, block, *written[parameter.identity])
+    _remove_dead(graph)
+    # Exporters leave shapes of inner values that do not hold; onnxruntime plans buffers by them.
+    del graph.value_info[:]
     used = {one for node in graph.node for one in node.input}
     used |= {output.name for output in graph.output}
     for tensor in [t for t in graph.initializer if t.name not in used]:
@@ -75,11 +79,25 @@ def write_quantised(
     return [path, folder / DATA_FILE]
 
 
+def _remove_dead(graph: onnx.GraphProto) -> None:
+    """Removes nodes that only prepared the matrices in floating point."""
+    used = {output.name for output in graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):
+        inner = [a.g for a in node.attribute if a.HasField("g")]
+        if inner or any(name in used for name in node.output if name):
+            kept.append(node)
+            used |= set(node.input)
+            used |= {name for one in inner for sub in one.node for name in sub.input}
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+
+
 def _block(source: RoundedSource, file: str, node: onnx.NodeProto) -> int:
     """The block size; a scale for a whole row takes one block that covers it."""
     if source.group in BLOCKS:
         return source.group
-    if source.group >= source.dims[1]:
+    if not source.group or source.group >= source.dims[1]:
         block = BLOCKS[0]
         while block < source.dims[1]:
             block *= 2
@@ -99,10 +117,10 @@ def _write_matrix(
     import onnx
 
     n, k = source.dims
-    bits = WEIGHT_CODES[source.code]
+    bits = container_bits(source.bits)
     blocks = -(-k // block)
     row_bytes = blocks * block * bits // 8
-    base = f"intaglio.{source.tensor.name}"
+    base = _base(source)
 
     def codes() -> Iterator[npt.NDArray[Any]]:
         for first, last in row_chunks(n, row_bytes):
@@ -113,11 +131,14 @@ def _write_matrix(
 
     def scales() -> Iterator[npt.NDArray[Any]]:
         for first, last in row_chunks(n, 4 * blocks):
-            yield source.scales(first, last).astype(np.float32)
+            yield source.scales(first, last).astype(real)
 
+    # MatMulNBits wants scales of the activations' type, which is that of the matrix.
+    real = np.float16 if source.constant.dtype == np.float16 else np.float32
+    scale_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(real))
     parts = (
         (f"{base}.Q{bits}", onnx.TensorProto.UINT8, [n, blocks, block * bits // 8], codes()),
-        (f"{base}.scales", onnx.TensorProto.FLOAT, [n, blocks], scales()),
+        (f"{base}.scales", scale_type, [n, blocks], scales()),
         (_zeros_name(source), onnx.TensorProto.UINT8, [n, -(-blocks * bits // 8)], None),
     )
     for name, data_type, dims, chunks in parts:
@@ -143,8 +164,13 @@ def _packed_zeros(
     return np.full(dims, byte, np.uint8)
 
 
+def _base(source: RoundedSource) -> str:
+    """Names of what is written begin so; one tensor may be rounded in several ways."""
+    return f"intaglio.{source.name}.{source.code}.{source.group}"
+
+
 def _zeros_name(source: RoundedSource) -> str:
-    return f"intaglio.{source.tensor.name}.zeros"
+    return f"{_base(source)}.zeros"
 
 
 def _table(
@@ -166,7 +192,7 @@ def _table(
             hint="choose a group that divides the hidden size",
         )
     codes, scales = written
-    bits = WEIGHT_CODES[source.code]
+    bits = container_bits(source.bits)
     (matrix,) = (tensor for tensor in graph.initializer if tensor.name == codes)
     table = graph.initializer.add()
     table.CopyFrom(matrix)
@@ -188,11 +214,17 @@ def _table(
 
 
 def _product(
-    node: onnx.NodeProto, source: RoundedSource, block: int, codes: str, scales: str
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    source: RoundedSource,
+    block: int,
+    codes: str,
+    scales: str,
 ) -> None:
     import onnx
 
     n, k = source.dims
+    alpha = next((a.f for a in node.attribute if a.name == "alpha"), 1.0)
     bias = list(node.input[2:3]) if node.op_type == "Gemm" else []
     inputs = [node.input[0], codes, scales, _zeros_name(source), *(["", *bias] if bias else [])]
     node.CopyFrom(
@@ -204,8 +236,25 @@ def _product(
             domain="com.microsoft",
             K=k,
             N=n,
-            bits=WEIGHT_CODES[source.code],
+            bits=container_bits(source.bits),
             block_size=block,
             accuracy_level=4,
         )
     )
+    if alpha != 1.0:
+        _scale(graph, node, source, alpha)
+
+
+def _scale(
+    graph: onnx.GraphProto, node: onnx.NodeProto, source: RoundedSource, alpha: float
+) -> None:
+    """MatMulNBits has no factor: it becomes a node of its own behind it."""
+    import onnx
+
+    output = node.output[0]
+    node.output[0] = f"intaglio.{output}.product"
+    factor = f"intaglio.{output}.alpha"
+    real = np.float16 if source.constant.dtype == np.float16 else np.float32
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(alpha, real), factor))
+    place = next(i for i, one in enumerate(graph.node) if one is node or one == node)
+    graph.node.insert(place + 1, onnx.helper.make_node("Mul", [node.output[0], factor], [output]))

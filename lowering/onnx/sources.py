@@ -7,14 +7,16 @@ only the rows asked for.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.dialects.codes import pack, unpack
+from intaglio.dialects.codes import container_bits, pack, unpack
 from intaglio.dialects.errors import CompilerBug
-from intaglio.lowering.onnx.model import Tensor, widen
+from intaglio.lowering.onnx.constants import Constant, Leaf, Permuted
+from intaglio.lowering.onnx.model import FLOATS, Tensor, widen
 from intaglio.lowering.parameters import (
     Float32Array,
     UInt8Array,
@@ -37,7 +39,10 @@ def floats(tensor: Tensor, stored: npt.NDArray[Any]) -> Float32Array:
 
 @dataclass(frozen=True, eq=False)
 class _Matrix:
-    """What all matrices have; `zero` is the zero point of all weights where there are none."""
+    """What all matrices have; `zero` is the zero point of all weights where there are none.
+
+    Columns `group` and up share a scale; 0 stands for one scale for the whole matrix.
+    """
 
     dims: tuple[int, int]
     code: str
@@ -48,12 +53,17 @@ class _Matrix:
     @property
     def groups(self) -> int:
         """Scale groups in a row."""
-        return -(-self.dims[1] // self.group)
+        return -(-self.dims[1] // (self.group or self.dims[1]))
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a row of codes."""
-        return -(-self.dims[1] * self.bits // 8)
+        return -(-self.dims[1] * container_bits(self.bits) // 8)
+
+    @property
+    def zero_fraction(self) -> float | None:
+        """The share of weights that are 0, where it is known."""
+        return None
 
     def values(self, r0: int, r1: int) -> Float32Array:
         """A matrix has codes, not values."""
@@ -273,40 +283,87 @@ class DequantizedSource(_Matrix):
                 return _Elements(tensor, (n, self.groups)).block(r0, r1, 0, self.groups)
 
 
+def peak_of_constant(constant: Constant) -> float:
+    """The largest magnitude of a constant of floats; not finite when one of them is not."""
+    base = constant.base if isinstance(constant, Permuted) else constant
+    if isinstance(base, Leaf) and base.tensor.dtype in FLOATS:
+        return peak_of(base.tensor)
+    largest = 0.0
+    rows = constant.dims[0] if constant.dims else 1
+    for r0, r1 in row_chunks(rows, 4 * constant.size // max(1, rows)):
+        found = float(np.abs(constant.rows(r0, r1)).max(initial=0))
+        if not np.isfinite(found):
+            return found
+        largest = max(largest, found)
+    return largest
+
+
+LEAST_MEAN = 1e-5
+"""BitNet's lower bound of the mean magnitude of a tensor."""
+
+
 @dataclass(frozen=True, eq=False)
 class RoundedSource(_Matrix):
-    """Floating-point weights quantised as they are read.
+    """Floating-point weights [N, K] quantised as they are read.
 
     Symmetric round to nearest in each group: scale = max|w| / (2**(bits-1) - 1). `ternary`
-    (BitNet b1.58, absmean): scale = mean|w|, codes -1, 0, 1.
+    (BitNet b1.58, absmean): scale = mean|w|, of a group or of the whole matrix, codes -1, 0, 1.
     """
 
-    tensor: Tensor
-    transposed: bool
+    name: str
+    constant: Constant
+
+    @property
+    def _chunk(self) -> int:
+        return 16 * self.dims[1]
+
+    @cached_property
+    def _mean(self) -> float:
+        """Of all magnitudes (float64)."""
+        total = 0.0
+        for r0, r1 in row_chunks(self.dims[0], self._chunk):
+            total += float(np.abs(self.constant.rows(r0, r1)).sum(dtype=np.float64))
+        return float(np.float32(max(LEAST_MEAN, total / self.constant.size)))
+
+    @property
+    def zero_fraction(self) -> float | None:
+        """The share of zeros among ternary weights."""
+        return self._zero_fraction if self.code == "ternary" else None
+
+    @cached_property
+    def _zero_fraction(self) -> float:
+        zeros = 0
+        for r0, r1 in row_chunks(self.dims[0], self._chunk):
+            zeros += int(np.count_nonzero(self._rounded(r0, r1)[0] == 1))
+        return zeros / self.constant.size
 
     def peak(self) -> float:
         """The largest scale; not finite when a weight is not."""
-        largest = peak_of(self.tensor)
-        if self.code != "ternary" or not np.isfinite(largest):
+        largest = peak_of_constant(self.constant)
+        if not np.isfinite(largest):
+            return largest
+        if not self.group:
+            return self._mean
+        if self.code != "ternary":
             return float(np.float32(largest) / np.float32((1 << (self.bits - 1)) - 1))
-        chunks = row_chunks(self.dims[0], 4 * self.dims[1])
+        chunks = row_chunks(self.dims[0], self._chunk)
         return max(float(self.scales(r0, r1).max()) for r0, r1 in chunks)
 
     def _rounded(self, r0: int, r1: int) -> tuple[UInt8Array, Float32Array]:
         k = self.dims[1]
-        stored = self.tensor.stored().reshape(self.dims[::-1] if self.transposed else self.dims)
-        part = stored[:, r0:r1].T if self.transposed else stored[r0:r1]
-        weights = np.zeros((r1 - r0, self.groups * self.group), np.float32)
-        weights[:, :k] = floats(self.tensor, part)
-        weights = weights.reshape(r1 - r0, self.groups, self.group)
-        if self.code == "ternary":
-            sizes = np.full(self.groups, self.group, np.float32)
-            sizes[-1] = k - (self.groups - 1) * self.group
+        group = self.group or k
+        weights = np.zeros((r1 - r0, self.groups * group), np.float32)
+        weights[:, :k] = self.constant.rows(r0, r1)
+        weights = weights.reshape(r1 - r0, self.groups, group)
+        limit = 1 if self.code == "ternary" else (1 << (self.bits - 1)) - 1
+        if not self.group:
+            scales = np.full((r1 - r0, 1), self._mean, np.float32)
+        elif self.code == "ternary":
+            sizes = np.full(self.groups, group, np.float32)
+            sizes[-1] = k - (self.groups - 1) * group
             scales = np.abs(weights).sum(axis=2, dtype=np.float64) / sizes
             scales = scales.astype(np.float32)
-            limit = 1
         else:
-            limit = (1 << (self.bits - 1)) - 1
             scales = np.abs(weights).max(axis=2) / np.float32(limit)
         inverse = np.divide(1.0, scales, out=np.zeros(scales.shape), where=scales > 0)
         rounded = np.clip(np.rint(weights * inverse[:, :, None]), -limit, limit)
@@ -316,15 +373,17 @@ class RoundedSource(_Matrix):
     def packed_rows(self, r0: int, r1: int) -> UInt8Array:
         """Codes, rounded now."""
         out = np.empty((r1 - r0, self.row_bytes), np.uint8)
-        for start, end in row_chunks(r1 - r0, 16 * self.dims[1]):
+        for start, end in row_chunks(r1 - r0, self._chunk):
             codes, _ = self._rounded(r0 + start, r0 + end)
-            out[start:end] = pack(codes, self.bits)
+            out[start:end] = pack(codes, container_bits(self.bits))
         return out
 
     def scales(self, r0: int, r1: int) -> Float32Array:
         """Scales, computed now."""
+        if not self.group:
+            return np.full((r1 - r0, 1), self._mean, np.float32)
         out = np.empty((r1 - r0, self.groups), np.float32)
-        for start, end in row_chunks(r1 - r0, 16 * self.dims[1]):
+        for start, end in row_chunks(r1 - r0, self._chunk):
             out[start:end] = self._rounded(r0 + start, r0 + end)[1]
         return out
 
@@ -334,22 +393,54 @@ class RoundedSource(_Matrix):
 
 
 @dataclass(frozen=True, eq=False)
-class DenseSource:
-    """A vector or table of floating-point values; `transposed` says that storage is [C, R]."""
+class ScaledSource(_Matrix):
+    """A matrix times a number, or times one number for each row: its scales are multiplied."""
 
-    dims: tuple[int, ...]
-    tensor: Tensor
-    transposed: bool = False
+    base: Matrix
+    factor: npt.NDArray[np.float64]
+
+    @property
+    def zero_fraction(self) -> float | None:
+        """As that of the matrix."""
+        return self.base.zero_fraction
+
+    def packed_rows(self, r0: int, r1: int) -> UInt8Array:
+        """Codes of the matrix."""
+        return self.base.packed_rows(r0, r1)
+
+    def scales(self, r0: int, r1: int) -> Float32Array:
+        """Scales of the matrix times the factor."""
+        factor = self.factor[r0:r1, None] if self.factor.ndim else self.factor
+        return (self.base.scales(r0, r1) * factor).astype(np.float32)
+
+    def zeros(self, r0: int, r1: int) -> UInt8Array | None:
+        """Zero points of the matrix."""
+        return self.base.zeros(r0, r1)
+
+    def peak(self) -> float:
+        """The largest magnitude of a scale; not finite when one of them is not."""
+        if not self.factor.ndim:
+            return float(np.float32(self.base.peak() * abs(float(self.factor))))
+        chunks = row_chunks(self.dims[0], 4 * self.groups)
+        return float(max(np.abs(self.scales(r0, r1)).max() for r0, r1 in chunks))
+
+
+@dataclass(frozen=True, eq=False)
+class DenseSource:
+    """A vector or table of floating-point values."""
+
+    constant: Constant
     code: str = "float32"
     zero: int | None = None
 
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The shape."""
+        return self.constant.dims
+
     def values(self, r0: int, r1: int) -> Float32Array:
         """Elements r0 to r1 along the first axis, as float32."""
-        if self.transposed:
-            part = self.tensor.stored().reshape(self.dims[::-1])[:, r0:r1].T
-        else:
-            part = self.tensor.stored().reshape(self.dims)[r0:r1]
-        return floats(self.tensor, part)
+        return self.constant.rows(r0, r1).astype(np.float32, copy=False)
 
     def packed_rows(self, r0: int, r1: int) -> UInt8Array:
         """A dense tensor has values, not codes."""
@@ -365,7 +456,9 @@ class DenseSource:
 
     def peak(self) -> float:
         """The largest magnitude; not finite when a value is not."""
-        return peak_of(self.tensor)
+        return peak_of_constant(self.constant)
 
 
-Source = RowBlockSource | DequantizedSource | RoundedSource | DenseSource
+Matrix = _Matrix
+"""Any matrix of small integers."""
+Source = Matrix | DenseSource

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from xdsl.dialects.builtin import ArrayAttr, FloatAttr, StringAttr
 from xdsl.ir import Block, Operation, SSAValue
 
 from intaglio.dialects import rom
+from intaglio.dialects.errors import CompilerBug
 from intaglio.lowering.onnx import weights
 from intaglio.lowering.onnx.expressions import Dims, Expression, dims_text, expression
-from intaglio.lowering.onnx.model import Graph, Node, Port
-from intaglio.lowering.onnx.values import Blocked, Refusal, Stored, Unknown, Value, Vector
-from intaglio.lowering.onnx.weights import Parameter, Rounding
+from intaglio.lowering.onnx.model import Graph, Node, Port, Tensor
+from intaglio.lowering.onnx.values import (
+    Blocked,
+    Columns,
+    Computed,
+    NormPart,
+    Refusal,
+    Stored,
+    Turned,
+    Unknown,
+    Value,
+    Vector,
+    token_size,
+)
+from intaglio.lowering.onnx.weights import Parameter, Request, Rounding
 
 _Op = TypeVar("_Op", bound=Operation)
 
@@ -23,6 +38,10 @@ _NOISE = re.compile(
     r"(?:[._/](?:MatMul|MatMulNBits|DequantizeLinear|Add|Gather|weight|qweight|quantized|"
     r"(?:weight_)?(?:DQ_)?Q[248]\w*))+$"
 )
+
+
+# Torch names folded weights and what it computes without meaning.
+_ANONYMOUS = re.compile(r"[a-z_]+_\d+")
 
 
 def identifier(name: str) -> str:
@@ -64,16 +83,24 @@ class Step:
     Attributes:
         adapters: indices of nodes whose weights are those of an adapter.
         rounding: how floating-point weights are quantised, if asked for.
-        heads: indices of nodes that give the logits; their weights may be floating point.
+        heads: indices of nodes that give the logits; their weights may be floating point where
+            other matrices are small integers.
+        has_integers: whether a matrix of small integers was met.
         embedding_rounding: how a floating-point embedding is quantised, if it is to be.
         rounded: what was quantised on request, by the first output of its node.
         positions: the smallest number of rows of a rotary table used so far, 0 for none.
+        capacity: positions for which tables are computed.
+        tables: coefficients of rotary embeddings at all positions, as computed.
+        rotations: tables of cosines and sines by the coefficients of pairs; None for no rotation.
+        engraved: constants that were computed, by their hash or name.
+        attended: symbols of the caches that an attention reads.
+        settled: nodes that became an activation function together.
     """
 
     graph: Graph
     block: Block
     adapters: set[int]
-    rounding: Rounding | None
+    rounding: Request | None
     batch: Expression
     sequence: Expression
     total: Expression
@@ -83,11 +110,19 @@ class Step:
     pasts: dict[str, Port] = field(default_factory=dict)
     symbols: set[str] = field(default_factory=set)
     positions: int = 0
-    rounded_tables: set[str] = field(default_factory=set)
+    rounded_tables: dict[str, Node] = field(default_factory=dict)
     heads: frozenset[int] = frozenset()
     embedding_rounding: Rounding | None = None
     rounded: dict[str, Parameter] = field(default_factory=dict)
+    capacity: int = 1
+    tables: dict[Columns, npt.NDArray[np.float32]] = field(default_factory=dict)
+    rotations: dict[object, tuple[Stored, Stored] | None] = field(default_factory=dict)
+    engraved: dict[bytes | str, Stored] = field(default_factory=dict)
+    attended: set[str] = field(default_factory=set)
+    settled: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
+    has_integers: bool = False
+    superseded: set[int] = field(default_factory=set)
 
     @property
     def token(self) -> SSAValue:
@@ -117,10 +152,54 @@ class Step:
         value = self.values.get(name) if name else None
         if isinstance(value, Unknown):
             raise Blocked
+        if isinstance(value, Turned):
+            value = self.part(value) or value
+        if isinstance(value, NormPart) and value.stage == "normalised":
+            value = self.without_gamma(node, value)
         if not isinstance(value, Vector):
             kind = "missing" if value is None else value.kind
             raise Refusal(f"input {i} must be an activation; here it is {kind}")
         return value
+
+    def part(self, value: Turned) -> Vector | None:
+        """Selected elements as an activation, where they are a contiguous part of one, or None."""
+        if len(value.terms) != 1:
+            return None
+        (term,) = value.terms
+        flat, factors = term.source.reshape(-1), term.factor.reshape(-1)
+        first, count = int(flat[0]), flat.size
+        in_order = np.array_equal(flat, np.arange(first, first + count))
+        if term.table is not None or not in_order or not (factors == factors[0]).all():
+            return None
+        x = value.input
+        whole = count == token_size(x.dims[value.lead :])
+        if not whole and token_size(x.dims[: value.lead]) != 1:
+            return None
+        names = rom.nodes(*value.names)
+        ssa = x.ssa
+        if not whole:
+            ssa = self.emit(rom.SliceOp(ssa, first, names, rom.float_vector(count))).output
+        if factors[0] != 1.0:
+            ssa = self.emit(rom.ScaleOp(ssa, real(float(factors[0])), names)).output
+        return Vector(ssa, value.dims)
+
+    def without_gamma(self, node: Node, part: NormPart) -> Vector:
+        """A norm that nothing is multiplied with."""
+        x = part.input
+        width = x.dims[-1].constant
+        if width is None:
+            raise Refusal("the last axis of a norm varies in length")
+        ones = np.ones(width, np.float32)
+        tensor = Tensor(f"ones_{width}", "FLOAT", (width,), lambda: ones.view(np.uint8))
+        stored = self.engraved.setdefault(tensor.name, Stored(tensor, (width,)))
+        gamma = self.dense_value(node, stored, (width,), "gamma")
+        names, eps = rom.nodes(*part.names), real(part.eps)
+        if part.centred:
+            self.whole_row(x)
+            op = rom.LayerNormOp(x.ssa, gamma, None, eps, names)
+        else:
+            op = rom.RMSNormOp(x.ssa, gamma, eps, names, groups=x.size // width)
+        return Vector(self.emit(op).output, x.dims)
 
     def row(self, node: Node, i: int, size: int, what: str) -> Vector:
         """Input i as an activation whose last axis holds all `size` elements of a token."""
@@ -177,12 +256,19 @@ class Step:
         x: Vector,
         parameter: Parameter,
         bias: str | None = None,
+        *,
+        activation: str | None = None,
+        before: Iterable[str] = (),
     ) -> Vector:
-        """y = W x + b."""
+        """y = W x + b; with `activation` the graph rounds x to it, by the nodes `before`."""
         n = parameter.source.dims[0]
-        weights_name = self.declare(node, parameter, adapter=node.index in self.adapters)
+        adapter = node.index in self.adapters
+        if adapter:
+            parameter = weights.in_groups(parameter)
+        weights_name = self.declare(node, parameter, adapter=adapter)
+        names = rom.nodes(*dict.fromkeys([*before, node.name]))
         op = self.emit(
-            rom.LinearOp(x.ssa, weights_name, rom.nodes(node.name), rom.float_vector(n), bias)
+            rom.LinearOp(x.ssa, weights_name, names, rom.float_vector(n), bias, activation)
         )
         return Vector(op.output, (*x.dims[:-1], expression(n)))
 
@@ -195,11 +281,15 @@ class Step:
 
     def dense_value(self, node: Node, value: Value | None, dims: tuple[int, ...], what: str) -> str:
         """Declares a constant as a dense tensor of the given shape; gives its symbol."""
-        if not isinstance(value, Stored):
+        if not isinstance(value, Stored | Computed):
             kind = "missing" if value is None else value.kind
             raise Refusal(f"{what} must be a constant of the model; here it is {kind}")
-        squeezed = value.dims
-        if len(dims) == 1 and value.tensor.size == dims[0] and squeezed != dims:
+        if (
+            isinstance(value, Stored)
+            and len(dims) == 1
+            and value.tensor.size == dims[0]
+            and value.dims != dims
+        ):
             value = Stored(value.tensor, dims)
         if value.dims != dims:
             raise Refusal(f"{what} has shape {list(value.dims)}, expected {list(dims)}")
@@ -221,9 +311,29 @@ class Step:
         """Declares a parameter once; gives its symbol."""
         identity = (*parameter.identity, adapter)
         if identity not in self.declared:
-            symbol = self.unique(parameter.names[0])
+            name = parameter.names[0]
+            if node.scopes and _ANONYMOUS.fullmatch(name):
+                name = node.scopes[0]
+            symbol = self.unique(name)
             self.declared[identity] = Declared(symbol, parameter, adapter, node)
         return self.declared[identity].symbol
+
+    def replace_parameter(
+        self, symbol: str, change: Callable[[Parameter], Parameter], name: str
+    ) -> str:
+        """Changes what a symbol stands for, where nothing else uses it; gives the symbol.
+
+        A symbol made from a name without meaning (such as torch's `val_84`) gives way to `name`.
+        """
+        for identity, declared in self.declared.items():
+            if declared.symbol == symbol:
+                del self.declared[identity]
+                declared.parameter = change(declared.parameter)
+                if name and _ANONYMOUS.fullmatch(declared.parameter.names[0]):
+                    declared.symbol = self.unique(name)
+                self.declared[(*declared.parameter.identity, declared.adapter)] = declared
+                return declared.symbol
+        raise CompilerBug(f"@{symbol} is not declared")
 
     def cache(self, past: str, heads: int, width: int, fmt: str, static_scale: float | None) -> str:
         """Declares the cache behind a past input; gives its symbol.

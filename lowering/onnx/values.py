@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,20 +10,23 @@ import numpy as np
 import numpy.typing as npt
 from xdsl.ir import SSAValue
 
-from intaglio.lowering.onnx.expressions import Dims, Expression, dims_text
+from intaglio.lowering.onnx.constants import Constant
+from intaglio.lowering.onnx.expressions import Dims, Expression, dims_text, expression
 from intaglio.lowering.onnx.model import FLOATS, Node, Tensor
+from intaglio.lowering.onnx.terms import Term
 
 SMALL = 1 << 16
 """Constants of at most this many elements may be computed with."""
 
 
 class Refusal(Exception):
-    """Why a node cannot be converted, and what would help."""
+    """Why a node cannot be converted, and what would help; `node` is it where that is another."""
 
-    def __init__(self, reason: str, hint: str | None = None) -> None:
+    def __init__(self, reason: str, hint: str | None = None, node: Node | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.hint = hint
+        self.node = node
 
 
 class Blocked(Exception):
@@ -58,13 +62,17 @@ class Known:
 
 
 @dataclass(frozen=True, eq=False)
-class Filled:
-    """A tensor of one repeated value, such as an attention mask without padding."""
+class Field:
+    """A tensor whose elements follow from lengths and positions: `term` is one for all of them.
 
-    value: Expression
+    The attention mask (no padding: all ones), position ids, ranges, angles, their cosines.
+    """
+
     dims: Dims
+    term: Term
+    dtype: str
 
-    kind = "the attention mask or a count taken from it"
+    kind = "a tensor of positions or lengths, or a mask"
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,23 +144,229 @@ class Quantised:
 
 
 @dataclass(frozen=True, eq=False)
-class NormPart:
-    """A part of an RMS norm that is written out: what was computed of `input` so far.
+class Computed:
+    """A constant that is computed from the file's tensors, part by part as it is read."""
 
-    `stage` is "mean" (of squares, plus eps), "root", "inverse" (1 / root) or "normalised".
+    constant: Constant
+    name: str
+
+    kind = "a constant"
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The shape."""
+        return self.constant.dims
+
+    @property
+    def is_float(self) -> bool:
+        """Whether its elements are floating point."""
+        return self.constant.is_float
+
+
+@dataclass(frozen=True, eq=False)
+class TableRows:
+    """Rows of a table of integers, chosen by token ids: DequantizeLinear makes numbers of them."""
+
+    table: Stored
+    index: Ids
+
+    kind = "rows of a table of integers"
+
+
+@dataclass(frozen=True, eq=False)
+class TokenScale:
+    """One number a token: `factor * m ** power`, m the largest magnitude of `input`'s token.
+
+    `stage` is "magnitudes" (|x|, one for each element) or "scale". `factor` is a number, or one
+    for each output of a matrix.
+    """
+
+    stage: str
+    input: Vector
+    factor: npt.NDArray[np.float64]
+    power: int
+    names: tuple[str, ...]
+
+    kind = "the largest magnitude of a token's elements"
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """An activation rounded to 8-bit levels of its token's largest magnitude m.
+
+    Its values are `round(127 * x / m) / 127 * m * factor * m ** power`: the levels themselves have
+    factor 127 and power -1. `stage` is "scaled" (not rounded yet), "rounded" or "levels".
+    `own` says that the chip's own format stands for these levels (DynamicQuantizeLinear).
+    """
+
+    stage: str
+    input: Vector
+    factor: float
+    power: int
+    names: tuple[str, ...]
+    own: bool = False
+
+    kind = "an activation rounded to 8 bits"
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """`output * factor * m ** power`: a matrix product of levels, before its scale is applied."""
+
+    output: Vector
+    input: Vector
+    factor: npt.NDArray[np.float64]
+    power: int
+
+    kind = "the sums of a product with 8-bit activations"
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroPoint:
+    """The zero point of DynamicQuantizeLinear, of the levels of `input`."""
+
+    input: Vector
+
+    kind = "the zero point of activations"
+
+
+@dataclass(frozen=True, eq=False)
+class NormPart:
+    """A part of a norm that is written out: what was computed of `input` so far.
+
+    `stage` is "mean" (of squares, plus eps), "root", "inverse" (1 / root) or "normalised"; for a
+    norm of layers, whose input is `centred`, before them "average", "centred" and "squares".
     """
 
     stage: str
     input: Vector
     eps: float
     names: tuple[str, ...]
+    centred: bool = False
 
     kind = "a part of a norm"
 
     def to(self, stage: str, node: Node, eps: float | None = None) -> NormPart:
         """The part after one more node."""
         names = (*self.names, node.name)
-        return NormPart(stage, self.input, self.eps if eps is None else eps, names)
+        known = self.eps if eps is None else eps
+        return NormPart(stage, self.input, known, names, self.centred)
+
+
+@dataclass(frozen=True, eq=False)
+class Lanes:
+    """One term of a `Turned`: coefficients times elements of the input.
+
+    All arrays have the shape of the lanes. `table` says which coefficients (None: all 1) and
+    `column` which of its columns; `source` which element of the input's lanes, flat.
+    """
+
+    table: Columns | None
+    column: npt.NDArray[np.int64]
+    factor: npt.NDArray[np.float64]
+    source: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Position-dependent coefficients: `term` of the position `@p` and lanes `@0`, `@1`, ..."""
+
+    term: Term
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Turned:
+    """A rotary embedding that is written out, so far: sums of coefficients times elements.
+
+    The axes from `lead` on are lanes; those before are the input's.
+    """
+
+    input: Vector
+    lead: int
+    dims: Dims
+    terms: tuple[Lanes, ...]
+    names: tuple[str, ...]
+
+    kind = "some elements of each head, or a part of a rotary embedding"
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """The shape of the lanes."""
+        return tuple(d.constant or 0 for d in self.dims[self.lead :])
+
+
+Axis = tuple[tuple[str, Expression], ...]
+"""The factors of an axis by name, outermost first; none for an axis of length 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cached:
+    """Keys or values of all tokens: the past and the new ones, in any arrangement of the axes.
+
+    Factors of axes are "batch", "heads", "repeat" (equal copies for query heads), "tokens" and
+    "width".
+    """
+
+    past: str
+    symbol: str
+    heads: int
+    width: int
+    axes: tuple[Axis, ...]
+    factor: float
+    names: tuple[str, ...]
+
+    kind = "keys or values of all tokens"
+
+    @property
+    def dims(self) -> Dims:
+        """The shape."""
+        found: list[Expression] = []
+        for axis in self.axes:
+            size = expression(1)
+            for _, length in axis:
+                size = size * length
+            found.append(size)
+        return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Products of queries and keys that become attention: [..., queries, tokens].
+
+    `cap` is that of a softcap whose tanh has been seen; `stage` is "scores", "tanh" or
+    "probabilities". `masks` are those added or selected with, and what they are for messages.
+    """
+
+    query: Vector
+    keys: Cached
+    heads: int
+    scale: float
+    dims: Dims
+    names: tuple[str, ...]
+    stage: str = "scores"
+    cap: float = 0.0
+    masks: tuple[tuple[Field, str], ...] = ()
+
+    kind = "attention scores"
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """An activation function that is written out, so far: a function of one activation.
+
+    `function` computes it from the elements of `input`. `begun` is the first node of it, and
+    `reason` why that is refused unless the whole becomes an activation function.
+    """
+
+    input: SSAValue
+    function: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+    dims: Dims
+    names: tuple[str, ...]
+    begun: Node
+    reason: str
+
+    kind = "a part of an activation function"
 
 
 @dataclass(frozen=True)
@@ -162,7 +376,28 @@ class Unknown:
     kind = "unknown"
 
 
-Value = Vector | Known | Filled | Ids | Past | Present | Stored | Quantised | NormPart | Unknown
+Value = (
+    Vector
+    | Known
+    | Field
+    | Ids
+    | Past
+    | Present
+    | Stored
+    | Quantised
+    | Computed
+    | TableRows
+    | TokenScale
+    | Levels
+    | Product
+    | ZeroPoint
+    | NormPart
+    | Turned
+    | Cached
+    | Scores
+    | Curve
+    | Unknown
+)
 
 
 def token_size(dims: Dims) -> int:

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.rom import WEIGHT_CODES
+from intaglio.lowering.onnx import ternary
+from intaglio.lowering.onnx.constants import Constant, permuted
+from intaglio.lowering.onnx.lazy import constant_of
 from intaglio.lowering.onnx.model import Node, Tensor
 from intaglio.lowering.onnx.sources import (
     DenseSource,
     DequantizedSource,
+    Matrix,
     RoundedSource,
     RowBlockSource,
+    ScaledSource,
     Source,
     floats,
 )
-from intaglio.lowering.onnx.values import Blocked, Quantised, Refusal, Stored, Unknown, Value
+from intaglio.lowering.onnx.values import (
+    Blocked,
+    Computed,
+    Known,
+    Quantised,
+    Refusal,
+    Stored,
+    Unknown,
+    Value,
+    numbers,
+)
 from intaglio.lowering.parameters import row_chunks
 
-CODES = {bits: code for code, bits in WEIGHT_CODES.items() if code != "ternary"}
+CODES = {2: "int2", 4: "int4", 8: "int8"}
+"""Codes of the widths in which ONNX stores weights."""
 
 FLOAT_WEIGHTS_HINT = (
     "quantise them while importing: --weights int4:32 (or int2:128, ternary), or give a model with "
@@ -46,22 +63,68 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Rounding:
-    """How floating-point weights are quantised on request; `group` 0 means whole rows."""
+    """How floating-point weights are quantised on request.
+
+    `group` 0 means one scale for a whole row; for `ternary`, one for the whole matrix (BitNet's).
+    """
 
     code: str
     group: int
 
     def group_for(self, columns: int) -> int:
-        """The group for a matrix of that many columns."""
-        return self.group or columns
+        """The group for a matrix of that many columns; 0 is the whole matrix."""
+        return self.group if self.group or self.code == "ternary" else columns
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which floating-point weights are quantised on request, and how.
+
+    Attributes:
+        default: for matrices that no part names; None leaves them as they are.
+        parts: parts of names of tensors, nodes or modules, and what they are quantised to; the
+            first that occurs decides.
+        used: the parts that did so far.
+    """
+
+    default: Rounding | None
+    parts: tuple[tuple[str, Rounding], ...] = ()
+    used: set[str] = field(default_factory=set, compare=False)
+
+    def named(self, *names: str) -> Rounding | None:
+        """What was asked for by name, if anything."""
+        for part, rounding in self.parts:
+            if any(part in name for name in names):
+                self.used.add(part)
+                return rounding
+        return None
+
+    def of(self, *names: str) -> Rounding | None:
+        """What was asked for, by name or for all."""
+        return self.named(*names) or self.default
+
+    def unused(self) -> list[str]:
+        """A warning for each part that decided nothing."""
+        return [
+            f"--weights: '{part}' is in no name of a floating-point matrix; names are those of "
+            "tensors, nodes and torch's modules"
+            for part, _ in self.parts
+            if part not in self.used
+        ]
 
 
 HEAD_ROUNDING = Rounding("int8", 32)
 """For a head that was left in floating point in a graph whose other matrices are quantised."""
 
+_REQUEST_HINT = (
+    "write CODE:GROUP with int2, int3, int4, int6 or int8, or ternary, or ternary:GROUP, for "
+    "example int4:32; for single matrices add NAME=CODE:GROUP, for example "
+    "int3:32,down_proj=int6:32,lm_head=int6:64"
+)
+
 
 def parse_rounding(text: str) -> Rounding:
-    """Reads `int4:32`, `int2:128`, `int8:64`, `ternary` or `ternary:128`.
+    """Reads `int4:32`, `int3:128`, `int8:64`, `ternary` or `ternary:128`.
 
     Raises:
         UserError: something else.
@@ -70,12 +133,28 @@ def parse_rounding(text: str) -> Rounding:
     size = int(group) if group.isascii() and group.isdigit() else 0
     needs_group = code != "ternary"
     if code not in WEIGHT_CODES or (needs_group and size < 1) or (group and size < 1):
-        raise UserError(
-            f"--weights {text} is not understood",
-            hint="write int4:GROUP, int2:GROUP, int8:GROUP, ternary or ternary:GROUP, "
-            "for example int4:32",
-        )
+        raise UserError(f"--weights {text} is not understood", hint=_REQUEST_HINT)
     return Rounding(code, size)
+
+
+def parse_request(text: str) -> Request:
+    """Reads one rounding for all matrices, or a list with names: `int3:32,down_proj=int6:32`.
+
+    Raises:
+        UserError: something else, or two roundings without a name.
+    """
+    default: Rounding | None = None
+    parts: list[tuple[str, Rounding]] = []
+    for item in text.split(","):
+        name, separator, code = item.rpartition("=")
+        rounding = parse_rounding(code.strip())
+        if separator and name.strip():
+            parts.append((name.strip(), rounding))
+        elif separator or default is not None:
+            raise UserError(f"--weights {text} is not understood", hint=_REQUEST_HINT)
+        else:
+            default = rounding
+    return Request(default, tuple(parts))
 
 
 def _constant(value: Value | None, what: str) -> Stored:
@@ -169,7 +248,29 @@ def _row_blocks(
         scale_tensor=scales,
         zero_tensor=points,
     )
-    return Parameter(source, tuple(names), ("blocks", *names, *dims, bits, block))
+    return recognised(Parameter(source, tuple(names), ("blocks", *names, *dims, bits, block)))
+
+
+def recognised(parameter: Parameter) -> Parameter:
+    """The same matrix, as ternary where its weights are -1, 0 and 1 times a scale."""
+    source = parameter.source
+    assert isinstance(source, Matrix)
+    found = ternary.of_codes(source)
+    if found is None:
+        return parameter
+    return Parameter(found, parameter.names, ("ternary", *parameter.identity))
+
+
+def scaled(parameter: Parameter, factor: npt.NDArray[np.float64]) -> Parameter:
+    """A matrix times a number, or times one number for each of its rows [N]."""
+    source = parameter.source
+    assert isinstance(source, Matrix)
+    if factor.size and bool((factor == factor.reshape(-1)[0]).all()):
+        factor = factor.reshape(-1)[0].reshape(())
+    group = source.group or (source.dims[1] if factor.ndim else 0)
+    result = ScaledSource(source.dims, source.code, source.bits, group, source.zero, source, factor)
+    identity = (*parameter.identity, "scaled", factor.tobytes())
+    return Parameter(result, parameter.names, identity)
 
 
 def matmul_nbits(node: Node, inputs: list[Value | None]) -> Parameter:
@@ -261,7 +362,7 @@ def matrix(value: Quantised, row_axis: int) -> Parameter:
     scales = _float_tensor(value.scales, "the scale")
     size = scales.size
     if size == 1:
-        group = k
+        group = 0
     elif len(value.scales.dims) == 1:
         group = k
         if axis != n_axis:
@@ -282,65 +383,140 @@ def matrix(value: Quantised, row_axis: int) -> Parameter:
         wanted = (blocks, n) if axis == 0 else (n, blocks)
         if tuple(value.scales.dims) != wanted:
             raise Refusal(f"the scale has shape {list(value.scales.dims)}, expected {list(wanted)}")
-    names = [codes.name, scales.name]
+    names = [codes.name, *([scales.name] if scales.name else [])]
     points: Tensor | None = None
+    signed = not codes.dtype.startswith("U")
+    zero: int | None = 1 << (codes.bits - 1) if signed else 0
     if value.zeros is not None:
         points = _plain(value.zeros, "the zero point")
         if points.dtype != codes.dtype:
             raise Refusal(f"the zero point has the element type {points.dtype}, not {codes.dtype}")
-        if points.size != size:
+        if points.size not in (size, 1, n if group in (0, k) else 1):
             raise Refusal(f"the zero point has {points.size} elements, the scale {size}")
         names.append(points.name)
-    signed = not codes.dtype.startswith("U")
+        found = points.array().reshape(-1)
+        if (found == found[0]).all():
+            # Codes and zero points of signed types are shifted to unsigned ones alike.
+            zero, points = int(found[0]) + zero, None
+        else:
+            zero, group = None, group or k
     source = DequantizedSource(
         dims=(n, k),
         code=CODES[codes.bits],
         bits=codes.bits,
         group=group,
-        zero=None if points is not None else (1 << (codes.bits - 1) if signed else 0),
+        zero=zero,
         codes=codes,
         transposed=n_axis == 1,
         scale_tensor=scales,
         zero_tensor=points,
     )
-    return Parameter(source, tuple(names), ("dequantised", *names, n, k, group, n_axis))
+    identity = ("dequantised", *names, n, k, group, n_axis)
+    return recognised(Parameter(source, tuple(names), identity))
 
 
-def rounded(value: Stored, row_axis: int, rounding: Rounding) -> Parameter:
+def integers(codes: Value | None, zeros: Value | None, row_axis: int) -> Parameter:
+    """Integer weights without a scale, such as those of MatMulInteger: the scale is 1.
+
+    Raises:
+        Refusal: no constants, or zero points that do not follow the outputs.
+    """
+    if isinstance(codes, Computed | Known):
+        if zeros is not None and np.any(numbers(zeros)):
+            raise Refusal("computed integer weights have a zero point")
+        found = ternary_values(codes, row_axis)
+        if found is None:
+            raise Refusal("its integer weights are computed in the graph and are not ternary")
+        return found
+    stored = _constant(codes, "the weight matrix")
+    one = np.ones(1, np.float32)
+    scale = Stored(Tensor("", "FLOAT", (), lambda: one.view(np.uint8)), ())
+    points = None if zeros is None else _constant(zeros, "the zero point of the weights")
+    plain = Stored(stored.tensor, stored.dims[::-1] if stored.transposed else stored.dims)
+    value = Quantised(plain, scale, points, row_axis, 0, stored.dims, stored.transposed)
+    return matrix(value, row_axis)
+
+
+def in_groups(parameter: Parameter) -> Parameter:
+    """The same matrix with a scale for each row where it has one for all: an adapter's form."""
+    source = parameter.source
+    if not isinstance(source, Matrix) or source.group:
+        return parameter
+    one = np.ones((), np.float64)
+    columns = source.dims[1]
+    rows = ScaledSource(source.dims, source.code, source.bits, columns, source.zero, source, one)
+    return Parameter(rows, parameter.names, (*parameter.identity, "rows"))
+
+
+def _oriented(value: Value, row_axis: int) -> Constant | None:
+    """A constant matrix with its outputs along the first axis."""
+    constant = constant_of(value)
+    if constant is None or len(constant.dims) != 2 or min(constant.dims) < 1:
+        return None
+    return permuted(constant, (1, 0)) if row_axis else constant
+
+
+def ternary_values(value: Stored | Computed | Known, row_axis: int) -> Parameter | None:
+    """Weights that are ternary numbers in floating point, or None."""
+    constant = _oriented(value, row_axis)
+    found = None if constant is None else ternary.of_values(constant)
+    if found is None:
+        return None
+    name = name_of(value)
+    return Parameter(found, (name,), ("ternary", name, *found.dims, _stored_axis(value, row_axis)))
+
+
+def _stored_axis(value: Value, row_axis: int) -> int:
+    """The axis of the outputs in the file: the same for a tensor and its transposition."""
+    return row_axis ^ 1 if isinstance(value, Stored) and value.transposed else row_axis
+
+
+def name_of(value: Stored | Computed | Known) -> str:
+    """The name of the initializer, or of what computes the constant."""
+    match value:
+        case Stored():
+            return value.tensor.name
+        case Computed():
+            return value.name
+        case Known():
+            return "constant"
+
+
+def rounded(value: Stored | Computed, row_axis: int, rounding: Rounding) -> Parameter:
     """Floating-point weights, quantised as they are read; outputs lie along `row_axis`.
 
     Raises:
         Refusal: no matrix of floats.
     """
     if not value.is_float:
-        raise Refusal(f"weights of the element type {value.tensor.dtype} without scales")
-    if len(value.dims) != 2 or min(value.dims) < 1:
+        raise Refusal(f"weights of the element type {type_of(value)} without scales")
+    constant = _oriented(value, row_axis)
+    if constant is None:
         raise Refusal(f"the weights have shape {list(value.dims)}, expected a matrix")
-    n, k = value.dims[row_axis], value.dims[1 - row_axis]
-    n_axis = row_axis ^ 1 if value.transposed else row_axis
+    n, k = constant.dims
     bits = WEIGHT_CODES[rounding.code]
     group = rounding.group_for(k)
-    source = RoundedSource(
-        dims=(n, k),
-        code=rounding.code,
-        bits=bits,
-        group=group,
-        zero=1 if rounding.code == "ternary" else 1 << (bits - 1),
-        tensor=value.tensor,
-        transposed=n_axis == 1,
-    )
-    name = value.tensor.name
-    return Parameter(source, (name,), ("rounded", name, n, k, n_axis, rounding.code, group))
+    zero = 1 if rounding.code == "ternary" else 1 << (bits - 1)
+    name = name_of(value)
+    source = RoundedSource((n, k), rounding.code, bits, group, zero, name, constant)
+    axis = _stored_axis(value, row_axis)
+    return Parameter(source, (name,), ("rounded", name, n, k, axis, rounding.code, group))
 
 
-def dense(value: Stored, what: str) -> Parameter:
+def type_of(value: Stored | Computed) -> str:
+    """The element type, for messages."""
+    return value.tensor.dtype if isinstance(value, Stored) else str(value.constant.dtype)
+
+
+def dense(value: Stored | Computed, what: str) -> Parameter:
     """A vector or table of floats.
 
     Raises:
         Refusal: not floating point.
     """
-    if not value.is_float:
-        raise Refusal(f"{what} has the element type {value.tensor.dtype}, expected a float")
-    name = value.tensor.name
-    source = DenseSource(value.dims, value.tensor, value.transposed)
-    return Parameter(source, (name,), ("dense", name, *value.dims, value.transposed))
+    constant = constant_of(value)
+    if not value.is_float or constant is None:
+        raise Refusal(f"{what} has the element type {type_of(value)}, expected a float")
+    name = name_of(value)
+    transposed = isinstance(value, Stored) and value.transposed
+    return Parameter(DenseSource(constant), (name,), ("dense", name, *value.dims, transposed))

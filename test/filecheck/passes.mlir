@@ -4,6 +4,7 @@
 
 // CHECK-DAG: rom-outline-layers,
 // CHECK-DAG: attach-target,
+// CHECK-DAG: rom-adapter-slots,
 // CHECK-DAG: rom-legalize,
 // CHECK-DAG: rom-fuse-residual,
 // CHECK-DAG: fabric-place,

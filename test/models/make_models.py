@@ -45,6 +45,7 @@ VARIANTS = {
     "phi": Variant(parallel=True, bias=True),
     "int8": Variant(bits=8, accuracy_level=0),
     "prune": Variant(prune=True),
+    "ternary": Variant(bits=2, accuracy_level=0),
 }
 
 
@@ -78,6 +79,10 @@ class Builder:
         """A quantised matrix: codes, scales and, where the variant has them, zero points."""
         bits, blocks = self.variant.bits, -(-k // BLOCK)
         codes = self.random.integers(0, 256, (n, blocks, BLOCK * bits // 8), np.uint8)
+        if bits == 2:
+            # -1, 0 and 1 around the zero point 2, four in a byte.
+            trits = self.random.integers(1, 4, (n, blocks, BLOCK // 4, 4), np.uint8)
+            codes = (trits << np.arange(0, 8, 2, dtype=np.uint8)).sum(axis=-1).astype(np.uint8)
         scales = self.random.uniform(0.5, 1.5, (n, blocks)) * 2.0 ** (1 - bits) / np.sqrt(k) * 1.7
         names = [
             self.tensor(f"{name}.weight_Q{bits}", codes),

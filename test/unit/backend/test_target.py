@@ -12,6 +12,7 @@ from intaglio.backend.target_report import list_json, list_text, target_json, ta
 from intaglio.backend.target_schema import KEYS, ORIGINS, SECTIONS
 from intaglio.dialects.errors import UserError, UserErrors
 from intaglio.dialects.machine import Machine
+from intaglio.lowering.onnx.weights import parse_request
 
 MINI = (Path(load_target.__code__.co_filename).parent / "targets" / "roma-mini.toml").read_text()
 LANES = next(line for line in MINI.splitlines() if line.startswith("lanes = { value = 16,"))
@@ -47,7 +48,8 @@ def broken(tmp_path: Path) -> Edit:
 
 
 def test_names():
-    assert {"roma", "roma-mini"} <= set(target_names())
+    chips = ("roma", "tom", "bitrom", "hc1")
+    assert {*chips, *(f"{chip}-mini" for chip in chips)} == set(target_names())
 
 
 @pytest.mark.parametrize("name", target_names())
@@ -82,6 +84,87 @@ def test_roma_geometry(roma: Target):
     assert roma.adapter_kv_sram_bytes == 288 * 2**20
     assert roma.sram_bytes == 304 * 2**20
     assert roma.peak_macs_per_second == 256 * 64 * 32 * 500_000_000
+    assert roma.banks == roma.total_l_units
+
+
+def test_tom_holds_what_is_published():
+    tom = load_target("tom")
+    machine = tom.machine()
+    assert (machine.tiles, machine.l_units, machine.lanes) == (10, 16, 128)
+    assert (machine.cell, machine.rom, machine.shared_arrays) == ("ternary", "logic", 1)
+    linears = 30 * (2 * 2560 * 2560 + 2 * 640 * 2560 + 3 * 6912 * 2560)
+    norms = 30 * (3 * 2560 + 6912) * 4
+    assert linears * 2 / 8 + norms == pytest.approx(tom.rom_bytes, rel=2e-5)
+    assert tom.banks == 31_907
+    assert tom.adapter_kv_sram_bytes == 30 * 2 * 640 * 1024
+    rows = machine.tiles * machine.l_units
+    assert rows % machine.results_per_cycle == 0
+    assert machine.lanes * machine.plane_bits == 2 * machine.bank_bits
+    power = [tom.number(f"power.{key}") for key in ("rest_w", "rom_on_w", "rom_bank_mw")]
+    assert power[0] + power[1] == pytest.approx(25.813, rel=1e-3)
+    assert power[0] + power[1] / 30 == pytest.approx(5.33, rel=1e-3)
+    assert power[2] * tom.banks / 1000 == pytest.approx(power[1], rel=1e-3)
+    scaled = tom.with_options(["power.gated_on_share=0.0667"])
+    assert scaled.number("power.rom_on_w") > tom.number("power.rom_on_w")
+
+
+def test_bitrom_holds_what_is_published():
+    bitrom = load_target("bitrom")
+    machine = bitrom.machine()
+    assert machine.tiles == bitrom.banks == 270
+    assert machine.rom_bits == machine.bank_words * machine.bank_bits == 2 * 4_194_304
+    assert bitrom.rom_bytes * 4 == 18 * 62_914_560
+    assert (machine.pass_bits, machine.lanes, machine.placement) == (4, 128, "packed")
+    on_die, tokens = machine.kv_on_die, 128
+    saved = on_die * (2 * tokens - on_die + 1) / (tokens * (tokens + 1))
+    assert saved == pytest.approx(bitrom.number("published.external_saving"), abs=5e-4)
+    assert on_die % machine.h_units == 0
+    assert machine.retention_cycles == 0.064 * machine.clock_hz
+    assert machine.adapter_sites == ("v_proj", "o_proj", "down_proj")
+    assert bitrom.number("area.rom_mm2") * (14 / 65) ** 2 == pytest.approx(16.71, abs=0.01)
+    larger = bitrom.with_options(["array.matrix_units=1080"])
+    assert larger.machine().tiles == larger.banks == 1080
+    assert larger.machine().broadcast == machine.broadcast + 1
+
+
+def test_hc1_holds_its_model():
+    hc1 = load_target("hc1")
+    machine = hc1.machine()
+    assert (machine.cell, machine.plane_bits) == ("uint", 3)
+    layers, down, head = 6_979_321_856, 32 * 4096 * 14336, 128256 * 4096
+    # Group scales of 16 bits; the embedding's 8 bits take three cells of 3.
+    bits = 3 * (layers - down) + 6 * (down + head) + 9 * head + (layers + head) // 64 * 16
+    assert bits < hc1.rom_bytes * 8
+    assert hc1.mixed_weights == "int3:64,down_proj=int6:64,lm_head=int6:64"
+    assert load_target("roma").mixed_weights is None
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_mixed_weights_are_a_request(name: str):
+    target = load_target(name)
+    if target.mixed_weights is not None:
+        request = parse_request(target.mixed_weights)
+        roundings = [request.of("layers.3.mlp.up_proj.weight"), request.of("mlp.down_proj.weight")]
+        assert {rounding and rounding.code for rounding in roundings} <= set(
+            target.machine().weights
+        )
+
+
+@pytest.mark.parametrize("chip", ["tom", "bitrom", "hc1"])
+def test_minis_have_the_structure_of_their_chips(chip: str):
+    full, mini = load_target(chip).machine(), load_target(f"{chip}-mini").machine()
+    for key in ("cell", "rom", "plane_bits", "pass_bits", "placement", "shared_arrays", "weights"):
+        assert getattr(full, key) == getattr(mini, key), key
+    for key in ("kv_on_die", "power_wake", "power_sleep", "retention_cycles"):
+        assert bool(getattr(full, key)) == bool(getattr(mini, key)), key
+    assert full.lanes * full.plane_bits // full.bank_bits == (
+        mini.lanes * mini.plane_bits // mini.bank_bits
+    )
+    assert mini.vector_lanes >= mini.lanes
+    # A layer of hidden 128, FFN 384, 4 heads and 2 KV heads of 32; seven of them fit the ROM.
+    layer = 2 * 128 * 128 + 2 * 64 * 128 + 3 * 384 * 128
+    bits = layer * (2 if full.cell == "ternary" else 6)
+    assert 7 * bits <= mini.rom_bits * mini.tiles * mini.l_units
 
 
 def test_mini_has_the_unit_contents_of_roma(roma: Target, mini: Target):
@@ -124,7 +207,7 @@ def test_missing_and_invalid_file(tmp_path: Path):
         ("schema = 1", "schema = true", "schema is True"),
         ("[energy]", "[energi]", "unknown section 'energi'"),
         ("[energy]", "[energi]", "did you mean 'energy'?"),
-        ("[energy]", "[energi]", "section [energy] is missing"),
+        ("[network]", "[net]", "section [network] is missing"),
         ("schema = 1", "schema = 1\nspeed = 3", "unknown key 'speed'"),
         ('name = "roma-mini"', 'name = "My Chip"', "'My Chip' is no name for a target"),
         ('name = "roma-mini"', 'nam = "x"', "[target] nam: unknown key"),
@@ -164,9 +247,9 @@ def test_missing_and_invalid_file(tmp_path: Path):
         ),
         ('kv = { value = "int8"', 'kv = { value = "int7"', "value is 'int7', not among the"),
         (
-            'weights = { value = ["ternary", "int2", "int4", "int8"]',
-            'weights = { value = ["int2", "int3"]',
-            "with 'int3' not among the choices",
+            '\nweights = { value = ["ternary", "int2", "int4", "int8"]',
+            '\nweights = { value = ["int2", "int5"]',
+            "with 'int5' not among the choices",
         ),
         ("rows = { value = 5,", "rows = { value = 6,", "array] matrix_units: value is 8, but"),
     ],
@@ -175,6 +258,39 @@ def test_faults_are_named(broken: Edit, old: str, new: str, expected: str):
     if old == LANES:
         assert old != new
     assert expected in str(broken(old, new))
+
+
+def _chip(name: str, old: str, new: str, path: Path) -> str:
+    """The error for a target that ships with one passage changed."""
+    text = (Path(load_target.__code__.co_filename).parent / f"targets/{name}.toml").read_text()
+    assert text.count(old) == 1, old
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UserError) as caught:
+        load_target(path)
+    return str(caught.value)
+
+
+ROW = 'rows = { value = 3, origin = "assumed", range = [3, 3], reason = "x" }'
+PLANE = 'plane_bits = { value = 2, origin = "assumed", range = [2, 2]'
+MIX = '"int3:64,down_proj=int6:64,lm_head=int6:64"'
+MIXES = f'range = ["int3:64,lm_head=int6:64", {MIX}]'
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "expected"),
+    [
+        ("roma-mini", "\ncolumns = {", "\n# columns = {", "'array.columns', which is not a param"),
+        ("tom-mini", "[array]\n", f"[array]\n{ROW}\n", "needs array.columns, array.vector_rows"),
+        ("tom-mini", PLANE, PLANE.replace("2", "3"), "is 3, a ternary cell is stored in 2"),
+        ("tom-mini", "power_sleep =", "# power =", "power_wake: needs latency.power_sleep"),
+        ("bitrom-mini", "latency_cycles =", "# =", "needs external.latency_cycles"),
+        ("hc1-mini", MIXES, 'range = ["int4:64"]', "is not in its own range"),
+        ("hc1-mini", MIXES, "range = [3, 6]", "range is not a list of choices"),
+        ("hc1-mini", f"weights = {{ value = {MIX}", "weights = { value = 3", "3, not a text"),
+    ],
+)
+def test_contradictions(name: str, old: str, new: str, expected: str, tmp_path: Path):
+    assert expected in _chip(name, old, new, tmp_path / "mine.toml")
 
 
 def test_all_faults_at_once(broken: Edit):
@@ -199,6 +315,8 @@ def test_options(roma: Target):
         "l_unit.lanes",
         "latency.reduce",
         "latency.mac_pipeline",
+        "l_unit.bank_bits",
+        "l_unit.bank_words",
     }
     assert all(changed.parameters[key] == roma.parameters[key] for key in untouched)
     assert roma.machine().lanes == 32
@@ -231,7 +349,10 @@ def test_option_outside_the_assumed_range_is_marked(roma: Target):
     [
         ("l_unit.lane=16", "did you mean 'l_unit.lanes'?"),
         ("activation=int8", "did you mean 'activations'?"),
-        ("wibble=1", "allowed: weights, activations, kv, embedding, fraction_bits"),
+        (
+            "wibble=1",
+            "allowed: weights, head_weights, adapter, activations, kv, embedding, fraction_bits",
+        ),
         ("lanes", "not of the form key=value"),
         ("l_unit.lanes=", "not of the form key=value"),
         ("activations=int7", "allowed: one of int8, int16, fp8"),
@@ -254,6 +375,24 @@ def test_option_outside_the_assumed_range_is_marked(roma: Target):
 def test_wrong_options(roma: Target, option: str, expected: str):
     with pytest.raises(UserError) as caught:
         roma.with_options([option])
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "expected"),
+    [
+        ("tom", "l_unit.lanes=32", "bank_bits is 128, which does not divide a word of 64 bits"),
+        ("tom", "l_unit.cell=uint", "l_unit.cell cannot be set"),
+        ("tom", "array.rows=3", "no parameter 'array.rows'"),
+        ("tom", "external.kv_on_die_tokens=8", "no parameter 'external.kv_on_die_tokens'"),
+        ("roma", "latency.power_wake=8", "no parameter 'latency.power_wake'"),
+        ("hc1", "policy.weights=int4:64", "policy.weights cannot be set"),
+        ("tom-mini", "activations=int16", "allowed: one of int8, fp8"),
+    ],
+)
+def test_wrong_options_of_other_chips(name: str, option: str, expected: str):
+    with pytest.raises(UserError) as caught:
+        load_target(name).with_options([option])
     assert expected in str(caught.value)
 
 
@@ -297,6 +436,19 @@ def test_list():
     assert len(lines) == len(targets) + 1
     assert max(map(len, lines)) <= 100
     assert [entry["name"] for entry in list_json(targets)["targets"]] == list(target_names())
+
+
+def test_summaries():
+    tom = target_text(load_target("tom"))
+    assert "logic: 31,907 banks of 1,024 words of 128 bit" in tom
+    assert "25.81 W with all ROM banks on" in tom
+    assert "5.33 W with 0.0333 of them on" in tom
+    bitrom = target_text(load_target("bitrom"))
+    assert "1,132.46 million trits" in bitrom
+    assert "the first 32 tokens on the die, the others behind 6.4 GB/s" in bitrom
+    assert "kept for 64 ms" in bitrom
+    assert "banks on" not in bitrom
+    assert "on the die, the others" not in target_text(load_target("roma"))
 
 
 def test_report_shows_options(mini: Target):

@@ -32,7 +32,7 @@ class Unit:
 
 
 def step_by_step(
-    blocks: list[Block], issue: int, position: int, rank: int
+    blocks: list[Block], issue: int, position: int, ranks: dict[tuple[int, int, int], int]
 ) -> dict[tuple[int, int, int], tuple[int, int]]:
     """Start and finish of each instance, found by looking at every queue in every cycle."""
     units = {queue: Unit() for queue in QUEUES}
@@ -45,7 +45,7 @@ def step_by_step(
                     for queue, count in issued.waits.items()
                     if base[queue] + count > 0
                 ]
-                duration = int(issued.duration(tokens=position + 1, rank=rank))
+                duration = int(issued.duration(tokens=position + 1, rank=ranks.get((b, i, n), 0)))
                 units[issued.queue].instances.append(Waiting((b, i, n), duration, waits))
 
     def is_done(queue: str, number: int, cycle: int) -> bool:
@@ -88,12 +88,21 @@ def programs(draw: st.DrawFn) -> list[Block]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(programs(), st.integers(1, 3), st.integers(0, 3))
-def test_cycles_are_those_of_the_queues(blocks: list[Block], issue: int, rank: int) -> None:
+@given(programs(), st.integers(1, 3), st.data())
+def test_cycles_are_those_of_the_queues(
+    blocks: list[Block], issue: int, data: st.DataObject
+) -> None:
     positions = [0, 1, 5]
-    spans = list(simulate(blocks, issue, positions, rank=rank))
+    keys = [
+        (number, instance, instruction)
+        for number, block in enumerate(blocks)
+        for instance in range(block.instances)
+        for instruction in range(len(block.issues))
+    ]
+    ranks = data.draw(st.dictionaries(st.sampled_from(keys), st.integers(1, 3), max_size=5))
+    spans = list(simulate(blocks, issue, positions, ranks))
     for number, position in enumerate(positions):
-        wanted = step_by_step(blocks, issue, position, rank)
+        wanted = step_by_step(blocks, issue, position, ranks)
         found = {
             (s.block, s.instance, s.instruction): (int(s.start[number]), int(s.finish[number]))
             for s in spans
@@ -123,4 +132,3 @@ def test_a_variable_must_be_given() -> None:
     block = Block("b", [Issue("vector", {}, Variable("depth"))], 1)
     with pytest.raises(KeyError):
         list(simulate([block], 1, 0))
-    assert int(next(simulate([block], 1, 0, depth=4)).finish[0]) == 5

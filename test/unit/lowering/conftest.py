@@ -16,6 +16,7 @@ from intaglio.backend.target import load_target
 from intaglio.dialects.fabric import MachineOp
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.rom import ROM
+from intaglio.lowering.adapter_slots import RomAdapterSlots
 from intaglio.lowering.fuse_residual import RomFuseResidual
 from intaglio.lowering.legalize import RomLegalize
 from intaglio.lowering.outline_layers import RomOutlineLayers
@@ -128,7 +129,7 @@ class Decoder:
         return "\n".join([*lines, step, *body, "}"])
 
 
-Compile = Callable[[Decoder, Machine], ModuleOp]
+Compile = Callable[..., ModuleOp]
 
 
 def parse_rom(text: str) -> ModuleOp:
@@ -141,13 +142,17 @@ def parse_rom(text: str) -> ModuleOp:
     return module
 
 
-def integer_module(decoder: Decoder, machine: Machine) -> ModuleOp:
-    """A generated decoder, legalised for a machine."""
+def integer_module(
+    decoder: Decoder, machine: Machine, rank: int = 0, modules: tuple[str, ...] = ()
+) -> ModuleOp:
+    """A generated decoder, legalised for a machine, with adapter slots where a rank is given."""
     module = parse_rom(decoder.text())
     context = Context()
     if decoder.outline:
         RomOutlineLayers().apply(context, module)
     Rewriter.insert_op(MachineOp(machine), InsertPoint.at_start(module.body.block))
+    if rank:
+        RomAdapterSlots(rank, modules).apply(context, module)
     RomLegalize().apply(context, module)
     RomFuseResidual().apply(context, module)
     module.verify()

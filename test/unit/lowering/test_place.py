@@ -14,10 +14,10 @@ from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.rewriter import InsertPoint, Rewriter
 
+from intaglio.backend.target import load_target
 from intaglio.dialects import rom
 from intaglio.dialects.errors import DoesNotFit, UserError
 from intaglio.dialects.fabric import (
-    AdapterSlotOp,
     ConstantOp,
     EngraveOp,
     MachineOp,
@@ -28,6 +28,7 @@ from intaglio.dialects.fabric import (
 )
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
+from intaglio.lowering.legalize import RomLegalize
 from intaglio.lowering.place import CONSTANT_ALIGNMENT, FabricPlace, choose_piece
 
 RELAXED = settings(
@@ -88,33 +89,36 @@ def test_no_two_buffers_share_a_place(
     machine = data.draw(machines)
     rank = data.draw(st.sampled_from([0, 3, 16]))
     model = replace(data.draw(decoders), layers=2, outline=True)
-    module = integers(model, machine)
-    assume(any(isinstance(op, rom.LayerOp) for op in module.ops))
-    place(module, adapter_rank=rank)
+    module = place(integers(model, machine, rank))
     assert_rom_is_shared_by_none(module, machine)
 
-    sram: list[tuple[int, int]] = []
+    sram: dict[int, list[tuple[int, int]]] = {}
+    declared = {
+        op.sym_name.data: op.type
+        for op in module.ops
+        if isinstance(op, rom.ParameterOp | rom.CacheOp)
+    }
     constants: list[int] = []
     for op in places(module):
-        if isinstance(op, ReserveOp | AdapterSlotOp):
+        if isinstance(op, ReserveOp):
             first = op.address.value.data
-            sram.append((first, first + op.size.value.data))
             assert first + op.size.value.data <= machine.sram_bytes
+            type_ = declared[op.buffer.root_reference.data]
+            rows = type_.dims[0] if isinstance(type_, rom.AdapterType) else machine.h_units
+            for unit in range(op.first_unit, op.first_unit + min(rows, machine.h_units)):
+                sram.setdefault(unit, []).append((first, first + op.size.value.data))
         if isinstance(op, ConstantOp):
             constants.append(op.address.value.data)
-    assert_disjoint(sram)
+    assert all(unit < machine.h_units for unit in sram)
+    for reserved in sram.values():
+        assert_disjoint(reserved)
     assert len(set(constants)) == len(constants)
     assert all(address % CONSTANT_ALIGNMENT == 0 for address in constants)
 
     placed = [op.buffer.root_reference.data for op in places(module)]
-    slots = {
-        op.buffer.root_reference.data for op in places(module) if isinstance(op, AdapterSlotOp)
-    }
-    declared = [
-        op.sym_name.data for op in module.ops if isinstance(op, rom.ParameterOp | rom.CacheOp)
-    ]
-    assert sorted([*declared, *slots]) == sorted(placed)
-    assert bool(slots) == bool(rank)
+    assert sorted(declared) == sorted(placed)
+    slots = [t for t in declared.values() if isinstance(t, rom.AdapterType)]
+    assert len(slots) == (2 * 7 * model.layers if rank else 0)
 
 
 @RELAXED
@@ -122,7 +126,7 @@ def test_no_two_buffers_share_a_place(
 def test_a_cache_has_room_for_every_token(
     data: st.DataObject, integers: Any, decoders: Any, machines: Any
 ) -> None:
-    """Head h of token t lies in tile t mod tiles, vector (t div tiles) * heads + h."""
+    """Head h of token t lies in unit t mod h_units, vector (t div h_units) * heads + h."""
     machine = data.draw(machines)
     module = place(integers(data.draw(decoders), machine))
     caches = {op.sym_name.data: op for op in module.ops if isinstance(op, rom.CacheOp)}
@@ -131,7 +135,7 @@ def test_a_cache_has_room_for_every_token(
             cache = caches[op.buffer.root_reference.data]
             assert isinstance(cache.type, rom.KVType)
             token, heads = cache.type.capacity.data - 1, cache.type.heads.data
-            last = (token // machine.tiles) * heads + heads
+            last = (token // machine.h_units) * heads + heads
             assert last * kv_vector_bytes(cache) <= op.size.value.data
 
 
@@ -153,7 +157,10 @@ def test_no_other_cut_that_uses_every_l_unit_is_faster(data: st.DataObject, mach
         for split in range(1, machine.l_units + 1)
         if machine.l_units % split == 0
     ]
-    best = min(piece.product_cycles(shape, machine, passes) for piece in others)
+    rows = [(piece, piece.rows_per_step(machine)) for piece in others]
+    beat = machine.results_per_cycle
+    regular = [piece for piece, n in rows if n % beat == 0 or n & (n - 1) == 0]
+    best = min(piece.product_cycles(shape, machine, passes) for piece in regular or others)
     assert chosen.product_cycles(shape, machine, passes) == best
 
 
@@ -208,21 +215,26 @@ def test_weights_that_have_no_cells(integers: Any, decoder: Any, mini: Machine) 
         place(integers(decoder, replace(mini, weights=("int8",))))
 
 
-@pytest.mark.parametrize("modules", [(), ("qkv", "down")])
-def test_adapter_slots_stand_beside_the_matrices_named(
-    integers: Any, decoder: Any, mini: Machine, modules: tuple[str, ...]
-) -> None:
-    module = place(integers(decoder, mini), adapter_rank=4, adapter_modules=modules)
-    slots = [
-        op.buffer.root_reference.data for op in places(module) if isinstance(op, AdapterSlotOp)
-    ]
-    named = modules or ("qkv", "o", "gate", "up", "down")
-    assert sorted(slots) == sorted(f"layers_{i}_{part}" for i in (0, 1) for part in named)
+def test_a_matrix_of_few_rows_takes_few_units(integers: Any, decoder: Any, mini: Machine) -> None:
+    """A of rank 3 lies on three of eight H-Units, so pairs stand at one address."""
+    module = place(integers(decoder, mini, 3, ("q_proj", "v_proj")))
+    found = {
+        op.buffer.root_reference.data: (op.first_unit, op.address.value.data, op.size.value.data)
+        for op in places(module)
+        if isinstance(op, ReserveOp) and op.buffer.root_reference.data.endswith("_A")
+    }
+    row = decoder.hidden + 2
+    first = found["layers_0_q_proj_A"][1]
+    assert set(found.values()) == {
+        (unit, first + turn * row, row) for unit in (0, 4) for turn in (0, 1)
+    }
 
 
-def test_no_adapter_site(integers: Any, decoder: Any, mini: Machine) -> None:
-    with pytest.raises(UserError, match="no matrix matches the adapter modules head"):
-        place(integers(decoder, mini), adapter_rank=4, adapter_modules=("head",))
+def test_slots_that_do_not_fit(integers: Any, decoder: Any, mini: Machine) -> None:
+    need = r"(?s)the SRAM of roma-mini holds .* MiB  adapter slots"
+    with pytest.raises(DoesNotFit, match=need) as raised:
+        place(integers(decoder, replace(mini, sram_bytes=1400), 16))
+    assert raised.value.hint is not None and "or --adapter-slots 8, or" in raised.value.hint
 
 
 def test_a_shared_matrix_is_engraved_once(
@@ -250,3 +262,94 @@ def test_a_shared_matrix_is_engraved_once(
     assert name == "e"
     wanted = choose_piece(shape, mini, is_table=False)
     assert pieces == [replace(wanted, first_tile=pieces[0].first_tile)]
+
+
+@RELAXED
+@given(data=st.data())
+def test_packed_matrices_take_few_tiles(
+    data: st.DataObject,
+    decoders: st.SearchStrategy[Any],
+    machines: st.SearchStrategy[Machine],
+    integers: Callable[..., ModuleOp],
+) -> None:
+    """Each lies on an aligned power of two of tiles, and half as many would not hold it."""
+    machine = replace(
+        data.draw(machines), placement="packed", tiles=data.draw(st.integers(60, 100))
+    )
+    module = integers(data.draw(decoders), machine)
+    try:
+        place(module)
+    except DoesNotFit:
+        assume(False)
+    assert_rom_is_shared_by_none(module, machine)
+    for _, shape, (piece,) in engraved(module):
+        assert piece.tiles & (piece.tiles - 1) == 0
+        assert piece.first_tile % piece.tiles == 0
+        half = replace(piece, tiles=piece.tiles // 2, base=0, scale_base=0)
+        if half.tiles:
+            assert half.bank_bits(shape, machine) > machine.rom_bits or shape.scale_bits == 0
+
+
+def test_logic_rom_counts_weights_and_no_padding(
+    mini: Machine, decoder: Any, integers: Callable[..., ModuleOp]
+) -> None:
+    """Rows that do not go round the tiles cost nothing where ROM is gates."""
+    array = replace(mini, lanes=16, rom_bits=1 << 20)
+    module = place(integers(decoder, array))
+    exact = sum(shape.stored_bits for _, shape, _ in engraved(module))
+    padded = sum(
+        p.bank_bits(shape, array) * p.tiles * array.l_units
+        for _, shape, pieces in engraved(module)
+        for p in pieces
+    )
+    assert exact < padded
+    units = mini.tiles * mini.l_units
+    logic = replace(array, rom="logic", rom_bits=-(-exact // units))
+    place(integers(decoder, logic))
+    with pytest.raises(DoesNotFit, match="the ROM of roma-mini holds"):
+        place(integers(decoder, replace(logic, rom_bits=exact // units - 1)))
+
+
+def test_falcon_takes_the_papers_macros(from_text: Callable[[str], ModuleOp]) -> None:
+    """BitROM: the linears of Falcon3-1B fill 270 macros of 2048 x 1024 cells, two trits each."""
+    machine = load_target("bitrom").machine()
+    hidden, inner, kv = 2048, 8192, 1024
+    sizes = [(hidden, hidden), (kv, hidden), (kv, hidden), (hidden, hidden)]
+    sizes += [(inner, hidden), (inner, hidden), (hidden, inner)]
+    lines: list[str] = []
+    body: list[str] = []
+    for layer in range(18):
+        for number, (rows, columns) in enumerate(sizes):
+            name = f"w{layer}_{number}"
+            lines.append(
+                f"rom.parameter @{name} : !rom.tensor<[{rows}, {columns}], ternary>"
+                f' {{key = "{name}", zero = 1 : i64, exponent = 15 : i64}}'
+            )
+            size = f"tensor<{columns}xf32> -> tensor<{rows}xf32>"
+            source = "%x" if columns == hidden else "%h"
+            body.append(f'%{name} = rom.linear {source} by @{name} {{onnx = [["m"]]}} : {size}')
+    # What a head would be does not matter here: the layers' matrices are outside repeated layers.
+    lines.append(
+        f'rom.parameter @t : !rom.tensor<[8, {hidden}], float32> {{key = "t", peak = 1.0 : f64}}'
+    )
+    first = f'%x = rom.embed %token of @t {{onnx = [["e"]]}} : tensor<{hidden}xf32>'
+    sizes_of_wide = f"tensor<{hidden}xf32> -> tensor<{inner}xf32>"
+    wide = f'%h = rom.linear %x by @w0_4 {{onnx = [["m"]]}} : {sizes_of_wide}'
+    last = [
+        f'%next = rom.sample %w17_6 {{onnx = [["s"]]}} : tensor<{hidden}xf32>',
+        f"rom.emit %w17_6, %next : tensor<{hidden}xf32>",
+    ]
+    step = "rom.step @decode context 8 {\n^bb0(%token: i32, %position: index):"
+    module = from_text("\n".join([*lines, step, first, wide, *body, *last, "}"]))
+    machine = replace(machine, head_store="rom")
+    Rewriter.insert_op(MachineOp(machine), InsertPoint.at_start(module.body.block))
+    RomLegalize().apply(Context(), module)
+    place(module)
+    used = {
+        tile
+        for name, _, pieces in engraved(module)
+        if name != "t"
+        for piece in pieces
+        for tile in range(piece.first_tile, piece.first_tile + piece.tiles)
+    }
+    assert len(used) == 270

@@ -232,13 +232,20 @@ def assert_conflicts_are_waited_for(program: ProgramOp, issue: int) -> None:
 
 # --- properties ---------------------------------------------------------------------------------
 
+RANKS = st.sampled_from([0, 0, 3])
+"""Of adapter slots; 0 is none."""
+
 
 @RELAXED
 @given(data=st.data())
 def test_the_program_computes_what_the_operators_mean(
     data: st.DataObject, integers: Any, decoders: Any, machines: Any
 ) -> None:
-    module = integers(data.draw(decoders), data.draw(machines))
+    model, rank = data.draw(decoders), data.draw(RANKS)
+    if rank:
+        # Terms are trees: each slot doubles the paths to what it reads.
+        model = replace(model, layers=min(model.layers, 2))
+    module = integers(model, data.draw(machines), rank, ("v_proj", "down_proj"))
     meaning = Meaning()
     wanted = meaning.step(module)
     replay = Replay(scheduled(module))
@@ -252,7 +259,7 @@ def test_every_conflict_is_waited_for(
     data: st.DataObject, integers: Any, decoders: Any, machines: Any
 ) -> None:
     machine = data.draw(machines)
-    program = scheduled(integers(data.draw(decoders), machine))
+    program = scheduled(integers(data.draw(decoders), machine, data.draw(RANKS)))
     assert_conflicts_are_waited_for(program, machine.issue)
 
 
@@ -262,7 +269,7 @@ def test_buffers_lie_in_the_vector_memory(
     data: st.DataObject, integers: Any, decoders: Any, machines: Any
 ) -> None:
     machine = data.draw(machines)
-    program = scheduled(integers(data.draw(decoders), machine))
+    program = scheduled(integers(data.draw(decoders), machine, data.draw(RANKS)))
     for buffer in program.buffers:
         first, size = buffer.address.value.data, buffer.size.value.data
         assert first >= 0 and first + size <= machine.vector_sram_bytes

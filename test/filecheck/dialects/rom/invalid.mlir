@@ -2,8 +2,8 @@
 
 // Types.
 
-rom.parameter @w : !rom.tensor<[64, 64], int3, group 32> {key = "k"}
-// CHECK: unknown code 'int3', known are ternary, int2, int4, int8, fixed16, fixed32, float32
+rom.parameter @w : !rom.tensor<[64, 64], int5, group 32> {key = "k"}
+// CHECK: unknown code 'int5', known are ternary, int2, int3, int4, int6, int8, fixed16, fixed32, float32
 
 // -----
 
@@ -22,8 +22,8 @@ rom.parameter @w : !rom.tensor<[64], int4, group 32> {key = "k"}
 
 // -----
 
-rom.parameter @w : !rom.tensor<[64, 64], ternary> {key = "k"}
-// CHECK: a matrix of ternary needs the size of its scale groups
+rom.parameter @w : !rom.tensor<[64, 64], ternary, zeros> {key = "k"}
+// CHECK: zero points of ternary need the size of their groups
 
 // -----
 
@@ -34,6 +34,52 @@ rom.parameter @w : !rom.tensor<[64, 64], fixed16, group 32> {key = "k"}
 
 rom.parameter @w : !rom.adapter<[64, 64], float32, zeros> {key = "k"}
 // CHECK: float32 has neither groups nor zero points
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], fp8> {key = "k"}
+// CHECK: unknown code 'fp8', known are ternary, int2, int3, int4, int6, int8, fixed16, fixed32, float32
+
+// -----
+
+rom.parameter @w : !rom.adapter<[64, 64], int4> {key = "k"}
+// CHECK: an adapter of int4 needs the size of its groups; a slot without is one of fp8, int8, int6, ternary
+
+// -----
+
+rom.parameter @w : !rom.adapter<[64, 64], fp8, group 32> {key = "k"}
+// CHECK: an adapter of fp8 has one scale a row, no groups
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 32], int4, group 32> {key = "k"}
+rom.parameter @a : !rom.adapter<[8, 32], int8, group 32> {key = "a"}
+rom.parameter @b : !rom.adapter<[64, 8], fp8> {key = "b"}
+rom.site "layers.0.q_proj" beside @w rows 0 to 64 by @a, @b {onnx = [["q"]]}
+// CHECK: the adapter of site layers.0.q_proj is no slot: it has groups
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 32], int4, group 32> {key = "k"}
+rom.parameter @a : !rom.adapter<[8, 32], fp8> {key = "a"}
+rom.parameter @b : !rom.adapter<[64, 8], fp8> {key = "b"}
+rom.site "layers.0.q_proj" beside @w rows 32 to 96 by @a, @b {onnx = [["q"]]}
+// CHECK: site layers.0.q_proj stands for rows 32 to 96 of a matrix of 64
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 32], int4, group 32> {key = "k"}
+rom.parameter @a : !rom.adapter<[8, 32], fp8> {key = "a"}
+rom.parameter @b : !rom.adapter<[64, 8], fp8> {key = "b"}
+rom.site "layers.0.q_proj" beside @w rows 0 to 32 by @a, @b {onnx = [["q"]]}
+// CHECK: site layers.0.q_proj needs A [rank, 32] and B [32, rank], found [8, 32] and [64, 8]
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 32], int4, group 32> {key = "k"}
+rom.parameter @a : !rom.adapter<[8, 32], fp8> {key = "a"}
+rom.site "layers.0.q_proj" beside @w rows 0 to 32 by @a, @w {onnx = [["q"]]}
+// CHECK: @w is !rom.tensor<[64, 32], int4, group 32>, expected !rom.adapter
 
 // -----
 

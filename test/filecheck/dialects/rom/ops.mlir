@@ -15,6 +15,9 @@ rom.parameter @cos : !rom.tensor<[128, 8], float32> {key = "onnx::cos"}
 rom.parameter @sin : !rom.tensor<[128, 8], float32> {key = "onnx::sin"}
 rom.cache @k0 : !rom.kv<128, 2, 16, float32>
 rom.cache @v0 : !rom.kv<128, 2, 16, int8, static> {static_scale = 0.0625 : f64}
+rom.parameter @slot_a : !rom.adapter<[8, 64], fp8> {key = "adapter::layers.0.k_proj.A"}
+rom.parameter @slot_b : !rom.adapter<[32, 8], fp8> {key = "adapter::layers.0.k_proj.B"}
+rom.site "layers.0.k_proj" beside @w0 rows 64 to 96 by @slot_a, @slot_b {onnx = [["qkv"]]}
 // CHECK:      rom.parameter @embedding : !rom.tensor<[256, 64], float32>
 // CHECK-SAME:   {key = "onnx::e", peak = 5.000000e-01 : f64}
 // CHECK-NEXT: rom.parameter @w0 : !rom.tensor<[96, 64], int4, group 32>
@@ -26,6 +29,9 @@ rom.cache @v0 : !rom.kv<128, 2, 16, int8, static> {static_scale = 0.0625 : f64}
 // CHECK:      rom.cache @k0 : !rom.kv<128, 2, 16, float32>
 // CHECK-NEXT: rom.cache @v0 : !rom.kv<128, 2, 16, int8, static>
 // CHECK-SAME:   {static_scale = 6.250000e-02 : f64}
+// CHECK-NEXT: rom.parameter @slot_a : !rom.adapter<[8, 64], fp8> {key = "adapter::layers.0.k_proj.A"}
+// CHECK-NEXT: rom.parameter @slot_b : !rom.adapter<[32, 8], fp8> {key = "adapter::layers.0.k_proj.B"}
+// CHECK-NEXT: rom.site "layers.0.k_proj" beside @w0 rows 64 to 96 by @slot_a, @slot_b {onnx = {{\[}}["qkv"]]}
 
 rom.layer @decoder {
 ^bb0(%p: index, %x: tensor<64xf32>):

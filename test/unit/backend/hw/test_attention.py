@@ -17,6 +17,7 @@ from intaglio.backend.hw import attention, kv
 from intaglio.backend.hw.attention_model import AttentionModel, row_of
 from intaglio.backend.hw.signal import Design, Signal, Write, cat
 from intaglio.backend.program import Block, Buffer, Cache, Instruction, Program
+from intaglio.backend.target import load_target
 from intaglio.dialects import semantics, timeline
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
@@ -26,43 +27,7 @@ from intaglio.dialects.machine import Machine
 from intaglio.lowering import durations
 from intaglio.runtime.arc import ArcModel
 
-MINI = Machine(
-    name="test",
-    clock_hz=1,
-    tiles=8,
-    l_units=4,
-    lanes=16,
-    plane_bits=2,
-    pass_bits=8,
-    rom_bits=1 << 20,
-    attention_lanes=16,
-    query_parallel=2,
-    sram_bytes=1 << 16,
-    kv_port_bytes=16,
-    vector_lanes=16,
-    vector_sram_bytes=1 << 20,
-    results_per_cycle=16,
-    weights=("int4",),
-    activations="int8",
-    kv="int8",
-    probabilities="uint8",
-    embedding="int16",
-    fraction_bits=16,
-    embedding_store="rom",
-    head_store="rom",
-    issue=1,
-    broadcast=4,
-    mac_pipeline=5,
-    reduce=5,
-    requantise=4,
-    rom_read=1,
-    attention_pipeline=4,
-    kv_write=1,
-    vector_pipeline=4,
-    vector_reduce=3,
-    table_lookup=4,
-    sample=2,
-)
+MINI = load_target("roma-mini").machine()
 WIDE = {"activations": "int16", "kv": "int16", "probabilities": "uint16"}
 FAST = {"broadcast": 2, "attention_pipeline": 2, "reduce": 1, "requantise": 1, "table_lookup": 1}
 SLOW = {
@@ -92,14 +57,14 @@ class Case:
     factor: float = 2e-3
 
 
-def geometry(tiles: int, attention_lanes: int, vector_lanes: int, **more: Any) -> Machine:
+def geometry(h_units: int, attention_lanes: int, vector_lanes: int, **more: Any) -> Machine:
+    given = {"results_per_cycle": vector_lanes, **more}
     return replace(
         MINI,
-        tiles=tiles,
+        h_units=h_units,
         attention_lanes=attention_lanes,
         vector_lanes=vector_lanes,
-        results_per_cycle=vector_lanes,
-        **more,
+        **given,
     )
 
 
@@ -113,6 +78,18 @@ CASES = [
          window=3, fraction=12),
     Case("int16_query", geometry(4, 32, 8, query_parallel=1, kv_port_bytes=8, activations="int16",
          probabilities="uint16"), 4, 2, 16, 40, window=9, static=True),
+    Case("more_h_units", geometry(16, 16, 16, tiles=10, l_units=16, results_per_cycle=4), 4, 2,
+         32, 41),
+    Case("fewer_h_units", geometry(4, 8, 32, tiles=32, results_per_cycle=2, kv_port_bytes=8), 3, 1,
+         16, 23, window=7),
+    # External memory: rows wider than an H-Unit's word and faster than the array; as wide; much
+    # narrower, also than the KV port.
+    Case("external", geometry(4, 8, 8, kv_port_bytes=4, kv_on_die=8, external_bytes=16,
+         external_latency=23), 4, 2, 16, 29),
+    Case("external_window", geometry(4, 16, 8, kv_port_bytes=16, kv_on_die=4, external_bytes=16,
+         external_latency=1, **WIDE, **FAST), 3, 1, 32, 30, window=9),
+    Case("external_narrow", geometry(8, 16, 16, kv_port_bytes=16, kv_on_die=16, external_bytes=4,
+         external_latency=40, results_per_cycle=4, kv="fp8"), 4, 2, 32, 45, static=True),
 ]  # fmt: skip
 
 
@@ -185,6 +162,8 @@ def program_of(case: Case) -> Program:
         buffers={b.name: b for b in buffers},
         blocks=[block],
         positions=[],
+        domains={},
+        sites={},
         logits="y",
         token="y",
     )
@@ -235,6 +214,14 @@ def bench(model: AttentionModel) -> str:
         write = Write(fit(f"{user}_row"), out[f"{user}_data"], out[f"{user}_enable"],
                       out[f"{user}_lanes"])  # fmt: skip
         m.ram(name, ROWS, 32 * lanes, [], [write], parts=lanes)
+    if model.external:
+        module = kv.external_kv(design, model.machine, model.kv.external_depth)
+        inputs = {
+            port.name: out[f"external_{port.name}"]
+            for port in module.ports
+            if not port.output and port.name not in ("clk", "rst")
+        }
+        wires["external_read_data"].assign(m.instance("external", module, inputs)["read_data"])
     saturations = m.register("saturations", 32)
     saturations.drive((saturations + out["saturations"]).truncate(32))
     m.output("attention_done", out["attention_done"])
@@ -316,9 +303,11 @@ def random_quantized(
 
 
 def checked_positions(case: Case) -> set[int]:
-    tiles, last = case.machine.tiles, case.capacity - 1
-    near = {0, 1, case.window - 1, case.window, case.window + 1, tiles - 1, tiles, tiles + 1}
-    return {p for p in near | {2 * tiles, last - 1, last, last // 2} if 0 <= p <= last}
+    units, last = case.machine.h_units, case.capacity - 1
+    inside = case.machine.kv_on_die
+    near = {0, 1, case.window - 1, case.window, case.window + 1, units - 1, units, units + 1}
+    near |= {inside - 1, inside, inside + units, case.window + inside, case.window + inside - 1}
+    return {p for p in near | {2 * units, last - 1, last, last // 2} if 0 <= p <= last}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -333,8 +322,8 @@ def test_attention(case: Case) -> None:
     )
     static = bench.program.caches["k"].static_scale
     counter = Saturations()
-    for tile in range(machine.tiles):
-        memory = bench.unit_memory(f"tile{tile}/kv")
+    for unit in range(machine.h_units):
+        memory = bench.unit_memory(f"h_unit{unit}/kv")
         memory[:] = rng.integers(0, 256, memory.shape)
     for position in range(case.capacity):
         for number, name, codes, scale in (
@@ -404,7 +393,9 @@ def test_attention(case: Case) -> None:
         assert bench.chip.get("saturated") == counter.count
     assert (counter.count > 0) == (case.factor > 0.1)
     for name, codes, scale in (("k", k_codes, k_scale), ("v", v_codes, v_scale)):
-        stored, stored_scale = kv.read_cache(bench.unit_memory, machine, bench.model.kv[name])
+        external = bench.chip.memory("external/memory") if bench.model.external else None
+        place = bench.model.kv[name]
+        stored, stored_scale = kv.read_cache(bench.unit_memory, machine, place, external)
         np.testing.assert_array_equal(stored, codes)
         if static is not None:
             assert stored_scale is None
@@ -429,8 +420,8 @@ def test_attention(case: Case) -> None:
     [
         ({"broadcast": 1}, "broadcast"),
         ({"attention_pipeline": 1}, "attention_pipeline"),
-        ({"tiles": 6}, "power of two"),
-        ({"results_per_cycle": 8}, "results_per_cycle"),
+        ({"h_units": 6}, "power of two"),
+        ({"results_per_cycle": 32}, "results_per_cycle"),
         ({"kv_port_bytes": 32}, "kv_port_bytes"),
         ({"kv": "int4"}, "int4"),
     ],

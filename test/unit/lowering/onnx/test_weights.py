@@ -11,7 +11,8 @@ from intaglio.dialects import rom
 from intaglio.dialects.codes import pack, unpack
 from intaglio.dialects.errors import UserError, UserErrors
 from intaglio.lowering.onnx.importer import ImportedModel, import_model
-from intaglio.lowering.onnx.weights import Rounding, parse_rounding
+from intaglio.lowering.onnx.quantised_graph import write_quantised
+from intaglio.lowering.onnx.weights import Request, Rounding, parse_request, parse_rounding
 from intaglio.lowering.parameters import ParameterSource
 
 SIGNED = {TensorProto.INT2: 2, TensorProto.INT4: 4, TensorProto.INT8: 8}
@@ -35,6 +36,7 @@ def check(
     type_ = parameter.type
     assert isinstance(type_, rom.ROMTensorType)
     assert (type_.dims, type_.code.data, type_.group.data) == (expected.shape, code, group)
+    assert (parameter.zero_fraction is not None) == (code == "ternary")
     source = model.parameters[parameter.key.data]
     assert isinstance(source, ParameterSource)
     zero = None if parameter.zero is None else parameter.zero.value.data
@@ -126,8 +128,8 @@ def test_dequantized_matmul(decoder, plain, dtype, form, transposed, zeros, n, k
     """Storage [K, N], or [N, K] with a Transpose; 2, 4, 8 bits, signed or not, odd sizes too."""
     bits = (SIGNED | UNSIGNED)[dtype]
     signed = dtype in SIGNED
-    group = 16 if form == "blocks" else k
-    blocks = -(-k // group)
+    group = {"blocks": 16, "rows": k, "tensor": 0}[form]
+    blocks = -(-k // (group or k))
     rng = decoder.rng
     half = 1 << (bits - 1) if signed else 0
     codes = rng.integers(0, 1 << bits, (n, k))
@@ -159,10 +161,10 @@ def test_dequantized_matmul(decoder, plain, dtype, form, transposed, zeros, n, k
     full = np.broadcast_to(scales.reshape(n if form != "tensor" else 1, -1), (n, blocks))
     offset = np.broadcast_to(points.reshape(n if form != "tensor" else 1, -1), (n, blocks))
     offset = offset if zeros else np.full((n, blocks), half)
-    index = np.arange(k) // group
+    index = np.arange(k) // (group or k)
     expected = (codes - offset[:, index].astype(float)) * full[:, index]
     parameter = check(import_model(decoder.save()), expected, plain, f"int{bits}", group)
-    assert (parameter.zero is None) == zeros
+    assert (parameter.zero is None) == (zeros and form != "tensor")
 
 
 def test_one_block_a_channel(decoder, plain):
@@ -220,7 +222,9 @@ def test_gather_block_quantized(decoder, plain, storage, zeros):
     check(import_model(decoder.save()), expected, plain, "int4", block)
 
 
-@pytest.mark.parametrize("text", ["int4:16", "int2:16", "int8:7", "ternary", "ternary:8"])
+@pytest.mark.parametrize(
+    "text", ["int4:16", "int2:16", "int3:8", "int6:16", "int8:7", "ternary", "ternary:8"]
+)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_rounding_on_request(decoder, plain, text, transposed):
     weights = decoder.rng.normal(size=(9, 16)).astype(np.float32)
@@ -236,13 +240,87 @@ def test_rounding_on_request(decoder, plain, text, transposed):
     for g in range(0, 16, group):
         part = weights[:, g : g + group].astype(float)
         if code == "ternary":
-            limit, scale = 1, np.abs(part).mean(axis=1, keepdims=True)
+            # BitNet's rule has one scale for all weights.
+            limit, scale = 1, np.abs(part).mean(axis=1 if size else None, keepdims=True)
         else:
-            limit = {"int4": 7, "int2": 1, "int8": 127}[code]
+            limit = {"int2": 1, "int3": 3, "int4": 7, "int6": 31, "int8": 127}[code]
             scale = np.abs(part).max(axis=1, keepdims=True) / limit
         safe = np.where(scale > 0, scale, 1)
         expected[:, g : g + group] = np.clip(np.rint(part / safe), -limit, limit) * scale
-    check(model, expected, plain, code, group)
+    parameter = check(model, expected, plain, code, int(size or 0))
+    if code == "ternary":
+        assert parameter.zero_fraction is not None
+        assert parameter.zero_fraction.value.data == pytest.approx(np.mean(expected == 0))
+
+
+def test_codes_by_name(decoder, plain):
+    """The first part that occurs in a name decides; the others take what stands for all."""
+    names = ["up_proj", "down_proj", "lm_head"]
+    for name in names:
+        decoder.constant(f"m.{name}.weight", decoder.rng.normal(size=(16, 16)).astype(np.float32))
+    values = ["x", "a", "b", "y"]
+    for i, name in enumerate(names):
+        inputs = [values[i], f"m.{name}.weight"]
+        decoder.node("MatMul", inputs, [values[i + 1]], name=f"/m/{name}/MatMul")
+    path = decoder.save()
+    model = import_model(path, weights="int3:16,down_proj=int6:8,down=int8:8,head/=int4:16")
+    found = {op.sym_name.data: str(op.type) for op in matrices(model.module)}
+    assert found == {
+        "m_up_proj": "!rom.tensor<[16, 16], int3, group 16>",
+        "m_down_proj": "!rom.tensor<[16, 16], int6, group 8>",
+        "m_lm_head": "!rom.tensor<[16, 16], int4, group 16>",
+    }
+    assert [op.zero.value.data for op in matrices(model.module) if op.zero] == [4, 32, 8]
+    (warning,) = model.warnings
+    assert "'down' is in no name" in warning
+    with pytest.raises(UserErrors, match="floating point") as caught:
+        import_model(path, weights="down_proj=int6:8,lm_head=int8:8")
+    assert [error.node for error in caught.value.errors] == ["/m/up_proj/MatMul"]
+
+
+def test_names_of_torch_modules(decoder):
+    """Torch's weights are anonymous; the module stands in the node's metadata."""
+    decoder.floats("val_84", 16, 16)
+    decoder.node("MatMul", ["x", "val_84"], ["y"], name="node_linear_5")
+    scopes = "['', 'model', 'model.layers.0.mlp', 'model.layers.0.mlp.down_proj', 'linear_5']"
+    decoder.nodes[-1].metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes)
+    model = import_model(decoder.save(), weights="int4:16,down_proj=int6:16")
+    (parameter,) = matrices(model.module)
+    assert parameter.sym_name.data == "model_layers_0_mlp_down_proj"
+    assert str(parameter.type) == "!rom.tensor<[16, 16], int6, group 16>"
+    assert not model.warnings
+
+
+@pytest.mark.parametrize(
+    ("text", "group"), [("int3:16", 16), ("int6:32", 32), ("ternary", 0), ("int4:16,y=int3:32", 32)]
+)
+def test_the_judge_runs_the_same_numbers(decoder, plain, tmp_path, text, group):
+    """onnxruntime has no 3 and 6 bits, and no scale for a whole matrix; it gets wider ones."""
+    decoder.constants.pop(0)
+    decoder.floats("table", 11, 48)
+    decoder.floats("w", 48, 24)
+    decoder.node("MatMul", ["x", "w"], ["y"], name="y_proj")
+    path = decoder.save()
+    model = import_model(path, weights=text)
+    (judge, _) = write_quantised(path, model.rounded, tmp_path / "judge")
+    (parameter,) = matrices(model.module)
+    type_ = parameter.type
+    assert isinstance(type_, rom.ROMTensorType) and type_.group.data == group
+    assert parameter.zero is not None
+    source = model.parameters[parameter.key.data]
+    weights = plain(source, type_.bits, group, parameter.zero.value.data)
+    table = model.parameters["onnx::table"].values(0, 11).astype(float)
+    import onnx
+
+    graph = onnx.load(judge)
+    for node in graph.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 0
+    onnx.save(graph, judge)
+    tokens = [3, 1, 4]
+    found = decoder.reference(judge, tokens)
+    np.testing.assert_allclose(found, table[tokens] @ weights.T, rtol=1e-4, atol=1e-4)
 
 
 def test_dense_constants(decoder):
@@ -265,9 +343,21 @@ def test_dense_constants(decoder):
 def test_parse_rounding():
     assert parse_rounding("int4:32") == Rounding("int4", 32)
     assert parse_rounding("ternary") == Rounding("ternary", 0)
-    for text in ("int4", "int3:8", "int4:0", "int4:-1", "ternary:x", "", "int4:8:8"):
+    for text in ("int4", "int5:8", "int4:0", "int4:-1", "ternary:x", "", "int4:8:8"):
         with pytest.raises(UserError, match="--weights"):
             parse_rounding(text)
+
+
+def test_parse_request():
+    assert parse_request("int4:32") == Request(Rounding("int4", 32))
+    parts = (("down_proj", Rounding("int6", 32)), ("lm_head", Rounding("ternary", 0)))
+    assert parse_request("int3:32,down_proj=int6:32, lm_head = ternary") == Request(
+        Rounding("int3", 32), parts
+    )
+    assert parse_request("lm_head=int6:64") == Request(None, (("lm_head", Rounding("int6", 64)),))
+    for text in ("int4:32,int3:32", "=int4:32", "a=,int4:32", "int4:32,", "lm_head=", "a:int4:8"):
+        with pytest.raises(UserError, match="--weights"):
+            parse_request(text)
 
 
 def refused(decoder, match: str) -> None:

@@ -1,0 +1,498 @@
+"""Adapters of an output folder: add, list, remove, load.
+
+An adapter lies in `OUT/adapters/NAME/`: the SRAM image in the chip's format
+(`backend/adapter_image.py`), and the float adapter as an `.onnx_adapter` file for onnxruntime, the
+judge. Nothing else of OUT changes. Modules of the adapter's file are matched to the chip's sites
+by their place in the model: `model.layers.3.self_attn.q_proj` is `layers.3.q_proj`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intaglio.backend.adapter_image import (
+    AdapterImage,
+    base_hash,
+    encode_site,
+    read_image,
+    write_image,
+)
+from intaglio.backend.output import MANIFEST
+from intaglio.backend.program import Program, Site
+from intaglio.dialects.errors import UserError
+from intaglio.runtime.adapter_files import (
+    STORED_FLOATS,
+    AdapterFile,
+    Pair,
+    read_adapter,
+    tensors_of,
+)
+from intaglio.runtime.slots import check_fits, load_cycles
+
+SCHEMA = 1
+ADAPTERS = "adapters"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.(.+)$")
+
+_ALIASES: dict[str, tuple[str, ...]] = {
+    "q_proj": ("q_proj", "wq"),
+    "k_proj": ("k_proj", "wk"),
+    "v_proj": ("v_proj", "wv"),
+    "o_proj": ("o_proj", "wo", "out_proj", "attn.c_proj", "attn.dense"),
+    "gate_proj": ("gate_proj", "w1"),
+    "up_proj": ("up_proj", "w3", "fc1", "fc_in", "c_fc", "dense_h_to_4h"),
+    "down_proj": ("down_proj", "w2", "fc2", "fc_out", "mlp.c_proj", "dense_4h_to_h"),
+}
+"""Names that trainers' models have for a role, some with the part of the layer they are in."""
+_PACKED = {"c_attn": "qkv_proj", "Wqkv": "qkv_proj"}
+"""Other names of packed modules that have the rows of one role after those of another."""
+
+
+@dataclass(frozen=True, eq=False)
+class FloatSite:
+    """The float adapter of one site: A [r, K], B [N, r]."""
+
+    a: npt.NDArray[np.float32]
+    b: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class AdapterSummary:
+    """What `intaglio adapter list` says of an adapter.
+
+    Attributes:
+        name: under which it was added.
+        format: of its matrices on the chip.
+        ranks: of each site, 0 where the adapter has nothing.
+        size: bytes in SRAM.
+        load_cycles: of the load port.
+        worst_loss: relative Frobenius error of B A, the worst site's.
+        mean_loss: the mean of the sites'.
+        worst_site: whose loss is the worst.
+        is_for_base: whether it was converted for what is engraved.
+    """
+
+    name: str
+    format: str
+    ranks: Mapping[str, int]
+    size: int
+    load_cycles: int
+    worst_loss: float
+    mean_loss: float
+    worst_site: str
+    is_for_base: bool
+
+    def content(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "name": self.name,
+            "format": self.format,
+            "rank": max(self.ranks.values(), default=0),
+            "sites": dict(self.ranks),
+            "bytes": self.size,
+            "load_cycles": self.load_cycles,
+            "worst_loss": self.worst_loss,
+            "mean_loss": self.mean_loss,
+            "worst_site": self.worst_site,
+            "is_for_base": self.is_for_base,
+        }
+
+
+class Adapters:
+    """The adapters of an output folder.
+
+    Args:
+        folder: the output folder.
+        program: its program.
+    """
+
+    program: Program
+
+    def __init__(self, folder: Path, program: Program) -> None:
+        self._out = folder
+        self._folder = folder / ADAPTERS
+        self.program = program
+
+    def __iter__(self) -> Iterator[str]:
+        """Names, sorted."""
+        if not self._folder.is_dir():
+            return iter(())
+        names = (path.name for path in self._folder.iterdir() if path.is_dir())
+        return iter(sorted(name for name in names if _NAME.fullmatch(name)))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(iter(self))
+
+    @property
+    def base(self) -> str:
+        """Hash that identifies what is engraved."""
+        return base_hash(self.program.parameters)
+
+    def add(self, name: str, file: str | Path) -> AdapterSummary:
+        """Reads an adapter, converts it to the chip's format, and keeps it under a name.
+
+        Args:
+            name: letters, digits, dots, dashes and underscores.
+            file: see `runtime/adapter_files.py`.
+
+        Returns:
+            What `list` will say of it, with the loss of the conversion.
+
+        Raises:
+            UserError: the name is taken or no file name, or the adapter cannot be used on this
+                chip. The output folder is as before.
+        """
+        self._check_name(name)
+        if name in self:
+            raise UserError(
+                f"there is an adapter '{name}' already",
+                file=str(self._out),
+                hint=f"choose another name, or `intaglio adapter remove {self._out} {name}` first",
+            )
+        sites = self._sites()
+        read = read_adapter(file)
+        self._check_base(read)
+        matched = match(read, sites)
+        code = self.program.machine.adapter
+        image = AdapterImage(
+            name,
+            self.base,
+            {site: encode_site(one.a, one.b, code) for site, one in matched.items()},
+        )
+        self._write(name, image, matched, {"source": read.form})
+        return self._summary(image)
+
+    def _check_name(self, name: str) -> None:
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"'{name}' is no name for an adapter",
+                hint="up to 64 letters, digits, dots, dashes and underscores, the first a letter "
+                "or digit",
+            )
+
+    def _sites(self) -> Mapping[str, Site]:
+        if not self.program.sites:
+            raise UserError(
+                "the chip has no adapter slots",
+                file=str(self._out),
+                hint="compile with --adapter-slots RANK[:modules], such as --adapter-slots "
+                "16:q_proj,v_proj",
+            )
+        return self.program.sites
+
+    def _check_base(self, read: AdapterFile) -> None:
+        if read.base is None or read.base.lower() in self._known_bases():
+            return
+        raise UserError(
+            f"the adapter was trained on another base: it names {read.base}, the engraved one is "
+            f"{self.base}",
+            file=str(read.path),
+            hint="a base is named as `intaglio adapter list --json` names it, or by the SHA-256 of "
+            "the model's file or of its external data",
+        )
+
+    def _known_bases(self) -> Iterator[str]:
+        """What is engraved, and the model's own files, which a training script can hash."""
+        from intaglio.backend.compile import COMPANIONS
+
+        yield self.base
+        manifest = json.loads((self._out / MANIFEST).read_text())
+        for name, digest in manifest["inputs"].items():
+            if Path(name).name not in COMPANIONS:
+                yield digest
+
+    def _write(
+        self,
+        name: str,
+        image: AdapterImage,
+        matched: Mapping[str, FloatSite],
+        notes: Mapping[str, Any],
+    ) -> None:
+        # A leading dot is no name of an adapter, so that half a folder is never taken for one.
+        partial = self._folder / f".{name}.{os.getpid()}.partial"
+        is_new = not self._folder.exists()
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            write_image(image, partial, notes)
+            write_floats(matched, partial / STORED_FLOATS)
+            partial.rename(self._folder / name)
+        except OSError as error:
+            raise UserError(
+                f"the adapter cannot be written: {error.strerror}", file=str(self._folder)
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            if is_new:
+                self._remove_if_empty()
+
+    def _remove_if_empty(self) -> None:
+        if self._folder.is_dir() and not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+    def list(self) -> list[AdapterSummary]:
+        """All adapters, by name."""
+        return [self._summary(read_image(self._folder / name)) for name in self]
+
+    def _summary(self, image: AdapterImage) -> AdapterSummary:
+        ranks = {
+            site: image.sites[site].rank if site in image.sites else 0
+            for site in self.program.sites
+        }
+        worst = max(image.sites, key=lambda site: image.sites[site].loss)
+        return AdapterSummary(
+            name=image.name,
+            format=self.program.machine.adapter,
+            ranks=ranks,
+            size=image.size,
+            load_cycles=load_cycles(self.program, image),
+            worst_loss=image.worst_loss,
+            mean_loss=image.mean_loss,
+            worst_site=worst,
+            is_for_base=image.base_sha256 == self.base,
+        )
+
+    def remove(self, name: str) -> None:
+        """Forgets an adapter.
+
+        Raises:
+            UserError: there is none of this name.
+        """
+        folder = self._existing(name)
+        # Renamed first: what is removed half way must not look like an adapter.
+        gone = self._folder / f".{name}.{os.getpid()}.partial"
+        folder.rename(gone)
+        shutil.rmtree(gone)
+        self._remove_if_empty()
+
+    def load(self, name: str) -> AdapterImage:
+        """An adapter's SRAM image.
+
+        Raises:
+            UserError: there is none of this name, it is damaged, or was made for another base.
+        """
+        image = read_image(self._existing(name))
+        if image.base_sha256 != self.base:
+            raise UserError(
+                f"the adapter '{name}' was converted for another base: {image.base_sha256}, the "
+                f"engraved one is {self.base}",
+                file=str(self._folder / name),
+                hint="remove it, and add an adapter that was trained on this base",
+            )
+        check_fits(self.program, image)
+        return image
+
+    def floats(self, name: str) -> Path:
+        """The float adapter of a name, as an `.onnx_adapter` file.
+
+        Raises:
+            UserError: there is none of this name.
+        """
+        return self._existing(name) / STORED_FLOATS
+
+    def _existing(self, name: str) -> Path:
+        if name not in self:
+            names = ", ".join(self)
+            raise UserError(
+                f"there is no adapter '{name}'",
+                file=str(self._out),
+                hint=f"there are {names}" if names else "`intaglio adapter add` adds one",
+            )
+        return self._folder / name
+
+
+# --- reports ------------------------------------------------------------------------------------
+
+
+def list_content(adapters: Adapters) -> dict[str, Any]:
+    """The content of `intaglio adapter list --json`."""
+    program = adapters.program
+    return {
+        "schema": SCHEMA,
+        "base_sha256": adapters.base,
+        "format": program.machine.adapter,
+        "slots": {
+            name: {"rank": site.rank, "rows": site.rows, "columns": site.columns}
+            for name, site in program.sites.items()
+        },
+        "load_bytes_per_cycle": program.machine.load_bytes,
+        "adapters": [summary.content() for summary in adapters.list()],
+    }
+
+
+def list_lines(adapters: Adapters) -> Iterator[str]:
+    """The same for people."""
+    sites = adapters.program.sites
+    if not sites:
+        yield "no adapter slots: compile with --adapter-slots RANK[:modules]"
+        return
+    roles = dict.fromkeys(name.split(".")[-1] for name in sites)
+    yield (
+        f"{len(sites)} slots of rank {max(site.rank for site in sites.values())} in "
+        f"{adapters.program.machine.adapter}: {', '.join(roles)}"
+    )
+    summaries = adapters.list()
+    if not summaries:
+        yield "no adapters; `intaglio adapter add` adds one"
+    for summary in summaries:
+        yield from summary_lines(summary)
+
+
+def summary_lines(summary: AdapterSummary) -> Iterator[str]:
+    """An adapter for people."""
+    ranks = sorted({rank for rank in summary.ranks.values() if rank})
+    count = sum(rank > 0 for rank in summary.ranks.values())
+    rank_text = f"rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "")
+    yield (
+        f"{summary.name}: {rank_text} at {count} of {len(summary.ranks)} sites, "
+        f"{summary.size:,} bytes, loaded in {summary.load_cycles:,} cycles"
+    )
+    yield (
+        f"  {summary.format} loses {summary.mean_loss:.2%} of B A in the mean, at most "
+        f"{summary.worst_loss:.2%} ({summary.worst_site})"
+    )
+    if not summary.is_for_base:
+        yield "  was converted for another base and cannot be used"
+
+
+def write_floats(sites: Mapping[str, FloatSite], path: Path) -> None:
+    """Writes a float adapter for onnxruntime: A [K, r] and B [r, N] of each site.
+
+    Tensors are named as the inputs of the graph that `lowering/onnx/adapter_graph.py` writes.
+    """
+    import onnxruntime
+
+    tensors = tensors_of((site, one.a, one.b) for site, one in sites.items())
+    file = onnxruntime.AdapterFormat()
+    file.set_adapter_version(1)
+    file.set_model_version(1)
+    file.set_parameters(
+        {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(tensor)
+            for name, tensor in sorted(tensors.items())
+        }
+    )
+    # The binding takes text, whatever its annotation says.
+    file.export_adapter(str(path))  # pyright: ignore[reportArgumentType]
+
+
+def judged_with(model: Path) -> Path:
+    """The graph that judges adapters, beside the model in `reference/`.
+
+    Raises:
+        UserError: there is none.
+    """
+    from intaglio.lowering.onnx.adapter_graph import GRAPH_FILE
+
+    path = model.with_name(GRAPH_FILE)
+    if not path.is_file():
+        raise UserError(
+            "the graph by which onnxruntime judges adapters is missing",
+            file=str(path),
+            hint="compile the model again, with --adapter-slots",
+        )
+    return path
+
+
+# --- modules and sites --------------------------------------------------------------------------
+
+
+def match(read: AdapterFile, sites: Mapping[str, Site]) -> dict[str, FloatSite]:
+    """The sites of a chip that an adapter is for, in the chip's order.
+
+    A module that packs several roles (`qkv_proj`) shares its A among their sites and gives each
+    its rows of B.
+
+    Raises:
+        UserError: a module has no site, or its matrices do not fit the slot.
+    """
+    found: dict[str, FloatSite] = {}
+    for pair in read.pairs:
+        names = _sites_of(read, pair, sites)
+        rows = sum(sites[name].rows for name in names)
+        columns = sites[names[0]].columns
+        if pair.a.shape[1] != columns or pair.b.shape[0] != rows:
+            raise UserError(
+                f"'{pair.module}' is for a matrix of {pair.b.shape[0]} x {pair.a.shape[1]}; "
+                f"{', '.join(names)} of the chip has {rows} x {columns}",
+                file=str(read.path),
+                hint="the adapter belongs to another model",
+            )
+        first = 0
+        for name in names:
+            site = sites[name]
+            if pair.rank > site.rank:
+                raise UserError(
+                    f"'{pair.module}' has rank {pair.rank}, the slot of {name} holds {site.rank}",
+                    file=str(read.path),
+                    hint=f"compile with --adapter-slots {pair.rank}, or train with a smaller rank",
+                )
+            if name in found:
+                raise UserError(f"more than one module is for {name}", file=str(read.path))
+            found[name] = FloatSite(pair.a, pair.b[first : first + site.rows])
+            first += site.rows
+    return {name: found[name] for name in sites if name in found}
+
+
+def _sites_of(read: AdapterFile, pair: Pair, sites: Mapping[str, Site]) -> Sequence[str]:
+    names = site_names(pair.module)
+    missing = [name for name in names if name not in sites]
+    if names and not missing:
+        return names
+    if not names:
+        what = f"'{pair.module}' is no module that a chip has adapter slots for"
+    else:
+        what = f"'{pair.module}' has no adapter slot: there is none at {', '.join(missing)}"
+    layers = sorted({int(name.split(".")[1]) for name in sites})
+    roles = list(dict.fromkeys(name.split(".")[-1] for name in sites))
+    raise UserError(
+        what,
+        file=str(read.path),
+        hint=f"the chip has slots at {', '.join(roles)} of layers {layers[0]} to {layers[-1]}; "
+        "--adapter-slots RANK:modules chooses them",
+    )
+
+
+@cache
+def _roles() -> dict[str, tuple[str, ...]]:
+    """Roles of a layer's modules, by the end of their names."""
+    from intaglio.lowering.sites import PACKED
+
+    return {
+        **{alias: (role,) for role, aliases in _ALIASES.items() for alias in aliases},
+        **{alias: PACKED[name] for alias, name in _PACKED.items()},
+        **PACKED,
+    }
+
+
+def site_names(module: str) -> tuple[str, ...]:
+    """The sites that a module stands for, none when its name is not understood.
+
+    `model.layers.3.self_attn.q_proj` is `layers.3.q_proj`; so is `layers.3.q_proj` itself.
+    """
+    match = _LAYER.search(module)
+    if match is None:
+        return ()
+    layer, inside = int(match[1]), match[2]
+    parts = inside.split(".")
+    for key in (".".join(parts[-2:]), parts[-1]):
+        # "self_attn", "attention" and the like are one.
+        normal = re.sub(r"^\w*attn\w*\.|^\w*attention\.", "attn.", key)
+        for name in (key, normal):
+            if name in _roles():
+                return tuple(f"layers.{layer}.{role}" for role in _roles()[name])
+    return ()

@@ -1,0 +1,147 @@
+"""The trade of adapters against context: equal to what a compile reserves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from intaglio.backend.compile import compile_model
+from intaglio.backend.program import Program, load_program
+from intaglio.backend.stages import Options
+from intaglio.dialects.errors import DoesNotFit
+from intaglio.runtime.adapter_budget import (
+    Demand,
+    adapter_bytes,
+    budget,
+    context_that_fits,
+    demand_of,
+    external_saving,
+    tables,
+    used_bytes,
+)
+from intaglio.runtime.inspect import inspect_json, inspect_text, size_text
+
+
+def test_rows_agree_with_the_compiled_chip(slotted: Path):
+    content = inspect_json(slotted)
+    trade, sram = content["budget"], content["sram"]
+    assert trade["rank"] == 4 and trade["context"] == 64 and trade["has_slots"]
+    assert trade["sites"] == 14
+    (own,) = (row for row in trade["ranks"] if row["rank"] == 4)
+    assert own["adapter_bytes"] == sram["adapter_slot_bytes"]
+    assert trade["kv_bytes_per_token"] * 64 == sram["kv_bytes"]
+    assert 0 < own["use"]["64"] < 1
+    contexts = [row["context"] for row in trade["ranks"]]
+    assert contexts == sorted(contexts, reverse=True) and contexts[0] > contexts[-1]
+
+
+def test_longest_context_is_what_a_compile_takes(
+    model: Callable[[str], Path], slotted: Path, tmp_path: Path
+):
+    """On an SRAM so small that the limit is within the model's 128 positions."""
+    program = load_program(slotted)
+    demand = demand_of(program)
+    size = used_bytes(program.machine, demand, 4) + 5 * demand.kv_bytes
+    small = replace(program.machine, sram_bytes=size + demand.kv_bytes - 1)
+    longest = context_that_fits(small, demand, 4)
+    assert longest == 5 * program.machine.h_units <= 128
+    settings = (f"h_unit.sram_bytes={small.sram_bytes}",)
+
+    def made(context: int) -> None:
+        options = Options("roma-mini", settings, context=context, adapter_rank=4)
+        compile_model(model("llama"), tmp_path / "out", options)
+
+    made(longest)
+    with pytest.raises(DoesNotFit, match="adapter slots") as caught:
+        made(longest + 1)
+    assert f"--context {longest} would fit" in str(caught.value)
+
+
+def test_a_smaller_rank_that_fits_is_named(
+    model: Callable[[str], Path], slotted: Path, tmp_path: Path
+):
+    program = load_program(slotted)
+    demand = demand_of(program)
+    rounds = -(-program.capacity // program.machine.h_units)
+    size = used_bytes(program.machine, demand, 9) + rounds * demand.kv_bytes
+    settings = (f"h_unit.sram_bytes={size}",)
+
+    def made(rank: int) -> None:
+        options = Options("roma-mini", settings, context=program.capacity, adapter_rank=rank)
+        compile_model(model("llama"), tmp_path / "out", options)
+
+    with pytest.raises(DoesNotFit) as caught:
+        made(20)
+    (named,) = re.findall(r"--adapter-slots (\d+)", str(caught.value))
+    assert int(named) >= 9
+    made(int(named))
+    with pytest.raises(DoesNotFit):
+        made(int(named) + 1)
+
+
+def test_without_slots_the_matrices_are_taken(compiled: Callable[[str], Path]):
+    trade = budget(load_program(compiled("llama")))
+    # q, k and v are one matrix there: 5 a layer.
+    assert not trade["has_slots"] and trade["sites"] == 10 and trade["rank"] == 0
+    assert "sites that the layers' matrices would make" in " ".join(
+        inspect_text(compiled("llama")).split()
+    )
+
+
+def test_nothing_fits(slotted: Path):
+    machine = replace(load_program(slotted).machine, sram_bytes=64)
+    assert context_that_fits(machine, Demand(100, [(64, 64)]), 16) == 0
+
+
+def test_bytes_of_adapters(slotted: Path):
+    machine = load_program(slotted).machine
+    demand = Demand(1, [(30, 50)])
+    assert adapter_bytes(machine, demand, 0) == 0
+    assert adapter_bytes(machine, demand, 8) == 8 * (50 + 2) + 30 * (8 + 2)
+    ternary = replace(machine, adapter="ternary")
+    assert adapter_bytes(ternary, demand, 8) == 8 * (13 + 2) + 30 * (2 + 2)
+    int6 = replace(machine, adapter="int6")
+    assert adapter_bytes(int6, demand, 4) == 4 * (38 + 2) + 30 * (3 + 2)
+
+
+def test_saving_of_tokens_on_the_die():
+    """Against counting the accesses one by one; and the paper's point."""
+    assert external_saving(32, 128) == pytest.approx(0.436, abs=5e-4)
+    for tokens in (1, 2, 7, 50):
+        for on_die in (0, 1, 3, tokens, tokens + 5):
+            every = inside = 0
+            for step in range(1, tokens + 1):
+                every += step
+                inside += min(step, on_die)
+            assert external_saving(on_die, tokens) == pytest.approx(inside / every)
+
+
+def test_external_table(slotted: Path):
+    """The context is no matter of the SRAM there, the tokens on the die are."""
+    program = load_program(slotted)
+    small = replace(program.machine, kv_on_die=16, sram_bytes=used_bytes_of(program) + 2 * 288)
+    trade = budget(replace(program, machine=small))
+    external = trade["external"]
+    assert external["tokens_on_die"] == 16 and external["tokens"] == [64]
+    assert external["room_on_die"] == context_that_fits(small, demand_of(program), 4)
+    assert [row["on_die"] for row in external["rows"]] == [8, 16, 32, 64, 128]
+    assert external["rows"][1]["saving"]["64"] == external_saving(16, 64)
+    fits = [row["fits"] for row in external["rows"]]
+    assert fits == [row["on_die"] <= external["room_on_die"] for row in external["rows"]]
+    notes = [note for _, _, _, note in tables(trade, size_text)]
+    assert len(notes) == 2 and "external KV accesses saved" in notes[1]
+    assert len(list(tables(budget(program), size_text))) == 1
+
+
+def used_bytes_of(program: Program) -> int:
+    return used_bytes(program.machine, demand_of(program), 4)
+
+
+def test_text_marks_the_point(slotted: Path):
+    text = inspect_text(slotted)
+    assert "Adapter rank against context" in text and "14 slots in fp8" in text
+    assert "\n 4* " in text

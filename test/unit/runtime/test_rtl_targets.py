@@ -1,0 +1,111 @@
+"""Chips of the other structures, each whole, with adapters, against simulator and timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from intaglio.backend.adapter_image import AdapterImage, SiteImage
+from intaglio.backend.compile import compile_model
+from intaglio.backend.hw.power import NO_DOMAIN
+from intaglio.backend.program import Program, load_program
+from intaglio.backend.stages import Options
+from intaglio.dialects.codes import SLOT_BITS, AdapterMatrix
+from intaglio.runtime.rtl import RTLChip, compare_token
+from intaglio.runtime.simulator import Simulator
+
+RANK = 5
+
+
+def adapter(program: Program) -> AdapterImage:
+    """Random matrices of ranks from 0 to the slots'."""
+    rng = np.random.default_rng(len(program.sites))
+
+    def matrix(code: str, rows: int, columns: int) -> AdapterMatrix:
+        high = 3 if code == "ternary" else 1 << SLOT_BITS[code]
+        codes = rng.integers(0, high, (rows, columns)).astype(np.uint8)
+        scales = rng.integers(1 << 12, 1 << 15, rows).astype(np.int16)
+        return AdapterMatrix(code, codes, scales, 15 + SLOT_BITS[code])
+
+    sites: dict[str, SiteImage] = {}
+    for number, (name, site) in enumerate(program.sites.items()):
+        if rank := number % (RANK + 1):
+            code = program.parameters[site.a].code
+            a, b = matrix(code, rank, site.columns), matrix(code, site.rows, rank)
+            sites[name] = SiteImage(rank, a, b)
+    return AdapterImage("random", "", sites)
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "tokens"),
+    [("tom-mini", "ternary", 3), ("bitrom-mini", "ternary", 10), ("hc1-mini", "llama", 2)],
+)
+def test_chip_with_adapters(
+    target: str, name: str, tokens: int, model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Ten tokens on bitrom-mini: keys and values of the last two are in external memory."""
+    options = Options(target, context=16, emit="program", adapter_rank=RANK)
+    out = compile_model(model(name), tmp_path / "out", options).folder
+    program = load_program(out)
+    chip = RTLChip(program, out, cache=False, opt=0)
+    simulator = Simulator(program, out)
+    image = adapter(program)
+    assert simulator.load_adapter(image) == chip.load_adapter(image) > len(program.sites)
+    seen, token = list[int](), 3
+    for position in range(tokens):
+        result = compare_token(simulator, chip, token, position)
+        assert result.equal, str(result.difference)
+        assert result.token is not None
+        token = result.token
+        seen.append(chip.period(position, True))
+    inside = program.machine.kv_on_die
+    assert ("power" in chip.layout.queues) == (target == "tom-mini") == bool(program.domains)
+    assert ("external_kv/memory" in chip.model.memories) == (target == "bitrom-mini")
+    if inside:
+        assert tokens > inside and seen[inside] > seen[inside - 1]
+    chip.close()
+
+
+def test_wrong_power_schedule_gives_wrong_tokens(
+    model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The products of a layer that nobody wakes are zeros."""
+    options = Options("tom-mini", context=16, emit="program")
+    out = compile_model(model("ternary"), tmp_path / "out", options).folder
+    program = load_program(out)
+    (domain, *_) = (
+        name for name in program.domains if any("layers.1" in one for one in _keys(program, name))
+    )
+    blocks = [
+        replace(
+            block,
+            instances=[
+                {slot: NO_DOMAIN if bound == domain else bound for slot, bound in one.items()}
+                for one in block.instances
+            ],
+        )
+        for block in program.blocks
+    ]
+    wrong = replace(program, blocks=blocks)
+    chip = RTLChip(wrong, out, cache=False, opt=0)
+    simulator = Simulator(program, out)
+    result = compare_token(simulator, chip, 3, 0)
+    found = result.difference
+    assert found is not None and found.step is not None and not found.is_cycle
+    # Cycles are what they were; the first wrong value is that of the layer's first product.
+    assert found.step.event.queue == "matrix" and found.step.instance == 1
+    assert "layers.1" in found.step.nodes
+    logits, _ = simulator.step(3, 0) or ([], 0)
+    chip.reset()
+    seen = chip.step(3, 0)
+    assert seen is not None and (seen[0] != logits).any()
+    chip.close()
+
+
+def _keys(program: Program, domain: str) -> list[str]:
+    """Names in the model of a domain's tensors."""
+    return [program.parameters[name].key for name in program.domains[domain]]
