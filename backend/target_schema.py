@@ -165,7 +165,9 @@ KEYS: dict[str, Key] = {
         "choices", "codes of an LM head and of a quantised embedding", choices=_WEIGHTS
     ),
     "formats.adapter": _choice("matrices of an adapter", "fp8", "int8", "int6", "ternary"),
-    "formats.activations": _choice("activations of engraved layers", "int8", "int16", "fp8"),
+    "formats.activations": _choice(
+        "activations of engraved layers", "int4", "int8", "int16", "fp8"
+    ),
     "formats.kv": _choice("keys and values in the cache", "int8", "int16", "fp8"),
     "formats.probabilities": _choice(
         "attention weights; follows the activations", "uint8", "uint16", settable=False

@@ -25,7 +25,7 @@ class Format:
 
     Attributes:
         name: int4, int6, int8, int16, uint8, uint16 or fp8.
-        bits: stored bits of an element.
+        bits: of an element's code.
         limit: the decoded integer that dynamic scaling maps a group's largest magnitude to.
         low: least decoded integer (static scaling clips there).
         high: greatest decoded integer.
@@ -41,6 +41,11 @@ class Format:
     def magnitude(self) -> int:
         """The largest magnitude of a decoded integer: what accumulator widths are derived from."""
         return max(-self.low, self.high)
+
+    @property
+    def memory_bits(self) -> int:
+        """Bits of a code in the chip's memories and at its multipliers: whole bytes."""
+        return -(-self.bits // 8) * 8
 
     @property
     def decoded_bits(self) -> int:

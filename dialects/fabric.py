@@ -38,6 +38,7 @@ from xdsl.printer import Printer
 from xdsl.traits import SymbolOpInterface, SymbolUserOpInterface
 from xdsl.utils.exceptions import VerifyException
 
+from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.rom import (
     AdapterType,
@@ -492,7 +493,7 @@ SCALE_BYTES = 4
 def kv_vector_bytes(cache: CacheOp) -> int:
     """Bytes that one KV head of one token takes."""
     assert isinstance(cache.type, KVType)
-    bits = {"int4": 4, "int8": 8, "fp8": 8, "int16": 16}[cache.type.format.data]
+    bits = FORMATS[cache.type.format.data].bits
     scale = 0 if cache.type.static.data else SCALE_BYTES
     return -(-cache.type.width.data * bits // 8) + scale
 

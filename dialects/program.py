@@ -16,6 +16,7 @@ from xdsl.dialects.builtin import (
     DenseArrayBase,
     DictionaryAttr,
     IntegerAttr,
+    ModuleOp,
     StringAttr,
     SymbolNameConstraint,
     SymbolRefAttr,
@@ -37,7 +38,8 @@ from xdsl.irdl import (
 from xdsl.traits import HasParent, IsolatedFromAbove, NoTerminator, SymbolOpInterface, SymbolTable
 from xdsl.utils.exceptions import VerifyException
 
-from intaglio.dialects import formula, timeline
+from intaglio.dialects import formula, gating, timeline
+from intaglio.dialects.fabric import DomainOp
 from intaglio.dialects.formula import Formula
 from intaglio.dialects.rom import Nodes
 
@@ -335,11 +337,44 @@ class ProgramOp(IRDLOperation):
         return (op for op in self.body.block.ops if isinstance(op, BlockOp))
 
     def verify_(self) -> None:
-        """Logits and token are buffers."""
+        """Logits and token are buffers; every product finds its ROM awake."""
         names = {buffer.sym_name.data for buffer in self.buffers}
         for used in (self.logits, self.token):
             if used.root_reference.data not in names:
                 raise VerifyException(f"no buffer @{used.root_reference.data} is declared")
+        module = self.parent_op()
+        domains = {
+            tensor: op.sym_name.data
+            for op in (module.ops if isinstance(module, ModuleOp) else ())
+            if isinstance(op, DomainOp)
+            for tensor in op.names
+        }
+        if not domains:
+            return
+        blocks = list(self.blocks)
+        uses = [
+            [(one.opcode.data, one.queue.data, _symbols(one.uses)) for one in block.instructions]
+            for block in blocks
+        ]
+        slots = [[_symbols(one) for one in block.instances] for block in blocks]
+        found = gating.first_unpowered(
+            [block.timing for block in blocks], gating.roles_of(uses, slots, domains)
+        )
+        if found is not None:
+            block, instance, instruction = found.at
+            raise VerifyException(
+                f"'{uses[block][instruction][0]}' number {instruction} of instance {instance} of "
+                f"@{blocks[block].sym_name.data} may find power domain @{found.domain} off: "
+                f"{found.reason}"
+            )
+
+
+def _symbols(names: DictionaryAttr) -> dict[str, str]:
+    return {
+        name: symbol.root_reference.data
+        for name, symbol in names.data.items()
+        if isinstance(symbol, SymbolRefAttr)
+    }
 
 
 PROGRAM = Dialect("program", [ProgramOp, BlockOp, InstructionOp, BufferOp], [])

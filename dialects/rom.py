@@ -93,7 +93,7 @@ SLOT_CODES = codes.SLOT_BITS
 DENSE_CODES: dict[str, int] = {"fixed16": 16, "fixed32": 32, "float32": 32}
 """Codes of vectors and tables without group scales; `float32` only before legalisation."""
 
-ACTIVATION_CODES = ("int8", "int16", "fp8")
+ACTIVATION_CODES = ("int4", "int8", "int16", "fp8")
 """Codes of a quantised vector, and of keys and values."""
 
 PROBABILITY_CODES = ("uint8", "uint16")
@@ -386,10 +386,10 @@ class KVType(ParametrizedAttribute, TypeAttribute):
         """Checks sizes and format."""
         if min(self.capacity.data, self.heads.data, self.width.data) < 1:
             raise VerifyException("capacity, heads and width of a KV buffer must be at least 1")
-        if self.format.data not in (*ACTIVATION_CODES, "float32", "int4"):
+        if self.format.data not in (*ACTIVATION_CODES, "float32"):
             raise VerifyException(
                 f"unknown KV format '{self.format.data}', known are "
-                f"{', '.join(ACTIVATION_CODES)}, int4, and float32 before legalisation"
+                f"{', '.join(ACTIVATION_CODES)}, and float32 before legalisation"
             )
 
 
@@ -1722,7 +1722,7 @@ class QuantizeOp(OperatorOp):
                 f"{type_.groups.data} groups of {type_.width.data} do not cover "
                 f"{vector_size(self.input.type)} elements"
             )
-        if type_.format.data not in (*ACTIVATION_CODES, "int4"):
+        if type_.format.data not in ACTIVATION_CODES:
             raise VerifyException(
                 f"unknown format '{type_.format.data}', known are {', '.join(ACTIVATION_CODES)}"
             )

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.machine import Machine
 
 SCALE_BITS = 16
@@ -170,5 +171,4 @@ def lower_bound_cycles(shape: MatrixShape, machine: Machine, passes: int) -> flo
 
 def activation_passes(activations: str, machine: Machine) -> int:
     """How often a ROM word is used: the activation's integer bits over those of one pass."""
-    bits = {"int8": 8, "int16": 16, "fp8": 8}[activations]
-    return _ceildiv(bits, machine.pass_bits)
+    return _ceildiv(FORMATS[activations].bits, machine.pass_bits)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.formula import (
     RANK,
     TOKENS,
@@ -23,16 +24,6 @@ from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
 
 MULTIPLIER_BITS = 8
 """Bits of each operand of an H-Unit's multiplier; wider operands take several passes."""
-
-FORMAT_BITS: dict[str, int] = {
-    "int4": 8,
-    "int8": 8,
-    "fp8": 8,
-    "uint8": 8,
-    "int16": 16,
-    "uint16": 16,
-}
-"""Bits that a format occupies in a multiplier."""
 
 
 def attended(window: int, size: int) -> Formula:
@@ -63,7 +54,7 @@ def block_fetch(machine: Machine, width: int, kv: str) -> int:
     """
     if not machine.external_bytes:
         return 0
-    words = -(-width // machine.attention_lanes) * FORMAT_BITS[kv] // 8
+    words = -(-width // machine.attention_lanes) * FORMATS[kv].memory_bits // 8
     return -(-machine.h_units * words * machine.attention_lanes // machine.external_bytes)
 
 
@@ -280,5 +271,5 @@ def weighted_sum(
 def _multiplier_passes(left: str, right: str) -> int:
     passes = 1
     for name in (left, right):
-        passes *= -(-FORMAT_BITS[name] // MULTIPLIER_BITS)
+        passes *= -(-FORMATS[name].memory_bits // MULTIPLIER_BITS)
     return passes

@@ -444,7 +444,7 @@ def _normal(value: tuple[int, int]) -> Real:
 
 
 def _bytes(fmt: str) -> int:
-    return FORMATS[fmt].bits // BYTE
+    return FORMATS[fmt].memory_bits // BYTE
 
 
 def number_bits(*numbers: int) -> int:

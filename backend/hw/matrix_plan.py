@@ -310,8 +310,8 @@ class MatrixConfig:
 
     @property
     def code_bits(self) -> int:
-        """Bits of an activation's code."""
-        return FORMATS[self.machine.activations].bits
+        """Bits of an activation's code in the memory of quantised vectors."""
+        return FORMATS[self.machine.activations].memory_bits
 
     @property
     def word_bits(self) -> int:

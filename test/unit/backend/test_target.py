@@ -12,7 +12,7 @@ from intaglio.backend.target_report import list_json, list_text, target_json, ta
 from intaglio.backend.target_schema import KEYS, ORIGINS, SECTIONS
 from intaglio.dialects.errors import UserError, UserErrors
 from intaglio.dialects.machine import Machine
-from intaglio.lowering.onnx.weights import parse_request
+from intaglio.lowering.onnx.rounding import parse_request
 
 MINI = (Path(load_target.__code__.co_filename).parent / "targets" / "roma-mini.toml").read_text()
 LANES = next(line for line in MINI.splitlines() if line.startswith("lanes = { value = 16,"))
@@ -272,6 +272,8 @@ def _chip(name: str, old: str, new: str, path: Path) -> str:
 
 ROW = 'rows = { value = 3, origin = "assumed", range = [3, 3], reason = "x" }'
 PLANE = 'plane_bits = { value = 2, origin = "assumed", range = [2, 2]'
+NO_TRAFFIC = ("bytes_per_cycle = { value = 4", "bytes_per_cycle = { value = 0")
+"""Tokens are kept on the die, and nothing could bring the others."""
 MIX = '"int3:64,down_proj=int6:64,lm_head=int6:64"'
 MIXES = f'range = ["int3:64,lm_head=int6:64", {MIX}]'
 
@@ -284,6 +286,8 @@ MIXES = f'range = ["int3:64,lm_head=int6:64", {MIX}]'
         ("tom-mini", PLANE, PLANE.replace("2", "3"), "is 3, a ternary cell is stored in 2"),
         ("tom-mini", "power_sleep =", "# power =", "power_wake: needs latency.power_sleep"),
         ("bitrom-mini", "latency_cycles =", "# =", "needs external.latency_cycles"),
+        ("bitrom-mini", "bytes_per_cycle =", "# =", "needs external.bytes_per_cycle"),
+        ("bitrom-mini", *NO_TRAFFIC, "[external] bytes_per_cycle: value is 0, outside 1 to 65536"),
         ("hc1-mini", MIXES, 'range = ["int4:64"]', "is not in its own range"),
         ("hc1-mini", MIXES, "range = [3, 6]", "range is not a list of choices"),
         ("hc1-mini", f"weights = {{ value = {MIX}", "weights = { value = 3", "3, not a text"),
@@ -387,6 +391,7 @@ def test_wrong_options(roma: Target, option: str, expected: str):
         ("tom", "external.kv_on_die_tokens=8", "no parameter 'external.kv_on_die_tokens'"),
         ("roma", "latency.power_wake=8", "no parameter 'latency.power_wake'"),
         ("hc1", "policy.weights=int4:64", "policy.weights cannot be set"),
+        ("bitrom", "external.bytes_per_cycle=0", "bytes_per_cycle is 0, outside 1 to 65536"),
         ("tom-mini", "activations=int16", "allowed: one of int8, fp8"),
     ],
 )

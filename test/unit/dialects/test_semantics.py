@@ -309,7 +309,9 @@ def test_dot(seed: int, bits: int, fmt: str, columns: int, group: int) -> None:
     assert sem.dot(codes[0], matrix, fmt).tolist() == expected[0]
 
 
-@pytest.mark.parametrize(("fmt", "bits"), [("int8", 2), ("int16", 4), ("int16", 8), ("fp8", 8)])
+@pytest.mark.parametrize(
+    ("fmt", "bits"), [("int4", 2), ("int8", 2), ("int16", 4), ("int16", 8), ("fp8", 8)]
+)
 def test_dot_at_the_extremes(fmt: str, bits: int) -> None:
     # One group, all elements extreme, more rows than one block: the widest sums there are.
     columns, rows = 8192, 130

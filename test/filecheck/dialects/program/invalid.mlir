@@ -185,3 +185,16 @@ program.buffer @x at 0 size 4 : i32
 
 program.instruction "add" on "vector" reads [] writes [] uses {} waits {} takes "1" {onnx = [["n"]]}
 // CHECK: 'program.instruction' expects parent op 'program.block'
+
+// -----
+
+rom.parameter @w : !rom.tensor<[4, 4], ternary> {key = "w"}
+fabric.domain @power0 [@w]
+program.program @p positions [0] logits @x token @x {
+  program.buffer @x at 0 size 4 : i32
+  program.block @b instances [{power = @power0, w = @w}] {
+    program.instruction "wake" on "power" reads [] writes [] uses {domain = @power} waits {} takes "9" {onnx = [["n"]]}
+    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {weights = @w} waits {} takes "1" {onnx = [["n"]]}
+  }
+}
+// CHECK: 'matvec' number 1 of instance 0 of @b may find power domain @power0 off: it does not wait for a wake of it

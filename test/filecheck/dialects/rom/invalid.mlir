@@ -89,7 +89,7 @@ rom.cache @k : !rom.kv<128, 0, 16, int8>
 // -----
 
 rom.cache @k : !rom.kv<128, 2, 16, int7>
-// CHECK: unknown KV format 'int7', known are int8, int16, fp8, int4, and float32 before legalisation
+// CHECK: unknown KV format 'int7', known are int4, int8, int16, fp8, and float32 before legalisation
 
 // -----
 
@@ -467,7 +467,7 @@ rom.cache @k : !rom.kv<128, 2, 16, float32>
 
 %x = "test.op"() : () -> !rom.fixed<64, 16>
 %q = rom.quantize %x {onnx = [["n"]]} : !rom.fixed<64, 16> -> !rom.quantized<4, 16, uint8>
-// CHECK: unknown format 'uint8', known are int8, int16, fp8
+// CHECK: unknown format 'uint8', known are int4, int8, int16, fp8
 
 // -----
 

@@ -13,4 +13,4 @@ rom.parameter @w : !rom.tensor<[64], float32> {key = "k", zero_fraction = 0.5 : 
 rom.parameter @w : !rom.tensor<[64, 64], ternary> {key = "k"}
 %x = "test.op"() : () -> tensor<64xf32>
 %y = rom.linear %x by @w {activation = "int5", onnx = [["n"]]} : tensor<64xf32> -> tensor<64xf32>
-// CHECK: unknown format 'int5', known are int8, int16, fp8
+// CHECK: unknown format 'int5', known are int4, int8, int16, fp8

@@ -545,7 +545,7 @@ def _product(
         codes[: columns // 8] = FORMATS[fmt].low
     row = model.buffers[instruction.reads[0]].address // (4 * lanes)
     for p in range(len([n for n in run.memories if n.startswith("qmem")])):
-        _fill(run.memory(f"qmem{p}"), row, _rows(codes, lanes, FORMATS[fmt].bits))
+        _fill(run.memory(f"qmem{p}"), row, _rows(codes, lanes, FORMATS[fmt].memory_bits))
     y = semantics.dot(codes, matrix, fmt)
     # So that most results fit, some do not.
     spread = int(np.abs(y).max()).bit_length()
@@ -653,6 +653,8 @@ OTHERS: dict[str, dict[str, Any]] = {
         "placement": "packed",
         "mac_pipeline": 8,
     },
+    # 4-bit activations, which lie in memory as bytes, in one pass.
+    "one_pass": {**TERNARY, "tiles": 2, "l_units": 2, "pass_bits": 4, "activations": "int4"},
     # Digits of three bits for codes of three, four and six; fewer results than lanes of a row.
     "digits": {"plane_bits": 3, "bits": (3, 4, 6), "tiles": 6, "results_per_cycle": 8},
     # Logic with group scales, zero points and a slow ROM; on parts of the tiles.

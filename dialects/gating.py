@@ -1,0 +1,137 @@
+"""Whether every product finds its ROM awake: the rule that a program with power domains follows.
+
+At reset and before each token all domains are off, and a bank that is off gives zeros. So a product
+must start after the `wake` of its domain has finished, and finish before the next `sleep` of it
+starts. This must follow from the program's order, not from its timing: durations change with the
+position and with the ranks of adapters. The order is what queues and waits guarantee, through any
+number of steps.
+
+The simulator does not model banks that are off. It need not: a program in which one could be read
+is refused before anything runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from intaglio.dialects import timeline
+
+NO_DOMAIN = "none"
+"""The name of the domain without tensors, for an instance with nothing to switch."""
+
+At = tuple[int, int, int]
+"""An instruction instance: block, instance, instruction."""
+Clock = tuple[int, ...]
+"""How many instructions of each queue have finished for certain, in the order of the queues."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """What an instruction instance does with a power domain.
+
+    Switches stand in the queue `power`, products in `matrix`.
+    """
+
+    kind: Literal["wake", "sleep", "product"]
+    domain: str
+
+
+@dataclass(frozen=True)
+class Unpowered:
+    """A product that may read ROM that is off, and why."""
+
+    at: At
+    domain: str
+    reason: str
+
+
+def first_unpowered(blocks: Sequence[timeline.Block], roles: Mapping[At, Role]) -> Unpowered | None:
+    """The first product, in program order, of which it is not certain that its ROM is on.
+
+    Args:
+        blocks: the program; blocks that are left out for some tokens stand at its end.
+        roles: of the instruction instances that have one; a product without one reads ROM that is
+            always on.
+    """
+    switches: dict[str, list[tuple[int, bool, Clock]]] = {}
+    products: list[tuple[At, str, Clock]] = []
+    power, matrix = timeline.QUEUES.index("power"), timeline.QUEUES.index("matrix")
+    for at, clock in _clocks(blocks):
+        role = roles.get(at)
+        if role is None or role.domain == NO_DOMAIN:
+            continue
+        if role.kind == "product":
+            products.append((at, role.domain, clock))
+        else:
+            # Queues are in order: the clock counts all of the queue that were issued before.
+            switch = clock[power], role.kind == "wake", clock
+            switches.setdefault(role.domain, []).append(switch)
+    for at, domain, clock in products:
+        before = [on for index, on, _ in switches.get(domain, []) if index < clock[power]]
+        if not before:
+            return Unpowered(at, domain, "it does not wait for a wake of it")
+        if not before[-1]:
+            return Unpowered(at, domain, "it is put to sleep before")
+        asleep = next(
+            (c for index, on, c in switches[domain] if index >= clock[power] and not on), None
+        )
+        if asleep is not None and asleep[matrix] <= clock[matrix]:
+            return Unpowered(at, domain, "the sleep after it does not wait for it")
+    return None
+
+
+def roles_of(
+    blocks: Sequence[Sequence[tuple[str, str, Mapping[str, str]]]],
+    instances: Sequence[Sequence[Mapping[str, str]]],
+    domains: Mapping[str, str],
+) -> dict[At, Role]:
+    """The roles of a program's instruction instances.
+
+    Args:
+        blocks: for each block its instructions: opcode, queue, slots by use.
+        instances: for each block what its instances bind slots to.
+        domains: the power domain of each tensor that has one.
+    """
+    roles: dict[At, Role] = {}
+    for block, (instructions, bound) in enumerate(zip(blocks, instances, strict=True)):
+        for number, (opcode, queue, uses) in enumerate(instructions):
+            for instance, slots in enumerate(bound):
+                if opcode in ("wake", "sleep"):
+                    role = Role(opcode, slots.get(uses["domain"], uses["domain"]))
+                elif queue == "matrix" and "weights" in uses:
+                    tensor = slots.get(uses["weights"], uses["weights"])
+                    if tensor not in domains:
+                        continue
+                    role = Role("product", domains[tensor])
+                else:
+                    continue
+                roles[block, instance, number] = role
+    return roles
+
+
+def _clocks(blocks: Sequence[timeline.Block]) -> Iterator[tuple[At, Clock]]:
+    """Every instruction instance with what has finished for certain when it starts."""
+    finished: list[list[Clock]] = [[] for _ in timeline.QUEUES]
+    nothing: Clock = (0,) * len(timeline.QUEUES)
+    for block_number, block in enumerate(blocks):
+        needs = [
+            (
+                timeline.QUEUES.index(issue.queue),
+                [(timeline.QUEUES.index(queue), count) for queue, count in issue.waits.items()],
+            )
+            for issue in block.issues
+        ]
+        for instance in range(block.instances):
+            base = [len(done) for done in finished]
+            for number, (own, waits) in enumerate(needs):
+                known = [finished[own][-1] if finished[own] else nothing]
+                for queue, count in waits:
+                    if last := base[queue] + count:
+                        known.append(finished[queue][last - 1])
+                clock = known[0] if len(known) == 1 else tuple(map(max, *known))
+                yield (block_number, instance, number), clock
+                after = list(clock)
+                after[own] = len(finished[own]) + 1
+                finished[own].append(tuple(after))

@@ -1,0 +1,143 @@
+"""Power domains: what is accepted is on in every timing, what is refused is named."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from intaglio.dialects.formula import constant
+from intaglio.dialects.gating import NO_DOMAIN, At, Role, first_unpowered, roles_of
+from intaglio.dialects.timeline import Block, Issue, simulate
+
+Step = tuple[str, dict[str, int]]
+"""What an instruction does (`wake`, `sleep`, `product` or a queue), and its waits."""
+
+STEPS = ("wake", "sleep", "product", "vector", "attention")
+QUEUE = {"wake": "power", "sleep": "power", "product": "matrix"}
+
+
+def program(
+    steps: list[Step], durations: list[int] | None = None, instances: int = 1
+) -> tuple[Block, dict[At, Role]]:
+    """A block on the domain `d`."""
+    issues = [
+        Issue(QUEUE.get(kind, kind), waits, constant((durations or [1] * len(steps))[n]))
+        for n, (kind, waits) in enumerate(steps)
+    ]
+    roles = {
+        (0, i, n): Role(kind, "d")
+        for n, (kind, _) in enumerate(steps)
+        for i in range(instances)
+        if kind == "wake" or kind == "sleep" or kind == "product"
+    }
+    return Block("b", issues, instances), roles
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> list[Step]:
+    steps: list[Step] = []
+    for _ in range(draw(st.integers(1, 9))):
+        issued: dict[str, int] = {}
+        for kind, _ in steps:
+            queue = QUEUE.get(kind, kind)
+            issued[queue] = issued.get(queue, 0) + 1
+        waits = {
+            queue: draw(st.integers(1, count))
+            for queue, count in issued.items()
+            if draw(st.booleans())
+        }
+        steps.append((draw(st.sampled_from(STEPS)), waits))
+    return steps
+
+
+def is_always_on(steps: list[Step], durations: list[int], instances: int) -> bool:
+    """Whether the timeline of these durations shows the domain on during each product."""
+    block, roles = program(steps, durations, instances)
+    spans = [
+        (roles[at].kind, int(span.start[0]), int(span.finish[0]))
+        for span in simulate([block], 1, 0)
+        if (at := (span.block, span.instance, span.instruction)) in roles
+    ]
+    # From the finish of a wake to the start of a sleep; switches are in order.
+    switches = [one for one in spans if one[0] != "product"]
+    for kind, start, finish in spans:
+        if kind != "product":
+            continue
+        done = [one for one in switches if one[2] <= start]
+        later = [one for one in switches if one[2] > start]
+        if not done or done[-1][0] == "sleep":
+            return False
+        if any(one[0] == "sleep" and one[1] < finish for one in later):
+            return False
+    return True
+
+
+@settings(deadline=None)
+@given(
+    steps=programs(),
+    instances=st.integers(1, 2),
+    durations=st.lists(
+        st.lists(st.integers(0, 20), min_size=9, max_size=9), min_size=8, max_size=8
+    ),
+)
+def test_what_is_accepted_is_on_whatever_the_durations(
+    steps: list[Step], instances: int, durations: list[list[int]]
+) -> None:
+    if first_unpowered(*_list(program(steps, None, instances))) is None:
+        assert all(is_always_on(steps, one, instances) for one in durations)
+
+
+def _list(made: tuple[Block, dict[At, Role]]) -> tuple[list[Block], dict[At, Role]]:
+    return [made[0]], made[1]
+
+
+GOOD: list[Step] = [("wake", {}), ("product", {"power": 1}), ("sleep", {"matrix": 1})]
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        (GOOD, None),
+        # Through another queue.
+        ([("wake", {}), ("vector", {"power": 1}), ("product", {"vector": 1})], None),
+        ([("product", {})], "it does not wait for a wake of it"),
+        ([("wake", {}), ("product", {})], "it does not wait for a wake of it"),
+        ([*GOOD, ("product", {"power": 2})], "it is put to sleep before"),
+        (
+            [("wake", {}), ("product", {"power": 1}), ("product", {}), ("sleep", {"matrix": 1})],
+            "the sleep after it does not wait for it",
+        ),
+        ([*GOOD, ("wake", {}), ("product", {"power": 3})], None),
+    ],
+)
+def test_reasons(steps: list[Step], reason: str | None) -> None:
+    found = first_unpowered(*_list(program(steps)))
+    assert (found and found.reason) == reason
+    if found is not None:
+        last = max(n for n, (kind, _) in enumerate(steps) if kind == "product")
+        assert found.domain == "d" and found.at == (0, 0, last)
+
+
+def test_the_second_instance_is_looked_at_too() -> None:
+    assert first_unpowered(*_list(program(GOOD, instances=2))) is None
+    without = [("wake", {}), ("product", {"power": 1}), ("sleep", {"matrix": 1})]
+    block, roles = program(without, instances=2)
+    del roles[0, 1, 0]
+    found = first_unpowered([block], roles)
+    assert found is not None and found.at == (0, 1, 1)
+
+
+def test_roles() -> None:
+    block = [
+        ("wake", "power", {"domain": "next"}),
+        ("matvec", "matrix", {"weights": "w"}),
+        ("matvec", "attention", {"weights": "w"}),
+        ("embed", "matrix", {"table": "w"}),
+    ]
+    bound = [{"next": "d1", "w": "a"}, {"next": NO_DOMAIN, "w": "b"}]
+    assert roles_of([block], [bound], {"a": "d0"}) == {
+        (0, 0, 0): Role("wake", "d1"),
+        (0, 1, 0): Role("wake", NO_DOMAIN),
+        (0, 0, 1): Role("product", "d0"),
+    }
