@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.ternary_adapter import absmean, fitted
 from intaglio.dialects.codes import (
     E4M3_LIMIT,
     SLOT_BITS,
@@ -42,6 +43,8 @@ BYTES = "adapter.bin"
 _SCALE_LIMIT = (1 << 15) - 1
 _FP8_FRACTION = 20
 """Fraction bits with which a float is handed to the E4M3 rounding."""
+_TRAINED_TERNARY = 0.02
+"""Largest loss of a site whose matrices are taken to have been ternary before."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -127,7 +130,7 @@ def encode(values: npt.ArrayLike, code: str) -> AdapterMatrix:
     if not np.isfinite(matrix).all():
         raise ValueError("weights contain infinities or not-a-number")
     if code == "ternary":
-        return _encode_ternary(matrix)
+        return _ternary(*absmean(matrix))
     limit = {"fp8": E4M3_LIMIT, "int8": 127, "int6": 31}.get(code)
     if limit is None:
         raise ValueError(f"adapters are {', '.join(SLOT_BITS)}, not {code}")
@@ -143,13 +146,9 @@ def encode(values: npt.ArrayLike, code: str) -> AdapterMatrix:
     return AdapterMatrix(code, codes.astype(np.uint8), mantissas, exponent)
 
 
-def _encode_ternary(matrix: Floats) -> AdapterMatrix:
-    mean = np.abs(matrix).mean(1, keepdims=True) if matrix.size else np.ones((len(matrix), 1))
-    ratio = np.divide(matrix, mean, out=np.zeros_like(matrix), where=mean > 0)
-    digits = np.clip(np.rint(ratio), -1, 1)
-    count = np.abs(digits).sum(1)
-    best = np.divide((digits * matrix).sum(1), count, out=np.zeros(len(matrix)), where=count > 0)
-    mantissas, exponent = _mantissas(best, np.rint)
+def _ternary(digits: Floats, scales: Floats) -> AdapterMatrix:
+    """Ternary codes [N, K] with scales [N] of at least 0."""
+    mantissas, exponent = _mantissas(scales, np.rint)
     return AdapterMatrix("ternary", (digits + 1).astype(np.uint8), mantissas, exponent)
 
 
@@ -169,25 +168,47 @@ def _divided(matrix: Floats, mantissas: npt.NDArray[np.int16], exponent: int) ->
     return np.divide(matrix, scales, out=np.zeros_like(matrix), where=scales > 0)
 
 
-def encode_site(a: npt.ArrayLike, b: npt.ArrayLike, code: str) -> SiteImage:
+def encode_site(
+    a: npt.ArrayLike, b: npt.ArrayLike, code: str, slot_rank: int | None = None
+) -> SiteImage:
     """A site's float adapter, A [r, K] and B [N, r], in a format of the chip, with its loss.
 
     B A does not change when a column of B is divided by a number and the same row of A multiplied
     by it. For integer codes that can help: B's rows have one scale each, and lose small columns
     beside large ones, while each row of A has its own. So with them it is tried to make all
     columns of B of one size, up to powers of two, and kept if that loses less.
+
+    A float adapter in three values loses half of itself that way, so there the codes are then
+    fitted to the product, with all the rows that the slot has (`backend/ternary_adapter.py`). One
+    that was trained with three values stays as it is.
+
+    Args:
+        a: float [r, K].
+        b: float [N, r].
+        code: fp8, int8, int6 or ternary.
+        slot_rank: of the chip's slot, at least r; r without it.
+
+    Returns:
+        The stored adapter; of rank r, or of the slot's where that is larger and the adapter was
+        fitted.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     balances = [np.ones(len(a))]
     if code != "fp8":
         sizes = np.sqrt((b * b).mean(0))
         balances.append(np.exp2(np.rint(np.log2(np.where(sizes > 0, sizes, 1.0)))))
-    found: list[SiteImage] = []
-    for balance in balances:
-        stored_a, stored_b = encode(a * balance[:, None], code), encode(b / balance, code)
+
+    def site(stored_a: AdapterMatrix, stored_b: AdapterMatrix) -> SiteImage:
         loss = product_error(a, b, floats(stored_a), floats(stored_b))
-        found.append(SiteImage(len(a), stored_a, stored_b, loss))
-    return min(found, key=lambda site: site.loss)
+        return SiteImage(stored_a.rows, stored_a, stored_b, loss)
+
+    found = [site(encode(a * one[:, None], code), encode(b / one, code)) for one in balances]
+    best = min(found, key=lambda site: site.loss)
+    if code == "ternary" and best.loss > _TRAINED_TERNARY:
+        digits_a, scales_a, digits_b, scales_b = fitted(a, b, max(len(a), slot_rank or 0))
+        other = site(_ternary(digits_a, scales_a), _ternary(digits_b, scales_b))
+        best = min(best, other, key=lambda site: site.loss)
+    return best
 
 
 def floats(matrix: AdapterMatrix) -> Floats:

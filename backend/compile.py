@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from intaglio.backend.output import (
 from intaglio.backend.program_file import program_content
 from intaglio.backend.stages import HARDWARE_STAGES, IR_STAGES, Options, passes
 from intaglio.backend.target import load_target
+from intaglio.backend.target_file import write_target
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fabric import machine_of
 from intaglio.lowering.legalize import RomLegalize, substituted
@@ -36,6 +37,7 @@ from intaglio.lowering.mapping import mapping_of
 from intaglio.lowering.onnx.quantised_graph import write_quantised
 
 if TYPE_CHECKING:
+    from intaglio.backend.target import Target
     from intaglio.lowering.onnx.importer import ImportedModel
 
 SCHEMA = 1
@@ -87,9 +89,10 @@ def compile_model(
         imported = import_model(
             model,
             allow_links=options.allow_links,
-            weights=options.weights,
+            weights=requested_weights(options),
             context=options.context,
             embedding=_embedding_rounding(options),
+            codes=cells(options),
         )
     module = imported.module
     warnings = list(imported.warnings)
@@ -119,6 +122,7 @@ def compile_model(
             write_json(folder / "program.json", program_content(module))
             with watch.stage("hardware"):
                 warnings += _hardware(folder, options, progress)
+        write_target(folder, _target(options))
         inputs = _reference(imported, folder)
         warnings += _adapter_graph(module, folder / next(iter(inputs)))
         with watch.stage("hash"):
@@ -164,12 +168,40 @@ def _write_ir(module: ModuleOp, path: Path) -> None:
     path.write_text(text.getvalue() + "\n\n")
 
 
+def _target(options: Options) -> Target:
+    return load_target(options.target).with_options(options.settings)
+
+
 def _embedding_rounding(options: Options) -> str | None:
     """How a floating-point embedding is engraved: as int16 rows, or quantised in groups."""
     if options.emit == "rom":
         return None
-    target = load_target(options.target).with_options(list(options.settings))
-    return f"int8:{EMBEDDING_GROUP}" if target.machine().embedding == "int8" else None
+    return f"int8:{EMBEDDING_GROUP}" if _target(options).machine().embedding == "int8" else None
+
+
+def requested_weights(options: Options) -> str | None:
+    """How float weights are quantised; `target` asks for the mix that the target states.
+
+    Raises:
+        UserError: the target states none.
+    """
+    if options.weights != "target":
+        return options.weights
+    target = _target(options)
+    if target.mixed_weights is None:
+        raise UserError(
+            f"--weights target: {target.name} does not say how float weights are quantised",
+            hint=f"name a format; its layers store {', '.join(target.machine().weights)}",
+        )
+    return target.mixed_weights
+
+
+def cells(options: Options) -> tuple[str, ...]:
+    """Codes of weights that the chip has cells for, in the layers and outside of them."""
+    if options.emit == "rom":
+        return ()
+    machine = _target(options).machine()
+    return tuple(code for code in machine.weights if code in machine.head_weights)
 
 
 def _reference(imported: ImportedModel, folder: Path) -> dict[str, Path]:
@@ -211,6 +243,13 @@ def _adapter_graph(module: ModuleOp, model: Path) -> list[str]:
     return []
 
 
+def _slots(options: Options) -> dict[str, Any] | None:
+    """What `--adapter-slots` asked for; no modules leave the sites to the target."""
+    if not options.adapter_rank:
+        return None
+    return {"rank": options.adapter_rank, "modules": list(options.adapter_modules)}
+
+
 def _manifest(
     options: Options, inputs: dict[str, Path], images: Images, folder: Path
 ) -> dict[str, Any]:
@@ -221,15 +260,18 @@ def _manifest(
             outputs[name] = images.digests.get(name) or sha256_of(path)
     return {
         "schema": SCHEMA,
-        "target": options.target if not options.target.endswith(".toml") else "custom",
+        "target": load_target(options.target).name,
         "settings": list(options.settings),
         "context": options.context,
-        "weights": options.weights,
+        "weights": requested_weights(options),
+        "adapter_slots": _slots(options),
+        "mapping": None if options.mapping is None else sha256_of(Path(options.mapping)),
         "emit": options.emit,
         "tools": {"python": platform.python_version(), **{t: version(t) for t in TOOLS}},
         "model": next(iter(inputs)),
         "inputs": {name: sha256_of(folder / name) for name in sorted(inputs)},
         "outputs": outputs,
+        "zeros": {name: asdict(zeros) for name, zeros in sorted(images.zeros.items())},
         "rounding": {
             "largest_relative_error": max(images.relative.values(), default=0.0),
             "tensors": dict(sorted(images.relative.items())),

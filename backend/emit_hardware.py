@@ -58,6 +58,7 @@ def emit_hardware(
     stage: str = HARDWARE_STAGES[-1],
     progress: Callable[[str], None] = lambda message: None,
     banks: Collection[tuple[int, int, int]] | None = None,
+    shared: Collection[tuple[int, int, int]] | None = None,
 ) -> list[str]:
     """Writes the hardware of a compiled program into its output folder.
 
@@ -69,6 +70,8 @@ def emit_hardware(
         progress: called with a line for each step.
         banks: where ROM is logic, the banks whose logic is written, as (tile, L-Unit, bank); the
             others are external modules. None: all of a small chip, none of a large one.
+        shared: of these, the banks that are written as the compiler's own gates
+            (`backend.logic_rom`), not as truth tables. None: as the machine's `rom_logic` says.
 
     Returns:
         The files, relative to the folder.
@@ -81,7 +84,7 @@ def emit_hardware(
     # Of a chip of full size the banks are instances of external modules.
     if banks is None and _logic_size(layout) > LOGIC_LIMIT:
         banks = ()
-    design = chip_design(layout, logic_rom(layout, images, banks))
+    design = chip_design(layout, logic_rom(layout, images, banks, shared))
     header = _header(folder)
     text = header + design.text()
     progress("verifying the hardware")
@@ -308,5 +311,5 @@ def source_files() -> Iterator[Path]:
     """The Python files that hardware is made by, for cache keys."""
     here = Path(__file__).parent
     yield from sorted((here / "hw").glob("*.py"))
-    yield from (here / "emit_hardware.py", here / "circt.py")
+    yield from (here / "emit_hardware.py", here / "circt.py", here / "logic_rom.py")
     yield from sorted(Path(semantics.__file__).parent.glob("*.py"))

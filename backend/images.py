@@ -24,10 +24,11 @@ import numpy as np
 import numpy.typing as npt
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp
 
+from intaglio.backend.zeros import Counter, Zeros
 from intaglio.dialects import rom
 from intaglio.dialects.codes import container_bits, fixed
 from intaglio.dialects.errors import UserError
-from intaglio.dialects.fabric import ConstantOp, EngraveOp, places
+from intaglio.dialects.fabric import ConstantOp, EngraveOp, machine_of, places
 from intaglio.lowering.parameters import ParameterSource, row_chunks
 
 ALIGNMENT = 64
@@ -44,6 +45,8 @@ class Images:
     """
 
     relative: dict[str, float] = field(default_factory=dict)
+    zeros: dict[str, Zeros] = field(default_factory=dict)
+    """Of each engraved tensor that is ternary or lies in ternary cells."""
     digests: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each file written."""
 
@@ -103,6 +106,7 @@ def write_images(
         UserError: the weights hold infinities or not-a-number.
     """
     parameters = {op.sym_name.data: op for op in module.ops if isinstance(op, rom.ParameterOp)}
+    has_cells = machine_of(module).cell == "ternary"
     images = Images()
     matrices = _Writer(folder, MATRICES)
     constants = _Writer(folder, CONSTANTS)
@@ -114,7 +118,10 @@ def write_images(
                 continue
             match place:
                 case EngraveOp():
-                    _write(matrices, parameter, sources[parameter.key.data], images)
+                    counter = _counter(parameter, has_cells)
+                    _write(matrices, parameter, sources[parameter.key.data], images, counter)
+                    if counter is not None:
+                        images.zeros[parameter.sym_name.data] = counter.zeros
                 case ConstantOp():
                     constants.seek(place.address.value.data)
                     _write(constants, parameter, sources[parameter.key.data], images)
@@ -131,24 +138,52 @@ def write_images(
     return images
 
 
+def _counter(parameter: rom.ParameterOp, has_cells: bool) -> Counter | None:
+    """Counts the zeros of a tensor where they matter and are one code."""
+    type_ = parameter.type
+    assert isinstance(type_, rom.ROMTensorType)
+    is_ternary = type_.code.data == "ternary"
+    columns = int(np.prod(type_.dims[1:], dtype=np.int64))
+    if type_.zeros.data or not (is_ternary or has_cells):
+        return None
+    if not type_.is_matrix:
+        return Counter(columns, type_.bits, None, False, has_cells)
+    zero = 0 if parameter.zero is None else parameter.zero.value.data
+    return Counter(columns, type_.bits, zero, is_ternary, has_cells)
+
+
 def _write(
-    writer: _Writer, parameter: rom.ParameterOp, source: ParameterSource, images: Images
+    writer: _Writer,
+    parameter: rom.ParameterOp,
+    source: ParameterSource,
+    images: Images,
+    counter: Counter | None = None,
 ) -> None:
     type_ = parameter.type
     assert isinstance(type_, rom.ROMTensorType | rom.AdapterType)
     if not type_.is_matrix:
-        parameter.codes = writer.part(_dense(parameter, type_, source, images))
+        parameter.codes = writer.part(_counted(_dense(parameter, type_, source, images), counter))
         return
     rows, columns = type_.dims
     row_bytes = -(-columns * container_bits(type_.bits) // 8)
-    parameter.codes = writer.part(
+    codes = (
         source.packed_rows(first, last)[:, :row_bytes]
         for first, last in row_chunks(rows, row_bytes)
     )
+    parameter.codes = writer.part(_counted(codes, counter))
     scaled = rows if type_.group.data else 1
     parameter.scales = writer.part(_scales(parameter, source, scaled, type_.groups, images))
     if type_.zeros.data:
         parameter.zeros = writer.part(_zeros(parameter, source, rows, type_.groups))
+
+
+def _counted(
+    chunks: Iterator[npt.NDArray[np.generic]], counter: Counter | None
+) -> Iterator[npt.NDArray[np.generic]]:
+    for chunk in chunks:
+        if counter is not None:
+            counter.add(chunk)
+        yield chunk
 
 
 def _exponent(parameter: rom.ParameterOp) -> int:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from intaglio.dialects import formula, timeline
+from intaglio.dialects import formula, gating, timeline
 from intaglio.dialects.codes import SLOT_BITS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real
@@ -185,7 +185,8 @@ def load_program(out: str | Path) -> Program:
     """Reads the program of an output folder.
 
     Raises:
-        UserError: the folder holds no compiled program, or one of another version.
+        UserError: the folder holds no compiled program, one of another version, or one that reads
+            ROM that is switched off.
     """
     path = Path(out) / PROGRAM
     try:
@@ -205,13 +206,42 @@ def load_program(out: str | Path) -> Program:
             hint="compile the model again",
         )
     try:
-        return program_of(content)
+        program = program_of(content)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"is no program that this version understands: {error}",
             file=str(path),
             hint="compile the model again",
         ) from error
+    _check_power(program, path)
+    return program
+
+
+def _check_power(program: Program, path: Path) -> None:
+    """Refuses a program whose products may read banks that are off.
+
+    The compiler's own passes cannot write one, but program.json can be edited.
+    """
+    if not program.domains:
+        return
+    roles = gating.roles_of(
+        [[(one.opcode, one.queue, one.uses) for one in b.instructions] for b in program.blocks],
+        [block.instances for block in program.blocks],
+        {tensor: name for name, tensors in program.domains.items() for tensor in tensors},
+    )
+    found = gating.first_unpowered([block.timing for block in program.blocks], roles)
+    if found is None:
+        return
+    number, instance, instruction = found.at
+    block = program.blocks[number]
+    one = block.instructions[instruction]
+    raise UserError(
+        f"the product (instruction {instruction} of block {block.name}, instance {instance}) may "
+        f"find power domain {found.domain} off: {found.reason}",
+        file=str(path),
+        node=one.onnx[min(instance, len(one.onnx) - 1)][-1],
+        hint="a product waits for the wake of its domain, and the sleep waits for the product",
+    )
 
 
 def program_of(content: Mapping[str, Any]) -> Program:

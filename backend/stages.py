@@ -25,7 +25,8 @@ class Options:
         target: name of a target, or path to a TOML file.
         settings: `key=value` changes to the target's parameters and formats.
         context: capacity of the KV cache in tokens.
-        weights: how float weights are quantised on request, such as `int4:128`.
+        weights: how float weights are quantised on request, such as `int4:128`; `target`: in the
+            mix that the target states.
         adapter_rank: largest rank of the adapter slots; 0 reserves none.
         adapter_modules: roles of the matrices that get slots; none leaves it to the target.
         mapping: a mapping file to follow.

@@ -135,6 +135,11 @@ class Target:
             return 0
         return int(self.number(name) * self.integer("clock.frequency_hz") // 1_000_000)
 
+    @property
+    def _rom_logic(self) -> str:
+        name = "policy.rom_logic"
+        return self.text(name) if name in self.parameters else "table"
+
     def machine(self) -> Machine:
         """The figures the passes need, without origins."""
         vector_units = self.integer("array.vector_units")
@@ -182,6 +187,7 @@ class Target:
             embedding_store=self.text("policy.embedding_store"),
             head_store=self.text("policy.head_store"),
             fraction_bits=self.integer("formats.fraction_bits"),
+            rom_logic=self._rom_logic,
             **latencies,
         )
 

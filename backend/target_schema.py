@@ -227,6 +227,12 @@ KEYS: dict[str, Key] = {
     ),
     "policy.emit": _choice("last stage of a compile, unless told", "program", "hw", "sv"),
     "policy.head_store": _choice("where an engraved LM head counts", "rom", "extra-rom"),
+    "policy.rom_logic": Key(
+        "choice",
+        "how a ROM bank that is logic is written: its truth table, or gates that its bits share",
+        choices=("table", "shared"),
+        required=False,
+    ),
     "published.rom_gb": _published("ROM of the chip", "GB", 10_000),
     "published.rom_mib": _published("ROM of the chip", "MiB", 10_000_000),
     "published.adapter_kv_sram_mb": _published("SRAM for adapters and KV", "MB", 1_000_000),

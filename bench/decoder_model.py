@@ -5,13 +5,17 @@ GatherBlockQuantized, external data. Ternary weights are INT2 with one scale for
 (DequantizeLinear, opset 25), beside a head of more bits; BitNet's blocks have norms before their
 output projections and a squared ReLU. Weights are written as a stream, so any size needs little
 memory; the same seed gives the same bytes.
+
+Codes of 3 and 6 bits, which ONNX does not have, are written into carriers of 4 and 8 bits, whose
+other values do not occur.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +45,27 @@ class Shape:
     """The share of zeros among ternary weights; None: other weights."""
     bitnet: bool = False
     """BitNet's norms before output projections and its squared ReLU, instead of SiLU."""
+    tied: bool = True
+    """One matrix is embedding and head."""
+    embedding_bits: int = 8
+    """Of an embedding of its own."""
+    head_zeros: float | None = None
+    """The share of zeros in a ternary head, which has one scale; None: another head."""
+    mix: tuple[tuple[str, int], ...] = ()
+    """Parts of the matrices' names, and the bits of those: the first that occurs decides, before
+    `bits` and `head_bits`."""
+    one_layer: bool = False
+    """All layers are the bytes of the first: a small file where only shapes matter."""
+
+    def bits_of(self, name: str) -> int:
+        """Bits of the weights of a matrix."""
+        head = name.startswith("lm_head")
+        default = (self.head_bits if head else 0) or self.bits
+        return next((bits for part, bits in self.mix if part in name), default)
 
 
 LLAMA_3_2_3B = Shape()
-LLAMA_3_8B = Shape(layers=32, hidden=4096, heads=32, ffn=14336)
+LLAMA_3_8B = Shape(layers=32, hidden=4096, heads=32, ffn=14336, tied=False)
 BITNET_2B = Shape(
     layers=30,
     hidden=2560,
@@ -69,7 +90,11 @@ FALCON3_1B = Shape(
     block=128,
     head_bits=8,
     zeros=0.297,
+    tied=False,
 )
+FALCON3_3B = replace(FALCON3_1B, layers=22, hidden=3072, heads=12, ffn=9216)
+FALCON3_7B = replace(FALCON3_3B, layers=28, ffn=23040)
+FALCON3_10B = replace(FALCON3_7B, layers=40)
 
 
 class _Model:
@@ -81,23 +106,35 @@ class _Model:
         self.nodes: list[Any] = []
         self.tensors: list[Any] = []
         self.data = (folder / "model.onnx.data").open("wb")
+        self.written: dict[str, Any] = {}
 
-    def tensor(self, name: str, values: np.ndarray) -> str:
+    def tensor(self, name: str, values: Callable[[], np.ndarray], data_type: int = 0) -> str:
+        """An initializer; `values` are asked for when they are to be written."""
         import onnx
 
+        # Of a model of one layer's bytes, the layer that is written stands for all.
+        part = re.sub(r"\.layers\.\d+\.", ".layers.0.", name) if self.shape.one_layer else name
+        if part in self.written:
+            proto = onnx.TensorProto()
+            proto.CopyFrom(self.written[part])
+            proto.name = name
+            self.tensors.append(proto)
+            return name
+        array = values()
         self.data.write(bytes(-self.data.tell() % ALIGNMENT))
         proto = onnx.TensorProto(name=name, data_location=onnx.TensorProto.EXTERNAL)
-        proto.data_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
-        proto.dims.extend(values.shape)
+        proto.data_type = data_type or onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        proto.dims.extend(array.shape)
         entries = {
             "location": "model.onnx.data",
             "offset": self.data.tell(),
-            "length": values.nbytes,
+            "length": array.nbytes,
         }
         for key, value in entries.items():
             proto.external_data.add(key=key, value=str(value))
-        self.data.write(values.tobytes())
+        self.data.write(array.data)
         self.tensors.append(proto)
+        self.written[part] = proto
         return name
 
     def node(
@@ -123,18 +160,41 @@ class _Model:
         return self.node("Constant", [], [name], name, value=array)
 
     def codes(self, name: str, rows: int, columns: int, bits: int) -> tuple[str, str]:
-        shape = self.shape
-        blocks = -(-columns // shape.block)
-        packed = self.random.integers(
-            0, 256, (rows, blocks, shape.block * bits // 8), dtype=np.uint8
-        )
+        """Codes and scales of a matrix in the layout of MatMulNBits."""
+        block = self.shape.block
+        blocks = -(-columns // block)
         # Codes are uniform, so this gives outputs of about the inputs' size.
         spread = ((4**bits - 1) / 12) ** 0.5 * columns**0.5
-        scales = (0.6 + 0.4 * self.random.random((rows, blocks), dtype=np.float32)) / spread
-        scales *= self.random.choice([-1.0, 1.0], (rows, blocks))
+
+        def packed() -> np.ndarray:
+            shape = (rows, blocks, block * carrier(bits) // 8)
+            return _narrow(self.random.integers(0, 256, shape, dtype=np.uint8), bits)
+
+        def scales() -> np.ndarray:
+            values = (0.6 + 0.4 * self.random.random((rows, blocks), dtype=np.float32)) / spread
+            values *= self.random.choice([-1.0, 1.0], (rows, blocks))
+            return values.astype(np.float32)
+
         return (
-            self.tensor(f"{name}.weight_Q{bits}", packed),
-            self.tensor(f"{name}.weight_scales", scales.astype(np.float32)),
+            self.tensor(f"{name}.weight_Q{carrier(bits)}", packed),
+            self.tensor(f"{name}.weight_scales", scales),
+        )
+
+    def ternary_codes(self, name: str, rows: int, columns: int, zeros: float) -> tuple[str, str]:
+        """The same of a ternary matrix with one scale."""
+        block = self.shape.block
+        blocks = -(-columns // block)
+        size = ((1 - zeros) * columns) ** -0.5
+
+        def packed() -> np.ndarray:
+            drawn = self.random.integers(0, 1 << 16, rows * blocks * block // 4, dtype=np.uint16)
+            # From two's complement to codes around 2.
+            codes = _four_trits(zeros).take(drawn) ^ np.uint8(0xAA)
+            return codes.reshape(rows, blocks, block // 4)
+
+        return (
+            self.tensor(f"{name}.weight_Q2", packed),
+            self.tensor(f"{name}.weight_scales", lambda: np.full((rows, blocks), size, np.float32)),
         )
 
     def ternary(self, path: str, x: str, rows: int, columns: int) -> str:
@@ -145,13 +205,17 @@ class _Model:
         assert shape.zeros is not None
         assert columns % 4 == 0
         name = path.removeprefix("/").replace("/", ".") + ".weight"
-        drawn = self.random.integers(0, 1 << 16, rows * columns // 4, dtype=np.uint16)
-        codes = self.tensor(name, _four_trits(shape.zeros).take(drawn))
-        self.tensors[-1].data_type = onnx.TensorProto.INT2
+        zeros = shape.zeros
+
+        def packed() -> np.ndarray:
+            drawn = self.random.integers(0, 1 << 16, rows * columns // 4, dtype=np.uint16)
+            return _four_trits(zeros).take(drawn)
+
+        codes = self.tensor(name, packed, onnx.TensorProto.INT2)
         del self.tensors[-1].dims[:]
         self.tensors[-1].dims.extend([rows, columns])
-        size = ((1 - shape.zeros) * columns) ** -0.5
-        scale = self.tensor(f"{name}_scale", np.array(size, np.float32))
+        size = ((1 - zeros) * columns) ** -0.5
+        scale = self.tensor(f"{name}_scale", lambda: np.array(size, np.float32))
         weights = self.node("DequantizeLinear", [codes, scale], [f"{path}/w"], f"{path}/Dequantize")
         turned = self.node("Transpose", [weights], [f"{path}/t"], f"{path}/Transpose", perm=[1, 0])
         return self.node("MatMul", [x, turned], [f"{path}/MatMul/output_0"], f"{path}/MatMul")
@@ -160,16 +224,16 @@ class _Model:
         if self.shape.zeros is not None:
             return self.ternary(path, x, rows, columns)
         name = path.removeprefix("/").replace("/", ".") + ".MatMul"
-        weights = self.codes(name, rows, columns, self.shape.bits)
+        bits = self.shape.bits_of(name)
         return self.node(
             "MatMulNBits",
-            [x, *weights],
+            [x, *self.codes(name, rows, columns, bits)],
             [output or f"{path}/MatMul/output_0"],
-            f"{path}/MatMul_Q{self.shape.bits}",
+            f"{path}/MatMul_Q{carrier(bits)}",
             "com.microsoft",
             K=columns,
             N=rows,
-            bits=self.shape.bits,
+            bits=carrier(bits),
             block_size=self.shape.block,
             accuracy_level=4,
         )
@@ -187,16 +251,19 @@ class _Model:
         )
 
     def gamma(self, name: str, size: int | None = None) -> str:
-        values = 1 + 0.05 * self.random.standard_normal(size or self.shape.hidden)
-        return self.tensor(f"{name}.weight", values.astype(np.float32))
+        def values() -> np.ndarray:
+            drawn = 1 + 0.05 * self.random.standard_normal(size or self.shape.hidden)
+            return drawn.astype(np.float32)
+
+        return self.tensor(f"{name}.weight", values)
 
     def angles(self) -> tuple[str, str]:
         shape = self.shape
         frequencies = 500000.0 ** (-np.arange(0, shape.head_dim, 2) / shape.head_dim)
         angles = np.arange(shape.positions)[:, None] * frequencies
         return (
-            self.tensor("cos_cache", np.cos(angles).astype(np.float32)),
-            self.tensor("sin_cache", np.sin(angles).astype(np.float32)),
+            self.tensor("cos_cache", lambda: np.cos(angles).astype(np.float32)),
+            self.tensor("sin_cache", lambda: np.sin(angles).astype(np.float32)),
         )
 
     def lengths(self) -> tuple[str, str]:
@@ -209,6 +276,23 @@ class _Model:
         index = self.constant("index_1", 1)
         last = self.node("Gather", [size, index], ["l"], f"{path}/Gather", axis=0)
         return per_row, self.node("Cast", [last], ["total"], f"{path}/Cast_1", to=6)
+
+
+def carrier(bits: int) -> int:
+    """The width in which ONNX stores codes of so many bits: 2, 4 or 8."""
+    return next(width for width in (2, 4, 8) if bits <= width)
+
+
+def _narrow(packed: np.ndarray, bits: int) -> np.ndarray:
+    """Random bytes as codes around the middle of their carrier that fit so many bits."""
+    width = carrier(bits)
+    if bits == width:
+        return packed
+    keep, bias = (1 << bits) - 1, (1 << (width - 1)) - (1 << (bits - 1))
+    places = range(0, 8, width)
+    packed &= np.uint8(sum(keep << place for place in places))
+    packed += np.uint8(sum(bias << place for place in places))
+    return packed
 
 
 @functools.cache
@@ -232,17 +316,29 @@ def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
     cos, sin = m.angles()
     per_row, total = m.lengths()
     hidden, width = shape.hidden, shape.head_dim
-    head_bits = shape.head_bits or shape.bits
-    head = m.codes("lm_head.MatMul", shape.vocabulary, hidden, head_bits)
-    rows = m.constant("embedding_shape", [shape.vocabulary, hidden * head_bits // 8])
-    table = m.node("Reshape", [head[0], rows], ["embedding"], "/model/embed_tokens/Reshape")
+    if shape.head_zeros is None:
+        head_bits = shape.bits_of("lm_head")
+        head = m.codes("lm_head.MatMul", shape.vocabulary, hidden, head_bits)
+    else:
+        head_bits = 2
+        head = m.ternary_codes("lm_head.MatMul", shape.vocabulary, hidden, shape.head_zeros)
+    if shape.tied:
+        rows = m.constant("embedding_shape", [shape.vocabulary, hidden * carrier(head_bits) // 8])
+        table = m.node("Reshape", [head[0], rows], ["embedding"], "/model/embed_tokens/Reshape")
+        embedding, table_bits = (table, head[1]), head_bits
+    else:
+        table_bits = shape.embedding_bits
+        codes, scales = m.codes("model.embed_tokens", shape.vocabulary, hidden, table_bits)
+        del m.tensors[-2].dims[:]
+        m.tensors[-2].dims.extend([shape.vocabulary, hidden * carrier(table_bits) // 8])
+        embedding = (codes, scales)
     residual = m.node(
         "GatherBlockQuantized",
-        [table, "input_ids", head[1]],
+        [embedding[0], "input_ids", embedding[1]],
         ["/model/embed_tokens/output_0"],
         "/model/embed_tokens/GatherBlockQuantized",
         "com.microsoft",
-        bits=head_bits,
+        bits=carrier(table_bits),
         block_size=shape.block,
         gather_axis=0,
         quantize_axis=1,
@@ -260,10 +356,10 @@ def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
     for layer in range(shape.layers):
         path = f"/model/layers.{layer}"
         size, kv = shape.heads * width, shape.kv_heads * width
-        if shape.zeros is None:
+        if shape.zeros is None and not shape.mix:
             qkv = [m.product(f"{path}/attn/qkv_proj", x, size + 2 * kv, hidden), "", ""]
         else:
-            # One scale a matrix: the three are not packed.
+            # One scale or one width a matrix: the three are not packed.
             parts = (("q", size), ("k", kv), ("v", kv))
             qkv = [m.product(f"{path}/attn/{one}_proj", x, n, hidden) for one, n in parts]
         past = [f"past_key_values.{layer}.{kind}" for kind in ("key", "value")]
@@ -322,11 +418,11 @@ def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
         "MatMulNBits",
         [x, *head],
         ["logits"],
-        f"/lm_head/MatMul_Q{head_bits}",
+        f"/lm_head/MatMul_Q{carrier(head_bits)}",
         "com.microsoft",
         K=hidden,
         N=shape.vocabulary,
-        bits=head_bits,
+        bits=carrier(head_bits),
         block_size=shape.block,
         accuracy_level=4,
     )

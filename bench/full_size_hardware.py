@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from decoder_model import LLAMA_3_2_3B, write_decoder
-from full_size import compile_command, measured
+from measured import compile_command, measured
 
 from intaglio.backend.hw.layout import Layout, layout_of
 from intaglio.backend.hw.matrix import build_matrix
@@ -103,14 +103,14 @@ def operations(ir: Path) -> Counter[str]:
 def report_emission(out: Path) -> None:
     """Writes the hardware in another process and says what it took."""
     command = [sys.executable, __file__, "--out", str(out), "--part", "emit-here"]
-    seconds, anonymous, file_backed = measured(command)
+    cost = measured(command)
     emitted: dict[str, dict[str, float]] = json.loads((out / "hw" / "emitted.json").read_text())
     steps = ", ".join(f"{name} {value} s" for name, value in emitted["seconds"].items())
-    print(f"hardware of the whole chip: {seconds:.0f} s ({steps})")
-    verdict = "within" if anonymous < LIMIT else "ABOVE"
+    print(f"hardware of the whole chip: {cost.seconds:.0f} s ({steps})")
+    verdict = "within" if cost.anonymous < LIMIT else "ABOVE"
     print(
-        f"  peak {anonymous / 1e6:.0f} MB anonymous and shared, {verdict} {LIMIT / 1e6:.0f} MB; "
-        f"{file_backed / 1e6:.0f} MB file-backed"
+        f"  peak {cost.anonymous / 1e6:.0f} MB anonymous and shared, "
+        f"{verdict} {LIMIT / 1e6:.0f} MB; {cost.file_backed / 1e6:.0f} MB file-backed"
     )
     for name, size in emitted["bytes"].items():
         print(f"  {name}: {size / 1e6:.1f} MB")
@@ -604,7 +604,7 @@ def prepare(work: Path) -> Path:
         print(f"writing {model}")
         write_decoder(model.parent, replace(LLAMA_3_2_3B, bits=4, block=128))
     if not (out / "program.json").is_file():
-        subprocess.run(compile_command(model, out, []), check=True)
+        subprocess.run(compile_command(model, out, "roma", 1024), check=True)
     return out
 
 

@@ -8,7 +8,7 @@ for lanes.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 
@@ -122,6 +122,10 @@ class Machine:
     """From switching a ROM bank on to its first word; 0: banks are always on."""
     power_sleep: int
     """To switch a ROM bank off."""
+    # Policy of the hardware
+    rom_logic: str = "table"
+    """How a ROM bank that is logic is written: `table`, its truth table; `shared`, gates that its
+    bits share."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, in declaration order."""
@@ -131,7 +135,8 @@ class Machine:
     def from_dict(values: dict[str, Any]) -> Machine:
         """The inverse of `to_dict`; unknown or missing names raise `ValueError`."""
         names = {f.name for f in fields(Machine)}
-        if wrong := sorted(set(values) ^ names):
+        optional = {f.name for f in fields(Machine) if f.default is not MISSING}
+        if wrong := sorted((set(values) ^ names) - (optional - set(values))):
             raise ValueError(f"machine description: unknown or missing {', '.join(wrong)}")
         given: dict[str, Any] = {
             n: tuple(v) if isinstance(v, list) else v for n, v in values.items()

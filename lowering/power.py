@@ -15,12 +15,11 @@ from xdsl.dialects.builtin import ArrayAttr, ModuleOp
 
 from intaglio.dialects import rom, timeline
 from intaglio.dialects.fabric import DomainOp
+from intaglio.dialects.gating import NO_DOMAIN
 from intaglio.dialects.machine import Machine
 from intaglio.lowering import durations
 from intaglio.lowering.draft import Draft, DraftBlock
 
-NO_DOMAIN = "none"
-"""What an instance binds the next domain to, where there is none."""
 THIS, NEXT = "power", "next_power"
 """Slots of a block for its domain and for that of the layer after it."""
 

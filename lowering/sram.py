@@ -8,7 +8,7 @@ units evenly, the widest first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from xdsl.dialects.builtin import ModuleOp
@@ -142,43 +142,104 @@ def _overflow(
         f"    {size / 2**20:10.2f} MiB  {use}"
         for use, size in sorted(sram.bytes_by_use.items(), key=lambda item: -item[1])
     ]
-    hint = "a shorter --context, a narrower --set kv=..., or a larger target"
-    capacities = [
-        op.type.capacity.data
-        for op in module.ops
-        if isinstance(op, rom.CacheOp) and isinstance(op.type, rom.KVType)
-    ]
-    kv = sum(one.size for one in wanted if one.use == KV)
-    if kv:
-        rest, _ = fill([one for one in wanted if one.use != KV], machine)
-        if (free := machine.sram_bytes - rest.fullest) > 0:
-            hint = f"--context {free * max(capacities) // kv} would fit; or {hint}"
-    if SLOTS in sram.bytes_by_use:
-        rank = _rank_that_fits(module, machine, wanted)
-        hint += f"; or --adapter-slots {rank}" if rank else "; or a smaller adapter rank"
-        hint += ", or slots for fewer matrices"
-    return DoesNotFit("\n".join(lines), hint=hint)
+    ways, hint = _ways_out(module, machine, wanted)
+    return DoesNotFit("\n".join([*lines, *ways]), hint=hint)
 
 
-def _rank_that_fits(module: ModuleOp, machine: Machine, wanted: Sequence[Reservation]) -> int:
-    """The largest rank of the slots at which all of a module fits; 0: not even the smallest."""
-    slots: list[tuple[rom.AdapterType, int]] = []
+def _ways_out(
+    module: ModuleOp, machine: Machine, wanted: Sequence[Reservation]
+) -> tuple[list[str], str]:
+    """Ranks and contexts that fit together, as lines; and what to ask for instead."""
+    slots = list(_slots(module))
+    asked = max((type_.dims[axis] for type_, axis in slots), default=0)
+    tokens = _tokens(module, machine, wanted)
+    by_rank = {
+        rank: tokens(wanted if rank == asked else _at_rank(wanted, slots, rank, machine))
+        for rank in _ranks(asked)
+    }
+    on_die = bool(machine.kv_on_die)
+    what = "tokens on the die" if on_die else "tokens"
+    option = "--set external.kv_on_die_tokens=" if on_die else "--context "
+    ways: list[str] = []
+    if asked:
+        fitting = [
+            f"{f'rank {rank}' if rank else 'no slots'} with {count:,} {what}"
+            for rank, count in by_rank.items()
+            if count
+        ]
+        ways.append(f"    what fits: {', '.join(fitting) or 'no rank with any context'}")
+    hints = [f"{option}{by_rank[asked]} would fit"] if by_rank[asked] else []
+    if any(one.use == SLOTS for one in wanted):
+        rank = _rank_that_fits(machine, wanted, slots)
+        hints.append(f"--adapter-slots {rank}" if rank else "a smaller adapter rank")
+        hints.append("slots for fewer matrices")
+    fewer = "fewer tokens on the die" if on_die else "a shorter --context"
+    hints.append(f"{fewer}, a narrower --set kv=..., or a larger target")
+    return ways, "; or ".join(hints)
+
+
+def _ranks(asked: int) -> list[int]:
+    """The rank that was asked for, three times its half, and none."""
+    return list(dict.fromkeys([asked, asked // 2, asked // 4, asked // 8, 0]))
+
+
+def _tokens(
+    module: ModuleOp, machine: Machine, wanted: Sequence[Reservation]
+) -> Callable[[Sequence[Reservation]], int]:
+    """How many tokens of all caches fit beside given reservations; at most as many as asked."""
+    asked = max(
+        (
+            tokens_on_die(op.type, machine)
+            for op in module.ops
+            if isinstance(op, rom.CacheOp) and isinstance(op.type, rom.KVType)
+        ),
+        default=0,
+    )
+    # Tokens go round the H-Units; each takes as much of its own.
+    rounds = -(-asked // machine.h_units)
+    each = sum(one.size for one in wanted if one.use == KV) // rounds if rounds else 0
+
+    def fitting(others: Sequence[Reservation]) -> int:
+        rest, _ = fill([one for one in others if one.use != KV], machine)
+        free = machine.sram_bytes - rest.fullest
+        return min(asked, max(0, free // each) * machine.h_units) if each else 0
+
+    return fitting
+
+
+_Slot = tuple[rom.AdapterType, int]
+"""The type of a slot, and which of its dimensions is the rank."""
+
+
+def _slots(module: ModuleOp) -> Iterator[_Slot]:
     for op in module.ops:
         if isinstance(op, rom.SiteOp):
             for axis, symbol in enumerate((op.a, op.b)):
                 type_ = rom.resolve(op, symbol).type
                 assert isinstance(type_, rom.AdapterType)
-                slots.append((type_, axis))
-    rest = [one for one in wanted if one.use != SLOTS]
+                yield type_, axis
+
+
+def _at_rank(
+    wanted: Sequence[Reservation], slots: Sequence[_Slot], rank: int, machine: Machine
+) -> list[Reservation]:
+    """The same reservations with slots of another rank; 0: without slots."""
+    found = [one for one in wanted if one.use != SLOTS]
+    for type_, axis in slots if rank else ():
+        dims = list(type_.dims)
+        dims[axis] = rank
+        size = adapter_size(rom.AdapterType(dims, type_.code.data), machine)
+        found.append(Reservation("", SLOTS, *size))
+    return found
+
+
+def _rank_that_fits(machine: Machine, wanted: Sequence[Reservation], slots: Sequence[_Slot]) -> int:
+    """The largest rank of the slots at which all of a module fits; 0: not even the smallest."""
 
     def fits(rank: int) -> bool:
-        narrowed = list(rest)
-        for type_, axis in slots:
-            dims = list(type_.dims)
-            dims[axis] = rank
-            size = adapter_size(rom.AdapterType(dims, type_.code.data), machine)
-            narrowed.append(Reservation("", SLOTS, *size))
-        return fill(narrowed, machine)[0].fullest <= machine.sram_bytes
+        return fill(_at_rank(wanted, slots, rank, machine), machine)[0].fullest <= (
+            machine.sram_bytes
+        )
 
     low, high = 0, max((type_.dims[axis] for type_, axis in slots), default=0)
     while high - low > 1:

@@ -124,6 +124,12 @@ def external_saving(on_die: int, tokens: int) -> float:
     return inside * (2 * tokens - inside + 1) / (tokens * (tokens + 1))
 
 
+def external_reads(on_die: int, tokens: int) -> int:
+    """Cached tokens that a generation reads from external memory, each as often as it is read."""
+    outside = max(0, tokens - on_die)
+    return outside * (outside + 1) // 2
+
+
 def budget(program: Program) -> dict[str, Any]:
     """The trade as data, for `intaglio inspect`.
 
@@ -188,6 +194,7 @@ def _external(program: Program, demand: Demand, rank: int) -> dict[str, Any]:
                 "kv_bytes": on_die * demand.kv_bytes,
                 "fits": on_die <= room,
                 "saving": {str(n): external_saving(on_die, n) for n in tokens},
+                "read_bytes": {str(n): external_reads(on_die, n) * demand.kv_bytes for n in tokens},
             }
             for on_die in sorted({*ON_DIE, machine.kv_on_die})
         ],
@@ -238,12 +245,15 @@ def tables(content: Mapping[str, Any], size_text: Any) -> Iterator[Table]:
             (
                 f"{row['on_die']}{'*' if row['on_die'] == external['tokens_on_die'] else ''}",
                 size_text(row["kv_bytes"]) + ("" if row["fits"] else " (no room)"),
-                *(f"{row['saving'][str(tokens)]:.1%}" for tokens in external["tokens"]),
+                *(
+                    f"{row['saving'][str(n)]:.1%} {size_text(row['read_bytes'][str(n)]):>9}"
+                    for n in external["tokens"]
+                ),
             )
             for row in external["rows"]
         ],
         (
-            "external KV accesses saved in a generation of so many tokens; "
+            "external KV reads saved in a generation of so many tokens, and bytes still read; "
             f"{external['room_on_die']:,} tokens have room"
         ),
     )

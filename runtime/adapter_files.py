@@ -217,6 +217,9 @@ _REFUSED = (
     ("lora_magnitude_vector", "it is DoRA, which rescales the base weights"),
     ("modules_to_save", "it replaces whole modules, which are engraved"),
     ("lora_embedding", "it adapts the embedding table, which is engraved"),
+    ("lora_diag", "it is KaSA, which cuts the base weights"),
+    ("lora_velora", "it is VeLoRA's, which the finished adapter does not need: delete it"),
+    ("lora_monteclora", "it is MonteCLoRA's, which draws A anew"),
     ("token_adapter", "it trains tokens of the embedding table, which is engraved"),
     ("base_layer", "it holds base weights, which are engraved"),
     (".bias", "it trains biases, which are engraved"),
@@ -345,12 +348,40 @@ _UNSUPPORTED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("target_parameters", bool, "it adapts parameters that are no linear modules"),
     ("use_qalora", bool, "QA-LoRA pools the activations of a group"),
     ("use_bdlora", bool, "its matrices are block-diagonal"),
+    ("kasa_config", bool, "KaSA cuts the base weights, which are engraved"),
+    ("arrow_config", bool, "Arrow chooses among several adapters for each token"),
+    ("monteclora_config", bool, "MonteCLoRA draws A anew"),
     (
         "init_lora_weights",
         lambda value: isinstance(value, str) and value.lower().startswith(_CHANGES_BASE),
         "this initialisation changes the base weights",
     ),
 )
+
+
+_PLAIN = (
+    "use_rslora",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "velora_config",
+    "runtime_config",
+    "megatron_config",
+)
+"""What is read here, or says how a plain LoRA was initialised or trained."""
+
+
+def _check_known(path: Path, config: Mapping[str, Any]) -> None:
+    """Whether no unknown variant of LoRA is switched on: PEFT does it with such keys."""
+    known = {*_PLAIN, *(key for key, _, _ in _UNSUPPORTED)}
+    for key, value in config.items():
+        if value and key not in known and (key.startswith("use_") or key.endswith("_config")):
+            raise UserError(
+                f"{key} is {json.dumps(value)}: this variant of LoRA is not known",
+                file=str(path),
+                hint="train a plain LoRA adapter",
+            )
 
 
 def _check_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -371,6 +402,7 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
                 else "convert the adapter to plain LoRA when saving it "
                 "(path_initial_model_for_weight_conversion)",
             )
+    _check_known(path, config)
     numbers: dict[str, Any] = {key: config.get(key) for key in ("r", "lora_alpha")}
     for pattern in ("rank_pattern", "alpha_pattern"):
         given = config.get(pattern) or {}

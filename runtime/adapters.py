@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from intaglio.backend.adapter_image import (
     AdapterImage,
+    SiteImage,
     base_hash,
     encode_site,
     read_image,
@@ -39,6 +40,8 @@ from intaglio.runtime.adapter_files import (
     tensors_of,
 )
 from intaglio.runtime.slots import check_fits, load_cycles
+
+Progress = Callable[[str], None]
 
 SCHEMA = 1
 ADAPTERS = "adapters"
@@ -142,12 +145,15 @@ class Adapters:
         """Hash that identifies what is engraved."""
         return base_hash(self.program.parameters)
 
-    def add(self, name: str, file: str | Path) -> AdapterSummary:
+    def add(
+        self, name: str, file: str | Path, progress: Progress = lambda message: None
+    ) -> AdapterSummary:
         """Reads an adapter, converts it to the chip's format, and keeps it under a name.
 
         Args:
             name: letters, digits, dots, dashes and underscores.
             file: see `runtime/adapter_files.py`.
+            progress: called with a line for each site; ternary ones take some time.
 
         Returns:
             What `list` will say of it, with the loss of the conversion.
@@ -168,11 +174,11 @@ class Adapters:
         self._check_base(read)
         matched = match(read, sites)
         code = self.program.machine.adapter
-        image = AdapterImage(
-            name,
-            self.base,
-            {site: encode_site(one.a, one.b, code) for site, one in matched.items()},
-        )
+        stored: dict[str, SiteImage] = {}
+        for site, one in matched.items():
+            progress(f"converting {site} to {code}")
+            stored[site] = encode_site(one.a, one.b, code, sites[site].rank)
+        image = AdapterImage(name, self.base, stored)
         self._write(name, image, matched, {"source": read.form})
         return self._summary(image)
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from intaglio.backend.program import Block, Instruction
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.chip import Chip
-from intaglio.runtime.reference import nodes_of
+from intaglio.runtime.reference import Reference, nodes_of, own_rounding
 
 AS_IT_COMES = "as_it_comes"
 FLOAT_ACTIVATIONS = "float_activations"
@@ -149,7 +149,10 @@ def check(
         `top1_agreement`, `top1_agreement_counted`, `max_abs_logit_error`, `logit_range`,
         `max_error_of_range` and `mean_kl` (nats) are against it; `against` has them for both.
         `top1_agreement_counted` takes a miss for one only where the reference's own two logits are
-        more than twice `references_apart` apart, the largest distance between the references.
+        more than twice as far apart as `references_apart`, the largest distance between the
+        references, or `rounding_apart`. That is, for a graph that rounds activations itself, the
+        largest distance of onnxruntime from itself when it does not, or (DynamicQuantizeLinear)
+        when it does so token by token; None for other graphs.
         `first_divergence` is the first of `greedy_tokens` that differs (its index, both tokens, and
         how far apart their logits are here and there), or None. `saturations` counts values that
         did not fit. A text adds `perplexity`, `reference_perplexity` (as it comes),
@@ -219,8 +222,9 @@ def _check(
         ids = random.integers(0, program.vocabulary, count).tolist()
     parts = list(_windows(ids, window))
 
+    other = _otherwise_rounded(chip, own_rounding(chip.model))
     against = {name: _Against() for name in references}
-    apart = 0.0
+    apart = rounding_apart = 0.0
     ours = _Against()
     saturations = 0
     for number, part in enumerate(parts):
@@ -239,6 +243,10 @@ def _check(
                     f"the chip {list(exact.shape)}",
                     file=str(chip.model),
                 )
+        if other is not None:
+            other.reset()
+            distance = np.abs(other.feed(part) - judged[AS_IT_COMES])
+            rounding_apart = max(rounding_apart, float(distance.max(initial=0.0)))
         for first in range(0, len(part), _ROWS):
             rows = slice(first, first + _ROWS)
             following = np.asarray(part[first + 1 : first + _ROWS + 1], np.int64)
@@ -250,7 +258,8 @@ def _check(
             distance = np.abs(both[AS_IT_COMES] - both[FLOAT_ACTIVATIONS])
             apart = max(apart, float(distance.max(initial=0.0)))
 
-    summaries = {name: one.summary(2 * apart) for name, one in against.items()}
+    undecided = 2 * max(apart, rounding_apart)
+    summaries = {name: one.summary(undecided) for name, one in against.items()}
     nearer = min(summaries, key=lambda name: summaries[name]["max_abs_logit_error"])
     is_wide = "int16" in program.machine.activations
     judge = FLOAT_ACTIVATIONS if is_wide else nearer
@@ -261,6 +270,7 @@ def _check(
         "judge": judge,
         **summaries[judge],
         "references_apart": apart,
+        "rounding_apart": None if other is None else rounding_apart,
         "against": summaries,
         "saturations": saturations,
     }
@@ -282,6 +292,34 @@ def _check(
         progress("comparing operators")
         result |= _operators(chip, ids[: min(OPERATOR_TOKENS, window)])
     return result
+
+
+class _TokenByToken:
+    """A reference that is given one token a call, as a chip is."""
+
+    def __init__(self, reference: Reference) -> None:
+        self._reference = reference
+
+    def reset(self) -> None:
+        self._reference.reset()
+
+    def feed(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        return np.concatenate([self._reference.feed([token]) for token in tokens])
+
+
+def _otherwise_rounded(chip: Chip, rounding: str | None) -> Reference | _TokenByToken | None:
+    """onnxruntime with the same graph that does not round activations as the graph says.
+
+    Logits of a graph that rounds activations jump where one of them passes the edge between two
+    levels. How far says what a comparison can tell; it is no judge.
+    """
+    match rounding:
+        case None:
+            return None
+        case "Round":
+            return chip.reference(unrounded=True)
+        case _:
+            return _TokenByToken(chip.reference())
 
 
 def _text_ids(chip: Chip, path: Path) -> list[int]:
@@ -587,6 +625,11 @@ def text_lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"{figures['top1_agreement_counted']:.2%} where the references can tell"
         )
     yield f"  the two onnxruntime references are up to {result['references_apart']:.4g} apart"
+    if result["rounding_apart"] is not None:
+        yield (
+            "  onnxruntime is up to "
+            f"{result['rounding_apart']:.4g} from itself with other rounding of activations"
+        )
     if "perplexity" in result:
         yield (
             f"  perplexity   {result['perplexity']:.5f} on {result['tokens_scored']} tokens; "

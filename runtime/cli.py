@@ -164,9 +164,19 @@ def _parser() -> argparse.ArgumentParser:
 
     _adapter_arguments(commands, common)
 
-    inspect = command("inspect", _inspect, "Show memory by use, cycles and what they go into.")
+    inspect = command("inspect", _inspect, "Show memory by use, cycles, power, what they go into.")
     inspect.add_argument("out", metavar="OUT", help="output folder of a compile")
-    inspect.add_argument("--format", choices=("text", "json"), default="text")
+    inspect.add_argument(
+        "--format",
+        choices=("text", "json", "html", "perfetto"),
+        default="text",
+        help="perfetto: one token's instructions as Chrome trace events",
+    )
+    inspect.add_argument(
+        "--position",
+        metavar="N,...",
+        help="state these positions; html and perfetto draw the token at the last one",
+    )
     inspect.add_argument("-o", dest="file", metavar="FILE", help="write to a file")
 
     targets = command("targets", _targets, "List the targets, or one with all its figures.")
@@ -205,7 +215,7 @@ def _compile_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         metavar="FORMAT",
         help="quantise float weights, round to nearest: int4:128, ternary, or by name: "
-        "int3:32,down_proj=int6:32,lm_head=int6:64",
+        "int3:32,down_proj=int6:32,lm_head=int6:64; target: in the mix that it states",
     )
     parser.add_argument(
         "--adapter-slots",
@@ -333,7 +343,8 @@ def _compile(args: argparse.Namespace) -> int:
         sys.stderr.write(f"warning: {warning}\n")
     _write(f"{args.model} for {args.target}: {compiled.folder}\n")
     if args.emit in (None, "program", *HARDWARE_STAGES):
-        from intaglio.runtime.inspect import inspect_json, summary_lines
+        from intaglio.runtime.inspect import inspect_json
+        from intaglio.runtime.inspect_tables import summary_lines
 
         for line in summary_lines(inspect_json(compiled.folder)):
             _write(f"  {line}\n")
@@ -503,7 +514,8 @@ def _adapter_add(args: argparse.Namespace) -> int:
     from intaglio.runtime.adapters import summary_lines
     from intaglio.runtime.chip import load
 
-    summary = load(args.out).adapters.add(args.name, args.file)
+    with _progress() as progress:
+        summary = load(args.out).adapters.add(args.name, args.file, progress)
     if args.json:
         _write_json(summary.content())
     else:
@@ -533,18 +545,43 @@ def _adapter_remove(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from intaglio.runtime.inspect import WIDTH, inspect_json, inspect_text
-
-    if args.format == "json":
-        text = json.dumps(inspect_json(args.out), indent=1) + "\n"
-    else:
-        text = inspect_text(args.out, max(WIDTH, shutil.get_terminal_size().columns))
+    positions = None if args.position is None else _positions(args.position)
+    text = _inspected(args.out, args.format, positions)
     if args.file is None:
         _write(text)
         return SUCCESS
     with _whole(Path(args.file)) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
     return SUCCESS
+
+
+def _positions(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(
+            f"--position {text}: not a list of positions", hint="for example --position 0,1023"
+        )
+    return [int(part) for part in parts]
+
+
+def _inspected(out: str, form: str, positions: Sequence[int] | None) -> str:
+    """The report of an output folder in one of its forms."""
+    if form == "perfetto":
+        from intaglio.runtime.perfetto import perfetto_text
+
+        return perfetto_text(out, None if positions is None else positions[-1])
+    from intaglio.runtime.inspect import inspect_json
+
+    content = inspect_json(out, positions)
+    if form == "json":
+        return json.dumps(content, indent=1) + "\n"
+    if form == "html":
+        from intaglio.runtime.inspect_html import inspect_html
+
+        return inspect_html(out, content)
+    from intaglio.runtime.inspect_text import WIDTH, inspect_text
+
+    return inspect_text(content, max(WIDTH, shutil.get_terminal_size().columns))
 
 
 def _targets(args: argparse.Namespace) -> int:

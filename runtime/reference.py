@@ -82,6 +82,7 @@ class Reference:
         model: str | Path,
         *,
         float_activations: bool = False,
+        unrounded: bool = False,
         head_width: int | None = None,
         capacity: int | None = None,
         observed: Sequence[str] = (),
@@ -94,7 +95,7 @@ class Reference:
         self.float_activations = float_activations
         self.observed = tuple(observed)
         self._session = _session(
-            self.model, float_activations, self.observed, threads or os.cpu_count() or 1
+            self.model, float_activations, unrounded, self.observed, threads or os.cpu_count() or 1
         )
         # The options only point to the adapter; whoever uses them has to keep it.
         self._adapter = None if adapter is None else _loaded(Path(adapter))
@@ -237,7 +238,7 @@ def _options_with(adapter: onnxruntime.LoraAdapter) -> onnxruntime.RunOptions:
 
 
 def _session(
-    model: Path, float_activations: bool, observed: Sequence[str], threads: int
+    model: Path, float_activations: bool, unrounded: bool, observed: Sequence[str], threads: int
 ) -> onnxruntime.InferenceSession:
     import onnxruntime
 
@@ -247,17 +248,19 @@ def _session(
     if float_activations:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     source: str | bytes = str(model)
-    if float_activations or observed:
+    if float_activations or unrounded or observed:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(model.resolve().parent)
         )
-        source = _edited(model, float_activations, observed)
+        source = _edited(model, float_activations, unrounded, observed)
     with _as_user_error(model, "onnxruntime cannot load the model"):
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def _edited(model: Path, float_activations: bool, observed: Sequence[str]) -> bytes:
-    """The graph without its external data: accuracy levels removed, outputs added."""
+def _edited(
+    model: Path, float_activations: bool, unrounded: bool, observed: Sequence[str]
+) -> bytes:
+    """The graph without its external data: accuracy levels and rounding removed, outputs added."""
     import onnx
 
     with _as_user_error(model, "the model cannot be read"):
@@ -268,11 +271,46 @@ def _edited(model: Path, float_activations: bool, observed: Sequence[str]) -> by
                 kept = [a for a in node.attribute if a.name != "accuracy_level"]
                 del node.attribute[:]
                 node.attribute.extend(kept)
+    if unrounded:
+        for node in _rounding(proto.graph):
+            node.op_type = "Identity"
     known = {output.name for output in proto.graph.output}
     proto.graph.output.extend(
         onnx.ValueInfoProto(name=name) for name in observed if name not in known
     )
     return proto.SerializeToString()
+
+
+def _rounding(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes that round activations: what depends on the graph's inputs."""
+    constants = {tensor.name for tensor in graph.initializer}
+    live = {one.name for one in graph.input} - constants
+    found: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if live.intersection(node.input):
+            live.update(node.output)
+            if node.op_type == "Round":
+                found.append(node)
+    return found
+
+
+def own_rounding(model: Path) -> str | None:
+    """How a graph rounds activations itself.
+
+    Returns:
+        `Round` (a scale for each token), `DynamicQuantizeLinear` (one for all tokens of a call),
+        or None.
+
+    Raises:
+        UserError: the model cannot be read.
+    """
+    import onnx
+
+    with _as_user_error(model, "the model cannot be read"):
+        graph = onnx.load(model, load_external_data=False).graph
+    if any(node.op_type == "DynamicQuantizeLinear" for node in graph.node):
+        return "DynamicQuantizeLinear"
+    return "Round" if _rounding(graph) else None
 
 
 def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from intaglio.backend.adapter_image import AdapterImage, SiteImage
 from intaglio.backend.hw.adapter_layout import places_of
 from intaglio.backend.program import Program
@@ -51,14 +53,23 @@ def ranks_of(image: AdapterImage | None) -> dict[str, int]:
 
 
 def load_cycles(program: Program, image: AdapterImage | None) -> int:
-    """Cycles in which the chip's load port takes an adapter, or empties the slots.
+    """Cycles in which the chip's load port takes an adapter, or empties the slots."""
+    return load_cycles_of(program, ranks_of(image), 0 if image is None else image.size)
+
+
+def load_cycles_of(program: Program, ranks: Mapping[str, int], size: int) -> int:
+    """Cycles in which the chip's load port takes an adapter.
 
     Where the chip is too large for the hardware that this compiler makes, words of `load_bytes` for
     codes and scales, and one for the registers of each site.
+
+    Args:
+        program: the compiled model.
+        ranks: of the adapter at its sites; none empties the slots.
+        size: bytes of its codes and scales.
     """
     try:
         places = places_of(program)
     except UserError:
-        size = 0 if image is None else image.size
         return len(program.sites) - (-size // program.machine.load_bytes)
-    return 0 if places is None else places.load_cycles(ranks_of(image))
+    return 0 if places is None else places.load_cycles(ranks)

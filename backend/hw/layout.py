@@ -369,7 +369,10 @@ def adapter_words(layout: Layout, images: Images) -> Iterator[tuple[str, Words]]
 
 
 def logic_rom(
-    layout: Layout, images: Images, written: Collection[tuple[int, int, int]] | None = None
+    layout: Layout,
+    images: Images,
+    written: Collection[tuple[int, int, int]] | None = None,
+    shared: Collection[tuple[int, int, int]] | None = None,
 ) -> LogicROM | None:
     """What the ROM banks of L-Units hold, where they are logic; else None.
 
@@ -377,11 +380,17 @@ def logic_rom(
         layout: of the program.
         images: its tensors.
         written: the banks to write, as (tile, L-Unit, bank); None: all.
+        shared: those to write as the compiler's own gates; None: what the machine says, all or
+            none.
     """
     program, config = layout.program, layout.matrix
     if not config.logic:
         return None
-    return LogicROM(lambda tile: matrix_plan.tile_images(program, images, config, tile), written)
+    if shared is None and program.machine.rom_logic == "table":
+        shared = ()
+    return LogicROM(
+        lambda tile: matrix_plan.tile_images(program, images, config, tile), written, shared=shared
+    )
 
 
 def content_of(program: Program) -> dict[str, Any]:

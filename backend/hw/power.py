@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING
 
 from intaglio.backend.hw.signal import Design, ModuleBuilder, cat, mux
 from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.gating import NO_DOMAIN
 from intaglio.dialects.machine import Machine
 
 if TYPE_CHECKING:
     from intaglio.backend.program import Instruction
-
-NO_DOMAIN = "none"
-"""The name of the domain without tensors: an instruction for it only takes its time."""
 
 
 def power_fields(domains: Sequence[str]) -> tuple[tuple[str, int], ...]:

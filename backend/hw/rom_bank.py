@@ -1,12 +1,13 @@
 """ROM as logic: a truth table for each bank, and what makes banks the ROM of an L-Unit.
 
 A bank is a module of its own, ``tile<t>_l_unit<u>_bank<b>``: an address of `bank_words` words in,
-`bank_bits` bits out, no clock. Its body comes from a `BankBody`; `table_body` writes the table as
-it is and leaves the gates to synthesis. The ROM module of an L-Unit, ``tile<t>_rom<u>``, sets banks
-side by side where a word is wider than one, and one after the other by the upper address bits;
-bank ``row * columns + column`` holds the words from ``row * bank_words`` on, and of them the bits
-from ``column * bank_bits`` on. It switches the word of a bank that is off to 0, as isolation cells
-do, and registers the word. Banks that hold nothing, or nothing but zeros, do not exist.
+`bank_bits` bits out, no clock. Its body comes from a `BankBody`: `table_body` writes the table as
+it is and leaves the gates to synthesis, `rom_network.shared_body` writes the compiler's own gates.
+The ROM module of an L-Unit, ``tile<t>_rom<u>``, sets banks side by side where a word is wider than
+one, and one after the other by the upper address bits; bank ``row * columns + column`` holds the
+words from ``row * bank_words`` on, and of them the bits from ``column * bank_bits`` on. It switches
+the word of a bank that is off to 0, as isolation cells do, and registers the word. Banks that hold
+nothing, or nothing but zeros, do not exist.
 
 Scales lie in tables of the same depth, ``tile<t>_l_unit<u>_scales<r>``, that are always on.
 """
@@ -25,6 +26,7 @@ from xdsl.dialects.builtin import IntegerType
 from intaglio.backend.hw.circt_ops import AggregateConstantOp, Words, WordsAttr
 from intaglio.backend.hw.matrix_plan import BankRow, LUnitImage, MatrixConfig, log2
 from intaglio.backend.hw.matrix_tile import index_bits, only
+from intaglio.backend.hw.rom_network import shared_body
 from intaglio.backend.hw.signal import Design, ModuleBuilder, Signal, cat, mux, tree
 
 BankBody: TypeAlias = Callable[[ModuleBuilder, Signal, Sequence[int], int], Signal]
@@ -57,12 +59,14 @@ class LogicROM:
         images: the contents of the ROMs of a tile (`matrix_plan.tile_images`).
         written: the banks whose logic is written, as (tile, L-Unit, bank); None: all. Others are
             external modules. Scales are written for an L-Unit of which a bank is.
-        body: makes a bank's logic.
+        body: makes the logic of a bank, and of scales.
+        shared: the banks that are written as the compiler's own gates instead; None: all.
     """
 
     images: Callable[[int], Iterable[LUnitImage]]
     written: Collection[tuple[int, int, int]] | None = None
     body: BankBody = table_body
+    shared: Collection[tuple[int, int, int]] | None = ()
 
     def units(self, tile: int) -> Mapping[int, LUnitImage]:
         """The contents of the L-Units of a tile of which something is written."""
@@ -76,6 +80,12 @@ class LogicROM:
     def writes(self, tile: int, unit: int, bank: int) -> bool:
         """Whether the logic of a bank is written."""
         return self.written is None or (tile, unit, bank) in self.written
+
+    def body_of(self, tile: int, unit: int, bank: int) -> BankBody:
+        """What makes the logic of a bank."""
+        if self.shared is None or (tile, unit, bank) in self.shared:
+            return shared_body
+        return self.body
 
 
 def bank_columns(config: MatrixConfig) -> int:
@@ -119,13 +129,14 @@ def bank_words(
 
 
 class _Table(NamedTuple):
-    """A truth table in a row of them: the names of its module and instance, its words."""
+    """A truth table in a row of them: the names of its module and instance, its words and body."""
 
     name: str
     instance: str
     bits: int
     words: Sequence[int] | None
     """None: the module is external."""
+    body: BankBody = table_body
 
     @property
     def empty(self) -> bool:
@@ -164,13 +175,12 @@ def build_unit_rom(
         image: the L-Unit's contents, if one of its banks is written.
     """
     codes = _code_rows(config, tile, unit, source, image)
-    scales = _scale_rows(config, tile, unit, image) if config.grouped else []
+    scales = _scale_rows(config, tile, unit, source, image) if config.grouped else []
     if not codes and not scales:
         return None
     m = design.module(f"tile{tile}_rom{unit}", f"The ROM of L-Unit {unit} of tile {tile}.")
     read = m.input("read", 1)
     later = config.machine.rom_read - 1
-    body = table_body if source is None else source.body
     # Of several cycles the first is the address's.
     first = min(1, later)
 
@@ -187,7 +197,7 @@ def build_unit_rom(
     ):
         if rows:
             address = given(f"{name}_address", max(1, index_bits(words)))
-            word = _word(m, rows, address, power, config.machine.bank_words, body)
+            word = _word(m, rows, address, power, config.machine.bank_words)
             m.output(name, word.delay(enable=enable, name=f"{name}_read").delay(later - first))
     return m
 
@@ -203,23 +213,29 @@ def _code_rows(
             continue
         tables: list[_Table] = []
         for bank in range(row * columns, (row + 1) * columns):
-            words = None
+            name, width = bank_name(tile, unit, bank), bank_width(config, bank)
+            table = _Table(name, f"bank{bank}", width, None)
             if source is not None and image is not None and source.writes(tile, unit, bank):
                 words = bank_words(config, tile, bank, image.codes)
-            name = bank_name(tile, unit, bank)
-            tables.append(_Table(name, f"bank{bank}", bank_width(config, bank), words))
+                table = table._replace(words=words, body=source.body_of(tile, unit, bank))
+            tables.append(table)
         found.append(_Row(row, place.domain, tables))
     return [row for row in found if not all(table.empty for table in row.tables)]
 
 
-def _scale_rows(config: MatrixConfig, tile: int, unit: int, image: LUnitImage | None) -> list[_Row]:
+def _scale_rows(
+    config: MatrixConfig, tile: int, unit: int, source: LogicROM | None, image: LUnitImage | None
+) -> list[_Row]:
     """The tables of scales in which anything is."""
     size = config.machine.bank_words
+    body = table_body if source is None else source.body
     found: list[_Row] = []
     for row in range(-(-config.scale_words // size)):
         words = None if image is None else image.scales[row * size : (row + 1) * size].tolist()
         name = f"tile{tile}_l_unit{unit}_scales{row}"
-        found.append(_Row(row, None, [_Table(name, f"scales{row}", config.scale_bits, words)]))
+        found.append(
+            _Row(row, None, [_Table(name, f"scales{row}", config.scale_bits, words, body)])
+        )
     return [row for row in found if not row.tables[0].empty]
 
 
@@ -229,7 +245,6 @@ def _word(
     address: Signal,
     power: Signal | None,
     size: int,
-    body: BankBody,
 ) -> Signal:
     """The word at an address of tables in rows of `size` words; 0 where a row is off."""
     place = address.truncate(max(1, log2(size)))
@@ -243,19 +258,19 @@ def _word(
             if table.empty:
                 parts.append(m.constant(0, table.bits))
                 continue
-            module = _module(m.design, table, place.width, body)
+            module = _module(m.design, table, place.width)
             parts.append(m.instance(table.instance, module, {"address": place})["word"])
         words.append(only(here, cat(*parts[::-1])))
     return tree(words, lambda a, b: a | b)
 
 
-def _module(design: Design, table: _Table, address_bits: int, body: BankBody) -> ModuleBuilder:
+def _module(design: Design, table: _Table, address_bits: int) -> ModuleBuilder:
     """The module of a table: its logic, or its ports alone."""
     if table.words is None:
         return design.external(table.name, {"address": address_bits}, {"word": table.bits})
     m = design.module(table.name)
     address = m.input("address", address_bits)
-    m.output("word", body(m, address, table.words, table.bits), table.bits)
+    m.output("word", table.body(m, address, table.words, table.bits), table.bits)
     return m
 
 

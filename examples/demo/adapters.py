@@ -261,6 +261,7 @@ def judge(names: list[str], base: Path, work: Path, out: Path) -> None:
         for text in samples[what].values():
             say(f"--- {what}\n{text}")
     content = {"nats_a_byte": figures, "samples": samples}
+    work.mkdir(parents=True, exist_ok=True)
     (work / "figures.json").write_text(json.dumps(content, indent=2) + "\n")
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from intaglio.backend.compile import compile_model
-from intaglio.backend.output import TIMINGS
+from intaglio.backend.output import MANIFEST, TIMINGS, sha256_of
 from intaglio.backend.stages import IR_STAGES, Options
+from intaglio.backend.target import load_target
+from intaglio.backend.target_file import TARGET, read_target
+from intaglio.dialects.errors import UserError
 
 Named = Callable[[str], Path]
 
@@ -54,6 +59,63 @@ def test_every_stage_parses_back(compiled: Named, stage: str) -> None:
     path = compiled("llama") / "ir" / f"{stage}.mlir"
     result = subprocess.run(["xdsl-opt", str(path)], check=True, capture_output=True, text=True)
     assert result.stdout == path.read_text()
+
+
+def test_manifest_records_what_was_asked_for(model: Named, compiled: Named, tmp_path: Path) -> None:
+    def manifest(out: Path) -> dict[str, Any]:
+        return json.loads((out / MANIFEST).read_text())
+
+    plain = manifest(compiled("llama"))
+    assert plain["adapter_slots"] is plain["mapping"] is None
+    mapping = compiled("llama") / "mapping.json"
+    options = Options(
+        "roma-mini",
+        context=32,
+        emit="integer",
+        adapter_rank=4,
+        adapter_modules=("q_proj", "v_proj"),
+        mapping=str(mapping),
+    )
+    found = manifest(compile_model(model("llama"), tmp_path / "out", options).folder)
+    assert found["adapter_slots"] == {"rank": 4, "modules": ["q_proj", "v_proj"]}
+    assert found["mapping"] == sha256_of(mapping)
+    assert found["target"] == "roma-mini" and TARGET in found["outputs"]
+
+
+def test_a_users_target_is_kept_whole(model: Named, tmp_path: Path) -> None:
+    """The file may go away; the output folder has every figure, with options applied."""
+    text = (Path(load_target.__code__.co_filename).parent / "targets" / "tom.toml").read_text()
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace('name = "tom"', 'name = "my-chip"'))
+    settings = ("latency.power_wake=99", "policy.adapter_sites=q_proj,v_proj")
+    options = Options(str(path), settings, context=32, emit="rom")
+    out = compile_model(model("llama"), tmp_path / "out", options).folder
+    want = load_target(path).with_options(settings)
+    path.unlink()
+    found = read_target(out)
+    assert found == want and found.name == "my-chip" and found.options == settings
+    assert found.machine() == want.machine() and found.machine().power_wake == 99
+    assert str(tmp_path) not in (out / TARGET).read_text()
+    assert json.loads((out / MANIFEST).read_text())["target"] == "my-chip"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"schema": 1', '"schema": 9', "schema 9, this version reads 1"),
+        ('"l_unit.lanes"', '"l_unit.lines"', "unknown figure l_unit.lines"),
+        ('"name"', '"nome"', "is no target that this version understands: 'name'"),
+        ("{", "", "is no target"),
+    ],
+)
+def test_damaged_targets(
+    compiled: Named, tmp_path: Path, old: str, new: str, expected: str
+) -> None:
+    text = (compiled("llama") / TARGET).read_text()
+    (tmp_path / TARGET).write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match="compile the model again") as caught:
+        read_target(tmp_path)
+    assert expected in str(caught.value)
 
 
 def test_a_failed_compile_leaves_nothing(model: Named, tmp_path: Path) -> None:

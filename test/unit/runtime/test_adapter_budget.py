@@ -19,11 +19,14 @@ from intaglio.runtime.adapter_budget import (
     budget,
     context_that_fits,
     demand_of,
+    external_reads,
     external_saving,
     tables,
     used_bytes,
 )
-from intaglio.runtime.inspect import inspect_json, inspect_text, size_text
+from intaglio.runtime.inspect import inspect_json
+from intaglio.runtime.inspect_tables import size_text
+from intaglio.runtime.inspect_text import inspect_text
 
 
 def test_rows_agree_with_the_compiled_chip(slotted: Path):
@@ -83,12 +86,58 @@ def test_a_smaller_rank_that_fits_is_named(
         made(int(named) + 1)
 
 
+def test_combinations_that_fit_are_named(
+    model: Callable[[str], Path], slotted: Path, tmp_path: Path
+):
+    """Each of them compiles, and no context beyond it does."""
+    program = load_program(slotted)
+    demand, units = demand_of(program), program.machine.h_units
+    size = used_bytes(program.machine, demand, 5) + 3 * demand.kv_bytes + demand.kv_bytes // 2
+    settings = (f"h_unit.sram_bytes={size}",)
+
+    def made(rank: int, context: int) -> None:
+        options = Options("roma-mini", settings, context=context, emit="fabric", adapter_rank=rank)
+        compile_model(model("llama"), tmp_path / "out", options)
+
+    with pytest.raises(DoesNotFit) as caught:
+        made(8, 128)
+    line = next(one for one in str(caught.value).splitlines() if "what fits:" in one)
+    named = re.findall(r"(rank (\d+)|no slots) with (\d+) tokens", line)
+    assert named, line
+    small = replace(program.machine, sram_bytes=size)
+    for _, rank, context in named:
+        fits = context_that_fits(small, demand, int(rank or 0))
+        assert int(context) == min(fits, 128) and int(context) % units == 0
+        made(int(rank or 0), int(context))
+        if int(context) < 128:
+            with pytest.raises(DoesNotFit):
+                made(int(rank or 0), int(context) + 1)
+    assert [rank for _, rank, _ in named][-1] == ""
+
+
+def test_tokens_on_the_die_that_fit_are_named(model: Callable[[str], Path], tmp_path: Path):
+    """There the context is no matter of the SRAM."""
+
+    def made(on_die: int) -> None:
+        settings = ("h_unit.sram_bytes=2048", f"external.kv_on_die_tokens={on_die}")
+        options = Options("bitrom-mini", settings, context=64, emit="fabric")
+        compile_model(model("ternary"), tmp_path / "out", options)
+
+    with pytest.raises(DoesNotFit) as caught:
+        made(64)
+    (named,) = re.findall(r"external.kv_on_die_tokens=(\d+) would fit", str(caught.value))
+    assert "fewer tokens on the die" in str(caught.value) and "--context" not in str(caught.value)
+    made(int(named))
+    with pytest.raises(DoesNotFit):
+        made(int(named) + 4)
+
+
 def test_without_slots_the_matrices_are_taken(compiled: Callable[[str], Path]):
     trade = budget(load_program(compiled("llama")))
     # q, k and v are one matrix there: 5 a layer.
     assert not trade["has_slots"] and trade["sites"] == 10 and trade["rank"] == 0
     assert "sites that the layers' matrices would make" in " ".join(
-        inspect_text(compiled("llama")).split()
+        inspect_text(inspect_json(compiled("llama"))).split()
     )
 
 
@@ -120,6 +169,16 @@ def test_saving_of_tokens_on_the_die():
             assert external_saving(on_die, tokens) == pytest.approx(inside / every)
 
 
+def test_bytes_read_outside():
+    """Against counting them one by one."""
+    for tokens in (1, 7, 50):
+        for on_die in (0, 3, tokens, tokens + 5):
+            reads = sum(max(0, step - on_die) for step in range(1, tokens + 1))
+            assert external_reads(on_die, tokens) == reads
+            every = tokens * (tokens + 1) // 2
+            assert reads == pytest.approx(every * (1 - external_saving(on_die, tokens)))
+
+
 def test_external_table(slotted: Path):
     """The context is no matter of the SRAM there, the tokens on the die are."""
     program = load_program(slotted)
@@ -133,7 +192,7 @@ def test_external_table(slotted: Path):
     fits = [row["fits"] for row in external["rows"]]
     assert fits == [row["on_die"] <= external["room_on_die"] for row in external["rows"]]
     notes = [note for _, _, _, note in tables(trade, size_text)]
-    assert len(notes) == 2 and "external KV accesses saved" in notes[1]
+    assert len(notes) == 2 and "external KV reads saved" in notes[1]
     assert len(list(tables(budget(program), size_text))) == 1
 
 
@@ -142,6 +201,6 @@ def used_bytes_of(program: Program) -> int:
 
 
 def test_text_marks_the_point(slotted: Path):
-    text = inspect_text(slotted)
+    text = inspect_text(inspect_json(slotted))
     assert "Adapter rank against context" in text and "14 slots in fp8" in text
     assert "\n 4* " in text

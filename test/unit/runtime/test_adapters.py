@@ -396,3 +396,43 @@ def test_check_text_names_both_perplexities(run, out: Path, make: Make, tmp_path
     text.write_bytes(bytes(range(30, 94)))
     code, printed, _ = run("check", out, "--adapter", "a", "--text", text)
     assert code == 0 and "adapter      a: perplexity" in printed
+
+
+def cut(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+@pytest.mark.parametrize(
+    ("options", "spoil", "message"),
+    [
+        ({"rank": 5}, None, "compile with --adapter-slots 5"),
+        ({"base_sha256": "12"}, None, "was trained on another base"),
+        ({}, cut, "is no whole safetensors file"),
+        ({"change": spoiled}, None, "has values that are not finite"),
+        ({"change": renamed("q_proj", "router")}, None, "is no module that a chip has adapter"),
+        ({"target_modules": ["q_proj", "k_proj"]}, None, "the target module 'k_proj' has no"),
+        ({"bias": "lora_only"}, None, "biases are trained, but engraved"),
+        ({"modules_to_save": ["lm_head"]}, None, "whole modules are replaced"),
+        ({"peft_type": "LOHA"}, None, "the adapter is of the kind LOHA"),
+    ],
+)
+def test_wrong_adapters_give_one_error(
+    run, out: Path, make: Make, options: dict[str, Any], spoil: Any, message: str
+):
+    """On the command line: exit 1, one error, nothing printed, OUT as it was."""
+    folder, before = make(**options), contents(out)
+    if spoil is not None:
+        spoil(folder)
+    code, text, error = run("adapter", "add", out, "style", folder)
+    assert (code, text) == (1, "") and message in error
+    assert "Traceback" not in error and len(error.splitlines()) <= 2
+    assert contents(out) == before
+
+
+def test_wrong_adapters_for_a_chip_without_slots(run, compiled: Callable[[str], Path], make: Make):
+    out = compiled("llama")
+    before = contents(out)
+    code, text, error = run("adapter", "add", out, "style", make())
+    assert (code, text) == (1, "") and "the chip has no adapter slots" in error
+    assert contents(out) == before

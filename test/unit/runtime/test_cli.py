@@ -481,6 +481,21 @@ def test_inspect_to_a_file(run: Run, compiled, tmp_path: Path, refused):
     assert "No such file" in refused("inspect", out, "-o", tmp_path / "no" / "report")
 
 
+def test_inspect_formats(run: Run, compiled, tmp_path: Path, refused):
+    out, file = compiled("llama"), tmp_path / "report"
+    for form, beginning in (("html", "<!DOCTYPE html>"), ("perfetto", '{"displayTimeUnit"')):
+        text = run("inspect", out, "--format", form).out
+        assert text.startswith(beginning)
+        assert run("inspect", out, "--format", form, "-o", file) == (0, "", "")
+        assert file.read_text() == text
+    chosen = run("inspect", out, "--format", "json", "--position", "5, 9").json
+    assert [one["position"] for one in chosen["positions"]] == [5, 9]
+    trace = run("inspect", out, "--format", "perfetto", "--position", "5,9").json
+    assert trace["otherData"]["position"] == 9
+    assert "not a list of positions" in refused("inspect", out, "--position", "5,-1")
+    assert "out of range" in refused("inspect", out, "--position", "4096")
+
+
 def test_usage_is_the_users_error(refused, run: Run, capsys: pytest.CaptureFixture[str]):
     assert "usage: intaglio" in refused()
     assert "invalid choice: 'polish'" in refused("polish")

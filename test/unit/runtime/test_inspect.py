@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from intaglio.backend.hw.adapter_layout import places_of
 from intaglio.backend.program import load_program
 from intaglio.dialects.errors import UserError
-from intaglio.runtime.inspect import inspect_json, inspect_text, size_text
+from intaglio.runtime.inspect import inspect_json
+from intaglio.runtime.inspect_tables import size_text
+from intaglio.runtime.inspect_text import inspect_text
 from intaglio.runtime.timing import token_cycles
 
 USES = ("codes_bits", "scales_bits", "zeros_bits", "padding_bits")
@@ -87,6 +90,40 @@ def test_sram_is_that_of_the_caches(compiled):
     assert sram["kv_bytes_per_token"] == 160
 
 
+def test_positions_can_be_chosen(compiled):
+    content, program = inspect_json(compiled("llama"), [7, 3]), load_program(compiled("llama"))
+    assert [one["position"] for one in content["positions"]] == [7, 3]
+    assert [one["position"] for one in content["power"]["positions"]] == [7, 3]
+    assert content["positions"][1]["cycles"] == token_cycles(program, [3]).period[0]
+    assert {one["position"] for one in content["slowest"]} == {3}
+    with pytest.raises(UserError, match=r"position 128 is out of range\n.*0 to 127"):
+        inspect_json(compiled("llama"), [128])
+
+
+def test_cycles_with_and_without_an_adapter(slotted: Path, compiled):
+    """Positions are those of rank 0; the adapter's are those of every slot filled."""
+    content, program = inspect_json(slotted), load_program(slotted)
+    adapter = content["adapter"]
+    assert adapter["rank"] == 4 and adapter["sites"] == len(program.sites)
+    assert adapter["bytes"] == content["sram"]["adapter_slot_bytes"]
+    full = {name: site.rank for name, site in program.sites.items()}
+    for without, one in zip(content["positions"], adapter["positions"], strict=True):
+        where = [one["position"]]
+        assert without["cycles"] == token_cycles(program, where).period[0]
+        assert one["cycles"] == token_cycles(program, where, ranks=full).period[0]
+        assert one["added_cycles"] == one["cycles"] - without["cycles"] > 0
+        empty, filled = (x["critical_path"]["adapter_slot_cycles"] for x in (without, one))
+        assert 0 < empty < filled <= one["cycles"]
+    places = places_of(program)
+    assert places is not None and adapter["load_cycles"] == places.load_cycles(full)
+    text = inspect_text(content)
+    assert f"with an adapter of rank 4 at {adapter['sites']} sites" in text
+    assert f"loaded in {adapter['load_cycles']:,} cycles" in text
+    plain = inspect_json(compiled("llama"))
+    assert plain["adapter"] is None and "empty adapter slots" not in inspect_text(plain)
+    assert {one["critical_path"]["adapter_slot_cycles"] for one in plain["positions"]} == {0}
+
+
 def test_same_input_same_report(compiled):
     assert inspect_json(compiled("llama")) == inspect_json(compiled("llama"))
     json.dumps(inspect_json(compiled("qwen")))
@@ -94,7 +131,7 @@ def test_same_input_same_report(compiled):
 
 def test_text_fits_its_width_and_shows_nodes(compiled):
     for width in (100, 140):
-        text = inspect_text(compiled("llama"), width)
+        text = inspect_text(inspect_json(compiled("llama")), width)
         assert max(map(len, text.splitlines())) <= width
         assert "layer x 2" in text and "attn_qkv_proj" in text
         assert "/model/layers.1/input_layernorm/SkipLayerNorm" in text

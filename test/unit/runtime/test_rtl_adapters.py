@@ -14,6 +14,8 @@ from intaglio.backend.program import Program, load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects.codes import SLOT_BITS, AdapterMatrix, e4m3_encode
 from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.runtime.check_hardware import check_hardware
+from intaglio.runtime.chip import Chip
 from intaglio.runtime.rtl import RTLChip, compare_token
 from intaglio.runtime.simulator import Simulator
 
@@ -103,6 +105,26 @@ def test_swapping_adapters(rtl: RTLChip, out: Path) -> None:
             ]
             assert 0 < sum(longer) <= len(program.sites)
     assert len({tuple(tokens) for tokens in seen.values()}) > 1
+
+
+def test_check_compares_cycles_with_the_adapters_ranks(
+    rtl: RTLChip, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chip = Chip(out)
+    chip._hardware["rtl"] = rtl
+    image = adapter(rtl.program, "one", 1, (RANK, 2, 0, 1))
+    assert chip.load_adapter(image) > len(rtl.program.sites)
+    found = check_hardware(chip, "rtl", [3, 5])
+    assert found["bit_exact"] and found["cycle_exact"], found["hardware_difference"]
+    assert found["instructions_compared"] == 2 * len(rtl.schedule(0, True))
+    # A schedule without the ranks is not what the hardware does.
+    monkeypatch.setattr(RTLChip, "ranks", {})
+    found = check_hardware(chip, "rtl", [3])
+    assert found["bit_exact"] and not found["cycle_exact"]
+    assert "the finish cycle" in found["hardware_difference"]
+    monkeypatch.undo()
+    chip.load_adapter(None)
+    assert check_hardware(chip, "rtl", [3])["cycle_exact"]
 
 
 def test_reset_keeps_the_adapter(rtl: RTLChip, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from intaglio.backend.hw.power import NO_DOMAIN
 from intaglio.backend.program import Program, load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects.codes import SLOT_BITS, AdapterMatrix
+from intaglio.dialects.errors import UserError
 from intaglio.runtime.rtl import RTLChip, compare_token
 from intaglio.runtime.simulator import Simulator
 
@@ -117,6 +119,25 @@ def test_wrong_power_schedule_gives_wrong_tokens(
     seen = chip.step(3, 0)
     assert seen is not None and (seen[0] != logits).any()
     chip.close()
+
+
+def test_program_that_wakes_nothing_in_time_is_refused(
+    model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The simulator does not model banks that are off: such a program does not get that far."""
+    options = Options("tom-mini", context=16, emit="program")
+    out = compile_model(model("ternary"), tmp_path / "out", options).folder
+    path = out / "program.json"
+    content = json.loads(path.read_text())
+    (head,) = (block for block in content["blocks"] if block["sampled"])
+    product = next(one for one in head["instructions"] if one["queue"] == "matrix")
+    assert product["waits"].pop("power")
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=r"may find power domain .* off: it does not wait"
+    ) as raised:
+        load_program(out)
+    assert raised.value.node == product["onnx"][0][-1]
 
 
 def _keys(program: Program, domain: str) -> list[str]:

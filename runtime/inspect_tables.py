@@ -1,0 +1,375 @@
+"""What `inspect_json` gives as tables of text: the same for a terminal and for a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from intaglio.runtime.adapter_budget import Table, tables
+from intaglio.runtime.rom_use import USES
+
+
+def all_tables(content: Mapping[str, Any]) -> Iterator[Table]:
+    """Every table, in the order of a report.
+
+    Args:
+        content: what `inspect_json` gives.
+    """
+    yield _rom(content["rom"])
+    yield _memory(content)
+    yield from tables(content["budget"], size_text)
+    yield _cycles(content)
+    yield _blocks(content)
+    yield _power(content["power"])
+    if content["slowest"]:
+        yield _slowest(content["slowest"])
+
+
+def headline(content: Mapping[str, Any]) -> tuple[str, str]:
+    """What was compiled for what; formats and context."""
+    settings = "".join(f" --set {setting}" for setting in content["settings"])
+    formats = content["formats"]
+    return (
+        f"{content['target']}{settings}: {content['model']}",
+        (
+            f"activations {formats['activations']}, KV {', '.join(formats['kv'])}, probabilities "
+            f"{formats['probabilities']}; context {content['context']} tokens"
+        ),
+    )
+
+
+def summary_lines(content: Mapping[str, Any]) -> list[str]:
+    """The most important figures of `inspect_json`, one a line."""
+    rom, sram, vector = content["rom"], content["sram"], content["vector_memory"]
+    bound, clock = content["lower_bound"], content["clock_hz"]
+    rom_use = _of(rom["used_bits"] / 8, rom["capacity_bits"] / 8)
+    sram_use = _of(sram["used_bytes"], sram["capacity_bytes"])
+    kv = f"KV cache of {content['context']} tokens {size_text(sram['kv_bytes'])}"
+    banks = rom["banks"]
+    tiles_used = f"{banks['tiles_used']} of {banks['tiles']} tiles"
+    lines = [
+        f"ROM     {rom_use}, fullest bank {banks['fill_max']:.1%}, {tiles_used}",
+        f"SRAM    {sram_use}, {kv}",
+        f"vectors {_of(vector['used_bytes'], vector['capacity_bytes'])}",
+    ]
+    if rom["extra_bits"]:
+        lines.insert(
+            1, f"        and {size_text(rom['extra_bits'] / 8)} in banks deeper than published"
+        )
+    lines += [
+        f"speed   {one['tokens_per_second']:,.0f} tokens/s at position {one['position']} "
+        f"({one['cycles']:,} cycles at {clock / 1e6:g} MHz)"
+        for one in content["positions"]
+    ]
+    if content["adapter"] is not None:
+        lines += _adapter_lines(content, clock)
+    if bound["cycles"]:
+        lines.append(
+            f"bound   {bound['tokens_per_second']:,.0f} tokens/s ({bound['cycles']:,.1f} cycles) "
+            "if every lane were always busy"
+        )
+    return lines + list(_power_lines(content["power"]))
+
+
+def _adapter_lines(content: Mapping[str, Any], clock: int) -> Iterator[str]:
+    adapter = content["adapter"]
+    for one, without in zip(adapter["positions"], content["positions"], strict=True):
+        yield (
+            f"adapter {one['tokens_per_second']:,.0f} tokens/s at position {one['position']} with "
+            f"rank {adapter['rank']} at {adapter['sites']} sites"
+        )
+        yield (
+            f"        ({one['added_cycles']:,} cycles more; empty slots take "
+            f"{without['critical_path']['adapter_slot_cycles']:,})"
+        )
+    microseconds = adapter["load_cycles"] / clock * 1e6
+    yield f"        loaded in {adapter['load_cycles']:,} cycles ({microseconds:,.1f} us)"
+
+
+def _power_lines(power: Mapping[str, Any]) -> Iterator[str]:
+    """What the target lets say of each position."""
+    for one in power["positions"]:
+        parts: list[str] = []
+        more = 0.0
+        if one["rom"] is not None:
+            ungated, gated, extra = (one["rom"][key] for key in ("ungated", "gated", "extra"))
+            more = extra.get("gated_watts", extra["ungated_watts"])
+            parts.append(
+                f"{ungated['watts']:.4g} W, {ungated['millijoules']:.4g} mJ a token"
+                if gated is None
+                else f"{gated['watts']:.4g} W gated ({ungated['watts']:.4g} W not gated), "
+                f"{gated['millijoules']:.4g} mJ a token"
+            )
+        if one["l_units"] is not None:
+            parts.append(f"L-Units {one['l_units']['millijoules']:.4g} mJ a token")
+        if one["published"] is not None:
+            parts.append(
+                f"{one['published']['millijoules']:.4g} mJ a token at the published "
+                f"{one['published']['watts']:g} W"
+            )
+        if parts:
+            yield f"power   {'; '.join(parts)} at position {one['position']}"
+        if more:
+            yield f"        and {more:.4g} W for banks deeper than published"
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def _rom(rom: Mapping[str, Any]) -> Table:
+    rows = [
+        (
+            name,
+            str(entry["tensors"]),
+            f"{entry['weights']:,}",
+            *(size_text(entry[f"{use}_bits"] / 8) for use in USES),
+            size_text(sum(entry[f"{use}_bits"] for use in USES) / 8),
+        )
+        for name, entry in rom["by_class"].items()
+    ]
+    rows.append(
+        (
+            "all",
+            str(sum(entry["tensors"] for entry in rom["by_class"].values())),
+            f"{sum(entry['weights'] for entry in rom['by_class'].values()):,}",
+            *(size_text(rom[f"{use}_bits"] / 8) for use in USES),
+            size_text((rom["used_bits"] + rom["extra_bits"]) / 8),
+        )
+    )
+    banks = rom["banks"]
+    return (
+        "ROM of the matrix units",
+        ("class", "tensors", "weights", *USES, "total"),
+        rows,
+        (
+            f"{banks['count']} banks of {size_text(banks['bits'] / 8)}: fill "
+            f"{banks['fill_min']:.1%} to {banks['fill_max']:.1%}, mean {banks['fill_mean']:.1%}"
+        ),
+    )
+
+
+def _memory(content: Mapping[str, Any]) -> Table:
+    sram, vector, constants = content["sram"], content["vector_memory"], content["constants"]
+    rows = [
+        ("KV cache", size_text(sram["kv_bytes"]), size_text(sram["capacity_bytes"])),
+        ("adapters of the graph", size_text(sram["graph_adapter_bytes"]), ""),
+        ("adapter slots", size_text(sram["adapter_slot_bytes"]), ""),
+        ("values", size_text(vector["used_bytes"]), size_text(vector["capacity_bytes"])),
+        ("constants (ROM)", size_text(constants["used_bytes"]), ""),
+    ]
+    return "SRAM and vector units", ("use", "bytes", "of"), rows, ""
+
+
+# --- cycles -------------------------------------------------------------------------------------
+
+
+def _row(
+    title: str, entries: Sequence[Mapping[str, Any]], *path: str, style: str = ","
+) -> tuple[str, ...]:
+    """A figure at each position; absent ones are 0."""
+    cells: list[str] = []
+    for one in entries:
+        value: Any = one
+        for key in path:
+            value = value.get(key, 0)
+        cells.append(format(value, style))
+    return (title, *cells)
+
+
+def _titles(entries: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(f"position {one['position']}" for one in entries)
+
+
+def _cycles(content: Mapping[str, Any]) -> Table:
+    positions, adapter = content["positions"], content["adapter"]
+    rows = [
+        _row("cycles until the next token may enter", positions, "cycles"),
+        _row("cycles until the token is out", positions, "cycles_to_token_out"),
+        _row("tokens/s", positions, "tokens_per_second", style=",.0f"),
+        _row("lanes busy", positions, "lane_utilisation", style=".2%"),
+        _row("issue, on the critical path", positions, "critical_path", "issue_cycles"),
+    ]
+    for kind, title in (("by_queue", "{} units, on the critical path"), ("by_opcode", "  {}")):
+        names = dict.fromkeys(n for one in positions for n in one["critical_path"][kind])
+        rows += [_row(title.format(name), positions, "critical_path", kind, name) for name in names]
+    names = dict.fromkeys(n for one in positions for n in one["busy"])
+    rows += [_row(f"{name} units busy", positions, "busy", name, style=".1%") for name in names]
+    note = ""
+    if adapter is not None:
+        entries, rank = adapter["positions"], adapter["rank"]
+        path = ("critical_path", "adapter_slot_cycles")
+        rows += [
+            _row("empty adapter slots, on the critical path", positions, *path),
+            _row(f"with an adapter of rank {rank} at {adapter['sites']} sites", entries, "cycles"),
+            _row("  more than without", entries, "added_cycles"),
+            _row("  tokens/s", entries, "tokens_per_second", style=",.0f"),
+        ]
+        note = (
+            f"all but the last three rows are without an adapter, which is rank 0; one of rank "
+            f"{rank} is loaded in {adapter['load_cycles']:,} cycles"
+        )
+    return "Cycles of a token", ("", *_titles(positions)), rows, note
+
+
+def _blocks(content: Mapping[str, Any]) -> Table:
+    positions = content["positions"]
+    blocks = positions[0]["blocks"] if positions else []
+    rows = [
+        (
+            f"{block['name']}{' x ' + str(block['instances']) if block['instances'] > 1 else ''}",
+            *(f"{one['blocks'][number]['cycles']:,}" for one in positions),
+            *(f"{one['blocks'][number]['cycles_per_instance']:,.1f}" for one in positions),
+        )
+        for number, block in enumerate(blocks)
+    ]
+    each = tuple(f"each at {one['position']}" for one in positions)
+    return "Blocks, on the critical path", ("block", *_titles(positions), *each), rows, ""
+
+
+def _slowest(slowest: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        (
+            "\n".join(entry["onnx"]),
+            entry["block"],
+            entry["opcode"],
+            f"{entry['cycles_each']:,}",
+            f"{entry['cycles']:,}",
+            f"{entry['share']:.1%}",
+        )
+        for entry in slowest
+    ]
+    return (
+        f"Slowest instructions at position {slowest[0]['position']}",
+        ("ONNX nodes (first instance)", "block", "opcode", "cycles", "in all", "share"),
+        rows,
+        "",
+    )
+
+
+# --- power --------------------------------------------------------------------------------------
+
+
+def _power(power: Mapping[str, Any]) -> Table:
+    entries = power["positions"]
+    rows: list[tuple[str, ...]] = []
+    notes: list[str] = []
+    if power["rom"] is not None:
+        rows += _rom_rows(entries)
+        notes += _rom_notes(power["rom"], entries)
+    if power["l_units"] is not None:
+        rows += [
+            _row("L-Units, average power, W", entries, "l_units", "watts", style=".4g"),
+            _row("  busy", entries, "l_units", "busy_share", style=".1%"),
+            _row("  energy of a token, mJ", entries, "l_units", "millijoules", style=".4g"),
+        ]
+        one, figure = entries[0]["l_units"], power["l_units"]["cycle_pj"]
+        rate = one["tera_operations_per_joule"]
+        notes.append(
+            f"L-Units: {power['l_units']['figure']} {figure['value']:g} pJ ({figure['origin']}) "
+            "for each cycle in which one multiplies engraved weights"
+            + ("" if rate is None else f", {rate:.3g} TOPS/W")
+            + "; attention, adapters, vector units and what is drawn at rest are not in it."
+        )
+    if power["published"] is not None:
+        rows += [
+            _row("whole chip as published, W", entries, "published", "watts", style=".4g"),
+            _row("  energy of a token, mJ", entries, "published", "millijoules", style=".4g"),
+        ]
+        notes.append(
+            f"As published: {power['published']['value']:g} W ({power['published']['origin']}) "
+            "whatever the chip does, times the time of a token."
+        )
+    if not rows:
+        notes.append(
+            "not stated by the target: it has neither power.rest_w with power.rom_on_w, nor "
+            "energy.l_unit_cycle_pj, nor published.power_w"
+        )
+    return "Power", ("", *_titles(entries)), rows, "\n".join(notes)
+
+
+def _rom_rows(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    if entries and entries[0]["rom"]["gated"] is not None:
+        gated = ("rom", "gated")
+        rows += [
+            _row("gated, average power, W", entries, *gated, "watts", style=".4g"),
+            _row("  energy of a token, mJ", entries, *gated, "millijoules", style=".4g"),
+            _row("  ROM on, average of the token", entries, *gated, "on_share", style=".2%"),
+        ]
+        at_once = (*gated, "domains_on_at_once")
+        numbers = dict.fromkeys(n for one in entries for n in one["rom"]["gated"][at_once[-1]])
+        rows += [
+            _row(f"  time with {number} domains on", entries, *at_once, number, style=".2%")
+            for number in sorted(numbers, key=int)
+        ]
+        busy = (*gated, "while_a_domain_is_on")
+        rows += [
+            _row("  ROM on while any domain is", entries, *busy, "on_share", style=".2%"),
+            _row("  average power then, W", entries, *busy, "watts", style=".4g"),
+        ]
+    rows += [
+        _row("not gated, average power, W", entries, "rom", "ungated", "watts", style=".4g"),
+        _row("  energy of a token, mJ", entries, "rom", "ungated", "millijoules", style=".4g"),
+    ]
+    return rows
+
+
+def _rom_notes(rom: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    rest, on, assumed = rom["rest_w"], rom["rom_on_w"], rom["assumed_on_share"]
+    yield (
+        f"Power is rest_w {rest['value']:g} W ({rest['origin']}) + rom_on_w {on['value']:g} W "
+        f"({on['origin']}) x the part of the published ROM that is on, in bits, measured from the "
+        "start of each wake to the finish of its sleep."
+    )
+    gated = [one["rom"]["gated"] for one in entries]
+    ungated, published = rom["published_ungated_w"], rom["published_gated_w"]
+    if ungated is not None and published is not None:
+        yield f"Published: {ungated['value']:g} W not gated, {published['value']:g} W gated."
+    if assumed is not None and gated and gated[0] is not None:
+        shares = " and ".join(dict.fromkeys(f"{one['on_share']:.4f}" for one in gated))
+        limits = gated[0]["watts_range"]
+        ends = (
+            f", so that gated power at position {entries[0]['position']} lies between "
+            f"{limits[0]:.4g} and {limits[1]:.4g} W over its range"
+            if limits and limits[0] < limits[1]
+            else ""
+        )
+        yield (
+            f"The target assumes {assumed['value']:g} on while banks are gated "
+            f"({assumed['origin']}); this program has {shares}. What is published was split into "
+            f"rest_w and rom_on_w by the assumed part{ends}."
+            if ends
+            else f"The target assumes {assumed['value']:g} on while banks are gated "
+            f"({assumed['origin']}); this program has {shares}."
+        )
+    if rom["extra_bits"]:
+        extra = entries[0]["rom"]["extra"]
+        always = (
+            f", {size_text(rom['extra_always_on_bits'] / 8)} of them in no power domain"
+            if gated and gated[0] is not None
+            else ""
+        )
+        yield (
+            f"Banks deeper than published ({size_text(rom['extra_bits'] / 8)}{always}) are in none "
+            f"of these figures: at the same power a bit they would draw "
+            + (
+                f"{extra['gated_watts']:.4g} W gated, {extra['ungated_watts']:.4g} W not gated."
+                if "gated_watts" in extra
+                else f"{extra['ungated_watts']:.4g} W."
+            )
+        )
+
+
+# --- figures as text ----------------------------------------------------------------------------
+
+
+def _of(used: float, capacity: float) -> str:
+    return f"{size_text(used)} of {size_text(capacity)} ({used / capacity:.1%})"
+
+
+def size_text(count: float) -> str:
+    """Bytes in decimal units with four digits."""
+    for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
+        if count >= 10**power:
+            return f"{count / 10**power:.4g} {unit}"
+    return f"{count:.0f} B"

@@ -1,0 +1,116 @@
+"""Imports run one way: dialects <- lowering <- backend <- runtime, and never in a circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ORDER = ("dialects", "lowering", "backend", "runtime", "intaglio")
+"""Folders, each of which imports those before it only. The public face comes last."""
+
+FACE = "runtime.chip"
+"""Chip's methods call what works on a Chip; it imports those modules when they are called."""
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Files by module name."""
+    found: dict[str, Path] = {}
+    for folder in ORDER:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    """Modules of the project that a statement imports."""
+    names: list[str] = []
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute"
+        inner = [f"{node.module}.{alias.name}" for alias in node.names]
+        known = [name for name in inner if name.removeprefix("intaglio.") in modules()]
+        names = known or [str(node.module)]
+    for name in names:
+        if name.split(".")[0] == "intaglio":
+            yield name.removeprefix("intaglio.")
+
+
+def is_for_types(node: ast.AST) -> bool:
+    """Whether a statement is `if TYPE_CHECKING`."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+@cache
+def imports() -> dict[str, dict[str, bool]]:
+    """For each module, those it imports; true where it does so in functions or for types only."""
+    found: dict[str, dict[str, bool]] = {}
+    for name, path in modules().items():
+        tree = ast.parse(path.read_text())
+        later = {
+            inner
+            for outer in ast.walk(tree)
+            if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef) or is_for_types(outer)
+            for inner in ast.walk(outer)
+        }
+        mine = found.setdefault(name, {})
+        for node in ast.walk(tree):
+            for other in imported(node):
+                mine[other] = mine.get(other, True) and node in later
+    return found
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, or nothing."""
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return path[path.index(name) :]
+        if name in done:
+            return []
+        for other in sorted(graph.get(name, ())):
+            if found := visit(other, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(graph) if (found := visit(name, []))), [])
+
+
+def test_all_modules_are_found():
+    assert all(any(name.startswith(f"{folder}.") for name in modules()) for folder in ORDER[:-1])
+    assert {other for those in imports().values() for other in those} <= modules().keys()
+
+
+@pytest.mark.parametrize("folder", ORDER)
+def test_imports_run_one_way(folder):
+    allowed = ORDER[: ORDER.index(folder) + 1]
+    wrong = [
+        f"{name} imports {other}"
+        for name, those in imports().items()
+        for other in those
+        if name.split(".")[0] == folder and other.split(".")[0] not in allowed
+    ]
+    assert not wrong
+
+
+def test_no_module_imports_itself_in_a_circle():
+    """Imports in functions and for types count too, but for those of the face."""
+    graph = {
+        name: {other for other, later in those.items() if not (later and name == FACE)}
+        for name, those in imports().items()
+    }
+    assert not circle(graph)
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}}) == []
