@@ -437,7 +437,8 @@ class _Scalings:
             raise UserError(
                 f"'{module}' has rank {a.shape[0]}, the configuration says {rank}",
                 file=str(path),
-                hint=f"{PEFT_CONFIG} and {PEFT_WEIGHTS} are of different adapters",
+                hint=f"{PEFT_CONFIG} and {PEFT_WEIGHTS} are of different adapters, or several keys "
+                "of rank_pattern match: PEFT sorts them when it saves, and takes the first",
             )
         alpha = self._of("alpha_pattern", "lora_alpha", module)
         scaling = alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)

@@ -30,11 +30,12 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
     """Sizes, cycles, power and bottlenecks of an output folder.
 
     Keys: `schema`, `target`, `clock_hz`, `model`, `context`, `rom` (bits by use and by class of
-    tensor, fill of the banks; `extra_bits` lie in banks made deeper than published), `constants`,
-    `sram` and `vector_memory` (bytes), `budget` (adapters against context, see
-    `runtime/adapter_budget.py`), `lower_bound`, `positions` (cycles without an adapter and what
-    they are spent on, at each stated position), `adapter` (the same with an adapter of the slots'
-    full rank, or None without slots), `power` (see `runtime/power.py`), `slowest`.
+    tensor, fill of the banks; `extra_bits` lie in banks made deeper than published), `zeros` (of
+    the weights and of their stored bits, by class of tensor), `constants`, `sram` and
+    `vector_memory` (bytes), `budget` (adapters against context, see `runtime/adapter_budget.py`),
+    `lower_bound`, `positions` (cycles without an adapter and what they are spent on, at each stated
+    position), `adapter` (the same with an adapter of the slots' full rank, or None without slots),
+    `power` (see `runtime/power.py`), `slowest`.
 
     Args:
         out: the output folder.
@@ -69,6 +70,7 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
         },
         "rounding": manifest.get("rounding", {}).get("largest_relative_error"),
         "rom": _rom(program, placed),
+        "zeros": _zeros(program, manifest.get("zeros", {})),
         "constants": _constants(program),
         "sram": _sram(program, mapping),
         "budget": budget(program),
@@ -174,6 +176,17 @@ def _rom(program: Program, placed: Mapping[str, Placed]) -> dict[str, Any]:
             "fill_max": max(fill) / machine.rom_bits,
         },
     }
+
+
+def _zeros(program: Program, counted: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """The manifest's counts of zeros (`backend/zeros.py`) by class of tensor."""
+    classes = _classes(program)
+    found: dict[str, dict[str, int]] = {}
+    for name, counts in counted.items():
+        entry = found.setdefault(classes.get(name, name), dict.fromkeys(counts, 0))
+        for key, value in counts.items():
+            entry[key] += value
+    return found
 
 
 def _constants(program: Program) -> dict[str, Any]:

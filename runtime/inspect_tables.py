@@ -16,6 +16,7 @@ def all_tables(content: Mapping[str, Any]) -> Iterator[Table]:
         content: what `inspect_json` gives.
     """
     yield _rom(content["rom"])
+    yield _zeros(content["zeros"])
     yield _memory(content)
     yield from tables(content["budget"], size_text)
     yield _cycles(content)
@@ -146,6 +147,28 @@ def _rom(rom: Mapping[str, Any]) -> Table:
             f"{banks['fill_min']:.1%} to {banks['fill_max']:.1%}, mean {banks['fill_mean']:.1%}"
         ),
     )
+
+
+def _zeros(zeros: Mapping[str, Mapping[str, int]]) -> Table:
+    keys = ("weights", "zero", "bits", "zero_bits")
+    whole = {key: sum(entry[key] for entry in zeros.values()) for key in keys}
+    has_cells = whole["bits"] > 0
+    rows = [
+        (
+            name,
+            f"{entry['weights']:,}",
+            _share(entry["zero"], entry["weights"]),
+            *[_share(entry["zero_bits"], entry["bits"])] * has_cells,
+        )
+        for name, entry in (*zeros.items(), ("all", whole))
+    ]
+    bits = ("of their stored bits",) if has_cells else ()
+    note = "a bit that is 0 takes no gate where ROM is logic" if has_cells else ""
+    return "Zeros in ROM", ("class", "weights", "of them 0", *bits), rows, note
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else ""
 
 
 def _memory(content: Mapping[str, Any]) -> Table:

@@ -201,6 +201,9 @@ def test_ranks_disagree(write_peft):
     assert "A [4, 64] and B [48, 3] of" in error_of(write_peft(tensors))
     message = error_of(write_peft(pair(), r=8))
     assert "has rank 4, the configuration says 8" in message
+    # PEFT itself cannot load this: saved in another order, its patterns mean something else.
+    message = error_of(write_peft(pair(), rank_pattern={".*_proj": 2, "q_proj": 4}))
+    assert "says 2" in message and "PEFT sorts them when it saves" in message
 
 
 def test_target_without_matrices(write_peft):

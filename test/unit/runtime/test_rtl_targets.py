@@ -114,6 +114,7 @@ def test_wrong_power_schedule_gives_wrong_tokens(
     # Cycles are what they were; the first wrong value is that of the layer's first product.
     assert found.step.event.queue == "matrix" and found.step.instance == 1
     assert "layers.1" in found.step.nodes
+    assert found.seen.startswith("0 (")
     logits, _ = simulator.step(3, 0) or ([], 0)
     chip.reset()
     seen = chip.step(3, 0)

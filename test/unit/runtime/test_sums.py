@@ -82,6 +82,15 @@ def test_sums_are_the_same_integers(tmp_path, form):
     assert form != "integers" or found.distance == 0.0
 
 
+def test_sums_of_the_trained_model():
+    """Every product of the BitNet demo model; the figure for more text is in its README."""
+    path = Path(__file__).parents[3] / "examples" / "bitnet" / "model" / "model.onnx"
+    found = compare_sums(path, list(b"In the beginning"))
+    assert len(found) == 42 and {one.compared for one in found} == {16 * n for n in (64, 128, 384)}
+    assert sum(one.different for one in found) == 0
+    assert max(one.distance for one in found) < 0.01 and max(one.largest for one in found) > 1000
+
+
 def test_a_difference_is_counted(tmp_path, monkeypatch):
     exact = sums.dot
     monkeypatch.setattr(sums, "dot", lambda *arguments: exact(*arguments) + 1)
