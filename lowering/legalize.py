@@ -42,6 +42,7 @@ from intaglio.dialects.semantics import (
     slot_bits,
     weighted_sum_bits,
 )
+from intaglio.lowering.buffers import context, name_of
 
 LOG2E = Fraction(math.log2(math.e))
 SCALE_MANTISSA_BITS = 16
@@ -117,28 +118,24 @@ def _conversions(op: Operation, machine: Machine, capacity: int) -> dict[str, Co
     frac = machine.fraction_bits
 
     def fixed(symbol: SymbolRefAttr | None) -> dict[str, Conversion]:
-        return {} if symbol is None else {_name(symbol): Conversion("fixed32", exponent=frac)}
+        return {} if symbol is None else {name_of(symbol): Conversion("fixed32", exponent=frac)}
 
     match op:
         case rom.EmbedOp():
-            return {_name(op.table): Conversion("fixed16")}
+            return {name_of(op.table): Conversion("fixed16")}
         case rom.LinearOp():
             return fixed(op.bias)
         case rom.RMSNormOp():
             width = rom.vector_size(op.input.type) // op.groups.value.data
-            return {_name(op.gamma): Conversion("fixed16", math.sqrt(width))}
+            return {name_of(op.gamma): Conversion("fixed16", math.sqrt(width))}
         case rom.LayerNormOp():
             width = rom.vector_size(op.input.type)
-            return {_name(op.gamma): Conversion("fixed16", math.sqrt(width)), **fixed(op.beta)}
+            return {name_of(op.gamma): Conversion("fixed16", math.sqrt(width)), **fixed(op.beta)}
         case rom.RotaryOp():
             table = Conversion("fixed16", exponent=ROTARY_FRAC, rows=capacity)
-            return {_name(op.cos): table, _name(op.sin): table}
+            return {name_of(op.cos): table, name_of(op.sin): table}
         case _:
             return {}
-
-
-def _name(symbol: SymbolRefAttr) -> str:
-    return symbol.root_reference.data
 
 
 def _convert_buffers(module: ModuleOp, machine: Machine) -> None:
@@ -155,14 +152,7 @@ def _convert_buffers(module: ModuleOp, machine: Machine) -> None:
                 f"one of them for {user}"
             )
 
-    capacity = max(
-        (
-            op.type.capacity.data
-            for op in module.ops
-            if isinstance(op, rom.CacheOp) and isinstance(op.type, rom.KVType)
-        ),
-        default=1,
-    )
+    capacity = context(module)
     for op in module.walk():
         for symbol, conversion in _conversions(op, machine, capacity).items():
             want(rom.resolve(op, SymbolRefAttr(symbol)), conversion, op.name)
@@ -296,7 +286,7 @@ class _Body:
     def linear(self, op: rom.LinearOp) -> None:
         type_ = rom.resolve(op, op.weights).type
         assert isinstance(type_, rom.ROMTensorType | rom.AdapterType)
-        weights = _name(op.weights)
+        weights = name_of(op.weights)
         fmt = activation_format(op, self.machine)
         q = self.quantize(op, op.input, fmt, op.onnx)
         if isinstance(type_, rom.AdapterType) and type_.is_slot:
@@ -312,7 +302,7 @@ class _Body:
             pre_shift(bits),
             op.onnx,
             self.fixed(op.output.type),
-            bias=None if op.bias is None else _name(op.bias),
+            bias=None if op.bias is None else name_of(op.bias),
         )
         self.replace(op, dot, requantize)
 
@@ -343,9 +333,9 @@ class _Body:
         type_ = rom.QuantizedType(
             cache.type.heads.data, cache.type.width.data, cache.type.format.data
         )
-        static = _name(op.cache) if cache.type.static.data else None
+        static = name_of(op.cache) if cache.type.static.data else None
         q = self.insert(op, rom.QuantizeOp(op.input, type_, op.onnx, static))
-        Rewriter.replace_op(op, rom.AppendOp(q, _name(op.cache), op.position, op.onnx), [])
+        Rewriter.replace_op(op, rom.AppendOp(q, name_of(op.cache), op.position, op.onnx), [])
 
     def attention(self, op: rom.AttentionOp) -> None:
         machine = self.machine
@@ -368,7 +358,7 @@ class _Body:
             softcap = (real_attr(cap), real_attr(1 / cap), real_attr(LOG2E))
         scores = rom.QueryKeyOp(
             q,
-            _name(op.keys),
+            name_of(op.keys),
             op.position,
             real_attr(scale),
             op.onnx,
@@ -378,7 +368,7 @@ class _Body:
         )
         probabilities = rom.SoftmaxOp(
             scores.output,
-            _name(op.values),
+            name_of(op.values),
             op.position,
             op.onnx,
             rom.ProbabilitiesType(heads, machine.probabilities),
@@ -386,7 +376,7 @@ class _Body:
         )
         output = rom.WeightedSumOp(
             probabilities.output,
-            _name(op.values),
+            name_of(op.values),
             op.position,
             op.onnx,
             self.fixed(op.output.type),

@@ -25,6 +25,7 @@ from intaglio.dialects.machine import Machine
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
 from intaglio.lowering import power
 from intaglio.lowering.blocks import BlockCutter
+from intaglio.lowering.buffers import context, name_of
 from intaglio.lowering.draft import DraftBlock
 from intaglio.lowering.vector_memory import VectorMemory
 from intaglio.lowering.waits import waits
@@ -66,10 +67,6 @@ def annotate(program: ProgramOp, machine: Machine) -> None:
         instruction.finish = DenseArrayBase.from_list(i64, finishes[instruction])
 
 
-def _name(symbol: SymbolRefAttr) -> str:
-    return symbol.root_reference.data
-
-
 def _check_retention(program: ProgramOp, machine: Machine) -> None:
     """Every on-die key and value is read, and so refreshed, before it is lost.
 
@@ -106,7 +103,7 @@ def _largest_ranks(program: ProgramOp) -> timeline.Ranks:
         if isinstance(site, rom.SiteOp):
             type_ = rom.resolve(site, site.a).type
             assert isinstance(type_, rom.AdapterType)
-            ranks |= dict.fromkeys((_name(site.a), _name(site.b)), type_.dims[0])
+            ranks |= dict.fromkeys((name_of(site.a), name_of(site.b)), type_.dims[0])
     found: dict[tuple[int, int, int], int] = {}
     for number, block in enumerate(program.blocks):
         for index, one in enumerate(block.instructions):
@@ -114,21 +111,14 @@ def _largest_ranks(program: ProgramOp) -> timeline.Ranks:
             if not isinstance(weights, SymbolRefAttr):
                 continue
             for instance, bound in enumerate(block.instances):
-                buffer = bound.data.get(_name(weights))
-                if isinstance(buffer, SymbolRefAttr) and (rank := ranks.get(_name(buffer))):
+                buffer = bound.data.get(name_of(weights))
+                if isinstance(buffer, SymbolRefAttr) and (rank := ranks.get(name_of(buffer))):
                     found[number, instance, index] = rank
     return found
 
 
 def _schedule(module: ModuleOp, step: rom.StepOp, machine: Machine) -> ProgramOp:
-    capacity = max(
-        (
-            op.type.capacity.data
-            for op in module.ops
-            if isinstance(op, rom.CacheOp) and isinstance(op.type, rom.KVType)
-        ),
-        default=1,
-    )
+    capacity = context(module)
     memory = VectorMemory(machine, capacity)
     blocks = list(BlockCutter(module, machine, memory).blocks(step))
     memory.allocate(blocks, step)

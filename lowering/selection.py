@@ -16,15 +16,12 @@ from intaglio.dialects.machine import Machine
 from intaglio.dialects.semantics import pre_shift, query_key_bits, weighted_sum_bits
 from intaglio.dialects.tiling import Piece
 from intaglio.lowering import durations
+from intaglio.lowering.buffers import name_of
 from intaglio.lowering.draft import Draft
 
 
 def _int(value: int) -> IntegerAttr:
     return IntegerAttr(value, i64)
-
-
-def _name(symbol: SymbolRefAttr) -> str:
-    return symbol.root_reference.data
 
 
 @dataclass
@@ -60,7 +57,7 @@ class Selector:
             "matrix",
             [op.token],
             [op.output],
-            {"table": _name(op.table)},
+            {"table": name_of(op.table)},
             duration,
             op.onnx,
         )
@@ -74,11 +71,11 @@ class Selector:
         if isinstance(type_, rom.AdapterType):
             queue, duration = "attention", self.adapter_product(op, type_)
         else:
-            pieces = self.pieces_of(_name(op.weights))
+            pieces = self.pieces_of(name_of(op.weights))
             queue, duration = "matrix", durations.product(self.machine, shape, pieces)
-        uses = {"weights": _name(op.weights)}
+        uses = {"weights": name_of(op.weights)}
         if op.bias is not None:
-            uses["bias"] = _name(op.bias)
+            uses["bias"] = name_of(op.bias)
         residual = [] if op.residual is None else [op.residual]
         arguments: dict[str, Attribute] = {"pre_shift": op.pre_shift}
         return Draft(
@@ -98,14 +95,14 @@ class Selector:
         shape = matrix_shape(type_)
         if not type_.is_slot:
             return durations.adapter_product(self.machine, shape)
-        slot = _name(op.weights)
+        slot = name_of(op.weights)
         names = {one.get(slot, slot) for one in self.instances} or {slot}
-        first = {_name(s.a) for s in self.module.ops if isinstance(s, rom.SiteOp)}
+        first = {name_of(s.a) for s in self.module.ops if isinstance(s, rom.SiteOp)}
         return durations.slot_product(self.machine, shape, first=names <= first)
 
     def norm(self, op: rom.RMSNormOp | rom.LayerNormOp) -> Draft:
         size = rom.vector_size(op.input.type)
-        uses = {"gamma": _name(op.gamma)}
+        uses = {"gamma": name_of(op.gamma)}
         arguments: dict[str, Attribute] = {"eps": op.eps}
         if isinstance(op, rom.RMSNormOp):
             groups, opcode = op.groups.value.data, "rms_norm"
@@ -113,14 +110,14 @@ class Selector:
         else:
             groups, opcode = 1, "layer_norm"
             if op.beta is not None:
-                uses["beta"] = _name(op.beta)
+                uses["beta"] = name_of(op.beta)
         duration = durations.norm(self.machine, size, groups, centred=opcode == "layer_norm")
         return Draft(opcode, "vector", [op.input], [op.output], uses, duration, op.onnx, arguments)
 
     def quantize(self, op: rom.QuantizeOp) -> Draft:
         type_ = op.output.type
         assert isinstance(type_, rom.QuantizedType)
-        uses = {} if op.cache is None else {"scale_of": _name(op.cache)}
+        uses = {} if op.cache is None else {"scale_of": name_of(op.cache)}
         duration = durations.quantize(
             self.machine, type_.size, type_.groups.data, static=op.cache is not None
         )
@@ -135,7 +132,7 @@ class Selector:
             "vector",
             [op.input],
             [op.output],
-            {"cos": _name(op.cos), "sin": _name(op.sin)},
+            {"cos": name_of(op.cos), "sin": name_of(op.sin)},
             durations.vector(self.machine, rom.vector_size(op.input.type)),
             op.onnx,
             arguments,
@@ -171,13 +168,13 @@ class Selector:
     def append(self, op: rom.AppendOp) -> Draft:
         cache = rom.resolve(op, op.cache)
         assert isinstance(cache.type, rom.KVType)
-        size = self.vector_bytes(_name(op.cache))
+        size = self.vector_bytes(name_of(op.cache))
         return Draft(
             "append",
             "kv",
             [op.input],
             [],
-            {"cache": _name(op.cache)},
+            {"cache": name_of(op.cache)},
             durations.append(self.machine, cache.type.heads.data, size),
             op.onnx,
         )
@@ -215,7 +212,7 @@ class Selector:
             "attention",
             [op.query],
             [op.output],
-            {"keys": _name(op.keys)},
+            {"keys": name_of(op.keys)},
             duration,
             op.onnx,
             arguments,
@@ -230,7 +227,7 @@ class Selector:
             "vector",
             [op.scores],
             [op.output],
-            {"values": _name(op.values)},
+            {"values": name_of(op.values)},
             durations.softmax(self.machine, scores.heads.data, window),
             op.onnx,
             {"window": _int(window)},
@@ -256,7 +253,7 @@ class Selector:
             "attention",
             [op.probabilities],
             [op.output],
-            {"values": _name(op.values)},
+            {"values": name_of(op.values)},
             duration,
             op.onnx,
             {"pre_shift": _int(pre_shift(bits)), "window": _int(window)},

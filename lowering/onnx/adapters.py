@@ -46,8 +46,8 @@ def _weight_dims(graph: Graph, node: Node) -> tuple[int, int] | None:
         return rows, columns
     name, swap = node.input(1), bool(node.attributes.get("transB", 0))
     while name not in graph.initializers:
-        producer = graph.producers[name]
-        if not producer.inputs:
+        producer = graph.producers.get(name)
+        if producer is None or not producer.inputs:
             return None
         swap ^= producer.op_type == "Transpose"
         name = producer.input(0)

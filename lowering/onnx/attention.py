@@ -1,35 +1,29 @@
-"""Attention nodes of one token: rotary embedding, appending to the caches, attention."""
+"""Attention as single operators: GroupQueryAttention, MultiHeadAttention, Attention."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from intaglio.dialects import rom
-from intaglio.lowering.onnx import fields, masks, rotary, scores
-from intaglio.lowering.onnx.expressions import PAST, expression
-from intaglio.lowering.onnx.model import Node
+from intaglio.lowering.onnx import cached, fields, masks, rotary, scores
+from intaglio.lowering.onnx.expressions import expression
+from intaglio.lowering.onnx.model import Node, text_of
+from intaglio.lowering.onnx.rotary_operators import Places, tables_of
 from intaglio.lowering.onnx.step import Step, real
-from intaglio.lowering.onnx.terms import Count, substitute
+from intaglio.lowering.onnx.terms import Count
 from intaglio.lowering.onnx.values import (
     Blocked,
     Cached,
-    Columns,
-    Field,
-    Known,
     Past,
     Present,
     Refusal,
-    Stored,
-    Turned,
     Unknown,
     Value,
     Vector,
-    array_of,
+    kind_of,
     numbers,
 )
 
@@ -49,191 +43,6 @@ GQA_ATTRIBUTES = (
     "qk_norm_epsilon",
     "sliding_window_cache",
 )
-
-
-def check_last_axis(step: Step, node: Node) -> None:
-    """A norm must be over the last axis.
-
-    Raises:
-        Refusal: it is not.
-    """
-    axis = int(node.attributes.get("axis", -1))
-    if axis == -1:
-        return
-    x = step.vector(node, 0)
-    if axis != len(x.dims) - 1:
-        raise Refusal(f"axis = {axis} is not the last of {len(x.dims)} axes")
-
-
-def _table(value: Value | None, what: str) -> Stored:
-    if isinstance(value, Unknown):
-        raise Blocked
-    if not isinstance(value, Stored) or len(value.dims) != 2:
-        kind = "missing" if value is None else value.kind
-        shape = f" of shape {list(value.dims)}" if isinstance(value, Stored) else ""
-        raise Refusal(
-            f"{what} must be a constant table [positions, rotary_dim / 2], or computed from the "
-            f"position ids; here it is {kind}{shape}"
-        )
-    return value
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Inputs with cosines, sines and position ids; without ids, `computed` ones are per token."""
-
-    cos: int
-    sin: int
-    ids: int
-    computed: bool = False
-
-
-def _cos_sin(step: Step, node: Node, places: _Places) -> tuple[Columns, Columns] | None:
-    """Cosines and sines that are computed in the graph, None when they are constant tables."""
-    values = [
-        step.values.get(node.input(i)) if node.input(i) else None
-        for i in (places.cos, places.sin, places.ids)
-    ]
-    if any(isinstance(v, Unknown) for v in values):
-        raise Blocked
-    if not any(isinstance(v, Field) for v in values[:2]):
-        if places.computed and values[2] is None:
-            raise Refusal("cos and sin must be computed from the position ids")
-        return None
-    if values[2] is None and places.computed:
-        return _coefficients(step, values[:2], None)
-    index = _token_index(step) if values[2] is None else fields.as_field(values[2])
-    if index is None:
-        raise Refusal("the position ids are computed in a way that is not understood")
-    return _coefficients(step, values[:2], index)
-
-
-def _coefficients(
-    step: Step, values: Sequence[Value | None], index: Field | None
-) -> tuple[Columns, Columns]:
-    """Cosines and sines of the tokens; with `index`, rows of tables that it selects."""
-    found: list[Columns] = []
-    for value in values:
-        one = fields.as_field(value)
-        if one is None:
-            raise Refusal("cos and sin must both be computed from the position ids, or neither")
-        if index is not None:
-            one = fields.selected(one, index)
-        dims = (step.batch, step.sequence, one.dims[-1])
-        found.append(rotary.columns(step, one, dims, 2))
-    return found[0], found[1]
-
-
-def _tables(step: Step, node: Node, places: _Places) -> tuple[str, str, int]:
-    """Symbols of the cos and sin tables, and rotary_dim."""
-    computed = _cos_sin(step, node, places)
-    if computed is not None:
-        return rotary.engraved(step, node, *computed)
-    if node.input(places.ids):
-        _position(step, step.values[node.input(places.ids)], places.ids)
-    first, second = _constant_tables(step, node, places)
-    rows = first.dims[0]
-    symbols = [
-        step.dense_value(node, table, table.dims, what)
-        for table, what in ((first, "cos_cache"), (second, "sin_cache"))
-    ]
-    step.positions = min(step.positions or rows, rows)
-    return symbols[0], symbols[1], 2 * first.dims[1]
-
-
-def _constant_tables(step: Step, node: Node, places: _Places) -> tuple[Stored, Stored]:
-    first = _table(step.values.get(node.input(places.cos)), "cos_cache")
-    second = _table(step.values.get(node.input(places.sin)), "sin_cache")
-    if first.dims != second.dims:
-        raise Refusal(f"cos and sin have shapes {list(first.dims)} and {list(second.dims)}")
-    return first, second
-
-
-def _token_index(step: Step) -> Field:
-    """The positions of the tokens, [batch, sequence]."""
-    index = fields.axis_index(1) if step.sequence != 1 else expression(0)
-    return Field((step.batch, step.sequence), Count(PAST + index), "INT64")
-
-
-def _position(step: Step, value: Value, i: int) -> None:
-    """Input i must be the position ids, or the number of past tokens as an offset."""
-    if isinstance(value, Unknown):
-        raise Blocked
-    if isinstance(value, Field):
-        own = _token_index(step)
-        lead = len(value.dims) - 2
-        if lead >= 0 and value.dims[lead:] == own.dims:
-            names = {f"@{lead + 1}": fields.axis_index(1)}
-            if substitute(value.term, names) == own.term:
-                return
-        if value.dims == (step.sequence,) and value.term == Count(PAST + fields.axis_index(0)):
-            return
-    array = array_of(value) if isinstance(value, Known) else None
-    if array is not None and array.size == 1 and array.reshape(-1)[0] == step.total - step.sequence:
-        return
-    raise Refusal(f"input {i} must be the position ids of the graph; here it is {value.kind}")
-
-
-def rotary_embedding(step: Step, node: Node) -> None:
-    """com.microsoft.RotaryEmbedding: X, position_ids, cos_cache, sin_cache."""
-    if float(node.attributes.get("scale", 1.0)) != 1.0:
-        raise Refusal("scale must be 1")
-    if node.attributes.get("is_packed_batching"):
-        raise Refusal("is_packed_batching is not supported")
-    if not node.input(1):
-        raise Refusal("input 1 must be the position ids of the graph; here it is missing")
-    _rotary(step, node, _Places(cos=2, sin=3, ids=1))
-
-
-def standard_rotary(step: Step, node: Node) -> None:
-    """RotaryEmbedding of ai.onnx 23: X, cos_cache, sin_cache, position_ids.
-
-    Without position_ids, cos and sin are those of the tokens: [batch, sequence, rotary_dim / 2].
-    """
-    _rotary(step, node, _Places(cos=1, sin=2, ids=3, computed=True))
-
-
-def _rotary(step: Step, node: Node, places: _Places) -> None:
-    part = step.values.get(node.input(0))
-    if isinstance(part, Turned) and step.part(part) is None:
-        # A part of each head: what is joined with it later makes the head whole.
-        found = _cos_sin(step, node, places)
-        if found is None:
-            found = _coefficients(step, _constant_tables(step, node, places), _token_index(step))
-        interleaved = bool(node.attributes.get("interleaved", 0))
-        step.bind(node, rotary.turned(part, node, *found, interleaved=interleaved))
-        return
-    tables = _tables(step, node, places)
-    x = step.vector(node, 0)
-    width = int(node.attributes.get("rotary_embedding_dim", 0))
-    if width and width != tables[2]:
-        raise Refusal(f"rotary_embedding_dim = {width}, the tables are for {tables[2]}")
-    heads = int(node.attributes.get("num_heads", 0))
-    if len(x.dims) == 4:
-        head = x.dims[3].constant or 0
-    elif heads:
-        head = x.size // heads
-    elif width:
-        raise Refusal("num_heads is missing for a partial rotation")
-    else:
-        head = tables[2]
-    if head < 1 or x.size % head:
-        raise Refusal(f"{x.size} elements do not divide into heads of {head}")
-    step.bind(
-        node,
-        rotary.rotated(
-            step,
-            x,
-            tables,
-            heads=x.size // head,
-            interleaved=bool(node.attributes.get("interleaved", 0)),
-            names=(node.name,),
-        ),
-    )
-
-
-def _text(value: object) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def group_query_attention(step: Step, node: Node) -> None:
@@ -268,7 +77,7 @@ def group_query_attention(step: Step, node: Node) -> None:
             normed = Vector(op.output, x.dims)
             q, k = (normed, k) if i == 14 else (q, normed)
     if int(attributes.get("do_rotary", 0)):
-        tables = _tables(step, node, _Places(cos=7, sin=8, ids=9))
+        tables = tables_of(step, node, Places(cos=7, sin=8, ids=9))
         interleaved = bool(attributes.get("rotary_interleaved", 0))
         q, k = (
             rotary.rotated(step, x, tables, heads=n, interleaved=interleaved, names=(node.name,))
@@ -290,6 +99,8 @@ def group_query_attention(step: Step, node: Node) -> None:
         dims = (step.batch, expression(heads), step.sequence, step.total)
         window = masks.window(seen, dims, step.sequence)
     scale = float(attributes.get("scale", 0.0)) or 1.0 / math.sqrt(width)
+    softcap = float(attributes.get("softcap", 0.0))
+    scores.check_scaling(scale, softcap)
     attended = step.emit(
         rom.AttentionOp(
             q.ssa,
@@ -299,7 +110,7 @@ def group_query_attention(step: Step, node: Node) -> None:
             rom.nodes(node.name),
             heads=heads,
             scale=scale,
-            softcap=float(attributes.get("softcap", 0.0)),
+            softcap=softcap,
             window=max(0, window),
         )
     )
@@ -431,7 +242,7 @@ def _new_tokens(step: Step, node: Node, place: int, past_place: int, what: str) 
     x = step.vector(node, place)
     past = step.values.get(node.input(past_place)) if node.input(past_place) else None
     if not isinstance(past, Past):
-        kind = "missing" if past is None else past.kind
+        kind = kind_of(past)
         raise Refusal(f"the {what} of earlier tokens are {kind}; an encoder is not supported")
     if len(x.dims) == 3:
         count = past.dims[1].constant
@@ -441,11 +252,11 @@ def _new_tokens(step: Step, node: Node, place: int, past_place: int, what: str) 
             raise Refusal(f"{what} of {x.size} elements do not divide into {count} heads")
         shape = (x.dims[0], expression(count), x.dims[1], expression(x.size // count))
         x = Vector(x.ssa, shape)
-    cached = scores.appended(step, node, past, x, 2)
+    written = cached.appended(step, node, past, x, 2)
     if node.output(place) not in step.graph.outputs:
         raise Refusal(f"output {place} (present) must be an output of the graph")
-    step.bind(node, cached, place)
-    return cached
+    step.bind(node, written, place)
+    return written
 
 
 def _check_heads(value: Cached, heads: int, width: int, what: str) -> None:
@@ -477,7 +288,7 @@ def _check_lengths(step: Step, inputs: list[Value | None]) -> None:
 
 def _cache_format(node: Node, scale: Value | None, name: str) -> tuple[str, float | None]:
     """(format, static scale) of a cache."""
-    kind = _text(node.attributes.get(f"{name}_quant_type", "NONE"))
+    kind = text_of(node.attributes.get(f"{name}_quant_type", "NONE"))
     if kind == "NONE":
         if scale is not None:
             raise Refusal(f"{name}_scale is given, but {name}_quant_type is NONE")
@@ -536,7 +347,7 @@ def _past(step: Step, node: Node, i: int, kv_heads: int, width: int, fmt: str) -
     if isinstance(value, Unknown):
         raise Blocked
     if not isinstance(value, Past):
-        kind = "missing" if value is None else value.kind
+        kind = kind_of(value)
         raise Refusal(f"input {i} must be a past key or value of the graph; here it is {kind}")
     port = step.pasts[value.name]
     stored = width // 2 if fmt == "int4" else width

@@ -17,58 +17,49 @@ from xdsl.dialects.builtin import FloatAttr
 from xdsl.ir import SSAValue
 
 from intaglio.dialects import rom
-from intaglio.lowering.onnx import folding
-from intaglio.lowering.onnx.model import FLOATS, Node
+from intaglio.lowering.onnx.functions import ARITHMETIC
+from intaglio.lowering.onnx.model import FLOATS, Node, cast_type
 from intaglio.lowering.onnx.step import Step, names_of
 from intaglio.lowering.onnx.values import (
     Curve,
-    Known,
     Refusal,
-    Stored,
     Turned,
     Value,
     Vector,
-    numbers,
+    number,
 )
 
 Samples = npt.NDArray[np.float64]
 Function = Callable[[Samples], Samples]
 
-_erf = np.vectorize(math.erf, otypes=[np.float64])
-
 KINDS: dict[str, Function] = {
     "silu": lambda x: x / (1 + np.exp(-x)),
     "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
-    "gelu_erf": lambda x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
+    "gelu_erf": lambda x: 0.5 * x * (1 + ARITHMETIC["Erf"](x / math.sqrt(2))),
     "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
-    "relu": lambda x: np.maximum(x, 0),
+    "relu": ARITHMETIC["Relu"],
     "relu2": lambda x: np.maximum(x, 0) ** 2,
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "sigmoid": ARITHMETIC["Sigmoid"],
     "tanh": np.tanh,
 }
 """Kinds of `rom.activate`."""
 
-_UNARY: dict[str, Function] = {
-    "Erf": _erf,
-    "Exp": np.exp,
-    "Log": np.log,
-    "Neg": np.negative,
-    "Abs": np.abs,
-    "Sqrt": np.sqrt,
-    "Reciprocal": np.reciprocal,
-    "Relu": lambda x: np.maximum(x, 0),
-    "Sigmoid": KINDS["sigmoid"],
-    "Tanh": np.tanh,
-    "Softplus": lambda x: np.logaddexp(0, x),
-}
-
-_BINARY: dict[str, Callable[[Samples, Samples], Samples]] = {
-    "Add": np.add,
-    "Sub": np.subtract,
-    "Mul": np.multiply,
-    "Div": np.divide,
-    "Pow": np.power,
-}
+_UNARY = frozenset(
+    {
+        "Abs",
+        "Erf",
+        "Exp",
+        "Log",
+        "Neg",
+        "Reciprocal",
+        "Relu",
+        "Sigmoid",
+        "Softplus",
+        "Sqrt",
+        "Tanh",
+    }
+)
+_BINARY = frozenset({"Add", "Div", "Mul", "Pow", "Sub"})
 
 _BEGIN = frozenset({"Erf", "Exp", "Log", "Softplus"})
 """Operators that have no meaning of their own for a chip."""
@@ -142,14 +133,6 @@ def _reason(node: Node) -> str:
             return f"{node.op_type} is supported in an activation function that is written out only"
 
 
-def _number(value: Value) -> float | None:
-    array = numbers(value) if isinstance(value, Stored | Known) else None
-    if array is None or array.size == 0 or array.dtype.kind not in "fiu":
-        return None
-    first = float(array.reshape(-1)[0])
-    return first if bool((array == first).all()) else None
-
-
 def _begins(node: Node, given: list[Value]) -> bool:
     """Whether a node on an activation has no meaning of its own, but may be part of a function."""
     if not any(isinstance(v, Vector) for v in given):
@@ -158,9 +141,9 @@ def _begins(node: Node, given: list[Value]) -> bool:
         case op if op in _BEGIN:
             return True
         case "Pow":
-            return _number(given[1]) not in (None, 2.0)
+            return number(given[1]) not in (None, 2.0)
         case "Add" | "Sub":
-            return any(_number(v) not in (None, 0.0) for v in given)
+            return any(number(v) not in (None, 0.0) for v in given)
         case _:
             return False
 
@@ -178,15 +161,13 @@ def convert(step: Step, node: Node, inputs: list[Value | None]) -> bool:
     if not any(isinstance(v, Curve) for v in given) and not _begins(node, given):
         return False
     op = node.op_type
-    if op == "Identity" or (
-        op == "Cast" and folding.type_name(node.attributes.get("to")) in FLOATS
-    ):
+    if op == "Identity" or (op == "Cast" and cast_type(node) in FLOATS):
         step.bind(node, given[0])
         return True
     if op in _UNARY and len(given) == 1:
         inner = _curve(given[0], node)
         assert inner is not None
-        outer, before = _UNARY[op], inner.function
+        outer, before = ARITHMETIC[op], inner.function
         _bind(step, node, replace(inner, function=lambda x: outer(before(x))))
         return True
     found = _joined(node, given) if op in _BINARY and len(given) == 2 else None
@@ -201,8 +182,8 @@ def convert(step: Step, node: Node, inputs: list[Value | None]) -> bool:
 
 def _joined(node: Node, given: list[Value]) -> Curve | None:
     """A function of two values, where both follow from one activation, or one is a number."""
-    op = _BINARY[node.op_type]
-    values = [_number(v) for v in given]
+    op = ARITHMETIC[node.op_type]
+    values = [number(v) for v in given]
     place = next((i for i, v in enumerate(values) if v is not None), None)
     if place is not None:
         inner, constant = _curve(given[1 - place], node), np.asarray(values[place])
@@ -233,12 +214,14 @@ def _joined(node: Node, given: list[Value]) -> Curve | None:
 def _bind(step: Step, node: Node, value: Curve) -> None:
     """Binds the activation function that a value is, or the value itself while it is none."""
     names = (*value.names, node.name)
-    with np.errstate(all="ignore"):
-        found = value.function(_POINTS)
-    for kind, function in KINDS.items():
-        if np.allclose(found, function(_POINTS), rtol=_TOLERANCE, atol=_TOLERANCE):
-            op = step.emit(rom.ActivateOp(value.input, kind, rom.nodes(*names)))
-            step.result(node, op.output, value.dims)
-            step.settled.update(names)
-            return
+    for root, (inner, before) in _chains(value.input).items():
+        with np.errstate(all="ignore"):
+            found = value.function(inner(_POINTS))
+        for kind, function in KINDS.items():
+            if np.allclose(found, function(_POINTS), rtol=_TOLERANCE, atol=_TOLERANCE):
+                every = tuple(dict.fromkeys((*before, *names)))
+                op = step.emit(rom.ActivateOp(root, kind, rom.nodes(*every)))
+                step.result(node, op.output, value.dims)
+                step.settled.update(names)
+                return
     step.bind(node, replace(value, names=names))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import total_ordering
+from operator import index
 
 
 @total_ordering
@@ -152,8 +153,12 @@ def _leading(value: Expression) -> tuple[tuple[str, ...], int]:
 
 
 def expression(value: Expression | int) -> Expression:
-    """An expression from an integer of any kind, or itself."""
-    return value if isinstance(value, Expression) else Expression(int(value))
+    """An expression from an integer of any kind, or itself.
+
+    Raises:
+        TypeError: it is no integer.
+    """
+    return value if isinstance(value, Expression) else Expression(index(value))
 
 
 BATCH = Expression({("batch",): 1})

@@ -12,22 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.lowering.onnx.expressions import Dims, Expression, expression
-from intaglio.lowering.onnx.model import FLOATS, Node, Tensor
+from intaglio.lowering.onnx.evaluation import as_type
+from intaglio.lowering.onnx.expressions import Dims, expression
+from intaglio.lowering.onnx.functions import divide
+from intaglio.lowering.onnx.model import FLOATS, NUMPY, Node, Tensor, cast_type
+from intaglio.lowering.onnx.shapes import axis_of, dims_of, new_dims, permutation, slices
 from intaglio.lowering.onnx.values import (
     SMALL,
-    Cached,
-    Computed,
-    Curve,
-    Field,
     Ids,
     Known,
-    Past,
     Quantised,
     Refusal,
-    Scores,
     Stored,
-    Turned,
     Value,
     Vector,
     array_of,
@@ -72,19 +68,6 @@ def constant(node: Node, inputs: Inputs) -> list[Value] | None:
     raise Refusal("a constant of text or a sparse tensor is not supported")
 
 
-def dims_of(value: Value) -> Dims | None:
-    """The shape of a value, as far as it is known."""
-    match value:
-        case Known():
-            return tuple(expression(d) for d in value.array.shape)
-        case Stored() | Quantised() | Computed():
-            return tuple(expression(d) for d in value.dims)
-        case Vector() | Field() | Ids() | Past() | Turned() | Cached() | Scores() | Curve():
-            return value.dims
-        case _:
-            return None
-
-
 def shape(node: Node, inputs: Inputs) -> list[Value] | None:
     """Shape, with `start` and `end`."""
     assert inputs[0] is not None
@@ -119,7 +102,7 @@ def gather(node: Node, inputs: Inputs) -> list[Value] | None:
     data, index = array_of(inputs[0]), numbers(inputs[1])
     if data is None or index is None:
         return None
-    axis = int(node.attributes.get("axis", 0))
+    axis = axis_of(node, data.ndim)
     try:
         taken = np.take(data, index.astype(np.int64), axis=axis)
     except IndexError as error:
@@ -138,7 +121,7 @@ def _object_like(like: npt.NDArray[Any], value: Any) -> npt.NDArray[Any]:
 def cast(node: Node, inputs: Inputs) -> list[Value] | None:
     """Cast of constants and lengths."""
     value = inputs[0]
-    target = type_name(node.attributes.get("to"))
+    target = cast_type(node)
     integer = target.startswith(("INT", "UINT"))
     match value:
         case Ids() if integer:
@@ -148,33 +131,25 @@ def cast(node: Node, inputs: Inputs) -> list[Value] | None:
         case Stored() if value.is_float and target in FLOATS:
             return [value]
         case Known() | Stored():
-            array = array_of(value)
+            if array_of(value) is None:
+                raise Refusal(f"a large constant is cast to {target}")
+            array = numbers(value)
             if array is None:
-                raise Refusal(
-                    f"a constant of {value.dims if isinstance(value, Stored) else '?'} is cast "
-                    f"to {target}; only small constants can be computed"
-                )
-            if array.dtype == object:
                 if not integer:
                     raise Refusal(f"a length cast to {target} is not supported")
                 return [value]
+            if target not in NUMPY:
+                raise Refusal(f"a cast to {target} is not supported")
             if target in FLOATS:
-                return [known(array.astype(np.float32), node)]
-            if integer or target == "BOOL":
-                return [Known(array.astype(bool if target == "BOOL" else np.int64))]
-            raise Refusal(f"a cast to {target} is not supported")
+                return [known(as_type(array, target), node)]
+            with np.errstate(invalid="ignore"):
+                return [
+                    Known(
+                        array.astype(NUMPY[target]).astype(bool if target == "BOOL" else np.int64)
+                    )
+                ]
         case _:
             return None
-
-
-def type_name(number: Any) -> str:
-    """The name of an ONNX element type."""
-    import onnx_ir
-
-    try:
-        return onnx_ir.DataType(int(number)).name
-    except (TypeError, ValueError):
-        return f"type {number}"
 
 
 def elementwise(function: Callable[[Any, Any], Any]) -> Fold:
@@ -188,15 +163,13 @@ def elementwise(function: Callable[[Any, Any], Any]) -> Fold:
             return None
         x, y = arrays
         if node.op_type == "Div" and x.dtype.kind in "iub" and y.dtype.kind in "iub":
-            with np.errstate(all="ignore"):
-                quotient = np.trunc(x / y)
-            if not np.isfinite(quotient).all():
+            if not np.all(y):
                 raise Refusal("a division by zero")
-            return [Known(quotient.astype(np.int64))]
+            return [Known(np.asarray(divide(x, y)).astype(np.int64))]
         try:
             with np.errstate(all="ignore"):
                 result = function(x, y)
-        except (ValueError, TypeError) as error:
+        except TypeError as error:
             raise Refusal(f"the constants do not combine: {error}") from error
         if x.dtype == object or y.dtype == object:
             result = _object_like(np.empty(0, object), result)
@@ -216,39 +189,12 @@ def exact_divide(x: Any, y: Any) -> Any:
     return x // y
 
 
-def unary(function: Callable[[Any], Any]) -> Fold:
-    """A function of a small constant."""
-
-    def fold(node: Node, inputs: Inputs) -> list[Value] | None:
-        assert inputs[0] is not None
-        array = numbers(inputs[0])
-        if array is None:
-            return None
-        with np.errstate(all="ignore"):
-            return [known(np.asarray(function(array)), node)]
-
-    return fold
-
-
-def reduce_sum(node: Node, inputs: Inputs) -> list[Value] | None:
-    """ReduceSum of a constant."""
-    value, axes_value = inputs[0], inputs[1]
-    assert value is not None
-    axes = node.attributes.get("axes") if axes_value is None else integers(axes_value)
-    keep = int(node.attributes.get("keepdims", 1))
-    array = numbers(value)
-    if array is None:
-        return None
-    chosen_axes = tuple(int(a) for a in axes) if axes else None
-    return [known(np.asarray(array.sum(axis=chosen_axes, keepdims=bool(keep))), node)]
-
-
 def concat(node: Node, inputs: Inputs) -> list[Value] | None:
     """Concat of small constants or shapes."""
     arrays = _arrays(inputs)
     if arrays is None:
         return None
-    axis = int(node.attributes.get("axis", 0))
+    axis = axis_of(node, arrays[0].ndim)
     if any(a.dtype == object for a in arrays):
         arrays = [a.astype(object) for a in arrays]
     return [known(np.concatenate(arrays, axis=axis), node)]
@@ -264,111 +210,6 @@ def slice_(node: Node, inputs: Inputs) -> list[Value] | None:
     for axis, start, end, step in slices(node, inputs, array.ndim):
         index[axis] = slice(start, None if end >= _INT64_MAX else end, step)
     return [known(array[tuple(index)], node)]
-
-
-def slices(node: Node, inputs: Inputs, rank: int) -> list[tuple[int, int, int, int]]:
-    """The (axis, start, end, step) of a Slice node.
-
-    Raises:
-        Refusal: they are not constant.
-    """
-    lists: list[list[int] | None] = []
-    for i, name in enumerate(("starts", "ends", "axes", "steps"), 1):
-        value = inputs[i]
-        found = node.attributes.get(name) if value is None else integers(value)
-        if value is not None and found is None:
-            raise Refusal(f"'{name}' depends on lengths")
-        lists.append(None if found is None else [int(v) for v in found])
-    starts, ends, axes, steps = lists
-    if starts is None or ends is None:
-        raise Refusal("starts or ends are missing")
-    axes = axes if axes is not None else list(range(len(starts)))
-    steps = steps if steps is not None else [1] * len(starts)
-    if any(not -rank <= a < rank for a in axes):
-        raise Refusal("an axis is out of range")
-    return [(a % rank, s, e, t) for a, s, e, t in zip(axes, starts, ends, steps, strict=True)]
-
-
-def axes_of(node: Node, inputs: Inputs) -> list[int] | None:
-    """Axes of Squeeze and Unsqueeze: an input, an attribute before opset 13, or none.
-
-    Raises:
-        Refusal: they are not constant.
-    """
-    if inputs[1] is not None:
-        axes = integers(inputs[1])
-        if axes is None:
-            raise Refusal("the axes are not constant")
-        return axes
-    axes = node.attributes.get("axes")
-    return None if axes is None else [int(a) for a in axes]
-
-
-def new_dims(node: Node, inputs: Inputs, dims: Dims) -> Dims:
-    """The shape after Reshape, Squeeze, Unsqueeze, Flatten or Identity.
-
-    Raises:
-        Refusal: it cannot be told.
-    """
-    match node.op_type:
-        case "Reshape":
-            return _reshaped(node, inputs, dims)
-        case "Squeeze":
-            axes = axes_of(node, inputs)
-            rank = len(dims)
-            chosen = (
-                {i for i, d in enumerate(dims) if d == 1}
-                if axes is None
-                else {a % rank for a in axes}
-            )
-            for axis in chosen:
-                if dims[axis] != 1:
-                    raise Refusal(f"axis {axis} has the length {dims[axis]}, which may not be 1")
-            return tuple(d for i, d in enumerate(dims) if i not in chosen)
-        case "Unsqueeze":
-            axes = axes_of(node, inputs) or []
-            rank = len(dims) + len(axes)
-            chosen = {a % rank for a in axes}
-            rest = iter(dims)
-            return tuple(expression(1) if i in chosen else next(rest) for i in range(rank))
-        case "Flatten":
-            axis = int(node.attributes.get("axis", 1)) % (len(dims) + 1)
-            halves = [expression(1), expression(1)]
-            for i, dim in enumerate(dims):
-                halves[i >= axis] = halves[i >= axis] * dim
-            return tuple(halves)
-        case _:
-            return dims
-
-
-def _reshaped(node: Node, inputs: Inputs, dims: Dims) -> Dims:
-    target = None if inputs[1] is None else array_of(inputs[1])
-    if target is None or target.ndim != 1:
-        raise Refusal("the new shape is not known before the token")
-    keep_zero = bool(node.attributes.get("allowzero", 0))
-    total = expression(1)
-    for dim in dims:
-        total = total * dim
-    result: list[Expression | None] = []
-    rest = total
-    try:
-        for i, item in enumerate(target):
-            if item == 0 and not keep_zero:
-                if i >= len(dims):
-                    raise Refusal("the new shape copies an axis that does not exist")
-                dim: Expression | None = dims[i]
-            elif item == -1:
-                dim = None
-            else:
-                dim = item if isinstance(item, Expression) else expression(int(item))
-            if dim is not None:
-                rest = rest // dim
-            result.append(dim)
-    except ValueError as error:
-        raise Refusal(f"the new shape does not fit: {error}") from error
-    if result.count(None) > 1 or (None not in result and rest != 1):
-        raise Refusal("the new shape does not hold the same number of elements")
-    return tuple(rest if d is None else d for d in result)
 
 
 def reshape(node: Node, inputs: Inputs) -> list[Value] | None:
@@ -389,7 +230,7 @@ def reshape(node: Node, inputs: Inputs) -> list[Value] | None:
                 raise Refusal("a transposed constant is reshaped")
             return [Stored(value.tensor, wanted, value.transposed)]
         case Ids():
-            return [Ids(value.role, new_dims(node, inputs, value.dims))]
+            return [Ids(new_dims(node, inputs, value.dims))]
         case Quantised():
             raise Refusal("dequantised weights are reshaped")
         case _:
@@ -409,7 +250,7 @@ def transpose(node: Node, inputs: Inputs) -> list[Value] | None:
     if not isinstance(value, Stored | Quantised | Known):
         return None
     rank = len(value.dims) if not isinstance(value, Known) else value.array.ndim
-    perm = [int(p) for p in node.attributes.get("perm") or range(rank)[::-1]]
+    perm = permutation(node, rank)
     if perm == list(range(rank)):
         return [value]
     if isinstance(value, Known):

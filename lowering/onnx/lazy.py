@@ -29,7 +29,9 @@ from intaglio.lowering.onnx.constants import (
     reshaped,
 )
 from intaglio.lowering.onnx.expressions import expression
-from intaglio.lowering.onnx.model import Node, Tensor
+from intaglio.lowering.onnx.functions import ARITHMETIC, COMPARISONS, FUNCTIONS, LOGICAL
+from intaglio.lowering.onnx.model import NUMPY, Node, Tensor, cast_type, text_of
+from intaglio.lowering.onnx.shapes import axis_of, new_dims, permutation, reduced_axes, slices
 from intaglio.lowering.onnx.values import (
     SMALL,
     Computed,
@@ -44,22 +46,6 @@ from intaglio.lowering.onnx.values import (
 
 Inputs = list[Value | None]
 Array = npt.NDArray[Any]
-
-_TYPES: dict[str, type] = {
-    "FLOAT": np.float32,
-    "DOUBLE": np.float64,
-    "FLOAT16": np.float16,
-    "BFLOAT16": np.float32,
-    "INT8": np.int8,
-    "UINT8": np.uint8,
-    "INT16": np.int16,
-    "UINT16": np.uint16,
-    "INT32": np.int32,
-    "UINT32": np.uint32,
-    "INT64": np.int64,
-    "UINT64": np.uint64,
-    "BOOL": np.bool_,
-}
 
 
 def constant_of(value: Value | None) -> Constant | None:
@@ -112,61 +98,16 @@ def _dequantised(value: Quantised) -> Constant | None:
 # --- elementwise operators -----------------------------------------------------------------------
 
 
-def _divide(x: Any, y: Any) -> Any:
-    if x.dtype.kind == "f":
-        return x / y
-    return np.trunc(x / y)
-
-
 def _modulo(node: Node) -> Callable[..., Any]:
     return np.fmod if node.attributes.get("fmod", 0) else np.mod
 
 
 def _shift(node: Node) -> Callable[..., Any]:
-    direction = node.attributes.get("direction", "")
-    if isinstance(direction, bytes):
-        direction = direction.decode(errors="replace")
+    direction = text_of(node.attributes.get("direction", ""))
     if direction not in ("LEFT", "RIGHT"):
         raise Refusal(f"direction = {direction} is not LEFT or RIGHT")
     return np.left_shift if direction == "LEFT" else np.right_shift
 
-
-_ARITHMETIC: dict[str, Callable[..., Any]] = {
-    "Abs": np.abs,
-    "Add": np.add,
-    "And": np.logical_and,
-    "BitwiseAnd": np.bitwise_and,
-    "BitwiseNot": np.invert,
-    "BitwiseOr": np.bitwise_or,
-    "BitwiseXor": np.bitwise_xor,
-    "Ceil": np.ceil,
-    "Div": _divide,
-    "Exp": np.exp,
-    "Floor": np.floor,
-    "Max": np.maximum,
-    "Min": np.minimum,
-    "Mul": np.multiply,
-    "Neg": np.negative,
-    "Not": np.logical_not,
-    "Or": np.logical_or,
-    "Pow": np.power,
-    "Reciprocal": np.reciprocal,
-    "Round": np.rint,
-    "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "Sign": np.sign,
-    "Sqrt": np.sqrt,
-    "Sub": np.subtract,
-    "Tanh": np.tanh,
-}
-"""Operators whose result has the type of their first input."""
-
-_COMPARISONS: dict[str, Callable[..., Any]] = {
-    "Equal": np.equal,
-    "Greater": np.greater,
-    "GreaterOrEqual": np.greater_equal,
-    "Less": np.less,
-    "LessOrEqual": np.less_equal,
-}
 
 _REDUCTIONS = {"ReduceMax": "max", "ReduceMean": "mean", "ReduceMin": "min", "ReduceSum": "sum"}
 
@@ -181,6 +122,7 @@ def fold(node: Node, inputs: Inputs) -> list[Value] | None:
 
     Raises:
         Refusal: the node cannot be computed, and nobody else can.
+        ValueError: the shapes do not fit.
     """
     given = [value for value in inputs if value is not None]
     if not given or not all(isinstance(v, Stored | Known | Quantised | Computed) for v in given):
@@ -198,12 +140,7 @@ def fold(node: Node, inputs: Inputs) -> list[Value] | None:
     if not any(isinstance(v, Computed) for v in given) and _is_view(node, inputs):
         return None
     build = _build(node, inputs)
-    if build is None:
-        return None
-    try:
-        return [finished(build(), node)]
-    except ValueError as error:
-        raise Refusal(f"the constants do not combine: {error}") from error
+    return None if build is None else [finished(build(), node)]
 
 
 def small(node: Node, inputs: Inputs) -> list[Value] | None:
@@ -212,10 +149,7 @@ def small(node: Node, inputs: Inputs) -> list[Value] | None:
     if not given or not all(isinstance(v, Stored | Known) for v in given):
         return None
     build = _build(node, inputs)
-    try:
-        return None if build is None else [finished(build(), node)]
-    except ValueError as error:
-        raise Refusal(f"the constants do not combine: {error}") from error
+    return None if build is None else [finished(build(), node)]
 
 
 def finished(constant: Constant, node: Node, i: int = 0) -> Value:
@@ -235,9 +169,7 @@ def _is_view(node: Node, inputs: Inputs) -> bool:
             return len(getattr(value, "dims", ())) == 2
         case "Cast":
             return (
-                isinstance(value, Stored)
-                and value.is_float
-                and folding.type_name(node.attributes.get("to")) in folding.FLOATS
+                isinstance(value, Stored) and value.is_float and cast_type(node) in folding.FLOATS
             )
         case op if op in _VIEWS:
             return isinstance(value, Stored) and not value.transposed
@@ -276,15 +208,15 @@ def _build(node: Node, inputs: Inputs) -> Callable[[], Constant] | None:
 
     match op:
         case "Max" | "Min":
-            return lambda: folded(_ARITHMETIC[op])
-        case _ if op in _ARITHMETIC:
-            return lambda: of_type(_ARITHMETIC[op])
-        case _ if op in _COMPARISONS:
-            return lambda: elementwise(_COMPARISONS[op], arguments, np.dtype(np.bool_))
-        case "BitShift":
-            return lambda: of_type(_shift(node))
+            return lambda: folded(ARITHMETIC[op])
         case "Mod":
             return lambda: of_type(_modulo(node))
+        case "BitShift":
+            return lambda: of_type(_shift(node))
+        case _ if op in ARITHMETIC:
+            return lambda: of_type(ARITHMETIC[op])
+        case _ if op in COMPARISONS or op in LOGICAL:
+            return lambda: elementwise(FUNCTIONS[op], arguments, np.dtype(np.bool_))
         case "Clip":
             return lambda: _clipped(node, inputs, x)
         case "Cast":
@@ -298,14 +230,11 @@ def _build(node: Node, inputs: Inputs) -> Callable[[], Constant] | None:
         case "Identity":
             return lambda: x
         case "Transpose":
-            rank = len(x.dims)
-            perm = [int(p) for p in node.attributes.get("perm") or range(rank)[::-1]]
-            return lambda: permuted(x, perm)
+            return lambda: permuted(x, permutation(node, len(x.dims)))
         case _ if op in _VIEWS:
             return lambda: reshaped(x, _new_dims(node, inputs, x))
         case "Concat":
-            axis = int(node.attributes.get("axis", 0)) % max(1, len(x.dims))
-            return lambda: joined(arguments, axis)
+            return lambda: joined(arguments, axis_of(node, len(x.dims)))
         case "Slice":
             return lambda: _sliced(node, inputs, x)
         case "Gather":
@@ -321,7 +250,7 @@ def _build(node: Node, inputs: Inputs) -> Callable[[], Constant] | None:
 
 
 def _new_dims(node: Node, inputs: Inputs, x: Constant) -> tuple[int, ...]:
-    dims = folding.new_dims(node, inputs, tuple(expression(d) for d in x.dims))
+    dims = new_dims(node, inputs, tuple(expression(d) for d in x.dims))
     constants = [dim.constant for dim in dims]
     if any(dim is None for dim in constants):
         raise Refusal("a constant is given a shape that depends on lengths")
@@ -329,10 +258,10 @@ def _new_dims(node: Node, inputs: Inputs, x: Constant) -> tuple[int, ...]:
 
 
 def _cast(node: Node, x: Constant) -> Constant:
-    name = folding.type_name(node.attributes.get("to"))
-    if name not in _TYPES:
+    name = cast_type(node)
+    if name not in NUMPY:
         raise Refusal(f"a constant is cast to {name}")
-    dtype = np.dtype(_TYPES[name])
+    dtype = np.dtype(NUMPY[name])
     if dtype == x.dtype:
         return x
     return elementwise(lambda a: a.astype(dtype), [x], dtype)
@@ -352,7 +281,7 @@ def _clipped(node: Node, inputs: Inputs, x: Constant) -> Constant:
 
 def _sliced(node: Node, inputs: Inputs, x: Constant) -> Constant:
     result = x
-    for axis, start, end, stride in folding.slices(node, inputs, len(x.dims)):
+    for axis, start, end, stride in slices(node, inputs, len(x.dims)):
         chosen = range(result.dims[axis])[start : None if end <= -(1 << 62) else end : stride]
         if chosen == range(result.dims[axis]):
             continue
@@ -365,7 +294,7 @@ def _gathered(node: Node, inputs: Inputs, x: Constant) -> Constant:
     index = None if inputs[1] is None else numbers(inputs[1])
     if index is None or index.dtype.kind not in "iu" or not x.dims:
         raise Refusal("a constant is gathered by an index that is no small constant")
-    axis = int(node.attributes.get("axis", 0)) % len(x.dims)
+    axis = axis_of(node, len(x.dims))
     flat = index.reshape(-1).astype(np.int64)
     flat = np.where(flat < 0, flat + x.dims[axis], flat)
     if flat.size and not (flat.min() >= 0 and flat.max() < x.dims[axis]):
@@ -376,8 +305,7 @@ def _gathered(node: Node, inputs: Inputs, x: Constant) -> Constant:
 
 def _scattered(node: Node, inputs: Inputs, arguments: Sequence[Constant]) -> Constant:
     base, index, updates = arguments
-    reduction = node.attributes.get("reduction", "none")
-    if reduction not in ("none", b"none"):
+    if text_of(node.attributes.get("reduction", "none")) != "none":
         raise Refusal("ScatterND with a reduction of constants is not supported")
     if not base.dims or not index.dims or index.dims[-1] != 1 or index.size > base.dims[0]:
         raise Refusal("of a constant only whole rows along the first axis can be replaced")
@@ -407,15 +335,9 @@ def _expanded(inputs: Inputs, x: Constant) -> Constant:
 
 
 def _reduced(node: Node, inputs: Inputs, x: Constant) -> Constant:
-    axes = node.attributes.get("axes")
-    if inputs[1] is not None:
-        axes = integers(inputs[1])
-        if axes is None:
-            raise Refusal("the axes are not constant")
-    if not axes and node.attributes.get("noop_with_empty_axes", 0):
+    chosen = reduced_axes(node, inputs, len(x.dims))
+    if not chosen:
         return x
-    rank = len(x.dims)
-    chosen = {int(a) % rank for a in axes} if axes else set(range(rank))
     result = Reduced(x, _REDUCTIONS[node.op_type], sorted(chosen))
     if node.attributes.get("keepdims", 1):
         return result

@@ -18,10 +18,11 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.lowering.onnx import folding, weights
+from intaglio.lowering.onnx import weights
 from intaglio.lowering.onnx.expressions import dims_text
-from intaglio.lowering.onnx.model import FLOATS, Node
+from intaglio.lowering.onnx.model import FLOATS, Node, cast_type
 from intaglio.lowering.onnx.scales import scaled
+from intaglio.lowering.onnx.shapes import reduced_axes
 from intaglio.lowering.onnx.step import Step
 from intaglio.lowering.onnx.values import (
     Blocked,
@@ -33,7 +34,7 @@ from intaglio.lowering.onnx.values import (
     Value,
     Vector,
     ZeroPoint,
-    integers,
+    kind_of,
     numbers,
 )
 
@@ -51,14 +52,12 @@ _DYNAMIC_HINT = (
 )
 
 
-def convert(step: Step, node: Node) -> bool:
+def convert(step: Step, node: Node, inputs: list[Value | None]) -> bool:
     """Converts a node that rounds activations or reads rounded ones; says whether it is one.
 
     Raises:
         Refusal: the chain differs from what a chip does.
-        Blocked: it comes from a refused node.
     """
-    inputs = step.inputs(node)
     if node.op_type == "Abs" and isinstance(inputs[0], Vector):
         one = np.asarray(1.0, np.float64)
         step.bind(node, TokenScale("magnitudes", inputs[0], one, 1, (node.name,)))
@@ -67,8 +66,6 @@ def convert(step: Step, node: Node) -> bool:
     places = [i for i, value in enumerate(inputs) if isinstance(value, kinds)]
     if not places or node.op_type == "MatMulInteger":
         return False
-    if any(isinstance(value, Unknown) for value in inputs):
-        raise Blocked
     value = inputs[places[0]]
     assert value is not None
     match value:
@@ -97,11 +94,10 @@ def _largest(step: Step, node: Node, value: TokenScale) -> None:
     if node.op_type != "ReduceMax":
         raise Refusal(f"{node.op_type} reads the magnitudes of an activation", _HINT)
     rank = len(value.input.dims)
-    given = step.inputs(node)[1]
-    axes = node.attributes.get("axes") if given is None else integers(given)
+    axes = reduced_axes(node, step.inputs(node), rank)
     step.whole_row(value.input)
-    if axes is None or [int(a) % rank for a in axes] != [rank - 1]:
-        where = "all tokens" if not axes else f"axis {axes}"
+    if axes != {rank - 1}:
+        where = "all tokens" if len(axes) == rank else f"axis {', '.join(map(str, sorted(axes)))}"
         raise Refusal(
             f"activations are rounded by the largest magnitude over {where} of "
             f"{dims_text(value.input.dims)}; a chip takes tokens one by one",
@@ -180,7 +176,7 @@ def _rounded(node: Node, inputs: list[Value | None], value: Levels) -> Value:
 
 
 def _cast(step: Step, node: Node, value: Value) -> None:
-    target = folding.type_name(node.attributes.get("to")) if node.op_type == "Cast" else ""
+    target = cast_type(node) if node.op_type == "Cast" else ""
     if isinstance(value, Levels):
         if target == "INT8" and value.stage == "scaled":
             raise Refusal("scaled activations are cut off, not rounded (Cast without Round)", _HINT)
@@ -241,7 +237,7 @@ def _combined(step: Step, node: Node, inputs: list[Value | None]) -> Value:
 def _constant_factor(value: Value | None) -> npt.NDArray[np.float64]:
     array = None if value is None else numbers(value)
     if array is None or array.dtype.kind not in "fiu":
-        kind = "missing" if value is None else value.kind
+        kind = kind_of(value)
         raise Refusal(f"rounded activations are scaled by {kind}", _HINT)
     found = array.astype(np.float64)
     return found.reshape(()) if found.size == 1 else found.reshape(-1)
@@ -312,7 +308,7 @@ def dynamic(step: Step, node: Node) -> None:
     if isinstance(value, Unknown):
         raise Blocked
     if not isinstance(value, Vector):
-        kind = "missing" if value is None else value.kind
+        kind = kind_of(value)
         raise Refusal(
             f"it rounds {kind} with one scale for all tokens; only activations that matrices are "
             "multiplied with are rounded by a chip",
@@ -339,7 +335,7 @@ def integer_product(step: Step, node: Node) -> None:
         raise Blocked
     x, w, zero, points = inputs[:4]
     if not isinstance(x, Levels) or x.stage == "scaled":
-        kind = "missing" if x is None else x.kind
+        kind = kind_of(x)
         raise Refusal(
             f"its first factor is {kind}; it must be an activation that the graph rounds to 8 bits"
         )
@@ -353,4 +349,5 @@ def integer_product(step: Step, node: Node) -> None:
     elif zero is not None and np.any(numbers(zero)):
         raise Refusal("the zero point of its activations is not 0")
     parameter = weights.integers(w, points, row_axis=1)
+    step.has_integers = True
     step.bind(node, product(step, node, x, parameter))

@@ -13,18 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from intaglio.lowering.onnx import fields
+from intaglio.lowering.onnx.evaluation import evaluate
 from intaglio.lowering.onnx.expressions import Dims, Expression, expression, variable
-from intaglio.lowering.onnx.terms import (
-    Either,
-    NoProof,
-    Number,
-    Term,
-    atoms,
-    evaluate,
-    is_truth,
-    substitute,
-    variables,
-)
+from intaglio.lowering.onnx.simplification import substitute
+from intaglio.lowering.onnx.terms import Either, NoProof, Number, Term, atoms, is_truth, variables
 from intaglio.lowering.onnx.values import Field, Refusal
 
 BLOCKED = -9999.0

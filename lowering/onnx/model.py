@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import warnings
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.dialects.errors import UserError, UserErrors
+from intaglio.lowering.onnx.external_data import ExternalFiles
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -58,6 +60,10 @@ _NUMPY = {
 }
 
 
+NUMPY = {**_NUMPY, "BFLOAT16": "<f4"}
+"""Types that elements are computed in; bfloat16 in float32."""
+
+
 @dataclass(frozen=True, eq=False)
 class Tensor:
     """A constant of the model, as stored.
@@ -77,7 +83,7 @@ class Tensor:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.dims, dtype=np.int64))
+        return math.prod(self.dims)
 
     @property
     def bits(self) -> int:
@@ -101,6 +107,11 @@ class Tensor:
             return ((codes ^ half).astype(np.int8) - half).astype(np.int8)
         stored = self.stored()
         return widen(stored) if self.dtype == "BFLOAT16" else stored
+
+
+def text_of(attribute: object) -> str:
+    """A node's attribute as text."""
+    return attribute.decode(errors="replace") if isinstance(attribute, bytes) else str(attribute)
 
 
 def widen(bfloat16: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
@@ -160,6 +171,17 @@ class Graph:
         return len(self.consumers.get(value, ())) + (value in self.outputs)
 
 
+def cast_type(node: Node) -> str:
+    """The name of the element type that a Cast gives."""
+    import onnx_ir
+
+    number = node.attributes.get("to")
+    try:
+        return onnx_ir.DataType(number).name
+    except ValueError:
+        return f"type {number}"
+
+
 SUBGRAPH = "a subgraph"
 """Stands for an attribute that holds a graph (If, Loop, Scan)."""
 
@@ -180,7 +202,7 @@ def load(path: str | os.PathLike[str], *, allow_links: bool = False) -> Graph:
     """
     file = Path(path)
     model = _open(file, allow_links)
-    files = _Files(file, allow_links)
+    files = ExternalFiles(file, allow_links)
     graph = _graph(file, model, files)
     for node in graph.nodes:
         for name in (node.name, node.domain, node.op_type, *node.inputs, *node.outputs):
@@ -233,7 +255,7 @@ def _open(file: Path, allow_links: bool) -> onnx_ir.Model:
         RuntimeError,
         NotImplementedError,
     ) as e:
-        raise UserError(f"not a valid ONNX model: {e}", file=str(file), hint=_WHOLE) from e
+        raise UserError(f"not a valid ONNX model: {_cause(e)}", file=str(file), hint=_WHOLE) from e
     finally:
         log.setLevel(level)
     if not len(model.graph) or not model.graph.outputs:
@@ -241,104 +263,14 @@ def _open(file: Path, allow_links: bool) -> onnx_ir.Model:
     return model
 
 
-class _Files:
-    """External data files: checked once, mapped once."""
-
-    def __init__(self, model: Path, allow_links: bool) -> None:
-        self.model = model
-        self.allow_links = allow_links
-        self.mapped: dict[str, npt.NDArray[np.uint8]] = {}
-        self.paths: dict[str, Path] = {}
-
-    def bytes_of(self, tensor: onnx_ir.ExternalTensor, bits: int) -> npt.NDArray[np.uint8]:
-        """The bytes of an external tensor, as a view of its file.
-
-        Raises:
-            UserError: a bad location, a missing or short file.
-        """
-        location = str(tensor.location)
-        size = -(-int(np.prod(tensor.shape.numpy(), dtype=np.int64)) * bits // 8)
-        if size == 0:
-            return np.empty(0, np.uint8)
-        data = self._map(location, str(tensor.name))
-        offset = tensor.offset or 0
-        length = size if tensor.length is None else tensor.length
-        if offset < 0 or length < size:
-            raise self._error(
-                f"tensor '{tensor.name}' needs {size} bytes, its entry says "
-                f"{length} bytes from {offset}",
-                "export the model again",
-            )
-        if offset + size > data.size:
-            raise self._error(
-                f"tensor '{tensor.name}' needs bytes {offset} to {offset + size} of '{location}', "
-                f"which has only {data.size}",
-                f"'{location}' is not whole or belongs to another model; copy it again",
-            )
-        return data[offset : offset + size]
-
-    def _map(self, location: str, tensor: str) -> npt.NDArray[np.uint8]:
-        if location not in self.mapped:
-            path = self._locate(location, tensor)
-            if not path.is_file():
-                raise self._error(
-                    f"tensor '{tensor}' lies in '{location}', which does not exist",
-                    f"put '{location}' beside {self.model.name}",
-                )
-            if path.stat().st_size == 0:
-                self.mapped[location] = np.empty(0, np.uint8)
-            else:
-                try:
-                    data = np.memmap(path, np.uint8, mode="r")
-                except OSError as error:
-                    raise self._error(
-                        f"cannot read '{location}' of tensor '{tensor}': {error.strerror}", None
-                    ) from error
-                self.mapped[location] = data.view(np.ndarray)
-            self.paths[location] = path
-        return self.mapped[location]
-
-    def _locate(self, location: str, tensor: str) -> Path:
-        parts = location.replace("\\", "/").split("/")
-        remedy = "external data must lie in the model's own folder: save the model again there"
-        if not location or "\0" in location:
-            raise self._error(f"tensor '{tensor}' has external data without a location", remedy)
-        if Path(location).is_absolute() or location[0] in "/\\" or ":" in parts[0]:
-            raise self._error(f"tensor '{tensor}' points to the absolute path '{location}'", remedy)
-        if ".." in parts:
-            raise self._error(f"tensor '{tensor}' points out of the folder: '{location}'", remedy)
-        folder = self.model.parent
-        path = folder / location
-        real = Path(os.path.realpath(path))
-        if real.is_relative_to(os.path.realpath(folder)):
-            return path
-        if _in_hub_cache(path, real):
-            if self.allow_links:
-                return path
-            raise self._error(
-                f"tensor '{tensor}' lies in '{location}', a link into a model hub's cache",
-                "allow such links explicitly (--allow-links), or copy the model without links",
-            )
-        raise self._error(
-            f"tensor '{tensor}' lies in '{location}', a link that leaves the model's folder",
-            "replace the link by the file itself",
-        )
-
-    def _error(self, what: str, hint: str | None) -> UserError:
-        return UserError(what, file=str(self.model), hint=hint)
+def _cause(error: BaseException) -> BaseException:
+    """What an error began with."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
-def _in_hub_cache(path: Path, real: Path) -> bool:
-    """Whether `path` is REPO/snapshots/REVISION/... and `real` a file of REPO/blobs."""
-    absolute = Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would follow the link)
-    for parent in absolute.parents:
-        if parent.name == "snapshots":
-            blobs = os.path.realpath(parent.parent / "blobs")
-            return real.parent == Path(blobs)
-    return False
-
-
-def _graph(file: Path, model: onnx_ir.Model, files: _Files) -> Graph:
+def _graph(file: Path, model: onnx_ir.Model, files: ExternalFiles) -> Graph:
     import onnx_ir
 
     errors: list[UserError] = []
@@ -348,6 +280,10 @@ def _graph(file: Path, model: onnx_ir.Model, files: _Files) -> Graph:
     def tensor(name: str, value: Any) -> Tensor | None:
         dtype = value.dtype.name
         dims = tuple(int(d) for d in value.shape.numpy())
+        if any(d < 0 for d in dims):
+            what = f"tensor '{name}' has the shape {list(dims)}"
+            errors.append(UserError(what, file=str(file), hint=_WHOLE))
+            return None
         if dtype not in BITS:
             if dtype != "STRING":
                 errors.append(
@@ -358,7 +294,9 @@ def _graph(file: Path, model: onnx_ir.Model, files: _Files) -> Graph:
             try:
                 data = files.bytes_of(value, BITS[dtype])
             except UserError as error:
-                errors.append(error)
+                # Many tensors lie in one file: its fault is said once.
+                if error.hint is None or error.hint not in {known.hint for known in errors}:
+                    errors.append(error)
                 return None
             return Tensor(name, dtype, dims, lambda: data)
         return Tensor(name, dtype, dims, _inline(file, name, value))
@@ -411,9 +349,7 @@ def _inline(file: Path, name: str, value: Any) -> Callable[[], npt.NDArray[np.ui
     def read() -> npt.NDArray[np.uint8]:
         if not kept:
             data = np.frombuffer(value.tobytes(), np.uint8)
-            size = -(
-                -int(np.prod(value.shape.numpy(), dtype=np.int64)) * BITS[value.dtype.name] // 8
-            )
+            size = -(-math.prod(map(int, value.shape.numpy())) * BITS[value.dtype.name] // 8)
             if data.size < size:
                 raise UserError(
                     f"tensor '{name}' needs {size} bytes, the file holds {data.size}",

@@ -1,146 +1,93 @@
-"""RMS and layer norms written out: Pow, ReduceMean, Add, Sqrt, Div or Reciprocal, Mul, Mul.
-
-The parts have no meaning for a chip on their own, so they are values of their own kind: only the
-nodes of such a norm take them, and any other reader is refused.
-"""
+"""Norms as single operators, with and without the sum before them."""
 
 from __future__ import annotations
 
-import numpy as np
-
 from intaglio.dialects import rom
-from intaglio.lowering.onnx import folding
-from intaglio.lowering.onnx.model import FLOATS, Node
-from intaglio.lowering.onnx.step import Step, names_of, real
+from intaglio.lowering.onnx.expressions import dims_text
+from intaglio.lowering.onnx.linear import with_bias
+from intaglio.lowering.onnx.model import Node
+from intaglio.lowering.onnx.shapes import axis_of
+from intaglio.lowering.onnx.step import Step, real
 from intaglio.lowering.onnx.values import (
-    NormPart,
     Refusal,
-    Unknown,
-    Value,
     Vector,
-    integers,
-    numbers,
 )
 
 
-def reduce_mean(step: Step, node: Node) -> None:
-    """ReduceMean over the last axis: of squares, or of an activation that is to be centred."""
-    value = step.inputs(node)[0]
-    part = value if isinstance(value, NormPart) else None
-    x = step.vector(node, 0) if part is None else part.input
-    axes_value = step.inputs(node)[1]
-    axes = node.attributes.get("axes") if axes_value is None else integers(axes_value)
-    if list(axes or ()) not in ([-1], [len(x.dims) - 1]) or not node.attributes.get("keepdims", 1):
-        raise Refusal("a mean is supported over the last axis only, which is kept")
-    if part is not None:
-        if part.stage != "squares":
-            raise Refusal(f"a norm is written out in a way that is not understood ({part.stage})")
-        step.bind(node, part.to("mean", node))
-        return
-    owner = x.ssa.owner
-    if isinstance(owner, rom.MulOp) and owner.lhs is owner.rhs:
-        names = (*names_of(owner), node.name)
-        step.bind(node, NormPart("mean", Vector(owner.lhs, x.dims), 0.0, names))
-        return
-    step.bind(node, NormPart("average", x, 0.0, (node.name,), centred=True))
+def rms_norm(step: Step, node: Node) -> None:
+    """RMSNormalization and SimplifiedLayerNormalization: X, scale."""
+    _check_last_axis(step, node)
+    x = step.vector(node, 0)
+    width = x.dims[-1].constant if x.dims else None
+    if width is None:
+        raise Refusal(f"the last axis of {dims_text(x.dims)} varies in length")
+    gamma = step.dense(node, 1, (width,), "gamma")
+    eps = float(node.attributes.get("epsilon", 1e-5))
+    op = rom.RMSNormOp(x.ssa, gamma, real(eps), rom.nodes(node.name), groups=x.size // width)
+    step.result(node, step.emit(op).output, x.dims)
 
 
-def convert(step: Step, node: Node) -> bool:
-    """Converts a node that reads a part of a norm; says whether it does.
+def layer_norm(step: Step, node: Node) -> None:
+    """LayerNormalization: X, scale, bias."""
+    _check_last_axis(step, node)
+    x = step.vector(node, 0)
+    step.whole_row(x)
+    _emit_layer_norm(step, node, x, 1, 2, 1e-5)
+
+
+def _emit_layer_norm(
+    step: Step, node: Node, x: Vector, gamma: int, beta: int, epsilon: float
+) -> None:
+    """A layer norm with constant inputs `gamma` and `beta`; `epsilon` is the default."""
+    scale = step.dense(node, gamma, (x.size,), "gamma")
+    shift = step.dense(node, beta, (x.size,), "beta") if node.input(beta) else None
+    eps = float(node.attributes.get("epsilon", epsilon))
+    op = rom.LayerNormOp(x.ssa, scale, shift, real(eps), rom.nodes(node.name))
+    step.result(node, step.emit(op).output, x.dims)
+
+
+def skip_rms_norm(step: Step, node: Node) -> None:
+    """com.microsoft.SkipSimplifiedLayerNormalization: input, skip, gamma, bias."""
+    total = _skip_sum(step, node, 3)
+    gamma = step.dense(node, 2, (total.size,), "gamma")
+    eps = float(node.attributes.get("epsilon", 1e-12))
+    op = rom.RMSNormOp(total.ssa, gamma, real(eps), rom.nodes(node.name))
+    step.result(node, step.emit(op).output, total.dims)
+
+
+def skip_layer_norm(step: Step, node: Node) -> None:
+    """com.microsoft.SkipLayerNormalization: input, skip, gamma, beta, bias."""
+    total = _skip_sum(step, node, 4)
+    _emit_layer_norm(step, node, total, 2, 3, 1e-12)
+
+
+def _skip_sum(step: Step, node: Node, bias: int) -> Vector:
+    """input + skip (+ bias), also output 3 of the Skip operators."""
+    a, b = step.vector(node, 0), step.vector(node, 1)
+    step.same_dims(a, b)
+    step.whole_row(a)
+    if node.input(bias):
+        symbol = step.dense(node, bias, (a.size,), "the bias")
+        for i, x in ((1, b), (0, a)):
+            moved = with_bias(step, node, x, symbol) if step.single_use(node.input(i)) else None
+            if moved is not None:
+                a, b = (a, moved) if i == 1 else (moved, b)
+                break
+        else:
+            raise Refusal("its bias has no linear operator before it to be folded into")
+    op = step.emit(rom.AddOp(a.ssa, b.ssa, rom.nodes(node.name)))
+    total = Vector(op.output, a.dims)
+    step.bind(node, total, 3)
+    return total
+
+
+def _check_last_axis(step: Step, node: Node) -> None:
+    """A norm must be over the last axis.
 
     Raises:
-        Refusal: it reads one and is no node of a norm.
+        Refusal: it is not.
     """
-    inputs = step.inputs(node)
-    places = [i for i, value in enumerate(inputs) if isinstance(value, NormPart)]
-    if not places or any(isinstance(value, Unknown) for value in inputs):
-        return False
-    if len(places) == 2:
-        _convert_two(step, node, inputs)
-        return True
-    part = inputs[places[0]]
-    assert isinstance(part, NormPart)
-    other = inputs[1 - places[0]] if places == [0] or places == [1] else None
-    constant = None if other is None else numbers(other)
-    scalar = float(constant.reshape(-1)[0]) if constant is not None and constant.size == 1 else None
-    match node.op_type, part.stage:
-        case ("Cast", _) if folding.type_name(node.attributes.get("to")) in FLOATS:
-            step.bind(node, part.to(part.stage, node))
-        case ("Identity", _):
-            step.bind(node, part.to(part.stage, node))
-        case ("Sub", "average") if places == [1] and _is_input(other, part):
-            step.bind(node, part.to("centred", node))
-        case ("Pow", "centred") if places == [0] and scalar == 2.0:
-            step.bind(node, part.to("squares", node))
-        case ("Add", "mean") if scalar is not None and part.eps == 0.0:
-            step.bind(node, part.to("mean", node, eps=scalar))
-        case ("Sqrt", "mean"):
-            step.bind(node, part.to("root", node))
-        case ("Pow", "mean") if places == [0] and scalar in (0.5, -0.5):
-            step.bind(node, part.to("root" if scalar == 0.5 else "inverse", node))
-        case ("Reciprocal", "root"):
-            step.bind(node, part.to("inverse", node))
-        case ("Div", "root") if places == [1] and scalar == 1.0:
-            step.bind(node, part.to("inverse", node))
-        case ("Div", "root") if places == [1] and _is_input(other, part):
-            step.bind(node, part.to("normalised", node))
-        case ("Mul", "inverse") if _is_input(other, part):
-            step.bind(node, part.to("normalised", node))
-        case ("Mul", "normalised") if constant is not None:
-            _finish(step, node, part, 1 - places[0])
-        case ("ReduceMean", _):
-            return False
-        case _:
-            raise Refusal(
-                f"a norm is written out in a way that is not understood (after its {part.stage})"
-            )
-    return True
-
-
-def _convert_two(step: Step, node: Node, inputs: list[Value | None]) -> None:
-    """Nodes that read two parts: what is centred, and what it is scaled with."""
-    a, b = inputs[:2]
-    assert isinstance(a, NormPart) and isinstance(b, NormPart)
-    if a.input.ssa is not b.input.ssa:
-        raise Refusal("parts of two norms are combined")
-    match node.op_type, a.stage, b.stage:
-        case ("Mul", "centred", "centred"):
-            step.bind(node, a.to("squares", node))
-        case ("Mul", "centred", "inverse") if b.centred:
-            step.bind(node, b.to("normalised", node))
-        case ("Mul", "inverse", "centred") if a.centred:
-            step.bind(node, a.to("normalised", node))
-        case ("Div", "centred", "root") if b.centred:
-            step.bind(node, b.to("normalised", node))
-        case _:
-            raise Refusal(
-                f"a norm is written out in a way that is not understood (its {a.stage} and "
-                f"{b.stage})"
-            )
-
-
-def _is_input(other: object, part: NormPart) -> bool:
-    if part.centred and part.stage != "average":
-        return False
-    return isinstance(other, Vector) and other.ssa is part.input.ssa
-
-
-def _finish(step: Step, node: Node, part: NormPart, place: int) -> None:
-    x = part.input
-    width = x.dims[-1].constant
-    if width is None:
-        raise Refusal("the last axis varies in length")
-    value = step.inputs(node)[place]
-    constant = None if value is None else numbers(value)
-    if constant is not None and constant.size == 1 and width != 1:
-        whole = np.full(width, constant.reshape(-1)[0], np.float32)
-        value = folding.known(whole, node)
-    gamma = step.dense_value(node, value, (width,), "gamma")
-    names = rom.nodes(*part.names, node.name)
-    if part.centred:
-        step.whole_row(x)
-        op = step.emit(rom.LayerNormOp(x.ssa, gamma, None, real(part.eps), names))
-    else:
-        groups = x.size // width
-        op = step.emit(rom.RMSNormOp(x.ssa, gamma, real(part.eps), names, groups=groups))
-    step.result(node, op.output, x.dims)
+    rank = len(step.vector(node, 0).dims)
+    axis = axis_of(node, rank, -1)
+    if axis != rank - 1:
+        raise Refusal(f"axis = {axis} is not the last of {rank} axes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from intaglio.dialects.errors import CompilerBug
 from intaglio.lowering.onnx import weights
 from intaglio.lowering.onnx.expressions import Dims, Expression, dims_text, expression
 from intaglio.lowering.onnx.model import Graph, Node, Port, Tensor
+from intaglio.lowering.onnx.narrow import narrowed
+from intaglio.lowering.onnx.rounding import Request, Rounding
 from intaglio.lowering.onnx.values import (
     Blocked,
     Columns,
@@ -28,9 +31,10 @@ from intaglio.lowering.onnx.values import (
     Unknown,
     Value,
     Vector,
+    kind_of,
     token_size,
 )
-from intaglio.lowering.onnx.weights import Parameter, Request, Rounding
+from intaglio.lowering.onnx.weights import Parameter
 
 _Op = TypeVar("_Op", bound=Operation)
 
@@ -95,6 +99,7 @@ class Step:
         engraved: constants that were computed, by their hash or name.
         attended: symbols of the caches that an attention reads.
         settled: nodes that became an activation function together.
+        codes: what the chip has cells for; weights are narrowed to one of them where they fit.
     """
 
     graph: Graph
@@ -123,6 +128,7 @@ class Step:
     warnings: list[str] = field(default_factory=list)
     has_integers: bool = False
     superseded: set[int] = field(default_factory=set)
+    codes: tuple[str, ...] = ()
 
     @property
     def token(self) -> SSAValue:
@@ -157,7 +163,7 @@ class Step:
         if isinstance(value, NormPart) and value.stage == "normalised":
             value = self.without_gamma(node, value)
         if not isinstance(value, Vector):
-            kind = "missing" if value is None else value.kind
+            kind = kind_of(value)
             raise Refusal(f"input {i} must be an activation; here it is {kind}")
         return value
 
@@ -193,12 +199,16 @@ class Step:
         tensor = Tensor(f"ones_{width}", "FLOAT", (width,), lambda: ones.view(np.uint8))
         stored = self.engraved.setdefault(tensor.name, Stored(tensor, (width,)))
         gamma = self.dense_value(node, stored, (width,), "gamma")
-        names, eps = rom.nodes(*part.names), real(part.eps)
+        return self.norm(part, gamma, width, part.names)
+
+    def norm(self, part: NormPart, gamma: str, width: int, names: Iterable[str]) -> Vector:
+        """Emits the norm that a part has become, over a last axis of `width` elements."""
+        x, eps, onnx = part.input, real(part.eps), rom.nodes(*names)
         if part.centred:
             self.whole_row(x)
-            op = rom.LayerNormOp(x.ssa, gamma, None, eps, names)
+            op = rom.LayerNormOp(x.ssa, gamma, None, eps, onnx)
         else:
-            op = rom.RMSNormOp(x.ssa, gamma, eps, names, groups=x.size // width)
+            op = rom.RMSNormOp(x.ssa, gamma, eps, onnx, groups=x.size // width)
         return Vector(self.emit(op).output, x.dims)
 
     def row(self, node: Node, i: int, size: int, what: str) -> Vector:
@@ -282,7 +292,7 @@ class Step:
     def dense_value(self, node: Node, value: Value | None, dims: tuple[int, ...], what: str) -> str:
         """Declares a constant as a dense tensor of the given shape; gives its symbol."""
         if not isinstance(value, Stored | Computed):
-            kind = "missing" if value is None else value.kind
+            kind = kind_of(value)
             raise Refusal(f"{what} must be a constant of the model; here it is {kind}")
         if (
             isinstance(value, Stored)
@@ -308,13 +318,22 @@ class Step:
         return symbol
 
     def declare(self, node: Node, parameter: Parameter, *, adapter: bool = False) -> str:
-        """Declares a parameter once; gives its symbol."""
+        """Declares a parameter once; gives its symbol.
+
+        Raises:
+            Refusal: it has no elements.
+        """
+        if not all(parameter.source.dims):
+            shape = list(parameter.source.dims)
+            raise Refusal(f"tensor '{parameter.names[0]}' has the shape {shape}, no elements")
         identity = (*parameter.identity, adapter)
         if identity not in self.declared:
             name = parameter.names[0]
             if node.scopes and _ANONYMOUS.fullmatch(name):
                 name = node.scopes[0]
             symbol = self.unique(name)
+            if not adapter:
+                parameter = narrowed(parameter, self.codes)
             self.declared[identity] = Declared(symbol, parameter, adapter, node)
         return self.declared[identity].symbol
 
@@ -372,5 +391,15 @@ def merged(*parts: Operation | str) -> rom.Nodes:
 
 
 def real(value: float) -> FloatAttr:
-    """A float-stage constant."""
+    """A float-stage constant.
+
+    Raises:
+        Refusal: it is infinite or no number.
+    """
+    if not math.isfinite(value):
+        raise Refusal(f"one of its constants is {value}, not a finite number")
     return FloatAttr(value, 64)
+
+
+Convert = Callable[[Step, Node], None]
+"""Emits the operations of a node and binds its outputs."""

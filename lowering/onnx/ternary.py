@@ -22,6 +22,8 @@ BLOCK = 1 << 19
 
 _LOW = np.uint8(0x55)
 """The low bit of each of the four codes of a byte."""
+_GROUPS = (256, 128, 64, 32, 16)
+"""Sizes of groups that values are looked at for, the largest first."""
 _NEW = 2
 """Of a byte: not seen yet; 0 and 1: a weight of 0, a weight that is not."""
 
@@ -260,7 +262,7 @@ def of_values(constant: Constant) -> Ternary | None:
         largest = size.max(axis=1)
         is_zero = size == 0
         if not ((is_zero | (size == largest[:, None])).all() and np.isfinite(largest).all()):
-            return None
+            return _of_groups(constant, size)
         none += int(np.count_nonzero(is_zero))
         found[r0:r1] = largest
     used = found[found > 0]
@@ -270,6 +272,48 @@ def of_values(constant: Constant) -> Ternary | None:
     scale = float(used[0])
     share = none / (n * k)
     return _Valued((n, k), "ternary", 2, 0 if uniform else k, 1, scale, share, constant, found)
+
+
+@dataclass(frozen=True, eq=False)
+class _Grouped(Ternary):
+    """Values -s, 0 and s, with one s for each group of a row."""
+
+    constant: Constant
+
+    def _codes(self, r0: int, r1: int) -> UInt8Array:
+        values = self.constant.rows(r0, r1)
+        return (values > 0).view(np.uint8) + (values >= 0).view(np.uint8)
+
+    def _scales(self, r0: int, r1: int) -> Float32Array:
+        values = self.constant.rows(r0, r1).reshape(r1 - r0, -1, self.group)
+        return np.abs(values).max(axis=2).astype(np.float32)
+
+
+def _of_groups(constant: Constant, seen: npt.NDArray[np.floating]) -> Ternary | None:
+    """With several scales in a row; `seen` are the magnitudes of some rows."""
+    n, k = constant.dims
+    for group in _GROUPS:
+        if k % group or group >= k or _zeros_of_groups(seen, group) is None:
+            continue
+        none = 0
+        for r0, r1 in row_chunks(n, k, BLOCK):
+            zeros = _zeros_of_groups(np.abs(constant.rows(r0, r1)), group)
+            if zeros is None:
+                break
+            none += zeros
+        else:
+            return _Grouped((n, k), "ternary", 2, group, 1, 0.0, none / (n * k), constant)
+    return None
+
+
+def _zeros_of_groups(size: npt.NDArray[np.floating], group: int) -> int | None:
+    """How many magnitudes are 0, or None where those of a group are several."""
+    parts = size.reshape(len(size), -1, group)
+    largest = parts.max(axis=2, keepdims=True)
+    is_zero = parts == 0
+    if not ((is_zero | (parts == largest)).all() and np.isfinite(largest).all()):
+        return None
+    return int(np.count_nonzero(is_zero))
 
 
 def _of_uniform(constant: Constant) -> Ternary | None:

@@ -37,8 +37,9 @@ class Blocked(Exception):
 class Vector:
     """One token's part of an activation [batch, sequence, ...], flat.
 
-    `dims` are those of the whole activation. Batch and sequence stand before every other factor, or
-    the token's elements keep their order (see `refold`), so the flat vector is one token's part.
+    `dims` are those of the whole activation. Batch and sequence stand before every other factor
+    (`is_token_major`), or the token's elements keep their order, so the flat vector is one token's
+    part.
     """
 
     ssa: SSAValue
@@ -77,15 +78,11 @@ class Field:
 
 @dataclass(frozen=True, eq=False)
 class Ids:
-    """Token ids or position ids, [batch, sequence] up to reshaping."""
+    """Token ids, [batch, sequence] up to reshaping."""
 
-    role: str
     dims: Dims
 
-    @property
-    def kind(self) -> str:
-        """What this is, for messages."""
-        return f"the {self.role} ids"
+    kind = "the token ids"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +126,7 @@ class Quantised:
     """The result of DequantizeLinear on constants: (codes - zeros) * scales.
 
     `axis` and `block` are those of the node, on the codes as stored; `transposed` swaps the axes
-    of the result. `names` are those of the nodes passed through.
+    of the result.
     """
 
     codes: Stored
@@ -400,6 +397,15 @@ Value = (
 )
 
 
+PARTS = (TokenScale, Levels, Product, ZeroPoint, NormPart, Turned, Cached, Scores, Curve)
+"""Values that mean something to a chip only together with nodes that come later."""
+
+
+def kind_of(value: Value | None) -> str:
+    """What a value is, for messages."""
+    return "missing" if value is None else value.kind
+
+
 def token_size(dims: Dims) -> int:
     """Elements a token: the product of the factors that are no lengths.
 
@@ -453,6 +459,15 @@ def numbers(value: Value) -> npt.NDArray[Any] | None:
             return None
         return np.array(constants, np.int64).reshape(array.shape)
     return array
+
+
+def number(value: Value | None) -> float | None:
+    """The number that all elements of a small constant are, or None."""
+    array = None if value is None else numbers(value)
+    if array is None or array.size == 0 or array.dtype.kind not in "fiu":
+        return None
+    first = float(array.reshape(-1)[0])
+    return first if bool((array == first).all()) else None
 
 
 def integers(value: Value) -> list[int] | None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.dialects.errors import UserError
 from intaglio.dialects.rom import WEIGHT_CODES
 from intaglio.lowering.onnx import ternary
 from intaglio.lowering.onnx.constants import Constant, permuted
 from intaglio.lowering.onnx.lazy import constant_of
 from intaglio.lowering.onnx.model import Node, Tensor
+from intaglio.lowering.onnx.rounding import Rounding
 from intaglio.lowering.onnx.sources import (
     DenseSource,
     DequantizedSource,
@@ -61,102 +62,6 @@ class Parameter:
     identity: tuple[Any, ...]
 
 
-@dataclass(frozen=True)
-class Rounding:
-    """How floating-point weights are quantised on request.
-
-    `group` 0 means one scale for a whole row; for `ternary`, one for the whole matrix (BitNet's).
-    """
-
-    code: str
-    group: int
-
-    def group_for(self, columns: int) -> int:
-        """The group for a matrix of that many columns; 0 is the whole matrix."""
-        return self.group if self.group or self.code == "ternary" else columns
-
-
-@dataclass(frozen=True)
-class Request:
-    """Which floating-point weights are quantised on request, and how.
-
-    Attributes:
-        default: for matrices that no part names; None leaves them as they are.
-        parts: parts of names of tensors, nodes or modules, and what they are quantised to; the
-            first that occurs decides.
-        used: the parts that did so far.
-    """
-
-    default: Rounding | None
-    parts: tuple[tuple[str, Rounding], ...] = ()
-    used: set[str] = field(default_factory=set, compare=False)
-
-    def named(self, *names: str) -> Rounding | None:
-        """What was asked for by name, if anything."""
-        for part, rounding in self.parts:
-            if any(part in name for name in names):
-                self.used.add(part)
-                return rounding
-        return None
-
-    def of(self, *names: str) -> Rounding | None:
-        """What was asked for, by name or for all."""
-        return self.named(*names) or self.default
-
-    def unused(self) -> list[str]:
-        """A warning for each part that decided nothing."""
-        return [
-            f"--weights: '{part}' is in no name of a floating-point matrix; names are those of "
-            "tensors, nodes and torch's modules"
-            for part, _ in self.parts
-            if part not in self.used
-        ]
-
-
-HEAD_ROUNDING = Rounding("int8", 32)
-"""For a head that was left in floating point in a graph whose other matrices are quantised."""
-
-_REQUEST_HINT = (
-    "write CODE:GROUP with int2, int3, int4, int6 or int8, or ternary, or ternary:GROUP, for "
-    "example int4:32; for single matrices add NAME=CODE:GROUP, for example "
-    "int3:32,down_proj=int6:32,lm_head=int6:64"
-)
-
-
-def parse_rounding(text: str) -> Rounding:
-    """Reads `int4:32`, `int3:128`, `int8:64`, `ternary` or `ternary:128`.
-
-    Raises:
-        UserError: something else.
-    """
-    code, _, group = text.partition(":")
-    size = int(group) if group.isascii() and group.isdigit() else 0
-    needs_group = code != "ternary"
-    if code not in WEIGHT_CODES or (needs_group and size < 1) or (group and size < 1):
-        raise UserError(f"--weights {text} is not understood", hint=_REQUEST_HINT)
-    return Rounding(code, size)
-
-
-def parse_request(text: str) -> Request:
-    """Reads one rounding for all matrices, or a list with names: `int3:32,down_proj=int6:32`.
-
-    Raises:
-        UserError: something else, or two roundings without a name.
-    """
-    default: Rounding | None = None
-    parts: list[tuple[str, Rounding]] = []
-    for item in text.split(","):
-        name, separator, code = item.rpartition("=")
-        rounding = parse_rounding(code.strip())
-        if separator and name.strip():
-            parts.append((name.strip(), rounding))
-        elif separator or default is not None:
-            raise UserError(f"--weights {text} is not understood", hint=_REQUEST_HINT)
-        else:
-            default = rounding
-    return Request(default, tuple(parts))
-
-
 def _constant(value: Value | None, what: str) -> Stored:
     if isinstance(value, Unknown):
         raise Blocked
@@ -194,6 +99,12 @@ def _integral(tensor: Tensor, bits: int) -> None:
             )
 
 
+def _is_shaped(dims: tuple[int, ...], *wanted: int) -> bool:
+    """Whether a tensor is stored in a shape, flat, or with all axes but the first merged."""
+    rest = math.prod(wanted[1:])
+    return dims in (wanted, (wanted[0], rest), (wanted[0] * rest,))
+
+
 def _row_blocks(
     codes: Stored,
     scales: Tensor,
@@ -212,12 +123,12 @@ def _row_blocks(
     tensor = _plain(codes, "the weight matrix")
     if tensor.dtype != "UINT8":
         raise Refusal(f"the weight matrix has the element type {tensor.dtype}, expected UINT8")
-    if tensor.size != n * blocks * (block * bits // 8):
+    if not _is_shaped(codes.dims, n, blocks, block * bits // 8):
         raise Refusal(
-            f"the weight matrix has shape {list(tensor.dims)}, but N = {n}, K = {k}, block_size = "
+            f"the weight matrix has shape {list(codes.dims)}, but N = {n}, K = {k}, block_size = "
             f"{block} and {bits} bits need {[n, blocks, block * bits // 8]}"
         )
-    if scales.size != n * blocks:
+    if not _is_shaped(scales.dims, n, blocks):
         raise Refusal(
             f"the scales have shape {list(scales.dims)}, expected {[n, blocks]} (or flat)"
         )
@@ -233,7 +144,7 @@ def _row_blocks(
             _integral(points, bits)
         else:
             raise Refusal(f"the zero points have the element type {points.dtype}")
-        if points.size != wanted[0] * wanted[1]:
+        if not _is_shaped(points.dims, *wanted):
             raise Refusal(
                 f"the zero points have shape {list(points.dims)}, expected {wanted} (or flat)"
             )
@@ -303,12 +214,6 @@ def gather_block_quantized(node: Node, inputs: list[Value | None]) -> Parameter:
     Raises:
         Refusal: an encoding that is not supported.
     """
-    if inputs[2] is None:
-        raise Refusal(
-            "the table has no scales",
-            "the model builder writes this for tied and asymmetric weights; export with "
-            "shared_embeddings=false or symmetric weights",
-        )
     codes = _constant(inputs[0], "the table")
     scales = _float_tensor(inputs[2], "scales")
     block = int(node.attributes.get("block_size", 128))

@@ -241,7 +241,7 @@ class Decoder:
 
     def constant(self, name: str, value: np.ndarray) -> str:
         """Adds an initializer."""
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def packed(self, name: str, dtype: int, dims: list[int], data: bytes) -> str:

@@ -226,6 +226,41 @@ def test_lifted_branches_with_a_scale(tmp_path: Path):
     assert names == ("A", "B") and [node.name for node in graph.nodes] == ["n", "relu"]
 
 
+def test_lifted_branches_that_were_quantised_before(tmp_path: Path):
+    """Olive's int4 form: codes and scales are inputs, and the symbolic rank is on a wrong axis."""
+    nodes = [
+        helper.make_node(
+            "MatMulNBits",
+            [source, f"{half}_Q4", f"{half}_scales"],
+            [result],
+            name=half,
+            domain="com.microsoft",
+            K=k,
+            N=n,
+            bits=4,
+            block_size=16,
+        )
+        for half, source, result, k, n in (("A", "x", "ax", K, 8), ("B", "ax", "bax", 8, N))
+    ]
+    nodes += [
+        helper.make_node("MatMul", ["x", "w"], ["m"], name="n"),
+        helper.make_node("Add", ["m", "bax"], ["sum"], name="add"),
+        helper.make_node("Relu", ["sum"], ["y"], name="relu"),
+    ]
+    tensors = {"w": weights(K, N)}
+    ports: list[Any] = []
+    for half, rows in (("A", 8), ("B", N)):
+        tensors[f"{half}_Q4"] = np.zeros((rows, 0, 8), np.uint8)
+        tensors[f"{half}_scales"] = np.zeros((0,), np.float32)
+        for end, kind in (("Q4", TensorProto.UINT8), ("scales", TensorProto.FLOAT)):
+            dims = [rows, "lora_r", 8] if end == "Q4" else ["lora_r"]
+            ports += [helper.make_tensor_value_info(f"{half}_{end}", kind, dims)] * 2
+    graph, names = without_lifted(load(save(tmp_path, nodes, tensors, inputs=ports)))
+    assert names == ("A_Q4", "A_scales", "B_Q4", "B_scales")
+    assert [node.name for node in graph.nodes] == ["n", "relu"]
+    assert set(graph.inputs) == {"x"} and set(graph.initializers) == {"w"}
+
+
 @pytest.mark.parametrize("value", ["ax", "bax", "sum"])
 def test_branches_with_other_uses_stay(tmp_path: Path, value: str):
     def used(nodes: list[Any]) -> None:

@@ -5,18 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from intaglio.lowering.onnx.evaluation import evaluate
 from intaglio.lowering.onnx.expressions import BATCH, PAST, SEQUENCE, TOTAL, expression, variable
 from intaglio.lowering.onnx.masks import window
-from intaglio.lowering.onnx.terms import (
-    TRUE,
-    Apply,
-    AtLeastZero,
-    Count,
-    Either,
-    Number,
-    apply,
-    evaluate,
-)
+from intaglio.lowering.onnx.simplification import apply
+from intaglio.lowering.onnx.terms import TRUE, Apply, AtLeastZero, Count, Either, Number
 from intaglio.lowering.onnx.values import Field, Refusal
 
 ROW, COLUMN = variable("@2"), variable("@3")

@@ -158,3 +158,29 @@ def test_undefined_input(decoder):
     decoder.node("Relu", ["never"], ["y"], name="relu")
     text = message(decoder.save())
     assert "node 'relu' (Relu)" in text and "'never'" in text
+
+
+def test_a_missing_file_is_said_once(model, tmp_path):
+    copy = tmp_path / "model.onnx"
+    copy.write_bytes(model("llama").read_bytes())
+    with pytest.raises(UserError) as caught:
+        load(copy)
+    assert str(caught.value).count("which does not exist") == 1
+
+
+@pytest.mark.parametrize(
+    ("dims", "words"),
+    [([-1, 4], r"has the shape \[-1, 4\]"), ([1 << 40, 1 << 40], "needs bytes 0 to")],
+)
+def test_impossible_shapes(model, tmp_path, dims, words):
+    source = model("llama")
+    proto = onnx.load(source, load_external_data=False)
+    tensor = next(one for one in proto.graph.initializer if one.external_data)
+    for entry in tensor.external_data:
+        if entry.key == "length":
+            tensor.external_data.remove(entry)
+    tensor.dims[:] = dims
+    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+    (tmp_path / "model.onnx.data").write_bytes((source.parent / "model.onnx.data").read_bytes())
+    with pytest.raises(UserError, match=words):
+        load(tmp_path / "model.onnx")

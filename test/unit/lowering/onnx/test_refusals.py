@@ -225,9 +225,8 @@ def test_half_a_norm(decoder):
     decoder.node("Pow", ["x", "two"], ["a"])
     decoder.node("ReduceMean", ["a", "last"], ["b"])
     decoder.node("Sqrt", ["b"], ["c"])
-    decoder.node("Div", ["x", "c"], ["d"])
-    decoder.node("Add", ["d", "x"], ["y"], name="add")
-    assert "norm is written out" in errors(decoder)[0] and "'add'" in errors(decoder)[0]
+    decoder.node("Mul", ["x", "c"], ["y"], name="mul")
+    assert "norm is written out" in errors(decoder)[0] and "'mul'" in errors(decoder)[0]
 
 
 def test_a_remedy_is_said_once(decoder):
@@ -257,3 +256,71 @@ def test_context_beyond_the_model(wide, context):
 def test_attribute_of_the_wrong_type(decoder):
     decoder.ms("QuickGelu", ["x"], ["y"], alpha="much")
     assert "'alpha' has a value of the wrong type" in errors(decoder)[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(np.inf, "not a finite number"), (np.nan, "by one number")]
+)
+def test_constants_that_are_not_finite(decoder, value, words):
+    decoder.node("Relu", ["x"], ["r"])
+    decoder.constant("c", np.array(value, np.float32))
+    decoder.node("Mul", ["r", "c"], ["y"], name="node")
+    (error,) = errors(decoder)
+    assert words in error and "node 'node'" in error
+
+
+@pytest.mark.parametrize(
+    ("codes", "scales"), [((8, 1, 32), (32, 1)), ((32, 1, 8), (1, 32)), ((1, 8, 32), (32,))]
+)
+def test_transposed_codes_or_scales(decoder, codes, scales):
+    decoder.constant("w", np.zeros(codes, np.uint8))
+    decoder.floats("s", *scales)
+    decoder.ms("MatMulNBits", ["x", "w", "s"], ["y"], K=16, N=32, bits=4, block_size=16)
+    assert "shape" in errors(decoder)[0]
+
+
+@pytest.mark.parametrize(
+    ("op_type", "attributes"),
+    [("Flatten", {"axis": 7}), ("Split", {"axis": -4}), ("LayerNormalization", {"axis": 3})],
+)
+def test_an_axis_that_does_not_exist(decoder, op_type, attributes):
+    decoder.floats("g", 16)
+    inputs = ["x", "g"] if op_type == "LayerNormalization" else ["x"]
+    decoder.node(op_type, inputs, ["y"], **attributes)
+    assert "does not exist in a tensor of 3 axes" in errors(decoder)[0]
+
+
+def test_constants_that_do_not_combine(decoder):
+    decoder.constant("a", np.ones((2, 3), np.int64))
+    decoder.constant("b", np.ones(3, np.int64))
+    decoder.node("Concat", ["a", "b"], ["c"], axis=0, name="join")
+    decoder.node("Reshape", ["x", "c"], ["y"])
+    assert "'join' (Concat): the constants do not combine" in errors(decoder)[0]
+
+
+def test_a_shape_of_floats(decoder):
+    decoder.constant("shape", np.array([np.nan, 1.0], np.float32))
+    decoder.node("Reshape", ["x", "shape"], ["y"])
+    assert "no list of integers" in errors(decoder)[0]
+
+
+def test_token_ids_of_another_rank(decoder):
+    decoder.inputs[0] = ("input_ids", TensorProto.INT64, ["sequence"])
+    decoder.node("Relu", ["x"], ["y"])
+    assert "has 1 axes, not [batch, sequence]" in errors(decoder)[0]
+
+
+def test_a_table_without_rows(decoder):
+    decoder.constants.clear()
+    decoder.constant("table", np.zeros((0, 16), np.float32))
+    decoder.node("Relu", ["x"], ["y"])
+    assert "'table' has the shape [0, 16], no elements" in errors(decoder)[0]
+
+
+@pytest.mark.parametrize("value", [0.5, np.inf])
+def test_a_length_times_a_fraction(decoder, value):
+    decoder.node("Shape", ["x"], ["s"])
+    decoder.constant("c", np.array(value, np.float32))
+    decoder.node("Mul", ["s", "c"], ["d"], name="mul")
+    decoder.node("Reshape", ["x", "d"], ["y"])
+    assert "'mul' (Mul): the constants do not combine" in errors(decoder)[0]

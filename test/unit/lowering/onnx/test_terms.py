@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from intaglio.lowering.onnx.evaluation import evaluate
 from intaglio.lowering.onnx.expressions import (
     BATCH,
     PAST,
@@ -17,6 +18,7 @@ from intaglio.lowering.onnx.expressions import (
     is_nonnegative,
     variable,
 )
+from intaglio.lowering.onnx.simplification import apply, pieces, replace_index, substitute
 from intaglio.lowering.onnx.terms import (
     FALSE,
     TRUE,
@@ -27,13 +29,8 @@ from intaglio.lowering.onnx.terms import (
     Number,
     Pieces,
     Reduced,
-    apply,
     atoms,
     count,
-    evaluate,
-    pieces,
-    replace_index,
-    substitute,
     variables,
 )
 

@@ -306,6 +306,26 @@ def test_scales_that_differ_keep_their_groups(decoder, plain):
     )
 
 
+@pytest.mark.parametrize("group", [16, 32])
+def test_floats_keep_the_groups_of_their_scales(group):
+    rng = np.random.default_rng(group)
+    w = weights(rng, 40, K)
+    w[3, :group] = 0
+    scales = rng.uniform(0.5, 2, (40, K // group)).astype(np.float32)
+    # The first row alone would do with a larger group.
+    scales[0] = scales[0, 0]
+    values = w * np.repeat(scales, group, axis=1)
+    found = ternary.of_values(Given(values))
+    assert found is not None and found.group == group
+    assert found.zero_fraction == pytest.approx(np.mean(w == 0))
+    codes = unpack(np.asarray(found.packed_rows(0, 40)), 2, K).astype(int) - 1
+    got = codes * np.repeat(found.scales(0, 40), group, axis=1)
+    np.testing.assert_array_equal(got.astype(np.float32), values)
+    values[39, 63] *= 1.5
+    values[39, 62] = values[39, 63] / 2
+    assert ternary.of_values(Given(values)) is None
+
+
 def test_a_row_of_zeros_has_any_scale(decoder):
     w = weights(decoder.rng, 8, 16)
     w[5] = 0

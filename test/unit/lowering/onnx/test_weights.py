@@ -12,7 +12,7 @@ from intaglio.dialects.codes import pack, unpack
 from intaglio.dialects.errors import UserError, UserErrors
 from intaglio.lowering.onnx.importer import ImportedModel, import_model
 from intaglio.lowering.onnx.quantised_graph import write_quantised
-from intaglio.lowering.onnx.weights import Request, Rounding, parse_request, parse_rounding
+from intaglio.lowering.onnx.rounding import Request, Rounding, parse_request, parse_rounding
 from intaglio.lowering.parameters import ParameterSource
 
 SIGNED = {TensorProto.INT2: 2, TensorProto.INT4: 4, TensorProto.INT8: 8}

@@ -564,6 +564,13 @@ def test_norm_without_gamma(wide, write, agrees):
     assert kinds(agrees(wide)) == ["embed", "rms_norm", "activate", "sample", "emit"]
 
 
+def test_sum_with_a_norm_without_gamma(wide, write, agrees):
+    mean = write("ReduceMean", write("Mul", "x", "x"), [-1], keepdims=1)
+    root = write("Sqrt", write("Add", mean, np.float32(1e-5)))
+    write("Add", write("Div", "x", root), "x", output="y")
+    assert kinds(agrees(wide)) == ["embed", "rms_norm", "add", "sample", "emit"]
+
+
 @pytest.mark.parametrize("beta", [False, True])
 def test_layer_norm(wide, write, agrees, beta):
     centred = write("Sub", "x", write("ReduceMean", "x", [-1], keepdims=1))

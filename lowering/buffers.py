@@ -1,0 +1,18 @@
+"""What passes ask of the buffers that a module declares."""
+
+from __future__ import annotations
+
+from xdsl.dialects.builtin import ModuleOp, SymbolRefAttr
+
+from intaglio.dialects import rom
+
+
+def name_of(symbol: SymbolRefAttr) -> str:
+    """The name of a buffer, or of a slot of a layer."""
+    return symbol.root_reference.data
+
+
+def context(module: ModuleOp) -> int:
+    """Tokens that the largest cache of a module holds; 1 where it has none."""
+    caches = (op.type for op in module.ops if isinstance(op, rom.CacheOp))
+    return max((one.capacity.data for one in caches if isinstance(one, rom.KVType)), default=1)

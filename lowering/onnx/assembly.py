@@ -1,0 +1,128 @@
+"""Puts the imported module together: parameters, caches and the step."""
+
+from __future__ import annotations
+
+import math
+
+from xdsl.dialects.builtin import ModuleOp, SymbolRefAttr
+from xdsl.ir import Operation, Region
+
+from intaglio.dialects import rom
+from intaglio.dialects.errors import UserError
+from intaglio.lowering.onnx.model import Node
+from intaglio.lowering.onnx.report import Report
+from intaglio.lowering.onnx.sources import DenseSource, Source
+from intaglio.lowering.onnx.step import Cache, Declared, Step, real
+from intaglio.lowering.onnx.values import (
+    Vector,
+)
+from intaglio.lowering.parameters import ParameterSource
+
+DEFAULT_CONTEXT = 1024
+"""Capacity of the caches where neither the caller nor the model states one."""
+
+SCOPE = "onnx"
+"""Keys of parameters that come from the model are `onnx::NAMES`."""
+
+
+def finish(step: Step, logits: Vector, head: Node) -> None:
+    """Emits what follows the logits, and removes what nothing reads."""
+    sample = step.emit(rom.SampleOp(logits.ssa, rom.nodes(head.name)))
+    step.emit(rom.EmitOp(logits.ssa, sample.token))
+    for op in reversed(list(step.block.ops)):
+        if _is_unused(op):
+            op.detach()
+            op.erase()
+
+
+def assemble(
+    step: Step, report: Report, context: int | None
+) -> tuple[ModuleOp, dict[str, ParameterSource]]:
+    """The module, and who reads each of its parameters, by key.
+
+    Raises:
+        UserError: a context that the model does not allow.
+        UserErrors: weights that are not finite.
+    """
+    used = {
+        attribute.root_reference.data
+        for op in step.block.ops
+        for attribute in op.properties.values()
+        if isinstance(attribute, SymbolRefAttr)
+    }
+    operations: list[Operation] = []
+    parameters: dict[str, ParameterSource] = {}
+    for declared in step.declared.values():
+        if declared.symbol not in used:
+            # Only its shape was read.
+            report.warnings.append(
+                f"tensor '{declared.parameter.names[0]}' has no effect on any output and is left "
+                "out"
+            )
+            continue
+        operation, key = _parameter(report, declared, parameters)
+        parameters[key] = declared.parameter.source
+        operations.append(operation)
+    report.raise_errors()
+    capacity = _capacity(step, report, context)
+    operations += [_cache(cache, capacity) for cache in step.caches.values()]
+    operations.append(rom.StepOp("decode", step.positions, Region(step.block)))
+    return ModuleOp(operations), parameters
+
+
+def _parameter(
+    report: Report, declared: Declared, known: dict[str, ParameterSource]
+) -> tuple[rom.ParameterOp, str]:
+    source = declared.parameter.source
+    peak = source.peak()
+    if not math.isfinite(peak):
+        kind = "values" if isinstance(source, DenseSource) else "scales"
+        report.error(
+            f"tensor '{declared.parameter.names[0]}' has {kind} that are not finite",
+            declared.node,
+        )
+    key = f"{SCOPE}::{','.join(declared.parameter.names)}"
+    number = 1
+    while key in known:
+        number += 1
+        key = f"{SCOPE}::{','.join(declared.parameter.names)}#{number}"
+    return (
+        rom.ParameterOp(
+            declared.symbol,
+            _type(source, declared.adapter),
+            key,
+            peak=peak if math.isfinite(peak) else None,
+            zero=source.zero,
+            zero_fraction=None if isinstance(source, DenseSource) else source.zero_fraction,
+        ),
+        key,
+    )
+
+
+def _cache(cache: Cache, capacity: int) -> rom.CacheOp:
+    type_ = rom.KVType(capacity, cache.heads, cache.width, cache.format)
+    scale = None if cache.static_scale is None else real(cache.static_scale)
+    return rom.CacheOp(cache.symbol, type_, scale)
+
+
+def _capacity(step: Step, report: Report, context: int | None) -> int:
+    positions = step.positions
+    if context is None:
+        return positions or DEFAULT_CONTEXT
+    if context < 1 or (positions and context > positions):
+        limit = f"from 1 to {positions}, the rows of its rotary tables" if positions else "positive"
+        raise UserError(
+            f"a context of {context} tokens is not possible; it must be {limit}", file=report.file
+        )
+    return context
+
+
+def _type(source: Source, adapter: bool) -> rom.ROMTensorType | rom.AdapterType:
+    dense = isinstance(source, DenseSource)
+    group, zeros = (0, False) if dense else (source.group, source.zero is None)
+    kind = rom.AdapterType if adapter else rom.ROMTensorType
+    return kind(source.dims, source.code, group, zeros)
+
+
+def _is_unused(op: Operation) -> bool:
+    return bool(op.results) and not any(result.uses.get_length() for result in op.results)

@@ -1,0 +1,78 @@
+"""Elementwise ONNX operators as numpy functions: one for constants, formulas and sampled curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+COMPARISONS: dict[str, Callable[..., Any]] = {
+    "Equal": np.equal,
+    "Greater": np.greater,
+    "GreaterOrEqual": np.greater_equal,
+    "Less": np.less,
+    "LessOrEqual": np.less_equal,
+}
+
+LOGICAL: dict[str, Callable[..., Any]] = {
+    "And": np.logical_and,
+    "IsInf": np.isinf,
+    "IsNaN": np.isnan,
+    "Not": np.logical_not,
+    "Or": np.logical_or,
+    "Xor": np.logical_xor,
+}
+"""Other operators that give truth values."""
+
+
+def divide(x: Any, y: Any) -> Any:
+    """Div: integers are cut off towards 0; divided by 0 they give 0."""
+    if np.asarray(x).dtype.kind in "iu":
+        return (np.sign(x) * np.sign(y)) * (np.abs(x) // np.abs(y))
+    return np.asarray(x) / y
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+ARITHMETIC: dict[str, Callable[..., Any]] = {
+    "Abs": np.abs,
+    "Add": np.add,
+    "BitwiseAnd": np.bitwise_and,
+    "BitwiseNot": np.invert,
+    "BitwiseOr": np.bitwise_or,
+    "BitwiseXor": np.bitwise_xor,
+    "Ceil": np.ceil,
+    "Cos": np.cos,
+    "Div": divide,
+    "Erf": lambda x: _erf(x).astype(np.asarray(x).dtype),
+    "Exp": np.exp,
+    "Floor": np.floor,
+    "Log": np.log,
+    "Max": np.maximum,
+    "Min": np.minimum,
+    "Mod": np.mod,
+    "Mul": np.multiply,
+    "Neg": np.negative,
+    "Pow": np.power,
+    "Reciprocal": np.reciprocal,
+    "Relu": lambda x: np.maximum(x, 0),
+    "Round": np.rint,
+    "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "Sign": np.sign,
+    "Sin": np.sin,
+    "Softplus": lambda x: np.logaddexp(0, x),
+    "Sqrt": np.sqrt,
+    "Sub": np.subtract,
+    "Tanh": np.tanh,
+}
+"""Operators whose result has the type of their first input. Max and Min are those of two inputs."""
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **ARITHMETIC,
+    **COMPARISONS,
+    **LOGICAL,
+    "Where": np.where,
+}
+"""All of them; for a condition and two values, Where."""

@@ -1,0 +1,137 @@
+"""The graph's inputs: token ids, positions, masks, past keys and values, defaults."""
+
+from __future__ import annotations
+
+from intaglio.lowering.onnx.expressions import BATCH, PAST, SEQUENCE, Expression, expression
+from intaglio.lowering.onnx.model import FLOATS, Graph, Port
+from intaglio.lowering.onnx.report import Report
+from intaglio.lowering.onnx.rotary_operators import token_index
+from intaglio.lowering.onnx.step import Step
+from intaglio.lowering.onnx.terms import TRUE, count
+from intaglio.lowering.onnx.values import (
+    Field,
+    Ids,
+    Past,
+    Stored,
+    Unknown,
+    Value,
+)
+
+_ATTENTION = frozenset({"Attention", "GroupQueryAttention", "MultiHeadAttention", "Softmax"})
+"""Operators that say that a graph attends to several tokens."""
+
+
+def bind_inputs(step: Step, report: Report) -> None:
+    """Binds every input of the graph; reports those that are not understood."""
+    graph = step.graph
+    tokens = _token_input(graph)
+    if tokens is not None:
+        if len(tokens.dims) not in (0, 2):
+            report.error(
+                f"input '{tokens.name}' has {len(tokens.dims)} axes, not [batch, sequence]"
+            )
+        step.batch = _length(report, tokens, 0, BATCH)
+        step.sequence = _length(report, tokens, 1, SEQUENCE)
+        step.total = PAST + step.sequence
+    else:
+        report.error(
+            "the graph has no input of token ids (int64 [batch, sequence] that selects rows of "
+            "an embedding table)",
+            hint="export the model with its embedding (without exclude_embeds)",
+        )
+    for port in graph.inputs.values():
+        step.values[port.name] = _input(step, report, port, tokens)
+    attends = any(node.op_type in _ATTENTION for node in graph.nodes)
+    if attends and not step.pasts and tokens is not None:
+        report.error(
+            "the graph has attention but takes no past keys and values: an encoder, or a "
+            "decoder without its cache",
+            hint="encoders are not supported; export a decoder with past keys and values "
+            "(text-generation-with-past)",
+        )
+
+
+def _token_input(graph: Graph) -> Port | None:
+    candidates = [
+        port
+        for port in graph.inputs.values()
+        if port.dtype in ("INT64", "INT32") and port.name not in graph.initializers
+    ]
+    for port in candidates:
+        if port.name.split(".")[-1] == "input_ids":
+            return port
+    for port in candidates:
+        users = graph.consumers.get(port.name, ())
+        if (
+            any(
+                user.op_type in ("Gather", "GatherBlockQuantized") and user.input(1) == port.name
+                for user in users
+            )
+            and "position" not in port.name
+        ):
+            return port
+    return None
+
+
+def _length(report: Report, port: Port, axis: int, length: Expression) -> Expression:
+    dim = port.dims[axis] if axis < len(port.dims) else None
+    if not isinstance(dim, int):
+        return length
+    if dim != 1:
+        report.error(
+            f"input '{port.name}' has the fixed size {dim} in axis {axis}",
+            hint="export with a dynamic (symbolic) batch and sequence",
+        )
+    return expression(1)
+
+
+def _input(step: Step, report: Report, port: Port, tokens: Port | None) -> Value:
+    name = port.name
+    if name in step.graph.initializers:
+        return _default_input(step, report, port)
+    if tokens is not None and name == tokens.name:
+        return Ids((step.batch, step.sequence))
+    rank = len(port.dims)
+    integral = port.dtype in ("INT64", "INT32")
+    if integral and "position_ids" in name and rank == 2:
+        return token_index(step)
+    if (integral or port.dtype == "BOOL") and "attention_mask" in name and rank == 2:
+        ones = TRUE if port.dtype == "BOOL" else count(1)
+        return Field((step.batch, step.total), ones, "INT64" if integral else "BOOL")
+    if rank == 4 and (port.dtype in FLOATS or port.dtype in ("INT8", "UINT8")):
+        step.pasts[name] = port
+        dims = [step.batch, PAST, PAST, PAST]
+        for axis in (1, 2, 3):
+            dim = port.dims[axis]
+            dims[axis] = expression(dim) if isinstance(dim, int) else PAST
+        if isinstance(port.dims[3], int):
+            return Past(name, tuple(dims))
+        return Past(name, (*dims[:3], Expression({("head width",): 1})))
+    hint = None
+    if "embeds" in name:
+        hint = "export the model with its embedding (without exclude_embeds)"
+    elif "cumulative_length" in name or "sliding_window" in name:
+        hint = (
+            "export with caches that keep all tokens and grow (no static cache, and no cache "
+            "that forgets: a sliding window belongs into the mask)"
+        )
+    elif "mask" in name or "position" in name:
+        hint = "export with input_ids, a 2-D attention_mask and past keys and values only"
+    report.error(
+        f"the graph's input '{name}' ({port.dtype.lower()}, {rank} axes) is not understood",
+        hint=hint,
+    )
+    return Unknown()
+
+
+def _default_input(step: Step, report: Report, port: Port) -> Value:
+    tensor = step.graph.initializers[port.name]
+    if tensor.size == 0:
+        report.error(
+            f"the graph's input '{port.name}' is an adapter matrix to be given at run time",
+            hint="export the base model without adapter inputs, or with constant adapters; "
+            "adapters are added later with `intaglio adapter add`",
+        )
+        return Unknown()
+    report.warnings.append(f"input '{port.name}' has a default value; it is taken as a constant")
+    return Stored(tensor, tensor.dims)

@@ -1,0 +1,94 @@
+"""The graph's outputs: the logits, and what the caches become."""
+
+from __future__ import annotations
+
+from intaglio.lowering.onnx import (
+    attention,
+    cached,
+)
+from intaglio.lowering.onnx.model import Node
+from intaglio.lowering.onnx.report import Report
+from intaglio.lowering.onnx.step import Step
+from intaglio.lowering.onnx.values import (
+    Cached,
+    Curve,
+    Present,
+    Refusal,
+    Unknown,
+    Vector,
+)
+
+
+def find_logits(step: Step, report: Report) -> tuple[Vector | None, Node | None]:
+    """The logits and the node that gives them, or None where no output is logits."""
+    found: list[tuple[str, Vector]] = []
+    unknown = False
+    for name in step.graph.outputs:
+        value = step.values.get(name)
+        match value:
+            case Vector():
+                found.append((name, value))
+            case Unknown():
+                unknown = True
+            case Present():
+                pass
+            case Cached() if cached.is_whole(value):
+                _check_present(report, name, value)
+            case Curve():
+                unknown = True
+            case None:
+                report.error(f"nothing computes the output '{name}'")
+            case _:
+                report.error(f"the output '{name}' is {value.kind}, not logits")
+    if len(found) > 1:
+        chosen = next((p for p in found if p[0] == "logits"), None)
+        if chosen is not None:
+            for name, _ in found:
+                if name != "logits":
+                    report.error(
+                        f"the output '{name}' is not supported: the chip gives logits only",
+                        hint="export without it (include_hidden_states=false)",
+                    )
+            found = [chosen]
+        else:
+            names = ", ".join(f"'{name}'" for name, _ in found)
+            report.error(f"only one output can be the logits, found {names}")
+    if not found:
+        if not unknown and not report.errors:
+            report.error("the graph has no output of logits")
+        return None, None
+    name, value = found[0]
+    try:
+        step.whole_row(value)
+    except Refusal as refusal:
+        report.error(f"the logits '{name}': {refusal.reason}")
+    if name == "hidden_states":
+        report.error(
+            "the output 'hidden_states' is not logits",
+            hint="export the model with its head (without exclude_lm_head)",
+        )
+    return value, step.graph.producers.get(name)
+
+
+def _check_present(report: Report, name: str, value: Cached) -> None:
+    if attention.layer(name) != attention.layer(value.past):
+        report.error(f"'{value.past}' and '{name}' belong to different layers")
+
+
+def check_pasts(step: Step, report: Report) -> None:
+    """Every cache that is written must be an output too."""
+    given = {
+        value.past
+        for value in (step.values.get(name) for name in step.graph.outputs)
+        if isinstance(value, Cached | Present)
+    }
+    for past in step.caches:
+        if past not in given:
+            report.error(
+                f"no output gives back what '{past}' becomes with the new tokens",
+                hint="export with present keys and values as outputs (with past)",
+            )
+    report.raise_errors()
+    for name in step.pasts:
+        if name not in step.caches:
+            report.warnings.append(f"input '{name}' is read by no attention and is left out")

@@ -1,0 +1,56 @@
+"""What the import has to say: errors, each node once, and warnings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from intaglio.dialects.errors import UserError, UserErrors
+from intaglio.lowering.onnx.model import Node
+
+
+@dataclass(eq=False)
+class Report:
+    """Errors and warnings so far.
+
+    Attributes:
+        file: the model's file, for messages.
+        errors: all that is not supported, in the order it was found.
+        warnings: what was noticed but is no error.
+    """
+
+    file: str
+    errors: list[UserError] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def error(self, what: str, node: Node | None = None, hint: str | None = None) -> None:
+        """Reports an error, unless the same was reported before."""
+        error = UserError(
+            what,
+            file=self.file,
+            node=None if node is None else node.name,
+            op_type=None if node is None else node.op_type,
+            hint=hint,
+        )
+        if str(error) not in {str(known) for known in self.errors}:
+            self.errors.append(error)
+
+    def raise_errors(self) -> None:
+        """Ends the import where there are errors.
+
+        Raises:
+            UserErrors: all of them. A remedy that many share is said once, with the last of them.
+        """
+        if not self.errors:
+            return
+        said: set[str | None] = set()
+        errors: list[UserError] = []
+        for error in reversed(self.errors):
+            hint = None if error.hint in said else error.hint
+            said.add(error.hint)
+            errors.insert(
+                0,
+                UserError(
+                    error.what, file=error.file, node=error.node, op_type=error.op_type, hint=hint
+                ),
+            )
+        raise UserErrors(errors)
