@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 import time
@@ -16,17 +17,20 @@ class Cost:
 
     Attributes:
         seconds: from its start to its end.
+        cpu_seconds: of all its processes, which another load of the machine does not change much.
         anonymous: peak bytes of anonymous and shared memory, over the process tree.
         file_backed: peak bytes of file-backed pages, over the process tree.
     """
 
     seconds: float
+    cpu_seconds: float
     anonymous: int
     file_backed: int
 
     def __str__(self) -> str:
         return (
-            f"{self.seconds:.1f} s, peak {self.anonymous / 1e6:.0f} MB anonymous and shared, "
+            f"{self.seconds:.1f} s ({self.cpu_seconds:.1f} s of CPU), "
+            f"peak {self.anonymous / 1e6:.0f} MB anonymous and shared, "
             f"{self.file_backed / 1e6:.0f} MB file-backed"
         )
 
@@ -59,7 +63,7 @@ def measured(command: Sequence[str], *, quiet: bool = False) -> Cost:
         command: the program and its arguments.
         quiet: leave out what it writes to its standard output.
     """
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), _children_cpu()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL if quiet else None)
     peak = [0, 0]
     while process.poll() is None:
@@ -68,7 +72,13 @@ def measured(command: Sequence[str], *, quiet: bool = False) -> Cost:
         time.sleep(0.02)
     if process.returncode:
         sys.exit(process.returncode)
-    return Cost(time.perf_counter() - start, peak[0], peak[1])
+    return Cost(time.perf_counter() - start, _children_cpu() - cpu, peak[0], peak[1])
+
+
+def _children_cpu() -> float:
+    """Seconds that processes started here took of the CPUs, of those that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def read_once(folder: Path) -> float:

@@ -12,16 +12,16 @@ from what_if import WhatIf
 from intaglio.backend.stages import Options
 from intaglio.backend.target import load_target
 from intaglio.dialects.rom import WEIGHT_CODES
-from intaglio.lowering.onnx.weights import parse_request
+from intaglio.lowering.onnx.rounding import parse_request
 from intaglio.runtime.power import power
 
 ABOUT = """\
-Llama-3.1-8B with `{mix}`, the mix that the target states: every matrix in 3 bits but the down
-projections and the head in 6 (C8: 6 bits are read as parameters, not as scales). Which parameters
-have 6 bits is not published. Any other assignment is given by `--weights` for float models, and by
-the values themselves for quantised ones: an INT4 or INT8 tensor whose values fit 3 or 6 bits is
-stored in as many, which is how this model is written. 1,024 tokens in, 1,024 out, one user. Nearly
-everything about this chip is assumed."""
+Llama-3.1-8B with `{mix}`, the mix that the target states
+and that `--weights target` asks for: every matrix in 3 bits but the down projections and the head
+in 6 (C8: 6 bits are read as parameters, not as scales). Which parameters have 6 bits is not
+published. `--weights` takes any other assignment for float models; quantised ones keep their own:
+an INT4 or INT8 tensor whose values fit 3 or 6 bits is stored in as many, which is how this model is
+written. 1,024 tokens in, 1,024 out, one user. Nearly everything about this chip is assumed."""
 
 LENGTHS = (1024, 1024)
 NAME = "tok/s, 1k in and 1k out"
@@ -37,7 +37,7 @@ def study(work: Work) -> Section:
     options = Options("hc1", context=sum(LENGTHS))
     model = work.model("llama-3.1-8b-mixed", mixed(mix))
     compiled = work.compile(model, options)
-    section.costs = [f"Llama-3.1-8B, 3 and 6 bits: {compiled.cost}"]
+    section.costs = [(f"Llama-3.1-8B, 3 and 6 bits: {compiled.cost}", True)]
     say("asking about Llama-3.1-8B")
     goal, figure = of("tokens_per_s"), generation_rate(*LENGTHS)
     (answer,) = ask(WhatIf(model, options), {NAME: (goal, figure, whole)})

@@ -89,8 +89,8 @@ class Section:
     answers: list[tuple[str, list[Answer]]] = field(default_factory=list)
     """A model and its figures."""
     checks: list[tuple[str, bool]] = field(default_factory=list)
-    costs: list[str] = field(default_factory=list)
-    """Measured: not for the page."""
+    costs: list[tuple[str, bool]] = field(default_factory=list)
+    """Measured, and whether it is within its limits: not for the page."""
 
     def lines(self) -> Iterator[str]:
         """As Markdown."""

@@ -50,7 +50,10 @@ def study(work: Work) -> Section:
     adapted = Options("roma", context=4096, adapter_rank=RANK)
     long = Options("roma", LARGE, context=2048)
     of_small, of_large = work.compile(small, decode), work.compile(large, long)
-    section.costs = [f"Llama-3.2-3B, int4: {of_small.cost}", f"Llama-3-8B, int2: {of_large.cost}"]
+    section.costs = [
+        (f"Llama-3.2-3B, int4: {of_small.cost}", True),
+        (f"Llama-3-8B, int2: {of_large.cost}", True),
+    ]
     rates: Questions = {
         "no KV, tok/s": (of("decode_tokens_per_s"), rate_at(0), whole),
         "1K KV, tok/s": (of("decode_1k_tokens_per_s"), rate_at(1023), whole),
@@ -64,7 +67,7 @@ def study(work: Work) -> Section:
         "first token after 4K, ms": (of("first_token_4k_ms"), first_token_ms(4096, RANK), fixed(1)),
     }
     series: Questions = {
-        f"{length} cached, tok/s": (of(f"length_{name}_tokens_per_s"), rate_at(length - 1), whole)
+        f"{length:,} cached, tok/s": (of(f"length_{name}_tokens_per_s"), rate_at(length - 1), whole)
         for name, length in LENGTHS.items()
     }
     for model, path, options, questions in (

@@ -4,7 +4,7 @@
     python bench/rom_density.py --part reference     256 x 256 weights, 1024 x 128 bits; proofs
     python bench/rom_density.py --part height        banks of 128 bits, 128 to 2,048 words
     python bench/rom_density.py --part small         all banks of the trained BitNet on tom-mini
-    python bench/rom_density.py --part full          a sample of the banks of BitNet-2B on tom
+    python bench/rom_density.py --part full          a sample of the banks of a BitNet-2B on tom
     python bench/rom_density.py                      all of it
 
 Three figures for a bank, in gate equivalents (area over that of a NAND2) of bench/cells.lib:
@@ -16,7 +16,7 @@ Three figures for a bank, in gate equivalents (area over that of a NAND2) of ben
 - shared: Yosys and ABC from the compiler's own gates (`rom_logic=shared`).
 
 Both texts are the emitted SystemVerilog of the bank's module, and go through the same script. The
-network is compared with the table at every address; `--prove` also has Yosys prove the two mapped
+network is compared with the table at every address; `--prove` also has Yosys prove the two emitted
 modules equal (`miter`, `sat`). Density is that of the cells alone: bits over gate equivalents times
 the area of a NAND2, which `--nand2` gives; no placement, no wires. Prints Markdown.
 """
@@ -67,14 +67,13 @@ tee -q -o {folder}/{name}.json stat -liberty {cells} -json
 """
 _PROVE = """\
 read_verilog -sv {folder}/{name}.sv
-synth -noabc
-abc -liberty {cells} -script {abc}
-read_liberty -overwrite {cells}
 proc
 miter -equiv -flatten -make_outputs {one} {other} miter
 hierarchy -top miter
-flatten
+memory
 opt_clean
+techmap
+opt -fast
 sat -verify -prove trigger 0 miter
 """
 
@@ -205,7 +204,7 @@ def measure(banks: Sequence[Bank], folder: Path, prove: bool = False) -> dict[st
         if prove:
             for bank in batch:
                 names = {"one": f"{bank.name}_table", "other": f"{bank.name}_shared"}
-                script = _PROVE.format(folder=folder, name=name, cells=CELLS, abc=ABC, **names)
+                script = _PROVE.format(folder=folder, name=name, **names)
                 yosys(script, folder, f"{bank.name}_proof")
         print(
             f"{first + len(batch)} of {len(banks)}: networks {built - begun:.1f} s, synthesis "
@@ -340,21 +339,26 @@ def full(folder: Path, given: Path | None, nand2: float, seed: int, sample: int)
         out = compiled(model, "tom", folder / "full")
     program = load_program(out)
     config, machine = layout_of(program).matrix, program.machine
-    places = [
-        (tile, unit, bank)
-        for tile in range(machine.tiles)
-        for unit in range(machine.l_units)
-        for bank in all_banks(config, tile)
-    ]
-    chosen = sorted(random.Random(seed).sample(places, sample))
-    found = measure([bank for _, bank in banks_of(out, chosen)], folder)
-    total = sum(found.values(), Figures())
-    rows = [one.row(name, nand2) for name, one in found.items()]
-    report(
-        f"{sample} of the {len(places):,} banks of a BitNet-2B shape on {machine.name}, drawn with "
-        f"seed {seed}.",
-        [*rows, total.row("**together**", nand2)],
-    )
+    columns = bank_columns(config)
+    kinds: dict[str, list[tuple[int, int, int]]] = {"layers": [], "embedding and head": []}
+    for tile in range(machine.tiles):
+        for bank in all_banks(config, tile):
+            place = config.banks[tile][bank // columns]
+            # What is switched belongs to a layer.
+            kind = "layers" if place and place.domain is not None else "embedding and head"
+            kinds[kind] += [(tile, unit, bank) for unit in range(machine.l_units)]
+    draw = random.Random(seed)
+    chosen = {kind: sorted(draw.sample(all_, sample)) for kind, all_ in kinds.items() if all_}
+    picked = [place for places in chosen.values() for place in places]
+    banks = dict(banks_of(out, picked))
+    found = measure([bank for _, bank in sorted(banks.items())], folder)
+    rows = []
+    for kind, places in chosen.items():
+        figures = {place: found[banks[place].name] for place in places if place in banks}
+        rows += [one.row(bank_name(*place), nand2) for place, one in figures.items()]
+        total = sum(figures.values(), Figures())
+        rows.append(total.row(f"**{kind}: {len(figures)} of {len(kinds[kind]):,}**", nand2))
+    report(f"Banks of a BitNet-2B shape on {machine.name}, drawn with seed {seed}.", rows)
 
 
 def main() -> None:
@@ -370,7 +374,9 @@ def main() -> None:
     parser.add_argument("--target", default="tom-mini", help="of the part `small`")
     parser.add_argument("--every", type=int, default=1, help="one in so many banks of `small`")
     parser.add_argument("--out", type=Path, help="BitNet-2B on tom, compiled")
-    parser.add_argument("--sample", type=int, default=4, help="banks of the part `full`")
+    parser.add_argument(
+        "--sample", type=int, default=2, help="banks of the part `full`, of each kind"
+    )
     parser.add_argument("--keep", type=Path, help="folder for scripts, logs and netlists")
     given = parser.parse_args()
     part = given.part or "all"

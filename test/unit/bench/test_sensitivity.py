@@ -2,92 +2,79 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 
-def _load() -> ModuleType:
-    path = Path(__file__).parents[3] / "bench" / "sensitivity.py"
-    spec = spec_from_file_location("bench_sensitivity", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    # Dataclasses look their module up.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def s(script) -> ModuleType:
+    return script("sensitivity")
 
 
-s = _load()
-
-
-def _knob(value: float = 32, low: float = 16, high: float = 64, *, integer: bool = True):
+def _knob(s, value: float = 32, low: float = 16, high: float = 64, *, integer: bool = True):
     return s.Knob("unit.lanes", value, low, high, integer)
 
 
-def test_an_integer_that_reaches_the_goal():
-    found = s.reach(_knob(), lambda lanes: 10.0 * lanes, 405)
+def test_an_integer_that_reaches_the_goal(s):
+    found = s.reach(_knob(s), lambda lanes: 10.0 * lanes, 405)
     assert (found.needed, found.at_needed) == (41, 410)
     assert (found.own, found.at_ends) == (320, {16: 160, 64: 640})
     assert found.matters
 
 
-def test_a_fraction_that_reaches_the_goal():
-    found = s.reach(_knob(2.0, 1.0, 4.0, integer=False), lambda x: 1 / x, 0.3)
+def test_a_fraction_that_reaches_the_goal(s):
+    found = s.reach(_knob(s, 2.0, 1.0, 4.0, integer=False), lambda x: 1 / x, 0.3)
     assert found.needed == pytest.approx(1 / 0.3, rel=1e-3)
     assert found.at_needed <= 0.3
 
 
-def test_the_value_nearest_to_the_own_one():
+def test_the_value_nearest_to_the_own_one(s):
     # A valley: both ways lead up to the goal, the way up to 36 is shorter than that down to 24.
-    found = s.reach(_knob(), lambda x: max(32 - x, 2 * (x - 32)), 8)
+    found = s.reach(_knob(s), lambda x: max(32 - x, 2 * (x - 32)), 8)
     assert found.needed == 36
 
 
-def test_a_goal_out_of_reach():
-    found = s.reach(_knob(), float, 100)
+def test_a_goal_out_of_reach(s):
+    found = s.reach(_knob(s), float, 100)
     assert found.needed is None
     assert found.at_needed is None
     assert found.best(100) == (64, 64)
 
 
-def test_a_parameter_that_only_leads_away():
-    found = s.reach(_knob(32, 32, 64), float, 16)
+def test_a_parameter_that_only_leads_away(s):
+    found = s.reach(_knob(s, 32, 32, 64), float, 16)
     assert found.needed is None
     assert found.best(16) is None
     assert found.matters
 
 
-def test_a_parameter_without_effect():
-    found = s.reach(_knob(), lambda _: 7.0, 100)
+def test_a_parameter_without_effect(s):
+    found = s.reach(_knob(s), lambda _: 7.0, 100)
     assert not found.matters
     assert found.needed is None
     assert found.best(100) is None
 
 
-def test_ends_without_a_chip():
-    found = s.reach(_knob(), lambda x: float(x) if x <= 50 else None, 45)
+def test_ends_without_a_chip(s):
+    found = s.reach(_knob(s), lambda x: float(x) if x <= 50 else None, 45)
     assert found.at_ends == {16: 16, 50: 50}
     assert found.needed == 45
-    alone = s.reach(_knob(), lambda x: float(x) if x == 32 else None, 45)
+    alone = s.reach(_knob(s), lambda x: float(x) if x == 32 else None, 45)
     assert alone.at_ends == {}
     assert not alone.matters
 
 
-def test_values_without_a_chip_between():
+def test_values_without_a_chip_between(s):
     powers = (16, 32, 64)
-    found = s.reach(_knob(), lambda x: float(x) if x in powers else None, 45)
+    found = s.reach(_knob(s), lambda x: float(x) if x in powers else None, 45)
     assert (found.needed, found.at_needed) == (64, 64)
 
 
-def test_all_at_their_better_ends():
-    up = s.reach(_knob(), float, 100)
-    down = s.reach(_knob(), lambda x: 96.0 - x, 100)
-    idle = s.reach(_knob(), lambda _: 7.0, 100)
+def test_all_at_their_better_ends(s):
+    up = s.reach(_knob(s), float, 100)
+    down = s.reach(_knob(s), lambda x: 96.0 - x, 100)
+    idle = s.reach(_knob(s), lambda _: 7.0, 100)
     knobs = [s.Knob(name, 32, 16, 64, True) for name in ("up", "down", "idle")]
     reaches = [
         s.Reach(knob, one.own, one.at_ends, one.needed, one.at_needed)
@@ -96,6 +83,6 @@ def test_all_at_their_better_ends():
     assert s.together(reaches, 100) == {"up": 64, "down": 16}
 
 
-def test_settings():
-    assert _knob().setting(48.0) == "unit.lanes=48"
-    assert _knob(0.5, 0.1, 1.0, integer=False).setting(0.25) == "unit.lanes=0.25"
+def test_settings(s):
+    assert _knob(s).setting(48.0) == "unit.lanes=48"
+    assert _knob(s, 0.5, 0.1, 1.0, integer=False).setting(0.25) == "unit.lanes=0.25"

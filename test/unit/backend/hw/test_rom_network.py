@@ -13,9 +13,9 @@ import pytest
 
 from intaglio.backend.circt import to_verilog
 from intaglio.backend.compile import compile_model
-from intaglio.backend.emit_hardware import hardware_text
+from intaglio.backend.hw.chip import chip_design
 from intaglio.backend.hw.layout import layout_of, logic_rom
-from intaglio.backend.hw.rom_bank import BankBody, table_body
+from intaglio.backend.hw.rom_bank import BankBody, bank_name, table_body
 from intaglio.backend.hw.rom_network import shared_body
 from intaglio.backend.hw.signal import Design
 from intaglio.backend.image_files import Images
@@ -99,23 +99,26 @@ def test_yosys_proves_the_verilog_equal(wrong: bool, tmp_path: Path) -> None:
 
 
 def test_chosen_banks(model: Callable[[str], Path], tmp_path: Path) -> None:
-    """All banks by the target's policy, some by the call; the chip computes the same."""
+    """All banks by the target's policy, some by the call; with these the chip computes the same."""
     options = Options("tom-mini", ("policy.rom_logic=shared",), context=16, emit="program")
     out = compile_model(model("ternary"), tmp_path / "out", options).folder
     program = load_program(out)
     images, layout = Images(program, out), layout_of(program)
-    everything = hardware_text(program, images)
-    names = re.findall(r"hw\.module @(tile\d+_l_unit\d+_bank\d+)\(", everything)
-    assert len(names) > 50
-    assert "aggregate_constant" not in everything.split(f"@{names[0]}(")[1].split("hw.module")[0]
-    few = logic_rom(layout, images, shared={(1, 2, 0)})
-    assert few is not None
-    bodies = {few.body_of(*place) for place in ((0, 2, 0), (1, 1, 0), (1, 2, 1))}
-    assert (bodies, few.body_of(1, 2, 0)) == ({table_body}, shared_body)
     whole = logic_rom(layout, images)
     assert whole is not None and whole.body_of(3, 3, 3) is shared_body
-
-    chip = RTLChip(program, out, cache=False, opt=0, text=everything)
+    chosen = {(tile, unit, unit) for tile in (0, 2) for unit in range(4)}
+    few = logic_rom(layout, images, shared=chosen)
+    assert few is not None
+    text = chip_design(layout, few).text()
+    banks = re.split(r"hw\.module @(?=tile\d+_l_unit\d+_bank\d+\()", text)[1:]
+    forms = {
+        bank.split("(")[0]: "aggregate_constant" not in bank.split("hw.output")[0] for bank in banks
+    }
+    names = {bank_name(*place) for place in chosen}
+    assert len(forms) > 50
+    assert {name for name, gates in forms.items() if gates} == names & set(forms)
+    assert len(names & set(forms)) > 5
+    chip = RTLChip(program, out, cache=False, opt=0, text=text)
     result = compare_token(Simulator(program, out), chip, 3, 0)
     assert result.equal, str(result.difference)
     assert result.values > 1000
