@@ -145,16 +145,37 @@ class VectorMemory:
         self._names[self.persistent[token]] = "token"
         self._names[self.persistent[emit.token]] = "next"
         self._names.setdefault(self.persistent[self.source(emit.logits)], "logits")
-        top = floor
-        for block in blocks:
-            top = max(top, self._allocate_block(block, floor, row))
+        top = max(
+            (self._allocate_block(block, floor, row) for block in blocks),
+            default=floor,
+        )
         for number, value in enumerate(self._views):
             self._names[value] = f"part{number}_of_{self._names[self.root(value)]}"
         if top > self.machine.vector_sram_bytes:
             self._overflow(top)
 
     def _allocate_block(self, block: DraftBlock, floor: int, row: int) -> int:
-        """First fit over the block's live ranges; returns the highest byte used."""
+        """First fit over the block's live ranges; returns the end of the highest place.
+
+        Whoever writes where another value was must wait for that value's last reader, so a place
+        stays empty for as many instructions as the memory is large enough for.
+        """
+        rest = len(block.drafts)
+        while True:
+            top = self._first_fit(block, floor, row, rest)
+            if top <= self.machine.vector_sram_bytes or not rest:
+                return top
+            rest //= 2
+
+    def _first_fit(self, block: DraftBlock, floor: int, row: int, rest: int) -> int:
+        """Gives each value of a block the first place that is not taken.
+
+        Args:
+            block: whose values are placed.
+            floor: first byte that may be used.
+            row: bytes of a row; places begin with one.
+            rest: for how many instructions after its last reader a place is not used again.
+        """
         first: dict[SSAValue, int] = {}
         last: dict[SSAValue, int] = {}
         for index, draft in enumerate(block.drafts):
@@ -170,7 +191,7 @@ class VectorMemory:
             taken = sorted(
                 (self._places[other].first, -(-self._places[other].last // row) * row)
                 for other in placed
-                if last[other] >= first[value] and last[value] >= first[other]
+                if last[other] + rest >= first[value] and last[value] >= first[other]
             )
             address = floor
             for begin, end in taken:

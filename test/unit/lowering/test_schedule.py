@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -236,6 +237,15 @@ RANKS = st.sampled_from([0, 0, 3])
 """Of adapter slots; 0 is none."""
 
 
+def tight(compiled: Callable[[Machine], ModuleOp], machine: Machine) -> Machine:
+    """A machine with the least vector memory that the program fits in: places are used again."""
+    with pytest.raises(DoesNotFit) as raised:
+        scheduled(compiled(replace(machine, vector_sram_bytes=1)))
+    found = re.search(r"the program needs (\d+)", str(raised.value))
+    assert found is not None
+    return replace(machine, vector_sram_bytes=int(found[1]))
+
+
 @RELAXED
 @given(data=st.data())
 def test_the_program_computes_what_the_operators_mean(
@@ -245,7 +255,12 @@ def test_the_program_computes_what_the_operators_mean(
     if rank:
         # Terms are trees: each slot doubles the paths to what it reads.
         model = replace(model, layers=min(model.layers, 2))
-    module = integers(model, data.draw(machines), rank, ("v_proj", "down_proj"))
+
+    def compiled(machine: Machine) -> ModuleOp:
+        return integers(model, machine, rank, ("v_proj", "down_proj"))
+
+    machine = data.draw(machines)
+    module = compiled(tight(compiled, machine) if data.draw(st.booleans()) else machine)
     meaning = Meaning()
     wanted = meaning.step(module)
     replay = Replay(scheduled(module))
@@ -258,9 +273,28 @@ def test_the_program_computes_what_the_operators_mean(
 def test_every_conflict_is_waited_for(
     data: st.DataObject, integers: Any, decoders: Any, machines: Any
 ) -> None:
-    machine = data.draw(machines)
-    program = scheduled(integers(data.draw(decoders), machine, data.draw(RANKS)))
+    machine, model, rank = data.draw(machines), data.draw(decoders), data.draw(RANKS)
+
+    def compiled(machine: Machine) -> ModuleOp:
+        return integers(model, machine, rank)
+
+    if data.draw(st.booleans()):
+        machine = tight(compiled, machine)
+    program = scheduled(compiled(machine))
     assert_conflicts_are_waited_for(program, machine.issue)
+
+
+def test_room_in_the_vector_memory_saves_time(integers: Any, decoder: Any, mini: Machine) -> None:
+    """Where places need not be used again, nobody waits for their last readers."""
+
+    def compiled(machine: Machine) -> ModuleOp:
+        return integers(decoder, machine, 3)
+
+    def cycles(machine: Machine) -> int:
+        program = scheduled(compiled(machine))
+        return max(max(op.finish.get_values()) for b in program.blocks for op in b.instructions)
+
+    assert cycles(mini) < cycles(tight(compiled, mini))
 
 
 @RELAXED
