@@ -52,7 +52,7 @@ class FabricPlace(ModulePass):
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         machine = machine_of(op)
         given = read_mapping(self.mapping) if self.mapping else None
-        placements = list(_place_rom(op, machine, given))
+        placements = _place_rom(op, machine, given)
         placements += _place_constants(op)
         placements += place_sram(op, machine)
         last = [s for s in op.ops if isinstance(s, rom.ParameterOp | rom.CacheOp)][-1]
@@ -187,19 +187,22 @@ def choose_piece(
     tiles: int | None = None,
     *,
     is_read: bool = False,
+    compact: bool = False,
 ) -> Piece:
     """The best cut of a matrix over so many tiles (all), at address 0 from tile 0.
 
-    A table is read one row at a time, so its storage decides before the cycles of a product. Where
-    rows are read by their number (a table that is also a head is), tiles are a power of two.
+    A table is read one row at a time, so its storage decides before the cycles of a product; of a
+    `compact` matrix too. Where rows are read by their number (a table that is also a head is),
+    tiles are a power of two.
     """
     passes = activation_passes(machine.activations, machine)
 
     def cost(piece: Piece) -> tuple[int, int, int]:
         cycles = piece.product_cycles(shape, machine, passes)
         storage = piece.bank_bits(shape, machine) * piece.tiles
-        row = piece.words(shape, machine)
-        return (storage, row, piece.split) if is_table else (cycles, storage, piece.split)
+        if is_table:
+            return storage, piece.words(shape, machine), piece.split
+        return (storage, cycles, piece.split) if compact else (cycles, storage, piece.split)
 
     count = machine.tiles if tiles is None else tiles
     return min(_candidates(shape, machine, count, is_read=is_read or is_table), key=cost)
@@ -209,11 +212,11 @@ def _at(piece: Piece, first_tile: int, fill: tuple[int, int]) -> Piece:
     return replace(piece, first_tile=first_tile, base=fill[0], scale_base=fill[1])
 
 
-def _pack(shape: MatrixShape, machine: Machine, banks: _Banks) -> Piece | None:
+def _pack(shape: MatrixShape, machine: Machine, banks: _Banks, compact: bool) -> Piece | None:
     """The first place on as few tiles as hold a matrix: an aligned power of two; None: nowhere."""
     tiles = 1
     while tiles <= machine.tiles:
-        piece = choose_piece(shape, machine, is_table=False, tiles=tiles)
+        piece = choose_piece(shape, machine, is_table=False, tiles=tiles, compact=compact)
         for first in range(0, machine.tiles - tiles + 1, tiles):
             placed = _at(piece, first, banks.fill(first, tiles))
             if banks.holds(placed, shape):
@@ -307,6 +310,16 @@ def _domains(
 
 def _place_rom(
     module: ModuleOp, machine: Machine, given: Mapping | None
+) -> list[PlaceOp | DomainOp]:
+    """Places the matrices for the fewest cycles; if they do not fit, for the least padding."""
+    try:
+        return [*_engrave(module, machine, given, compact=False)]
+    except DoesNotFit:
+        return [*_engrave(module, machine, given, compact=True)]
+
+
+def _engrave(
+    module: ModuleOp, machine: Machine, given: Mapping | None, *, compact: bool
 ) -> Iterator[EngraveOp | DomainOp]:
     banks = _Banks(machine)
     tensors = _engraved(module, machine)
@@ -326,9 +339,11 @@ def _place_rom(
         else:
             place: Piece | None = None
             if machine.placement == "packed" and not one.extra:
-                place = _pack(shape, machine, banks)
+                place = _pack(shape, machine, banks, compact)
             if place is None:
-                cut = choose_piece(shape, machine, one.is_table, is_read=one.is_read)
+                cut = choose_piece(
+                    shape, machine, one.is_table, is_read=one.is_read, compact=compact
+                )
                 place = _at(cut, 0, banks.fill(0, cut.tiles))
             pieces = [place]
             banks.add(place, shape, one.extra)

@@ -266,6 +266,32 @@ def test_a_shared_matrix_is_engraved_once(
 
 @RELAXED
 @given(data=st.data())
+def test_the_least_padding_where_speed_does_not_fit(
+    data: st.DataObject, integers: Any, decoders: Any, mini: Machine
+) -> None:
+    """A bit less than cuts for speed need is enough where padding can be saved."""
+    model = data.draw(decoders)
+
+    def fullest(module: ModuleOp) -> int:
+        """Bits of an L-Unit of the fullest tile."""
+        use = [0] * mini.tiles
+        for _, shape, pieces in engraved(module):
+            for piece in pieces:
+                for tile in range(piece.first_tile, piece.first_tile + piece.tiles):
+                    use[tile] += piece.bank_bits(shape, mini)
+        return max(use)
+
+    needed = fullest(place(integers(model, replace(mini, rom_bits=1 << 24))))
+    module = integers(model, replace(mini, rom_bits=needed - 1))
+    try:
+        place(module)
+    except DoesNotFit:
+        assume(False)
+    assert fullest(module) < needed
+
+
+@RELAXED
+@given(data=st.data())
 def test_packed_matrices_take_few_tiles(
     data: st.DataObject,
     decoders: st.SearchStrategy[Any],

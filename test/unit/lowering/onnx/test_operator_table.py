@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from intaglio.dialects import rom
+from intaglio.dialects import rom, semantics
 from intaglio.dialects.errors import UserErrors
 from intaglio.lowering.onnx import curves
 from intaglio.lowering.onnx.importer import import_model
@@ -533,4 +533,4 @@ def test_the_page_lists_the_table():
 
 
 def test_curves_know_every_activation():
-    assert set(curves.KINDS) == set(rom.ACTIVATIONS)
+    assert set(curves.KINDS) == set(semantics.ACTIVATIONS)
