@@ -287,6 +287,13 @@ KEYS: dict[str, Key] = {
     },
     "published.first_token_256_ms": _published("first token, prompt of 256", "ms", 1e6),
     "published.first_token_4k_ms": _published("first token, prompt of 4K", "ms", 1e6),
+    "published.default_context_tokens": _published("context of the KV cache", "tokens", 1e9),
+    **{
+        f"published.context_{size}_mb_rank_{rank}_tokens": _published(
+            f"longest context with {size} MB of SRAM and an adapter of rank {rank}", "tokens", 1e9
+        )
+        for size, rank in ((64, 16), (128, 16), (256, 16), (64, 64))
+    },
 }
 """Every parameter by its full name, in the order it is reported."""
 

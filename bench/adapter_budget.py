@@ -1,11 +1,12 @@
-"""SRAM between adapters and context on full-size targets, beside the papers' figures.
+"""Adapters against context on full-size chips: what fits, beside what is published.
 
-    python bench/adapter_budget.py            tables for ROMA, TOM and BitROM
+    python bench/adapter_budget.py            tables for ROMA and TOM
     python bench/adapter_budget.py --json
 
 No model is compiled: the demand of a model follows from its shape, and the rules of placement are
-those of the compiler. "linear" is the papers' own arithmetic as far as it is known, without scales
-and without rounding to whole H-Units: (SRAM - adapters) / bytes of a token.
+those of the compiler. Published figures come from the target files. "linear" is the papers' own
+arithmetic as far as it is known, without scales and without rounding to whole H-Units:
+(SRAM - adapters) / bytes of a token. What BitROM's tokens on the die save is in docs/papers.md.
 """
 
 from __future__ import annotations
@@ -17,129 +18,96 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from intaglio.backend.target import load_target
-from intaglio.dialects.machine import Machine
-from intaglio.runtime.adapter_budget import (
-    Demand,
-    adapter_bytes,
-    context_that_fits,
-    external_saving,
-)
+from decoder_model import BITNET_2B, LLAMA_3_2_3B, Shape
+from papers_work import published
+
+from intaglio.backend.target import Target, load_target
+from intaglio.dialects.codes import FORMATS, SLOT_BITS
+from intaglio.runtime.adapter_budget import Demand, adapter_bytes, context_that_fits
 
 MIB = 2**20
+SETTINGS = ("kv=fp8",)
+"""The papers' format; it has no scales."""
+SIZES_AND_RANKS = ((64, 16), (128, 16), (256, 16), (64, 64))
+"""SRAM in MiB and rank for which ROMA's context is published."""
+RANK = 16
 
 
 @dataclass(frozen=True)
-class Model:
-    """The sizes of a decoder that decide its demand."""
+class Point:
+    """An SRAM and an adapter.
 
-    name: str
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    head: int
+    Attributes:
+        size: of the SRAM in MiB.
+        rank: of the adapter; 0 is none.
+        published: tokens of context, where that is published.
+    """
 
-    @property
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """(rows N, columns K) of the seven matrices of a layer."""
-        query, kv = self.heads * self.head, self.kv_heads * self.head
-        return {
-            "q_proj": (query, self.hidden),
-            "k_proj": (kv, self.hidden),
-            "v_proj": (kv, self.hidden),
-            "o_proj": (self.hidden, query),
-            "gate_proj": (self.ffn, self.hidden),
-            "up_proj": (self.ffn, self.hidden),
-            "down_proj": (self.hidden, self.ffn),
-        }
-
-    def demand(self, machine: Machine, scale_bytes: int) -> Demand:
-        """What the model asks of a chip's SRAM, with adapters at the target's sites."""
-        bits = {"int4": 4, "int8": 8, "fp8": 8, "int16": 16}[machine.kv]
-        vector = self.head * bits // 8 + scale_bytes
-        roles = machine.adapter_sites or tuple(self.linears)
-        sites = [self.linears[role] for role in roles] * self.layers
-        return Demand(2 * self.layers * self.kv_heads * vector, sites)
-
-    def parameters(self, roles: Sequence[str], rank: int) -> int:
-        """Numbers in A and B of an adapter at these roles of every layer."""
-        return self.layers * sum(rank * sum(self.linears[role]) for role in roles)
+    size: float
+    rank: int
+    published: float | None
 
 
-LLAMA_3B = Model("Llama-3.2-3B", 28, 3072, 8192, 24, 8, 128)
-BITNET_2B = Model("BitNet-2B", 30, 2560, 6912, 20, 5, 128)
-FALCON3_1B = Model("Falcon3-1B", 18, 2048, 8192, 8, 4, 256)
-
-ROMA_PAPER = ((64, 16, 736), (128, 16, 1600), (256, 16, 3808), (64, 64, 0))
-"""MiB, rank, tokens (facts/papers.md 1.4). The two in the middle fit no linear model (8.1)."""
-TOM_PAPER = ((37.5, 0, 1024), (37.5, 16, None))
-"""MiB, rank, tokens (facts/papers.md 2.1 and 8.2)."""
-BITROM_PAPER = ((128, 32, 0.436),)
-"""Tokens, of them on the die, part of the external accesses saved (facts/papers.md 3.4, 8.3)."""
+def sites_of(shape: Shape) -> dict[str, tuple[int, int]]:
+    """(rows N, columns K) of the seven matrices of a layer."""
+    query, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    return {
+        "q_proj": (query, shape.hidden),
+        "k_proj": (kv, shape.hidden),
+        "v_proj": (kv, shape.hidden),
+        "o_proj": (shape.hidden, query),
+        "gate_proj": (shape.ffn, shape.hidden),
+        "up_proj": (shape.ffn, shape.hidden),
+        "down_proj": (shape.hidden, shape.ffn),
+    }
 
 
 def series(
-    target: str, model: Model, points: Sequence[tuple[float, int, int | None]], *settings: str
+    target: Target, model: str, shape: Shape, points: Sequence[Point]
 ) -> list[dict[str, Any]]:
-    """Contexts that fit for each SRAM size and rank, on a target with another SRAM."""
-    machine = load_target(target).with_options(list(settings)).machine()
-    demand = model.demand(machine, 0)
+    """Contexts that fit, on a target with another SRAM."""
+    machine = target.machine()
+    of = sites_of(shape)
+    sites = [of[role] for role in machine.adapter_sites or of] * shape.layers
+    width = shape.head_dim * FORMATS[machine.kv].bits // 8
+    demand = Demand(2 * shape.layers * shape.kv_heads * width, sites)
     found: list[dict[str, Any]] = []
-    for size, rank, published in points:
-        total = int(size * MIB)
+    for point in points:
+        total = int(point.size * MIB)
         chip = replace(machine, sram_bytes=total // machine.h_units)
-        bits = {"fp8": 8, "int8": 8, "int6": 6, "ternary": 2}[machine.adapter]
-        roles = machine.adapter_sites or tuple(model.linears)
-        plain = model.parameters(roles, rank) * bits / 8
+        numbers = point.rank * sum(rows + columns for rows, columns in sites)
+        plain = numbers * SLOT_BITS[machine.adapter] / 8
         found.append(
             {
-                "target": target,
-                "model": model.name,
-                "sram_mib": size,
-                "rank": rank,
-                "published": published,
+                "target": target.name,
+                "model": model,
+                "sram_mib": point.size,
+                "rank": point.rank,
+                "published": None if point.published is None else int(point.published),
                 "linear": max(0, int((total - plain) // demand.kv_bytes)),
-                "adapters_mib": adapter_bytes(chip, demand, rank) / MIB,
-                "fits": context_that_fits(chip, demand, rank),
+                "adapters_mib": adapter_bytes(chip, demand, point.rank) / MIB,
+                "fits": context_that_fits(chip, demand, point.rank),
             }
         )
     return found
 
 
-def external() -> list[dict[str, Any]]:
-    """BitROM: external accesses saved by the first tokens on the die."""
-    return [
-        {
-            "target": "bitrom",
-            "tokens": tokens,
-            "on_die": on_die,
-            "published": published,
-            "saving": external_saving(on_die, tokens),
-        }
-        for tokens, on_die, published in BITROM_PAPER
-    ]
-
-
-def adapter_shares() -> dict[str, Any]:
-    """BitROM: what rank 16 on V, O and Down adds to the model (paper: 0.22 to 0.30 %)."""
-    roles = ("v_proj", "o_proj", "down_proj")
-    added = FALCON3_1B.parameters(roles, 16)
-    # Falcon3-1B has 1.67e9 parameters with embedding and head (facts/papers.md 8.3).
-    return {"model": FALCON3_1B.name, "added": added}
-
-
 def report() -> dict[str, Any]:
     """All series."""
+    roma, tom = (load_target(name).with_options(SETTINGS) for name in ("roma", "tom"))
+    of_roma, of_tom = published(roma), published(tom)
+    by_size = [
+        Point(size, rank, of_roma(f"context_{size}_mb_rank_{rank}_tokens"))
+        for size, rank in SIZES_AND_RANKS
+    ]
+    sram = of_tom("adapter_kv_sram_mb")
+    by_rank = [Point(sram, 0, of_tom("default_context_tokens")), Point(sram, RANK, None)]
     return {
-        "schema": 1,
+        "schema": 2,
         "context": [
-            *series("roma", LLAMA_3B, ROMA_PAPER, "kv=fp8"),
-            *series("tom", BITNET_2B, TOM_PAPER, "kv=fp8"),
+            *series(roma, "Llama-3.2-3B", LLAMA_3_2_3B, by_size),
+            *series(tom, "BitNet-2B", BITNET_2B, by_rank),
         ],
-        "external": external(),
-        "adapter_parameters": adapter_shares(),
     }
 
 
@@ -157,22 +125,12 @@ def main() -> int:
         f"{'paper':>7} {'linear':>7} {'here':>7}\n"
     )
     for row in content["context"]:
-        published = "-" if row["published"] is None else f"{row['published']:,}"
+        paper = "-" if row["published"] is None else f"{row['published']:,}"
         write(
             f"{row['target']:7} {row['model']:13} {row['sram_mib']:8g} {row['rank']:5} "
-            f"{row['adapters_mib']:13.2f} {published:>7} {row['linear']:7,} {row['fits']:7,}\n"
+            f"{row['adapters_mib']:13.2f} {paper:>7} {row['linear']:7,} {row['fits']:7,}\n"
         )
-    write("\ntokens of context that fit; paper: as published; here: with scales, by H-Unit\n\n")
-    for row in content["external"]:
-        write(
-            f"bitrom: {row['on_die']} of {row['tokens']} tokens on the die save "
-            f"{row['saving']:.2%} of the external accesses (paper: {row['published']:.1%})\n"
-        )
-    added = content["adapter_parameters"]
-    write(
-        f"bitrom: rank 16 on V, O and Down of {added['model']} adds {added['added']:,} parameters "
-        "(paper's share of 0.30 % is 5.01 million)\n"
-    )
+    write("\ntokens of context that fit; paper: as published; here: with scales, by H-Unit\n")
     return 0
 
 

@@ -21,7 +21,7 @@ from intaglio.backend.compile import compile_model
 from intaglio.backend.program import load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects.errors import UserError
-from intaglio.runtime.chip import HARDWARE_ENGINES
+from intaglio.runtime.engines import HARDWARE_ENGINES
 from intaglio.runtime.rtl import RTLChip, compare_token
 from intaglio.runtime.simulator import Simulator
 

@@ -76,6 +76,7 @@ from xdsl.traits import (
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects import codes
+from intaglio.dialects.semantics import ACTIVATIONS
 
 WEIGHT_CODES: dict[str, int] = {
     "ternary": 2,
@@ -97,18 +98,6 @@ ACTIVATION_CODES = ("int4", "int8", "int16", "fp8")
 """Codes of a quantised vector, and of keys and values."""
 
 PROBABILITY_CODES = ("uint8", "uint16")
-
-ACTIVATIONS = (
-    "silu",
-    "gelu_tanh",
-    "gelu_erf",
-    "quick_gelu",
-    "relu",
-    "relu2",
-    "sigmoid",
-    "tanh",
-)
-"""Kinds of `rom.activate`."""
 
 
 # --- attributes and types -----------------------------------------------------------------------
@@ -1467,7 +1456,7 @@ def _verify_heads(heads: int, cache: KVType) -> None:
 
 @irdl_op_definition
 class ActivateOp(OperatorOp):
-    """An activation function of each element; `kind` is one of ACTIVATIONS.
+    """An activation function of each element; `kind` is one of `semantics.ACTIVATIONS`.
 
     Example:
     ```

@@ -72,8 +72,10 @@ GATES = {
     "quick_gelu": "quick_gelu",
 }
 """The activation functions ``x * G(x)`` with ``G(-x) = 1 - G(x)``, and the tables of their G."""
-ACTIVATIONS = (*GATES, "relu", "relu2")
+GATE_KINDS = (*GATES, "relu", "relu2")
 """The kinds that `gate` takes."""
+ACTIVATIONS = (*GATE_KINDS, "sigmoid", "tanh")
+"""The kinds of `rom.activate`: those of `gate`, and `sigmoid` and `tanh`."""
 
 
 class Quantized(NamedTuple):
@@ -862,7 +864,7 @@ def gate(
 
     Args:
         x: Fixed [...].
-        kind: one of `ACTIVATIONS`.
+        kind: one of `GATE_KINDS`.
         frac: fraction bits of `x`.
         out_frac: fraction bits of the result (None: `frac`).
         saturations: counts elements.

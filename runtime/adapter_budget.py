@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from intaglio.backend.program import Program
+from intaglio.dialects.codes import FORMATS, SLOT_BITS
 from intaglio.dialects.machine import Machine
 
 RANKS = (0, 4, 8, 16, 32, 64, 128)
@@ -22,8 +23,6 @@ ON_DIE = (8, 16, 32, 64, 128)
 """Tokens on the die of the table, beside the chip's own."""
 SCALE_BYTES = 4
 """Of a cached key or value with a scale of its own."""
-
-_KV_BITS = {"int4": 4, "int8": 8, "fp8": 8, "int16": 16}
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def demand_of(program: Program) -> Demand:
     kv = sum(
         cache.heads
         * (
-            -(-cache.width * _KV_BITS[cache.format] // 8)
+            -(-cache.width * FORMATS[cache.format].bits // 8)
             + (0 if cache.static_scale is not None or cache.format == "fp8" else SCALE_BYTES)
         )
         for cache in program.caches.values()
@@ -83,8 +82,6 @@ def adapter_bytes(machine: Machine, demand: Demand, rank: int) -> int:
 
 def _matrices(machine: Machine, demand: Demand, rank: int) -> Iterator[tuple[int, int]]:
     """(rows, bytes of a row) of each matrix of an adapter."""
-    from intaglio.dialects.codes import SLOT_BITS
-
     bits = SLOT_BITS[machine.adapter]
     if rank:
         for rows, columns in demand.sites:

@@ -16,10 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.backend.program import Block, Instruction
 from intaglio.dialects.errors import UserError
-from intaglio.runtime.chip import Chip
-from intaglio.runtime.reference import Reference, nodes_of, own_rounding
+from intaglio.runtime.check_operators import (
+    OPERATOR_KEYS,
+    OPERATOR_TOKENS,
+    check_operators,
+)
+from intaglio.runtime.engines import HARDWARE_ENGINES
+from intaglio.runtime.loaded_model import LoadedModel
+from intaglio.runtime.reference import CannotJudge, Reference, own_rounding
 
 AS_IT_COMES = "as_it_comes"
 FLOAT_ACTIVATIONS = "float_activations"
@@ -28,12 +33,10 @@ WINDOW = 256
 DEFAULT_TOKENS = 256
 GREEDY_TOKENS = 64
 """Tokens of the greedy comparison, where they fit."""
+HARDWARE_TOKENS = 8
+"""Tokens compared on hardware unless told: each takes a fraction of a second there."""
 PROMPT_TOKENS = 8
 """Tokens of the first window that are the prompt of the greedy comparison."""
-OPERATOR_TOKENS = 16
-"""Tokens of the comparison operator by operator."""
-OPERATOR_THRESHOLD = 0.05
-"""Largest error of an operator's output over its largest magnitude that goes unremarked."""
 SEED = 20240
 """Of the random tokens that are compared when neither prompt nor text is given."""
 
@@ -43,24 +46,31 @@ _ROWS = 16
 Progress = Callable[[str], None]
 Array = npt.NDArray[np.float64]
 
-AT_LEAST, AT_MOST = "at least", "at most"
-TOLERANCES: dict[str, str] = {
-    "tokens_compared": AT_LEAST,
-    "top1_agreement": AT_LEAST,
-    "top1_agreement_counted": AT_LEAST,
-    "first_divergence": AT_LEAST,
-    "max_abs_logit_error": AT_MOST,
-    "max_error_of_range": AT_MOST,
-    "mean_kl": AT_MOST,
-    "saturations": AT_MOST,
-    "perplexity": AT_MOST,
-    "perplexity_change": AT_MOST,
-    "operator_error": AT_MOST,
-}
-"""What `--tolerance` can name, and which way it bounds.
-
-`first_divergence` is the number of greedy tokens before the first difference; none passes.
-"""
+JUDGED = (
+    "tokens_compared",
+    "windows",
+    "judge",
+    "top1_agreement",
+    "top1_agreement_counted",
+    "max_abs_logit_error",
+    "logit_range",
+    "max_error_of_range",
+    "mean_kl",
+    "references_apart",
+    "rounding_apart",
+    "against",
+    "greedy_tokens",
+    "first_divergence",
+    "first_divergence_allowed_gap",
+)
+"""What onnxruntime is needed for."""
+JUDGED_TEXT = (
+    "reference_perplexity",
+    "float_reference_perplexity",
+    "perplexity_judge",
+    "perplexity_change",
+)
+"""What it is needed for on a text."""
 
 
 @dataclass
@@ -98,6 +108,11 @@ class _Against:
     def range(self) -> float:
         return self.highest - self.lowest
 
+    @property
+    def perplexity(self) -> float:
+        """Of the tokens that have a predecessor in their window, by the reference."""
+        return math.exp(self.log_loss / self.scored)
+
     def summary(self, undecided: float) -> dict[str, Any]:
         """Figures of this reference; misses within `undecided` count as agreement."""
         counted = sum(gap > undecided for gap in self.gaps)
@@ -117,7 +132,7 @@ def _log_softmax(logits: Array) -> Array:
 
 
 def check(
-    chip: Chip,
+    chip: LoadedModel,
     *,
     prompt_ids: Sequence[int] | None = None,
     tokens: int | None = None,
@@ -139,7 +154,8 @@ def check(
         windows: how many windows of `text` to compare; by default all.
         per_op: compare every operator's output as well.
         engine: `rtl` and `verilator` compare the hardware with the simulator as well, over the
-            first tokens (see `check_hardware`); onnxruntime judges the simulator in any case.
+            first tokens (see `check_hardware`); onnxruntime judges the simulator. Where it cannot
+            run the model, the hardware is compared all the same.
         adapter: the adapter of the output folder to compare with; without it the one that is
             active, if any. onnxruntime runs the base graph with the float adapter beside it.
         progress: called with a line for each step of long work.
@@ -159,11 +175,13 @@ def check(
         `float_reference_perplexity` and `perplexity_change` against the judge of perplexities.
         With an adapter there are `adapter`, `adapter_loss` (the worst site's conversion) and, on
         a text, `base_perplexity`, the chip's own without the adapter.
-        `per_op` adds `operators`, each with `relative_error` (largest error over largest
-        magnitude), and the first that is above `operator_threshold`.
+        `per_op` adds `operators` and more, see `check_operators`.
+        Where onnxruntime cannot run the model, `judge_error` says why, and what it is needed for
+        (`JUDGED`, `JUDGED_TEXT`, `OPERATOR_KEYS`) is None; else `judge_error` is None.
 
     Raises:
-        UserError: the input cannot be used, or onnxruntime cannot run the model.
+        UserError: the input cannot be used, or onnxruntime cannot run the model (`CannotJudge`)
+            and the engine is no hardware.
     """
     if tokens is not None and tokens < 1:
         raise UserError(f"cannot compare {tokens} tokens")
@@ -188,8 +206,27 @@ def check(
             chip.load_adapter(active)
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What is compared.
+
+    Attributes:
+        ids: tokens; of a prompt, those that are given.
+        prompt_ids: the prompt, if there is one.
+        tokens: how many to compare, if that was said.
+        window: tokens of a window.
+        is_text: whether perplexities are wanted.
+    """
+
+    ids: list[int]
+    prompt_ids: Sequence[int] | None
+    tokens: int | None
+    window: int
+    is_text: bool
+
+
 def _check(
-    chip: Chip,
+    chip: LoadedModel,
     *,
     prompt_ids: Sequence[int] | None,
     tokens: int | None,
@@ -199,28 +236,66 @@ def _check(
     engine: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    program, simulator = chip.program, chip.simulator
+    window = chip.program.capacity if prompt_ids is not None else WINDOW
+    window = min(window, chip.program.capacity)
+    if text is not None:
+        ids = _text_ids(chip, Path(text))[:tokens]
+        ids = ids if windows is None else ids[: windows * window]
+        if min(len(ids), window) < 2:
+            raise UserError("a perplexity needs two tokens at least", file=str(text))
+    elif prompt_ids is not None:
+        chip.check_prompt(prompt_ids, 1)
+        ids = list(prompt_ids)
+    else:
+        random = np.random.Generator(np.random.PCG64(SEED))
+        ids = random.integers(0, chip.program.vocabulary, tokens or DEFAULT_TOKENS).tolist()
+
+    task = _Task(ids, prompt_ids, tokens, window, text is not None)
+    result: dict[str, Any] = {"engine": engine}
+    try:
+        ids, found = _judged(chip, task, progress)
+    except CannotJudge as error:
+        if engine not in HARDWARE_ENGINES:
+            raise
+        ids, found = _unjudged(chip, task, error, progress)
+    result |= found
+    if (image := chip.adapter) is not None:
+        result |= {"adapter": image.name, "adapter_loss": image.worst_loss}
+        if text is not None:
+            progress("the base without the adapter")
+            result["base_perplexity"] = _base_perplexity(chip, ids, window)
+    if engine in HARDWARE_ENGINES:
+        from intaglio.runtime.check_hardware import check_hardware
+
+        count = min(tokens or HARDWARE_TOKENS, window)
+        result |= check_hardware(chip, engine, ids[:count], progress)
+    if per_op:
+        progress("comparing operators")
+        result |= (
+            dict.fromkeys(OPERATOR_KEYS)
+            if result["judge"] is None
+            else check_operators(chip, ids[: min(OPERATOR_TOKENS, window)])
+        )
+    return result
+
+
+def _judged(chip: LoadedModel, task: _Task, progress: Progress) -> tuple[list[int], dict[str, Any]]:
+    """The tokens that were compared (a prompt with its continuation), and what was found.
+
+    Raises:
+        CannotJudge: onnxruntime cannot run the model.
+    """
+    program, simulator, ids = chip.program, chip.simulator, task.ids
     references = {
         AS_IT_COMES: chip.reference(),
         FLOAT_ACTIVATIONS: chip.reference(float_activations=True),
     }
-    window = min(WINDOW, program.capacity)
-    if text is not None:
-        ids = _text_ids(chip, Path(text))[:tokens]
-        ids = ids if windows is None else ids[: windows * window]
-    elif prompt_ids is not None:
-        chip.check_prompt(prompt_ids, 1)
-        wanted = min(tokens or DEFAULT_TOKENS, program.capacity)
-        ids = list(prompt_ids)
+    if task.prompt_ids is not None:
+        wanted = min(task.tokens or DEFAULT_TOKENS, program.capacity)
         progress("onnxruntime continues the prompt")
         more = references[FLOAT_ACTIVATIONS].generate(ids, max(0, wanted - len(ids)))
-        ids += [token for token, _ in more]
-        window = program.capacity
-    else:
-        count = tokens or DEFAULT_TOKENS
-        random = np.random.Generator(np.random.PCG64(SEED))
-        ids = random.integers(0, program.vocabulary, count).tolist()
-    parts = list(_windows(ids, window))
+        ids = [*ids, *(token for token, _ in more)]
+    parts = list(_windows(ids, task.window))
 
     other = _otherwise_rounded(chip, own_rounding(chip.model))
     against = {name: _Against() for name in references}
@@ -247,10 +322,7 @@ def _check(
             other.reset()
             distance = np.abs(other.feed(part) - judged[AS_IT_COMES])
             rounding_apart = max(rounding_apart, float(distance.max(initial=0.0)))
-        for first in range(0, len(part), _ROWS):
-            rows = slice(first, first + _ROWS)
-            following = np.asarray(part[first + 1 : first + _ROWS + 1], np.int64)
-            mine = np.ldexp(exact[rows].astype(np.float64), -simulator.fraction_bits)
+        for rows, mine, following in _rows_of(chip, part, exact):
             both = {name: logits[rows].astype(np.float64) for name, logits in judged.items()}
             for name, theirs in both.items():
                 against[name].add(mine, theirs, following)
@@ -264,34 +336,85 @@ def _check(
     is_wide = "int16" in program.machine.activations
     judge = FLOAT_ACTIVATIONS if is_wide else nearer
     result: dict[str, Any] = {
-        "engine": engine,
         "tokens_compared": against[judge].tokens,
         "windows": len(parts),
         "judge": judge,
+        "judge_error": None,
         **summaries[judge],
         "references_apart": apart,
         "rounding_apart": None if other is None else rounding_apart,
         "against": summaries,
         "saturations": saturations,
     }
-    if text is not None:
+    if task.is_text:
         result |= _perplexities(ours, against, is_wide)
-    if (image := chip.adapter) is not None:
-        result |= {"adapter": image.name, "adapter_loss": image.worst_loss}
-        if text is not None:
-            progress("the base without the adapter")
-            result["base_perplexity"] = _base_perplexity(chip, parts)
     progress("greedy decoding")
-    result |= _greedy(chip, ids, prompt_ids, references[judge], judge)
+    result |= _greedy(chip, ids, task.prompt_ids, references[judge], judge)
     result["first_divergence_allowed_gap"] = 2 * summaries[judge]["max_abs_logit_error"]
-    if engine != "simulator":
-        from intaglio.runtime.check_hardware import HARDWARE_TOKENS, check_hardware
+    return ids, result
 
-        result |= check_hardware(chip, engine, parts[0][: tokens or HARDWARE_TOKENS], progress)
-    if per_op:
-        progress("comparing operators")
-        result |= _operators(chip, ids[: min(OPERATOR_TOKENS, window)])
-    return result
+
+def _unjudged(
+    chip: LoadedModel, task: _Task, error: CannotJudge, progress: Progress
+) -> tuple[list[int], dict[str, Any]]:
+    """As `_judged`, where onnxruntime cannot judge: what the chip says alone.
+
+    The simulator continues a prompt. Without a text no more tokens than the hardware's are run.
+    """
+    ids = task.ids
+    if not task.is_text:
+        count = min(task.tokens or HARDWARE_TOKENS, task.window)
+        if task.prompt_ids is not None:
+            progress("the simulator continues the prompt")
+            ids = _continued(chip, ids, count)
+        ids = ids[:count]
+    progress("the simulator alone")
+    ours, saturations = _alone(chip, ids, task.window)
+    result: dict[str, Any] = {
+        **dict.fromkeys(JUDGED),
+        "judge_error": error.what if error.hint is None else f"{error.what}; {error.hint}",
+        "saturations": saturations,
+    }
+    if task.is_text:
+        result |= dict.fromkeys(JUDGED_TEXT)
+        result |= {"perplexity": ours.perplexity, "tokens_scored": ours.scored}
+    return ids, result
+
+
+def _continued(chip: LoadedModel, ids: Sequence[int], count: int) -> list[int]:
+    """A prompt and the tokens that the chip generates after it, `count` in all if it is shorter."""
+    simulator, found = chip.simulator, list(ids)
+    simulator.reset()
+    for position in range(count - 1):
+        result = simulator.step(found[position], position)
+        if position + 1 == len(found):
+            assert result is not None
+            found.append(result[1])
+    return found
+
+
+def _alone(chip: LoadedModel, ids: Sequence[int], window: int) -> tuple[_Against, int]:
+    """The chip against itself on windows of tokens, and the values that did not fit."""
+    ours, saturations = _Against(), 0
+    for part in _windows(ids, window):
+        chip.simulator.reset()
+        exact = chip.simulator.forward(part, 0)
+        assert exact is not None
+        saturations += chip.simulator.saturations
+        for _, mine, following in _rows_of(chip, part, exact):
+            ours.add(mine, mine, following)
+    return ours, saturations
+
+
+def _rows_of(
+    chip: LoadedModel, part: Sequence[int], exact: npt.NDArray[np.int64]
+) -> Iterator[tuple[slice, Array, npt.NDArray[np.int64]]]:
+    """Some positions of a window at a time: which, their logits [S, V], the tokens after them."""
+    for first in range(0, len(part), _ROWS):
+        rows = slice(first, first + _ROWS)
+        following = np.asarray(part[first + 1 : first + _ROWS + 1], np.int64)
+        logits = np.ldexp(exact[rows].astype(np.float64), -chip.simulator.fraction_bits)
+        yield rows, logits, following
 
 
 class _TokenByToken:
@@ -307,7 +430,7 @@ class _TokenByToken:
         return np.concatenate([self._reference.feed([token]) for token in tokens])
 
 
-def _otherwise_rounded(chip: Chip, rounding: str | None) -> Reference | _TokenByToken | None:
+def _otherwise_rounded(chip: LoadedModel, rounding: str | None) -> Reference | _TokenByToken | None:
     """onnxruntime with the same graph that does not round activations as the graph says.
 
     Logits of a graph that rounds activations jump where one of them passes the edge between two
@@ -322,7 +445,7 @@ def _otherwise_rounded(chip: Chip, rounding: str | None) -> Reference | _TokenBy
             return _TokenByToken(chip.reference())
 
 
-def _text_ids(chip: Chip, path: Path) -> list[int]:
+def _text_ids(chip: LoadedModel, path: Path) -> list[int]:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -346,11 +469,8 @@ def _windows(ids: Sequence[int], window: int) -> Iterator[Sequence[int]]:
 def _perplexities(ours: _Against, against: Mapping[str, _Against], is_wide: bool) -> dict[str, Any]:
     """Perplexities over the tokens that have a predecessor in their window."""
 
-    def perplexity(one: _Against) -> float:
-        return math.exp(one.log_loss / one.scored)
-
-    mine = perplexity(ours)
-    theirs = {name: perplexity(one) for name, one in against.items()}
+    mine = ours.perplexity
+    theirs = {name: one.perplexity for name, one in against.items()}
     changes = {name: mine / value - 1 for name, value in theirs.items()}
     judge = FLOAT_ACTIVATIONS if is_wide else min(changes, key=lambda name: abs(changes[name]))
     return {
@@ -363,27 +483,22 @@ def _perplexities(ours: _Against, against: Mapping[str, _Against], is_wide: bool
     }
 
 
-def _base_perplexity(chip: Chip, parts: Sequence[Sequence[int]]) -> float:
+def _base_perplexity(chip: LoadedModel, ids: Sequence[int], window: int) -> float:
     """Perplexity of the chip without its adapter on windows of tokens."""
-    image, base = chip.adapter, _Against()
+    image = chip.adapter
     chip.load_adapter(None)
     try:
-        for part in parts:
-            chip.simulator.reset()
-            exact = chip.simulator.forward(part, 0)
-            assert exact is not None
-            for first in range(0, len(part), _ROWS):
-                rows = slice(first, first + _ROWS)
-                following = np.asarray(part[first + 1 : first + _ROWS + 1], np.int64)
-                logits = np.ldexp(exact[rows].astype(np.float64), -chip.simulator.fraction_bits)
-                base.add(logits, logits, following)
+        return _alone(chip, ids, window)[0].perplexity
     finally:
         chip.load_adapter(image)
-    return math.exp(base.log_loss / base.scored)
 
 
 def _greedy(
-    chip: Chip, ids: Sequence[int], prompt_ids: Sequence[int] | None, reference: Any, judge: str
+    chip: LoadedModel,
+    ids: Sequence[int],
+    prompt_ids: Sequence[int] | None,
+    reference: Any,
+    judge: str,
 ) -> dict[str, Any]:
     """Compares greedy tokens.
 
@@ -419,263 +534,3 @@ def _greedy(
             }
             break
     return {"greedy_tokens": count, "first_divergence": divergence}
-
-
-# --- operator by operator ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Observed:
-    """The value of the graph that an instruction instance computes."""
-
-    block: str
-    index: int
-    instance: int
-    opcode: str
-    node: str
-    value: str
-
-
-_INNER = {"quantize", "append", "query_key", "softmax", "copy", "sample"}
-"""Opcodes whose results are no values of an ONNX graph."""
-_RESIDUAL_OUTPUT = 3
-"""The output of a Skip...Normalization that holds the sum."""
-_ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention")
-
-
-def _value_of(one: Instruction, op_type: str, outputs: Sequence[str]) -> str | None:
-    """The output of its last node that an instruction computes, if any."""
-    if one.opcode in _INNER or (op_type in _ATTENTION and one.opcode != "weighted_sum"):
-        return None
-    is_norm = one.opcode in ("rms_norm", "layer_norm")
-    number = _RESIDUAL_OUTPUT if op_type.startswith("Skip") and not is_norm else 0
-    return (outputs[number] or None) if number < len(outputs) else None
-
-
-def _names(
-    chip: Chip, block: Block, instance: int, one: Instruction, weights: str
-) -> Sequence[str]:
-    """The ONNX nodes of the value of the graph that an instruction writes, if it writes one.
-
-    Of a site the chip computes the engraved part (with a residual, where one is added), A x, and
-    the sum with B (A x): the last is a value of the graph, the others are not while an adapter is
-    active. A part of a packed projection's rows never is.
-    """
-    program = chip.program
-    own = one.onnx[min(instance, len(one.onnx) - 1)]
-    if weights in program.slots:
-        site, half = program.slots[weights]
-        if half == "a" or site.rows != program.parameters[site.matrix].dims[0]:
-            return ()
-        buffers = block.instances[instance]
-        return next(
-            other.onnx[min(instance, len(other.onnx) - 1)]
-            for other in block.instructions
-            if buffers.get(other.uses.get("weights", "")) == site.matrix
-        )
-    is_base = any(site.matrix == weights for site in program.sites.values())
-    return () if is_base and chip.adapter is not None else own
-
-
-def _observations(chip: Chip) -> Iterator[tuple[Instruction, _Observed | None]]:
-    """Every instruction, instance by instance in the order of execution."""
-    # The judge of adapters gives the sums the names that the base's products have.
-    nodes = nodes_of(chip.model)
-    for block in chip.program.blocks:
-        for instance, buffers in enumerate(block.instances):
-            for index, one in enumerate(block.instructions):
-                weights = buffers.get(one.uses.get("weights", ""), "")
-                names = _names(chip, block, instance, one, weights)
-                observed = None
-                if names and names[-1] in nodes:
-                    value = _value_of(one, *nodes[names[-1]])
-                    if value is not None:
-                        observed = _Observed(
-                            block.name, index, instance, one.opcode, names[-1], value
-                        )
-                yield one, observed
-
-
-def _operators(chip: Chip, ids: Sequence[int]) -> dict[str, Any]:
-    """Compares what each instruction wrote with the float reference's value of that name."""
-    every = list(_observations(chip))
-    names = list(dict.fromkeys(found.value for _, found in every if found is not None))
-    reference = chip.reference(float_activations=True, observed=names)
-    _, values = reference.observe(ids)
-    found = iter(every)
-    entries: list[dict[str, Any]] = []
-    apart: list[str] = []
-
-    def observe(one: Instruction, instance: int, written: list[Array]) -> None:
-        expected, observed = next(found)
-        assert expected is one
-        if observed is None or not written:
-            return
-        theirs = _token_major(values[observed.value], written[0].shape)
-        if theirs is None:
-            apart.append(observed.node)
-            return
-        peak = float(np.abs(theirs).max(initial=0.0))
-        error = float(np.abs(written[0] - theirs).max(initial=0.0))
-        entries.append(
-            {
-                "block": observed.block,
-                "instance": instance,
-                "instruction": observed.index,
-                "opcode": observed.opcode,
-                "onnx": observed.node,
-                "error": error,
-                "relative_error": error / peak if peak else error,
-            }
-        )
-
-    chip.simulator.reset()
-    chip.simulator.forward(ids, 0, observe=observe)
-    worst = max(entries, key=lambda entry: entry["relative_error"], default=None)
-    first = next((e for e in entries if e["relative_error"] > OPERATOR_THRESHOLD), None)
-    return {
-        "operators": entries,
-        "operators_without_counterpart": sorted(set(apart)),
-        "operator_threshold": OPERATOR_THRESHOLD,
-        "operator_error": worst["relative_error"] if worst else 0.0,
-        "worst_operator": worst,
-        "first_operator_above_threshold": first,
-    }
-
-
-def _token_major(value: npt.NDArray[Any], shape: tuple[int, ...]) -> Array | None:
-    """A value of the graph, batch 1, as [S, N]; None when it is of another size."""
-    if value.size != math.prod(shape) or value.ndim not in (3, 4):
-        return None
-    if value.ndim == 4 and value.shape[1] != shape[0]:
-        value = value.swapaxes(1, 2)
-    return value.astype(np.float64).reshape(shape)
-
-
-# --- tolerances -------------------------------------------------------------------------------
-
-
-def parse_tolerance(text: str) -> tuple[str, float]:
-    """`KEY=VALUE` as key and bound.
-
-    Raises:
-        UserError: an unknown key or no number.
-    """
-    key, equals, value = text.partition("=")
-    if key not in TOLERANCES:
-        raise UserError(
-            f"--tolerance {text}: '{key}' cannot be bounded", hint=f"one of {', '.join(TOLERANCES)}"
-        )
-    try:
-        if not equals:
-            raise ValueError
-        return key, float(value)
-    except ValueError:
-        raise UserError(f"--tolerance {text}: not of the form KEY=NUMBER") from None
-
-
-def check_tolerances(tolerances: Sequence[tuple[str, float]], *, text: bool, per_op: bool) -> None:
-    """Whether a comparison will have the figures that are bounded.
-
-    Raises:
-        UserError: one of them needs `--text` or `--per-op`.
-    """
-    for key, _ in tolerances:
-        if key.startswith("perplexity") and not text:
-            raise UserError(f"--tolerance {key}: only with --text")
-        if key.startswith("operator") and not per_op:
-            raise UserError(f"--tolerance {key}: only with --per-op")
-
-
-def missed(result: Mapping[str, Any], tolerances: Sequence[tuple[str, float]]) -> list[str]:
-    """What a result misses, one line each."""
-    lines: list[str] = []
-    for key, bound in tolerances:
-        value = result[key]
-        if key == "first_divergence":
-            if value is None:
-                continue
-            value = value["index"]
-        if key == "perplexity_change":
-            value = abs(value)
-        is_met = value >= bound if TOLERANCES[key] == AT_LEAST else value <= bound
-        if not is_met:
-            lines.append(f"{key} is {value:g}, {TOLERANCES[key]} {bound:g} was wanted")
-    return lines
-
-
-# --- text -------------------------------------------------------------------------------------
-
-
-def text_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """A result for people."""
-    yield (
-        f"{result['tokens_compared']} tokens in {result['windows']} windows, "
-        f"judged by onnxruntime {_NAMES[result['judge']]}"
-    )
-    for name, figures in result["against"].items():
-        yield f"  onnxruntime {_NAMES[name]}"
-        yield (
-            f"    logits     largest error {figures['max_abs_logit_error']:.4g}, "
-            f"{figures['max_error_of_range']:.2%} of their range {figures['logit_range']:.4g}; "
-            f"mean KL {figures['mean_kl']:.3g}"
-        )
-        yield (
-            f"    top-1      {figures['top1_agreement']:.2%} agree; "
-            f"{figures['top1_agreement_counted']:.2%} where the references can tell"
-        )
-    yield f"  the two onnxruntime references are up to {result['references_apart']:.4g} apart"
-    if result["rounding_apart"] is not None:
-        yield (
-            "  onnxruntime is up to "
-            f"{result['rounding_apart']:.4g} from itself with other rounding of activations"
-        )
-    if "perplexity" in result:
-        yield (
-            f"  perplexity   {result['perplexity']:.5f} on {result['tokens_scored']} tokens; "
-            f"onnxruntime {result['reference_perplexity']:.5f}, with float activations "
-            f"{result['float_reference_perplexity']:.5f} ({result['perplexity_change']:+.4%} of "
-            f"the one {_NAMES[result['perplexity_judge']]})"
-        )
-    if "base_perplexity" in result:
-        yield (
-            f"  adapter      {result['adapter']}: perplexity {result['perplexity']:.5f}, of the "
-            f"base without it {result['base_perplexity']:.5f}"
-        )
-    divergence = result["first_divergence"]
-    if divergence is None:
-        yield f"  greedy       {result['greedy_tokens']} tokens equal"
-    else:
-        yield (
-            f"  greedy       token {divergence['index']} of {result['greedy_tokens']} differs: "
-            f"{divergence['token']} here, {divergence['reference_token']} there, whose logits are "
-            f"{divergence['reference_gap']:.3g} apart there and {divergence['gap']:.3g} here"
-        )
-    yield f"  saturations  {result['saturations']}"
-    if "bit_exact" in result:
-        yield (
-            f"  hardware     {result['hardware_tokens']} tokens on {result['engine']}: "
-            f"{result['instructions_compared']:,} instructions and {result['values_compared']:,} "
-            f"values compared with the simulator"
-        )
-        found = result["hardware_difference"]
-        yield f"               {found or 'every bit and every start and finish cycle equal'}"
-    if "operators" in result:
-        yield from _operator_lines(result)
-
-
-_NAMES = {AS_IT_COMES: "as it comes", FLOAT_ACTIVATIONS: "with float activations"}
-
-
-def _operator_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    yield ""
-    yield "  largest error of an operator's output over its largest magnitude"
-    for entry in result["operators"]:
-        yield f"    {entry['relative_error']:8.3%}  {entry['opcode']:<13} {entry['onnx']}"
-    first = result["first_operator_above_threshold"]
-    bound = f"{result['operator_threshold']:.0%}"
-    yield (
-        f"  no operator is above {bound}"
-        if first is None
-        else f"  first above {bound}: {first['onnx']} ({first['opcode']})"
-    )

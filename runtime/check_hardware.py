@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from intaglio.runtime.chip import Chip
-
-HARDWARE_TOKENS = 8
-"""Tokens compared on hardware unless told: each takes a fraction of a second there."""
+from intaglio.runtime.loaded_model import LoadedModel
+from intaglio.runtime.rtl import RTLChip, compare_token
 
 
 def check_hardware(
-    chip: Chip,
+    chip: LoadedModel,
     engine: str,
     ids: Sequence[int],
     progress: Callable[[str], None] = lambda message: None,
@@ -34,8 +31,6 @@ def check_hardware(
         `values_compared`, and `hardware_difference`: the first one (instruction, ONNX node, unit,
         expected and seen), or None.
     """
-    from intaglio.runtime.rtl import RTLChip, compare_token
-
     hardware = chip.machine(engine)
     assert isinstance(hardware, RTLChip)
     simulator = chip.simulator

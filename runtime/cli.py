@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from intaglio.backend.stages import HARDWARE_STAGES, STAGES
 from intaglio.dialects.errors import CompilerBug, UserError
-from intaglio.runtime.chip import CHECKED_ENGINES, ENGINES
+from intaglio.runtime.engines import CHECKED_ENGINES, ENGINES
 
 if TYPE_CHECKING:
     from intaglio.runtime.chip import Chip
@@ -476,7 +476,13 @@ def _figure_lines(chip: Chip, result: dict[str, Any]) -> Iterator[str]:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from intaglio.runtime.check import check, check_tolerances, missed, parse_tolerance, text_lines
+    from intaglio.runtime.check import check
+    from intaglio.runtime.check_report import (
+        check_tolerances,
+        missed,
+        parse_tolerance,
+        text_lines,
+    )
     from intaglio.runtime.chip import load
 
     tolerances = [parse_tolerance(text) for text in args.tolerances]

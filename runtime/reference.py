@@ -39,6 +39,10 @@ _ELEMENTS: dict[str, type[np.generic]] = {
 _PREAMBLE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
 
+class CannotJudge(UserError):
+    """onnxruntime cannot run a model that was compiled, such as one exported for a GPU."""
+
+
 @dataclass(frozen=True)
 class _Port:
     """An input or output of the graph as onnxruntime states it."""
@@ -74,7 +78,8 @@ class Reference:
         adapter: an `.onnx_adapter` file whose matrices are inputs of the graph.
 
     Raises:
-        UserError: onnxruntime cannot load the model or the adapter, or the graph is no decoder.
+        CannotJudge: onnxruntime cannot load the model or the adapter, or the graph is no decoder.
+        UserError: the file cannot be read.
     """
 
     def __init__(
@@ -138,7 +143,7 @@ class Reference:
                 self._head_width = _head_width_beside(self.model)
             if self._head_width is not None:
                 return self._head_width
-        raise UserError(
+        raise CannotJudge(
             f"the size of '{port.name}' in axis {axis} is not known",
             file=str(self.model),
             hint="put the genai_config.json of the export beside the model",
@@ -148,7 +153,8 @@ class Reference:
         """Appends tokens to the cache and gives their logits, float32 [S, V].
 
         Raises:
-            UserError: a token id is out of range, or onnxruntime fails.
+            CannotJudge: onnxruntime fails.
+            UserError: a token id is out of range.
         """
         if self.only_last and len(tokens) > 1:
             return np.concatenate([self.feed([int(token)]) for token in tokens])
@@ -178,7 +184,7 @@ class Reference:
             *(present.name for _, present in ports.caches),
             *self.observed,
         ]
-        with _as_user_error(self.model, "onnxruntime cannot run the model"):
+        with _as_user_error(self.model, "onnxruntime cannot run the model", CannotJudge):
             results: list[Any] = list(self._session.run(wanted, feeds, self._options))
         logits, *rest = results
         for (past, _), present in zip(ports.caches, rest, strict=False):
@@ -224,7 +230,7 @@ def _loaded(path: Path) -> onnxruntime.LoraAdapter:
     import onnxruntime
 
     adapter = onnxruntime.LoraAdapter()
-    with _as_user_error(path, "onnxruntime cannot load the adapter"):
+    with _as_user_error(path, "onnxruntime cannot load the adapter", CannotJudge):
         adapter.Load(str(path))
     return adapter
 
@@ -253,7 +259,7 @@ def _session(
             "session.model_external_initializers_file_folder_path", str(model.resolve().parent)
         )
         source = _edited(model, float_activations, unrounded, observed)
-    with _as_user_error(model, "onnxruntime cannot load the model"):
+    with _as_user_error(model, "onnxruntime cannot load the model", CannotJudge):
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
@@ -349,9 +355,10 @@ def nodes_of(model: Path) -> dict[str, tuple[str, list[str]]]:
 class _as_user_error:  # noqa: N801
     """Turns what onnxruntime and protobuf raise into a `UserError` with its first line."""
 
-    def __init__(self, model: Path, what: str) -> None:
+    def __init__(self, model: Path, what: str, family: type[UserError] = UserError) -> None:
         self.model = model
         self.what = what
+        self.family = family
 
     def __enter__(self) -> None:
         return None
@@ -361,7 +368,7 @@ class _as_user_error:  # noqa: N801
             return
         lines = [line for line in str(error).splitlines() if line.strip()]
         first = _PREAMBLE.sub("", lines[0]) if lines else type(error).__name__
-        raise UserError(f"{self.what}: {first}", file=str(self.model)) from error
+        raise self.family(f"{self.what}: {first}", file=str(self.model)) from error
 
 
 def _classify(model: Path, session: onnxruntime.InferenceSession) -> _Ports:
@@ -385,7 +392,7 @@ def _classify(model: Path, session: onnxruntime.InferenceSession) -> _Ports:
         (one for one in outputs.values() if len(one.shape) == 3), None
     )
     if tokens is None or logits is None:
-        raise UserError(
+        raise CannotJudge(
             "the graph has no input of token ids or no output of logits", file=str(model)
         )
     presents = {_layer(n): one for n, one in outputs.items() if len(one.shape or ()) == 4}
@@ -395,7 +402,7 @@ def _classify(model: Path, session: onnxruntime.InferenceSession) -> _Ports:
             continue
         present = presents.get(_layer(past.name))
         if len(past.dims) != 4 or present is None:
-            raise UserError(
+            raise CannotJudge(
                 f"what the graph's input '{past.name}' is for is not known", file=str(model)
             )
         ports.caches.append((past, _port(model, present)))
@@ -410,7 +417,7 @@ def _layer(name: str) -> tuple[tuple[str, ...], str]:
 def _port(model: Path, one: Any) -> _Port:
     dtype = _ELEMENTS.get(one.type)
     if dtype is None:
-        raise UserError(f"'{one.name}' is a {one.type}, which numpy cannot hold", file=str(model))
+        raise CannotJudge(f"'{one.name}' is a {one.type}, which numpy cannot hold", file=str(model))
     # The transformers exporter names fixed sizes by their digits.
     dims = (int(d) if isinstance(d, str) and d.isdigit() else d for d in one.shape)
     return _Port(one.name, dtype, tuple(dims))

@@ -33,7 +33,7 @@ from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Scale
 from intaglio.dialects.semantics import Quantized
 from intaglio.runtime.arc import cache_folder
-from intaglio.runtime.chip import HARDWARE_ENGINES
+from intaglio.runtime.engines import HARDWARE_ENGINES
 from intaglio.runtime.model import Model, Trace
 from intaglio.runtime.simulator import Context, Probabilities, Simulator, Store
 from intaglio.runtime.slots import check_fits, ranks_of

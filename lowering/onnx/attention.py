@@ -99,22 +99,18 @@ def group_query_attention(step: Step, node: Node) -> None:
         dims = (step.batch, expression(heads), step.sequence, step.total)
         window = masks.window(seen, dims, step.sequence)
     scale = float(attributes.get("scale", 0.0)) or 1.0 / math.sqrt(width)
-    softcap = float(attributes.get("softcap", 0.0))
-    scores.check_scaling(scale, softcap)
-    attended = step.emit(
-        rom.AttentionOp(
-            q.ssa,
-            symbols[0],
-            symbols[1],
-            step.position,
-            rom.nodes(node.name),
-            heads=heads,
-            scale=scale,
-            softcap=softcap,
-            window=max(0, window),
-        )
+    attended = scores.emit_attention(
+        step,
+        q.ssa,
+        symbols[0],
+        symbols[1],
+        rom.nodes(node.name),
+        heads=heads,
+        scale=scale,
+        softcap=float(attributes.get("softcap", 0.0)),
+        window=max(0, window),
     )
-    step.result(node, attended.output, q.dims)
+    step.result(node, attended, q.dims)
     for i, past in ((1, pasts[0]), (2, pasts[1])):
         step.bind(node, Present(past.name, past.dims), i)
 

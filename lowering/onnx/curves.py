@@ -42,7 +42,7 @@ KINDS: dict[str, Function] = {
     "sigmoid": ARITHMETIC["Sigmoid"],
     "tanh": np.tanh,
 }
-"""Kinds of `rom.activate`."""
+"""What the kinds of `rom.activate` compute."""
 
 _UNARY = frozenset(
     {

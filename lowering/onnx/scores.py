@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 from xdsl.dialects.builtin import FloatAttr
+from xdsl.ir import SSAValue
 
 from intaglio.dialects import rom
 from intaglio.lowering.onnx import cached, fields, masks
@@ -178,16 +179,40 @@ def _attend(step: Step, node: Node, value: Scores, values: Cached) -> None:
     step.bind(node, Vector(result.ssa, dims))
 
 
-def check_scaling(scale: float, softcap: float) -> None:
-    """What scores are multiplied with must be positive; the cap too, where there is one.
+def emit_attention(
+    step: Step,
+    query: SSAValue,
+    keys: str,
+    values: str,
+    onnx: rom.Nodes,
+    *,
+    heads: int,
+    scale: float,
+    softcap: float,
+    window: int,
+) -> SSAValue:
+    """Emits attention over two caches, by their symbols; its result is as wide as the queries.
 
     Raises:
-        Refusal: it is not, or is no finite number.
+        Refusal: scores are not multiplied with a positive number, or capped at a negative one.
     """
     if not 0.0 < scale < math.inf:
         raise Refusal(f"scores are multiplied with {scale:g}, which is not positive and finite")
     if not 0.0 <= softcap < math.inf:
         raise Refusal(f"scores are capped at {softcap:g}, which is not positive and finite")
+    return step.emit(
+        rom.AttentionOp(
+            query,
+            keys,
+            values,
+            step.position,
+            onnx,
+            heads=heads,
+            scale=scale,
+            softcap=softcap,
+            window=window,
+        )
+    ).output
 
 
 def attend(
@@ -226,25 +251,21 @@ def attend(
         used |= dict.fromkeys(names_of(ssa.owner))
         ssa = ssa.owner.input
     scale *= keys.factor
-    check_scaling(scale, softcap)
     used |= dict.fromkeys(names)
     last = names[-1]
     used.pop(last, None)
     onnx = rom.nodes(*used, last)
-    op = step.emit(
-        rom.AttentionOp(
-            ssa,
-            keys.symbol,
-            values.symbol,
-            step.position,
-            onnx,
-            heads=heads,
-            scale=scale,
-            softcap=softcap,
-            window=window,
-        )
+    result = emit_attention(
+        step,
+        ssa,
+        keys.symbol,
+        values.symbol,
+        onnx,
+        heads=heads,
+        scale=scale,
+        softcap=softcap,
+        window=window,
     )
-    result = op.output
     if values.factor != 1.0:
         result = step.emit(rom.ScaleOp(result, real(values.factor), onnx)).output
     return Vector(result, query.dims)

@@ -9,3 +9,4 @@
 // CHECK-DAG: rom-fuse-residual,
 // CHECK-DAG: fabric-place,
 // CHECK-DAG: program-schedule,
+// CHECK-DAG: program-to-hw,

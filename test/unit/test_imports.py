@@ -13,9 +13,6 @@ ROOT = Path(__file__).parents[2]
 ORDER = ("dialects", "lowering", "backend", "runtime", "intaglio")
 """Folders, each of which imports those before it only. The public face comes last."""
 
-FACE = "runtime.chip"
-"""Chip's methods call what works on a Chip; it imports those modules when they are called."""
-
 
 @cache
 def modules() -> dict[str, Path]:
@@ -43,28 +40,13 @@ def imported(node: ast.AST) -> Iterator[str]:
             yield name.removeprefix("intaglio.")
 
 
-def is_for_types(node: ast.AST) -> bool:
-    """Whether a statement is `if TYPE_CHECKING`."""
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-
-
 @cache
-def imports() -> dict[str, dict[str, bool]]:
-    """For each module, those it imports; true where it does so in functions or for types only."""
-    found: dict[str, dict[str, bool]] = {}
-    for name, path in modules().items():
-        tree = ast.parse(path.read_text())
-        later = {
-            inner
-            for outer in ast.walk(tree)
-            if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef) or is_for_types(outer)
-            for inner in ast.walk(outer)
-        }
-        mine = found.setdefault(name, {})
-        for node in ast.walk(tree):
-            for other in imported(node):
-                mine[other] = mine.get(other, True) and node in later
-    return found
+def imports() -> dict[str, set[str]]:
+    """For each module, those it imports, in functions and for types too."""
+    return {
+        name: {other for node in ast.walk(ast.parse(path.read_text())) for other in imported(node)}
+        for name, path in modules().items()
+    }
 
 
 def circle(graph: Mapping[str, set[str]]) -> list[str]:
@@ -103,12 +85,7 @@ def test_imports_run_one_way(folder):
 
 
 def test_no_module_imports_itself_in_a_circle():
-    """Imports in functions and for types count too, but for those of the face."""
-    graph = {
-        name: {other for other, later in those.items() if not (later and name == FACE)}
-        for name, those in imports().items()
-    }
-    assert not circle(graph)
+    assert not circle(imports())
 
 
 def test_a_circle_is_found():

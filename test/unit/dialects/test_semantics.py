@@ -786,7 +786,7 @@ def test_attention_accuracy(q_fmt: str, p_fmt: str, kv: str, tolerance: float) -
 
 @given(
     VECTOR,
-    st.sampled_from(sem.ACTIVATIONS),
+    st.sampled_from(sem.GATE_KINDS),
     st.integers(8, 24),
     st.one_of(st.none(), st.integers(4, 24)),
 )
@@ -893,7 +893,7 @@ def test_functions_leave_their_arguments_alone(seed: int) -> None:
     sem.rms_norm(x, x, 3, eps)
     sem.layer_norm(x, x, 3, x, eps)
     sem.rotary(x, x[:2], x[2:4], 2)
-    for kind in sem.ACTIVATIONS:
+    for kind in sem.GATE_KINDS:
         sem.gate(x, kind)
     sem.softcap(x, Real.of(0.1), Real.of(10.0))
     sem.softmax(x.reshape(2, 4), Scale.of(0.1), mask=np.array([True, True, False, True]))

@@ -8,9 +8,9 @@ import pytest
 
 from intaglio.dialects.errors import UserError
 from intaglio.runtime import check as module
-from intaglio.runtime.check import (
+from intaglio.runtime.check import check
+from intaglio.runtime.check_report import (
     TOLERANCES,
-    check,
     check_tolerances,
     missed,
     parse_tolerance,
@@ -154,6 +154,7 @@ def test_tolerances_are_parsed():
         ({"prompt_ids": []}, "the prompt is empty"),
         ({"prompt_ids": [1] * 200}, "the prompt has 200 tokens, the KV caches hold 128"),
         ({"text": "/nowhere/text"}, "/nowhere/text: cannot be read"),
+        ({"text": __file__, "tokens": 1}, "a perplexity needs two tokens at least"),
     ],
 )
 def test_wrong_input_is_the_users_error(compiled, options, message: str):

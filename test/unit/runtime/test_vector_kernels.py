@@ -159,7 +159,7 @@ def test_elementwise(path: str, seed: int) -> None:
     shape = (*s.lead(), s.width())
     a, b = s.fixed(*shape), s.fixed(*shape)
     frac, into = s.pick(12, 16, 20), s.pick(8, 16, 24)
-    kind = s.pick(*semantics.ACTIVATIONS)
+    kind = s.pick(*semantics.GATE_KINDS)
     check("gate", a, kind, frac, s.pick(None, into))
     check("sigmoid", a, frac, min(into, 20), counted=False)
     check("tanh", a, frac, min(into, 20), counted=False)

@@ -425,7 +425,7 @@ def _gate_case(kind: str, frac: int, out_frac: int) -> None:
     )
 
 
-for _kind in semantics.ACTIVATIONS:
+for _kind in semantics.GATE_KINDS:
     _gate_case(_kind, 16, 16)
 _gate_case("silu", 20, 12)
 _gate_case("gelu_erf", 12, 20)

@@ -1,0 +1,220 @@
+"""A compiled model with what runs it and what judges it, all with the same adapter active."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from intaglio.dialects.errors import UserError
+from intaglio.runtime.engines import HARDWARE_ENGINES
+
+if TYPE_CHECKING:
+    from intaglio.backend.adapter_image import AdapterImage
+    from intaglio.backend.program import Program
+    from intaglio.runtime.adapters import Adapters
+    from intaglio.runtime.reference import Reference
+    from intaglio.runtime.rtl import RTLChip
+    from intaglio.runtime.simulator import Simulator
+    from intaglio.runtime.tokenizer import Tokenizer
+
+
+class LoadedModel:
+    """A compiled model in its output folder.
+
+    Attributes:
+        folder: the output folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._hardware: dict[str, RTLChip] = {}
+        self._adapter: AdapterImage | None = None
+
+    @cached_property
+    def program(self) -> Program:
+        """The program and the machine it runs on."""
+        from intaglio.backend.program import load_program
+
+        return load_program(self.folder)
+
+    @cached_property
+    def simulator(self) -> Simulator:
+        """The functional simulator."""
+        from intaglio.runtime.simulator import Simulator
+
+        simulator = Simulator(self.program, self.folder)
+        simulator.load_adapter(self._adapter)
+        return simulator
+
+    @cached_property
+    def model(self) -> Path:
+        """The ONNX file that was compiled."""
+        from intaglio.runtime.reference import model_of
+
+        return model_of(self.folder)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer, if one lies beside it."""
+        from intaglio.runtime.tokenizer import tokenizer_beside
+
+        return tokenizer_beside(self.model)
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of a text by the model's tokenizer; its bytes without one.
+
+        Raises:
+            UserError: the model has neither a tokenizer nor a token for each byte.
+        """
+        from intaglio.runtime.tokenizer import ByteTokenizer
+
+        ids = (self.tokenizer or ByteTokenizer()).encode(text, special)
+        if self.tokenizer is None and ids and max(ids) >= self.program.vocabulary:
+            raise UserError(
+                f"the model has no tokenizer.json, and {self.program.vocabulary} tokens are too "
+                "few for bytes",
+                file=str(self.model),
+                hint="give token ids, or compile a model with its tokenizer.json beside it",
+            )
+        return ids
+
+    def reference(self, *, float_activations: bool = False, **options: Any) -> Reference:
+        """onnxruntime with the same model, and the active adapter; see `runtime/reference.py`."""
+        from intaglio.runtime.adapters import judged_with
+        from intaglio.runtime.reference import Reference
+
+        caches = self.program.caches.values()
+        widths = {cache.width for cache in caches}
+        model = self.model
+        if self._adapter is not None:
+            model = judged_with(model)
+            options |= {"adapter": self.adapters.floats(self._adapter.name)}
+        return Reference(
+            model,
+            float_activations=float_activations,
+            head_width=widths.pop() if len(widths) == 1 else None,
+            capacity=self.program.capacity,
+            **options,
+        )
+
+    def check_prompt(self, prompt: Sequence[int], tokens: int) -> None:
+        """Whether a prompt and the tokens generated after it fit.
+
+        Raises:
+            UserError: says what is wrong with them.
+        """
+        if not prompt:
+            raise UserError("the prompt is empty", hint="a model needs at least one token")
+        if tokens < 1:
+            raise UserError(f"cannot generate {tokens} tokens")
+        vocabulary, capacity = self.program.vocabulary, self.program.capacity
+        for token in prompt:
+            if not 0 <= token < vocabulary:
+                raise UserError(
+                    f"token id {token} is out of range",
+                    hint=f"ids of this model go from 0 to {vocabulary - 1}",
+                )
+        longer = "compile with a longer --context, if the model's positions allow it"
+        if len(prompt) > capacity:
+            raise UserError(
+                f"the prompt has {len(prompt)} tokens, the KV caches hold {capacity}", hint=longer
+            )
+        if (needed := len(prompt) + tokens - 1) > capacity:
+            raise UserError(
+                f"{len(prompt)} prompt tokens and {tokens} generated ones need {needed} positions, "
+                f"the KV caches hold {capacity}",
+                hint=f"at most {capacity - len(prompt) + 1} tokens; or {longer}",
+            )
+
+    def machine(self, engine: str) -> Simulator | RTLChip:
+        """The simulator, or the hardware in one of its two simulations; made once.
+
+        Raises:
+            UserError: the program needs what the hardware does not have, or a tool is missing.
+        """
+        if engine == "simulator":
+            return self.simulator
+        if engine not in self._hardware:
+            self._hardware[engine] = self._make_hardware(engine)
+        return self._hardware[engine]
+
+    def _make_hardware(self, engine: str, **trace: Any) -> RTLChip:
+        from intaglio.runtime.rtl import RTLChip
+
+        hardware = RTLChip(self.program, self.folder, engine, **trace)
+        if self._adapter is not None:
+            hardware.load_adapter(self._adapter)
+        return hardware
+
+    @cached_property
+    def adapters(self) -> Adapters:
+        """The adapters of the output folder: add, list, remove."""
+        from intaglio.runtime.adapters import Adapters
+
+        return Adapters(self.folder, self.program)
+
+    def use_adapter(self, name: str | None) -> int:
+        """Makes an adapter of the output folder the active one; None is the base alone.
+
+        Returns:
+            Cycles in which the chip's load port takes it.
+
+        Raises:
+            UserError: there is no such adapter, or it was made for another base.
+        """
+        return self.load_adapter(None if name is None else self.adapters.load(name))
+
+    @property
+    def adapter(self) -> AdapterImage | None:
+        """The adapter that is active; None without."""
+        return self._adapter
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The active adapter's ranks, by site."""
+        from intaglio.runtime.slots import ranks_of
+
+        return ranks_of(self._adapter)
+
+    def load_adapter(self, image: AdapterImage | None) -> int:
+        """Makes an adapter the active one, in every engine; None is the base alone.
+
+        Returns:
+            Cycles in which the chip's load port takes it.
+
+        Raises:
+            UserError: the adapter does not fit the chip's slots; the active one stays.
+        """
+        from intaglio.runtime.slots import check_fits, load_cycles
+
+        if image is not None:
+            check_fits(self.program, image)
+        self._adapter = image
+        if "simulator" in self.__dict__:
+            self.simulator.load_adapter(image)
+        for machine in self._hardware.values():
+            machine.load_adapter(image)
+        return load_cycles(self.program, image)
+
+    def trace(self, engine: str, path: str | Path, cycles: str = ":") -> None:
+        """Writes a waveform of what a hardware engine does from now on.
+
+        Args:
+            engine: `rtl` or `verilator`.
+            path: `.vcd`, or with `verilator` also `.fst`.
+            cycles: FROM:TO, both included, counted from the first reset; either may be left out.
+
+        Raises:
+            UserError: the engine, the suffix or the range cannot be used.
+        """
+        from intaglio.runtime.vcd import cycle_range
+
+        if engine not in HARDWARE_ENGINES:
+            raise UserError(
+                f"engine '{engine}' has no waveforms", hint=f"{' and '.join(HARDWARE_ENGINES)} have"
+            )
+        self._hardware[engine] = self._make_hardware(
+            engine, trace=Path(path), trace_cycles=cycle_range(cycles)
+        )
