@@ -36,7 +36,7 @@ from xdsl.irdl import (
 from xdsl.parser import AttrParser
 from xdsl.printer import Printer
 from xdsl.traits import SymbolOpInterface, SymbolUserOpInterface
-from xdsl.utils.exceptions import VerifyException
+from xdsl.utils.exceptions import PassFailedException, VerifyException
 
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.machine import Machine
@@ -491,9 +491,16 @@ SCALE_BYTES = 4
 
 
 def kv_vector_bytes(cache: CacheOp) -> int:
-    """Bytes that one KV head of one token takes."""
+    """Bytes that one KV head of one token takes.
+
+    Raises:
+        PassFailedException: the cache is not legalised, so its format is not the chip's.
+    """
     assert isinstance(cache.type, KVType)
-    bits = FORMATS[cache.type.format.data].bits
+    format_ = cache.type.format.data
+    if format_ not in FORMATS:
+        raise PassFailedException(f"@{cache.sym_name.data} holds {format_}; run rom-legalize first")
+    bits = FORMATS[format_].bits
     scale = 0 if cache.type.static.data else SCALE_BYTES
     return -(-cache.type.width.data * bits // 8) + scale
 

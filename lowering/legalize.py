@@ -104,6 +104,8 @@ class RomLegalize(ModulePass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         machine = machine_of(op)
+        if any(isinstance(value.type, rom.FixedType) for one in op.walk() for value in one.results):
+            raise PassFailedException("the module is legalised already")
         _convert_buffers(op, machine)
         for symbol in list(op.ops):
             if isinstance(symbol, rom.StepOp | rom.LayerOp):

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.lowering.onnx import folding
 from intaglio.lowering.onnx.expressions import Dims, dims_text, expression
 from intaglio.lowering.onnx.model import Node
 from intaglio.lowering.onnx.rotary_tables import columns
@@ -26,6 +25,7 @@ from intaglio.lowering.onnx.values import (
     Turned,
     Value,
     Vector,
+    numbers,
 )
 
 
@@ -199,7 +199,7 @@ def gathered(step: Step, value: Turned, node: Node) -> Turned:
     """Gather along an axis of the lanes, by constant indices."""
     axis = axis_of(node, len(value.dims))
     given = step.inputs(node)[1]
-    index = None if given is None else folding.numbers(given)
+    index = None if given is None else numbers(given)
     if axis < value.lead or index is None or index.ndim > 1:
         raise Refusal(f"it selects from axis {axis} of {dims_text(value.dims)}")
     shape = tuple(expression(n) for n in index.shape)

@@ -30,7 +30,7 @@ from intaglio.lowering.onnx.constants import (
 )
 from intaglio.lowering.onnx.expressions import expression
 from intaglio.lowering.onnx.functions import ARITHMETIC, COMPARISONS, FUNCTIONS, LOGICAL
-from intaglio.lowering.onnx.model import NUMPY, Node, Tensor, cast_type, text_of
+from intaglio.lowering.onnx.model import FLOATS, NUMPY, Node, Tensor, cast_type, text_of
 from intaglio.lowering.onnx.shapes import axis_of, new_dims, permutation, reduced_axes, slices
 from intaglio.lowering.onnx.values import (
     SMALL,
@@ -168,9 +168,7 @@ def _is_view(node: Node, inputs: Inputs) -> bool:
         case "Transpose":
             return len(getattr(value, "dims", ())) == 2
         case "Cast":
-            return (
-                isinstance(value, Stored) and value.is_float and cast_type(node) in folding.FLOATS
-            )
+            return isinstance(value, Stored) and value.is_float and cast_type(node) in FLOATS
         case op if op in _VIEWS:
             return isinstance(value, Stored) and not value.transposed
         case _:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.dialects import rom
-from intaglio.lowering.onnx import folding, lanes
+from intaglio.lowering.onnx import lanes
 from intaglio.lowering.onnx.model import FLOATS, Node, cast_type
 from intaglio.lowering.onnx.rotary_tables import engrave, table
 from intaglio.lowering.onnx.shapes import axis_of, slices_of
@@ -33,6 +33,7 @@ from intaglio.lowering.onnx.values import (
     Turned,
     Value,
     Vector,
+    numbers,
 )
 
 # --- recognition ---------------------------------------------------------------------------------
@@ -270,7 +271,7 @@ def _product(step: Step, node: Node, given: list[Value]) -> Turned:
         return lanes.times(step, turned, other, node)
     constant = None
     if isinstance(other, Stored | Known):
-        constant = folding.numbers(other)
+        constant = numbers(other)
     elif isinstance(other, Field) and isinstance(other.term, Number):
         constant = np.asarray(other.term.value)
     if constant is None or isinstance(other, Quantised):
