@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.output import ADAPTER_BYTES as BYTES
+from intaglio.backend.output import ADAPTER_DESCRIPTION as DESCRIPTION
 from intaglio.backend.ternary_adapter import absmean, fitted
 from intaglio.dialects.codes import (
     E4M3_LIMIT,
@@ -37,8 +39,6 @@ from intaglio.dialects.codes import (
 from intaglio.dialects.errors import UserError
 
 SCHEMA = 1
-DESCRIPTION = "adapter.json"
-BYTES = "adapter.bin"
 
 _SCALE_LIMIT = (1 << 15) - 1
 _FP8_FRACTION = 20

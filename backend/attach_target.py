@@ -11,6 +11,7 @@ from xdsl.rewriter import InsertPoint, Rewriter
 
 from intaglio.backend.target import load_target
 from intaglio.dialects.fabric import MachineOp
+from intaglio.lowering.order import check_before
 
 
 @dataclass(frozen=True)
@@ -29,5 +30,8 @@ class AttachTarget(ModulePass):
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         machine = load_target(self.target).with_options(list(self.set)).machine()
         for old in [found for found in op.ops if isinstance(found, MachineOp)]:
+            if old.machine != machine:
+                # Formats and places are those of the machine before.
+                check_before("rom-legalize", op, self.name)
             Rewriter.erase_op(old)
         Rewriter.insert_op(MachineOp(machine), InsertPoint.at_start(op.body.block))

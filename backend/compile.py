@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,8 @@ from intaglio.backend.output import (
     MANIFEST,
     REFERENCE,
     TIMINGS,
+    adapters_in,
+    check_replaceable,
     copy,
     sha256_of,
     whole_or_nothing,
@@ -30,7 +33,7 @@ from intaglio.backend.program_file import program_content
 from intaglio.backend.stages import HARDWARE_STAGES, IR_STAGES, Options, passes
 from intaglio.backend.target import load_target
 from intaglio.backend.target_file import write_target
-from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.errors import CompilerBug, UserError, UserErrors
 from intaglio.dialects.fabric import machine_of
 from intaglio.lowering.legalize import RomLegalize, substituted
 from intaglio.lowering.mapping import mapping_of
@@ -83,6 +86,8 @@ def compile_model(
     from intaglio.lowering.onnx.importer import import_model
 
     model, out = Path(model), Path(out)
+    # Before a large model is read.
+    check_replaceable(out)
     watch = Stopwatch()
     progress(f"reading {model}")
     with watch.stage("import"):
@@ -96,6 +101,9 @@ def compile_model(
         )
     module = imported.module
     warnings = list(imported.warnings)
+    if gone := adapters_in(out):
+        names = ", ".join(gone)
+        warnings.append(f"the adapters of the earlier compile are gone: {names}; add them again")
     images = Images()
     with whole_or_nothing(out) as folder:
         for stage, stage_passes in passes(options):
@@ -104,11 +112,12 @@ def compile_model(
                 for one in stage_passes:
                     if isinstance(one, RomLegalize):
                         warnings += substituted(module, machine_of(module))
-                    one.apply(Context(), module)
+                    with _about(model):
+                        one.apply(Context(), module)
                     _verify(module, one.name)
             if stage == "fabric":
                 progress("writing ROM images")
-                with watch.stage("images"):
+                with watch.stage("images"), _about(model):
                     images = write_images(
                         module,
                         imported.parameters,
@@ -120,14 +129,14 @@ def compile_model(
                 _write_ir(module, folder / "ir" / f"{stage}.mlir")
         if options.emit not in IR_STAGES[:-1]:
             write_json(folder / "program.json", program_content(module))
-            with watch.stage("hardware"):
+            with watch.stage("hardware"), _about(model):
                 warnings += _hardware(folder, options, progress)
         write_target(folder, _target(options))
         inputs = _reference(imported, folder)
         warnings += _adapter_graph(module, folder / next(iter(inputs)))
         with watch.stage("hash"):
             progress("hashing")
-            manifest = _manifest(options, inputs, images, folder)
+            manifest = _manifest(options, imported, inputs, images, folder)
         write_json(folder / MANIFEST, manifest)
         write_json(folder / TIMINGS, {"schema": SCHEMA, "stages": watch.stages})
     return Compiled(out, tuple(warnings), images)
@@ -150,6 +159,17 @@ def _hardware(folder: Path, options: Options, progress: Progress) -> list[str]:
             raise
         return [f"no hardware is written: {error.what}"]
     return []
+
+
+@contextmanager
+def _about(model: Path) -> Iterator[None]:
+    """Errors of passes, which know no files, name the model's."""
+    try:
+        yield
+    except UserError as error:
+        if error.file is None and not isinstance(error, UserErrors):
+            error.file = str(model)
+        raise
 
 
 def _verify(module: ModuleOp, after: str) -> None:
@@ -251,7 +271,11 @@ def _slots(options: Options) -> dict[str, Any] | None:
 
 
 def _manifest(
-    options: Options, inputs: dict[str, Path], images: Images, folder: Path
+    options: Options,
+    imported: ImportedModel,
+    inputs: dict[str, Path],
+    images: Images,
+    folder: Path,
 ) -> dict[str, Any]:
     outputs: dict[str, str] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -264,6 +288,7 @@ def _manifest(
         "settings": list(options.settings),
         "context": options.context,
         "weights": requested_weights(options),
+        "quantised": len(imported.rounded),
         "adapter_slots": _slots(options),
         "mapping": None if options.mapping is None else sha256_of(Path(options.mapping)),
         "emit": options.emit,

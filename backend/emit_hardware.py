@@ -25,6 +25,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from intaglio.backend import circt
+from intaglio.backend.hardware_files import (
+    FOLDER,
+    HEX,
+    IR,
+    ROM_INDEX,
+    ROMS,
+    TESTBENCH,
+    VERILOG,
+    WAIVERS,
+)
 from intaglio.backend.hw import sequencer
 from intaglio.backend.hw.chip import TOP, chip_design
 from intaglio.backend.hw.kv import word_bytes
@@ -37,14 +47,6 @@ if TYPE_CHECKING:
     from intaglio.backend.image_files import Images
     from intaglio.backend.program import Program
 
-FOLDER = "hw"
-IR = f"{FOLDER}/chip.mlir"
-VERILOG = (f"{FOLDER}/chip.sv", f"{FOLDER}/memories.sv")
-WAIVERS = f"{FOLDER}/waivers.vlt"
-ROMS = f"{FOLDER}/images/roms.bin"
-ROM_INDEX = f"{FOLDER}/images/roms.json"
-TESTBENCH = f"{FOLDER}/testbench.sv"
-HEX = f"{FOLDER}/hex"
 HEX_LIMIT = 32 << 20
 """Bytes of ROM contents up to which hex files and a testbench are written."""
 LOGIC_LIMIT = 8 << 20

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.output import MANIFEST, read_manifest, sha256_of
 from intaglio.backend.program import Parameter, Part, Program
 from intaglio.dialects.codes import Matrix, container_bits
 from intaglio.dialects.errors import UserError
+
+_NAMED = 4
+"""How many changed tensors are named."""
 
 
 class Images:
@@ -77,15 +83,45 @@ class Images:
             exponent=parameter.exponent,
         )
 
+    def verify(self) -> None:
+        """Whether the images are what the compile wrote, by the hashes of its manifest.
+
+        Raises:
+            UserError: one is missing, shorter, or has other bytes; names tensors that are changed.
+        """
+        digests = read_manifest(self._folder)["outputs"]
+        for file in dict.fromkeys(part.file for _, part in self._parts()):
+            path = self._folder / file
+            for _, part in self._parts():
+                if part.file == file:
+                    self._bytes(part)
+            if file not in digests or sha256_of(path) == digests[file]:
+                continue
+            changed = dict.fromkeys(
+                name
+                for name, part in self._parts()
+                if part.file == file and sha256(self._bytes(part).data).hexdigest() != part.sha256
+            )
+            where = f" in {', '.join(list(changed)[:_NAMED])}" if changed else ""
+            more = f" and {len(changed) - _NAMED} more tensors" if len(changed) > _NAMED else ""
+            raise UserError(
+                f"has other bytes than the compile wrote{where}{more}: its SHA-256 is not that of "
+                f"{MANIFEST}",
+                file=str(path),
+                hint="compile the model again",
+            )
+
+    def _parts(self) -> Iterator[tuple[str, Part]]:
+        """Names of tensors with their parts."""
+        for name, parameter in self._program.parameters.items():
+            for part in (parameter.codes, parameter.scales, parameter.zeros):
+                if part is not None:
+                    yield name, part
+
     @cached_property
     def size(self) -> int:
         """Bytes of all images."""
-        return sum(
-            part.size
-            for p in self._program.parameters.values()
-            for part in (p.codes, p.scales, p.zeros)
-            if part is not None
-        )
+        return sum(part.size for _, part in self._parts())
 
 
 def _row_bytes(parameter: Parameter) -> int:

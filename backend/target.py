@@ -22,12 +22,11 @@ from intaglio.backend.target_values import (
     contradictions,
     derive,
     is_settable,
-    meant,
     raise_all,
     shown,
     wrong_value,
 )
-from intaglio.dialects.errors import UserError
+from intaglio.dialects.errors import UserError, meant
 from intaglio.dialects.machine import Machine
 
 _FOLDER = Path(__file__).parent / "targets"
@@ -164,6 +163,7 @@ class Target:
             h_units=self.integer("array.h_units"),
             attention_lanes=self.integer("h_unit.attention_lanes"),
             query_parallel=self.integer("h_unit.query_parallel"),
+            multiplier_bits=self.integer("h_unit.multiplier_bits"),
             sram_bytes=self.integer("h_unit.sram_bytes"),
             kv_port_bytes=self.integer("h_unit.kv_port_bytes"),
             load_bytes=self.integer("h_unit.load_bytes"),
@@ -225,8 +225,11 @@ class Target:
             )
             changed.add(name)
         raise_all(errors)
-        derive(parameters, changed)
         prefix = f"--set {' --set '.join(options)}"
+        try:
+            derive(parameters, changed)
+        except UserError as error:
+            raise UserError(f"{prefix}: {error.what}", hint=error.hint) from error
         errors.extend(
             UserError(f"{prefix}: {name} would be {problem}")
             for name in parameters

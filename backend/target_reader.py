@@ -23,13 +23,12 @@ from intaglio.backend.target_values import (
     derive,
     formula_result,
     is_number,
-    meant,
     quoted,
     raise_all,
     shown,
     wrong_value,
 )
-from intaglio.dialects.errors import UserError
+from intaglio.dialects.errors import UserError, meant
 
 _ENTRY = '{ value = ..., origin = "paper"|"secondary"|"derived"|"assumed", ... }'
 _AGREEMENT = 0.005

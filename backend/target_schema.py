@@ -138,6 +138,9 @@ KEYS: dict[str, Key] = {
         "elements of the KV cache read and multiplied", 4096, "elements/cycle", power_of_two=True
     ),
     "h_unit.query_parallel": _count("query heads that each of those elements serves", 64, "heads"),
+    "h_unit.multiplier_bits": Key(
+        "int", "bits of each operand of its multipliers", "bit", 4, 32, power_of_two=True
+    ),
     "h_unit.sram_bytes": _count("SRAM of an H-Unit: adapters and KV cache", 2**36, "bytes"),
     "h_unit.kv_port_bytes": _count("KV cache written", 4096, "bytes/cycle"),
     "h_unit.load_bytes": _count("adapter written by the chip's load port", 4096, "bytes/cycle"),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,7 +82,7 @@ def derive(parameters: dict[str, Parameter], changed: set[str]) -> None:
             )
         except FormulaError as error:
             raise UserError(
-                f"with these options the formula of {name} {error}",
+                f"the formula of {name} {error}",
                 hint=f"formula: {parameter.formula}",
             ) from error
         if value != parameter.value:
@@ -201,12 +200,6 @@ def shown(value: Any) -> str:
 def quoted(value: Any) -> str:
     """A value as it was written: texts in quotes."""
     return f"'{value}'" if isinstance(value, str) else repr(value)
-
-
-def meant(word: str, known: Iterable[str]) -> str:
-    """The beginning of a hint when a known word is close, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean '{close[0]}'? " if close else ""
 
 
 def raise_all(errors: list[UserError]) -> None:

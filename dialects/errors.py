@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class IntaglioError(Exception):
@@ -59,6 +60,12 @@ class UserErrors(UserError):
 
 class DoesNotFit(UserError):
     """The model does not fit the chip: who uses the memory, by how much it is over, what helps."""
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """The beginning of a hint when a known word is close, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean '{close[0]}'? " if close else ""
 
 
 class CompilerBug(IntaglioError):

@@ -8,6 +8,8 @@ operation a tile. See docs/dialects/fabric.md for the rationale.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from math import prod
 
 from xdsl.dialects.builtin import (
     I64,
@@ -40,6 +42,7 @@ from xdsl.utils.exceptions import PassFailedException, VerifyException
 
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.occupancy import Claim, first_overlap
 from intaglio.dialects.rom import (
     AdapterType,
     CacheOp,
@@ -178,27 +181,42 @@ class MachineOp(IRDLOperation):
         """The machine in plain Python.
 
         Raises:
-            VerifyException: a parameter is unknown or missing.
+            VerifyException: a parameter is unknown or missing, or has a value that cannot be.
         """
-        values: dict[str, object] = {}
-        for name, value in self.parameters.data.items():
-            match value:
-                case IntegerAttr():
-                    values[name] = value.value.data
-                case StringAttr():
-                    values[name] = value.data
-                case ArrayAttr():
-                    values[name] = tuple(v.data for v in value if isinstance(v, StringAttr))
-                case _:
-                    raise VerifyException(f"parameter {name} has an unexpected value {value}")
-        try:
-            return Machine.from_dict(values)
-        except ValueError as error:
-            raise VerifyException(str(error)) from error
+        return _machine(self.parameters)
 
     def verify_(self) -> None:
-        """Every parameter of a machine is there, and no other."""
-        _ = self.machine
+        """The parameters are those of a machine, no two buffers of the module share a place, and no
+        tensor has two power domains.
+
+        Whether each place exists is for its own operation to verify.
+        """
+        machine = self.machine
+        if isinstance(module := self.parent_op(), ModuleOp):
+            _verify_apart(module, machine)
+            _verify_domains(module)
+
+
+@lru_cache(maxsize=8)
+def _machine(parameters: DictionaryAttr) -> Machine:
+    """What a `fabric.machine` says; every placement asks for it when it is verified."""
+    values: dict[str, object] = {}
+    for name, value in parameters.data.items():
+        match value:
+            case IntegerAttr():
+                values[name] = value.value.data
+            case StringAttr():
+                values[name] = value.data
+            case ArrayAttr():
+                values[name] = tuple(v.data for v in value if isinstance(v, StringAttr))
+            case _:
+                raise VerifyException(f"parameter {name} has an unexpected value {value}")
+    try:
+        machine = Machine.from_dict(values)
+        machine.check()
+    except ValueError as error:
+        raise VerifyException(str(error)) from error
+    return machine
 
 
 def machine_of(module: ModuleOp) -> Machine:
@@ -254,7 +272,10 @@ class EngraveOp(IRDLOperation):
         )
 
     def verify_(self) -> None:
-        """The pieces cover the rows once and lie on the chip."""
+        """The pieces cover the rows once and lie on the chip.
+
+        That they keep apart from each other and from other tensors is verified at the machine.
+        """
         parameter = resolve(self, self.buffer)
         name = self.buffer.root_reference.data
         if not isinstance(parameter, ParameterOp) or not isinstance(parameter.type, ROMTensorType):
@@ -274,12 +295,8 @@ class EngraveOp(IRDLOperation):
         if not isinstance(module, ModuleOp):
             return
         machine = machine_of(module)
-        pieces = [attr.piece for attr in self.pieces]
-        for piece in pieces:
-            _verify_piece(name, piece, shape, machine, extra=self.extra is not None)
-        for number, piece in enumerate(pieces):
-            for other in pieces[:number]:
-                _verify_apart(name, piece, other, shape, machine)
+        for attr in self.pieces:
+            _verify_piece(name, attr.piece, shape, machine, extra=self.extra is not None)
 
 
 def _verify_piece(
@@ -302,35 +319,6 @@ def _verify_piece(
             f"a piece of @{name} needs {words} words of {word_bits} bits in a bank of "
             f"{machine.rom_bits} bits"
         )
-
-
-def _verify_apart(
-    name: str, piece: Piece, other: Piece, shape: MatrixShape, machine: Machine
-) -> None:
-    """Two pieces of a matrix on a common tile lie at different addresses."""
-    if (
-        piece.first_tile >= other.first_tile + other.tiles
-        or other.first_tile >= piece.first_tile + piece.tiles
-    ):
-        return
-    for what, first, count, second, number in (
-        (
-            "code words",
-            piece.base,
-            piece.code_words(shape, machine),
-            other.base,
-            other.code_words(shape, machine),
-        ),
-        (
-            "group scales",
-            piece.scale_base,
-            piece.scale_words(shape, machine),
-            other.scale_base,
-            other.scale_words(shape, machine),
-        ),
-    ):
-        if first < second + number and second < first + count:
-            raise VerifyException(f"two pieces of @{name} share {what} of a tile")
 
 
 @irdl_op_definition
@@ -362,9 +350,11 @@ class ConstantOp(IRDLOperation):
     def verify_(self) -> None:
         """The buffer is a ROM tensor."""
         parameter = resolve(self, self.buffer)
+        name = self.buffer.root_reference.data
         if not isinstance(parameter.type, ROMTensorType) or parameter.type.is_matrix:
-            name = self.buffer.root_reference.data
             raise VerifyException(f"@{name} is no vector or table in ROM")
+        if self.address.value.data < 0:
+            raise VerifyException(f"@{name} has a negative address")
 
 
 @irdl_op_definition
@@ -420,6 +410,8 @@ class ReserveOp(IRDLOperation):
         if not isinstance(module, ModuleOp):
             return
         machine = machine_of(module)
+        if self.address.value.data < 0 or self.size.value.data < 0:
+            raise VerifyException(f"@{name} has a negative address or size")
         available = machine.sram_bytes
         end = self.address.value.data + self.size.value.data
         if end > available:
@@ -467,23 +459,10 @@ class DomainOp(IRDLOperation):
         return tuple(tensor.root_reference.data for tensor in self.tensors)
 
     def verify_(self) -> None:
-        """The tensors are parameters of the module, each in one domain."""
-        module = self.parent_op()
-        if not isinstance(module, ModuleOp):
-            return
-        parameters = {op.sym_name.data for op in module.ops if isinstance(op, ParameterOp)}
-        for name in self.names:
-            if name not in parameters:
-                raise VerifyException(f"no parameter @{name} is declared")
-        mine = set(self.names)
-        for other in module.ops:
-            if other is self:
-                break
-            if isinstance(other, DomainOp) and (shared := sorted(mine & set(other.names))):
-                raise VerifyException(
-                    f"@{shared[0]} is in two domains, @{other.sym_name.data} and "
-                    f"@{self.sym_name.data}"
-                )
+        """The tensors are parameters of the module; that each is in one domain, the machine."""
+        for tensor in self.tensors:
+            if not isinstance(resolve(self, tensor), ParameterOp):
+                raise VerifyException(f"@{tensor.root_reference.data} is no parameter")
 
 
 SCALE_BYTES = 4
@@ -511,6 +490,80 @@ PlaceOp = EngraveOp | ConstantOp | ReserveOp
 def places(module: ModuleOp) -> Iterator[PlaceOp]:
     """All placements of a module."""
     return (op for op in module.ops if isinstance(op, PlaceOp))
+
+
+def _verify_apart(module: ModuleOp, machine: Machine) -> None:
+    """Each buffer has one place, and no two share addresses of a unit.
+
+    Raises:
+        VerifyException: names the two buffers and what they share.
+    """
+    claims: dict[str, list[Claim]] = {"code words": [], "group scales": [], "SRAM": []}
+    constants: list[Claim] = []
+    placed: set[str] = set()
+    for op in places(module):
+        name = op.buffer.root_reference.data
+        if name in placed:
+            raise VerifyException(f"@{name} has two places")
+        placed.add(name)
+        type_ = resolve(op, op.buffer).type
+        match op:
+            case EngraveOp() if isinstance(type_, ROMTensorType):
+                shape = matrix_shape(type_)
+                for piece in (attr.piece for attr in op.pieces):
+                    if piece.split > machine.l_units:
+                        continue
+                    units = (name, piece.first_tile, piece.tiles)
+                    words = piece.code_words(shape, machine), piece.scale_words(shape, machine)
+                    claims["code words"].append(Claim(*units, piece.base, words[0]))
+                    claims["group scales"].append(Claim(*units, piece.scale_base, words[1]))
+            case ReserveOp():
+                rows = type_.dims[0] if isinstance(type_, AdapterType) else machine.h_units
+                units = (name, op.first_unit, min(rows, machine.h_units))
+                claims["SRAM"].append(Claim(*units, op.address.value.data, op.size.value.data))
+            case ConstantOp() if isinstance(type_, ROMTensorType):
+                size = prod(type_.dims) * type_.bits // 8
+                constants.append(Claim(name, 0, 1, op.address.value.data, size))
+            case _:
+                pass
+    for what, unit, number in (
+        ("code words", "tile", machine.tiles),
+        ("group scales", "tile", machine.tiles),
+        ("SRAM", "H-Unit", machine.h_units),
+    ):
+        if (found := first_overlap(claims[what], number)) is not None:
+            raise VerifyException(f"{_both(*found)} share {what} of {unit} {_common(*found)}")
+    if (found := first_overlap(constants, 1)) is not None:
+        raise VerifyException(f"{_both(*found)} share bytes of the constant ROM")
+
+
+def _verify_domains(module: ModuleOp) -> None:
+    """Each tensor is in one power domain at most.
+
+    Raises:
+        VerifyException: names the tensor and its domains.
+    """
+    domain_of: dict[str, str] = {}
+    for op in module.ops:
+        if isinstance(op, DomainOp):
+            domain = op.sym_name.data
+            for name in op.names:
+                if name in domain_of:
+                    raise VerifyException(
+                        f"@{name} is in two domains, @{domain_of[name]} and @{domain}"
+                    )
+                domain_of[name] = domain
+
+
+def _both(one: Claim, other: Claim) -> str:
+    if one.name == other.name:
+        return f"two pieces of @{one.name}"
+    return f"@{one.name} and @{other.name}"
+
+
+def _common(one: Claim, other: Claim) -> int:
+    """The first unit of both."""
+    return max(one.first_unit, other.first_unit)
 
 
 FABRIC = Dialect(

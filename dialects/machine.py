@@ -11,6 +11,14 @@ from __future__ import annotations
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
+COUNTS = (
+    *("clock_hz", "tiles", "l_units", "lanes", "plane_bits", "pass_bits", "rom_bits"),
+    *("bank_words", "bank_bits", "h_units", "attention_lanes", "query_parallel"),
+    *("multiplier_bits", "sram_bytes", "kv_port_bytes", "load_bytes"),
+    *("vector_lanes", "vector_sram_bytes", "results_per_cycle"),
+)
+"""Fields of which there is at least one."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -18,8 +26,8 @@ class Machine:
 
     The array has `tiles` matrix units; each holds `l_units` L-Units (ROM fused with `lanes`
     multipliers of one cell's weight by `pass_bits`-bit activations). Beside them stand `h_units`
-    H-Units (SRAM for adapters and KV with `attention_lanes` 8x8-bit multipliers). `vector_lanes`
-    counts the lanes of all vector units together.
+    H-Units (SRAM for adapters and KV with `attention_lanes` multipliers of two operands of
+    `multiplier_bits`). `vector_lanes` counts the lanes of all vector units together.
     """
 
     name: str
@@ -49,6 +57,8 @@ class Machine:
     attention_lanes: int
     query_parallel: int
     """Query heads of one KV head that a fetched key or value element serves in one cycle."""
+    multiplier_bits: int
+    """Bits of each operand of an H-Unit's multiplier; wider operands take several passes."""
     sram_bytes: int
     """SRAM of one H-Unit: adapters and KV cache."""
     kv_port_bytes: int
@@ -126,6 +136,19 @@ class Machine:
     rom_logic: str = "table"
     """How a ROM bank that is logic is written: `table`, its truth table; `shared`, gates that its
     bits share."""
+
+    def check(self) -> None:
+        """Whether passes can work with the figures.
+
+        A target file allows less (`backend/target_schema.py`); what emitted hardware needs beyond
+        that, such as powers of two, its units say (`backend/hw/`).
+
+        Raises:
+            ValueError: there is none of what a chip has at least one of.
+        """
+        for name in COUNTS:
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"machine description: {name} is {value}, at least 1 is needed")
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, in declaration order."""

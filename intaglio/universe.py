@@ -1,6 +1,6 @@
 """The `xdsl.universe` entry point: what stock `xdsl-opt` learns when Intaglio is installed.
 
-This is the one list of our dialects and passes. Everything is imported when it is asked for.
+This is the one list of our dialects, passes and output formats (`-t`). Everything is imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from importlib import import_module
 from xdsl.ir import Dialect
 from xdsl.passes import ModulePass
 from xdsl.universe import Universe
+from xdsl.utils.target import Target
 
 
 def _dialect(module: str, name: str) -> Callable[[], Dialect]:
@@ -19,6 +20,10 @@ def _dialect(module: str, name: str) -> Callable[[], Dialect]:
 
 def _pass(module: str, name: str) -> Callable[[], type[ModulePass]]:
     return lambda: getattr(import_module(f"intaglio.{module}"), name)
+
+
+def _format(name: str) -> Callable[[], type[Target]]:
+    return lambda: getattr(import_module("intaglio.backend.output_formats"), name)
 
 
 INTAGLIO = Universe(
@@ -36,5 +41,10 @@ INTAGLIO = Universe(
         "fabric-place": _pass("lowering.place", "FabricPlace"),
         "program-schedule": _pass("lowering.schedule", "ProgramSchedule"),
         "program-to-hw": _pass("backend.program_to_hw", "ProgramToHW"),
+    },
+    all_targets={
+        "mapping-json": _format("MappingJSON"),
+        "program-json": _format("ProgramJSON"),
+        "system-verilog": _format("SystemVerilog"),
     },
 )

@@ -19,10 +19,12 @@ from xdsl.dialects.builtin import ArrayAttr, DictionaryAttr, ModuleOp, StringAtt
 from xdsl.ir import Attribute, Operation, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
+from xdsl.utils.exceptions import PassFailedException
 
 from intaglio.dialects import rom
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import machine_of
+from intaglio.lowering.order import check_before
 from intaglio.lowering.sites import Body, Place, bodies, matrix_name, names, selected
 
 KEY = "adapter::"
@@ -51,6 +53,9 @@ class RomAdapterSlots(ModulePass):
         if self.rank < 1:
             raise UserError(f"adapter slots have a rank of at least 1, not {self.rank}")
         machine = machine_of(op)
+        check_before("rom-legalize", op, self.name)
+        if any(isinstance(one, rom.SiteOp) for one in op.ops):
+            raise PassFailedException("the module has adapter slots already")
         found = bodies(op)
         roles = selected(found, self.modules, machine.adapter_sites)
         sites: list[rom.SiteOp] = []

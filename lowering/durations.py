@@ -22,9 +22,6 @@ from intaglio.dialects.formula import (
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
 
-MULTIPLIER_BITS = 8
-"""Bits of each operand of an H-Unit's multiplier; wider operands take several passes."""
-
 
 def attended(window: int, size: int) -> Formula:
     """Blocks of `size` cached tokens that hold any that attention reads: all, or a window's.
@@ -129,7 +126,7 @@ def slot_product(machine: Machine, shape: MatrixShape, *, first: bool) -> Formul
 
 def _adapter_work(machine: Machine) -> int:
     """Cycles in which an H-Unit multiplies a word of an adapter's row."""
-    return _multiplier_passes(machine.activations, "int8")
+    return _multiplier_passes(machine, machine.activations, "int8")
 
 
 def _leave(machine: Machine) -> int:
@@ -244,7 +241,9 @@ def query_key(
     scores of one query head leave the array together.
     """
     shared = heads // kv_heads
-    work = _vector_cycles(machine, shared, width, _multiplier_passes(machine.activations, kv))
+    work = _vector_cycles(
+        machine, shared, width, _multiplier_passes(machine, machine.activations, kv)
+    )
     drain = shared * -(-machine.h_units // machine.results_per_cycle)
     fixed = machine.broadcast + machine.attention_pipeline + machine.reduce + machine.requantise
     passes = _over_tokens(machine, kv_heads, width, window, kv, max(work, drain))
@@ -260,7 +259,9 @@ def weighted_sum(
     the reduction network.
     """
     shared = heads // kv_heads
-    work = _vector_cycles(machine, shared, width, _multiplier_passes(machine.probabilities, kv))
+    work = _vector_cycles(
+        machine, shared, width, _multiplier_passes(machine, machine.probabilities, kv)
+    )
     beat = min(machine.attention_lanes, machine.results_per_cycle)
     drain = heads * -(-width // beat)
     fixed = machine.broadcast + machine.attention_pipeline + machine.reduce + machine.requantise
@@ -268,8 +269,9 @@ def weighted_sum(
     return fixed + machine.table_lookup + heads - 1 + drain + passes
 
 
-def _multiplier_passes(left: str, right: str) -> int:
+def _multiplier_passes(machine: Machine, left: str, right: str) -> int:
+    """Passes in which an H-Unit multiplies elements of two formats: each part by each part."""
     passes = 1
     for name in (left, right):
-        passes *= -(-FORMATS[name].memory_bits // MULTIPLIER_BITS)
+        passes *= -(-FORMATS[name].memory_bits // machine.multiplier_bits)
     return passes

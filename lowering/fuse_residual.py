@@ -15,6 +15,7 @@ from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
 
 from intaglio.dialects import rom
+from intaglio.lowering.order import check_legalised
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class RomFuseResidual(ModulePass):
     name = "rom-fuse-residual"
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
+        check_legalised(op)
         for add in [found for found in op.walk() if isinstance(found, rom.AddOp)]:
             for value, other in ((add.rhs, add.lhs), (add.lhs, add.rhs)):
                 if _fuse(add, value, other):

@@ -43,6 +43,7 @@ from intaglio.dialects.semantics import (
     weighted_sum_bits,
 )
 from intaglio.lowering.buffers import context, name_of
+from intaglio.lowering.order import check_before
 
 LOG2E = Fraction(math.log2(math.e))
 SCALE_MANTISSA_BITS = 16
@@ -104,8 +105,7 @@ class RomLegalize(ModulePass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         machine = machine_of(op)
-        if any(isinstance(value.type, rom.FixedType) for one in op.walk() for value in one.results):
-            raise PassFailedException("the module is legalised already")
+        check_before(self.name, op, self.name)
         _convert_buffers(op, machine)
         for symbol in list(op.ops):
             if isinstance(symbol, rom.StepOp | rom.LayerOp):

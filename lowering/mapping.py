@@ -7,7 +7,7 @@ Addresses (`at`) may be left out; they are then assigned in the file's order.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ from typing import Any
 from xdsl.dialects.builtin import ModuleOp
 
 from intaglio.dialects import rom
-from intaglio.dialects.errors import UserError
+from intaglio.dialects.errors import UserError, meant
 from intaglio.dialects.fabric import ConstantOp, EngraveOp, ReserveOp, places
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece
 
 SCHEMA = 1
+_KEYS = ("schema", "target", "tiles", "l_units", "matrices", "constants", "sram")
+_MATRIX_KEYS = ("name", "key", "extra", "pieces")
+_PIECE_KEYS = ("rows", "tiles", "split", "at")
 Fill = Callable[[int, int], tuple[int, int]]
 """First free addresses of a range of tiles: code words, scale words."""
 
@@ -71,26 +74,89 @@ class Mapping:
         if row != shape.rows:
             raise self._wrong(name, f"ends at row {row} of {shape.rows}")
 
+    def check_names(self, known: Collection[str]) -> None:
+        """Whether every matrix that is placed exists.
+
+        Raises:
+            UserError: names those that do not, and what the first is like.
+        """
+        if unknown := sorted(set(self.pieces) - set(known)):
+            raise UserError(
+                f"the mapping places {', '.join(unknown)}, which the model does not have",
+                file=self.file,
+                hint=f"{meant(unknown[0], known)}names are those of mapping.json in the output "
+                "folder",
+            )
+
     def _wrong(self, name: str, what: str) -> UserError:
         return UserError(f"a piece of {name} {what}", file=self.file)
 
 
-def read_mapping(path: str) -> Mapping:
+def read_mapping(path: str, machine: Machine) -> Mapping:
     """Reads a mapping file.
 
     Raises:
-        UserError: the file is missing, no JSON, or of another schema.
+        UserError: the file is missing, no JSON, of another schema, made for another chip, or says
+            something that no mapping file says.
     """
     try:
         content = json.loads(Path(path).read_text())
         if content["schema"] != SCHEMA:
             raise UserError(f"schema {content['schema']}, expected {SCHEMA}", file=path)
-        matrices = content["matrices"]
-        return Mapping(path, {one["name"]: one["pieces"] for one in matrices})
+        _check_keys(path, content)
+        _check_machine(path, content, machine)
+        pieces: dict[str, list[dict[str, Any]]] = {}
+        for one in content["matrices"]:
+            if one["name"] in pieces:
+                raise UserError(f"the mapping places {one['name']} twice", file=path)
+            pieces[one["name"]] = one["pieces"]
+        return Mapping(path, pieces)
     except OSError as error:
         raise UserError(f"cannot read the mapping: {error.strerror}", file=path) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise UserError(f"this is no mapping file: {error} is missing", file=path) from error
+    except (ValueError, TypeError) as error:
         raise UserError(f"this is no mapping file: {error}", file=path) from error
+
+
+def _check_keys(path: str, content: dict[str, Any]) -> None:
+    """Refuses keys that mean nothing: what was written there would be ignored.
+
+    Raises:
+        UserError: names the key, where it stands and the key that it is like.
+    """
+    levels: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [("the mapping", content, _KEYS)]
+    for one in content["matrices"]:
+        levels.append((f"matrix {one['name']}", one, _MATRIX_KEYS))
+        levels += [(f"a piece of {one['name']}", piece, _PIECE_KEYS) for piece in one["pieces"]]
+    for where, level, known in levels:
+        for key in level:
+            if key not in known:
+                raise UserError(
+                    f"{where} has an unknown key '{key}'",
+                    file=path,
+                    hint=f"{meant(str(key), known)}keys: {', '.join(known)}",
+                )
+
+
+def _check_machine(path: str, content: dict[str, Any], machine: Machine) -> None:
+    """Refuses a mapping for another chip.
+
+    Raises:
+        UserError: says which chip it was made for.
+    """
+    for key, value in (
+        ("target", machine.name),
+        ("tiles", machine.tiles),
+        ("l_units", machine.l_units),
+    ):
+        if (stated := content.get(key, value)) != value:
+            raise UserError(
+                f"the mapping is for another chip: {key} is {stated}, here it is {value}",
+                file=path,
+                hint="take mapping.json of a compile for this target with these settings, or "
+                f"leave out '{key}' where the pieces are meant for both",
+            )
 
 
 def mapping_of(module: ModuleOp, machine: Machine) -> dict[str, Any]:

@@ -10,11 +10,11 @@ each layer form a power domain with banks of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp, SymbolRefAttr
+from xdsl.dialects.builtin import DictionaryAttr, ModuleOp, SymbolRefAttr
 from xdsl.ir import Operation
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
@@ -32,6 +32,7 @@ from intaglio.dialects.fabric import (
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
 from intaglio.lowering.mapping import Mapping, read_mapping
+from intaglio.lowering.order import check_before, check_legalised
 from intaglio.lowering.sram import place_sram
 
 CONSTANT_ALIGNMENT = 64
@@ -51,12 +52,15 @@ class FabricPlace(ModulePass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         machine = machine_of(op)
-        given = read_mapping(self.mapping) if self.mapping else None
+        check_before(self.name, op, self.name)
+        check_legalised(op)
+        given = read_mapping(self.mapping, machine) if self.mapping else None
         placements = _place_rom(op, machine, given)
         placements += _place_constants(op)
         placements += place_sram(op, machine)
-        last = [s for s in op.ops if isinstance(s, rom.ParameterOp | rom.CacheOp)][-1]
-        Rewriter.insert_op(placements, InsertPoint.after(last))
+        buffers = [s for s in op.ops if isinstance(s, rom.ParameterOp | rom.CacheOp)]
+        if buffers:
+            Rewriter.insert_op(placements, InsertPoint.after(buffers[-1]))
 
 
 def users(module: ModuleOp) -> dict[str, set[type[Operation]]]:
@@ -263,7 +267,6 @@ def _engraved(module: ModuleOp, machine: Machine) -> list[_Engraved]:
         name, type_ = parameter.sym_name.data, parameter.type
         used = kinds.get(name, set())
         if isinstance(type_, rom.ROMTensorType) and used & {rom.DotOp, rom.EmbedOp}:
-            _check_format(parameter, type_, machine, is_head=name not in repeated)
             found.append(
                 _Engraved(
                     parameter,
@@ -274,6 +277,7 @@ def _engraved(module: ModuleOp, machine: Machine) -> list[_Engraved]:
                     domains.get(name),
                 )
             )
+    _check_formats(module, machine, found, repeated)
     order = {name: number for number, name in enumerate(dict.fromkeys(domains.values()))}
 
     def key(one: _Engraved) -> tuple[bool, int, int]:
@@ -350,12 +354,8 @@ def _engrave(
         engraved[one.name] = pieces
         if one.domain is not None:
             members.setdefault(one.domain, []).append(one.name)
-    if given is not None and (unknown := sorted(set(given.pieces) - set(engraved))):
-        raise UserError(
-            f"the mapping places {', '.join(unknown)}, which the model does not have",
-            file=given.file,
-            hint="names are those of mapping.json in the output folder",
-        )
+    if given is not None:
+        given.check_names(engraved)
     _check_capacity(machine, tensors, engraved, banks)
     extras = {one.name for one in tensors if one.extra}
     for name, pieces in engraved.items():
@@ -417,18 +417,56 @@ def _repeated(module: ModuleOp) -> set[str]:
     }
 
 
-def _check_format(
-    parameter: rom.ParameterOp, type_: rom.ROMTensorType, machine: Machine, *, is_head: bool
+def _check_formats(
+    module: ModuleOp, machine: Machine, tensors: Sequence[_Engraved], repeated: Set[str]
 ) -> None:
-    known = machine.head_weights if is_head else machine.weights
-    if type_.is_matrix and type_.code.data not in known:
-        part = "outside the layers" if is_head else "in the layers"
-        raise UserError(
-            f"weights {parameter.key.data} are {type_.code.data}, which {machine.name} has no "
-            f"cells for",
-            hint=f"its ROM {part} stores {', '.join(known)}; quantise otherwise, or choose "
-            "another target",
-        )
+    """The chip has cells for all weights, in the layers and outside of them.
+
+    Raises:
+        UserError: it has none for the first, and so many more.
+    """
+
+    def cells(one: _Engraved) -> tuple[str, ...]:
+        return machine.weights if one.name in repeated else machine.head_weights
+
+    faulty = [t for t in tensors if t.type.is_matrix and t.type.code.data not in cells(t)]
+    if not faulty:
+        return
+    first, *others = faulty
+    part = "in the layers" if first.name in repeated else "outside the layers"
+    more = f", and {len(others)} more matrices are of such formats" if others else ""
+    raise UserError(
+        f"weights {first.parameter.key.data} are {first.type.code.data}, which {machine.name} has "
+        f"no cells for{more}",
+        node=_node_of(module, first.name),
+        hint=f"its ROM {part} stores {', '.join(cells(first))}; quantise otherwise, or choose "
+        "another target",
+    )
+
+
+def _node_of(module: ModuleOp, name: str) -> str | None:
+    """The first ONNX node that multiplies with a tensor or reads its rows."""
+    for op in module.walk():
+        if not isinstance(op, rom.DotOp | rom.EmbedOp):
+            continue
+        symbol = op.weights if isinstance(op, rom.DotOp) else op.table
+        layer = op.parent_op()
+        bound = [symbol]
+        if isinstance(layer, rom.LayerOp):
+            slot = symbol.root_reference.data
+            bound = [one.data[slot] for one in _instances(module, layer) if slot in one.data]
+        for number, one in enumerate(bound):
+            assert isinstance(one, SymbolRefAttr)
+            if one.root_reference.data == name:
+                return op.onnx.data[number].data[0].data
+    return None
+
+
+def _instances(module: ModuleOp, layer: rom.LayerOp) -> Iterator[DictionaryAttr]:
+    """What a layer's slots are bound to, one after the other."""
+    for op in module.walk():
+        if isinstance(op, rom.RepeatOp) and op.body() is layer:
+            yield from op.instances
 
 
 def _rom_overflow(

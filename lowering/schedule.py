@@ -27,6 +27,8 @@ from intaglio.lowering import power
 from intaglio.lowering.blocks import BlockCutter
 from intaglio.lowering.buffers import context, name_of
 from intaglio.lowering.draft import DraftBlock
+from intaglio.lowering.order import check_before, check_legalised
+from intaglio.lowering.search import largest
 from intaglio.lowering.vector_memory import VectorMemory
 from intaglio.lowering.waits import waits
 
@@ -39,6 +41,8 @@ class ProgramSchedule(ModulePass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         machine = machine_of(op)
+        check_before(self.name, op, self.name)
+        check_legalised(op)
         steps = [found for found in op.ops if isinstance(found, rom.StepOp)]
         if len(steps) != 1:
             raise PassFailedException(f"expected one rom.step, found {len(steps)}")
@@ -78,20 +82,44 @@ def _check_retention(program: ProgramOp, machine: Machine) -> None:
     """
     if not machine.retention_cycles:
         return
-    last = program.positions.get_values()[-1]
-    timing = [block.timing for block in program.blocks]
+    last = int(program.positions.get_values()[-1])
     ranks = _largest_ranks(program)
-    spans = timeline.simulate(timing, machine.issue, last, ranks)
-    cycles = max(int(span.finish[0]) for span in spans)
-    if cycles <= machine.retention_cycles:
+    timing = [block.timing for block in program.blocks]
+
+    def cycles(position: int, ranks: timeline.Ranks = ranks) -> int:
+        spans = timeline.simulate(timing, machine.issue, position, ranks)
+        return max(int(span.finish[0]) for span in spans)
+
+    taken = cycles(last)
+    if taken <= machine.retention_cycles:
         return
-    held, taken = (1e3 * n / machine.clock_hz for n in (machine.retention_cycles, cycles))
+    first = cycles(0)
+    ways: list[str] = []
+    at = f"at position {last}"
+    if first <= machine.retention_cycles:
+        # A later token takes no less time, and a context ends with the slowest.
+        context = 1 + largest(lambda n: cycles(n) <= machine.retention_cycles, last - 1)
+        ways.append(f"--context {context} would do")
+    elif last:
+        at += f" and {1e3 * first / machine.clock_hz:.3g} ms at position 0"
+    if ranks and cycles(last, {}) <= machine.retention_cycles:
+        ways.append("a smaller rank of --adapter-slots")
+    held, needed = (n / machine.clock_hz for n in (machine.retention_cycles, taken))
+    ways += [
+        f"a faster clock (--set clock.frequency_hz={_rounded_up(taken / held)} or more)",
+        f"longer retention (--set external.retention_us={_rounded_up(1e6 * needed)} or more)",
+    ]
     raise UserError(
-        f"a token takes {taken:.3g} ms at position {last}, the "
-        f"on-die cells of {machine.name} hold keys and values for {held:.3g} ms without being read",
-        hint="a shorter --context, a faster clock (--set clock.frequency_hz=...), or longer "
-        "retention (--set external.retention_us=...)",
+        f"a token takes {1e3 * needed:.3g} ms {at}; the on-die cells of {machine.name} hold keys "
+        f"and values for {1e3 * held:.3g} ms without being read",
+        hint="; or ".join(ways),
     )
+
+
+def _rounded_up(number: float) -> int:
+    """A number in four digits, not below it."""
+    step = 10 ** max(0, len(str(int(number))) - 4)
+    return (int(number) // step + 1) * step
 
 
 def _largest_ranks(program: ProgramOp) -> timeline.Ranks:

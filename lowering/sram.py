@@ -4,20 +4,27 @@ Vectors of a cache go round the H-Units token by token, rows of an adapter's mat
 that all units multiply at once. A matrix of fewer rows than there are units (A of a low-rank
 adapter on a large chip) takes as many neighbouring units as it has rows; such matrices fill the
 units evenly, the widest first.
+
+Of tokens beyond `Machine.kv_on_die` the codes are in external memory; the dynamic scales of all
+tokens stay on the die, where `backend/hw/kv.py` gives them a memory, and count as SRAM here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from xdsl.dialects.builtin import ModuleOp
 
 from intaglio.dialects import rom
+from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import DoesNotFit, UserError
-from intaglio.dialects.fabric import ReserveOp, kv_vector_bytes, matrix_shape
+from intaglio.dialects.fabric import SCALE_BYTES, ReserveOp, kv_vector_bytes, matrix_shape
 from intaglio.dialects.machine import Machine
+from intaglio.lowering.search import largest
 
+KV_FORMATS = ("int16", "int8", "fp8")
+"""Formats of keys and values that a chip may have; those of fp8 have no scales."""
 KV = "KV cache"
 SLOTS = "adapter slots"
 CONSTANT = "adapters of the graph"
@@ -67,8 +74,7 @@ def reservations(module: ModuleOp, machine: Machine) -> Iterator[Reservation]:
     for op in module.ops:
         match op:
             case rom.CacheOp(type=rom.KVType() as kv):
-                tokens = -(-tokens_on_die(kv, machine) // machine.h_units)
-                size = tokens * kv.heads.data * kv_vector_bytes(op)
+                size = _cache_size(op, kv, machine, kv.capacity.data)
                 yield Reservation(op.sym_name.data, KV, machine.h_units, size)
             case rom.ParameterOp(type=rom.AdapterType() as adapter):
                 use = SLOTS if adapter.is_slot else CONSTANT
@@ -88,9 +94,32 @@ def adapter_size(type_: rom.AdapterType, machine: Machine) -> tuple[int, int]:
     return min(shape.rows, machine.h_units), -(-shape.rows // machine.h_units) * row
 
 
-def tokens_on_die(cache: rom.KVType, machine: Machine) -> int:
-    """Tokens of a cache that lie in the chip's SRAM; the others are in external memory."""
-    return min(cache.capacity.data, machine.kv_on_die or cache.capacity.data)
+def tokens_on_die(tokens: int, machine: Machine) -> int:
+    """Of the tokens of a cache those whose codes are on the die; the others' are in external
+    memory."""
+    return min(tokens, machine.kv_on_die or tokens)
+
+
+def cache_bytes(tokens: int, codes: int, scales: int, machine: Machine) -> int:
+    """Bytes that caches take of each H-Unit, of which tokens go round.
+
+    Rows of the emitted memories may be padded beyond that: vectors to whole words of the H-Units,
+    scales to whole rows of `vector_lanes` tokens.
+
+    Args:
+        tokens: that the caches hold.
+        codes: bytes of the codes of a token.
+        scales: bytes of the dynamic scales of a token.
+        machine: the chip.
+    """
+    inside = -(-tokens_on_die(tokens, machine) // machine.h_units)
+    return inside * codes + -(-tokens // machine.h_units) * scales
+
+
+def _cache_size(op: rom.CacheOp, kv: rom.KVType, machine: Machine, tokens: int) -> int:
+    scale = 0 if kv.static.data else SCALE_BYTES
+    code = kv_vector_bytes(op) - scale
+    return cache_bytes(tokens, kv.heads.data * code, kv.heads.data * scale, machine)
 
 
 def fill(wanted: Sequence[Reservation], machine: Machine) -> tuple[Sram, dict[str, ReserveOp]]:
@@ -137,74 +166,126 @@ def _overflow(
         f"{sum(sram.bytes_by_use.values()) / 2**20:.2f} MiB; the fullest H-Unit is over by "
         f"{over:.1f} KiB"
     )
+    caches = _Caches(module, machine)
     lines = [first]
     lines += [
-        f"    {size / 2**20:10.2f} MiB  {use}"
+        f"    {size / 2**20:10.2f} MiB  {use}{caches.what if use == KV else ''}"
         for use, size in sorted(sram.bytes_by_use.items(), key=lambda item: -item[1])
     ]
-    ways, hint = _ways_out(module, machine, wanted)
+    ways, hint = _ways_out(module, machine, wanted, caches)
     return DoesNotFit("\n".join([*lines, *ways]), hint=hint)
 
 
+class _Caches:
+    """The caches of a module, and what they would take otherwise."""
+
+    def __init__(self, module: ModuleOp, machine: Machine) -> None:
+        self.machine = machine
+        self.caches = [
+            (op, op.type)
+            for op in module.ops
+            if isinstance(op, rom.CacheOp) and isinstance(op.type, rom.KVType)
+        ]
+        self.tokens = max((kv.capacity.data for _, kv in self.caches), default=0)
+        self.on_die = tokens_on_die(self.tokens, machine)
+
+    @property
+    def what(self) -> str:
+        """Which tokens' codes and scales are meant, to stand after "KV cache"."""
+        if self.on_die == self.tokens:
+            return ""
+        scales = any(not kv.static.data for _, kv in self.caches)
+        return f": first {self.on_die:,} tokens" + (
+            f", scales of all {self.tokens:,}" if scales else ""
+        )
+
+    def size(self, tokens: int, on_die: int) -> int:
+        """Bytes of each H-Unit with other numbers of tokens."""
+        machine = replace(self.machine, kv_on_die=on_die)
+        return sum(
+            _cache_size(op, kv, machine, min(tokens, kv.capacity.data)) for op, kv in self.caches
+        )
+
+    def most_on_die(self, free: int) -> int:
+        """The most tokens on the die that fit, of the whole context; 0: not even one round."""
+        units = self.machine.h_units
+        rounds = -(-self.on_die // units)
+        return min(
+            self.on_die,
+            units * largest(lambda n: self.size(self.tokens, n * units) <= free, rounds),
+        )
+
+    def longest(self, free: int) -> int:
+        """The longest context that fits, with as many tokens on the die as now; 0: none."""
+        units, kept = self.machine.h_units, self.machine.kv_on_die
+        rounds = -(-self.tokens // units)
+        return min(
+            self.tokens, units * largest(lambda n: self.size(n * units, kept) <= free, rounds)
+        )
+
+    def smaller_formats(self) -> list[str]:
+        """Formats of the caches that have the chip's, not the graph's, that take fewer bytes."""
+        own = [(op, kv) for op, kv in self.caches if not kv.static.data]
+        now = sum(kv.heads.data * kv_vector_bytes(op) for op, kv in own)
+
+        def size(name: str) -> int:
+            scale = 0 if name == "fp8" else SCALE_BYTES
+            return sum(
+                kv.heads.data * (-(-kv.width.data * FORMATS[name].bits // 8) + scale)
+                for _, kv in own
+            )
+
+        return [name for name in KV_FORMATS if size(name) < now]
+
+
 def _ways_out(
-    module: ModuleOp, machine: Machine, wanted: Sequence[Reservation]
+    module: ModuleOp, machine: Machine, wanted: Sequence[Reservation], caches: _Caches
 ) -> tuple[list[str], str]:
     """Ranks and contexts that fit together, as lines; and what to ask for instead."""
     slots = list(_slots(module))
     asked = max((type_.dims[axis] for type_, axis in slots), default=0)
-    tokens = _tokens(module, machine, wanted)
-    by_rank = {
-        rank: tokens(wanted if rank == asked else _at_rank(wanted, slots, rank, machine))
+    free = {
+        rank: _beside(wanted if rank == asked else _at_rank(wanted, slots, rank, machine), machine)
         for rank in _ranks(asked)
     }
     on_die = bool(machine.kv_on_die)
     what = "tokens on the die" if on_die else "tokens"
-    option = "--set external.kv_on_die_tokens=" if on_die else "--context "
     ways: list[str] = []
     if asked:
+        counts = {
+            rank: caches.most_on_die(left) if on_die else caches.longest(left)
+            for rank, left in free.items()
+        }
         fitting = [
             f"{f'rank {rank}' if rank else 'no slots'} with {count:,} {what}"
-            for rank, count in by_rank.items()
+            for rank, count in counts.items()
             if count
         ]
-        ways.append(f"    what fits: {', '.join(fitting) or 'no rank with any context'}")
-    hints = [f"{option}{by_rank[asked]} would fit"] if by_rank[asked] else []
+        context = "with this context" if on_die else "with any context"
+        ways.append(f"    what fits: {', '.join(fitting) or f'no rank {context}'}")
+    hints: list[str] = []
+    if on_die and (most := caches.most_on_die(free[asked])):
+        hints.append(f"--set external.kv_on_die_tokens={most} would fit")
+    if longest := caches.longest(free[asked]):
+        hints.append(f"--context {longest} would fit")
     if any(one.use == SLOTS for one in wanted):
         rank = _rank_that_fits(machine, wanted, slots)
         hints.append(f"--adapter-slots {rank}" if rank else "a smaller adapter rank")
         hints.append("slots for fewer matrices")
-    fewer = "fewer tokens on the die" if on_die else "a shorter --context"
-    hints.append(f"{fewer}, a narrower --set kv=..., or a larger target")
-    return ways, "; or ".join(hints)
+    if formats := caches.smaller_formats():
+        hints.append(f"smaller keys and values ({' or '.join(f'--set kv={f}' for f in formats)})")
+    return ways, "; or ".join([*hints, "a larger target"])
+
+
+def _beside(wanted: Sequence[Reservation], machine: Machine) -> int:
+    """Bytes of each H-Unit that what is no cache leaves free; below 0 where it is too much."""
+    rest, _ = fill([one for one in wanted if one.use != KV], machine)
+    return machine.sram_bytes - rest.fullest
 
 
 def _ranks(asked: int) -> list[int]:
     """The rank that was asked for, three times its half, and none."""
     return list(dict.fromkeys([asked, asked // 2, asked // 4, asked // 8, 0]))
-
-
-def _tokens(
-    module: ModuleOp, machine: Machine, wanted: Sequence[Reservation]
-) -> Callable[[Sequence[Reservation]], int]:
-    """How many tokens of all caches fit beside given reservations; at most as many as asked."""
-    asked = max(
-        (
-            tokens_on_die(op.type, machine)
-            for op in module.ops
-            if isinstance(op, rom.CacheOp) and isinstance(op.type, rom.KVType)
-        ),
-        default=0,
-    )
-    # Tokens go round the H-Units; each takes as much of its own.
-    rounds = -(-asked // machine.h_units)
-    each = sum(one.size for one in wanted if one.use == KV) // rounds if rounds else 0
-
-    def fitting(others: Sequence[Reservation]) -> int:
-        rest, _ = fill([one for one in others if one.use != KV], machine)
-        free = machine.sram_bytes - rest.fullest
-        return min(asked, max(0, free // each) * machine.h_units) if each else 0
-
-    return fitting
 
 
 _Slot = tuple[rom.AdapterType, int]
@@ -241,8 +322,4 @@ def _rank_that_fits(machine: Machine, wanted: Sequence[Reservation], slots: Sequ
             machine.sram_bytes
         )
 
-    low, high = 0, max((type_.dims[axis] for type_, axis in slots), default=0)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return largest(fits, max((type_.dims[axis] for type_, axis in slots), default=1) - 1)

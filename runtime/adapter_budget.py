@@ -14,6 +14,7 @@ from typing import Any
 from intaglio.backend.program import Program
 from intaglio.dialects.codes import FORMATS, SLOT_BITS
 from intaglio.dialects.machine import Machine
+from intaglio.runtime.wording import counted
 
 RANKS = (0, 4, 8, 16, 32, 64, 128)
 """Ranks of the table, beside the chip's own."""
@@ -212,7 +213,9 @@ def tables(content: Mapping[str, Any], size_text: Any) -> Iterator[Table]:
         size_text: how a number of bytes is written.
     """
     own_rank, own = content["rank"], content["context"]
-    of = "slots" if content["has_slots"] else "sites that the layers' matrices would make"
+    of = counted(content["sites"], "slot" if content["has_slots"] else "site")
+    if not content["has_slots"]:
+        of += " that the layers' matrices would make"
     contexts = content["contexts"]
     rows = [
         (
@@ -228,7 +231,7 @@ def tables(content: Mapping[str, Any], size_text: Any) -> Iterator[Table]:
         ("rank", "adapters", "longest", *(f"{tokens:,}" for tokens in contexts)),
         rows,
         (
-            f"part of the SRAM used; {content['sites']} {of} in {content['format']}, "
+            f"part of the SRAM used; {of} in {content['format']}, "
             f"{content['kv_bytes_per_token']:,} bytes of KV a token; * is this chip"
         ),
     )

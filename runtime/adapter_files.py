@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.output import ADAPTER_DESCRIPTION as STORED_CONFIG
+from intaglio.backend.output import ADAPTER_FLOATS as STORED_FLOATS
 from intaglio.dialects.errors import UserError
 
 Floats = npt.NDArray[np.float32]
@@ -31,8 +33,6 @@ Floats = npt.NDArray[np.float32]
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 ONNX_SUFFIX = ".onnx_adapter"
-STORED_CONFIG = "adapter.json"
-STORED_FLOATS = "adapter.onnx_adapter"
 BASE_KEY = "base_sha256"
 """Where an adapter file says which base it was trained on: a key of `adapter_config.json` or of the
 metadata of a safetensors file."""
@@ -221,6 +221,8 @@ _REFUSED = (
     ("lora_velora", "it is VeLoRA's, which the finished adapter does not need: delete it"),
     ("lora_monteclora", "it is MonteCLoRA's, which draws A anew"),
     ("token_adapter", "it trains tokens of the embedding table, which is engraved"),
+    ("embed_tokens.weight", "it is the embedding table, which is engraved"),
+    ("lm_head.weight", "it is the head, which is engraved"),
     ("base_layer", "it holds base weights, which are engraved"),
     (".bias", "it trains biases, which are engraved"),
 )
@@ -308,8 +310,12 @@ def _unequal_ranks(module: str, a: Floats, b: Floats) -> str:
 def _read_peft(folder: Path) -> AdapterFile:
     config_path, weights = folder / PEFT_CONFIG, folder / PEFT_WEIGHTS
     if not config_path.is_file():
+        # PEFT writes adapters that are not called "default" to folders of their names.
+        named = sorted(path.parent for path in folder.glob(f"*/{PEFT_CONFIG}"))
         raise UserError(
-            f"this folder holds no {PEFT_CONFIG}", file=str(folder), hint=f"give {_FORMS}"
+            f"this folder holds no {PEFT_CONFIG}",
+            file=str(folder),
+            hint=f"give {' or '.join(map(str, named))}" if named else f"give {_FORMS}",
         )
     try:
         config = json.loads(_bytes_of(config_path))
@@ -459,10 +465,12 @@ class _Scalings:
 
 def _check_targets(path: Path, config: Mapping[str, Any], pairs: Sequence[Pair]) -> None:
     """Whether every listed target module has matrices."""
-    targets = config.get("target_modules")
-    if not isinstance(targets, list):
-        return
+    targets, excluded = config.get("target_modules"), config.get("exclude_modules") or []
+    if not isinstance(targets, list) or not isinstance(excluded, list):
+        return  # Which modules a regular expression is for, the base's names say.
     for target in targets:
+        if any(f".{one}".endswith(f".{target}") or target.endswith(f".{one}") for one in excluded):
+            continue
         if not any(p.module == target or p.module.endswith(f".{target}") for p in pairs):
             raise UserError(
                 f"the target module '{target}' has no matrices in {PEFT_WEIGHTS}",

@@ -29,7 +29,7 @@ from intaglio.backend.adapter_image import (
     read_image,
     write_image,
 )
-from intaglio.backend.output import MANIFEST
+from intaglio.backend.output import ADAPTERS, MANIFEST
 from intaglio.backend.program import Program, Site
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.adapter_files import (
@@ -44,7 +44,6 @@ from intaglio.runtime.slots import check_fits, load_cycles
 Progress = Callable[[str], None]
 
 SCHEMA = 1
-ADAPTERS = "adapters"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.(.+)$")
 

@@ -16,30 +16,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.image_files import Images
+from intaglio.backend.output import read_manifest
 from intaglio.dialects.errors import UserError
-from intaglio.runtime.check_operators import (
-    OPERATOR_KEYS,
+from intaglio.runtime.check_defaults import (
+    DEFAULT_TOKENS,
+    GREEDY_TOKENS,
+    HARDWARE_TOKENS,
     OPERATOR_TOKENS,
-    check_operators,
+    PROMPT_TOKENS,
+    SEED,
+    WINDOW,
 )
+from intaglio.runtime.check_operators import OPERATOR_KEYS, check_operators
 from intaglio.runtime.engines import HARDWARE_ENGINES
 from intaglio.runtime.loaded_model import LoadedModel
 from intaglio.runtime.reference import CannotJudge, Reference, own_rounding
 
 AS_IT_COMES = "as_it_comes"
 FLOAT_ACTIVATIONS = "float_activations"
-WINDOW = 256
-"""Tokens of a window, where the KV caches and the model hold as many."""
-DEFAULT_TOKENS = 256
-GREEDY_TOKENS = 64
-"""Tokens of the greedy comparison, where they fit."""
-HARDWARE_TOKENS = 8
-"""Tokens compared on hardware unless told: each takes a fraction of a second there."""
-PROMPT_TOKENS = 8
-"""Tokens of the first window that are the prompt of the greedy comparison."""
-SEED = 20240
-"""Of the random tokens that are compared when neither prompt nor text is given."""
-
 _ROWS = 16
 """Positions whose logits are compared at once, so that large vocabularies take little memory."""
 
@@ -49,6 +44,8 @@ Array = npt.NDArray[np.float64]
 JUDGED = (
     "tokens_compared",
     "windows",
+    "judged_graph",
+    "judged_weights",
     "judge",
     "top1_agreement",
     "top1_agreement_counted",
@@ -176,17 +173,22 @@ def check(
         With an adapter there are `adapter`, `adapter_loss` (the worst site's conversion) and, on
         a text, `base_perplexity`, the chip's own without the adapter.
         `per_op` adds `operators` and more, see `check_operators`.
+        `judged_graph` is the file of the output folder that onnxruntime runs; `judged_weights` what
+        its weights were rounded to on request (`--weights`), so that it is not the file that was
+        compiled; else None.
         Where onnxruntime cannot run the model, `judge_error` says why, and what it is needed for
         (`JUDGED`, `JUDGED_TEXT`, `OPERATOR_KEYS`) is None; else `judge_error` is None.
 
     Raises:
         UserError: the input cannot be used, or onnxruntime cannot run the model (`CannotJudge`)
-            and the engine is no hardware.
+            and the engine is no hardware; or an image is not what the compile wrote.
     """
     if tokens is not None and tokens < 1:
         raise UserError(f"cannot compare {tokens} tokens")
     if windows is not None and windows < 1:
         raise UserError(f"cannot compare {windows} windows")
+    progress("verifying the images")
+    Images(chip.program, chip.folder).verify()
     active = chip.adapter
     if adapter is not None:
         chip.use_adapter(adapter)
@@ -335,9 +337,12 @@ def _judged(chip: LoadedModel, task: _Task, progress: Progress) -> tuple[list[in
     nearer = min(summaries, key=lambda name: summaries[name]["max_abs_logit_error"])
     is_wide = "int16" in program.machine.activations
     judge = FLOAT_ACTIVATIONS if is_wide else nearer
+    manifest = read_manifest(chip.folder)
     result: dict[str, Any] = {
         "tokens_compared": against[judge].tokens,
         "windows": len(parts),
+        "judged_graph": chip.judged.relative_to(chip.folder).as_posix(),
+        "judged_weights": manifest["weights"] if manifest.get("quantised") else None,
         "judge": judge,
         "judge_error": None,
         **summaries[judge],

@@ -11,13 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.backend.program import Block, Instruction
+from intaglio.runtime.check_defaults import OPERATOR_THRESHOLD
 from intaglio.runtime.loaded_model import LoadedModel
 from intaglio.runtime.reference import nodes_of
 
-OPERATOR_TOKENS = 16
-"""Tokens of the comparison operator by operator."""
-OPERATOR_THRESHOLD = 0.05
-"""Largest error of an operator's output over its largest magnitude that goes unremarked."""
 OPERATOR_KEYS = (
     "operators",
     "operators_without_counterpart",

@@ -7,6 +7,7 @@ from typing import Any
 
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.check import AS_IT_COMES, FLOAT_ACTIVATIONS
+from intaglio.runtime.wording import counted
 
 AT_LEAST, AT_MOST = "at least", "at most"
 TOLERANCES: dict[str, str] = {
@@ -96,8 +97,8 @@ def text_lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"  reason       {result['judge_error']}"
         if "perplexity" in result:
             yield (
-                f"  perplexity   {result['perplexity']:.5f} on {result['tokens_scored']} tokens, "
-                "by the chip alone"
+                f"  perplexity   {result['perplexity']:.5f} on "
+                f"{counted(result['tokens_scored'], 'token')}, by the chip alone"
             )
     if "base_perplexity" in result:
         yield (
@@ -107,9 +108,9 @@ def text_lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"  saturations  {result['saturations']}"
     if "bit_exact" in result:
         yield (
-            f"  hardware     {result['hardware_tokens']} tokens on {result['engine']}: "
-            f"{result['instructions_compared']:,} instructions and {result['values_compared']:,} "
-            f"values compared with the simulator"
+            f"  hardware     {counted(result['hardware_tokens'], 'token')} on {result['engine']}: "
+            f"{counted(result['instructions_compared'], 'instruction')} and "
+            f"{counted(result['values_compared'], 'value')} compared with the simulator"
         )
         found = result["hardware_difference"]
         yield f"               {found or 'every bit and every start and finish cycle equal'}"
@@ -119,9 +120,14 @@ def text_lines(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _judged_lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield (
-        f"{result['tokens_compared']} tokens in {result['windows']} windows, "
+        f"{counted(result['tokens_compared'], 'token')} in {counted(result['windows'], 'window')}, "
         f"judged by onnxruntime {_NAMES[result['judge']]}"
     )
+    if result["judged_weights"] is not None:
+        yield (
+            f"  graph        {result['judged_graph']} of the output folder, whose weights are "
+            f"rounded to {result['judged_weights']}; not the file that was compiled"
+        )
     for name, figures in result["against"].items():
         yield f"  onnxruntime {_NAMES[name]}"
         yield (
@@ -141,14 +147,15 @@ def _judged_lines(result: Mapping[str, Any]) -> Iterator[str]:
         )
     if "perplexity" in result:
         yield (
-            f"  perplexity   {result['perplexity']:.5f} on {result['tokens_scored']} tokens; "
-            f"onnxruntime {result['reference_perplexity']:.5f}, with float activations "
+            f"  perplexity   {result['perplexity']:.5f} on "
+            f"{counted(result['tokens_scored'], 'token')}; onnxruntime "
+            f"{result['reference_perplexity']:.5f}, with float activations "
             f"{result['float_reference_perplexity']:.5f} ({result['perplexity_change']:+.4%} of "
             f"the one {_NAMES[result['perplexity_judge']]})"
         )
     divergence = result["first_divergence"]
     if divergence is None:
-        yield f"  greedy       {result['greedy_tokens']} tokens equal"
+        yield f"  greedy       {counted(result['greedy_tokens'], 'token')} equal"
     else:
         yield (
             f"  greedy       token {divergence['index']} of {result['greedy_tokens']} differs: "

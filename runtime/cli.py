@@ -18,9 +18,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from intaglio.backend.output import whole_file
 from intaglio.backend.stages import HARDWARE_STAGES, STAGES
 from intaglio.dialects.errors import CompilerBug, UserError
-from intaglio.runtime.engines import CHECKED_ENGINES, ENGINES
+from intaglio.runtime.check_defaults import (
+    DEFAULT_TOKENS,
+    HARDWARE_TOKENS,
+    OPERATOR_THRESHOLD,
+    OPERATOR_TOKENS,
+    WINDOW,
+)
+from intaglio.runtime.engines import CHECKED_ENGINES, ENGINES, HARDWARE_ENGINES
+from intaglio.runtime.wording import counted
 
 if TYPE_CHECKING:
     from intaglio.runtime.chip import Chip
@@ -100,17 +109,6 @@ def _write(text: str) -> None:
 
 def _write_json(content: Any) -> None:
     _write(json.dumps(content, indent=1) + "\n")
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file to write, which becomes `path` when nothing is raised."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -202,7 +200,12 @@ class _Version(argparse.Action):
 def _compile_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.onnx")
     parser.add_argument("--target", metavar="T", required=True, help="see `intaglio targets`")
-    parser.add_argument("--context", metavar="N", type=int, help="tokens that the KV cache holds")
+    parser.add_argument(
+        "--context",
+        metavar="N",
+        type=int,
+        help="tokens that the KV cache holds; else as many as the graph has positions for",
+    )
     parser.add_argument(
         "--set",
         dest="settings",
@@ -296,9 +299,25 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--prompt-ids", metavar="1,2,3", help="compare this and its continuation")
     what.add_argument("--text", metavar="FILE", help="compare on a text, with perplexities")
-    parser.add_argument("--tokens", metavar="N", type=int, help="how many to compare")
-    parser.add_argument("--windows", metavar="N", type=int, help="how many windows of the text")
-    parser.add_argument("--per-op", action="store_true", help="compare every operator")
+    parser.add_argument(
+        "--tokens",
+        metavar="N",
+        type=int,
+        help=f"how many to compare: all of a text, {DEFAULT_TOKENS} otherwise (at random without "
+        f"--prompt-ids), {HARDWARE_TOKENS} of them on hardware",
+    )
+    parser.add_argument(
+        "--windows",
+        metavar="N",
+        type=int,
+        help=f"how many windows of {WINDOW} tokens of the text; else all",
+    )
+    parser.add_argument(
+        "--per-op",
+        action="store_true",
+        help=f"compare every operator on {OPERATOR_TOKENS} tokens, and name the first that is "
+        f"further off than {OPERATOR_THRESHOLD:.0%}".replace("%", "%%"),
+    )
     _adapter_argument(parser)
     parser.add_argument("--json", action="store_true")
     _trace_arguments(parser)
@@ -359,6 +378,16 @@ def _prompt(args: argparse.Namespace, chip: Chip) -> list[int]:
     raise UserError("no prompt is given", hint="--prompt TEXT, or --prompt-ids 1,2,3")
 
 
+def _announce(args: argparse.Namespace, chip: Chip, tokens: int) -> None:
+    """Says how much work the simulation of hardware is, before it begins."""
+    from intaglio.runtime.hardware_work import work_lines
+
+    if args.engine in HARDWARE_ENGINES:
+        for line in work_lines(chip, args.engine, tokens):
+            sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
 def _ids(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")] if text.strip() else []
@@ -369,11 +398,21 @@ def _ids(text: str) -> list[int]:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.logits is None:
+        return _generate(args, None)
+    # What is wrong with the file is said before tokens are generated.
+    with whole_file(Path(args.logits)) as partial:
+        return _generate(args, partial)
+
+
+def _generate(args: argparse.Namespace, logits_file: Path | None) -> int:
     from intaglio.runtime.chip import load
     from intaglio.runtime.tokenizer import ByteTokenizer
 
     chip = load(args.out)
     prompt = _prompt(args, chip)
+    chip.check_prompt(prompt, args.tokens)
+    _announce(args, chip, len(prompt) + args.tokens - 1)
     _trace(args, chip)
     load_cycles = None if args.adapter is None else chip.use_adapter(args.adapter)
     with _progress() as progress:
@@ -399,14 +438,14 @@ def _run(args: argparse.Namespace) -> int:
         show(generated.token)
         tokens.append(generated.token)
         seconds.append(generated.seconds)
-        if args.logits:
+        if logits_file is not None:
             logits.append(generated.logits)
     if decoder is not None:
         parts.append(decoder.end())
         if not quiet:
             _write(parts[-1])
-    if args.logits:
-        _save(Path(args.logits), logits)
+    if logits_file is not None:
+        _save(logits_file, logits)
     result = _figures(chip, args.engine, prompt, tokens, seconds)
     if load_cycles is not None:
         result |= {"adapter": args.adapter, "adapter_load_cycles": load_cycles}
@@ -424,7 +463,7 @@ def _run(args: argparse.Namespace) -> int:
 def _save(path: Path, logits: Sequence[Any]) -> None:
     import numpy as np
 
-    with _whole(path) as partial, partial.open("wb") as file:
+    with path.open("wb") as file:
         np.save(file, np.stack(logits))
 
 
@@ -458,7 +497,7 @@ def _figures(
 
 def _figure_lines(chip: Chip, result: dict[str, Any]) -> Iterator[str]:
     here, prompt = result["host_tokens_per_second"], len(result["prompt_ids"])
-    yield f"{len(result['tokens'])} tokens by {result['engine']} ({result['target']})"
+    yield f"{counted(len(result['tokens']), 'token')} by {result['engine']} ({result['target']})"
     if result["cycles"] is not None:
         cycles, clock = result["cycles"], result["clock_hz"]
         later = cycles[1:] or cycles
@@ -466,7 +505,8 @@ def _figure_lines(chip: Chip, result: dict[str, Any]) -> Iterator[str]:
         if "adapter" in result:
             took = result["adapter_load_cycles"]
             yield f"  adapter    {result['adapter']}, loaded in {took:,} cycles"
-        yield f"  prefill    {result['prefill_cycles']:,} cycles for {prompt} prompt tokens"
+        prompted = counted(prompt, "prompt token")
+        yield f"  prefill    {result['prefill_cycles']:,} cycles for {prompted}"
         yield f"  per token  {mean:,.1f} cycles ({min(later):,} to {max(later):,})"
         yield f"  speed      {clock / mean:,.0f} tokens/s at {clock / 1e6:g} MHz"
         if result["saturations"]:
@@ -490,6 +530,7 @@ def _check(args: argparse.Namespace) -> int:
         raise UserError("--windows: only with --text")
     check_tolerances(tolerances, text=args.text is not None, per_op=args.per_op)
     chip = load(args.out)
+    _announce(args, chip, HARDWARE_TOKENS if args.tokens is None else max(1, args.tokens))
     _trace(args, chip)
     with _progress() as progress:
         result = check(
@@ -556,7 +597,7 @@ def _inspect(args: argparse.Namespace) -> int:
     if args.file is None:
         _write(text)
         return SUCCESS
-    with _whole(Path(args.file)) as partial:
+    with whole_file(Path(args.file)) as partial:
         partial.write_text(text, encoding="utf-8")
     return SUCCESS
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from intaglio.backend.program import Program, load_program
+from intaglio.backend.target import Target
 from intaglio.backend.target_file import read_target
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
@@ -30,12 +31,13 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
     """Sizes, cycles, power and bottlenecks of an output folder.
 
     Keys: `schema`, `target`, `clock_hz`, `model`, `context`, `rom` (bits by use and by class of
-    tensor, fill of the banks; `extra_bits` lie in banks made deeper than published), `zeros` (of
-    the weights and of their stored bits, by class of tensor), `constants`, `sram` and
+    tensor, fill of the banks; `extra_bits` of them lie in banks made deeper than published),
+    `zeros` (of the weights and of their stored bits, by class of tensor), `constants`, `sram` and
     `vector_memory` (bytes), `budget` (adapters against context, see `runtime/adapter_budget.py`),
     `lower_bound`, `positions` (cycles without an adapter and what they are spent on, at each stated
     position), `adapter` (the same with an adapter of the slots' full rank, or None without slots),
-    `power` (see `runtime/power.py`), `slowest`.
+    `power` (see `runtime/power.py`), `outside_range` (settings beyond what the target assumes
+    possible), `slowest`.
 
     Args:
         out: the output folder.
@@ -49,6 +51,7 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
     stated = list(program.positions) if positions is None else list(positions)
     check_positions(program, stated)
     mapping, manifest = _read(out / "mapping.json"), _read(out / "manifest.json")
+    target = read_target(out)
     placed = placed_matrices(program, mapping)
     passes = activation_passes(program.machine.activations, program.machine)
     bound = sum(
@@ -85,7 +88,8 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
         },
         "positions": [_position(program, position, bound) for position in stated],
         "adapter": _adapter(program, stated, bound),
-        "power": power(program, read_target(out), placed, stated),
+        "power": power(program, target, placed, stated),
+        "outside_range": _outside_range(target),
         "slowest": _slowest(program, stated[-1]) if stated else [],
     }
 
@@ -102,6 +106,19 @@ def check_positions(program: Program, positions: Sequence[int]) -> None:
                 f"position {position} is out of range",
                 hint=f"the KV caches hold {program.capacity} tokens: 0 to {program.capacity - 1}",
             )
+
+
+def _outside_range(target: Target) -> list[dict[str, Any]]:
+    """Figures that options moved out of the range that the target file states for them."""
+    found: list[dict[str, Any]] = []
+    for name, one in target.parameters.items():
+        if one.origin != "option" or one.range is None or not isinstance(one.value, int | float):
+            continue
+        low, high = one.range
+        assert isinstance(low, int | float) and isinstance(high, int | float)
+        if not low <= one.value <= high:
+            found.append({"name": name, "value": one.value, "range": [low, high]})
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -137,7 +154,8 @@ def _rom(program: Program, placed: Mapping[str, Placed]) -> dict[str, Any]:
     for name, one in placed.items():
         bits = one.bits(machine)
         entry = by_class.setdefault(
-            classes.get(name, name), {"tensors": 0, "weights": 0, **dict.fromkeys(USES, 0)}
+            classes.get(name, name),
+            {"tensors": 0, "weights": 0, "extra": 0, **dict.fromkeys(USES, 0)},
         )
         entry["tensors"] += 1
         entry["weights"] += one.shape.rows * one.shape.columns
@@ -145,6 +163,7 @@ def _rom(program: Program, placed: Mapping[str, Placed]) -> dict[str, Any]:
             entry[use] += bits[use]
             total[use] += bits[use]
         if one.extra:
+            entry["extra"] += sum(bits.values())
             extra += sum(bits.values())
             continue
         for piece in one.pieces:
@@ -163,6 +182,7 @@ def _rom(program: Program, placed: Mapping[str, Placed]) -> dict[str, Any]:
                 "tensors": entry["tensors"],
                 "weights": entry["weights"],
                 **{f"{use}_bits": entry[use] for use in USES},
+                "extra_bits": entry["extra"],
             }
             for name, entry in by_class.items()
         },

@@ -12,6 +12,7 @@ from intaglio.dialects import timeline
 from intaglio.runtime.adapter_budget import Table
 from intaglio.runtime.inspect_tables import all_tables, headline, size_text, summary_lines
 from intaglio.runtime.power import on_times
+from intaglio.runtime.rom_use import USES
 from intaglio.runtime.svg import ROW, Bar, Box, colours, lanes, legend, stacked
 from intaglio.runtime.timing import critical_path, spans
 
@@ -115,22 +116,25 @@ def _pictures(program: Program, content: Mapping[str, Any]) -> dict[str, list[st
 
 
 def _rom(rom: Mapping[str, Any]) -> list[str]:
-    """ROM by class of tensor, on a frame of the published capacity."""
+    """ROM by class of tensor, on a frame of the published capacity; what is beyond it below."""
+    extra = {name: entry["extra_bits"] for name, entry in rom["by_class"].items()}
     sizes = {
-        name: sum(value for key, value in entry.items() if key.endswith("_bits"))
+        name: sum(entry[f"{use}_bits"] for use in USES) - extra[name]
         for name, entry in rom["by_class"].items()
     }
     colour = colours(sizes)
     capacity = rom["capacity_bits"]
-    bars = [
-        Bar(
-            "ROM",
-            list(sizes.items()),
-            f"of {size_text(capacity / 8)}",
-        )
-    ]
+    bars = [Bar("ROM", _parts(sizes), f"of {size_text(capacity / 8)}")]
+    if rom["extra_bits"]:
+        beyond = f"{size_text(rom['extra_bits'] / 8)} more"
+        bars.append(Bar("deeper banks", _parts(extra), beyond, framed=False))
     title = "ROM by class of tensor; the frame is the published capacity"
     return [stacked(title, bars, capacity, colour), legend(colour), _caption(title)]
+
+
+def _parts(sizes: Mapping[str, int]) -> list[tuple[str, float]]:
+    """The parts of a bar that are not empty."""
+    return [(name, size) for name, size in sizes.items() if size]
 
 
 def _memory(content: Mapping[str, Any]) -> list[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from intaglio.runtime.adapter_budget import Table, tables
 from intaglio.runtime.rom_use import USES
+from intaglio.runtime.wording import counted
 
 
 def all_tables(content: Mapping[str, Any]) -> Iterator[Table]:
@@ -16,7 +18,8 @@ def all_tables(content: Mapping[str, Any]) -> Iterator[Table]:
         content: what `inspect_json` gives.
     """
     yield _rom(content["rom"])
-    yield _zeros(content["zeros"])
+    if content["zeros"]:
+        yield _zeros(content["zeros"])
     yield _memory(content)
     yield from tables(content["budget"], size_text)
     yield _cycles(content)
@@ -31,10 +34,10 @@ def headline(content: Mapping[str, Any]) -> tuple[str, str]:
     settings = "".join(f" --set {setting}" for setting in content["settings"])
     formats = content["formats"]
     return (
-        f"{content['target']}{settings}: {content['model']}",
+        f"{PurePosixPath(content['model']).name} for {content['target']}{settings}",
         (
             f"activations {formats['activations']}, KV {', '.join(formats['kv'])}, probabilities "
-            f"{formats['probabilities']}; context {content['context']} tokens"
+            f"{formats['probabilities']}; context {counted(content['context'], 'token')}"
         ),
     )
 
@@ -45,9 +48,10 @@ def summary_lines(content: Mapping[str, Any]) -> list[str]:
     bound, clock = content["lower_bound"], content["clock_hz"]
     rom_use = _of(rom["used_bits"] / 8, rom["capacity_bits"] / 8)
     sram_use = _of(sram["used_bytes"], sram["capacity_bytes"])
-    kv = f"KV cache of {content['context']} tokens {size_text(sram['kv_bytes'])}"
+    tokens = counted(content["context"], "token")
+    kv = f"KV cache of {tokens} {size_text(sram['kv_bytes'])}"
     banks = rom["banks"]
-    tiles_used = f"{banks['tiles_used']} of {banks['tiles']} tiles"
+    tiles_used = f"{banks['tiles_used']} of {counted(banks['tiles'], 'tile')}"
     lines = [
         f"ROM     {rom_use}, fullest bank {banks['fill_max']:.1%}, {tiles_used}",
         f"SRAM    {sram_use}, {kv}",
@@ -69,7 +73,13 @@ def summary_lines(content: Mapping[str, Any]) -> list[str]:
             f"bound   {bound['tokens_per_second']:,.0f} tokens/s ({bound['cycles']:,.1f} cycles) "
             "if every lane were always busy"
         )
-    return lines + list(_power_lines(content["power"]))
+    lines += _power_lines(content["power"])
+    lines += [
+        f"assumed {one['name']}={one['value']} is beyond {one['range'][0]:g} to "
+        f"{one['range'][1]:g}, what the target assumes possible"
+        for one in content["outside_range"]
+    ]
+    return lines
 
 
 def _adapter_lines(content: Mapping[str, Any], clock: int) -> Iterator[str]:
@@ -77,14 +87,16 @@ def _adapter_lines(content: Mapping[str, Any], clock: int) -> Iterator[str]:
     for one, without in zip(adapter["positions"], content["positions"], strict=True):
         yield (
             f"adapter {one['tokens_per_second']:,.0f} tokens/s at position {one['position']} with "
-            f"rank {adapter['rank']} at {adapter['sites']} sites"
+            f"rank {adapter['rank']} at {counted(adapter['sites'], 'site')},"
         )
+        empty = without["critical_path"]["adapter_slot_cycles"]
         yield (
-            f"        ({one['added_cycles']:,} cycles more; empty slots take "
-            f"{without['critical_path']['adapter_slot_cycles']:,})"
+            f"        {counted(one['added_cycles'], 'cycle')} a token more than with empty slots, "
+            f"which take {counted(empty, 'cycle')} a token"
         )
     microseconds = adapter["load_cycles"] / clock * 1e6
-    yield f"        loaded in {adapter['load_cycles']:,} cycles ({microseconds:,.1f} us)"
+    loaded = counted(adapter["load_cycles"], "cycle")
+    yield f"        such an adapter is loaded in {loaded} ({microseconds:,.1f} us)"
 
 
 def _power_lines(power: Mapping[str, Any]) -> Iterator[str]:
@@ -98,8 +110,9 @@ def _power_lines(power: Mapping[str, Any]) -> Iterator[str]:
             parts.append(
                 f"{ungated['watts']:.4g} W, {ungated['millijoules']:.4g} mJ a token"
                 if gated is None
-                else f"{gated['watts']:.4g} W gated ({ungated['watts']:.4g} W not gated), "
-                f"{gated['millijoules']:.4g} mJ a token"
+                else f"{gated['watts']:.4g} W and {gated['millijoules']:.4g} mJ a token, not gated "
+                f"{ungated['watts']:.4g} W and {ungated['millijoules']:.4g} mJ; gating costs "
+                f"{counted(gated['added_cycles'], 'cycle')} a token"
             )
         if one["l_units"] is not None:
             parts.append(f"L-Units {one['l_units']['millijoules']:.4g} mJ a token")
@@ -143,7 +156,7 @@ def _rom(rom: Mapping[str, Any]) -> Table:
         ("class", "tensors", "weights", *USES, "total"),
         rows,
         (
-            f"{banks['count']} banks of {size_text(banks['bits'] / 8)}: fill "
+            f"{counted(banks['count'], 'bank')} of {size_text(banks['bits'] / 8)}: fill "
             f"{banks['fill_min']:.1%} to {banks['fill_max']:.1%}, mean {banks['fill_mean']:.1%}"
         ),
     )
@@ -220,16 +233,17 @@ def _cycles(content: Mapping[str, Any]) -> Table:
     note = ""
     if adapter is not None:
         entries, rank = adapter["positions"], adapter["rank"]
+        sites = counted(adapter["sites"], "site")
         path = ("critical_path", "adapter_slot_cycles")
         rows += [
             _row("empty adapter slots, on the critical path", positions, *path),
-            _row(f"with an adapter of rank {rank} at {adapter['sites']} sites", entries, "cycles"),
-            _row("  more than without", entries, "added_cycles"),
+            _row(f"with an adapter of rank {rank} at {sites}", entries, "cycles"),
+            _row("  more than with empty slots", entries, "added_cycles"),
             _row("  tokens/s", entries, "tokens_per_second", style=",.0f"),
         ]
         note = (
-            f"all but the last three rows are without an adapter, which is rank 0; one of rank "
-            f"{rank} is loaded in {adapter['load_cycles']:,} cycles"
+            f"all but the last three rows are without an adapter: slots are empty, which is rank "
+            f"0; one of rank {rank} is loaded in {counted(adapter['load_cycles'], 'cycle')}"
         )
     return "Cycles of a token", ("", *_titles(positions)), rows, note
 
@@ -293,6 +307,8 @@ def _power(power: Mapping[str, Any]) -> Table:
             + ("" if rate is None else f", {rate:.3g} TOPS/W")
             + "; attention, adapters, vector units and what is drawn at rest are not in it."
         )
+    if power["l_units_invalid"] is not None:
+        notes.append(f"L-Units: {power['l_units_invalid']}")
     if power["published"] is not None:
         rows += [
             _row("whole chip as published, W", entries, "published", "watts", style=".4g"),
@@ -302,7 +318,7 @@ def _power(power: Mapping[str, Any]) -> Table:
             f"As published: {power['published']['value']:g} W ({power['published']['origin']}) "
             "whatever the chip does, times the time of a token."
         )
-    if not rows:
+    if not rows and not notes:
         notes.append(
             "not stated by the target: it has neither power.rest_w with power.rom_on_w, nor "
             "energy.l_unit_cycle_pj, nor published.power_w"
@@ -317,12 +333,19 @@ def _rom_rows(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
         rows += [
             _row("gated, average power, W", entries, *gated, "watts", style=".4g"),
             _row("  energy of a token, mJ", entries, *gated, "millijoules", style=".4g"),
+            _row("  gating costs, cycles a token", entries, *gated, "added_cycles", style=","),
             _row("  ROM on, average of the token", entries, *gated, "on_share", style=".2%"),
         ]
         at_once = (*gated, "domains_on_at_once")
         numbers = dict.fromkeys(n for one in entries for n in one["rom"]["gated"][at_once[-1]])
         rows += [
-            _row(f"  time with {number} domains on", entries, *at_once, number, style=".2%")
+            _row(
+                f"  time with {counted(int(number), 'domain')} on",
+                entries,
+                *at_once,
+                number,
+                style=".2%",
+            )
             for number in sorted(numbers, key=int)
         ]
         busy = (*gated, "while_a_domain_is_on")

@@ -55,6 +55,17 @@ class LoadedModel:
 
         return model_of(self.folder)
 
+    @property
+    def judged(self) -> Path:
+        """The ONNX file that onnxruntime runs as the judge: with the active adapter's branches.
+
+        Raises:
+            UserError: there is none.
+        """
+        from intaglio.runtime.adapters import judged_with
+
+        return self.model if self._adapter is None else judged_with(self.model)
+
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
         """The model's tokenizer, if one lies beside it."""
@@ -82,17 +93,14 @@ class LoadedModel:
 
     def reference(self, *, float_activations: bool = False, **options: Any) -> Reference:
         """onnxruntime with the same model, and the active adapter; see `runtime/reference.py`."""
-        from intaglio.runtime.adapters import judged_with
         from intaglio.runtime.reference import Reference
 
         caches = self.program.caches.values()
         widths = {cache.width for cache in caches}
-        model = self.model
         if self._adapter is not None:
-            model = judged_with(model)
             options |= {"adapter": self.adapters.floats(self._adapter.name)}
         return Reference(
-            model,
+            self.judged,
             float_activations=float_activations,
             head_width=widths.pop() if len(widths) == 1 else None,
             capacity=self.program.capacity,

@@ -94,7 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, DiagnosticException, ParseError, OSError, ValueError) as error:
         if "--debug" in arguments:
             raise
-        sys.stderr.write(f"{error}\n")
+        text = str(error)
+        if isinstance(error, OSError) and error.filename:
+            text = f"{error.filename}: {error.strerror}"
+        sys.stderr.write(f"{text}\n")
         return 1
     return 0
 

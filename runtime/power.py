@@ -8,26 +8,32 @@ Three statements, each only where the target has the figures for it:
 - *Published power*: what a source gives for the whole chip, times the time of a token.
 - *L-Units*: energy of a busy cycle times the cycles in which engraved weights are multiplied.
 
+What the chip would draw without gating is stated for the same program without its switches, so
+the two energies of a token hold what switching costs in time.
+
 Banks deeper than published (policy `extra-rom`) are in no published figure and stated apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from intaglio.backend.program import Program
 from intaglio.backend.target import Target
+from intaglio.backend.target_formula import names
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import activation_passes
 from intaglio.runtime.rom_use import Placed, products
-from intaglio.runtime.timing import Ranks, spans
+from intaglio.runtime.timing import Ranks, spans, token_cycles
 
 ALWAYS = "always on"
 """Name for ROM that lies in no power domain."""
 
 _REST, _ROM_ON, _ASSUMED = "power.rest_w", "power.rom_on_w", "power.gated_on_share"
+_L_UNIT = ("l_unit.lanes", "l_unit.plane_bits", "l_unit.pass_bits")
+"""What an L-Unit's energy hangs on."""
 _CYCLE, _CYCLE_TWO_PASSES = "energy.l_unit_cycle_pj", "energy.l_unit_cycle_8bit_pj"
 
 
@@ -90,6 +96,28 @@ def on_times(program: Program, position: int, ranks: Ranks | None = None) -> OnT
     for domain, start in since.items():
         domains[domain].append((start, period))
     return OnTimes(period, {name: _united(intervals) for name, intervals in domains.items()})
+
+
+def ungated(program: Program) -> Program:
+    """The program of the same chip with all its ROM on: no switches, and nothing waits for them."""
+    if not program.domains:
+        return program
+    blocks = [
+        replace(
+            block,
+            instructions=[
+                replace(one, issue=replace(one.issue, waits=_without_power(one.issue.waits)))
+                for one in block.instructions
+                if one.queue != "power"
+            ],
+        )
+        for block in program.blocks
+    ]
+    return replace(program, blocks=blocks, domains={})
+
+
+def _without_power(waits: Mapping[str, int]) -> Mapping[str, int]:
+    return {queue: count for queue, count in waits.items() if queue != "power"}
 
 
 def _united(intervals: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -175,8 +203,11 @@ def power(
     """Power and energy as data, for `intaglio inspect`.
 
     Keys: `rom` (figures of the target, what it assumes, bits by domain), `published` and `l_units`
-    (figures of the target), each None where the target does not say; `positions`, each with
+    (figures of the target), each None where the target does not say; `l_units_invalid`, why its
+    figure of the L-Units does not hold with these options, or None; `positions`, each with
     `position`, `cycles`, `seconds`, `rom`, `published` and `l_units`, in watts and millijoules.
+    `rom.ungated` is on a timeline of its own, with `cycles`; `rom.gated.added_cycles` is how many
+    more the token takes with gating.
 
     Args:
         program: the compiled model.
@@ -189,10 +220,15 @@ def power(
     rom = _rom_figures(program, target, bits)
     published = _figure(target, "published.power_w")
     l_units = _l_unit_figures(program, target, placed)
+    invalid = None if l_units is None else _other_l_unit(target, l_units["figure"])
+    if invalid is not None:
+        l_units = None
+    cycles_ungated = token_cycles(ungated(program), positions, ranks=ranks).period
     return {
         "rom": rom,
         "published": published,
         "l_units": l_units,
+        "l_units_invalid": invalid,
         "positions": [
             _position(
                 program,
@@ -200,9 +236,10 @@ def power(
                 bits,
                 on_times(program, position, ranks),
                 position,
+                int(cycles),
                 (rom, published, l_units),
             )
-            for position in positions
+            for position, cycles in zip(positions, cycles_ungated, strict=True)
         ],
     }
 
@@ -250,12 +287,40 @@ def _l_unit_figures(
     }
 
 
+def _other_l_unit(target: Target, figure: str) -> str | None:
+    """Why an L-Unit's energy does not hold for the L-Units that options made; None: it does.
+
+    A figure whose formula names what was changed follows it; one that is measured does not.
+    """
+    named = _all_names(target, figure)
+    changed = [
+        name for name in _L_UNIT if target.parameters[name].origin == "option" and name not in named
+    ]
+    stated = [name for name in named if name.startswith(("energy.", "power."))]
+    if not changed or any(target.parameters[name].origin == "option" for name in stated):
+        return None
+    return (
+        f"no energy is stated: {figure} holds for the L-Unit of the target, and --set "
+        f"{', '.join(changed)} made another one; --set {stated[-1]}=... states its own"
+    )
+
+
+def _all_names(target: Target, figure: str) -> list[str]:
+    """A figure and all that its formula hangs on, in order of their depth."""
+    found = [figure]
+    for name in found:
+        formula = target.parameters[name].formula
+        found += [one for one in names(formula or "0") if one not in found]
+    return found
+
+
 def _position(
     program: Program,
     target: Target,
     bits: RomBits,
     times: OnTimes,
     position: int,
+    ungated_cycles: int,
     figures: tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, Any] | None],
 ) -> dict[str, Any]:
     rom, published, l_units = figures
@@ -269,7 +334,7 @@ def _position(
         "l_units": None,
     }
     if rom is not None:
-        result["rom"] = _rom_power(program, target, bits, times, seconds)
+        result["rom"] = _rom_power(program, target, bits, times, ungated_cycles)
     if published is not None:
         result["published"] = _stated(published["value"], seconds)
     if l_units is not None:
@@ -287,16 +352,21 @@ def _stated(watts: float, seconds: float) -> dict[str, float]:
 
 
 def _rom_power(
-    program: Program, target: Target, bits: RomBits, times: OnTimes, seconds: float
+    program: Program, target: Target, bits: RomBits, times: OnTimes, ungated_cycles: int
 ) -> dict[str, Any]:
     """Power of the model *rest + ROM on x share*, with gating and without."""
+    clock = program.machine.clock_hz
 
     def watts(share: float, of: Target = target) -> float:
         return of.number(_REST) + of.number(_ROM_ON) * share
 
-    ungated = bits.ungated_share(program.machine)
+    share = bits.ungated_share(program.machine)
     result: dict[str, Any] = {
-        "ungated": {"on_share": ungated, **_stated(watts(ungated), seconds)},
+        "ungated": {
+            "cycles": ungated_cycles,
+            "on_share": share,
+            **_stated(watts(share), ungated_cycles / clock),
+        },
         "gated": None,
         "extra": {"ungated_watts": target.number(_ROM_ON) * bits.extra_share},
     }
@@ -309,8 +379,9 @@ def _rom_power(
         ends = [watts(share, other) for other in _assumed_ends(target)]
         extra = target.number(_ROM_ON) * bits.gated_extra_share(times)
         result["gated"] = {
+            "added_cycles": times.period - ungated_cycles,
             "on_share": share,
-            **_stated(watts(share), seconds),
+            **_stated(watts(share), times.period / clock),
             "watts_range": [min(ends), max(ends)] if ends else None,
             "domains_on_at_once": {str(n): part for n, part in at_once.items()},
             "while_a_domain_is_on": {"on_share": while_on, "watts": watts(while_on)},

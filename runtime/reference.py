@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.dialects.errors import UserError
+from intaglio.lowering.onnx.pairs import presents_of
 
 if TYPE_CHECKING:
     import onnx
@@ -214,13 +215,9 @@ def model_of(folder: Path) -> Path:
     Raises:
         UserError: the folder is no output, or holds no model.
     """
-    from intaglio.backend.output import MANIFEST
+    from intaglio.backend.output import read_manifest
 
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        model = folder / manifest["model"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError("this is no output of intaglio compile", file=str(folder)) from error
+    model = folder / read_manifest(folder)["model"]
     if not model.is_file():
         raise UserError("the output folder holds no model to compare with", file=str(model))
     return model
@@ -395,23 +392,17 @@ def _classify(model: Path, session: onnxruntime.InferenceSession) -> _Ports:
         raise CannotJudge(
             "the graph has no input of token ids or no output of logits", file=str(model)
         )
-    presents = {_layer(n): one for n, one in outputs.items() if len(one.shape or ()) == 4}
     ports = _Ports(tokens, _port(model, logits), mask, positions)
-    for past in inputs:
-        if past in (tokens, mask, positions):
-            continue
-        present = presents.get(_layer(past.name))
-        if len(past.dims) != 4 or present is None:
+    pasts = [one for one in inputs if one not in (tokens, mask, positions)]
+    presents = [name for name, one in outputs.items() if len(one.shape or ()) == 4]
+    pairs = presents_of([past.name for past in pasts], presents)
+    for past in pasts:
+        if len(past.dims) != 4 or past.name not in pairs:
             raise CannotJudge(
                 f"what the graph's input '{past.name}' is for is not known", file=str(model)
             )
-        ports.caches.append((past, _port(model, present)))
+        ports.caches.append((past, _port(model, outputs[pairs[past.name]])))
     return ports
-
-
-def _layer(name: str) -> tuple[tuple[str, ...], str]:
-    kind = "value" if re.search(r"value|\bv\b", name.split(".")[-1]) else "key"
-    return tuple(re.findall(r"\d+", name)), kind
 
 
 def _port(model: Path, one: Any) -> _Port:

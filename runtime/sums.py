@@ -21,7 +21,7 @@ from intaglio.dialects.errors import UserError
 from intaglio.dialects.semantics import dot
 from intaglio.lowering.onnx.importer import import_model
 from intaglio.lowering.onnx.sources import Matrix as MatrixSource
-from intaglio.lowering.onnx.sources import ScaledSource
+from intaglio.lowering.onnx.sources import RowsSource, ScaledSource
 from intaglio.lowering.onnx.step import names_of
 from intaglio.runtime.reference import Reference
 
@@ -91,11 +91,11 @@ def _watched(model: Path, graph: Any) -> list[_Watched]:
         if not isinstance(op, rom.LinearOp) or op.activation is None:
             continue
         node = next((nodes[n] for n in names_of(op) if _is_product(nodes.get(n))), None)
-        if node is None:
+        if node is None or any(one.node == node.name for one in found):
             continue
         source = imported.parameters[keys[op.weights.root_reference.data]]
-        while isinstance(source, ScaledSource):
-            # Scales that stand after the product in the graph.
+        while isinstance(source, ScaledSource | RowsSource):
+            # Scales that stand after the product in the graph, of parts that it is cut into.
             source = source.base
         assert isinstance(source, MatrixSource)
         found.append(_Watched(node.name, node.input[0], node.output[0], source))

@@ -39,11 +39,15 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of parts side by side; `value` is written beside it."""
+    """A row of parts side by side; `value` is written beside it.
+
+    Without `framed` it is no part of the whole, so that it has no frame of its size.
+    """
 
     label: str
     parts: Sequence[tuple[str, float]]
     value: str
+    framed: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,11 @@ def stacked(title: str, bars: Sequence[Bar], whole: float, colour: Mapping[str, 
         for name, value in bar.parts:
             lines.append(_rect(x, y + 4, value * scale, ROW - 8, colour[name], name))
             x += value * scale
-        lines.append(
-            f'<rect x="{LABEL}" y="{y + 4}" width="{_number(whole * scale)}" height="{ROW - 8}" '
-            'class="frame"/>'
-        )
+        if bar.framed:
+            lines.append(
+                f'<rect x="{LABEL}" y="{y + 4}" width="{_number(whole * scale)}" '
+                f'height="{ROW - 8}" class="frame"/>'
+            )
         lines.append(_text(WIDTH - VALUE + 8, y + 17, bar.value))
     return _picture(title, len(bars) * ROW, lines)
 

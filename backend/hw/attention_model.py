@@ -46,6 +46,11 @@ def check_machine(machine: Machine) -> None:
     for name, value in powers.items():
         if value < 1 or value & (value - 1):
             raise UserError(f"{name} is {value}; the hardware needs a power of two")
+    if machine.multiplier_bits != BYTE:
+        raise UserError(
+            f"h_unit.multiplier_bits is {machine.multiplier_bits}; the hardware multiplies bytes, "
+            f"{BYTE} bits"
+        )
     if machine.results_per_cycle > machine.vector_lanes:
         raise UserError(
             f"network.results_per_cycle is {machine.results_per_cycle}; the hardware takes at most "

@@ -507,11 +507,15 @@ def check_machine(machine: Machine) -> None:
     Raises:
         UserError: it does not; the message names the parameter.
     """
-    names = ["l_units", "lanes", "vector_lanes", "results_per_cycle"]
+    powers = {
+        "array.l_units": machine.l_units,
+        "l_unit.lanes": machine.lanes,
+        "vector.lanes of all vector units": machine.vector_lanes,
+        "network.results_per_cycle": machine.results_per_cycle,
+    }
     if machine.rom == "logic":
-        names.append("bank_words")
-    for name in names:
-        value = getattr(machine, name)
+        powers["l_unit.bank_words"] = machine.bank_words
+    for name, value in powers.items():
         if value & (value - 1):
             raise UserError(
                 f"the hardware of {machine.name} needs a power of two for {name}, not {value}"

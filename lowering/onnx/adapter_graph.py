@@ -116,7 +116,7 @@ class _Writer:
         self.proto = proto
         self.by_name = {node.name: node for node in graph.nodes}
         # Nodes without a name have one in `Graph` only; what they write identifies them.
-        self.by_output = {node.output[0]: node for node in proto.graph.node}
+        self.by_output = {name: node for node in proto.graph.node for name in node.output}
 
     def add(self, sites: Iterable[GraphSite]) -> None:
         for site in sites:
@@ -160,13 +160,20 @@ class _Writer:
         """The result of the product with its scale and bias: the last of the site's nodes."""
         name = found = linear.outputs[0]
         for _ in range(_LONGEST):
-            users = self.graph.consumers.get(name, ())
+            users = self.graph.readers(name)
             if len(users) != 1 or name in self.graph.outputs:
                 break
-            name = users[0].outputs[0]
+            name = self._own_output(users[0], inside)
             if users[0].index in inside:
                 found = name
         return found
+
+    def _own_output(self, node: Node, inside: set[int]) -> str:
+        """The output that a site's later nodes read: a part of a packed product that is cut."""
+        for name in node.outputs:
+            if any(user.index in inside for user in self.graph.consumers.get(name, ())):
+                return name
+        return node.outputs[0]
 
     def _element_type(self, linear: Node) -> int:
         """The element type of the product's result."""

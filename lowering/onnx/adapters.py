@@ -16,46 +16,17 @@ MAX_RANK = 512
 
 _LINEAR = {
     ("", "MatMul"): (1,),
+    ("", "Gemm"): (1,),
     ("com.microsoft", "MatMulNBits"): (1, 2, 3, 4, 5),
     ("com.microsoft", "FusedMatMul"): (1,),
 }
 """Linear operators and which inputs are their weights."""
 
-_PASSED = ("DequantizeLinear", "Transpose", "Identity", "Cast", "Reshape", "Constant")
-"""Nodes weights may pass through."""
+_PASSED = ("DequantizeLinear", "Transpose", "Identity", "Cast")
+"""Nodes that matrices of adapters may pass through."""
 
-
-def _is_constant(graph: Graph, name: str, depth: int = 8) -> bool:
-    if not name or name in graph.initializers:
-        return name not in graph.inputs
-    node = graph.producers.get(name)
-    if node is None or node.op_type not in _PASSED or not depth:
-        return False
-    return all(_is_constant(graph, i, depth - 1) for i in node.inputs)
-
-
-def _weight_dims(graph: Graph, node: Node) -> tuple[int, int] | None:
-    """(rows N, columns K) of a linear node with constant weights, or None."""
-    places = _LINEAR.get((node.domain, node.op_type))
-    if places is None or not all(_is_constant(graph, node.input(i)) for i in places):
-        return None
-    if node.op_type == "MatMulNBits":
-        rows, columns = node.attributes.get("N"), node.attributes.get("K")
-        if not isinstance(rows, int) or not isinstance(columns, int):
-            return None
-        return rows, columns
-    name, swap = node.input(1), bool(node.attributes.get("transB", 0))
-    while name not in graph.initializers:
-        producer = graph.producers.get(name)
-        if producer is None or not producer.inputs:
-            return None
-        swap ^= producer.op_type == "Transpose"
-        name = producer.input(0)
-    dims = graph.initializers[name].dims
-    if len(dims) != 2:
-        return None
-    k, n = dims[::-1] if swap else dims
-    return n, k
+_KEPT = ("Identity", "Cast", "Reshape", "Dropout")
+"""Nodes on activations that may stand anywhere in a branch."""
 
 
 def find(graph: Graph) -> set[int]:
@@ -63,84 +34,164 @@ def find(graph: Graph) -> set[int]:
 
     A branch is one when it reads what a parallel linear operator reads, its inner width is smaller
     than both sides, nothing else uses its inner value, and it is added to the parallel result.
+    Constant scales may stand before A, between A and B, and behind B.
     """
-    found: set[int] = set()
-    for up in graph.nodes:
-        dims = _weight_dims(graph, up)
-        if dims is None:
-            continue
-        down = graph.producers.get(up.input(0))
-        if down is not None and down.op_type == "Mul":
-            # A scale between the two matrices.
-            down = next((graph.producers[i] for i in down.inputs if i in graph.producers), None)
-        if down is None:
-            continue
-        inner = _weight_dims(graph, down)
-        if inner is None or inner[0] != dims[1] or graph.uses(down.output(0)) != 1:
-            continue
-        rank, columns, rows = inner[0], inner[1], dims[0]
-        if rank >= min(rows, columns) or rank > MAX_RANK:
-            continue
-        if _joins_parallel(graph, up, down):
-            found |= {up.index, down.index}
-    return found
+    return _Branches(graph).found()
 
 
-def _joins_parallel(graph: Graph, up: Node, down: Node) -> bool:
-    value = up.output(0)
-    for _ in range(3):
-        users = graph.consumers.get(value, ())
-        if len(users) != 1 or value in graph.outputs:
-            return False
-        user = users[0]
-        if user.op_type == "Mul":
-            value = user.output(0)
-            continue
-        if user.op_type != "Add":
-            return False
-        other = next((i for i in user.inputs if i != value), "")
-        base = _base(graph, graph.producers.get(other))
-        return base is not None and _reads_rounded(graph, base.input(0), down.input(0))
-    return False
+class _Branches:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.varying = {*graph.inputs}
+        for node in graph.nodes:
+            if not self.varying.isdisjoint(node.inputs):
+                self.varying.update(node.outputs)
 
+    def found(self) -> set[int]:
+        graph, found = self.graph, set[int]()
+        for up in graph.nodes:
+            dims = self._weight_dims(up)
+            if dims is None:
+                continue
+            down = graph.producers.get(self._origin(up.input(0)))
+            inner = None if down is None else self._weight_dims(down)
+            if down is None or inner is None or inner[0] != dims[1]:
+                continue
+            rank, columns, rows = inner[0], inner[1], dims[0]
+            if rank >= min(rows, columns) or rank > MAX_RANK:
+                continue
+            if self._is_private(down.output(0), up) and self._joins_parallel(up, down):
+                found |= {up.index, down.index}
+        return found
 
-def _base(graph: Graph, node: Node | None) -> Node | None:
-    """The linear operator that a value comes from through its bias and scales."""
-    for _ in range(6):
-        if node is None or _weight_dims(graph, node) is not None:
-            return node
-        if node.op_type == "MatMulInteger":
-            return node
-        if node.op_type not in ("Add", "Mul", "Div", "Cast"):
+    def _is_linear(self, node: Node) -> bool:
+        """Whether a node multiplies an activation with constants."""
+        places = _LINEAR.get((node.domain, node.op_type))
+        return (
+            places is not None
+            and not node.attributes.get("transA")
+            and node.input(0) in self.varying
+            and self.varying.isdisjoint(node.input(i) for i in places)
+        )
+
+    def _weight_dims(self, node: Node) -> tuple[int, int] | None:
+        """(rows N, columns K) of a linear node with stored weights, or None."""
+        if not self._is_linear(node):
             return None
-        # Of two factors the product is the one that is no scale of a token.
-        inner = [graph.producers[i] for i in node.inputs if i in graph.producers]
-        inner = [n for n in inner if not _is_constant(graph, n.outputs[0])]
-        found = [n for n in inner if _weight_dims(graph, n) or n.op_type == "MatMulInteger"]
-        node = next(iter(found or inner), None)
-    return None
+        if node.op_type == "MatMulNBits":
+            rows, columns = node.attributes.get("N"), node.attributes.get("K")
+            if not isinstance(rows, int) or not isinstance(columns, int):
+                return None
+            return rows, columns
+        name, swap = node.input(1), bool(node.attributes.get("transB", 0))
+        while name not in self.graph.initializers:
+            producer = self.graph.producers.get(name)
+            if producer is None or producer.op_type not in _PASSED:
+                return None
+            swap ^= producer.op_type == "Transpose"
+            name = producer.input(0)
+        dims = self.graph.initializers[name].dims
+        if len(dims) != 2:
+            return None
+        k, n = dims[::-1] if swap else dims
+        return n, k
 
+    def _is_scaled(self, node: Node) -> bool:
+        """Whether a node multiplies or divides one value by constants."""
+        if node.op_type not in ("Mul", "Div") or (
+            node.op_type == "Div" and node.input(1) in self.varying
+        ):
+            return False
+        return sum(name in self.varying for name in node.inputs) == 1
+
+    def _passes(self, node: Node) -> str | None:
+        """The value that a node hands on, but for its shape, type and scale."""
+        if node.op_type in _KEPT:
+            return node.input(0)
+        if self._is_scaled(node):
+            return next(name for name in node.inputs if name in self.varying)
+        return None
+
+    def _origin(self, name: str) -> str:
+        """Where a value comes from, through shapes, types and scales."""
+        for _ in range(_LONGEST):
+            node = self.graph.producers.get(name)
+            before = None if node is None else self._passes(node)
+            if before is None:
+                break
+            name = before
+        return name
+
+    def _is_private(self, name: str, reader: Node) -> bool:
+        """Whether a node alone reads a value, through shapes, types and scales."""
+        for _ in range(_LONGEST):
+            if self.graph.uses(name) != 1:
+                return False
+            (user,) = self.graph.readers(name)
+            if user.index == reader.index:
+                return True
+            name = user.output(0)
+        return False
+
+    def _joins_parallel(self, up: Node, down: Node) -> bool:
+        graph, value = self.graph, up.output(0)
+        for _ in range(_LONGEST):
+            users = graph.readers(value)
+            if len(users) != 1 or value in graph.outputs:
+                return False
+            user = users[0]
+            if self._passes(user) == value:
+                value = user.output(0)
+                continue
+            if user.op_type != "Add":
+                return False
+            other = next((i for i in user.inputs if i != value), "")
+            base = self._base(graph.producers.get(other))
+            return base is not None and self._reads_rounded(base.input(0), down.input(0))
+        return False
+
+    def _base(self, node: Node | None) -> Node | None:
+        """The linear operator that a value comes from through its bias and scales."""
+        for _ in range(_LONGEST):
+            if node is None or self._is_base(node):
+                return node
+            if node.op_type not in ("Add", "Mul", "Div", *_KEPT):
+                return None
+            # Of two factors the product is the one that is no scale of a token.
+            names = node.inputs[:1] if node.op_type in _KEPT else node.inputs
+            inner = [self.graph.producers.get(name) for name in names if name in self.varying]
+            node = next((n for n in inner if n is not None and self._is_base(n)), None) or next(
+                (n for n in inner if n is not None), None
+            )
+        return None
+
+    def _is_base(self, node: Node) -> bool:
+        return self._is_linear(node) or node.op_type == "MatMulInteger"
+
+    def _reads_rounded(self, name: str, activation: str) -> bool:
+        """Whether two values are the same activation, the first one perhaps rounded to 8 bits."""
+        origin = self._origin(activation)
+        if self._origin(name) == origin:
+            return True
+        pending, seen = [(name, False)], set[tuple[str, bool]]()
+        while pending and len(seen) < 24:
+            one, rounded = pending.pop()
+            if rounded and self._origin(one) == origin:
+                return True
+            node = self.graph.producers.get(one)
+            if (one, rounded) in seen or node is None or node.op_type not in _ROUNDING:
+                continue
+            seen.add((one, rounded))
+            rounded = rounded or node.op_type in ("Round", "DynamicQuantizeLinear")
+            pending += [(source, rounded) for source in node.inputs]
+        return False
+
+
+_LONGEST = 8
+"""Nodes between a matrix and the next one of a branch, or between a product and its sum."""
 
 _ROUNDING = ("Div", "Mul", "Clip", "Round", "Cast", "DynamicQuantizeLinear", "Max", "Min")
 """Nodes between an activation and the levels it is rounded to by the graph (BitNet)."""
-
-
-def _reads_rounded(graph: Graph, name: str, activation: str) -> bool:
-    """Whether `name` is an activation, or the same rounded to 8 bits."""
-    if name == activation:
-        return True
-    pending, seen = [(name, False)], set[tuple[str, bool]]()
-    while pending and len(seen) < 24:
-        one, rounded = pending.pop()
-        if one == activation and rounded:
-            return True
-        node = graph.producers.get(one)
-        if (one, rounded) in seen or node is None or node.op_type not in _ROUNDING:
-            continue
-        seen.add((one, rounded))
-        rounded = rounded or node.op_type in ("Round", "DynamicQuantizeLinear")
-        pending += [(source, rounded) for source in node.inputs]
-    return False
 
 
 # --- adapters that are inputs of the graph ------------------------------------------------------

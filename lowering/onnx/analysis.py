@@ -7,7 +7,7 @@ from intaglio.lowering.onnx.model import Graph, Node
 PRODUCTS = ("MatMul", "Gemm", "FusedMatMul")
 """Operators whose second input may be a matrix of floats."""
 
-_AFTER_HEAD = frozenset({"Add", "Cast", "Div", "Identity", "Mul", "Tanh"})
+_AFTER_HEAD = frozenset({"Add", "Cast", "Div", "Identity", "Mul", "Reshape", "Tanh"})
 
 
 def live_nodes(graph: Graph) -> set[int]:
@@ -29,7 +29,8 @@ def float_heads(graph: Graph) -> frozenset[int]:
     matter (`Step.has_integers`).
     """
     heads: set[int] = set()
-    pending = [name for name in graph.outputs if name.startswith("logits")]
+    named = [name for name in graph.outputs if name.startswith("logits")]
+    pending = named or [*graph.outputs]
     while pending:
         node = graph.producers.get(pending.pop())
         if node is None:

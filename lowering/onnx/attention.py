@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 
 import numpy as np
 
@@ -42,6 +41,7 @@ GQA_ATTRIBUTES = (
     "kv_cache_bit_width",
     "qk_norm_epsilon",
     "sliding_window_cache",
+    "causal",
 )
 
 
@@ -63,6 +63,8 @@ def group_query_attention(step: Step, node: Node) -> None:
         raise Refusal("smooth_softmax is not supported")
     if int(attributes.get("qk_output", 0)) != 0:
         raise Refusal("qk_output is not supported")
+    if int(attributes.get("causal", 1)) != 1:
+        raise Refusal("tokens attend to later ones (causal = 0); a chip takes them one by one")
     if any(isinstance(v, Unknown) for v in inputs[5:]):
         raise Blocked
     _check_lengths(step, inputs)
@@ -338,7 +340,7 @@ def _query_key_value(
 
 
 def _past(step: Step, node: Node, i: int, kv_heads: int, width: int, fmt: str) -> Past:
-    """Past input i, checked against the present output that it feeds in the next step."""
+    """Past input i, whose present is an output of the graph."""
     value = step.values.get(node.input(i)) if node.input(i) else None
     if isinstance(value, Unknown):
         raise Blocked
@@ -356,12 +358,4 @@ def _past(step: Step, node: Node, i: int, kv_heads: int, width: int, fmt: str) -
         raise Refusal(f"output {i - 2} (present) must be an output of the graph")
     if step.graph.uses(present) != 1:
         raise Refusal(f"'{present}' is used inside the graph too")
-    if layer(present) != layer(value.name):
-        raise Refusal(f"'{value.name}' and '{present}' belong to different layers")
     return value
-
-
-def layer(name: str) -> tuple[list[str], str]:
-    """The numbers in the name of a past input or present output, and "key" or "value"."""
-    kind = "value" if re.search(r"value|\bv\b", name.split(".")[-1]) else "key"
-    return re.findall(r"\d+", name), kind

@@ -143,9 +143,9 @@ def _rescaled(step: Step, node: Node, x: Vector, value: Value | None, *, divides
     users = step.graph.consumers.get(node.output(0), ())
     if array is None or array.dtype.kind not in "fiu" or not array.size:
         return False
-    if any(user.op_type in ("Tanh", "Sigmoid") for user in users):
-        return False  # A soft cap, or QuickGelu's 1.702: the factor belongs to them.
     factor = array.astype(np.float64).reshape(-1)
+    if factor.size == 1 and any(user.op_type in ("Tanh", "Sigmoid") for user in users):
+        return False  # A soft cap, or QuickGelu's 1.702: the factor belongs to them.
     if divides:
         with np.errstate(divide="ignore"):
             factor = 1.0 / factor

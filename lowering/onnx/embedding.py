@@ -105,5 +105,11 @@ def _requested_table(step: Step, node: Node, data: Stored | Computed) -> Roundin
 def _embed(step: Step, node: Node, parameter: weights.Parameter, index: Ids) -> None:
     width = parameter.source.dims[1]
     table = step.declare(node, parameter)
-    op = rom.EmbedOp(step.token, table, rom.nodes(node.name), rom.float_vector(width))
-    step.result(node, step.emit(op).output, (*index.dims, expression(width)))
+    # onnxruntime writes a node for each reader of dequantised rows: they are one embedding.
+    for op in step.block.ops:
+        if isinstance(op, rom.EmbedOp) and op.table.root_reference.data == table:
+            break
+    else:
+        op = rom.EmbedOp(step.token, table, rom.nodes(node.name), rom.float_vector(width))
+        step.emit(op)
+    step.result(node, op.output, (*index.dims, expression(width)))

@@ -59,6 +59,28 @@ def ranges_of(dims: Dims) -> dict[str, Expression]:
 # --- from constants and back ---------------------------------------------------------------------
 
 
+def same_for_all_tokens(value: Field, name: str) -> Stored | None:
+    """A field of floats that every token reads alike, as a constant; lengths become 1.
+
+    Exporters expand a bias to the shape of what it is added to. None where an element depends on
+    its place in the sequence, or on a length.
+    """
+    wanted = {f"@{axis}" for axis, dim in enumerate(value.dims) if dim.constant is not None}
+    dims = tuple(dim.constant or 1 for dim in value.dims)
+    if value.dtype not in FLOATS or not variables(value.term) <= wanted:
+        return None
+    if int(np.prod(dims, dtype=np.int64)) > SMALL:
+        return None
+    index = {
+        f"@{axis}": np.arange(n).reshape((n,) + (1,) * (len(dims) - axis - 1))
+        for axis, n in enumerate(dims)
+    }
+    array = np.broadcast_to(evaluate(value.term, index), dims)
+    data = np.ascontiguousarray(array, np.float32)
+    tensor = Tensor(name, "FLOAT", dims, lambda: data.reshape(-1).view(np.uint8))
+    return Stored(tensor, dims)
+
+
 def as_field(value: Value | None) -> Field | None:
     """A field, or a constant seen as one; None for anything else."""
     match value:

@@ -27,7 +27,8 @@ from intaglio.lowering.onnx import (
     written_norms,
 )
 from intaglio.lowering.onnx.assembly import DEFAULT_CONTEXT, assemble, finish
-from intaglio.lowering.onnx.expressions import BATCH, PAST, SEQUENCE
+from intaglio.lowering.onnx.expressions import PAST, SEQUENCE, expression
+from intaglio.lowering.onnx.fields import same_for_all_tokens
 from intaglio.lowering.onnx.inputs import bind_inputs
 from intaglio.lowering.onnx.model import SUBGRAPH, Graph, Node, load
 from intaglio.lowering.onnx.operators import OperatorSupport, is_attribute_of_its_type, table
@@ -43,6 +44,7 @@ from intaglio.lowering.onnx.values import (
     Field,
     Known,
     Refusal,
+    Scores,
     Stored,
     Unknown,
     Value,
@@ -54,6 +56,8 @@ _INCOMPLETE = (
     "the exporter wrote an incomplete model; with the model builder, tied and asymmetric weights "
     "need shared_embeddings=false"
 )
+
+_ELEMENTWISE = frozenset({"Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"})
 
 WRITTEN_OUT = (levels, scores, rotary, curves, written_norms)
 """What exporters write out in small operators; each follows its parts as values of its own."""
@@ -122,7 +126,7 @@ def import_model(
             heads=analysis.float_heads(graph),
             rounded_tables=analysis.tied_tables(graph),
             embedding_rounding=None if embedding is None else parse_rounding(embedding),
-            batch=BATCH,
+            batch=expression(1),
             sequence=SEQUENCE,
             total=PAST + SEQUENCE,
             codes=tuple(codes),
@@ -225,13 +229,16 @@ class _Import:
             if not is_attribute_of_its_type(name, node.attributes[name]):
                 raise Refusal(f"its attribute '{name}' has a value of the wrong type")
         for i, name in enumerate(node.outputs):
-            if name and i >= entry.outputs and self.graph.uses(name):
+            if name and i >= entry.outputs and self._is_read(name):
                 raise Refusal(f"its output {i} is not supported")
         if entry.op_type.startswith("Skip"):
             for i in (1, 2):
-                if node.output(i) and self.graph.uses(node.output(i)):
+                if node.output(i) and self._is_read(node.output(i)):
                     raise Refusal(f"its output {i} (mean or deviation) is not supported")
         return entry
+
+    def _is_read(self, name: str) -> bool:
+        return name in self.graph.consumers or name in self.graph.outputs
 
     def _convert(self, node: Node, entry: OperatorSupport) -> None:
         inputs = self.step.inputs(node)
@@ -241,6 +248,8 @@ class _Import:
             for i, value in enumerate(folded):
                 self.step.bind(node, value, i)
             return
+        if known:
+            node, inputs = self._with_constants(node, inputs)
         if known and any(stage.convert(self.step, node, inputs) for stage in WRITTEN_OUT):
             return
         if not known and any(isinstance(v, PARTS) for v in inputs):
@@ -254,6 +263,22 @@ class _Import:
         raise Refusal(
             f"{node.op_type} is supported {entry.limits or 'on constants'}; here it reads {kinds}"
         )
+
+    def _with_constants(
+        self, node: Node, inputs: list[Value | None]
+    ) -> tuple[Node, list[Value | None]]:
+        """A node on an activation that reads expanded constants, as one that reads constants."""
+        if node.op_type not in _ELEMENTWISE or any(isinstance(v, Scores) for v in inputs):
+            return node, inputs
+        names = list(node.inputs)
+        for i, value in enumerate(inputs):
+            if isinstance(value, Field):
+                found = same_for_all_tokens(value, names[i])
+                if found is not None:
+                    names[i] = f"{names[i]} of a token"
+                    self.step.values[names[i]] = found
+        node = replace(node, inputs=tuple(names))
+        return node, self.step.inputs(node)
 
     def _check_curves(self) -> None:
         """Reports nodes that were taken for a part of an activation function and are none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from intaglio.lowering.onnx.expressions import BATCH, PAST, SEQUENCE, Expression, expression
+from intaglio.lowering.onnx.expressions import PAST, SEQUENCE, Expression, expression
 from intaglio.lowering.onnx.model import FLOATS, Graph, Port
 from intaglio.lowering.onnx.report import Report
 from intaglio.lowering.onnx.rotary_operators import token_index
@@ -30,7 +30,8 @@ def bind_inputs(step: Step, report: Report) -> None:
             report.error(
                 f"input '{tokens.name}' has {len(tokens.dims)} axes, not [batch, sequence]"
             )
-        step.batch = _length(report, tokens, 0, BATCH)
+        # A chip runs one sequence. Exporters may count tokens of all of them, or pad by lengths.
+        step.batch = _length(report, tokens, 0, expression(1))
         step.sequence = _length(report, tokens, 1, SEQUENCE)
         step.total = PAST + step.sequence
     else:

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from intaglio.lowering.onnx import weights
 from intaglio.lowering.onnx.expressions import dims_text
 from intaglio.lowering.onnx.model import FLOATS, Node, cast_type
-from intaglio.lowering.onnx.scales import scaled
-from intaglio.lowering.onnx.shapes import reduced_axes
+from intaglio.lowering.onnx.scales import scaled, split
+from intaglio.lowering.onnx.shapes import axis_of, reduced_axes, split_sizes
 from intaglio.lowering.onnx.step import Step
 from intaglio.lowering.onnx.values import (
     Blocked,
@@ -64,17 +64,19 @@ def convert(step: Step, node: Node, inputs: list[Value | None]) -> bool:
         return True
     kinds = (TokenScale, Levels, Product, ZeroPoint)
     places = [i for i, value in enumerate(inputs) if isinstance(value, kinds)]
-    if not places or node.op_type == "MatMulInteger":
+    if not places or node.op_type in ("MatMulInteger", "MatMulIntegerToFloat"):
         return False
     value = inputs[places[0]]
     assert value is not None
     match value:
-        case TokenScale(stage="magnitudes"):
-            _largest(step, node, value)
         case _ if node.op_type in ("Identity", "Cast"):
             _cast(step, node, value)
+        case TokenScale(stage="magnitudes"):
+            _largest(step, node, value)
         case TokenScale() | Levels() | Product() if node.op_type in ("Mul", "Div"):
             step.bind(node, _combined(step, node, inputs))
+        case Product() if node.op_type == "Split":
+            _parts(step, node, inputs, value)
         case TokenScale():
             step.bind(node, _bounded(node, inputs, value))
         case Levels() if node.op_type in ("MatMul", "Gemm", "MatMulNBits", "FusedMatMul"):
@@ -284,6 +286,18 @@ def product(
     return _applied(step, node, Product(y, x.input, total, x.power), total, x.power)
 
 
+def _parts(step: Step, node: Node, inputs: list[Value | None], value: Product) -> None:
+    """Split: sums of packed modules, each with a scale of its own later."""
+    y = value.output
+    axis = axis_of(node, len(y.dims))
+    sizes = split_sizes(node, inputs, y.dims, axis)
+    parts = split(step, node, y, sizes) if axis == len(y.dims) - 1 else None
+    if parts is None or value.factor.size != 1:
+        raise Refusal("the sums of a product with 8-bit activations are cut into parts")
+    for i, part in enumerate(parts[: len(node.outputs)]):
+        step.bind(node, Product(part, value.input, value.factor, value.power), i)
+
+
 def _applied(
     step: Step, node: Node, value: Product, factor: npt.NDArray[np.float64], power: int
 ) -> Value:
@@ -304,6 +318,14 @@ def _applied(
 
 def dynamic(step: Step, node: Node) -> None:
     """DynamicQuantizeLinear: levels, their scale and their zero point."""
+    levels, scale = _dynamic(step, node)
+    step.bind(node, levels, 0)
+    step.bind(node, scale, 1)
+    step.bind(node, ZeroPoint(levels.input), 2)
+
+
+def _dynamic(step: Step, node: Node) -> tuple[Levels, TokenScale]:
+    """Input 0 as levels of the chip's own, and their scale."""
     value = step.inputs(node)[0]
     if isinstance(value, Unknown):
         raise Blocked
@@ -315,25 +337,76 @@ def dynamic(step: Step, node: Node) -> None:
             _DYNAMIC_HINT,
         )
     warning = (
-        "DynamicQuantizeLinear takes one asymmetric uint8 scale for all tokens of a call; the chip "
+        f"{node.op_type} takes one asymmetric uint8 scale for all tokens of a call; the chip "
         "takes tokens one by one and rounds each in its own format, symmetric and with its own "
         f"scale (node '{node.name}' and those like it); `intaglio check` reports the difference"
     )
-    if not any(w.startswith("DynamicQuantizeLinear takes") for w in step.warnings):
+    if not any(w.startswith(f"{node.op_type} takes") for w in step.warnings):
         step.warnings.append(warning)
     names = (node.name,)
-    step.bind(node, Levels("levels", value, LEVELS, -1, names, own=True), 0)
     factor = np.asarray(1 / LEVELS, np.float64)
-    step.bind(node, TokenScale("scale", value, factor, 1, names), 1)
-    step.bind(node, ZeroPoint(value), 2)
+    return (
+        Levels("levels", value, LEVELS, -1, names, own=True),
+        TokenScale("scale", value, factor, 1, names),
+    )
 
 
 def integer_product(step: Step, node: Node) -> None:
     """MatMulInteger of levels and constant weights."""
+    x, w, zero, points = _operands(step, node)[:4]
+    step.bind(node, _integer_product(step, node, x, zero, w, points))
+
+
+def scaled_integer_product(step: Step, node: Node) -> Vector:
+    """com.microsoft.MatMulIntegerToFloat without its bias: A, B, their scales, their zero points.
+
+    Raises:
+        Refusal: the scale is not that of the rounded activations.
+    """
+    x, w, scale, weight_scale, zero, points = _operands(step, node)[:6]
+    if not isinstance(scale, TokenScale) or scale.stage != "scale":
+        raise Refusal(f"the scale of its activations is {kind_of(scale)}, not that of levels")
+    found = _integer_product(step, node, x, zero, w, points)
+    return _finished(step, node, found, scale, weight_scale)
+
+
+def dynamic_product(step: Step, node: Node) -> Vector:
+    """com.microsoft.DynamicQuantizeMatMul without its bias: A, B, B's scale, B's zero point."""
+    _, w, weight_scale, points = _operands(step, node)[:4]
+    x, scale = _dynamic(step, node)
+    found = _integer_product(step, node, x, ZeroPoint(x.input), w, points)
+    return _finished(step, node, found, scale, weight_scale)
+
+
+def _operands(step: Step, node: Node) -> list[Value | None]:
     inputs = step.inputs(node)
     if any(isinstance(value, Unknown) for value in inputs):
         raise Blocked
-    x, w, zero, points = inputs[:4]
+    return inputs
+
+
+def _finished(
+    step: Step, node: Node, found: Value, scale: TokenScale, weight_scale: Value | None
+) -> Vector:
+    """Sums of levels times the scales of both factors."""
+    if not isinstance(found, Product) or found.input.ssa is not scale.input.ssa:
+        raise Refusal("scales of different activations meet", _DYNAMIC_HINT)
+    factor = found.factor * scale.factor * _constant_factor(weight_scale)
+    result = _applied(step, node, found, factor, found.power + scale.power)
+    if not isinstance(result, Vector):
+        raise Refusal("the scale of its activations is not that of their rounding")
+    return result
+
+
+def _integer_product(
+    step: Step,
+    node: Node,
+    x: Value | None,
+    zero: Value | None,
+    w: Value | None,
+    points: Value | None,
+) -> Value:
+    """Levels with a zero point times integer weights with theirs."""
     if not isinstance(x, Levels) or x.stage == "scaled":
         kind = kind_of(x)
         raise Refusal(
@@ -350,4 +423,4 @@ def integer_product(step: Step, node: Node) -> None:
         raise Refusal("the zero point of its activations is not 0")
     parameter = weights.integers(w, points, row_axis=1)
     step.has_integers = True
-    step.bind(node, product(step, node, x, parameter))
+    return product(step, node, x, parameter)

@@ -67,6 +67,26 @@ def gemm(step: Step, node: Node) -> None:
     _product(step, node, row_axis=row_axis, factor=float(attributes.get("alpha", 1.0)), bias=2)
 
 
+def matmul_integer_to_float(step: Step, node: Node) -> None:
+    """com.microsoft.MatMulIntegerToFloat: MatMulInteger, both scales, and a bias."""
+    _with_bias_of(step, node, levels.scaled_integer_product(step, node), 6)
+
+
+def dynamic_quantize_matmul(step: Step, node: Node) -> None:
+    """com.microsoft.DynamicQuantizeMatMul: the same, and the rounding of its activations."""
+    _with_bias_of(step, node, levels.dynamic_product(step, node), 4)
+
+
+def _with_bias_of(step: Step, node: Node, y: Vector, place: int) -> None:
+    """Binds a product plus the bias that is an optional input of its node."""
+    if step.inputs(node)[place] is not None:
+        biased = with_bias(step, node, y, step.dense(node, place, (y.size,), "the bias"))
+        if biased is None:
+            raise Refusal("a bias is added to the sums of a product with 8-bit activations")
+        y = biased
+    step.bind(node, y)
+
+
 def _product(
     step: Step, node: Node, *, row_axis: int, factor: float, bias: int | None = None
 ) -> None:

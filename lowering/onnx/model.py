@@ -166,9 +166,14 @@ class Graph:
     consumers: dict[str, tuple[Node, ...]]
     producers: dict[str, Node]
 
+    def readers(self, value: str) -> tuple[Node, ...]:
+        """The nodes that read the elements of a value, not its shape alone."""
+        users = self.consumers.get(value, ())
+        return tuple(user for user in users if user.op_type not in ("Shape", "Size"))
+
     def uses(self, value: str) -> int:
-        """How often a value is read, by nodes or as an output of the graph."""
-        return len(self.consumers.get(value, ())) + (value in self.outputs)
+        """How often the elements of a value are read, by nodes or as an output of the graph."""
+        return len(self.readers(value)) + (value in self.outputs)
 
 
 def cast_type(node: Node) -> str:

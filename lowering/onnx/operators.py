@@ -464,6 +464,11 @@ def supported_operators() -> list[OperatorSupport]:
             inputs=2, convert=activations.biased_gelu("gelu_erf"),
         ),
         OperatorSupport(
+            _MS, "DynamicQuantizeMatMul", 1, "rom.linear",
+            "constant second factor; the first one is rounded as by DynamicQuantizeLinear",
+            inputs=3, convert=linear.dynamic_quantize_matmul,
+        ),
+        OperatorSupport(
             _MS, "FastGelu", 1, "rom.activate, and the bias of rom.linear",
             "a bias follows a linear operator",
             convert=activations.biased_gelu("gelu_tanh"),
@@ -488,6 +493,11 @@ def supported_operators() -> list[OperatorSupport]:
             "an attention bias proven to be causal or a window; no head sink, no smooth softmax; a "
             "quantised cache needs one scale for keys and one for values",
             attention.GQA_ATTRIBUTES, outputs=3, convert=attention.group_query_attention,
+        ),
+        OperatorSupport(
+            _MS, "MatMulIntegerToFloat", 1, "rom.linear",
+            "constant second factor; the first one rounded to 8 bits by DynamicQuantizeLinear",
+            inputs=4, convert=linear.matmul_integer_to_float,
         ),
         OperatorSupport(
             _MS, "MatMulNBits", 1, "rom.linear",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from intaglio.lowering.onnx import (
-    attention,
-    cached,
-)
+from intaglio.lowering.onnx import cached
 from intaglio.lowering.onnx.model import Node
+from intaglio.lowering.onnx.pairs import presents_of
 from intaglio.lowering.onnx.report import Report
 from intaglio.lowering.onnx.step import Step
 from intaglio.lowering.onnx.values import (
@@ -33,7 +31,7 @@ def find_logits(step: Step, report: Report) -> tuple[Vector | None, Node | None]
             case Present():
                 pass
             case Cached() if cached.is_whole(value):
-                _check_present(report, name, value)
+                pass
             case Curve():
                 unknown = True
             case None:
@@ -70,19 +68,17 @@ def find_logits(step: Step, report: Report) -> tuple[Vector | None, Node | None]
     return value, step.graph.producers.get(name)
 
 
-def _check_present(report: Report, name: str, value: Cached) -> None:
-    if attention.layer(name) != attention.layer(value.past):
-        report.error(f"'{value.past}' and '{name}' belong to different layers")
-
-
 def check_pasts(step: Step, report: Report) -> None:
-    """Every cache that is written must be an output too."""
+    """Every cache that is written must be an output too, named or placed as its past is."""
     given = {
-        value.past
-        for value in (step.values.get(name) for name in step.graph.outputs)
-        if isinstance(value, Cached | Present)
+        value.past: name
+        for name in step.graph.outputs
+        if isinstance(value := step.values.get(name), Cached | Present)
     }
+    expected = presents_of([*step.pasts], [*given.values()])
     for past in step.caches:
+        if past in given and expected.get(past) != given[past]:
+            report.error(f"'{past}' and '{given[past]}' belong to different layers")
         if past not in given:
             report.error(
                 f"no output gives back what '{past}' becomes with the new tokens",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from intaglio.dialects import rom
+from intaglio.lowering.onnx import scales
 from intaglio.lowering.onnx.expressions import dims_text, expression
 from intaglio.lowering.onnx.model import FLOATS, Node, cast_type
 from intaglio.lowering.onnx.shapes import axis_of, new_dims, permutation, slices, split_sizes
 from intaglio.lowering.onnx.step import Step
 from intaglio.lowering.onnx.values import (
     Blocked,
+    Field,
+    Known,
     Refusal,
+    Stored,
     Unknown,
     Value,
     Vector,
@@ -81,11 +85,31 @@ def split(step: Step, node: Node) -> None:
     x = step.vector(node, 0)
     axis = axis_of(node, len(x.dims))
     sizes = split_sizes(node, inputs, x.dims, axis)
+    parts = None
+    if axis == len(x.dims) - 1 and _has_own_constants(step, node):
+        parts = scales.split(step, node, x, sizes)
+    if parts is not None:
+        for i, part in enumerate(parts[: len(node.outputs)]):
+            step.bind(node, part, i)
+        return
     first = 0
     for i, count in enumerate(sizes):
-        if node.output(i) and step.graph.uses(node.output(i)):
+        if node.output(i):
             step.bind(node, _part(step, node, x, axis, first, count), i)
         first += count
+
+
+def _has_own_constants(step: Step, node: Node) -> bool:
+    """Whether each part is scaled or biased on its own: a packed product of several modules."""
+
+    def is_own(name: str) -> bool:
+        users = step.graph.readers(name)
+        return len(users) == 1 and (
+            users[0].op_type in ("Add", "Div", "Mul")
+            and any(isinstance(step.values.get(i), Stored | Known | Field) for i in users[0].inputs)
+        )
+
+    return all(is_own(name) for name in node.outputs)
 
 
 def reshape(step: Step, node: Node) -> None:

@@ -31,7 +31,7 @@ class Request:
         default: for matrices that no part names; None leaves them as they are.
         parts: parts of names of tensors, nodes or modules, and what they are quantised to; the
             first that occurs decides.
-        used: the parts that did so far.
+        used: the parts that did so far; the empty one where the default did.
     """
 
     default: Rounding | None
@@ -48,11 +48,20 @@ class Request:
 
     def of(self, *names: str) -> Rounding | None:
         """What was asked for, by name or for all."""
-        return self.named(*names) or self.default
+        found = self.named(*names)
+        if found is None and self.default is not None:
+            self.used.add("")
+        return found or self.default
 
     def unused(self) -> list[str]:
-        """A warning for each part that decided nothing."""
-        return [
+        """A warning for each part that decided nothing; another one where nothing was quantised."""
+        found: list[str] = []
+        if self.default is not None and not self.used:
+            found.append(
+                "--weights changed nothing: all matrices of products are integer or ternary "
+                "already, and stay as they are"
+            )
+        return found + [
             f"--weights: '{part}' is in no name of a floating-point matrix; names are those of "
             "tensors, nodes and torch's modules"
             for part, _ in self.parts

@@ -426,6 +426,44 @@ class ScaledSource(_Matrix):
 
 
 @dataclass(frozen=True, eq=False)
+class RowsSource(_Matrix):
+    """Some rows of a matrix, from `first` on."""
+
+    base: Matrix
+    first: int
+
+    @property
+    def zero_fraction(self) -> float | None:
+        """The share of zeros among ternary weights."""
+        return None if self.base.zero_fraction is None else self._zero_fraction
+
+    @cached_property
+    def _zero_fraction(self) -> float:
+        zeros = 0
+        for r0, r1 in row_chunks(self.dims[0], self.dims[1]):
+            codes = unpack(self.packed_rows(r0, r1), container_bits(self.bits), self.dims[1])
+            zeros += int(np.count_nonzero(codes == self.zero))
+        return zeros / (self.dims[0] * self.dims[1])
+
+    def packed_rows(self, r0: int, r1: int) -> UInt8Array:
+        """Codes of the matrix."""
+        return self.base.packed_rows(self.first + r0, self.first + r1)
+
+    def scales(self, r0: int, r1: int) -> Float32Array:
+        """Scales of the matrix."""
+        return self.base.scales(self.first + r0, self.first + r1)
+
+    def zeros(self, r0: int, r1: int) -> UInt8Array | None:
+        """Zero points of the matrix."""
+        return self.base.zeros(self.first + r0, self.first + r1)
+
+    def peak(self) -> float:
+        """The largest magnitude of a scale; not finite when one of them is not."""
+        chunks = row_chunks(self.dims[0], 4 * self.groups)
+        return float(max(np.abs(self.scales(r0, r1)).max() for r0, r1 in chunks))
+
+
+@dataclass(frozen=True, eq=False)
 class DenseSource:
     """A vector or table of floating-point values."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -352,6 +352,18 @@ class Step:
                     declared.symbol = self.unique(name)
                 self.declared[(*declared.parameter.identity, declared.adapter)] = declared
                 return declared.symbol
+        raise CompilerBug(f"@{symbol} is not declared")
+
+    def split_parameter(self, symbol: str, sizes: Sequence[int]) -> list[str]:
+        """Puts parts of its rows in the place of a matrix of one use; gives their symbols."""
+        for identity, declared in self.declared.items():
+            if declared.symbol == symbol:
+                del self.declared[identity]
+                starts = [sum(sizes[:i]) for i in range(len(sizes))]
+                return [
+                    self.declare(declared.node, weights.rows(declared.parameter, first, count))
+                    for first, count in zip(starts, sizes, strict=True)
+                ]
         raise CompilerBug(f"@{symbol} is not declared")
 
     def cache(self, past: str, heads: int, width: int, fmt: str, static_scale: float | None) -> str:

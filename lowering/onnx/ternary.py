@@ -218,10 +218,13 @@ def _of_distances(base: Matrix) -> Ternary | None:
         if used.size:
             scale = scale or np.float32(used.flat[0])
             uniform = uniform and bool((used == scale).all())
-    if not scale:
-        return None
     group = 0 if uniform else base.group or k
-    return _Coded((n, k), "ternary", 2, group, 1, float(scale), none / (n * k), base)
+    return _Coded((n, k), "ternary", 2, group, 1, _any(scale), none / (n * k), base)
+
+
+def _any(scale: float | np.float32) -> float:
+    """The scale of a matrix; one whose weights are all 0 may have any."""
+    return float(scale) or 1.0
 
 
 # --- matrices of values --------------------------------------------------------------------------
@@ -266,8 +269,6 @@ def of_values(constant: Constant) -> Ternary | None:
         none += int(np.count_nonzero(is_zero))
         found[r0:r1] = largest
     used = found[found > 0]
-    if not used.size:
-        return None
     uniform = bool((used == used[0]).all())
     scale = float(used[0])
     share = none / (n * k)
@@ -329,10 +330,10 @@ def _of_uniform(constant: Constant) -> Ternary | None:
         if zeros + (int(np.count_nonzero(size == scale)) if scale else 0) != size.size:
             return None
         none += zeros
-    if not scale or not np.isfinite(scale):
+    if not np.isfinite(scale):
         return None
     return _Valued(
-        (n, k), "ternary", 2, 0, 1, scale, none / (n * k), constant, np.empty(0, np.float32)
+        (n, k), "ternary", 2, 0, 1, _any(scale), none / (n * k), constant, np.empty(0, np.float32)
     )
 
 
@@ -355,8 +356,6 @@ def _of_table(constant: Table, dims: tuple[int, int]) -> Ternary | None:
                 kind[byte] = 1 if value else 0
             found = kind.take(part)
         none += found.size - int(np.count_nonzero(found))
-    if not scale:
-        return None
     return _Valued(
-        dims, "ternary", 2, 0, 1, scale, none / (n * k), constant, np.empty(0, np.float32)
+        dims, "ternary", 2, 0, 1, _any(scale), none / (n * k), constant, np.empty(0, np.float32)
     )

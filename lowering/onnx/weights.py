@@ -21,6 +21,7 @@ from intaglio.lowering.onnx.sources import (
     Matrix,
     RoundedSource,
     RowBlockSource,
+    RowsSource,
     ScaledSource,
     Source,
     floats,
@@ -182,6 +183,15 @@ def scaled(parameter: Parameter, factor: npt.NDArray[np.float64]) -> Parameter:
     result = ScaledSource(source.dims, source.code, source.bits, group, source.zero, source, factor)
     identity = (*parameter.identity, "scaled", factor.tobytes())
     return Parameter(result, parameter.names, identity)
+
+
+def rows(parameter: Parameter, first: int, count: int) -> Parameter:
+    """Some rows of a matrix."""
+    source = parameter.source
+    assert isinstance(source, Matrix)
+    dims = (count, source.dims[1])
+    part = RowsSource(dims, source.code, source.bits, source.group, source.zero, source, first)
+    return Parameter(part, parameter.names, (*parameter.identity, "rows", first, count))
 
 
 def matmul_nbits(node: Node, inputs: list[Value | None]) -> Parameter:
@@ -349,8 +359,8 @@ def in_groups(parameter: Parameter) -> Parameter:
         return parameter
     one = np.ones((), np.float64)
     columns = source.dims[1]
-    rows = ScaledSource(source.dims, source.code, source.bits, columns, source.zero, source, one)
-    return Parameter(rows, parameter.names, (*parameter.identity, "rows"))
+    whole = ScaledSource(source.dims, source.code, source.bits, columns, source.zero, source, one)
+    return Parameter(whole, parameter.names, (*parameter.identity, "whole rows"))
 
 
 def _oriented(value: Value, row_axis: int) -> Constant | None:

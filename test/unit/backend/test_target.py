@@ -373,7 +373,7 @@ def test_option_outside_the_assumed_range_is_marked(roma: Target):
         ("array.matrix_units=12", "follows rows and columns"),
         ("published.rom_gb=3", "published.rom_gb cannot be set"),
         ("array.rows=8", "not as many on each side"),
-        ("array.rows=1", "array.matrix_units gives 0, outside"),
+        ("array.rows=1", "--set array.rows=1: the formula of array.matrix_units gives 0, outside"),
     ],
 )
 def test_wrong_options(roma: Target, option: str, expected: str):

@@ -166,6 +166,56 @@ def test_a_matrix_that_the_model_does_not_have(content: Content, follow: Any) ->
         follow(content)
 
 
+def test_a_misspelt_matrix(content: Content, follow: Any) -> None:
+    matrix(content, "layers_1_qkv")["name"] = "layers_1_qvk"
+    with pytest.raises(UserError, match="layers_1_qvk, which the model") as raised:
+        follow(content)
+    assert raised.value.hint is not None and "did you mean 'layers_1_qkv'?" in raised.value.hint
+
+
+def test_a_matrix_that_is_placed_twice(content: Content, follow: Any) -> None:
+    content["matrices"].append(matrix(content, "head"))
+    with pytest.raises(UserError, match="the mapping places head twice"):
+        follow(content)
+
+
+@pytest.mark.parametrize(
+    ("level", "wrong", "message", "hint"),
+    [
+        ("mapping", "matrixes", "the mapping has an unknown key 'matrixes'", "'matrices'"),
+        ("matrix", "peices", "matrix head has an unknown key 'peices'", "'pieces'"),
+        ("piece", "spilt", "a piece of head has an unknown key 'spilt'", "'split'"),
+        ("piece", "bank", "a piece of head has an unknown key 'bank'", "keys: rows, tiles, split"),
+    ],
+)
+def test_unknown_keys(
+    content: Content, follow: Any, level: str, wrong: str, message: str, hint: str
+) -> None:
+    head = matrix(content, "head")
+    {"mapping": content, "matrix": head, "piece": head["pieces"][0]}[level][wrong] = 1
+    with pytest.raises(UserError, match=message) as raised:
+        follow(content)
+    assert raised.value.hint is not None and hint in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("target", "roma", "another chip: target is roma, here it is roma-mini"),
+        ("tiles", 256, "another chip: tiles is 256, here it is 8"),
+        ("l_units", 1, "another chip: l_units is 1, here it is 4"),
+    ],
+)
+def test_a_mapping_for_another_chip(
+    content: Content, follow: Any, key: str, value: object, message: str
+) -> None:
+    content[key] = value
+    with pytest.raises(UserError, match=message):
+        follow(content)
+    del content[key]
+    assert pieces(follow(content))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

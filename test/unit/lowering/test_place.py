@@ -215,6 +215,26 @@ def test_weights_that_have_no_cells(integers: Any, decoder: Any, mini: Machine) 
         place(integers(decoder, replace(mini, weights=("int8",))))
 
 
+@pytest.mark.parametrize("outline", [False, True])
+def test_weights_that_have_no_cells_are_counted(
+    integers: Any, decoder: Any, mini: Machine, outline: bool
+) -> None:
+    """The error names the first node of them, in an outlined layer that of its first instance."""
+    module = integers(replace(decoder, layers=3, outline=outline), mini)
+    tensors = {
+        op.sym_name.data
+        for op in module.ops
+        if isinstance(op, rom.ParameterOp)
+        and isinstance(op.type, rom.ROMTensorType)
+        and op.type.is_matrix
+    }
+    first = next(op for op in module.walk() if isinstance(op, rom.DotOp))
+    few = replace(mini, weights=("int8",), head_weights=("int8",))
+    with pytest.raises(UserError, match=f"and {len(tensors) - 1} more matrices") as raised:
+        place(integers(replace(decoder, layers=3, outline=outline), few))
+    assert raised.value.node == first.onnx.data[0].data[0].data
+
+
 def test_a_matrix_of_few_rows_takes_few_units(integers: Any, decoder: Any, mini: Machine) -> None:
     """A of rank 3 lies on three of eight H-Units, so pairs stand at one address."""
     module = place(integers(decoder, mini, 3, ("q_proj", "v_proj")))

@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from intaglio.dialects.errors import CompilerBug
+from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.runtime import cli
 from intaglio.runtime.chip import load
 
@@ -304,6 +304,32 @@ def test_unknown_target(refused_compile, model):
     assert message.startswith("no target is called 'rome'") and "roma" in message
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--set", "h_unit.sram_bytes=1024"),
+        ("--set", "l_unit.rom_bits=8192"),
+        ("--adapter-slots", "4:nowhere"),
+    ],
+)
+def test_errors_of_passes_name_the_model(refused_compile, model, arguments: tuple[str, ...]):
+    assert refused_compile(model("llama"), *arguments).startswith(f"{model('llama')}: ")
+
+
+def test_weights_without_cells_name_nodes(refused_compile, model):
+    message = refused_compile(model("llama"), target="tom-mini")
+    place = f"{model('llama')}: node '/model/layers.0/attn/qkv_proj/MatMul': weights "
+    assert message.startswith(place)
+    assert "are int4, which tom-mini has no cells for, and " in message
+
+
+def test_weights_that_change_nothing_are_said(run: Run, model, tmp_path: Path):
+    options = ("--target", "roma-mini", "--emit", "rom", "-o", tmp_path / "out")
+    assert run("compile", model("llama"), *options).err == ""
+    result = run("compile", model("llama"), *options, "--weights", "int4:32")
+    assert result.code == 0 and "warning: --weights changed nothing: " in result.err
+
+
 def test_a_folder_that_cannot_be_written(refused, model, tmp_path: Path):
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "out"
@@ -332,6 +358,38 @@ def test_run_json(run: Run, compiled, tmp_path: Path):
     exact = chip.simulator.forward([5, 6, 7, *result["tokens"][:-1]])[2:]
     assert np.array_equal(stored * 2.0**chip.simulator.fraction_bits, exact)
     assert [p.name for p in tmp_path.iterdir()] == ["logits.npy"]
+
+
+def test_run_finds_out_first_that_logits_cannot_be_written(
+    refused, compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def stream(*arguments: object) -> None:
+        raise AssertionError("tokens are generated")
+
+    monkeypatch.setattr("intaglio.runtime.chip.Chip.stream", stream)
+    arguments = ("--prompt-ids", "1", "--tokens", "1", "--logits")
+    for path in (tmp_path, tmp_path / "no" / "x.npy"):
+        message = refused("run", compiled("llama"), *arguments, path)
+        assert message.startswith(f"{path}: ") and "partial" not in message
+
+
+def test_the_work_of_hardware_is_said(
+    run: Run, compiled, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def no_hardware(*arguments: object, **options: object) -> None:
+        raise UserError("stop here")
+
+    monkeypatch.setattr("intaglio.runtime.rtl.RTLChip", no_hardware)
+    chip = load(compiled("llama"))
+    instructions = sum(len(b.instructions) * len(b.instances) for b in chip.program.blocks)
+    arguments = ("--engine", "rtl", "--tokens", "4")
+    for command in (("run", "--prompt-ids", "1,2"), ("check", "--trace", str(tmp_path / "x.vcd"))):
+        name, *rest = command
+        result = run(name, chip.folder, *rest, *arguments)
+        assert result.code == 1 and result.err.startswith("rtl: builds the hardware (512 ")
+        count = 5 if name == "run" else 4
+        assert f"at most {count} tokens of {instructions} instructions and up to " in result.err
+        assert "stop here" in result.err and "takes long" not in result.err
 
 
 def test_run_text(run: Run, compiled):
@@ -422,8 +480,45 @@ def test_check_json(run: Run, compiled, tmp_path: Path):
 
 def test_check_text_and_operators(run: Run, compiled):
     result = run("check", compiled("tied"), "--tokens", "20", "--per-op")
-    assert result.code == 0 and "20 tokens in 1 windows" in result.out
+    assert result.code == 0 and "20 tokens in 1 window" in result.out
     assert "/model/layers.1/mlp/Mul" in result.out and "no operator is above 5%" in result.out
+
+
+def test_check_of_changed_images(refused, run: Run, compiled, tmp_path: Path):
+    out = tmp_path / "out"
+    shutil.copytree(compiled("llama"), out)
+    image = out / "rom" / "matrices.bin"
+    content = bytearray(image.read_bytes())
+    part = load(out).program.parameters["lm_head"].codes
+    assert part is not None
+    content[part.offset + 3] ^= 1
+    image.write_bytes(content)
+    message = refused("check", out, "--tokens", "4")
+    assert message.startswith(f"{image}: has other bytes than the compile wrote in lm_head: ")
+    image.write_bytes(content[:-100])
+    message = refused("check", out, "--tokens", "4")
+    assert message.startswith(f"{image}: is shorter than its program says")
+    image.unlink()
+    assert refused("check", out, "--tokens", "4").startswith(f"{image}: cannot be read")
+
+
+def test_check_says_which_graph_is_judged(run: Run, compiled, editable, tmp_path: Path):
+    def float_head(proto: onnx.ModelProto) -> None:
+        node = named(proto, "/lm_head/MatMul")
+        head = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(head, "float_head"))
+        product = helper.make_node("MatMul", [node.input[0], "float_head"], node.output, node.name)
+        node.CopyFrom(product)
+
+    plain = run("check", compiled("llama"), "--tokens", "4", "--json").json
+    assert (plain["judged_graph"], plain["judged_weights"]) == ("reference/model.onnx", None)
+    out = tmp_path / "out"
+    options = ("--target", "roma-mini", "--emit", "program", "-o", out, "--weights", "int4:16")
+    assert run("compile", change(editable("llama"), float_head), *options).err == ""
+    found = run("check", out, "--tokens", "4", "--json").json
+    assert (found["judged_graph"], found["judged_weights"]) == ("reference/model.onnx", "int4:16")
+    text = run("check", out, "--tokens", "4").out
+    assert "whose weights are rounded to int4:16; not the file that was compiled" in text
 
 
 def test_check_tolerances(run: Run, compiled):

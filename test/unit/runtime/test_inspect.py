@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from intaglio.backend.compile import compile_model
 from intaglio.backend.hw.adapter_layout import places_of
 from intaglio.backend.program import load_program
+from intaglio.backend.stages import Options
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.inspect import inspect_json
 from intaglio.runtime.inspect_tables import size_text
 from intaglio.runtime.inspect_text import inspect_text
 from intaglio.runtime.timing import token_cycles
+from intaglio.runtime.wording import counted
 
 USES = ("codes_bits", "scales_bits", "zeros_bits", "padding_bits")
 
@@ -50,6 +53,7 @@ def test_classes_are_slots_of_the_layers(compiled):
         "scales_bits": 256 * 2 * 16,
         "zeros_bits": 0,
         "padding_bits": by_class["lm_head"]["padding_bits"],
+        "extra_bits": 0,
     }
 
 
@@ -122,6 +126,45 @@ def test_cycles_with_and_without_an_adapter(slotted: Path, compiled):
     plain = inspect_json(compiled("llama"))
     assert plain["adapter"] is None and "empty adapter slots" not in inspect_text(plain)
     assert {one["critical_path"]["adapter_slot_cycles"] for one in plain["positions"]} == {0}
+
+
+def test_what_empty_slots_cost_is_told_apart(slotted: Path):
+    content = inspect_json(slotted)
+    empty = content["positions"][0]["critical_path"]["adapter_slot_cycles"]
+    added = content["adapter"]["positions"][0]["added_cycles"]
+    line = (
+        f"{added:,} cycles a token more than with empty slots, which take {empty:,} cycles a token"
+    )
+    assert line in inspect_text(content)
+
+
+def test_the_title_is_the_models_file(compiled):
+    text = inspect_text(inspect_json(compiled("llama")))
+    assert text.startswith("model.onnx for roma-mini\n")
+
+
+def test_a_table_without_rows_is_left_out(compiled):
+    """Zeros are counted of ternary weights, and on chips with ternary cells."""
+    content = inspect_json(compiled("llama"))
+    assert not content["zeros"] and "Zeros in ROM" not in inspect_text(content)
+
+
+def test_settings_beyond_what_is_assumed_are_named(model, tmp_path: Path):
+    settings = ("l_unit.lanes=64", "array.l_units=8", "latency.sample=9")
+    options = Options("roma-mini", settings, context=16, emit="program")
+    content = inspect_json(compile_model(model("llama"), tmp_path / "out", options).folder)
+    assert {one["name"]: one["range"] for one in content["outside_range"]} == {
+        "l_unit.lanes": [4, 32]
+    }
+    assert "l_unit.lanes=64 is beyond 4 to 32" in inspect_text(content)
+
+
+@pytest.mark.parametrize(
+    "number,noun,text",
+    [(0, "layer", "0 layers"), (1, "layer", "1 layer"), (1024, "token", "1,024 tokens")],
+)
+def test_things_are_counted(number: int, noun: str, text: str):
+    assert counted(number, noun) == text
 
 
 def test_same_input_same_report(compiled):

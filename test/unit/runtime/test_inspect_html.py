@@ -116,6 +116,29 @@ def test_bars_keep_their_scale():
     assert "&lt;c&gt;" in legend(colour)
 
 
+def test_zeros_of_ternary_weights_are_told(gated: Path):
+    assert "<h2>Zeros in ROM</h2>" in inspect_html(gated, inspect_json(gated))
+
+
+def test_extra_banks_have_a_bar_of_their_own(model: Named, tmp_path: Path):
+    options = Options("roma-mini", ("policy.head_store=extra-rom",), context=16, emit="program")
+    out = compile_model(model("llama"), tmp_path / "out", options).folder
+    content = inspect_json(out)
+    rom = content["rom"]
+    assert rom["by_class"]["lm_head"]["extra_bits"] == rom["extra_bits"] > 0
+    picture = pictures(inspect_html(out, content))[0]
+    bars = [e for e in picture.iter("rect") if e.get("class") != "frame"]
+    (frame,) = [e for e in picture.iter("rect") if e.get("class") == "frame"]
+    rows = {bar.get("y") for bar in bars}
+    assert len(rows) == 2
+    for y in rows:
+        ends = [float(e.get("x", "")) + float(e.get("width", "")) for e in bars if e.get("y") == y]
+        if y == frame.get("y"):
+            assert max(ends) <= float(frame.get("x", "")) + float(frame.get("width", "")) + 0.1
+    (head,) = [bar for bar in bars if bar.get("y") != frame.get("y")]
+    assert "lm_head" in "".join(head.itertext())
+
+
 def test_lanes_are_cut_at_their_window():
     rows = [
         ("q", [Box(0, 10, "k", "t"), Box(50, 200, "k", "u", faint=True), Box(300, 400, "k", "v")])

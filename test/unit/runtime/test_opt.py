@@ -51,6 +51,12 @@ def test_errors_are_messages(tmp_path: Path, model, compiled, capsys):
         assert code == 1 and out == "" and message in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize("name", ["nothing.onnx", "nothing.mlir"])
+def test_missing_files(tmp_path: Path, capsys, name: str):
+    code, out, err = read(capsys, tmp_path / name)
+    assert (code, out, err) == (1, "", f"{tmp_path / name}: No such file or directory\n")
+
+
 def test_errors_can_be_verified(compiled, capsys):
     rom = compiled("llama") / "ir" / "rom.mlir"
     arguments = ("-p", "attach-target{target=rome}", "--verify-diagnostics")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from intaglio.backend.target import load_target
 from intaglio.backend.target_file import read_target
 from intaglio.runtime.inspect import inspect_json
 from intaglio.runtime.inspect_tables import all_tables, summary_lines
-from intaglio.runtime.power import OnTimes, RomBits, on_times, power
+from intaglio.runtime.power import OnTimes, RomBits, on_times, power, ungated
 from intaglio.runtime.rom_use import Placed, placed_matrices
 from intaglio.runtime.timing import spans, token_cycles
 
@@ -113,6 +114,50 @@ def test_power_is_the_targets_model(gated: Path):
     assert "this program has" in power_note(gated) and "deeper than published" in power_note(gated)
 
 
+@pytest.fixture(scope="module")
+def always_on(model: Named, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled for the same chip without power gating."""
+    folder = tmp_path_factory.mktemp("always_on")
+    targets = Path(load_target.__code__.co_filename).parent / "targets"
+    text = (targets / "tom-mini.toml").read_text()
+    file = folder / "always-on.toml"
+    file.write_text(re.sub(r"^power_(wake|sleep) = .*\n", "", text, flags=re.MULTILINE))
+    options = Options(str(file), context=32, emit="program", adapter_rank=4)
+    return compile_model(model("ternary"), folder / "out", options).folder
+
+
+@pytest.mark.parametrize(("wake", "saves"), [(10, True), (1000, False)])
+def test_ungated_is_the_chip_without_switches(
+    model: Named, always_on: Path, tmp_path: Path, wake: int, saves: bool
+):
+    """To the cycle; so the comparison says whether gating saves energy."""
+    options = Options(
+        "tom-mini", (f"latency.power_wake={wake}",), context=32, emit="program", adapter_rank=4
+    )
+    out = compile_model(model("ternary"), tmp_path / "out", options).folder
+    program, other = load_program(out), load_program(always_on)
+    assert program.domains and not other.domains
+    for rank in (0, 4):
+        ranks = dict.fromkeys(program.sites, rank)
+        for sampled in (True, False):
+            ours, its = (
+                token_cycles(one, range(32), sampled, ranks) for one in (ungated(program), other)
+            )
+            assert ours.period.tolist() == its.period.tolist()
+    content, without = inspect_json(out), inspect_json(always_on)
+    pairs = zip(content["power"]["positions"], without["power"]["positions"], strict=True)
+    for one, two in pairs:
+        gated_power = one["rom"]["gated"]
+        assert one["rom"]["ungated"] == two["rom"]["ungated"]
+        assert two["rom"]["gated"] is None and two["rom"]["ungated"]["cycles"] == two["cycles"]
+        assert gated_power["added_cycles"] == one["cycles"] - two["cycles"] > 0
+        assert (gated_power["millijoules"] < two["rom"]["ungated"]["millijoules"]) == saves
+    added = content["power"]["positions"][0]["rom"]["gated"]["added_cycles"]
+    assert any(f"gating costs {added:,} cycles" in line for line in summary_lines(content))
+    rows = next(rows for title, _, rows, _ in all_tables(content) if title == "Power")
+    assert any(row[:2] == ("  gating costs, cycles a token", f"{added:,}") for row in rows)
+
+
 def test_the_assumed_share_moves_what_hangs_on_it(gated: Path):
     """Full-size tom splits two published figures by the assumed share; the mini does not."""
     program, placed = load_program(gated), placed_of(gated)
@@ -169,6 +214,34 @@ def test_two_passes_have_their_own_energy(model: Named, tmp_path: Path):
     assert figures["figure"] == "energy.l_unit_cycle_8bit_pj"
     target = read_target(out)
     assert figures["cycle_pj"]["value"] == target.number("energy.l_unit_cycle_8bit_pj")
+
+
+@pytest.mark.parametrize(
+    ("settings", "holds"),
+    [
+        (("l_unit.lanes=8",), False),
+        (("l_unit.lanes=8", "power.l_unit_mw=3.4"), True),
+        (("array.l_units=2",), True),
+    ],
+)
+def test_energy_of_other_l_units_is_not_stated(
+    model: Named, tmp_path: Path, settings: tuple[str, ...], holds: bool
+):
+    options = Options("roma-mini", settings, context=16, emit="program")
+    out = compile_model(model("llama"), tmp_path / "out", options).folder
+    content = inspect_json(out)["power"]
+    assert (content["l_units"] is not None) == (content["l_units_invalid"] is None) == holds
+    if not holds:
+        assert all(one["l_units"] is None for one in content["positions"])
+        assert "--set l_unit.lanes made another one" in power_note(out)
+        assert "--set power.l_unit_mw=... states its own" in power_note(out)
+
+
+def test_energy_that_follows_the_lanes(model: Named, tmp_path: Path):
+    options = Options("bitrom-mini", ("l_unit.lanes=8",), context=16, emit="program")
+    out = compile_model(model("ternary"), tmp_path / "out", options).folder
+    figures = inspect_json(out)["power"]["l_units"]
+    assert figures["cycle_pj"]["value"] == pytest.approx(2 * 8 / 5.2 / 2)
 
 
 def test_a_published_total_gives_energy(compiled: Named):

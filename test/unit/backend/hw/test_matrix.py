@@ -67,6 +67,7 @@ MINI = Machine(
     h_units=8,
     attention_lanes=16,
     query_parallel=1,
+    multiplier_bits=8,
     sram_bytes=1 << 20,
     kv_port_bytes=16,
     load_bytes=16,
@@ -830,10 +831,10 @@ def test_least_hardware() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"l_units": 6}, "power of two for l_units"),
-        ({"results_per_cycle": 12}, "power of two for results_per_cycle"),
+        ({"l_units": 6}, "power of two for array.l_units"),
+        ({"results_per_cycle": 12}, "power of two for network.results_per_cycle"),
         ({"results_per_cycle": 32}, "no more results a cycle than vector lanes"),
-        ({"rom": "logic", "bank_words": 96}, "power of two for bank_words"),
+        ({"rom": "logic", "bank_words": 96}, "power of two for l_unit.bank_words"),
         ({"cell": "ternary", "plane_bits": 3}, "has two bits, not 3"),
         ({"mac_pipeline": 1}, "latency mac_pipeline"),
         ({"requantise": 1}, "latency requantise"),

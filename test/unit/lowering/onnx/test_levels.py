@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from xdsl.dialects.builtin import ModuleOp
 
 from intaglio.dialects import rom
@@ -357,6 +357,70 @@ def test_a_product_that_is_used_twice_keeps_its_scale(decoder, agrees):
     decoder.node("Add", ["a", "b"], ["y"])
     model = agrees(decoder)
     assert sum(isinstance(op, rom.ScaleOp) for op in model.module.walk()) == 1
+
+
+def test_a_gate_may_have_a_scale_for_each_output(decoder, agrees):
+    d = decoder
+    d.node("MatMul", ["x", ternary(d)], ["z"])
+    d.node("Mul", [d.constant("s", d.rng.uniform(0.1, 1, 24).astype(np.float32)), "z"], ["u"])
+    d.node("Sigmoid", ["u"], ["gate"])
+    d.node("Mul", ["u", "gate"], ["y"])
+    model = agrees(d)
+    (op,) = linears(model.module)
+    assert str(parameter(model, op).type) == "!rom.tensor<[24, 16], ternary, group 16>"
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+def test_parts_of_a_packed_product_have_scales_and_biases_of_their_own(decoder, agrees, rounds):
+    """transformers' fusions for onnxruntime pack q, k and v, whose scales stay behind the Split."""
+    d = decoder
+    x, scale = chain(d) if rounds else ("x", "")
+    d.node("MatMul", [x, ternary(d, n=20)], ["z"], name="packed")
+    d.node("Split", ["z", d.constant("sizes", np.array([8, 12], np.int64))], ["p", "q"], axis=-1)
+    for name, n, factor in (("p", 8, 3.0), ("q", 12, 5.0)):
+        inverse = d.constant(f"s{name}", np.array([factor], np.float32))
+        if rounds:
+            d.node("Mul", [inverse, scale], [f"both{name}"])
+            inverse = f"both{name}"
+        d.node("Div", [name, inverse], [f"u{name}"], name=f"scaling_{name}")
+        d.node("Add", [f"u{name}", d.floats(f"b{name}", n)], [f"v{name}"])
+    for name, value in (("start", 0), ("end", 8), ("axis", -1)):
+        d.constant(name, np.array([value], np.int64))
+    d.node("Slice", ["vq", "start", "end", "axis"], ["part"])
+    d.node("Add", ["vp", "part"], ["y"])
+    model = agrees(d)
+    first, second = linears(model.module)
+    for op, rows, factor in ((first, 8, 3.0), (second, 12, 5.0)):
+        found = parameter(model, op)
+        assert op.bias is not None and (op.activation is not None) == rounds
+        assert str(found.type) == f"!rom.tensor<[{rows}, 16], ternary>"
+        assert found.peak is not None and found.peak.value.data == pytest.approx(1 / factor)
+    both = [parameter(model, op).zero_fraction.value.data for op in (first, second)]  # pyright: ignore
+    codes = numpy_helper.to_array(next(t for t in d.constants if t.name == "w"))
+    assert both == pytest.approx([(codes[:, :8] == 0).mean(), (codes[:, 8:] == 0).mean()])
+
+
+def test_parts_without_constants_stay_packed(decoder, agrees):
+    d = decoder
+    d.node("MatMul", ["x", ternary(d, n=16)], ["z"])
+    d.node("Split", ["z"], ["p", "q"], axis=-1, num_outputs=2)
+    d.node("Add", ["p", "q"], ["y"])
+    assert len(linears(agrees(d).module)) == 1
+
+
+def test_magnitudes_may_be_cast(decoder, agrees):
+    """torch casts them where a half-precision model rounds in single precision."""
+    d = decoder
+    levels, scale = chain(d)
+    largest = next(node for node in d.nodes if node.op_type == "ReduceMax")
+    place = d.nodes.index(largest)
+    d.node("Cast", ["abs"], ["wide"], to=TensorProto.FLOAT)
+    d.nodes.insert(place, d.nodes.pop())
+    largest.input[0] = "wide"
+    d.node("Div", [levels, scale], ["rounded_x"])
+    d.node("MatMul", ["rounded_x", ternary(d)], ["z"])
+    d.node("Mul", ["z", scalar(d, "s", SCALE)], ["y"])
+    check(agrees, d)
 
 
 def test_soft_caps_keep_theirs(decoder, agrees):

@@ -17,6 +17,9 @@ from intaglio.lowering.onnx.operators import OperatorSupport, supported_operator
 from intaglio.lowering.onnx.operators_page import page
 
 MS = "com.microsoft"
+INTEGERS = (
+    "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat",
+)  # fmt: skip
 FLOAT, INT = np.float32, np.int64
 
 
@@ -385,6 +388,17 @@ def dynamic(e):
     e.write("Mul", e.write("Cast", sums, to=TensorProto.FLOAT), scale, output="y")
 
 
+def scaled_integers(e):
+    """onnxruntime's fusions of the two, with scales and a bias."""
+    codes = e.name(e.decoder.rng.integers(-9, 9, (16, 16)).astype(np.int8))
+    scale, points, bias = f(0.1).reshape(()), np.zeros((), np.int8), e.decoder.floats("bias", 16)
+    if e.entry.op_type == "DynamicQuantizeMatMul":
+        e.it("x", codes, scale, points, bias, output="y")
+        return
+    e.decoder.node("DynamicQuantizeLinear", ["x"], ["levels", "scale", "zero"])
+    e.it("levels", codes, "scale", scale, "zero", points, bias, output="y")
+
+
 EXAMPLES = {
     **{("", op): lambda e, given=given: e.scales(e.it(*given)) for op, given in CONSTANTS.items()},
     **{key: lambda e: e.it("x", output="y") for key in table() if key[1] in ACTIVATIONS},
@@ -406,6 +420,7 @@ EXAMPLES = {
     },
     **{(MS, op): biased_gelu for op in ("BiasGelu", "FastGelu")},
     **{("", op): dynamic for op in ("DynamicQuantizeLinear", "MatMulInteger")},
+    **{(MS, op): scaled_integers for op in ("DynamicQuantizeMatMul", "MatMulIntegerToFloat")},
     ("", "Add"): add,
     ("", "Sub"): add,
     ("", "Attention"): attention,
@@ -450,7 +465,7 @@ def test_example(key, decoder, agrees):
     if entry.since > decoder.opset:
         decoder.opset = entry.since
     EXAMPLES[key](Example(decoder, entry))
-    rounds = "rounds" in entry.limits or entry.op_type in ("DynamicQuantizeLinear", "MatMulInteger")
+    rounds = "rounds" in entry.limits or entry.op_type in INTEGERS
     model = agrees(decoder, tolerance=0.2 if rounds else 2e-5)
     became = {
         op.name

@@ -229,6 +229,61 @@ def test_packed_attention(wide, agrees, attributes, rotary):
     assert all(op.type == rom.KVType(model.positions or 1024, 1, 16, "float32") for op in caches)
 
 
+def test_names_that_torch_gives_by_default(wide, agrees):
+    """Without `output_names` presents are called after the nodes, and the logits too."""
+    wide.lengths()
+    wide.past(0, 1, 16)
+    (key, value), wide.outputs = wide.outputs, []
+    for name, port in (("cat_7", key), ("cat_8", value)):
+        wide.outputs.append((name, *port[1:]))
+    wide.node("MatMul", ["x", wide.constant("w", np.eye(64, dtype=np.float32))], ["q"])
+    # causal = 1 is what onnxruntime writes into optimised graphs.
+    outputs = ["attended", "cat_7", "cat_8"]
+    attributes = {"num_heads": 2, "kv_num_heads": 1, "causal": 1}
+    wide.ms("GroupQueryAttention", ["q", "", "", *GQA_INPUTS], outputs, **attributes)
+    wide.node("MatMul", ["attended", wide.floats("head", 32, 11)], ["linear_14"])
+    model = agrees(wide, "linear_14", tolerance=0.05)
+    assert any("the head's floating-point weights" in warning for warning in model.warnings)
+
+
+def test_expanded_biases(decoder, agrees):
+    """HF's BitLinear expands its bias to the shape of the product."""
+    decoder.node("MatMul", ["x", decoder.constant("w", np.eye(16, dtype=np.float32))], ["z"])
+    decoder.node("Shape", ["z"], ["shape"])
+    bias = decoder.constant("bias", decoder.rng.normal(size=(1, 16)).astype(np.float32))
+    decoder.node("Expand", [bias, "shape"], ["expanded"])
+    decoder.node("Add", ["z", "expanded"], ["y"])
+    (op,) = (op for op in agrees(decoder).module.walk() if isinstance(op, rom.LinearOp))
+    assert op.bias is not None
+
+
+def test_rows_that_are_dequantised_for_each_reader(decoder, agrees):
+    """onnxruntime duplicates DequantizeLinear when it optimises."""
+    table = decoder.constant("codes", decoder.rng.integers(-99, 99, (11, 16)).astype(np.int8))
+    scale = decoder.constant("scale", np.array(0.02, np.float32))
+    decoder.node("Gather", [table, "input_ids"], ["rows"])
+    for name in ("once", "twice"):
+        decoder.node("DequantizeLinear", ["rows", scale], [name])
+    decoder.node("Mul", ["once", "twice"], ["square"])
+    decoder.node("ReduceMean", ["square", decoder.constant("axis", np.array([-1]))], ["mean"])
+    decoder.node("Sqrt", ["mean"], ["root"])
+    decoder.node("Div", ["twice", "root"], ["normed"])
+    decoder.node("Mul", ["normed", decoder.floats("gamma", 16)], ["y"])
+    found = [op for op in agrees(decoder).module.walk() if isinstance(op, rom.EmbedOp)]
+    assert len(found) == 1
+
+
+def test_lengths_that_depend_on_the_batch(decoder, agrees):
+    """A chip runs one sequence: a count of tokens of all sequences is that of one."""
+    decoder.node("Shape", ["input_ids"], ["shape"])
+    decoder.constant("last", np.array([-1, 16], np.int64))
+    decoder.node("Reshape", ["x", "last"], ["tall"])
+    decoder.node("Relu", ["tall"], ["kept"])
+    decoder.node("Concat", ["shape", decoder.constant("k", np.array([16]))], ["whole"], axis=0)
+    decoder.node("Reshape", ["kept", "whole"], ["y"])
+    agrees(decoder)
+
+
 def test_separate_attention_with_partial_rotation(wide, agrees):
     wide.lengths()
     wide.past(0, 2, 32)

@@ -121,6 +121,7 @@ def attention(decoder, *more: str, inputs=None, outputs=None, **attributes) -> N
         ([], {"do_rotary": 1}, "cos_cache"),
         ([], {"local_window_size": 0}, "sees no token"),
         ([], {"magic": 1}, "attribute 'magic'"),
+        ([], {"causal": 0}, "later ones"),
         (
             ["", "", "", "", "", "scales", "scales"],
             {"k_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8},

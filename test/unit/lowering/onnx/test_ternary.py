@@ -335,6 +335,17 @@ def test_a_row_of_zeros_has_any_scale(decoder):
     assert str(parameter.type) == "!rom.tensor<[8, 16], ternary>"
 
 
+@pytest.mark.parametrize("name", sorted({*FORMS} - {"ternarised_in_graph"}))
+def test_a_matrix_of_zeros_is_ternary(decoder, name):
+    """Pruning writes them; any scale will do."""
+    decoder.constants.pop(0)
+    decoder.floats("table", 11, K)
+    FORMS[name](decoder, np.zeros((24, K), np.int8))
+    (parameter,) = matrices(import_model(decoder.save()).module)
+    assert str(parameter.type).startswith(f"!rom.tensor<[24, {K}], ternary")
+    assert parameter.zero_fraction is not None and parameter.zero_fraction.value.data == 1.0
+
+
 @pytest.mark.parametrize(
     "change",
     [lambda w: w[5].__setitem__(3, 0.5), lambda w: w[7].__setitem__(15, np.nan)],

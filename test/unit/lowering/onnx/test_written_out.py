@@ -234,7 +234,8 @@ def test_a_rotation_by_something_else_is_refused(wide, write):
 
 
 def test_position_embeddings_are_refused(wide, write):
-    rows = write("Gather", np.ones((32, 64), np.float32), write.positions(), axis=0)
+    table = np.arange(32 * 64, dtype=np.float32).reshape(32, 64)
+    rows = write("Gather", table, write.positions(), axis=0)
     write("Add", "x", rows, output="y")
     assert any("n_y" in error and "positions" in error for error in errors(wide))
 

@@ -1,0 +1,19 @@
+"""Names of the hardware's files in an output folder; `emit_hardware` says what is in them."""
+
+from __future__ import annotations
+
+FOLDER = "hw"
+IR = f"{FOLDER}/chip.mlir"
+VERILOG = (f"{FOLDER}/chip.sv", f"{FOLDER}/memories.sv")
+WAIVERS = f"{FOLDER}/waivers.vlt"
+ROMS = f"{FOLDER}/images/roms.bin"
+ROM_INDEX = f"{FOLDER}/images/roms.json"
+TESTBENCH = f"{FOLDER}/testbench.sv"
+HEX = f"{FOLDER}/hex"
+
+
+def is_hardware_file(name: str) -> bool:
+    """Whether a name, relative to the output folder, is one of them."""
+    if name in (IR, *VERILOG, WAIVERS, ROMS, ROM_INDEX, TESTBENCH):
+        return True
+    return name.startswith(f"{HEX}/") and name.endswith(".hex")

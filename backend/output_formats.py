@@ -1,0 +1,63 @@
+"""What `xdsl-opt -t` can print besides the module itself: `Target`s in xDSL's sense of the word."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import IO
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.utils.exceptions import PassFailedException
+from xdsl.utils.target import Target
+
+
+@dataclass(frozen=True)
+class MappingJSON(Target):
+    """The placement of a module as a mapping file (`lowering/mapping.py`)."""
+
+    name = "mapping-json"
+
+    def emit(self, ctx: Context, module: ModuleOp, output: IO[str]) -> None:
+        from intaglio.dialects.fabric import machine_of, places
+        from intaglio.lowering.mapping import mapping_of
+
+        if not any(True for _ in places(module)):
+            raise PassFailedException("the module places nothing; run fabric-place first")
+        _write(mapping_of(module, machine_of(module)), output)
+
+
+@dataclass(frozen=True)
+class ProgramJSON(Target):
+    """The program of a scheduled module, as whatever runs the chip reads it."""
+
+    name = "program-json"
+
+    def emit(self, ctx: Context, module: ModuleOp, output: IO[str]) -> None:
+        from intaglio.backend.program_file import program_content
+
+        try:
+            content = program_content(module)
+        except ValueError as error:
+            raise PassFailedException(f"{error}; run program-schedule first") from error
+        _write(content, output)
+
+
+@dataclass(frozen=True)
+class SystemVerilog(Target):
+    """The SystemVerilog of a module of hw, comb and seq; memories are without content."""
+
+    name = "system-verilog"
+
+    def emit(self, ctx: Context, module: ModuleOp, output: IO[str]) -> None:
+        from xdsl.dialects import hw
+
+        from intaglio.backend.circt import to_verilog
+
+        if not any(isinstance(op, hw.HWModuleOp) for op in module.ops):
+            raise PassFailedException("the module holds no hardware; run program-to-hw first")
+        output.write(to_verilog(str(module)))
+
+
+def _write(content: object, output: IO[str]) -> None:
+    output.write(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,32 @@
+"""Which output of a decoder gives back which past key or value: by their names, else in order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+Key = tuple[tuple[str, ...], str]
+
+
+def presents_of(pasts: Sequence[str], presents: Sequence[str]) -> dict[str, str]:
+    """The present output for each past input, as far as there is one.
+
+    Names that exporters choose hold the layer's number and say whether it is a key or a value
+    (`past_key_values.3.key` and `present.3.key`). Where the names do not tell all of them
+    (torch.onnx without `output_names` writes `cat_7`), the first past belongs to the first present.
+
+    Args:
+        pasts: names of past inputs, in the order of the graph.
+        presents: names of present outputs, in the order of the graph.
+    """
+    named = {_key(name): name for name in presents}
+    found = {past: named[_key(past)] for past in pasts if _key(past) in named}
+    clear = len(set(found.values())) == len(pasts) and len(named) == len(presents)
+    if clear or len(pasts) != len(presents):
+        return found
+    return dict(zip(pasts, presents, strict=True))
+
+
+def _key(name: str) -> Key:
+    kind = "value" if re.search(r"value|\bv\b", name.split(".")[-1]) else "key"
+    return tuple(re.findall(r"\d+", name)), kind
