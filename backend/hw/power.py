@@ -1,9 +1,9 @@
 """The power controller: executes `wake` and `sleep`, holds a bit for each power domain.
 
 A bit is 1 from the finish of a `wake` to the finish of a `sleep`; all are 0 after reset. A domain
-that only wanted tokens need stays off in others (`dialects/gating.py`). What the
-bits switch (ROM banks of the matrix array) gives zeros while they are 0. The instructions wait for
-one another in their queue, so one counter serves all domains.
+that only wanted tokens need stays off in others (`dialects/gating.py`). What the bits switch (ROM
+banks of the matrix array) gives zeros while they are 0. The instructions wait for one another in
+their queue, so one counter serves all domains.
 """
 
 from __future__ import annotations
