@@ -34,11 +34,13 @@ class Demand:
         kv_bytes: of one token, all layers.
         sites: (rows N, columns K) of each matrix that adapters stand beside.
         fixed: (rows N, columns K, bytes of a row) of adapters that are part of the model.
+        residents: adapters that the slots hold at once.
     """
 
     kv_bytes: int
     sites: Sequence[tuple[int, int]]
     fixed: Sequence[tuple[int, int]] = ()
+    residents: int = 1
 
 
 def demand_of(program: Program) -> Demand:
@@ -62,7 +64,7 @@ def demand_of(program: Program) -> Demand:
         for p in program.parameters.values()
         if p.store == "rom.adapter" and p.codes is not None
     ]
-    return Demand(kv, [(n, k) for n, k in sites], fixed)
+    return Demand(kv, [(n, k) for n, k in sites], fixed, program.residents)
 
 
 def _layer_matrices(program: Program) -> Iterator[str]:
@@ -77,7 +79,7 @@ def _layer_matrices(program: Program) -> Iterator[str]:
 
 
 def adapter_bytes(machine: Machine, demand: Demand, rank: int) -> int:
-    """Bytes of A and B of all sites at a rank, with their scales."""
+    """Bytes of A and B of all sites at a rank, with their scales, of one adapter."""
     return sum(rows * row for rows, row in _matrices(machine, demand, rank))
 
 
@@ -92,12 +94,15 @@ def _matrices(machine: Machine, demand: Demand, rank: int) -> Iterator[tuple[int
 
 def used_bytes(machine: Machine, demand: Demand, rank: int) -> int:
     """Bytes of the fullest H-Unit without any cache."""
-    from intaglio.lowering.sram import SLOTS, Reservation, fill
+    from intaglio.lowering.sram import CONSTANT, SLOTS, fill, of_rows
 
-    matrices = [*demand.fixed, *_matrices(machine, demand, rank)]
+    matrices = [
+        *((CONSTANT, 1, one) for one in demand.fixed),
+        *((SLOTS, demand.residents, one) for one in _matrices(machine, demand, rank)),
+    ]
     wanted = [
-        Reservation(str(i), SLOTS, min(rows, machine.h_units), -(-rows // machine.h_units) * row)
-        for i, (rows, row) in enumerate(matrices)
+        of_rows(str(i), use, rows, row, machine, copies)
+        for i, (use, copies, (rows, row)) in enumerate(matrices)
     ]
     return fill(wanted, machine)[0].fullest
 
@@ -131,9 +136,10 @@ def external_reads(on_die: int, tokens: int) -> int:
 def budget(program: Program) -> dict[str, Any]:
     """The trade as data, for `intaglio inspect`.
 
-    Keys: `format`, `sites` (their number), `has_slots`, `rank` and `context` (the chip's own),
-    `sram_bytes`, `kv_bytes_per_token`, `ranks` (each with `rank`, `adapter_bytes`, `context`, the
-    largest that fits, and `use`, the part of the SRAM that each of `contexts` takes in all);
+    Keys: `format`, `sites` (their number), `has_slots`, `residents`, `rank` and `context` (the
+    chip's own), `sram_bytes`, `kv_bytes_per_token`, `ranks` (each with `rank`, `adapter_bytes` of
+    all residents, `context`, the largest that fits, and `use`, the part of the SRAM that each of
+    `contexts` takes in all);
     `external` with the tokens on the die against the traffic outside, or None.
     """
     machine, demand = program.machine, demand_of(program)
@@ -147,7 +153,7 @@ def budget(program: Program) -> dict[str, Any]:
         rows.append(
             {
                 "rank": one,
-                "adapter_bytes": adapter_bytes(machine, demand, one),
+                "adapter_bytes": demand.residents * adapter_bytes(machine, demand, one),
                 "context": context_that_fits(machine, demand, one),
                 "use": {
                     str(tokens): (used + -(-tokens // machine.h_units) * demand.kv_bytes)
@@ -160,6 +166,7 @@ def budget(program: Program) -> dict[str, Any]:
         "format": machine.adapter,
         "sites": len(demand.sites),
         "has_slots": bool(program.sites),
+        "residents": demand.residents,
         "rank": rank,
         "context": held,
         "sram_bytes": machine.sram_bytes * machine.h_units,
@@ -216,6 +223,8 @@ def tables(content: Mapping[str, Any], size_text: Any) -> Iterator[Table]:
     of = counted(content["sites"], "slot" if content["has_slots"] else "site")
     if not content["has_slots"]:
         of += " that the layers' matrices would make"
+    residents = content["residents"]
+    held = f", of {residents} resident adapters" if residents > 1 else ""
     contexts = content["contexts"]
     rows = [
         (
@@ -231,7 +240,7 @@ def tables(content: Mapping[str, Any], size_text: Any) -> Iterator[Table]:
         ("rank", "adapters", "longest", *(f"{tokens:,}" for tokens in contexts)),
         rows,
         (
-            f"part of the SRAM used; {of} in {content['format']}, "
+            f"part of the SRAM used; {of} in {content['format']}{held}, "
             f"{content['kv_bytes_per_token']:,} bytes of KV a token; * is this chip"
         ),
     )

@@ -40,6 +40,7 @@ from intaglio.runtime.adapter_files import (
     tensors_of,
 )
 from intaglio.runtime.slots import check_fits, load_cycles
+from intaglio.runtime.wording import counted
 
 Progress = Callable[[str], None]
 
@@ -334,6 +335,7 @@ def list_content(adapters: Adapters) -> dict[str, Any]:
             name: {"rank": site.rank, "rows": site.rows, "columns": site.columns}
             for name, site in program.sites.items()
         },
+        "residents": program.residents,
         "load_bytes_per_cycle": program.machine.load_bytes,
         "adapters": [summary.content() for summary in adapters.list()],
     }
@@ -350,6 +352,9 @@ def list_lines(adapters: Adapters) -> Iterator[str]:
         f"{len(sites)} slots of rank {max(site.rank for site in sites.values())} in "
         f"{adapters.program.machine.adapter}: {', '.join(roles)}"
     )
+    residents = adapters.program.residents
+    switch = ", one of them active; to switch takes a cycle" if residents > 1 else ""
+    yield f"the chip holds {counted(residents, 'adapter')} at once{switch}"
     summaries = adapters.list()
     if not summaries:
         yield "no adapters; `intaglio adapter add` adds one"
