@@ -382,12 +382,16 @@ def test_slots(case: Case) -> None:
     check_slots(case)
 
 
-def test_verilator() -> None:
+def skip_without_verilator() -> None:
     try:
         compiler()
         verilator_root()
     except UserError as error:
         pytest.skip(str(error))
+
+
+def test_verilator() -> None:
+    skip_without_verilator()
     check_slots(CASES[1], "verilator")
 
 
@@ -409,10 +413,8 @@ def with_constant(found: Setting, case: Case, matrix: Matrix, shift: int) -> Set
     return Setting(program, {"w": matrix})
 
 
-@pytest.mark.parametrize(("number", "residents"), [(0, 2), (1, 3), (3, 4)])
-def test_residents(number: int, residents: int) -> None:
+def check_residents(case: Case, residents: int, engine: str = "rtl") -> None:
     """Loaded and switched to in any order, each is itself; adapters of the graph are in none."""
-    case = CASES[number]
     machine, fmt, frac = case.machine, case.machine.activations, case.fraction
     rng = np.random.default_rng(residents)
     rows, group = 19, 2 * machine.attention_lanes
@@ -424,7 +426,7 @@ def test_residents(number: int, residents: int) -> None:
     constant_shift = semantics.pre_shift(semantics.accumulator_bits(4, case.columns, fmt))
     plain = with_constant(setting(case), case, constant, constant_shift)
     found = Setting(replace(plain.program, residents=residents), plain.contents)
-    bench = Bench(found)
+    bench = Bench(found, engine)
     places, block = bench.places, bench.program.blocks[0]
     alone = places_of(plain.program)
     assert alone is not None
@@ -500,6 +502,16 @@ def test_residents(number: int, residents: int) -> None:
     with pytest.raises(CompilerBug):
         places.load_stream({}, residents)
     bench.chip.close()
+
+
+@pytest.mark.parametrize(("number", "residents"), [(0, 2), (1, 3), (3, 4)])
+def test_residents(number: int, residents: int) -> None:
+    check_residents(CASES[number], residents)
+
+
+def test_residents_on_verilator() -> None:
+    skip_without_verilator()
+    check_residents(CASES[1], 3, "verilator")
 
 
 def test_one_resident_has_no_register() -> None:
