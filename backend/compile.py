@@ -38,6 +38,8 @@ from intaglio.dialects.fabric import machine_of
 from intaglio.lowering.legalize import RomLegalize, substituted
 from intaglio.lowering.mapping import mapping_of
 from intaglio.lowering.onnx.quantised_graph import write_quantised
+from intaglio.lowering.onnx.rounding import HEAD_ROUNDING
+from intaglio.lowering.onnx.weights import FLOAT_WEIGHTS_HINT
 
 if TYPE_CHECKING:
     from intaglio.backend.target import Target
@@ -98,6 +100,8 @@ def compile_model(
             context=options.context,
             embedding=_embedding_rounding(options),
             codes=cells(options),
+            head=head_rounding(options),
+            float_weights_hint=float_weights_hint(options),
         )
     module = imported.module
     warnings = list(imported.warnings)
@@ -214,6 +218,27 @@ def requested_weights(options: Options) -> str | None:
             hint=f"name a format; its layers store {', '.join(target.machine().weights)}",
         )
     return target.mixed_weights
+
+
+def head_rounding(options: Options) -> str:
+    """What a head that a quantised model keeps in floating point is engraved as."""
+    if options.emit == "rom":
+        return HEAD_ROUNDING
+    return _target(options).text("policy.head_weights")
+
+
+def float_weights_hint(options: Options) -> str:
+    """What would help where float weights are refused: what the target's layers can hold."""
+    if options.emit == "rom":
+        return FLOAT_WEIGHTS_HINT
+    target = _target(options)
+    ask = target.suited_weights
+    if target.mixed_weights is not None:
+        ask = f"target (which is {target.mixed_weights})"
+    return (
+        f"quantise them while importing: --weights {ask}, or give a model with quantised weights; "
+        f"the layers of {target.name} can hold {', '.join(target.machine().weights)}"
+    )
 
 
 def cells(options: Options) -> tuple[str, ...]:

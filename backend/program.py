@@ -168,6 +168,15 @@ class Program:
         return min(cache.capacity for cache in self.caches.values())
 
     @cached_property
+    def power_roles(self) -> Mapping[gating.At, gating.Role]:
+        """What the instruction instances do with power domains, of those that do."""
+        return gating.roles_of(
+            [[(one.opcode, one.queue, one.uses) for one in b.instructions] for b in self.blocks],
+            [block.instances for block in self.blocks],
+            {tensor: name for name, tensors in self.domains.items() for tensor in tensors},
+        )
+
+    @cached_property
     def slots(self) -> Mapping[str, tuple[Site, str]]:
         """For each slot its site, and `a` or `b`."""
         return {
@@ -226,12 +235,8 @@ def _check_power(program: Program, path: Path) -> None:
     """
     if not program.domains:
         return
-    roles = gating.roles_of(
-        [[(one.opcode, one.queue, one.uses) for one in b.instructions] for b in program.blocks],
-        [block.instances for block in program.blocks],
-        {tensor: name for name, tensors in program.domains.items() for tensor in tensors},
-    )
-    found = gating.first_unpowered([block.timing for block in program.blocks], roles)
+    timing = [block.timing for block in program.blocks]
+    found = gating.first_unpowered(timing, program.power_roles)
     if found is None:
         return
     number, instance, instruction = found.at

@@ -30,6 +30,8 @@ from intaglio.dialects.errors import UserError, meant
 from intaglio.dialects.machine import Machine
 
 _FOLDER = Path(__file__).parent / "targets"
+_SUITED = ("int4", "int6", "int8", "int3", "int2", "ternary")
+"""Codes to propose for float weights: four bits, as models mostly have, else what loses least."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,17 @@ class Target:
     def mixed_weights(self) -> str | None:
         """How a float model is meant to be quantised, as `--weights` takes it; None: not stated."""
         return self.text("policy.weights") if "policy.weights" in self.parameters else None
+
+    @property
+    def suited_weights(self) -> str:
+        """A rounding of float weights that the layers can hold, as `--weights` takes it.
+
+        In the published groups, or in words of the L-Unit.
+        """
+        code = next(one for one in _SUITED if one in self._choices("formats.weights"))
+        if code == "ternary":
+            return code
+        return f"{code}:{self._optional('l_unit.group') or self.integer('l_unit.lanes')}"
 
     def _optional(self, name: str) -> int:
         """Value of an integer parameter that a target may do without: 0."""

@@ -308,7 +308,9 @@ def _value_of(spec: Key, value: Any) -> Any:
 
 def _foreign(spec: Key, item: Any) -> bool:
     """Whether an item of a range cannot be a value."""
-    return not isinstance(item, str) or (spec.kind != "text" and item not in spec.choices)
+    if spec.kind == "text":
+        return wrong_value(spec, item) is not None
+    return not isinstance(item, str) or item not in spec.choices
 
 
 def _place(name: str) -> str:

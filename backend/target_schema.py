@@ -28,6 +28,12 @@ class Key:
     power_of_two: bool = False
     required: bool = True
     settable: bool = True
+    pattern: str = ""
+    """What a text matches as a whole; any text does without it."""
+    form: str = "a text"
+    """The same in words."""
+    limit: str = ""
+    """Why `low` is the least, where that is not plain."""
 
     def allowed(self) -> str:
         """The values allowed, in words."""
@@ -36,10 +42,11 @@ class Key:
         if self.kind == "choices":
             return f"one or more of {', '.join(self.choices)}"
         if self.kind == "text":
-            return "a text"
+            return self.form
         noun = {"int": "an integer", "float": "a number"}[self.kind]
         extra = " and a power of two" if self.power_of_two else ""
-        return f"{noun} from {self.low:g} to {self.high:g}{extra}"
+        limit = f"; {self.limit}" if self.limit else ""
+        return f"{noun} from {self.low:g} to {self.high:g}{extra}{limit}"
 
 
 def _count(meaning: str, high: int, unit: str = "", *, power_of_two: bool = False) -> Key:
@@ -63,6 +70,8 @@ def _published(meaning: str, unit: str, high: float) -> Key:
 
 
 _WEIGHTS = ("ternary", "int2", "int3", "int4", "int6", "int8")
+_ROUNDING = rf"ternary|(?:{'|'.join(_WEIGHTS)}):[1-9][0-9]*"
+"""One rounding as `--weights` takes it (`lowering/onnx/rounding.py`)."""
 _SITES = ("all", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 SECTIONS: dict[str, str] = {
@@ -145,7 +154,14 @@ KEYS: dict[str, Key] = {
     "h_unit.kv_port_bytes": _count("KV cache written", 4096, "bytes/cycle"),
     "h_unit.load_bytes": _count("adapter written by the chip's load port", 4096, "bytes/cycle"),
     "external.kv_on_die_tokens": Key(
-        "int", "tokens whose keys and values stay on the die", "tokens", 1, 2**24, required=False
+        "int",
+        "tokens whose keys and values stay on the die",
+        "tokens",
+        1,
+        2**24,
+        required=False,
+        limit="multiples of array.h_units, since tokens go round the H-Units. 0, with all of them "
+        "outside, is not modelled: schedule and hardware begin with tokens on the die",
     ),
     "external.bytes_per_cycle": Key(
         "int", "traffic with external memory", "bytes/cycle", 1, 65536, required=False
@@ -227,6 +243,12 @@ KEYS: dict[str, Key] = {
         "how a float model is meant to be quantised, as --weights takes it",
         required=False,
         settable=False,
+    ),
+    "policy.head_weights": Key(
+        "text",
+        "what an LM head in floating point is engraved as where other matrices are quantised",
+        pattern=_ROUNDING,
+        form=f"CODE:GROUP with CODE one of {', '.join(_WEIGHTS)}; or ternary",
     ),
     "policy.emit": _choice("last stage of a compile, unless told", "program", "hw", "sv"),
     "policy.head_store": _choice("where an engraved LM head counts", "rom", "extra-rom"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -118,6 +119,13 @@ def contradictions(parameters: Mapping[str, Parameter]) -> list[tuple[str, str]]
         found.append(
             ("l_unit.bank_bits", f"is {bank}, which does not divide a word of {word} bits")
         )
+    head, held = (parameters[f"{key}.head_weights"].value for key in ("policy", "formats"))
+    assert isinstance(head, str)
+    assert isinstance(held, tuple)
+    if head.partition(":")[0] not in held:
+        found.append(
+            ("policy.head_weights", f"is {head}, formats.head_weights has only {shown(held)}")
+        )
     activations = parameters["formats.activations"].value
     fitting = "uint16" if activations == "int16" else "uint8"
     if parameters["formats.probabilities"].value != fitting:
@@ -174,7 +182,10 @@ def wrong_value(spec: Key, value: Any) -> str | None:
             return f"{shown(value)}, with {quoted(wrong[0])} not among the choices"
         return f"{shown(value)}, with a repetition" if len(set(value)) < len(value) else None
     if spec.kind == "text":
-        return None if isinstance(value, str) and value else f"{quoted(value)}, not a text"
+        if not isinstance(value, str) or not value:
+            return f"{quoted(value)}, not a text"
+        fits = not spec.pattern or re.fullmatch(spec.pattern, value)
+        return None if fits else f"{quoted(value)}, not of the form allowed"
     if spec.kind == "choice":
         if isinstance(value, str) and value in spec.choices:
             return None

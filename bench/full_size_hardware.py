@@ -1,9 +1,12 @@
-"""The hardware of the full-size chip: what it takes to write, and parts of it in simulation.
+"""The hardware of a full-size chip: what it takes to write, and parts of it in simulation.
 
     python bench/full_size_hardware.py
                         write a Llama-3.2-3B shape in int4, compile it for roma, and do all parts
     python bench/full_size_hardware.py --out OUT --part tiles --tiles 4 --seed 1
                         take a compiled folder; simulate 4 random tiles beside tile 0
+    python bench/full_size_hardware.py --chip tom --banks 12 --seed 1
+                        write a BitNet-2B shape, compile it for tom, and write its hardware: all
+                        banks as instances, the logic of 12 random ones of each kind
 
 Part `emit` writes the IR, SystemVerilog and ROM contents of the whole chip (`emit_hardware`) in a
 process of its own, and reports seconds, operations, bytes and peak memory over the process tree
@@ -19,6 +22,10 @@ drawn by the seed, and so are the vectors. At the end a bit of a ROM is flipped:
 Part `array` simulates the module `matrix`, its control and all requantisers, with one random tile
 of the 256: table read, layer 0, a random layer and the head, from descriptors to the vector memory,
 in numbers and cycles.
+
+`tom` has ROM of logic: a random sample of banks is written, half of them as truth tables and half
+as the compiler's shared gates, and the other parts do not apply. `bench/rom_density.py --part full
+--prove` has Yosys prove the two forms equal for banks of the same sample.
 """
 
 from __future__ import annotations
@@ -37,7 +44,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from decoder_model import LLAMA_3_2_3B, write_decoder
+from bank_sample import Place, banks_by_kind, drawn
+from decoder_model import BITNET_2B, LLAMA_3_2_3B, write_decoder
 from measured import compile_command, measured
 
 from intaglio.backend.hw.layout import Layout, layout_of
@@ -68,17 +76,31 @@ LIMIT = 1.5e9
 # The whole chip as files
 
 
-def emit(out: Path) -> None:
-    """Writes the hardware of a compiled folder; a line of JSON for each step's seconds."""
+def emit(out: Path, banks: int, seed: int) -> None:
+    """Writes the hardware of a compiled folder, and what it took as JSON.
+
+    Args:
+        out: the folder.
+        banks: of each kind whose logic is written, where ROM is logic.
+        seed: they are drawn with.
+    """
     from intaglio.backend.emit_hardware import emit_hardware
 
     program = load_program(out)
+    sample: list[Place] | None = None
+    shared: list[Place] | None = None
+    if program.machine.rom == "logic":
+        chosen = drawn(banks_by_kind(program), banks, seed).values()
+        sample = [place for places in chosen for place in places]
+        shared = sample[::2]
     begun = [("layout", time.perf_counter())]
     names = emit_hardware(
         program,
         Images(program, out),
         out,
         progress=lambda message: begun.append((message, time.perf_counter())),
+        banks=sample,
+        shared=shared,
     )
     begun.append(("", time.perf_counter()))
     seconds = {name: round(end - start, 1) for (name, start), (_, end) in pairwise(begun)}
@@ -100,9 +122,10 @@ def operations(ir: Path) -> Counter[str]:
     return count
 
 
-def report_emission(out: Path) -> None:
+def report_emission(out: Path, banks: int, seed: int) -> None:
     """Writes the hardware in another process and says what it took."""
     command = [sys.executable, __file__, "--out", str(out), "--part", "emit-here"]
+    command += ["--banks", str(banks), "--seed", str(seed)]
     cost = measured(command)
     emitted: dict[str, dict[str, float]] = json.loads((out / "hw" / "emitted.json").read_text())
     steps = ", ".join(f"{name} {value} s" for name, value in emitted["seconds"].items())
@@ -597,14 +620,18 @@ def simulate_array(out: Path, seed: int) -> bool:
     return all(right)
 
 
-def prepare(work: Path) -> Path:
+SHAPES = {"roma": replace(LLAMA_3_2_3B, bits=4, block=128), "tom": BITNET_2B}
+"""What is compiled for a chip."""
+
+
+def prepare(work: Path, chip: str) -> Path:
     """The compiled folder, made when it is not there."""
-    model, out = work / "model" / "model.onnx", work / "out"
+    model, out = work / chip / "model" / "model.onnx", work / chip / "out"
     if not model.is_file():
         print(f"writing {model}")
-        write_decoder(model.parent, replace(LLAMA_3_2_3B, bits=4, block=128))
+        write_decoder(model.parent, SHAPES[chip])
     if not (out / "program.json").is_file():
-        subprocess.run(compile_command(model, out, "roma", 1024), check=True)
+        subprocess.run(compile_command(model, out, chip, 1024), check=True)
     return out
 
 
@@ -612,19 +639,25 @@ def main() -> None:
     """Runs what the arguments ask for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="a compiled folder")
+    parser.add_argument("--chip", choices=tuple(SHAPES), default="roma", help="without --out")
     parser.add_argument("--work", type=Path, default=Path("build/full_size_hardware"))
     parser.add_argument(
         "--part", choices=("emit", "tiles", "array", "all", "emit-here"), default="all"
     )
     parser.add_argument("--tiles", type=int, default=6, help="random tiles beside tile 0")
+    parser.add_argument(
+        "--banks", type=int, default=12, help="of each kind, where ROM is logic: those written"
+    )
     parser.add_argument("--seed", type=int, default=2026)
     arguments = parser.parse_args()
-    out = arguments.out or prepare(arguments.work)
+    out = arguments.out or prepare(arguments.work, arguments.chip)
     if arguments.part == "emit-here":
-        emit(out)
+        emit(out, arguments.banks, arguments.seed)
         return
     if arguments.part in ("emit", "all"):
-        report_emission(out)
+        report_emission(out, arguments.banks, arguments.seed)
+    if load_program(out).machine.rom == "logic":
+        return
     right = True
     if arguments.part in ("tiles", "all"):
         right &= simulate_tiles(out, arguments.tiles, arguments.seed)

@@ -28,6 +28,8 @@ from intaglio.runtime.timing import generation_cycles, token_cycles
 
 STILL = ("area.", "energy.", "power.", "technology.")
 """Sections that no cycle hangs on."""
+FIXED = ("policy.emit", "policy.head_weights")
+"""Policies that do not change the program of a model that is read once."""
 LIMIT_SECONDS, LIMIT_BYTES = 60.0, 1.5e9
 """What a compile of BitNet-2B and of Falcon3-1B may take."""
 
@@ -186,7 +188,7 @@ def choices(target: Target) -> dict[str, list[str]]:
         and isinstance(one.value, str)
         and one.range is not None
         and is_settable(name, target.parameters)
-        and name != "policy.emit"
+        and name not in FIXED
     }
 
 

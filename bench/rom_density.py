@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import subprocess
 import sys
 import tempfile
@@ -36,12 +35,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from bank_sample import all_banks, banks_by_kind, drawn
 from synthesis import ABC, CELLS, yosys
 
 from intaglio.backend.circt import to_verilog
 from intaglio.backend.hw.layout import layout_of
-from intaglio.backend.hw.matrix_plan import MatrixConfig, log2, tile_images
-from intaglio.backend.hw.rom_bank import bank_columns, bank_name, bank_width, bank_words, table_body
+from intaglio.backend.hw.matrix_plan import log2, tile_images
+from intaglio.backend.hw.rom_bank import bank_name, bank_width, bank_words, table_body
 from intaglio.backend.hw.rom_network import network_body
 from intaglio.backend.hw.signal import Design
 from intaglio.backend.image_files import Images
@@ -289,13 +289,6 @@ def banks_of(
                     yield place, Bank(bank_name(*place), words, width, inputs)
 
 
-def all_banks(config: MatrixConfig, tile: int) -> list[int]:
-    """The banks of an L-Unit of a tile, where weights lie."""
-    columns = bank_columns(config)
-    rows = [row for row, place in enumerate(config.banks[tile]) if place is not None]
-    return [row * columns + column for row in rows for column in range(columns)]
-
-
 def compiled(model: Path, target: str, out: Path) -> Path:
     """A model compiled to a program, if it is not there."""
     if not (out / "program.json").is_file():
@@ -327,7 +320,9 @@ def small(folder: Path, model: Path, target: str, nand2: float, every: int) -> N
     )
 
 
-def full(folder: Path, given: Path | None, nand2: float, seed: int, sample: int) -> None:
+def full(
+    folder: Path, given: Path | None, nand2: float, seed: int, sample: int, prove: bool
+) -> None:
     """A random sample of the banks of BitNet-2B."""
     from decoder_model import BITNET_2B, write_decoder
 
@@ -338,27 +333,20 @@ def full(folder: Path, given: Path | None, nand2: float, seed: int, sample: int)
             write_decoder(model.parent, BITNET_2B)
         out = compiled(model, "tom", folder / "full")
     program = load_program(out)
-    config, machine = layout_of(program).matrix, program.machine
-    columns = bank_columns(config)
-    kinds: dict[str, list[tuple[int, int, int]]] = {"layers": [], "embedding and head": []}
-    for tile in range(machine.tiles):
-        for bank in all_banks(config, tile):
-            place = config.banks[tile][bank // columns]
-            # What is switched belongs to a layer.
-            kind = "layers" if place and place.domain is not None else "embedding and head"
-            kinds[kind] += [(tile, unit, bank) for unit in range(machine.l_units)]
-    draw = random.Random(seed)
-    chosen = {kind: sorted(draw.sample(all_, sample)) for kind, all_ in kinds.items() if all_}
+    kinds = banks_by_kind(program)
+    chosen = drawn(kinds, sample, seed)
     picked = [place for places in chosen.values() for place in places]
     banks = dict(banks_of(out, picked))
-    found = measure([bank for _, bank in sorted(banks.items())], folder)
+    found = measure([bank for _, bank in sorted(banks.items())], folder, prove)
     rows = []
     for kind, places in chosen.items():
         figures = {place: found[banks[place].name] for place in places if place in banks}
         rows += [one.row(bank_name(*place), nand2) for place, one in figures.items()]
         total = sum(figures.values(), Figures())
         rows.append(total.row(f"**{kind}: {len(figures)} of {len(kinds[kind]):,}**", nand2))
-    report(f"Banks of a BitNet-2B shape on {machine.name}, drawn with seed {seed}.", rows)
+    report(f"Banks of a BitNet-2B shape on {program.machine.name}, drawn with seed {seed}.", rows)
+    if prove:
+        print(f"Yosys proved {len(banks)} of {len(banks)} shared forms equal to their tables.")
 
 
 def main() -> None:
@@ -367,7 +355,9 @@ def main() -> None:
     parser.add_argument("--part", choices=("reference", "height", "small", "full", "all"))
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--nand2", type=float, default=NAND2, help="um2 of a NAND2 (ASAP7's)")
-    parser.add_argument("--prove", action="store_true", help="prove the reference banks")
+    parser.add_argument(
+        "--prove", action="store_true", help="prove the reference banks and the sample of `full`"
+    )
     parser.add_argument("--zeros", type=float, default=0.4, help="zero weights of the heights")
     parser.add_argument("--most", type=int, default=2048, help="greatest height")
     parser.add_argument("--model", type=Path, default=MODEL, help="of the part `small`")
@@ -390,7 +380,7 @@ def main() -> None:
         if part in ("small", "all"):
             small(folder, given.model, given.target, given.nand2, given.every)
         if part in ("full", "all"):
-            full(folder, given.out, given.nand2, given.seed, given.sample)
+            full(folder, given.out, given.nand2, given.seed, given.sample, given.prove)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 
-from intaglio.backend.compile import cells
+from intaglio.backend.compile import cells, head_rounding
 from intaglio.backend.program import Program, program_of
 from intaglio.backend.program_file import program_content
 from intaglio.backend.stages import Options, passes
@@ -35,7 +35,9 @@ class WhatIf:
 
     def __init__(self, model: Path, options: Options) -> None:
         self.options = options
-        self.imported = import_model(model, context=options.context, codes=cells(options)).module
+        self.imported = import_model(
+            model, context=options.context, codes=cells(options), head=head_rounding(options)
+        ).module
         ((_, first), *_) = passes(options)
         for one in first:
             one.apply(Context(), self.imported)

@@ -6,13 +6,17 @@ starts. This must follow from the program's order, not from its timing: duration
 position and with the ranks of adapters. The order is what queues and waits guarantee, through any
 number of steps.
 
+A domain that only products of sampled blocks need is woken only in a token whose successor is
+wanted: in another one its `wake` takes its time and does nothing. So a block that every token runs
+can wake the head's domain ahead of time.
+
 The simulator does not model banks that are off. It need not: a program in which one could be read
 is refused before anything runs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,6 +113,18 @@ def roles_of(
                     continue
                 roles[block, instance, number] = role
     return roles
+
+
+def wanted_only(roles: Mapping[At, Role], sampled: Sequence[bool]) -> Set[str]:
+    """The domains that only tokens need whose successor is wanted.
+
+    Args:
+        roles: of the program's instruction instances.
+        sampled: of each block, whether it runs only for such tokens.
+    """
+    products = [(at[0], role.domain) for at, role in roles.items() if role.kind == "product"]
+    always = {domain for block, domain in products if not sampled[block]}
+    return {domain for _, domain in products} - always
 
 
 def _clocks(blocks: Sequence[timeline.Block]) -> Iterator[tuple[At, Clock]]:

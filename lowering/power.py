@@ -3,8 +3,9 @@
 Each power domain (`fabric.domain`) is woken before its first product and put to sleep after its
 last. A layer's domain is woken while the layer before it works: after the latest instruction that
 still leaves the wake latency, so that nothing waits and nothing is on earlier than it must be. That
-choice is made where attention is shortest, at position 0. Whatever the choice, products wait for
-their domain: a late switch costs time, never a result.
+choice is made where attention is shortest, at position 0. The last layer wakes the block behind the
+layers in the same way. The first layer is woken as the token begins. Whatever the choice, products
+wait for their domain: a late switch costs time, never a result.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from intaglio.lowering import durations
 from intaglio.lowering.draft import Draft, DraftBlock
 
 THIS, NEXT = "power", "next_power"
-"""Slots of a block for its domain and for that of the layer after it."""
+"""Slots of a block for its domain and for that of the layer, or of the block, after it."""
 
 Timing = Callable[[Sequence[DraftBlock]], Sequence[timeline.Block]]
 
@@ -48,14 +49,17 @@ def switch(
         timing: what the timeline needs of blocks, with their waits.
     """
     anchors = _anchors(blocks, domains, machine, timing)
-    for number, block in enumerate(blocks):
-        own = [_domains_used(block, instance, domains) for instance in block.instances]
+    used = [[_domains_used(block, one, domains) for one in block.instances] for block in blocks]
+    ahead = NO_DOMAIN
+    for number, (block, own) in enumerate(zip(blocks, used, strict=True)):
         if not any(own):
-            continue
-        if len(block.instances) == 1:
-            _gate_once(block, own[0], domains, machine)
+            ahead = NO_DOMAIN
+        elif len(block.instances) == 1:
+            _gate_once(block, own[0], ahead, domains, machine)
+            ahead = NO_DOMAIN
         else:
-            _gate_layers(block, own, domains, machine, anchors[number])
+            ahead = _woken_ahead(blocks, used, number + 1)
+            _gate_layers(block, own, ahead, domains, machine, anchors[number])
             _wake_first(blocks, number, own[0], machine)
 
 
@@ -65,6 +69,29 @@ def _domains_used(
     """Domains that the products of an instance need, in their order."""
     tensors = (instance[d.uses["weights"]] for d in block.drafts if _is_product(d))
     return list(dict.fromkeys(domains[tensor] for tensor in tensors if tensor in domains))
+
+
+def _woken_ahead(
+    blocks: Sequence[DraftBlock], used: Sequence[Sequence[Sequence[str]]], number: int
+) -> str:
+    """The domain of a block that the layers before it can wake, or that without tensors.
+
+    A block that only wanted tokens run puts its domain to sleep only in these. So it must also be
+    woken only in these, which holds for domains that no other block needs.
+    """
+    if number == len(blocks) or len(blocks[number].instances) > 1 or not used[number][0]:
+        return NO_DOMAIN
+    domain = used[number][0][0]
+    if domain in used[number - 1][-1]:
+        return NO_DOMAIN
+    always = {
+        name
+        for block, own in zip(blocks, used, strict=True)
+        if not block.sampled
+        for names in own
+        for name in names
+    }
+    return NO_DOMAIN if blocks[number].sampled and domain in always else domain
 
 
 def _is_product(draft: Draft) -> bool:
@@ -104,37 +131,38 @@ def _matrix_count(block: DraftBlock, place: int) -> int:
 def _gate_once(
     block: DraftBlock,
     own: Sequence[str],
+    ahead: str,
     domains: Mapping[str, str],
     machine: Machine,
 ) -> None:
-    """A block that runs once wakes its domains as it begins."""
+    """A block that runs once wakes its domains as it begins, but for one that is woken before."""
     places = _gated(block, domains)
     (instance,) = block.instances
     first, last = block.drafts[places[0]], block.drafts[places[-1]]
     count = _matrix_count(block, places[-1])
     before = sum(draft.queue == "power" for draft in block.drafts)
-    for place in places:
-        block.drafts[place].also_waits["power"] = before + len(own)
     slots = [f"{THIS}{number}" for number in range(len(own))]
+    late = [slot for slot, domain in zip(slots, own, strict=True) if domain != ahead]
+    for place in places:
+        block.drafts[place].also_waits["power"] = before + len(late)
     instance.update(zip(slots, own, strict=True))
     asleep = [_sleep(slot, machine, _names(last, 1), {"matrix": count}) for slot in slots]
     block.drafts[places[-1] + 1 : places[-1] + 1] = asleep
-    awake = [_wake(slot, machine, _names(first, 1), {}) for slot in slots]
+    awake = [_wake(slot, machine, _names(first, 1), {}) for slot in late]
     block.drafts[before:before] = awake
 
 
 def _gate_layers(
     block: DraftBlock,
     own: Sequence[Sequence[str]],
+    ahead: str,
     domains: Mapping[str, str],
     machine: Machine,
     anchor: tuple[int, str, int] | None,
 ) -> None:
-    """Each layer wakes the next one's domain and puts its own to sleep."""
+    """Each layer wakes the next one's domain, the last one `ahead`, and puts its own to sleep."""
     places = _gated(block, domains)
-    for instance, this, following in zip(
-        block.instances, own, [*own[1:], [NO_DOMAIN]], strict=True
-    ):
+    for instance, this, following in zip(block.instances, own, [*own[1:], [ahead]], strict=True):
         (instance[THIS],), (instance[NEXT],) = this, following
     for place in places:
         # All power instructions before this layer: its domain is awake.

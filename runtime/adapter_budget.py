@@ -2,18 +2,23 @@
 
 The same rules place caches and adapters here and in a compile (`lowering/sram.py`). For chips that
 keep the first tokens on the die and the others in external memory, the trade is between the tokens
-on the die and the traffic outside.
+on the die and the traffic outside (`runtime/external_traffic.py`); the scales of all tokens are on
+the die whatever is chosen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from intaglio.backend.program import Program
 from intaglio.dialects.codes import FORMATS, SLOT_BITS
 from intaglio.dialects.machine import Machine
+from intaglio.lowering.search import largest
+from intaglio.runtime.external_traffic import traffic
 from intaglio.runtime.wording import counted
 
 RANKS = (0, 4, 8, 16, 32, 64, 128)
@@ -22,8 +27,8 @@ CONTEXTS = 6
 """Contexts of the table, powers of two around the chip's own."""
 ON_DIE = (8, 16, 32, 64, 128)
 """Tokens on the die of the table, beside the chip's own."""
-SCALE_BYTES = 4
-"""Of a cached key or value with a scale of its own."""
+GENERATIONS = (128, 512, 2048)
+"""Tokens of the generations whose traffic is stated, beside the context."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +36,25 @@ class Demand:
     """What a model asks of the SRAM.
 
     Attributes:
-        kv_bytes: of one token, all layers.
+        kv_bytes: of one token, all layers: codes and dynamic scales.
         sites: (rows N, columns K) of each matrix that adapters stand beside.
-        fixed: (rows N, columns K, bytes of a row) of adapters that are part of the model.
+        fixed: (rows N, bytes of a row) of adapters that are part of the model.
+        scale_bytes: of `kv_bytes`, those of the scales.
+        context: tokens of the caches; needed where some of them are in external memory.
         residents: adapters that the slots hold at once.
     """
 
     kv_bytes: int
     sites: Sequence[tuple[int, int]]
     fixed: Sequence[tuple[int, int]] = ()
+    scale_bytes: int = 0
+    context: int = 0
     residents: int = 1
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of the codes of one token."""
+        return self.kv_bytes - self.scale_bytes
 
 
 def demand_of(program: Program) -> Demand:
@@ -48,14 +62,11 @@ def demand_of(program: Program) -> Demand:
 
     Without slots, the sites are those that the matrices of its repeated layers would make.
     """
-    kv = sum(
-        cache.heads
-        * (
-            -(-cache.width * FORMATS[cache.format].bits // 8)
-            + (0 if cache.static_scale is not None or cache.format == "fp8" else SCALE_BYTES)
-        )
-        for cache in program.caches.values()
-    )
+    from intaglio.dialects.fabric import SCALE_BYTES
+
+    caches = program.caches.values()
+    codes = sum(one.heads * -(-one.width * FORMATS[one.format].bits // 8) for one in caches)
+    scales = sum(one.heads * SCALE_BYTES for one in caches if one.static_scale is None)
     sites = [(site.rows, site.columns) for site in program.sites.values()]
     if not sites:
         sites = [program.parameters[name].dims[:2] for name in _layer_matrices(program)]
@@ -64,7 +75,8 @@ def demand_of(program: Program) -> Demand:
         for p in program.parameters.values()
         if p.store == "rom.adapter" and p.codes is not None
     ]
-    return Demand(kv, [(n, k) for n, k in sites], fixed, program.residents)
+    matrices = [(n, k) for n, k in sites]
+    return Demand(codes + scales, matrices, fixed, scales, program.capacity, program.residents)
 
 
 def _layer_matrices(program: Program) -> Iterator[str]:
@@ -107,18 +119,38 @@ def used_bytes(machine: Machine, demand: Demand, rank: int) -> int:
     return fill(wanted, machine)[0].fullest
 
 
+def cached_bytes(machine: Machine, demand: Demand, tokens: int) -> int:
+    """Bytes of each H-Unit that caches of so many tokens take.
+
+    Where the KV cache continues in external memory these are the tokens on the die, at least 1, of
+    the demand's context.
+    """
+    from intaglio.lowering.sram import cache_bytes
+
+    if machine.kv_on_die:
+        machine, tokens = replace(machine, kv_on_die=tokens), demand.context
+    return cache_bytes(tokens, demand.code_bytes, demand.scale_bytes, machine)
+
+
 def context_that_fits(machine: Machine, demand: Demand, rank: int) -> int:
     """The largest context beside adapters of a rank; tokens go round the H-Units in turn.
 
     0 when the adapters alone are too large. Where the KV cache continues in external memory, it is
-    the number of tokens that could be kept on the die.
+    the number of tokens that could be kept on the die, at most the whole context.
     """
-    free = machine.sram_bytes - used_bytes(machine, demand, rank)
-    return max(0, free // demand.kv_bytes) * machine.h_units if demand.kv_bytes else 0
+    free, units = machine.sram_bytes - used_bytes(machine, demand, rank), machine.h_units
+    if not machine.kv_on_die:
+        return max(0, free // demand.kv_bytes) * units if demand.kv_bytes else 0
+    most = largest(
+        lambda rounds: cached_bytes(machine, demand, rounds * units) <= free,
+        -(-demand.context // units),
+    )
+    return min(demand.context, most * units)
 
 
 def external_saving(on_die: int, tokens: int) -> float:
-    """The part of external KV accesses that the first tokens on the die save (BitROM).
+    """The part of external KV accesses that the first tokens on the die save (BitROM), where each
+    token is fetched alone and none is outside a window.
 
     The i-th of n tokens reads i cached ones, of which those among the first L are inside, so that
     ``L (2 n - L + 1) / 2`` of ``n (n + 1) / 2`` accesses are saved: 43.6 % for L = 32 of n = 128.
@@ -136,17 +168,25 @@ def external_reads(on_die: int, tokens: int) -> int:
 def budget(program: Program) -> dict[str, Any]:
     """The trade as data, for `intaglio inspect`.
 
-    Keys: `format`, `sites` (their number), `has_slots`, `residents`, `rank` and `context` (the
-    chip's own), `sram_bytes`, `kv_bytes_per_token`, `ranks` (each with `rank`, `adapter_bytes` of
-    all residents, `context`, the largest that fits, and `use`, the part of the SRAM that each of
-    `contexts` takes in all);
-    `external` with the tokens on the die against the traffic outside, or None.
+    Keys: `format`, `sites` (their number), `has_slots`, `residents`, `default_sites` (roles that
+    slots stand beside unless asked otherwise; none: all), `rank` and `context` (the chip's own),
+    `sram_bytes`, `kv_bytes_per_token` (codes and scales), `ranks` (each with `rank`,
+    `adapter_bytes` of all residents, `context`, the largest that fits, and `use`, the part of the
+    SRAM that each of `contexts` takes in all).
+    Where the KV cache continues in external memory, `context` and `contexts` are tokens on the
+    die, and `external` has these against the traffic outside, else None: `tokens_on_die`, `room_on_die`, `block_tokens` (that are fetched together),
+    `code_bytes_per_token`, `tokens` (of generations), and `rows` with `on_die`, `kv_bytes` on the
+    die, `fits`, and for each of `tokens` `read_bytes` of the program and the part `saving` of what
+    it would read with no token on the die; `ideal_saving` and `ideal_read_bytes` are the same where
+    each token is fetched alone, the papers' formula.
     """
     machine, demand = program.machine, demand_of(program)
     rank = max((site.rank for site in program.sites.values()), default=0)
     capacity = program.capacity
     held = min(capacity, machine.kv_on_die or capacity)
     contexts = _contexts(held, context_that_fits(machine, demand, 0))
+    if machine.kv_on_die:
+        contexts = [one for one in contexts if one == held or one <= capacity]
     rows: list[dict[str, Any]] = []
     for one in sorted({*RANKS, rank}):
         used = used_bytes(machine, demand, one)
@@ -156,8 +196,7 @@ def budget(program: Program) -> dict[str, Any]:
                 "adapter_bytes": demand.residents * adapter_bytes(machine, demand, one),
                 "context": context_that_fits(machine, demand, one),
                 "use": {
-                    str(tokens): (used + -(-tokens // machine.h_units) * demand.kv_bytes)
-                    / machine.sram_bytes
+                    str(tokens): (used + cached_bytes(machine, demand, tokens)) / machine.sram_bytes
                     for tokens in contexts
                 },
             }
@@ -167,6 +206,7 @@ def budget(program: Program) -> dict[str, Any]:
         "sites": len(demand.sites),
         "has_slots": bool(program.sites),
         "residents": demand.residents,
+        "default_sites": list(machine.adapter_sites),
         "rank": rank,
         "context": held,
         "sram_bytes": machine.sram_bytes * machine.h_units,
@@ -185,24 +225,35 @@ def _contexts(own: int, largest: int) -> list[int]:
 
 
 def _external(program: Program, demand: Demand, rank: int) -> dict[str, Any]:
-    machine = program.machine
-    room = context_that_fits(machine, demand, rank)
-    tokens = [n for n in (64, 128, 256, 512, 1024, 2048) if n < program.capacity]
-    tokens.append(program.capacity)
-    return {
-        "tokens_on_die": machine.kv_on_die,
-        "room_on_die": room,
-        "tokens": tokens,
-        "rows": [
+    machine, capacity = program.machine, program.capacity
+    free = machine.sram_bytes - used_bytes(machine, demand, rank)
+    tokens = [*(n for n in GENERATIONS if n < capacity), capacity]
+    possible = {n for n in ON_DIE if n <= capacity and n % machine.h_units == 0}
+    rows: list[dict[str, Any]] = []
+    for on_die in sorted({*possible, machine.kv_on_die}):
+        size = cached_bytes(machine, demand, on_die)
+        of_each = traffic(program, np.arange(capacity), on_die)
+        read, every = np.cumsum(of_each.read), np.cumsum(of_each.every)
+        rows.append(
             {
                 "on_die": on_die,
-                "kv_bytes": on_die * demand.kv_bytes,
-                "fits": on_die <= room,
-                "saving": {str(n): external_saving(on_die, n) for n in tokens},
-                "read_bytes": {str(n): external_reads(on_die, n) * demand.kv_bytes for n in tokens},
+                "kv_bytes": size * machine.h_units,
+                "fits": size <= free,
+                "saving": {str(n): 1 - int(read[n - 1]) / int(every[n - 1]) for n in tokens},
+                "read_bytes": {str(n): int(read[n - 1]) for n in tokens},
+                "ideal_saving": {str(n): external_saving(on_die, n) for n in tokens},
+                "ideal_read_bytes": {
+                    str(n): external_reads(on_die, n) * demand.code_bytes for n in tokens
+                },
             }
-            for on_die in sorted({*ON_DIE, machine.kv_on_die})
-        ],
+        )
+    return {
+        "tokens_on_die": machine.kv_on_die,
+        "room_on_die": context_that_fits(machine, demand, rank),
+        "block_tokens": machine.h_units,
+        "code_bytes_per_token": demand.code_bytes,
+        "tokens": tokens,
+        "rows": rows,
     }
 
 
@@ -223,6 +274,8 @@ def tables(content: Mapping[str, Any], size_text: Any) -> Iterator[Table]:
     of = counted(content["sites"], "slot" if content["has_slots"] else "site")
     if not content["has_slots"]:
         of += " that the layers' matrices would make"
+        if content["default_sites"]:
+            of += f" (--adapter-slots R takes {', '.join(content['default_sites'])} alone)"
     residents = content["residents"]
     held = f", of {residents} resident adapters" if residents > 1 else ""
     contexts = content["contexts"]
@@ -235,35 +288,63 @@ def tables(content: Mapping[str, Any], size_text: Any) -> Iterator[Table]:
         )
         for row in content["ranks"]
     ]
-    yield (
-        "Adapter rank against context",
-        ("rank", "adapters", "longest", *(f"{tokens:,}" for tokens in contexts)),
-        rows,
-        (
-            f"part of the SRAM used; {of} in {content['format']}{held}, "
-            f"{content['kv_bytes_per_token']:,} bytes of KV a token; * is this chip"
-        ),
-    )
     external = content["external"]
-    if external is None:
-        return
+    kv = f"{content['kv_bytes_per_token']:,} bytes of KV a token"
+    if external is not None:
+        outside = content["kv_bytes_per_token"] - external["code_bytes_per_token"]
+        kv += f" on the die, {outside:,} of one outside"
+    yield (
+        "Adapter rank against context"
+        if external is None
+        else "Adapter rank against tokens on the die",
+        (
+            "rank",
+            "adapters",
+            "longest" if external is None else "most",
+            *(f"{tokens:,}" for tokens in contexts),
+        ),
+        rows,
+        f"part of the SRAM used; {of} in {content['format']}{held}, {kv}; * is this chip",
+    )
+    if external is not None:
+        yield from _external_tables(external, size_text)
+
+
+def _external_tables(external: Mapping[str, Any], size_text: Any) -> Iterator[Table]:
+    """Tokens on the die against the traffic outside: the program's, and the papers' formula."""
+    columns = tuple(f"of {tokens:,}" for tokens in external["tokens"])
+
+    def cells(row: Mapping[str, Any], saving: str, read: str) -> tuple[str, ...]:
+        return (
+            f"{row['on_die']:,}{'*' if row['on_die'] == external['tokens_on_die'] else ''}",
+            *(
+                f"{row[saving][str(n)]:.1%} {size_text(row[read][str(n)]):>9}"
+                for n in external["tokens"]
+            ),
+        )
+
+    rows = [cells(row, "saving", "read_bytes") for row in external["rows"]]
+    sizes = [
+        size_text(row["kv_bytes"]) + ("" if row["fits"] else " (no room)")
+        for row in external["rows"]
+    ]
     yield (
         "Tokens on the die",
-        ("tokens", "bytes", *(f"of {tokens:,}" for tokens in external["tokens"])),
-        [
-            (
-                f"{row['on_die']}{'*' if row['on_die'] == external['tokens_on_die'] else ''}",
-                size_text(row["kv_bytes"]) + ("" if row["fits"] else " (no room)"),
-                *(
-                    f"{row['saving'][str(n)]:.1%} {size_text(row['read_bytes'][str(n)]):>9}"
-                    for n in external["tokens"]
-                ),
-            )
-            for row in external["rows"]
-        ],
+        ("tokens", "bytes", *columns),
+        [(row[0], size, *row[1:]) for row, size in zip(rows, sizes, strict=True)],
         (
-            "external KV reads saved in a generation of so many tokens, and bytes still read; "
-            f"{external['room_on_die']:,} tokens have room"
+            "external KV reads that tokens on the die save in a generation of so many tokens, and "
+            f"bytes still read, as the program fetches them: {external['block_tokens']} tokens at "
+            f"a time; {external['room_on_die']:,} tokens have room"
+        ),
+    )
+    yield (
+        "Tokens on the die, if each token were fetched alone",
+        ("tokens", *columns),
+        [cells(row, "ideal_saving", "ideal_read_bytes") for row in external["rows"]],
+        (
+            "the papers' formula, L (2 n - L + 1) / (n (n + 1)) for L of n tokens, and "
+            f"{external['code_bytes_per_token']:,} bytes of a token; not what this chip does"
         ),
     )
 

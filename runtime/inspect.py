@@ -17,6 +17,7 @@ from intaglio.backend.target_file import read_target
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
 from intaglio.runtime.adapter_budget import adapter_bytes, budget, demand_of
+from intaglio.runtime.external_traffic import traffic
 from intaglio.runtime.power import power
 from intaglio.runtime.rom_use import USES, Placed, placed_matrices, products
 from intaglio.runtime.slots import load_cycles_of
@@ -33,10 +34,13 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
     Keys: `schema`, `target`, `clock_hz`, `model`, `context`, `rom` (bits by use and by class of
     tensor, fill of the banks; `extra_bits` of them lie in banks made deeper than published),
     `zeros` (of the weights and of their stored bits, by class of tensor), `constants`, `sram` and
-    `vector_memory` (bytes), `budget` (adapters against context, see `runtime/adapter_budget.py`),
-    `lower_bound`, `positions` (cycles without an adapter and what they are spent on, at each stated
-    position), `adapter` (the same with an adapter of the slots' full rank, or None without slots),
-    `power` (see `runtime/power.py`), `outside_range` (settings beyond what the target assumes
+    `vector_memory` (bytes; of the SRAM's `kv_bytes`, `kv_tokens` are the tokens whose keys and
+    values are there and `kv_scale_bytes` the scales, which are those of the whole context),
+    `budget` (adapters against context, see `runtime/adapter_budget.py`), `lower_bound`, `positions`
+    (cycles without an adapter and what they are spent on, at each stated position; `external`:
+    bytes of keys and values that the token reads from external memory and writes to it, or None),
+    `adapter` (the same with an adapter of the slots' full rank, or None without slots), `power`
+    (see `runtime/power.py`), `outside_range` (settings beyond what the target assumes
     possible), `slowest`.
 
     Args:
@@ -232,11 +236,14 @@ def _sram(program: Program, mapping: Mapping[str, Any]) -> dict[str, Any]:
         parameter = program.parameters.get(entry["name"])
         # An adapter of few rows lies on as many units.
         use[kind] += entry["size"] * (min(tiles, parameter.dims[0]) if parameter else tiles)
+    demand, capacity = demand_of(program), program.capacity
     return {
         "capacity_bytes": program.machine.sram_bytes * tiles,
         "used_bytes": sum(use.values()),
         **use,
-        "kv_bytes_per_token": use["kv_bytes"] / program.capacity,
+        "kv_scale_bytes": -(-capacity // tiles) * tiles * demand.scale_bytes,
+        "kv_tokens": min(capacity, program.machine.kv_on_die or capacity),
+        "kv_bytes_per_token": demand.kv_bytes,
     }
 
 
@@ -295,7 +302,16 @@ def _position(
             }
             for block in program.blocks
         ],
+        "external": _external(program, position),
     }
+
+
+def _external(program: Program, position: int) -> dict[str, int] | None:
+    """Bytes of a token's keys and values that external memory gives and takes."""
+    if not program.machine.kv_on_die:
+        return None
+    one = traffic(program, position)
+    return {"read_bytes": int(one.read[0]), "written_bytes": int(one.written[0])}
 
 
 def full_ranks(program: Program) -> dict[str, int]:

@@ -23,6 +23,8 @@ def all_tables(content: Mapping[str, Any]) -> Iterator[Table]:
     yield _memory(content)
     yield from tables(content["budget"], size_text)
     yield _cycles(content)
+    if any(one["external"] for one in content["positions"]):
+        yield _external(content["positions"])
     yield _blocks(content)
     yield _power(content["power"])
     if content["slowest"]:
@@ -48,13 +50,13 @@ def summary_lines(content: Mapping[str, Any]) -> list[str]:
     bound, clock = content["lower_bound"], content["clock_hz"]
     rom_use = _of(rom["used_bits"] / 8, rom["capacity_bits"] / 8)
     sram_use = _of(sram["used_bytes"], sram["capacity_bytes"])
-    tokens = counted(content["context"], "token")
-    kv = f"KV cache of {tokens} {size_text(sram['kv_bytes'])}"
+    caches = [f"{name} {size_text(size)}" for name, size in _caches(content)]
     banks = rom["banks"]
     tiles_used = f"{banks['tiles_used']} of {counted(banks['tiles'], 'tile')}"
     lines = [
         f"ROM     {rom_use}, fullest bank {banks['fill_max']:.1%}, {tiles_used}",
-        f"SRAM    {sram_use}, {kv}",
+        f"SRAM    {sram_use}, {caches[0]}",
+        *(f"        and {one}" for one in caches[1:]),
         f"vectors {_of(vector['used_bytes'], vector['capacity_bytes'])}",
     ]
     if rom["extra_bits"]:
@@ -66,6 +68,7 @@ def summary_lines(content: Mapping[str, Any]) -> list[str]:
         f"({one['cycles']:,} cycles at {clock / 1e6:g} MHz)"
         for one in content["positions"]
     ]
+    lines += _external_lines(content["positions"])
     if content["adapter"] is not None:
         lines += _adapter_lines(content, clock)
     if bound["cycles"]:
@@ -80,6 +83,31 @@ def summary_lines(content: Mapping[str, Any]) -> list[str]:
         for one in content["outside_range"]
     ]
     return lines
+
+
+def _caches(content: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """What of the caches is in the SRAM, with its bytes; scales apart where they are of more tokens
+    than the rest."""
+    sram, tokens = content["sram"], counted(content["context"], "token")
+    if sram["kv_tokens"] == content["context"]:
+        return [(f"KV cache of {tokens}", sram["kv_bytes"])]
+    codes = sram["kv_bytes"] - sram["kv_scale_bytes"]
+    found = [(f"KV cache of the first {sram['kv_tokens']:,} of {tokens}", codes)]
+    if sram["kv_scale_bytes"]:
+        found.append(("scales of all of them", sram["kv_scale_bytes"]))
+    return found
+
+
+def _external_lines(positions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What tokens read and write outside, where any does."""
+    found = [one["external"] for one in positions]
+    if not any(one and (one["read_bytes"] or one["written_bytes"]) for one in found):
+        return
+    for one, bytes_ in zip(positions, found, strict=True):
+        yield (
+            f"outside {size_text(bytes_['read_bytes'])} of keys and values read, "
+            f"{size_text(bytes_['written_bytes'])} written at position {one['position']}"
+        )
 
 
 def _adapter_lines(content: Mapping[str, Any], clock: int) -> Iterator[str]:
@@ -189,12 +217,13 @@ def _share(part: int, whole: int) -> str:
 def _memory(content: Mapping[str, Any]) -> Table:
     sram, vector, constants = content["sram"], content["vector_memory"], content["constants"]
     rows = [
-        ("KV cache", size_text(sram["kv_bytes"]), size_text(sram["capacity_bytes"])),
+        *((name, size_text(size), "") for name, size in _caches(content)),
         ("adapters of the graph", size_text(sram["graph_adapter_bytes"]), ""),
         ("adapter slots", size_text(sram["adapter_slot_bytes"]), ""),
         ("values", size_text(vector["used_bytes"]), size_text(vector["capacity_bytes"])),
         ("constants (ROM)", size_text(constants["used_bytes"]), ""),
     ]
+    rows[0] = (*rows[0][:2], size_text(sram["capacity_bytes"]))
     return "SRAM and vector units", ("use", "bytes", "of"), rows, ""
 
 
@@ -248,6 +277,15 @@ def _cycles(content: Mapping[str, Any]) -> Table:
             f"0; one of rank {rank} is loaded in {counted(adapter['load_cycles'], 'cycle')}"
         )
     return "Cycles of a token", ("", *_titles(positions)), rows, note
+
+
+def _external(positions: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        _row(name, positions, "external", key)
+        for name, key in (("read", "read_bytes"), ("written", "written_bytes"))
+    ]
+    note = "keys and values as the program moves them; scales stay on the die"
+    return "External memory, bytes of a token", ("", *_titles(positions)), rows, note
 
 
 def _blocks(content: Mapping[str, Any]) -> Table:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.dialects.errors import UserError
-from intaglio.lowering.onnx.pairs import presents_of
+from intaglio.lowering.onnx.pairs import is_mask, is_position, presents_of
 
 if TYPE_CHECKING:
     import onnx
@@ -122,7 +122,8 @@ class Reference:
     @property
     def only_last(self) -> bool:
         """Whether the graph gives logits of the last token only."""
-        return self._ports.logits.dims[1:2] == (1,)
+        dims = self._ports.logits.dims
+        return len(dims) == 2 or dims[1:2] == (1,)
 
     def reset(self) -> None:
         """Forgets all tokens."""
@@ -135,7 +136,9 @@ class Reference:
         dim = port.dims[axis]
         if axis == 0:
             return 1
-        if axis == 2:
+        # Caches are [batch, heads, tokens, width], or [batch, tokens, heads, width].
+        tokens = 1 if isinstance(port.dims[2], int) and not isinstance(port.dims[1], int) else 2
+        if axis == tokens:
             return self._reserved
         if isinstance(dim, int):
             return dim
@@ -179,7 +182,8 @@ class Reference:
             feeds[ports.mask.name] = np.ones((1, total), ports.mask.dtype)
         if ports.positions is not None:
             positions = np.arange(self.position, total, dtype=ports.positions.dtype)
-            feeds[ports.positions.name] = positions.reshape(1, count)
+            rank = len(ports.positions.dims)
+            feeds[ports.positions.name] = positions.reshape(count) if rank == 1 else positions[None]
         wanted = [
             ports.logits.name,
             *(present.name for _, present in ports.caches),
@@ -191,7 +195,8 @@ class Reference:
         for (past, _), present in zip(ports.caches, rest, strict=False):
             self._past[past.name] = present
         self.position = total
-        return np.asarray(logits, np.float32)[0], rest[len(ports.caches) :]
+        rows = np.asarray(logits, np.float32)
+        return rows.reshape(-1, rows.shape[-1]), rest[len(ports.caches) :]
 
     def generate(self, prompt: Tokens, tokens: int) -> Iterator[tuple[int, Logits]]:
         """Greedy decoding: each new token with the logits it is the first maximum of.
@@ -372,12 +377,11 @@ def _classify(model: Path, session: onnxruntime.InferenceSession) -> _Ports:
     inputs = [_port(model, one) for one in session.get_inputs()]
     outputs = {one.name: one for one in session.get_outputs()}
 
-    def named(part: str) -> _Port | None:
-        found = (p for p in inputs if part in p.name and len(p.dims) == 2)
-        return next(found, None)
+    def found(is_meant: Callable[[str], bool], *ranks: int) -> _Port | None:
+        return next((p for p in inputs if is_meant(p.name) and len(p.dims) in ranks), None)
 
-    mask, positions = named("attention_mask"), named("position")
-    tokens = named("input_ids") or next(
+    mask, positions = found(is_mask, 2), found(is_position, 1, 2)
+    tokens = found(lambda name: "input_ids" in name, 2) or next(
         (
             p
             for p in inputs

@@ -14,6 +14,7 @@ from intaglio.backend.hw.adapter_layout import (
     index_bits,
 )
 from intaglio.backend.hw.attention_model import check_machine, number_bits
+from intaglio.backend.hw.h_unit import BYTE
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.machine import Machine
@@ -96,7 +97,7 @@ class AdapterModel:
     @cached_property
     def passes(self) -> int:
         """Most bytes of an element of a vector."""
-        return max(FORMATS[fmt].memory_bits // 8 for fmt in self.formats)
+        return max(FORMATS[fmt].memory_bits // BYTE for fmt in self.formats)
 
     @cached_property
     def mixed(self) -> tuple[str, ...]:
@@ -188,7 +189,7 @@ def encode(model: AdapterModel, one: Instruction, instance: Mapping[str, str]) -
         "adapter_group_last": place.group_words - 1,
         "adapter_rows": rows,
         "adapter_blocks_last": -(-rows // model.machine.h_units) - 1,
-        "adapter_passes_last": FORMATS[fmt].memory_bits // 8 - 1,
+        "adapter_passes_last": FORMATS[fmt].memory_bits // BYTE - 1,
         **{f"adapter_{name}": int(kinds[name] == "fp8") for name in model.mixed},
         "adapter_first": int(first),
         "adapter_second": int(second),

@@ -29,6 +29,7 @@ from intaglio.backend.hw.sequencer import (
 from intaglio.backend.hw.signal import Design, ModuleBuilder, Signal, Wire, cat
 from intaglio.backend.hw.vector import build_vector
 from intaglio.dialects.errors import CompilerBug
+from intaglio.dialects.gating import wanted_only
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -145,7 +146,9 @@ class _Chip:
         if layout.adapters is not None:
             units["adapter"] = adapter_unit(design, layout.adapters)
         if POWER in layout.queues:
-            units[POWER] = build_power(design, self.machine, tuple(layout.program.domains))
+            program = layout.program
+            late = wanted_only(program.power_roles, [block.sampled for block in program.blocks])
+            units[POWER] = build_power(design, self.machine, tuple(program.domains), late)
         return units
 
     def build(self) -> None:
@@ -280,7 +283,12 @@ class _Chip:
         if POWER not in self.units:
             return
         unit = self.units[POWER]
-        out = self.m.instance("power_controller", unit, self._fields(unit, POWER))
+        inputs = self._fields(unit, POWER)
+        if any(port.name == "wanted" for port in unit.ports):
+            wanted = self.m.register("wanted_q", 1)
+            wanted.drive(self.token["sampled"], self.token["accept"])
+            inputs["wanted"] = wanted
+        out = self.m.instance("power_controller", unit, inputs)
         self.dones[POWER].assign(out["done"])
         self.power = out["power"]
         self.m.output("power", self.power)

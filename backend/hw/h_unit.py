@@ -25,6 +25,7 @@ from intaglio.backend.hw.signal import (
 from intaglio.dialects.machine import Machine
 
 BYTE = 8
+"""Bits of an element in a word of the SRAM, and of each operand of a multiplier."""
 
 
 @dataclass(frozen=True)

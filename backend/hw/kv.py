@@ -11,9 +11,10 @@ the other: head h of block b is the ``b * heads + h``-th of the cache's region. 
 word 0 of all its tokens in the H-Units' order, word 1 follows, and so on, so that what comes in a
 cycle is for different H-Units.
 
-Scales, which that address map counts with the codes, have a memory of their own beside the vector
-units: row ``scale_row + h * scale_rows + t div W`` holds, at lane t mod W, the scale of head h of
-token t, 8 bits of exponent above 24 bits of mantissa. Static caches have no scales there.
+Scales (of all tokens, also of those outside), which that address map counts with the codes, have
+a memory of their own beside the vector units: row ``scale_row + h * scale_rows + t div W`` holds,
+at lane t mod W, the scale of head h of token t, 8 bits of exponent above 24 bits of mantissa.
+Static caches have no scales there.
 """
 
 from __future__ import annotations

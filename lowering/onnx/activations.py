@@ -34,8 +34,9 @@ def gelu(step: Step, node: Node) -> None:
 
 
 def quick_gelu(step: Step, node: Node) -> None:
-    """QuickGelu: x * sigmoid(alpha * x)."""
-    alpha = float(node.attributes.get("alpha", 1.702))
+    """QuickGelu and Swish: x * sigmoid(alpha * x)."""
+    default = 1.0 if node.op_type == "Swish" else 1.702
+    alpha = float(node.attributes.get("alpha", default))
     if alpha == 1.0:
         kind = "silu"
     elif math.isclose(alpha, 1.702, rel_tol=1e-3):

@@ -34,7 +34,7 @@ def find(graph: Graph) -> set[int]:
 
     A branch is one when it reads what a parallel linear operator reads, its inner width is smaller
     than both sides, nothing else uses its inner value, and it is added to the parallel result.
-    Constant scales may stand before A, between A and B, and behind B.
+    Constant scales may stand before A, between A and B, and behind B. Several A may be packed.
     """
     return _Branches(graph).found()
 
@@ -48,21 +48,29 @@ class _Branches:
                 self.varying.update(node.outputs)
 
     def found(self) -> set[int]:
-        graph, found = self.graph, set[int]()
-        for up in graph.nodes:
-            dims = self._weight_dims(up)
-            if dims is None:
+        found: set[int] = set()
+        for down in self.graph.nodes:
+            inner = self._weight_dims(down)
+            if inner is None:
                 continue
-            down = graph.producers.get(self._origin(up.input(0)))
-            inner = None if down is None else self._weight_dims(down)
-            if down is None or inner is None or inner[0] != dims[1]:
+            ups = self._ups(down)
+            sizes = [self._weight_dims(up) for up in ups]
+            if not ups or sum(dims[1] for dims in sizes if dims is not None) != inner[0]:
                 continue
-            rank, columns, rows = inner[0], inner[1], dims[0]
-            if rank >= min(rows, columns) or rank > MAX_RANK:
-                continue
-            if self._is_private(down.output(0), up) and self._joins_parallel(up, down):
-                found |= {up.index, down.index}
+            if all(
+                dims is not None and dims[1] < min(dims[0], inner[1]) and dims[1] <= MAX_RANK
+                for dims in sizes
+            ) and all(self._joins_parallel(up, down) for up in ups):
+                found |= {down.index, *(up.index for up in ups)}
         return found
+
+    def _ups(self, down: Node) -> list[Node]:
+        """The nodes that alone read what A gives: one, or one for each part of a packed A."""
+        reader = self._only_reader(down.output(0))
+        if reader is None or reader.op_type != "Split":
+            return [] if reader is None else [reader]
+        found = [self._only_reader(name) for name in reader.outputs]
+        return [] if None in found else [up for up in found if up is not None]
 
     def _is_linear(self, node: Node) -> bool:
         """Whether a node multiplies an activation with constants."""
@@ -122,16 +130,16 @@ class _Branches:
             name = before
         return name
 
-    def _is_private(self, name: str, reader: Node) -> bool:
-        """Whether a node alone reads a value, through shapes, types and scales."""
+    def _only_reader(self, name: str) -> Node | None:
+        """The node that alone reads a value, through shapes, types and scales."""
         for _ in range(_LONGEST):
-            if self.graph.uses(name) != 1:
-                return False
-            (user,) = self.graph.readers(name)
-            if user.index == reader.index:
-                return True
-            name = user.output(0)
-        return False
+            readers = self.graph.readers(name)
+            if self.graph.uses(name) != 1 or not readers:
+                return None
+            if self._passes(readers[0]) != name:
+                return readers[0]
+            name = readers[0].output(0)
+        return None
 
     def _joins_parallel(self, up: Node, down: Node) -> bool:
         graph, value = self.graph, up.output(0)
@@ -155,10 +163,11 @@ class _Branches:
         for _ in range(_LONGEST):
             if node is None or self._is_base(node):
                 return node
-            if node.op_type not in ("Add", "Mul", "Div", *_KEPT):
+            if node.op_type not in ("Add", "Mul", "Div", "Split", *_KEPT):
                 return None
             # Of two factors the product is the one that is no scale of a token.
-            names = node.inputs[:1] if node.op_type in _KEPT else node.inputs
+            is_sole = node.op_type in (*_KEPT, "Split")
+            names = node.inputs[:1] if is_sole else node.inputs
             inner = [self.graph.producers.get(name) for name in names if name in self.varying]
             node = next((n for n in inner if n is not None and self._is_base(n)), None) or next(
                 (n for n in inner if n is not None), None

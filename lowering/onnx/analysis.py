@@ -7,7 +7,12 @@ from intaglio.lowering.onnx.model import Graph, Node
 PRODUCTS = ("MatMul", "Gemm", "FusedMatMul")
 """Operators whose second input may be a matrix of floats."""
 
-_AFTER_HEAD = frozenset({"Add", "Cast", "Div", "Identity", "Mul", "Reshape", "Tanh"})
+_AFTER_HEAD = frozenset(
+    {
+        *("Add", "Cast", "Div", "Gather", "Identity", "Mul"),
+        *("Reshape", "Slice", "Squeeze", "Tanh", "Unsqueeze"),
+    }
+)
 
 
 def live_nodes(graph: Graph) -> set[int]:

@@ -354,6 +354,11 @@ def _past(step: Step, node: Node, i: int, kv_heads: int, width: int, fmt: str) -
         if isinstance(dim, int) and dim != wanted:
             raise Refusal(f"'{value.name}' has {dim} in axis {axis}, expected {wanted}")
     present = node.output(i - 2)
+    while present not in step.graph.outputs and step.graph.uses(present) == 1:
+        (reader,) = step.graph.readers(present)
+        if reader.op_type != "Identity":
+            break
+        present = reader.output(0)
     if present not in step.graph.outputs:
         raise Refusal(f"output {i - 2} (present) must be an output of the graph")
     if step.graph.uses(present) != 1:

@@ -29,12 +29,13 @@ from intaglio.lowering.onnx import (
 from intaglio.lowering.onnx.assembly import DEFAULT_CONTEXT, assemble, finish
 from intaglio.lowering.onnx.expressions import PAST, SEQUENCE, expression
 from intaglio.lowering.onnx.fields import same_for_all_tokens
+from intaglio.lowering.onnx.functions import most_inputs
 from intaglio.lowering.onnx.inputs import bind_inputs
 from intaglio.lowering.onnx.model import SUBGRAPH, Graph, Node, load
-from intaglio.lowering.onnx.operators import OperatorSupport, is_attribute_of_its_type, table
+from intaglio.lowering.onnx.operators import HINTS, OperatorSupport, is_attribute_of_its_type, table
 from intaglio.lowering.onnx.outputs import check_pasts, find_logits
 from intaglio.lowering.onnx.report import Report
-from intaglio.lowering.onnx.rounding import parse_request, parse_rounding
+from intaglio.lowering.onnx.rounding import HEAD_ROUNDING, parse_request, parse_rounding
 from intaglio.lowering.onnx.step import Step
 from intaglio.lowering.onnx.values import (
     PARTS,
@@ -43,13 +44,15 @@ from intaglio.lowering.onnx.values import (
     Curve,
     Field,
     Known,
+    Past,
+    Present,
     Refusal,
     Scores,
     Stored,
     Unknown,
     Value,
 )
-from intaglio.lowering.onnx.weights import Parameter
+from intaglio.lowering.onnx.weights import FLOAT_WEIGHTS_HINT, Parameter
 from intaglio.lowering.parameters import ParameterSource
 
 _INCOMPLETE = (
@@ -96,6 +99,8 @@ def import_model(
     context: int | None = None,
     embedding: str | None = None,
     codes: Iterable[str] = (),
+    head: str = HEAD_ROUNDING,
+    float_weights_hint: str = FLOAT_WEIGHTS_HINT,
 ) -> ImportedModel:
     """Imports a model.
 
@@ -109,6 +114,8 @@ def import_model(
             absent.
         codes: what the chip has cells for, such as `int3`; integer weights that all fit a narrower
             one of them than the file stores are taken as that.
+        head: how a floating-point head is quantised in a graph whose other matrices are.
+        float_weights_hint: what would help where floating-point weights are refused.
 
     Raises:
         UserError: the file is unusable.
@@ -123,6 +130,8 @@ def import_model(
             block=Block(arg_types=[i32, IndexType()]),
             adapters=adapters.find(graph),
             rounding=rounding,
+            head_rounding=parse_rounding(head),
+            float_weights_hint=float_weights_hint,
             heads=analysis.float_heads(graph),
             rounded_tables=analysis.tied_tables(graph),
             embedding_rounding=None if embedding is None else parse_rounding(embedding),
@@ -213,7 +222,10 @@ class _Import:
         entry = table().get((node.domain, node.op_type))
         if entry is None:
             domain = f" of domain {node.domain}" if node.domain else ""
-            raise Refusal(f"the operator {node.op_type}{domain} is not supported")
+            raise Refusal(
+                f"the operator {node.op_type}{domain} is not supported",
+                HINTS.get((node.domain, node.op_type)),
+            )
         if node.version < entry.since:
             raise Refusal(
                 f"version {node.version} of the operator set is too old; {node.op_type} is "
@@ -223,6 +235,9 @@ class _Import:
         given = node.inputs[: entry.inputs]
         if len(given) < entry.inputs or not all(given):
             raise Refusal(f"it has not all of its first {entry.inputs} inputs", _INCOMPLETE)
+        most = most_inputs(node.op_type)
+        if most is not None and len(node.inputs) > most:
+            raise Refusal(f"it has {len(node.inputs)} inputs; {node.op_type} takes {most}")
         for name in node.attributes:
             if name not in entry.attributes:
                 raise Refusal(f"its attribute '{name}' is not supported")
@@ -295,6 +310,8 @@ def _folded(
     Masks and positions come first, then what is large or made of bits; the rest is the operator's
     own.
     """
+    if node.op_type == "Identity" and isinstance(inputs[0], Past | Present):
+        return [inputs[0]]
     sole = _sole_part(node, inputs)
     if sole is not None:
         return [sole]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from intaglio.lowering.onnx.expressions import PAST, SEQUENCE, Expression, expression
+from intaglio.lowering.onnx.fields import axis_index
 from intaglio.lowering.onnx.model import FLOATS, Graph, Port
+from intaglio.lowering.onnx.pairs import is_mask, is_position
 from intaglio.lowering.onnx.report import Report
 from intaglio.lowering.onnx.rotary_operators import token_index
+from intaglio.lowering.onnx.simplification import substitute
 from intaglio.lowering.onnx.step import Step
 from intaglio.lowering.onnx.terms import TRUE, count
 from intaglio.lowering.onnx.values import (
@@ -94,12 +97,21 @@ def _input(step: Step, report: Report, port: Port, tokens: Port | None) -> Value
         return Ids((step.batch, step.sequence))
     rank = len(port.dims)
     integral = port.dtype in ("INT64", "INT32")
-    if integral and "position_ids" in name and rank == 2:
-        return token_index(step)
-    if (integral or port.dtype == "BOOL") and "attention_mask" in name and rank == 2:
+    if integral and is_position(name) and rank in (1, 2):
+        positions = token_index(step)
+        if rank == 2:
+            return positions
+        own = {"@1": axis_index(0)}
+        return Field((step.sequence,), substitute(positions.term, own, {}), positions.dtype)
+    if (integral or port.dtype == "BOOL") and is_mask(name) and rank == 2:
         ones = TRUE if port.dtype == "BOOL" else count(1)
         return Field((step.batch, step.total), ones, "INT64" if integral else "BOOL")
     if rank == 4 and (port.dtype in FLOATS or port.dtype in ("INT8", "UINT8")):
+        if all(isinstance(dim, int) for dim in port.dims[1:3]):
+            report.error(
+                f"the graph's input '{name}' has the fixed shape {list(port.dims)}",
+                hint="export with keys and values of any number of tokens (a dynamic axis)",
+            )
         step.pasts[name] = port
         dims = [step.batch, PAST, PAST, PAST]
         for axis in (1, 2, 3):

@@ -8,7 +8,7 @@ from xdsl.dialects.builtin import FloatAttr
 from intaglio.dialects import rom
 from intaglio.lowering.onnx import levels, weights
 from intaglio.lowering.onnx.model import Node
-from intaglio.lowering.onnx.rounding import HEAD_ROUNDING, Rounding
+from intaglio.lowering.onnx.rounding import Rounding
 from intaglio.lowering.onnx.scales import scaled
 from intaglio.lowering.onnx.step import Step, merged, names_of, real
 from intaglio.lowering.onnx.values import (
@@ -150,10 +150,10 @@ def _weights_of(step: Step, node: Node, value: Value | None, row_axis: int) -> w
                 step.rounded[node.outputs[0]] = parameter
                 return parameter
             if value.is_float and node.index in step.heads and step.has_integers:
-                rounding = HEAD_ROUNDING
+                rounding = step.head_rounding
                 step.warnings.append(
                     f"node '{node.name}' ({node.op_type}): the head's floating-point weights are "
-                    f"engraved as {rounding.code} in groups of {rounding.group}"
+                    f"engraved as {rounding.in_words()}"
                 )
                 return weights.rounded(value, row_axis, rounding)
             dtype = weights.type_of(value)
@@ -161,7 +161,7 @@ def _weights_of(step: Step, node: Node, value: Value | None, row_axis: int) -> w
                 raise Refusal(f"weights of the element type {dtype} without scales")
             raise Refusal(
                 f"its weights are floating point ({dtype}); the chip engraves small integers",
-                weights.FLOAT_WEIGHTS_HINT,
+                step.float_weights_hint,
             )
         case Vector():
             raise Refusal("both factors are activations; a matrix must be a constant")

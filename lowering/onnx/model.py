@@ -292,7 +292,11 @@ def _graph(file: Path, model: onnx_ir.Model, files: ExternalFiles) -> Graph:
         if dtype not in BITS:
             if dtype != "STRING":
                 errors.append(
-                    UserError(f"tensor '{name}' has the element type {dtype}", file=str(file))
+                    UserError(
+                        f"tensor '{name}' has the element type {dtype}, which is not supported",
+                        file=str(file),
+                        hint="quantise weights to integers of 2, 4 or 8 bits",
+                    )
                 )
             return None
         if isinstance(value, onnx_ir.ExternalTensor):

@@ -81,6 +81,25 @@ class OperatorSupport:
     convert: Convert | None = None
 
 
+_NO_CODEBOOK = "quantise to integers (MatMulNBits, DequantizeLinear) instead of FP4 or NF4"
+_NO_STATIC = (
+    "quantise the weights alone, or activations dynamically (quantize_dynamic), not with the "
+    "scales of a calibration"
+)
+_NO_EXPERTS = "mixtures of experts are not supported; choose a dense model"
+
+HINTS = {
+    ("", "QuantizeLinear"): _NO_STATIC,
+    ("", "QLinearMatMul"): _NO_STATIC,
+    ("com.microsoft", "MatMulBnb4"): _NO_CODEBOOK,
+    ("com.microsoft", "MatMulFpQ4"): _NO_CODEBOOK,
+    ("com.microsoft", "MoE"): _NO_EXPERTS,
+    ("com.microsoft", "QMoE"): _NO_EXPERTS,
+    ("", "TopK"): _NO_EXPERTS,
+    ("", "TensorScatter"): "export with caches that keep all tokens and grow (no static cache)",
+}
+"""What would help where an exporter writes an operator that is not supported."""
+
 # --- the table -----------------------------------------------------------------------------------
 
 _MS = "com.microsoft"
@@ -425,6 +444,10 @@ def supported_operators() -> list[OperatorSupport]:
             "", "Sub", 7, "rom.scale, rom.add",
             "equal shapes; no constants but 0; in norms and activation functions written out",
             inputs=2, fold=folding.elementwise(np.subtract), convert=elementwise.sub,
+        ),
+        OperatorSupport(
+            "", "Swish", 24, "rom.activate", "alpha 1 or 1.702", ("alpha",),
+            convert=activations.quick_gelu,
         ),
         OperatorSupport(
             "", "Tanh", 6, "rom.activate, rom.softcap", "", convert=activations.activation("tanh"),

@@ -1,4 +1,7 @@
-"""Which output of a decoder gives back which past key or value: by their names, else in order."""
+"""What the names of a decoder's inputs and outputs say.
+
+Which output gives back which past key or value: by their names, else in order.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,16 @@ def presents_of(pasts: Sequence[str], presents: Sequence[str]) -> dict[str, str]
     if clear or len(pasts) != len(presents):
         return found
     return dict(zip(pasts, presents, strict=True))
+
+
+def is_mask(name: str) -> bool:
+    """Whether an integer input [batch, tokens] of this name says which tokens count."""
+    return "attention_mask" in name or name.split(".")[-1] in ("mask", "attn_mask", "padding_mask")
+
+
+def is_position(name: str) -> bool:
+    """Whether an integer input of this name holds the positions of the new tokens."""
+    return "position" in name
 
 
 def _key(name: str) -> Key:

@@ -86,7 +86,7 @@ def split(step: Step, node: Node) -> None:
     axis = axis_of(node, len(x.dims))
     sizes = split_sizes(node, inputs, x.dims, axis)
     parts = None
-    if axis == len(x.dims) - 1 and _has_own_constants(step, node):
+    if axis == len(x.dims) - 1 and (_has_own_constants(step, node) or _packs_adapters(step, node)):
         parts = scales.split(step, node, x, sizes)
     if parts is not None:
         for i, part in enumerate(parts[: len(node.outputs)]):
@@ -110,6 +110,12 @@ def _has_own_constants(step: Step, node: Node) -> bool:
         )
 
     return all(is_own(name) for name in node.outputs)
+
+
+def _packs_adapters(step: Step, node: Node) -> bool:
+    """Whether the parts are those of several A, packed by an exporter."""
+    producer = step.graph.producers.get(node.input(0))
+    return producer is not None and producer.index in step.adapters
 
 
 def reshape(step: Step, node: Node) -> None:

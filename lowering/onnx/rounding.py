@@ -22,6 +22,10 @@ class Rounding:
         """The group for a matrix of that many columns; 0 is the whole matrix."""
         return self.group if self.group or self.code == "ternary" else columns
 
+    def in_words(self) -> str:
+        """The code and how far a scale reaches."""
+        return f"{self.code} {f'in groups of {self.group}' if self.group else 'with one scale'}"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -69,9 +73,9 @@ class Request:
         ]
 
 
-HEAD_ROUNDING = Rounding("int8", 128)
-"""For a head that was left in floating point in a graph whose other matrices are quantised. A group
-should fill the words of a chip, which have up to 128 lanes; the published group is 128 too."""
+HEAD_ROUNDING = "int8:128"
+"""For a head that was left in floating point in a graph whose other matrices are quantised, where
+no target says (`policy.head_weights`)."""
 
 
 _REQUEST_HINT = (

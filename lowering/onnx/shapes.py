@@ -6,6 +6,8 @@ says something impossible or unknown is refused here, for constants and activati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from intaglio.lowering.onnx.expressions import (
     Dims,
     Expression,
@@ -143,9 +145,15 @@ def slices(node: Node, inputs: Inputs, rank: int) -> list[tuple[int, int, int, i
         raise Refusal("starts or ends are missing")
     axes = axes if axes is not None else list(range(len(starts)))
     steps = steps if steps is not None else [1] * len(starts)
+    _check_lengths(starts, ends, axes, steps)
     if any(not -rank <= a < rank for a in axes):
         raise Refusal("an axis is out of range")
     return [(a % rank, s, e, t) for a, s, e, t in zip(axes, starts, ends, steps, strict=True)]
+
+
+def _check_lengths(*lists: Sequence[object]) -> None:
+    if len({len(one) for one in lists}) > 1:
+        raise Refusal("starts, ends, axes and steps are not equally many")
 
 
 def slices_of(
@@ -171,6 +179,7 @@ def slices_of(
         raise Refusal("starts or ends are missing")
     places = [d.constant for d in axes] if axes else list(range(len(starts)))
     strides = [d.constant for d in steps] if steps else [1] * len(starts)
+    _check_lengths(starts, ends, places, strides)
     result: list[tuple[int, Expression, Expression, int]] = []
     for place, start, end, stride in zip(places, starts, ends, strides, strict=True):
         if place is None or stride is None or stride < 1 or not -len(dims) <= place < len(dims):

@@ -87,6 +87,8 @@ class Step:
     Attributes:
         adapters: indices of nodes whose weights are those of an adapter.
         rounding: how floating-point weights are quantised, if asked for.
+        head_rounding: how a head in floating point is quantised where other matrices are.
+        float_weights_hint: what would help a product whose weights are floating point.
         heads: indices of nodes that give the logits; their weights may be floating point where
             other matrices are small integers.
         has_integers: whether a matrix of small integers was met.
@@ -106,6 +108,8 @@ class Step:
     block: Block
     adapters: set[int]
     rounding: Request | None
+    head_rounding: Rounding
+    float_weights_hint: str
     batch: Expression
     sequence: Expression
     total: Expression
@@ -348,9 +352,13 @@ class Step:
             if declared.symbol == symbol:
                 del self.declared[identity]
                 declared.parameter = change(declared.parameter)
+                changed = (*declared.parameter.identity, declared.adapter)
+                if changed in self.declared:
+                    # Another product has the same matrix with the same scale.
+                    return self.declared[changed].symbol
                 if name and _ANONYMOUS.fullmatch(declared.parameter.names[0]):
                     declared.symbol = self.unique(name)
-                self.declared[(*declared.parameter.identity, declared.adapter)] = declared
+                self.declared[changed] = declared
                 return declared.symbol
         raise CompilerBug(f"@{symbol} is not declared")
 
@@ -361,7 +369,11 @@ class Step:
                 del self.declared[identity]
                 starts = [sum(sizes[:i]) for i in range(len(sizes))]
                 return [
-                    self.declare(declared.node, weights.rows(declared.parameter, first, count))
+                    self.declare(
+                        declared.node,
+                        weights.rows(declared.parameter, first, count),
+                        adapter=declared.adapter,
+                    )
                     for first, count in zip(starts, sizes, strict=True)
                 ]
         raise CompilerBug(f"@{symbol} is not declared")

@@ -46,6 +46,7 @@ FLOAT_WEIGHTS_HINT = (
     "quantise them while importing: --weights int4:32 (or int2:128, ternary), or give a model with "
     "quantised weights"
 )
+"""What helps where no target says which codes there are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,6 +309,15 @@ def matrix(value: Quantised, row_axis: int) -> Parameter:
             raise Refusal(f"the zero point has the element type {points.dtype}, not {codes.dtype}")
         if points.size not in (size, 1, n if group in (0, k) else 1):
             raise Refusal(f"the zero point has {points.size} elements, the scale {size}")
+        found_dims = value.zeros.dims
+        if points.size > 1 and found_dims not in (
+            value.scales.dims,
+            (points.size,),
+            (1, points.size),
+        ):
+            raise Refusal(
+                f"the zero point has shape {list(found_dims)}, the scale {list(value.scales.dims)}"
+            )
         names.append(points.name)
         found = points.array().reshape(-1)
         if (found == found[0]).all():

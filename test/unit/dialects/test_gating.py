@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intaglio.dialects.formula import constant
-from intaglio.dialects.gating import NO_DOMAIN, At, Role, first_unpowered, roles_of
+from intaglio.dialects.gating import (
+    NO_DOMAIN,
+    At,
+    Role,
+    first_unpowered,
+    roles_of,
+    wanted_only,
+)
 from intaglio.dialects.timeline import Block, Issue, simulate
 
 Step = tuple[str, dict[str, int]]
@@ -141,3 +148,16 @@ def test_roles() -> None:
         (0, 1, 0): Role("wake", NO_DOMAIN),
         (0, 0, 1): Role("product", "d0"),
     }
+
+
+def test_domains_that_only_wanted_tokens_need() -> None:
+    """Products count, switches do not."""
+    roles = {
+        (0, 0, 0): Role("product", "layer"),
+        (0, 1, 0): Role("wake", "head"),
+        (1, 0, 0): Role("product", "layer"),
+        (1, 0, 1): Role("product", "head"),
+    }
+    assert wanted_only(roles, [False, True]) == {"head"}
+    assert wanted_only(roles, [True, True]) == {"head", "layer"}
+    assert wanted_only(roles, [False, False]) == set()

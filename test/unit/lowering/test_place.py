@@ -15,6 +15,7 @@ from xdsl.dialects.builtin import IntegerAttr, ModuleOp, i64
 from xdsl.rewriter import InsertPoint, Rewriter
 
 from intaglio.backend.target import load_target
+from intaglio.backend.target_schema import KEYS
 from intaglio.dialects import rom
 from intaglio.dialects.errors import DoesNotFit, UserError
 from intaglio.dialects.fabric import (
@@ -30,6 +31,7 @@ from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
 from intaglio.lowering.legalize import RomLegalize
 from intaglio.lowering.place import CONSTANT_ALIGNMENT, FabricPlace, choose_piece
+from intaglio.lowering.sram import KV_FORMATS
 
 RELAXED = settings(
     max_examples=20,
@@ -432,3 +434,7 @@ def test_falcon_takes_the_papers_macros(from_text: Callable[[str], ModuleOp]) ->
         for tile in range(piece.first_tile, piece.first_tile + piece.tiles)
     }
     assert len(used) == 270
+
+
+def test_formats_of_caches_are_those_of_targets() -> None:
+    assert set(KV_FORMATS) == set(KEYS["formats.kv"].choices)

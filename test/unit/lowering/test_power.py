@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -47,8 +48,10 @@ def scheduled(module: ModuleOp) -> ProgramOp:
     return program
 
 
-def events(program: ProgramOp, machine: Machine, position: int) -> Iterator[Event]:
-    blocks = list(program.blocks)
+def events(
+    program: ProgramOp, machine: Machine, position: int, sampled: bool = True
+) -> Iterator[Event]:
+    blocks = [block for block in program.blocks if sampled or block.sampled is None]
     for span in timeline.simulate([b.timing for b in blocks], machine.issue, [position]):
         block = blocks[span.block]
         op = list(block.instructions)[span.instruction]
@@ -86,12 +89,16 @@ def test_products_find_their_rom_awake(
     domains = {
         t: op.sym_name.data for op in module.ops if isinstance(op, DomainOp) for t in op.names
     }
-    for position in program.positions.get_values():
+    always = {domains.get(e.uses.get("weights", "")) for e in events(program, machine, 0, False)}
+    last = program.positions.get_values()[-1]
+    for position, sampled in ((0, True), (last, True), (0, False), (last, False)):
+        # In a token whose successor is not wanted, a wake for the head alone does nothing.
+        off = {NO_DOMAIN} if sampled else {NO_DOMAIN, *domains.values()} - always
         on: dict[str, int] = {}
         spans: dict[str, list[tuple[int, int]]] = {}
-        found = sorted(events(program, machine, position), key=lambda e: e.finish)
+        found = sorted(events(program, machine, position, sampled), key=lambda e: e.finish)
         for event in found:
-            if event.op.queue.data != "power" or event.uses["domain"] == NO_DOMAIN:
+            if event.op.queue.data != "power" or event.uses["domain"] in off:
                 continue
             domain = event.uses["domain"]
             if event.op.opcode.data == "wake":
@@ -123,10 +130,29 @@ def test_waking_ahead_costs_no_time(
         return max(event.finish for event in events(program, machine, 0))
 
     gated = replace(mini, power_wake=20, power_sleep=2, bank_words=64)
-    # The head's domain is woken as its block begins, here with nothing before the product; the
-    # token ends when the last domain is off.
+    # Only the first layer waits, for what the embedding leaves of the latency; the token ends when
+    # the last domain is off.
     assert last(gated) <= last(mini) + 20 + 2 + 4 * mini.issue
     assert last(replace(gated, power_wake=50_000)) > last(mini) + 4 * 40_000
+
+
+def test_the_last_layer_wakes_the_head(
+    mini: Machine, decoder: object, integers: Callable[..., ModuleOp]
+) -> None:
+    """As a layer would the next one: the head's product waits no longer than a layer's first."""
+    machine = replace(mini, power_wake=100, power_sleep=2, bank_words=64)
+    program = scheduled(integers(replace(decoder, layers=3), machine))  # type: ignore[type-var]
+    *_, layers, head = program.blocks
+    assert head.sampled is not None
+    assert not any(one.opcode.data == "wake" for one in head.instructions)
+    bound = [one.data["next_power"] for one in layers.instances]
+    assert bound == [SymbolRefAttr(name) for name in ("power1", "power2", "power_head")]
+    products = [e for e in events(program, machine, 0) if e.op.queue.data == "matrix"]
+    first = -1 - sum(one.queue.data == "matrix" for one in layers.instructions)
+    gap = products[first].start - products[first - 1].finish
+    waits = products[-1].start - products[-2].finish
+    assert 0 < waits <= gap + machine.power_sleep + machine.issue
+    assert gap < machine.power_wake
 
 
 def test_only_two_layers_are_ever_on(
@@ -152,6 +178,46 @@ def test_retention_is_checked(
     scheduled(integers(decoder, replace(kept, retention_cycles=cycles)))
     with pytest.raises(UserError, match=r"hold keys and values for .* without being read"):
         scheduled(integers(decoder, replace(kept, retention_cycles=cycles - 1)))
+
+
+def test_ways_out_of_retention_help(
+    mini: Machine, decoder: object, integers: Callable[..., ModuleOp]
+) -> None:
+    """Each number that is named does, and the longest context is the longest."""
+    kept = replace(mini, kv_on_die=8, external_bytes=1, external_latency=10)
+
+    def cycles(position: int) -> int:
+        program = scheduled(integers(decoder, kept))
+        return max(event.finish for event in events(program, kept, position))
+
+    def refusal(retention: int, machine: Machine = kept, capacity: int = 40) -> str | None:
+        own = replace(decoder, capacity=capacity)  # type: ignore[type-var]
+        try:
+            scheduled(integers(own, replace(machine, retention_cycles=retention)))
+        except UserError as error:
+            return str(error)
+        return None
+
+    between = cycles(20)
+    text = refusal(between)
+    assert text is not None and "ms at position 39; the on-die" in text
+    context, clock, microseconds = (
+        int(re.findall(pattern, text)[0])
+        for pattern in (r"--context (\d+)", r"frequency_hz=(\d+)", r"retention_us=(\d+)")
+    )
+    assert 21 <= context < 40
+    assert refusal(between, capacity=context) is None
+    assert refusal(between, capacity=context + 1) is not None
+    # The time is what it was: with a faster clock it is more cycles.
+    assert refusal(between * clock // kept.clock_hz) is None
+    assert refusal(microseconds * kept.clock_hz // 1_000_000) is None
+
+    too_slow = cycles(0) - 1
+    text = refusal(too_slow)
+    assert text is not None and "--context" not in text and "at position 0;" in text
+    assert "clock.frequency_hz=" in text and "external.retention_us=" in text
+    text = refusal(too_slow, capacity=1)
+    assert text is not None and "--context" not in text
 
 
 def test_tokens_outside_take_longer(

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from intaglio.backend.compile import compile_model
-from intaglio.backend.program import Program, load_program
+from intaglio.backend.program import load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects.errors import DoesNotFit
 from intaglio.runtime.adapter_budget import (
+    ON_DIE,
     Demand,
     adapter_bytes,
     budget,
@@ -24,6 +25,7 @@ from intaglio.runtime.adapter_budget import (
     tables,
     used_bytes,
 )
+from intaglio.runtime.external_traffic import traffic
 from intaglio.runtime.inspect import inspect_json
 from intaglio.runtime.inspect_tables import size_text
 from intaglio.runtime.inspect_text import inspect_text
@@ -116,20 +118,55 @@ def test_combinations_that_fit_are_named(
 
 
 def test_tokens_on_the_die_that_fit_are_named(model: Callable[[str], Path], tmp_path: Path):
-    """There the context is no matter of the SRAM."""
+    """Either fewer of them, or a shorter context, whose scales are on the die too."""
 
-    def made(on_die: int) -> None:
+    def made(on_die: int, context: int = 64) -> None:
         settings = ("h_unit.sram_bytes=2048", f"external.kv_on_die_tokens={on_die}")
-        options = Options("bitrom-mini", settings, context=64, emit="fabric")
+        options = Options("bitrom-mini", settings, context=context, emit="fabric")
         compile_model(model("ternary"), tmp_path / "out", options)
 
     with pytest.raises(DoesNotFit) as caught:
         made(64)
-    (named,) = re.findall(r"external.kv_on_die_tokens=(\d+) would fit", str(caught.value))
-    assert "fewer tokens on the die" in str(caught.value) and "--context" not in str(caught.value)
-    made(int(named))
+    (tokens,) = map(int, re.findall(r"kv_on_die_tokens=(\d+) would fit", str(caught.value)))
+    (context,) = map(int, re.findall(r"--context (\d+) would fit", str(caught.value)))
+    made(tokens)
+    made(64, context)
     with pytest.raises(DoesNotFit):
-        made(int(named) + 4)
+        made(tokens + 4)
+    with pytest.raises(DoesNotFit):
+        made(64, context + 1)
+
+
+def test_scales_of_tokens_outside_are_counted(model: Callable[[str], Path], tmp_path: Path):
+    """They alone may be too much; then fewer tokens on the die are no way out."""
+
+    def made(context: int) -> None:
+        settings = ("h_unit.sram_bytes=1024", "external.kv_on_die_tokens=8")
+        options = Options("bitrom-mini", settings, context=context, emit="fabric")
+        compile_model(model("ternary"), tmp_path / "out", options)
+
+    with pytest.raises(DoesNotFit) as caught:
+        made(128)
+    text = str(caught.value)
+    assert "KV cache: first 8 tokens, scales of all 128" in text and "kv_on_die" not in text
+    (context,) = map(int, re.findall(r"--context (\d+) would fit", text))
+    made(context)
+    with pytest.raises(DoesNotFit):
+        made(context + 1)
+
+
+@pytest.mark.parametrize(
+    ("kv", "named"),
+    [("int16", ["int8", "fp8"]), ("int8", ["fp8"]), ("fp8", [])],
+)
+def test_only_smaller_formats_are_named(
+    kv: str, named: list[str], model: Callable[[str], Path], tmp_path: Path
+):
+    options = Options("roma-mini", ("h_unit.sram_bytes=64", f"kv={kv}"), context=128, emit="fabric")
+    with pytest.raises(DoesNotFit) as caught:
+        compile_model(model("llama"), tmp_path / "out", options)
+    assert re.findall(r"--set kv=(\w+)", str(caught.value)) == named
+    assert "a larger target" in str(caught.value)
 
 
 def test_without_slots_the_matrices_are_taken(compiled: Callable[[str], Path]):
@@ -180,24 +217,46 @@ def test_bytes_read_outside():
 
 
 def test_external_table(slotted: Path):
-    """The context is no matter of the SRAM there, the tokens on the die are."""
+    """The trade is between tokens on the die and adapters; scales are those of the context."""
     program = load_program(slotted)
-    small = replace(program.machine, kv_on_die=16, sram_bytes=used_bytes_of(program) + 2 * 288)
-    trade = budget(replace(program, machine=small))
+    demand, units = demand_of(program), program.machine.h_units
+    assert (demand.code_bytes, demand.scale_bytes, demand.context) == (128, 32, 64)
+    used = used_bytes(program.machine, demand, 4)
+    small = replace(
+        program.machine,
+        kv_on_die=2 * units,
+        external_bytes=8,
+        sram_bytes=used + 64 // units * demand.scale_bytes + 3 * demand.code_bytes,
+    )
+    chip = replace(program, machine=small)
+    trade = budget(chip)
     external = trade["external"]
-    assert external["tokens_on_die"] == 16 and external["tokens"] == [64]
-    assert external["room_on_die"] == context_that_fits(small, demand_of(program), 4)
-    assert [row["on_die"] for row in external["rows"]] == [8, 16, 32, 64, 128]
-    assert external["rows"][1]["saving"]["64"] == external_saving(16, 64)
-    fits = [row["fits"] for row in external["rows"]]
-    assert fits == [row["on_die"] <= external["room_on_die"] for row in external["rows"]]
-    notes = [note for _, _, _, note in tables(trade, size_text)]
-    assert len(notes) == 2 and "external KV reads saved" in notes[1]
-    assert len(list(tables(budget(program), size_text))) == 1
-
-
-def used_bytes_of(program: Program) -> int:
-    return used_bytes(program.machine, demand_of(program), 4)
+    assert external["tokens_on_die"] == 2 * units and external["tokens"] == [64]
+    assert external["room_on_die"] == context_that_fits(small, demand, 4) == 3 * units
+    on_die = [row["on_die"] for row in external["rows"]]
+    assert on_die == sorted({*(n for n in ON_DIE if n <= 64 and n % units == 0), 2 * units})
+    for row in external["rows"]:
+        assert row["fits"] == (row["on_die"] <= external["room_on_die"])
+        bytes_ = row["on_die"] * demand.code_bytes + 64 * demand.scale_bytes
+        assert row["kv_bytes"] == bytes_
+        read = traffic(chip, range(64), row["on_die"]).read.sum()
+        assert row["read_bytes"]["64"] == read >= row["ideal_read_bytes"]["64"]
+        ideal = external_reads(row["on_die"], 64) * demand.code_bytes
+        assert row["ideal_read_bytes"]["64"] == ideal
+        assert row["ideal_saving"]["64"] == external_saving(row["on_die"], 64)
+    (own,) = (row for row in trade["ranks"] if row["rank"] == 4)
+    assert max(trade["contexts"]) <= 64
+    for tokens, use in own["use"].items():
+        assert (use <= 1) == (int(tokens) <= own["context"] == 3 * units)
+    titles = [title for title, *_ in tables(trade, size_text)]
+    assert titles == [
+        "Adapter rank against tokens on the die",
+        "Tokens on the die",
+        "Tokens on the die, if each token were fetched alone",
+    ]
+    assert [title for title, *_ in tables(budget(program), size_text)] == [
+        "Adapter rank against context"
+    ]
 
 
 def test_text_marks_the_point(slotted: Path):

@@ -148,6 +148,10 @@ def error_of(path: Path) -> str:
 def test_missing_and_unknown_files(tmp_path: Path):
     assert "there is no such adapter" in error_of(tmp_path / "none")
     assert "holds no adapter_config.json" in error_of(tmp_path)
+    # PEFT writes an adapter that is called "style" to a folder of this name.
+    (tmp_path / "peft" / "style").mkdir(parents=True)
+    (tmp_path / "peft" / "style" / "adapter_config.json").write_text("{}")
+    assert f"give {tmp_path / 'peft' / 'style'}" in error_of(tmp_path / "peft")
     (tmp_path / "x.gguf").write_bytes(b"1")
     assert "is no adapter of a known form" in error_of(tmp_path / "x.gguf")
 
@@ -209,6 +213,9 @@ def test_ranks_disagree(write_peft):
 def test_target_without_matrices(write_peft):
     folder = write_peft(pair(), target_modules=["q_proj", "v_proj"])
     assert "the target module 'v_proj' has no matrices" in error_of(folder)
+    for excluded in (["v_proj"], ["layers.0.self_attn.v_proj"], r".*\.v_proj"):
+        folder = write_peft(pair(), target_modules=["q_proj", "v_proj"], exclude_modules=excluded)
+        assert len(read_adapter(folder).pairs) == 1
 
 
 @pytest.mark.parametrize(
@@ -264,6 +271,8 @@ def test_damaged_configuration(write_peft, content: str):
         ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", "tokens of"),
         ("base_model.model.lm_head.modules_to_save.weight", "it replaces whole modules"),
         ("base_model.model.model.embed_tokens.lora_embedding_A", "the embedding table"),
+        ("base_model.model.model.embed_tokens.weight", "it is the embedding table"),
+        ("base_model.model.lm_head.weight", "it is the head"),
         (f"{PREFIX}.bias", "it trains biases"),
         (f"{PREFIX}.lora_B.bias", "it trains biases"),
         ("base_model.model.model.norm.weight", "is neither lora_A nor lora_B of a module"),

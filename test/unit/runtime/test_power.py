@@ -150,7 +150,7 @@ def test_ungated_is_the_chip_without_switches(
         gated_power = one["rom"]["gated"]
         assert one["rom"]["ungated"] == two["rom"]["ungated"]
         assert two["rom"]["gated"] is None and two["rom"]["ungated"]["cycles"] == two["cycles"]
-        assert gated_power["added_cycles"] == one["cycles"] - two["cycles"] > 0
+        assert gated_power["added_cycles"] == one["cycles"] - two["cycles"]
         assert (gated_power["millijoules"] < two["rom"]["ungated"]["millijoules"]) == saves
     added = content["power"]["positions"][0]["rom"]["gated"]["added_cycles"]
     assert any(f"gating costs {added:,} cycles" in line for line in summary_lines(content))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,13 @@ from intaglio.backend.program import Program, load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects.codes import SLOT_BITS, AdapterMatrix
 from intaglio.dialects.errors import UserError
+from intaglio.runtime.external_traffic import traffic
 from intaglio.runtime.rtl import RTLChip, compare_token
 from intaglio.runtime.simulator import Simulator
 
 RANK = 5
+CYCLE = 10
+"""Time of a waveform that a cycle takes."""
 
 
 def adapter(program: Program) -> AdapterImage:
@@ -40,6 +44,34 @@ def adapter(program: Program) -> AdapterImage:
             a, b = matrix(code, rank, site.columns), matrix(code, site.rows, rank)
             sites[name] = SiteImage(rank, a, b)
     return AdapterImage("random", "", sites)
+
+
+def cycles_high(waveform: Path) -> Counter[str]:
+    """For each register of the attention unit of one bit, the cycles of a waveform in which it is
+    set."""
+    scope, time = list[str](), 0
+    names, since = dict[str, str](), dict[str, int]()
+    high = Counter[str]()
+    for line in waveform.read_text().splitlines():
+        match line.split():
+            case ["$scope", _, name, *_]:
+                scope.append(name)
+            case ["$upscope", *_]:
+                scope.pop()
+            case ["$var", _, "1", code, name, *_] if scope[-1] == "attention":
+                names[code] = name
+            case [word] if word.startswith("#"):
+                time = int(word[1:])
+            case [word] if word[0] in "01" and word[1:] in names:
+                name = names[word[1:]]
+                if (start := since.pop(name, None)) is not None:
+                    high[name] += (time - start) // CYCLE
+                if word[0] == "1":
+                    since[name] = time
+            case _:
+                pass
+    assert not {"fetched", "external_enable"} & since.keys()
+    return high
 
 
 @pytest.mark.parametrize(
@@ -72,12 +104,22 @@ def test_chip_with_adapters(
     assert simulator.load_adapter(image) == chip.load_adapter(image) > len(program.sites)
     seen, token = list[int](), 3
     for position in range(tokens):
+        if position == tokens - 1:
+            chip.model.trace(tmp_path / "last.vcd", chip.model.cycle)
         result = compare_token(simulator, chip, token, position)
         assert result.equal, str(result.difference)
         assert result.token is not None
         token = result.token
         seen.append(chip.period(position, True))
-    inside = program.machine.kv_on_die
+    chip.model.trace_end()
+    machine = program.machine
+    inside = machine.kv_on_die
+    if inside:
+        found = traffic(program, tokens - 1)
+        high = cycles_high(tmp_path / "last.vcd")
+        assert high["fetched"] * machine.external_bytes == found.read[0]
+        row = min(machine.external_bytes, machine.kv_port_bytes)
+        assert high["external_enable"] * row == found.written[0]
     assert ("power" in chip.layout.queues) == (target == "tom-mini") == bool(program.domains)
     assert ("external_kv/memory" in chip.model.memories) == (target == "bitrom-mini")
     if tokens > inside > 0:
@@ -122,6 +164,43 @@ def test_wrong_power_schedule_gives_wrong_tokens(
     chip.close()
 
 
+def test_domains_are_on_when_the_program_says(model: Callable[[str], Path], tmp_path: Path) -> None:
+    """In every cycle; the head's only in tokens whose successor is wanted."""
+    options = Options("tom-mini", context=16, emit="program")
+    out = compile_model(model("ternary"), tmp_path / "out", options).folder
+    program = load_program(out)
+    chip = RTLChip(program, out, cache=False, opt=0)
+    simulator = Simulator(program, out)
+    for position, wanted in enumerate((False, True, False)):
+        period = chip.period(position, wanted)
+        expected = {name: np.zeros(period, bool) for name in program.domains}
+        woken: dict[str, int] = {}
+        for step in chip.schedule(position, wanted):
+            event, one = step.event, step.instruction
+            if event.queue != "power":
+                continue
+            name = program.blocks[step.block].instances[step.instance][one.uses["domain"]]
+            if one.opcode == "wake":
+                woken[name] = event.finish
+            else:
+                expected[name][woken.pop(name) : event.finish] = True
+        assert list(woken) == ([] if wanted else ["power_head"])
+        assert expected["power_head"].any() == wanted
+        chip.accept(5, position, wanted)
+        for cycle in range(1, period):
+            chip.advance(cycle)
+            bits = {name: bool(cycles[cycle]) for name, cycles in expected.items()}
+            value = chip.model.get("power")
+            assert {n: bool(value >> i & 1) for i, n in enumerate(program.domains)} == bits
+        chip.advance(period + 3)
+        assert not chip.model.get("power")
+    chip.reset()
+    for position, wanted in enumerate((False, False, True)):
+        result = compare_token(simulator, chip, 5, position, wanted)
+        assert result.equal, str(result.difference)
+    chip.close()
+
+
 def test_program_that_wakes_nothing_in_time_is_refused(
     model: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -132,7 +211,7 @@ def test_program_that_wakes_nothing_in_time_is_refused(
     content = json.loads(path.read_text())
     (head,) = (block for block in content["blocks"] if block["sampled"])
     product = next(one for one in head["instructions"] if one["queue"] == "matrix")
-    assert product["waits"].pop("power")
+    del product["waits"]["power"]
     path.write_text(json.dumps(content))
     with pytest.raises(
         UserError, match=r"may find power domain .* off: it does not wait"

@@ -26,8 +26,12 @@ fabric.constant @g at 64
 fabric.reserve @k at 0 size 640
 fabric.reserve @a at 640 size 80
 fabric.reserve @s at 720 size 66 {unit = 4 : i64}
+fabric.domain @power0 [@w, @emb]
+fabric.domain @power1 []
 // CHECK-NEXT: fabric.engrave @emb in [#fabric.piece<rows 0 to 256, tiles 0 to 8, split 4, at 1000000, 7>] extra
 // CHECK-NEXT: fabric.constant @g at 64
 // CHECK-NEXT: fabric.reserve @k at 0 size 640
 // CHECK-NEXT: fabric.reserve @a at 640 size 80
 // CHECK-NEXT: fabric.reserve @s at 720 size 66 {unit = 4 : i64}
+// CHECK-NEXT: fabric.domain @power0 [@w, @emb]
+// CHECK-NEXT: fabric.domain @power1 []

@@ -421,6 +421,7 @@ def test_attention(case: Case) -> None:
         ({"broadcast": 1}, "broadcast"),
         ({"attention_pipeline": 1}, "attention_pipeline"),
         ({"h_units": 6}, "power of two"),
+        ({"multiplier_bits": 16}, r"h_unit\.multiplier_bits is 16; the hardware multiplies bytes"),
         ({"results_per_cycle": 32}, "results_per_cycle"),
         ({"kv_port_bytes": 32}, "kv_port_bytes"),
         ({"kv": "int4"}, "int4"),

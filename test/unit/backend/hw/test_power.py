@@ -34,7 +34,7 @@ def instruction(opcode: str, machine: Machine) -> Instruction:
 def test_bits_follow_the_instructions(wake: int, sleep: int) -> None:
     chip = machine(wake, sleep)
     design = Design()
-    build_power(design, chip, DOMAINS)
+    build_power(design, chip, DOMAINS, {"head"})
     model = ArcModel(design.text(), "power_controller", opt=0)
     rng = np.random.default_rng(wake)
     for _ in range(2):
@@ -50,10 +50,13 @@ def test_bits_follow_the_instructions(wake: int, sleep: int) -> None:
             fields = encode(DOMAINS, one, {"slot": name})
             for field, value in fields.items():
                 model.set(field, value)
+            wanted = int(rng.integers(0, 2))
+            model.set("wanted", wanted)
             cycles = int(one.issue.duration())
             before = sum(bit << i for i, bit in enumerate(on))
             if name != NO_DOMAIN:
-                on[DOMAINS.index(name)] = int(opcode == "wake")
+                stays_off = name == "head" and not wanted
+                on[DOMAINS.index(name)] = int(opcode == "wake" and not stays_off)
             after = sum(bit << i for i, bit in enumerate(on))
             idle = int(rng.integers(0, 3))
             trace = model.run(cycles + idle, {"start": [1, *[0] * (cycles + idle - 1)]})
@@ -65,6 +68,6 @@ def test_bits_follow_the_instructions(wake: int, sleep: int) -> None:
 
 def test_refusals() -> None:
     with pytest.raises(UserError, match="power_sleep"):
-        build_power(Design(), machine(3, 0), DOMAINS)
+        build_power(Design(), machine(3, 0), DOMAINS, set())
     with pytest.raises(CompilerBug, match="matvec"):
         encode(DOMAINS, instruction("matvec", machine(1, 1)), {"slot": "head"})

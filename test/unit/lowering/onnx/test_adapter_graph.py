@@ -155,6 +155,38 @@ def test_parts_of_a_packed_product(tmp_path: Path, x: np.ndarray):
     np.testing.assert_allclose(result, np.maximum(base, 0), rtol=1e-4, atol=1e-4)
 
 
+def test_parts_that_have_scales_of_their_own(tmp_path: Path, x: np.ndarray):
+    """The matrix was cut into its parts (scales.py): a site is the whole of one."""
+    model = save(
+        tmp_path,
+        [
+            helper.make_node("MatMul", ["x", "w"], ["m"], name="n"),
+            helper.make_node("Split", ["m", "sizes"], ["p", "q"], name="s", axis=-1),
+            helper.make_node("Mul", ["p", "two"], ["u"], name="scale_p"),
+            helper.make_node("Mul", ["q", "three"], ["v"], name="scale_q"),
+            helper.make_node("Concat", ["v", "u"], ["y"], name="c", axis=-1),
+        ],
+        {
+            "w": weights(K, N),
+            "sizes": np.array([10, 14], np.int64),
+            "two": np.array(2, np.float32),
+            "three": np.array(3, np.float32),
+        },
+    )
+    sites = [
+        GraphSite("layers.0.q_proj", 0, 10, K, 10, ["n", "s", "scale_p"]),
+        GraphSite("layers.0.v_proj", 0, 14, K, 14, ["n", "s", "scale_q"]),
+    ]
+    path = write_adapter_graph(model, sites, tmp_path / "adapters.onnx")
+    base = run(model, x, {})
+    np.testing.assert_array_equal(run(path, x, {}), base)
+    (qa, qb), (va, vb) = adapter(10), adapter(14, rank=2, seed=2)
+    base[..., :14] += x @ va.T @ vb.T
+    base[..., 14:] += x @ qa.T @ qb.T
+    result = run(path, x, {"layers.0.q_proj": (qa, qb), "layers.0.v_proj": (va, vb)})
+    np.testing.assert_allclose(result, base, rtol=1e-4, atol=1e-4)
+
+
 def test_half_precision(tmp_path: Path, x: np.ndarray):
     model = save(
         tmp_path,

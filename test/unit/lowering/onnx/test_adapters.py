@@ -89,6 +89,21 @@ def test_beside_weights_that_the_graph_makes_ternary(decoder, agrees):
     assert len(adapters(agrees(d, tolerance=0.3))) == 2
 
 
+def test_several_a_in_one_matrix(decoder, agrees):
+    """transformers' fusions for onnxruntime pack matrices that read one activation."""
+    d = decoder
+    inner = op(d, "MatMul", "x", d.floats("a", d.width, 2 * RANK))
+    d.node("Split", [inner], ["p", "q"], axis=-1, num_outputs=2)
+    sums = []
+    for name in ("p", "q"):
+        w = d.constant(f"w{name}", d.rng.integers(-1, 2, (d.width, 24)).astype(np.float32))
+        branch = op(d, "Mul", op(d, "MatMul", name, d.floats(f"b{name}", RANK, 24)), number(d, 2))
+        sums.append(op(d, "Add", op(d, "MatMul", "x", w), branch))
+    d.node("Add", sums, ["y"])
+    found = adapters(agrees(d, tolerance=0.3))
+    assert sorted(tuple(o.type.dims) for o in found) == sorted(2 * [(RANK, d.width), (24, RANK)])
+
+
 @pytest.mark.parametrize("form", ["another input", "inner value read elsewhere"])
 def test_other_pairs_of_products_are_none(decoder, form):
     from intaglio.dialects.errors import UserErrors

@@ -351,6 +351,21 @@ def test_a_shared_matrix_keeps_its_scale(decoder, agrees):
     assert len([o for o in model.module.ops if isinstance(o, rom.ParameterOp)]) == 2
 
 
+def test_products_that_share_a_matrix_and_its_scale(decoder, agrees):
+    d = decoder
+    w = ternary(d, n=16)
+    scalar(d, "s", SCALE)
+    before = "x"
+    for name in ("y0", "y1"):
+        d.node("MatMul", [before, w], [f"{name}_product"])
+        d.node("Mul", [f"{name}_product", "s"], [name])
+        before = name
+    d.node("Relu", ["y1"], ["y"])
+    model = agrees(d)
+    assert len({op.weights.root_reference.data for op in linears(model.module)}) == 1
+    assert not any(isinstance(o, rom.ScaleOp) for o in model.module.walk())
+
+
 def test_a_product_that_is_used_twice_keeps_its_scale(decoder, agrees):
     decoder.node("MatMul", ["x", ternary(decoder)], ["a"])
     decoder.node("Mul", ["a", scalar(decoder, "s", 3.0)], ["b"])

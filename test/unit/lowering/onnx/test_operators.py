@@ -48,11 +48,14 @@ def test_table_is_complete_and_says_what_it_does():
         ("Gelu", "", {"approximate": "tanh"}, "gelu_tanh"),
         ("Gelu", "com.microsoft", {}, "gelu_erf"),
         ("FastGelu", "com.microsoft", {}, "gelu_tanh"),
+        ("Swish", "", {}, "silu"),
+        ("Swish", "", {"alpha": 1.702}, "quick_gelu"),
         ("QuickGelu", "com.microsoft", {}, "quick_gelu"),
         ("QuickGelu", "com.microsoft", {"alpha": 1.0}, "silu"),
     ],
 )
 def test_activation(decoder, agrees, op_type, domain, attributes, kind):
+    decoder.opset = 24 if op_type == "Swish" else decoder.opset
     decoder.node(op_type, ["x"], ["y"], domain=domain, **attributes)
     model = agrees(decoder)
     (op,) = (op for op in model.module.walk() if isinstance(op, rom.ActivateOp))
@@ -244,6 +247,19 @@ def test_names_that_torch_gives_by_default(wide, agrees):
     wide.node("MatMul", ["attended", wide.floats("head", 32, 11)], ["linear_14"])
     model = agrees(wide, "linear_14", tolerance=0.05)
     assert any("the head's floating-point weights" in warning for warning in model.warnings)
+
+
+def test_caches_that_pass_through_identities(wide, agrees):
+    wide.lengths()
+    wide.past(0, 1, 16)
+    for kind in ("key", "value"):
+        wide.node("Identity", [f"past_key_values.0.{kind}"], [f"past_{kind}"])
+    inputs = ["x", "", "", "past_key", "past_value", "seqlens_k", "total"]
+    outputs = ["y", "new_key", "new_value"]
+    wide.ms("GroupQueryAttention", inputs, outputs, num_heads=2, kv_num_heads=1)
+    for kind in ("key", "value"):
+        wide.node("Identity", [f"new_{kind}"], [f"present.0.{kind}"])
+    agrees(wide)
 
 
 def test_expanded_biases(decoder, agrees):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from intaglio.lowering.onnx.pairs import presents_of
+from intaglio.lowering.onnx.pairs import is_mask, is_position, presents_of
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,9 @@ def test_a_past_without_a_present():
     assert presents_of(["past.0.key", "past.1.key"], ["present.1.key"]) == {
         "past.1.key": "present.1.key"
     }
+
+
+def test_masks_and_positions_by_name():
+    assert is_mask("attention_mask") and is_mask("input.attention_mask") and is_mask("mask")
+    assert not is_mask("masked_lm_labels")
+    assert is_position("position_ids") and is_position("cache_position")

@@ -54,6 +54,47 @@ def test_single_input_operators(decoder, op_type, attributes, words):
     assert any(re.search(words, error) for error in errors(decoder))
 
 
+def test_operators_that_something_else_helps_with(decoder):
+    decoder.constant("scale", np.array(0.1, np.float32))
+    decoder.node("QuantizeLinear", ["x", "scale"], ["y"])
+    (error,) = errors(decoder)
+    assert "QuantizeLinear is not supported" in error and "quantise the weights alone" in error
+
+
+def test_lists_of_a_slice_that_are_not_equally_many(decoder):
+    for name, values in (("start", [0]), ("end", [8, 8]), ("axis", [-1])):
+        decoder.constant(name, np.array(values, np.int64))
+    decoder.node("Slice", ["x", "start", "end", "axis"], ["y"])
+    assert "not equally many" in errors(decoder)[0]
+
+
+@pytest.mark.parametrize(("op_type", "inputs"), [("Div", 3), ("Sqrt", 2), ("Where", 4)])
+def test_too_many_inputs(decoder, op_type, inputs):
+    decoder.constant("c", np.ones(1, np.float32))
+    decoder.node(op_type, ["c"] * inputs, ["y"])
+    assert f"it has {inputs} inputs" in errors(decoder)[0]
+
+
+def test_zero_points_in_another_order_than_the_scales(decoder):
+    decoder.constant("codes", np.zeros((16, 8), np.int8))
+    decoder.constant("scales", np.ones((2, 8), np.float32))
+    decoder.constant("points", np.arange(16, dtype=np.int8).reshape(8, 2))
+    inputs = ["codes", "scales", "points"]
+    decoder.node("DequantizeLinear", inputs, ["w"], axis=0, block_size=8)
+    decoder.node("MatMul", ["x", "w"], ["y"])
+    assert "the zero point has shape [8, 2], the scale [2, 8]" in errors(decoder)[0]
+
+
+def test_caches_of_a_fixed_length(decoder):
+    decoder.lengths()
+    decoder.past(0, 2, 8)
+    decoder.inputs[-2:] = [(n, t, ["batch", 2, 255, 8]) for n, t, _ in decoder.inputs[-2:]]
+    attention(decoder)
+    found = errors(decoder)
+    assert len(found) == 2 and all("fixed shape" in error for error in found)
+    assert "a dynamic axis" in found[-1]
+
+
 def test_unknown_attribute(decoder):
     decoder.node("Relu", ["x"], ["y"], slope=2.0)
     assert "attribute 'slope'" in errors(decoder)[0]
