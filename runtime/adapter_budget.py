@@ -173,12 +173,13 @@ def budget(program: Program) -> dict[str, Any]:
     `sram_bytes`, `kv_bytes_per_token` (codes and scales), `ranks` (each with `rank`,
     `adapter_bytes` of all residents, `context`, the largest that fits, and `use`, the part of the
     SRAM that each of `contexts` takes in all).
-    Where the KV cache continues in external memory, `context` and `contexts` are tokens on the
-    die, and `external` has these against the traffic outside, else None: `tokens_on_die`, `room_on_die`, `block_tokens` (that are fetched together),
-    `code_bytes_per_token`, `tokens` (of generations), and `rows` with `on_die`, `kv_bytes` on the
-    die, `fits`, and for each of `tokens` `read_bytes` of the program and the part `saving` of what
-    it would read with no token on the die; `ideal_saving` and `ideal_read_bytes` are the same where
-    each token is fetched alone, the papers' formula.
+    Where the KV cache continues in external memory, `context` and `contexts` are tokens on the die,
+    and `external` has these against the traffic outside, else None: `tokens_on_die`, `room_on_die`,
+    `block_tokens` (that are fetched together), `code_bytes_per_token`, `tokens` (of generations),
+    and `rows` with `on_die`, `kv_bytes` on the die, `fits`, and for each of `tokens` `read_bytes`
+    of the program and the part `saving` of what it would read with no token on the die;
+    `ideal_saving` and `ideal_read_bytes` are the same where each token is fetched alone, the
+    papers' formula.
     """
     machine, demand = program.machine, demand_of(program)
     rank = max((site.rank for site in program.sites.values()), default=0)
