@@ -29,11 +29,10 @@ from intaglio.backend.adapter_image import (
     read_image,
     write_image,
 )
-from intaglio.backend.output import ADAPTERS, MANIFEST
+from intaglio.backend.output import ADAPTER_FLOATS, ADAPTERS, MANIFEST
 from intaglio.backend.program import Program, Site
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.adapter_files import (
-    STORED_FLOATS,
     AdapterFile,
     Pair,
     read_adapter,
@@ -235,7 +234,7 @@ class Adapters:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             write_image(image, partial, notes)
-            write_floats(matched, partial / STORED_FLOATS)
+            write_floats(matched, partial / ADAPTER_FLOATS)
             partial.rename(self._folder / name)
         except OSError as error:
             raise UserError(
@@ -308,7 +307,7 @@ class Adapters:
         Raises:
             UserError: there is none of this name.
         """
-        return self._existing(name) / STORED_FLOATS
+        return self._existing(name) / ADAPTER_FLOATS
 
     def _existing(self, name: str) -> Path:
         if name not in self:

@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from intaglio.backend import circt
 from intaglio.backend.adapter_image import AdapterImage
-from intaglio.backend.emit_hardware import IR, VERILOG, emit_hardware, hardware_text, source_files
+from intaglio.backend.emit_hardware import emit_hardware, hardware_text, source_files
+from intaglio.backend.hardware_files import IR, VERILOG
 from intaglio.backend.hw.chip import TOP
 from intaglio.backend.hw.kv import read_cache, word_bytes
 from intaglio.backend.hw.layout import layout_of, rom_words
