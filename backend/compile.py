@@ -292,7 +292,9 @@ def _slots(options: Options) -> dict[str, Any] | None:
     """What `--adapter-slots` asked for; no modules leave the sites to the target."""
     if not options.adapter_rank:
         return None
-    return {"rank": options.adapter_rank, "modules": list(options.adapter_modules)}
+    slots = {"rank": options.adapter_rank, "modules": list(options.adapter_modules)}
+    residents = options.resident_adapters
+    return slots | ({"residents": residents} if residents != 1 else {})
 
 
 def _manifest(

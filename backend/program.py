@@ -159,6 +159,8 @@ class Program:
     domains: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Tensors of each power domain; what is in none is always on."""
     sites: Mapping[str, Site] = field(default_factory=dict)
+    residents: int = 1
+    """Adapters that the slots hold at once."""
 
     @property
     def capacity(self) -> int:
@@ -272,6 +274,7 @@ def program_of(content: Mapping[str, Any]) -> Program:
         token=content["token"],
         domains=content["domains"],
         sites={name: Site(name, **site) for name, site in content["sites"].items()},
+        residents=content.get("residents", 1),
     )
 
 

@@ -23,6 +23,7 @@ from intaglio.dialects import rom
 from intaglio.dialects.fabric import DomainOp, EngraveOp, ReserveOp, machine_of, places
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
 from intaglio.lowering.mapping import piece_content
+from intaglio.lowering.sram import residents_of
 
 SCHEMA = 1
 
@@ -49,6 +50,7 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
     }
     buffers = {buffer.sym_name.data: _buffer(buffer) for buffer in program.buffers}
     logits = program.logits.root_reference.data
+    residents = residents_of(module)
     return {
         "schema": SCHEMA,
         "machine": machine_of(module).to_dict(),
@@ -67,6 +69,7 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
         "sites": {
             op.site.data: _site(op, module) for op in module.ops if isinstance(op, rom.SiteOp)
         },
+        **({"residents": residents} if residents != 1 else {}),
         "domains": {
             op.sym_name.data: list(op.names) for op in module.ops if isinstance(op, DomainOp)
         },

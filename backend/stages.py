@@ -29,6 +29,7 @@ class Options:
             mix that the target states.
         adapter_rank: largest rank of the adapter slots; 0 reserves none.
         adapter_modules: roles of the matrices that get slots; none leaves it to the target.
+        resident_adapters: how many adapters the slots hold at once, of which one is active.
         mapping: a mapping file to follow.
         emit: the last stage; None leaves it to the target, and warns where it has no hardware.
         allow_links: whether external data may be links inside a model hub's cache.
@@ -40,6 +41,7 @@ class Options:
     weights: str | None = None
     adapter_rank: int = 0
     adapter_modules: tuple[str, ...] = ()
+    resident_adapters: int = 1
     mapping: str | None = None
     emit: str | None = "program"
     allow_links: bool = False
@@ -56,7 +58,7 @@ def passes(options: Options) -> Iterator[tuple[str, tuple[ModulePass, ...]]]:
     from intaglio.lowering.schedule import ProgramSchedule
 
     slots = (
-        (RomAdapterSlots(options.adapter_rank, options.adapter_modules),)
+        (RomAdapterSlots(options.adapter_rank, options.adapter_modules, options.resident_adapters),)
         if options.adapter_rank
         else ()
     )

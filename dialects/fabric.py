@@ -365,7 +365,8 @@ class ReserveOp(IRDLOperation):
     `address + ((t div h_units) * heads + h) * (bytes of a vector)`. So do rows of an adapter's
     matrix: row n lies on unit n mod h_units, at `address + (n div h_units) * (bytes of a row)`. A
     matrix of fewer rows than there are units may begin at another `unit`: row n lies on
-    `unit + n`; it takes the SRAM of these units only.
+    `unit + n`; it takes the SRAM of these units only. A slot of a site with `residents` is there as
+    often, one matrix behind the other.
 
     Example:
     ```

@@ -720,6 +720,8 @@ class _VerifiesSite(SymbolUserOpInterface):
         name = op.site.data
         if not a.is_slot or not b.is_slot:
             raise VerifyException(f"the adapter of site {name} is no slot: it has groups")
+        if op.copies < 1:
+            raise VerifyException(f"site {name} has {op.copies} resident adapters, needs one")
         first, last = op.first_row.value.data, op.last_row.value.data
         if not 0 <= first < last <= matrix.dims[0]:
             raise VerifyException(
@@ -739,7 +741,8 @@ class SiteOp(IRDLOperation):
 
     Named `layers.<number>.<role>`. With an adapter of rank r there, the first r rows of A and
     columns of B count; r, and the exponents of the two matrices, are registers of the chip. A rank
-    of 0 is no adapter: B (A x) is 0 exactly.
+    of 0 is no adapter: B (A x) is 0 exactly. Where several adapters are resident the slots have
+    room for `residents` of them, one after the other, of which one is active.
 
     Example:
     ```
@@ -755,6 +758,8 @@ class SiteOp(IRDLOperation):
     """One after the last."""
     a = prop_def(BaseAttr(SymbolRefAttr))
     b = prop_def(BaseAttr(SymbolRefAttr))
+    residents = opt_prop_def(IntegerAttr[I64])
+    """Adapters that the slots hold at once (1 where it is not said)."""
     onnx = prop_def(Nodes)
 
     assembly_format = (
@@ -764,7 +769,14 @@ class SiteOp(IRDLOperation):
     traits = traits_def(_VerifiesSite())
 
     def __init__(
-        self, site: str, matrix: str, rows: tuple[int, int], a: str, b: str, onnx: Nodes
+        self,
+        site: str,
+        matrix: str,
+        rows: tuple[int, int],
+        a: str,
+        b: str,
+        onnx: Nodes,
+        residents: int = 1,
     ) -> None:
         first, last = rows
         super().__init__(
@@ -775,9 +787,15 @@ class SiteOp(IRDLOperation):
                 "last_row": IntegerAttr(last, i64),
                 "a": SymbolRefAttr(a),
                 "b": SymbolRefAttr(b),
+                "residents": IntegerAttr(residents, i64) if residents != 1 else None,
                 "onnx": onnx,
             }
         )
+
+    @property
+    def copies(self) -> int:
+        """Adapters that the slots hold at once."""
+        return 1 if self.residents is None else self.residents.value.data
 
 
 # --- structure ----------------------------------------------------------------------------------

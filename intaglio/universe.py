@@ -1,6 +1,7 @@
 """The `xdsl.universe` entry point: what stock `xdsl-opt` learns when Intaglio is installed.
 
-This is the one list of our dialects, passes and output formats (`-t`). Everything is imported when it is asked for.
+This is the one list of our dialects, passes and output formats (`-t`). Everything is imported when
+it is asked for.
 """
 
 from __future__ import annotations

@@ -36,22 +36,26 @@ class RomAdapterSlots(ModulePass):
     """Adds slots, the products with them, and the declarations of the sites.
 
     Options: `rank`, the largest rank of an adapter; `modules`, the roles that get slots, such as
-    q_proj (none: those that the target names).
+    q_proj (none: those that the target names); `residents`, how many adapters the slots hold at
+    once, of which one is active.
     """
 
     name = "rom-adapter-slots"
 
     rank: int
     modules: tuple[str, ...] = ()
+    residents: int = 1
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         """Changes the module in place.
 
         Raises:
-            UserError: a module is unknown, or the rank is not positive.
+            UserError: a module is unknown, or the rank or the number of residents is not positive.
         """
         if self.rank < 1:
             raise UserError(f"adapter slots have a rank of at least 1, not {self.rank}")
+        if self.residents < 1:
+            raise UserError(f"adapter slots hold at least 1 adapter, not {self.residents}")
         machine = machine_of(op)
         check_before("rom-legalize", op, self.name)
         if any(isinstance(one, rom.SiteOp) for one in op.ops):
@@ -63,7 +67,7 @@ class RomAdapterSlots(ModulePass):
             places = [place for place in body.places if place.role in roles]
             slots = [_Slots(body, place, self.rank, machine.adapter) for place in places]
             for slot in slots:
-                sites += slot.declare(op)
+                sites += slot.declare(op, self.residents)
             _insert(body, slots)
         order = {name: number for number, name in enumerate(names(found))}
         sites.sort(key=lambda site: order[site.site.data])
@@ -109,7 +113,7 @@ class _Slots:
             rom.AdapterType((place.rows, self.rank), self.code),
         )
 
-    def declare(self, module: ModuleOp) -> list[rom.SiteOp]:
+    def declare(self, module: ModuleOp, residents: int) -> list[rom.SiteOp]:
         """Declares the slots of all instances, binds them, and gives their sites."""
         body, place = self.body, self.place
         parameters: list[rom.ParameterOp] = []
@@ -124,7 +128,8 @@ class _Slots:
             a, b = (p.sym_name.data for p in parameters[-2:])
             rows = place.first_row, place.first_row + place.rows
             nodes = ArrayAttr([place.linear.onnx.data[instance]])
-            sites.append(rom.SiteOp(site, matrix_name(body, place, instance), rows, a, b, nodes))
+            matrix = matrix_name(body, place, instance)
+            sites.append(rom.SiteOp(site, matrix, rows, a, b, nodes, residents))
         known = [op for op in module.ops if isinstance(op, rom.ParameterOp)]
         Rewriter.insert_op(parameters, InsertPoint.after(known[-1]))
         if body.repeat is None:

@@ -292,24 +292,39 @@ def _domains(
 ) -> dict[str, str]:
     """The power domain of each tensor: one a layer, one for what stands outside the layers.
 
-    An embedding table, of which a token reads one row, is always on.
+    An embedding table, of which a token reads one row, is always on; so is a matrix that more than
+    one layer multiplies with.
     """
     if not machine.power_wake:
         return {}
-    domains: dict[str, str] = {}
+    found: dict[str, set[str]] = {}
     number = 0
     for op in module.walk():
-        if not isinstance(op, rom.RepeatOp):
-            continue
-        for instance in op.instances:
-            for symbol in instance.data.values():
-                assert isinstance(symbol, SymbolRefAttr)
-                domains.setdefault(symbol.root_reference.data, f"power{number}")
-            number += 1
+        if isinstance(op, rom.RepeatOp):
+            shared = _dot_weights(op.body())
+            for instance in op.instances:
+                for symbol in (*instance.data.values(), *shared):
+                    assert isinstance(symbol, SymbolRefAttr)
+                    found.setdefault(symbol.root_reference.data, set()).add(f"power{number}")
+                number += 1
+        elif isinstance(op, rom.StepOp):
+            for symbol in _dot_weights(op):
+                found.setdefault(symbol.root_reference.data, set()).add("power_head")
+    domains: dict[str, str] = {}
     for name, used in kinds.items():
-        if rom.DotOp in used and rom.EmbedOp not in used:
-            domains.setdefault(name, "power_head")
-    return {name: d for name, d in domains.items() if rom.DotOp in kinds.get(name, set())}
+        of = found.get(name, set())
+        if rom.DotOp in used and rom.EmbedOp not in used and len(of) == 1:
+            (domains[name],) = of
+    return domains
+
+
+def _dot_weights(body: Operation) -> list[SymbolRefAttr]:
+    """The tensors, slots left out, that the products of a layer or a step multiply with."""
+    return [
+        op.weights
+        for op in body.walk()
+        if isinstance(op, rom.DotOp) and not isinstance(rom.resolve(op, op.weights), rom.SlotOp)
+    ]
 
 
 def _place_rom(

@@ -163,7 +163,7 @@ def _gate_layers(
     """Each layer wakes the next one's domain, the last one `ahead`, and puts its own to sleep."""
     places = _gated(block, domains)
     for instance, this, following in zip(block.instances, own, [*own[1:], [ahead]], strict=True):
-        (instance[THIS],), (instance[NEXT],) = this, following
+        instance[THIS], instance[NEXT] = _only(this), _only(following)
     for place in places:
         # All power instructions before this layer: its domain is awake.
         block.drafts[place].also_waits["power"] = 0
@@ -179,6 +179,12 @@ def _gate_layers(
         block.drafts.insert(place, draft)
 
 
+def _only(domains: Sequence[str]) -> str:
+    """The domain of a layer; that without tensors where it shares all that it multiplies with."""
+    (domain,) = domains or [NO_DOMAIN]
+    return domain
+
+
 def _wake_first(
     blocks: Sequence[DraftBlock],
     number: int,
@@ -188,7 +194,7 @@ def _wake_first(
     """The block before the layers wakes the first one's domain."""
     before = next(b for b in reversed(blocks[:number]) if len(b.instances) == 1)
     slot = f"{NEXT}{number}"
-    (before.instances[0][slot],) = own
+    before.instances[0][slot] = _only(own)
     draft = before.drafts[0]
     before.drafts.insert(0, _wake(slot, machine, _names(draft, 1), {}))
     for later in before.drafts[1:]:

@@ -1,9 +1,9 @@
 """Places in the SRAM of the H-Units: caches and adapters.
 
 Vectors of a cache go round the H-Units token by token, rows of an adapter's matrix one by one, so
-that all units multiply at once. A matrix of fewer rows than there are units (A of a low-rank
-adapter on a large chip) takes as many neighbouring units as it has rows; such matrices fill the
-units evenly, the widest first.
+that all units multiply at once. A slot has its matrix as often as adapters are resident. A matrix
+of fewer rows than there are units (A of a low-rank adapter on a large chip) takes as many
+neighbouring units as it has rows; such matrices fill the units evenly, the widest first.
 
 Of tokens beyond `Machine.kv_on_die` the codes are in external memory; the dynamic scales of all
 tokens stay on the die, where `backend/hw/kv.py` gives them a memory, and count as SRAM here.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from xdsl.dialects.builtin import ModuleOp
 
@@ -71,27 +72,55 @@ class Sram:
 
 def reservations(module: ModuleOp, machine: Machine) -> Iterator[Reservation]:
     """What a module needs, in the order of its declarations."""
+    residents = residents_of(module)
     for op in module.ops:
         match op:
             case rom.CacheOp(type=rom.KVType() as kv):
                 size = _cache_size(op, kv, machine, kv.capacity.data)
                 yield Reservation(op.sym_name.data, KV, machine.h_units, size)
             case rom.ParameterOp(type=rom.AdapterType() as adapter):
-                use = SLOTS if adapter.is_slot else CONSTANT
-                yield Reservation(op.sym_name.data, use, *adapter_size(adapter, machine))
+                yield _adapter(op.sym_name.data, adapter, machine, residents)
             case _:
                 continue
 
 
-def adapter_size(type_: rom.AdapterType, machine: Machine) -> tuple[int, int]:
-    """H-Units that a matrix of an adapter lies on, and bytes in each.
+def residents_of(module: ModuleOp) -> int:
+    """How many adapters the slots of a module hold at once.
 
-    A row is its codes, packed, and its scales of two bytes.
+    Raises:
+        UserError: its sites do not hold the same number.
     """
+    found = {site.copies for site in module.ops if isinstance(site, rom.SiteOp)}
+    if len(found) > 1:
+        raise UserError(f"sites hold different numbers of adapters: {sorted(found)}")
+    return max(found, default=1)
+
+
+def _adapter(name: str, type_: rom.AdapterType, machine: Machine, residents: int) -> Reservation:
+    """A matrix of an adapter: a row is its codes, packed, and its scales of two bytes."""
     shape = matrix_shape(type_)
     groups = -(-shape.columns // shape.group)
     row = -(-(shape.columns * shape.bits + groups * shape.scale_bits) // 8)
-    return min(shape.rows, machine.h_units), -(-shape.rows // machine.h_units) * row
+    if type_.is_slot:
+        return of_rows(name, SLOTS, shape.rows, row, machine, residents)
+    return of_rows(name, CONSTANT, shape.rows, row, machine)
+
+
+def of_rows(
+    name: str, use: str, rows: int, row: int, machine: Machine, copies: int = 1
+) -> Reservation:
+    """The reservation of a matrix whose rows of `row` bytes go round the H-Units.
+
+    Args:
+        name: of the buffer.
+        use: what the SRAM is for.
+        rows: of the matrix.
+        row: bytes of a row.
+        machine: the chip.
+        copies: of the matrix, one after the other: the resident adapters of a slot.
+    """
+    size = copies * -(-rows // machine.h_units) * row
+    return Reservation(name, use, min(rows, machine.h_units), size)
 
 
 def tokens_on_die(tokens: int, machine: Machine) -> int:
@@ -243,7 +272,7 @@ def _ways_out(
 ) -> tuple[list[str], str]:
     """Ranks and contexts that fit together, as lines; and what to ask for instead."""
     slots = list(_slots(module))
-    asked = max((type_.dims[axis] for type_, axis in slots), default=0)
+    asked = max((slot.rank for slot in slots), default=0)
     free = {
         rank: _beside(wanted if rank == asked else _at_rank(wanted, slots, rank, machine), machine)
         for rank in _ranks(asked)
@@ -271,6 +300,8 @@ def _ways_out(
     if any(one.use == SLOTS for one in wanted):
         rank = _rank_that_fits(machine, wanted, slots)
         hints.append(f"--adapter-slots {rank}" if rank else "a smaller adapter rank")
+        if residents := _residents_that_fit(machine, wanted, slots):
+            hints.append(f"--resident-adapters {residents}")
         hints.append("slots for fewer matrices")
     if formats := caches.smaller_formats():
         hints.append(f"smaller keys and values ({' or '.join(f'--set kv={f}' for f in formats)})")
@@ -288,8 +319,16 @@ def _ranks(asked: int) -> list[int]:
     return list(dict.fromkeys([asked, asked // 2, asked // 4, asked // 8, 0]))
 
 
-_Slot = tuple[rom.AdapterType, int]
-"""The type of a slot, and which of its dimensions is the rank."""
+class _Slot(NamedTuple):
+    """The type of a slot, which of its dimensions is the rank, and how many adapters it holds."""
+
+    type: rom.AdapterType
+    axis: int
+    residents: int
+
+    @property
+    def rank(self) -> int:
+        return self.type.dims[self.axis]
 
 
 def _slots(module: ModuleOp) -> Iterator[_Slot]:
@@ -298,7 +337,7 @@ def _slots(module: ModuleOp) -> Iterator[_Slot]:
             for axis, symbol in enumerate((op.a, op.b)):
                 type_ = rom.resolve(op, symbol).type
                 assert isinstance(type_, rom.AdapterType)
-                yield type_, axis
+                yield _Slot(type_, axis, op.copies)
 
 
 def _at_rank(
@@ -306,11 +345,11 @@ def _at_rank(
 ) -> list[Reservation]:
     """The same reservations with slots of another rank; 0: without slots."""
     found = [one for one in wanted if one.use != SLOTS]
-    for type_, axis in slots if rank else ():
-        dims = list(type_.dims)
-        dims[axis] = rank
-        size = adapter_size(rom.AdapterType(dims, type_.code.data), machine)
-        found.append(Reservation("", SLOTS, *size))
+    for slot in slots if rank else ():
+        dims = list(slot.type.dims)
+        dims[slot.axis] = rank
+        type_ = rom.AdapterType(dims, slot.type.code.data)
+        found.append(_adapter("", type_, machine, slot.residents))
     return found
 
 
@@ -322,4 +361,19 @@ def _rank_that_fits(machine: Machine, wanted: Sequence[Reservation], slots: Sequ
             machine.sram_bytes
         )
 
-    return largest(fits, max((type_.dims[axis] for type_, axis in slots), default=1) - 1)
+    return largest(fits, max((slot.rank for slot in slots), default=1) - 1)
+
+
+def _residents_that_fit(
+    machine: Machine, wanted: Sequence[Reservation], slots: Sequence[_Slot]
+) -> int:
+    """The most resident adapters, fewer than there are, at which all fits; 0: not even one."""
+
+    def fits(residents: int) -> bool:
+        fewer = [slot._replace(residents=residents) for slot in slots]
+        rank = max(slot.rank for slot in slots)
+        return fill(_at_rank(wanted, fewer, rank, machine), machine)[0].fullest <= (
+            machine.sram_bytes
+        )
+
+    return largest(fits, max((slot.residents for slot in slots), default=1) - 1)

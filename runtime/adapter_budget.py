@@ -41,6 +41,7 @@ class Demand:
         fixed: (rows N, bytes of a row) of adapters that are part of the model.
         scale_bytes: of `kv_bytes`, those of the scales.
         context: tokens of the caches; needed where some of them are in external memory.
+        residents: adapters that the slots hold at once.
     """
 
     kv_bytes: int
@@ -48,6 +49,7 @@ class Demand:
     fixed: Sequence[tuple[int, int]] = ()
     scale_bytes: int = 0
     context: int = 0
+    residents: int = 1
 
     @property
     def code_bytes(self) -> int:
@@ -73,7 +75,8 @@ def demand_of(program: Program) -> Demand:
         for p in program.parameters.values()
         if p.store == "rom.adapter" and p.codes is not None
     ]
-    return Demand(codes + scales, [(n, k) for n, k in sites], fixed, scales, program.capacity)
+    matrices = [(n, k) for n, k in sites]
+    return Demand(codes + scales, matrices, fixed, scales, program.capacity, program.residents)
 
 
 def _layer_matrices(program: Program) -> Iterator[str]:
@@ -88,7 +91,7 @@ def _layer_matrices(program: Program) -> Iterator[str]:
 
 
 def adapter_bytes(machine: Machine, demand: Demand, rank: int) -> int:
-    """Bytes of A and B of all sites at a rank, with their scales."""
+    """Bytes of A and B of all sites at a rank, with their scales, of one adapter."""
     return sum(rows * row for rows, row in _matrices(machine, demand, rank))
 
 
@@ -103,12 +106,15 @@ def _matrices(machine: Machine, demand: Demand, rank: int) -> Iterator[tuple[int
 
 def used_bytes(machine: Machine, demand: Demand, rank: int) -> int:
     """Bytes of the fullest H-Unit without any cache."""
-    from intaglio.lowering.sram import SLOTS, Reservation, fill
+    from intaglio.lowering.sram import CONSTANT, SLOTS, fill, of_rows
 
-    matrices = [*demand.fixed, *_matrices(machine, demand, rank)]
+    matrices = [
+        *((CONSTANT, 1, one) for one in demand.fixed),
+        *((SLOTS, demand.residents, one) for one in _matrices(machine, demand, rank)),
+    ]
     wanted = [
-        Reservation(str(i), SLOTS, min(rows, machine.h_units), -(-rows // machine.h_units) * row)
-        for i, (rows, row) in enumerate(matrices)
+        of_rows(str(i), use, rows, row, machine, copies)
+        for i, (use, copies, (rows, row)) in enumerate(matrices)
     ]
     return fill(wanted, machine)[0].fullest
 
@@ -162,17 +168,18 @@ def external_reads(on_die: int, tokens: int) -> int:
 def budget(program: Program) -> dict[str, Any]:
     """The trade as data, for `intaglio inspect`.
 
-    Keys: `format`, `sites` (their number), `has_slots`, `default_sites` (roles that slots stand
-    beside unless asked otherwise; none: all), `rank` and `context` (the chip's own), `sram_bytes`,
-    `kv_bytes_per_token` (codes and scales), `ranks` (each with `rank`, `adapter_bytes`, `context`,
-    the largest that fits, and `use`, the part of the SRAM that each of `contexts` takes in all).
-    Where the KV cache continues in external memory, `context` and
-    `contexts` are tokens on the die, and `external` has these against the traffic outside, else
-    None: `tokens_on_die`, `room_on_die`, `block_tokens` (that are fetched together),
-    `code_bytes_per_token`, `tokens` (of generations), and `rows` with `on_die`, `kv_bytes` on the
-    die, `fits`, and for each of `tokens` `read_bytes` of the program and the part `saving` of what
-    it would read with no token on the die; `ideal_saving` and `ideal_read_bytes` are the same where
-    each token is fetched alone, the papers' formula.
+    Keys: `format`, `sites` (their number), `has_slots`, `residents`, `default_sites` (roles that
+    slots stand beside unless asked otherwise; none: all), `rank` and `context` (the chip's own),
+    `sram_bytes`, `kv_bytes_per_token` (codes and scales), `ranks` (each with `rank`,
+    `adapter_bytes` of all residents, `context`, the largest that fits, and `use`, the part of the
+    SRAM that each of `contexts` takes in all).
+    Where the KV cache continues in external memory, `context` and `contexts` are tokens on the die,
+    and `external` has these against the traffic outside, else None: `tokens_on_die`, `room_on_die`,
+    `block_tokens` (that are fetched together), `code_bytes_per_token`, `tokens` (of generations),
+    and `rows` with `on_die`, `kv_bytes` on the die, `fits`, and for each of `tokens` `read_bytes`
+    of the program and the part `saving` of what it would read with no token on the die;
+    `ideal_saving` and `ideal_read_bytes` are the same where each token is fetched alone, the
+    papers' formula.
     """
     machine, demand = program.machine, demand_of(program)
     rank = max((site.rank for site in program.sites.values()), default=0)
@@ -187,7 +194,7 @@ def budget(program: Program) -> dict[str, Any]:
         rows.append(
             {
                 "rank": one,
-                "adapter_bytes": adapter_bytes(machine, demand, one),
+                "adapter_bytes": demand.residents * adapter_bytes(machine, demand, one),
                 "context": context_that_fits(machine, demand, one),
                 "use": {
                     str(tokens): (used + cached_bytes(machine, demand, tokens)) / machine.sram_bytes
@@ -199,6 +206,7 @@ def budget(program: Program) -> dict[str, Any]:
         "format": machine.adapter,
         "sites": len(demand.sites),
         "has_slots": bool(program.sites),
+        "residents": demand.residents,
         "default_sites": list(machine.adapter_sites),
         "rank": rank,
         "context": held,
@@ -269,6 +277,8 @@ def tables(content: Mapping[str, Any], size_text: Any) -> Iterator[Table]:
         of += " that the layers' matrices would make"
         if content["default_sites"]:
             of += f" (--adapter-slots R takes {', '.join(content['default_sites'])} alone)"
+    residents = content["residents"]
+    held = f", of {residents} resident adapters" if residents > 1 else ""
     contexts = content["contexts"]
     rows = [
         (
@@ -295,7 +305,7 @@ def tables(content: Mapping[str, Any], size_text: Any) -> Iterator[Table]:
             *(f"{tokens:,}" for tokens in contexts),
         ),
         rows,
-        f"part of the SRAM used; {of} in {content['format']}, {kv}; * is this chip",
+        f"part of the SRAM used; {of} in {content['format']}{held}, {kv}; * is this chip",
     )
     if external is not None:
         yield from _external_tables(external, size_text)

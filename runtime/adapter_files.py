@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.backend.output import ADAPTER_DESCRIPTION as STORED_CONFIG
-from intaglio.backend.output import ADAPTER_FLOATS as STORED_FLOATS
+from intaglio.backend.output import ADAPTER_DESCRIPTION, ADAPTER_FLOATS
 from intaglio.dialects.errors import UserError
 
 Floats = npt.NDArray[np.float32]
@@ -94,7 +93,7 @@ def read_adapter(path: str | Path) -> AdapterFile:
     """
     path = Path(path)
     if path.is_dir():
-        if (path / STORED_CONFIG).is_file() and (path / STORED_FLOATS).is_file():
+        if (path / ADAPTER_DESCRIPTION).is_file() and (path / ADAPTER_FLOATS).is_file():
             return _read_stored(path)
         return _read_peft(path)
     if not path.exists():
@@ -484,13 +483,13 @@ def _check_targets(path: Path, config: Mapping[str, Any], pairs: Sequence[Pair])
 
 def _read_stored(folder: Path) -> AdapterFile:
     try:
-        content = json.loads(_bytes_of(folder / STORED_CONFIG))
+        content = json.loads(_bytes_of(folder / ADAPTER_DESCRIPTION))
         base = str(content[BASE_KEY])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            "is no adapter of this version", file=str(folder / STORED_CONFIG), hint=_WHOLE
+            "is no adapter of this version", file=str(folder / ADAPTER_DESCRIPTION), hint=_WHOLE
         ) from error
-    path = folder / STORED_FLOATS
+    path = folder / ADAPTER_FLOATS
     return AdapterFile(folder, "intaglio", _pairs(path, _onnx_tensors(path), _of_olive), base)
 
 

@@ -29,17 +29,17 @@ from intaglio.backend.adapter_image import (
     read_image,
     write_image,
 )
-from intaglio.backend.output import ADAPTERS, MANIFEST
+from intaglio.backend.output import ADAPTER_FLOATS, ADAPTERS, MANIFEST
 from intaglio.backend.program import Program, Site
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.adapter_files import (
-    STORED_FLOATS,
     AdapterFile,
     Pair,
     read_adapter,
     tensors_of,
 )
 from intaglio.runtime.slots import check_fits, load_cycles
+from intaglio.runtime.wording import counted
 
 Progress = Callable[[str], None]
 
@@ -234,7 +234,7 @@ class Adapters:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             write_image(image, partial, notes)
-            write_floats(matched, partial / STORED_FLOATS)
+            write_floats(matched, partial / ADAPTER_FLOATS)
             partial.rename(self._folder / name)
         except OSError as error:
             raise UserError(
@@ -307,7 +307,7 @@ class Adapters:
         Raises:
             UserError: there is none of this name.
         """
-        return self._existing(name) / STORED_FLOATS
+        return self._existing(name) / ADAPTER_FLOATS
 
     def _existing(self, name: str) -> Path:
         if name not in self:
@@ -334,6 +334,7 @@ def list_content(adapters: Adapters) -> dict[str, Any]:
             name: {"rank": site.rank, "rows": site.rows, "columns": site.columns}
             for name, site in program.sites.items()
         },
+        "residents": program.residents,
         "load_bytes_per_cycle": program.machine.load_bytes,
         "adapters": [summary.content() for summary in adapters.list()],
     }
@@ -350,6 +351,9 @@ def list_lines(adapters: Adapters) -> Iterator[str]:
         f"{len(sites)} slots of rank {max(site.rank for site in sites.values())} in "
         f"{adapters.program.machine.adapter}: {', '.join(roles)}"
     )
+    residents = adapters.program.residents
+    switch = ", one of them active; to switch takes a cycle" if residents > 1 else ""
+    yield f"the chip holds {counted(residents, 'adapter')} at once{switch}"
     summaries = adapters.list()
     if not summaries:
         yield "no adapters; `intaglio adapter add` adds one"

@@ -168,6 +168,7 @@ def compile(  # noqa: A001
     settings: Sequence[str] | Mapping[str, Any] = (),
     weights: str | None = None,
     adapter_slots: str | None = None,
+    resident_adapters: int = 1,
     mapping: str | Path | None = None,
     allow_links: bool = False,
     progress: Progress | None = None,
@@ -182,6 +183,7 @@ def compile(  # noqa: A001
         settings: changes to the target, as `{"activations": "int16"}` or `["activations=int16"]`.
         weights: how float weights are quantised, such as `int4:128`.
         adapter_slots: `RANK` or `RANK:module,module`: slots for adapters of at most this rank.
+        resident_adapters: how many adapters the slots hold at once, of which one is active.
         mapping: a mapping file to follow.
         allow_links: whether external data may be links inside a model hub's cache.
         progress: called with a line for each step of long work.
@@ -195,6 +197,7 @@ def compile(  # noqa: A001
     if isinstance(settings, Mapping):
         settings = [f"{key}={value}" for key, value in settings.items()]
     rank, modules = parse_slots(adapter_slots)
+    check_residents(resident_adapters, rank)
     keep = TemporaryDirectory(prefix="intaglio-") if out is None else None
     folder = Path(keep.name) / "out" if keep is not None else Path(out or "")
     compiled = compile_model(
@@ -207,6 +210,7 @@ def compile(  # noqa: A001
             weights=weights,
             adapter_rank=rank,
             adapter_modules=modules,
+            resident_adapters=resident_adapters,
             mapping=None if mapping is None else str(mapping),
             allow_links=allow_links,
         ),
@@ -242,3 +246,18 @@ def parse_slots(text: str | None) -> tuple[int, tuple[str, ...]]:
             hint="for example 16, or 16:q_proj,v_proj",
         )
     return int(rank), names
+
+
+def check_residents(residents: int, rank: int) -> None:
+    """Whether so many adapters can be resident in slots of a rank.
+
+    Raises:
+        UserError: it is no positive number, or there are no slots.
+    """
+    if residents < 1:
+        raise UserError(f"--resident-adapters {residents}: slots hold at least one adapter")
+    if residents > 1 and not rank:
+        raise UserError(
+            f"--resident-adapters {residents}: there are no slots for them",
+            hint="with --adapter-slots RANK[:modules]",
+        )

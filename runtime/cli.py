@@ -225,6 +225,13 @@ def _compile_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RANK[:MODULES]",
         help="slots for adapters of at most this rank, such as 16:q_proj,v_proj",
     )
+    parser.add_argument(
+        "--resident-adapters",
+        metavar="N",
+        type=int,
+        default=1,
+        help="adapters that the slots hold at once, one of them active; to switch takes a cycle",
+    )
     parser.add_argument("--mapping", metavar="FILE", help="follow the placement in this file")
     parser.add_argument(
         "--allow-links",
@@ -338,13 +345,14 @@ def _compile(args: argparse.Namespace) -> int:
     from intaglio.backend.compile import compile_model
     from intaglio.backend.stages import Options
     from intaglio.backend.target import load_target
-    from intaglio.runtime.chip import parse_slots
+    from intaglio.runtime.chip import check_residents, parse_slots
 
     if args.context is not None and args.context < 1:
         raise UserError(f"--context {args.context}: a KV cache holds at least one token")
     # A wrong target or setting is found before a large model is read.
     load_target(args.target).with_options(args.settings)
     rank, modules = parse_slots(args.adapter_slots)
+    check_residents(args.resident_adapters, rank)
     options = Options(
         target=args.target,
         settings=tuple(args.settings),
@@ -352,6 +360,7 @@ def _compile(args: argparse.Namespace) -> int:
         weights=args.weights,
         adapter_rank=rank,
         adapter_modules=modules,
+        resident_adapters=args.resident_adapters,
         mapping=args.mapping,
         emit=args.emit,
         allow_links=args.allow_links,

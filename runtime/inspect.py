@@ -335,6 +335,7 @@ def _adapter(program: Program, positions: Sequence[int], bound: float) -> dict[s
         "rank": largest,
         "sites": len(ranks),
         "bytes": size,
+        "residents": program.residents,
         "load_cycles": load_cycles_of(program, ranks, size),
         "positions": entries,
     }

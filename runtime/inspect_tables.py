@@ -125,6 +125,8 @@ def _adapter_lines(content: Mapping[str, Any], clock: int) -> Iterator[str]:
     microseconds = adapter["load_cycles"] / clock * 1e6
     loaded = counted(adapter["load_cycles"], "cycle")
     yield f"        such an adapter is loaded in {loaded} ({microseconds:,.1f} us)"
+    if adapter["residents"] > 1:
+        yield f"        {adapter['residents']} are resident; to switch among them takes 1 cycle"
 
 
 def _power_lines(power: Mapping[str, Any]) -> Iterator[str]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from intaglio.runtime.reference import Reference
     from intaglio.runtime.rtl import RTLChip
     from intaglio.runtime.simulator import Simulator
+    from intaglio.runtime.slots import Residents
     from intaglio.runtime.tokenizer import Tokenizer
 
 
@@ -45,8 +46,22 @@ class LoadedModel:
         from intaglio.runtime.simulator import Simulator
 
         simulator = Simulator(self.program, self.folder)
-        simulator.load_adapter(self._adapter)
+        self._fill(simulator)
         return simulator
+
+    @cached_property
+    def _residents(self) -> Residents:
+        from intaglio.runtime.slots import Residents
+
+        return Residents(self.program)
+
+    def _fill(self, machine: Simulator | RTLChip) -> None:
+        """Brings a fresh machine to where the others are."""
+        residents = self._residents.images
+        for image in residents:
+            machine.load_adapter(image)
+        if residents and self._adapter is None:
+            machine.load_adapter(None)
 
     @cached_property
     def model(self) -> Path:
@@ -152,8 +167,7 @@ class LoadedModel:
         from intaglio.runtime.rtl import RTLChip
 
         hardware = RTLChip(self.program, self.folder, engine, **trace)
-        if self._adapter is not None:
-            hardware.load_adapter(self._adapter)
+        self._fill(hardware)
         return hardware
 
     @cached_property
@@ -167,7 +181,8 @@ class LoadedModel:
         """Makes an adapter of the output folder the active one; None is the base alone.
 
         Returns:
-            Cycles in which the chip's load port takes it.
+            Cycles in which the chip's load port takes it: one where several adapters are resident,
+            and it is among them, or none is to be active.
 
         Raises:
             UserError: there is no such adapter, or it was made for another base.
@@ -186,25 +201,31 @@ class LoadedModel:
 
         return ranks_of(self._adapter)
 
+    @property
+    def residents(self) -> tuple[str, ...]:
+        """Names of the adapters in the chip's slots, the one whose use is longest ago first."""
+        return tuple(image.name for image in self._residents.images)
+
     def load_adapter(self, image: AdapterImage | None) -> int:
         """Makes an adapter the active one, in every engine; None is the base alone.
 
         Returns:
-            Cycles in which the chip's load port takes it.
+            Cycles in which the chip's load port takes it; see `use_adapter`.
 
         Raises:
             UserError: the adapter does not fit the chip's slots; the active one stays.
         """
-        from intaglio.runtime.slots import check_fits, load_cycles
+        from intaglio.runtime.slots import check_fits
 
         if image is not None:
             check_fits(self.program, image)
+        cycles = self._residents.use(image).cycles
         self._adapter = image
         if "simulator" in self.__dict__:
             self.simulator.load_adapter(image)
         for machine in self._hardware.values():
             machine.load_adapter(image)
-        return load_cycles(self.program, image)
+        return cycles
 
     def trace(self, engine: str, path: str | Path, cycles: str = ":") -> None:
         """Writes a waveform of what a hardware engine does from now on.

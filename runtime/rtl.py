@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from intaglio.backend import circt
 from intaglio.backend.adapter_image import AdapterImage
-from intaglio.backend.emit_hardware import IR, VERILOG, emit_hardware, hardware_text, source_files
+from intaglio.backend.emit_hardware import emit_hardware, hardware_text, source_files
+from intaglio.backend.hardware_files import IR, VERILOG
 from intaglio.backend.hw.chip import TOP
 from intaglio.backend.hw.kv import read_cache, word_bytes
 from intaglio.backend.hw.layout import layout_of, rom_words
@@ -36,7 +37,7 @@ from intaglio.runtime.arc import cache_folder
 from intaglio.runtime.engines import HARDWARE_ENGINES
 from intaglio.runtime.model import Model, Trace
 from intaglio.runtime.simulator import Context, Probabilities, Simulator, Store
-from intaglio.runtime.slots import check_fits, ranks_of
+from intaglio.runtime.slots import Residents, Switch, check_fits, ranks_of
 from intaglio.runtime.timing import spans
 from intaglio.runtime.vcd import waveform_format, writable
 
@@ -174,6 +175,7 @@ class RTLChip:
         self._began = 0
         self._open: dict[tuple[str, int], int] = {}
         self._adapter: AdapterImage | None = None
+        self._residents = Residents(program)
         for path, words in rom_words(self.layout, Images(program, Path(folder))):
             if path in self._memories:
                 memory = self.model.memory(path)
@@ -202,15 +204,15 @@ class RTLChip:
         self.position = 0
         self.events = []
         self._open = {}
-        if self._adapter is not None:
+        if (switch := self._residents.after_reset()) is not None:
             # What is in the slots stays, but reset switches it off.
-            self._load(self._adapter)
+            self._load(switch)
 
     def load_adapter(self, image: AdapterImage | None) -> int:
-        """Fills the adapter slots through the load port, between two tokens; see the simulator's.
+        """Makes an adapter the active one through the load port, between two tokens.
 
         Args:
-            image: the adapter; None switches adapters off.
+            image: the adapter; None switches adapters off. One that is resident is not loaded.
 
         Returns:
             Cycles that it took.
@@ -220,16 +222,21 @@ class RTLChip:
         """
         if image is not None:
             check_fits(self.program, image)
+        if "load_ready" in self.model.ports and not self.model.get("load_ready"):
+            raise CompilerBug("the hardware takes no adapter: a token is being worked on")
         self._adapter = image
-        return self._load(image)
+        return self._load(self._residents.use(image))
 
-    def _load(self, image: AdapterImage | None) -> int:
+    def _load(self, switch: Switch) -> int:
         if "load_valid" not in self.model.ports:
             return 0
         assert self.layout.adapters is not None
-        stream = self.layout.adapters.places.load_stream({} if image is None else image.sites)
-        if not self.model.get("load_ready"):
-            raise CompilerBug("the hardware takes no adapter: a token is being worked on")
+        places = self.layout.adapters.places
+        if switch.is_load:
+            sites = {} if switch.image is None else switch.image.sites
+            stream = places.load_stream(sites, switch.resident or 0)
+        else:
+            stream = places.switch_stream(switch.resident)
         count, size = stream.data.shape
         words = np.zeros((count, -(-size // 8) * 8), np.uint8)
         words[:, :size] = stream.data

@@ -27,7 +27,7 @@ from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Real, Saturations, Scale
 from intaglio.dialects.semantics import Quantized
 from intaglio.runtime import vector_kernels
-from intaglio.runtime.slots import check_fits, load_cycles, ranks_of
+from intaglio.runtime.slots import Residents, check_fits, ranks_of
 
 Ints = npt.NDArray[np.int64]
 Observer = Callable[[Instruction, int, list[npt.NDArray[np.float64]]], None]
@@ -120,6 +120,7 @@ class Simulator:
         self._counter = Saturations()
         self.stores: dict[str, Store] = {}
         self._adapter: dict[str, SiteImage] = {}
+        self._residents = Residents(program)
         self.ranks: dict[str, int] = {}
         """The active adapter's, by site."""
         self.reset()
@@ -131,13 +132,13 @@ class Simulator:
         self._counter.count = 0
 
     def load_adapter(self, image: AdapterImage | None) -> int:
-        """Fills the adapter slots; what was in them is gone. Tokens already run stay as they are.
+        """Makes an adapter the active one; tokens already run stay as they are.
 
         Args:
-            image: the adapter; None empties the slots.
+            image: the adapter; None: no adapter.
 
         Returns:
-            Cycles in which the chip's load port takes it.
+            Cycles in which the chip's load port takes it, or the word that switches to a resident.
 
         Raises:
             UserError: the adapter does not fit the slots.
@@ -150,7 +151,7 @@ class Simulator:
             if one.rank:
                 self._adapter[site.a] = self._adapter[site.b] = one
         self.ranks = ranks_of(image)
-        return load_cycles(self.program, image)
+        return self._residents.use(image).cycles
 
     @property
     def saturations(self) -> int:

@@ -14,14 +14,20 @@ residual added, while the next block is multiplied.
 blocks without any row below it take only their beats. Of the second matrix the words with columns
 below the rank are read; at rank 0 the result is the residual.
 
+**Residents.** Of several resident adapters the register `active` selects one: its offset is added
+to the first places of a slot's words and scales, and its ranks and exponents are those that count.
+
 `lowering.durations` (`adapter_product`, `slot_product`) states when it is `done`: in the cycle of
 the last write.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from intaglio.backend.hw import datapaths
 from intaglio.backend.hw.adapter_layout import (
+    ACTIVE,
     CODES,
     EXPONENT_BITS,
     SCALE_BITS,
@@ -36,6 +42,7 @@ from intaglio.backend.hw.h_unit import BYTE, Element, element
 from intaglio.backend.hw.signal import (
     Design,
     ModuleBuilder,
+    Operand,
     Signal,
     Write,
     add_all,
@@ -247,14 +254,20 @@ class _Unit:
 
         # Sites: ranks in registers, since the first step depends on them, exponents in a memory.
         on = (enable & (kind == SITES)).named("load_site")
-        rank_bits = places.rank_bits
+        rank_bits, several = places.rank_bits, places.residents > 1
         self.ranks: list[Signal] = []
-        for number in range(len(places.sites)):
-            rank = m.register(f"rank{number}", rank_bits)
+        for number in range(places.registers):
+            # Of several residents reset leaves the ranks as they are, and none is active.
+            rank = m.register(f"rank{number}", rank_bits, reset=None if several else 0)
             rank.drive(data[:rank_bits], on & (index == number))
             self.ranks.append(rank)
+        if several:
+            width = index_bits(places.residents + 1)
+            active = m.register("active", width, reset=places.residents)
+            active.drive(data[:width], enable & (kind == ACTIVE))
+            self.active: Signal = active
         self.exponent_write = Write(
-            self.fit(index, index_bits(max(2, len(places.sites)))),
+            self.fit(index, index_bits(max(2, places.registers))),
             data[rank_bits : rank_bits + 2 * EXPONENT_BITS],
             on,
         )
@@ -290,6 +303,19 @@ class _Unit:
 
     # The controller
 
+    def of_active(self, options: Iterable[Operand]) -> Signal:
+        """Of what every resident has that of the active one; 0 where none is active."""
+        return choose(self.active, [*options, 0])
+
+    def of_resident(self, field: str, step: int, given: Mapping[str, Signal]) -> Signal:
+        """The field's place; of slots that of the active resident, each `step` behind the last."""
+        residents = self.places.residents
+        if residents == 1:
+            return given[field]
+        in_slot = given["adapter_first"] | given["adapter_second"]
+        offset = self.of_active(step * number for number in range(residents))
+        return self.fit(given[field] + mux(in_slot, offset, 0), self.model.fields[field])
+
     def control(self) -> None:
         """Counters of steps and beats."""
         m, model, places = self.m, self.model, self.places
@@ -304,13 +330,19 @@ class _Unit:
         self.exponent: Signal = zero
         if places.sites:
             site = given["adapter_site"]
-            rank = choose(site, self.ranks).delay(enable=start, name="rank")
+            count = len(places.sites)
+            firsts = range(0, places.registers, count)
+            ranks = [choose(site, self.ranks[first : first + count]) for first in firsts]
             where = mux(start, site, f["adapter_site"])
+            if places.residents > 1:
+                ranks = [self.of_active(ranks)]
+                where = where + self.of_active(firsts)
+            rank = ranks[0].delay(enable=start, name="rank")
             (registers,) = m.ram(
                 "exponents",
-                max(2, len(places.sites)),
+                max(2, places.registers),
                 2 * EXPONENT_BITS,
-                [self.fit(where, index_bits(max(2, len(places.sites))))],
+                [self.fit(where, index_bits(max(2, places.registers)))],
                 [self.exponent_write],
             )
             a, b = registers[:EXPONENT_BITS], registers[EXPONENT_BITS:]
@@ -358,10 +390,12 @@ class _Unit:
 
         address = m.register("row_word", model.fields["adapter_word"])
         next_row = self.fit(address + f["adapter_words"], address.width)
-        address.drive(mux(start, given["adapter_word"], mux(slot_end, next_row, address)))
+        first_row = self.of_resident("adapter_word", places.slot_words, given)
+        address.drive(mux(start, first_row, mux(slot_end, next_row, address)))
         scale = m.register("row_scale", model.fields["adapter_scale"])
         next_scale = self.fit(scale + f["adapter_groups"], scale.width)
-        scale.drive(mux(start, given["adapter_scale"], mux(slot_end, next_scale, scale)))
+        first_scale = self.of_resident("adapter_scale", places.slot_scales, given)
+        scale.drive(mux(start, first_scale, mux(slot_end, next_scale, scale)))
 
         self.step, self.place, self.word, self.slot_end = step, place, word, slot_end
         self.place_end = place_end

@@ -4,7 +4,9 @@ Row n of a matrix is on H-Unit n mod h_units. There its ``n div h_units``-th row
 of the adapter SRAM, each of `attention_lanes` elements, and `groups` scales of 16 bits in a memory
 of their own. An element has `element_bits`: E4M3, or an integer less its zero point in two's
 complement; the rest of a row's last word is 0. Matrices follow one another in the program's order:
-those that the graph brings along, whose contents are there from the beginning, and slots.
+those that the graph brings along, whose contents are there from the beginning, and slots. Where
+several adapters are resident the slots come last, and as often as there are residents: those of
+resident k lie `k * slot_words` words, and `k * slot_scales` scales, after those of resident 0.
 
 **The load port** takes a word of `load_bytes` in a cycle, with an address of
 `AdapterPlaces.address_bits`:
@@ -14,6 +16,7 @@ those that the graph brings along, whose contents are there from the beginning, 
 | 0: codes       | word of the SRAM, group, part   | words for the group's H-Units, or a part |
 | 1: scales      | place among the scales, group   | a scale for each of the group's H-Units  |
 | 2: sites       | number of the site              | rank, exponent of A, exponent of B       |
+| 3: active      | (none)                          | number of the active resident            |
 
 A group is as many H-Units, a power of two, as a load word has room for; an SRAM word wider than a
 load word has several equal parts (low bits first). Lower bits stand in this order from the top;
@@ -22,12 +25,18 @@ in two's complement, low bits first. The ranks are 0 after reset.
 
 An adapter of rank r is loaded with the rows of A below r and the words of B with columns below r;
 the registers of all sites come last. `load_cycles` counts that, `load_stream` makes it.
+
+Of N > 1 residents every one has its registers: site s of resident k has the number
+``k * (sites) + s``. The register `active` says which resident's words, scales and registers count;
+N is none, and then all ranks are 0. It is N after reset, which leaves what was loaded where it is.
+The word that sets it follows those of an adapter; alone it switches to a resident. With one
+resident there is no such register, and no word of that kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -45,8 +54,10 @@ SCALE_BITS = 16
 """Bits of a row's scale mantissa."""
 EXPONENT_BITS = 10
 """Bits of a matrix's exponent, signed."""
-CODES, SCALES, SITES = range(3)
+CODES, SCALES, SITES, ACTIVE = range(4)
 """What the two upper bits of a load address mean."""
+SWITCH_CYCLES = 1
+"""In which the load port takes the word that makes a resident the active one."""
 
 Bits = npt.NDArray[np.uint8]
 
@@ -116,6 +127,9 @@ class AdapterPlaces:
         element_bits: of an element in SRAM.
         depth: words of every H-Unit's adapter SRAM.
         scale_depth: of its scale memory.
+        residents: adapters that the slots hold at once.
+        slot_words: words of the slots of one of them.
+        slot_scales: places of their scales.
     """
 
     machine: Machine
@@ -124,6 +138,9 @@ class AdapterPlaces:
     element_bits: int
     depth: int
     scale_depth: int
+    residents: int = 1
+    slot_words: int = 0
+    slot_scales: int = 0
 
     @property
     def word_bits(self) -> int:
@@ -154,6 +171,11 @@ class AdapterPlaces:
         """Width of a rank register."""
         return max((site.rank for site in self.sites), default=1).bit_length()
 
+    @property
+    def registers(self) -> int:
+        """Site registers, of all residents."""
+        return self.residents * len(self.sites)
+
     @cached_property
     def shifts(self) -> tuple[int, int]:
         """Bits below the SRAM word's address and below the scale's."""
@@ -167,7 +189,7 @@ class AdapterPlaces:
         return 2 + max(
             index_bits(self.depth) + codes,
             index_bits(self.scale_depth) + scales,
-            index_bits(len(self.sites)),
+            index_bits(self.registers),
         )
 
     def _address(self, kind: int, index: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -176,12 +198,14 @@ class AdapterPlaces:
     # The load port
 
     def load_cycles(self, ranks: Mapping[str, int]) -> int:
-        """Cycles in which an adapter is loaded.
+        """Cycles in which an adapter is loaded, and is made the active one.
 
         Args:
             ranks: of the sites that it has, by name; none switches adapters off.
         """
-        count = len(self.sites)
+        if self.residents > 1 and not any(ranks.values()):
+            return SWITCH_CYCLES
+        count = len(self.sites) + (SWITCH_CYCLES if self.residents > 1 else 0)
         for site in self.sites:
             if rank := ranks.get(site.name, 0):
                 lanes = self.machine.attention_lanes
@@ -191,17 +215,30 @@ class AdapterPlaces:
                     count += -(-rows // self.scale_units)
         return count
 
-    def load_stream(self, sites: Mapping[str, SiteLike]) -> LoadStream:
-        """The words that load an adapter, or switch adapters off.
+    def switch_stream(self, resident: int | None) -> LoadStream:
+        """The word that makes a resident the active one; None: none is. For several residents."""
+        value = self.residents if resident is None else resident
+        if self.residents < 2 or not 0 <= value <= self.residents:
+            raise CompilerBug(f"no resident {resident} among {self.residents}")
+        bits = _to_bits(np.array([value]), self._load_bits)
+        return LoadStream(self._address(ACTIVE, [0]), _packed(bits))
+
+    def load_stream(self, sites: Mapping[str, SiteLike], resident: int = 0) -> LoadStream:
+        """The words that load an adapter and make it the active one, or switch adapters off.
 
         Args:
-            sites: the adapter, by the sites' names; an empty one switches adapters off.
+            sites: the adapter, by the sites' names; one without any switches adapters off.
+            resident: which one it becomes.
 
         Raises:
             UserError: the adapter has a site that the program has not, or is of another shape.
         """
+        if not 0 <= resident < self.residents:
+            raise CompilerBug(f"no resident {resident} among {self.residents}")
         if unknown := sorted(set(sites) - {site.name for site in self.sites}):
             raise UserError(f"the chip has no adapter slot at {', '.join(unknown)}")
+        if self.residents > 1 and not any(site.rank for site in sites.values()):
+            return self.switch_stream(None)
         chunks: list[LoadStream] = []
         registers = np.zeros((len(self.sites), self._load_bits), np.uint8)
         for number, site in enumerate(self.sites):
@@ -216,7 +253,7 @@ class AdapterPlaces:
                     f"slot takes up to [{site.rank}, {site.columns}] and [{site.rows}, {site.rank}]"
                 )
             for name, matrix in ((site.a, image.a), (site.b, image.b)):
-                place = self.places[name]
+                place = self._of_resident(self.places[name], resident)
                 chunks.append(self._codes(place, self._elements(place, matrix)))
                 chunks.append(self._scales(place, matrix.scales))
             values = (
@@ -230,12 +267,20 @@ class AdapterPlaces:
                     raise UserError(f"the adapter of {site.name} has an exponent of {value}")
                 registers[number, low : low + size] = _to_bits(np.array([value]), size)[0]
                 low += size
-        chunks.append(
-            LoadStream(self._address(SITES, np.arange(len(self.sites))), _packed(registers))
-        )
+        numbers = resident * len(self.sites) + np.arange(len(self.sites))
+        chunks.append(LoadStream(self._address(SITES, numbers), _packed(registers)))
+        if self.residents > 1:
+            chunks.append(self.switch_stream(resident))
         return LoadStream(
             np.concatenate([one.addresses for one in chunks]),
             np.concatenate([one.data for one in chunks]),
+        )
+
+    def _of_resident(self, place: MatrixPlace, resident: int) -> MatrixPlace:
+        return replace(
+            place,
+            word=place.word + resident * self.slot_words,
+            scale=place.scale + resident * self.slot_scales,
         )
 
     def _elements(self, place: MatrixPlace, matrix: AdapterMatrix) -> npt.NDArray[np.int64]:
@@ -351,9 +396,13 @@ def places_of(program: Program, used: int = 0) -> AdapterPlaces | None:
     names = products(program)
     if not names:
         return None
+    residents = program.residents
+    if residents > 1:
+        names.sort(key=lambda name: program.parameters[name].is_slot)
     machine, lanes = program.machine, program.machine.attention_lanes
     places: dict[str, MatrixPlace] = {}
     word = scale = bits = 0
+    slot_words = slot_scales = 0
     for name in names:
         parameter = program.parameters[name]
         rows, columns = parameter.dims
@@ -371,14 +420,30 @@ def places_of(program: Program, used: int = 0) -> AdapterPlaces | None:
         blocks = -(-rows // machine.h_units)
         word += blocks * words
         scale += blocks * place.groups
+        if parameter.is_slot:
+            slot_words += blocks * words
+            slot_scales += blocks * place.groups
+    word += (residents - 1) * slot_words
+    scale += (residents - 1) * slot_scales
     sites = tuple(program.sites.values())
-    found = AdapterPlaces(machine, places, sites, bits, max(2, word), max(2, scale))
+    found = AdapterPlaces(
+        machine,
+        places,
+        sites,
+        bits,
+        max(2, word),
+        max(2, scale),
+        residents,
+        slot_words,
+        slot_scales,
+    )
     size = used + -(-word * found.word_bits // 8) + scale * SCALE_BITS // 8
     if size > machine.sram_bytes:
         raise UserError(
             f"KV cache and adapters take {size} bytes in every H-Unit, more than "
             f"{machine.sram_bytes}: their rows begin in a word of {lanes} elements",
-            hint="a shorter --context, or a smaller --adapter-slots",
+            hint="a shorter --context, or a smaller --adapter-slots"
+            + (", or fewer --resident-adapters" if residents > 1 else ""),
         )
     least = max(SCALE_BITS, (found.rank_bits + 2 * EXPONENT_BITS) if sites else 0)
     if sites and (8 * machine.load_bytes < least or machine.load_bytes & (machine.load_bytes - 1)):

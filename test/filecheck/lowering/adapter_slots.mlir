@@ -4,6 +4,9 @@
 // RUN: xdsl-opt -p 'attach-target{target=roma-mini set="policy.adapter_sites=o_proj"},rom-adapter-slots{rank=4}' %s | filecheck %s --check-prefix=POLICY
 // RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-adapter-slots{rank=8},rom-legalize,rom-fuse-residual' %s | filecheck %s --check-prefix=INTEGER
 // RUN: not xdsl-opt -p 'attach-target{target=roma-mini},rom-adapter-slots{rank=8 modules="q_proj","nowhere"}' %s 2>&1 | filecheck %s --check-prefix=UNKNOWN
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-adapter-slots{rank=8 residents=3}' %s | filecheck %s --check-prefix=RESIDENTS
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-adapter-slots{rank=8 residents=3}' %s | xdsl-opt | filecheck %s --check-prefix=RESIDENTS
+// RUN: not xdsl-opt -p 'attach-target{target=roma-mini},rom-adapter-slots{rank=8 residents=0}' %s 2>&1 | filecheck %s --check-prefix=NOBODY
 // RUN: not xdsl-opt -p 'attach-target{target=roma-mini},rom-adapter-slots{rank=0}' %s 2>&1 | filecheck %s --check-prefix=RANK
 // RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="activations=fp8"},rom-adapter-slots{rank=8},rom-legalize' %s 2>&1 | filecheck %s --check-prefix=WIDE
 // RUN: xdsl-opt -p 'rom-adapter-slots{rank=8}' --verify-diagnostics %s | filecheck %s --check-prefix=MACHINE
@@ -88,6 +91,13 @@ rom.cache @v1 : !rom.kv<128, 1, 4, float32>
 
 // UNKNOWN: no matrix has the role 'nowhere', so it can have no adapter slots
 // UNKNOWN: help: in this model layers 0 to 1 have q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj
+
+// Types and products are those of one resident.
+// RESIDENTS: rom.parameter @layers_0_q_proj_A : !rom.adapter<[8, 8192], fp8> {key = "adapter::layers.0.q_proj.A"}
+// RESIDENTS: rom.site "layers.0.q_proj" beside @qkv0 rows 0 to 8 by @layers_0_q_proj_A, @layers_0_q_proj_B {residents = 3 : i64, onnx = {{\[}}["qkv.0"]]}
+// RESIDENTS: rom.site "layers.1.down_proj" {{.*}} {residents = 3 : i64
+
+// NOBODY: adapter slots hold at least 1 adapter, not 0
 
 // RANK: adapter slots have a rank of at least 1, not 0
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,9 @@ def test_manifest_records_what_was_asked_for(model: Named, compiled: Named, tmp_
     )
     found = manifest(compile_model(model("llama"), tmp_path / "out", options).folder)
     assert found["adapter_slots"] == {"rank": 4, "modules": ["q_proj", "v_proj"]}
+    several = replace(options, emit="rom", mapping=None, resident_adapters=3)
+    slots = manifest(compile_model(model("llama"), tmp_path / "several", several).folder)
+    assert slots["adapter_slots"]["residents"] == 3
     assert found["mapping"] == sha256_of(mapping)
     assert found["target"] == "roma-mini" and TARGET in found["outputs"]
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.builtin import IntegerAttr, ModuleOp, i64
 from xdsl.rewriter import InsertPoint, Rewriter
 
 from intaglio.backend.target import load_target
@@ -257,6 +257,39 @@ def test_slots_that_do_not_fit(integers: Any, decoder: Any, mini: Machine) -> No
     with pytest.raises(DoesNotFit, match=need) as raised:
         place(integers(decoder, replace(mini, sram_bytes=1400), 16))
     assert raised.value.hint is not None and "--adapter-slots 8; or" in raised.value.hint
+    assert "--resident-adapters" not in raised.value.hint
+
+
+def test_residents_that_do_not_fit(integers: Any, decoder: Any, mini: Machine) -> None:
+    """Each has SRAM of its own; the hint names as many as do fit."""
+
+    def module(residents: int, machine: Machine = mini) -> ModuleOp:
+        found = integers(decoder, machine, 4)
+        for op in found.ops:
+            if isinstance(op, rom.SiteOp):
+                op.residents = IntegerAttr(residents, i64)
+        return found
+
+    def fullest(residents: int) -> int:
+        return max(
+            op.address.value.data + op.size.value.data
+            for op in places(place(module(residents)))
+            if isinstance(op, ReserveOp)
+        )
+
+    size = fullest(3)
+    assert fullest(1) < fullest(2) < size
+    with pytest.raises(DoesNotFit) as raised:
+        place(module(5, replace(mini, sram_bytes=size)))
+    assert raised.value.hint is not None and "--resident-adapters 3; or" in raised.value.hint
+
+
+def test_sites_hold_the_same_number(integers: Any, decoder: Any, mini: Machine) -> None:
+    found = integers(decoder, mini, 4)
+    site = next(op for op in found.ops if isinstance(op, rom.SiteOp))
+    site.residents = IntegerAttr(2, i64)
+    with pytest.raises(UserError, match="different numbers of adapters"):
+        place(found)
 
 
 def test_a_shared_matrix_is_engraved_once(

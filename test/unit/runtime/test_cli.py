@@ -287,6 +287,8 @@ def test_float_weights(refused_compile, tmp_path: Path):
         (["--set", "activations=int3"], "--set activations=int3: "),
         (["--set", "activations"], "--set activations: not of the form key=value"),
         (["--weights", "int5"], "int5"),
+        (["--resident-adapters", "2"], "--resident-adapters 2: there are no slots for them"),
+        (["--adapter-slots", "4", "--resident-adapters", "0"], "hold at least one adapter"),
         (["--adapter-slots", "many"], "adapter slots 'many' are not of the form"),
         (["--adapter-slots", "4:"], "adapter slots '4:' are not of the form"),
         (["--adapter-slots", "4:nowhere"], "nowhere"),

@@ -18,6 +18,7 @@ from intaglio.runtime.check_hardware import check_hardware
 from intaglio.runtime.chip import Chip
 from intaglio.runtime.rtl import RTLChip, compare_token
 from intaglio.runtime.simulator import Simulator
+from intaglio.runtime.slots import load_cycles
 
 SMALL = (
     "array.rows=3",
@@ -125,6 +126,49 @@ def test_check_compares_cycles_with_the_adapters_ranks(
     monkeypatch.undo()
     chip.load_adapter(None)
     assert check_hardware(chip, "rtl", [3])["cycle_exact"]
+
+
+def test_residents(model: Callable[[str], Path], tmp_path: Path) -> None:
+    """A to B to A to none costs a word each, and gives the tokens and cycles of the simulator."""
+    options = Options("roma-mini", SMALL, context=16, adapter_rank=RANK, resident_adapters=2)
+    out = compile_model(model("tied"), tmp_path / "out", options).folder
+    chip = Chip(out)
+    program = chip.program
+    assert program.residents == 2
+    a = adapter(program, "a", 1, (RANK, 2, 0, 1))
+    b = adapter(program, "b", 2, (0, 0, 5))
+    c = adapter(program, "c", 3, (1, 4))
+    whole = {image.name: load_cycles(program, image) for image in (a, b, c)}
+    assert whole["a"] > whole["b"] > len(program.sites)
+    # An engine that is made later has the adapters of the others.
+    for image in (a, b):
+        assert chip.load_adapter(image) == whole[image.name]
+    rtl = RTLChip(program, out, cache=False, opt=0)
+    chip._fill(rtl)
+    chip._hardware["rtl"] = rtl
+    seen: dict[str, list[int]] = {}
+    order = [(a, 1), (b, 1), (a, 1), (None, 1), (a, 1), (c, whole["c"]), (a, 1), (b, whole["b"]),
+             (None, 1), (c, whole["c"])]  # fmt: skip
+    for image, wanted in order:
+        rtl.reset()
+        before = rtl.model.cycle
+        # Every engine takes as many, and the hardware's clock says so.
+        assert chip.load_adapter(image) == wanted
+        assert rtl.model.cycle - before == wanted
+        name = "none" if image is None else image.name
+        fresh = Simulator(program, out)
+        fresh.load_adapter(image)
+        tokens = run(fresh, rtl, 3)
+        assert seen.setdefault(name, tokens) == tokens
+        assert chip.generate([3], 3) == tokens
+    assert chip.residents == ("b", "c")
+    assert len({tuple(tokens) for tokens in seen.values()}) > 1
+    found = check_hardware(chip, "rtl", [3, 5])
+    assert found["bit_exact"] and found["cycle_exact"], found["hardware_difference"]
+    # Reset switches to none, and back with a word.
+    before = rtl.model.cycle
+    rtl.reset()
+    assert rtl.model.cycle - before == 2
 
 
 def test_reset_keeps_the_adapter(rtl: RTLChip, out: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -36,14 +38,20 @@ def chips(
     folder = tmp_path_factory.mktemp("slots")
 
     @cache
-    def make(name: str = "llama", rank: int = RANK, *settings: str) -> Path:
+    def make(name: str = "llama", rank: int = RANK, *settings: str, residents: int = 1) -> Path:
         slots = f"{rank}" if rank else None
-        out = folder / "-".join([name, str(rank), *settings])
+        out = folder / "-".join([name, str(rank), str(residents), *settings])
         return intaglio.compile(
-            model(name), "roma-mini", out, context=32, settings=settings, adapter_slots=slots
+            model(name),
+            "roma-mini",
+            out,
+            context=32,
+            settings=settings,
+            adapter_slots=slots,
+            resident_adapters=residents,
         ).folder
 
-    return lambda *options: intaglio.load(make(*options))
+    return lambda *options, **more: intaglio.load(make(*options, **more))
 
 
 def adapter(
@@ -217,6 +225,78 @@ def test_adapters_in_sequence_are_those_of_fresh_chips(chips: Any) -> None:
         assert chip.adapter is image
         tokens, wanted = fresh[number]
         assert chip.generate(PROMPT, 8) == tokens and np.array_equal(logits(chip), wanted)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    residents=st.sampled_from([2, 3]),
+    order=st.lists(st.integers(0, 5), min_size=1, max_size=12),
+)
+def test_residents_in_any_order_are_fresh_chips(
+    chips: Any, residents: int, order: list[int]
+) -> None:
+    """Tokens and logits are; what is not there is loaded, into the place used longest ago."""
+    chip, single = chips(residents=residents), chips()
+    program = chip.program
+    images = [None, *(adapter(program, seed, [seed, 0, RANK], 0.5) for seed in range(1, 6))]
+    base = load_cycles(single.program, None)
+    held: list[int] = []
+    for number in order:
+        image = images[number]
+        cycles = chip.load_adapter(image)
+        whole = load_cycles(program, image)
+        if image is None:
+            assert cycles == whole == 1 < base
+        elif number in held:
+            assert cycles == 1
+            held.remove(number)
+        else:
+            assert cycles == whole == load_cycles(single.program, image) + 1
+            held = held[1:] if len(held) == residents else held
+        held += [number] if image is not None else []
+        assert chip.adapter is image and chip.simulator._residents.images == [
+            images[one] for one in held
+        ]
+        single.load_adapter(image)
+        assert chip.ranks == single.ranks and chip.cycles(3) == single.cycles(3)
+        assert np.array_equal(logits(chip), logits(single))
+        assert chip.generate(PROMPT, 3) == single.generate(PROMPT, 3)
+
+
+def test_an_adapter_is_known_by_its_contents(chips: Any) -> None:
+    chip = chips(residents=2)
+    one = adapter(chip.program, 1, [RANK])
+    whole = chip.load_adapter(one)
+    assert whole > 1
+    assert chip.load_adapter(adapter(chip.program, 1, [RANK], name="renamed")) == 1
+    assert chip.residents == ("renamed",)
+    # Another of the same name and shape, and one that differs in a scale only.
+    assert chip.load_adapter(adapter(chip.program, 2, [RANK])) == whole
+    site, image = next(iter(one.sites.items()))
+    scales = image.b.scales.copy()
+    scales[0] += 1
+    other = replace(image, b=replace(image.b, scales=scales))
+    assert chip.load_adapter(replace(one, sites={**one.sites, site: other})) == whole
+    # One without ranks is none.
+    assert chip.load_adapter(AdapterImage("empty", "", {})) == 1
+    assert len(chip.residents) == 2
+    with pytest.raises(intaglio.UserError, match="no slots"):
+        chip.load_adapter(AdapterImage("bad", "", {"layers.9.q_proj": image}))
+    assert chip.load_adapter(one) == whole
+
+
+def test_residents_take_their_sram_and_nothing_else(chips: Any) -> None:
+    """Program, ROM and durations are those of one; slots are as many times as large."""
+    one, three = chips(), chips(residents=3)
+    sizes = [{e["name"]: e["size"] for e in chip.mapping["sram"]} for chip in (one, three)]
+    for name, size in sizes[0].items():
+        assert sizes[1][name] == size * (3 if name in one.program.slots else 1)
+    for file in ("rom/matrices.bin", "rom/constants.bin"):
+        assert (one.folder / file).read_bytes() == (three.folder / file).read_bytes()
+    assert one.cycles(4) == three.cycles(4)
+    assert json.loads((three.folder / "program.json").read_text())["residents"] == 3
+    assert "residents" not in json.loads((one.folder / "program.json").read_text())
+    assert one.program.residents == 1 and three.program.residents == 3
 
 
 def test_one_token_at_a_time_is_all_at_once(chips: Any) -> None:

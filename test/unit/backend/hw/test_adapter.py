@@ -302,6 +302,12 @@ class Image(NamedTuple):
     b: AdapterMatrix
 
 
+def image_of(rng: np.random.Generator, case: Case, rank: int) -> Image:
+    code = case.machine.adapter
+    a = random_matrix(rng, code, rank, case.columns)
+    return Image(rank, a, random_matrix(rng, code, case.rows, rank))
+
+
 def vector_of(rng: np.random.Generator, size: int, fmt: str) -> semantics.Quantized:
     return semantics.quantize(rng.integers(-(1 << 18), 1 << 18, size), fmt)
 
@@ -376,13 +382,148 @@ def test_slots(case: Case) -> None:
     check_slots(case)
 
 
-def test_verilator() -> None:
+def skip_without_verilator() -> None:
     try:
         compiler()
         verilator_root()
     except UserError as error:
         pytest.skip(str(error))
+
+
+def test_verilator() -> None:
+    skip_without_verilator()
     check_slots(CASES[1], "verilator")
+
+
+def with_constant(found: Setting, case: Case, matrix: Matrix, shift: int) -> Setting:
+    """The same with an adapter of the graph between the slots of the two sites."""
+    program, machine = found.program, case.machine
+    shape = MatrixShape.of((matrix.rows, matrix.columns), "int4", 4, matrix.group, zeros=False)
+    parameter = Parameter("w", "lora", "rom.adapter", (matrix.rows, matrix.columns), "int4", 4,
+                          matrix.group, matrix.exponent, 8)  # fmt: skip
+    target = fixed("z", 200, matrix.rows, machine)
+    one = product("w", "x", "z", None, shift, durations.adapter_product(machine, shape))
+    block = program.blocks[0]
+    program = replace(
+        program,
+        parameters={**program.parameters, "w": parameter},
+        buffers={**program.buffers, "z": target},
+        blocks=[replace(block, instructions=[*block.instructions, one])],
+    )
+    return Setting(program, {"w": matrix})
+
+
+def check_residents(case: Case, residents: int, engine: str = "rtl") -> None:
+    """Loaded and switched to in any order, each is itself; adapters of the graph are in none."""
+    machine, fmt, frac = case.machine, case.machine.activations, case.fraction
+    rng = np.random.default_rng(residents)
+    rows, group = 19, 2 * machine.attention_lanes
+    groups = -(-case.columns // group)
+    constant = Matrix(
+        pack(rng.integers(0, 16, (rows, case.columns)), 4), 4, case.columns, group, 8,
+        rng.integers(-(1 << 15), 1 << 15, (rows, groups)).astype(np.int16), 23,
+    )  # fmt: skip
+    constant_shift = semantics.pre_shift(semantics.accumulator_bits(4, case.columns, fmt))
+    plain = with_constant(setting(case), case, constant, constant_shift)
+    found = Setting(replace(plain.program, residents=residents), plain.contents)
+    bench = Bench(found, engine)
+    places, block = bench.places, bench.program.blocks[0]
+    alone = places_of(plain.program)
+    assert alone is not None
+    assert places.depth == alone.depth + (residents - 1) * places.slot_words
+    ports = bench.chip.ports
+    held: dict[int, dict[str, Image]] = {}
+    active: int | None = None
+
+    def check(instance: int) -> None:
+        images = {} if active is None else held[active]
+        image = images.get(f"layers.{instance}.q_proj")
+        rank = image.rank if image else 0
+        x = vector_of(rng, case.columns, fmt)
+        bench.fill("x", x)
+        bench.run(0, instance, rank)
+        u = np.zeros(case.rank, np.int64)
+        if image:
+            shift = block.instructions[0].arguments["pre_shift"]
+            dot = semantics.dot(x.codes, image.a, fmt)
+            u[:rank] = semantics.requantize(dot, x.scale, image.a.exponent, shift, frac)
+        np.testing.assert_array_equal(bench.vector("u"), u)
+        bench.run(2, instance)
+        dot = semantics.dot(x.codes, constant, fmt)
+        z = semantics.requantize(dot, x.scale, constant.exponent, constant_shift, 16)
+        np.testing.assert_array_equal(bench.vector("z"), z)
+        u[rank:] = 0
+        u[:rank] = rng.integers(-(1 << 20), 1 << 20, rank)
+        uq = semantics.quantize(u, fmt, frac)
+        bench.fill("uq", uq)
+        base = rng.integers(-(1 << 31), 1 << 31, case.rows)
+        bench.vector("base", base)
+        bench.run(1, instance, rank)
+        y = base
+        if image:
+            shift = block.instructions[1].arguments["pre_shift"]
+            dot = semantics.dot(uq.codes[:rank], image.b, fmt)
+            y = semantics.requantize(dot, uq.scale, image.b.exponent, shift, frac, residual=base)
+        np.testing.assert_array_equal(bench.vector("y"), y)
+
+    check(0)
+    for turn in range(24):
+        choice = rng.integers(5)
+        if choice < 2 or not held:
+            # Every resident is filled in the end, and some are replaced.
+            active = turn % residents
+            ranks = [int(rank) for rank in rng.integers(0, case.rank + 1, 2)]
+            ranks[turn % 2] = ranks[turn % 2] or case.rank
+            names = {f"layers.{i}.q_proj": rank for i, rank in enumerate(ranks)}
+            held[active] = {name: image_of(rng, case, r) for name, r in names.items() if r}
+            stream = places.load_stream(held[active], active)
+            assert len(stream) == places.load_cycles(names)
+            assert len(set(stream.addresses.tolist())) == len(stream)
+            assert stream.addresses.max() < 1 << ports["load_address"].width
+            bench.load(stream)
+        elif choice == 2:
+            active = None
+            bench.load(places.switch_stream(None))
+        elif choice == 3:
+            # What was loaded stays.
+            active = None
+            bench.reset()
+        else:
+            active = int(rng.choice(list(held)))
+            stream = places.switch_stream(active)
+            assert len(stream) == 1
+            bench.load(stream)
+        check(int(rng.integers(2)))
+    assert len(held) == residents
+    assert len(places.load_stream({})) == places.load_cycles({}) == 1
+    for wrong in (-1, residents + 1):
+        with pytest.raises(CompilerBug):
+            places.switch_stream(wrong)
+    with pytest.raises(CompilerBug):
+        places.load_stream({}, residents)
+    bench.chip.close()
+
+
+@pytest.mark.parametrize(("number", "residents"), [(0, 2), (1, 3), (3, 4)])
+def test_residents(number: int, residents: int) -> None:
+    check_residents(CASES[number], residents)
+
+
+def test_residents_on_verilator() -> None:
+    skip_without_verilator()
+    check_residents(CASES[1], 3, "verilator")
+
+
+def test_one_resident_has_no_register() -> None:
+    program = setting(CASES[1]).program
+    one = places_of(program)
+    assert one is not None
+    text = bench(AdapterModel(program, one))
+    assert "active" not in text
+    with pytest.raises(CompilerBug):
+        one.switch_stream(0)
+    several = places_of(replace(program, residents=2))
+    assert several is not None and "active" in bench(AdapterModel(program, several))
 
 
 def test_reset_switches_adapters_off() -> None:
