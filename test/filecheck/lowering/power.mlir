@@ -1,6 +1,8 @@
 // RUN: xdsl-opt -p 'attach-target{target=tom-mini},fabric-place' %s | filecheck %s --check-prefix=PLACE
 // RUN: xdsl-opt -p 'attach-target{target=tom-mini},fabric-place,program-schedule' %s | filecheck %s
 // RUN: xdsl-opt -p 'attach-target{target=tom-mini},fabric-place,program-schedule' %s | xdsl-opt | filecheck %s
+// RUN: sed 's/v = @v1/v = @v0/' %s | xdsl-opt -p 'attach-target{target=tom-mini},fabric-place,program-schedule' | filecheck %s --check-prefix=SHARED
+// RUN: sed 's/w = @w1, v = @v1/w = @w0, v = @v0/' %s | xdsl-opt -p 'attach-target{target=tom-mini},fabric-place,program-schedule' | filecheck %s --check-prefix=SAME
 
 // A chip whose ROM banks can be switched off: a power domain for each layer and one for the head.
 
@@ -42,6 +44,12 @@ rom.step @decode context 128 {
 // PLACE-NEXT: fabric.domain @power1 [@w1, @v1]
 // PLACE-NEXT: fabric.domain @power_head [@head]
 // PLACE-NOT:  fabric.domain
+
+// A matrix that two layers multiply with is in none either; nor are those of layers that share all.
+// SHARED:      fabric.domain @power0 [@w0]
+// SHARED-NEXT: fabric.domain @power1 [@w1]
+// SAME-NOT:    fabric.domain @power0
+// SAME:        fabric.domain @power_head [@head]
 
 // The first layer is woken as the token begins, each block behind it by the layer before.
 // CHECK:      program.block @part0 instances [{emb = @emb, next_power1 = @power0}] {
