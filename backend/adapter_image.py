@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.backend.output import ADAPTER_BYTES as BYTES
-from intaglio.backend.output import ADAPTER_DESCRIPTION as DESCRIPTION
+from intaglio.backend.output import ADAPTER_BYTES, ADAPTER_DESCRIPTION, write_json
 from intaglio.backend.ternary_adapter import absmean, fitted
 from intaglio.dialects.codes import (
     E4M3_LIMIT,
@@ -280,7 +279,7 @@ def write_image(image: AdapterImage, folder: Path, notes: Mapping[str, Any] | No
                 "scales": put(matrix.scales.astype("<i2").tobytes()),
             }
         sites[name] = entry
-    (folder / BYTES).write_bytes(data)
+    (folder / ADAPTER_BYTES).write_bytes(data)
     content = {
         "schema": SCHEMA,
         "name": image.name,
@@ -289,7 +288,7 @@ def write_image(image: AdapterImage, folder: Path, notes: Mapping[str, Any] | No
         "sha256": hashlib.sha256(data).hexdigest(),
         "sites": sites,
     }
-    (folder / DESCRIPTION).write_text(json.dumps(content, indent=1) + "\n")
+    write_json(folder / ADAPTER_DESCRIPTION, content)
 
 
 def read_image(folder: Path) -> AdapterImage:
@@ -298,7 +297,7 @@ def read_image(folder: Path) -> AdapterImage:
     Raises:
         UserError: a file is missing, damaged, or of another version.
     """
-    path, again = folder / DESCRIPTION, "remove the adapter and add it again"
+    path, again = folder / ADAPTER_DESCRIPTION, "remove the adapter and add it again"
     try:
         content = json.loads(path.read_text())
         if content["schema"] != SCHEMA:
@@ -307,9 +306,9 @@ def read_image(folder: Path) -> AdapterImage:
                 file=str(path),
                 hint=again,
             )
-        data = (folder / BYTES).read_bytes()
+        data = (folder / ADAPTER_BYTES).read_bytes()
         if hashlib.sha256(data).hexdigest() != content["sha256"]:
-            raise UserError("is damaged", file=str(folder / BYTES), hint=again)
+            raise UserError("is damaged", file=str(folder / ADAPTER_BYTES), hint=again)
         sites = {
             name: SiteImage(
                 rank=entry["rank"],

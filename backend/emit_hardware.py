@@ -15,7 +15,6 @@ Generated files name what they are made from by hash.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import version
@@ -39,7 +38,7 @@ from intaglio.backend.hw import sequencer
 from intaglio.backend.hw.chip import TOP, chip_design
 from intaglio.backend.hw.kv import word_bytes
 from intaglio.backend.hw.layout import Layout, Words, layout_of, logic_rom, rom_words
-from intaglio.backend.output import sha256_of
+from intaglio.backend.output import sha256_of, write_json
 from intaglio.backend.stages import HARDWARE_STAGES
 from intaglio.dialects import semantics
 
@@ -168,7 +167,7 @@ def _write_roms(layout: Layout, images: Images, folder: Path, header: str) -> li
             if small:
                 names.append(_write_hex(words, widths[kind], folder, name))
     content = {"sha256": digest.hexdigest(), "memories": index}
-    (folder / ROM_INDEX).write_text(json.dumps(content, indent=1) + "\n")
+    write_json(folder / ROM_INDEX, content)
     if small:
         (folder / TESTBENCH).write_text(header + testbench(layout, index))
         names.append(TESTBENCH)

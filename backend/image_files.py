@@ -11,13 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.backend.output import MANIFEST, read_manifest, sha256_of
+from intaglio.backend.output import MANIFEST, read_manifest, sha256_of, some_of
 from intaglio.backend.program import Parameter, Part, Program
 from intaglio.dialects.codes import Matrix, container_bits
 from intaglio.dialects.errors import UserError
-
-_NAMED = 4
-"""How many changed tensors are named."""
 
 
 class Images:
@@ -90,22 +87,22 @@ class Images:
             UserError: one is missing, shorter, or has other bytes; names tensors that are changed.
         """
         digests = read_manifest(self._folder)["outputs"]
-        for file in dict.fromkeys(part.file for _, part in self._parts()):
+        files: dict[str, list[tuple[str, Part]]] = {}
+        for name, part in self._parts():
+            self._bytes(part)
+            files.setdefault(part.file, []).append((name, part))
+        for file, parts in files.items():
             path = self._folder / file
-            for _, part in self._parts():
-                if part.file == file:
-                    self._bytes(part)
             if file not in digests or sha256_of(path) == digests[file]:
                 continue
             changed = dict.fromkeys(
                 name
-                for name, part in self._parts()
-                if part.file == file and sha256(self._bytes(part).data).hexdigest() != part.sha256
+                for name, part in parts
+                if sha256(self._bytes(part).data).hexdigest() != part.sha256
             )
-            where = f" in {', '.join(list(changed)[:_NAMED])}" if changed else ""
-            more = f" and {len(changed) - _NAMED} more tensors" if len(changed) > _NAMED else ""
+            where = f" in {some_of([*changed])}" if changed else ""
             raise UserError(
-                f"has other bytes than the compile wrote{where}{more}: its SHA-256 is not that of "
+                f"has other bytes than the compile wrote{where}: its SHA-256 is not that of "
                 f"{MANIFEST}",
                 file=str(path),
                 hint="compile the model again",

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,13 +21,15 @@ TIMINGS = "timings.json"
 REFERENCE = "reference"
 ADAPTERS = "adapters"
 """Of adapters, a folder each."""
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""A leading dot is no name of one, so that half a folder is never taken for an adapter."""
 ADAPTER_DESCRIPTION = "adapter.json"
 ADAPTER_BYTES = "adapter.bin"
 ADAPTER_FLOATS = "adapter.onnx_adapter"
 
 _ADAPTER_FILES = (ADAPTER_DESCRIPTION, ADAPTER_BYTES, ADAPTER_FLOATS)
 _NAMED = 4
-"""How many of the files that stand in the way are named."""
+"""How many of some names an error gives."""
 
 
 @contextmanager
@@ -137,7 +140,7 @@ def check_replaceable(out: Path) -> None:
     if known is None:
         if found := sorted(path.name for path in out.iterdir()):
             raise UserError(
-                f"this exists and is no output of intaglio: it holds {_some(found)}",
+                f"this exists and is no output of intaglio: it holds {some_of(found)}",
                 file=str(out),
                 hint=_ELSEWHERE,
             )
@@ -150,7 +153,7 @@ def check_replaceable(out: Path) -> None:
     if foreign := sorted(name for name in names if name not in known and not _is_later(name)):
         raise UserError(
             f"a compile replaces this folder, and it holds what intaglio did not write: "
-            f"{_some(foreign)}",
+            f"{some_of(foreign)}",
             file=str(out),
             hint=f"move that elsewhere, or {_ELSEWHERE}",
         )
@@ -159,7 +162,8 @@ def check_replaceable(out: Path) -> None:
 _ELSEWHERE = "choose another folder for -o"
 
 
-def _some(names: Sequence[str]) -> str:
+def some_of(names: Sequence[str]) -> str:
+    """The first few of some names, and how many more there are."""
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
@@ -197,15 +201,23 @@ def _is_later(name: str) -> bool:
 
 
 def adapters_in(out: Path) -> list[str]:
-    """Names of the adapters that were added to an output folder."""
-    names = (path.parent.name for path in out.glob(f"{ADAPTERS}/*/{ADAPTER_DESCRIPTION}"))
-    return sorted(name for name in names if not name.startswith("."))
+    """Names of the adapters that were added to an output folder, sorted."""
+    folder = out / ADAPTERS
+    if not folder.is_dir():
+        return []
+    names = (path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(name for name in names if ADAPTER_NAME.fullmatch(name))
+
+
+def json_text(content: Any) -> str:
+    """JSON in one fixed form."""
+    return json.dumps(content, indent=1) + "\n"
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON in one fixed form."""
+    """Writes JSON in its fixed form."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json_text(content))
 
 
 def copy(source: Path, target: Path) -> None:

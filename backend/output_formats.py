@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import IO
 
@@ -10,6 +9,8 @@ from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.utils.exceptions import PassFailedException
 from xdsl.utils.target import Target
+
+from intaglio.backend.output import json_text
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class MappingJSON(Target):
         from intaglio.dialects.fabric import machine_of, places
         from intaglio.lowering.mapping import mapping_of
 
-        if not any(True for _ in places(module)):
+        if next(places(module), None) is None:
             raise PassFailedException("the module places nothing; run fabric-place first")
-        _write(mapping_of(module, machine_of(module)), output)
+        output.write(json_text(mapping_of(module, machine_of(module))))
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,7 @@ class ProgramJSON(Target):
     def emit(self, ctx: Context, module: ModuleOp, output: IO[str]) -> None:
         from intaglio.backend.program_file import program_content
 
-        try:
-            content = program_content(module)
-        except ValueError as error:
-            raise PassFailedException(f"{error}; run program-schedule first") from error
-        _write(content, output)
+        output.write(json_text(program_content(module)))
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,3 @@ class SystemVerilog(Target):
         if not any(isinstance(op, hw.HWModuleOp) for op in module.ops):
             raise PassFailedException("the module holds no hardware; run program-to-hw first")
         output.write(to_verilog(str(module)))
-
-
-def _write(content: object, output: IO[str]) -> None:
-    output.write(json.dumps(content, indent=1) + "\n")

@@ -18,6 +18,7 @@ from xdsl.dialects.builtin import (
     UnitAttr,
 )
 from xdsl.ir import Attribute
+from xdsl.utils.exceptions import PassFailedException
 
 from intaglio.dialects import rom
 from intaglio.dialects.fabric import DomainOp, EngraveOp, ReserveOp, machine_of, places
@@ -32,11 +33,13 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
     """The content of program.json for a scheduled module.
 
     Raises:
-        ValueError: the module holds no program.
+        PassFailedException: the module holds no program.
     """
     programs = [op for op in module.ops if isinstance(op, ProgramOp)]
     if len(programs) != 1:
-        raise ValueError(f"expected one program, found {len(programs)}")
+        raise PassFailedException(
+            f"expected one program, found {len(programs)}; run program-schedule first"
+        )
     (program,) = programs
     pieces = {
         place.buffer.root_reference.data: [piece_content(attr.piece) for attr in place.pieces]

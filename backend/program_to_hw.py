@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.passes import ModulePass
-from xdsl.utils.exceptions import PassFailedException
 
 from intaglio.backend.program import program_of
 from intaglio.backend.program_file import program_content
@@ -26,11 +25,7 @@ class ProgramToHW(ModulePass):
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         from intaglio.backend.hw.chip import build_chip
 
-        try:
-            content = program_content(op)
-        except ValueError as error:
-            raise PassFailedException(f"{error}; run program-schedule first") from error
-        chip = build_chip(program_of(content))
+        chip = build_chip(program_of(program_content(op)))
         for old in list(op.ops):
             old.detach()
             old.erase(safe_erase=False)

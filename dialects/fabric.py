@@ -470,6 +470,11 @@ SCALE_BYTES = 4
 """Bytes of a dynamic scale in a cache: 24 bits of mantissa, 8 of exponent."""
 
 
+def kv_code_bytes(width: int, kv_format: str) -> int:
+    """Bytes of the codes of one KV head of one token, without a scale."""
+    return -(-width * FORMATS[kv_format].bits // 8)
+
+
 def kv_vector_bytes(cache: CacheOp) -> int:
     """Bytes that one KV head of one token takes.
 
@@ -480,9 +485,8 @@ def kv_vector_bytes(cache: CacheOp) -> int:
     format_ = cache.type.format.data
     if format_ not in FORMATS:
         raise PassFailedException(f"@{cache.sym_name.data} holds {format_}; run rom-legalize first")
-    bits = FORMATS[format_].bits
     scale = 0 if cache.type.static.data else SCALE_BYTES
-    return -(-cache.type.width.data * bits // 8) + scale
+    return kv_code_bytes(cache.type.width.data, format_) + scale
 
 
 PlaceOp = EngraveOp | ConstantOp | ReserveOp

@@ -18,9 +18,14 @@ from typing import NamedTuple
 from xdsl.dialects.builtin import ModuleOp
 
 from intaglio.dialects import rom
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import DoesNotFit, UserError
-from intaglio.dialects.fabric import SCALE_BYTES, ReserveOp, kv_vector_bytes, matrix_shape
+from intaglio.dialects.fabric import (
+    SCALE_BYTES,
+    ReserveOp,
+    kv_code_bytes,
+    kv_vector_bytes,
+    matrix_shape,
+)
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.search import largest
 
@@ -260,8 +265,7 @@ class _Caches:
         def size(name: str) -> int:
             scale = 0 if name == "fp8" else SCALE_BYTES
             return sum(
-                kv.heads.data * (-(-kv.width.data * FORMATS[name].bits // 8) + scale)
-                for _, kv in own
+                kv.heads.data * (kv_code_bytes(kv.width.data, name) + scale) for _, kv in own
             )
 
         return [name for name in KV_FORMATS if size(name) < now]
@@ -353,13 +357,15 @@ def _at_rank(
     return found
 
 
+def _fits(wanted: Sequence[Reservation], machine: Machine) -> bool:
+    return fill(wanted, machine)[0].fullest <= machine.sram_bytes
+
+
 def _rank_that_fits(machine: Machine, wanted: Sequence[Reservation], slots: Sequence[_Slot]) -> int:
     """The largest rank of the slots at which all of a module fits; 0: not even the smallest."""
 
     def fits(rank: int) -> bool:
-        return fill(_at_rank(wanted, slots, rank, machine), machine)[0].fullest <= (
-            machine.sram_bytes
-        )
+        return _fits(_at_rank(wanted, slots, rank, machine), machine)
 
     return largest(fits, max((slot.rank for slot in slots), default=1) - 1)
 
@@ -372,8 +378,6 @@ def _residents_that_fit(
     def fits(residents: int) -> bool:
         fewer = [slot._replace(residents=residents) for slot in slots]
         rank = max(slot.rank for slot in slots)
-        return fill(_at_rank(wanted, fewer, rank, machine), machine)[0].fullest <= (
-            machine.sram_bytes
-        )
+        return _fits(_at_rank(wanted, fewer, rank, machine), machine)
 
     return largest(fits, max((slot.residents for slot in slots), default=1) - 1)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from intaglio.backend.program import Program
-from intaglio.dialects.codes import FORMATS, SLOT_BITS
+from intaglio.dialects.codes import SLOT_BITS
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.search import largest
 from intaglio.runtime.external_traffic import traffic
@@ -62,10 +62,10 @@ def demand_of(program: Program) -> Demand:
 
     Without slots, the sites are those that the matrices of its repeated layers would make.
     """
-    from intaglio.dialects.fabric import SCALE_BYTES
+    from intaglio.dialects.fabric import SCALE_BYTES, kv_code_bytes
 
     caches = program.caches.values()
-    codes = sum(one.heads * -(-one.width * FORMATS[one.format].bits // 8) for one in caches)
+    codes = sum(one.heads * kv_code_bytes(one.width, one.format) for one in caches)
     scales = sum(one.heads * SCALE_BYTES for one in caches if one.static_scale is None)
     sites = [(site.rows, site.columns) for site in program.sites.values()]
     if not sites:
@@ -181,13 +181,15 @@ def budget(program: Program) -> dict[str, Any]:
     `ideal_saving` and `ideal_read_bytes` are the same where each token is fetched alone, the
     papers' formula.
     """
+    from intaglio.lowering.sram import tokens_on_die
+
     machine, demand = program.machine, demand_of(program)
     rank = max((site.rank for site in program.sites.values()), default=0)
     capacity = program.capacity
-    held = min(capacity, machine.kv_on_die or capacity)
+    held = tokens_on_die(capacity, machine)
     contexts = _contexts(held, context_that_fits(machine, demand, 0))
     if machine.kv_on_die:
-        contexts = [one for one in contexts if one == held or one <= capacity]
+        contexts = [one for one in contexts if one <= capacity]
     rows: list[dict[str, Any]] = []
     for one in sorted({*RANKS, rank}):
         used = used_bytes(machine, demand, one)

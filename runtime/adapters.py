@@ -8,7 +8,6 @@ by their place in the model: `model.layers.3.self_attn.q_proj` is `layers.3.q_pr
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -29,7 +28,13 @@ from intaglio.backend.adapter_image import (
     read_image,
     write_image,
 )
-from intaglio.backend.output import ADAPTER_FLOATS, ADAPTERS, MANIFEST
+from intaglio.backend.output import (
+    ADAPTER_FLOATS,
+    ADAPTER_NAME,
+    ADAPTERS,
+    adapters_in,
+    read_manifest,
+)
 from intaglio.backend.program import Program, Site
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.adapter_files import (
@@ -44,7 +49,6 @@ from intaglio.runtime.wording import counted
 Progress = Callable[[str], None]
 
 SCHEMA = 1
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.(.+)$")
 
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -128,10 +132,7 @@ class Adapters:
 
     def __iter__(self) -> Iterator[str]:
         """Names, sorted."""
-        if not self._folder.is_dir():
-            return iter(())
-        names = (path.name for path in self._folder.iterdir() if path.is_dir())
-        return iter(sorted(name for name in names if _NAME.fullmatch(name)))
+        return iter(adapters_in(self._out))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -182,7 +183,7 @@ class Adapters:
         return self._summary(image)
 
     def _check_name(self, name: str) -> None:
-        if not _NAME.fullmatch(name):
+        if not ADAPTER_NAME.fullmatch(name):
             raise UserError(
                 f"'{name}' is no name for an adapter",
                 hint="up to 64 letters, digits, dots, dashes and underscores, the first a letter "
@@ -215,7 +216,7 @@ class Adapters:
         from intaglio.backend.compile import COMPANIONS
 
         yield self.base
-        manifest = json.loads((self._out / MANIFEST).read_text())
+        manifest = read_manifest(self._out)
         for name, digest in manifest["inputs"].items():
             if Path(name).name not in COMPANIONS:
                 yield digest
@@ -227,7 +228,6 @@ class Adapters:
         matched: Mapping[str, FloatSite],
         notes: Mapping[str, Any],
     ) -> None:
-        # A leading dot is no name of an adapter, so that half a folder is never taken for one.
         partial = self._folder / f".{name}.{os.getpid()}.partial"
         is_new = not self._folder.exists()
         try:

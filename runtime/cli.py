@@ -8,7 +8,6 @@ error. Imports are made by the command that needs them, so that small commands s
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from intaglio.backend.output import whole_file
+from intaglio.backend.output import json_text, whole_file
 from intaglio.backend.stages import HARDWARE_STAGES, STAGES
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.runtime.check_defaults import (
@@ -108,7 +107,7 @@ def _write(text: str) -> None:
 
 
 def _write_json(content: Any) -> None:
-    _write(json.dumps(content, indent=1) + "\n")
+    _write(json_text(content))
 
 
 @contextmanager
@@ -630,7 +629,7 @@ def _inspected(out: str, form: str, positions: Sequence[int] | None) -> str:
 
     content = inspect_json(out, positions)
     if form == "json":
-        return json.dumps(content, indent=1) + "\n"
+        return json_text(content)
     if form == "html":
         from intaglio.runtime.inspect_html import inspect_html
 

@@ -226,6 +226,9 @@ def _constants(program: Program) -> dict[str, Any]:
 
 def _sram(program: Program, mapping: Mapping[str, Any]) -> dict[str, Any]:
     """SRAM of all H-Units together; the mapping states what one of them holds."""
+    # Imported when used, as xDSL is that it needs.
+    from intaglio.lowering.sram import cache_bytes, tokens_on_die
+
     tiles = program.machine.h_units
     use = {"kv_bytes": 0, "graph_adapter_bytes": 0, "adapter_slot_bytes": 0}
     for entry in mapping["sram"]:
@@ -236,13 +239,13 @@ def _sram(program: Program, mapping: Mapping[str, Any]) -> dict[str, Any]:
         parameter = program.parameters.get(entry["name"])
         # An adapter of few rows lies on as many units.
         use[kind] += entry["size"] * (min(tiles, parameter.dims[0]) if parameter else tiles)
-    demand, capacity = demand_of(program), program.capacity
+    machine, demand, capacity = program.machine, demand_of(program), program.capacity
     return {
-        "capacity_bytes": program.machine.sram_bytes * tiles,
+        "capacity_bytes": machine.sram_bytes * tiles,
         "used_bytes": sum(use.values()),
         **use,
-        "kv_scale_bytes": -(-capacity // tiles) * tiles * demand.scale_bytes,
-        "kv_tokens": min(capacity, program.machine.kv_on_die or capacity),
+        "kv_scale_bytes": tiles * cache_bytes(capacity, 0, demand.scale_bytes, machine),
+        "kv_tokens": tokens_on_die(capacity, machine),
         "kv_bytes_per_token": demand.kv_bytes,
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from intaglio.backend.hw.adapter_layout import SWITCH_CYCLES
 from intaglio.runtime.adapter_budget import Table, tables
 from intaglio.runtime.rom_use import USES
 from intaglio.runtime.wording import counted
@@ -126,7 +127,10 @@ def _adapter_lines(content: Mapping[str, Any], clock: int) -> Iterator[str]:
     loaded = counted(adapter["load_cycles"], "cycle")
     yield f"        such an adapter is loaded in {loaded} ({microseconds:,.1f} us)"
     if adapter["residents"] > 1:
-        yield f"        {adapter['residents']} are resident; to switch among them takes 1 cycle"
+        yield (
+            f"        {adapter['residents']} are resident; to switch among them takes "
+            f"{counted(SWITCH_CYCLES, 'cycle')}"
+        )
 
 
 def _power_lines(power: Mapping[str, Any]) -> Iterator[str]:

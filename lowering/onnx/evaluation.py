@@ -24,7 +24,7 @@ from intaglio.lowering.onnx.terms import (
     Term,
 )
 
-NUMPY: dict[str, Any] = {
+FIELD_TYPES: dict[str, Any] = {
     "FLOAT": np.float32,
     "FLOAT16": np.float16,
     "BFLOAT16": np.float32,
@@ -49,9 +49,9 @@ def as_type(x: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     if dtype == "BFLOAT16":
         return _round_bfloat16(np.asarray(x, np.float32))
     with np.errstate(all="ignore"):
-        if NUMPY[dtype] is np.int64 and x.dtype.kind == "f":
+        if FIELD_TYPES[dtype] is np.int64 and x.dtype.kind == "f":
             x = np.trunc(x)
-        return x.astype(NUMPY[dtype])
+        return x.astype(FIELD_TYPES[dtype])
 
 
 Environment = Mapping[str, npt.NDArray[np.int64]]
@@ -67,7 +67,7 @@ def evaluate(term: Term, environment: Environment, *, clip: bool = False) -> npt
     """
     match term:
         case Number():
-            return np.asarray(term.value, NUMPY[term.dtype])
+            return np.asarray(term.value, FIELD_TYPES[term.dtype])
         case Count():
             return _polynomial(term.value, environment)
         case AtLeastZero():

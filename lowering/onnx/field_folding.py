@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.lowering.onnx import folding
-from intaglio.lowering.onnx.evaluation import NUMPY, evaluate
+from intaglio.lowering.onnx.evaluation import FIELD_TYPES, evaluate
 from intaglio.lowering.onnx.expressions import (
     Dims,
     Expression,
@@ -124,7 +124,7 @@ def _dtype(array: npt.NDArray[Any]) -> str:
 def _cast(node: Node, fields: list[Field]) -> Value:
     value = fields[0]
     target = cast_type(node)
-    if target not in NUMPY:
+    if target not in FIELD_TYPES:
         raise Refusal(f"{value.kind} cast to {target} is not supported")
     term = apply(f"cast:{target}", [value.term], ranges_of(value.dims))
     return field(node, value.dims, term, target)

@@ -66,13 +66,10 @@ def _token_input(graph: Graph) -> Port | None:
             return port
     for port in candidates:
         users = graph.consumers.get(port.name, ())
-        if (
-            any(
-                user.op_type in ("Gather", "GatherBlockQuantized") and user.input(1) == port.name
-                for user in users
-            )
-            and "position" not in port.name
-        ):
+        if any(
+            user.op_type in ("Gather", "GatherBlockQuantized") and user.input(1) == port.name
+            for user in users
+        ) and not is_position(port.name):
             return port
     return None
 

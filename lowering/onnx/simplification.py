@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.lowering.onnx.evaluation import NUMPY, as_type, evaluate
+from intaglio.lowering.onnx.evaluation import FIELD_TYPES, as_type, evaluate
 from intaglio.lowering.onnx.expressions import Expression, Ranges, expression, is_nonnegative
 from intaglio.lowering.onnx.functions import COMPARISONS, FUNCTIONS
 from intaglio.lowering.onnx.terms import (
@@ -152,7 +152,7 @@ def _number(value: npt.NDArray[Any], like: str) -> Term:
     if value.dtype.kind in "iu":
         return count(int(value))
     for dtype in (like, "FLOAT", "FLOAT16", "DOUBLE"):
-        if NUMPY.get(dtype) == value.dtype.type:
+        if FIELD_TYPES.get(dtype) == value.dtype.type:
             return Number(float(value), dtype)
     return Number(float(value), "FLOAT")
 
