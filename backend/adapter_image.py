@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from intaglio.backend.output import ADAPTER_BYTES, ADAPTER_DESCRIPTION, write_json
 from intaglio.backend.ternary_adapter import absmean, fitted
+from intaglio.backend.whole import naming
 from intaglio.dialects.codes import (
     E4M3_LIMIT,
     SLOT_BITS,
@@ -279,7 +280,8 @@ def write_image(image: AdapterImage, folder: Path, notes: Mapping[str, Any] | No
                 "scales": put(matrix.scales.astype("<i2").tobytes()),
             }
         sites[name] = entry
-    (folder / ADAPTER_BYTES).write_bytes(data)
+    with naming(folder / ADAPTER_BYTES):
+        (folder / ADAPTER_BYTES).write_bytes(data)
     content = {
         "schema": SCHEMA,
         "name": image.name,

@@ -26,6 +26,7 @@ from intaglio.backend.output import (
     check_replaceable,
     copy,
     sha256_of,
+    tidy_output,
     whole_or_nothing,
     write_json,
 )
@@ -33,6 +34,7 @@ from intaglio.backend.program_file import program_content
 from intaglio.backend.stages import HARDWARE_STAGES, IR_STAGES, Options, passes
 from intaglio.backend.target import load_target
 from intaglio.backend.target_file import write_target
+from intaglio.backend.whole import write_text
 from intaglio.dialects.errors import CompilerBug, UserError, UserErrors
 from intaglio.dialects.fabric import machine_of
 from intaglio.lowering.legalize import RomLegalize, substituted
@@ -88,6 +90,7 @@ def compile_model(
     from intaglio.lowering.onnx.importer import import_model
 
     model, out = Path(model), Path(out)
+    said = tidy_output(out)
     # Before a large model is read.
     check_replaceable(out)
     watch = Stopwatch()
@@ -104,10 +107,7 @@ def compile_model(
             float_weights_hint=float_weights_hint(options),
         )
     module = imported.module
-    warnings = list(imported.warnings)
-    if gone := adapters_in(out):
-        names = ", ".join(gone)
-        warnings.append(f"the adapters of the earlier compile are gone: {names}; add them again")
+    warnings = [*said, *imported.warnings]
     images = Images()
     with whole_or_nothing(out) as folder:
         for stage, stage_passes in passes(options):
@@ -143,6 +143,11 @@ def compile_model(
             manifest = _manifest(options, imported, inputs, images, folder)
         write_json(folder / MANIFEST, manifest)
         write_json(folder / TIMINGS, {"schema": SCHEMA, "stages": watch.stages})
+        if gone := adapters_in(out):
+            names = ", ".join(gone)
+            warnings.append(
+                f"the adapters of the earlier compile are gone: {names}; add them again"
+            )
     return Compiled(out, tuple(warnings), images)
 
 
@@ -189,7 +194,7 @@ def _write_ir(module: ModuleOp, path: Path) -> None:
     text = io.StringIO()
     Printer(stream=text).print_op(module)
     # xdsl-opt ends what it prints with an empty line; so does this, to be equal byte for byte.
-    path.write_text(text.getvalue() + "\n\n")
+    write_text(path, text.getvalue() + "\n\n")
 
 
 def _target(options: Options) -> Target:
@@ -270,6 +275,8 @@ def _reference(imported: ImportedModel, folder: Path) -> dict[str, Path]:
         try:
             copy(path, folder / name)
         except OSError as error:
+            if error.filename != str(path):
+                raise
             raise UserError(f"cannot be copied: {error.strerror}", file=str(path)) from error
     return {f"{REFERENCE}/{model.name}": folder / REFERENCE / model.name, **files}
 

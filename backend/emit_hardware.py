@@ -40,6 +40,7 @@ from intaglio.backend.hw.kv import word_bytes
 from intaglio.backend.hw.layout import Layout, Words, layout_of, logic_rom, rom_words
 from intaglio.backend.output import sha256_of, write_json
 from intaglio.backend.stages import HARDWARE_STAGES
+from intaglio.backend.whole import naming, write_text
 from intaglio.dialects import semantics
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def emit_hardware(
     for name, content in written.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
+        write_text(path, content)
     names = list(written)
     if stage != HARDWARE_STAGES[0]:
         progress("writing ROM contents")
@@ -150,7 +151,7 @@ def _write_roms(layout: Layout, images: Images, folder: Path, header: str) -> li
     names = [ROMS, ROM_INDEX]
     digest = hashlib.sha256()
     offset = 0
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         for name, words in rom_words(layout, images):
             size = words.shape[1] if words.ndim == 2 else words.itemsize
             data = word_bytes(words, size)
@@ -169,7 +170,7 @@ def _write_roms(layout: Layout, images: Images, folder: Path, header: str) -> li
     content = {"sha256": digest.hexdigest(), "memories": index}
     write_json(folder / ROM_INDEX, content)
     if small:
-        (folder / TESTBENCH).write_text(header + testbench(layout, index))
+        write_text(folder / TESTBENCH, header + testbench(layout, index))
         names.append(TESTBENCH)
     return names
 
@@ -220,7 +221,7 @@ def _write_hex(words: Words, bits: int, folder: Path, name: str) -> str:
         lines = [word[::-1].tobytes().hex()[-digits:] for word in words]
     else:
         lines = [f"{word:0{digits}x}" for word in words.tolist()]
-    file.write_text("\n".join(lines) + "\n")
+    write_text(file, "\n".join(lines) + "\n")
     return _hex_name(name)
 
 

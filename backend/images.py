@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp
 
+from intaglio.backend.whole import naming
 from intaglio.backend.zeros import Counter, Zeros
 from intaglio.dialects import rom
 from intaglio.dialects.codes import container_bits, fixed
@@ -61,31 +62,33 @@ class _Writer:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.name = name
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file: BinaryIO = path.open("wb")
+        self.path = folder / name
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file: BinaryIO = self.path.open("wb")
         self.position = 0
         self.digest = hashlib.sha256()
 
     def seek(self, position: int) -> None:
-        padding = bytes(position - self.position)
-        self.file.write(padding)
-        self.digest.update(padding)
-        self.position = position
+        self._write(bytes(position - self.position))
 
     def part(self, chunks: Iterator[npt.NDArray[np.generic]]) -> rom.ImageAttr:
         self.seek(-(-self.position // ALIGNMENT) * ALIGNMENT)
         start, digest = self.position, hashlib.sha256()
         for chunk in chunks:
             data = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
-            self.file.write(data.data)
+            self._write(data.data)
             digest.update(data.data)
-            self.digest.update(data.data)
-            self.position += data.size
         return rom.ImageAttr(self.name, start, self.position - start, digest.hexdigest())
 
+    def _write(self, data: bytes | memoryview) -> None:
+        with naming(self.path):
+            self.file.write(data)
+        self.digest.update(data)
+        self.position += len(data)
+
     def close(self) -> None:
-        self.file.close()
+        with naming(self.path):
+            self.file.close()
 
 
 def write_images(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from intaglio.backend.hardware_files import is_hardware_file
+from intaglio.backend.whole import naming, tidy, tidy_inside, whole_folder, write_text
 from intaglio.dialects.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -40,90 +39,41 @@ def whole_or_nothing(out: Path) -> Iterator[Path]:
         UserError: `out` holds what Intaglio did not write, or cannot be written.
     """
     check_replaceable(out)
-    place = out.resolve()
-    partial = _beside(place, "partial")
-    # What a killed process of this number left.
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-    except OSError as error:
-        raise UserError(
-            f"no folder can be made here: {_reason(place, error)}",
-            file=str(out),
-            hint="choose another folder for -o",
-        ) from error
-    try:
-        with _speaking_of(out, partial):
-            yield partial
-        check_replaceable(out)
-        _replace(partial, place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    place = _resolved(out)
+    with whole_folder(place, out, lambda: check_replaceable(out), _ELSEWHERE) as folder:
+        yield folder
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A file to write, which becomes `path` when nothing is raised; a device is written as it is.
+def tidy_output(out: Path) -> list[str]:
+    """Clears away what killed commands left of an output folder, in it and beside it.
 
-    Raises:
-        UserError: `path` cannot be written.
+    Returns:
+        What was found and what was done with it, a line each.
     """
-    if path.is_dir():
-        raise UserError("is a folder, not a file", file=str(path))
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    partial = _beside(path, "partial")
     try:
-        partial.touch()
-    except OSError as error:
-        raise UserError(f"cannot be written: {_reason(path, error)}", file=str(path)) from error
+        place = _resolved(out)
+    except UserError:
+        return []
+    said = tidy(place)
+    folder = place / ADAPTERS
+    if folder.is_dir() and not folder.is_symlink():
+        said += tidy_inside(folder)
+        remove_if_empty(folder)
+    return said
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Removes a folder in which nothing is."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _resolved(out: Path) -> Path:
+    """Where a folder is, links followed."""
     try:
-        with _speaking_of(path, partial):
-            yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _beside(path: Path, role: str) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.{role}")
-
-
-def _reason(path: Path, error: OSError) -> str:
-    """Why nothing can be made at a path."""
-    nearest = next(parent for parent in path.parents if parent.exists())
-    return f"{nearest} is no folder" if not nearest.is_dir() else str(error.strerror or error)
-
-
-@contextmanager
-def _speaking_of(path: Path, partial: Path) -> Iterator[None]:
-    """Errors of writing `partial` name what it was to become."""
-    try:
-        yield
-    except OSError as error:
-        name = error.filename or (partial if error.errno == errno.ENOSPC else "")
-        inside = Path(os.fsdecode(name))
-        if not inside.is_relative_to(partial):
-            raise
-        file = path / inside.relative_to(partial)
-        raise UserError(f"cannot be written: {error.strerror}", file=str(file)) from error
-
-
-def _replace(new: Path, place: Path) -> None:
-    """Moves a folder to its place; what was there goes away only then."""
-    if not place.exists():
-        new.rename(place)
-        return
-    old = _beside(place, "old")
-    place.rename(old)
-    try:
-        new.rename(place)
-    except OSError:
-        old.rename(place)
-        raise
-    shutil.rmtree(old)
+        return out.resolve()
+    except (OSError, RuntimeError) as error:
+        raise UserError("is a link that leads nowhere", file=str(out), hint=_ELSEWHERE) from error
 
 
 def check_replaceable(out: Path) -> None:
@@ -132,6 +82,7 @@ def check_replaceable(out: Path) -> None:
     Raises:
         UserError: it holds files that Intaglio did not write.
     """
+    _resolved(out)
     if not out.exists():
         return
     if not out.is_dir():
@@ -217,7 +168,7 @@ def json_text(content: Any) -> str:
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON in its fixed form."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json_text(content))
+    write_text(path, json_text(content))
 
 
 def copy(source: Path, target: Path) -> None:
@@ -227,7 +178,8 @@ def copy(source: Path, target: Path) -> None:
     a compile would break the user's own model.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    with naming(target):
+        shutil.copyfile(source, target)
 
 
 def sha256_of(path: Path) -> str:

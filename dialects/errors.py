@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 
@@ -43,9 +44,10 @@ class UserError(IntaglioError):
     def __str__(self) -> str:
         place = []
         if self.file is not None:
-            place.append(self.file)
+            place.append(_in_line(self.file))
         if self.node is not None:
-            place.append(f"node '{self.node}'" + (f" ({self.op_type})" if self.op_type else ""))
+            op_type = f" ({_in_line(self.op_type)})" if self.op_type else ""
+            place.append(f"node '{_in_line(self.node)}'{op_type}")
         text = ": ".join([*place, self.what])
         return f"{text}\n  help: {self.hint}" if self.hint else text
 
@@ -60,6 +62,32 @@ class UserErrors(UserError):
 
 class DoesNotFit(UserError):
     """The model does not fit the chip: who uses the memory, by how much it is over, what helps."""
+
+
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Categories of Unicode: controls, marks of direction, halves of pairs, ends of lines."""
+
+
+def printable(text: str) -> str:
+    """A text with what would move a terminal's cursor, or could not be seen, escaped.
+
+    Ends of lines and tabulators stay.
+    """
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return "".join(
+        one if one in "\n\t" or unicodedata.category(one) not in _UNSEEN else _escaped(one)
+        for one in text
+    )
+
+
+def _in_line(name: str) -> str:
+    """A name without ends of lines."""
+    return printable(name).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _escaped(one: str) -> str:
+    return one.encode("unicode_escape").decode("ascii")
 
 
 def meant(word: str, known: Iterable[str]) -> str:

@@ -8,9 +8,7 @@ by their place in the model: `model.layers.3.self_attn.q_proj` is `layers.3.q_pr
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -34,8 +32,11 @@ from intaglio.backend.output import (
     ADAPTERS,
     adapters_in,
     read_manifest,
+    remove_if_empty,
+    sha256_of,
 )
 from intaglio.backend.program import Program, Site
+from intaglio.backend.whole import remove_folder, whole_folder
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.adapter_files import (
     AdapterFile,
@@ -228,26 +229,18 @@ class Adapters:
         matched: Mapping[str, FloatSite],
         notes: Mapping[str, Any],
     ) -> None:
-        partial = self._folder / f".{name}.{os.getpid()}.partial"
-        is_new = not self._folder.exists()
+        place = self._folder / name
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            write_image(image, partial, notes)
-            write_floats(matched, partial / ADAPTER_FLOATS)
-            partial.rename(self._folder / name)
+            with whole_folder(place, place) as partial:
+                floats = partial / ADAPTER_FLOATS
+                write_floats(matched, floats)
+                write_image(image, partial, {**notes, "floats_sha256": sha256_of(floats)})
         except OSError as error:
             raise UserError(
                 f"the adapter cannot be written: {error.strerror}", file=str(self._folder)
             ) from error
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            if is_new:
-                self._remove_if_empty()
-
-    def _remove_if_empty(self) -> None:
-        if self._folder.is_dir() and not any(self._folder.iterdir()):
-            self._folder.rmdir()
+            remove_if_empty(self._folder)
 
     def list(self) -> list[AdapterSummary]:
         """All adapters, by name."""
@@ -277,12 +270,8 @@ class Adapters:
         Raises:
             UserError: there is none of this name.
         """
-        folder = self._existing(name)
-        # Renamed first: what is removed half way must not look like an adapter.
-        gone = self._folder / f".{name}.{os.getpid()}.partial"
-        folder.rename(gone)
-        shutil.rmtree(gone)
-        self._remove_if_empty()
+        remove_folder(self._existing(name))
+        remove_if_empty(self._folder)
 
     def load(self, name: str) -> AdapterImage:
         """An adapter's SRAM image.

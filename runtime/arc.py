@@ -21,7 +21,7 @@ from intaglio.backend import circt
 from intaglio.backend.circt import StateLayout
 from intaglio.dialects.errors import CompilerBug
 from intaglio.runtime.model import CompiledModel, ModelPort, Recorder, element_type
-from intaglio.runtime.vcd import PERIOD, Signal, VCDWriter, waveform_format
+from intaglio.runtime.vcd import PERIOD, Signal, VCDWriter, check_waveform
 
 TRACED_DEPTH = 32
 """A waveform shows memories of up to so many words, as Verilator's do."""
@@ -330,7 +330,8 @@ class ArcModel(CompiledModel):
         content = self._bytes[offset : offset + -(-width // 8)].tobytes()
         return int.from_bytes(content, "little") & ((1 << width) - 1)
 
-    def _record(self, path: Path) -> Recorder:
+    def _record(self, path: Path, form: str) -> Recorder:
+        check_waveform(form, "rtl")
         return _Recorder(path, self.layout, self._bytes)
 
     def close(self) -> None:
@@ -345,7 +346,6 @@ class _Recorder:
     """
 
     def __init__(self, path: Path, layout: StateLayout, state: npt.NDArray[np.uint8]) -> None:
-        waveform_format(path, "rtl")
         places: dict[str, tuple[int, int]] = dict(layout.registers)
         for name, memory in layout.memories.items():
             if memory.depth <= TRACED_DEPTH:

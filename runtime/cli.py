@@ -13,13 +13,14 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from intaglio.backend.output import json_text, whole_file
+from intaglio.backend.output import json_text, tidy_output
 from intaglio.backend.stages import HARDWARE_STAGES, STAGES
-from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.backend.whole import naming, whole_file, write_text
+from intaglio.dialects.errors import CompilerBug, UserError, printable
 from intaglio.runtime.check_defaults import (
     DEFAULT_TOKENS,
     HARDWARE_TOKENS,
@@ -28,6 +29,7 @@ from intaglio.runtime.check_defaults import (
     WINDOW,
 )
 from intaglio.runtime.engines import CHECKED_ENGINES, ENGINES, HARDWARE_ENGINES
+from intaglio.runtime.interrupts import Stopped, stopping
 from intaglio.runtime.wording import counted
 
 if TYPE_CHECKING:
@@ -63,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser().parse_args(argv)
         debug = getattr(args, "debug", False)
-        return args.run(args)
+        with stopping(), ExitStack() as args.ends:
+            if "out" in args:
+                _tidy(Path(args.out))
+            return args.run(args)
     except _UsageError as error:
         return _fail(str(error), FAILURE)
     except UserError as error:
@@ -71,9 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(str(error), FAILURE)
     except BrokenPipeError:
-        # The reader went away; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader went away.
+        _forget_output()
         return FAILURE
+    except Stopped as error:
+        return _fail("stopped", 128 + error.signal)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except OSError as error:
@@ -96,14 +103,62 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
 
+def _tidy(out: Path) -> None:
+    """Names what killed commands left of an output folder, which is gone then."""
+    for line in tidy_output(out):
+        _warn(line)
+
+
+def _warn(text: str) -> None:
+    _say(f"warning: {text}\n")
+
+
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(message.rstrip() + "\n")
+    _say(message.rstrip() + "\n")
     return code
 
 
+def _say(text: str) -> None:
+    """Writes to standard error, if there is any."""
+    stream: TextIO | None = sys.stderr
+    if stream is not None:
+        with suppress(OSError, ValueError):
+            stream.write(printable(text))
+            stream.flush()
+
+
 def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Writes a text as it is.
+
+    Raises:
+        UserError: standard output is closed, or takes nothing.
+    """
+    stream: TextIO | None = sys.stdout
+    if stream is None or stream.closed:
+        raise UserError("standard output is closed")
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _forget_output()
+        raise UserError(f"standard output cannot be written: {error.strerror}") from error
+    except UnicodeEncodeError:
+        encoding = stream.encoding
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+
+
+def _write_line(text: str) -> None:
+    """Writes a line of a report; what names hold cannot move the cursor."""
+    _write(printable(text) + "\n")
+
+
+def _forget_output() -> None:
+    """Nothing more can be written: Python would complain again when it flushes at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _write_json(content: Any) -> None:
@@ -113,7 +168,8 @@ def _write_json(content: Any) -> None:
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
     """Shows the step at hand in one line of a terminal, and nothing elsewhere."""
-    if not sys.stderr.isatty():
+    stream: TextIO | None = sys.stderr
+    if stream is None or not stream.isatty():
         yield lambda message: None
         return
     start = time.monotonic()
@@ -121,7 +177,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
     def show(message: str) -> None:
         width = shutil.get_terminal_size().columns - 1
         line = f"{time.monotonic() - start:6.1f} s  {message}"
-        sys.stderr.write(f"\r\x1b[K{line[:width]}")
+        sys.stderr.write(f"\r\x1b[K{printable(line)[:width]}")
         sys.stderr.flush()
 
     try:
@@ -292,11 +348,21 @@ def _trace_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _trace(args: argparse.Namespace, chip: Chip) -> None:
-    if args.trace is not None:
-        chip.trace(args.engine, args.trace, args.trace_cycles or ":")
-    elif args.trace_cycles is not None:
-        raise UserError("--trace-cycles: only with --trace")
+@contextmanager
+def _traced(args: argparse.Namespace, chip: Chip) -> Iterator[None]:
+    """Writes the waveform that is asked for, or nothing of it where the command fails."""
+    if args.trace is None:
+        if args.trace_cycles is not None:
+            raise UserError("--trace-cycles: only with --trace")
+        yield
+        return
+    chip.trace(args.engine, args.trace, args.trace_cycles or ":")
+    try:
+        yield
+    except BaseException:
+        chip.trace_end(args.engine, keep=False)
+        raise
+    chip.trace_end(args.engine)
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -367,14 +433,14 @@ def _compile(args: argparse.Namespace) -> int:
     with _progress() as progress:
         compiled = compile_model(args.model, args.out, options, progress)
     for warning in compiled.warnings:
-        sys.stderr.write(f"warning: {warning}\n")
-    _write(f"{args.model} for {args.target}: {compiled.folder}\n")
+        _warn(warning)
+    _write_line(f"{args.model} for {args.target}: {compiled.folder}")
     if args.emit in (None, "program", *HARDWARE_STAGES):
         from intaglio.runtime.inspect import inspect_json
         from intaglio.runtime.inspect_tables import summary_lines
 
         for line in summary_lines(inspect_json(compiled.folder)):
-            _write(f"  {line}\n")
+            _write_line(f"  {line}")
     return SUCCESS
 
 
@@ -392,8 +458,7 @@ def _announce(args: argparse.Namespace, chip: Chip, tokens: int) -> None:
 
     if args.engine in HARDWARE_ENGINES:
         for line in work_lines(chip, args.engine, tokens):
-            sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
+            _say(f"{line}\n")
 
 
 def _ids(text: str) -> list[int]:
@@ -421,7 +486,7 @@ def _generate(args: argparse.Namespace, logits_file: Path | None) -> int:
     prompt = _prompt(args, chip)
     chip.check_prompt(prompt, args.tokens)
     _announce(args, chip, len(prompt) + args.tokens - 1)
-    _trace(args, chip)
+    args.ends.enter_context(_traced(args, chip))
     load_cycles = None if args.adapter is None else chip.use_adapter(args.adapter)
     with _progress() as progress:
         progress("loading the model")
@@ -464,14 +529,14 @@ def _generate(args: argparse.Namespace, logits_file: Path | None) -> int:
     else:
         _write("\n\n")
         for line in _figure_lines(chip, result):
-            _write(f"{line}\n")
+            _write_line(line)
     return SUCCESS
 
 
 def _save(path: Path, logits: Sequence[Any]) -> None:
     import numpy as np
 
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         np.save(file, np.stack(logits))
 
 
@@ -539,7 +604,7 @@ def _check(args: argparse.Namespace) -> int:
     check_tolerances(tolerances, text=args.text is not None, per_op=args.per_op)
     chip = load(args.out)
     _announce(args, chip, HARDWARE_TOKENS if args.tokens is None else max(1, args.tokens))
-    _trace(args, chip)
+    args.ends.enter_context(_traced(args, chip))
     with _progress() as progress:
         result = check(
             chip,
@@ -559,9 +624,9 @@ def _check(args: argparse.Namespace) -> int:
         _write_json(result)
     else:
         for line in text_lines(result):
-            _write(f"{line}\n")
+            _write_line(line)
     for line in failures:
-        sys.stderr.write(f"{args.out}: {line}\n")
+        _say(f"{args.out}: {line}\n")
     return FAILURE if failures else SUCCESS
 
 
@@ -575,7 +640,7 @@ def _adapter_add(args: argparse.Namespace) -> int:
         _write_json(summary.content())
     else:
         for line in summary_lines(summary):
-            _write(f"{line}\n")
+            _write_line(line)
     return SUCCESS
 
 
@@ -588,7 +653,7 @@ def _adapter_list(args: argparse.Namespace) -> int:
         _write_json(list_content(adapters))
     else:
         for line in list_lines(adapters):
-            _write(f"{line}\n")
+            _write_line(line)
     return SUCCESS
 
 
@@ -603,10 +668,10 @@ def _inspect(args: argparse.Namespace) -> int:
     positions = None if args.position is None else _positions(args.position)
     text = _inspected(args.out, args.format, positions)
     if args.file is None:
-        _write(text)
+        _write(printable(text) if args.format == "text" else text)
         return SUCCESS
     with whole_file(Path(args.file)) as partial:
-        partial.write_text(text, encoding="utf-8")
+        write_text(partial, text)
     return SUCCESS
 
 
@@ -648,13 +713,13 @@ def _targets(args: argparse.Namespace) -> int:
         if args.json:
             _write_json(target_report.target_json(target))
         else:
-            _write(target_report.target_text(target))
+            _write(printable(target_report.target_text(target)))
         return SUCCESS
     targets = [load_target(name) for name in target_names()]
     if args.json:
         _write_json(target_report.list_json(targets))
     else:
-        _write(target_report.list_text(targets))
+        _write(printable(target_report.list_text(targets)))
     return SUCCESS
 
 

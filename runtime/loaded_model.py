@@ -247,3 +247,8 @@ class LoadedModel:
         self._hardware[engine] = self._make_hardware(
             engine, trace=Path(path), trace_cycles=cycle_range(cycles)
         )
+
+    def trace_end(self, engine: str, keep: bool = True) -> None:
+        """Completes the waveform of a hardware engine; or forgets it, and an earlier one stays."""
+        if engine in self._hardware:
+            self._hardware[engine].model.trace_end(keep)

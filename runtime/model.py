@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,7 +18,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.whole import whole_file
 from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.runtime.interrupts import held_back
 
 Words = npt.NDArray[np.uint64]
 
@@ -111,8 +114,8 @@ class Model(Protocol):
     def trace(self, path: Path, first: int = 0, last: int | None = None) -> None:
         """Writes the waveform of cycles to come into a file.
 
-        The file is complete when the last of them has been run, at `trace_end` or at `close`. See
-        `runtime.vcd` for its times.
+        The file is there, whole, when the last of them has been run, at `trace_end` or at `close`;
+        until then an earlier one stays. See `runtime.vcd` for its times.
 
         Args:
             path: its suffix is the format.
@@ -124,8 +127,8 @@ class Model(Protocol):
         """
         ...
 
-    def trace_end(self) -> None:
-        """Completes the file of `trace`, if one is open."""
+    def trace_end(self, keep: bool = True) -> None:
+        """Completes the file of `trace`, if one is open; or forgets what was written of it."""
         ...
 
     def close(self) -> None:
@@ -177,9 +180,10 @@ class CompiledModel:
         self._inputs = np.zeros(max(1, sizes[False]), np.uint64)
         self._outputs = np.zeros(max(1, sizes[True]), np.uint64)
         self._recorder: Recorder | None = None
+        self._waveform: ExitStack | None = None
         self._traced = (0, -1)
         self._observe: Any = None
-        self._failure: BaseException | None = None
+        self._failure: Exception | None = None
 
     def set(self, name: str, value: int) -> None:
         """See `Model.set`."""
@@ -245,22 +249,30 @@ class CompiledModel:
                 f"no cycle of {first} to {last} is to come: {self.cycle} have been run",
                 hint="cycles count from 0, and the first is not after the last",
             )
-        self._recorder = self._record(path)
+        with ExitStack() as stack:
+            partial = stack.enter_context(whole_file(path))
+            self._recorder = self._record(partial, path.suffix.removeprefix(".").lower())
+            self._waveform = stack.pop_all()
         self._traced = first, last
         self._observe = ctypes.CFUNCTYPE(None, ctypes.c_int64)(self._settled)
-        # However the program ends, the file is complete.
+        # However the script ends, the file is complete.
         atexit.register(self.trace_end)
 
-    def trace_end(self) -> None:
+    def trace_end(self, keep: bool = True) -> None:
         """See `Model.trace_end`."""
         # The callback refers to the model: without it the model is freed at once.
         recorder, self._recorder, self._observe = self._recorder, None, None
-        if recorder is not None:
-            atexit.unregister(self.trace_end)
+        stack, self._waveform = self._waveform, None
+        if recorder is None or stack is None:
+            return
+        atexit.unregister(self.trace_end)
+        with suppress(_Forgotten), stack:
             recorder.close()
+            if not keep:
+                raise _Forgotten
 
-    def _record(self, path: Path) -> Recorder:
-        """The engine's writer of waveforms."""
+    def _record(self, path: Path, form: str) -> Recorder:
+        """The engine's writer of waveforms, of files of this name in this format."""
         raise NotImplementedError
 
     def _settled(self, t: int) -> None:
@@ -268,7 +280,7 @@ class CompiledModel:
         if self._recorder is not None and self._failure is None:
             try:
                 self._recorder.record(self.cycle + t)
-            except BaseException as error:
+            except Exception as error:
                 self._failure = error
 
     def _call(
@@ -282,7 +294,7 @@ class CompiledModel:
         stop: int,
         done: npt.NDArray[np.int64],
     ) -> None:
-        self._run(
+        arguments = (
             self._state,
             rows.ctypes.data,
             len(rows),
@@ -293,12 +305,16 @@ class CompiledModel:
             watch,
             stop,
             done.ctypes.data,
-            *((bound - self.cycle for bound in self._traced) if self._observe else (0, -1)),
-            self._observe,
         )
+        if self._observe is None:
+            self._run(*arguments, 0, -1, None)
+            return
+        # Nothing that is raised inside `_settled` would come out of the compiled loop.
+        with held_back():
+            self._run(*arguments, *(bound - self.cycle for bound in self._traced), self._observe)
         failure, self._failure = self._failure, None
         if failure is not None:
-            self.trace_end()
+            self.trace_end(keep=False)
             raise failure
         if self._observe and self.cycle + int(done[0]) > self._traced[1]:
             self.trace_end()
@@ -335,6 +351,10 @@ class CompiledModel:
         if self._port(name, True).words > 1:
             raise CompilerBug(f"output {name} is too wide to be watched")
         return name
+
+
+class _Forgotten(Exception):
+    """What was written of a waveform is not wanted."""
 
 
 _WORD = (1 << 64) - 1

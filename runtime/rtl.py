@@ -29,6 +29,7 @@ from intaglio.backend.hw.layout import layout_of, rom_words
 from intaglio.backend.image_files import Images
 from intaglio.backend.output import sha256_of
 from intaglio.backend.program import PROGRAM, Instruction, Program, load_program
+from intaglio.backend.whole import check_writable
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Scale
@@ -39,7 +40,7 @@ from intaglio.runtime.model import Model, Trace
 from intaglio.runtime.simulator import Context, Probabilities, Simulator, Store
 from intaglio.runtime.slots import Residents, Switch, check_fits, ranks_of
 from intaglio.runtime.timing import spans
-from intaglio.runtime.vcd import waveform_format, writable
+from intaglio.runtime.vcd import waveform_format
 
 Ints = npt.NDArray[np.int64]
 
@@ -130,7 +131,7 @@ class RTLChip:
         cache: keep compiled models on disk.
         opt: level of optimisation of the rtl engine: 0 builds sooner and runs slower.
         text: the IR to run instead of the program's own, with the same memories.
-        trace: a waveform file; it is complete when its last cycle has been run, or at `close`.
+        trace: a waveform file; it is there when its last cycle has been run, or at `close`.
         trace_cycles: its first and its last cycle (None: to the end), both included. Cycle 0 is
             that of the reset when the chip is made; `began` tells where on this clock a token is,
             and later resets do not set it back.
@@ -159,7 +160,7 @@ class RTLChip:
         waveform = waveform_format(trace, engine) if trace is not None else ""
         if trace is not None:
             # What is wrong with the file is said before minutes of work.
-            writable(trace)
+            check_writable(trace)
         self.program = program
         self.engine = engine
         self.vocabulary = program.vocabulary

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from intaglio.backend.whole import naming
 from intaglio.dialects.errors import CompilerBug, UserError
 
 PERIOD = 10
@@ -27,13 +28,23 @@ def waveform_format(path: Path, engine: str) -> str:
         UserError: the engine does not write such files.
     """
     found = path.suffix.removeprefix(".").lower()
-    if found in FORMATS[engine]:
-        return found
-    able = [name for name, formats in FORMATS.items() if found in formats]
+    check_waveform(found, engine, path.name)
+    return found
+
+
+def check_waveform(form: str, engine: str, name: str = "") -> None:
+    """Whether an engine writes waveforms of a format.
+
+    Raises:
+        UserError: it does not.
+    """
+    if form in FORMATS[engine]:
+        return
+    able = [one for one, formats in FORMATS.items() if form in formats]
     raise UserError(
-        f"the {engine} engine cannot write the waveform {path.name}",
+        f"the {engine} engine cannot write the waveform {name or f'*.{form}'}",
         hint=f"it writes {' and '.join(f'.{one}' for one in FORMATS[engine])}"
-        + "".join(f"; the {name} engine writes .{found}" for name in able),
+        + "".join(f"; the {one} engine writes .{form}" for one in able),
     )
 
 
@@ -84,7 +95,11 @@ class VCDWriter:
         ]
         self._wide = [signal.width > 1 for signal in signals]
         self._time: int | None = None
-        self._file = writable(path).open("w", encoding="ascii", newline="\n")
+        try:
+            self._file = path.open("w", encoding="ascii", newline="\n")
+        except OSError as error:
+            raise UserError(f"cannot write the waveform {path}: {error.strerror}") from error
+        self._path = path
         lines = ["$version Intaglio $end", "$timescale 1ns $end"]
         scope: list[str] = []
         variables = sorted(
@@ -131,24 +146,13 @@ class VCDWriter:
         if time != self._time:
             lines.insert(0, f"#{time}\n")
         self._time = time
-        self._file.write("".join(lines))
+        with naming(self._path):
+            self._file.write("".join(lines))
 
     def close(self) -> None:
         """Ends the file."""
-        self._file.close()
-
-
-def writable(path: Path) -> Path:
-    """The path of a file, which is empty from here on.
-
-    Raises:
-        UserError: there can be none.
-    """
-    try:
-        path.write_bytes(b"")
-    except OSError as error:
-        raise UserError(f"cannot write the waveform {path}: {error.strerror}") from error
-    return path
+        with naming(self._path):
+            self._file.close()
 
 
 def _code(number: int) -> str:

@@ -24,8 +24,9 @@ import numpy.typing as npt
 
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.runtime.arc import cache_folder
+from intaglio.runtime.interrupts import held_back
 from intaglio.runtime.model import CompiledModel, ModelPort, Recorder, element_type
-from intaglio.runtime.vcd import PERIOD, waveform_format, writable
+from intaglio.runtime.vcd import PERIOD, check_waveform
 
 OPTIMISATION = "-O1"
 """Higher levels compile longer and run no faster."""
@@ -119,7 +120,7 @@ class VerilatorModel(CompiledModel):
         self, verilog: str, top: str, *, visible: Sequence[str] = (), waveform: str = ""
     ) -> None:
         path = _build(verilog, top, tuple(visible), waveform)
-        self._waveform = waveform
+        self._form = waveform
         self._library = library = ctypes.CDLL(str(path))
         library.model_new.restype = ctypes.c_void_p
         library.model_ports.restype = ctypes.c_char_p
@@ -138,7 +139,8 @@ class VerilatorModel(CompiledModel):
         found = ctypes.CFUNCTYPE(
             None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p, *[ctypes.c_int64] * 2
         )
-        library.model_variables(self._model, found(self._found))
+        with held_back():
+            library.model_variables(self._model, found(self._found))
 
     def _found(self, scope: bytes, name: bytes, data: int, depth: int, width: int) -> None:
         path = scope.decode().replace(".", "/").removeprefix(f"TOP/{self._top}").lstrip("/")
@@ -178,11 +180,12 @@ class VerilatorModel(CompiledModel):
         content = ctypes.string_at(data, -(-width // 8))
         return int.from_bytes(content, "little") & ((1 << width) - 1)
 
-    def _record(self, path: Path) -> Recorder:
-        if waveform_format(path, "verilator") != self._waveform:
-            raise CompilerBug(f"this model was not built to write {path.suffix} files")
+    def _record(self, path: Path, form: str) -> Recorder:
+        check_waveform(form, "verilator")
+        if form != self._form:
+            raise CompilerBug(f"this model was not built to write .{form} files")
         assert self._model is not None
-        return _Recorder(self._library, self._model, writable(path), self._waveform)
+        return _Recorder(self._library, self._model, path, form)
 
     def close(self) -> None:
         """See `Model.close`; views of memories must not be used afterwards."""

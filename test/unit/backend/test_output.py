@@ -16,10 +16,10 @@ from intaglio.backend.output import (
     ADAPTER_FLOATS,
     ADAPTERS,
     MANIFEST,
-    whole_file,
     whole_or_nothing,
 )
 from intaglio.backend.stages import Options
+from intaglio.backend.whole import whole_file
 from intaglio.dialects.errors import UserError
 
 Named = Callable[[str], Path]

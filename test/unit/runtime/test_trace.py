@@ -179,7 +179,7 @@ def test_two_waveforms_of_a_model(model: Model, tmp_path: Path) -> None:
     assert list(read_vcd(tmp_path / "b.vcd")["clk"]) == [60, 65, 70, 75]
     with pytest.raises(UserError, match="is to come"):
         model.trace(tmp_path / "c.vcd", 3, 11)
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="cannot be written"):
         model.trace(tmp_path / "none" / "c.vcd")
 
 
