@@ -53,7 +53,10 @@ COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "genai_config.json",
+    "generation_config.json",
+    "config.json",
 )
 """Files beside the model that go into the output folder with it."""
 TOOLS = ("intaglio", "xdsl", "onnx", "onnx-ir", "numpy", "pycde")

@@ -3,15 +3,13 @@
 An adapter lies in `OUT/adapters/NAME/`: the SRAM image in the chip's format
 (`backend/adapter_image.py`), and the float adapter as an `.onnx_adapter` file for onnxruntime, the
 judge. Nothing else of OUT changes. Modules of the adapter's file are matched to the chip's sites
-by their place in the model: `model.layers.3.self_attn.q_proj` is `layers.3.q_proj`.
+by their names (`runtime/module_names.py`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from intaglio.backend.output import (
     read_manifest,
     remove_if_empty,
     sha256_of,
+    some_of,
 )
 from intaglio.backend.program import Program, Site
 from intaglio.backend.whole import remove_folder, whole_folder
@@ -44,26 +43,13 @@ from intaglio.runtime.adapter_files import (
     read_adapter,
     tensors_of,
 )
+from intaglio.runtime.module_names import read_name, site_names
 from intaglio.runtime.slots import check_fits, load_cycles
 from intaglio.runtime.wording import counted
 
 Progress = Callable[[str], None]
 
 SCHEMA = 1
-_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.(.+)$")
-
-_ALIASES: dict[str, tuple[str, ...]] = {
-    "q_proj": ("q_proj", "wq"),
-    "k_proj": ("k_proj", "wk"),
-    "v_proj": ("v_proj", "wv"),
-    "o_proj": ("o_proj", "wo", "out_proj", "attn.c_proj", "attn.dense"),
-    "gate_proj": ("gate_proj", "w1"),
-    "up_proj": ("up_proj", "w3", "fc1", "fc_in", "c_fc", "dense_h_to_4h"),
-    "down_proj": ("down_proj", "w2", "fc2", "fc_out", "mlp.c_proj", "dense_4h_to_h"),
-}
-"""Names that trainers' models have for a role, some with the part of the layer they are in."""
-_PACKED = {"c_attn": "qkv_proj", "Wqkv": "qkv_proj"}
-"""Other names of packed modules that have the rows of one role after those of another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -418,6 +404,7 @@ def match(read: AdapterFile, sites: Mapping[str, Site]) -> dict[str, FloatSite]:
     Raises:
         UserError: a module has no site, or its matrices do not fit the slot.
     """
+    _check_modules(read, sites)
     found: dict[str, FloatSite] = {}
     for pair in read.pairs:
         names = _sites_of(read, pair, sites)
@@ -451,46 +438,40 @@ def _sites_of(read: AdapterFile, pair: Pair, sites: Mapping[str, Site]) -> Seque
     missing = [name for name in names if name not in sites]
     if names and not missing:
         return names
-    if not names:
-        what = f"'{pair.module}' is no module that a chip has adapter slots for"
-    else:
-        what = f"'{pair.module}' has no adapter slot: there is none at {', '.join(missing)}"
+    what = f"'{pair.module}' has no adapter slot: there is none at {', '.join(missing)}"
+    raise UserError(what, file=str(read.path), hint=_slots_hint(sites))
+
+
+def _check_modules(read: AdapterFile, sites: Mapping[str, Site]) -> None:
+    """Whether every module is of a decoder's layer.
+
+    Raises:
+        UserError: names those that are not, and says what they are instead.
+    """
+    kinds: dict[str | None, list[str]] = {}
+    for pair in read.pairs:
+        named = read_name(pair.module)
+        if not named.sites:
+            kinds.setdefault(named.why, []).append(pair.module)
+    if not kinds:
+        return
+    parts: list[str] = []
+    for why, modules in kinds.items():
+        first = f"'{modules[0]}'"
+        if len(modules) > 1:
+            rest = some_of([f"'{module}'" for module in modules[1:]])
+            first += f" (and {rest})"
+        parts.append(
+            f"{first} is no module that a chip has adapter slots for"
+            + ("" if why is None else f": {why}")
+        )
+    raise UserError("; ".join(parts), file=str(read.path), hint=_slots_hint(sites))
+
+
+def _slots_hint(sites: Mapping[str, Site]) -> str:
     layers = sorted({int(name.split(".")[1]) for name in sites})
     roles = list(dict.fromkeys(name.split(".")[-1] for name in sites))
-    raise UserError(
-        what,
-        file=str(read.path),
-        hint=f"the chip has slots at {', '.join(roles)} of layers {layers[0]} to {layers[-1]}; "
-        "--adapter-slots RANK:modules chooses them",
+    return (
+        f"the chip has slots at {', '.join(roles)} of layers {layers[0]} to {layers[-1]} of the "
+        "decoder; --adapter-slots RANK:modules chooses them"
     )
-
-
-@cache
-def _roles() -> dict[str, tuple[str, ...]]:
-    """Roles of a layer's modules, by the end of their names."""
-    from intaglio.lowering.sites import PACKED
-
-    return {
-        **{alias: (role,) for role, aliases in _ALIASES.items() for alias in aliases},
-        **{alias: PACKED[name] for alias, name in _PACKED.items()},
-        **PACKED,
-    }
-
-
-def site_names(module: str) -> tuple[str, ...]:
-    """The sites that a module stands for, none when its name is not understood.
-
-    `model.layers.3.self_attn.q_proj` is `layers.3.q_proj`; so is `layers.3.q_proj` itself.
-    """
-    match = _LAYER.search(module)
-    if match is None:
-        return ()
-    layer, inside = int(match[1]), match[2]
-    parts = inside.split(".")
-    for key in (".".join(parts[-2:]), parts[-1]):
-        # "self_attn", "attention" and the like are one.
-        normal = re.sub(r"^\w*attn\w*\.|^\w*attention\.", "attn.", key)
-        for name in (key, normal):
-            if name in _roles():
-                return tuple(f"layers.{layer}.{role}" for role in _roles()[name])
-    return ()

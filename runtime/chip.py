@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from intaglio.dialects.errors import UserError
+from intaglio.runtime.decoding import Generated, decode
 from intaglio.runtime.loaded_model import LoadedModel
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from intaglio.backend.compile import Progress
-    from intaglio.runtime.rtl import RTLChip
-    from intaglio.runtime.simulator import Simulator
+    from intaglio.runtime.sampling import Sampler
     from intaglio.runtime.timing import GenerationCycles
-
-    Logits = npt.NDArray[np.float32]
-
-PREFILL_CHUNK = 256
-"""Prompt tokens that go through the simulator together."""
-
-
-@dataclass(frozen=True)
-class Generated:
-    """A token with the logits [V] that it is the first maximum of, and the seconds it took here."""
-
-    token: int
-    logits: Logits
-    seconds: float
 
 
 class Chip(LoadedModel):
@@ -69,65 +50,73 @@ class Chip(LoadedModel):
             raise UserError(f"cannot be read: {error}", file=str(path)) from error
 
     def stream(
-        self, prompt: Sequence[int], tokens: int, engine: str = "simulator"
+        self,
+        prompt: Sequence[int],
+        tokens: int,
+        engine: str = "simulator",
+        sampler: Sampler | None = None,
     ) -> Iterator[Generated]:
-        """Greedy decoding, token by token.
+        """Decoding, token by token, past any end token.
 
         Args:
             prompt: token ids.
             tokens: how many to generate.
             engine: one of `ENGINES`; `onnxruntime` runs the ONNX file as it comes.
+            sampler: chooses tokens on the host; without it each is the first maximum of its
+                logits, as the chip's head takes it.
 
         Raises:
             UserError: the prompt is empty, too long, or holds an unknown token id.
         """
-        self.check_prompt(prompt, tokens)
-        if engine == "onnxruntime":
-            return self._judge(prompt, tokens)
-        return self._decode(self.machine(engine), prompt, tokens)
+        return decode(self, prompt, tokens, engine, sampler)
 
     def saturations(self, engine: str = "simulator") -> int:
         """Values that did not fit since an engine was last reset."""
         return self.machine(engine).saturations
 
-    def _decode(
-        self, machine: Simulator | RTLChip, prompt: Sequence[int], tokens: int
-    ) -> Iterator[Generated]:
-        import numpy as np
-
-        from intaglio.runtime.simulator import Simulator
-
-        machine.reset()
-        start = time.perf_counter()
-        *before, token = prompt
-        if isinstance(machine, Simulator):
-            for first in range(0, len(before), PREFILL_CHUNK):
-                machine.forward(before[first : first + PREFILL_CHUNK], first, logits=False)
-        else:
-            for position, one in enumerate(before):
-                machine.step(one, position, sample=False)
-        for position in range(len(before), len(before) + tokens):
-            result = machine.step(token, position)
-            assert result is not None
-            logits, token = result
-            now = time.perf_counter()
-            scaled = np.ldexp(logits.astype(np.float64), -machine.fraction_bits)
-            yield Generated(token, scaled.astype(np.float32), now - start)
-            start = time.perf_counter()
-
-    def _judge(self, prompt: Sequence[int], tokens: int) -> Iterator[Generated]:
-        reference = self.reference()
-        start = time.perf_counter()
-        for token, logits in reference.generate(prompt, tokens):
-            yield Generated(token, logits, time.perf_counter() - start)
-            start = time.perf_counter()
-
     def generate(
-        self, prompt: Sequence[int] | str, tokens: int = 32, engine: str = "simulator"
+        self,
+        prompt: Sequence[int] | str,
+        tokens: int | None = 32,
+        engine: str = "simulator",
+        *,
+        stop: str | int | Sequence[str | int] = (),
+        end_tokens: bool = True,
+        temperature: float = 0,
+        top_k: int | None = None,
+        seed: int = 0,
     ) -> list[int]:
-        """Token ids generated after a prompt (ids, or a text), greedily."""
+        """Token ids generated after a prompt (ids, or a text); an end token is the last of them.
+
+        Args:
+            prompt: token ids or a text.
+            tokens: how many at most; None: 128 (8 on hardware), or what fits the context.
+            engine: one of `ENGINES`.
+            stop: tokens or texts that end the generation, besides the model's end tokens.
+            end_tokens: whether the model's end tokens, which files beside it name, end it.
+            temperature: 0 takes the likeliest token each time; else the host draws one, see
+                `runtime/sampling.py`.
+            top_k: draw from this many of the likeliest tokens; None: from all.
+            seed: of the draws.
+
+        Raises:
+            UserError: the prompt, a stop or a number cannot be used.
+        """
+        from intaglio.runtime.generation import Generation, stops_of
+        from intaglio.runtime.sampling import Sampler
+
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
-        return [generated.token for generated in self.stream(ids, tokens, engine)]
+        given = [stop] if isinstance(stop, str | int) else stop
+        sampler = Sampler(temperature, top_k, seed)
+        generation = Generation(
+            self,
+            ids,
+            tokens,
+            engine,
+            stops=stops_of(self, given, end_tokens=end_tokens),
+            sampler=sampler if temperature else None,
+        )
+        return [generated.token for generated, _ in generation]
 
     def cycles(self, position: int) -> int:
         """Cycles from the acceptance of the token at a position to the next token out."""

@@ -13,7 +13,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -29,11 +30,13 @@ from intaglio.runtime.check_defaults import (
     WINDOW,
 )
 from intaglio.runtime.engines import CHECKED_ENGINES, ENGINES, HARDWARE_ENGINES
+from intaglio.runtime.generation import DEFAULT_TOKENS as GENERATED_TOKENS
 from intaglio.runtime.interrupts import Stopped, stopping
 from intaglio.runtime.wording import counted
 
 if TYPE_CHECKING:
     from intaglio.runtime.chip import Chip
+    from intaglio.runtime.sampling import Sampler
 
 SUCCESS, FAILURE, BUG = 0, 1, 2
 
@@ -212,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     _compile_arguments(command("compile", _compile, "Compile a model for a target."))
-    _run_arguments(command("run", _run, "Generate tokens, greedily, and count their cycles."))
+    _run_arguments(command("run", _run, "Generate tokens, and count their cycles."))
     _check_arguments(command("check", _check, "Compare a compiled model with onnxruntime."))
 
     _adapter_arguments(commands, common)
@@ -302,9 +305,35 @@ def _compile_arguments(parser: argparse.ArgumentParser) -> None:
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="output folder of a compile")
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", metavar="TEXT")
+    prompt.add_argument("--prompt", metavar="TEXT", help="- reads it from standard input")
+    prompt.add_argument(
+        "--prompt-file", metavar="FILE", help="a text; one line end at its end is left out"
+    )
     prompt.add_argument("--prompt-ids", metavar="1,2,3", help="token ids")
-    parser.add_argument("--tokens", metavar="N", type=int, required=True, help="how many")
+    parser.add_argument(
+        "--tokens",
+        metavar="N",
+        type=int,
+        help=f"how many at most; else {GENERATED_TOKENS} ({HARDWARE_TOKENS} on hardware), or what "
+        "fits the context",
+    )
+    parser.add_argument(
+        "--stop",
+        dest="stops",
+        metavar="TEXT|ID",
+        action="append",
+        default=[],
+        help="end here too, besides the end tokens that files beside the model name",
+    )
+    parser.add_argument("--no-stop", action="store_true", help="go on past the model's end tokens")
+    parser.add_argument(
+        "--temperature",
+        metavar="T",
+        type=float,
+        help="let the host draw tokens: 1 with the model's own probabilities; else the likeliest",
+    )
+    parser.add_argument("--top-k", metavar="K", type=int, help="draw from the likeliest K tokens")
+    parser.add_argument("--seed", metavar="N", type=int, help="of the draws; else 0")
     parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--logits", metavar="FILE.npy", help="write float32 [tokens, vocabulary]")
@@ -444,12 +473,52 @@ def _compile(args: argparse.Namespace) -> int:
     return SUCCESS
 
 
-def _prompt(args: argparse.Namespace, chip: Chip) -> list[int]:
+def _prompt(args: argparse.Namespace, chip: Chip) -> tuple[list[int], str | None]:
+    """The prompt's token ids and, where it is one, its text."""
     if args.prompt_ids is not None:
-        return _ids(args.prompt_ids)
-    if args.prompt is not None:
-        return chip.encode(args.prompt)
-    raise UserError("no prompt is given", hint="--prompt TEXT, or --prompt-ids 1,2,3")
+        return _ids(args.prompt_ids), None
+    if args.prompt_file is not None:
+        text = _text_of(args.prompt_file)
+    elif args.prompt == "-":
+        text = _text_of(None)
+    elif args.prompt is not None:
+        text = args.prompt
+    else:
+        raise UserError(
+            "no prompt is given", hint="--prompt TEXT, --prompt-file FILE, or --prompt-ids 1,2,3"
+        )
+    return chip.encode(text), text
+
+
+_LARGEST_PROMPT = 64 << 20
+
+
+def _text_of(path: str | None) -> str:
+    """The text of a file or of standard input, without one line end at its end."""
+    name = path or "standard input"
+    try:
+        with Path(path).open("rb") if path is not None else nullcontext(sys.stdin.buffer) as file:
+            data = file.read(_LARGEST_PROMPT + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the prompt cannot be read: {reason}", file=name) from error
+    if len(data) > _LARGEST_PROMPT:
+        raise UserError(f"the prompt is longer than {_LARGEST_PROMPT >> 20} MiB", file=name)
+    # As arguments are decoded: models of bytes take any bytes.
+    text = data.decode("utf-8", errors="surrogateescape")
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _sampler(args: argparse.Namespace) -> Sampler | None:
+    from intaglio.runtime.sampling import Sampler
+
+    if args.temperature is None:
+        for name in ("top_k", "seed"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')}: only with --temperature")
+        return None
+    sampler = Sampler(args.temperature, args.top_k, args.seed or 0)
+    return sampler if sampler.temperature else None
 
 
 def _announce(args: argparse.Namespace, chip: Chip, tokens: int) -> None:
@@ -480,51 +549,59 @@ def _run(args: argparse.Namespace) -> int:
 
 def _generate(args: argparse.Namespace, logits_file: Path | None) -> int:
     from intaglio.runtime.chip import load
-    from intaglio.runtime.tokenizer import ByteTokenizer
+    from intaglio.runtime.generation import Generation, room, stops_of
 
+    sampler = _sampler(args)
     chip = load(args.out)
-    prompt = _prompt(args, chip)
-    chip.check_prompt(prompt, args.tokens)
-    _announce(args, chip, len(prompt) + args.tokens - 1)
+    prompt, prompt_text = _prompt(args, chip)
+    most, _ = room(chip, prompt, args.tokens, args.engine)
+    stops = stops_of(chip, args.stops, end_tokens=not args.no_stop)
+    if not args.no_stop:
+        for warning in chip.end_tokens.warnings:
+            _say(f"warning: {warning}\n")
+    _announce(args, chip, len(prompt) + most - 1)
     args.ends.enter_context(_traced(args, chip))
     load_cycles = None if args.adapter is None else chip.use_adapter(args.adapter)
+    as_text = prompt_text is not None or chip.tokenizer is not None
     with _progress() as progress:
         progress("loading the model")
-        stream = chip.stream(prompt, args.tokens, args.engine)
-        first = next(stream)
-    tokens, logits, seconds = [first.token], [first.logits], [first.seconds]
-    as_text = args.prompt is not None or chip.tokenizer is not None
-    decoder = (chip.tokenizer or ByteTokenizer()).stream() if as_text else None
-    quiet = args.json
+        generation = Generation(
+            chip, prompt, args.tokens, args.engine, stops=stops, sampler=sampler, as_text=as_text
+        )
+        steps = iter(generation)
+        first = next(steps)
+    tokens: list[int] = []
+    logits: list[Any] = []
+    seconds: list[float] = []
     parts: list[str] = []
 
-    def show(token: int) -> None:
-        part = f"{token} " if decoder is None else decoder.push(token)
+    def show(part: str) -> None:
         parts.append(part)
-        if not quiet:
+        if not args.json:
             _write(part)
 
-    if not quiet and args.prompt is not None:
-        _write(args.prompt)
-    show(first.token)
-    for generated in stream:
-        show(generated.token)
+    if not args.json and prompt_text is not None:
+        _write(prompt_text)
+    for generated, part in chain((first,), steps):
         tokens.append(generated.token)
         seconds.append(generated.seconds)
         if logits_file is not None:
             logits.append(generated.logits)
-    if decoder is not None:
-        parts.append(decoder.end())
-        if not quiet:
-            _write(parts[-1])
+        show(part if as_text else f"{generated.token} ")
+    if as_text:
+        show(generation.end())
     if logits_file is not None:
         _save(logits_file, logits)
     result = _figures(chip, args.engine, prompt, tokens, seconds)
+    result |= {"stopped": generation.stopped, "stopped_by": generation.stopped_by}
+    if sampler is not None:
+        names = ("temperature", "top_k", "seed")
+        result["sampling"] = {name: getattr(sampler, name) for name in names}
     if load_cycles is not None:
         result |= {"adapter": args.adapter, "adapter_load_cycles": load_cycles}
-    if decoder is not None:
+    if as_text:
         result["text"] = "".join(parts)
-    if quiet:
+    if args.json:
         _write_json(result)
     else:
         _write("\n\n")
@@ -571,6 +648,11 @@ def _figures(
 def _figure_lines(chip: Chip, result: dict[str, Any]) -> Iterator[str]:
     here, prompt = result["host_tokens_per_second"], len(result["prompt_ids"])
     yield f"{counted(len(result['tokens']), 'token')} by {result['engine']} ({result['target']})"
+    yield f"  stopped    {_stopped(chip, result)}"
+    if "sampling" in result:
+        drawn = result["sampling"]
+        among = "" if drawn["top_k"] is None else f" among {counted(drawn['top_k'], 'token')}"
+        yield f"  drawn      at temperature {drawn['temperature']:g}{among}, seed {drawn['seed']}"
     if result["cycles"] is not None:
         cycles, clock = result["cycles"], result["clock_hz"]
         later = cycles[1:] or cycles
@@ -586,6 +668,20 @@ def _figure_lines(chip: Chip, result: dict[str, Any]) -> Iterator[str]:
             yield f"  saturated  {result['saturations']:,} values"
     if here is not None:
         yield f"  this host  {here:,.1f} tokens/s"
+
+
+def _stopped(chip: Chip, result: dict[str, Any]) -> str:
+    """Why a generation ended."""
+    by = result["stopped_by"]
+    match result["stopped"]:
+        case "end_token":
+            source = chip.end_tokens.ids.get(by) if isinstance(by, int) else None
+            named = "" if source is None else f", which {source} names"
+            return f"at the text {by!r}" if isinstance(by, str) else f"at end token {by}{named}"
+        case "context":
+            return f"at the end of the context, {chip.program.capacity:,} tokens"
+        case _:
+            return "when all tokens were there"
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from intaglio.backend.adapter_image import AdapterImage
     from intaglio.backend.program import Program
     from intaglio.runtime.adapters import Adapters
+    from intaglio.runtime.end_tokens import EndTokens
     from intaglio.runtime.reference import Reference
     from intaglio.runtime.rtl import RTLChip
     from intaglio.runtime.simulator import Simulator
@@ -88,21 +89,62 @@ class LoadedModel:
 
         return tokenizer_beside(self.model)
 
+    @cached_property
+    def end_tokens(self) -> EndTokens:
+        """Which tokens end a text, by the files beside the model."""
+        from intaglio.runtime.end_tokens import end_tokens_beside
+
+        return end_tokens_beside(self.model, self.tokenizer, self.program.vocabulary)
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether tokens stand for texts: there is a tokenizer, or they are bytes.
+
+        They are where there are 256, or where all others have a role by the files beside the model,
+        such as an end token.
+        """
+        from intaglio.runtime.tokenizer import BYTES
+
+        others = range(BYTES, self.program.vocabulary)
+        return self.tokenizer is not None or (
+            self.program.vocabulary >= BYTES
+            and len(others) <= len(self.end_tokens.special)
+            and self.end_tokens.special.issuperset(others)
+        )
+
+    @property
+    def text_tokenizer(self) -> Tokenizer:
+        """What texts are encoded and decoded by.
+
+        Raises:
+            UserError: tokens stand for no texts.
+        """
+        from intaglio.runtime.tokenizer import BYTES, ByteTokenizer
+
+        if self.tokenizer is not None:
+            return self.tokenizer
+        if not self.has_texts:
+            raise UserError(
+                f"the model has no tokenizer.json, and its {self.program.vocabulary:,} tokens are "
+                f"not the {BYTES} bytes, so that it cannot be said which of them a text is",
+                file=str(self.model),
+                hint="compile the model with its tokenizer.json beside it, or give token ids",
+            )
+        return ByteTokenizer()
+
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a text by the model's tokenizer; its bytes without one.
 
         Raises:
-            UserError: the model has neither a tokenizer nor a token for each byte.
+            UserError: the model has neither a tokenizer nor a token for each byte, or the
+                tokenizer fails or is another model's.
         """
-        from intaglio.runtime.tokenizer import ByteTokenizer
-
-        ids = (self.tokenizer or ByteTokenizer()).encode(text, special)
-        if self.tokenizer is None and ids and max(ids) >= self.program.vocabulary:
+        ids = self.text_tokenizer.encode(text, special)
+        if ids and max(ids) >= self.program.vocabulary:
             raise UserError(
-                f"the model has no tokenizer.json, and {self.program.vocabulary} tokens are too "
-                "few for bytes",
-                file=str(self.model),
-                hint="give token ids, or compile a model with its tokenizer.json beside it",
+                f"the tokenizer gives token {max(ids)}, the model has {self.program.vocabulary:,}",
+                file=str(self.model.with_name("tokenizer.json")),
+                hint="it belongs to another model",
             )
         return ids
 

@@ -198,18 +198,21 @@ class Reference:
         rows = np.asarray(logits, np.float32)
         return rows.reshape(-1, rows.shape[-1]), rest[len(ports.caches) :]
 
-    def generate(self, prompt: Tokens, tokens: int) -> Iterator[tuple[int, Logits]]:
-        """Greedy decoding: each new token with the logits it is the first maximum of.
+    def generate(
+        self, prompt: Tokens, tokens: int, choose: Callable[[Logits], int] | None = None
+    ) -> Iterator[tuple[int, Logits]]:
+        """Decoding: each new token with the logits that it was chosen by.
 
         Args:
             prompt: at least one token id.
             tokens: how many to generate.
+            choose: gives a token for logits [V]; without it their first maximum is taken.
         """
         self.reset()
         following = [int(token) for token in prompt]
         for _ in range(tokens):
             logits = self.feed(following)[-1]
-            token = int(np.argmax(logits))
+            token = int(np.argmax(logits)) if choose is None else choose(logits)
             yield token, logits
             following = [token]
 

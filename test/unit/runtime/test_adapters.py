@@ -14,7 +14,6 @@ import pytest
 from intaglio.backend.output import sha256_of
 from intaglio.dialects.errors import UserError
 from intaglio.runtime import cli
-from intaglio.runtime.adapters import site_names
 from intaglio.runtime.check import check
 from intaglio.runtime.chip import Chip, load
 
@@ -125,29 +124,6 @@ def test_packed_modules(chip: Chip, tensors: Callable[..., Any], write_peft: Mak
         np.testing.assert_array_equal(one.a.codes, image.sites["layers.0.q_proj"].a.codes)
 
 
-@pytest.mark.parametrize(
-    ("module", "sites"),
-    [
-        ("model.layers.11.self_attn.o_proj", ["layers.11.o_proj"]),
-        ("transformer.h.3.attn.c_proj", ["layers.3.o_proj"]),
-        ("transformer.h.3.mlp.c_proj", ["layers.3.down_proj"]),
-        ("transformer.h.3.mlp.c_fc", ["layers.3.up_proj"]),
-        ("model.layers.3.self_attn.dense", ["layers.3.o_proj"]),
-        ("model.layers.3.mlp.fc2", ["layers.3.down_proj"]),
-        ("model.layers.3.mlp.gate_up_proj", ["layers.3.gate_proj", "layers.3.up_proj"]),
-        ("layers.3.attention.wq", ["layers.3.q_proj"]),
-        ("gpt_neox.layers.3.attention.dense", ["layers.3.o_proj"]),
-        ("layers.3.q_proj", ["layers.3.q_proj"]),
-        ("model.layers.3.mlp.dense", []),
-        ("gpt_neox.layers.3.attention.query_key_value", []),
-        ("lm_head", []),
-        ("model.layers.3.input_layernorm", []),
-    ],
-)
-def test_sites_of_modules(module: str, sites: list[str]):
-    assert list(site_names(module)) == sites
-
-
 def test_base_hash_is_accepted(chip: Chip, make: Make):
     chip.adapters.add("a", make(base_sha256=chip.adapters.base))
     chip.adapters.add("b", make(base_sha256=sha256_of(chip.model).upper()))
@@ -178,6 +154,23 @@ def narrowed(content: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         ({"rank": 5}, "compile with --adapter-slots 5, or train with a smaller rank"),
         ({"change": narrowed}, "is for a matrix of 64 x 95; layers.0.down_proj of the chip has"),
         ({"change": renamed("q_proj", "lm_head")}, "is no module that a chip has adapter slots"),
+        (
+            {"change": renamed("model.model.layers.1", "model.model.vision_tower.blocks.1")},
+            "'model.vision_tower.blocks.1.mlp.down_proj' (and 'model.vision_tower.blocks.1.self_",
+        ),
+        (
+            {"change": renamed("model.model.layers.1", "model.model.vision_tower.blocks.1")},
+            "v_proj') is no module that a chip has adapter slots for: of a vision tower",
+        ),
+        (
+            {"change": renamed("mlp.down_proj", "mlp.experts.3.down_proj")},
+            "'model.layers.1.mlp.experts.3.down_proj') is no module that a chip has adapter slots",
+        ),
+        (
+            {"change": renamed("model.layers.1", "mtp.layers.1")},
+            "of a head that drafts tokens",
+        ),
+        ({"change": renamed("self_attn.q", "cross_attn.q")}, "cross attention"),
         ({"change": renamed("layers.1", "layers.7")}, "no adapter slot: there is none at layers.7"),
         ({"change": renamed("layers.1", "layers.7")}, "slots at q_proj, k_proj, v_proj, o_proj"),
         ({"change": spoiled}, "has values that are not finite"),

@@ -35,7 +35,7 @@ def test_compile_into_a_folder_and_load(model, tmp_path: Path):
 
 
 def test_generation_does_not_depend_on_prefill_chunks(compiled, monkeypatch: pytest.MonkeyPatch):
-    from intaglio.runtime import chip as module
+    from intaglio.runtime import decoding as module
 
     prompt = list(range(40))
     chip = intaglio.load(compiled("llama"))
@@ -59,7 +59,7 @@ def test_wrong_input_is_the_users_error(compiled, tmp_path: Path):
     chip = intaglio.load(compiled("tied"))
     with pytest.raises(intaglio.UserError, match="position 128 is out of range"):
         chip.cycles(128)
-    with pytest.raises(intaglio.UserError, match="64 tokens are too few for bytes"):
+    with pytest.raises(intaglio.UserError, match="its 64 tokens are not the 256 bytes"):
         chip.generate("text")
     with pytest.raises(intaglio.UserError, match="holds no compiled program"):
         intaglio.load(tmp_path)

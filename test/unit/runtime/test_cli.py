@@ -368,7 +368,7 @@ def test_run_finds_out_first_that_logits_cannot_be_written(
     def stream(*arguments: object) -> None:
         raise AssertionError("tokens are generated")
 
-    monkeypatch.setattr("intaglio.runtime.chip.Chip.stream", stream)
+    monkeypatch.setattr("intaglio.runtime.decoding.decode", stream)
     arguments = ("--prompt-ids", "1", "--tokens", "1", "--logits")
     for path in (tmp_path, tmp_path / "no" / "x.npy"):
         message = refused("run", compiled("llama"), *arguments, path)

@@ -1,5 +1,6 @@
 """Text to ids and back, one token at a time."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,91 @@ def test_broken_file_is_the_users_error(tmp_path: Path):
     path.write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json: this is no tokenizer"):
         FileTokenizer(path)
+
+
+# --- what training leaves in the file -------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(file: Path):
+    """Saves the tokenizer with settings of a training; gives the file."""
+
+    def save(**settings: dict) -> FileTokenizer:
+        tokenizer = Tokenizer.from_file(str(file))
+        if "truncation" in settings:
+            tokenizer.enable_truncation(**settings["truncation"])
+        if "padding" in settings:
+            tokenizer.enable_padding(**settings["padding"])
+        content = json.loads(tokenizer.to_str())
+        content["model"] |= settings.get("model", {})
+        file.write_text(json.dumps(content))
+        return FileTokenizer(file)
+
+    return save
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"truncation": {"max_length": 4}, "padding": {"length": 16}},
+        {"truncation": {"max_length": 8, "direction": "left"}},
+        {"truncation": {"max_length": 4, "stride": 2, "strategy": "only_first"}},
+        {"padding": {"length": 30, "direction": "left", "pad_id": 7}},
+        {"padding": {"pad_to_multiple_of": 8}},
+        {"model": {"dropout": 0.9}},
+    ],
+)
+def test_settings_of_a_training_are_not_applied(trained, settings: dict):
+    tokenizer = trained(**settings)
+    text = "ab Hello <|end|>  ab"
+    plain = sorted(pre_tokenizers.ByteLevel.alphabet())
+    wanted = [256, *(plain.index("Ġ" if c == " " else c) for c in text[2:-2]), 256]
+    for _ in range(5):
+        assert tokenizer.encode(text) == wanted
+
+
+def broken_unigram() -> Tokenizer:
+    return Tokenizer(models.Unigram([("a", -1.0)]))
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text"),
+    [
+        (Tokenizer(models.WordLevel({"a": 0})), "unknown"),
+        (Tokenizer(models.WordPiece({"a": 0})), "b"),
+        (broken_unigram(), "b"),
+        (Tokenizer(models.WordLevel({"a": 0}, unk_token="?")), "b"),
+        (Tokenizer(models.WordLevel({"a": 0})), "\udcff"),
+    ],
+)
+def test_exceptions_of_the_library_are_the_users(tmp_path: Path, tokenizer: Tokenizer, text: str):
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(str(path))
+    with pytest.raises(UserError) as caught:
+        FileTokenizer(path).encode(text)
+    assert str(caught.value).startswith(f"{path}: the tokenizer cannot encode {text!a}: ")
+
+
+def test_panics_of_the_library_are_the_users(file: Path, monkeypatch: pytest.MonkeyPatch):
+    """What pyo3 raises where Rust code fails is no Exception; an interrupt is let through."""
+    panic = type("PanicException", (BaseException,), {})("index out of bounds\nmore")
+    tokenizer = FileTokenizer(file)
+
+    class Failing:
+        error: BaseException = panic
+
+        def encode(self, *arguments: object, **options: object) -> None:
+            raise self.error
+
+    monkeypatch.setattr(tokenizer, "_tokenizer", Failing())
+    with pytest.raises(UserError, match=r"cannot encode 'x{60}'\.\.\.: index out of bounds\n"):
+        tokenizer.encode("x" * 100)
+    Failing.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.encode("x")
+
+
+def test_ids_of_tokens(file: Path):
+    assert FileTokenizer(file).id_of("ab") == 256
+    assert FileTokenizer(file).id_of("abc") is None
+    assert ByteTokenizer().id_of("a") == 97 and ByteTokenizer().id_of("ä") is None
