@@ -38,6 +38,7 @@ from intaglio.backend.whole import write_text
 from intaglio.dialects.errors import CompilerBug, UserError, UserErrors
 from intaglio.dialects.fabric import machine_of
 from intaglio.lowering.legalize import RomLegalize, substituted
+from intaglio.lowering.loss_warning import NOTEWORTHY, loss_warnings
 from intaglio.lowering.mapping import mapping_of
 from intaglio.lowering.onnx.quantised_graph import write_quantised
 from intaglio.lowering.onnx.rounding import HEAD_ROUNDING
@@ -59,6 +60,8 @@ COMPANIONS = (
     "config.json",
 )
 """Files beside the model that go into the output folder with it."""
+MANTISSAS = "as integers that share an exponent with much larger values of the tensor"
+MANTISSAS_HELP = "`intaglio check` measures what it costs; values nearer to each other lose less"
 TOOLS = ("intaglio", "xdsl", "onnx", "onnx-ir", "numpy", "pycde")
 
 Progress = Callable[[str], None]
@@ -131,6 +134,7 @@ def compile_model(
                         folder,
                         lambda name, size: progress(f"engraved {name} ({size / 1e6:.1f} MB)"),
                     )
+                warnings += loss_warnings(images.losses.values(), MANTISSAS, MANTISSAS_HELP)
                 write_json(folder / "mapping.json", mapping_of(module, machine_of(module)))
             with watch.stage(f"print {stage}"):
                 _write_ir(module, folder / "ir" / f"{stage}.mlir")
@@ -335,7 +339,14 @@ def _manifest(
         "outputs": outputs,
         "zeros": {name: asdict(zeros) for name, zeros in sorted(images.zeros.items())},
         "rounding": {
-            "largest_relative_error": max(images.relative.values(), default=0.0),
-            "tensors": dict(sorted(images.relative.items())),
+            "largest_relative_error": max(
+                (loss.share for loss in images.losses.values()), default=0.0
+            ),
+            "tensors": {name: loss.share for name, loss in sorted(images.losses.items())},
+            "noteworthy": {
+                name: asdict(loss)
+                for name, loss in sorted(images.losses.items())
+                if loss.share > NOTEWORTHY
+            },
         },
     }

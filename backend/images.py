@@ -24,13 +24,16 @@ import numpy as np
 import numpy.typing as npt
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp
 
+from intaglio.backend.image_losses import ScaleLosses, ValueLosses
 from intaglio.backend.whole import naming
 from intaglio.backend.zeros import Counter, Zeros
 from intaglio.dialects import rom
 from intaglio.dialects.codes import container_bits, fixed
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import ConstantOp, EngraveOp, machine_of, places
+from intaglio.lowering.loss_warning import Loss
 from intaglio.lowering.parameters import ParameterSource, row_chunks
+from intaglio.lowering.used_scales import Uses
 
 ALIGNMENT = 64
 MATRICES = "rom/matrices.bin"
@@ -40,21 +43,14 @@ ADAPTERS = "sram/adapters.bin"
 
 @dataclass
 class Images:
-    """What was written, and what rounding floats to mantissas cost.
+    """What was written, and what rounding floats to mantissas cost."""
 
-    `relative` is, for each tensor, the largest error over the largest magnitude.
-    """
-
-    relative: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, Loss] = field(default_factory=dict)
+    """Of each tensor, the part that loses most (`backend/image_losses.py`)."""
     zeros: dict[str, Zeros] = field(default_factory=dict)
     """Of each engraved tensor that is ternary or lies in ternary cells."""
     digests: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each file written."""
-
-    def note(self, name: str, error: float, peak: float) -> None:
-        """Keeps the largest loss of a tensor."""
-        if peak > 0:
-            self.relative[name] = max(self.relative.get(name, 0.0), error / peak)
 
 
 class _Writer:
@@ -195,21 +191,16 @@ def _exponent(parameter: rom.ParameterOp) -> int:
 
 
 def _mantissas(
-    parameter: rom.ParameterOp, values: npt.NDArray[np.floating], bits: int, images: Images
-) -> npt.NDArray[np.signedinteger]:
+    parameter: rom.ParameterOp, exact: npt.NDArray[np.float64], bits: int
+) -> npt.NDArray[np.int64]:
     """Rounds half to even at the parameter's exponent and saturates."""
-    exact = values.astype(np.float64)
-    exponent = _exponent(parameter)
     try:
-        rounded = fixed(exact, exponent, bits)
+        return fixed(exact, _exponent(parameter), bits)
     except ValueError as error:
         raise UserError(
             f"{parameter.key.data} holds infinities or not-a-number",
             hint="export the model again; such weights cannot be engraved",
         ) from error
-    loss = np.abs(np.ldexp(rounded.astype(np.float64), -exponent) - exact).max(initial=0.0)
-    images.note(parameter.sym_name.data, float(loss), float(np.abs(exact).max(initial=0.0)))
-    return rounded.astype({16: np.int16, 32: np.int32}[bits])
 
 
 def _dense(
@@ -221,16 +212,32 @@ def _dense(
     multiplier = 1.0 if parameter.multiplier is None else parameter.multiplier.value.data
     rows, *rest = type_.dims
     width = int(np.prod(rest, dtype=np.int64))
+    losses = ValueLosses(parameter.key.data, _exponent(parameter), len(type_.dims), type_.bits)
     for first, last in row_chunks(rows, 8 * width):
         values = source.values(first, last).astype(np.float64) * multiplier
-        yield _mantissas(parameter, values, type_.bits, images)
+        rounded = _mantissas(parameter, values, type_.bits)
+        losses.add(values, rounded, first)
+        yield rounded.astype({16: np.int16, 32: np.int32}[type_.bits])
+    images.losses[parameter.sym_name.data] = losses.worst
 
 
 def _scales(
     parameter: rom.ParameterOp, source: ParameterSource, rows: int, groups: int, images: Images
 ) -> Iterator[npt.NDArray[np.signedinteger]]:
+    type_ = parameter.type
+    assert isinstance(type_, rom.ROMTensorType | rom.AdapterType)
+    zero = None if parameter.zero is None else parameter.zero.value.data
+    uses = Uses(source, type_.group.data, zero) if type_.group.data else None
+    losses = ScaleLosses(parameter.key.data, _exponent(parameter), uses)
+    # A greater scale stands before weights that are all 0.
+    peak = np.inf if parameter.peak is None else parameter.peak.value.data
     for first, last in row_chunks(rows, 8 * groups):
-        yield _mantissas(parameter, source.scales(first, last), 16, images)
+        scales = source.scales(first, last).astype(np.float64)
+        scales[np.abs(scales) > peak] = 0
+        rounded = _mantissas(parameter, scales, 16)
+        losses.add(scales, rounded, first)
+        yield rounded.astype(np.int16)
+    images.losses[parameter.sym_name.data] = losses.worst
 
 
 def _zeros(

@@ -535,8 +535,9 @@ def nodes(*names: str) -> Nodes:
 class ParameterOp(IRDLOperation):
     """A tensor of the model, by key; its bytes are elsewhere.
 
-    `peak` is the largest magnitude of its scales (a matrix) or values (a dense tensor) in the
-    model; `multiplier` is a constant folded into the values when the image is written; `exponent`
+    `peak` is the largest magnitude of the scales that its weights use (a matrix) or of its values
+    (a dense tensor) in the model; greater scales stand before weights that are all 0 and become 0;
+    `multiplier` is a constant folded into the values when the image is written; `exponent`
     is that of the image's mantissas. `codes`, `scales`, `zeros` say where the image lies once it
     is written.
 

@@ -17,6 +17,7 @@ from intaglio.lowering.onnx.values import (
     Vector,
 )
 from intaglio.lowering.parameters import ParameterSource
+from intaglio.lowering.used_scales import Uses, largest_used_scale
 
 DEFAULT_CONTEXT = 1024
 """Capacity of the caches where neither the caller nor the model states one."""
@@ -76,11 +77,13 @@ def _parameter(
     source = declared.parameter.source
     peak = source.peak()
     if not math.isfinite(peak):
-        kind = "values" if isinstance(source, DenseSource) else "scales"
+        kind = "values" if isinstance(source, DenseSource) else source.read_from
         report.error(
             f"tensor '{declared.parameter.names[0]}' has {kind} that are not finite",
             declared.node,
         )
+    elif not isinstance(source, DenseSource) and source.group and source.has_stored_scales:
+        peak = largest_used_scale(Uses(source, source.group, source.zero), peak)
     key = f"{SCOPE}::{','.join(declared.parameter.names)}"
     number = 1
     while key in known:

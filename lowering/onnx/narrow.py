@@ -32,6 +32,11 @@ class Narrowed(Matrix):
     shift: int
     """What codes are less than those of the matrix."""
 
+    @property
+    def has_stored_scales(self) -> bool:
+        """As those of the matrix."""
+        return self.base.has_stored_scales
+
     def packed_rows(self, r0: int, r1: int) -> UInt8Array:
         """Codes of the rows, less the difference of the zero points."""
         size, stored = container_bits(self.bits), container_bits(self.base.bits)

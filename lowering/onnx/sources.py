@@ -65,6 +65,16 @@ class _Matrix:
         """The share of weights that are 0, where it is known."""
         return None
 
+    @property
+    def has_stored_scales(self) -> bool:
+        """Whether scales are those of the file, where groups of zeros may have any; else 0."""
+        return False
+
+    @property
+    def read_from(self) -> str:
+        """What the file has that `peak` is about."""
+        return "scales"
+
     def values(self, r0: int, r1: int) -> Float32Array:
         """A matrix has codes, not values."""
         raise CompilerBug(f"values of a matrix of {self.code} were asked for")
@@ -117,6 +127,11 @@ class RowBlockSource(_Matrix):
     codes: Tensor
     scale_tensor: Tensor
     zero_tensor: Tensor | None
+
+    @property
+    def has_stored_scales(self) -> bool:
+        """They are."""
+        return True
 
     def peak(self) -> float:
         """The largest magnitude of a scale; not finite when one of them is not."""
@@ -216,6 +231,11 @@ class DequantizedSource(_Matrix):
     transposed: bool
     scale_tensor: Tensor
     zero_tensor: Tensor | None
+
+    @property
+    def has_stored_scales(self) -> bool:
+        """They are."""
+        return True
 
     def peak(self) -> float:
         """The largest magnitude of a scale; not finite when one of them is not."""
@@ -337,6 +357,11 @@ class RoundedSource(_Matrix):
             zeros += int(np.count_nonzero(self._rounded(r0, r1)[0] == 1))
         return zeros / self.constant.size
 
+    @property
+    def read_from(self) -> str:
+        """The file has no scales."""
+        return "weights"
+
     def peak(self) -> float:
         """The largest scale; not finite when a weight is not."""
         largest = peak_of_constant(self.constant)
@@ -365,7 +390,9 @@ class RoundedSource(_Matrix):
             scales = scales.astype(np.float32)
         else:
             scales = np.abs(weights).max(axis=2) / np.float32(limit)
-        inverse = np.divide(1.0, scales, out=np.zeros(scales.shape), where=scales > 0)
+        # In float64: one over a subnormal float32 is no float32.
+        wide = scales.astype(np.float64)
+        inverse = np.divide(1.0, wide, out=np.zeros(wide.shape), where=wide > 0)
         rounded = np.clip(np.rint(weights * inverse[:, :, None]), -limit, limit)
         codes = (rounded + (self.zero or 0)).astype(np.uint8).reshape(r1 - r0, -1)[:, :k]
         return codes, scales
@@ -404,6 +431,16 @@ class ScaledSource(_Matrix):
         """As that of the matrix."""
         return self.base.zero_fraction
 
+    @property
+    def has_stored_scales(self) -> bool:
+        """As those of the matrix."""
+        return self.base.has_stored_scales
+
+    @property
+    def read_from(self) -> str:
+        """As of the matrix."""
+        return self.base.read_from
+
     def packed_rows(self, r0: int, r1: int) -> UInt8Array:
         """Codes of the matrix."""
         return self.base.packed_rows(r0, r1)
@@ -436,6 +473,16 @@ class RowsSource(_Matrix):
     def zero_fraction(self) -> float | None:
         """The share of zeros among ternary weights."""
         return None if self.base.zero_fraction is None else self._zero_fraction
+
+    @property
+    def has_stored_scales(self) -> bool:
+        """As those of the matrix."""
+        return self.base.has_stored_scales
+
+    @property
+    def read_from(self) -> str:
+        """As of the matrix."""
+        return self.base.read_from
 
     @cached_property
     def _zero_fraction(self) -> float:

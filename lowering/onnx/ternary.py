@@ -96,6 +96,11 @@ class _Packed(Ternary):
     shift: int
     """The zero point less 1."""
 
+    @property
+    def has_stored_scales(self) -> bool:
+        """As those of the matrix."""
+        return self.base.has_stored_scales
+
     def packed_rows(self, r0: int, r1: int) -> UInt8Array:
         """The rows as they are, or every code less one."""
         rows = self.base.packed_rows(r0, r1)
