@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.dialects.codes import scaled
 from intaglio.lowering.loss_warning import NOTEWORTHY, Loss
 from intaglio.lowering.used_scales import Uses
 
@@ -25,7 +26,7 @@ def _tensor(key: str) -> str:
 
 def _shares(exact: Floats, rounded: Ints, exponent: int) -> Floats:
     """Each value's error over its magnitude; 0 for zeros."""
-    error = np.ldexp(rounded.astype(np.float64), -exponent)
+    error = scaled(rounded, -exponent)
     error -= exact
     return np.abs(np.divide(error, exact, out=np.zeros_like(error), where=exact != 0))
 
@@ -51,9 +52,13 @@ class ScaleLosses:
             rounded: their mantissas.
             first: the row of the matrix that they begin with.
         """
-        shares = _shares(exact, rounded, self._exponent)
+        shares = np.zeros_like(exact)
+        # A mantissa is at most half a unit off: large ones cannot lose more than is known.
+        bound = min(self.worst.share, NOTEWORTHY)
+        low = np.abs(rounded) * bound < 0.5 + bound
+        shares[low] = _shares(exact[low], rounded[low], self._exponent)
         if self._uses is None:
-            self.worst = replace(self.worst, share=max(self.worst.share, float(shares.max())))
+            self.worst = replace(self.worst, share=float(shares.max()))
             return
         parts = self.worst.parts
         if shares.max(initial=0.0) > NOTEWORTHY:
@@ -96,7 +101,7 @@ class ValueLosses:
             self._keep(_shares(exact, rounded, self._exponent), "element", first)
             return
         exact = exact.reshape(1 if self._is_bias else len(exact), -1)
-        error = np.ldexp(rounded.reshape(exact.shape).astype(np.float64), -self._exponent)
+        error = scaled(rounded.reshape(exact.shape), -self._exponent)
         error -= exact
         lost, whole = (np.einsum("ij,ij->i", one, one) for one in (error, exact))
         if self._is_bias:

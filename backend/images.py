@@ -233,7 +233,8 @@ def _scales(
     peak = np.inf if parameter.peak is None else parameter.peak.value.data
     for first, last in row_chunks(rows, 8 * groups):
         scales = source.scales(first, last).astype(np.float64)
-        scales[np.abs(scales) > peak] = 0
+        if scales.max() > peak or scales.min() < -peak:
+            scales[np.abs(scales) > peak] = 0
         rounded = _mantissas(parameter, scales, 16)
         losses.add(scales, rounded, first)
         yield rounded.astype(np.int16)

@@ -52,7 +52,7 @@ class Uses:
             full[:, :columns] = codes != np.repeat(zeros, self.group, axis=1)[:, :columns]
         else:
             full[:, :columns] = codes != self.zero
-        return full.reshape(last - first, groups, self.group).any(axis=2)
+        return np.asarray(full.reshape(last - first, groups, self.group).any(axis=2))
 
     def clear_unused(
         self, values: npt.NDArray[np.floating], first: int, above: float
@@ -67,7 +67,7 @@ class Uses:
         Returns:
             `values`.
         """
-        found = (values > above).any(axis=1)
+        found = np.asarray((values > above).any(axis=1))
         if found.any():
             for start in range(0, len(values), _BLOCK):
                 end = min(len(values), start + _BLOCK)

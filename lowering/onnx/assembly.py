@@ -82,7 +82,7 @@ def _parameter(
             f"tensor '{declared.parameter.names[0]}' has {kind} that are not finite",
             declared.node,
         )
-    elif not isinstance(source, DenseSource) and source.group and source.has_stored_scales:
+    elif not isinstance(source, DenseSource) and source.group and source.may_have_unused:
         peak = largest_used_scale(Uses(source, source.group, source.zero), peak)
     key = f"{SCOPE}::{','.join(declared.parameter.names)}"
     number = 1

@@ -33,9 +33,9 @@ class Narrowed(Matrix):
     """What codes are less than those of the matrix."""
 
     @property
-    def has_stored_scales(self) -> bool:
-        """As those of the matrix."""
-        return self.base.has_stored_scales
+    def may_have_unused(self) -> bool:
+        """As in the matrix."""
+        return self.base.may_have_unused
 
     def packed_rows(self, r0: int, r1: int) -> UInt8Array:
         """Codes of the rows, less the difference of the zero points."""

@@ -66,8 +66,8 @@ class _Matrix:
         return None
 
     @property
-    def has_stored_scales(self) -> bool:
-        """Whether scales are those of the file, where groups of zeros may have any; else 0."""
+    def may_have_unused(self) -> bool:
+        """Whether groups whose weights are all 0 may have another scale than 0."""
         return False
 
     @property
@@ -129,8 +129,8 @@ class RowBlockSource(_Matrix):
     zero_tensor: Tensor | None
 
     @property
-    def has_stored_scales(self) -> bool:
-        """They are."""
+    def may_have_unused(self) -> bool:
+        """The file may state any."""
         return True
 
     def peak(self) -> float:
@@ -233,8 +233,8 @@ class DequantizedSource(_Matrix):
     zero_tensor: Tensor | None
 
     @property
-    def has_stored_scales(self) -> bool:
-        """They are."""
+    def may_have_unused(self) -> bool:
+        """The file may state any."""
         return True
 
     def peak(self) -> float:
@@ -432,9 +432,9 @@ class ScaledSource(_Matrix):
         return self.base.zero_fraction
 
     @property
-    def has_stored_scales(self) -> bool:
-        """As those of the matrix."""
-        return self.base.has_stored_scales
+    def may_have_unused(self) -> bool:
+        """Where one scale of the matrix becomes one a row, rows of zeros have it too."""
+        return self.base.may_have_unused or self.factor.ndim > 0
 
     @property
     def read_from(self) -> str:
@@ -475,9 +475,9 @@ class RowsSource(_Matrix):
         return None if self.base.zero_fraction is None else self._zero_fraction
 
     @property
-    def has_stored_scales(self) -> bool:
-        """As those of the matrix."""
-        return self.base.has_stored_scales
+    def may_have_unused(self) -> bool:
+        """As in the matrix."""
+        return self.base.may_have_unused
 
     @property
     def read_from(self) -> str:

@@ -97,9 +97,9 @@ class _Packed(Ternary):
     """The zero point less 1."""
 
     @property
-    def has_stored_scales(self) -> bool:
-        """As those of the matrix."""
-        return self.base.has_stored_scales
+    def may_have_unused(self) -> bool:
+        """As in the matrix."""
+        return self.base.may_have_unused
 
     def packed_rows(self, r0: int, r1: int) -> UInt8Array:
         """The rows as they are, or every code less one."""
