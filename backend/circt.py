@@ -24,7 +24,7 @@ from intaglio.dialects.errors import CompilerBug, UserError
 CLEAN = ("any(canonicalize,cse)",)
 """Canonicalisation and common sub-expressions."""
 
-VERILOG_OPTIONS = "locationInfoStyle=none,disallowLocalVariables,disallowPackedArrays"
+VERILOG_OPTIONS = "locationInfoStyle=none,disallowLocalVariables,disallowPackedArrays,noAlwaysComb"
 """SystemVerilog that Verilator, Yosys and slang all read: no automatic variables, tables as case
 statements."""
 

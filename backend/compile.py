@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -45,7 +45,9 @@ from intaglio.lowering.onnx.rounding import HEAD_ROUNDING
 from intaglio.lowering.onnx.weights import FLOAT_WEIGHTS_HINT
 
 if TYPE_CHECKING:
+    from intaglio.backend.program import Program
     from intaglio.backend.target import Target
+    from intaglio.backend.testbench import Expected
     from intaglio.lowering.onnx.importer import ImportedModel
 
 SCHEMA = 1
@@ -81,6 +83,7 @@ def compile_model(
     out: str | Path,
     options: Options,
     progress: Progress = lambda message: None,
+    expected: Callable[[Program, Path], Sequence[Expected]] = lambda program, folder: (),
 ) -> Compiled:
     """Compiles an ONNX model for a target and writes the output folder, whole or not at all.
 
@@ -89,6 +92,8 @@ def compile_model(
         out: folder to write; an earlier output there is replaced.
         options: target, settings and the last stage.
         progress: called with a line for each step of long work.
+        expected: what the chip of a program, whose images lie in a folder, answers to the first
+            token of the test bench; asked where one is written.
 
     Raises:
         UserError: the model cannot be compiled for the target; says why and what would help.
@@ -141,7 +146,7 @@ def compile_model(
         if options.emit not in IR_STAGES[:-1]:
             write_json(folder / "program.json", program_content(module))
             with watch.stage("hardware"), _about(model):
-                warnings += _hardware(folder, options, progress)
+                warnings += _hardware(folder, options, progress, expected)
         write_target(folder, _target(options))
         inputs = _reference(imported, folder)
         warnings += _adapter_graph(module, folder / next(iter(inputs)))
@@ -158,7 +163,12 @@ def compile_model(
     return Compiled(out, tuple(warnings), images)
 
 
-def _hardware(folder: Path, options: Options, progress: Progress) -> list[str]:
+def _hardware(
+    folder: Path,
+    options: Options,
+    progress: Progress,
+    expected: Callable[[Program, Path], Sequence[Expected]],
+) -> list[str]:
     """Emits the hardware that is wanted; gives a warning where only the target wanted it."""
     from intaglio.backend.emit_hardware import emit_hardware
     from intaglio.backend.image_files import Images as ImageFiles
@@ -169,7 +179,14 @@ def _hardware(folder: Path, options: Options, progress: Progress) -> list[str]:
         return []
     program = load_program(folder)
     try:
-        emit_hardware(program, ImageFiles(program, folder), folder, stage, progress)
+        emit_hardware(
+            program,
+            ImageFiles(program, folder),
+            folder,
+            stage,
+            progress,
+            expected=lambda: expected(program, folder),
+        )
     except UserError as error:
         if options.emit is not None:
             raise

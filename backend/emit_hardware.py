@@ -7,7 +7,9 @@
   -Wall` is silent.
 - `images/roms.bin`, `images/roms.json`: contents of all ROMs, and which bytes belong to which: for
   each memory's path its offset, depth, bits of a word and bytes of a word (little-endian).
-- `testbench.sv` and `hex/*.hex`: for other simulators, where the contents are small.
+- `filelist.f`: the sources, a line each, as simulators and linters take them.
+- `testbench.sv`, `hex/*.hex`, and Verilator's options for them in `verilator.f`: for other
+  simulators, where the contents are small (`backend.testbench`).
 
 Generated files name what they are made from by hash.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,12 +27,13 @@ import numpy as np
 
 from intaglio.backend import circt
 from intaglio.backend.hardware_files import (
-    FOLDER,
+    FILE_LIST,
     HEX,
     IR,
     ROM_INDEX,
     ROMS,
     TESTBENCH,
+    VERILATOR_LIST,
     VERILOG,
     WAIVERS,
 )
@@ -40,6 +43,7 @@ from intaglio.backend.hw.kv import word_bytes
 from intaglio.backend.hw.layout import Layout, Words, layout_of, logic_rom, rom_words
 from intaglio.backend.output import sha256_of, write_json
 from intaglio.backend.stages import HARDWARE_STAGES
+from intaglio.backend.testbench import Expected, bench_text, file_list, verilator_list
 from intaglio.backend.whole import naming, write_text
 from intaglio.dialects import semantics
 
@@ -59,6 +63,8 @@ def emit_hardware(
     folder: Path,
     stage: str = HARDWARE_STAGES[-1],
     progress: Callable[[str], None] = lambda message: None,
+    *,
+    expected: Callable[[], Sequence[Expected]] = tuple,
     banks: Collection[tuple[int, int, int]] | None = None,
     shared: Collection[tuple[int, int, int]] | None = None,
 ) -> list[str]:
@@ -70,6 +76,8 @@ def emit_hardware(
         folder: the output folder; holds program.json.
         stage: `hw` writes the IR, `sv` all there is.
         progress: called with a line for each step.
+        expected: what the chip answers to the test bench's first token; asked where a test bench
+            is written.
         banks: where ROM is logic, the banks whose logic is written, as (tile, L-Unit, bank); the
             others are external modules. None: all of a small chip, none of a large one.
         shared: of these, the banks that are written as the compiler's own gates
@@ -103,7 +111,19 @@ def emit_hardware(
     names = list(written)
     if stage != HARDWARE_STAGES[0]:
         progress("writing ROM contents")
-        names += _write_roms(layout, images, folder, header)
+        hexes = _write_roms(layout, images, folder)
+        names += [ROMS, ROM_INDEX, *hexes.values()]
+        write_text(folder / FILE_LIST, file_list())
+        names.append(FILE_LIST)
+        if hexes:
+            progress("writing the test bench")
+            ports = {port.name: (port.output, port.width) for port in design.modules[TOP].ports}
+            adapters = layout.adapters
+            sites = range(0) if adapters is None else adapters.places.site_addresses
+            bench = bench_text(ports, layout.queues, hexes, expected(), sites)
+            write_text(folder / TESTBENCH, header + bench)
+            write_text(folder / VERILATOR_LIST, verilator_list())
+            names += [TESTBENCH, VERILATOR_LIST]
     return names
 
 
@@ -141,14 +161,18 @@ def _split(verilog: str, header: str) -> tuple[str, str]:
     return logic, memories
 
 
-def _write_roms(layout: Layout, images: Images, folder: Path, header: str) -> list[str]:
-    """The contents of all ROMs as a stream, in hex too where they are small."""
+def _write_roms(layout: Layout, images: Images, folder: Path) -> dict[str, str]:
+    """The contents of all ROMs as a stream, in hex too where they are small.
+
+    Returns:
+        The hex file of each memory, relative to the folder.
+    """
     index: dict[str, dict[str, int]] = {}
     path = folder / ROMS
     path.parent.mkdir(parents=True, exist_ok=True)
     widths = rom_widths(layout)
     small = _size(layout) <= HEX_LIMIT
-    names = [ROMS, ROM_INDEX]
+    hexes: dict[str, str] = {}
     digest = hashlib.sha256()
     offset = 0
     with naming(path), path.open("wb") as file:
@@ -166,13 +190,10 @@ def _write_roms(layout: Layout, images: Images, folder: Path, header: str) -> li
             }
             offset += data.size
             if small:
-                names.append(_write_hex(words, widths[kind], folder, name))
+                hexes[name] = _write_hex(words, widths[kind], folder, name)
     content = {"sha256": digest.hexdigest(), "memories": index}
     write_json(folder / ROM_INDEX, content)
-    if small:
-        write_text(folder / TESTBENCH, header + testbench(layout, index))
-        names.append(TESTBENCH)
-    return names
+    return hexes
 
 
 def rom_widths(layout: Layout) -> dict[str, int]:
@@ -223,84 +244,6 @@ def _write_hex(words: Words, bits: int, folder: Path, name: str) -> str:
         lines = [f"{word:0{digits}x}" for word in words.tolist()]
     write_text(file, "\n".join(lines) + "\n")
     return _hex_name(name)
-
-
-def testbench(layout: Layout, memories: dict[str, dict[str, int]]) -> str:
-    """A module that fills the ROMs from the hex files, and decodes greedily from one token.
-
-    Plusargs: `+token=` the first token (1), `+tokens=` how many to generate (4), `+events` prints
-    every start and finish with its cycle since the token's acceptance.
-    """
-    loads = "\n".join(
-        f'    $readmemh("{_hex_name(name).removeprefix(FOLDER + "/")}", '
-        f"dut.{name.replace('/', '.')}.mem_ext.Memory);"
-        for name in memories
-    )
-    lines = [
-        f"    if (events && event_{queue}_{kind})\n"
-        f'      $display("{queue} %0d {kind} %0d", event_{queue}_number, cycle);'
-        for queue in layout.queues
-        for kind in ("start", "finish")
-    ]
-    ports = "\n".join(
-        f"  wire event_{queue}_start, event_{queue}_finish;\n"
-        f"  wire [{sequencer.SEQUENCE_BITS - 1}:0] event_{queue}_number;"
-        for queue in layout.queues
-    )
-    more = ".power(), " if sequencer.POWER in layout.queues else ""
-    if layout.adapters is not None and layout.adapters.places.sites:
-        more += ".load_valid('0), .load_address('0), .load_data('0), .load_ready(), "
-    return _TESTBENCH.format(top=TOP, loads=loads, events="\n".join(lines), ports=ports, more=more)
-
-
-_TESTBENCH = """\
-// Run beside hex/, with chip.sv and memories.sv.
-`timescale 1ns / 1ps
-module testbench;
-  reg clk = 0, rst = 1, token_valid = 0, sample = 1, restart = 1, next_ready = 1;
-  reg [31:0] token = 1;
-  wire token_ready, next_valid, busy, event_any;
-  wire [31:0] next_token, saturations;
-{ports}
-  {top} dut (.vector_row('0), .vector_data(), {more}.*);
-
-  integer cycle = 0, left = 4;
-  reg events = 0;
-  always #1 clk = ~clk;
-
-  initial begin
-{loads}
-    void'($value$plusargs("token=%d", token));
-    void'($value$plusargs("tokens=%d", left));
-    events = $test$plusargs("events") != 0;
-    repeat (3) @(posedge clk);
-    #0.5 rst = 0;
-  end
-
-  // Inputs change after the clock's edge, outputs are read just before it.
-  always @(negedge clk) begin
-{events}
-    if (next_valid) begin
-      $display("token %0d cycle %0d saturations %0d", next_token, cycle, saturations);
-      left = left - 1;
-      if (left == 0) $finish;
-      token <= next_token;
-    end
-    // What finishes in this cycle belongs to the token before.
-    if (!rst && token_valid && token_ready) cycle = 0;
-  end
-  always @(posedge clk) begin
-    #0.5;
-    cycle = cycle + 1;
-    if (!rst) begin
-      if (token_valid) begin
-        token_valid = 0;
-        restart = 0;
-      end else if (token_ready && !busy && cycle > 1) token_valid = 1;
-    end
-  end
-endmodule
-"""
 
 
 def hardware_text(program: Program, images: Images | None = None) -> str:

@@ -182,6 +182,7 @@ def compile(  # noqa: A001
     """
     from intaglio.backend.compile import compile_model
     from intaglio.backend.stages import Options
+    from intaglio.runtime.expected_tokens import expected_tokens
 
     if isinstance(settings, Mapping):
         settings = [f"{key}={value}" for key, value in settings.items()]
@@ -204,6 +205,7 @@ def compile(  # noqa: A001
             allow_links=allow_links,
         ),
         progress or (lambda message: None),
+        expected_tokens,
     )
     return Chip(compiled.folder, warnings=compiled.warnings, keep=keep)
 

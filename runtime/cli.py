@@ -440,6 +440,7 @@ def _compile(args: argparse.Namespace) -> int:
     from intaglio.backend.stages import Options
     from intaglio.backend.target import load_target
     from intaglio.runtime.chip import check_residents, parse_slots
+    from intaglio.runtime.expected_tokens import expected_tokens
 
     if args.context is not None and args.context < 1:
         raise UserError(f"--context {args.context}: a KV cache holds at least one token")
@@ -460,7 +461,7 @@ def _compile(args: argparse.Namespace) -> int:
         allow_links=args.allow_links,
     )
     with _progress() as progress:
-        compiled = compile_model(args.model, args.out, options, progress)
+        compiled = compile_model(args.model, args.out, options, progress, expected_tokens)
     for warning in compiled.warnings:
         _warn(warning)
     _write_line(f"{args.model} for {args.target}: {compiled.folder}")

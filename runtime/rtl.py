@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from intaglio.dialects.fixed_point import Scale
 from intaglio.dialects.semantics import Quantized
 from intaglio.runtime.arc import cache_folder
 from intaglio.runtime.engines import HARDWARE_ENGINES
+from intaglio.runtime.expected_tokens import expected_tokens
 from intaglio.runtime.model import Model, Trace
 from intaglio.runtime.simulator import Context, Probabilities, Simulator, Store
 from intaglio.runtime.slots import Residents, Switch, check_fits, ranks_of
@@ -470,7 +471,9 @@ def _codes(words: npt.NDArray[Any], fmt: str) -> Ints:
 def write_hardware(folder: Path, stage: str = "sv") -> list[str]:
     """Writes the hardware of a compiled model into its output folder; see `emit_hardware`."""
     program = load_program(folder)
-    return emit_hardware(program, Images(program, folder), folder, stage)
+    images = Images(program, folder)
+    expected = partial(expected_tokens, program, folder)
+    return emit_hardware(program, images, folder, stage, expected=expected)
 
 
 def _model(

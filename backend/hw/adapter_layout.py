@@ -197,6 +197,12 @@ class AdapterPlaces:
 
     # The load port
 
+    @property
+    def site_addresses(self) -> range:
+        """Load addresses of the registers of all sites, of all residents."""
+        first = int(self._address(SITES, 0))
+        return range(first, first + self.registers)
+
     def load_cycles(self, ranks: Mapping[str, int]) -> int:
         """Cycles in which an adapter is loaded, and is made the active one.
 

@@ -1,0 +1,37 @@
+"""What a chip answers to the first token of its test bench, by the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from intaglio.backend.program import Program
+from intaglio.backend.testbench import FIRST_TOKEN, TOKENS, Expected
+from intaglio.runtime.timing import token_cycles
+
+
+def expected_tokens(program: Program, folder: Path) -> Sequence[Expected]:
+    """Tokens and cycles of greedy decoding, without an adapter; see `backend.testbench`.
+
+    Args:
+        program: of a compiled model.
+        folder: where its images are.
+    """
+    # Imported when used, as the compiler of its kernels that it needs.
+    from intaglio.runtime.simulator import Simulator
+
+    count = min(TOKENS, program.capacity)
+    if program.vocabulary <= FIRST_TOKEN:
+        return ()
+    simulator = Simulator(program, folder)
+    cycles = token_cycles(program, np.arange(count)).out.tolist()
+    found: list[Expected] = []
+    token = FIRST_TOKEN
+    for position in range(count):
+        result = simulator.step(token, position)
+        assert result is not None
+        _, token = result
+        found.append(Expected(token, cycles[position]))
+    return found
