@@ -13,19 +13,23 @@ What comes out is always A [r, in] and B [out, r] with the scaling folded into B
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.backend.output import ADAPTER_DESCRIPTION, ADAPTER_FLOATS
+from intaglio.backend.output import ADAPTER_DESCRIPTION, ADAPTER_FLOATS, some_of
 from intaglio.dialects.errors import UserError
+from intaglio.runtime.patterns import Pattern, UnsupportedPattern, Work
 
 Floats = npt.NDArray[np.float32]
 
@@ -45,6 +49,17 @@ _TENSOR = re.compile(
     r"^(?P<module>.+?)[./]lora_(?P<half>[AB])(?:[./](?!weight)\w+)?(?:[./]weight)?$"
 )
 _HALVES = ("A", "B")
+
+_LARGEST_CONFIG = 16 << 20
+_LARGEST = 4 << 30
+"""Bytes of an adapter's matrices in float32; no chip has slots for as many."""
+_RATIO = 64
+"""How many times its size the contents of a compressed file may have; those of floats that were
+trained have less than two."""
+_SMALL = 64 << 20
+"""Bytes that they may have in any case."""
+_HEADER = 16 << 10
+"""Bytes of an array's file in which its header must end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +91,18 @@ class AdapterFile:
         form: peft, onnx_adapter, safetensors, npz or intaglio.
         pairs: in the order of the modules' names.
         base: hash of the base it was trained on, where the file states one.
+        layers: numbers of the layers that it was trained for, where the file states them.
+        unscaled: modules whose scaling is 0.
+        warnings: what else in it has no effect.
     """
 
     path: Path
     form: str
     pairs: tuple[Pair, ...]
     base: str | None = None
+    layers: tuple[int, ...] | None = None
+    unscaled: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def read_adapter(path: str | Path) -> AdapterFile:
@@ -125,11 +146,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Floats], dict[str, str]]:
     """
     from safetensors import SafetensorError, deserialize, safe_open
 
-    data = _bytes_of(path)
+    _check_readable(path)
     try:
-        tensors = {name: _tensor(path, name, entry) for name, entry in deserialize(data)}
+        # Names and shapes come first: the file may be a whole model.
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata()
+            entries = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            _check_entries(path, {name: one.get_shape() for name, one in entries.items()})
+        tensors = {name: _tensor(path, name, entry) for name, entry in deserialize(_bytes_of(path))}
     except SafetensorError as error:
         raise UserError(
             f"is no whole safetensors file: {error}", file=str(path), hint=_WHOLE
@@ -152,6 +176,55 @@ def _tensor(path: Path, name: str, entry: Mapping[str, Any]) -> Floats:
     return stored.astype(np.float32)
 
 
+def _check_entries(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Whether all tensors of a file are A or B of a module, by their names and shapes.
+
+    Raises:
+        UserError: one is not, or they are too large.
+    """
+    for name, shape in shapes.items():
+        _half_of(path, name, shape)
+    size = 4 * sum(math.prod(shape) for shape in shapes.values())
+    if size > _LARGEST:
+        raise UserError(
+            f"its matrices take {size:,} bytes in float32, at most {_LARGEST:,} are read",
+            file=str(path),
+        )
+
+
+def _half_of(path: Path, name: str, shape: Sequence[int]) -> tuple[str, str]:
+    """The module that a tensor belongs to, and which half of its branch it is.
+
+    Raises:
+        UserError: it is none of a LoRA branch.
+    """
+    for part, reason in _REFUSED:
+        if part in name:
+            raise UserError(f"tensor '{name}' cannot be used: {reason}", file=str(path))
+    match = _TENSOR.match(name)
+    if match is None:
+        raise UserError(
+            f"tensor '{name}' is neither lora_A nor lora_B of a module",
+            file=str(path),
+            hint=_MLX_HINT if name.endswith(_MLX_TENSORS) else None,
+        )
+    if len(shape) != 2 or 0 in shape:
+        raise UserError(
+            f"tensor '{name}' has shape {list(shape)}; A and B are matrices", file=str(path)
+        )
+    module = match["module"].removeprefix("base_model.model.").strip("/").replace("/", ".")
+    return module, match["half"]
+
+
+def _check_readable(path: Path) -> None:
+    # What libraries say of a file that they cannot open names a source line of theirs.
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from error
+
+
 def _bytes_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -162,8 +235,9 @@ def _bytes_of(path: Path) -> bytes:
 def _onnx_tensors(path: Path) -> dict[str, Floats]:
     import onnxruntime
 
-    # onnxruntime's own message for a missing file names a source line of it.
-    _bytes_of(path)
+    _check_readable(path)
+    if path.stat().st_size > _LARGEST:
+        raise UserError(f"is larger than {_LARGEST:,} bytes, which are read", file=str(path))
     tensors: dict[str, Floats] = {}
     try:
         # The binding takes text, whatever its annotation says.
@@ -181,14 +255,53 @@ def _onnx_tensors(path: Path) -> dict[str, Floats]:
 
 
 def _npz_tensors(path: Path) -> dict[str, Floats]:
-    import zipfile
-
+    _check_readable(path)
     try:
+        _check_npz(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        *(OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError),
+        *(zipfile.BadZipFile, zlib.error),
+    ) as error:
         raise UserError(f"is no whole .npz file: {error}", file=str(path), hint=_WHOLE) from error
     return {name: _float32(path, name, array) for name, array in arrays.items()}
+
+
+def _check_npz(path: Path) -> None:
+    """Checks names, types and sizes of a compressed file's arrays before they are unpacked.
+
+    Raises:
+        ValueError: an array's header is damaged, or its content has another size.
+        UserError: an array cannot be used, or is far larger than the file.
+    """
+    shapes: dict[str, Sequence[int]] = {}
+    with zipfile.ZipFile(path) as file:
+        members = file.infolist()
+        size, limit = path.stat().st_size, sum(one.file_size for one in members)
+        if limit > max(_SMALL, _RATIO * size):
+            raise UserError(
+                f"{size:,} bytes unpack to {limit:,}, more than {_RATIO} times as many",
+                file=str(path),
+                hint="save the adapter with numpy.savez, uncompressed",
+            )
+        for one in members:
+            name = one.filename.removesuffix(".npy")
+            with file.open(one) as content:
+                start = io.BytesIO(content.read(_HEADER))
+            version = np.lib.format.read_magic(start)
+            if version == (1, 0):
+                shape, _, dtype = np.lib.format.read_array_header_1_0(start)
+            elif version == (2, 0):
+                shape, _, dtype = np.lib.format.read_array_header_2_0(start)
+            else:
+                raise ValueError(f"array '{name}' is of version {version}")
+            if dtype.kind != "f":
+                _float32(path, name, np.empty(0, dtype))
+            if start.tell() + math.prod(shape) * dtype.itemsize != one.file_size:
+                raise ValueError(f"array '{name}' is not as long as its shape says")
+            shapes[name] = shape
+    _check_entries(path, shapes)
 
 
 def _float32(path: Path, name: str, array: npt.NDArray[Any]) -> Floats:
@@ -235,34 +348,20 @@ def _pairs(path: Path, tensors: Mapping[str, Floats], orient: Orient) -> tuple[P
     """
     halves: dict[str, dict[str, tuple[str, Floats]]] = {}
     for name, tensor in tensors.items():
-        for part, reason in _REFUSED:
-            if part in name:
-                raise UserError(f"tensor '{name}' cannot be used: {reason}", file=str(path))
-        match = _TENSOR.match(name)
-        if match is None:
-            raise UserError(
-                f"tensor '{name}' is neither lora_A nor lora_B of a module", file=str(path)
-            )
+        module, half = _half_of(path, name, tensor.shape)
         if not np.isfinite(tensor).all():
             raise UserError(
                 f"tensor '{name}' has values that are not finite",
                 file=str(path),
                 hint="the training diverged, or the file is damaged",
             )
-        if tensor.ndim != 2 or 0 in tensor.shape:
-            raise UserError(
-                f"tensor '{name}' has shape {list(tensor.shape)}; A and B are matrices",
-                file=str(path),
-            )
-        module = match["module"].removeprefix("base_model.model.").strip("/").replace("/", ".")
         both = halves.setdefault(module, {})
-        if match["half"] in both:
+        if half in both:
             raise UserError(
-                f"both '{both[match['half']][0]}' and '{name}' are lora_{match['half']} of one "
-                "module",
+                f"both '{both[half][0]}' and '{name}' are lora_{half} of one module",
                 file=str(path),
             )
-        both[match["half"]] = (name, tensor)
+        both[half] = (name, tensor)
     if not halves:
         raise UserError("holds no lora_A and lora_B", file=str(path), hint=f"give {_FORMS}")
     found: list[Pair] = []
@@ -316,27 +415,77 @@ def _read_peft(folder: Path) -> AdapterFile:
             file=str(folder),
             hint=f"give {' or '.join(map(str, named))}" if named else f"give {_FORMS}",
         )
-    try:
-        config = json.loads(_bytes_of(config_path))
-    except ValueError as error:
-        raise UserError(f"is no JSON: {error}", file=str(config_path), hint=_WHOLE) from error
-    if not isinstance(config, dict):
-        raise UserError("is no JSON object", file=str(config_path), hint=_WHOLE)
+    config = _json_object(config_path)
+    if "peft_type" not in config and _is_mlx(folder, config):
+        raise UserError(
+            "is the configuration of an MLX adapter, not of PEFT's",
+            file=str(config_path),
+            hint=_MLX_HINT,
+        )
     _check_config(config_path, config)
     if not weights.is_file():
-        pickled = (folder / "adapter_model.bin").is_file()
-        raise UserError(
-            f"this folder holds no {PEFT_WEIGHTS}"
-            + (", only a pickle, which could run code when it is read" if pickled else ""),
-            file=str(folder),
-            hint="save the adapter with safe_serialization=True",
-        )
+        raise _no_weights(folder)
     tensors, metadata = read_safetensors(weights)
     scalings = _Scalings(config_path, config)
     pairs = _pairs(weights, tensors, scalings.oriented)
     _check_targets(config_path, config, pairs)
     base = config.get(BASE_KEY) or metadata.get(BASE_KEY)
-    return AdapterFile(folder, "peft", pairs, None if base is None else str(base))
+    return AdapterFile(
+        folder,
+        "peft",
+        pairs,
+        None if base is None else str(base),
+        _layers(config.get("layers_to_transform")),
+        tuple(scalings.unscaled),
+        tuple(scalings.warnings(pairs)),
+    )
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    _check_readable(path)
+    if path.stat().st_size > _LARGEST_CONFIG:
+        raise UserError(f"is larger than {_LARGEST_CONFIG >> 20} MiB", file=str(path))
+    try:
+        content = json.loads(_bytes_of(path))
+    except RecursionError:
+        raise UserError("is nested too deeply", file=str(path), hint=_WHOLE) from None
+    except ValueError as error:
+        raise UserError(f"is no JSON: {error}", file=str(path), hint=_WHOLE) from error
+    if not isinstance(content, dict):
+        raise UserError("is no JSON object", file=str(path), hint=_WHOLE)
+    return content
+
+
+_MLX_TENSORS = (".lora_a", ".lora_b")
+_MLX_HINT = (
+    "save it as PEFT does: lora_A and lora_B are MLX's lora_a and lora_b transposed, and "
+    "lora_alpha is MLX's scale times its rank"
+)
+
+
+def _is_mlx(folder: Path, config: Mapping[str, Any]) -> bool:
+    keys = ("lora_parameters", "fine_tune_type", "num_layers", "lora_layers")
+    return (folder / "adapters.safetensors").is_file() or any(key in config for key in keys)
+
+
+def _no_weights(folder: Path) -> UserError:
+    what, hint = f"this folder holds no {PEFT_WEIGHTS}", "save the adapter again, with its weights"
+    if shards := sorted(path.name for path in folder.glob("adapter_model-*-of-*.safetensors")):
+        what += f", but parts of it: {some_of(shards)}"
+        hint = (
+            f"join them: {PEFT_WEIGHTS} with the tensors of all parts (safetensors.numpy.load_file "
+            "of each, save_file of all)"
+        )
+    elif (folder / "adapter_model.bin").is_file():
+        what += ", only a pickle, which could run code when it is read"
+        hint = "save the adapter with safe_serialization=True"
+    return UserError(what, file=str(folder), hint=hint)
+
+
+def _layers(given: Any) -> tuple[int, ...] | None:
+    """The layers that `layers_to_transform` lists; None where it does not."""
+    numbers = given if isinstance(given, list) else [given]
+    return tuple(numbers) if all(type(one) is int for one in numbers) and numbers else None
 
 
 _CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
@@ -377,13 +526,19 @@ _PLAIN = (
 """What is read here, or says how a plain LoRA was initialised or trained."""
 
 
+def _json(value: Any) -> str:
+    """A value as a message shows it."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def _check_known(path: Path, config: Mapping[str, Any]) -> None:
     """Whether no unknown variant of LoRA is switched on: PEFT does it with such keys."""
     known = {*_PLAIN, *(key for key, _, _ in _UNSUPPORTED)}
     for key, value in config.items():
         if value and key not in known and (key.startswith("use_") or key.endswith("_config")):
             raise UserError(
-                f"{key} is {json.dumps(value)}: this variant of LoRA is not known",
+                f"{key} is {_json(value)}: this variant of LoRA is not known",
                 file=str(path),
                 hint="train a plain LoRA adapter",
             )
@@ -400,7 +555,7 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
     for key, is_used, reason in _UNSUPPORTED:
         if is_used(config.get(key)):
             raise UserError(
-                f"{key} is {json.dumps(config[key])}: {reason}",
+                f"{key} is {_json(config[key])}: {reason}",
                 file=str(path),
                 hint="train a plain LoRA adapter"
                 if key != "init_lora_weights"
@@ -417,17 +572,22 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
     for key, value in numbers.items():
         is_rank = key.startswith("r")
         known = (int,) if is_rank else (int, float)
-        if type(value) not in known or not math.isfinite(value) or (is_rank and value < 1):
-            what = "no rank" if is_rank else "no number"
-            raise UserError(f"{key} is {json.dumps(value)}, {what}", file=str(path))
+        # Beyond these a quotient would be no float.
+        if type(value) not in known or not abs(value) < 1e9 or (is_rank and value < 1):
+            what = "no rank" if is_rank else "no number of a usual size"
+            raise UserError(f"{key} is {_json(value)}, {what}", file=str(path))
 
 
 @dataclass(frozen=True)
 class _Scalings:
-    """Ranks and scalings that a PEFT configuration states."""
+    """Ranks and scalings that a PEFT configuration states, and what they come to."""
 
     path: Path
     config: Mapping[str, Any]
+    work: Work = field(default_factory=Work)
+    compiled: dict[str, Pattern] = field(default_factory=dict)
+    unscaled: list[str] = field(default_factory=list)
+    """Modules whose scaling is 0."""
 
     def oriented(self, path: Path, module: str, a: Floats, b: Floats) -> Oriented:
         """A [r, in] and B [out, r] times the scaling.
@@ -447,19 +607,48 @@ class _Scalings:
             )
         alpha = self._of("alpha_pattern", "lora_alpha", module)
         scaling = alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+        if scaling == 0:
+            self.unscaled.append(module)
         return a, (b.astype(np.float64) * scaling).astype(np.float32)
 
     def _of(self, pattern: str, key: str, module: str) -> float:
         """The first pattern that matches the end of a module's name, else the common value."""
-        for name, value in (self.config.get(pattern) or {}).items():
-            try:
-                if re.match(rf"(.*\.)?({name})$", module):
-                    return value
-            except re.error as error:
-                raise UserError(
-                    f"{pattern} has '{name}', no regular expression: {error}", file=str(self.path)
-                ) from error
+        for name, value in self._patterns(pattern).items():
+            if self._matches(pattern, name, module):
+                return value
         return self.config[key]
+
+    def _patterns(self, pattern: str) -> Mapping[str, Any]:
+        return self.config.get(pattern) or {}
+
+    def _matches(self, pattern: str, name: str, module: str) -> bool:
+        try:
+            if name not in self.compiled:
+                # As PEFT has it: what stands before ends with a dot.
+                self.compiled[name] = Pattern(rf"(.*\.)?({name})$", self.work)
+            return self.compiled[name].matches_start(module)
+        except UnsupportedPattern as error:
+            shown = name if len(name) <= 80 else f"{name[:80]}..."
+            raise UserError(
+                f"{pattern} has '{shown}', which cannot be used as a pattern: {error}",
+                file=str(self.path),
+                hint="name the modules, as PEFT does when it saves",
+            ) from error
+
+    def warnings(self, pairs: Sequence[Pair]) -> Iterator[str]:
+        """What in the configuration has no effect."""
+        for pattern in ("rank_pattern", "alpha_pattern"):
+            dead = [
+                f"'{name}'"
+                for name in self._patterns(pattern)
+                if not any(self._matches(pattern, name, p.module) for p in pairs)
+            ]
+            if dead:
+                matches = "matches" if len(dead) == 1 else "match"
+                yield (
+                    f"{pattern} has {some_of(dead)}, which {matches} no module of the adapter: a "
+                    "pattern is for the end of a name, from its beginning or a dot on"
+                )
 
 
 def _check_targets(path: Path, config: Mapping[str, Any], pairs: Sequence[Pair]) -> None:
@@ -482,13 +671,12 @@ def _check_targets(path: Path, config: Mapping[str, Any], pairs: Sequence[Pair])
 
 
 def _read_stored(folder: Path) -> AdapterFile:
-    try:
-        content = json.loads(_bytes_of(folder / ADAPTER_DESCRIPTION))
-        base = str(content[BASE_KEY])
-    except (ValueError, KeyError, TypeError) as error:
+    content = _json_object(folder / ADAPTER_DESCRIPTION)
+    if BASE_KEY not in content:
         raise UserError(
             "is no adapter of this version", file=str(folder / ADAPTER_DESCRIPTION), hint=_WHOLE
-        ) from error
+        )
+    base = str(content[BASE_KEY])
     path = folder / ADAPTER_FLOATS
     return AdapterFile(folder, "intaglio", _pairs(path, _onnx_tensors(path), _of_olive), base)
 

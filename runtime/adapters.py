@@ -9,7 +9,7 @@ by their names (`runtime/module_names.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from intaglio.runtime.adapter_files import (
     read_adapter,
     tensors_of,
 )
+from intaglio.runtime.adapter_warnings import adapter_warnings
 from intaglio.runtime.module_names import read_name, site_names
 from intaglio.runtime.slots import check_fits, load_cycles
 from intaglio.runtime.wording import counted
@@ -74,6 +75,7 @@ class AdapterSummary:
         mean_loss: the mean of the sites'.
         worst_site: whose loss is the worst.
         is_for_base: whether it was converted for what is engraved.
+        warnings: what was odd about it, when it was added.
     """
 
     name: str
@@ -85,6 +87,7 @@ class AdapterSummary:
     mean_loss: float
     worst_site: str
     is_for_base: bool
+    warnings: tuple[str, ...] = ()
 
     def content(self) -> dict[str, Any]:
         """As JSON."""
@@ -143,7 +146,8 @@ class Adapters:
             progress: called with a line for each site; ternary ones take some time.
 
         Returns:
-            What `list` will say of it, with the loss of the conversion.
+            What `list` will say of it, with the loss of the conversion, and warnings of what has no
+            effect or is missing.
 
         Raises:
             UserError: the name is taken or no file name, or the adapter cannot be used on this
@@ -167,7 +171,8 @@ class Adapters:
             stored[site] = encode_site(one.a, one.b, code, sites[site].rank)
         image = AdapterImage(name, self.base, stored)
         self._write(name, image, matched, {"source": read.form})
-        return self._summary(image)
+        warnings = tuple(adapter_warnings(read, matched, sites))
+        return replace(self._summary(image), warnings=warnings)
 
     def _check_name(self, name: str) -> None:
         if not ADAPTER_NAME.fullmatch(name):

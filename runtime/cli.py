@@ -733,8 +733,10 @@ def _adapter_add(args: argparse.Namespace) -> int:
 
     with _progress() as progress:
         summary = load(args.out).adapters.add(args.name, args.file, progress)
+    for warning in summary.warnings:
+        _say(f"warning: {args.file}: {warning}\n")
     if args.json:
-        _write_json(summary.content())
+        _write_json(summary.content() | {"warnings": list(summary.warnings)})
     else:
         for line in summary_lines(summary):
             _write_line(line)

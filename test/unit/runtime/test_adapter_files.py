@@ -247,7 +247,7 @@ def test_target_without_matrices(write_peft):
         ({"lora_alpha": None}, "lora_alpha is null, no number"),
         ({"rank_pattern": {"q_proj": 1.5}}, "rank_pattern['q_proj'] is 1.5, no rank"),
         ({"alpha_pattern": [1]}, "alpha_pattern is no JSON object"),
-        ({"rank_pattern": {"(": 4}}, "rank_pattern has '(', no regular expression"),
+        ({"rank_pattern": {"(": 4}}, "rank_pattern has '(', which cannot be used as a pattern: it"),
     ],
 )
 def test_configurations_that_cannot_be_used(write_peft, config, message: str):
@@ -365,3 +365,141 @@ def test_configuration_of_peft_as_it_is_written(write_peft):
     }
     path.write_text(json.dumps(config))
     assert read_adapter(folder).pairs[0].rank == 4
+
+
+# --- limits -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["(a+)+", "(.*.*.*)*x", "(q|q_|q_p)*z", "(model.*)*!"])
+def test_patterns_that_blow_up(write_peft, key: str):
+    """Python's own matching would take years."""
+    tensors = {name.replace("q_proj", "a" * 60 + "q_proj"): t for name, t in pair().items()}
+    read = read_adapter(write_peft(tensors, rank_pattern={key: 9}, alpha_pattern={key: 1}))
+    assert read.pairs[0].rank == 4 and len(read.warnings) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"rank_pattern": {"(?=q)q_proj": 4}}, "looking ahead or back"),
+        ({"alpha_pattern": {"(": 4}}, "cannot be used as a pattern: it is no regular expression"),
+        (
+            {"alpha_pattern": {"a" * 2000: 4}},
+            "a...', which cannot be used as a pattern: it has 201",
+        ),
+        ({"lora_alpha": 10**400}, "000..., no number of a usual size"),
+        ({"r": 10**400}, "000..., no rank"),
+        ({"lora_alpha": float("inf")}, "lora_alpha is Infinity, no number"),
+        ({"alpha_pattern": {"q_proj": 10**12}}, "no number of a usual size"),
+    ],
+)
+def test_bounds_of_the_configuration(write_peft, config, message: str):
+    assert message in error_of(write_peft(pair(), **config))
+
+
+def test_many_patterns(write_peft, monkeypatch: pytest.MonkeyPatch):
+    """A rank for each module, as PEFT writes them; and more than can be matched in good time."""
+    folder = write_peft(
+        pair(), rank_pattern={f"layers.{i}.self_attn.q_proj": 4 for i in range(200)}
+    )
+    assert "and 195 more, which match no module" in read_adapter(folder).warnings[0]
+    monkeypatch.setattr("intaglio.runtime.patterns._STATE", 20_000)
+    assert "all of them together take too long to match" in error_of(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"r": ' + "[" * 100_000, '{"a": 1' + "0" * 5000 + "}"]
+)
+def test_json_that_is_nested_or_long(write_peft, text: str):
+    folder = write_peft(pair())
+    (folder / "adapter_config.json").write_text(text)
+    assert error_of(folder).startswith(str(folder / "adapter_config.json"))
+
+
+def bomb(path: Path, header_shape: tuple[int, ...], size: int, dtype: str = "<f4") -> Path:
+    """An .npz whose A is said to have a shape, and unpacks to so many zeros."""
+    import io
+    import zipfile
+
+    start = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        start, {"descr": dtype, "fortran_order": False, "shape": header_shape}
+    )
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for half in "AB":
+            with file.open(f"layers.0.q_proj.lora_{half}.npy", "w") as member:
+                member.write(start.getvalue())
+                for _ in range(size >> 20):
+                    member.write(bytes(1 << 20))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "message"),
+    [
+        ((64, 4 << 20), 64 << 20, "more than 64 times as many"),
+        ((1 << 40, 1 << 20), 1 << 20, "is not as long as its shape says"),
+        ((1 << 18,), 1 << 20, "A and B are matrices"),
+        ((0, 5), 0, "A and B are matrices"),
+    ],
+)
+def test_compressed_files_are_not_unpacked_blindly(
+    tmp_path: Path, shape: tuple[int, ...], size: int, message: str, monkeypatch: pytest.MonkeyPatch
+):
+    def load(*arguments: object, **options: object) -> None:
+        raise AssertionError("the contents are read")
+
+    monkeypatch.setattr("numpy.load", load)
+    assert message in error_of(bomb(tmp_path / "x.npz", shape, size))
+
+
+def test_shapes_of_any_file_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("intaglio.runtime.adapter_files._LARGEST", 1000)
+    tensors = {"layers.0.q_proj.lora_A": np.zeros((64, 4), np.float32)}
+    np.savez(tmp_path / "x.npz", **tensors)
+    save_file(tensors, tmp_path / "x.safetensors")
+    for name in ("x.npz", "x.safetensors"):
+        assert "take 1,024 bytes in float32, at most 1,000 are read" in error_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "x"])
+def test_a_whole_model_is_refused_by_its_names(tmp_path: Path, name: str):
+    save_file({name: np.zeros((4, 4), np.float32)}, tmp_path / "model.safetensors")
+    assert f"tensor '{name}' " in error_of(tmp_path / "model.safetensors")
+
+
+def test_an_array_that_is_no_archive(tmp_path: Path):
+    path = tmp_path / "x.npz"
+    with path.open("wb") as file:
+        np.save(file, np.zeros((4, 4), np.float32))
+    assert "is no whole .npz file" in error_of(path)
+
+
+# --- folders of other tools ---------------------------------------------------------------------
+
+
+def test_mlx(tmp_path: Path):
+    config = {"fine_tune_type": "lora", "num_layers": 8, "lora_parameters": {"rank": 8}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    tensors = {"model.layers.0.self_attn.q_proj.lora_a": np.zeros((64, 8), np.float32)}
+    save_file(tensors, tmp_path / "adapters.safetensors")
+    for path in (tmp_path, tmp_path / "adapters.safetensors"):
+        assert "lora_a and lora_b transposed" in error_of(path)
+    assert "is the configuration of an MLX adapter, not of PEFT's" in error_of(tmp_path)
+
+
+def test_shards(write_peft):
+    folder = write_peft(pair())
+    whole = folder / "adapter_model.safetensors"
+    whole.rename(folder / "adapter_model-00001-of-00002.safetensors")
+    message = error_of(folder)
+    assert "but parts of it: adapter_model-00001-of-00002.safetensors" in message
+    assert "join them" in message and "safe_serialization" not in message
+
+
+def test_no_weights(write_peft):
+    folder = write_peft(pair())
+    (folder / "adapter_model.safetensors").unlink()
+    assert "save the adapter again, with its weights" in error_of(folder)
+    (folder / "adapter_model.bin").touch()
+    assert "only a pickle" in error_of(folder) and "safe_serialization=True" in error_of(folder)

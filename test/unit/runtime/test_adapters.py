@@ -256,6 +256,94 @@ def test_half_written_folders_are_no_adapters(chip: Chip, out: Path):
     assert list(chip.adapters) == [] and len(chip.adapters) == 0
 
 
+# --- warnings -----------------------------------------------------------------------------------
+
+
+def without(part: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda content: {name: t for name, t in content.items() if part not in name}
+
+
+def zeros(part: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda content: {n: (t * 0 if part in n else t) for n, t in content.items()}
+
+
+@pytest.mark.parametrize(
+    ("options", "warnings"),
+    [
+        ({}, ""),
+        ({"layers_to_transform": [0, 1]}, ""),
+        ({"layers_to_transform": 0, "change": without("layers.1")}, ""),
+        (
+            {"change": without("layers.1")},
+            ("the adapter has q_proj, v_proj, down_proj for layer 0, and nothing for layer 1"),
+        ),
+        (
+            {"change": without("layers.0.self_attn.v_proj")},
+            "the adapter has v_proj for layer 1, and nothing for layer 0",
+        ),
+        (
+            {"layers_to_transform": [0, 1], "change": without("layers.1")},
+            (
+                "the adapter has q_proj, v_proj, down_proj for layer 0, and nothing for layer 1, "
+                "which layers_to_transform lists"
+            ),
+        ),
+        (
+            {"alpha_pattern": {"^q_proj": 100}},
+            (
+                "alpha_pattern has '^q_proj', which matches no module of the adapter: a pattern is "
+                "for the end of a name, from its beginning or a dot on"
+            ),
+        ),
+        (
+            {"rank_pattern": {"proj": 4, "o_proj": 9, "q_proj": 4}},
+            (
+                "rank_pattern has 'proj', 'o_proj', which match no module of the adapter: a "
+                "pattern is for the end of a name, from its beginning or a dot on"
+            ),
+        ),
+        (
+            {"lora_alpha": 0},
+            (
+                "6 of 6 modules have a scaling of 0, so that the adapter changes nothing there: "
+                "model.layers.0.mlp.down_proj, model.layers.0.self_attn.q_proj, "
+                "model.layers.0.self_attn.v_proj, model.layers.1.mlp.down_proj and 2 more"
+            ),
+        ),
+        (
+            {"alpha_pattern": {r"layers\.1\..*q_proj": 0}},
+            (
+                "1 of 6 modules has a scaling of 0, so that the adapter changes nothing there: "
+                "model.layers.1.self_attn.q_proj"
+            ),
+        ),
+        (
+            {"change": zeros("v_proj.lora_B")},
+            (
+                "2 of 6 modules have an A or B of zeros, so that the adapter changes nothing "
+                "there: model.layers.0.self_attn.v_proj, model.layers.1.self_attn.v_proj"
+            ),
+        ),
+        (
+            {"change": zeros("layers.1.mlp.down_proj.lora_A")},
+            (
+                "1 of 6 modules has an A or B of zeros, so that the adapter changes nothing there: "
+                "model.layers.1.mlp.down_proj"
+            ),
+        ),
+    ],
+)
+def test_warnings(chip: Chip, make: Make, options: dict[str, Any], warnings: str):
+    assert "\n".join(chip.adapters.add("a", make(**options)).warnings) == warnings
+
+
+def test_warnings_on_the_command_line(run, out: Path, make: Make):
+    folder = make(lora_alpha=0)
+    code, text, error = run("adapter", "add", out, "a", folder, "--json")
+    assert code == 0 and error.startswith(f"warning: {folder}: 6 of 6 modules have a scaling of 0")
+    assert len(json.loads(text)["warnings"]) == 1
+
+
 # --- run and check ------------------------------------------------------------------------------
 
 
