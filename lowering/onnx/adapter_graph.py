@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from intaglio.dialects import rom
 from intaglio.dialects.errors import UserError
-from intaglio.lowering.onnx.model import Graph, Node, load
+from intaglio.lowering.onnx.model import Graph, Node
+from intaglio.lowering.onnx.model_file import load
 
 if TYPE_CHECKING:
     import onnx

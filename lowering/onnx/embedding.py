@@ -49,7 +49,7 @@ def gather(step: Step, node: Node) -> None:
         parameter = weights.matrix(data, row_axis=0)
     elif (requested := _requested_table(step, node, data)) is not None:
         parameter = weights.rounded(data, 0, requested)
-        step.rounded[node.outputs[0]] = parameter
+        step.quantised(node, parameter)
     elif step.embedding_rounding is not None:
         parameter = weights.rounded(data, 0, step.embedding_rounding)
     else:

@@ -285,6 +285,8 @@ def dequantize(node: Node, inputs: Inputs) -> list[Value] | None:
         raise Refusal("scales and zero points must be constants of the model")
     if codes.transposed:
         raise Refusal("a transposed constant is dequantised")
+    if len(scales.dims) > 1 and not node.attributes.get("block_size"):
+        raise Refusal(f"scales of shape {list(scales.dims)} need a block_size")
     return [
         Quantised(
             codes=codes,

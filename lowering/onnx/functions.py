@@ -76,18 +76,3 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "Where": np.where,
 }
 """All of them; for a condition and two values, Where."""
-
-_OF_TWO = frozenset(
-    {
-        *COMPARISONS,
-        *("Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor"),
-        *("Div", "Mod", "Mul", "Or", "Pow", "Sub", "Xor"),
-    }
-)
-
-
-def most_inputs(op_type: str) -> int | None:
-    """How many inputs an elementwise operator takes; None where it takes any, or is none."""
-    if op_type not in FUNCTIONS or op_type in ("Max", "Min"):
-        return None
-    return 3 if op_type == "Where" else 2 if op_type in _OF_TWO else 1

@@ -29,11 +29,13 @@ from intaglio.lowering.onnx import (
 from intaglio.lowering.onnx.assembly import DEFAULT_CONTEXT, assemble, finish
 from intaglio.lowering.onnx.expressions import PAST, SEQUENCE, expression
 from intaglio.lowering.onnx.fields import same_for_all_tokens
-from intaglio.lowering.onnx.functions import most_inputs
 from intaglio.lowering.onnx.inputs import bind_inputs
-from intaglio.lowering.onnx.model import SUBGRAPH, Graph, Node, load
-from intaglio.lowering.onnx.operators import HINTS, OperatorSupport, is_attribute_of_its_type, table
+from intaglio.lowering.onnx.model import Graph, Node, Subgraph
+from intaglio.lowering.onnx.model_file import load
+from intaglio.lowering.onnx.node_check import NodeCheck
+from intaglio.lowering.onnx.operators import HINTS, OperatorSupport, table
 from intaglio.lowering.onnx.outputs import check_pasts, find_logits
+from intaglio.lowering.onnx.pairs import is_mask, is_position
 from intaglio.lowering.onnx.report import Report
 from intaglio.lowering.onnx.rounding import HEAD_ROUNDING, parse_request, parse_rounding
 from intaglio.lowering.onnx.step import Step
@@ -55,7 +57,8 @@ from intaglio.lowering.onnx.values import (
 from intaglio.lowering.onnx.weights import FLOAT_WEIGHTS_HINT, Parameter
 from intaglio.lowering.parameters import ParameterSource
 
-_INCOMPLETE = (
+_INCOMPLETE = "the exporter wrote an incomplete model; export it with another version of the tool"
+_WEIGHTS_MISSING = (
     "the exporter wrote an incomplete model; with the model builder, tied and asymmetric weights "
     "need shared_embeddings=false"
 )
@@ -150,11 +153,27 @@ def import_model(
     return importer.run(context)
 
 
+def _hint_of(fault: str) -> str | None:
+    return _INCOMPLETE if fault.endswith("is missing") else None
+
+
+def _undeclared(name: str) -> str:
+    """What helps where a node reads a value that nothing gives."""
+    if is_mask(name) or is_position(name) or name.split(".")[-1] == "input_ids":
+        return (
+            f"the exporter wrote an incomplete model: '{name}' belongs among the graph's inputs "
+            "(integers [batch, tokens]); export it with another version of the tool"
+        )
+    words = ("weight", "scale", "zero", "qzeros", "embed", "lm_head")
+    return _WEIGHTS_MISSING if any(word in name for word in words) else _INCOMPLETE
+
+
 class _Import:
     def __init__(self, graph: Graph, step: Step) -> None:
         self.graph = graph
         self.step = step
         self.report = Report(str(graph.path))
+        self.check = NodeCheck(graph)
 
     def run(self, context: int | None) -> ImportedModel:
         self.step.capacity = context or DEFAULT_CONTEXT
@@ -164,7 +183,12 @@ class _Import:
                 self.step.values[name] = Stored(tensor, tensor.dims)
         live = analysis.live_nodes(self.graph)
         for node in self.graph.nodes:
-            if node.index in live:
+            faults = self.check.faults(node)
+            for fault in faults:
+                self.report.error(fault, node, _hint_of(fault))
+            if faults:
+                self._block(node)
+            elif node.index in live:
                 self._visit(node)
             else:
                 self.report.warnings.append(
@@ -202,12 +226,16 @@ class _Import:
             self.report.error(refusal.reason, refusal.node or node, refusal.hint)
         except Blocked:
             pass
+        self._block(node)
+
+    def _block(self, node: Node) -> None:
+        """What a node has not given is unknown."""
         for name in node.outputs:
             if name and name not in self.step.values:
                 self.step.values[name] = Unknown()
 
     def _check(self, node: Node) -> None:
-        if any(value == SUBGRAPH for value in node.attributes.values() if isinstance(value, str)):
+        if any(isinstance(value, Subgraph | list) for value in node.attributes.values()):
             raise Refusal("control flow (a subgraph) is not supported")
         for name in node.inputs:
             if name and name not in self.step.values:
@@ -215,7 +243,7 @@ class _Import:
                 raise Refusal(
                     f"its input '{name}' is neither computed nor a constant nor an input of the "
                     "graph",
-                    _INCOMPLETE,
+                    _undeclared(name),
                 )
 
     def _entry(self, node: Node) -> OperatorSupport:
@@ -235,14 +263,9 @@ class _Import:
         given = node.inputs[: entry.inputs]
         if len(given) < entry.inputs or not all(given):
             raise Refusal(f"it has not all of its first {entry.inputs} inputs", _INCOMPLETE)
-        most = most_inputs(node.op_type)
-        if most is not None and len(node.inputs) > most:
-            raise Refusal(f"it has {len(node.inputs)} inputs; {node.op_type} takes {most}")
         for name in node.attributes:
-            if name not in entry.attributes:
+            if name not in entry.attributes and not name.startswith("__"):
                 raise Refusal(f"its attribute '{name}' is not supported")
-            if not is_attribute_of_its_type(name, node.attributes[name]):
-                raise Refusal(f"its attribute '{name}' has a value of the wrong type")
         for i, name in enumerate(node.outputs):
             if name and i >= entry.outputs and self._is_read(name):
                 raise Refusal(f"its output {i} is not supported")

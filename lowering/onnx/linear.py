@@ -147,7 +147,7 @@ def _weights_of(step: Step, node: Node, value: Value | None, row_axis: int) -> w
             rounding = _requested(step, node, value)
             if rounding is not None:
                 parameter = weights.rounded(value, row_axis, rounding)
-                step.rounded[node.outputs[0]] = parameter
+                step.quantised(node, parameter)
                 return parameter
             if value.is_float and node.index in step.heads and step.has_integers:
                 rounding = step.head_rounding

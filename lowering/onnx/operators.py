@@ -7,7 +7,6 @@ documentation are generated from the same table that drives the import.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -29,27 +28,7 @@ from intaglio.lowering.onnx import (
     written_norms,
 )
 from intaglio.lowering.onnx.folding import Fold
-from intaglio.lowering.onnx.model import Tensor
 from intaglio.lowering.onnx.step import Convert
-
-_FLOATS = {
-    "epsilon", "scale", "softcap", "alpha", "beta", "qk_norm_epsilon", "value_float", "min", "max",
-    "mask_filter_value",
-}  # fmt: skip
-_TEXTS = {"approximate", "k_quant_type", "v_quant_type", "round_mode", "direction", "reduction"}
-_LISTS = {"axes", "perm", "split", "starts", "ends", "value_ints", "value_floats"}
-_TENSORS = {"value"}
-
-
-def is_attribute_of_its_type(name: str, value: object) -> bool:
-    """Whether an attribute holds a value of the type its name asks for; most are integers."""
-    if name in _FLOATS:
-        return isinstance(value, int | float)
-    if name in _TEXTS:
-        return isinstance(value, str | bytes)
-    if name in _LISTS:
-        return isinstance(value, Sequence) and all(isinstance(v, int | float) for v in value)
-    return isinstance(value, Tensor if name in _TENSORS else int)
 
 
 @dataclass(frozen=True)

@@ -341,6 +341,20 @@ class Step:
             self.declared[identity] = Declared(symbol, parameter, adapter, node)
         return self.declared[identity].symbol
 
+    def quantised(self, node: Node, parameter: Parameter) -> None:
+        """Notes what was quantised on request, for the graph that onnxruntime judges.
+
+        Raises:
+            Refusal: the node is none of the graph's own, which alone can be written anew.
+        """
+        if node.calls:
+            raise Refusal(
+                f"its floating-point weights are multiplied inside of a function or branch "
+                f"('{node.calls[-1]}'), where --weights cannot quantise them",
+                "export the model without functions of its own, or with quantised weights",
+            )
+        self.rounded[node.outputs[0]] = parameter
+
     def replace_parameter(
         self, symbol: str, change: Callable[[Parameter], Parameter], name: str
     ) -> str:

@@ -235,6 +235,7 @@ class Decoder:
         self.inputs = [("input_ids", TensorProto.INT64, ["batch", "sequence"])]
         self.outputs: list[tuple[str, int, list[Any]]] = []
         self.pasts: list[tuple[str, int, list[int]]] = []
+        self.functions: list[Any] = []
         self.opset = 22
         self.constant("table", self.rng.normal(size=(VOCABULARY, width)).astype(np.float32))
         self.node("Gather", ["table", "input_ids"], ["x"], name="embed")
@@ -271,6 +272,23 @@ class Decoder:
         """Adds a node of com.microsoft."""
         self.node(op_type, inputs, outputs, domain="com.microsoft", **attributes)
 
+    def function(
+        self,
+        name: str,
+        inputs: list[str],
+        outputs: list[str],
+        nodes: list[Any],
+        *,
+        domain: str = "own",
+        opset: int | None = None,
+        attributes: Any = (),
+    ) -> None:
+        """Adds a function of the model; its nodes may be of all domains in use."""
+        sets = [("", opset or self.opset), ("com.microsoft", 1), ("own", 1)]
+        opsets = [helper.make_opsetid(*one) for one in sets]
+        made = helper.make_function(domain, name, inputs, outputs, nodes, opsets, list(attributes))
+        self.functions.append(made)
+
     def lengths(self) -> None:
         """Adds the attention mask, and from it "seqlens_k" and "total"."""
         self.inputs.append(("attention_mask", TensorProto.INT64, ["batch", "total_length"]))
@@ -302,7 +320,11 @@ class Decoder:
             self.constants,
         )
         opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        if self.functions:
+            opsets.append(helper.make_opsetid("own", 1))
+        model = helper.make_model(
+            graph, opset_imports=opsets, ir_version=10, functions=self.functions
+        )
         path = self.folder / "model.onnx"
         onnx.save(model, path, **options)
         return path

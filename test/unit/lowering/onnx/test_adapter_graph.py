@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from intaglio.dialects.errors import UserError
 from intaglio.lowering.onnx.adapter_graph import GraphSite, input_names, write_adapter_graph
 from intaglio.lowering.onnx.adapters import without_lifted
-from intaglio.lowering.onnx.model import load
+from intaglio.lowering.onnx.model_file import load
 
 K, N = 16, 24
 

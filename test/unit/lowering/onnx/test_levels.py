@@ -307,7 +307,8 @@ def test_two_rounded_activations_are_not_multiplied(decoder):
 
 def test_integer_products_need_rounded_activations(decoder):
     decoder.constant("w", np.ones((16, 4), np.int8))
-    decoder.node("MatMulInteger", ["input_ids", "w"], ["y"])
+    decoder.node("Cast", ["input_ids"], ["short"], to=TensorProto.INT8)
+    decoder.node("MatMulInteger", ["short", "w"], ["y"])
     with pytest.raises(UserErrors, match="its first factor is the token ids"):
         import_model(decoder.save())
 

@@ -523,20 +523,22 @@ def refusal(entry, decoder, inputs, **attributes) -> str:
     with pytest.raises(UserErrors) as caught:
         import_model(decoder.save())
     found = [str(error) for error in caught.value.errors]
-    return next(error for error in found if "node 'it'" in error)
+    return "\n".join(error for error in found if "node 'it'" in error)
 
 
 @ENTRIES
 def test_an_attribute_that_is_not_listed_is_refused(entry, decoder):
     inputs = ["x"] * entry.inputs
-    assert "'surprise' is not supported" in refusal(entry, decoder, inputs, surprise=1)
+    found = refusal(entry, decoder, inputs, surprise=1)
+    assert f"its attribute 'surprise' is none of {entry.op_type}'s" in found
 
 
 @ENTRIES
 def test_a_missing_input_is_refused(entry, decoder):
     if entry.inputs:
         inputs = [*["x"] * (entry.inputs - 1), ""]
-        assert f"all of its first {entry.inputs} inputs" in refusal(entry, decoder, inputs)
+        words = rf"its input {entry.inputs - 1} \(\w+\) is missing|attribute '\w+' is missing"
+        assert re.search(words, refusal(entry, decoder, inputs))
 
 
 def test_the_page_lists_the_table():

@@ -97,7 +97,10 @@ def test_scales_of_16_bits(decoder, plain, dtype):
     else:
         scales = scales.astype(np.float16)
         decoder.constant("s", scales)
-    decoder.ms("MatMulNBits", ["x", "w", "s"], ["y"], K=16, N=4, bits=4, block_size=16)
+    short = TensorProto.BFLOAT16 if dtype == "bfloat16" else TensorProto.FLOAT16
+    decoder.node("Cast", ["x"], ["h"], to=short)
+    decoder.ms("MatMulNBits", ["h", "w", "s"], ["z"], K=16, N=4, bits=4, block_size=16)
+    decoder.node("Cast", ["z"], ["y"], to=TensorProto.FLOAT)
     expected = (unpack(codes.reshape(4, -1), 4, 16) - 8.0) * scales.astype(float)
     check(import_model(decoder.save()), expected, plain, "int4", 16)
 

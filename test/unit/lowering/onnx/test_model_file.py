@@ -11,7 +11,7 @@ import pytest
 
 from intaglio.dialects.errors import UserError
 from intaglio.lowering.onnx.importer import import_model
-from intaglio.lowering.onnx.model import load
+from intaglio.lowering.onnx.model_file import load
 
 
 def external(decoder, location: str = "weights.bin") -> Path:
