@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from intaglio.dialects import formula, gating, timeline
+from intaglio.dialects import formula, gating, hazards, stated_cycles, timeline
+from intaglio.dialects.clocks import At
 from intaglio.dialects.codes import SLOT_BITS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real
@@ -168,7 +169,7 @@ class Program:
         return min(cache.capacity for cache in self.caches.values())
 
     @cached_property
-    def power_roles(self) -> Mapping[gating.At, gating.Role]:
+    def power_roles(self) -> Mapping[At, gating.Role]:
         """What the instruction instances do with power domains, of those that do."""
         return gating.roles_of(
             [[(one.opcode, one.queue, one.uses) for one in b.instructions] for b in self.blocks],
@@ -224,8 +225,79 @@ def load_program(out: str | Path) -> Program:
             file=str(path),
             hint="compile the model again",
         ) from error
+    _check_order(program, path)
     _check_power(program, path)
+    _check_cycles(program, path)
     return program
+
+
+class _Names:
+    """How messages about program.json name an instruction instance."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def __call__(self, at: At) -> str:
+        block, instance, number = at
+        one = self.program.blocks[block].instructions[number]
+        return (
+            f"'{one.opcode}' (instruction {number} of block {self.program.blocks[block].name}, "
+            f"instance {instance}, queue {one.queue})"
+        )
+
+    def node(self, at: At) -> str:
+        """The ONNX node that it stands for."""
+        block, instance, number = at
+        onnx = self.program.blocks[block].instructions[number].onnx
+        return onnx[min(instance, len(onnx) - 1)][-1]
+
+
+def _check_order(program: Program, path: Path) -> None:
+    """Refuses a program whose waits do not order its reads and writes.
+
+    The compiler's own passes cannot write one, but program.json can be edited.
+    """
+    race = hazards.first_race(
+        [block.timing for block in program.blocks],
+        [
+            [hazards.Access.of(i.opcode, i.reads, i.writes, i.uses) for i in block.instructions]
+            for block in program.blocks
+        ],
+        [block.instances for block in program.blocks],
+        {one.name: (one.address, one.address + one.size) for one in program.buffers.values()},
+        sampled=[block.sampled for block in program.blocks],
+        shared_adders=bool(program.machine.shared_arrays),
+    )
+    if race is not None:
+        names = _Names(program)
+        raise UserError(
+            race.told(names),
+            file=str(path),
+            node=names.node(race.later),
+            hint="compile the model again, or give the later instruction a wait for the earlier",
+        )
+
+
+def _check_cycles(program: Program, path: Path) -> None:
+    """Refuses stated cycles that do not follow from durations and waits."""
+    try:
+        found = stated_cycles.first_contradiction(
+            [block.timing for block in program.blocks],
+            program.machine.issue,
+            program.positions,
+            [[(i.start or None, i.finish or None) for i in b.instructions] for b in program.blocks],
+        )
+    except ValueError as error:
+        raise UserError(f"an instruction {error}", file=str(path)) from error
+    if found is not None:
+        names = _Names(program)
+        raise UserError(
+            f"{names(found.at)} states {found.what} {found.stated} at position {found.position}; "
+            f"its duration and waits make it {found.follows}",
+            file=str(path),
+            node=names.node(found.at),
+            hint="start and finish may be left out",
+        )
 
 
 def _check_power(program: Program, path: Path) -> None:
@@ -239,14 +311,11 @@ def _check_power(program: Program, path: Path) -> None:
     found = gating.first_unpowered(timing, program.power_roles)
     if found is None:
         return
-    number, instance, instruction = found.at
-    block = program.blocks[number]
-    one = block.instructions[instruction]
+    names = _Names(program)
     raise UserError(
-        f"the product (instruction {instruction} of block {block.name}, instance {instance}) may "
-        f"find power domain {found.domain} off: {found.reason}",
+        f"the product {names(found.at)} may find power domain {found.domain} off: {found.reason}",
         file=str(path),
-        node=one.onnx[min(instance, len(one.onnx) - 1)][-1],
+        node=names.node(found.at),
         hint="a product waits for the wake of its domain, and the sleep waits for the product",
     )
 

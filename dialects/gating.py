@@ -3,8 +3,7 @@
 At reset and before each token all domains are off, and a bank that is off gives zeros. So a product
 must start after the `wake` of its domain has finished, and finish before the next `sleep` of it
 starts. This must follow from the program's order, not from its timing: durations change with the
-position and with the ranks of adapters. The order is what queues and waits guarantee, through any
-number of steps.
+position and with the ranks of adapters (`dialects/clocks.py`).
 
 A domain that only products of sampled blocks need is woken only in a token whose successor is
 wanted: in another one its `wake` takes its time and does nothing. So a block that every token runs
@@ -16,19 +15,15 @@ is refused before anything runs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
 from intaglio.dialects import timeline
+from intaglio.dialects.clocks import At, Clock, clocks
 
 NO_DOMAIN = "none"
 """The name of the domain without tensors, for an instance with nothing to switch."""
-
-At = tuple[int, int, int]
-"""An instruction instance: block, instance, instruction."""
-Clock = tuple[int, ...]
-"""How many instructions of each queue have finished for certain, in the order of the queues."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ def first_unpowered(blocks: Sequence[timeline.Block], roles: Mapping[At, Role]) 
     switches: dict[str, list[tuple[int, bool, Clock]]] = {}
     products: list[tuple[At, str, Clock]] = []
     power, matrix = timeline.QUEUES.index("power"), timeline.QUEUES.index("matrix")
-    for at, clock in _clocks(blocks):
+    for at, clock in clocks(blocks):
         role = roles.get(at)
         if role is None or role.domain == NO_DOMAIN:
             continue
@@ -125,29 +120,3 @@ def wanted_only(roles: Mapping[At, Role], sampled: Sequence[bool]) -> Set[str]:
     products = [(at[0], role.domain) for at, role in roles.items() if role.kind == "product"]
     always = {domain for block, domain in products if not sampled[block]}
     return {domain for _, domain in products} - always
-
-
-def _clocks(blocks: Sequence[timeline.Block]) -> Iterator[tuple[At, Clock]]:
-    """Every instruction instance with what has finished for certain when it starts."""
-    finished: list[list[Clock]] = [[] for _ in timeline.QUEUES]
-    nothing: Clock = (0,) * len(timeline.QUEUES)
-    for block_number, block in enumerate(blocks):
-        needs = [
-            (
-                timeline.QUEUES.index(issue.queue),
-                [(timeline.QUEUES.index(queue), count) for queue, count in issue.waits.items()],
-            )
-            for issue in block.issues
-        ]
-        for instance in range(block.instances):
-            base = [len(done) for done in finished]
-            for number, (own, waits) in enumerate(needs):
-                known = [finished[own][-1] if finished[own] else nothing]
-                for queue, count in waits:
-                    if last := base[queue] + count:
-                        known.append(finished[queue][last - 1])
-                clock = known[0] if len(known) == 1 else tuple(map(max, *known))
-                yield (block_number, instance, number), clock
-                after = list(clock)
-                after[own] = len(finished[own]) + 1
-                finished[own].append(tuple(after))

@@ -38,8 +38,9 @@ from xdsl.irdl import (
 from xdsl.traits import HasParent, IsolatedFromAbove, NoTerminator, SymbolOpInterface, SymbolTable
 from xdsl.utils.exceptions import VerifyException
 
-from intaglio.dialects import formula, gating, timeline
-from intaglio.dialects.fabric import DomainOp
+from intaglio.dialects import formula, gating, hazards, stated_cycles, timeline
+from intaglio.dialects.clocks import At
+from intaglio.dialects.fabric import DomainOp, MachineOp
 from intaglio.dialects.formula import Formula
 from intaglio.dialects.rom import Nodes
 
@@ -337,36 +338,116 @@ class ProgramOp(IRDLOperation):
         return (op for op in self.body.block.ops if isinstance(op, BlockOp))
 
     def verify_(self) -> None:
-        """Logits and token are buffers; every product finds its ROM awake."""
+        """Logits and token are buffers, and what the instructions say together holds.
+
+        Waits order what touches the same bytes or the same cache (`hazards`), every product finds
+        its ROM awake (`gating`), stated cycles follow from durations and waits.
+        """
         names = {buffer.sym_name.data for buffer in self.buffers}
         for used in (self.logits, self.token):
             if used.root_reference.data not in names:
                 raise VerifyException(f"no buffer @{used.root_reference.data} is declared")
         module = self.parent_op()
-        domains = {
-            tensor: op.sym_name.data
-            for op in (module.ops if isinstance(module, ModuleOp) else ())
-            if isinstance(op, DomainOp)
-            for tensor in op.names
-        }
+        around = list(module.ops) if isinstance(module, ModuleOp) else []
+        whole = _Whole(list(self.blocks))
+        machine = next((op.machine for op in around if isinstance(op, MachineOp)), None)
+        whole.check_order(self.buffers, shared=machine is not None and bool(machine.shared_arrays))
+        whole.check_power(
+            {
+                tensor: op.sym_name.data
+                for op in around
+                if isinstance(op, DomainOp)
+                for tensor in op.names
+            }
+        )
+        whole.check_cycles(
+            list(self.positions.get_values()), None if machine is None else machine.issue
+        )
+
+
+class _Whole:
+    """What is checked of all blocks of a program together."""
+
+    def __init__(self, blocks: Sequence[BlockOp]) -> None:
+        self.blocks = blocks
+        self.instructions = [list(block.instructions) for block in blocks]
+        self.timing = [block.timing for block in blocks]
+        self.slots = [[_symbols(one) for one in block.instances] for block in blocks]
+        self.uses = [[_symbols(one.uses) for one in own] for own in self.instructions]
+
+    def name(self, at: At) -> str:
+        """An instruction instance, as messages name it."""
+        block, instance, number = at
+        one = self.instructions[block][number]
+        return (
+            f"'{one.opcode.data}' number {number} of instance {instance} of "
+            f"@{self.blocks[block].sym_name.data} (queue {one.queue.data})"
+        )
+
+    def check_order(self, buffers: Iterable[BufferOp], shared: bool) -> None:
+        """Waits order reads and writes; `shared` says that tiles and H-Units share adders."""
+        race = hazards.first_race(
+            self.timing,
+            [
+                [
+                    hazards.Access.of(one.opcode.data, _roots(one.reads), _roots(one.writes), uses)
+                    for one, uses in zip(own, used, strict=True)
+                ]
+                for own, used in zip(self.instructions, self.uses, strict=True)
+            ],
+            self.slots,
+            {
+                one.sym_name.data: (
+                    one.address.value.data,
+                    one.address.value.data + one.size.value.data,
+                )
+                for one in buffers
+            },
+            sampled=[block.sampled is not None for block in self.blocks],
+            shared_adders=shared,
+        )
+        if race is not None:
+            raise VerifyException(race.told(self.name, "@"))
+
+    def check_power(self, domains: dict[str, str]) -> None:
+        """Every product finds its domain on; `domains` has that of each tensor."""
         if not domains:
             return
-        blocks = list(self.blocks)
         uses = [
-            [(one.opcode.data, one.queue.data, _symbols(one.uses)) for one in block.instructions]
-            for block in blocks
+            [(one.opcode.data, one.queue.data, use) for one, use in zip(own, used, strict=True)]
+            for own, used in zip(self.instructions, self.uses, strict=True)
         ]
-        slots = [[_symbols(one) for one in block.instances] for block in blocks]
-        found = gating.first_unpowered(
-            [block.timing for block in blocks], gating.roles_of(uses, slots, domains)
-        )
+        found = gating.first_unpowered(self.timing, gating.roles_of(uses, self.slots, domains))
         if found is not None:
-            block, instance, instruction = found.at
             raise VerifyException(
-                f"'{uses[block][instruction][0]}' number {instruction} of instance {instance} of "
-                f"@{blocks[block].sym_name.data} may find power domain @{found.domain} off: "
-                f"{found.reason}"
+                f"{self.name(found.at)} may find power domain @{found.domain} off: {found.reason}"
             )
+
+    def check_cycles(self, positions: Sequence[int], issue: int | None) -> None:
+        """Stated cycles follow from the program."""
+        stated = [
+            [
+                (
+                    None if one.start is None else one.start.get_values(),
+                    None if one.finish is None else one.finish.get_values(),
+                )
+                for one in own
+            ]
+            for own in self.instructions
+        ]
+        try:
+            found = stated_cycles.first_contradiction(self.timing, issue, positions, stated)
+        except ValueError as error:
+            raise VerifyException(f"an instruction {error}") from error
+        if found is not None:
+            raise VerifyException(
+                f"{self.name(found.at)} states {found.what} {found.stated} at position "
+                f"{found.position}; its duration and waits make it {found.follows}"
+            )
+
+
+def _roots(symbols: Iterable[SymbolRefAttr]) -> list[str]:
+    return [symbol.root_reference.data for symbol in symbols]
 
 
 def _symbols(names: DictionaryAttr) -> dict[str, str]:

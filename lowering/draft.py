@@ -8,6 +8,7 @@ from xdsl.ir import Attribute, SSAValue
 
 from intaglio.dialects import rom
 from intaglio.dialects.formula import Formula
+from intaglio.dialects.hazards import CACHE_READS, CACHE_WRITES
 
 
 @dataclass
@@ -30,12 +31,12 @@ class Draft:
     @property
     def written_caches(self) -> set[str]:
         """Slots of caches that it writes."""
-        return {self.uses["cache"]} if self.opcode == "append" else set()
+        return {slot for role, slot in self.uses.items() if role == CACHE_WRITES.get(self.opcode)}
 
     @property
     def read_caches(self) -> set[str]:
         """Slots of caches that it reads."""
-        return {slot for role, slot in self.uses.items() if role in ("keys", "values")}
+        return {slot for role, slot in self.uses.items() if role in CACHE_READS}
 
 
 @dataclass

@@ -1,16 +1,14 @@
-"""What each instruction must wait for: instructions of other queues that share its buffers."""
+"""What an instruction must wait for: those of other queues that share buffers or caches with it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from intaglio.dialects import timeline
+from intaglio.dialects.hazards import ADDERS
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.draft import Draft, DraftBlock
 from intaglio.lowering.vector_memory import VectorMemory
-
-_ARRAY_QUEUES = {"matrix", "attention"}
-"""Queues whose units may share the adders of the matrix tiles."""
 
 
 def waits(
@@ -23,20 +21,31 @@ def waits(
     """
     result: list[list[dict[str, int]]] = []
     for number, block in enumerate(blocks):
-        earlier = [d for other in blocks[:number] for d in other.drafts]
-        if len(block.instances) > 1:
-            earlier += block.drafts
+        earlier = [(d, other) for other in blocks[:number] for d in other.drafts]
         counts = dict.fromkeys(timeline.QUEUES, 0)
         seen: list[tuple[Draft, int]] = []
         needs: list[dict[str, int]] = []
         for draft in block.drafts:
             need: dict[str, int] = {}
-            for other in earlier:
-                if other.queue != draft.queue and _conflict(other, draft, memory, machine):
+            for other, where in earlier:
+                if other.queue != draft.queue and (
+                    _share_places(other, draft, memory, machine)
+                    or _share_caches(other, draft, where.instances, block.instances)
+                ):
+                    need[other.queue] = 0
+            for other in block.drafts if len(block.instances) > 1 else ():
+                if other.queue != draft.queue and (
+                    _share_places(other, draft, memory, machine)
+                    or any(
+                        _share_caches(other, draft, block.instances[:n], [one])
+                        for n, one in enumerate(block.instances)
+                    )
+                ):
                     need[other.queue] = 0
             for other, count in seen:
-                if other.queue != draft.queue and _conflict(
-                    other, draft, memory, machine, same_instance=True
+                if other.queue != draft.queue and (
+                    _share_places(other, draft, memory, machine)
+                    or any(_share_caches(other, draft, [one], [one]) for one in block.instances)
                 ):
                     need[other.queue] = count
             counts[draft.queue] += 1
@@ -47,23 +56,36 @@ def waits(
     return result
 
 
-def _conflict(
+def _share_caches(
     earlier: Draft,
     later: Draft,
-    memory: VectorMemory,
-    machine: Machine,
-    *,
-    same_instance: bool = False,
+    before: Sequence[Mapping[str, str]],
+    after: Sequence[Mapping[str, str]],
 ) -> bool:
-    """Whether one writes what the other reads or writes.
+    """Whether one writes a cache that the other reads or writes.
 
-    Caches of different instances are different buffers.
+    Args:
+        earlier: an instruction, in any instance of `before`.
+        later: an instruction, in any instance of `after`.
+        before: what instances of a block bind slots to.
+        after: likewise.
     """
-    if same_instance and (
-        earlier.written_caches & later.read_caches or earlier.read_caches & later.written_caches
-    ):
-        return True
-    if machine.shared_arrays and {earlier.queue, later.queue} == _ARRAY_QUEUES:
+
+    def bound(slots: Set[str], instances: Sequence[Mapping[str, str]]) -> Set[str]:
+        return {one.get(slot, slot) for one in instances for slot in slots}
+
+    written, read = earlier.written_caches, earlier.read_caches
+    if not (written or read):
+        return False
+    writes = bound(later.written_caches, after)
+    return not writes.isdisjoint(bound(written | read, before)) or not bound(
+        later.read_caches, after
+    ).isdisjoint(bound(written, before))
+
+
+def _share_places(earlier: Draft, later: Draft, memory: VectorMemory, machine: Machine) -> bool:
+    """Whether one writes bytes that the other reads or writes, or both need the same adders."""
+    if machine.shared_arrays and {earlier.queue, later.queue} == set(ADDERS):
         return True
     pairs = (
         (earlier.writes, later.reads),

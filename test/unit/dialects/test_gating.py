@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from intaglio.dialects.clocks import At
 from intaglio.dialects.formula import constant
 from intaglio.dialects.gating import (
     NO_DOMAIN,
-    At,
     Role,
     first_unpowered,
     roles_of,

@@ -197,4 +197,4 @@ program.program @p positions [0] logits @x token @x {
     program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {weights = @w} waits {} takes "1" {onnx = [["n"]]}
   }
 }
-// CHECK: 'matvec' number 1 of instance 0 of @b may find power domain @power0 off: it does not wait for a wake of it
+// CHECK: 'matvec' number 1 of instance 0 of @b (queue matrix) may find power domain @power0 off: it does not wait for a wake of it

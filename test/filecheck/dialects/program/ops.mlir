@@ -11,10 +11,10 @@ program.program @decode positions [0, 127] logits @y token @t {
   program.buffer @t at 1152 size 4 : i32
   program.block @decoder instances [{w = @w0}, {w = @w1}] {
     program.instruction "quantize" on "vector" reads [@y] writes [@x] uses {} waits {matrix = 0 : i64} takes "34" {onnx = [["a"], ["b"]]}
-    program.instruction "matvec" on "matrix" reads [@x] writes [@y] uses {weights = @w} waits {vector = 1 : i64} takes "17 + max(ceildiv(2 * tokens, 8), rank)" {arguments = {pre_shift = 3 : i64}, start = array<i64: 1, 2, 3, 4>, finish = array<i64: 5, 6, 7, 8>, onnx = [["a"], ["b"]]}
+    program.instruction "matvec" on "matrix" reads [@x] writes [@y] uses {weights = @w} waits {vector = 1 : i64} takes "17 + max(ceildiv(2 * tokens, 8), rank)" {arguments = {pre_shift = 3 : i64}, start = array<i64: 1, 2, 3, 4>, finish = array<i64: 19, 51, 21, 53>, onnx = [["a"], ["b"]]}
   }
   program.block @head instances [{head = @head}] sampled {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@y] uses {weights = @head} waits {} takes "7" {onnx = [["h"]]}
+    program.instruction "matvec" on "matrix" reads [@x] writes [@y] uses {weights = @head} waits {vector = 0 : i64} takes "7" {onnx = [["h"]]}
     program.instruction "sample" on "vector" reads [@y] writes [@t] uses {} waits {matrix = 1 : i64} takes "7" {onnx = [["h"]]}
   }
 }
@@ -27,7 +27,7 @@ program.program @decode positions [0, 127] logits @y token @t {
 // CHECK-SAME:       waits {matrix = 0 : i64} takes "34" {onnx = {{\[}}["a"], ["b"]]}
 // CHECK-NEXT:     program.instruction "matvec" on "matrix" reads [@x] writes [@y] uses {weights = @w}
 // CHECK-SAME:       waits {vector = 1 : i64} takes "17 + max(ceildiv(2 * tokens, 8), rank)"
-// CHECK-SAME:       {arguments = {pre_shift = 3 : i64}, start = array<i64: 1, 2, 3, 4>, finish = array<i64: 5, 6, 7, 8>, onnx = {{\[}}["a"], ["b"]]}
+// CHECK-SAME:       {arguments = {pre_shift = 3 : i64}, start = array<i64: 1, 2, 3, 4>, finish = array<i64: 19, 51, 21, 53>, onnx = {{\[}}["a"], ["b"]]}
 // CHECK-NEXT:   }
 // CHECK-NEXT:   program.block @head instances [{head = @head}] sampled {
 // CHECK-NEXT:     program.instruction "matvec" on "matrix"

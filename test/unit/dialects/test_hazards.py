@@ -1,0 +1,177 @@
+"""Waits and what they order, against the timeline with one instruction that never seems to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from intaglio.dialects.clocks import At
+from intaglio.dialects.formula import constant
+from intaglio.dialects.hazards import Access, Race, first_race
+from intaglio.dialects.timeline import QUEUES, Block, Issue, simulate
+
+BUFFERS = {"a": (0, 8), "a1": (0, 4), "a2": (4, 8), "b": (8, 12), "over": (6, 10)}
+"""A value with two parts, another, and one that lies over both."""
+LONG = 10_000
+
+
+@dataclass(frozen=True)
+class Step:
+    """An instruction: its queue, waits, and what it touches."""
+
+    queue: str
+    waits: dict[str, int]
+    access: Access
+
+
+Made = list[tuple[list[Step], list[dict[str, str]], bool]]
+"""Blocks: instructions, what instances bind slots to, whether only wanted tokens run it."""
+
+
+@st.composite
+def made(draw: st.DrawFn) -> Made:
+    """Programs of up to three blocks."""
+    blocks: Made = []
+    names = st.lists(st.sampled_from(list(BUFFERS)), max_size=2)
+    slots = st.lists(st.sampled_from(["k", "v"]), max_size=1)
+    for _ in range(draw(st.integers(1, 3))):
+        steps: list[Step] = []
+        issued = dict.fromkeys(QUEUES, 0)
+        for _ in range(draw(st.integers(1, 5))):
+            waits = {q: draw(st.integers(0, n)) for q, n in issued.items() if draw(st.booleans())}
+            queue = draw(st.sampled_from(QUEUES))
+            issued[queue] += 1
+            access = Access(draw(names), draw(names), draw(slots), draw(slots))
+            steps.append(Step(queue, waits, access))
+        caches = st.sampled_from(["c0", "c1", "c2"])
+        bound = [{"k": draw(caches), "v": draw(caches)} for _ in range(draw(st.integers(1, 3)))]
+        blocks.append((steps, bound, draw(st.booleans())))
+    return blocks
+
+
+def found_in(blocks: Made, *, shared: bool = False) -> Race | None:
+    return first_race(
+        [
+            Block("b", [Issue(s.queue, s.waits, constant(1)) for s in steps], len(bound))
+            for steps, bound, _ in blocks
+        ],
+        [[s.access for s in steps] for steps, _, _ in blocks],
+        [bound for _, bound, _ in blocks],
+        BUFFERS,
+        sampled=[sampled for _, _, sampled in blocks],
+        shared_adders=shared,
+    )
+
+
+def touched(step: Step, bound: dict[str, str], shared: bool) -> tuple[set[object], set[object]]:
+    """Bytes and caches that an instance reads, and those that it writes."""
+    one = step.access
+    reads: set[object] = {i for b in one.reads for i in range(*BUFFERS[b])}
+    writes: set[object] = {i for b in one.writes for i in range(*BUFFERS[b])}
+    reads |= {bound[s] for s in one.read_caches}
+    writes |= {bound[s] for s in one.written_caches}
+    if shared and step.queue in ("matrix", "attention"):
+        writes.add("adders")
+    return reads, writes
+
+
+def naive(blocks: Made, shared: bool) -> Iterator[tuple[At, At]]:
+    """All pairs that conflict, of which the later may start while the earlier still runs."""
+    flat = [
+        ((number, instance, i), step, touched(step, one, shared))
+        for number, (steps, bound, _) in enumerate(blocks)
+        for instance, one in enumerate(bound)
+        for i, step in enumerate(steps)
+    ]
+    for slow, (earlier, _, (reads, writes)) in enumerate(flat):
+        # Every instance is a block of its own, so that just one can take long.
+        alone = [
+            Block(
+                "b",
+                [
+                    Issue(
+                        s.queue, s.waits, constant(LONG if (number, instance, i) == earlier else 0)
+                    )
+                    for i, s in enumerate(steps)
+                ],
+                1,
+            )
+            for number, (steps, bound, _) in enumerate(blocks)
+            for instance in range(len(bound))
+        ]
+        starts = [int(span.start[0]) for span in simulate(alone, 1, 0)]
+        for start, (later, _, (read, written)) in list(zip(starts, flat, strict=True))[slow + 1 :]:
+            conflict = writes & read or reads & written or writes & written
+            if conflict and start < LONG:
+                yield earlier, later
+
+
+@settings(deadline=None, max_examples=200)
+@given(blocks=made(), shared=st.booleans())
+def test_equals_the_timeline_with_one_that_never_ends(blocks: Made, shared: bool) -> None:
+    """A race is found exactly where some durations show one."""
+    always = [(steps, bound, False) for steps, bound, _ in blocks]
+    race = found_in(always, shared=shared)
+    wrong = set(naive(always, shared))
+    assert (race is None) == (not wrong)
+    if race is not None:
+        assert race.later == min(later for _, later in wrong)
+        assert (race.earlier, race.later) in wrong
+
+
+@settings(deadline=None, max_examples=60)
+@given(blocks=made())
+def test_tokens_that_leave_blocks_out_are_looked_at_too(blocks: Made) -> None:
+    race = found_in(blocks)
+    short = [one for one in blocks if not one[2]]
+    assert (race is None) == (not any(naive(blocks, False)) and not any(naive(short, False)))
+
+
+READ = Access(["b"], [])
+WRITE = Access([], ["b"])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (WRITE, READ, "later may read @b before earlier has written it"),
+        (READ, WRITE, "later may write @b before earlier has read it"),
+        (WRITE, WRITE, "later may write @b before earlier has written it"),
+        (
+            Access([], ["over"]),
+            READ,
+            "later may read @b before earlier has written @over, which shares bytes with it",
+        ),
+        (Access([], [], [], ["k"]), Access([], [], ["k"]), "may read @c0 before earlier has wri"),
+        (READ, READ, None),
+        (Access(["a1"], ["a1"]), Access(["a2"], ["a2"]), None),
+    ],
+)
+def test_words(first: Access, second: Access, words: str | None) -> None:
+    names = {(0, 0, 0): "earlier", (0, 0, 1): "later"}
+    steps = [Step("matrix", {}, first), Step("vector", {}, second)]
+    race = found_in([(steps, [{"k": "c0"}], False)])
+    assert (race is None) == (words is None)
+    if race is not None and words is not None:
+        assert words in race.told(names.__getitem__, "@")
+    steps[1] = Step("vector", {"matrix": 1}, second)
+    assert found_in([(steps, [{"k": "c0"}], False)]) is None
+
+
+def test_units_that_share_adders_take_turns() -> None:
+    steps = [Step("matrix", {}, Access([], [])), Step("attention", {}, Access([], []))]
+    assert found_in([(steps, [{}], False)]) is None
+    race = found_in([(steps, [{}], False)], shared=True)
+    assert race is not None and "may take the adders of the tiles before" in race.told(str)
+
+
+def test_of_opcodes() -> None:
+    uses = {"cache": "k", "weights": "w"}
+    assert Access.of("append", ["b"], [], uses) == Access(["b"], [], [], ["k"])
+    assert Access.of("copy", ["b"], [], uses) == Access(["b"], [], [], [])
+    both = Access.of("softmax", [], [], {"values": "v", "keys": "k", "scale_of": "s"})
+    assert both == Access([], [], ["v", "k"], [])
