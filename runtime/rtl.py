@@ -437,7 +437,7 @@ class RTLChip:
                 heads = kind["heads"]
                 rows = self._lanes("probabilities", row, heads * self.layout.places.score_rows, 16)
                 codes = _codes(rows.reshape(heads, -1)[:, first : last + 1], kind["format"])
-                scale, total = self._scales("heads", row, heads)
+                scale, total = self._scales("heads", self.layout.places.heads[buffer], heads)
                 return Probabilities(Quantized(codes, scale, kind["format"]), total, first)
             case other:
                 raise CompilerBug(f"buffer {buffer} of kind {other} is in no memory")

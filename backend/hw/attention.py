@@ -87,8 +87,8 @@ def attention_unit(design: Design, model: AttentionModel) -> ModuleBuilder:
     - `append<i>_row`, `append<i>_data`: codes for append, max(1, kv_port_bytes / W) ports;
       `append_group`, `append_mantissa`, `append_exponent` as for queries.
     - `probability<i>_row`, `probability<i>_data`: codes of softmax, W of 16 bits; for each of the P
-      heads max(1, h_units / W) ports. `head_row` (row of the buffer plus number of the head),
-      `head_mantissa`, `head_exponent`, `head_total`: scale and sum of a head.
+      heads max(1, h_units / W) ports. `head_row` (first entry of the buffer plus number of the
+      head), `head_mantissa`, `head_exponent`, `head_total`: scale and sum of a head.
     - `score_enable`, `score_row`, `score_data` (W of 32 bits), `score_lanes` (which of them): write
       port of scores. `result_...` likewise: write port of the vector memory.
     - `value_scale_row`, `value_scale_data`: W scales of cached vectors, for softmax (see `kv`).
@@ -821,7 +821,7 @@ class _Unit:
         """Probability scale over sum, of the beat that leaves the array."""
         m, model, f = self.m, self.model, self.f
         number = self.prelude_head
-        m.output("head_row", self.fit(f["source"] + number, model.row_bits))
+        m.output("head_row", self.fit(f["head"] + number, model.head_bits))
 
         def over(mantissa: Signal, exponent: Signal, total: Signal) -> Scale:
             return datapaths.multiply(Scale(mantissa, exponent), datapaths.reciprocal_scale(total))

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -81,15 +81,27 @@ class AttentionModel:
     Attributes:
         program: the program.
         row_bits: width of the rows of the memories outside.
+        heads_of: first entry of each probability buffer in the file of scales and sums; at the
+            buffer's first row where it is not given.
     """
 
     program: Program
     row_bits: int = 16
+    heads_of: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def machine(self) -> Machine:
         """The chip."""
         return self.program.machine
+
+    @property
+    def head_bits(self) -> int:
+        """Width of the entries' numbers in the file of scales and sums."""
+        if not self.heads_of:
+            return self.row_bits
+        buffers = self.program.buffers
+        ends = (first + buffers[name].type["heads"] for name, first in self.heads_of.items())
+        return index_bits(max(ends))
 
     @cached_property
     def kv(self) -> KVPlaces:
@@ -239,6 +251,7 @@ class AttentionModel:
             "weighted": 1,
             "source": self.row_bits,
             "source_stride": self.row_bits,
+            "head": self.head_bits,
             "target": self.row_bits,
             "target_stride": self.row_bits,
             "word": index_bits(kv.depth),
@@ -362,6 +375,7 @@ def _encode_attention(
         "weighted": int(weighted),
         "source": row_of(program, one.reads[0]),
         "source_stride": token_rows if weighted else vector_rows,
+        "head": model.heads_of.get(one.reads[0], row_of(program, one.reads[0])) if weighted else 0,
         "target": row_of(program, one.writes[0]),
         "target_stride": 0 if weighted else token_rows,
         "word": place.word,

@@ -127,8 +127,8 @@ class _Chip:
         self.codes = Bank(m, "codes", layout.code_rows, codes)
         self.code_scales = Bank(m, "code_scales", layout.code_rows, scale)
         self.scores = Bank(m, "scores", layout.score_rows, fixed, lanes)
-        self.probabilities = Bank(m, "probabilities", layout.score_rows, codes)
-        self.heads = Bank(m, "heads", layout.score_rows, {**scale, "total": _TOTAL})
+        self.probabilities = Bank(m, "probabilities", layout.probability_rows, codes)
+        self.heads = Bank(m, "heads", layout.head_entries, {**scale, "total": _TOTAL})
         self.constants = Bank(m, "constants", layout.constant_rows, fixed)
         self.counts: dict[str, Wire] = {q: m.wire(f"finished_{q}", bits) for q in layout.queues}
         self.dones: dict[str, Wire] = {q: m.wire(f"done_{q}", 1) for q in layout.queues}

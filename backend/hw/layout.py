@@ -6,12 +6,13 @@ each kind of value, all with rows of W = `vector_lanes` elements:
 | memory        | a row holds                       | a value begins at                           |
 |---------------|-----------------------------------|---------------------------------------------|
 | vectors       | W fixed-point numbers of 32 bits  | row ``address / (4 W)``, as in program.json |
-| codes         | W codes of 16 bits                | rows of its own; each group at a row        |
-| scores        | W scores of 32 bits               | rows of its own; each head at a row         |
-| probabilities | W codes of 16 bits                | rows of its own; each head at a row         |
+| codes         | W codes of 16 bits                | rows of this memory; each group at a row    |
+| scores        | W scores of 32 bits               | rows of this memory; each head at a row     |
+| probabilities | W codes of 16 bits                | rows of this memory; each head at a row     |
 
+Values of the last three kinds share rows where the program's order allows it (`dialects/sharing`).
 Scales of quantised vectors lie in a file of their own at the buffer's first row plus the group's
-number, those of probabilities likewise at the first row plus the head's number.
+number. Those of probabilities, with their sums, have a file with an entry for each head.
 
 `layout_of` gives all that, in the form of a program whose buffers have such rows for addresses
 (times 4 W, so that the units' encoders need not know). `constant_words` is the constant ROM,
@@ -43,6 +44,7 @@ from intaglio.backend.hw.rom_bank import LogicROM
 from intaglio.backend.hw.sequencer import QueueProgram
 from intaglio.backend.hw.vector_encode import ConstantRows, Places
 from intaglio.backend.hw.vector_shape import VectorShape
+from intaglio.dialects import hazards, sharing
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 
@@ -65,7 +67,9 @@ class Layout:
         fields: name and width of the descriptor fields of each queue's unit.
         vector_rows: rows of the vector memory.
         code_rows: rows of the memory of quantised vectors.
-        score_rows: rows of the score memory and of that of probabilities.
+        score_rows: rows of the score memory.
+        probability_rows: rows of the memory of probabilities.
+        head_entries: entries of the file of the probabilities' scales and sums.
         constant_rows: rows of the constant ROM.
         vector_constants: first row of what the vector unit reads there.
         biases: first row of what the matrix array reads there.
@@ -83,6 +87,8 @@ class Layout:
     vector_rows: int
     code_rows: int
     score_rows: int
+    probability_rows: int
+    head_entries: int
     constant_rows: int
     vector_constants: Mapping[ConstantRows, int]
     biases: Mapping[str, int]
@@ -123,24 +129,19 @@ def layout_of(program: Program) -> Layout:
         raise UserError("the hardware needs a model with attention")
     score_rows_of_head = -(-max(c.capacity for c in program.caches.values()) // lanes)
     buffers, vector_rows = _vectors(program)
-    code_rows = score_rows = 0
+    rows = {kind: _shared(program, kind, score_rows_of_head) for kind in _SHARING}
+    for first, _ in rows.values():
+        for name, row in first.items():
+            buffers[name] = replace(buffers[name], address=4 * lanes * row)
     for name, buffer in program.buffers.items():
-        kind = buffer.type
-        match kind["kind"]:
-            case "quantized":
-                buffers[name] = replace(buffer, address=4 * lanes * code_rows)
-                code_rows += kind["groups"] * -(-kind["width"] // lanes)
-            case "scores" | "probabilities":
-                buffers[name] = replace(buffer, address=4 * lanes * score_rows)
-                score_rows += kind["heads"] * score_rows_of_head
-            case "token":
-                buffers[name] = replace(buffer, address=0)
-            case _:
-                pass
+        if buffer.type["kind"] == "token":
+            buffers[name] = replace(buffer, address=0)
+    heads, head_entries = _shared(program, "probabilities", 1)
     placed = replace(program, buffers=buffers)
     content = content_of(placed)
     constants, biases, constant_rows = _constants(placed, content)
-    code_rows, score_rows = max(2, code_rows), max(2, score_rows)
+    code_rows, score_rows, probability_rows = (max(2, rows[kind][1]) for kind in _SHARING)
+    head_entries = max(2, head_entries)
 
     matrix = matrix_plan.configure(
         placed,
@@ -148,8 +149,8 @@ def layout_of(program: Program) -> Layout:
         vector_depth=max(vector_rows, code_rows),
         constant_depth=max(2, constant_rows),
     )
-    row_bits = max(code_rows, score_rows, vector_rows).bit_length()
-    attention_model = AttentionModel(placed, max(row_bits, 2))
+    row_bits = max(code_rows, score_rows, probability_rows, vector_rows).bit_length()
+    attention_model = AttentionModel(placed, max(row_bits, 2), heads)
     adapter_places = places_of(placed, attention_model.kv.depth * machine.attention_lanes)
     adapters = None
     if adapter_places is not None:
@@ -157,22 +158,19 @@ def layout_of(program: Program) -> Layout:
     attention_fields = tuple(attention_model.fields.items())
     if adapters is not None:
         attention_fields += ((adapter_model.SELECT, 1), *adapters.fields.items())
-    kinds: dict[str, dict[str, int]] = {"scores": {}, "probabilities": {}}
-    for name, buffer in buffers.items():
-        if (kind := buffer.type["kind"]) in kinds:
-            kinds[kind][name] = buffer.address // (4 * lanes)
     shape = VectorShape.of(
         content,
         constant_rows=max(2, constant_rows),
         score_rows=score_rows,
+        probability_rows=probability_rows,
         scale_rows=attention_model.kv.scale_depth,
     )
-    shape = replace(shape, rows=max(vector_rows, code_rows), scales=max(code_rows, score_rows))
+    shape = replace(shape, rows=max(vector_rows, code_rows), scales=max(code_rows, head_entries))
     places = Places(
         constants=constants,
-        scores=kinds["scores"],
-        probabilities=kinds["probabilities"],
-        heads=kinds["probabilities"],
+        scores=rows["scores"][0],
+        probabilities=rows["probabilities"][0],
+        heads=heads,
         value_scales={name: place.scale_row for name, place in attention_model.kv.places.items()},
         score_rows=score_rows_of_head,
     )
@@ -191,6 +189,8 @@ def layout_of(program: Program) -> Layout:
         vector_rows=max(2, vector_rows),
         code_rows=code_rows,
         score_rows=score_rows,
+        probability_rows=probability_rows,
+        head_entries=head_entries,
         constant_rows=max(2, constant_rows),
         vector_constants=constants,
         biases=biases,
@@ -200,6 +200,37 @@ def layout_of(program: Program) -> Layout:
         vector=shape,
         places=places,
     )
+
+
+_SHARING = ("quantized", "scores", "probabilities")
+"""Kinds of value whose memories share rows: of codes, of scores, of probabilities."""
+
+
+def _shared(program: Program, kind: str, rows_of_head: int) -> tuple[dict[str, int], int]:
+    """First rows of the values of a kind in their memory, and the rows of the memory.
+
+    Args:
+        program: the program.
+        kind: of the values.
+        rows_of_head: rows of a head's scores or probabilities.
+    """
+    lanes = program.machine.vector_lanes
+    sizes = {
+        name: one.type["groups"] * -(-one.type["width"] // lanes)
+        if kind == "quantized"
+        else one.type["heads"] * rows_of_head
+        for name, one in program.buffers.items()
+        if one.type["kind"] == kind
+    }
+    apart = sharing.kept_apart(
+        [block.timing for block in program.blocks],
+        [
+            [hazards.Access.of(i.opcode, i.reads, i.writes, i.uses) for i in block.instructions]
+            for block in program.blocks
+        ],
+        sizes.keys(),
+    )
+    return sharing.rows_for(sizes, apart)
 
 
 def _vectors(program: Program) -> tuple[dict[str, Buffer], int]:

@@ -664,7 +664,7 @@ class _Vector:
             self.address("score_write", self.shape.score_rows, self.fields["read0"] + row)
             m.output("score_write_data", words)
             m.output("score_write_enable", back)
-            self.address("probability_write", self.shape.score_rows, into + row)
+            self.address("probability_write", self.shape.probability_rows, into + row)
             m.output("probability_write_data", codes)
             m.output("probability_write_enable", valid & self.softmax)
         count = add_all([one["saturated"] for one in lanes])

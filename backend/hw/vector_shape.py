@@ -23,7 +23,8 @@ class VectorShape:
         positions: tokens of the context.
         rows: of the vector memory (and of the memory of quantised vectors).
         constant_rows: of the constant ROM.
-        score_rows: of the score memory (and of that of probabilities).
+        score_rows: of the score memory.
+        probability_rows: of the memory of probabilities.
         scale_rows: of the memory of value scales.
         scales: entries of the files of scales.
     """
@@ -36,12 +37,18 @@ class VectorShape:
     rows: int
     constant_rows: int
     score_rows: int
+    probability_rows: int
     scale_rows: int
     scales: int
 
     @staticmethod
     def of(
-        program: Content, *, constant_rows: int, score_rows: int, scale_rows: int
+        program: Content,
+        *,
+        constant_rows: int,
+        score_rows: int,
+        probability_rows: int,
+        scale_rows: int,
     ) -> VectorShape:
         """For a program (the content of program.json) and memories of known size."""
         lanes = program["machine"]["vector_lanes"]
@@ -69,6 +76,7 @@ class VectorShape:
             rows,
             constant_rows,
             score_rows,
+            probability_rows,
             scale_rows,
             rows + groups,
         )

@@ -92,6 +92,7 @@ def shape_of(parts: Parts) -> VectorShape:
         rows=ROWS,
         constant_rows=ROWS,
         score_rows=ROWS,
+        probability_rows=ROWS,
         scale_rows=ROWS,
         scales=ROWS,
     )
