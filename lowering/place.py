@@ -10,7 +10,7 @@ each layer form a power domain with banks of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from xdsl.context import Context
@@ -31,7 +31,9 @@ from intaglio.dialects.fabric import (
 )
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
-from intaglio.lowering.mapping import Mapping, read_mapping
+from intaglio.lowering import roles
+from intaglio.lowering.mapping import Mapping as MappingFile
+from intaglio.lowering.mapping import read_mapping
 from intaglio.lowering.order import check_before, check_legalised
 from intaglio.lowering.sram import place_sram
 
@@ -259,9 +261,11 @@ def _engraved(module: ModuleOp, machine: Machine) -> list[_Engraved]:
     holds what comes later.
     """
     kinds = users(module)
-    extras = _extras(module, machine, kinds)
-    domains = _domains(module, machine, kinds)
-    repeated = _repeated(module)
+    of = roles.matrices(module)
+    heads = {name for name, numbers in of.items() if numbers == {roles.HEAD}}
+    layers = of.keys() - heads
+    extras = _extras(machine, kinds, heads, layers)
+    domains = _domains(machine, kinds, of)
     found: list[_Engraved] = []
     for parameter in _parameters(module):
         name, type_ = parameter.sym_name.data, parameter.type
@@ -277,7 +281,7 @@ def _engraved(module: ModuleOp, machine: Machine) -> list[_Engraved]:
                     domains.get(name),
                 )
             )
-    _check_formats(module, machine, found, repeated)
+    _check_formats(module, machine, found, layers)
     order = {name: number for number, name in enumerate(dict.fromkeys(domains.values()))}
 
     def key(one: _Engraved) -> tuple[bool, int, int]:
@@ -288,47 +292,27 @@ def _engraved(module: ModuleOp, machine: Machine) -> list[_Engraved]:
 
 
 def _domains(
-    module: ModuleOp, machine: Machine, kinds: dict[str, set[type[Operation]]]
+    machine: Machine,
+    kinds: Mapping[str, set[type[Operation]]],
+    of: Mapping[str, set[int]],
 ) -> dict[str, str]:
-    """The power domain of each tensor: one a layer, one for what stands outside the layers.
+    """The power domain of each tensor: one a layer, one for the head (`lowering/roles.py`).
 
     An embedding table, of which a token reads one row, is always on; so is a matrix that more than
     one layer multiplies with.
     """
     if not machine.power_wake:
         return {}
-    found: dict[str, set[str]] = {}
-    number = 0
-    for op in module.walk():
-        if isinstance(op, rom.RepeatOp):
-            shared = _dot_weights(op.body())
-            for instance in op.instances:
-                for symbol in (*instance.data.values(), *shared):
-                    assert isinstance(symbol, SymbolRefAttr)
-                    found.setdefault(symbol.root_reference.data, set()).add(f"power{number}")
-                number += 1
-        elif isinstance(op, rom.StepOp):
-            for symbol in _dot_weights(op):
-                found.setdefault(symbol.root_reference.data, set()).add("power_head")
     domains: dict[str, str] = {}
-    for name, used in kinds.items():
-        of = found.get(name, set())
-        if rom.DotOp in used and rom.EmbedOp not in used and len(of) == 1:
-            (domains[name],) = of
-    return domains
-
-
-def _dot_weights(body: Operation) -> list[SymbolRefAttr]:
-    """The tensors, slots left out, that the products of a layer or a step multiply with."""
-    return [
-        op.weights
-        for op in body.walk()
-        if isinstance(op, rom.DotOp) and not isinstance(rom.resolve(op, op.weights), rom.SlotOp)
-    ]
+    for name, numbers in of.items():
+        if len(numbers) == 1 and rom.EmbedOp not in kinds.get(name, set()):
+            (number,) = numbers
+            domains[name] = "power_head" if number == roles.HEAD else f"power{number}"
+    return {name: domains[name] for name in kinds if name in domains}
 
 
 def _place_rom(
-    module: ModuleOp, machine: Machine, given: Mapping | None
+    module: ModuleOp, machine: Machine, given: MappingFile | None
 ) -> list[PlaceOp | DomainOp]:
     """Places the matrices for the fewest cycles; if they do not fit, for the least padding."""
     try:
@@ -338,7 +322,7 @@ def _place_rom(
 
 
 def _engrave(
-    module: ModuleOp, machine: Machine, given: Mapping | None, *, compact: bool
+    module: ModuleOp, machine: Machine, given: MappingFile | None, *, compact: bool
 ) -> Iterator[EngraveOp | DomainOp]:
     banks = _Banks(machine)
     tensors = _engraved(module, machine)
@@ -406,34 +390,26 @@ def _check_capacity(
         raise _rom_overflow(machine, counted, use, max(banks.bits))
 
 
-def _extras(module: ModuleOp, machine: Machine, kinds: dict[str, set[type[Operation]]]) -> set[str]:
+def _extras(
+    machine: Machine,
+    kinds: Mapping[str, set[type[Operation]]],
+    heads: Set[str],
+    layers: Set[str],
+) -> set[str]:
     """Tensors that the target's policy puts into ROM beyond the published."""
-    repeated = _repeated(module)
     extras: set[str] = set()
     for name, used in kinds.items():
-        if name in repeated:
+        if name in layers:
             continue
-        is_head, is_embedding = rom.DotOp in used, rom.EmbedOp in used
+        is_head, is_embedding = name in heads, rom.EmbedOp in used
         store = machine.head_store if is_head else machine.embedding_store
         if (is_head or is_embedding) and store == "extra-rom":
             extras.add(name)
     return extras
 
 
-def _repeated(module: ModuleOp) -> set[str]:
-    """Buffers bound to slots of repeated layers."""
-    return {
-        symbol.root_reference.data
-        for op in module.walk()
-        if isinstance(op, rom.RepeatOp)
-        for instance in op.instances
-        for symbol in instance.data.values()
-        if isinstance(symbol, SymbolRefAttr)
-    }
-
-
 def _check_formats(
-    module: ModuleOp, machine: Machine, tensors: Sequence[_Engraved], repeated: Set[str]
+    module: ModuleOp, machine: Machine, tensors: Sequence[_Engraved], layers: Set[str]
 ) -> None:
     """The chip has cells for all weights, in the layers and outside of them.
 
@@ -442,13 +418,13 @@ def _check_formats(
     """
 
     def cells(one: _Engraved) -> tuple[str, ...]:
-        return machine.weights if one.name in repeated else machine.head_weights
+        return machine.weights if one.name in layers else machine.head_weights
 
     faulty = [t for t in tensors if t.type.is_matrix and t.type.code.data not in cells(t)]
     if not faulty:
         return
     first, *others = faulty
-    part = "in the layers" if first.name in repeated else "outside the layers"
+    part = "in the layers" if first.name in layers else "outside the layers"
     more = f", and {len(others)} more matrices are of such formats" if others else ""
     raise UserError(
         f"weights {first.parameter.key.data} are {first.type.code.data}, which {machine.name} has "

@@ -19,6 +19,7 @@ from intaglio.dialects.codes import SLOT_BITS
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.search import largest
 from intaglio.runtime.external_traffic import traffic
+from intaglio.runtime.rom_use import heads, products
 from intaglio.runtime.wording import counted
 
 RANKS = (0, 4, 8, 16, 32, 64, 128)
@@ -60,7 +61,7 @@ class Demand:
 def demand_of(program: Program) -> Demand:
     """The demand of a compiled model.
 
-    Without slots, the sites are those that the matrices of its repeated layers would make.
+    Without slots, the sites are those that the matrices of its layers would make.
     """
     from intaglio.dialects.fabric import SCALE_BYTES, kv_code_bytes
 
@@ -80,14 +81,9 @@ def demand_of(program: Program) -> Demand:
 
 
 def _layer_matrices(program: Program) -> Iterator[str]:
-    """Engraved matrices that a product of a repeated block uses."""
-    for block in program.blocks:
-        if len(block.instances) < 2:
-            continue
-        for instance in block.instances:
-            for one in block.instructions:
-                if one.opcode == "matvec" and one.queue == "matrix":
-                    yield instance[one.uses["weights"]]
+    """Engraved matrices of the products of all layers: of all but the head."""
+    head = heads(program)
+    yield from (name for name in products(program) if name not in head)
 
 
 def adapter_bytes(machine: Machine, demand: Demand, rank: int) -> int:

@@ -89,3 +89,26 @@ def products(program: Program) -> list[str]:
         for one in block.instructions
         if one.opcode == "matvec" and one.queue == "matrix"
     ]
+
+
+def heads(program: Program) -> set[str]:
+    """The matrices that give the logits: no other product comes between."""
+
+    def overlap(one: str, other: str) -> bool:
+        a, b = program.buffers[one], program.buffers[other]
+        return a.address < b.address + b.size and b.address < a.address + a.size
+
+    wanted, found = {program.logits}, set[str]()
+    for block in reversed(program.blocks):
+        if len(block.instances) > 1:
+            break
+        for one in reversed(block.instructions):
+            if not any(overlap(name, other) for name in one.writes for other in wanted):
+                continue
+            product = one.opcode == "matvec"
+            if product and one.queue == "matrix":
+                found.add(block.instances[0][one.uses["weights"]])
+            # A buffer may be read where it is written; its value before is another's.
+            wanted = {name for name in wanted if not any(overlap(name, w) for w in one.writes)}
+            wanted |= set(one.reads[1:] if product else one.reads)
+    return found
