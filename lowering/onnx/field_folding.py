@@ -104,6 +104,11 @@ def _constants(node: Node, inputs: Inputs) -> list[Value] | None:
                 out[place] = term.value
             elif isinstance(term, Number):
                 out[place] = bool(term.value) if term.dtype == "BOOL" else term.value
+            elif out.size == 1:
+                # Lengths decide it: the capacity of the caches may tell (`conditions`).
+                dims = tuple(expression(n) for n in out.shape)
+                dtype = "BOOL" if op in COMPARISONS or op in LOGICAL else "INT64"
+                return [Field(dims, term, dtype)]
             else:
                 raise Refusal(f"{op} of {', '.join(str(f[place]) for f in found)} is not known")
         if out.size and all(isinstance(v, bool) for v in out.flat):

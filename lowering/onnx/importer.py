@@ -7,7 +7,7 @@ unsupported nodes are reported together, before any weight is read.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +15,11 @@ import numpy as np
 from xdsl.dialects.builtin import IndexType, ModuleOp, i32
 from xdsl.ir import Block
 
+from intaglio.dialects.errors import UserError, UserErrors
 from intaglio.lowering.onnx import (
     adapters,
     analysis,
+    conditions,
     curves,
     field_folding,
     lazy,
@@ -27,8 +29,9 @@ from intaglio.lowering.onnx import (
     written_norms,
 )
 from intaglio.lowering.onnx.assembly import DEFAULT_CONTEXT, assemble, finish
+from intaglio.lowering.onnx.branches import ancestors, taken
 from intaglio.lowering.onnx.expressions import PAST, SEQUENCE, expression
-from intaglio.lowering.onnx.fields import same_for_all_tokens
+from intaglio.lowering.onnx.fields import field, same_for_all_tokens
 from intaglio.lowering.onnx.inputs import bind_inputs
 from intaglio.lowering.onnx.model import Graph, Node, Subgraph
 from intaglio.lowering.onnx.model_file import load
@@ -53,6 +56,7 @@ from intaglio.lowering.onnx.values import (
     Stored,
     Unknown,
     Value,
+    numbers,
 )
 from intaglio.lowering.onnx.weights import FLOAT_WEIGHTS_HINT, Parameter
 from intaglio.lowering.parameters import ParameterSource
@@ -124,15 +128,14 @@ def import_model(
         UserError: the file is unusable.
         UserErrors: nodes, inputs or outputs are not supported; all are listed.
     """
-    rounding = None if weights is None else parse_request(weights)
     graph, lifted = adapters.without_lifted(load(path, allow_links=allow_links))
-    importer = _Import(
-        graph,
-        Step(
+
+    def step(graph: Graph, bound: int | None) -> Step:
+        return Step(
             graph=graph,
             block=Block(arg_types=[i32, IndexType()]),
             adapters=adapters.find(graph),
-            rounding=rounding,
+            rounding=None if weights is None else parse_request(weights),
             head_rounding=parse_rounding(head),
             float_weights_hint=float_weights_hint,
             heads=analysis.float_heads(graph),
@@ -142,15 +145,104 @@ def import_model(
             sequence=SEQUENCE,
             total=PAST + SEQUENCE,
             codes=tuple(codes),
-        ),
-    )
-    if lifted:
-        importer.report.warnings.append(
-            f"{len(lifted)} inputs are matrices of adapters to be given at run time ('{lifted[0]}' "
-            "and others): the base is compiled without their branches; --adapter-slots reserves "
-            "places for adapters, and `intaglio adapter add` fills them"
+            bound=bound,
         )
-    return importer.run(context)
+
+    def attempt(bound: int | None) -> tuple[ImportedModel | UserErrors, list[tuple[int, Node]]]:
+        found, switches = _with_branches(graph, bound, step)
+        importer = _Import(found, step(found, bound))
+        importer.step.switches += switches
+        if lifted:
+            importer.report.warnings.append(
+                f"{len(lifted)} inputs are matrices of adapters to be given at run time "
+                f"('{lifted[0]}' and others): the base is compiled without their branches; "
+                "--adapter-slots reserves places for adapters, and `intaglio adapter add` fills "
+                "them"
+            )
+        try:
+            return importer.run(bound), importer.step.switches
+        except UserErrors as errors:
+            return errors, importer.step.switches
+
+    return _within(str(path), context, attempt)
+
+
+Attempt = Callable[[int | None], tuple["ImportedModel | UserErrors", list[tuple[int, Node]]]]
+
+
+def _within(file: str, context: int | None, attempt: Attempt) -> ImportedModel:
+    """Imports for the context, or for fewer tokens where the graph computes otherwise beyond them.
+
+    Without a context, the number up to which the graph does the same becomes the context.
+
+    Raises:
+        UserErrors: what is not supported, or a context beyond that number.
+    """
+    found, switches = attempt(context)
+    bound, switch = context, None
+    while isinstance(found, UserErrors):
+        open_ = [one for one in switches if bound is None or one[0] < bound]
+        if not open_:
+            break
+        switch = min(open_, key=lambda one: one[0])
+        bound = switch[0]
+        found, switches = attempt(bound)
+    if switch is None:
+        if isinstance(found, UserErrors):
+            raise found
+        return found
+    tokens, node = switch
+    error = UserError(
+        f"the graph computes otherwise beyond {tokens} tokens (as models with LongRoPE switch "
+        "their rotary tables), and a chip holds one of the two",
+        file=file,
+        node=node.name,
+        op_type=node.op_type,
+        hint=f"compile with --context {tokens} or less",
+    )
+    if isinstance(found, UserErrors):
+        raise found if context is None else UserErrors([*found.errors, error])
+    if context is not None:
+        raise UserErrors([error])
+    warning = (
+        f"node '{node.name}' ({node.op_type}): the graph computes otherwise beyond {tokens} "
+        "tokens, which becomes the context"
+    )
+    return replace(found, warnings=(*found.warnings, warning))
+
+
+def _with_branches(
+    graph: Graph, bound: int | None, step: Callable[[Graph, int | None], Step]
+) -> tuple[Graph, list[tuple[int, Node]]]:
+    """The graph with the branch in the place of each If whose condition is known."""
+    switches: list[tuple[int, Node]] = []
+    open_: set[str] = set()
+    while True:
+        node = next(
+            (n for n in graph.nodes if n.op_type == "If" and n.outputs[0] not in open_), None
+        )
+        if node is None:
+            return graph, switches
+        condition = _Import(graph, step(graph, bound)).value(node.input(0))
+        switches += condition.switches
+        branches = [node.attributes.get(name) for name in ("then_branch", "else_branch")]
+        flat = None if condition.found is None else numbers(condition.found)
+        if flat is None or flat.size != 1:
+            open_.add(node.outputs[0])
+            continue
+        branch = branches[0 if flat.reshape(-1)[0] else 1]
+        if not isinstance(branch, Subgraph) or len(branch.outputs) != len(node.outputs):
+            open_.add(node.outputs[0])
+            continue
+        graph = taken(graph, node, branch)
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """A value that an If reads, as far as it is known, and the switches met on the way."""
+
+    found: Value | None
+    switches: list[tuple[int, Node]]
 
 
 def _hint_of(fault: str) -> str | None:
@@ -175,12 +267,22 @@ class _Import:
         self.report = Report(str(graph.path))
         self.check = NodeCheck(graph)
 
-    def run(self, context: int | None) -> ImportedModel:
-        self.step.capacity = context or DEFAULT_CONTEXT
+    def _begin(self) -> None:
         bind_inputs(self.step, self.report)
         for name, tensor in self.graph.initializers.items():
             if name not in self.graph.inputs:
                 self.step.values[name] = Stored(tensor, tensor.dims)
+
+    def value(self, name: str) -> _Condition:
+        """What a value is, from the nodes that it is computed by alone."""
+        self._begin()
+        for node in ancestors(self.graph, name):
+            self._visit(node)
+        return _Condition(self.step.values.get(name), self.step.switches)
+
+    def run(self, context: int | None) -> ImportedModel:
+        self.step.capacity = context or DEFAULT_CONTEXT
+        self._begin()
         live = analysis.live_nodes(self.graph)
         for node in self.graph.nodes:
             faults = self.check.faults(node)
@@ -202,6 +304,7 @@ class _Import:
         check_pasts(self.step, self.report)
         if self.step.rounding is not None:
             self.report.warnings += self.step.rounding.unused()
+        self._limit_positions()
         finish(self.step, logits, head)
         module, parameters = assemble(self.step, self.report, context)
         return ImportedModel(
@@ -214,6 +317,13 @@ class _Import:
             warnings=(*self.report.warnings, *self.step.warnings),
             rounded=self.step.rounded,
         )
+
+    def _limit_positions(self) -> None:
+        """What was decided for the capacity holds up to the next switch and no further."""
+        step = self.step
+        if step.bound is not None:
+            beyond = [tokens for tokens, _ in step.switches if tokens >= (step.bound or 0)]
+            step.positions = min([step.positions or max(beyond, default=0), *beyond])
 
     def _visit(self, node: Node) -> None:
         try:
@@ -236,7 +346,11 @@ class _Import:
 
     def _check(self, node: Node) -> None:
         if any(isinstance(value, Subgraph | list) for value in node.attributes.values()):
-            raise Refusal("control flow (a subgraph) is not supported")
+            raise Refusal(
+                "which branch it takes is not known before the token"
+                if node.op_type == "If"
+                else "control flow (a subgraph) is not supported"
+            )
         for name in node.inputs:
             if name and name not in self.step.values:
                 self.step.values[name] = Unknown()
@@ -284,7 +398,7 @@ class _Import:
         folded = _folded(node, entry, inputs, known=known)
         if folded is not None:
             for i, value in enumerate(folded):
-                self.step.bind(node, value, i)
+                self.step.bind(node, self._decided(node, value, i), i)
             return
         if known:
             node, inputs = self._with_constants(node, inputs)
@@ -301,6 +415,20 @@ class _Import:
         raise Refusal(
             f"{node.op_type} is supported {entry.limits or 'on constants'}; here it reads {kinds}"
         )
+
+    def _decided(self, node: Node, value: Value, i: int) -> Value:
+        """A tensor of positions or lengths, as far as the capacity of the caches decides it."""
+        if not isinstance(value, Field):
+            return value
+        step = self.step
+        one_by_one = step.sequence == 1
+        step.switches += [
+            (tokens, node) for tokens in conditions.switches(value.term, one_by_one=one_by_one)
+        ]
+        if step.bound is None:
+            return value
+        term = conditions.decided(value.term, step.bound)
+        return value if term == value.term else field(node, value.dims, term, value.dtype, i)
 
     def _with_constants(
         self, node: Node, inputs: list[Value | None]

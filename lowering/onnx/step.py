@@ -102,6 +102,9 @@ class Step:
         attended: symbols of the caches that an attention reads.
         settled: nodes that became an activation function together.
         codes: what the chip has cells for; weights are narrowed to one of them where they fit.
+        bound: tokens that the caches hold at most, where that is known before the import.
+        switches: numbers of tokens beyond which the graph computes otherwise, with the node that
+            says so; those above `bound` are not decided by it.
     """
 
     graph: Graph
@@ -132,6 +135,8 @@ class Step:
     warnings: list[str] = field(default_factory=list)
     has_integers: bool = False
     superseded: set[int] = field(default_factory=set)
+    bound: int | None = None
+    switches: list[tuple[int, Node]] = field(default_factory=list)
     codes: tuple[str, ...] = ()
 
     @property

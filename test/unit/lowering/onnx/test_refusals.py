@@ -246,14 +246,24 @@ def test_adapters_as_inputs(decoder):
 
 
 def test_control_flow(decoder):
-    branch = helper.make_graph(
-        [helper.make_node("Relu", ["x"], ["b"])],
-        "branch",
-        [],
-        [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)],
-    )
+    ports = [
+        helper.make_tensor_value_info(name, dtype, None)
+        for name, dtype in (
+            ("i", TensorProto.INT64),
+            ("c", TensorProto.BOOL),
+            ("a", TensorProto.FLOAT),
+            ("again", TensorProto.BOOL),
+            ("b", TensorProto.FLOAT),
+        )
+    ]
+    nodes = [
+        helper.make_node("Identity", ["c"], ["again"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+    ]
+    body = helper.make_graph(nodes, "body", ports[:3], ports[3:])
+    decoder.constant("three", np.array(3))
     decoder.constant("yes", np.array(True))
-    decoder.node("If", ["yes"], ["y"], then_branch=branch, else_branch=branch)
+    decoder.node("Loop", ["three", "yes", "x"], ["y"], body=body)
     assert "control flow" in errors(decoder)[0]
 
 
