@@ -16,7 +16,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
-from intaglio.backend.images import Images, write_images
+from intaglio.backend.images import Images, clipped_warnings, write_images
 from intaglio.backend.measure import Stopwatch
 from intaglio.backend.output import (
     MANIFEST,
@@ -37,6 +37,7 @@ from intaglio.backend.target_file import write_target
 from intaglio.backend.whole import write_text
 from intaglio.dialects.errors import CompilerBug, UserError, UserErrors
 from intaglio.dialects.fabric import machine_of
+from intaglio.lowering.fractions import Stream, fractions, stream_warnings
 from intaglio.lowering.legalize import RomLegalize, substituted
 from intaglio.lowering.loss_warning import NOTEWORTHY, loss_warnings
 from intaglio.lowering.mapping import mapping_of
@@ -120,6 +121,7 @@ def compile_model(
     module = imported.module
     warnings = [*said, *imported.warnings]
     images = Images()
+    streams: tuple[Stream, ...] = ()
     with whole_or_nothing(out) as folder:
         for stage, stage_passes in passes(options):
             progress(f"{stage}: {', '.join(one.name for one in stage_passes)}")
@@ -127,6 +129,9 @@ def compile_model(
                 for one in stage_passes:
                     if isinstance(one, RomLegalize):
                         warnings += substituted(module, machine_of(module))
+                        chosen = fractions(module, machine_of(module))
+                        warnings += stream_warnings(chosen.streams)
+                        streams = chosen.streams
                     with _about(model):
                         one.apply(Context(), module)
                     _verify(module, one.name)
@@ -141,6 +146,7 @@ def compile_model(
                     )
                 warnings += loss_warnings(images.losses.values(), MANTISSAS, MANTISSAS_HELP)
                 write_json(folder / "mapping.json", mapping_of(module, machine_of(module)))
+                warnings += clipped_warnings(images)
             with watch.stage(f"print {stage}"):
                 _write_ir(module, folder / "ir" / f"{stage}.mlir")
         if options.emit not in IR_STAGES[:-1]:
@@ -152,7 +158,7 @@ def compile_model(
         warnings += _adapter_graph(module, folder / next(iter(inputs)))
         with watch.stage("hash"):
             progress("hashing")
-            manifest = _manifest(options, imported, inputs, images, folder)
+            manifest = _manifest(options, imported, inputs, images, streams, folder)
         write_json(folder / MANIFEST, manifest)
         write_json(folder / TIMINGS, {"schema": SCHEMA, "stages": watch.stages})
         if gone := adapters_in(out):
@@ -333,6 +339,7 @@ def _manifest(
     imported: ImportedModel,
     inputs: dict[str, Path],
     images: Images,
+    streams: tuple[Stream, ...],
     folder: Path,
 ) -> dict[str, Any]:
     outputs: dict[str, str] = {}
@@ -365,5 +372,7 @@ def _manifest(
                 for name, loss in sorted(images.losses.items())
                 if loss.share > NOTEWORTHY
             },
+            "clipped": dict(sorted(images.clipped.items())),
+            "embeddings": [asdict(one) for one in streams],
         },
     }

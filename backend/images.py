@@ -31,7 +31,8 @@ from intaglio.dialects import rom
 from intaglio.dialects.codes import container_bits, fixed
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import ConstantOp, EngraveOp, machine_of, places
-from intaglio.lowering.loss_warning import Loss
+from intaglio.dialects.fixed_point import Saturations
+from intaglio.lowering.loss_warning import NAMED, Loss
 from intaglio.lowering.parameters import ParameterSource, row_chunks
 from intaglio.lowering.used_scales import Uses
 
@@ -47,6 +48,8 @@ class Images:
 
     losses: dict[str, Loss] = field(default_factory=dict)
     """Of each tensor, the part that loses most (`backend/image_losses.py`)."""
+    clipped: dict[str, int] = field(default_factory=dict)
+    """Elements of a tensor that its format does not hold, where there are any."""
     zeros: dict[str, Zeros] = field(default_factory=dict)
     """Of each engraved tensor that is ternary or lies in ternary cells."""
     digests: dict[str, str] = field(default_factory=dict)
@@ -137,6 +140,21 @@ def write_images(
     return images
 
 
+def clipped_warnings(images: Images) -> list[str]:
+    """A warning that names the tensors with elements beyond their formats, if there are any."""
+    if not images.clipped:
+        return []
+    most = sorted(images.clipped.items(), key=lambda one: (-one[1], one[0]))
+    named = ", ".join(f"'{name}' ({count:,})" for name, count in most[:NAMED])
+    others = f" and {len(most) - NAMED:,} more tensors" if len(most) > NAMED else ""
+    warning = (
+        f"elements beyond the range of their format are clipped, of {named}{others} "
+        "(manifest.json, rounding); fewer fraction bits hold more: --set fraction_bits=N, or leave "
+        "it to the model's magnitudes"
+    )
+    return [warning]
+
+
 def _counter(parameter: rom.ParameterOp, has_cells: bool) -> Counter | None:
     """Counts the zeros of a tensor where they matter and are one code."""
     type_ = parameter.type
@@ -191,16 +209,21 @@ def _exponent(parameter: rom.ParameterOp) -> int:
 
 
 def _mantissas(
-    parameter: rom.ParameterOp, exact: npt.NDArray[np.float64], bits: int
+    parameter: rom.ParameterOp, exact: npt.NDArray[np.float64], bits: int, images: Images
 ) -> npt.NDArray[np.int64]:
-    """Rounds half to even at the parameter's exponent and saturates."""
+    """Rounds half to even at the parameter's exponent and saturates; counts what did."""
+    clipped = Saturations()
     try:
-        return fixed(exact, _exponent(parameter), bits)
+        rounded = fixed(exact, _exponent(parameter), bits, clipped)
     except ValueError as error:
         raise UserError(
             f"{parameter.key.data} holds infinities or not-a-number",
             hint="export the model again; such weights cannot be engraved",
         ) from error
+    if clipped.count:
+        name = parameter.sym_name.data
+        images.clipped[name] = images.clipped.get(name, 0) + clipped.count
+    return rounded
 
 
 def _dense(
@@ -215,7 +238,7 @@ def _dense(
     losses = ValueLosses(parameter.key.data, _exponent(parameter), len(type_.dims), type_.bits)
     for first, last in row_chunks(rows, 8 * width):
         values = source.values(first, last).astype(np.float64) * multiplier
-        rounded = _mantissas(parameter, values, type_.bits)
+        rounded = _mantissas(parameter, values, type_.bits, images)
         losses.add(values, rounded, first)
         yield rounded.astype({16: np.int16, 32: np.int32}[type_.bits])
     images.losses[parameter.sym_name.data] = losses.worst
@@ -235,7 +258,7 @@ def _scales(
         scales = source.scales(first, last).astype(np.float64)
         if scales.max() > peak or scales.min() < -peak:
             scales[np.abs(scales) > peak] = 0
-        rounded = _mantissas(parameter, scales, 16)
+        rounded = _mantissas(parameter, scales, 16, images)
         losses.add(scales, rounded, first)
         yield rounded.astype(np.int16)
     images.losses[parameter.sym_name.data] = losses.worst

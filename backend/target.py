@@ -152,6 +152,11 @@ class Target:
         name = "policy.rom_logic"
         return self.text(name) if name in self.parameters else "table"
 
+    @property
+    def _fractions(self) -> str:
+        """Whoever sets fraction bits sets those of all values."""
+        return "set" if self.parameters["formats.fraction_bits"].origin == "option" else "model"
+
     def machine(self) -> Machine:
         """The figures the passes need, without origins."""
         vector_units = self.integer("array.vector_units")
@@ -201,6 +206,7 @@ class Target:
             head_store=self.text("policy.head_store"),
             fraction_bits=self.integer("formats.fraction_bits"),
             rom_logic=self._rom_logic,
+            fractions=self._fractions,
             **latencies,
         )
 

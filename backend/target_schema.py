@@ -192,7 +192,13 @@ KEYS: dict[str, Key] = {
         "attention weights; follows the activations", "uint8", "uint16", settable=False
     ),
     "formats.embedding": _choice("embeddings that arrive as floats", "int16", "int8"),
-    "formats.fraction_bits": Key("int", "fraction of 32-bit fixed point", "bit", 8, 24),
+    "formats.fraction_bits": Key(
+        "int",
+        "fraction of 32-bit fixed point where magnitudes of the model ask for no other",
+        "bit",
+        8,
+        30,
+    ),
     "latency.issue": _cycles("last condition of an instruction to its start"),
     "latency.broadcast": _cycles("activation buffer to the L-Units"),
     "latency.mac_pipeline": _cycles("fill of the L-Unit's pipeline"),

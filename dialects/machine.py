@@ -95,6 +95,7 @@ class Machine:
     embedding: str
     """Format of embeddings that arrive as floats: int16 or int8."""
     fraction_bits: int
+    """Of values of 32 bits whose magnitudes ask for no others."""
     # Policy
     placement: str
     """`spread`: every matrix on all tiles; `packed`: each on as few tiles as hold it."""
@@ -136,6 +137,9 @@ class Machine:
     rom_logic: str = "table"
     """How a ROM bank that is logic is written: `table`, its truth table; `shared`, gates that its
     bits share."""
+    fractions: str = "model"
+    """`model`: values whose magnitudes ask for it have other fractions than `fraction_bits`
+    (`lowering/fractions.py`); `set`: none has."""
 
     def check(self) -> None:
         """Whether passes can work with the figures.

@@ -558,6 +558,8 @@ class ParameterOp(IRDLOperation):
     """The zero point of all weights, where the type has no `zeros`."""
     zero_fraction = opt_prop_def(FloatAttr)
     """The share of weights that are 0, where the importer knows it (ternary matrices)."""
+    rms = opt_prop_def(FloatAttr)
+    """Root mean square of the elements of a typical row, where the importer looked at it."""
     codes = opt_prop_def(ImageAttr)
     scales = opt_prop_def(ImageAttr)
     zeros = opt_prop_def(ImageAttr)
@@ -577,12 +579,14 @@ class ParameterOp(IRDLOperation):
         exponent: int | None = None,
         zero: int | None = None,
         zero_fraction: float | None = None,
+        rms: float | None = None,
     ) -> None:
         super().__init__(
             properties={
                 "sym_name": StringAttr(name),
                 "type": type_,
                 "key": StringAttr(key),
+                "rms": None if rms is None else FloatAttr(rms, 64),
                 "zero_fraction": None if zero_fraction is None else FloatAttr(zero_fraction, 64),
                 "peak": None if peak is None else FloatAttr(peak, 64),
                 "multiplier": None if multiplier is None else FloatAttr(multiplier, 64),

@@ -55,7 +55,7 @@ SCORE_FRAC = 16
 PROBABILITY_FRAC = 24
 """Fraction bits of softmax's numerators and of their sum."""
 ROTARY_FRAC = 14
-"""Fraction bits of the rotary embedding's cosines and sines."""
+"""Fraction bits of the rotary embedding's cosines and sines, unless they reach 2."""
 UNIT_FRAC = 24
 """Fraction bits of a normalised vector before its weight is applied."""
 NORM_WIDTH = 1 << 14
@@ -573,27 +573,29 @@ def rotary(
     heads: int,
     interleaved: bool = False,
     saturations: Saturations | None = None,
+    table_frac: int = ROTARY_FRAC,
 ) -> Ints:
     """Rotary position embedding: rotates pairs of elements of each head by the token's angles.
 
-    For a pair (a, b) with cosine c and sine s of 14 fraction bits::
+    For a pair (a, b) with cosine c and sine s::
 
-        a' = shift_saturate(a * c - b * s, 14)       products 48 bits, sum 49 -> 32
-        b' = shift_saturate(b * c + a * s, 14)
+        a' = shift_saturate(a * c - b * s, table_frac)       products 48 bits, sum 49 -> 32
+        b' = shift_saturate(b * c + a * s, table_frac)
 
     Pairs are (i, i + R/2), or (2i, 2i + 1) when interleaved, among the first R elements of a head
     (R = twice the cosines); the others pass. The cosines' rounding turns into an error of at most
-    2**-15 of ``|a| + |b|``.
+    ``2**-(table_frac + 1)`` of ``|a| + |b|``.
 
     Stands for RotaryEmbedding (both domains) and GroupQueryAttention with do_rotary.
 
     Args:
         x: Fixed [..., heads * head_dim].
-        cos: int16 in Q14, [..., R/2] with the leading axes of `x` (a row for each token).
+        cos: int16, [..., R/2] with the leading axes of `x` (a row for each token).
         sin: the same.
         heads: number of heads.
         interleaved: which elements are pairs.
         saturations: counts elements.
+        table_frac: fraction bits of the cosines and sines: 14, fewer where they reach 2.
     """
     by_head = _grouped(np.asarray(x, np.int64), heads)
     half = cos.shape[-1]
@@ -605,8 +607,8 @@ def rotary(
         first, second = slice(0, half), slice(half, 2 * half)
     a, b = by_head[..., first], by_head[..., second]
     y = by_head.copy()
-    y[..., first] = shift_saturate(a * c - b * s, ROTARY_FRAC, FIXED_BITS, saturations)
-    y[..., second] = shift_saturate(b * c + a * s, ROTARY_FRAC, FIXED_BITS, saturations)
+    y[..., first] = shift_saturate(a * c - b * s, table_frac, FIXED_BITS, saturations)
+    y[..., second] = shift_saturate(b * c + a * s, table_frac, FIXED_BITS, saturations)
     return y.reshape(x.shape)
 
 

@@ -22,7 +22,7 @@ from xdsl.dialects.builtin import (
     TensorType,
     i64,
 )
-from xdsl.ir import Attribute, Block, Operation, SSAValue
+from xdsl.ir import Block, Operation, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
 from xdsl.utils.exceptions import PassFailedException
@@ -34,7 +34,6 @@ from intaglio.dialects.fabric import machine_of
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.semantics import (
-    ROTARY_FRAC,
     SCORE_FRAC,
     accumulator_bits,
     pre_shift,
@@ -43,6 +42,7 @@ from intaglio.dialects.semantics import (
     weighted_sum_bits,
 )
 from intaglio.lowering.buffers import context, name_of
+from intaglio.lowering.fractions import Fractions, fractions
 from intaglio.lowering.order import check_before
 
 LOG2E = Fraction(math.log2(math.e))
@@ -106,21 +106,23 @@ class RomLegalize(ModulePass):
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         machine = machine_of(op)
         check_before(self.name, op, self.name)
-        _convert_buffers(op, machine)
+        chosen = fractions(op, machine)
+        _convert_buffers(op, machine, chosen)
         for symbol in list(op.ops):
             if isinstance(symbol, rom.StepOp | rom.LayerOp):
-                _Body(machine).convert(symbol.body.block)
+                _Body(machine, chosen).convert(symbol.body.block)
 
 
 # --- buffers ------------------------------------------------------------------------------------
 
 
-def _conversions(op: Operation, machine: Machine, capacity: int) -> dict[str, Conversion]:
+def _conversions(op: Operation, chosen: Fractions, capacity: int) -> dict[str, Conversion]:
     """How the buffers an operator names are to be converted, by symbol."""
-    frac = machine.fraction_bits
 
     def fixed(symbol: SymbolRefAttr | None) -> dict[str, Conversion]:
-        return {} if symbol is None else {name_of(symbol): Conversion("fixed32", exponent=frac)}
+        if symbol is None:
+            return {}
+        return {name_of(symbol): Conversion("fixed32", exponent=chosen.of[op.results[0]])}
 
     match op:
         case rom.EmbedOp():
@@ -134,13 +136,13 @@ def _conversions(op: Operation, machine: Machine, capacity: int) -> dict[str, Co
             width = rom.vector_size(op.input.type)
             return {name_of(op.gamma): Conversion("fixed16", math.sqrt(width)), **fixed(op.beta)}
         case rom.RotaryOp():
-            table = Conversion("fixed16", exponent=ROTARY_FRAC, rows=capacity)
+            table = Conversion("fixed16", exponent=chosen.rotary, rows=capacity)
             return {name_of(op.cos): table, name_of(op.sin): table}
         case _:
             return {}
 
 
-def _convert_buffers(module: ModuleOp, machine: Machine) -> None:
+def _convert_buffers(module: ModuleOp, machine: Machine, chosen: Fractions) -> None:
     wanted: dict[rom.ParameterOp | rom.SlotOp, Conversion] = {}
     static: set[Operation] = {
         op for op in module.ops if isinstance(op, rom.CacheOp) and op.static_scale is not None
@@ -156,7 +158,7 @@ def _convert_buffers(module: ModuleOp, machine: Machine) -> None:
 
     capacity = context(module)
     for op in module.walk():
-        for symbol, conversion in _conversions(op, machine, capacity).items():
+        for symbol, conversion in _conversions(op, chosen, capacity).items():
             want(rom.resolve(op, SymbolRefAttr(symbol)), conversion, op.name)
     for op in module.walk():
         if isinstance(op, rom.RepeatOp):
@@ -253,18 +255,19 @@ class _Body:
     """Converts one block, operator by operator, in order."""
 
     machine: Machine
+    chosen: Fractions
     quantized: dict[tuple[SSAValue, str], SSAValue] = field(default_factory=dict)
 
     def convert(self, block: Block) -> None:
         for argument in list(block.args):
             if isinstance(argument.type, TensorType):
-                Rewriter.replace_value_with_new_type(argument, self.fixed(argument.type))
+                Rewriter.replace_value_with_new_type(argument, self.fixed(argument))
         for op in list(block.ops):
             if (converter := _CONVERTERS.get(type(op))) is not None:
                 converter(self, op)
 
-    def fixed(self, type_: Attribute) -> rom.FixedType:
-        return rom.FixedType(rom.vector_size(type_), self.machine.fraction_bits)
+    def fixed(self, value: SSAValue) -> rom.FixedType:
+        return rom.FixedType(rom.vector_size(value.type), self.chosen.of[value])
 
     def insert(self, before: Operation, op: Operation) -> SSAValue:
         Rewriter.insert_op(op, InsertPoint.before(before))
@@ -277,7 +280,7 @@ class _Body:
         """Keeps an operator and gives its results the integer types."""
         for result in op.results:
             if isinstance(result.type, TensorType):
-                Rewriter.replace_value_with_new_type(result, self.fixed(result.type))
+                Rewriter.replace_value_with_new_type(result, self.fixed(result))
 
     def quantize(self, before: Operation, x: SSAValue, fmt: str, onnx: rom.Nodes) -> SSAValue:
         if (x, fmt) not in self.quantized:
@@ -303,7 +306,7 @@ class _Body:
             weights,
             pre_shift(bits),
             op.onnx,
-            self.fixed(op.output.type),
+            self.fixed(op.output),
             bias=None if op.bias is None else name_of(op.bias),
         )
         self.replace(op, dot, requantize)
@@ -381,7 +384,7 @@ class _Body:
             name_of(op.values),
             op.position,
             op.onnx,
-            self.fixed(op.output.type),
+            self.fixed(op.output),
             window=window,
         )
         self.replace(op, scores, probabilities, output)

@@ -31,8 +31,10 @@ SLOWEST = 10
 def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dict[str, Any]:
     """Sizes, cycles, power and bottlenecks of an output folder.
 
-    Keys: `schema`, `target`, `clock_hz`, `model`, `context`, `rom` (bits by use and by class of
-    tensor, fill of the banks; `extra_bits` of them lie in banks made deeper than published),
+    Keys: `schema`, `target`, `clock_hz`, `model`, `context`, `formats` (`fraction_bits` of
+    fixed-point values: what embeddings enter, the logits, and all that occur), `rom` (bits by use
+    and by class of tensor, fill of the banks; `extra_bits` of them lie in banks made deeper than
+    published),
     `zeros` (of the weights and of their stored bits, by class of tensor), `constants`, `sram` and
     `vector_memory` (bytes; of the SRAM's `kv_bytes`, `kv_tokens` are the tokens whose keys and
     values are there and `kv_scale_bytes` the scales, which are those of the whole context),
@@ -74,6 +76,7 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
             "activations": program.machine.activations,
             "kv": sorted({cache.format for cache in program.caches.values()}),
             "probabilities": program.machine.probabilities,
+            "fraction_bits": _fraction_bits(program),
         },
         "rounding": manifest.get("rounding", {}).get("largest_relative_error"),
         "rom": _rom(program, placed),
@@ -110,6 +113,27 @@ def check_positions(program: Program, positions: Sequence[int]) -> None:
                 f"position {position} is out of range",
                 hint=f"the KV caches hold {program.capacity} tokens: 0 to {program.capacity - 1}",
             )
+
+
+def _fraction_bits(program: Program) -> dict[str, Any]:
+    """Fraction bits of fixed-point values: of embeddings, of the logits, and all that occur."""
+    fractions = {
+        name: one.type["fraction"]
+        for name, one in program.buffers.items()
+        if one.type["kind"] == "fixed"
+    }
+    embedded = [
+        fractions[name]
+        for block in program.blocks
+        for one in block.instructions
+        if one.opcode == "embed"
+        for name in one.writes
+    ]
+    return {
+        "embedding": max(embedded),
+        "logits": fractions[program.logits],
+        "all": sorted(set(fractions.values())),
+    }
 
 
 def _outside_range(target: Target) -> list[dict[str, Any]]:

@@ -45,6 +45,18 @@ def headline(content: Mapping[str, Any]) -> tuple[str, str]:
     )
 
 
+def fraction_line(content: Mapping[str, Any]) -> str:
+    """Which fraction bits fixed-point values have."""
+    bits = content["formats"]["fraction_bits"]
+    if len(bits["all"]) == 1:
+        return f"numbers 32 bits, {bits['all'][0]} of them fraction"
+    others = [str(one) for one in bits["all"] if one != bits["embedding"]]
+    return (
+        f"numbers 32 bits, {bits['embedding']} of them fraction in the residual stream, "
+        f"{' or '.join(others)} elsewhere"
+    )
+
+
 def summary_lines(content: Mapping[str, Any]) -> list[str]:
     """The most important figures of `inspect_json`, one a line."""
     rom, sram, vector = content["rom"], content["sram"], content["vector_memory"]
@@ -59,6 +71,7 @@ def summary_lines(content: Mapping[str, Any]) -> list[str]:
         f"SRAM    {sram_use}, {caches[0]}",
         *(f"        and {one}" for one in caches[1:]),
         f"vectors {_of(vector['used_bytes'], vector['capacity_bytes'])}",
+        fraction_line(content),
     ]
     if rom["extra_bits"]:
         lines.insert(

@@ -381,8 +381,9 @@ class Simulator:
         cos, sin = (np.asarray(self._images.dense(uses[name])) for name in ("cos", "sin"))
         heads, counter = one.arguments["heads"], self._counter
         interleaved = one.arguments.get("interleaved", False)
+        frac = self.program.parameters[uses["cos"]].exponent
         return lambda c: self._ops.rotary(
-            reads[0](c), cos[c.positions], sin[c.positions], heads, interleaved, counter
+            reads[0](c), cos[c.positions], sin[c.positions], heads, interleaved, counter, frac
         )
 
     def _append(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
-from intaglio.dialects.semantics import GATES, ROTARY_FRAC, SCORE_FRAC, UNIT_FRAC
+from intaglio.dialects.semantics import GATES, SCORE_FRAC, UNIT_FRAC
 from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC, Table, table
 from intaglio.runtime.kernel_code import Emitter, Path
 
@@ -619,7 +619,7 @@ def emit_rotary(k: Kernel, interleaved: bool) -> None:
     x, y = k.arrays(2)
     cos, sin = k.arrays(2, bits=16)
     tokens, heads, width, half = k.numbers(4)
-    fourteen = k.number(ROTARY_FRAC)
+    (places,) = k.numbers(1)
     with k.range(tokens) as token, k.range(heads) as head:
         offset = (token * heads + head) * width
         x, y = x.at(offset), y.at(offset)
@@ -629,8 +629,8 @@ def emit_rotary(k: Kernel, interleaved: bool) -> None:
             first = Cursor(at.index << 1, 1) if interleaved else at
             second = Cursor(first.index + (1 if interleaved else half), at.lanes)
             a, b, c, s = x.load(first), x.load(second), cos.load(at), sin.load(at)
-            y.store(first, shift_saturate(product(a, c) - product(b, s), fourteen))
-            y.store(second, shift_saturate(product(b, c) + product(a, s), fourteen))
+            y.store(first, shift_saturate(product(a, c) - product(b, s), places))
+            y.store(second, shift_saturate(product(b, c) + product(a, s), places))
 
         (k.each_one if interleaved else k.each)(half, body)
         rest = half << 1

@@ -312,6 +312,7 @@ def rotary(
     heads: int,
     interleaved: bool = False,
     saturations: Saturations | None = None,
+    table_frac: int = semantics.ROTARY_FRAC,
 ) -> Ints:
     """`semantics.rotary`."""
     half = cos.shape[-1]
@@ -324,7 +325,7 @@ def rotary(
         or cos.dtype != np.int16
         or sin.dtype != np.int16
     ):
-        return semantics.rotary(x, cos, sin, heads, interleaved, saturations)
+        return semantics.rotary(x, cos, sin, heads, interleaved, saturations, table_frac)
     source, cos, sin = _ints(x), np.ascontiguousarray(cos), np.ascontiguousarray(sin)
     result = np.empty(x.shape, np.int64)
     arguments = (
@@ -336,6 +337,7 @@ def rotary(
         heads,
         x.shape[-1] // heads,
         half,
+        table_frac,
     )
     _run(_kernel("rotary", interleaved), saturations, arguments)
     return result

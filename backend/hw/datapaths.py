@@ -373,11 +373,13 @@ def norm_element(
 # Attention
 
 
-def rotary_pair(a: Signal, b: Signal, cos: Signal, sin: Signal) -> tuple[Fixed, Fixed]:
+def rotary_pair(
+    a: Signal, b: Signal, cos: Signal, sin: Signal, table_frac: int = ROTARY_FRAC
+) -> tuple[Fixed, Fixed]:
     """A pair of elements, rotated."""
     products = {"ac": a * cos, "bs": b * sin, "bc": b * cos, "as": a * sin}
     ac, bs, bc, as_ = (p.named(f"product_{name}").cut() for name, p in products.items())
-    return shift_saturate(ac - bs, ROTARY_FRAC), shift_saturate(bc + as_, ROTARY_FRAC)
+    return shift_saturate(ac - bs, table_frac), shift_saturate(bc + as_, table_frac)
 
 
 def score_factor(q_scale: Scale, k_scale: Scale, factor: Real) -> Scale:

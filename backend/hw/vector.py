@@ -124,7 +124,9 @@ class _Vector:
         self.design, self.m, self.machine, self.shape = design, m, machine, shape
         self.lanes = machine.vector_lanes
         self.lane_bits = self.lanes.bit_length() - 1
-        self.features = Features(shape.operations, shape.gate_tables, shape.formats)
+        self.features = Features(
+            shape.operations, shape.gate_tables, shape.formats, shape.rotary_fraction
+        )
 
     def build(self) -> None:
         m = self.m

@@ -118,6 +118,7 @@ class ConstantRows:
         width: elements of a vector, or of a head.
         turning: elements of a head that turn (rotary).
         sine: whether the table is of sines: lanes that subtract get them negated.
+        fraction: fraction bits of a rotary table.
     """
 
     parameter: str
@@ -126,6 +127,7 @@ class ConstantRows:
     width: int = 0
     turning: int = 0
     sine: bool = False
+    fraction: int = ROTARY_FRAC
 
     @property
     def position_rows(self) -> int:
@@ -144,7 +146,7 @@ class ConstantRows:
             return np.tile(values.reshape(-1), self.lanes // self.width)[None]
         count, half = values.shape[0], self.turning // 2
         # What does not turn is multiplied by one.
-        still = 0 if self.sine else 1 << ROTARY_FRAC
+        still = 0 if self.sine else 1 << self.fraction
         first = -values if self.sine else values
         period = min(self.width, self.lanes)
         head = np.full((count, max(period, self.position_rows * self.lanes)), still, np.int64)
@@ -212,10 +214,17 @@ def constant_rows(
                     "half of the turning elements must be a multiple of the lanes, or a power of "
                     "two below them",
                 )
-            if kind == "halves":
-                return {r: ConstantRows(names[r], kind, lanes, width, turning) for r in _ANGLES}
             return {
-                r: ConstantRows(names[r], kind, lanes, width, turning, r == "sin") for r in _ANGLES
+                r: ConstantRows(
+                    names[r],
+                    kind,
+                    lanes,
+                    width,
+                    turning,
+                    kind != "halves" and r == "sin",
+                    program["parameters"][names[r]]["exponent"],
+                )
+                for r in _ANGLES
             }
         case _:
             return {}
@@ -283,6 +292,16 @@ def formats(program: Content) -> frozenset[str]:
         for one in _vector_instructions(program)
         if one["opcode"] in ("quantize", "softmax")
     )
+
+
+def rotary_fraction(program: Content) -> int:
+    """Fraction bits of a program's tables of cosines and sines, which are alike."""
+    for block in program["blocks"]:
+        for one in block["instructions"]:
+            if one["opcode"] == "rotary":
+                table = block["instances"][0][one["uses"]["cos"]]
+                return program["parameters"][table]["exponent"]
+    return ROTARY_FRAC
 
 
 def _vector_instructions(program: Content) -> Iterable[Content]:
@@ -524,7 +543,7 @@ class _Encoder:
             "half_rows": turning // 2 // lanes if used.kind == "halves" else 0,
             "turning_rows": -(-turning // lanes),
             "position_rows": used.position_rows,
-            "second_shift": ROTARY_FRAC,
+            "second_shift": used.fraction,
         }
 
     def softmax(self) -> dict[str, int]:

@@ -47,6 +47,8 @@ class Features:
     operations: frozenset[str]
     gate_tables: frozenset[str]
     formats: tuple[str, ...]
+    rotary_fraction: int = ROTARY_FRAC
+    """Fraction bits of cosines and sines."""
 
     def has(self, *operations: str) -> bool:
         """Whether one of the operations is there."""
@@ -270,7 +272,7 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
         a, b = mux(control.normed, shifted, a), mux(control.normed, given.cos, b)
         a, b = mux(control.squared, xs, a), mux(control.squared, xs, b)
     if features.has("rotary"):
-        cosine = mux(given.turning, given.cos, 1 << ROTARY_FRAC)
+        cosine = mux(given.turning, given.cos, 1 << features.rotary_fraction)
         a, b = mux(control.turned, given.y, a), mux(control.turned, cosine, b)
     if features.has("relu", "relu2"):
         rectified = larger(x, 0)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intaglio.backend.hw.vector_encode import Content, formats, gate_tables, operations
+from intaglio.backend.hw.vector_encode import (
+    Content,
+    formats,
+    gate_tables,
+    operations,
+    rotary_fraction,
+)
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.semantics import ROTARY_FRAC
 
 _LEAST_LATENCIES = {"vector_pipeline": 3, "vector_reduce": 1, "table_lookup": 1, "sample": 1}
 """Operand read, work, write; an accumulator; a file of groups; the token's register."""
@@ -27,6 +34,7 @@ class VectorShape:
         probability_rows: of the memory of probabilities.
         scale_rows: of the memory of value scales.
         scales: entries of the files of scales.
+        rotary_fraction: fraction bits of cosines and sines.
     """
 
     operations: frozenset[str]
@@ -40,6 +48,7 @@ class VectorShape:
     probability_rows: int
     scale_rows: int
     scales: int
+    rotary_fraction: int = ROTARY_FRAC
 
     @staticmethod
     def of(
@@ -79,6 +88,7 @@ class VectorShape:
             probability_rows,
             scale_rows,
             rows + groups,
+            rotary_fraction(program),
         )
 
 

@@ -9,6 +9,7 @@ from xdsl.ir import Operation, Region
 
 from intaglio.dialects import rom
 from intaglio.dialects.errors import UserError
+from intaglio.lowering.onnx.magnitudes import typical_rms
 from intaglio.lowering.onnx.model import Node
 from intaglio.lowering.onnx.report import Report
 from intaglio.lowering.onnx.sources import DenseSource, Source
@@ -51,6 +52,7 @@ def assemble(
         for attribute in op.properties.values()
         if isinstance(attribute, SymbolRefAttr)
     }
+    sized = _sized(step)
     operations: list[Operation] = []
     parameters: dict[str, ParameterSource] = {}
     for declared in step.declared.values():
@@ -61,7 +63,7 @@ def assemble(
                 "out"
             )
             continue
-        operation, key = _parameter(report, declared, parameters)
+        operation, key = _parameter(report, declared, parameters, declared.symbol in sized)
         parameters[key] = declared.parameter.source
         operations.append(operation)
     report.raise_errors()
@@ -71,8 +73,25 @@ def assemble(
     return ModuleOp(operations), parameters
 
 
+def _sized(step: Step) -> set[str]:
+    """Tensors whose magnitudes choose formats: embeddings, weights of norms, the head."""
+    found: set[str] = set()
+    (emit,) = [op for op in step.block.ops if isinstance(op, rom.EmitOp)]
+    for op in step.block.ops:
+        match op:
+            case rom.EmbedOp():
+                found.add(op.table.root_reference.data)
+            case rom.RMSNormOp() | rom.LayerNormOp():
+                found.add(op.gamma.root_reference.data)
+            case rom.LinearOp() if op.output.type == emit.logits.type:
+                found.add(op.weights.root_reference.data)
+            case _:
+                pass
+    return found
+
+
 def _parameter(
-    report: Report, declared: Declared, known: dict[str, ParameterSource]
+    report: Report, declared: Declared, known: dict[str, ParameterSource], sized: bool
 ) -> tuple[rom.ParameterOp, str]:
     source = declared.parameter.source
     peak = source.peak()
@@ -97,6 +116,7 @@ def _parameter(
             peak=peak if math.isfinite(peak) else None,
             zero=source.zero,
             zero_fraction=None if isinstance(source, DenseSource) else source.zero_fraction,
+            rms=typical_rms(source) if sized and math.isfinite(peak) else None,
         ),
         key,
     )

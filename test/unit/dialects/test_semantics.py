@@ -512,8 +512,15 @@ def test_norm_of_tiny_vectors_keeps_epsilon() -> None:
 # Attention
 
 
-@given(SEEDS, st.integers(1, 3), st.integers(0, 3), st.integers(0, 2), st.booleans())
-def test_rotary(seed: int, heads: int, half: int, rest: int, interleaved: bool) -> None:
+@given(
+    SEEDS,
+    st.integers(1, 3),
+    st.integers(0, 3),
+    st.integers(0, 2),
+    st.booleans(),
+    st.sampled_from([14, 13, 5]),
+)
+def test_rotary(seed: int, heads: int, half: int, rest: int, interleaved: bool, frac: int) -> None:
     rng = np.random.default_rng(seed)
     dim = 2 * half + rest
     if not dim:
@@ -530,11 +537,12 @@ def test_rotary(seed: int, heads: int, half: int, rest: int, interleaved: bool) 
                 c, s = int(cos[token, i]), int(sin[token, i])
                 u, v = int(x[token, a]), int(x[token, b])
                 for place, wide in ((a, u * c - v * s), (b, v * c + u * s)):
-                    expected[token][place] = clip32(rshift(wires(wide, 49), 14))
-                    count += expected[token][place] != rshift(wide, 14)
-    assert sem.rotary(x, cos, sin, heads, interleaved, counter).tolist() == expected
+                    expected[token][place] = clip32(rshift(wires(wide, 49), frac))
+                    count += expected[token][place] != rshift(wide, frac)
+    assert sem.rotary(x, cos, sin, heads, interleaved, counter, frac).tolist() == expected
     assert counter.count == count
-    assert sem.rotary(x[1], cos[1], sin[1], heads, interleaved).tolist() == expected[1]
+    alone = sem.rotary(x[1], cos[1], sin[1], heads, interleaved, table_frac=frac)
+    assert alone.tolist() == expected[1]
 
 
 def test_rotary_accuracy() -> None:

@@ -96,14 +96,14 @@ def same(got: Any, expected: Any) -> None:
     np.testing.assert_array_equal(got, expected, strict=True)
 
 
-def check(name: str, *arguments: Any, counted: bool = True) -> None:
+def check(name: str, *arguments: Any, counted: bool = True, **options: Any) -> None:
     """Both functions on the same arguments: results and saturations."""
     counters = [Saturations(), Saturations()]
     results = []
     for module, counter in zip((semantics, vector_kernels), counters, strict=True):
         function: Callable[..., Any] = getattr(module, name)
         more = {"saturations": counter} if counted else {}
-        results.append(function(*arguments, **more))
+        results.append(function(*arguments, **more, **options))
     same(results[1], results[0])
     assert counters[1].count == counters[0].count
 
@@ -178,7 +178,7 @@ def test_rotary(path: str, seed: int) -> None:
     lead, heads, half = s.lead(), s.pick(1, 3), s.pick(1, 4, 8, 19)
     x = s.fixed(*lead, heads * (2 * half + s.pick(0, 0, 6)))
     cos, sin = (s.rng.integers(-16384, 16385, (*lead, half)).astype(np.int16) for _ in range(2))
-    check("rotary", x, cos, sin, heads, s.pick(True, False))
+    check("rotary", x, cos, sin, heads, s.pick(True, False), table_frac=s.pick(14, 14, 11, 3))
 
 
 @given(seeds)

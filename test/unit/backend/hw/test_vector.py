@@ -53,6 +53,8 @@ class Geometry:
     reduce: int = 3
     lookup: int = 4
     sample: int = 2
+    rotary: int = 14
+    """Fraction bits of cosines and sines."""
 
     @property
     def machine(self) -> Machine:
@@ -66,7 +68,12 @@ class Geometry:
         )
 
 
-GEOMETRIES = (Geometry(16), Geometry(8, 3, 1, 1, 1), Geometry(8, 9, 6, 7, 5), Geometry(32))
+GEOMETRIES = (
+    Geometry(16),
+    Geometry(8, 3, 1, 1, 1),
+    Geometry(8, 9, 6, 7, 5, rotary=12),
+    Geometry(32, rotary=9),
+)
 geometries = pytest.mark.parametrize(
     "geometry", GEOMETRIES, ids=lambda g: f"{g.lanes}x{g.pipeline}"
 )
@@ -81,7 +88,7 @@ LLAMA = (
 Parts = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 
 
-def shape_of(parts: Parts) -> VectorShape:
+def shape_of(parts: Parts, rotary: int = 14) -> VectorShape:
     operations, tables, formats = parts
     return VectorShape(
         frozenset(operations),
@@ -95,13 +102,14 @@ def shape_of(parts: Parts) -> VectorShape:
         probability_rows=ROWS,
         scale_rows=ROWS,
         scales=ROWS,
+        rotary_fraction=rotary,
     )
 
 
-def bench(machine: Machine, parts: Parts = EVERYTHING) -> Design:
+def bench(machine: Machine, parts: Parts = EVERYTHING, rotary: int = 14) -> Design:
     """The unit with its memories around it."""
     design = Design()
-    unit = build_vector(design, machine, shape_of(parts))
+    unit = build_vector(design, machine, shape_of(parts, rotary))
     m = design.module("bench")
     ports = {port.name: port for port in unit.ports}
     given = {
@@ -156,6 +164,7 @@ class Unit:
 
     machine: Machine
     model: ArcModel
+    rotary: int = 14
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(5))
 
     @property
@@ -284,20 +293,20 @@ class Unit:
 @functools.cache
 def built(geometry: Geometry, parts: Parts = EVERYTHING) -> tuple[Machine, ArcModel]:
     machine = geometry.machine
-    return machine, ArcModel(bench(machine, parts).text(), "bench", opt=0)
+    return machine, ArcModel(bench(machine, parts, geometry.rotary).text(), "bench", opt=0)
 
 
 @pytest.fixture
 def unit(geometry: Geometry) -> Unit:
-    return running(*built(geometry))
+    return running(*built(geometry), geometry.rotary)
 
 
-def running(machine: Machine, model: ArcModel) -> Unit:
+def running(machine: Machine, model: ArcModel, rotary: int = 14) -> Unit:
     model.set("start", 0)
     model.set("rst", 1)
     model.step(2)
     model.set("rst", 0)
-    return Unit(machine, model)
+    return Unit(machine, model, rotary)
 
 
 def fixed_type(size: int, fraction: int = 16) -> dict[str, Any]:
@@ -451,7 +460,8 @@ def test_rotary(unit: Unit) -> None:
             size = heads * width
             x = unit.values(size, spread)
             angles = rng.uniform(0, 6.3, (8, turning // 2))
-            cos, sin = (np.rint(f(angles) * 16384).astype(np.int64) for f in (np.cos, np.sin))
+            scale, frac = 1.9 * 2.0**14, unit.rotary
+            cos, sin = (np.rint(f(angles) * scale).astype(np.int64) for f in (np.cos, np.sin))
             position = int(rng.integers(8))
             arguments: dict[str, Any] = {"heads": heads, "rotary_dim": turning}
             if interleaved:
@@ -462,12 +472,12 @@ def test_rotary(unit: Unit) -> None:
                 (60, fixed_type(size)),
                 durations.vector(unit.machine, size),
                 arguments=arguments,
-                constants={"cos": (cos, 14), "sin": (sin, 14)},
+                constants={"cos": (cos, frac), "sin": (sin, frac)},
                 position=position,
             )
             counter = Saturations()
             expected = semantics.rotary(
-                x, cos[position], sin[position], heads, interleaved, counter
+                x, cos[position], sin[position], heads, interleaved, counter, frac
             )
             assert np.array_equal(unit.fixed(60, size), expected), (heads, width, turning)
             assert count == counter.count
