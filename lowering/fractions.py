@@ -2,8 +2,9 @@
 
 Values are 32 bits wide. `Machine.fraction_bits` is what most get. Where the importer knows that
 values are small, they get more: `BITS_BELOW` bits under their root mean square. So the residual
-stream of a model with a small embedding keeps what its first norm sees, a norm with small weights
-keeps its result, and a head its logits. Where a constant of the model is too large for that, the
+stream of a model with a small embedding keeps what its first norm sees, and a norm with small
+weights its result. Products of what is small get more where `LEAST_BELOW` bits would not be left
+of them. Where a constant of the model is too large for that, the
 value gets fewer. Values that an operator takes in one form (both sides of an addition, what layers
 carry) are of one class and have the same fraction.
 
@@ -20,12 +21,13 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from xdsl.dialects.builtin import FloatAttr, ModuleOp, SymbolRefAttr, TensorType
-from xdsl.ir import Attribute, Operation, SSAValue
+from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from intaglio.dialects import rom
 from intaglio.dialects.codes import mantissas
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.semantics import ROTARY_FRAC
+from intaglio.dialects.semantics import GATES, ROTARY_FRAC
+from intaglio.lowering.buffers import name_of
 from intaglio.lowering.loss_warning import Loss, loss_warnings
 
 BITS_BELOW = 12
@@ -34,8 +36,12 @@ LEAST_BELOW = 8
 """Of them those that are kept where something large must fit too; an error of about 0.1 %."""
 FRACTIONS = (8, 30)
 """The fewest and the most fraction bits."""
-OUTLIERS = 10
+OUTLIERS = 8
 """Bits over the root mean square of a product that are kept for its largest elements."""
+
+
+Size = tuple[float, float]
+"""A low and a high estimate of a root mean square."""
 
 
 @dataclass(frozen=True)
@@ -59,32 +65,40 @@ class Class:
 
     Attributes:
         entries: embeddings among them.
-        small: estimates of the root mean square of other values, the low ones.
+        norms: low estimates of the root mean square of results of norms.
+        products: the same of what products with matrices give, and what is made of it.
         largest: what must fit.
     """
 
     entries: list[Entry] = field(default_factory=list)
-    small: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    products: list[float] = field(default_factory=list)
     largest: list[float] = field(default_factory=list)
 
-    @property
-    def rms(self) -> float | None:
-        """The root mean square to hold, where it is known.
-
-        Of an embedding if there is one: what is added to it only makes it larger.
-        """
-        return min([one.rms for one in self.entries] or self.small, default=None)
-
     def fraction(self, usual: int) -> int:
-        """How many fraction bits the values get: `usual`, unless magnitudes ask for others."""
+        """How many fraction bits the values get: `usual`, unless magnitudes ask for others.
+
+        An embedding alone counts where there is one: what is added to it only makes it larger.
+        Products have a range that nobody knows before the model runs, so they get more fraction
+        bits only where the usual ones leave less than `LEAST_BELOW` under their size.
+        """
         low, high = FRACTIONS
-        wanted, kept = usual, low
-        if self.rms is not None:
-            size = math.ceil(-math.log2(self.rms))
-            wanted, kept = max(usual, BITS_BELOW + size), LEAST_BELOW + size
+        exact = [_bits(one.rms) for one in self.entries] or [_bits(one) for one in self.norms]
+        rough = [] if self.entries else [_bits(one) for one in self.products]
+        wanted = max(
+            usual,
+            *(BITS_BELOW + bits for bits in exact),
+            *(LEAST_BELOW + bits for bits in rough),
+        )
+        kept = max([LEAST_BELOW + bits for bits in (*exact, *rough)], default=low)
         fit = [*self.largest, *(one.largest for one in self.entries)]
         room = min((30 - math.ceil(math.log2(one)) for one in fit), default=high)
         return min(max(min(wanted, max(room, kept)), low), high)
+
+
+def _bits(size: float) -> int:
+    """Fraction bits at which a size is a step, or more."""
+    return math.ceil(-math.log2(size))
 
 
 @dataclass(frozen=True)
@@ -240,29 +254,51 @@ class _Values:
     def classes(self) -> dict[SSAValue, Class]:
         """What is known of the values of each class."""
         self._found = {self.root(value): Class() for value in self.parent}
-        self._sizes: dict[SSAValue, tuple[float, float]] = {}
-        for op in self.module.walk():
-            if isinstance(op, rom.EmbedOp):
-                for table in self._tensors(op, op.table):
-                    if (rms := _float(table.rms)) and (largest := _largest(table)):
-                        self._enter(op.output, Entry(table, rms, largest))
-            for one in self._constants(op):
-                if peak := _float(one.peak):
-                    self._class(op.results[0]).largest.append(peak)
-        for op in self.module.walk():
-            if isinstance(op, rom.RMSNormOp | rom.LayerNormOp):
-                self._norm(op)
-        for op in self.module.walk():
-            if isinstance(op, rom.LinearOp) and op.input in self._sizes:
-                self._product(op, *self._sizes[op.input])
+        self._sizes: dict[SSAValue, Size] = {}
+        self._cached: dict[str, Size] = {}
+        for op in self.module.ops:
+            if isinstance(op, rom.StepOp):
+                self._measure(op.body.block)
         return self._found
 
     def _class(self, value: SSAValue) -> Class:
         return self._found[self.root(value)]
 
+    def _measure(self, block: Block) -> None:
+        """Goes through a block in order and estimates how large its values are."""
+        for op in block.ops:
+            for one in self._constants(op):
+                if peak := _float(one.peak):
+                    self._class(op.results[0]).largest.append(peak)
+            match op:
+                case rom.EmbedOp():
+                    for table in self._tensors(op, op.table):
+                        if (rms := _float(table.rms)) and (largest := _largest(table)):
+                            self._enter(op.output, Entry(table, rms, largest))
+                case rom.RMSNormOp() | rom.LayerNormOp():
+                    self._norm(op)
+                case rom.RepeatOp():
+                    body = op.body().body.block
+                    for x, argument, y in zip(op.inputs, body.args[1:], op.outputs, strict=True):
+                        if x in self._sizes:
+                            # Layers add: the first instance sees the smallest, others more.
+                            small, large = self._sizes[x]
+                            self._sizes[argument] = self._sizes[y] = small, max(large, 1.0)
+                    self._measure(body)
+                case rom.AppendOp() if op.input in self._sizes:
+                    self._cached[name_of(op.cache)] = self._sizes[op.input]
+                case _ if op.results and (size := self._product(op)) and size[0]:
+                    self._sizes[op.results[0]] = size
+                    one = self._class(op.results[0])
+                    one.products.append(size[0])
+                    one.largest.append(math.ldexp(size[1], OUTLIERS))
+                case _:
+                    pass
+
     def _enter(self, value: SSAValue, entry: Entry) -> None:
         """Notes an embedding, and what it becomes where a constant scales it."""
         self._class(value).entries.append(entry)
+        self._sizes[value] = entry.rms, entry.rms
         for use in value.uses:
             if isinstance(use.operation, rom.ScaleOp) and (
                 factor := abs(_real(use.operation.factor))
@@ -273,8 +309,8 @@ class _Values:
     def _norm(self, op: rom.RMSNormOp | rom.LayerNormOp) -> None:
         """No element exceeds the root of their number times the largest weight."""
         gammas = self._tensors(op, op.gamma)
-        sizes = [size for one in gammas if (size := _float(one.rms))]
-        peaks = [peak for one in gammas if (peak := _float(one.peak))]
+        sizes = _known(one.rms for one in gammas)
+        peaks = _known(one.peak for one in gammas)
         groups = op.groups.value.data if isinstance(op, rom.RMSNormOp) else 1
         one = self._class(op.output)
         if peaks:
@@ -282,19 +318,41 @@ class _Values:
             one.largest.append(max(peaks) * math.sqrt(width))
         if sizes:
             # Epsilon counts where the input is small: behind the embedding, before layers add.
-            enters = min((entry.rms for entry in self._class(op.input).entries), default=math.inf)
-            share = 1 / math.sqrt(1 + _real(op.eps) / enters**2)
-            one.small.append(min(sizes) * share)
+            small, _ = self._sizes.get(op.input, (math.inf, math.inf))
+            share = 1 / math.sqrt(1 + _real(op.eps) / small**2)
+            one.norms.append(min(sizes) * share)
             self._sizes[op.output] = min(sizes) * share, max(sizes)
 
-    def _product(self, op: rom.LinearOp, small: float, large: float) -> None:
-        """As many products as there are columns, taken for independent."""
-        columns = rom.vector_size(op.input.type)
-        for weights in self._tensors(op, op.weights):
-            if rms := _float(weights.rms):
-                one = self._class(op.output)
-                one.small.append(small * rms * math.sqrt(columns))
-                one.largest.append(math.ldexp(large * rms * math.sqrt(columns), OUTLIERS))
+    def _product(self, op: Operation) -> Size | None:
+        """A low and a high estimate of the root mean square of an operator's result, or None."""
+        of = [self._sizes[x] for x in op.operands if x in self._sizes]
+        match op:
+            case rom.LinearOp() if of:
+                weights = _known(one.rms for one in self._tensors(op, op.weights))
+                bias = [] if op.bias is None else self._tensors(op, op.bias)
+                if not weights or any(one.rms is None for one in bias):
+                    return None
+                added = _known(one.rms for one in bias) or [0.0]
+                # As many products as there are columns, taken for independent.
+                root = math.sqrt(rom.vector_size(op.input.type))
+                small, large = of[0]
+                return (
+                    math.hypot(small * min(weights) * root, min(added)),
+                    math.hypot(large * max(weights) * root, max(added)),
+                )
+            case rom.AttentionOp():
+                return self._cached.get(name_of(op.values))
+            case rom.SliceOp() | rom.RotaryOp() if of:
+                return of[0]
+            case rom.ActivateOp() if of and op.kind.data in GATES:
+                return of[0][0] / 2, of[0][1]
+            case rom.MulOp() if len(of) == 2:
+                return of[0][0] * of[1][0], of[0][1] * of[1][1]
+            case rom.AddOp() if of:
+                small, large = zip(*of, strict=True)
+                return math.hypot(*small), math.hypot(*large)
+            case _:
+                return None
 
     def rotary(self) -> int:
         """Of all int16 tables of cosines and sines; fewer where they reach 2."""
@@ -322,6 +380,10 @@ def _bound(module: ModuleOp) -> dict[Operation, list[rom.ParameterOp]]:
                     if isinstance(buffer, rom.ParameterOp) and buffer not in bound[slots[name]]:
                         bound[slots[name]].append(buffer)
     return bound
+
+
+def _known(attributes: Iterable[FloatAttr | None]) -> list[float]:
+    return [value for one in attributes if (value := _float(one))]
 
 
 def _float(attribute: FloatAttr | None) -> float:

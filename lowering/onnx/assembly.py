@@ -52,7 +52,7 @@ def assemble(
         for attribute in op.properties.values()
         if isinstance(attribute, SymbolRefAttr)
     }
-    sized = _sized(step)
+    tables = {op.table.root_reference.data for op in step.block.ops if isinstance(op, rom.EmbedOp)}
     operations: list[Operation] = []
     parameters: dict[str, ParameterSource] = {}
     for declared in step.declared.values():
@@ -63,7 +63,7 @@ def assemble(
                 "out"
             )
             continue
-        operation, key = _parameter(report, declared, parameters, declared.symbol in sized)
+        operation, key = _parameter(report, declared, parameters, declared.symbol in tables)
         parameters[key] = declared.parameter.source
         operations.append(operation)
     report.raise_errors()
@@ -73,25 +73,8 @@ def assemble(
     return ModuleOp(operations), parameters
 
 
-def _sized(step: Step) -> set[str]:
-    """Tensors whose magnitudes choose formats: embeddings, weights of norms, the head."""
-    found: set[str] = set()
-    (emit,) = [op for op in step.block.ops if isinstance(op, rom.EmitOp)]
-    for op in step.block.ops:
-        match op:
-            case rom.EmbedOp():
-                found.add(op.table.root_reference.data)
-            case rom.RMSNormOp() | rom.LayerNormOp():
-                found.add(op.gamma.root_reference.data)
-            case rom.LinearOp() if op.output.type == emit.logits.type:
-                found.add(op.weights.root_reference.data)
-            case _:
-                pass
-    return found
-
-
 def _parameter(
-    report: Report, declared: Declared, known: dict[str, ParameterSource], sized: bool
+    report: Report, declared: Declared, known: dict[str, ParameterSource], table: bool
 ) -> tuple[rom.ParameterOp, str]:
     source = declared.parameter.source
     peak = source.peak()
@@ -116,10 +99,16 @@ def _parameter(
             peak=peak if math.isfinite(peak) else None,
             zero=source.zero,
             zero_fraction=None if isinstance(source, DenseSource) else source.zero_fraction,
-            rms=typical_rms(source) if sized and math.isfinite(peak) else None,
+            rms=_rms(source, peak, table),
         ),
         key,
     )
+
+
+def _rms(source: Source, peak: float, table: bool) -> float | None:
+    """How large elements are, where formats follow from it: not of tables of angles."""
+    angles = isinstance(source, DenseSource) and len(source.dims) > 1 and not table
+    return None if angles or not math.isfinite(peak) else typical_rms(source, table=table)
 
 
 def _cache(cache: Cache, capacity: int) -> rom.CacheOp:
