@@ -85,11 +85,8 @@ class Class:
         low, high = FRACTIONS
         exact = [_bits(one.rms) for one in self.entries] or [_bits(one) for one in self.norms]
         rough = [] if self.entries else [_bits(one) for one in self.products]
-        wanted = max(
-            usual,
-            *(BITS_BELOW + bits for bits in exact),
-            *(LEAST_BELOW + bits for bits in rough),
-        )
+        below = [*(BITS_BELOW + bits for bits in exact), *(LEAST_BELOW + bits for bits in rough)]
+        wanted = max([usual, *below])
         kept = max([LEAST_BELOW + bits for bits in (*exact, *rough)], default=low)
         fit = [*self.largest, *(one.largest for one in self.entries)]
         room = min((30 - math.ceil(math.log2(one)) for one in fit), default=high)
