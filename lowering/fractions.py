@@ -341,7 +341,11 @@ class _Values:
                 return self._cached.get(name_of(op.values))
             case rom.SliceOp() | rom.RotaryOp() if of:
                 return of[0]
-            case rom.ActivateOp() if of and op.kind.data in GATES:
+            case rom.ActivateOp() if of and op.kind.data == "relu2":
+                # Of normal numbers; heavy tails square to values that no rms of theirs foretells,
+                # so only the range is taken from it.
+                return 1.0, 1.25 * of[0][1] ** 2
+            case rom.ActivateOp() if of and op.kind.data in (*GATES, "relu"):
                 return of[0][0] / 2, of[0][1]
             case rom.MulOp() if len(of) == 2:
                 return of[0][0] * of[1][0], of[0][1] * of[1][1]

@@ -32,6 +32,7 @@ from intaglio.runtime.check_operators import OPERATOR_KEYS, check_operators
 from intaglio.runtime.engines import HARDWARE_ENGINES
 from intaglio.runtime.loaded_model import LoadedModel
 from intaglio.runtime.reference import CannotJudge, Reference, own_rounding
+from intaglio.runtime.saturation import saturation
 
 AS_IT_COMES = "as_it_comes"
 FLOAT_ACTIVATIONS = "float_activations"
@@ -168,8 +169,10 @@ def check(
         when it does so token by token; None for other graphs.
         `first_divergence` is the first of `greedy_tokens` that differs (its index, both tokens, and
         how far apart their logits are here and there), or None. `saturations` counts values that
-        did not fit. A text adds `perplexity`, `reference_perplexity` (as it comes),
-        `float_reference_perplexity` and `perplexity_change` against the judge of perplexities.
+        did not fit; where there are any, `saturation` says where and what helps (see
+        `runtime/saturation.py`), else it is None. A text adds `perplexity`,
+        `reference_perplexity` (as it comes), `float_reference_perplexity` and `perplexity_change`
+        against the judge of perplexities.
         With an adapter there are `adapter`, `adapter_loss` (the worst site's conversion) and, on
         a text, `base_perplexity`, the chip's own without the adapter.
         `per_op` adds `operators` and more, see `check_operators`.
@@ -304,12 +307,14 @@ def _judged(chip: LoadedModel, task: _Task, progress: Progress) -> tuple[list[in
     apart = rounding_apart = 0.0
     ours = _Against()
     saturations = 0
+    first: tuple[Sequence[int], dict[str, npt.NDArray[np.float32]]] | None = None
     for number, part in enumerate(parts):
         progress(f"window {number + 1} of {len(parts)}")
         simulator.reset()
         exact = simulator.forward(part, 0)
         assert exact is not None
-        saturations += simulator.saturations
+        saturated = simulator.saturations
+        saturations += saturated
         judged: dict[str, npt.NDArray[np.float32]] = {}
         for name, reference in references.items():
             reference.reset()
@@ -320,6 +325,8 @@ def _judged(chip: LoadedModel, task: _Task, progress: Progress) -> tuple[list[in
                     f"the chip {list(exact.shape)}",
                     file=str(chip.model),
                 )
+        if saturated and first is None:
+            first = part, judged
         if other is not None:
             other.reset()
             distance = np.abs(other.feed(part) - judged[AS_IT_COMES])
@@ -350,7 +357,11 @@ def _judged(chip: LoadedModel, task: _Task, progress: Progress) -> tuple[list[in
         "rounding_apart": None if other is None else rounding_apart,
         "against": summaries,
         "saturations": saturations,
+        "saturation": None,
     }
+    if first is not None:
+        progress("fewer fraction bits are tried")
+        result["saturation"] = saturation(simulator, first[0], first[1][judge])
     if task.is_text:
         result |= _perplexities(ours, against, is_wide)
     progress("greedy decoding")
@@ -379,6 +390,7 @@ def _unjudged(
         **dict.fromkeys(JUDGED),
         "judge_error": error.what if error.hint is None else f"{error.what}; {error.hint}",
         "saturations": saturations,
+        "saturation": saturation(chip.simulator, ids[: task.window]) if saturations else None,
     }
     if task.is_text:
         result |= dict.fromkeys(JUDGED_TEXT)

@@ -7,6 +7,7 @@ from typing import Any
 
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.check import AS_IT_COMES, FLOAT_ACTIVATIONS
+from intaglio.runtime.saturation import saturation_lines
 from intaglio.runtime.wording import counted
 
 AT_LEAST, AT_MOST = "at least", "at most"
@@ -106,6 +107,9 @@ def text_lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"base without it {result['base_perplexity']:.5f}"
         )
     yield f"  saturations  {result['saturations']}"
+    if result["saturation"] is not None:
+        for line in saturation_lines(result["saturation"]):
+            yield f"               {line}"
     if "bit_exact" in result:
         yield (
             f"  hardware     {counted(result['hardware_tokens'], 'token')} on {result['engine']}: "

@@ -643,10 +643,16 @@ def _figures(
             "clock_hz": clock,
             "saturations": chip.saturations(engine),
         }
+        if result["saturations"]:
+            from intaglio.runtime.saturation import saturation
+
+            result["saturation"] = saturation(chip.simulator, [*prompt, *tokens])
     return result
 
 
 def _figure_lines(chip: Chip, result: dict[str, Any]) -> Iterator[str]:
+    from intaglio.runtime.saturation import saturation_lines
+
     here, prompt = result["host_tokens_per_second"], len(result["prompt_ids"])
     yield f"{counted(len(result['tokens']), 'token')} by {result['engine']} ({result['target']})"
     yield f"  stopped    {_stopped(chip, result)}"
@@ -667,6 +673,8 @@ def _figure_lines(chip: Chip, result: dict[str, Any]) -> Iterator[str]:
         yield f"  speed      {clock / mean:,.0f} tokens/s at {clock / 1e6:g} MHz"
         if result["saturations"]:
             yield f"  saturated  {result['saturations']:,} values"
+            for line in saturation_lines(result["saturation"]):
+                yield f"             {line}"
     if here is not None:
         yield f"  this host  {here:,.1f} tokens/s"
 

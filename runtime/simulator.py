@@ -10,7 +10,7 @@ token at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +24,7 @@ from intaglio.backend.program import Block, Cache, Instruction, Program, real
 from intaglio.dialects import semantics
 from intaglio.dialects.codes import FORMATS, Matrix, decode
 from intaglio.dialects.errors import CompilerBug, UserError
-from intaglio.dialects.fixed_point import Real, Saturations, Scale
+from intaglio.dialects.fixed_point import Real, Saturations, Scale, shift_saturate
 from intaglio.dialects.semantics import Quantized
 from intaglio.runtime import vector_kernels
 from intaglio.runtime.slots import Residents, check_fits, ranks_of
@@ -110,7 +110,7 @@ class Simulator:
     """
 
     def __init__(self, program: Program, folder: Path, *, reference: bool = False) -> None:
-        self.program = program
+        self.program, self._folder = program, folder
         self.vocabulary = program.vocabulary
         self.capacity = program.capacity
         self.fraction_bits: int = program.buffers[program.logits].type["fraction"]
@@ -125,6 +125,24 @@ class Simulator:
         """The active adapter's, by site."""
         self.reset()
         self._steps = [(block, list(self._prepare(block))) for block in program.blocks]
+
+    def with_fraction_bits(self, bits: int) -> Simulator:
+        """A simulator without tokens whose values all have other fraction bits, to try them.
+
+        What `--set fraction_bits` compiles, but for biases, which are rounded from those that are
+        engraved here. The active adapter is the same.
+        """
+        buffers = {
+            name: replace(one, type={**one.type, "fraction": bits})
+            if one.type["kind"] == "fixed"
+            else one
+            for name, one in self.program.buffers.items()
+        }
+        program = replace(self.program, buffers=buffers)
+        other = Simulator(program, self._folder, reference=self._reference)
+        other._adapter.update(self._adapter)
+        other.ranks = dict(self.ranks)
+        return other
 
     def reset(self) -> None:
         """Forgets all tokens and saturations."""
@@ -252,6 +270,12 @@ class Simulator:
     def _vector(self, name: str) -> Ints:
         return self._images.dense(name).astype(np.int64)
 
+    def _addend(self, name: str, frac: int) -> Ints:
+        """A vector that is added to values of `frac` fraction bits, which is its own as a rule."""
+        values = self._vector(name)
+        more = self.program.parameters[name].exponent - frac
+        return shift_saturate(values, more) if more else values
+
     def _product(self, matrix: Matrix, fmt: str) -> Callable[[Ints], Ints]:
         """The exact product of codes [S, K] with a matrix."""
         fits = matrix.group % 16 == 0 or matrix.group >= matrix.columns
@@ -317,8 +341,8 @@ class Simulator:
         fmt = self.program.buffers[one.reads[0]].type["format"]
         matrix = self._images.matrix(uses["weights"])
         product = self._product(matrix, fmt)
-        bias = self._vector(uses["bias"]) if "bias" in uses else None
         shift, frac = one.arguments["pre_shift"], self._fraction(one.writes[0])
+        bias = self._addend(uses["bias"], frac) if "bias" in uses else None
         counter = self._counter
 
         def run(c: Context) -> Ints:
@@ -348,7 +372,7 @@ class Simulator:
             return lambda c: self._ops.rms_norm(
                 reads[0](c), gamma, exponent, eps, *fractions, groups, counter
             )
-        beta = self._vector(uses["beta"]) if "beta" in uses else None
+        beta = self._addend(uses["beta"], fractions[1]) if "beta" in uses else None
         return lambda c: self._ops.layer_norm(
             reads[0](c), gamma, exponent, beta, eps, *fractions, saturations=counter
         )

@@ -91,6 +91,26 @@ def test_large_constants(changed: Callable[..., Path], name: str, part: str, fac
     assert check(load(done.folder), tokens=32)["saturations"] == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "factor"), [("llama", 150.0), ("tied", 60.0), ("qwen", 150.0), ("llama", 1000.0)]
+)
+def test_products_that_outgrow_the_usual_range(
+    changed: Callable[..., Path], name: str, factor: float
+) -> None:
+    """silu(gate) * up of some 10,000: fewer fraction bits there, none less in the stream."""
+    graph = onnx.load(changed(name, "gate_proj.MatMul.weight_scales", lambda a: a * factor))
+    for one in graph.graph.initializer:
+        if "up_proj.MatMul.weight_scales" in one.name:
+            value = numpy_helper.to_array(one) * np.float32(factor)
+            one.CopyFrom(numpy_helper.from_array(value, one.name))
+        if "down_proj.MatMul.weight_scales" in one.name:
+            value = numpy_helper.to_array(one) / np.float32(factor**2)
+            one.CopyFrom(numpy_helper.from_array(value, one.name))
+    path = changed(name, "norm", lambda a: a).with_name("products.onnx")
+    onnx.save_model(graph, path)
+    assert error(path) < 0.002
+
+
 def test_constants_beyond_a_set_format_are_named(changed: Callable[..., Path]) -> None:
     path = changed("qwen", "qkv_proj.Add.bias", lambda a: a * 1000)
     warnings = compiled(path, "fraction_bits=28").warnings
