@@ -150,9 +150,10 @@ def compile_model(
             with watch.stage(f"print {stage}"):
                 _write_ir(module, folder / "ir" / f"{stage}.mlir")
         if options.emit not in IR_STAGES[:-1]:
-            write_json(folder / "program.json", program_content(module))
+            content = program_content(module)
+            write_json(folder / "program.json", content)
             with watch.stage("hardware"), _about(model):
-                warnings += _hardware(folder, options, progress, expected)
+                warnings += _hardware(folder, content, options, progress, expected)
         write_target(folder, _target(options))
         inputs = _reference(imported, folder)
         warnings += _adapter_graph(module, folder / next(iter(inputs)))
@@ -171,18 +172,23 @@ def compile_model(
 
 def _hardware(
     folder: Path,
+    content: dict[str, Any],
     options: Options,
     progress: Progress,
     expected: Callable[[Program, Path], Sequence[Expected]],
 ) -> list[str]:
-    """Emits the hardware that is wanted; gives a warning where only the target wanted it."""
+    """Emits the hardware that is wanted; gives a warning where only the target wanted it.
+
+    Where none is wanted, it is said what could not become hardware.
+    """
     from intaglio.backend.emit_hardware import emit_hardware
+    from intaglio.backend.hw.vector_encode import misfits
     from intaglio.backend.image_files import Images as ImageFiles
     from intaglio.backend.program import load_program
 
     stage = options.emit or load_target(options.target).text("policy.emit")
     if stage not in HARDWARE_STAGES:
-        return []
+        return [f"this program has no hardware: {misfit}" for misfit in misfits(content)]
     program = load_program(folder)
     try:
         emit_hardware(

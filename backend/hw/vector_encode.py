@@ -244,6 +244,29 @@ def _rotary_kind(lanes: int, width: int, turning: int, interleaved: bool) -> str
     return "pairs" if half & (half - 1) == 0 and turning <= lanes else None
 
 
+def misfits(program: Content) -> list[str]:
+    """Shapes of a program that the vector unit does not take: a line each, with the first node.
+
+    Args:
+        program: the content of program.json.
+    """
+    found: dict[str, list[UserError]] = {}
+    for block in program["blocks"]:
+        for one in block["instructions"]:
+            if one["queue"] != "vector":
+                continue
+            try:
+                constant_rows(program, one, block["instances"][0])
+            except UserError as error:
+                found.setdefault(error.what, []).append(error)
+    return [
+        f"node '{errors[0].node}' and {len(errors) - 1} more: {what}"
+        if len(errors) > 1
+        else f"node '{errors[0].node}': {what}"
+        for what, errors in found.items()
+    ]
+
+
 def encode(
     program: Content, instruction: Content, instance: Mapping[str, str], places: Places
 ) -> dict[str, int]:

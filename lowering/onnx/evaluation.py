@@ -39,7 +39,8 @@ FIELD_TYPES: dict[str, Any] = {
 def _round_bfloat16(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
+    # A single number is an array of one element by now.
+    return (rounded & np.uint32(0xFFFF0000)).view(np.float32).reshape(np.shape(x))
 
 
 def as_type(x: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:

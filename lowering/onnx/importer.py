@@ -245,6 +245,13 @@ class _Condition:
     switches: list[tuple[int, Node]]
 
 
+def _kind(value: Value) -> str:
+    """What a value is, for messages; lengths are no constants to whoever reads them."""
+    if isinstance(value, Known) and numbers(value) is None:
+        return "lengths or a shape"
+    return value.kind
+
+
 def _hint_of(fault: str) -> str | None:
     return _INCOMPLETE if fault.endswith("is missing") else None
 
@@ -411,7 +418,7 @@ class _Import:
             return
         if not known:
             raise Blocked
-        kinds = ", ".join(sorted({v.kind for v in inputs if v is not None}))
+        kinds = ", ".join(sorted({_kind(v) for v in inputs if v is not None}))
         raise Refusal(
             f"{node.op_type} is supported {entry.limits or 'on constants'}; here it reads {kinds}"
         )

@@ -24,6 +24,10 @@ _ATTENTION = frozenset({"Attention", "GroupQueryAttention", "MultiHeadAttention"
 """Operators that say that a graph attends to several tokens."""
 
 
+_STATES = ("recurrent", "state", "conv", "ssm")
+"""What names of inputs that are no keys or values have in them."""
+
+
 def bind_inputs(step: Step, report: Report) -> None:
     """Binds every input of the graph; reports those that are not understood."""
     graph = step.graph
@@ -45,6 +49,7 @@ def bind_inputs(step: Step, report: Report) -> None:
         )
     for port in graph.inputs.values():
         step.values[port.name] = _input(step, report, port, tokens)
+    _warn_of_defaults(step, report)
     attends = any(node.op_type in _ATTENTION for node in graph.nodes)
     if attends and not step.pasts and tokens is not None:
         report.error(
@@ -105,9 +110,13 @@ def _input(step: Step, report: Report, port: Port, tokens: Port | None) -> Value
         return Field((step.batch, step.total), ones, "INT64" if integral else "BOOL")
     if rank == 4 and (port.dtype in FLOATS or port.dtype in ("INT8", "UINT8")):
         if all(isinstance(dim, int) for dim in port.dims[1:3]):
+            is_state = any(word in name for word in _STATES)
             report.error(
                 f"the graph's input '{name}' has the fixed shape {list(port.dims)}",
-                hint="export with keys and values of any number of tokens (a dynamic axis)",
+                hint="a state of fixed size (linear attention, convolution) is not supported; "
+                "choose a model that attends to keys and values in all layers"
+                if is_state
+                else "export with keys and values of any number of tokens (a dynamic axis)",
             )
         step.pasts[name] = port
         dims = [step.batch, PAST, PAST, PAST]
@@ -143,5 +152,16 @@ def _default_input(step: Step, report: Report, port: Port) -> Value:
             "adapters are added later with `intaglio adapter add`",
         )
         return Unknown()
-    report.warnings.append(f"input '{port.name}' has a default value; it is taken as a constant")
     return Stored(tensor, tensor.dims)
+
+
+def _warn_of_defaults(step: Step, report: Report) -> None:
+    """Says once which inputs are constants."""
+    names = [name for name in step.graph.inputs if isinstance(step.values[name], Stored)]
+    if len(names) == 1:
+        report.warnings.append(f"input '{names[0]}' has a default value; it is taken as a constant")
+    elif names:
+        report.warnings.append(
+            f"{len(names)} inputs ('{names[0]}' and others) have default values; they are taken as "
+            "constants"
+        )

@@ -155,7 +155,10 @@ def transposed(value: Turned, node: Node) -> Turned:
     """Transpose of the lanes."""
     perm = permutation(node, len(value.dims))
     if perm[: value.lead] != list(range(value.lead)):
-        raise Refusal(f"perm = {perm} moves tokens amid a rotation")
+        raise Refusal(
+            f"perm = {perm} moves tokens while some elements of each head are selected, as in a "
+            "rotary embedding or in a projection packed by head"
+        )
     inner = [p - value.lead for p in perm[value.lead :]]
     dims = tuple(value.dims[p] for p in perm)
     return _mapped(value, node, dims, lambda a: a.transpose(inner))

@@ -92,7 +92,9 @@ def parse_rounding(text: str) -> Rounding:
         UserError: something else.
     """
     code, _, group = text.partition(":")
-    size = int(group) if group.isascii() and group.isdigit() else 0
+    # No matrix has more columns than an index of 31 bits counts.
+    is_size = group.isascii() and group.isdigit() and len(group) < 10
+    size = int(group) if is_size else 0
     needs_group = code != "ternary"
     if code not in WEIGHT_CODES or (needs_group and size < 1) or (group and size < 1):
         raise UserError(f"--weights {text} is not understood", hint=_REQUEST_HINT)

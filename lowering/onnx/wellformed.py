@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from intaglio.dialects.errors import UserError, UserErrors
+from intaglio.lowering.onnx.contrib import is_operator
 
 if TYPE_CHECKING:
     import onnx
@@ -64,6 +65,10 @@ def _opsets(model: onnx.ModelProto) -> Iterator[UserError]:
 def _functions(model: onnx.ModelProto) -> Iterator[UserError]:
     for name in _twice(f"{f.domain}::{f.name}:{f.overload}".strip(":") for f in model.functions):
         yield UserError(f"the model has two functions '{name}'", hint=_EXPORT)
+    for name in _circular(model):
+        yield UserError(
+            f"the function '{name}' calls itself", hint="export the model without functions"
+        )
     for function in model.functions:
         names = [*function.input, *(name for node in function.node for name in node.output)]
         for name in _twice(names):
@@ -72,6 +77,27 @@ def _functions(model: onnx.ModelProto) -> Iterator[UserError]:
                 hint=_EXPORT,
             )
         yield from _nodes(function.node)
+
+
+def _circular(model: onnx.ModelProto) -> list[str]:
+    """Functions whose calls come back to them, whether or not the graph calls them."""
+    calls = {
+        (f.domain, f.name): {(node.domain, node.op_type) for node in f.node}
+        for f in model.functions
+        if not is_operator("" if f.domain == "ai.onnx" else f.domain, f.name)
+    }
+    found: list[str] = []
+    for start in calls:
+        reached: set[tuple[str, str]] = set()
+        todo = [*calls[start]]
+        while todo:
+            one = todo.pop()
+            if one in calls and one not in reached:
+                reached.add(one)
+                todo += calls[one]
+        if start in reached:
+            found.append(start[1])
+    return found
 
 
 def _tensor_names(graph: onnx.GraphProto) -> set[str]:

@@ -194,6 +194,29 @@ def test_blocks_of_scales(decoder, block):
     assert words in refusal(decoder.save())
 
 
+@pytest.mark.parametrize("dtype", [TensorProto.BFLOAT16, TensorProto.FLOAT16, TensorProto.DOUBLE])
+@pytest.mark.parametrize("op_type", ["Shape", "ReduceSum", "Not"])
+def test_masks_cast_to_other_types(decoder, dtype, op_type):
+    decoder.lengths()
+    decoder.node("Cast", ["attention_mask"], ["m"], to=dtype)
+    decoder.node(op_type, ["m"], ["s"], name="it")
+    decoder.node("Relu", ["x"], ["y"])
+    if op_type == "Not":
+        assert "which Not does not take there" in refusal(decoder.save())
+    else:
+        import_model(decoder.save())
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.UINT4, TensorProto.INT4, TensorProto.UINT2])
+def test_angles_of_packed_integers(decoder, dtype):
+    decoder.opset = 25
+    bits = 2 if dtype == TensorProto.UINT2 else 4
+    decoder.packed("f", dtype, [8], bytes(8 * bits // 8))
+    decoder.node("Cos", ["f"], ["c"], name="it")
+    decoder.node("Mul", ["x", "c"], ["y"])
+    assert "node 'it' (Cos): its input 0 'f' has the element type" in refusal(decoder.save())
+
+
 # --- the schemas ----------------------------------------------------------------------------------
 
 

@@ -378,3 +378,44 @@ def test_a_length_times_a_fraction(decoder, value):
     decoder.node("Mul", ["s", "c"], ["d"], name="mul")
     decoder.node("Reshape", ["x", "d"], ["y"])
     assert "'mul' (Mul): its input 1 'c' has the element type FLOAT" in errors(decoder)[0]
+
+
+@pytest.mark.parametrize("name", ["past.0.recurrent", "past.0.conv_state", "past.0.ssm"])
+def test_states_are_no_keys(decoder, name):
+    decoder.inputs.append((name, TensorProto.FLOAT, ["batch", 4, 16, 16]))
+    decoder.node("Relu", ["x"], ["y"])
+    (error,) = errors(decoder)
+    assert "fixed shape" in error and "a state of fixed size" in error
+
+
+@pytest.mark.parametrize("name", ["position_ids", "attention_mask", "model.rotary_mask"])
+def test_an_input_that_is_not_declared(decoder, name):
+    decoder.node("Add", ["x", name], ["y"], name="it")
+    (error,) = errors(decoder)
+    assert f"'{name}' is neither" in error and "shared_embeddings" not in error
+
+
+def test_lengths_are_not_called_constants(decoder):
+    decoder.node("Shape", ["x"], ["s"])
+    decoder.node("ReduceMax", ["s"], ["m"], name="it")
+    decoder.node("Reshape", ["x", "m"], ["y"])
+    assert "here it reads lengths or a shape" in "".join(errors(decoder))
+
+
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_defaults_of_inputs_are_said_once(decoder, count):
+    for i in range(count):
+        decoder.floats(f"g{i}", 16)
+        decoder.inputs.append((f"g{i}", TensorProto.FLOAT, [16]))
+        before, after = f"x{i}" if i else "x", f"x{i + 1}"
+        decoder.node("SimplifiedLayerNormalization", [before, f"g{i}"], [after])
+    decoder.node("Identity", [f"x{count}"], ["y"])
+    said = [w for w in import_model(decoder.save()).warnings if "default value" in w]
+    assert len(said) == 1 and (count == 1 or f"{count} inputs ('g0' and others)" in said[0])
+
+
+@pytest.mark.parametrize("group", ["9" * 20, "9" * 10, "4294967296"])
+def test_groups_that_no_matrix_has(decoder, group):
+    decoder.node("Relu", ["x"], ["y"])
+    with pytest.raises(UserError, match="is not understood"):
+        import_model(decoder.save(), weights=f"int8:{group}")

@@ -171,3 +171,14 @@ def test_places_in_other_files(decoder, key, value):
     path.write_bytes(model.SerializeToString())
     with pytest.raises(UserErrors, match=f"tensor 'table' has the {key} '{value}'"):
         import_model(path)
+
+
+@pytest.mark.parametrize(
+    "calls", [{"A": "A"}, {"A": "B", "B": "A"}, {"A": "B", "B": "C", "C": "B"}]
+)
+def test_functions_that_call_themselves_though_nobody_calls_them(decoder, calls):
+    for name, called in calls.items():
+        body = [helper.make_node(called, ["a"], ["b"], domain="own")]
+        decoder.function(name, ["a"], ["b"], body)
+    decoder.node("Relu", ["x"], ["y"])
+    assert "calls itself" in refusal(decoder.save(), lambda m: None)
