@@ -35,7 +35,7 @@ from intaglio.backend.stages import HARDWARE_STAGES, IR_STAGES, Options, passes
 from intaglio.backend.target import load_target
 from intaglio.backend.target_file import write_target
 from intaglio.backend.whole import write_text
-from intaglio.dialects.errors import CompilerBug, UserError, UserErrors
+from intaglio.dialects.errors import CompilerBug, UserError, UserErrors, gathered
 from intaglio.dialects.fabric import machine_of
 from intaglio.lowering.fractions import Stream, fractions, stream_warnings
 from intaglio.lowering.legalize import RomLegalize, substituted
@@ -167,7 +167,7 @@ def compile_model(
             warnings.append(
                 f"the adapters of the earlier compile are gone: {names}; add them again"
             )
-    return Compiled(out, tuple(warnings), images)
+    return Compiled(out, tuple(gathered(warnings)), images)
 
 
 def _hardware(

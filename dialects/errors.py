@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -53,11 +54,85 @@ class UserError(IntaglioError):
 
 
 class UserErrors(UserError):
-    """Several user errors found before any work was done; all of them are shown."""
+    """Several user errors found before any work was done.
+
+    Printed a line each; of many that differ in nothing but names the first few, and their count.
+    A remedy that many share is said once, with the last of them.
+
+    Attributes:
+        errors: all of them.
+    """
 
     def __init__(self, errors: Sequence[UserError], *, hint: str | None = None) -> None:
         self.errors = tuple(errors)
-        super().__init__("\n".join(str(error) for error in errors), hint=hint)
+        super().__init__("\n".join(_lines(errors)), hint=hint)
+
+
+_NAMED = 3
+"""Names of a group that are shown."""
+_QUOTED = re.compile(r"(?:node )?'[^'\n]*'(?: \([\w.]+\))?")
+"""A name in a message, with the operator's type where it is a node's."""
+
+
+def _kind(text: str) -> str:
+    """A message without the names in it."""
+    return _QUOTED.sub("''", text)
+
+
+def _lines(errors: Sequence[UserError]) -> list[str]:
+    groups: dict[tuple[object, ...], list[UserError]] = {}
+    for error in errors:
+        is_node = error.node is not None
+        key = (type(error), error.file, is_node, _kind(error.what), error.hint)
+        groups.setdefault(key, []).append(error)
+    lines: list[str] = []
+    said: set[str | None] = set()
+    for group in reversed(groups.values()):
+        # A few are listed one by one.
+        shown = group if len(group) <= _NAMED else group[:1]
+        for error in reversed(shown):
+            text = _without_hint(error, group if shown is not group else ())
+            if error.hint is not None and error.hint not in said:
+                text += f"\n  help: {error.hint}"
+            said.add(error.hint)
+            lines.append(text)
+    return lines[::-1]
+
+
+def _without_hint(error: UserError, group: Sequence[UserError]) -> str:
+    """An error's line; as that of a group, if one is given."""
+    line = str(error).removesuffix(f"\n  help: {error.hint}") if error.hint else str(error)
+    if not group:
+        return line
+    if error.node is None:
+        return f"{line}{_others([one.what for one in group])}"
+    others = [f"'{_in_line(one.node or '')}'" for one in group[1:_NAMED]]
+    more = f"{', '.join(others)} and {len(group) - _NAMED:,} more"
+    place = f"node '{_in_line(error.node)}'" + (
+        f" ({_in_line(error.op_type)})" if error.op_type else ""
+    )
+    return line.replace(f"{place}: ", f"{place}, {more}: ", 1)
+
+
+def _others(texts: Sequence[str]) -> str:
+    """` (and 29 more: 'b', 'c', ...)`, by the names in which texts differ from the first."""
+    first = _QUOTED.findall(texts[0])
+    named: list[str] = []
+    for text in texts[1:_NAMED]:
+        found = zip(first, _QUOTED.findall(text), strict=False)
+        named += [other for one, other in found if one != other][:1]
+    dots = ", ..." if len(texts) > _NAMED else ""
+    return f" (and {len(texts) - 1:,} more: {', '.join(named)}{dots})"
+
+
+def gathered(warnings: Iterable[str]) -> list[str]:
+    """Warnings of one kind, which differ in nothing but names, as one with a count."""
+    groups: dict[str, list[str]] = {}
+    for warning in warnings:
+        same = groups.setdefault(_kind(warning), [])
+        if warning not in same:
+            same.append(warning)
+    return [group[0] + (_others(group) if len(group) > 1 else "") for group in groups.values()]
 
 
 class DoesNotFit(UserError):

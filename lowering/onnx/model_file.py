@@ -18,6 +18,7 @@ from intaglio.lowering.onnx import wellformed
 from intaglio.lowering.onnx.external_data import ExternalFiles
 from intaglio.lowering.onnx.local_functions import Unfolding
 from intaglio.lowering.onnx.model import BITS, Graph, Port, Tensor
+from intaglio.lowering.onnx.other_formats import hub_hint, other_format
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -55,7 +56,9 @@ def load(path: str | os.PathLike[str], *, allow_links: bool = False) -> Graph:
 
 def _open(file: Path) -> onnx_ir.Model:
     if not file.exists():
-        raise UserError("there is no such file", file=str(file))
+        raise UserError("there is no such file", file=str(file), hint=hub_hint(str(file)))
+    if (other := other_format(file)) is not None:
+        raise other
     if file.is_dir():
         inside = sorted(p.name for p in file.glob("*.onnx"))
         hint = f"pass the model file, for example {file / inside[0]}" if inside else None

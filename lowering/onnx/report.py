@@ -38,19 +38,7 @@ class Report:
         """Ends the import where there are errors.
 
         Raises:
-            UserErrors: all of them. A remedy that many share is said once, with the last of them.
+            UserErrors: all of them.
         """
-        if not self.errors:
-            return
-        said: set[str | None] = set()
-        errors: list[UserError] = []
-        for error in reversed(self.errors):
-            hint = None if error.hint in said else error.hint
-            said.add(error.hint)
-            errors.insert(
-                0,
-                UserError(
-                    error.what, file=error.file, node=error.node, op_type=error.op_type, hint=hint
-                ),
-            )
-        raise UserErrors(errors)
+        if self.errors:
+            raise UserErrors(self.errors)

@@ -288,8 +288,25 @@ def test_a_remedy_is_said_once(decoder):
         decoder.floats(name, 16, 16)
     decoder.node("MatMul", ["x", "v"], ["a"])
     decoder.node("MatMul", ["a", "w"], ["y"])
-    found = errors(decoder)
-    assert ["help:" in error for error in found] == [False, True]
+    with pytest.raises(UserErrors) as caught:
+        import_model(decoder.save())
+    first, second, remedy = str(caught.value).splitlines()
+    assert "help:" not in first + second and remedy.startswith("  help: ")
+
+
+def test_many_of_a_kind_are_one(decoder):
+    """A float model of many layers: the first few nodes, and how many there are."""
+    before = "x"
+    for i in range(28):
+        decoder.floats(f"w{i}", 16, 16)
+        after = "y" if i == 27 else f"x{i}"
+        decoder.node("MatMul", [before, f"w{i}"], [after], name=f"layer{i}")
+        before = after
+    with pytest.raises(UserErrors) as caught:
+        import_model(decoder.save())
+    error, remedy = str(caught.value).splitlines()
+    assert "node 'layer0' (MatMul), 'layer1', 'layer2' and 25 more: its weights are" in error
+    assert remedy.startswith("  help: ") and len(caught.value.errors) == 28
 
 
 @pytest.mark.parametrize("context", [0, -1, 33])
