@@ -242,7 +242,7 @@ def base_hash(parameters: Mapping[str, Any]) -> str:
         not enter, only what was engraved.
     """
     lines = sorted(
-        " ".join([p.key, *(part.sha256 for part in (p.codes, p.scales, p.zeros) if part)])
+        " ".join([p.key, *(part.sha256 for part in p.parts)])
         for p in parameters.values()
         if p.codes is not None
     )

@@ -54,7 +54,7 @@ class Images:
         return self._array(parameter.codes, dtype, parameter.dims)
 
     def matrix(self, name: str) -> Matrix:
-        """A matrix of small codes with its scales and zero points."""
+        """A matrix of small codes with its scales and zero points or offsets."""
         parameter = self._program.parameters[name]
         rows, columns = parameter.dims
         group = parameter.group or columns
@@ -66,6 +66,9 @@ class Images:
         else:
             zero = self._array(parameter.zeros, np.uint8, (rows, groups))
         int16 = np.dtype("<i2")
+        offsets: npt.NDArray[np.int32] | None = None
+        if parameter.offsets is not None:
+            offsets = self._array(parameter.offsets, np.dtype("<i4"), (rows, groups))
         if parameter.group:
             scales = self._array(parameter.scales, int16, (rows, groups))
         else:
@@ -78,6 +81,8 @@ class Images:
             zero=zero,
             scales=scales,
             exponent=parameter.exponent,
+            offsets=offsets,
+            offset_bits=parameter.offset_bits,
         )
 
     def verify(self) -> None:
@@ -111,9 +116,8 @@ class Images:
     def _parts(self) -> Iterator[tuple[str, Part]]:
         """Names of tensors with their parts."""
         for name, parameter in self._program.parameters.items():
-            for part in (parameter.codes, parameter.scales, parameter.zeros):
-                if part is not None:
-                    yield name, part
+            for part in parameter.parts:
+                yield name, part
 
     @cached_property
     def size(self) -> int:

@@ -4,7 +4,7 @@ Three files, little-endian, each part at a multiple of 64 bytes:
 
 - `rom/matrices.bin`: for each engraved tensor its codes (packed rows, low bits first; int16 rows
   for a dense table), then int16 scale mantissas [N, groups] (one for a matrix with one scale),
-  then uint8 zero points [N, groups];
+  then uint8 zero points or int32 offsets [N, groups];
 - `rom/constants.bin`: vectors and tables at the addresses of their `fabric.constant`;
 - `sram/adapters.bin`: adapters of the graph, laid out as matrices are.
 
@@ -28,7 +28,7 @@ from intaglio.backend.image_losses import ScaleLosses, ValueLosses
 from intaglio.backend.whole import naming
 from intaglio.backend.zeros import Counter, Zeros
 from intaglio.dialects import rom
-from intaglio.dialects.codes import container_bits, fixed
+from intaglio.dialects.codes import container_bits, fixed, offset_mantissas
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import ConstantOp, EngraveOp, machine_of, places
 from intaglio.dialects.fixed_point import Saturations
@@ -192,6 +192,8 @@ def _write(
     parameter.scales = writer.part(_scales(parameter, source, scaled, type_.groups, images))
     if type_.zeros.data:
         parameter.zeros = writer.part(_zeros(parameter, source, rows, type_.groups))
+    if type_.offsets.data:
+        parameter.offsets = writer.part(_offsets(parameter, source, rows, type_, images))
 
 
 def _counted(
@@ -271,3 +273,19 @@ def _zeros(
         zeros = source.zeros(first, last)
         assert zeros is not None, parameter.key.data
         yield zeros
+
+
+def _offsets(
+    parameter: rom.ParameterOp,
+    source: ParameterSource,
+    rows: int,
+    type_: rom.ROMTensorType | rom.AdapterType,
+    images: Images,
+) -> Iterator[npt.NDArray[np.int32]]:
+    exponent = _exponent(parameter)
+    for first, last in row_chunks(rows, 8 * type_.groups):
+        scales, zeros = source.scales(first, last), source.real_zeros(first, last)
+        assert zeros is not None, parameter.key.data
+        mantissas = _mantissas(parameter, scales, 16, images)
+        # Half a unit at most is lost; what scales lose is noted already.
+        yield offset_mantissas(scales, zeros, mantissas, exponent, type_.bits, type_.offsets.data)

@@ -31,6 +31,10 @@ class Part:
     sha256: str
 
 
+PARTS = ("codes", "scales", "zeros", "offsets")
+"""Parts of a tensor in the images; no tensor has all of them."""
+
+
 @dataclass(frozen=True)
 class Parameter:
     """A tensor as the chip stores it; `pieces` say where in ROM, for those that are engraved."""
@@ -47,11 +51,20 @@ class Parameter:
     codes: Part | None = None
     scales: Part | None = None
     zeros: Part | None = None
+    offset_bits: int = 0
+    """Width of a group's offset with its sign; 0: there are none."""
+    offsets: Part | None = None
     pieces: tuple[Piece, ...] = ()
     unit: int = 0
     """The H-Unit of an adapter's row 0."""
     address: int | None = None
     """First byte of an adapter in the SRAM of its H-Units."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Where its bytes lie."""
+        parts = (self.codes, self.scales, self.zeros, self.offsets)
+        return tuple(part for part in parts if part is not None)
 
     @property
     def is_slot(self) -> bool:
@@ -349,7 +362,7 @@ def program_of(content: Mapping[str, Any]) -> Program:
 
 def _parameter(name: str, content: Mapping[str, Any]) -> Parameter:
     values = dict(content)
-    for part in ("codes", "scales", "zeros"):
+    for part in PARTS:
         if part in values:
             values[part] = Part(**values[part])
     values["dims"] = tuple(values["dims"])

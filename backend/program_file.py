@@ -100,6 +100,8 @@ def _parameter(
     }
     if type_.is_matrix:
         content["group"] = type_.group.data
+        if type_.offsets.data:
+            content["offset_bits"] = type_.offsets.data
     if op.exponent is not None:
         content["exponent"] = op.exponent.value.data
     if op.zero is not None:
@@ -108,7 +110,13 @@ def _parameter(
         content["pieces"] = pieces
     if place is not None:
         content["unit"], content["address"] = place
-    for part, image in (("codes", op.codes), ("scales", op.scales), ("zeros", op.zeros)):
+    images = {
+        "codes": op.codes,
+        "scales": op.scales,
+        "zeros": op.zeros,
+        "offsets": op.offsets,
+    }
+    for part, image in images.items():
         if image is not None:
             content[part] = {
                 "file": image.file.data,

@@ -354,7 +354,10 @@ def _bus(values: Ints, bits: int) -> npt.NDArray[np.uint64]:
 
 def _rows_of(matrix: Matrix, rows: Ints) -> Matrix:
     zero = matrix.zero if isinstance(matrix.zero, int) else matrix.zero[rows]
-    return replace(matrix, codes=matrix.codes[rows], scales=matrix.scales[rows], zero=zero)
+    offsets = None if matrix.offsets is None else matrix.offsets[rows]
+    return replace(
+        matrix, codes=matrix.codes[rows], scales=matrix.scales[rows], zero=zero, offsets=offsets
+    )
 
 
 def simulate_tiles(out: Path, count: int, seed: int) -> bool:

@@ -7,6 +7,7 @@ Everything that turns floating-point model data into integers is here (`mantissa
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -119,6 +120,10 @@ def decode(codes: npt.NDArray[np.integer[Any]], fmt: str) -> npt.NDArray[np.inte
     return e4m3_decode(codes) if fmt == "fp8" else codes
 
 
+OFFSET_LIMIT = 32
+"""Most bits of a group's offset, with its sign."""
+
+
 def container_bits(bits: int) -> int:
     """Bits in which a code of so many bits is packed in files and kernels: 2, 4 or 8."""
     return next(size for size in (2, 4, 8) if bits <= size)
@@ -162,6 +167,9 @@ def pack(codes: npt.NDArray[np.integer[Any]], bits: int) -> npt.NDArray[np.uint8
 class Matrix:
     """A weight matrix of small integers; element (n, k) is ``(q - zero) * scale * 2**-exponent``.
 
+    Where zero points are no codes (HQQ's are fractions), each group has an offset beside its scale:
+    ``((q - zero) * scale - offset) * 2**-exponent``; `offset_mantissas` makes them.
+
     The arrays may be memory-mapped; nothing here copies a whole matrix.
 
     Attributes:
@@ -174,7 +182,10 @@ class Matrix:
         zero: the code that stands for 0: one number, or uint8 [N, G], with G = ceil(columns /
             group).
         scales: int16 mantissas [N, G].
-        exponent: common to all scales.
+        exponent: common to all scales, and to the offsets.
+        offsets: int32 mantissas [N, G], or None: all are 0. Beside them `zero` is the middle of the
+            codes' range, ``2**(bits - 1)``.
+        offset_bits: width of an offset with its sign, at most 32; 0 without.
     """
 
     codes: npt.NDArray[np.uint8]
@@ -184,6 +195,8 @@ class Matrix:
     zero: int | npt.NDArray[np.uint8]
     scales: npt.NDArray[np.int16]
     exponent: int
+    offsets: npt.NDArray[np.int32] | None = None
+    offset_bits: int = 0
 
     def __post_init__(self) -> None:
         if self.bits not in (2, 4, 8):
@@ -201,6 +214,16 @@ class Matrix:
                 raise ValueError(f"zero point {self.zero} is no {self.bits}-bit code")
         elif self.zero.dtype != np.uint8 or self.zero.shape != groups:
             raise ValueError(f"zeros are {self.zero.dtype} {self.zero.shape}, not uint8 {groups}")
+        if self.offsets is None:
+            return
+        if not isinstance(self.zero, int) or self.zero != 1 << (self.bits - 1):
+            raise ValueError("with offsets codes count from the middle of their range")
+        if self.offsets.dtype != np.int32 or self.offsets.shape != groups:
+            raise ValueError(
+                f"offsets are {self.offsets.dtype} {self.offsets.shape}, not int32 {groups}"
+            )
+        if not 1 <= self.offset_bits <= OFFSET_LIMIT:
+            raise ValueError(f"offsets have 1 to {OFFSET_LIMIT} bits, not {self.offset_bits}")
 
     @property
     def rows(self) -> int:
@@ -224,12 +247,17 @@ class Matrix:
         return self.zero[rows]
 
     def values(self, rows: Rows = slice(None)) -> Ints:
-        """``(q - zero) * scale`` of some rows, int64 [R, K]; at most 24 bits and a sign."""
+        """``(q - zero) * scale - offset`` of some rows, int64 [R, K].
+
+        At most 24 bits and a sign; with offsets a bit more than the wider of both.
+        """
         q = self.unpack(rows).astype(np.int64)
         of_group = np.arange(self.columns) // self.group
         zeros = self.zero if isinstance(self.zero, int) else self.zero[rows].take(of_group, axis=1)
         q -= zeros
         q *= self.scales[rows].take(of_group, axis=1)
+        if self.offsets is not None:
+            q -= self.offsets[rows].take(of_group, axis=1)
         return q
 
 
@@ -391,6 +419,90 @@ def fixed(
     if saturations is not None:
         saturations.count += int(np.count_nonzero(clipped != exact))
     return clipped.astype(np.int64)
+
+
+class OffsetForm(NamedTuple):
+    """How the zero points of a matrix become offsets."""
+
+    bits: int
+    """Width of an offset with its sign, at most `OFFSET_LIMIT`."""
+    peak: float
+    """What the exponent of scales and offsets is chosen by: the largest magnitude of a scale, or
+    more where offsets would have more bits."""
+
+
+def offset_form(code_bits: int, scale: float, spill: float) -> OffsetForm:
+    """The width of a matrix's offsets and the peak its exponent follows.
+
+    The width of zero points inside the codes' range hangs on that range alone, so that matrices of
+    one code are alike.
+
+    Args:
+        code_bits: of a code.
+        scale: the largest magnitude of a scale.
+        spill: the largest magnitude of ``scale * (zero - nearest)``, where `nearest` is the number
+            in the range of codes that is nearest to the zero point; 0 when all are inside.
+    """
+    middle, top = 1 << (code_bits - 1), 1 << (OFFSET_LIMIT - 1)
+    mantissa = (1 << 15) - 1
+    # What is left of the widest offset when the part inside the range is taken away.
+    peak = max(scale, spill / (top // mantissa - middle - 2))
+    largest = mantissa * middle + 1
+    if spill:
+        largest += math.ceil((mantissa + 0.5) * spill / peak)
+    return OffsetForm(largest.bit_length() + 1, peak)
+
+
+def offset_spill(
+    scales: npt.NDArray[np.floating[Any]], zeros: npt.NDArray[np.floating[Any]], code_bits: int
+) -> float:
+    """The largest magnitude of ``scale * (zero - nearest)``; see `offset_form`."""
+    outside = zeros.astype(np.float64) - np.clip(zeros, 0, (1 << code_bits) - 1)
+    return float(np.abs(scales * outside).max(initial=0.0))
+
+
+def offset_mantissas(
+    scales: npt.NDArray[np.floating[Any]],
+    zeros: npt.NDArray[np.floating[Any]],
+    mantissas: npt.NDArray[np.integer[Any]],
+    exponent: int,
+    code_bits: int,
+    offset_bits: int,
+) -> npt.NDArray[np.int32]:
+    """Offsets of groups with zero points of any value, from the middle of the codes' range.
+
+    A weight ``scale * (q - zero)`` becomes ``(q - middle) * m - offset`` with m the mantissa of the
+    scale and, with `nearest` the number in the range of codes that is nearest to the zero point::
+
+        offset = round(m * (nearest - middle) + scale * 2**exponent * (zero - nearest))
+
+    So a weight is off by the scale's own rounding times ``q - nearest``, at most the range of codes
+    wherever the zero point lies, and by half a unit; where zero points are codes it is
+    ``(q - zero) * m``, to the bit.
+
+    Args:
+        scales: [R, G].
+        zeros: [R, G], finite.
+        mantissas: of the scales at `exponent`, int16 [R, G].
+        exponent: of scales and offsets.
+        code_bits: of a code.
+        offset_bits: width of an offset with its sign (`OffsetForm.bits`).
+
+    Returns:
+        int32 [R, G], rounded half to even.
+
+    Raises:
+        ValueError: an offset that does not fit.
+    """
+    zeros = zeros.astype(np.float64)
+    nearest = np.clip(zeros, 0, (1 << code_bits) - 1)
+    inside = mantissas.astype(np.float64) * (nearest - (1 << (code_bits - 1)))
+    outside = np.ldexp(scales.astype(np.float64), exponent) * (zeros - nearest)
+    offsets = np.rint(inside + outside)
+    half = 1 << (offset_bits - 1)
+    if not ((offsets >= -half) & (offsets < half)).all():
+        raise ValueError(f"an offset has more than {offset_bits} bits")
+    return offsets.astype(np.int32)
 
 
 def _blocks(array: npt.NDArray[Any]) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:

@@ -62,7 +62,12 @@ def matrix_shape(type_: ROMTensorType | AdapterType) -> MatrixShape:
     is_slot = isinstance(type_, AdapterType) and type_.is_slot
     group = type_.dims[1] if is_slot else type_.group.data
     return MatrixShape.of(
-        type_.dims, type_.code.data, type_.bits, group, zeros=bool(type_.zeros.data)
+        type_.dims,
+        type_.code.data,
+        type_.bits,
+        group,
+        zeros=bool(type_.zeros.data),
+        offsets=type_.offsets.data,
     )
 
 

@@ -88,6 +88,9 @@ WEIGHT_CODES: dict[str, int] = {
 }
 """Codes of a matrix in ROM and the bits each weight takes."""
 
+MIDDLES: dict[str, int] = {"int2": 2, "int4": 8, "int8": 128}
+"""Codes whose groups may have offsets, and the middle of their range, which then stands for 0."""
+
 SLOT_CODES = codes.SLOT_BITS
 """Codes of a matrix in an adapter slot and the bits each weight takes."""
 
@@ -179,30 +182,40 @@ class _WeightsType(ParametrizedAttribute, TypeAttribute):
     code: StringAttr
     group: IntAttr
     zeros: IntAttr
+    offsets: IntAttr
+    """Bits of a group's offset, with its sign; 0: there are none."""
 
     def __init__(
-        self, shape: Sequence[int], code: str, group: int = 0, zeros: bool = False
+        self,
+        shape: Sequence[int],
+        code: str,
+        group: int = 0,
+        zeros: bool = False,
+        offsets: int = 0,
     ) -> None:
         super().__init__(
             ArrayAttr([IntAttr(n) for n in shape]),
             StringAttr(code),
             IntAttr(group),
             IntAttr(int(zeros)),
+            IntAttr(offsets),
         )
 
     @classmethod
     def parse_parameters(cls, parser: AttrParser) -> Sequence[Attribute]:
-        """Parses `<[N, K], code (, group G)? (, zeros)?>`."""
+        """Parses `<[N, K], code (, group G)? (, zeros | , offsets B)?>`."""
         with parser.in_angle_brackets():
             shape = parser.parse_comma_separated_list(
                 parser.Delimiter.SQUARE, lambda: parser.parse_integer(allow_boolean=False)
             )
             parser.parse_punctuation(",")
             code = parser.parse_identifier()
-            group, zeros = 0, 0
+            group, zeros, offsets = 0, 0, 0
             while parser.parse_optional_punctuation(","):
                 if parser.parse_optional_keyword("group"):
                     group = parser.parse_integer(allow_boolean=False)
+                elif parser.parse_optional_keyword("offsets"):
+                    offsets = parser.parse_integer(allow_boolean=False)
                 else:
                     parser.parse_keyword("zeros")
                     zeros = 1
@@ -211,14 +224,16 @@ class _WeightsType(ParametrizedAttribute, TypeAttribute):
             StringAttr(code),
             IntAttr(group),
             IntAttr(zeros),
+            IntAttr(offsets),
         ]
 
     def print_parameters(self, printer: Printer) -> None:
-        """Prints `<[N, K], code (, group G)? (, zeros)?>`."""
+        """Prints `<[N, K], code (, group G)? (, zeros | , offsets B)?>`."""
         dims = ", ".join(str(n) for n in self.dims)
         group = f", group {self.group.data}" if self.group.data else ""
         zeros = ", zeros" if self.zeros.data else ""
-        printer.print_string(f"<[{dims}], {self.code.data}{group}{zeros}>")
+        offsets = f", offsets {self.offsets.data}" if self.offsets.data else ""
+        printer.print_string(f"<[{dims}], {self.code.data}{group}{zeros}{offsets}>")
 
     def verify(self) -> None:
         """Checks code, shape and group."""
@@ -233,8 +248,22 @@ class _WeightsType(ParametrizedAttribute, TypeAttribute):
                 raise VerifyException(f"a matrix of {code} has two dimensions, rows and columns")
             if self.zeros.data and not self.group.data:
                 raise VerifyException(f"zero points of {code} need the size of their groups")
-        elif self.group.data or self.zeros.data:
+            self._verify_offsets()
+        elif self.group.data or self.zeros.data or self.offsets.data:
             raise VerifyException(f"{code} has neither groups nor zero points")
+
+    def _verify_offsets(self) -> None:
+        code, bits = self.code.data, self.offsets.data
+        if not bits:
+            return
+        if self.zeros.data:
+            raise VerifyException(f"{code} has zero points or offsets, not both")
+        if not self.group.data:
+            raise VerifyException(f"offsets of {code} need the size of their groups")
+        if code not in MIDDLES:
+            raise VerifyException(f"{code} has no offsets; {', '.join(MIDDLES)} may have them")
+        if not 1 <= bits <= codes.OFFSET_LIMIT:
+            raise VerifyException(f"offsets have 1 to {codes.OFFSET_LIMIT} bits, not {bits}")
 
     @property
     def matrix_codes(self) -> dict[str, int]:
@@ -275,14 +304,23 @@ class ROMTensorType(_WeightsType):
     along the columns (and with `zeros` a zero point each), or, without `group`, one for the whole
     matrix; `fixed16` and `fixed32` are mantissas with one exponent; `float32` stands before
     legalisation only.
+
+    `offsets 19` in place of `zeros` is for zero points of any value: beside each scale stands a
+    signed number of so many bits, in the same unit, and a weight is
+    ``(code - middle) * scale - offset`` with the middle of the codes' range.
     """
 
     name = "rom.tensor"
 
     def __init__(
-        self, shape: Sequence[int], code: str, group: int = 0, zeros: bool = False
+        self,
+        shape: Sequence[int],
+        code: str,
+        group: int = 0,
+        zeros: bool = False,
+        offsets: int = 0,
     ) -> None:
-        super().__init__(shape, code, group, zeros)
+        super().__init__(shape, code, group, zeros, offsets)
 
 
 @irdl_attr_definition
@@ -311,6 +349,8 @@ class AdapterType(_WeightsType):
                 f"an adapter of {code} needs the size of its groups; a slot without is one of "
                 f"{', '.join(SLOT_CODES)}"
             )
+        if self.offsets.data:
+            raise VerifyException("an adapter has no offsets")
         if code == "fp8" and self.group.data:
             raise VerifyException("an adapter of fp8 has one scale a row, no groups")
 
@@ -536,10 +576,10 @@ class ParameterOp(IRDLOperation):
     """A tensor of the model, by key; its bytes are elsewhere.
 
     `peak` is the largest magnitude of the scales that its weights use (a matrix) or of its values
-    (a dense tensor) in the model; greater scales stand before weights that are all 0 and become 0;
-    `multiplier` is a constant folded into the values when the image is written; `exponent`
-    is that of the image's mantissas. `codes`, `scales`, `zeros` say where the image lies once it
-    is written.
+    (a dense tensor) in the model; greater scales stand before weights that are all 0 and become 0.
+    It is more where offsets would need more bits than there are. `multiplier` is a constant folded
+    into the values when the image is written; `exponent` is that of the image's mantissas. `codes`,
+    `scales`, `zeros`, `offsets` say where the image lies once it is written.
 
     Example:
     ```
@@ -555,7 +595,7 @@ class ParameterOp(IRDLOperation):
     multiplier = opt_prop_def(FloatAttr)
     exponent = opt_prop_def(IntegerAttr[I64])
     zero = opt_prop_def(IntegerAttr[I64])
-    """The zero point of all weights, where the type has no `zeros`."""
+    """The zero point of all weights, where the type has no `zeros`; with `offsets` the middle."""
     zero_fraction = opt_prop_def(FloatAttr)
     """The share of weights that are 0, where the importer knows it (ternary matrices)."""
     rms = opt_prop_def(FloatAttr)
@@ -563,6 +603,7 @@ class ParameterOp(IRDLOperation):
     codes = opt_prop_def(ImageAttr)
     scales = opt_prop_def(ImageAttr)
     zeros = opt_prop_def(ImageAttr)
+    offsets = opt_prop_def(ImageAttr)
 
     assembly_format = "$sym_name `:` $type attr-dict"
     irdl_options = (ParsePropInAttrDict(),)
@@ -602,6 +643,10 @@ class ParameterOp(IRDLOperation):
         assert isinstance(self.type, ROMTensorType | AdapterType)
         if self.zero is not None and (self.type.zeros.data or not self.type.is_matrix):
             raise VerifyException("`zero` is for matrices whose type has no zero points")
+        if self.type.offsets.data:
+            middle = MIDDLES[self.type.code.data]
+            if self.zero is None or self.zero.value.data != middle:
+                raise VerifyException(f"with offsets `zero` is the middle of the codes, {middle}")
         if self.zero_fraction is not None and (
             not self.type.is_matrix or not 0.0 <= self.zero_fraction.value.data <= 1.0
         ):
@@ -1076,6 +1121,8 @@ class EmbedOp(OperatorOp):
                 f"rows of @{self.table.root_reference.data} have {table.dims[-1]} elements, "
                 f"the result has {vector_size(self.output.type)}"
             )
+        if table.offsets.data:
+            raise VerifyException(f"@{self.table.root_reference.data}: a table has no offsets")
 
 
 @irdl_op_definition
@@ -1751,7 +1798,8 @@ class QuantizeOp(OperatorOp):
 class DotOp(OperatorOp):
     """The exact integer product of a matrix and a quantised vector, scale mantissas included.
 
-    Y[n] = sum over groups g of s[n,g] * sum over k in g of (q[n,k] - z[n,g]) * x[k].
+    Y[n] = sum over groups g of s[n,g] * sum over k in g of (q[n,k] - z[n,g]) * x[k]; where groups
+    have offsets o, less the sum over g of o[n,g] * sum over k in g of x[k].
 
     Example:
     ```

@@ -117,7 +117,12 @@ def group_bits(bits: int, group: int, fmt: str, zero: int | None = None) -> int:
 
 
 def accumulator_bits(
-    bits: int, columns: int, fmt: str, scale_bits: int = 16, zero: int | None = None
+    bits: int,
+    columns: int,
+    fmt: str,
+    scale_bits: int = 16,
+    zero: int | None = None,
+    offset_bits: int = 0,
 ) -> int:
     """Width of `dot`'s result, signed, for any codes, scales and activations.
 
@@ -127,13 +132,19 @@ def accumulator_bits(
         fmt: the activations' format.
         scale_bits: width of the signed scale mantissas (1: all are +1 or -1).
         zero: the zero point when all groups have the same one (None: any).
+        offset_bits: width of the signed offsets, where groups have them (0: none have). Their zero
+            point is the middle of the codes.
 
     Raises:
         ValueError: more than 62 bits.
     """
     scale = max(1, 1 << (scale_bits - 1))
-    bound = columns * _largest_weight(bits, zero) * FORMATS[fmt].magnitude * scale
-    return _checked(bound)
+    if offset_bits:
+        zero = 1 << (bits - 1)
+    weight = _largest_weight(bits, zero) * scale
+    if offset_bits:
+        weight += 1 << (offset_bits - 1)
+    return _checked(columns * weight * FORMATS[fmt].magnitude)
 
 
 def slot_bits(code: str, columns: int, fmt: str) -> int:
@@ -282,6 +293,10 @@ def dot(codes: npt.NDArray[np.integer[Any]], weights: Matrix | AdapterMatrix, fm
     an element ``bits + 1 + decoded_bits``, of a group `group_bits`, of the whole
     `accumulator_bits`.
 
+    Where groups have offsets, zero points that are no codes, ``offset[n, g]`` is a second scale, on
+    the sum of the group's activations: ``Y[..., n]`` has
+    ``- sum_g offset[n, g] * sum_(k in g) decode(code[..., k])`` too.
+
     The matrix of a low-rank adapter has one scale a row:
     ``Y[..., n] = s[n] * sum_k weight[n, k] * decode(code[..., k])``; widths: of the sum
     ``slot_bits - 15``, of the whole `slot_bits`. Where an adapter of rank r is in slots of a larger
@@ -309,7 +324,7 @@ def dot(codes: npt.NDArray[np.integer[Any]], weights: Matrix | AdapterMatrix, fm
         kind = _exact_type(columns * SLOT_LIMITS[weights.code] * FORMATS[fmt].magnitude)
         sums = np.asarray(decode(codes, fmt)).astype(kind) @ weights.weights.T.astype(kind)
         return sums.astype(np.int64) * weights.scales
-    accumulator_bits(weights.bits, columns, fmt)
+    accumulator_bits(weights.bits, columns, fmt, offset_bits=weights.offset_bits)
     groups = weights.groups
     activations = np.asarray(decode(codes, fmt)).reshape(-1, columns)
     batch = activations.shape[0]
@@ -331,6 +346,8 @@ def dot(codes: npt.NDArray[np.integer[Any]], weights: Matrix | AdapterMatrix, fm
         partial = (q.reshape(-1, groups, width).transpose(1, 0, 2) @ by_group).astype(np.int64)
         partial -= weights.zeros(rows).T.astype(np.int64)[:, :, None] * sums[:, None, :]
         np.einsum("rg,grb->br", weights.scales[rows].astype(np.int64), partial, out=y[:, rows])
+        if weights.offsets is not None:
+            y[:, rows] -= (weights.offsets[rows].astype(np.int64) @ sums).T
     return y.reshape(*codes.shape[:-1], weights.rows)
 
 

@@ -38,8 +38,8 @@ class MatrixShape:
     """Columns under one scale; a dense table has its row as one group."""
     bits: int
     scale_bits: int
-    """Bits of a group's scale and zero point together; 0 for a dense table, and for a matrix with
-    one scale for all, which is no part of the ROM."""
+    """Bits of a group's scale and its zero point or offset together; 0 for a dense table, and for a
+    matrix with one scale for all, which is no part of the ROM."""
     ternary: bool = False
     """All weights are -1, 0 or +1."""
 
@@ -50,7 +50,9 @@ class MatrixShape:
         return _ceildiv(self.bits, machine.plane_bits)
 
     @staticmethod
-    def of(dims: Sequence[int], code: str, bits: int, group: int, *, zeros: bool) -> MatrixShape:
+    def of(
+        dims: Sequence[int], code: str, bits: int, group: int, *, zeros: bool, offsets: int = 0
+    ) -> MatrixShape:
         """The shape of a tensor as its type states it.
 
         Args:
@@ -59,14 +61,15 @@ class MatrixShape:
             bits: of an element.
             group: columns under one scale; 0 for a dense table, or one scale for a whole matrix.
             zeros: whether each group has a zero point.
+            offsets: bits of the offset that each group has in place of one; 0: none.
         """
         rows, columns = dims if len(dims) == 2 else (1, dims[0])
-        scale_bits = SCALE_BITS + (bits if zeros else 0) if group else 0
+        scale_bits = SCALE_BITS + (bits if zeros else offsets) if group else 0
         return MatrixShape(rows, columns, group or columns, bits, scale_bits, code == "ternary")
 
     @property
     def stored_bits(self) -> int:
-        """Bits of the weights, scales and zero points that exist, without padding."""
+        """Bits of the weights, scales, zero points and offsets that exist, without padding."""
         groups = _ceildiv(self.columns, self.group)
         return self.rows * (self.columns * self.bits + groups * self.scale_bits)
 

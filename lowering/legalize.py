@@ -297,7 +297,7 @@ class _Body:
         if isinstance(type_, rom.AdapterType) and type_.is_slot:
             bits = _slot_bits(type_, fmt)
         else:
-            bits = accumulator_bits(type_.bits, type_.dims[1], fmt)
+            bits = _product_bits(op, type_, fmt)
         accumulator = rom.AccumulatorType(type_.dims[0], bits)
         dot = rom.DotOp(q, weights, op.onnx, accumulator)
         requantize = rom.RequantizeOp(
@@ -388,6 +388,21 @@ class _Body:
             window=window,
         )
         self.replace(op, scores, probabilities, output)
+
+
+def _product_bits(op: rom.LinearOp, type_: rom.ROMTensorType | rom.AdapterType, fmt: str) -> int:
+    """The accumulator of a matrix of the model."""
+    bits, columns, offsets = type_.bits, type_.dims[1], type_.offsets.data
+    try:
+        return accumulator_bits(bits, columns, fmt, offset_bits=offsets)
+    except ValueError as error:
+        wide = f" with offsets of {offsets} bits" if offsets else ""
+        raise UserError(
+            f"weights of {type_.code.data}{wide} for {columns} inputs of {fmt} are beyond the "
+            f"chip's arithmetic: {error}",
+            node=op.onnx.data[0].data[0].data,
+            hint="--set activations=int8",
+        ) from error
 
 
 def _slot_bits(type_: rom.AdapterType, fmt: str) -> int:

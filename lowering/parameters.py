@@ -9,6 +9,8 @@ stands in bits (k*b mod 8) and up of byte k*b // 8 (low bits first); a row is pa
 to a whole byte. Codes are unsigned, and with g = k // group
 
     weight[n, k] = scale[n, g] * (code[n, k] - zero[n, g])
+
+where the zero point is a code, or any number (`real_zeros`).
 """
 
 from __future__ import annotations
@@ -57,6 +59,10 @@ class ParameterSource(Protocol):
 
     def zeros(self, r0: int, r1: int) -> UInt8Array | None:
         """Zero points of rows r0 to r1: uint8 [r1 - r0, groups]; None where all share one."""
+        ...
+
+    def real_zeros(self, r0: int, r1: int) -> Float32Array | None:
+        """Zero points that are no codes: float32 [r1 - r0, groups]; None where all are codes."""
         ...
 
     def values(self, r0: int, r1: int) -> Float32Array:

@@ -19,6 +19,7 @@ a lane pair of one group sums at most K / (lanes / 2) products (q - z) * x of ma
 255 * 128, which is below 2^31 even for one group over the row and 8 lanes; it is multiplied by a
 16-bit scale into int64, where a row is below 2^18 * 255 * 128 * 2^15 < 2^48. Values before the
 zero point is taken away may wrap around 2^32; the sum of both does not, so the wrapping cancels.
+Offsets of 32 bits add 2^18 * 128 * 2^31 = 2^56 at most.
 """
 
 from __future__ import annotations
@@ -44,6 +45,18 @@ class Layout(Enum):
     """Any other multiple of 16: a table gives the group of every 16 elements."""
 
 
+class Points(Enum):
+    """What stands for 0."""
+
+    ONE = "one"
+    """A zero point for the matrix: corrections have it."""
+    GROUPS = "groups"
+    """A zero point for every group, uint8."""
+    OFFSETS = "offsets"
+    """A zero point for the matrix, and an offset for every group, int32: a second scale, on the sum
+    of the group's activations."""
+
+
 class Param(IntEnum):
     """Positions in the int64 parameter block that every function takes.
 
@@ -65,13 +78,14 @@ class Param(IntEnum):
     X_STRIDE = 12
     CORRECTION_STRIDE = 13
     FACTOR = 14
-    SOURCE = 15
-    TOKENS = 16
-    X = 17
-    CORRECTION = 18
-    Y = 19
-    TOKEN_BLOCKS = 20
-    NEXT_ROW = 21
+    ZERO = 15
+    SOURCE = 16
+    TOKENS = 17
+    X = 18
+    CORRECTION = 19
+    Y = 20
+    TOKEN_BLOCKS = 21
+    NEXT_ROW = 22
 
 
 _POINTERS = frozenset(
@@ -122,14 +136,14 @@ class KernelSpec:
         bits: width of a code, 2, 4 or 8.
         layout: how groups lie on chunks.
         groups_per_chunk: for `FINE`; 16-element units in a chunk for `INDEXED`; 1 for `COARSE`.
-        group_zeros: a zero point for every group, not one for the matrix.
+        points: what stands for 0.
         tokens: activation vectors that one pass over a row serves.
     """
 
     bits: int
     layout: Layout
     groups_per_chunk: int
-    group_zeros: bool
+    points: Points
     tokens: int
 
 
@@ -432,12 +446,16 @@ def emit_kernel(path: Path, spec: KernelSpec, prefetch: int) -> Any:
     full, tail, groups = p[Param.FULL_CHUNKS], p[Param.TAIL_BYTES], p[Param.GROUPS]
     counter = e.at(e.parameters, e.const(int(Param.NEXT_ROW)), e.i64)
     has_tail = b.icmp_signed(">", tail, e.const(0))
+    one_zero = e.shuffle(
+        b.insert_element(e.zero(quad_type), p[Param.ZERO], e.const(0, e.i32)), [0] * (lanes // 2)
+    )
 
     def row_body(row: Any, first_token: Any) -> None:
         codes = e.at(p[Param.CODES], b.mul(row, p[Param.ROW_BYTES]))
         first_group = b.mul(row, groups)
         scales = e.at(p[Param.SCALES], first_group, e.i16)
-        zeros = e.at(p[Param.ZEROS], first_group, e.i8)
+        point_type = e.i32 if spec.points is Points.OFFSETS else e.i8
+        points = e.at(p[Param.ZEROS], first_group, point_type)
         xs, corrections = [], []
         for t in range(tokens):
             token = b.add(first_token, e.const(t))
@@ -451,7 +469,7 @@ def emit_kernel(path: Path, spec: KernelSpec, prefetch: int) -> Any:
             return e.load(e.at(corrections[t], b.mul(entry, e.const(lanes)), e.i32), lane_type)
 
         def start(t: int, entry: Any) -> Any:
-            return e.zero(lane_type) if spec.group_zeros else correction(t, entry)
+            return correction(t, entry) if spec.points is Points.ONE else e.zero(lane_type)
 
         def codes_of(chunk: Any, partial: bool) -> list[Any]:
             place = e.at(codes, b.mul(chunk, e.const(width)))
@@ -490,18 +508,32 @@ def emit_kernel(path: Path, spec: KernelSpec, prefetch: int) -> Any:
             return e.spread(e.load(place, type_), signed)
 
         def scale(sums: Sequence[Any], entry: Any, partial: bool) -> None:
-            """Adds scale * (sums - zero * sum of x) of chunk or group `entry` to the totals."""
+            """Adds scale * (sums - zero * sum of x) of chunk or group `entry` to the totals.
+
+            With offsets less offset * sum of x.
+            """
             factors = per_group(scales, e.i16, entry, partial, True)
-            offsets = per_group(zeros, e.i8, entry, partial, False) if spec.group_zeros else []
+            offsets: list[Any] = []
+            zeros: list[Any] = []
+            match spec.points:
+                case Points.GROUPS:
+                    zeros = per_group(points, e.i8, entry, partial, False)
+                case Points.OFFSETS:
+                    offsets = per_group(points, e.i32, entry, partial, True)
+                    zeros = [one_zero] * len(offsets)
+                case Points.ONE:
+                    pass
             for t, lanes_ in enumerate(sums):
                 pairs = e.split(lanes_, count)
-                if spec.group_zeros:
+                total = b.load(totals[t], typ=quad_type)
+                if zeros:
                     x_sums = e.split(correction(t, entry), count)
                     pairs = [
                         e.extend_low(b.sub(pair, b.mul(zero, x_sum)))
-                        for pair, zero, x_sum in zip(pairs, offsets, x_sums, strict=True)
+                        for pair, zero, x_sum in zip(pairs, zeros, x_sums, strict=True)
                     ]
-                total = b.load(totals[t], typ=quad_type)
+                    for offset, x_sum in zip(offsets, x_sums, strict=False):
+                        total = b.sub(total, b.mul(x_sum, offset))
                 for pair, factor in zip(pairs, factors, strict=True):
                     total = b.add(total, b.mul(pair, factor))
                 b.store(total, totals[t])

@@ -1,6 +1,7 @@
 """Exact integer matrix-vector products on packed weight codes, compiled just in time.
 
     Y[n] = sum_g scale[n, g] * sum_{k in group g} (q[n, k] - zero[n, g]) * x[k]
+           - sum_g offset[n, g] * sum_{k in group g} x[k]           where groups have offsets
 
 The operands are those of a ROM image (usually memory maps) and are read in place; no unpacked copy
 is made. Every path gives the same integers as the numpy reference (`dialects.semantics.dot`).
@@ -31,6 +32,7 @@ from intaglio.runtime.kernel_code import (
     Layout,
     Param,
     Path,
+    Points,
     available_paths,
     compile_module,
     emit_kernel,
@@ -128,6 +130,8 @@ class PackedMatrix:
         group: elements of a group along K: a multiple of 16, or at least K. The last group may
             be shorter.
         k: elements of a row, at most `MAX_K`.
+        offsets: int32 [N, G] in C order, beside one zero point for the matrix; or None.
+        offset_bits: width of an offset with its sign.
 
     Raises:
         ValueError: a shape, type, memory order or number is not as above.
@@ -139,6 +143,8 @@ class PackedMatrix:
     bits: int
     group: int
     k: int
+    offsets: npt.NDArray[np.int32] | None = None
+    offset_bits: int = 32
     _plans: dict[str, _Plan] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -159,6 +165,10 @@ class PackedMatrix:
             _check("zero", zeros, np.uint8, (rows, groups))
         elif not 0 <= int(self.zero) <= 255:
             raise ValueError(f"a zero point lies in 0..255, not {int(self.zero)}")
+        if self.offsets is not None:
+            if zeros is not None:
+                raise ValueError("a matrix has zero points of its groups or offsets, not both")
+            _check("offsets", self.offsets, np.int32, (rows, groups))
 
     @property
     def n(self) -> int:
@@ -167,14 +177,26 @@ class PackedMatrix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes one product reads: codes, scales and zero points."""
-        zeros = self._zeros
-        return self.codes.nbytes + self.scales.nbytes + (0 if zeros is None else zeros.nbytes)
+        """Bytes one product reads: codes, scales and zero points or offsets."""
+        points = self._zeros if self.offsets is None else self.offsets
+        return self.codes.nbytes + self.scales.nbytes + (0 if points is None else points.nbytes)
 
     @property
     def _zeros(self) -> npt.NDArray[np.uint8] | None:
         """The zero points of the groups, or None if there is one for the matrix."""
         return self.zero if isinstance(self.zero, np.ndarray) and self.zero.ndim else None
+
+    @property
+    def _points(self) -> Points:
+        if self.offsets is not None:
+            return Points.OFFSETS
+        return Points.ONE if self._zeros is None else Points.GROUPS
+
+    @property
+    def _largest(self) -> int:
+        """The largest magnitude of a weight."""
+        offset = 0 if self.offsets is None else 1 << (self.offset_bits - 1)
+        return (255 << 15) + offset
 
     def _plan(self, path: Path) -> _Plan:
         plan = self._plans.get(path.name)
@@ -213,9 +235,9 @@ def _make_plan(matrix: PackedMatrix, path: Path) -> _Plan:
     p = array("q", bytes(8 * Param.SOURCE))
     p[Param.CODES] = _address(matrix.codes)
     p[Param.SCALES] = _address(matrix.scales)
-    zeros = matrix._zeros
-    if zeros is not None:
-        p[Param.ZEROS] = _address(zeros)
+    points = matrix._zeros if matrix.offsets is None else matrix.offsets
+    if points is not None:
+        p[Param.ZEROS] = _address(points)
     if index is not None:
         p[Param.INDEX] = _address(index)
     row_bytes = matrix.codes.shape[1]
@@ -230,8 +252,10 @@ def _make_plan(matrix: PackedMatrix, path: Path) -> _Plan:
     p[Param.X_STRIDE] = chunks * elements
     entries = -(-chunks // per_group)
     p[Param.CORRECTION_STRIDE] = entries * path.lanes
-    # Per-group zero points multiply the sums of x in the kernel, one for the matrix does here.
-    p[Param.FACTOR] = -int(matrix.zero) if zeros is None else 1
+    # What groups have multiplies the sums of x in the kernel, one zero point for the matrix does
+    # here.
+    p[Param.FACTOR] = -int(matrix.zero) if points is None else 1
+    p[Param.ZERO] = int(matrix.zero) if matrix._zeros is None else 0
     prepare = _compile(path, matrix.bits)
     return _Plan(layout, per_chunk, chunks, elements, entries, index, p, prepare, {})
 
@@ -310,7 +334,7 @@ def _digits(matrix: PackedMatrix, x: IntArray) -> tuple[npt.NDArray[np.int8], in
     """Balanced base-256 digits int8 [D, S, K] of sign * x, least significant first, and sign."""
     low, high = int(x.min()), int(x.max())
     largest = max(high, -low)
-    if matrix.k * 255 * largest >> 48:
+    if matrix.k * matrix._largest * largest >> 63:
         raise OverflowError(
             f"activations up to {largest} over {matrix.k} elements may exceed the int64 product"
         )
@@ -392,7 +416,7 @@ def _product(
         kernel = plan.kernels.get(width)
         if kernel is None:
             spec = KernelSpec(
-                matrix.bits, plan.layout, plan.groups_per_chunk, matrix._zeros is not None, width
+                matrix.bits, plan.layout, plan.groups_per_chunk, matrix._points, width
             )
             kernel = plan.kernels[width] = _compile(path, spec)
         # SOURCE, TOKENS, X, CORRECTION, Y, TOKEN_BLOCKS, NEXT_ROW

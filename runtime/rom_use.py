@@ -11,7 +11,7 @@ from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import SCALE_BITS, MatrixShape, Piece
 
 USES = ("codes", "scales", "zeros", "padding")
-"""What ROM bits are for."""
+"""What ROM bits are for; offsets count among zero points, whose place they take."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ def placed_matrices(program: Program, mapping: Mapping[str, Any]) -> dict[str, P
             parameter.bits,
             parameter.group,
             zeros=parameter.zeros is not None,
+            offsets=parameter.offset_bits,
         )
         found[entry["name"]] = Placed(parameter, shape, pieces, entry.get("extra", False))
     return found

@@ -284,7 +284,14 @@ class Simulator:
         from intaglio.runtime import kernels
 
         packed = kernels.PackedMatrix(
-            matrix.codes, matrix.scales, matrix.zero, matrix.bits, matrix.group, matrix.columns
+            matrix.codes,
+            matrix.scales,
+            matrix.zero,
+            matrix.bits,
+            matrix.group,
+            matrix.columns,
+            matrix.offsets,
+            matrix.offset_bits,
         )
         narrow = np.int8 if FORMATS[fmt].decoded_bits <= 8 else np.int32
 

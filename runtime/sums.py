@@ -67,7 +67,8 @@ def compare_sums(model: str | Path, tokens: Sequence[int]) -> list[Sums]:
         One entry for each product, in the order of the graph; empty when it has none.
 
     Raises:
-        UserError: the model cannot be imported or run, or a matrix has several scales.
+        UserError: the model cannot be imported or run, or a matrix has several scales, or zero
+            points that are no integers.
     """
     import onnx
 
@@ -115,6 +116,8 @@ def _compared(one: _Watched, values: dict[str, npt.NDArray[Any]]) -> Sums:
     unit = np.where(peak > 0, peak / LEVELS, 1.0)
     levels = np.rint(x / unit).astype(np.int64)
     scales = one.source.scales(0, n)
+    if one.source.has_real_zeros:
+        raise UserError("its matrix has zero points that are no integers", node=one.node)
     if one.source.groups != 1:
         raise UserError("its matrix has scales for groups of inputs", node=one.node)
     theirs = y / (unit * scales.reshape(1, n).astype(np.float64))

@@ -33,7 +33,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from intaglio.backend.hw import datapaths
 from intaglio.backend.hw.matrix_plan import Form, MatrixConfig, Way, log2
-from intaglio.backend.hw.matrix_tile import build_matrix_unit, has_zeros, index_bits, only
+from intaglio.backend.hw.matrix_tile import build_matrix_unit, has_sums, index_bits, only
 from intaglio.backend.hw.rom_bank import LogicROM, build_unit_rom, powered
 from intaglio.backend.hw.signal import (
     RESET,
@@ -297,7 +297,7 @@ class _Array:
                 parts.append(self._part(x, part))
             taken = [one.cut() for one in parts]
             together = [cat(*taken[::-1])]
-            return [*together, add_all(taken).cut()] if has_zeros(config) else together
+            return [*together, add_all(taken).cut()] if has_sums(config) else together
 
         depth = machine.broadcast + machine.rom_read - 2
         x, *sums = pipelined(activations, [data, place, whole, ragged, part], depth).outputs
@@ -623,7 +623,8 @@ class _Array:
             scale = self.field("mantissa").as_signed()
         zero = self.field("zero")
         if config.zero_bits:
-            zero = zero | mux(self.field("single"), 0, self.fetched_scale[SCALE_BITS:])
+            stored = self.fetched_scale[SCALE_BITS : config.offset_place]
+            zero = zero | mux(self.field("single"), 0, stored)
         dense, width = self.field("dense"), machine.results_per_cycle
         scale, zero = mux(dense, 1, scale), mux(dense, 0, zero)
         if config.word_beats == 1:

@@ -80,6 +80,8 @@ class ParameterLike(Protocol):
     @property
     def zero(self) -> int | None: ...
     @property
+    def offset_bits(self) -> int: ...
+    @property
     def pieces(self) -> Sequence[Piece]: ...
 
 
@@ -175,7 +177,12 @@ def shape_of(parameter: ParameterLike) -> MatrixShape:
     """A parameter as tiling sees it; see `fabric.matrix_shape`."""
     zeros = parameter.zero is None and not is_dense(parameter)
     return MatrixShape.of(
-        parameter.dims, parameter.code, parameter.bits, parameter.group, zeros=zeros
+        parameter.dims,
+        parameter.code,
+        parameter.bits,
+        parameter.group,
+        zeros=zeros,
+        offsets=parameter.offset_bits,
     )
 
 
@@ -226,6 +233,7 @@ class MatrixConfig:
         grouped: whether a matrix has group scales. If none has, L-Units have neither ROM for
             scales nor multipliers for them: a matrix's one scale is applied to its results.
         zero_bits: of the zero points stored with the scales.
+        offset_bits: of the offsets stored with the scales.
         code_words: depth of an L-Unit's code ROM.
         scale_words: depth of an L-Unit's scale ROM; 0 without group scales.
         banks: of each tile, its rows of banks by address; None where nothing is stored.
@@ -244,6 +252,7 @@ class MatrixConfig:
     table_planes: int
     grouped: bool
     zero_bits: int
+    offset_bits: int
     code_words: int
     scale_words: int
     banks: tuple[tuple[BankRow | None, ...], ...]
@@ -320,7 +329,12 @@ class MatrixConfig:
 
     @property
     def scale_bits(self) -> int:
-        """Bits of a scale word: the mantissa below, the zero point above."""
+        """Bits of a scale word: the mantissa, above it the zero point, above that the offset."""
+        return self.offset_place + self.offset_bits
+
+    @property
+    def offset_place(self) -> int:
+        """First bit of the offset in a scale word."""
         return SCALE_BITS + self.zero_bits
 
     @property
@@ -420,6 +434,7 @@ def configure(
                     machine.activations,
                     SCALE_BITS if grouped else 1,
                     p.zero,
+                    p.offset_bits,
                 )
                 for p in products
             ),
@@ -429,8 +444,9 @@ def configure(
         table_planes=max((shapes[p.name].planes(machine) for p in tables), default=0),
         grouped=grouped,
         zero_bits=max(
-            (s.scale_bits - SCALE_BITS for s in shapes.values() if s.scale_bits), default=0
+            (p.bits for p in (*products, *tables) if p.zero is None and not is_dense(p)), default=0
         ),
+        offset_bits=max(p.offset_bits for p in (*products, *tables)),
         code_words=code_words,
         scale_words=max(1, scale_words) if grouped else 0,
         banks=_banks(program, pieces),
@@ -744,7 +760,7 @@ class LUnitImage(NamedTuple):
     codes: npt.NDArray[np.unsignedinteger[Any]]
     """Lane i at bits ``i * plane_bits``: a digit, or of a ternary cell 01 for +1 and 10 for -1."""
     scales: npt.NDArray[np.unsignedinteger[Any]]
-    """The mantissa in the low 16 bits, the zero point above."""
+    """The mantissa in the low 16 bits, the zero point above, the offset above that."""
 
 
 def l_unit_images(
@@ -769,12 +785,12 @@ def tile_images(
     names = dict.fromkeys(_tensor(use) for use in matrix_uses(program))
     word_bytes = _element_bytes(config.word_bits)
     codes = np.zeros((machine.l_units, config.code_words, word_bytes), np.uint8)
-    scales = np.zeros((machine.l_units, config.scale_words), np.uint32)
+    scales = np.zeros((machine.l_units, config.scale_words), np.uint64)
     for name in names:
         parameter = program.parameters[name]
         piece = piece_of(parameter, machine)
         if piece.first_tile <= tile < piece.first_tile + piece.tiles:
-            _engrave(parameter, piece, images, machine, tile, codes, scales)
+            _engrave(parameter, piece, images, config, tile, codes, scales)
     for unit in range(machine.l_units):
         yield LUnitImage(
             tile,
@@ -797,13 +813,13 @@ def _engrave(
     parameter: ParameterLike,
     piece: Piece,
     images: ImagesLike,
-    machine: Machine,
+    config: MatrixConfig,
     tile: int,
     codes: npt.NDArray[np.uint8],
-    scales: npt.NDArray[np.uint32],
+    scales: npt.NDArray[np.uint64],
 ) -> None:
     """Adds one tile's part of a matrix to the images of its L-Units [l_units, depth(, bytes)]."""
-    shape = shape_of(parameter)
+    machine, shape = config.machine, shape_of(parameter)
     words, planes = piece.words(shape, machine), shape.planes(machine)
     slots = piece.rows_per_tile(machine)
     groups = piece.slice_groups(shape, machine)
@@ -832,12 +848,16 @@ def _engrave(
             codes[units, at : at + by_unit.shape[1], : packed.shape[-1]] = by_unit
             if matrix is None or not groups:
                 continue
-            content = matrix.scales[rows].astype(np.uint16).astype(np.uint32)
+            content = matrix.scales[rows].astype(np.uint16).astype(np.uint64)
             if parameter.zero is None:
-                content |= matrix.zeros(rows).astype(np.uint32) << SCALE_BITS
+                content |= matrix.zeros(rows).astype(np.uint64) << np.uint64(SCALE_BITS)
+            if matrix.offsets is not None:
+                offsets = matrix.offsets[rows].astype(np.int64)
+                offsets &= (1 << config.offset_bits) - 1
+                content |= offsets.astype(np.uint64) << np.uint64(config.offset_place)
             for s in range(piece.split):
                 group = s * words // shape.words_per_group(machine)
-                part = np.zeros((len(rows), groups), np.uint32)
+                part = np.zeros((len(rows), groups), np.uint64)
                 seen = content[:, group : group + groups]
                 part[:, : seen.shape[1]] = seen
                 at = piece.scale_base + step * groups

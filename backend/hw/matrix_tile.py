@@ -51,12 +51,15 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
     A word of `lanes` codes (of one bit plane) is multiplied with `lanes` parts of activations::
 
         total = sum(code[i] * x[i]) - (first ? zero * xsum : 0)
-        sum  += total * scale << (plane_shift * plane + pass_bits * part)
+        sum  += total * scale - (first ? offset * xsum : 0)
+                << (plane_shift * plane + pass_bits * part)
 
-    where `zero` is the group's zero point or the matrix's, `xsum` the sum of the parts, and `first`
-    marks the code's lowest plane, so that the zero point is subtracted once for each part. Ternary
-    cells have no zero point; an array without group scales has no product with them. The sum is
-    modulo 2 to the accumulator's width: exact in the end, whatever the order.
+    where `zero` is the group's zero point or the matrix's, `offset` the group's where its zero
+    point is no code, `xsum` the sum of the parts, and `first` marks the code's lowest plane (which
+    is shifted by none), so that both are subtracted once for each part. Ternary cells have no zero
+    point; an array without group scales has no product with them, one in which no group has an
+    offset none with those. The sum is modulo 2 to the accumulator's width: exact in the end,
+    whatever the order.
 
     Ports (cycle 0 is that of the addresses; r is the ROM's latency `rom_read`, m `mac_pipeline`):
 
@@ -77,15 +80,18 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
     x_bus = m.input("x", lanes * bits)
     codes = [word[i * plane_bits : (i + 1) * plane_bits] for i in range(lanes)]
     x = [x_bus[i * bits : (i + 1) * bits].as_signed() for i in range(lanes)]
-    offset = xsum = m.constant(0)
+    zero = offset = xsum = m.constant(0)
     single = m.input("single", 1) if "single" in fields else m.constant(0)
-    if has_zeros(config):
+    if has_sums(config):
+        first = m.input("first", 1)
         if config.zero_bits:
-            offset = mux(single, 0, group[SCALE_BITS:])
+            zero = mux(single, 0, group[SCALE_BITS : config.offset_place])
         if "zero" in fields:
             # One of the two is 0.
-            offset = offset | m.input("zero", fields["zero"])
-        offset = only(m.input("first", 1), offset)
+            zero = zero | m.input("zero", fields["zero"])
+        zero = only(first, zero)
+        if config.offset_bits:
+            offset = only(first & ~single, group[config.offset_place :].as_signed())
         xsum = m.input("xsum", bits + log2(lanes), signed=True)
     mantissa = group[:SCALE_BITS].as_signed() if config.grouped else m.constant(1)
     if "single" in fields:
@@ -93,19 +99,20 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
 
     def scaled_total(*inputs: Signal) -> Signal:
         times = ternary if config.ternary else Signal.__mul__
-        pairs = zip(inputs[:lanes], inputs[lanes:-3], strict=True)
+        pairs = zip(inputs[:lanes], inputs[lanes:-4], strict=True)
         parts = [times(code, a).cut() for code, a in pairs]
-        mantissa, zero, sum_of_x = inputs[-3:]
+        mantissa, zero, offset, sum_of_x = inputs[-4:]
         zeros = (zero * sum_of_x).cut()
+        offsets = (offset * sum_of_x).cut()
         levels = log2(lanes)
         for level in range(levels):
             parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)]
             if (level + 1) % TREE_LEVELS == 0 and level + 1 < levels:
                 parts = [part.cut() for part in parts]
-        return ((parts[0] - zeros).cut() * mantissa).cut()
+        return ((parts[0] - zeros).cut() * mantissa - offsets).cut()
 
     depth = machine.mac_pipeline - machine.rom_read - 1
-    inputs = [*codes, *x, mantissa, offset, xsum]
+    inputs = [*codes, *x, mantissa, zero, offset, xsum]
     (scaled,), accumulate, _ = pipelined(scaled_total, inputs, depth, m.input("valid", 1))
     assert accumulate is not None
     scaled = scaled.named("scaled")
@@ -125,9 +132,10 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
     return m
 
 
-def has_zeros(config: MatrixConfig) -> bool:
-    """Whether weights have zero points that are not part of what a cell holds."""
-    return bool(config.zero_bits) or "zero" in dict(config.fields)
+def has_sums(config: MatrixConfig) -> bool:
+    """Whether sums of activations are needed: for zero points that are not part of what a cell
+    holds, or offsets."""
+    return bool(config.zero_bits or config.offset_bits) or "zero" in dict(config.fields)
 
 
 def _rom(m: ModuleBuilder, config: MatrixConfig) -> tuple[Signal, Signal]:

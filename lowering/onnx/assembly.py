@@ -8,9 +8,11 @@ from xdsl.dialects.builtin import ModuleOp, SymbolRefAttr
 from xdsl.ir import Operation, Region
 
 from intaglio.dialects import rom
+from intaglio.dialects.codes import OffsetForm
 from intaglio.dialects.errors import UserError
 from intaglio.lowering.onnx.magnitudes import typical_rms
 from intaglio.lowering.onnx.model import Node
+from intaglio.lowering.onnx.offsets import forms
 from intaglio.lowering.onnx.report import Report
 from intaglio.lowering.onnx.sources import DenseSource, Source
 from intaglio.lowering.onnx.step import Cache, Declared, Step, real
@@ -55,6 +57,7 @@ def assemble(
     tables = {op.table.root_reference.data for op in step.block.ops if isinstance(op, rom.EmbedOp)}
     operations: list[Operation] = []
     parameters: dict[str, ParameterSource] = {}
+    wanted: list[Declared] = []
     for declared in step.declared.values():
         if declared.symbol not in used:
             # Only its shape was read.
@@ -63,19 +66,24 @@ def assemble(
                 "out"
             )
             continue
-        operation, key = _parameter(report, declared, parameters, declared.symbol in tables)
-        parameters[key] = declared.parameter.source
-        operations.append(operation)
+        wanted.append(declared)
+    peaks = {one.parameter.source: _peak(report, one) for one in wanted}
     report.raise_errors()
+    offsets = forms(peaks)
+    for declared in wanted:
+        source = declared.parameter.source
+        form = offsets.get(source, OffsetForm(0, peaks[source]))
+        operation, key = _parameter(declared, parameters, form, declared.symbol in tables)
+        parameters[key] = source
+        operations.append(operation)
     capacity = _capacity(step, report, context)
     operations += [_cache(cache, capacity) for cache in step.caches.values()]
     operations.append(rom.StepOp("decode", step.positions, Region(step.block)))
     return ModuleOp(operations), parameters
 
 
-def _parameter(
-    report: Report, declared: Declared, known: dict[str, ParameterSource], table: bool
-) -> tuple[rom.ParameterOp, str]:
+def _peak(report: Report, declared: Declared) -> float:
+    """The largest magnitude of a scale that a weight uses, or of a value; reports what is none."""
     source = declared.parameter.source
     peak = source.peak()
     if not math.isfinite(peak):
@@ -86,6 +94,13 @@ def _parameter(
         )
     elif not isinstance(source, DenseSource) and source.group and source.may_have_unused:
         peak = largest_used_scale(Uses(source, source.group, source.zero), peak)
+    return peak
+
+
+def _parameter(
+    declared: Declared, known: dict[str, ParameterSource], form: OffsetForm, table: bool
+) -> tuple[rom.ParameterOp, str]:
+    source = declared.parameter.source
     key = f"{SCOPE}::{','.join(declared.parameter.names)}"
     number = 1
     while key in known:
@@ -94,21 +109,21 @@ def _parameter(
     return (
         rom.ParameterOp(
             declared.symbol,
-            _type(source, declared.adapter),
+            _type(source, declared.adapter, form.bits),
             key,
-            peak=peak if math.isfinite(peak) else None,
+            peak=form.peak,
             zero=source.zero,
             zero_fraction=None if isinstance(source, DenseSource) else source.zero_fraction,
-            rms=_rms(source, peak, table),
+            rms=_rms(source, table),
         ),
         key,
     )
 
 
-def _rms(source: Source, peak: float, table: bool) -> float | None:
+def _rms(source: Source, table: bool) -> float | None:
     """How large elements are, where formats follow from it: not of tables of angles."""
     angles = isinstance(source, DenseSource) and len(source.dims) > 1 and not table
-    return None if angles or not math.isfinite(peak) else typical_rms(source, table=table)
+    return None if angles else typical_rms(source, table=table)
 
 
 def _cache(cache: Cache, capacity: int) -> rom.CacheOp:
@@ -129,11 +144,12 @@ def _capacity(step: Step, report: Report, context: int | None) -> int:
     return context
 
 
-def _type(source: Source, adapter: bool) -> rom.ROMTensorType | rom.AdapterType:
+def _type(source: Source, adapter: bool, offsets: int) -> rom.ROMTensorType | rom.AdapterType:
     dense = isinstance(source, DenseSource)
     group, zeros = (0, False) if dense else (source.group, source.zero is None)
-    kind = rom.AdapterType if adapter else rom.ROMTensorType
-    return kind(source.dims, source.code, group, zeros)
+    if adapter:
+        return rom.AdapterType(source.dims, source.code, group, zeros)
+    return rom.ROMTensorType(source.dims, source.code, group, zeros, offsets)
 
 
 def _is_unused(op: Operation) -> bool:

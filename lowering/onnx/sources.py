@@ -41,6 +41,9 @@ def floats(tensor: Tensor, stored: npt.NDArray[Any]) -> Float32Array:
 class _Matrix:
     """What all matrices have; `zero` is the zero point of all weights where there are none.
 
+    Where zero points are real numbers (`has_real_zeros`) `zero` is the middle of the codes' range,
+    what codes count from in ROM.
+
     Columns `group` and up share a scale; 0 stands for one scale for the whole matrix.
     """
 
@@ -90,6 +93,15 @@ class _Matrix:
     def zeros(self, r0: int, r1: int) -> UInt8Array | None:
         """See ParameterSource."""
         raise NotImplementedError
+
+    @property
+    def has_real_zeros(self) -> bool:
+        """Whether zero points are real numbers, not codes."""
+        return False
+
+    def real_zeros(self, r0: int, r1: int) -> Float32Array | None:
+        """See ParameterSource."""
+        return None
 
     def peak(self) -> float:
         """The largest magnitude of a scale; not finite when one of them is not."""
@@ -153,13 +165,27 @@ class RowBlockSource(_Matrix):
         return floats(self.scale_tensor, table[r0:r1])
 
     def zeros(self, r0: int, r1: int) -> UInt8Array | None:
-        """Zero points, unpacked; floating point ones were checked to be integers."""
-        if self.zero_tensor is None:
+        """Zero points, unpacked; floating point ones where all are codes."""
+        if self.zero_tensor is None or self.has_real_zeros:
             return None
-        table = self.zero_tensor.stored().reshape(self.dims[0], -1)[r0:r1]
+        table = self._zero_rows(self.zero_tensor, r0, r1)
         if self.zero_tensor.dtype != "UINT8":
             return floats(self.zero_tensor, table).astype(np.uint8)
         return unpack(np.ascontiguousarray(table), self.bits, self.groups)
+
+    @property
+    def has_real_zeros(self) -> bool:
+        """Whether the model's zero points are floating point and not all codes."""
+        return self.zero_tensor is not None and self.zero is not None
+
+    def real_zeros(self, r0: int, r1: int) -> Float32Array | None:
+        """Floating point zero points as stored, where not all are codes."""
+        if self.zero_tensor is None or not self.has_real_zeros:
+            return None
+        return floats(self.zero_tensor, self._zero_rows(self.zero_tensor, r0, r1))
+
+    def _zero_rows(self, tensor: Tensor, r0: int, r1: int) -> npt.NDArray[Any]:
+        return tensor.stored().reshape(self.dims[0], -1)[r0:r1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -454,6 +480,15 @@ class ScaledSource(_Matrix):
         """Zero points of the matrix."""
         return self.base.zeros(r0, r1)
 
+    @property
+    def has_real_zeros(self) -> bool:
+        """As the matrix."""
+        return self.base.has_real_zeros
+
+    def real_zeros(self, r0: int, r1: int) -> Float32Array | None:
+        """Zero points of the matrix."""
+        return self.base.real_zeros(r0, r1)
+
     def peak(self) -> float:
         """The largest magnitude of a scale; not finite when one of them is not."""
         if not self.factor.ndim:
@@ -504,6 +539,15 @@ class RowsSource(_Matrix):
         """Zero points of the matrix."""
         return self.base.zeros(self.first + r0, self.first + r1)
 
+    @property
+    def has_real_zeros(self) -> bool:
+        """As the matrix."""
+        return self.base.has_real_zeros
+
+    def real_zeros(self, r0: int, r1: int) -> Float32Array | None:
+        """Zero points of the matrix."""
+        return self.base.real_zeros(self.first + r0, self.first + r1)
+
     def peak(self) -> float:
         """The largest magnitude of a scale; not finite when one of them is not."""
         chunks = row_chunks(self.dims[0], 4 * self.groups)
@@ -536,6 +580,10 @@ class DenseSource:
         raise CompilerBug("scales of a dense tensor were asked for")
 
     def zeros(self, r0: int, r1: int) -> UInt8Array | None:
+        """A dense tensor has no zero points."""
+        return None
+
+    def real_zeros(self, r0: int, r1: int) -> Float32Array | None:
         """A dense tensor has no zero points."""
         return None
 

@@ -283,7 +283,7 @@ class Step:
         n = parameter.source.dims[0]
         adapter = node.index in self.adapters
         if adapter:
-            parameter = weights.in_groups(parameter)
+            parameter = weights.of_adapter(parameter)
         weights_name = self.declare(node, parameter, adapter=adapter)
         names = rom.nodes(*dict.fromkeys([*before, node.name]))
         op = self.emit(

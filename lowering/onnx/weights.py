@@ -86,19 +86,22 @@ def _float_tensor(value: Value | None, what: str) -> Tensor:
     return _plain(stored, what)
 
 
-def _integral(tensor: Tensor, bits: int) -> None:
+def _are_codes(tensor: Tensor, bits: int) -> bool:
+    """Whether floating point zero points are all codes.
+
+    Raises:
+        Refusal: one of them is not finite.
+    """
     values = tensor.stored().reshape(-1)
-    top = (1 << bits) - 1
+    found = True
     for r0, r1 in row_chunks(values.size, 4):
         part = floats(tensor, values[r0:r1])
-        good = (part >= 0) & (part <= top) & (part == np.rint(part))
-        if not good.all():
-            bad = float(part[np.argmin(good)])
-            raise Refusal(
-                f"zero points are floating point and not all integers from 0 to {top} "
-                f"('{tensor.name}' has {bad:g})",
-                "quantise with integer zero points (HQQ's fractional ones need more than integers)",
-            )
+        finite = np.isfinite(part)
+        if not finite.all():
+            bad = float(part[np.argmin(finite)])
+            raise Refusal(f"a zero point is not finite ('{tensor.name}' has {bad:g})")
+        found = found and bool(((part >= 0) & (part < 1 << bits) & (part == np.rint(part))).all())
+    return found
 
 
 def _is_shaped(dims: tuple[int, ...], *wanted: int) -> bool:
@@ -136,14 +139,17 @@ def _row_blocks(
         )
     names = [tensor.name, scales.name]
     points: Tensor | None = None
+    # Codes count from it in ROM where zero points are none.
+    zero: int | None = 1 << (bits - 1)
     if zeros is not None:
         stored = _constant(zeros, "the zero points")
         points = _plain(stored, "the zero points")
         if points.dtype == "UINT8":
             wanted = [n, -(-blocks * bits // 8)]
+            zero = None
         elif stored.is_float:
             wanted = [n, blocks]
-            _integral(points, bits)
+            zero = None if _are_codes(points, bits) else zero
         else:
             raise Refusal(f"the zero points have the element type {points.dtype}")
         if not _is_shaped(points.dims, *wanted):
@@ -156,7 +162,7 @@ def _row_blocks(
         code=CODES[bits],
         bits=bits,
         group=block,
-        zero=1 << (bits - 1) if points is None else None,
+        zero=zero,
         codes=tensor,
         scale_tensor=scales,
         zero_tensor=points,
@@ -168,6 +174,8 @@ def recognised(parameter: Parameter) -> Parameter:
     """The same matrix, as ternary where its weights are -1, 0 and 1 times a scale."""
     source = parameter.source
     assert isinstance(source, Matrix)
+    if source.has_real_zeros:
+        return parameter
     found = ternary.of_codes(source)
     if found is None:
         return parameter
@@ -234,12 +242,18 @@ def gather_block_quantized(node: Node, inputs: list[Value | None]) -> Parameter:
     if len(codes.dims) != 2 or axis not in (1, -1):
         raise Refusal("the table must be a matrix that is quantised along its rows")
     rows, columns = codes.dims
+    zeros = inputs[3]
+    if isinstance(zeros, Stored) and zeros.is_float:
+        raise Refusal(
+            f"the zero points have the element type {zeros.tensor.dtype}; the operator takes those "
+            f"of its codes' type, {codes.tensor.dtype}",
+            "quantise the table with integer zero points",
+        )
     if codes.tensor.dtype == "UINT8":
         bits = int(node.attributes.get("bits", 4))
         if bits not in CODES:
             raise Refusal(f"bits = {bits} is not supported", "use 2, 4 or 8 bits")
-        return _row_blocks(codes, scales, inputs[3], (rows, columns * 8 // bits), bits, block)
-    zeros = inputs[3]
+        return _row_blocks(codes, scales, zeros, (rows, columns * 8 // bits), bits, block)
     return matrix(
         Quantised(
             codes,
@@ -362,9 +376,18 @@ def integers(codes: Value | None, zeros: Value | None, row_axis: int) -> Paramet
     return matrix(value, row_axis)
 
 
-def in_groups(parameter: Parameter) -> Parameter:
-    """The same matrix with a scale for each row where it has one for all: an adapter's form."""
+def of_adapter(parameter: Parameter) -> Parameter:
+    """The same matrix with a scale for each row where it has one for all: an adapter's form.
+
+    Raises:
+        Refusal: zero points that are no codes, which the SRAM of adapters has no place for.
+    """
     source = parameter.source
+    if isinstance(source, Matrix) and source.has_real_zeros:
+        raise Refusal(
+            "the zero points of an adapter's matrix are not all integers in the range of its codes",
+            "quantise the adapter with integer zero points, or leave it in floating point",
+        )
     if not isinstance(source, Matrix) or source.group:
         return parameter
     one = np.ones((), np.float64)

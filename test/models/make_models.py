@@ -36,6 +36,9 @@ class Variant:
     prune: bool = False
     """Logits of the last token only."""
     accuracy_level: int = 4
+    hqq: bool = False
+    """Zero points in floating point, none of them a code; scales and zero points in one
+    dimension."""
 
 
 VARIANTS = {
@@ -46,6 +49,8 @@ VARIANTS = {
     "int8": Variant(bits=8, accuracy_level=0),
     "prune": Variant(prune=True),
     "ternary": Variant(bits=2, accuracy_level=0),
+    "hqq4": Variant(hqq=True),
+    "hqq2": Variant(bits=2, hqq=True, accuracy_level=0),
 }
 
 
@@ -79,11 +84,13 @@ class Builder:
         """A quantised matrix: codes, scales and, where the variant has them, zero points."""
         bits, blocks = self.variant.bits, -(-k // BLOCK)
         codes = self.random.integers(0, 256, (n, blocks, BLOCK * bits // 8), np.uint8)
-        if bits == 2:
+        if bits == 2 and not self.variant.hqq:
             # -1, 0 and 1 around the zero point 2, four in a byte.
             trits = self.random.integers(1, 4, (n, blocks, BLOCK // 4, 4), np.uint8)
             codes = (trits << np.arange(0, 8, 2, dtype=np.uint8)).sum(axis=-1).astype(np.uint8)
         scales = self.random.uniform(0.5, 1.5, (n, blocks)) * 2.0 ** (1 - bits) / np.sqrt(k) * 1.7
+        if self.variant.hqq:
+            scales = scales.reshape(-1)
         names = [
             self.tensor(f"{name}.weight_Q{bits}", codes),
             self.tensor(f"{name}.weight_scales", scales.astype(np.float32)),
@@ -92,6 +99,11 @@ class Builder:
             zeros = self.random.integers(0, 256, (n, -(-blocks * bits // 8)), np.uint8)
             middle = np.uint8(0x77) if bits == 4 else np.uint8(0x7F)
             names.append(self.tensor(f"{name}.weight_zp", (zeros & 0x11) + middle))
+        if self.variant.hqq:
+            middles = ((1 << bits) - 1) / 2 + 0.2 * self.random.standard_normal((n, blocks))
+            # A row all of whose weights are positive, and one of negative ones.
+            middles[0], middles[-1] = -1.3, (1 << bits) + 0.4
+            names.append(self.tensor(f"{name}.weight_zp", middles.reshape(-1).astype(np.float32)))
         return names
 
     def linear(self, name: str, x: str, n: int, k: int, weights: list[str] | None = None) -> str:

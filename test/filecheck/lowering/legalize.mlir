@@ -9,6 +9,7 @@ rom.parameter @beta : !rom.tensor<[64], float32> {key = "beta", peak = 1.0 : f64
 rom.parameter @b : !rom.tensor<[128], float32> {key = "b", peak = 1.0 : f64}
 rom.parameter @w : !rom.tensor<[128, 64], int4, group 32> {key = "w", zero = 8 : i64, peak = 0.01 : f64}
 rom.parameter @up : !rom.tensor<[64, 64], int4, group 32, zeros> {key = "up", peak = 0.5 : f64}
+rom.parameter @hqq : !rom.tensor<[64, 64], int4, group 32, offsets 25> {key = "hqq", zero = 8 : i64, peak = 0.5 : f64}
 rom.parameter @a : !rom.adapter<[8, 64], int8, group 64> {key = "a", peak = 0.5 : f64}
 rom.cache @k : !rom.kv<128, 2, 16, float32>
 rom.cache @v : !rom.kv<128, 2, 16, int8> {static_scale = 0.0625 : f64}
@@ -23,6 +24,7 @@ rom.cache @v : !rom.kv<128, 2, 16, int8> {static_scale = 0.0625 : f64}
 // CHECK-NEXT: rom.parameter @b : !rom.tensor<[128], fixed32> {{.*}}exponent = 16 : i64
 // CHECK-NEXT: rom.parameter @w : !rom.tensor<[128, 64], int4, group 32> {{.*}}exponent = 21 : i64
 // CHECK-NEXT: rom.parameter @up : !rom.tensor<[64, 64], int4, group 32, zeros> {{.*}}exponent = 15 : i64
+// CHECK-NEXT: rom.parameter @hqq : !rom.tensor<[64, 64], int4, group 32, offsets 25> {{.*}}exponent = 15 : i64
 // CHECK-NEXT: rom.parameter @a : !rom.adapter<[8, 64], int8, group 64> {{.*}}exponent = 15 : i64
 // A cache that the graph quantised keeps its format and scale.
 // CHECK-NEXT: rom.cache @k : !rom.kv<128, 2, 16, int8>

@@ -20,6 +20,9 @@ from intaglio.dialects.codes import (
     fixed,
     fixed_mantissas,
     mantissas,
+    offset_form,
+    offset_mantissas,
+    offset_spill,
     pack,
     scale_mantissas,
     unpack,
@@ -153,6 +156,81 @@ def test_matrix_refuses() -> None:
         arguments[place] = wrong
         with pytest.raises(ValueError, match=message):
             Matrix(*arguments)
+
+
+def test_matrix_with_offsets() -> None:
+    codes, scales = np.array([[0x21, 0x43]], np.uint8), np.array([[3, -5]], np.int16)
+    offsets = np.array([[-7, 1 << 30]], np.int32)
+    matrix = Matrix(codes, 4, 4, 2, 8, scales, 0, offsets, 32)
+    assert matrix.values().tolist() == [
+        [3 * (1 - 8) + 7, 3 * (2 - 8) + 7, -5 * (3 - 8) - (1 << 30), -5 * (4 - 8) - (1 << 30)]
+    ]
+    good = {"zero": 8, "offsets": offsets, "offset_bits": 32}
+    for change, message in [
+        ({"zero": 7}, "middle"),
+        ({"zero": np.zeros((1, 2), np.uint8)}, "middle"),
+        ({"offsets": offsets[:, :1]}, "offsets are"),
+        ({"offsets": offsets.astype(np.int64)}, "offsets are"),
+        ({"offset_bits": 33}, "1 to 32 bits"),
+        ({"offset_bits": 0}, "1 to 32 bits"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Matrix(codes, 4, 4, 2, scales=scales, exponent=0, **(good | change))  # type: ignore
+
+
+POINTS = st.one_of(
+    st.integers(-3, 300).map(float),
+    st.floats(-3, 19, width=32),
+    st.floats(-(2.0**40), 2.0**40, width=32),
+)
+
+
+@given(
+    BITS,
+    st.lists(st.tuples(st.floats(-1, 1, width=32), POINTS), min_size=1, max_size=8),
+    st.integers(-20, 20),
+)
+def test_offsets(bits: int, groups: list[tuple[float, float]], power: int) -> None:
+    """Any zero points, at any scales: they fit the width that is stated, and each weight is off by
+    what its scale is, wherever the zero point lies, and half a unit."""
+    scales = np.ldexp(np.array([[s for s, _ in groups]], np.float32), power)
+    zeros = np.array([[z for _, z in groups]], np.float32)
+    spill = offset_spill(scales, zeros, bits)
+    form = offset_form(bits, float(np.abs(scales).max()), spill)
+    assert bits + 15 <= form.bits <= 32
+    assert form.peak >= np.abs(scales).max()
+    exponent = scale_mantissas([form.peak]).exponent
+    rounded = np.rint(np.ldexp(scales.astype(np.float64), exponent)).astype(np.int16)
+    offsets = offset_mantissas(scales, zeros, rounded, exponent, bits, form.bits)
+    top, middle = (1 << bits) - 1, 1 << (bits - 1)
+    unit = Fraction(2) ** exponent
+    for s, z, m, o in zip(scales[0], zeros[0], rounded[0], offsets[0], strict=True):
+        loss = abs(int(m) - Fraction(float(s)) * unit)
+        for q in (0, 1, top):
+            exact = Fraction(float(s)) * (q - Fraction(float(z))) * unit
+            # Beyond 2**53 units float64 rounds; nothing that fits 32 bits is near it.
+            slack = Fraction(1, 2) + Fraction(1, 1 << 20)
+            assert abs((q - middle) * int(m) - int(o) - exact) <= loss * top + slack
+        if 0 <= z <= top and z == int(z):
+            assert int(o) == int(m) * (int(z) - middle)
+
+
+def test_width_of_offsets() -> None:
+    """Zero points in the range of codes give one width, whatever they are; others as they need."""
+    assert offset_form(4, 0.25, 0.0) == (19, 0.25)
+    assert offset_form(2, 0.25, 0.0) == (17, 0.25)
+    assert offset_form(8, 0.25, 0.0) == (23, 0.25)
+    assert offset_form(4, 1.0, 1000.0) == (26, 1.0)
+    assert offset_form(4, 1.0, 60000.0) == (32, 1.0)
+    # Scales lose bits where else offsets would need more than 32.
+    assert offset_form(4, 1.0, 1e6) == (32, pytest.approx(15.26, abs=0.01))
+    assert offset_form(4, 0.0, 0.0) == (19, 0.0)
+    scales, zeros = np.array([2.0, -1.0]), np.array([17.5, -3.0])
+    assert offset_spill(scales, zeros, 4) == 5.0
+    with pytest.raises(ValueError, match="more than 18 bits"):
+        offset_mantissas(
+            np.ones((1, 1)), np.zeros((1, 1)), np.full((1, 1), 32767, np.int16), 14, 4, 18
+        )
 
 
 FLOATS = st.lists(st.floats(-(2.0**40), 2.0**40, allow_subnormal=False), min_size=1, max_size=20)

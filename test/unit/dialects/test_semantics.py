@@ -268,7 +268,13 @@ def random_matrix(
         zero = rng.integers(0, 1 << bits, (rows, groups)).astype(np.uint8)
     scales = rng.choice([-32768, -5, 0, 1, 32767], (rows, groups)).astype(np.int16)
     q = rng.choice([0, 1, (1 << bits) - 1], (rows, columns))
-    return Matrix(pack(q, bits), bits, columns, group, zero, scales, 14)
+    if rng.random() < 0.7:
+        return Matrix(pack(q, bits), bits, columns, group, zero, scales, 14)
+    offset_bits = int(rng.integers(1, 33))
+    half = 1 << (offset_bits - 1)
+    offsets = rng.choice([-half, 0, half - 1], (rows, groups)).astype(np.int32)
+    middle = 1 << (bits - 1)
+    return Matrix(pack(q, bits), bits, columns, group, middle, scales, 14, offsets, offset_bits)
 
 
 def random_codes(rng: np.random.Generator, shape: tuple[int, ...], fmt: str) -> Any:
@@ -289,13 +295,16 @@ def test_dot(seed: int, bits: int, fmt: str, columns: int, group: int) -> None:
     matrix = random_matrix(rng, 3, columns, bits, group)
     codes = random_codes(rng, (2, columns), fmt)
     q, zeros = matrix.unpack().tolist(), matrix.zeros().tolist()
-    width = sem.accumulator_bits(bits, columns, fmt)
+    width = sem.accumulator_bits(bits, columns, fmt, offset_bits=matrix.offset_bits)
+    offsets = np.zeros(matrix.scales.shape) if matrix.offsets is None else matrix.offsets
     expected = [
         [
             wires(
                 sum(
-                    int(matrix.scales[n, k // group])
-                    * (q[n][k] - zeros[n][k // group])
+                    (
+                        int(matrix.scales[n, k // group]) * (q[n][k] - zeros[n][k // group])
+                        - int(offsets[n, k // group])
+                    )
                     * decoded(token[k], fmt)
                     for k in range(columns)
                 ),
@@ -333,11 +342,16 @@ def test_dot_refuses() -> None:
         sem.dot(np.zeros(7, int), matrix, "int8")
     with pytest.raises(ValueError, match="more than 62"):
         sem.accumulator_bits(8, 1 << 22, "fp8")
+    with pytest.raises(ValueError, match="more than 62"):
+        sem.accumulator_bits(4, 1 << 13, "fp8", offset_bits=32)
 
 
 def test_widths() -> None:
     assert sem.accumulator_bits(4, 4096, "int8", zero=8) == 3 + 12 + 7 + 15 + 2
     assert sem.accumulator_bits(2, 4096, "int8", scale_bits=1, zero=1) == 1 + 12 + 7 + 2
+    # A weight of 8 * 2**15 and an offset of 2**18 at most.
+    assert sem.accumulator_bits(4, 4096, "int8", offset_bits=19) == 19 + 12 + 7 + 2
+    assert sem.accumulator_bits(2, 4096, "int8", offset_bits=32) == 31 + 12 + 7 + 2
     assert sem.query_key_bits(128, "int8", "int8") == 7 + 14 + 2
     assert sem.weighted_sum_bits(4096, "uint8", "int8") == 12 + 8 + 7 + 1
     assert sem.pre_shift(39) == 0

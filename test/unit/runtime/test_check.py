@@ -36,7 +36,7 @@ def test_figures_of_logits_by_hand():
     assert against.summary(0.7)["top1_agreement"] == 0.5
 
 
-@pytest.mark.parametrize("name", ["llama", "tied", "qwen", "phi", "int8", "prune"])
+@pytest.mark.parametrize("name", ["llama", "tied", "qwen", "phi", "int8", "prune", "hqq4", "hqq2"])
 def test_models_agree_with_onnxruntime(compiled, name: str):
     result = check(load(compiled(name)))
     assert result["tokens_compared"] == 256 and result["windows"] == 2

@@ -20,7 +20,7 @@ from intaglio.runtime.wording import counted
 USES = ("codes_bits", "scales_bits", "zeros_bits", "padding_bits")
 
 
-@pytest.mark.parametrize("name", ["llama", "tied", "qwen", "phi", "int8"])
+@pytest.mark.parametrize("name", ["llama", "tied", "qwen", "phi", "int8", "hqq2"])
 def test_rom_adds_up(compiled, name: str):
     out: Path = compiled(name)
     rom, program = inspect_json(out)["rom"], load_program(out)
@@ -39,7 +39,10 @@ def test_rom_adds_up(compiled, name: str):
         if p.codes and not p.group and p.codes.file == "rom/matrices.bin"
     )
     assert rom["codes_bits"] + rom["scales_bits"] == 8 * (stored + tables)
-    assert (rom["zeros_bits"] > 0) == (name == "qwen")
+    assert (rom["zeros_bits"] > 0) == (name in ("qwen", "hqq2"))
+    groups = sum(p.offsets.size // 4 for p in matrices if p.offsets)
+    if groups:
+        assert rom["zeros_bits"] == groups * max(p.offset_bits for p in matrices)
 
 
 def test_classes_are_slots_of_the_layers(compiled):

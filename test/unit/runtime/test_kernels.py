@@ -27,12 +27,19 @@ def pack(q: np.ndarray, bits: int) -> np.ndarray:
 
 
 def expected(
-    q: np.ndarray, scales: np.ndarray, zero: int | np.ndarray, group: int, x: np.ndarray
+    q: np.ndarray,
+    scales: np.ndarray,
+    zero: int | np.ndarray,
+    group: int,
+    x: np.ndarray,
+    offsets: np.ndarray | None = None,
 ) -> np.ndarray:
     """Y[s, n] as Python integers."""
     g = np.arange(q.shape[1]) // group
     z = np.broadcast_to(np.asarray(zero, np.int64), scales.shape)[:, g]
     w = (q.astype(np.int64) - z) * scales.astype(np.int64)[:, g]
+    if offsets is not None:
+        w -= offsets.astype(np.int64)[:, g]
     return x.astype(object) @ w.astype(object).T
 
 
@@ -53,6 +60,13 @@ def make(
         scales = rng.integers(-32768, 32768, (n, groups), dtype=np.int16)
         zero = rng.integers(0, 256, (n, groups), dtype=np.uint8) if zeros else (top + 1) // 2
     return q, scales, zero
+
+
+def make_offsets(rng: np.random.Generator, shape: tuple[int, ...], mode: str) -> np.ndarray:
+    low, high = -(1 << 31), (1 << 31) - 1
+    if mode == "random":
+        return rng.integers(low, high + 1, shape, dtype=np.int32)
+    return rng.choice(np.array([low, high] if mode == "extreme" else [high], np.int32), shape)
 
 
 def activations(rng: np.random.Generator, dtype: str, s: int, k: int, mode: str) -> np.ndarray:
@@ -78,14 +92,16 @@ def check(
     dtype: str = "int8",
     s: int = 1,
     seed: int = 0,
+    has_offsets: bool = False,
 ) -> None:
     rng = np.random.default_rng(seed)
     q, scales, zero = make(rng, bits, n, k, group, zeros, mode)
+    offsets = make_offsets(rng, scales.shape, mode) if has_offsets else None
     x = activations(rng, dtype, s, k, mode)
-    y = matmul(PackedMatrix(pack(q, bits), scales, zero, bits, group, k), x, path=path)
+    y = matmul(PackedMatrix(pack(q, bits), scales, zero, bits, group, k, offsets), x, path=path)
     assert y.dtype == np.int64
     assert y.shape == (s, n)
-    assert np.array_equal(y.astype(object), expected(q, scales, zero, group, x))
+    assert np.array_equal(y.astype(object), expected(q, scales, zero, group, x, offsets))
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -95,6 +111,8 @@ def test_every_layout_and_zero_kind(path: str, bits: int, group: int) -> None:
     for zeros in (False, True):
         for k in (512, 641):
             check(path, bits, 5, k, group, zeros, "random")
+    for k in (512, 641):
+        check(path, bits, 5, k, group, False, "random", has_offsets=True)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -104,6 +122,7 @@ def test_extremes(path: str, bits: int, mode: str) -> None:
     for group in (16, 32, 128, 4096):
         check(path, bits, 3, 1027, group, False, mode)
         check(path, bits, 3, 1027, group, True, mode)
+        check(path, bits, 3, 1027, group, False, mode, has_offsets=True)
 
 
 @settings(max_examples=60, deadline=None)
@@ -113,14 +132,15 @@ def test_extremes(path: str, bits: int, mode: str) -> None:
     n=st.integers(1, 40),
     k=st.integers(1, 700),
     group=st.one_of(st.integers(1, 20).map(lambda i: 16 * i), st.just(1 << 20)),
-    zeros=st.booleans(),
+    points=st.sampled_from(["one", "groups", "offsets"]),
     mode=st.sampled_from(["random", "extreme"]),
     seed=st.integers(0, 2**32),
 )
 def test_any_shape(
-    path: str, bits: int, n: int, k: int, group: int, zeros: bool, mode: str, seed: int
+    path: str, bits: int, n: int, k: int, group: int, points: str, mode: str, seed: int
 ) -> None:
-    check(path, bits, n, k, group, zeros, mode, seed=seed)
+    offsets = points == "offsets"
+    check(path, bits, n, k, group, points == "groups", mode, seed=seed, has_offsets=offsets)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -128,6 +148,8 @@ def test_any_shape(
 def test_wide_activations(path: str, dtype: str) -> None:
     for mode in ("random", "extreme", "worst"):
         check(path, 4, 6, 300, 32, False, mode, dtype)
+        if dtype != "int32":
+            check(path, 4, 6, 300, 32, False, mode, dtype, s=3, has_offsets=True)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +277,16 @@ def test_strided_activations() -> None:
     assert np.array_equal(matmul(matrix, x), expected(q, scales, zero, 32, x))
 
 
+def test_wide_offsets_leave_room_for_fewer_elements() -> None:
+    codes, scales = np.zeros((1, 1 << 14), np.uint8), np.ones((1, 1), np.int16)
+    offsets = np.full((1, 1), (1 << 18) - 1, np.int32)
+    x = np.full(1 << 15, 448 << 9)
+    narrow = PackedMatrix(codes, scales, 8, 4, 1 << 15, 1 << 15, offsets, 19)
+    assert matvec(narrow, x).tolist() == [-((1 << 18) + 7) * (448 << 9) << 15]
+    with pytest.raises(OverflowError, match="may exceed"):
+        matvec(PackedMatrix(codes, scales, 8, 4, 1 << 15, 1 << 15, offsets, 32), x)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -266,6 +298,12 @@ def test_strided_activations() -> None:
         ({"codes": np.zeros((32, 2), np.uint8).T}, "C order"),
         ({"scales": np.zeros((2, 2), np.int32)}, "scales must be"),
         ({"zero": np.zeros((2, 1), np.uint8)}, "zero must be"),
+        ({"offsets": np.zeros((2, 2), np.int64)}, "offsets must be"),
+        ({"offsets": np.zeros((2, 1), np.int32)}, "offsets must be"),
+        (
+            {"zero": np.zeros((2, 2), np.uint8), "offsets": np.zeros((2, 2), np.int32)},
+            "not both",
+        ),
     ],
 )
 def test_wrong_operands_are_refused(change: dict[str, object], message: str) -> None:

@@ -241,6 +241,19 @@ def test_another_shape(model: Callable[[str], Path], tmp_path: Path) -> None:
     assert run(Simulator(program, tmp_path / "out"), chip, 3, seed) > 100
 
 
+@pytest.mark.parametrize(("name", "setting"), [("hqq4", "int8"), ("hqq2", "int16")])
+def test_zero_points_of_any_value(
+    model: Callable[[str], Path], tmp_path: Path, name: str, setting: str
+) -> None:
+    """HQQ's: offsets beside the scales, in the hardware as in the simulator."""
+    options = (*SMALL, f"activations={setting}")
+    compile_model(model(name), tmp_path / "out", Options("roma-mini", options, 8, emit="hw"))
+    program = load_program(tmp_path / "out")
+    assert sum(p.offsets is not None for p in program.parameters.values()) > 8
+    chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
+    assert run(Simulator(program, tmp_path / "out"), chip, 3, seed=2)
+
+
 def test_what_is_emitted(out: Path, rtl: RTLChip) -> None:
     files = (IR, *VERILOG, WAIVERS, ROMS, ROM_INDEX, TESTBENCH)
     assert all((out / name).is_file() for name in files)

@@ -22,6 +22,7 @@ build_matrix_unit(
         table_planes=0,
         grouped=grouped,
         zero_bits=0,
+        offset_bits=0,
         code_words=100,
         scale_words=20 if grouped else 0,
         banks=(),

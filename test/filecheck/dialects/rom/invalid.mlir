@@ -27,6 +27,36 @@ rom.parameter @w : !rom.tensor<[64, 64], ternary, zeros> {key = "k"}
 
 // -----
 
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32, zeros, offsets 19> {key = "k"}
+// CHECK: int4 has zero points or offsets, not both
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, offsets 19> {key = "k"}
+// CHECK: offsets of int4 need the size of their groups
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], ternary, group 32, offsets 19> {key = "k"}
+// CHECK: ternary has no offsets; int2, int4, int8 may have them
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32, offsets 33> {key = "k"}
+// CHECK: offsets have 1 to 32 bits, not 33
+
+// -----
+
+rom.parameter @w : !rom.adapter<[8, 64], int4, group 32, offsets 19> {key = "k"}
+// CHECK: an adapter has no offsets
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64], float32, offsets 19> {key = "k"}
+// CHECK: float32 has neither groups nor zero points
+
+// -----
+
 rom.parameter @w : !rom.tensor<[64, 64], fixed16, group 32> {key = "k"}
 // CHECK: fixed16 has neither groups nor zero points
 
@@ -107,6 +137,23 @@ rom.parameter @w : !rom.kv<128, 2, 16, int8> {key = "k"}
 
 rom.parameter @w : !rom.tensor<[64, 64], int4, group 32, zeros> {key = "k", zero = 8 : i64}
 // CHECK: `zero` is for matrices whose type has no zero points
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int4, group 32, offsets 19> {key = "k"}
+// CHECK: with offsets `zero` is the middle of the codes, 8
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int2, group 32, offsets 19> {key = "k", zero = 1 : i64}
+// CHECK: with offsets `zero` is the middle of the codes, 2
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64, 64], int2, group 32, offsets 19> {key = "k", zero = 2 : i64}
+%t = "test.op"() : () -> i32
+%x = rom.embed %t of @w {onnx = [["n"]]} : tensor<64xf32>
+// CHECK: @w: a table has no offsets
 
 // -----
 

@@ -128,6 +128,7 @@ rom.step @decode context 128 {
 
 rom.parameter @table : !rom.tensor<[256, 64], fixed16> {key = "onnx::e", exponent = 18 : i64, codes = #rom.image<"rom/constants.bin", 64, 32768, "00ff">}
 rom.parameter @w : !rom.tensor<[64, 64], ternary, group 64> {key = "onnx::w", zero = 1 : i64, exponent = -3 : i64, codes = #rom.image<"rom/codes.bin", 0, 1024, "aa">, scales = #rom.image<"rom/scales.bin", 0, 128, "bb">}
+rom.parameter @o : !rom.tensor<[64, 64], int4, group 64, offsets 19> {key = "onnx::o", zero = 8 : i64, offsets = #rom.image<"rom/offsets.bin", 0, 256, "dd">}
 rom.parameter @z : !rom.tensor<[64, 64], int2, group 64, zeros> {key = "onnx::z", zeros = #rom.image<"rom/zeros.bin", 0, 64, "cc">}
 rom.parameter @bias64 : !rom.tensor<[64], fixed32> {key = "onnx::b64", exponent = 16 : i64}
 rom.cache @k : !rom.kv<128, 2, 16, int16>
@@ -137,6 +138,8 @@ rom.cache @v : !rom.kv<128, 2, 16, fp8, static> {static_scale = #rom.real<838860
 // CHECK-NEXT: rom.parameter @w : !rom.tensor<[64, 64], ternary, group 64>
 // CHECK-SAME:   exponent = -3 : i64, {{.*}}codes = #rom.image<"rom/codes.bin", 0, 1024, "aa">
 // CHECK-SAME:   scales = #rom.image<"rom/scales.bin", 0, 128, "bb">
+// CHECK-NEXT: rom.parameter @o : !rom.tensor<[64, 64], int4, group 64, offsets 19>
+// CHECK-SAME:   {key = "onnx::o", zero = 8 : i64, offsets = #rom.image<"rom/offsets.bin", 0, 256, "dd">}
 // CHECK-NEXT: rom.parameter @z : !rom.tensor<[64, 64], int2, group 64, zeros>
 // CHECK-SAME:   zeros = #rom.image<"rom/zeros.bin", 0, 64, "cc">
 // CHECK-NEXT: rom.parameter @bias64 : !rom.tensor<[64], fixed32>

@@ -174,8 +174,12 @@ class Model:
         cut: Cut | int,
         *,
         ternary: bool = False,
+        offsets: int = 0,
     ) -> str:
-        """A random matrix, scales of both signs; with group 0 one scale."""
+        """A random matrix, scales of both signs; with group 0 one scale.
+
+        With `offsets` groups have some of so many bits, the extremes among them.
+        """
         rng, name = self.rng, f"w{len(self.parameters)}"
         groups = -(-columns // group) if group else 1
         zeros: Any = zero
@@ -194,6 +198,11 @@ class Model:
             scales,
             int(rng.integers(18, 26)),
         )
+        if offsets:
+            half = 1 << (offsets - 1)
+            values = rng.integers(-half, half, (rows, groups))
+            values[rng.random(values.shape) < 0.1] = -half
+            matrix = replace(matrix, offsets=values.astype(np.int32), offset_bits=offsets)
         self.matrices[name] = matrix
         self._place(
             Parameter(
@@ -206,6 +215,7 @@ class Model:
                 group,
                 matrix.exponent,
                 zero,
+                offset_bits=offsets,
             ),
             cut if isinstance(cut, Cut) else Cut(cut),
         )
@@ -244,7 +254,9 @@ class Model:
         if residual:
             reads.append(self._buffer(f"r{weights}", rows, kind="fixed", size=rows, fraction=16))
         y = self._buffer(f"y{weights}", rows, kind="fixed", size=rows, fraction=16)
-        bits = semantics.accumulator_bits(parameter.bits, columns, machine.activations)
+        bits = semantics.accumulator_bits(
+            parameter.bits, columns, machine.activations, offset_bits=parameter.offset_bits
+        )
         taken = durations.product(machine, shape_of(parameter), parameter.pieces)
         self._add("matvec", reads, y, uses, {"pre_shift": semantics.pre_shift(bits)}, taken + slack)
 
@@ -704,6 +716,9 @@ def _random_weights(
     zero: int | None = 1 if ternary else 1 << (bits - 1)
     if machine.cell != "ternary" and not ternary and group:
         zero = int(rng.integers(0, 1 << bits)) if rng.random() < 0.5 else None
+    offsets = 0
+    if group and bits in (2, 4, 8) and not ternary and rng.random() < 0.3:
+        zero, offsets = 1 << (bits - 1), int(rng.choice([bits + 15, bits + 20, 32]))
     rows, columns = int(rng.integers(1, most)), int(rng.integers(1, 2 * most))
     return {
         "rows": rows,
@@ -712,6 +727,7 @@ def _random_weights(
         "group": group,
         "zero": zero,
         "ternary": ternary,
+        "offsets": offsets,
     }
 
 
@@ -727,7 +743,7 @@ def _random_model(changes: dict[str, Any], seed: int, matrices: int = 12, most: 
         weights = _random_weights(machine, rng, changes, most)
         matrix = model.matrix(**weights, cut=_random_cut(machine, rng, table=table))
         model.product(matrix, bias=i % 2 == 1, residual=i % 3 == 1, slack=7 * (i == 5))
-        if table:
+        if table and not weights["offsets"]:
             model.embed(matrix)
     for _ in range(2):
         columns = int(rng.integers(1, most))
@@ -767,6 +783,13 @@ def test_random_programs(name: str) -> None:
         model.product(matrix, bias=i % 2 == 1, residual=i % 3 == 1, slack=7 * (i == 5))
         if i % 3 == 0:
             model.embed(matrix)
+        if i % 4 == 2:
+            rows, columns, bits, group, _, split = _random_case(machine, rng)
+            offsets = int(rng.choice([bits + 15, 32]))
+            matrix = model.matrix(
+                rows, columns, bits, group, 1 << (bits - 1), split, offsets=offsets
+            )
+            model.product(matrix, bias=False, residual=i > 5)
     for i in range(2):
         columns, split = int(rng.integers(1, 200)), 1 << int(rng.integers(0, i + 1))
         model.embed(model.table(int(rng.integers(1, 100)), columns, min(split, machine.l_units)))
@@ -798,6 +821,41 @@ def test_shapes_at_the_edges() -> None:
         model.product(model.matrix(*case), bias=i % 2 == 1, residual=i % 3 == 1)
     model.embed(model.table(50, 40, 2))
     model.embed(model.matrix(200, 72, 2, 1000, 1, 1))
+    _run(model)
+
+
+@pytest.mark.parametrize("cell", ["uint", "ternary"])
+def test_offsets(cell: str) -> None:
+    """Zero points that are no codes, alone in an array: of rows that are ragged, of slices that
+    begin inside a group, and of all widths; nothing else needs sums of activations."""
+    model = _model(_machine({"cell": cell, "bank_words": 64}))
+    for rows, columns, bits, group, offsets, split in [
+        (40, 96, 4, 32, 19, 1),
+        (33, 200, 2, 64, 17, 4),
+        (70, 192, 4, 32, 25, 4),
+        (19, 130, 8, 64, 32, 2),
+        (7, 48, 2, 16, 1, 2),
+        (1, 1, 4, 16, 19, 1),
+    ]:
+        zero = 1 << (bits - 1)
+        name = model.matrix(rows, columns, bits, group, zero, split, offsets=offsets)
+        model.product(name, bias=False, residual=False)
+    config = configure(model.program)
+    assert (config.zero_bits, config.offset_bits, config.scale_bits) == (0, 32, 48)
+    _run(model)
+
+
+def test_offsets_beside_zero_points() -> None:
+    """A scale word has a place for each; what a matrix does not have is 0."""
+    model = _model(MINI)
+    for zero, offsets in ((None, 0), (8, 19), (3, 0)):
+        name = model.matrix(40, 96, 4, 32, zero, 2, offsets=offsets)
+        model.product(name, bias=False, residual=False)
+        if not offsets:
+            model.embed(name)
+    model.product(model.matrix(40, 96, 4, 0, 5, 2), bias=False, residual=False)
+    config = configure(model.program)
+    assert (config.zero_bits, config.offset_bits, config.scale_bits) == (4, 19, 39)
     _run(model)
 
 

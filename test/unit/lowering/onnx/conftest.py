@@ -32,9 +32,13 @@ def dequantised(source: ParameterSource, bits: int, group: int, zero: int | None
         scales = source.scales(r0, r1)
         assert scales.dtype == np.float32 and scales.shape == (r1 - r0, -(-k // group))
         assert not one_scale or (scales == source.scales(0, 1)).all()
-        zeros = source.zeros(r0, r1)
+        zeros, real = source.zeros(r0, r1), source.real_zeros(r0, r1)
         assert (zeros is None) == (zero is not None)
-        if zeros is None:
+        if real is not None:
+            assert real.dtype == np.float32 and real.shape == scales.shape
+            assert zero == 1 << (bits - 1)
+            points = real.astype(np.float64)
+        elif zeros is None:
             points = np.full(scales.shape, float(zero or 0))
         else:
             assert zeros.dtype == np.uint8 and zeros.shape == scales.shape

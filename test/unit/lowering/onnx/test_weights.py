@@ -391,12 +391,77 @@ def test_refused_matmul_nbits(decoder, attributes, shape, match):
     refused(decoder, match)
 
 
-def test_fractional_zero_points_are_refused(decoder):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_zero_points_that_are_not_finite(decoder, value):
     decoder.constant("w", np.zeros((4, 1, 8), np.uint8))
     decoder.floats("s", 4, 1)
-    decoder.constant("z", np.array([1, 2, 7.5, 3], np.float32))
+    decoder.constant("z", np.array([1, 2, value, 3], np.float32))
     nbits(decoder, ["z"])
-    refused(decoder, "7.5")
+    refused(decoder, f"not finite .'z' has {value}")
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("k", [32, 45])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, "bfloat16"])
+@pytest.mark.parametrize("flat", [False, True])
+def test_real_zero_points(decoder, plain, bits, k, dtype, flat):
+    """Zero points of any value: fractions, negative ones, integers beyond the codes."""
+    n, block = 9, 16
+    blocks = -(-k // block)
+    rng = decoder.rng
+    codes = rng.integers(0, 1 << bits, (n, blocks * block)).astype(np.uint8)
+    scales = rng.normal(size=(n, blocks)).astype(np.float32)
+    points = rng.uniform(-2, 1 << bits, (n, blocks)).astype(np.float32)
+    points[0], points[1], points[2, 0] = -37.25, 1 << bits, 600.5
+    decoder.constant("w", pack(codes, bits).reshape(n, blocks, -1))
+    decoder.constant("s", scales)
+    if dtype == "bfloat16":
+        high = (points.view(np.uint32) >> 16).astype(np.uint16)
+        points = (high.astype(np.uint32) << 16).view(np.float32)
+        decoder.packed("z", TensorProto.BFLOAT16, [n, blocks], high.tobytes())
+    else:
+        points = points.astype(dtype)
+        decoder.constant("z", points.reshape(-1) if flat else points)
+    index = np.arange(k) // block
+    expected = (codes[:, :k] - points.astype(float)[:, index]) * scales[:, index].astype(float)
+    _linear(decoder, k)
+    nbits(decoder, ["z"], K=k, N=n, bits=bits, block_size=block)
+    model = import_model(decoder.save())
+    parameter = check(model, expected, plain, f"int{bits}", block)
+    type_ = parameter.type
+    assert isinstance(type_, rom.ROMTensorType)
+    assert bits + 15 < type_.offsets.data <= 32
+    # The widths of targets' codes are no narrower ones of these.
+    again = import_model(decoder.save(), codes=("int3", "int2", "ternary"))
+    assert matrices(again.module)[0].type == type_
+
+
+def test_offsets_of_all_layers_are_alike(decoder):
+    """One matrix whose zero points lie outside makes those of its code wider, no others."""
+    for name, bits, point in (("a", 4, 7.5), ("b", 4, 40.5), ("c", 2, 1.5), ("d", 4, 7)):
+        decoder.constant(f"{name}.w", np.full((16, 1, 2 * bits), 0x5A, np.uint8))
+        decoder.constant(f"{name}.s", np.ones((16, 1), np.float32))
+        decoder.constant(f"{name}.z", np.full((16, 1), point, np.float32))
+    x = "x"
+    for name, bits in (("a", 4), ("b", 4), ("c", 2), ("d", 4)):
+        y = "y" if name == "d" else f"{name}.y"
+        inputs = [x, *(f"{name}.{part}" for part in "wsz")]
+        decoder.ms("MatMulNBits", inputs, [y], K=16, N=16, bits=bits, block_size=16)
+        x = y
+    found = [op.type for op in matrices(import_model(decoder.save()).module)]
+    assert [type_.offsets.data for type_ in found] == [22, 22, 17, 0]  # pyright: ignore
+    assert [type_.zeros.data for type_ in found] == [0, 0, 0, 1]  # pyright: ignore
+
+
+def test_a_table_has_no_zero_points_in_floating_point(decoder):
+    """onnxruntime does not load such a graph, whatever the values."""
+    decoder.nodes.clear()
+    decoder.constant("w", np.zeros((11, 16), np.uint8))
+    decoder.floats("s", 11, 2)
+    decoder.constant("z", np.full((11, 2), 8, np.float32))
+    inputs = ["w", "input_ids", "s", "z"]
+    decoder.ms("GatherBlockQuantized", inputs, ["y"], block_size=16, quantize_axis=1, bits=4)
+    refused(decoder, "zero points have the element type FLOAT")
 
 
 @pytest.mark.parametrize(("index", "good"), [(np.zeros(16), True), (np.arange(16) % 2, False)])
