@@ -193,7 +193,7 @@ def _write(
     if type_.zeros.data:
         parameter.zeros = writer.part(_zeros(parameter, source, rows, type_.groups))
     if type_.offsets.data:
-        parameter.offsets = writer.part(_offsets(parameter, source, rows, type_, images))
+        parameter.offsets = writer.part(_offsets(parameter, source, rows, type_))
 
 
 def _counted(
@@ -254,16 +254,28 @@ def _scales(
     zero = None if parameter.zero is None else parameter.zero.value.data
     uses = Uses(source, type_.group.data, zero) if type_.group.data else None
     losses = ScaleLosses(parameter.key.data, _exponent(parameter), uses)
-    # A greater scale stands before weights that are all 0.
-    peak = np.inf if parameter.peak is None else parameter.peak.value.data
     for first, last in row_chunks(rows, 8 * groups):
+<<<<<<< HEAD
         scales = source.scales(first, last).astype(np.float64)
         if scales.max() > peak or scales.min() < -peak:
             scales[np.abs(scales) > peak] = 0
         rounded = _mantissas(parameter, scales, 16, images)
+=======
+        scales = _used(parameter, source.scales(first, last))
+        rounded = _mantissas(parameter, scales, 16)
+>>>>>>> c678e14 (Unused scales around zero points that are fractions)
         losses.add(scales, rounded, first)
         yield rounded.astype(np.int16)
     images.losses[parameter.sym_name.data] = losses.worst
+
+
+def _used(parameter: rom.ParameterOp, scales: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """The scales; 0 for those that stand before weights that are all 0 and are greater."""
+    peak = np.inf if parameter.peak is None else parameter.peak.value.data
+    used = scales.astype(np.float64)
+    if used.max() > peak or used.min() < -peak:
+        used[np.abs(used) > peak] = 0
+    return used
 
 
 def _zeros(
@@ -280,12 +292,12 @@ def _offsets(
     source: ParameterSource,
     rows: int,
     type_: rom.ROMTensorType | rom.AdapterType,
-    images: Images,
 ) -> Iterator[npt.NDArray[np.int32]]:
     exponent = _exponent(parameter)
     for first, last in row_chunks(rows, 8 * type_.groups):
-        scales, zeros = source.scales(first, last), source.real_zeros(first, last)
+        scales = _used(parameter, source.scales(first, last))
+        zeros = source.real_zeros(first, last)
         assert zeros is not None, parameter.key.data
-        mantissas = _mantissas(parameter, scales, 16, images)
+        mantissas = _mantissas(parameter, scales, 16)
         # Half a unit at most is lost; what scales lose is noted already.
         yield offset_mantissas(scales, zeros, mantissas, exponent, type_.bits, type_.offsets.data)

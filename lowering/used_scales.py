@@ -46,12 +46,15 @@ class Uses:
         bits = container_bits(WEIGHT_CODES[self.source.code])
         codes = unpack(np.asarray(self.source.packed_rows(first, last)), bits, columns)
         full = np.zeros((last - first, groups * self.group), np.bool_)
+        # A zero point that is no code leaves no group unused.
+        zeros = self.source.real_zeros(first, last)
         if self.zero is None:
             zeros = self.source.zeros(first, last)
             assert zeros is not None
-            full[:, :columns] = codes != np.repeat(zeros, self.group, axis=1)[:, :columns]
-        else:
+        if zeros is None:
             full[:, :columns] = codes != self.zero
+        else:
+            full[:, :columns] = codes != np.repeat(zeros, self.group, axis=1)[:, :columns]
         return np.asarray(full.reshape(last - first, groups, self.group).any(axis=2))
 
     def clear_unused(

@@ -48,7 +48,7 @@ def _rows(source: Source, first: int, last: int) -> npt.NDArray[np.floating]:
         return source.values(first, last)
     columns = source.dims[1]
     codes = unpack(source.packed_rows(first, last), container_bits(source.bits), columns)
-    zeros = source.zeros(first, last)
+    zeros = source.real_zeros(first, last) if source.has_real_zeros else source.zeros(first, last)
     group = source.group or columns
     offset = source.zero if zeros is None else np.repeat(zeros, group, axis=1)[:, :columns]
     scales = np.repeat(source.scales(first, last), group, axis=1)[:, :columns]

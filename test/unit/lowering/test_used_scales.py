@@ -37,6 +37,9 @@ class Whole:
     def zeros(self, r0: int, r1: int) -> np.ndarray | None:
         return None if self.points is None else self.points[r0:r1]
 
+    def real_zeros(self, r0: int, r1: int) -> np.ndarray | None:
+        return None
+
     def values(self, r0: int, r1: int) -> Any:
         raise AssertionError
 

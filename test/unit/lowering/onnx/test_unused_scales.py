@@ -58,7 +58,7 @@ def largest(scales: np.ndarray, places: Any) -> float:
 @pytest.mark.parametrize(
     "places", [[(3, 1)], [(0, 0), (0, 1)], [(i, i % 2) for i in range(20)]], ids=len
 )
-@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("zeros", [False, True, "real"])
 def test_matmul_nbits(decoder, dead, bits, places, zeros):
     widened(decoder)
     codes, scales, points = groups(decoder, bits, 24, dead, places)
@@ -68,8 +68,15 @@ def test_matmul_nbits(decoder, dead, bits, places, zeros):
         codes = np.clip(codes, 0, (1 << bits) - 1)
     decoder.constant("w", pack(codes, bits).reshape(24, 2, -1))
     decoder.constant("s", scales)
-    decoder.constant("z", pack(points, bits))
-    inputs = ["x", "w", "s"] + ["z"] * zeros
+    stored = pack(points, bits)
+    if zeros == "real":
+        # Around fractions, but for the dead groups: a group of one code and a fraction is used.
+        stored = points + np.float32(0.5)
+        for place in places:
+            stored[place] -= np.float32(0.5)
+        codes[22], stored[22] = 1, 0.75
+    decoder.constant("z", stored)
+    inputs = ["x", "w", "s"] + ["z"] * bool(zeros)
     decoder.ms("MatMulNBits", inputs, ["y"], K=K, N=24, bits=bits, block_size=GROUP)
     assert peaks(decoder.save()) == {"w": largest(scales, places)}
 
