@@ -255,15 +255,8 @@ def _scales(
     uses = Uses(source, type_.group.data, zero) if type_.group.data else None
     losses = ScaleLosses(parameter.key.data, _exponent(parameter), uses)
     for first, last in row_chunks(rows, 8 * groups):
-<<<<<<< HEAD
-        scales = source.scales(first, last).astype(np.float64)
-        if scales.max() > peak or scales.min() < -peak:
-            scales[np.abs(scales) > peak] = 0
-        rounded = _mantissas(parameter, scales, 16, images)
-=======
         scales = _used(parameter, source.scales(first, last))
-        rounded = _mantissas(parameter, scales, 16)
->>>>>>> c678e14 (Unused scales around zero points that are fractions)
+        rounded = _mantissas(parameter, scales, 16, images)
         losses.add(scales, rounded, first)
         yield rounded.astype(np.int16)
     images.losses[parameter.sym_name.data] = losses.worst
@@ -298,6 +291,6 @@ def _offsets(
         scales = _used(parameter, source.scales(first, last))
         zeros = source.real_zeros(first, last)
         assert zeros is not None, parameter.key.data
-        mantissas = _mantissas(parameter, scales, 16)
+        mantissas = fixed(scales, exponent, 16)
         # Half a unit at most is lost; what scales lose is noted already.
         yield offset_mantissas(scales, zeros, mantissas, exponent, type_.bits, type_.offsets.data)
