@@ -9,7 +9,7 @@ onnxruntime on the same file, with activations and KV of 16 bits, so that a wron
 case is a fault where a command
 
 - ends with another status than 0 or 1, or prints a traceback,
-- takes more than `SECONDS`, or more than `BYTES` of memory,
+- takes more than `SECONDS` of the processor, `STUCK` in all, or more than `BYTES` of memory,
 - accepts a graph whose logits are more than `ERROR` of their range from onnxruntime's, and neither
   a warning nor a counted saturation says so,
 - answers otherwise than before, though a file of its output folder has changed.
@@ -31,7 +31,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 import tomllib
 import traceback
 from collections import Counter
@@ -48,6 +47,7 @@ from onnx import helper, numpy_helper
 from intaglio.runtime import cli
 
 SECONDS = 30
+STUCK = 300
 BYTES = 4 << 30
 ERROR = 0.05
 ROOT = Path(__file__).parents[1]
@@ -487,19 +487,20 @@ def _case(seed: int, number: int, only: str | None, folder: Path) -> Result:
 def _forked(seed: int, number: int, only: str | None, folder: Path) -> Result:
     """A case in a process of its own, with its limits."""
     read, write = os.pipe()
-    begin = time.monotonic()
     child = os.fork()
     if child == 0:
         status = 1
         try:
             os.close(read)
             resource.setrlimit(resource.RLIMIT_AS, (4 * BYTES, 4 * BYTES))
-            signal.alarm(SECONDS)
+            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+            signal.alarm(STUCK)
             try:
                 result = _case(seed, number, only, folder)
             except BaseException:
                 result = Result(number, only or "?", fault=traceback.format_exc()[-1500:])
-            result.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            result.peak, result.seconds = used.ru_maxrss * 1024, used.ru_utime + used.ru_stime
             result.said = [one.partition("\0")[0][-700:] for one in result.said]
             with os.fdopen(write, "w") as pipe:
                 json.dump(asdict(result), pipe)
@@ -513,9 +514,9 @@ def _forked(seed: int, number: int, only: str | None, folder: Path) -> Result:
     if text:
         result = Result(**json.loads(text))
     else:
-        how = "more than the time" if os.WTERMSIG(status) == signal.SIGALRM else f"died: {status}"
+        slow = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGXCPU)
+        how = "takes too long" if slow else f"died: {status}"
         result = Result(number, only or "?", fault=how)
-    result.seconds = time.monotonic() - begin
     if result.peak > BYTES:
         result.fault = f"{result.peak / 1e9:.1f} GB of memory"
     return result
@@ -626,7 +627,7 @@ def main() -> int:
         print(f"{count:6} {outcome}")
     print(f"{len(results)} cases, seed {args.seed}: {len(faults)} faults")
     print(
-        f"longest {max(one.seconds for one in results):.1f} s, largest "
+        f"longest {max(one.seconds for one in results):.1f} CPU seconds, largest "
         f"{max(one.peak for one in results) / 1e6:.0f} MB"
     )
     return int(bool(faults))
