@@ -17,13 +17,14 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.adapter_losses import Lines, worst_lines
 from intaglio.backend.output import ADAPTER_BYTES, ADAPTER_DESCRIPTION, write_json
 from intaglio.backend.ternary_adapter import absmean, fitted
 from intaglio.backend.whole import naming
@@ -58,12 +59,14 @@ class SiteImage:
         a: codes [r, K].
         b: codes [N, r], the scaling included.
         loss: relative Frobenius error of B A against the float adapter's.
+        lines: the row and the column of B A that lose most; None where an older version wrote it.
     """
 
     rank: int
     a: AdapterMatrix
     b: AdapterMatrix
     loss: float = 0.0
+    lines: Lines | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +211,7 @@ def encode_site(
         digits_a, scales_a, digits_b, scales_b = fitted(a, b, max(len(a), slot_rank or 0))
         other = site(_ternary(digits_a, scales_a), _ternary(digits_b, scales_b))
         best = min(best, other, key=lambda site: site.loss)
-    return best
+    return replace(best, lines=worst_lines(a, b, floats(best.a), floats(best.b)))
 
 
 def floats(matrix: AdapterMatrix) -> Floats:
@@ -270,6 +273,8 @@ def write_image(image: AdapterImage, folder: Path, notes: Mapping[str, Any] | No
 
     for name, site in image.sites.items():
         entry: dict[str, Any] = {"rank": site.rank, "loss": site.loss}
+        if site.lines is not None:
+            entry["lines"] = asdict(site.lines)
         for half, matrix in (("a", site.a), ("b", site.b)):
             packed = pack(matrix.codes, container_bits(SLOT_BITS[matrix.code]))
             entry[half] = {
@@ -317,6 +322,7 @@ def read_image(folder: Path) -> AdapterImage:
                 a=_matrix(entry["a"], data),
                 b=_matrix(entry["b"], data),
                 loss=entry["loss"],
+                lines=Lines(**entry["lines"]) if "lines" in entry else None,
             )
             for name, entry in content["sites"].items()
         }

@@ -39,13 +39,22 @@ def percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
 
 
-def loss_warnings(losses: Iterable[Loss], because: str, remedy: str) -> list[str]:
+def loss_warnings(
+    losses: Iterable[Loss],
+    because: str,
+    remedy: str,
+    *,
+    kind: str = "tensor",
+    listed: str = "manifest.json, rounding",
+) -> list[str]:
     """One warning for all tensors that lose more than `NOTEWORTHY` for the same reason, or none.
 
     Args:
         losses: of any tensors; small ones are left out, the largest are named.
         because: why, as the rest of a sentence: `as 16-bit numbers that share an exponent`.
         remedy: what would help, as a sentence's end.
+        kind: what they are losses of.
+        listed: where all of them stand.
     """
     found = sorted(
         (loss for loss in losses if loss.share > NOTEWORTHY),
@@ -54,9 +63,9 @@ def loss_warnings(losses: Iterable[Loss], because: str, remedy: str) -> list[str
     if not found:
         return []
     more = len(found) - NAMED
-    named = [f"tensor {found[0]} {because}", *(str(loss) for loss in found[1:NAMED])]
+    named = [f"{kind} {found[0]} {because}", *(str(loss) for loss in found[1:NAMED])]
     if more > 0:
         named.append(
-            f"{more:,} more tensor{'s' if more > 1 else ''} more than {percent(NOTEWORTHY)}"
+            f"{more:,} more {kind}{'s' if more > 1 else ''} more than {percent(NOTEWORTHY)}"
         )
-    return [f"{'; '.join(named)} (manifest.json, rounding); {remedy}"]
+    return [f"{'; '.join(named)} ({listed}); {remedy}"]

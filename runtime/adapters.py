@@ -25,6 +25,7 @@ from intaglio.backend.adapter_image import (
     write_image,
 )
 from intaglio.backend.output import (
+    ADAPTER_DESCRIPTION,
     ADAPTER_FLOATS,
     ADAPTER_NAME,
     ADAPTERS,
@@ -37,6 +38,7 @@ from intaglio.backend.output import (
 from intaglio.backend.program import Program, Site
 from intaglio.backend.whole import remove_folder, whole_folder
 from intaglio.dialects.errors import UserError
+from intaglio.lowering.loss_warning import Loss, loss_warnings
 from intaglio.runtime.adapter_files import (
     AdapterFile,
     Pair,
@@ -74,6 +76,8 @@ class AdapterSummary:
         worst_loss: relative Frobenius error of B A, the worst site's.
         mean_loss: the mean of the sites'.
         worst_site: whose loss is the worst.
+        worst_line: the output or input of a site whose part of B A loses most, and what.
+        warnings: outputs and inputs whose part is lost beside much larger ones.
         is_for_base: whether it was converted for what is engraved.
         warnings: what was odd about it, when it was added.
     """
@@ -86,6 +90,8 @@ class AdapterSummary:
     worst_loss: float
     mean_loss: float
     worst_site: str
+    worst_line: tuple[str, float]
+    warnings: tuple[str, ...]
     is_for_base: bool
     warnings: tuple[str, ...] = ()
 
@@ -101,6 +107,8 @@ class AdapterSummary:
             "worst_loss": self.worst_loss,
             "mean_loss": self.mean_loss,
             "worst_site": self.worst_site,
+            "worst_line": {"name": self.worst_line[0], "loss": self.worst_line[1]},
+            "warnings": list(self.warnings),
             "is_for_base": self.is_for_base,
         }
 
@@ -252,6 +260,8 @@ class Adapters:
             worst_loss=image.worst_loss,
             mean_loss=image.mean_loss,
             worst_site=worst,
+            worst_line=_worst_line(image),
+            warnings=tuple(_lost_lines(image)),
             is_for_base=image.base_sha256 == self.base,
         )
 
@@ -298,6 +308,36 @@ class Adapters:
                 hint=f"there are {names}" if names else "`intaglio adapter add` adds one",
             )
         return self._folder / name
+
+
+def _worst_line(image: AdapterImage) -> tuple[str, float]:
+    """The output or input of a site whose part of B A loses most."""
+    found = [
+        line
+        for name, site in image.sites.items()
+        if site.lines is not None
+        for line in (
+            (f"output {site.lines.row} of {name}", site.lines.row_loss),
+            (f"input {site.lines.column} of {name}", site.lines.column_loss),
+        )
+    ]
+    return max(found, key=lambda line: line[1], default=("", 0.0))
+
+
+def _lost_lines(image: AdapterImage) -> list[str]:
+    """A warning where outputs or inputs lose what their format need not lose."""
+    lost = [
+        Loss(name, share, place)
+        for name, site in image.sites.items()
+        if site.lines is not None
+        for place, share in site.lines.noteworthy(site.b.code)
+    ]
+    because = f"of its part of B A in {next(iter(image.sites.values())).b.code}"
+    remedy = (
+        "an element or a row of A or B is so much larger than the others that the chip's codes "
+        "cannot hold both; train with weight decay or a smaller learning rate, or clip it"
+    )
+    return loss_warnings(lost, because, remedy, kind="site", listed=ADAPTER_DESCRIPTION)
 
 
 # --- reports ------------------------------------------------------------------------------------
@@ -354,6 +394,11 @@ def summary_lines(summary: AdapterSummary) -> Iterator[str]:
         f"  {summary.format} loses {summary.mean_loss:.2%} of B A in the mean, at most "
         f"{summary.worst_loss:.2%} ({summary.worst_site})"
     )
+    if summary.worst_line[0]:
+        name, loss = summary.worst_line
+        yield f"  {name} loses most of its own part: {loss:.2%}"
+    for warning in summary.warnings:
+        yield f"  warning: {warning}"
     if not summary.is_for_base:
         yield "  was converted for another base and cannot be used"
 

@@ -14,6 +14,7 @@ import pytest
 from intaglio.backend.output import sha256_of
 from intaglio.dialects.errors import UserError
 from intaglio.runtime import cli
+from intaglio.runtime.adapters import summary_lines
 from intaglio.runtime.check import check
 from intaglio.runtime.chip import Chip, load
 
@@ -78,6 +79,24 @@ def test_add_changes_nothing_else(chip: Chip, out: Path, make: Make):
     assert summary.load_cycles > 0 and summary.format == "fp8"
     chip.adapters.remove("style")
     assert contents(out) == before
+
+
+def test_what_a_large_row_hides_is_said(chip: Chip, make: Make):
+    """The mean loss is as ever; the worst output is named, with a warning."""
+    usual = chip.adapters.add("usual", make())
+    assert not usual.warnings and 0 < usual.worst_line[1] < 0.2
+
+    def spoilt(content: dict[str, np.ndarray]) -> None:
+        name = next(name for name in content if "layers.1" in name and "v_proj.lora_B" in name)
+        content[name][3] *= np.float32(1e12)
+
+    summary = chip.adapters.add("spoilt", make(change=spoilt))
+    assert summary.worst_loss < 0.1 and summary.worst_line[1] > 0.9
+    assert summary.worst_line[0].endswith(" of layers.1.v_proj")
+    (warning,) = summary.warnings
+    assert warning.startswith("site 'layers.1.v_proj', ") and "loses 100 %" in warning
+    assert any(warning in line for line in summary_lines(summary))
+    assert summary in chip.adapters.list()
 
 
 def test_add_is_deterministic(chip: Chip, out: Path, make: Make):
