@@ -77,7 +77,6 @@ class AdapterSummary:
         mean_loss: the mean of the sites'.
         worst_site: whose loss is the worst.
         worst_line: the output or input of a site whose part of B A loses most, and what.
-        warnings: outputs and inputs whose part is lost beside much larger ones.
         is_for_base: whether it was converted for what is engraved.
         warnings: what was odd about it, when it was added.
     """
@@ -91,7 +90,6 @@ class AdapterSummary:
     mean_loss: float
     worst_site: str
     worst_line: tuple[str, float]
-    warnings: tuple[str, ...]
     is_for_base: bool
     warnings: tuple[str, ...] = ()
 
@@ -108,7 +106,6 @@ class AdapterSummary:
             "mean_loss": self.mean_loss,
             "worst_site": self.worst_site,
             "worst_line": {"name": self.worst_line[0], "loss": self.worst_line[1]},
-            "warnings": list(self.warnings),
             "is_for_base": self.is_for_base,
         }
 
@@ -179,7 +176,7 @@ class Adapters:
             stored[site] = encode_site(one.a, one.b, code, sites[site].rank)
         image = AdapterImage(name, self.base, stored)
         self._write(name, image, matched, {"source": read.form})
-        warnings = tuple(adapter_warnings(read, matched, sites))
+        warnings = (*adapter_warnings(read, matched, sites), *_lost_lines(image))
         return replace(self._summary(image), warnings=warnings)
 
     def _check_name(self, name: str) -> None:
@@ -261,7 +258,6 @@ class Adapters:
             mean_loss=image.mean_loss,
             worst_site=worst,
             worst_line=_worst_line(image),
-            warnings=tuple(_lost_lines(image)),
             is_for_base=image.base_sha256 == self.base,
         )
 
@@ -397,8 +393,6 @@ def summary_lines(summary: AdapterSummary) -> Iterator[str]:
     if summary.worst_line[0]:
         name, loss = summary.worst_line
         yield f"  {name} loses most of its own part: {loss:.2%}"
-    for warning in summary.warnings:
-        yield f"  warning: {warning}"
     if not summary.is_for_base:
         yield "  was converted for another base and cannot be used"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,8 @@ def test_what_a_large_row_hides_is_said(chip: Chip, make: Make):
     assert summary.worst_line[0].endswith(" of layers.1.v_proj")
     (warning,) = summary.warnings
     assert warning.startswith("site 'layers.1.v_proj', ") and "loses 100 %" in warning
-    assert any(warning in line for line in summary_lines(summary))
-    assert summary in chip.adapters.list()
+    assert any(summary.worst_line[0] in line for line in summary_lines(summary))
+    assert replace(summary, warnings=()) in chip.adapters.list()
 
 
 def test_add_is_deterministic(chip: Chip, out: Path, make: Make):

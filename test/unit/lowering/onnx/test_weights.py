@@ -497,3 +497,36 @@ def test_scales_that_are_no_numbers(decoder):
     decoder.constant("s", np.array([1, np.nan, 1, 1], np.float32))
     nbits(decoder)
     refused(decoder, "not finite")
+
+
+@pytest.mark.parametrize("text", ["int4:8", "int8:16", "int2:4", "ternary:8"])
+@pytest.mark.parametrize("size", [1e-37, 1e-39, 1e-42])
+@pytest.mark.filterwarnings("error")
+def test_rounded_weights_may_be_subnormal(decoder, text, size):
+    """One over their scale is no float32; the codes are those of larger weights."""
+    weights = decoder.rng.integers(-3, 4, (16, 6)).astype(np.float64)
+    weights[0] = 7
+    found = []
+    for factor in (1.0, size):
+        decoder.constants = [one for one in decoder.constants if one.name != "w"]
+        decoder.nodes = decoder.nodes[:1]
+        decoder.constant("w", (weights * factor).astype(np.float32))
+        decoder.node("MatMul", ["x", "w"], ["y"])
+        source = import_model(decoder.save(), weights=text).parameters["onnx::w"]
+        found.append(unpack(np.asarray(source.packed_rows(0, 6)), 8 if "8:" in text else 4, 16))
+        assert np.isfinite(source.scales(0, 6)).all()
+    if size > 1e-40:
+        assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("text", ["int4:8", "int8:16", "ternary"])
+@pytest.mark.filterwarnings("error")
+def test_float_weights_that_are_no_numbers(decoder, value, text):
+    """The file has weights, not scales."""
+    weights = decoder.rng.normal(size=(16, 6)).astype(np.float32)
+    weights[3, 2] = value
+    decoder.constant("w", weights)
+    decoder.node("MatMul", ["x", "w"], ["y"])
+    with pytest.raises(UserErrors, match="tensor 'w' has weights that are not finite"):
+        import_model(decoder.save(), weights=text)
