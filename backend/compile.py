@@ -34,8 +34,15 @@ from intaglio.backend.program_file import program_content
 from intaglio.backend.stages import HARDWARE_STAGES, IR_STAGES, Options, passes
 from intaglio.backend.target import load_target
 from intaglio.backend.target_file import write_target
+from intaglio.backend.ways_out import tried
 from intaglio.backend.whole import write_text
-from intaglio.dialects.errors import CompilerBug, UserError, UserErrors, gathered
+from intaglio.dialects.errors import (
+    CompilerBug,
+    DoesNotFit,
+    UserError,
+    UserErrors,
+    gathered,
+)
 from intaglio.dialects.fabric import machine_of
 from intaglio.lowering.fractions import Stream, fractions, stream_warnings
 from intaglio.lowering.legalize import RomLegalize, substituted
@@ -99,8 +106,6 @@ def compile_model(
     Raises:
         UserError: the model cannot be compiled for the target; says why and what would help.
     """
-    from intaglio.lowering.onnx.importer import import_model
-
     model, out = Path(model), Path(out)
     said = tidy_output(out)
     # Before a large model is read.
@@ -108,21 +113,12 @@ def compile_model(
     watch = Stopwatch()
     progress(f"reading {model}")
     with watch.stage("import"):
-        imported = import_model(
-            model,
-            allow_links=options.allow_links,
-            weights=requested_weights(options),
-            context=options.context,
-            embedding=_embedding_rounding(options),
-            codes=cells(options),
-            head=head_rounding(options),
-            float_weights_hint=float_weights_hint(options),
-        )
+        imported = _import(model, options)
     module = imported.module
     warnings = [*said, *imported.warnings]
     images = Images()
     streams: tuple[Stream, ...] = ()
-    with whole_or_nothing(out) as folder:
+    with whole_or_nothing(out) as folder, _ways_out(model, options, progress):
         for stage, stage_passes in passes(options):
             progress(f"{stage}: {', '.join(one.name for one in stage_passes)}")
             with watch.stage(stage):
@@ -168,6 +164,48 @@ def compile_model(
                 f"the adapters of the earlier compile are gone: {names}; add them again"
             )
     return Compiled(out, tuple(gathered(warnings)), images)
+
+
+def _import(model: Path, options: Options) -> ImportedModel:
+    from intaglio.lowering.onnx.importer import import_model
+
+    return import_model(
+        model,
+        allow_links=options.allow_links,
+        weights=requested_weights(options),
+        context=options.context,
+        embedding=_embedding_rounding(options),
+        codes=cells(options),
+        head=head_rounding(options),
+        float_weights_hint=float_weights_hint(options),
+    )
+
+
+@contextmanager
+def _ways_out(model: Path, options: Options, progress: Progress) -> Iterator[None]:
+    """What an error says would make a model fit is tried, and only what does is said."""
+    try:
+        yield
+    except DoesNotFit as error:
+        progress("trying what would fit")
+        raise tried(error, options, lambda other: _attempt(model, other)) from error
+
+
+def _attempt(model: Path, options: Options) -> None:
+    """Compiles without writing anything.
+
+    Raises:
+        UserError: as a compile would.
+    """
+    module = _import(model, options).module
+    for _, stage_passes in passes(options):
+        for one in stage_passes:
+            one.apply(Context(), module)
+    if options.emit in HARDWARE_STAGES:
+        from intaglio.backend.hw.layout import layout_of
+        from intaglio.backend.program import program_of
+
+        _ = layout_of(program_of(program_content(module)))
 
 
 def _hardware(

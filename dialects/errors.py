@@ -6,6 +6,7 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 
 class IntaglioError(Exception):
@@ -135,8 +136,61 @@ def gathered(warnings: Iterable[str]) -> list[str]:
     return [group[0] + (_others(group) if len(group) > 1 else "") for group in groups.values()]
 
 
+@dataclass(frozen=True)
+class Way:
+    """What a compile may be asked for instead, so that a model fits; None: as it was.
+
+    Attributes:
+        context: tokens.
+        rank: of the adapter slots; 0: without slots.
+        residents: adapters that the slots hold at once.
+        settings: of the target, as `key=value`.
+        listed: a combination for the list of what fits, rather than one change.
+    """
+
+    context: int | None = None
+    rank: int | None = None
+    residents: int | None = None
+    settings: tuple[str, ...] = ()
+    listed: bool = False
+
+    def __str__(self) -> str:
+        parts = [f"--set {setting}" for setting in self.settings]
+        if self.rank is not None:
+            parts.append(f"--adapter-slots {self.rank}" if self.rank else "no --adapter-slots")
+        if self.residents is not None:
+            parts.append(f"--resident-adapters {self.residents}")
+        if self.context is not None:
+            parts.append(f"--context {self.context}")
+        return " ".join(parts)
+
+
 class DoesNotFit(UserError):
-    """The model does not fit the chip: who uses the memory, by how much it is over, what helps."""
+    """The model does not fit the chip: who uses what, by how much it is over, what helps.
+
+    Args:
+        what: says who uses it and by how much it is over.
+        of: what is too small, such as "the SRAM".
+        ways: what to ask for instead, of which nothing is known but that this is enough of it;
+            whoever knows the whole compile tries them (`backend/ways_out.py`).
+        lead: the beginning of what would help.
+        others: what would help besides, without a number.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        of: str = "this",
+        ways: Sequence[Way] = (),
+        lead: str = "",
+        others: Sequence[str] = (),
+    ) -> None:
+        self.of, self.ways, self.lead, self.others = of, tuple(ways), lead, tuple(others)
+        plain = [str(way) for way in ways if not way.listed]
+        if plain:
+            plain[0] = f"enough of {of}: {plain[0]}"
+        super().__init__(what, hint=lead + "; or ".join([*plain, *others]) or None)
 
 
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -20,7 +20,7 @@ from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
 
 from intaglio.dialects import rom
-from intaglio.dialects.errors import DoesNotFit, UserError
+from intaglio.dialects.errors import DoesNotFit, UserError, Way
 from intaglio.dialects.fabric import (
     ConstantOp,
     DomainOp,
@@ -490,18 +490,28 @@ def _rom_overflow(
         f"    {size / 1e6:10.2f} MB  {label}"
         for label, size in sorted(labels.items(), key=lambda item: -item[1])
     ]
+    stores = [
+        f"policy.{name}=extra-rom"
+        for name, store in (
+            ("head_store", machine.head_store),
+            ("embedding_store", machine.embedding_store),
+        )
+        if store != "extra-rom"
+    ]
+    ways = [Way(settings=(one,)) for one in stores]
+    if len(stores) > 1:
+        ways.append(Way(settings=tuple(stores)))
     if machine.placement == "packed":
-        needed = -(-int(total * 8) // machine.rom_bits)
-        remedy = f"--set array.matrix_units={needed} at least (a tile is a macro)"
+        # A tile is a macro.
+        ways.append(Way(settings=(f"array.matrix_units={-(-int(total * 8) // machine.rom_bits)}",)))
     else:
-        remedy = f"--set l_unit.rom_bits={fullest}"
+        ways.append(Way(settings=(f"l_unit.rom_bits={fullest}",)))
     return DoesNotFit(
         "\n".join(lines),
-        hint=(
-            f"needs {total / capacity:.2f} times the ROM: fewer bits a weight, "
-            f"--set policy.head_store=extra-rom or policy.embedding_store=extra-rom (deeper banks "
-            f"for these, reported apart), or {remedy}"
-        ),
+        of="the ROM",
+        ways=ways,
+        lead=f"needs {total / capacity:.2f} times the ROM: ",
+        others=["fewer bits a weight"],
     )
 
 

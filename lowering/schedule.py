@@ -19,7 +19,7 @@ from xdsl.rewriter import Rewriter
 from xdsl.utils.exceptions import PassFailedException
 
 from intaglio.dialects import rom, timeline
-from intaglio.dialects.errors import UserError
+from intaglio.dialects.errors import DoesNotFit, Way
 from intaglio.dialects.fabric import machine_of
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
@@ -78,7 +78,7 @@ def _check_retention(program: ProgramOp, machine: Machine) -> None:
     has the most to read, and the largest adapter the most to multiply.
 
     Raises:
-        UserError: a token takes longer than a cell holds its value.
+        DoesNotFit: a token takes longer than a cell holds its value.
     """
     if not machine.retention_cycles:
         return
@@ -94,25 +94,34 @@ def _check_retention(program: ProgramOp, machine: Machine) -> None:
     if taken <= machine.retention_cycles:
         return
     first = cycles(0)
-    ways: list[str] = []
+    ways: list[Way] = []
     at = f"at position {last}"
     if first <= machine.retention_cycles:
         # A later token takes no less time, and a context ends with the slowest.
         context = 1 + largest(lambda n: cycles(n) <= machine.retention_cycles, last - 1)
-        ways.append(f"--context {context} would do")
+        ways.append(Way(context=context))
     elif last:
         at += f" and {1e3 * first / machine.clock_hz:.3g} ms at position 0"
-    if ranks and cycles(last, {}) <= machine.retention_cycles:
-        ways.append("a smaller rank of --adapter-slots")
+    if ranks:
+
+        def holds(rank: int) -> bool:
+            smaller = {at: min(rank, one) for at, one in ranks.items()}
+            return cycles(last, smaller) <= machine.retention_cycles
+
+        if rank := largest(holds, max(ranks.values()) - 1):
+            ways.append(Way(rank=rank))
+        elif cycles(last, {}) <= machine.retention_cycles:
+            ways.append(Way(rank=0))
     held, needed = (n / machine.clock_hz for n in (machine.retention_cycles, taken))
     ways += [
-        f"a faster clock (--set clock.frequency_hz={_rounded_up(taken / held)} or more)",
-        f"longer retention (--set external.retention_us={_rounded_up(1e6 * needed)} or more)",
+        Way(settings=(f"clock.frequency_hz={_rounded_up(taken / held)}",)),
+        Way(settings=(f"external.retention_us={_rounded_up(1e6 * needed)}",)),
     ]
-    raise UserError(
+    raise DoesNotFit(
         f"a token takes {1e3 * needed:.3g} ms {at}; the on-die cells of {machine.name} hold keys "
         f"and values for {1e3 * held:.3g} ms without being read",
-        hint="; or ".join(ways),
+        of="the time",
+        ways=ways,
     )
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from xdsl.dialects.builtin import ModuleOp
 
 from intaglio.dialects import rom
-from intaglio.dialects.errors import DoesNotFit, UserError
+from intaglio.dialects.errors import DoesNotFit, UserError, Way
 from intaglio.dialects.fabric import (
     SCALE_BYTES,
     ReserveOp,
@@ -31,6 +31,8 @@ from intaglio.lowering.search import largest
 
 KV_FORMATS = ("int16", "int8", "fp8")
 """Formats of keys and values that a chip may have; those of fp8 have no scales."""
+KV_ON_DIE = "external.kv_on_die_tokens"
+"""The setting of how many tokens of the KV cache are on the die."""
 KV = "KV cache"
 SLOTS = "adapter slots"
 CONSTANT = "adapters of the graph"
@@ -180,7 +182,7 @@ def place_sram(module: ModuleOp, machine: Machine) -> list[ReserveOp]:
     if machine.kv_on_die % machine.h_units:
         raise UserError(
             f"{machine.kv_on_die} tokens on the die do not go round {machine.h_units} H-Units",
-            hint=f"--set external.kv_on_die_tokens to a multiple of {machine.h_units}",
+            hint=f"--set {KV_ON_DIE} to a multiple of {machine.h_units}",
         )
     wanted = list(reservations(module, machine))
     sram, placed = fill(wanted, machine)
@@ -206,8 +208,13 @@ def _overflow(
         f"    {size / 2**20:10.2f} MiB  {use}{caches.what if use == KV else ''}"
         for use, size in sorted(sram.bytes_by_use.items(), key=lambda item: -item[1])
     ]
-    ways, hint = _ways_out(module, machine, wanted, caches)
-    return DoesNotFit("\n".join([*lines, *ways]), hint=hint)
+    slots = any(one.use == SLOTS for one in wanted)
+    return DoesNotFit(
+        "\n".join(lines),
+        of="the SRAM",
+        ways=list(_ways_out(module, machine, wanted, caches)),
+        others=[*(["slots for fewer matrices"] if slots else []), "a larger target"],
+    )
 
 
 class _Caches:
@@ -273,43 +280,29 @@ class _Caches:
 
 def _ways_out(
     module: ModuleOp, machine: Machine, wanted: Sequence[Reservation], caches: _Caches
-) -> tuple[list[str], str]:
-    """Ranks and contexts that fit together, as lines; and what to ask for instead."""
+) -> Iterator[Way]:
+    """What the SRAM holds instead; last a list of ranks with as many tokens as go with them."""
     slots = list(_slots(module))
     asked = max((slot.rank for slot in slots), default=0)
     free = {
         rank: _beside(wanted if rank == asked else _at_rank(wanted, slots, rank, machine), machine)
         for rank in _ranks(asked)
     }
-    on_die = bool(machine.kv_on_die)
-    what = "tokens on the die" if on_die else "tokens"
-    ways: list[str] = []
-    if asked:
-        counts = {
-            rank: caches.most_on_die(left) if on_die else caches.longest(left)
-            for rank, left in free.items()
-        }
-        fitting = [
-            f"{f'rank {rank}' if rank else 'no slots'} with {count:,} {what}"
-            for rank, count in counts.items()
-            if count
-        ]
-        context = "with this context" if on_die else "with any context"
-        ways.append(f"    what fits: {', '.join(fitting) or f'no rank {context}'}")
-    hints: list[str] = []
-    if on_die and (most := caches.most_on_die(free[asked])):
-        hints.append(f"--set external.kv_on_die_tokens={most} would fit")
+    if machine.kv_on_die and (most := caches.most_on_die(free[asked])):
+        yield Way(settings=(f"{KV_ON_DIE}={most}",))
     if longest := caches.longest(free[asked]):
-        hints.append(f"--context {longest} would fit")
-    if any(one.use == SLOTS for one in wanted):
-        rank = _rank_that_fits(machine, wanted, slots)
-        hints.append(f"--adapter-slots {rank}" if rank else "a smaller adapter rank")
+        yield Way(context=longest)
+    if asked:
+        if rank := _rank_that_fits(machine, wanted, slots):
+            yield Way(rank=rank)
         if residents := _residents_that_fit(machine, wanted, slots):
-            hints.append(f"--resident-adapters {residents}")
-        hints.append("slots for fewer matrices")
-    if formats := caches.smaller_formats():
-        hints.append(f"smaller keys and values ({' or '.join(f'--set kv={f}' for f in formats)})")
-    return ways, "; or ".join([*hints, "a larger target"])
+            yield Way(residents=residents)
+    yield from (Way(settings=(f"kv={name}",)) for name in caches.smaller_formats())
+    for rank, left in free.items() if asked else ():
+        if not machine.kv_on_die and (longest := caches.longest(left)):
+            yield Way(rank=rank, context=longest, listed=True)
+        elif machine.kv_on_die and (most := caches.most_on_die(left)):
+            yield Way(rank=rank, settings=(f"{KV_ON_DIE}={most}",), listed=True)
 
 
 def _beside(wanted: Sequence[Reservation], machine: Machine) -> int:

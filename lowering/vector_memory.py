@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from xdsl.ir import SSAValue
 
 from intaglio.dialects import rom
-from intaglio.dialects.errors import DoesNotFit
+from intaglio.dialects.errors import DoesNotFit, Way
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.program import BufferOp
 from intaglio.lowering.draft import DraftBlock
+from intaglio.lowering.search import largest as largest_number
 
 WORD_BYTES = 4
 """Bytes of a fixed-point value."""
@@ -136,23 +137,24 @@ class VectorMemory:
                     source = self.source(value)
                     if home.setdefault(source, number) != number:
                         self.persistent.setdefault(source, source)
-        row = self._row_bytes
-        floor = 0
-        for root in dict.fromkeys(self.persistent.values()):
-            self._places[root] = Place(floor, floor + self._size(root))
-            self._names[root] = f"persistent{len(self._names)}"
-            floor += -(-self._size(root) // row) * row
+        top = self._place(blocks)
         self._names[self.persistent[token]] = "token"
         self._names[self.persistent[emit.token]] = "next"
         self._names.setdefault(self.persistent[self.source(emit.logits)], "logits")
-        top = max(
-            (self._allocate_block(block, floor, row) for block in blocks),
-            default=floor,
-        )
         for number, value in enumerate(self._views):
             self._names[value] = f"part{number}_of_{self._names[self.root(value)]}"
         if top > self.machine.vector_sram_bytes:
-            self._overflow(top)
+            self._overflow(blocks, top)
+
+    def _place(self, blocks: Sequence[DraftBlock]) -> int:
+        """Gives every value a place; returns the end of the highest one."""
+        row = self._row_bytes
+        floor = 0
+        for number, root in enumerate(dict.fromkeys(self.persistent.values())):
+            self._places[root] = Place(floor, floor + self._size(root))
+            self._names[root] = f"persistent{number}"
+            floor += -(-self._size(root) // row) * row
+        return max((self._allocate_block(block, floor, row) for block in blocks), default=floor)
 
     def _allocate_block(self, block: DraftBlock, floor: int, row: int) -> int:
         """First fit over the block's live ranges; returns the end of the highest place.
@@ -204,7 +206,8 @@ class VectorMemory:
             top = max(top, address + size)
         return top
 
-    def _overflow(self, top: int) -> None:
+    def _overflow(self, blocks: Sequence[DraftBlock], top: int) -> None:
+        limit = self.machine.vector_sram_bytes
         largest = sorted(self._places, key=lambda v: -self._size(v))[:5]
         first = (
             f"the vector units of {self.machine.name} hold {self.machine.vector_sram_bytes} bytes, "
@@ -212,7 +215,17 @@ class VectorMemory:
         )
         lines = [first]
         lines += [f"    {self._size(v):10d} bytes  {v.type}" for v in largest]
+        capacity = self.capacity
+        context = largest_number(lambda tokens: self._top(blocks, tokens) <= limit, capacity - 1)
+        self.capacity = capacity
         raise DoesNotFit(
             "\n".join(lines),
-            hint="a shorter --context makes attention scores smaller; or a larger target",
+            of="the vector memory",
+            ways=[Way(context=context)] if context else [],
+            others=["a larger target"],
         )
+
+    def _top(self, blocks: Sequence[DraftBlock], tokens: int) -> int:
+        """The least that the program needs with another context; moves all values."""
+        self.capacity = tokens
+        return self._place(blocks)

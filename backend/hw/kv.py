@@ -28,9 +28,10 @@ import numpy.typing as npt
 
 from intaglio.backend.hw.signal import Design, ModuleBuilder, Write
 from intaglio.dialects.codes import FORMATS
-from intaglio.dialects.errors import UserError
+from intaglio.dialects.errors import DoesNotFit, UserError, Way
 from intaglio.dialects.fixed_point import SCALE_BITS, Ints, Scale
 from intaglio.dialects.machine import Machine
+from intaglio.lowering.search import largest
 
 if TYPE_CHECKING:
     from intaglio.backend.program import Cache
@@ -104,6 +105,7 @@ def kv_places(machine: Machine, caches: Iterable[Cache]) -> KVPlaces:
 
     Raises:
         UserError: a format or a size that the hardware does not take.
+        DoesNotFit: the caches' words are more than the SRAM has.
     """
     lanes, places = machine.attention_lanes, {}
     word = row = external = 0
@@ -135,12 +137,29 @@ def kv_places(machine: Machine, caches: Iterable[Cache]) -> KVPlaces:
         row += 0 if static else cache.heads * scale_rows
         external += -(-(cache.capacity - inside) // units) * cache.heads * beats
     if word * lanes > machine.sram_bytes:
-        raise UserError(
-            f"the KV cache takes {word} words of {lanes} bytes in every H-Unit, more than "
-            f"{machine.sram_bytes} bytes: vectors begin in a word of their own",
-            hint="a shorter --context, or fewer h_unit.attention_lanes",
-        )
+        raise _overflow(machine, places, word)
     return KVPlaces(places, max(2, word), max(2, row), max(2, external) if external else 0)
+
+
+def _overflow(machine: Machine, places: dict[str, CachePlace], words: int) -> DoesNotFit:
+    """Vectors begin in a word of their own, which the bytes that are placed do not count."""
+    lanes, units = machine.attention_lanes, machine.h_units
+
+    def fits(rounds: int) -> bool:
+        own = (min(rounds, -(-one.inside // units)) * one.cache.heads * one.words for one in all_)
+        return sum(own) * lanes <= machine.sram_bytes
+
+    all_ = list(places.values())
+    capacity = max(one.cache.capacity for one in all_)
+    context = units * largest(fits, -(-capacity // units) - 1)
+    outside = any(one.beats for one in all_)
+    return DoesNotFit(
+        f"the KV cache takes {words} words of {lanes} bytes in every H-Unit, more than "
+        f"{machine.sram_bytes} bytes: vectors begin in a word of their own",
+        of="the H-Units' words",
+        ways=[Way(context=context)] if context and not outside else [],
+        others=["fewer h_unit.attention_lanes"],
+    )
 
 
 def _check_external(machine: Machine) -> None:

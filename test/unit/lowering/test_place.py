@@ -197,7 +197,7 @@ def test_the_rom_that_would_make_it_fit(integers: Any, decoder: Any, mini: Machi
     with pytest.raises(DoesNotFit) as raised:
         place(integers(decoder, replace(mini, rom_bits=1024)))
     assert raised.value.hint is not None
-    bits = int(raised.value.hint.rsplit("l_unit.rom_bits=", 1)[1])
+    bits = int(raised.value.hint.rsplit("l_unit.rom_bits=", 1)[1].split(";")[0])
     place(integers(decoder, replace(mini, rom_bits=bits)))
 
 
@@ -207,7 +207,7 @@ def test_the_context_that_would_make_it_fit(integers: Any, decoder: Any, mini: M
     with pytest.raises(DoesNotFit, match="the SRAM of roma-mini holds") as raised:
         place(integers(long, machine))
     assert raised.value.hint is not None
-    context = int(raised.value.hint.split("--context ", 1)[1].split()[0])
+    context = int(raised.value.hint.split("--context ", 1)[1].split(";")[0])
     assert 0 < context < 4000
     place(integers(replace(long, capacity=context // mini.tiles * mini.tiles), machine))
 

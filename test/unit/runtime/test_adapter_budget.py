@@ -156,16 +156,24 @@ def test_scales_of_tokens_outside_are_counted(model: Callable[[str], Path], tmp_
 
 
 @pytest.mark.parametrize(
-    ("kv", "named"),
-    [("int16", ["int8", "fp8"]), ("int8", ["fp8"]), ("fp8", [])],
+    ("kv", "size", "named"),
+    [
+        ("int16", 2560, ["int8", "fp8"]),
+        ("int16", 2048, ["fp8"]),
+        ("int8", 2048, ["fp8"]),
+        ("fp8", 64, []),
+        ("int16", 64, []),
+    ],
 )
-def test_only_smaller_formats_are_named(
-    kv: str, named: list[str], model: Callable[[str], Path], tmp_path: Path
+def test_only_formats_that_fit_are_named(
+    kv: str, size: int, named: list[str], model: Callable[[str], Path], tmp_path: Path
 ):
-    options = Options("roma-mini", ("h_unit.sram_bytes=64", f"kv={kv}"), context=128, emit="fabric")
+    """16 tokens an H-Unit, 8 vectors of 16 elements each; scales of 4 bytes but for fp8."""
+    settings = (f"h_unit.sram_bytes={size}", f"kv={kv}")
+    options = Options("roma-mini", settings, context=128, emit="fabric")
     with pytest.raises(DoesNotFit) as caught:
         compile_model(model("llama"), tmp_path / "out", options)
-    assert re.findall(r"--set kv=(\w+)", str(caught.value)) == named
+    assert re.findall(r"--set kv=(\w+) would fit", str(caught.value)) == named
     assert "a larger target" in str(caught.value)
 
 
