@@ -42,13 +42,13 @@ rom.cache @k1 : !rom.kv<128, 2, 16, fp8, static> {static_scale = #rom.real<83886
 // ROM: the ROM of roma-mini holds 0.03 MB, the model needs {{[0-9.]+}} MB with padding; the 4 L-Units of the fullest tile are over by
 // ROM: 0.03 MB fixed16 [256, 64]
 // ROM: 0.01 MB int4 [256, 64]
-// ROM: help: needs {{.*}} times the ROM: fewer bits a weight
+// ROM: help: needs {{.*}} times the ROM: {{.*}}fewer bits a weight
 
 // SRAM: the SRAM of roma-mini holds 0.01 MiB, the model needs 0.01 MiB
 // SRAM: KV cache
 // SRAM: adapters of the graph
 // SRAM: adapter slots
-// SRAM: help: {{.*}}a smaller adapter rank
+// SRAM: help: {{.*}}slots for fewer matrices
 
 // CELLS: weights layers.0.w are int4, which roma-mini has no cells for
 // CELLS: help: its ROM in the layers stores int8

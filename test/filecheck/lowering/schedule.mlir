@@ -80,4 +80,4 @@ rom.step @decode context 128 {
 
 // SRAM: the vector units of roma-mini hold 1024 bytes, the program needs {{[0-9]+}}
 // SRAM-NEXT: 1600 bytes{{ +}}!rom.scores<4, 16>
-// SRAM: help: a shorter --context
+// SRAM: help: {{.*}}a larger target
