@@ -1,8 +1,9 @@
 """`intaglio-opt`: any pass on any stage, as `xdsl-opt` does it.
 
 The dialects, passes and targets come by the `xdsl.universe` entry point, which stock `xdsl-opt`
-reads as well. This adds `.onnx` input, and errors without tracebacks: exit code 1 with a message
-on standard error, or, with `--verify-diagnostics`, 0 with the message on standard output.
+reads as well. This adds `.onnx` input, file and line of what does not verify, and errors without
+tracebacks: exit code 1 with a message on standard error, or, with `--verify-diagnostics`, 0 with
+the message on standard output. What a signal ends is told as `intaglio` tells it.
 """
 
 from __future__ import annotations
@@ -13,16 +14,24 @@ from collections.abc import Sequence
 from typing import IO
 
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.utils.exceptions import DiagnosticException, ParseError
+from xdsl.utils.exceptions import DiagnosticException, ParseError, VerifyException
 from xdsl.xdsl_opt_main import xDSLOptMain
 
 from intaglio.dialects.errors import UserError
+from intaglio.runtime.interrupts import Stopped, stopping
+from intaglio.runtime.text_places import PlacingParser, TextPlaces
+
+_OPTIONS_HELP = (
+    "options of a pass are in {}, and a text of more than letters, digits, '-' and '_' is in "
+    'quotes, as in attach-target{target="my.toml"}'
+)
 
 
 class IntaglioOpt(xDSLOptMain):
     """The driver; `args` as on the command line, without the program's name."""
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
+        self._places = TextPlaces()
         super().__init__("Runs passes on any stage of a model; takes .mlir and .onnx.", args)
 
     def register_all_arguments(self, arg_parser: argparse.ArgumentParser) -> None:
@@ -46,8 +55,17 @@ class IntaglioOpt(xDSLOptMain):
         circt_ops.load(self.ctx)
 
     def register_all_frontends(self) -> None:
-        """Adds the import of `.onnx` files, which leads to the float stage of rom."""
+        """Adds the import of `.onnx` files, which leads to the float stage of rom.
+
+        Where an operation stands in a text is remembered for errors.
+        """
         super().register_all_frontends()
+
+        def parse_mlir(stream: IO[bytes]) -> ModuleOp:
+            parser = PlacingParser(self.ctx, stream.read(), self.get_input_name(), self._places)
+            return parser.parse_module(not self.args.no_implicit_module)
+
+        self.available_frontends["mlir"] = parse_mlir
 
         def import_onnx(stream: IO[bytes]) -> ModuleOp:
             from intaglio.lowering.onnx.importer import import_model
@@ -70,17 +88,28 @@ class IntaglioOpt(xDSLOptMain):
         self, chunk: IO[bytes], file_extension: str, start_offset: int = 0
     ) -> ModuleOp | None:
         """As the base class; a user's error is a diagnostic."""
+        self._places = TextPlaces(start_offset)
         try:
             return super().parse_chunk(chunk, file_extension, start_offset)
         except UserError as error:
             raise self._diagnostic(error) from error
 
     def apply_passes(self, prog: ModuleOp) -> None:
-        """As the base class; a user's error is a diagnostic."""
+        """As the base class; a user's error is a diagnostic, and what does not verify has a place.
+
+        Of what passes made there is no text.
+        """
         try:
             super().apply_passes(prog)
         except UserError as error:
             raise self._diagnostic(error) from error
+        except VerifyException as error:
+            if (place := self._places.of_error(prog, error)) is None:
+                raise
+            placed = VerifyException(f"{place}: {error}")
+            for note in getattr(error, "__notes__", ()):
+                placed.add_note(note)
+            raise placed from error
 
     def _diagnostic(self, error: UserError) -> Exception:
         return DiagnosticException(str(error)) if self.args.verify_diagnostics else error
@@ -90,16 +119,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the driver and returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        IntaglioOpt(arguments).run()
+        with stopping():
+            IntaglioOpt(arguments).run()
+    except Stopped as error:
+        return _fail("stopped", 128 + error.signal)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
     except (UserError, DiagnosticException, ParseError, OSError, ValueError) as error:
         if "--debug" in arguments:
             raise
         text = str(error)
         if isinstance(error, OSError) and error.filename:
             text = f"{error.filename}: {error.strerror}"
-        sys.stderr.write(f"{text}\n")
-        return 1
+        return _fail(text, 1)
+    except BaseException as error:
+        # xDSL's error of a pass's options is no `Exception`.
+        if "--debug" in arguments or isinstance(error, Exception | SystemExit | GeneratorExit):
+            raise
+        return _fail(f"{str(error).rstrip()}\n  help: {_OPTIONS_HELP}", 1)
     return 0
+
+
+def _fail(text: str, code: int) -> int:
+    sys.stderr.write(f"{text}\n")
+    return code
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from intaglio.runtime import opt
+from intaglio.runtime.interrupts import Stopped
 
 
 def read(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
@@ -67,3 +68,55 @@ def test_errors_can_be_verified(compiled, capsys):
 def test_debug_shows_tracebacks(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         opt.main([str(tmp_path / "nothing.mlir"), "--debug"])
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        "attach-target{target=my.toml}",
+        "fabric-place{mapping=x.json}",
+        "fabric-place{mapping=a/b}",
+        'attach-target{target="a}',
+        "rom-legalize{",
+        "rom-legalize fabric-place",
+    ],
+)
+def test_options_that_cannot_be_read(compiled, capsys, passes: str):
+    code, out, err = read(capsys, compiled("llama") / "ir" / "rom.mlir", "-p", passes)
+    assert code == 1 and out == "" and passes in err and "Traceback" not in err
+    assert "in quotes, as in attach-target" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (Stopped(15), 143, "stopped\n"),
+    ],
+)
+def test_signals(monkeypatch, compiled, capsys, raised: BaseException, code: int, message: str):
+    def run(self: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(opt.IntaglioOpt, "run", run)
+    path = compiled("llama") / "ir" / "rom.mlir"
+    assert read(capsys, path) == (code, "", message)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("\n{op}\n", ":2:1: "),
+        ("builtin.module {{\n\n  {op}\n}}\n", ":3:3: "),
+        ('{op} loc("my.py":7:5)\n', "my.py:7:5: "),
+        ("builtin.module {{}}\n// -----\n\n{op}\n", ":4:1: "),
+    ],
+)
+def test_what_does_not_verify_has_a_place(tmp_path: Path, capsys, text: str, place: str):
+    path = tmp_path / "wrong.mlir"
+    path.write_text(text.format(op='%0 = "arith.addi"() : () -> i32'))
+    code, _, err = read(capsys, path, "--split-input-file")
+    where = place if place.startswith("my.py") else f"{path}{place}"
+    assert code == 1 and err.startswith(where) and "Traceback" not in err
+    code, out, err = read(capsys, path, "--split-input-file", "--verify-diagnostics")
+    assert code == 0 and where in out and err == ""
