@@ -330,6 +330,18 @@ class ArcModel(CompiledModel):
         content = self._bytes[offset : offset + -(-width // 8)].tobytes()
         return int.from_bytes(content, "little") & ((1 << width) - 1)
 
+    def set_register(self, name: str, value: int) -> None:
+        """Gives a register, by its hierarchical name, another value (unsigned) from now on."""
+        if name not in self.layout.registers:
+            raise CompilerBug(f"no register {name} in {self.layout.top}")
+        offset, width = self.layout.registers[name]
+        if not 0 <= value < 1 << width:
+            raise CompilerBug(f"{value} does not fit the {width} bits of {name}")
+        size = -(-width // 8)
+        self._bytes[offset : offset + size] = np.frombuffer(
+            value.to_bytes(size, "little"), np.uint8
+        )
+
     def _record(self, path: Path, form: str) -> Recorder:
         check_waveform(form, "rtl")
         return _Recorder(path, self.layout, self._bytes)

@@ -48,6 +48,7 @@ JUDGED = (
     "judged_graph",
     "judged_weights",
     "judge",
+    "judge_changes",
     "top1_agreement",
     "top1_agreement_counted",
     "max_abs_logit_error",
@@ -139,6 +140,7 @@ def check(
     per_op: bool = False,
     engine: str = "simulator",
     adapter: str | None = None,
+    stress: bool = False,
     progress: Progress = lambda message: None,
 ) -> dict[str, Any]:
     """Compares a compiled model with onnxruntime running the same ONNX file.
@@ -156,6 +158,8 @@ def check(
             run the model, the hardware is compared all the same.
         adapter: the adapter of the output folder to compare with; without it the one that is
             active, if any. onnxruntime runs the base graph with the float adapter beside it.
+        stress: compare the hardware (engine `rtl`) with the simulator on extreme contents too; see
+            `runtime/stress.py`. What it finds is a difference of the hardware like any other.
         progress: called with a line for each step of long work.
 
     Returns:
@@ -179,6 +183,7 @@ def check(
         `judged_graph` is the file of the output folder that onnxruntime runs; `judged_weights` what
         its weights were rounded to on request (`--weights`), so that it is not the file that was
         compiled; else None.
+        `judge_changes` says what the copy that onnxruntime runs does not have, and why.
         Where onnxruntime cannot run the model, `judge_error` says why, and what it is needed for
         (`JUDGED`, `JUDGED_TEXT`, `OPERATOR_KEYS`) is None; else `judge_error` is None.
 
@@ -190,6 +195,10 @@ def check(
         raise UserError(f"cannot compare {tokens} tokens")
     if windows is not None and windows < 1:
         raise UserError(f"cannot compare {windows} windows")
+    if stress:
+        from intaglio.runtime.stress import check_engine
+
+        check_engine(engine)
     progress("verifying the images")
     Images(chip.program, chip.folder).verify()
     active = chip.adapter
@@ -204,6 +213,7 @@ def check(
             windows=windows,
             per_op=per_op,
             engine=engine,
+            stress=stress,
             progress=progress,
         )
     finally:
@@ -239,6 +249,7 @@ def _check(
     windows: int | None,
     per_op: bool,
     engine: str,
+    stress: bool,
     progress: Progress,
 ) -> dict[str, Any]:
     window = chip.program.capacity if prompt_ids is not None else WINDOW
@@ -273,7 +284,7 @@ def _check(
         from intaglio.runtime.check_hardware import check_hardware
 
         count = min(tokens or HARDWARE_TOKENS, window)
-        result |= check_hardware(chip, engine, ids[:count], progress)
+        result |= check_hardware(chip, engine, ids[:count], progress, stress=stress)
     if per_op:
         progress("comparing operators")
         result |= (
@@ -352,6 +363,7 @@ def _judged(chip: LoadedModel, task: _Task, progress: Progress) -> tuple[list[in
         "judged_weights": manifest["weights"] if manifest.get("quantised") else None,
         "judge": judge,
         "judge_error": None,
+        "judge_changes": list(references[judge].changes),
         **summaries[judge],
         "references_apart": apart,
         "rounding_apart": None if other is None else rounding_apart,

@@ -14,6 +14,8 @@ def check_hardware(
     engine: str,
     ids: Sequence[int],
     progress: Callable[[str], None] = lambda message: None,
+    *,
+    stress: bool = False,
 ) -> dict[str, Any]:
     """Runs tokens on the simulator and on the hardware, and compares all that the two say.
 
@@ -25,11 +27,13 @@ def check_hardware(
         engine: `rtl` or `verilator`.
         ids: tokens, from position 0 on.
         progress: called with a line for each token.
+        stress: if they are equal, go on with extreme contents (`runtime/stress.py`).
 
     Returns:
         `bit_exact` and `cycle_exact`, `hardware_tokens`, `instructions_compared`,
         `values_compared`, and `hardware_difference`: the first one (instruction, ONNX node, unit,
-        expected and seen), or None.
+        expected and seen), or None. With `stress` also the counts of `runtime.stress.stress`;
+        what that finds is in the other keys.
     """
     hardware = chip.machine(engine)
     assert isinstance(hardware, RTLChip)
@@ -47,6 +51,11 @@ def check_hardware(
         if one.difference is not None:
             difference = one.difference
             break
+    counts: dict[str, int] = {}
+    if stress and difference is None:
+        from intaglio.runtime.stress import stress as compare_limits
+
+        counts, difference = compare_limits(chip, hardware, progress)
     is_cycle = difference is not None and difference.is_cycle
     return {
         "bit_exact": difference is None or is_cycle,
@@ -55,4 +64,5 @@ def check_hardware(
         "instructions_compared": instructions,
         "values_compared": values,
         "hardware_difference": None if difference is None else str(difference),
+        **counts,
     }

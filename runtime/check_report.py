@@ -116,6 +116,13 @@ def text_lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"{counted(result['instructions_compared'], 'instruction')} and "
             f"{counted(result['values_compared'], 'value')} compared with the simulator"
         )
+        if "stress_rounds" in result:
+            yield (
+                f"               {counted(result['stress_rounds'], 'round')} of extreme contents: "
+                f"{counted(result['stress_tokens'], 'token')}, "
+                f"{counted(result['stress_values'], 'value')}, "
+                f"{counted(result['stress_saturations'], 'saturation')}"
+            )
         found = result["hardware_difference"]
         yield f"               {found or 'every bit and every start and finish cycle equal'}"
     if result.get("operators") is not None:
@@ -132,6 +139,8 @@ def _judged_lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"  graph        {result['judged_graph']} of the output folder, whose weights are "
             f"rounded to {result['judged_weights']}; not the file that was compiled"
         )
+    for line in result["judge_changes"]:
+        yield f"  copy         {line}"
     for name, figures in result["against"].items():
         yield f"  onnxruntime {_NAMES[name]}"
         yield (

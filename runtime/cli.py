@@ -419,6 +419,12 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"compare every operator on {OPERATOR_TOKENS} tokens, and name the first that is "
         f"further off than {OPERATOR_THRESHOLD:.0%}".replace("%", "%%"),
     )
+    parser.add_argument(
+        "--stress",
+        action="store_true",
+        help="with --engine rtl: compare on extreme contents of ROM, caches, adapters and memories "
+        "as well, so that limits are reached",
+    )
     _adapter_argument(parser)
     parser.add_argument("--json", action="store_true")
     _trace_arguments(parser)
@@ -462,16 +468,29 @@ def _compile(args: argparse.Namespace) -> int:
     )
     with _progress() as progress:
         compiled = compile_model(args.model, args.out, options, progress, expected_tokens)
-    for warning in compiled.warnings:
+    is_whole = args.emit in (None, "program", *HARDWARE_STAGES)
+    for warning in (*compiled.warnings, *(_unjudged(compiled.folder) if is_whole else ())):
         _warn(warning)
     _write_line(f"{args.model} for {args.target}: {compiled.folder}")
-    if args.emit in (None, "program", *HARDWARE_STAGES):
+    if is_whole:
         from intaglio.runtime.inspect import inspect_json
         from intaglio.runtime.inspect_tables import summary_lines
 
         for line in summary_lines(inspect_json(compiled.folder)):
             _write_line(f"  {line}")
     return SUCCESS
+
+
+def _unjudged(folder: Path) -> Iterator[str]:
+    """That `check` will have no judge, where the graph itself says so."""
+    from intaglio.runtime.judgeable import why_not
+    from intaglio.runtime.reference import model_of
+
+    if (reason := why_not(model_of(folder))) is not None:
+        yield (
+            f"onnxruntime cannot judge this model on a CPU: {reason}; check --engine rtl compares "
+            "hardware and simulator alone"
+        )
 
 
 def _prompt(args: argparse.Namespace, chip: Chip) -> tuple[list[int], str | None]:
@@ -707,6 +726,10 @@ def _check(args: argparse.Namespace) -> int:
     if args.windows is not None and args.text is None:
         raise UserError("--windows: only with --text")
     check_tolerances(tolerances, text=args.text is not None, per_op=args.per_op)
+    if args.stress:
+        from intaglio.runtime.stress import check_engine
+
+        check_engine(args.engine)
     chip = load(args.out)
     _announce(args, chip, HARDWARE_TOKENS if args.tokens is None else max(1, args.tokens))
     args.ends.enter_context(_traced(args, chip))
@@ -720,6 +743,7 @@ def _check(args: argparse.Namespace) -> int:
             per_op=args.per_op,
             engine=args.engine,
             adapter=args.adapter,
+            stress=args.stress,
             progress=progress,
         )
     failures = missed(result, tolerances)

@@ -64,6 +64,13 @@ class LoadedModel:
         if residents and self._adapter is None:
             machine.load_adapter(None)
 
+    def refill(self, hardware: RTLChip) -> None:
+        """Gives hardware whose slots were written over the adapters that it had."""
+        hardware.forget_adapters()
+        self._fill(hardware)
+        if not self._residents.images:
+            hardware.load_adapter(self._adapter)
+
     @cached_property
     def model(self) -> Path:
         """The ONNX file that was compiled."""

@@ -37,6 +37,11 @@ _ELEMENTS: dict[str, type[np.generic]] = {
     "tensor(int32)": np.int32,
     "tensor(int64)": np.int64,
 }
+_BYTE = 8
+_ORDER = 4
+"""The input g_idx of MatMulNBits."""
+_PASTS = slice(3, 5)
+"""The inputs of GroupQueryAttention that are caches."""
 _PREAMBLE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
 
@@ -72,7 +77,8 @@ class Reference:
         model: the .onnx file.
         float_activations: run the copy that does not round activations.
         head_width: width of a cached key or value, where the graph has only a symbol for it;
-            without it `genai_config.json` beside the model is asked.
+            without it `genai_config.json` beside the model is asked. Where codes are packed in
+            bytes, the cache has the bytes that so many take.
         capacity: tokens the caches must hold, for graphs whose caches are windows that slide.
         observed: names of values inside the graph to return as well.
         threads: of onnxruntime, inside an operator; all processors by default.
@@ -95,14 +101,29 @@ class Reference:
         threads: int | None = None,
         adapter: str | Path | None = None,
     ) -> None:
+        import onnx
+
         self.model = Path(model)
+        with _as_user_error(self.model, "the model cannot be read"):
+            proto = onnx.load(self.model, load_external_data=False)
         # Sliding-window caches must be handed over with room; others grow by themselves.
-        self._reserved = (capacity or 0) if _has_sliding_caches(self.model) else 0
+        self._reserved = (capacity or 0) if _has_sliding_caches(proto.graph) else 0
+        self._packed = _packed_caches(proto.graph)
+        idle = _idle_orders(proto.graph, self.model.parent)
+        self.changes: tuple[str, ...] = (_said(idle),) if idle else ()
+        """What the copy that onnxruntime runs does not have, each with the reason."""
         self.float_activations = float_activations
         self.observed = tuple(observed)
         self._session = _session(
-            self.model, float_activations, unrounded, self.observed, threads or os.cpu_count() or 1
+            self.model,
+            proto,
+            float_activations,
+            unrounded,
+            self.observed,
+            idle,
+            threads or os.cpu_count() or 1,
         )
+        del proto
         # The options only point to the adapter; whoever uses them has to keep it.
         self._adapter = None if adapter is None else _loaded(Path(adapter))
         self._options = None if self._adapter is None else _options_with(self._adapter)
@@ -146,7 +167,7 @@ class Reference:
             if self._head_width is None:
                 self._head_width = _head_width_beside(self.model)
             if self._head_width is not None:
-                return self._head_width
+                return -(-self._head_width * self._packed.get(port.name, _BYTE) // _BYTE)
         raise CannotJudge(
             f"the size of '{port.name}' in axis {axis} is not known",
             file=str(self.model),
@@ -249,7 +270,13 @@ def _options_with(adapter: onnxruntime.LoraAdapter) -> onnxruntime.RunOptions:
 
 
 def _session(
-    model: Path, float_activations: bool, unrounded: bool, observed: Sequence[str], threads: int
+    model: Path,
+    proto: onnx.ModelProto,
+    float_activations: bool,
+    unrounded: bool,
+    observed: Sequence[str],
+    idle: Sequence[onnx.NodeProto],
+    threads: int,
 ) -> onnxruntime.InferenceSession:
     import onnxruntime
 
@@ -259,23 +286,23 @@ def _session(
     if float_activations:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     source: str | bytes = str(model)
-    if float_activations or unrounded or observed:
+    if float_activations or unrounded or observed or idle:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(model.resolve().parent)
         )
-        source = _edited(model, float_activations, unrounded, observed)
+        for node in idle:
+            node.input[_ORDER] = ""
+        source = _edited(proto, float_activations, unrounded, observed)
     with _as_user_error(model, "onnxruntime cannot load the model", CannotJudge):
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def _edited(
-    model: Path, float_activations: bool, unrounded: bool, observed: Sequence[str]
+    proto: onnx.ModelProto, float_activations: bool, unrounded: bool, observed: Sequence[str]
 ) -> bytes:
     """The graph without its external data: accuracy levels and rounding removed, outputs added."""
     import onnx
 
-    with _as_user_error(model, "the model cannot be read"):
-        proto = onnx.load(model, load_external_data=False)
     if float_activations:
         for node in _all_nodes(proto.graph):
             if node.op_type == "MatMulNBits":
@@ -332,11 +359,47 @@ def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _all_nodes(attribute.g)
 
 
-def _has_sliding_caches(model: Path) -> bool:
-    import onnx
+def _idle_orders(graph: onnx.GraphProto, folder: Path) -> list[onnx.NodeProto]:
+    """The MatMulNBits whose g_idx puts each column into its own block, as if it were not there.
 
-    with _as_user_error(model, "the model cannot be read"):
-        graph = onnx.load(model, load_external_data=False).graph
+    With such an input onnxruntime 1.32 ignores packed zero points of 4 bits, decodes 2 bits wrongly
+    and refuses 8 bits. Compiled graphs have no other.
+    """
+    from onnx import numpy_helper
+
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    found: list[onnx.NodeProto] = []
+    for node in _all_nodes(graph):
+        if node.op_type != "MatMulNBits" or len(node.input) <= _ORDER:
+            continue
+        if (tensor := tensors.get(node.input[_ORDER])) is None:
+            continue
+        sizes = {a.name: a.i for a in node.attribute}
+        columns, block = sizes.get("K", 0), max(1, sizes.get("block_size", 1))
+        order = numpy_helper.to_array(tensor, str(folder)).reshape(-1)[:columns]
+        if np.array_equal(order, np.arange(columns) // block):
+            found.append(node)
+    return found
+
+
+def _said(idle: Sequence[onnx.NodeProto]) -> str:
+    nodes = f"'{idle[0].name}'" + (f" and {len(idle) - 1} more" if len(idle) > 1 else "")
+    return (
+        f"onnxruntime runs a copy without the g_idx of {nodes}, which reorders nothing: beside it, "
+        "it ignores packed zero points"
+    )
+
+
+def _packed_caches(graph: onnx.GraphProto) -> dict[str, int]:
+    """Bits of a number in each cache whose numbers share bytes, by the graph's input."""
+    found: dict[str, int] = {}
+    for node in _all_nodes(graph):
+        if bits := next((a.i for a in node.attribute if a.name == "kv_cache_bit_width"), 0):
+            found |= {name: bits for name in node.input[_PASTS] if name}
+    return found
+
+
+def _has_sliding_caches(graph: onnx.GraphProto) -> bool:
     return any(
         attribute.name == "sliding_window_cache" and attribute.i
         for node in graph.node

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,15 @@ from intaglio.backend.adapter_image import AdapterImage
 from intaglio.backend.emit_hardware import emit_hardware, hardware_text, source_files
 from intaglio.backend.hardware_files import IR, VERILOG
 from intaglio.backend.hw.chip import TOP
-from intaglio.backend.hw.kv import read_cache, word_bytes
-from intaglio.backend.hw.layout import layout_of, rom_words
+from intaglio.backend.hw.kv import read_cache, word_bytes, write_cache, write_words
+from intaglio.backend.hw.layout import layout_of, layout_with, rom_words
 from intaglio.backend.image_files import Images
 from intaglio.backend.output import sha256_of
 from intaglio.backend.program import PROGRAM, Instruction, Program, load_program
 from intaglio.backend.whole import check_writable
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
-from intaglio.dialects.fixed_point import Scale
+from intaglio.dialects.fixed_point import SCALE_BITS, Scale
 from intaglio.dialects.semantics import Quantized
 from intaglio.runtime.arc import cache_folder
 from intaglio.runtime.engines import HARDWARE_ENGINES
@@ -44,6 +44,9 @@ from intaglio.runtime.timing import spans
 from intaglio.runtime.vcd import waveform_format
 
 Ints = npt.NDArray[np.int64]
+_SCALE_EXPONENT = 10
+"""Bits of the exponent of a quantised vector's scale, above its mantissa; a sum is above them."""
+_SCALE_BYTES = -(-(SCALE_BITS + _SCALE_EXPONENT) // 8)
 
 
 @dataclass(frozen=True, order=True)
@@ -178,7 +181,28 @@ class RTLChip:
         self._open: dict[tuple[str, int], int] = {}
         self._adapter: AdapterImage | None = None
         self._residents = Residents(program)
-        for path, words in rom_words(self.layout, Images(program, Path(folder))):
+        self.fill(program, Images(program, Path(folder)), Path(folder))
+        self.model.set("next_ready", 1)
+        if trace is not None:
+            self.model.trace(trace, *trace_cycles)
+        self.reset()
+
+    def fill(self, program: Program, images: Images, folder: Path) -> None:
+        """Writes the contents of all ROMs, the descriptors of instructions included.
+
+        Args:
+            program: the chip's, or one that differs from it in exponents and constants only.
+            images: its tensors.
+            folder: where it is from.
+
+        Raises:
+            UserError: a memory has another shape than its content.
+        """
+        layout = self.layout
+        if program is not self.program:
+            buffers = layout.program.buffers
+            layout = layout_with(layout, replace(program, buffers=buffers))
+        for path, words in rom_words(layout, images):
             if path in self._memories:
                 memory = self.model.memory(path)
                 if len(words) > len(memory) or words.shape[1:] != memory.shape[1:]:
@@ -188,10 +212,6 @@ class RTLChip:
                         hint="another version wrote this folder; compile the model again",
                     )
                 memory[: len(words)] = words
-        self.model.set("next_ready", 1)
-        if trace is not None:
-            self.model.trace(trace, *trace_cycles)
-        self.reset()
 
     @cached_property
     def _memories(self) -> frozenset[str]:
@@ -228,6 +248,11 @@ class RTLChip:
             raise CompilerBug("the hardware takes no adapter: a token is being worked on")
         self._adapter = image
         return self._load(self._residents.use(image))
+
+    def forget_adapters(self) -> None:
+        """What is in the slots counts for nothing: whatever comes next is loaded."""
+        self._residents = Residents(self.program)
+        self._adapter = None
 
     def _load(self, switch: Switch) -> int:
         if "load_valid" not in self.model.ports:
@@ -321,6 +346,19 @@ class RTLChip:
         model.set("token_valid", 0)
         self.position = position + 1
 
+    def jump(self, position: int) -> None:
+        """Makes the next token that of a position, whose predecessors the caches hold already.
+
+        Raises:
+            CompilerBug: the engine is not `rtl`, whose registers alone can be written.
+        """
+        from intaglio.runtime.arc import ArcModel
+
+        if not isinstance(self.model, ArcModel):
+            raise CompilerBug(f"the engine {self.engine} has no registers to write")
+        self.model.set_register("token_port/next_position", position)
+        self.position = position
+
     def advance(self, cycle: int) -> None:
         """Runs until a cycle of the token is next, counted from its acceptance."""
         count = cycle - (self.model.cycle - self._began)
@@ -403,9 +441,11 @@ class RTLChip:
             numbers = [int(word) for word in content]
         else:
             numbers = [int.from_bytes(word.tobytes(), "little") for word in content]
-        mantissa = np.array([n & 0xFFFFFF for n in numbers], np.int64)
-        exponent = np.array([((n >> 24) + 512) % 1024 - 512 for n in numbers], np.int64)
-        return Scale(mantissa, exponent), np.array([n >> 34 for n in numbers], np.int64)
+        half, above = 1 << (_SCALE_EXPONENT - 1), SCALE_BITS + _SCALE_EXPONENT
+        mantissa = np.array([n & ((1 << SCALE_BITS) - 1) for n in numbers], np.int64)
+        exponents = [((n >> SCALE_BITS) + half) % (2 * half) - half for n in numbers]
+        totals = np.array([n >> above for n in numbers], np.int64)
+        return Scale(mantissa, np.array(exponents, np.int64)), totals
 
     def read(self, buffer: str, first: int = 0, last: int = 0) -> Ints | Quantized | Probabilities:
         """The value of a buffer now, as the simulator has it for one token, without its first axis.
@@ -442,12 +482,58 @@ class RTLChip:
             case other:
                 raise CompilerBug(f"buffer {buffer} of kind {other} is in no memory")
 
+    def write(self, buffer: str, value: Ints | Quantized, first: int = 0) -> None:
+        """Gives a buffer of numbers, scores or codes a value, as `read` gives it.
+
+        Args:
+            buffer: its name.
+            value: [N], or [heads, T] of scores.
+            first: of scores, the first cached token.
+        """
+        kind = self.program.buffers[buffer].type
+        row, lanes = self.layout.row_of(buffer), self.layout.lanes
+        if isinstance(value, Quantized):
+            groups, width = kind["groups"], kind["width"]
+            rows = self._lanes("codes", row, groups * -(-width // lanes), 16).copy()
+            rows.reshape(groups, -1)[:, :width] = value.codes.reshape(groups, width)
+            content = rows.astype("<i2").view(np.uint8).reshape(len(rows), -1)
+            write_words(self.memory("codes"), row, content)
+            exponent = value.scale.exponent & ((1 << _SCALE_EXPONENT) - 1)
+            words = (value.scale.mantissa | exponent << SCALE_BITS).astype("<u8")
+            scales = words.view(np.uint8).reshape(groups, 8)
+            write_words(self.memory("code_scales"), row, scales[:, :_SCALE_BYTES])
+            return
+        if kind["kind"] == "fixed":
+            memory, depth, heads = "vectors", -(-kind["size"] // lanes), 1
+        else:
+            memory, heads = "scores", kind["heads"]
+            depth = self.layout.places.score_rows
+        rows = self._lanes(memory, row, heads * depth, 32).copy()
+        rows.reshape(heads, -1)[:, first : first + value.shape[-1]] = value
+        content = rows.astype("<i4").view(np.uint8).reshape(len(rows), -1)
+        write_words(self.memory(memory), row, content)
+
+    @property
+    def _external(self) -> npt.NDArray[Any] | None:
+        path = "external_kv/memory"
+        return self.memory(path) if path in self._memories else None
+
+    def write_store(self, store: Store) -> None:
+        """Gives a cache the content of one of the simulator's."""
+        write_cache(
+            lambda part: self.memory(f"attention/{part}"),
+            self.program.machine,
+            self.layout.attention.kv.places[store.cache.name],
+            store.codes,
+            None if store.cache.static_scale is not None else store.scale,
+            self._external,
+        )
+
     @property
     def stores(self) -> Mapping[str, Store]:
         """The content of the caches; beyond the tokens so far it means nothing."""
         found: dict[str, Store] = {}
-        path = "external_kv/memory"
-        external = self.memory(path) if path in self._memories else None
+        external = self._external
         for name, place in self.layout.attention.kv.places.items():
             codes, scale = read_cache(
                 lambda part: self.memory(f"attention/{part}"), self.program.machine, place, external
@@ -580,6 +666,8 @@ def compare_token(
     sample: bool = True,
     *,
     caches: bool = True,
+    change: Change | None = None,
+    disturb: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Runs a token on simulator and hardware and compares everything that the two say.
 
@@ -590,18 +678,26 @@ def compare_token(
         position: of the token.
         sample: whether its successor is wanted.
         caches: compare the whole content of the caches afterwards.
+        change: what instructions wrote is compared, then replaced by what this gives, on both sides
+            and before anybody reads it.
+        disturb: called when the hardware has accepted the token.
     """
     check = _Check()
     saturations = simulator.saturations, chip.saturations
     steps = chip.schedule(position, sample)
-    wanted = list(_values(simulator, token, position, sample))
+    wanted = list(_values(simulator, token, position, sample, change))
     assert len(steps) == len(wanted)
     chip.accept(token, position, sample)
-    for step, value in sorted(
+    disturb()
+    for step, (value, other) in sorted(
         zip(steps, wanted, strict=True), key=lambda pair: pair[0].event.finish
     ):
         chip.advance(step.event.finish)
         _compare_value(check, chip, step, value, position)
+        if other is not None:
+            first = _first_seen(step.instruction, position)
+            one = _first_token(other) if isinstance(other, Quantized) else other[0]
+            chip.write(step.instruction.writes[0], one, first)
         if check.result.difference is not None:
             break
     end = max(step.event.finish for step in steps)
@@ -629,13 +725,33 @@ def compare_token(
     if check.result.difference is None:
         _compare_end(check, simulator, chip, sample, saturations, caches)
     if sample:
-        result = wanted[-1]
+        result, _ = wanted[-1]
         check.result.token = int(np.asarray(result).reshape(-1)[0])
     return check.result
 
 
-def _values(simulator: Simulator, token: int, position: int, sample: bool) -> Iterator[Any]:
-    """What each instruction of a token gives, in program order; appends give None."""
+Change = Callable[[Instruction, Any], Any]
+"""Another value for what an instruction gave, of the same shape; None: it stays."""
+
+
+def _first_token(value: Quantized) -> Quantized:
+    scale = Scale(np.asarray(value.scale.mantissa)[0], np.asarray(value.scale.exponent)[0])
+    return Quantized(value.codes[0], scale, value.format)
+
+
+def _first_seen(one: Instruction, position: int) -> int:
+    """The first cached token that an instruction of a token sees."""
+    window = one.arguments.get("window", 0)
+    return max(0, position - window + 1) if window else 0
+
+
+def _values(
+    simulator: Simulator, token: int, position: int, sample: bool, change: Change | None
+) -> Iterator[tuple[Any, Any]]:
+    """What each instruction of a token gives, and what it is changed to, in program order.
+
+    Appends give None.
+    """
     context = Context(np.array([token], np.int64), position)
     context.values["token"] = context.tokens
     for block, instances in simulator._steps:
@@ -644,9 +760,10 @@ def _values(simulator: Simulator, token: int, position: int, sample: bool) -> It
         for actions in instances:
             for instruction, action in zip(block.instructions, actions, strict=True):
                 result = action(context)
+                other = change(instruction, result) if change is not None else None
                 for name in instruction.writes:
-                    context.values[name] = result
-                yield result
+                    context.values[name] = result if other is None else other
+                yield result, other
 
 
 def _compare_value(check: _Check, chip: RTLChip, step: Step, value: Any, position: int) -> None:
@@ -654,9 +771,7 @@ def _compare_value(check: _Check, chip: RTLChip, step: Step, value: Any, positio
     if one.opcode in ("append", "sample", "wake", "sleep") or not one.writes:
         return
     (name,) = one.writes
-    window = one.arguments.get("window", 0)
-    first = max(0, position - window + 1) if window else 0
-    seen = chip.read(name, first, position)
+    seen = chip.read(name, _first_seen(one, position), position)
     where = str(step)
     match value, seen:
         case Quantized(), Quantized():

@@ -107,14 +107,22 @@ class Simulator:
         program: what `load_program` gave.
         folder: the output folder with the images.
         reference: use `semantics` itself instead of the compiled kernels.
+        images: tensors to use instead of the folder's.
     """
 
-    def __init__(self, program: Program, folder: Path, *, reference: bool = False) -> None:
+    def __init__(
+        self,
+        program: Program,
+        folder: Path,
+        *,
+        reference: bool = False,
+        images: Images | None = None,
+    ) -> None:
         self.program, self._folder = program, folder
         self.vocabulary = program.vocabulary
         self.capacity = program.capacity
         self.fraction_bits: int = program.buffers[program.logits].type["fraction"]
-        self._images = Images(program, folder)
+        self._images = Images(program, folder) if images is None else images
         self._reference = reference
         self._ops: ModuleType = semantics if reference else vector_kernels
         self._counter = Saturations()

@@ -266,6 +266,64 @@ def read_cache(
     return codes, Scale(mantissa, exponent)
 
 
+def write_cache(
+    memory: Callable[[str], npt.NDArray[Any]],
+    machine: Machine,
+    place: CachePlace,
+    codes: npt.NDArray[Any],
+    scale: Scale | None,
+    external: npt.NDArray[Any] | None = None,
+) -> None:
+    """Gives a cache the content that `read_cache` reads back.
+
+    Args:
+        memory: as in `read_cache`.
+        machine: the chip.
+        place: of the cache.
+        codes: [heads, capacity, width].
+        scale: [heads, capacity]; None for a static cache.
+        external: content of external memory, where the cache has tokens there.
+    """
+    cache, units, lanes = place.cache, machine.h_units, machine.attention_lanes
+    blocks, far = -(-place.inside // units), -(-(cache.capacity - place.inside) // units)
+    kind = np.dtype({"int8": np.int8, "int16": "<i2", "fp8": np.uint8}[cache.format])
+    raw = np.zeros(
+        (cache.heads, (blocks + far) * units, place.reads * lanes, place.planes), np.uint8
+    )
+    given = np.ascontiguousarray(codes.astype(kind))[..., None].view(np.uint8)
+    # Tokens on the die fill their last block, or are all of a multiple of the units.
+    raw[:, : cache.capacity, : cache.width] = given
+    # [heads, blocks, units, reads, lanes, planes]
+    by_block = raw.reshape(cache.heads, blocks + far, units, place.reads, lanes, place.planes)
+    for unit in range(units):
+        inside = by_block[:, :blocks, unit].transpose(1, 0, 2, 4, 3)
+        write_words(memory(f"h_unit{unit}/kv"), place.word, inside.reshape(-1, lanes))
+    if place.beats:
+        assert external is not None
+        outside = by_block[:, blocks:].transpose(1, 0, 3, 5, 2, 4)
+        write_words(external, place.external, outside.reshape(-1, machine.external_bytes))
+    if place.static:
+        return
+    assert scale is not None
+    size = SCALE_WORD // 8 * machine.vector_lanes
+    words = np.zeros((cache.heads, place.scale_rows * machine.vector_lanes), np.int64)
+    mantissa = scale.mantissa & ((1 << SCALE_BITS) - 1)
+    words[:, : cache.capacity] = mantissa | scale.exponent << SCALE_BITS
+    rows = (words & ((1 << SCALE_WORD) - 1)).astype("<u4").view(np.uint8).reshape(-1, size)
+    write_words(memory("scales"), place.scale_row, rows)
+
+
+def write_words(memory: npt.NDArray[Any], first: int, rows: npt.NDArray[np.uint8]) -> None:
+    """Writes words of a memory, given as bytes [n, size], low byte first."""
+    count, size = rows.shape
+    if memory.ndim == 2:
+        memory[first : first + count, :size] = rows
+        return
+    whole = np.zeros((count, memory.itemsize), np.uint8)
+    whole[:, :size] = rows
+    memory[first : first + count] = whole.view(memory.dtype)[:, 0]
+
+
 def word_bytes(memory: npt.NDArray[Any], size: int) -> npt.NDArray[np.uint8]:
     """The words of a memory as bytes [depth, size], low byte first."""
     if memory.ndim == 2:

@@ -233,6 +233,16 @@ def _shared(program: Program, kind: str, rows_of_head: int) -> tuple[dict[str, i
     return sharing.rows_for(sizes, apart)
 
 
+def layout_with(layout: Layout, program: Program) -> Layout:
+    """The layout of the same hardware with the descriptors of another program.
+
+    Args:
+        layout: of the hardware.
+        program: that of the layout with other exponents and constants of instructions.
+    """
+    return replace(layout, program=program, content=content_of(program))
+
+
 def _vectors(program: Program) -> tuple[dict[str, Buffer], int]:
     """Buffers whose fixed-point ones begin at rows, and the rows of the vector memory.
 

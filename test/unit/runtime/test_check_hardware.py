@@ -79,7 +79,7 @@ def test_the_keys_are_those_of_a_judged_result(compiled, chip: Chip, tmp_path: P
 def test_a_prompt_is_continued_by_the_simulator(chip: Chip, monkeypatch: pytest.MonkeyPatch):
     seen: list[list[int]] = []
 
-    def compare(chip, engine, ids, progress):
+    def compare(chip, engine, ids, progress, stress):
         seen.append(list(ids))
         return {}
 
@@ -95,7 +95,8 @@ def test_a_text_has_the_chips_own_perplexity(
     path = tmp_path / "text.txt"
     path.write_text("text")
     monkeypatch.setattr(
-        "intaglio.runtime.check_hardware.check_hardware", lambda *arguments: {"bit_exact": True}
+        "intaglio.runtime.check_hardware.check_hardware",
+        lambda *arguments, **options: {"bit_exact": True},
     )
     monkeypatch.setattr(Chip, "encode", lambda *arguments, **options: list(range(50)))
     result = check(chip, engine="rtl", text=path)
