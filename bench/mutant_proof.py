@@ -47,6 +47,7 @@ opt -full
 expose -evert -dff
 opt_dff
 dffunmap
+splitnets
 expose -evert-dff -dff
 opt_clean
 rename {top} {name}
