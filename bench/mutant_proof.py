@@ -1,10 +1,11 @@
 """Proofs with Yosys that a fault of hardware text changes nothing that its module does.
 
 The module with the fault and the one without get the same inputs and any state, the same in both:
-are outputs and next states the same? Memories and tables stand outside, their outputs are inputs; so what is
-written and where is compared as well. What is known of the chip is used: bits of a descriptor that
-are the same in all words of its program are constants. A module inside a unit is compared alone
-first, then with all of its unit around it.
+are outputs and next states the same? Memories and tables stand outside, their outputs are inputs;
+so what is written and where is compared as well. What is known of the chip is used: bits of a
+descriptor that are the same in all words of its program are constants. A module inside a unit is
+compared alone first, then with all of its unit around it. No proof says nothing: states that never
+come up may differ, and large units take longer than Yosys is given.
 """
 
 from __future__ import annotations

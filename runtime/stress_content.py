@@ -218,7 +218,19 @@ def changed_program(program: Program, rng: Random) -> Program:
 
     Everything that decides on time, widths and places stays as it is.
     """
-    parameters = {name: _changed_exponent(one, rng) for name, one in program.parameters.items()}
+    # The fraction of a table of angles decides how its rows lie.
+    placed = {
+        instance.get(one.uses[role], one.uses[role])
+        for block in program.blocks
+        for instance in block.instances
+        for one in block.instructions
+        for role in ("cos", "sin")
+        if role in one.uses
+    }
+    parameters = {
+        name: one if name in placed else _changed_exponent(one, rng)
+        for name, one in program.parameters.items()
+    }
     most: dict[str, int] = {}
     for block in program.blocks:
         for one in block.instructions:
