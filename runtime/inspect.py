@@ -17,7 +17,9 @@ from intaglio.backend.target_file import read_target
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
 from intaglio.runtime.adapter_budget import adapter_bytes, budget, demand_of
+from intaglio.runtime.bottleneck import bottleneck
 from intaglio.runtime.external_traffic import traffic
+from intaglio.runtime.model_shape import model_shape
 from intaglio.runtime.power import power
 from intaglio.runtime.rom_use import USES, Placed, placed_matrices, products
 from intaglio.runtime.slots import load_cycles_of
@@ -31,16 +33,18 @@ SLOWEST = 10
 def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dict[str, Any]:
     """Sizes, cycles, power and bottlenecks of an output folder.
 
-    Keys: `schema`, `target`, `clock_hz`, `model`, `context`, `formats` (`fraction_bits` of
+    Keys: `schema`, `target`, `clock_hz`, `model`, `folder` (the output folder's own name), `shape`
+    (see `runtime/model_shape.py`), `context`, `formats` (`fraction_bits` of
     fixed-point values: what embeddings enter, the logits, and all that occur), `rom` (bits by use
     and by class of tensor, fill of the banks; `extra_bits` of them lie in banks made deeper than
-    published),
+    the target's),
     `zeros` (of the weights and of their stored bits, by class of tensor), `constants`, `sram` and
     `vector_memory` (bytes; of the SRAM's `kv_bytes`, `kv_tokens` are the tokens whose keys and
     values are there and `kv_scale_bytes` the scales, which are those of the whole context),
     `budget` (adapters against context, see `runtime/adapter_budget.py`), `lower_bound`, `positions`
-    (cycles without an adapter and what they are spent on, at each stated position; `external`:
-    bytes of keys and values that the token reads from external memory and writes to it, or None),
+    (cycles without an adapter and what they are spent on, at each stated position; `limits`: what
+    keeps the token from being faster, see `runtime/bottleneck.py`; `external`: bytes of keys and
+    values that the token reads from external memory and writes to it, or None),
     `adapter` (the same with an adapter of the slots' full rank, or None without slots), `power`
     (see `runtime/power.py`), `outside_range` (settings beyond what the target assumes
     possible), `slowest`.
@@ -70,6 +74,8 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
         "target": program.machine.name,
         "settings": manifest.get("settings", []),
         "model": manifest.get("model"),
+        "folder": out.resolve().name,
+        "shape": model_shape(program),
         "clock_hz": program.machine.clock_hz,
         "context": program.capacity,
         "formats": {
@@ -282,16 +288,19 @@ def _position(
 ) -> dict[str, Any]:
     """Cycles of the token at a position, and the instructions that they consist of."""
     busy: dict[str, int] = {}
+    own: dict[str, int] = {}
     out = period = 0
     for span, number in spans(program, [position], ranks=ranks):
         one = program.blocks[number].instructions[span.instruction]
         finish = int(span.finish[0])
         busy[one.queue] = busy.get(one.queue, 0) + finish - int(span.start[0])
+        own[one.queue] = own.get(one.queue, 0) + finish - int(span.start[0]) + program.machine.issue
         period = max(period, finish)
         if one.opcode == "sample":
             out = finish
     by_queue: dict[str, int] = {}
     by_opcode: dict[str, int] = {}
+    by_unit: dict[str, dict[str, int]] = {}
     by_block: dict[str, int] = {}
     path = critical_path(program, position, ranks=ranks)
     in_slots = 0
@@ -304,7 +313,17 @@ def _position(
             in_slots += cycles + program.machine.issue
         by_queue[one.queue] = by_queue.get(one.queue, 0) + cycles
         by_opcode[one.opcode] = by_opcode.get(one.opcode, 0) + cycles
+        unit = by_unit.setdefault(one.queue, {})
+        unit[one.opcode] = unit.get(one.opcode, 0) + cycles
         by_block[block.name] = by_block.get(block.name, 0) + cycles + program.machine.issue
+    on_path = {
+        "instructions": len(path),
+        "issue_cycles": len(path) * program.machine.issue,
+        "adapter_slot_cycles": in_slots,
+        "by_queue": _descending(by_queue),
+        "by_opcode": _descending(by_opcode),
+        "by_unit": {queue: _descending(by_unit[queue]) for queue in _descending(by_queue)},
+    }
     return {
         "position": position,
         "cycles": period,
@@ -312,13 +331,8 @@ def _position(
         "tokens_per_second": program.machine.clock_hz / period,
         "lane_utilisation": bound / period,
         "busy": {queue: cycles / period for queue, cycles in busy.items()},
-        "critical_path": {
-            "instructions": len(path),
-            "issue_cycles": len(path) * program.machine.issue,
-            "adapter_slot_cycles": in_slots,
-            "by_queue": _descending(by_queue),
-            "by_opcode": _descending(by_opcode),
-        },
+        "critical_path": on_path,
+        "limits": bottleneck(period, on_path["by_unit"], on_path["issue_cycles"], own, bound),
         "blocks": [
             {
                 "name": block.name,

@@ -56,7 +56,7 @@ def inspect_html(out: str | Path, content: Mapping[str, Any]) -> str:
     """
     program = load_program(out)
     pictures = _pictures(program, content)
-    title, about = headline(content)
+    title, shape, about = headline(content)
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en">',
@@ -68,7 +68,7 @@ def inspect_html(out: str | Path, content: Mapping[str, Any]) -> str:
         "</head>",
         "<body>",
         f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(about)}</p>",
+        f"<p>{escape(shape)}; {escape(about)}</p>",
         f"<pre>{escape(chr(10).join(summary_lines(content)))}</pre>",
     ]
     for table in all_tables(content):

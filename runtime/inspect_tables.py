@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
+from textwrap import wrap
 from typing import Any
 
 from intaglio.backend.hw.adapter_layout import SWITCH_CYCLES
 from intaglio.runtime.adapter_budget import Table, tables
+from intaglio.runtime.bottleneck import bottleneck_text
+from intaglio.runtime.model_shape import shape_text
 from intaglio.runtime.rom_use import USES
 from intaglio.runtime.wording import counted
+
+LINE = 88
+"""Columns of a sentence in a summary."""
 
 
 def all_tables(content: Mapping[str, Any]) -> Iterator[Table]:
@@ -32,12 +38,19 @@ def all_tables(content: Mapping[str, Any]) -> Iterator[Table]:
         yield _slowest(content["slowest"])
 
 
-def headline(content: Mapping[str, Any]) -> tuple[str, str]:
-    """What was compiled for what; formats and context."""
+def headline(content: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What was compiled for what; the model's shape; formats and context.
+
+    Every exporter writes `model.onnx`, so the output folder's name stands first.
+    """
     settings = "".join(f" --set {setting}" for setting in content["settings"])
     formats = content["formats"]
     return (
-        f"{PurePosixPath(content['model']).name} for {content['target']}{settings}",
+        (
+            f"{content['folder']}: {PurePosixPath(content['model']).name} for "
+            f"{content['target']}{settings}"
+        ),
+        shape_text(content["shape"]),
         (
             f"activations {formats['activations']}, KV {', '.join(formats['kv'])}, probabilities "
             f"{formats['probabilities']}; context {counted(content['context'], 'token')}"
@@ -75,13 +88,14 @@ def summary_lines(content: Mapping[str, Any]) -> list[str]:
     ]
     if rom["extra_bits"]:
         lines.insert(
-            1, f"        and {size_text(rom['extra_bits'] / 8)} in banks deeper than published"
+            1, f"        and {size_text(rom['extra_bits'] / 8)} in banks deeper than the target's"
         )
     lines += [
         f"speed   {one['tokens_per_second']:,.0f} tokens/s at position {one['position']} "
         f"({one['cycles']:,} cycles at {clock / 1e6:g} MHz)"
         for one in content["positions"]
     ]
+    lines += limit_lines(content["positions"])
     lines += _external_lines(content["positions"])
     if content["adapter"] is not None:
         lines += _adapter_lines(content, clock)
@@ -97,6 +111,20 @@ def summary_lines(content: Mapping[str, Any]) -> list[str]:
         for one in content["outside_range"]
     ]
     return lines
+
+
+def limit_sentences(positions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What limits the token, at the first and at the last position."""
+    ends = (positions[0], positions[-1]) if len(positions) > 1 else positions
+    for one in ends:
+        yield f"At position {one['position']} {bottleneck_text(one['limits'])}"
+
+
+def limit_lines(positions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The same, in lines of a summary."""
+    for sentence in limit_sentences(positions):
+        for number, line in enumerate(wrap(sentence, LINE)):
+            yield f"{'limits' if not number else '':<8}{line}"
 
 
 def _caches(content: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -171,7 +199,7 @@ def _power_lines(power: Mapping[str, Any]) -> Iterator[str]:
         if parts:
             yield f"power   {'; '.join(parts)} at position {one['position']}"
         if more:
-            yield f"        and {more:.4g} W for banks deeper than published"
+            yield f"        and {more:.4g} W for banks deeper than the target's"
 
 
 # --- memory -------------------------------------------------------------------------------------
@@ -271,11 +299,8 @@ def _cycles(content: Mapping[str, Any]) -> Table:
         _row("cycles until the token is out", positions, "cycles_to_token_out"),
         _row("tokens/s", positions, "tokens_per_second", style=",.0f"),
         _row("lanes busy", positions, "lane_utilisation", style=".2%"),
-        _row("issue, on the critical path", positions, "critical_path", "issue_cycles"),
+        *_path_rows(positions),
     ]
-    for kind, title in (("by_queue", "{} units, on the critical path"), ("by_opcode", "  {}")):
-        names = dict.fromkeys(n for one in positions for n in one["critical_path"][kind])
-        rows += [_row(title.format(name), positions, "critical_path", kind, name) for name in names]
     names = dict.fromkeys(n for one in positions for n in one["busy"])
     rows += [_row(f"{name} units busy", positions, "busy", name, style=".1%") for name in names]
     note = ""
@@ -294,6 +319,17 @@ def _cycles(content: Mapping[str, Any]) -> Table:
             f"0; one of rank {rank} is loaded in {counted(adapter['load_cycles'], 'cycle')}"
         )
     return "Cycles of a token", ("", *_titles(positions)), rows, note
+
+
+def _path_rows(positions: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """The critical path as a tree: units, and their operators below each; they add up to it."""
+    yield ("critical path", *(f"{one['cycles']:,}" for one in positions))
+    for unit in dict.fromkeys(n for one in positions for n in one["critical_path"]["by_queue"]):
+        yield _row(f"  {unit} units", positions, "critical_path", "by_queue", unit)
+        inside = [one["critical_path"]["by_unit"].get(unit, {}) for one in positions]
+        for name in dict.fromkeys(n for one in inside for n in one):
+            yield (f"    {name}", *(f"{one.get(name, 0):,}" for one in inside))
+    yield _row("  issue", positions, "critical_path", "issue_cycles")
 
 
 def _external(positions: Sequence[Mapping[str, Any]]) -> Table:
@@ -421,7 +457,7 @@ def _rom_notes(rom: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> 
     rest, on, assumed = rom["rest_w"], rom["rom_on_w"], rom["assumed_on_share"]
     yield (
         f"Power is rest_w {rest['value']:g} W ({rest['origin']}) + rom_on_w {on['value']:g} W "
-        f"({on['origin']}) x the part of the published ROM that is on, in bits, measured from the "
+        f"({on['origin']}) x the part of the target's ROM that is on, in bits, measured from the "
         "start of each wake to the finish of its sleep."
     )
     gated = [one["rom"]["gated"] for one in entries]
@@ -453,8 +489,8 @@ def _rom_notes(rom: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> 
             else ""
         )
         yield (
-            f"Banks deeper than published ({size_text(rom['extra_bits'] / 8)}{always}) are in none "
-            f"of these figures: at the same power a bit they would draw "
+            f"Banks deeper than the target's ({size_text(rom['extra_bits'] / 8)}{always}) are in "
+            f"none of these figures: at the same power a bit they would draw "
             + (
                 f"{extra['gated_watts']:.4g} W gated, {extra['ungated_watts']:.4g} W not gated."
                 if "gated_watts" in extra

@@ -11,7 +11,7 @@ Three statements, each only where the target has the figures for it:
 What the chip would draw without gating is stated for the same program without its switches, so
 the two energies of a token hold what switching costs in time.
 
-Banks deeper than published (policy `extra-rom`) are in no published figure and stated apart.
+Banks deeper than the target's (policy `extra-rom`) are in no published figure and stated apart.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ class RomBits:
         capacity: as published.
         domains: of each power domain, within the capacity.
         always: in no domain, within the capacity.
-        extra_domains: of each power domain, in banks deeper than published.
-        extra_always: in no domain, in banks deeper than published.
+        extra_domains: of each power domain, in banks deeper than the target's.
+        extra_always: in no domain, in banks deeper than the target's.
     """
 
     capacity: int
@@ -171,7 +171,7 @@ class RomBits:
         return self._average(self.domains, self.always, times)
 
     def gated_extra_share(self, times: OnTimes) -> float:
-        """The same for banks deeper than published, in parts of the published capacity."""
+        """The same for banks deeper than the target's, in parts of the target's capacity."""
         return self._average(self.extra_domains, self.extra_always, times)
 
     def _average(self, domains: Mapping[str, int], always: int, times: OnTimes) -> float:
@@ -189,7 +189,7 @@ class RomBits:
 
     @property
     def extra_share(self) -> float:
-        """Banks deeper than published, in parts of the published capacity."""
+        """Banks deeper than the target's, in parts of the target's capacity."""
         return (sum(self.extra_domains.values()) + self.extra_always) / self.capacity
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from xdsl.dialects.builtin import ArrayAttr, FloatAttr, StringAttr
+from xdsl.dialects.builtin import ArrayAttr, FloatAttr, StringAttr, SymbolRefAttr
 from xdsl.ir import Block, Operation, SSAValue
 
 from intaglio.dialects import rom
@@ -46,6 +46,9 @@ _NOISE = re.compile(
 
 # Torch names folded weights and what it computes without meaning.
 _ANONYMOUS = re.compile(r"[a-z_]+_\d+")
+
+# What tensors of embeddings are called, `wte` by GPT-2.
+_EMBEDDING = re.compile(r"emb|wte", re.IGNORECASE)
 
 
 def identifier(name: str) -> str:
@@ -340,11 +343,34 @@ class Step:
             name = parameter.names[0]
             if node.scopes and _ANONYMOUS.fullmatch(name):
                 name = node.scopes[0]
-            symbol = self.unique(name)
+            symbol = self.unique(self._by_role(name))
             if not adapter:
                 parameter = narrowed(parameter, self.codes)
             self.declared[identity] = Declared(symbol, parameter, adapter, node)
         return self.declared[identity].symbol
+
+    def _by_role(self, name: str) -> str:
+        """A name for a tensor; where an embedding has it already, one that says which is which.
+
+        Embedding and head may be one tensor of the model in two forms. What exporters name it after
+        is one of the two, and a number would not say which.
+        """
+        base = identifier(name)
+        tables = [op for op in self.block.ops if isinstance(op, rom.EmbedOp)]
+        taken = [op for op in tables if op.table.root_reference.data == base]
+        if not taken:
+            return name
+        if _EMBEDDING.search(base):
+            # A row for each token: the product with it gives the logits.
+            return f"{base}_head"
+        symbol = self.unique(f"{base}_embedding")
+        for op in taken:
+            op.properties["table"] = SymbolRefAttr(symbol)
+        for declared in self.declared.values():
+            if declared.symbol == base:
+                declared.symbol = symbol
+        self.symbols.discard(base)
+        return name
 
     def quantised(self, node: Node, parameter: Parameter) -> None:
         """Notes what was quantised on request, for the graph that onnxruntime judges.

@@ -143,7 +143,7 @@ def test_what_empty_slots_cost_is_told_apart(slotted: Path):
 
 def test_the_title_is_the_models_file(compiled):
     text = inspect_text(inspect_json(compiled("llama")))
-    assert text.startswith("model.onnx for roma-mini\n")
+    assert text.startswith("llama: model.onnx for roma-mini\n")
 
 
 def test_a_table_without_rows_is_left_out(compiled):

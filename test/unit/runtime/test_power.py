@@ -111,7 +111,9 @@ def test_power_is_the_targets_model(gated: Path):
         assert bits["always_on_bits"] == 0
         while_on = gated_power["while_a_domain_is_on"]["on_share"]
         assert while_on * awake == pytest.approx(gated_power["on_share"])
-    assert "this program has" in power_note(gated) and "deeper than published" in power_note(gated)
+    assert "this program has" in power_note(gated) and "deeper than the target's" in power_note(
+        gated
+    )
 
 
 @pytest.fixture(scope="module")

@@ -581,3 +581,34 @@ def test_integers_are_cast_as_onnx_casts_them(decoder, agrees):
     decoder.node("Cast", ["b"], ["c"], to=TensorProto.FLOAT)
     decoder.node("Mul", ["x", "c"], ["y"])
     agrees(decoder)
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "head"),
+    [
+        ("model.lm_head.weight", "model_lm_head_embedding", "model_lm_head"),
+        ("model.embed_tokens.weight", "model_embed_tokens", "model_embed_tokens_head"),
+        ("transformer.wte.weight", "transformer_wte", "transformer_wte_head"),
+        ("output.weight", "output_embedding", "output"),
+    ],
+)
+def test_a_tensor_in_two_forms_is_named_by_its_use(decoder, name: str, table: str, head: str):
+    from intaglio.lowering.onnx.importer import import_model
+
+    small = np.random.default_rng(2).integers(-7, 8, (16, 16)).astype(np.int8)
+    decoder.packed("q", TensorProto.INT8, [16, 16], small.tobytes())
+    decoder.constant("s", np.array(0.02, np.float32))
+    decoder.node("DequantizeLinear", ["q", "s"], ["w"])
+    decoder.node("MatMul", ["x", "w"], ["h"])
+    (rows,) = [one for one in decoder.constants if one.name == "table"]
+    rows.name = decoder.nodes[0].input[0] = name
+    decoder.node("Transpose", [name], ["turned"], perm=[1, 0])
+    decoder.node("MatMul", ["h", "turned"], ["y"])
+    model = import_model(decoder.save())
+    (step,) = [op for op in model.module.walk() if isinstance(op, rom.StepOp)]
+    (embed,) = [op for op in step.walk() if isinstance(op, rom.EmbedOp)]
+    *_, last = [op for op in step.walk() if isinstance(op, rom.LinearOp)]
+    assert embed.table.root_reference.data == table
+    assert last.weights.root_reference.data == head
+    declared = {op.sym_name.data for op in model.module.walk() if isinstance(op, rom.ParameterOp)}
+    assert {table, head} < declared and len(declared) == 3
