@@ -503,7 +503,7 @@ def supported_operators() -> list[OperatorSupport]:
         ),
         OperatorSupport(
             _MS, "MatMulNBits", 1, "rom.linear",
-            "2, 4 or 8 bits; zero points absent, integers, or floats that are integers; no "
+            "2, 4 or 8 bits; zero points absent, integers, or floats of any value; no "
             "reordering g_idx",
             ("K", "N", "bits", "block_size", "accuracy_level", "weight_prepacked"),
             inputs=3, convert=linear.matmul_nbits,
