@@ -18,6 +18,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,26 @@ class AdapterImage:
     name: str
     base_sha256: str
     sites: Mapping[str, SiteImage]
+
+    def __repr__(self) -> str:
+        return f"AdapterImage({self.name!r}, {', '.join(self.figures().values())})"
+
+    def _repr_html_(self) -> str:
+        rows = {"adapter": self.name, **self.figures()}
+        cells = (f"<tr><th>{key}</th><td>{escape(value)}</td></tr>" for key, value in rows.items())
+        return f"<table>{''.join(cells)}</table>"
+
+    def figures(self) -> dict[str, str]:
+        """What it is in a few words, by title."""
+        codes = sorted({m.code for site in self.sites.values() for m in (site.a, site.b)})
+        rank = max((site.rank for site in self.sites.values()), default=0)
+        return {
+            "sites": f"{len(self.sites)} site{'' if len(self.sites) == 1 else 's'}",
+            "rank": f"rank {rank}",
+            "format": " and ".join(codes) or "empty",
+            "size": f"{self.size:,} bytes",
+            "loss": f"loses {self.worst_loss:.2%} at worst",
+        }
 
     @property
     def size(self) -> int:

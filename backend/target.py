@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from intaglio.backend.target_reader import read_document
-from intaglio.backend.target_schema import KEYS, SCHEMA, SECTIONS, Key
+from intaglio.backend.target_schema import KEYS, SCHEMA, Key
 from intaglio.backend.target_values import (
     Parameter,
     Value,
@@ -26,7 +26,7 @@ from intaglio.backend.target_values import (
     shown,
     wrong_value,
 )
-from intaglio.dialects.errors import UserError, meant
+from intaglio.dialects.errors import UserError, meant, meant_key
 from intaglio.dialects.machine import Machine
 
 _FOLDER = Path(__file__).parent / "targets"
@@ -276,7 +276,8 @@ class Target:
         if name not in settable:
             raise UserError(
                 f"--set {option}: target '{self.name}' has no parameter '{key}'",
-                hint=meant(key, [*settable, *_short(settable)]) + _listing(settable),
+                hint=meant_key(key, _short(settable))
+                + "`intaglio targets` with its name or file lists all",
             )
         spec = KEYS[name]
         if spec.kind in ("choice", "choices"):
@@ -358,18 +359,9 @@ def _parse(spec: Key, text: str) -> Any:
     return int(number) if spec.kind == "int" and number.is_integer() else number
 
 
-def _short(settable: Iterable[str]) -> list[str]:
-    return [name.removeprefix("formats.") for name in settable if name.startswith("formats.")]
-
-
-def _listing(settable: list[str]) -> str:
-    """The keys that options can set, by section."""
-    lines = [f"allowed: {', '.join(_short(settable))}"]
-    for section in SECTIONS:
-        keys = [name for name in settable if name.startswith(f"{section}.")]
-        if keys and section != "formats":
-            lines.append(", ".join(keys))
-    return "; ".join(lines)
+def _short(names: Iterable[str]) -> list[str]:
+    """Keys as options take them: those of formats without their section."""
+    return [name.removeprefix("formats.") for name in names]
 
 
 def _outside(value: Value, limits: tuple[int | float | str, ...] | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from intaglio.backend.target import Target
@@ -70,7 +70,7 @@ def target_text(target: Target) -> str:
         if names:
             lines += ["", f"[{section}]  {heading}"]
         for name in names:
-            lines += _entry_text(name, target.parameters[name])
+            lines += _entry_text(name, target.parameters[name], target.sources)
     if target.sources:
         lines += ["", "Sources"]
         for key, text in target.sources.items():
@@ -129,7 +129,11 @@ def target_json(target: Target) -> dict[str, Any]:
         "origins": _origins(target),
         "sources": dict(target.sources),
         "parameters": {
-            name: {**parameter.to_dict(), "meaning": KEYS[name].meaning}
+            name: {
+                **parameter.to_dict(),
+                "source": source_keys(parameter.source),
+                "meaning": KEYS[name].meaning,
+            }
             for name, parameter in target.parameters.items()
         },
     }
@@ -147,6 +151,30 @@ def _totals(target: Target) -> dict[str, int]:
     }
 
 
+SHEET = "facts/papers.md"
+"""What the project collected of each chip; not shipped, so that only what it rests on is shown."""
+
+
+def _source(text: str | None) -> tuple[str, list[str]]:
+    """The place that an entry's source names, unless it is one of the sheet, and its keys."""
+    place, _, keys = (text or "").partition(";")
+    shown = "" if place.strip().startswith(SHEET) else place.strip()
+    return shown, [key.strip() for key in keys.split(",") if key.strip()]
+
+
+def source_keys(text: str | None) -> str | None:
+    """An entry's source as JSON has it: the titles of the keys stand in `sources`."""
+    place, keys = _source(text)
+    return "; ".join(part for part in (place, ", ".join(keys)) if part) or None
+
+
+def _source_text(text: str | None, titles: Mapping[str, str]) -> str:
+    """An entry's source with the titles of its keys."""
+    place, keys = _source(text)
+    named = [f"{key}, {titles[key]}" if key in titles else key for key in keys]
+    return "; ".join(part for part in (place, *named) if part)
+
+
 def _origins(target: Target) -> dict[str, int]:
     counts: dict[str, int] = {}
     for parameter in target.parameters.values():
@@ -154,7 +182,7 @@ def _origins(target: Target) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _entry_text(name: str, parameter: Parameter) -> list[str]:
+def _entry_text(name: str, parameter: Parameter, titles: Mapping[str, str]) -> list[str]:
     key = name.partition(".")[2]
     value = f"{_value_text(parameter.value)} {parameter.unit}".rstrip()
     lines = [f"  {key.ljust(_NAME)} {value.ljust(_VALUE)} {parameter.origin}"]
@@ -171,7 +199,7 @@ def _entry_text(name: str, parameter: Parameter) -> list[str]:
     for label, text in (
         ("formula", parameter.formula),
         ("reason", parameter.reason),
-        ("source", parameter.source),
+        ("source", _source_text(parameter.source, titles)),
     ):
         if text:
             lines += _wrap(text, f"      {label + ':':<9}", " " * 15)

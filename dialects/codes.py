@@ -286,6 +286,10 @@ class AdapterMatrix:
     scales: npt.NDArray[np.int16]
     exponent: int
 
+    def __repr__(self) -> str:
+        rows, columns = self.codes.shape
+        return f"AdapterMatrix({self.code}[{rows}, {columns}], exponent={self.exponent})"
+
     def __post_init__(self) -> None:
         if self.code not in SLOT_BITS:
             raise ValueError(f"unknown code '{self.code}', known are {', '.join(SLOT_BITS)}")

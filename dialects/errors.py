@@ -225,5 +225,23 @@ def meant(word: str, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'? " if close else ""
 
 
+def meant_key(word: str, known: Iterable[str]) -> str:
+    """As `meant`, for keys of several parts with dots: the last part alone is enough.
+
+    `lanes` is meant for `l_unit.lanes` or `vector.lanes`, `policy.lane` too.
+    """
+    by_last: dict[str, list[str]] = {}
+    for key in known:
+        by_last.setdefault(key.rpartition(".")[2], []).append(key)
+    keys = [key for same in by_last.values() for key in same]
+    last = word.rpartition(".")[2]
+    close = difflib.get_close_matches(word, keys, n=1)
+    if last not in by_last and close:
+        return f"did you mean '{close[0]}'? "
+    words = [last] if last in by_last else difflib.get_close_matches(last, list(by_last), n=1)
+    found = [key for one in words for key in by_last[one]]
+    return f"did you mean {' or '.join(repr(key) for key in found)}? " if found else ""
+
+
 class CompilerBug(IntaglioError):
     """An invariant of the compiler was broken; please report it with the input."""

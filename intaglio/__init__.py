@@ -12,6 +12,8 @@ if _TYPE_CHECKING:
     from intaglio.dialects.errors import UserError
     from intaglio.runtime.chip import Chip, compile, load  # noqa: A004
 
+    __version__: str
+
 __all__ = ["Chip", "UserError", "compile", "load"]
 
 # In a checkout the subpackages are folders beside this one (see pyproject.toml, package-dir);
@@ -23,6 +25,10 @@ if (_root / "dialects" / "rom.py").is_file():
 
 def __getattr__(name: str) -> object:
     # Imported when used: the command line and `xdsl-opt` import this package for every run.
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("intaglio")
     if name not in __all__:
         raise AttributeError(f"module 'intaglio' has no attribute '{name}'")
     if name == "UserError":
@@ -32,3 +38,7 @@ def __getattr__(name: str) -> object:
     from intaglio.runtime import chip
 
     return getattr(chip, name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -125,6 +125,14 @@ class Adapters:
         self._folder = folder / ADAPTERS
         self.program = program
 
+    def __repr__(self) -> str:
+        return f"Adapters({', '.join(map(repr, self))})"
+
+    def _repr_html_(self) -> str:
+        from intaglio.runtime.notebook import summary_html
+
+        return summary_html(f"adapters of {self._out}", list_lines(self))
+
     def __iter__(self) -> Iterator[str]:
         """Names, sorted."""
         return iter(adapters_in(self._out))

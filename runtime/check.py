@@ -29,7 +29,7 @@ from intaglio.runtime.check_defaults import (
     WINDOW,
 )
 from intaglio.runtime.check_operators import OPERATOR_KEYS, check_operators
-from intaglio.runtime.engines import HARDWARE_ENGINES
+from intaglio.runtime.engines import CHECKED_ENGINES, HARDWARE_ENGINES, check_known
 from intaglio.runtime.loaded_model import LoadedModel
 from intaglio.runtime.reference import CannotJudge, Reference, own_rounding
 from intaglio.runtime.saturation import saturation
@@ -191,6 +191,7 @@ def check(
         UserError: the input cannot be used, or onnxruntime cannot run the model (`CannotJudge`)
             and the engine is no hardware; or an image is not what the compile wrote.
     """
+    check_known(engine, CHECKED_ENGINES)
     if tokens is not None and tokens < 1:
         raise UserError(f"cannot compare {tokens} tokens")
     if windows is not None and windows < 1:

@@ -8,12 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from intaglio.dialects.errors import UserError
+from intaglio.dialects.errors import UserError, meant
 from intaglio.runtime.decoding import Generated, decode
 from intaglio.runtime.loaded_model import LoadedModel
 
 if TYPE_CHECKING:
     from intaglio.backend.compile import Progress
+    from intaglio.runtime.check_result import CheckResult
     from intaglio.runtime.sampling import Sampler
     from intaglio.runtime.timing import GenerationCycles
 
@@ -39,6 +40,15 @@ class Chip(LoadedModel):
 
     def __repr__(self) -> str:
         return f"Chip({str(self.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        from intaglio.runtime.inspect_tables import summary_lines
+        from intaglio.runtime.notebook import summary_html
+
+        if not (self.folder / "program.json").is_file():
+            return summary_html(repr(self), ())
+        title = f"{self.model.name} for {self.program.machine.name}: {self.folder}"
+        return summary_html(title, summary_lines(self.inspect()))
 
     @property
     def mapping(self) -> dict[str, Any]:
@@ -85,6 +95,7 @@ class Chip(LoadedModel):
         temperature: float = 0,
         top_k: int | None = None,
         seed: int = 0,
+        adapter: str | None = None,
     ) -> list[int]:
         """Token ids generated after a prompt (ids, or a text); an end token is the last of them.
 
@@ -98,9 +109,10 @@ class Chip(LoadedModel):
                 `runtime/sampling.py`.
             top_k: draw from this many of the likeliest tokens; None: from all.
             seed: of the draws.
+            adapter: of the output folder, active for these tokens only; None: the one that is.
 
         Raises:
-            UserError: the prompt, a stop or a number cannot be used.
+            UserError: the prompt, a stop, a number or the adapter cannot be used.
         """
         from intaglio.runtime.generation import Generation, stops_of
         from intaglio.runtime.sampling import Sampler
@@ -108,15 +120,22 @@ class Chip(LoadedModel):
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
         given = [stop] if isinstance(stop, str | int) else stop
         sampler = Sampler(temperature, top_k, seed)
-        generation = Generation(
-            self,
-            ids,
-            tokens,
-            engine,
-            stops=stops_of(self, given, end_tokens=end_tokens),
-            sampler=sampler if temperature else None,
-        )
-        return [generated.token for generated, _ in generation]
+        active = self.adapter
+        if adapter is not None:
+            self.use_adapter(adapter)
+        try:
+            generation = Generation(
+                self,
+                ids,
+                tokens,
+                engine,
+                stops=stops_of(self, given, end_tokens=end_tokens),
+                sampler=sampler if temperature else None,
+            )
+            return [generated.token for generated, _ in generation]
+        finally:
+            if adapter is not None:
+                self.load_adapter(active)
 
     def cycles(self, position: int) -> int:
         """Cycles from the acceptance of the token at a position to the next token out."""
@@ -135,11 +154,57 @@ class Chip(LoadedModel):
 
         return generation_cycles(self.program, prompt, tokens, self.ranks)
 
-    def check(self, **options: Any) -> dict[str, Any]:
-        """Compares with onnxruntime; options and result are those of `runtime/check.py`."""
-        from intaglio.runtime.check import check
+    def check(
+        self,
+        *,
+        prompt_ids: Sequence[int] | None = None,
+        tokens: int | None = None,
+        text: str | Path | None = None,
+        windows: int | None = None,
+        per_op: bool = False,
+        engine: str = "simulator",
+        adapter: str | None = None,
+        stress: bool = False,
+        progress: Progress = lambda message: None,
+    ) -> CheckResult:
+        """Compares with onnxruntime running the same ONNX file.
 
-        return check(self, **options)
+        Args:
+            prompt_ids: compare this prompt and the reference's greedy continuation; without it and
+                `text`, random tokens from a fixed seed.
+            tokens: how many tokens to compare; 256 by default, with `text` the whole file.
+            text: a file to compare on, in windows; adds perplexities.
+            windows: how many windows of `text` to compare; by default all.
+            per_op: compare every operator's output as well.
+            engine: `rtl` and `verilator` compare the hardware with the simulator as well.
+            adapter: the adapter of the output folder to compare with; else the active one, if any.
+            stress: compare the hardware (engine `rtl`) on extreme contents too.
+            progress: called with a line for each step of long work.
+
+        Returns:
+            The content of `intaglio check --json`, which `runtime/check.py` describes; printed, it
+            is the report.
+
+        Raises:
+            UserError: the input cannot be used, or onnxruntime cannot run the model.
+        """
+        from intaglio.runtime.check import check
+        from intaglio.runtime.check_result import CheckResult
+
+        return CheckResult(
+            check(
+                self,
+                prompt_ids=prompt_ids,
+                tokens=tokens,
+                text=text,
+                windows=windows,
+                per_op=per_op,
+                engine=engine,
+                adapter=adapter,
+                stress=stress,
+                progress=progress,
+            )
+        )
 
     def inspect(self) -> dict[str, Any]:
         """Sizes, cycles and bottlenecks; see `runtime/inspect.py`."""
@@ -159,6 +224,7 @@ def compile(  # noqa: A001
     adapter_slots: str | None = None,
     resident_adapters: int = 1,
     mapping: str | Path | None = None,
+    emit: str | None = "program",
     allow_links: bool = False,
     progress: Progress | None = None,
 ) -> Chip:
@@ -174,6 +240,8 @@ def compile(  # noqa: A001
         adapter_slots: `RANK` or `RANK:module,module`: slots for adapters of at most this rank.
         resident_adapters: how many adapters the slots hold at once, of which one is active.
         mapping: a mapping file to follow.
+        emit: the last stage, one of rom, integer, fabric, program, hw, sv. A chip's engines need
+            the program, and nothing after it; None is as the target says.
         allow_links: whether external data may be links inside a model hub's cache.
         progress: called with a line for each step of long work.
 
@@ -181,9 +249,13 @@ def compile(  # noqa: A001
         UserError: the model cannot be compiled for the target; says why and what would help.
     """
     from intaglio.backend.compile import compile_model
-    from intaglio.backend.stages import Options
+    from intaglio.backend.stages import STAGES, Options
     from intaglio.runtime.expected_tokens import expected_tokens
 
+    if emit is not None and emit not in STAGES:
+        raise UserError(
+            f"no stage is called '{emit}'", hint=f"{meant(emit, STAGES)}stages: {', '.join(STAGES)}"
+        )
     if isinstance(settings, Mapping):
         settings = [f"{key}={value}" for key, value in settings.items()]
     rank, modules = parse_slots(adapter_slots)
@@ -202,6 +274,7 @@ def compile(  # noqa: A001
             adapter_modules=modules,
             resident_adapters=resident_adapters,
             mapping=None if mapping is None else str(mapping),
+            emit=emit,
             allow_links=allow_links,
         ),
         progress or (lambda message: None),

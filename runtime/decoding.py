@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from intaglio.runtime.engines import check_known
 from intaglio.runtime.loaded_model import LoadedModel
 
 if TYPE_CHECKING:
@@ -31,6 +32,13 @@ class Generated:
     logits: Logits
     seconds: float
 
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.logits.shape))
+        return (
+            f"Generated(token={self.token}, logits={self.logits.dtype}[{shape}], "
+            f"seconds={self.seconds:.3g})"
+        )
+
 
 def decode(
     model: LoadedModel,
@@ -52,6 +60,7 @@ def decode(
     Raises:
         UserError: the prompt is empty, too long, or holds an unknown token id.
     """
+    check_known(engine)
     model.check_prompt(prompt, tokens)
     if engine == "onnxruntime":
         return _judge(model, prompt, tokens, sampler)

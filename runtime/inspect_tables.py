@@ -162,7 +162,7 @@ def _adapter_lines(content: Mapping[str, Any], clock: int) -> Iterator[str]:
         empty = without["critical_path"]["adapter_slot_cycles"]
         yield (
             f"        {counted(one['added_cycles'], 'cycle')} a token more than with empty slots, "
-            f"which take {counted(empty, 'cycle')} a token"
+            f"whose products are {counted(empty, 'cycle')} of the critical path"
         )
     microseconds = adapter["load_cycles"] / clock * 1e6
     loaded = counted(adapter["load_cycles"], "cycle")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intaglio.dialects.errors import UserError
-from intaglio.runtime.engines import HARDWARE_ENGINES
+from intaglio.runtime.engines import CHECKED_ENGINES, HARDWARE_ENGINES, check_known
 
 if TYPE_CHECKING:
     from intaglio.backend.adapter_image import AdapterImage
@@ -155,6 +155,21 @@ class LoadedModel:
             )
         return ids
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens, by the model's tokenizer; bytes without one.
+
+        Raises:
+            UserError: tokens stand for no texts, or one is unknown.
+        """
+        vocabulary = self.program.vocabulary
+        if unknown := [one for one in tokens if not 0 <= one < vocabulary]:
+            raise UserError(
+                f"token id {unknown[0]} is out of range",
+                hint=f"ids of this model go from 0 to {vocabulary - 1}",
+            )
+        stream = self.text_tokenizer.stream()
+        return "".join([*(stream.push(one) for one in tokens), stream.end()])
+
     def reference(self, *, float_activations: bool = False, **options: Any) -> Reference:
         """onnxruntime with the same model, and the active adapter; see `runtime/reference.py`."""
         from intaglio.runtime.reference import Reference
@@ -206,6 +221,7 @@ class LoadedModel:
         Raises:
             UserError: the program needs what the hardware does not have, or a tool is missing.
         """
+        check_known(engine, CHECKED_ENGINES)
         if engine == "simulator":
             return self.simulator
         if engine not in self._hardware:

@@ -23,6 +23,7 @@ from typing import Any
 from intaglio.backend.program import Program
 from intaglio.backend.target import Target
 from intaglio.backend.target_formula import names
+from intaglio.backend.target_report import source_keys
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import activation_passes
 from intaglio.runtime.rom_use import Placed, products
@@ -249,7 +250,7 @@ def _figure(target: Target, name: str) -> dict[str, Any] | None:
     if name not in target.parameters:
         return None
     one = target.parameters[name]
-    return {"value": one.value, "origin": one.origin, "source": one.source}
+    return {"value": one.value, "origin": one.origin, "source": source_keys(one.source)}
 
 
 def _rom_figures(program: Program, target: Target, bits: RomBits) -> dict[str, Any] | None:

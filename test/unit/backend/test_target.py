@@ -354,9 +354,15 @@ def test_option_outside_the_assumed_range_is_marked(roma: Target):
     [
         ("l_unit.lane=16", "did you mean 'l_unit.lanes'?"),
         ("activation=int8", "did you mean 'activations'?"),
+        ("lanes=8", "did you mean 'l_unit.lanes' or 'vector.lanes'? `intaglio targets` with"),
+        ("lane=8", "did you mean 'l_unit.lanes' or 'vector.lanes'?"),
+        ("policy.lanes=8", "did you mean 'l_unit.lanes' or 'vector.lanes'?"),
+        ("sram_bytes=8", "did you mean 'h_unit.sram_bytes' or 'vector.sram_bytes'?"),
+        ("issues=3", "did you mean 'latency.issue'?"),
+        ("format.kv=int8", "did you mean 'kv'?"),
         (
             "wibble=1",
-            "allowed: weights, head_weights, adapter, activations, kv, embedding, fraction_bits",
+            "no parameter 'wibble'\n  help: `intaglio targets` with its name or file lists all",
         ),
         ("lanes", "not of the form key=value"),
         ("l_unit.lanes=", "not of the form key=value"),
@@ -439,8 +445,30 @@ def test_text_shows_every_figure_in_100_columns(name: str):
         if any(key.startswith(f"{section}.") for key in target.parameters):
             assert f"[{section}] {heading}" in text.replace("  ", " ")
     for parameter in target.parameters.values():
-        for part in (parameter.source, parameter.formula, parameter.reason):
+        for part in (parameter.formula, parameter.reason):
             assert part is None or " ".join(part.split()) in words
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_sources_are_shown_by_what_is_public(name: str):
+    """Keys with their titles; never the sheet, which is not shipped."""
+    target = load_target(name)
+    words = " ".join(target_text(target).split())
+    report = target_json(target)
+    assert "facts/" not in words and "facts/" not in json.dumps(report)
+    for full_name, parameter in target.parameters.items():
+        keys = [k.strip() for k in (parameter.source or "").partition(";")[2].split(",") if k]
+        assert report["parameters"][full_name]["source"] == (", ".join(keys) or None)
+        for key in keys:
+            assert f"{key}, {' '.join(target.sources[key].split())}" in words
+
+
+def test_a_place_of_a_source_is_shown(tmp_path: Path):
+    text = (Path(load_target.__code__.co_filename).parent / "targets" / "roma.toml").read_text()
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace("facts/papers.md section 1.2; R2", "table 3; R2", 1))
+    words = " ".join(target_text(load_target(path)).split())
+    assert "source: table 3; R2, rom4ai.github.io, post of 2026-03-13 on ROMA" in words
 
 
 def test_list():

@@ -1,13 +1,19 @@
 """The Python interface."""
 
+import inspect
+import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from tokenizers import Tokenizer, models
 
 import intaglio
+from intaglio.runtime.check import check
 
 
 def test_compile_into_a_temporary_folder(model):
@@ -73,3 +79,100 @@ def test_the_package_itself_imports_nothing():
         "set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_shows_its_names():
+    assert {"Chip", "UserError", "compile", "load", "__version__"} <= set(dir(intaglio))
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", intaglio.__version__)
+    for name in dir(intaglio):
+        assert getattr(intaglio, name) is not None
+
+
+@pytest.mark.parametrize("engine", ["foo", "simulater", "", "RTL"])
+def test_an_unknown_engine_is_told_all_engines(compiled, engine: str):
+    chip = intaglio.load(compiled("llama"))
+    known = "engines: simulator, rtl, verilator"
+    with pytest.raises(intaglio.UserError, match=f"{known}, onnxruntime"):
+        chip.generate([1], 1, engine)
+    for ask in (lambda: chip.check(engine=engine), lambda: chip.machine(engine)):
+        with pytest.raises(intaglio.UserError, match=f"{known}$"):
+            ask()
+    with pytest.raises(intaglio.UserError, match="'onnxruntime' cannot do that"):
+        chip.check(engine="onnxruntime")
+
+
+def test_what_is_shown_is_short(slotted, write_peft, tensors):
+    """No arrays: whatever the model's size, a line each."""
+    chip = intaglio.load(slotted)
+    chip.adapters.add("mine", write_peft(tensors()))
+    try:
+        chip.use_adapter("mine")
+        (token,) = chip.stream([1, 2], 1)
+        checked = chip.check(tokens=8)
+        assert repr(chip.adapters) == "Adapters('mine')"
+        assert repr(token).startswith(f"Generated(token={token.token}, logits=float32[256]")
+        image = chip.adapter
+        assert image is not None
+        assert repr(image).startswith("AdapterImage('mine', 6 sites, rank 4, fp8, ")
+        matrix = next(iter(image.sites.values())).a
+        assert repr(matrix).startswith("AdapterMatrix(fp8[4, 64], exponent=")
+        assert repr(checked).startswith("CheckResult(simulator, 8 tokens, top-1 ")
+        for one in (chip, chip.adapters, token, image, matrix, checked):
+            assert len(repr(one)) < 200 and "\n" not in repr(one)
+        for one in (chip, chip.adapters, image, checked):
+            page = one._repr_html_()
+            assert page.startswith("<table>") and page.endswith("</table>") and len(page) < 5000
+            ElementTree.fromstring(page)
+        assert "<th" in chip._repr_html_() and ">ROM</th>" in chip._repr_html_()
+        assert ">saturations</th>" in checked._repr_html_()
+        assert str(checked).startswith("8 tokens in 1 window, judged by onnxruntime")
+        assert json.loads(json.dumps(checked)) == checked
+    finally:
+        chip.adapters.remove("mine")
+
+
+def test_names_in_tables_are_escaped(compiled, tmp_path: Path):
+    shutil.copytree(compiled("tied"), tmp_path / "a<b>&c")
+    page = intaglio.load(tmp_path / "a<b>&c")._repr_html_()
+    assert "a&lt;b&gt;&amp;c" in page and "<b>" not in page
+
+
+def test_generate_with_an_adapter_for_once(slotted, write_peft, tensors):
+    chip = intaglio.load(slotted)
+    chip.adapters.add("mine", write_peft(tensors()))
+    try:
+        plain = chip.generate([1, 2, 3], 6)
+        adapted = chip.generate([1, 2, 3], 6, adapter="mine")
+        assert chip.adapter is None and chip.generate([1, 2, 3], 6) == plain != adapted
+        chip.use_adapter("mine")
+        assert chip.generate([1, 2, 3], 6) == adapted
+        with pytest.raises(intaglio.UserError, match="other"):
+            chip.generate([1], 1, adapter="other")
+        assert chip.adapter is not None and chip.adapter.name == "mine"
+    finally:
+        chip.adapters.remove("mine")
+
+
+def test_tokens_become_text_again(compiled):
+    chip = intaglio.load(compiled("llama"))
+    for text in ("Once", "", "ä€", "a\nb"):
+        assert chip.decode(chip.encode(text)) == text
+    with pytest.raises(intaglio.UserError, match="token id 256 is out of range"):
+        chip.decode([1, 256])
+
+
+def test_compile_up_to_a_stage(model, tmp_path: Path):
+    chip = intaglio.compile(model("llama"), "roma-mini", tmp_path / "rom", emit="rom")
+    assert [path.name for path in (chip.folder / "ir").iterdir()] == ["rom.mlir"]
+    assert chip._repr_html_().startswith("<table>")
+    with pytest.raises(intaglio.UserError, match="did you mean 'program'"):
+        intaglio.compile(model("llama"), "roma-mini", tmp_path / "x", emit="programm")
+
+
+def test_options_of_check_are_named():
+    options = inspect.signature(intaglio.Chip.check).parameters
+    theirs = inspect.signature(check).parameters
+    for name, one in theirs.items():
+        if name not in ("chip", "progress"):
+            assert options[name].default == one.default
+            assert options[name].annotation == one.annotation

@@ -136,9 +136,11 @@ def test_what_empty_slots_cost_is_told_apart(slotted: Path):
     empty = content["positions"][0]["critical_path"]["adapter_slot_cycles"]
     added = content["adapter"]["positions"][0]["added_cycles"]
     line = (
-        f"{added:,} cycles a token more than with empty slots, which take {empty:,} cycles a token"
+        f"{added:,} cycles a token more than with empty slots, whose products are {empty:,} cycles "
+        "of the critical path"
     )
-    assert line in inspect_text(content)
+    # Without slots other instructions are on the critical path: that is not the price of slots.
+    assert line in " ".join(inspect_text(content).split())
 
 
 def test_the_title_is_the_models_file(compiled):
