@@ -218,13 +218,13 @@ def changed_program(program: Program, rng: Random) -> Program:
 
     Everything that decides on time, widths and places stays as it is.
     """
-    # The fraction of a table of angles decides how its rows lie.
+    # Their fraction is that of what they meet: no instruction has a shift for it.
     placed = {
         instance.get(one.uses[role], one.uses[role])
         for block in program.blocks
         for instance in block.instances
         for one in block.instructions
-        for role in ("cos", "sin")
+        for role in ("cos", "sin", "bias", "beta")
         if role in one.uses
     }
     parameters = {
