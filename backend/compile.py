@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
+from intaglio.backend import circt
 from intaglio.backend.images import Images, clipped_warnings, write_images
 from intaglio.backend.measure import Stopwatch
 from intaglio.backend.output import (
@@ -110,6 +111,8 @@ def compile_model(
     said = tidy_output(out)
     # Before a large model is read.
     check_replaceable(out)
+    if options.emit in HARDWARE_STAGES:
+        circt.check_installed()
     watch = Stopwatch()
     progress(f"reading {model}")
     with watch.stage("import"):
@@ -240,7 +243,8 @@ def _hardware(
     except UserError as error:
         if options.emit is not None:
             raise
-        return [f"no hardware is written: {error.what}"]
+        help_ = f"; what helps: {error.hint}" if error.hint else ""
+        return [f"no hardware is written: {error.what}{help_}"]
     return []
 
 
@@ -378,6 +382,14 @@ def _slots(options: Options) -> dict[str, Any] | None:
     return slots | ({"residents": residents} if residents != 1 else {})
 
 
+def _version(package: str) -> str | None:
+    """Of an installed package; None of one that is not, such as what only hardware needs."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def _manifest(
     options: Options,
     imported: ImportedModel,
@@ -401,7 +413,7 @@ def _manifest(
         "adapter_slots": _slots(options),
         "mapping": None if options.mapping is None else sha256_of(Path(options.mapping)),
         "emit": options.emit,
-        "tools": {"python": platform.python_version(), **{t: version(t) for t in TOOLS}},
+        "tools": {"python": platform.python_version(), **{t: _version(t) for t in TOOLS}},
         "model": next(iter(inputs)),
         "inputs": {name: sha256_of(folder / name) for name in sorted(inputs)},
         "outputs": outputs,

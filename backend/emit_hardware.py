@@ -89,6 +89,7 @@ def emit_hardware(
     Raises:
         UserError: the program needs what the hardware does not have; nothing is written then.
     """
+    circt.check_installed()
     layout = layout_of(program)
     progress("building the hardware")
     # Of a chip of full size the banks are instances of external modules.

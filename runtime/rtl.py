@@ -161,6 +161,7 @@ class RTLChip:
             raise UserError(
                 f"no engine {engine}", hint=f"engines are {', '.join(HARDWARE_ENGINES)}"
             )
+        circt.check_installed()
         waveform = waveform_format(trace, engine) if trace is not None else ""
         if trace is not None:
             # What is wrong with the file is said before minutes of work.

