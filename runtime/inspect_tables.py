@@ -70,8 +70,13 @@ def fraction_line(content: Mapping[str, Any]) -> str:
     )
 
 
-def summary_lines(content: Mapping[str, Any]) -> list[str]:
-    """The most important figures of `inspect_json`, one a line."""
+def summary_lines(content: Mapping[str, Any], *, limits: bool = True) -> list[str]:
+    """The most important figures of `inspect_json`, one a line.
+
+    Args:
+        content: what `inspect_json` gives.
+        limits: whether what limits the token is among them.
+    """
     rom, sram, vector = content["rom"], content["sram"], content["vector_memory"]
     bound, clock = content["lower_bound"], content["clock_hz"]
     rom_use = _of(rom["used_bits"] / 8, rom["capacity_bits"] / 8)
@@ -95,7 +100,8 @@ def summary_lines(content: Mapping[str, Any]) -> list[str]:
         f"({one['cycles']:,} cycles at {clock / 1e6:g} MHz)"
         for one in content["positions"]
     ]
-    lines += limit_lines(content["positions"])
+    if limits:
+        lines += limit_lines(content["positions"])
     lines += _external_lines(content["positions"])
     if content["adapter"] is not None:
         lines += _adapter_lines(content, clock)
