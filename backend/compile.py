@@ -48,10 +48,11 @@ from intaglio.dialects.fabric import machine_of
 from intaglio.lowering.fractions import Stream, fractions, stream_warnings
 from intaglio.lowering.legalize import RomLegalize, substituted
 from intaglio.lowering.loss_warning import NOTEWORTHY, loss_warnings
-from intaglio.lowering.mapping import mapping_of
+from intaglio.lowering.mapping import left_out_warnings, mapping_of
 from intaglio.lowering.onnx.quantised_graph import write_quantised
 from intaglio.lowering.onnx.rounding import HEAD_ROUNDING
 from intaglio.lowering.onnx.weights import FLOAT_WEIGHTS_HINT
+from intaglio.lowering.sites import SiteShape, site_shapes
 
 if TYPE_CHECKING:
     from intaglio.backend.program import Program
@@ -121,6 +122,7 @@ def compile_model(
     warnings = [*said, *imported.warnings]
     images = Images()
     streams: tuple[Stream, ...] = ()
+    sites: Sequence[SiteShape] = ()
     with whole_or_nothing(out) as folder, _ways_out(model, options, progress):
         for stage, stage_passes in passes(options):
             progress(f"{stage}: {', '.join(one.name for one in stage_passes)}")
@@ -134,6 +136,8 @@ def compile_model(
                     with _about(model):
                         one.apply(Context(), module)
                     _verify(module, one.name)
+            if stage == "rom":
+                sites = site_shapes(module)
             if stage == "fabric":
                 progress("writing ROM images")
                 with watch.stage("images"), _about(model):
@@ -144,7 +148,10 @@ def compile_model(
                         lambda name, size: progress(f"engraved {name} ({size / 1e6:.1f} MB)"),
                     )
                 warnings += loss_warnings(images.losses.values(), MANTISSAS, MANTISSAS_HELP)
-                write_json(folder / "mapping.json", mapping_of(module, machine_of(module)))
+                mapping = mapping_of(module, machine_of(module))
+                write_json(folder / "mapping.json", mapping)
+                if options.mapping is not None:
+                    warnings += left_out_warnings(options.mapping, mapping, machine_of(module))
                 warnings += clipped_warnings(images)
             with watch.stage(f"print {stage}"):
                 _write_ir(module, folder / "ir" / f"{stage}.mlir")
@@ -154,11 +161,13 @@ def compile_model(
             with watch.stage("hardware"), _about(model):
                 warnings += _hardware(folder, content, options, progress, expected)
         write_target(folder, _target(options))
-        inputs = _reference(imported, folder)
-        warnings += _adapter_graph(module, folder / next(iter(inputs)))
+        with watch.stage("reference"):
+            inputs = _reference(imported, folder, options, progress)
+            if options.reference:
+                warnings += _adapter_graph(module, folder / next(iter(inputs)))
         with watch.stage("hash"):
             progress("hashing")
-            manifest = _manifest(options, imported, inputs, images, streams, folder)
+            manifest = _manifest(options, imported, inputs, images, streams, sites, folder)
         write_json(folder / MANIFEST, manifest)
         write_json(folder / TIMINGS, {"schema": SCHEMA, "stages": watch.stages})
         if gone := adapters_in(out):
@@ -332,31 +341,39 @@ def cells(options: Options) -> tuple[str, ...]:
     return tuple(code for code in machine.weights if code in machine.head_weights)
 
 
-def _reference(imported: ImportedModel, folder: Path) -> dict[str, Path]:
+def _reference(
+    imported: ImportedModel, folder: Path, options: Options, progress: Progress
+) -> dict[str, Path]:
     """Puts the model and what belongs to it into the output folder; gives the files by name.
 
-    Where weights were quantised on request, the quantised graph takes the model's place.
+    Where weights were quantised on request, the quantised graph takes the model's place. Without a
+    reference only the tokenizer and its like are put there; the model is named all the same.
     """
     model = imported.model_path
-    files: dict[str, Path] = {}
-    if imported.rounded:
-        (folder / REFERENCE).mkdir(parents=True, exist_ok=True)
-        write_quantised(model, imported.rounded, folder / REFERENCE, model.name)
-    else:
-        files[f"{REFERENCE}/{model.name}"] = model
+    large: dict[str, Path] = {}
+    if not imported.rounded or not options.reference:
+        large[f"{REFERENCE}/{model.name}"] = model
     for path in imported.external_files:
-        files[f"{REFERENCE}/{path.relative_to(model.parent)}"] = path
-    for name in COMPANIONS:
-        if (model.parent / name).is_file():
-            files[f"{REFERENCE}/{name}"] = model.parent / name
-    for name, path in files.items():
+        large[f"{REFERENCE}/{path.relative_to(model.parent)}"] = path
+    small = {
+        f"{REFERENCE}/{name}": model.parent / name
+        for name in COMPANIONS
+        if (model.parent / name).is_file()
+    }
+    if options.reference:
+        size = sum(path.stat().st_size for path in large.values())
+        progress(f"copying the model for onnxruntime ({size / 1e6:,.1f} MB)")
+        if imported.rounded:
+            (folder / REFERENCE).mkdir(parents=True, exist_ok=True)
+            write_quantised(model, imported.rounded, folder / REFERENCE, model.name)
+    for name, path in {**(large if options.reference else {}), **small}.items():
         try:
             copy(path, folder / name)
         except OSError as error:
             if error.filename != str(path):
                 raise
             raise UserError(f"cannot be copied: {error.strerror}", file=str(path)) from error
-    return {f"{REFERENCE}/{model.name}": folder / REFERENCE / model.name, **files}
+    return {f"{REFERENCE}/{model.name}": folder / REFERENCE / model.name, **large, **small}
 
 
 def _adapter_graph(module: ModuleOp, model: Path) -> list[str]:
@@ -396,6 +413,7 @@ def _manifest(
     inputs: dict[str, Path],
     images: Images,
     streams: tuple[Stream, ...],
+    sites: Sequence[SiteShape],
     folder: Path,
 ) -> dict[str, Any]:
     outputs: dict[str, str] = {}
@@ -411,11 +429,16 @@ def _manifest(
         "weights": requested_weights(options),
         "quantised": len(imported.rounded),
         "adapter_slots": _slots(options),
+        "adapter_sites": [asdict(one) for one in sites],
         "mapping": None if options.mapping is None else sha256_of(Path(options.mapping)),
         "emit": options.emit,
         "tools": {"python": platform.python_version(), **{t: _version(t) for t in TOOLS}},
         "model": next(iter(inputs)),
-        "inputs": {name: sha256_of(folder / name) for name in sorted(inputs)},
+        "inputs": {
+            name: sha256_of(folder / name if (folder / name).is_file() else inputs[name])
+            for name in sorted(inputs)
+        },
+        "reference": options.reference,
         "outputs": outputs,
         "zeros": {name: asdict(zeros) for name, zeros in sorted(images.zeros.items())},
         "rounding": {

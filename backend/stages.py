@@ -33,6 +33,7 @@ class Options:
         mapping: a mapping file to follow.
         emit: the last stage; None leaves it to the target, and warns where it has no hardware.
         allow_links: whether external data may be links inside a model hub's cache.
+        reference: whether the model is put into the output folder, for onnxruntime as the judge.
     """
 
     target: str
@@ -45,6 +46,7 @@ class Options:
     mapping: str | None = None
     emit: str | None = "program"
     allow_links: bool = False
+    reference: bool = True
 
 
 def passes(options: Options) -> Iterator[tuple[str, tuple[ModulePass, ...]]]:

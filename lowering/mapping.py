@@ -194,6 +194,27 @@ def mapping_of(module: ModuleOp, machine: Machine) -> dict[str, Any]:
     }
 
 
+_NAMED = 4
+"""How many matrices that a mapping leaves out are named."""
+
+
+def left_out_warnings(path: str, placed: dict[str, Any], machine: Machine) -> list[str]:
+    """Says which matrices a mapping file leaves to the compiler, if any.
+
+    Args:
+        path: the file that was followed.
+        placed: what became of it, as `mapping_of` gives it.
+        machine: the chip.
+    """
+    given = read_mapping(path, machine).pieces
+    names = [one["name"] for one in placed["matrices"]]
+    if not (left := [name for name in names if name not in given]):
+        return []
+    more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+    what = f"{path} leaves out {', '.join(left[:_NAMED])}{more} of {len(names)} matrices"
+    return [f"{what}: the compiler places what a mapping leaves out"]
+
+
 def piece_content(piece: Piece) -> dict[str, Any]:
     """A piece as JSON."""
     return {

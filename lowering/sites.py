@@ -125,6 +125,37 @@ def bodies(module: ModuleOp) -> list[Body]:
     return found
 
 
+@dataclass(frozen=True)
+class SiteShape:
+    """Sites of one role and shape.
+
+    Attributes:
+        role: one of `ROLES`.
+        rows: N of each.
+        columns: K of each.
+        sites: how many there are.
+    """
+
+    role: str
+    rows: int
+    columns: int
+    sites: int
+
+
+def site_shapes(module: ModuleOp) -> list[SiteShape]:
+    """The sites that a module of the float stage has; none where slots are not possible."""
+    try:
+        found = bodies(module)
+    except (UserError, PassFailedException):
+        return []
+    counts: dict[tuple[int, int, int], int] = {}
+    for body in found:
+        for place in body.places:
+            key = ROLES.index(place.role), place.rows, place.columns
+            counts[key] = counts.get(key, 0) + len(body.first)
+    return [SiteShape(ROLES[role], *rest, count) for (role, *rest), count in sorted(counts.items())]
+
+
 def names(found: Sequence[Body]) -> list[str]:
     """The names of all sites, in the order of layers and roles."""
     sites = [

@@ -19,7 +19,6 @@ from intaglio.dialects.codes import SLOT_BITS
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.search import largest
 from intaglio.runtime.external_traffic import traffic
-from intaglio.runtime.rom_use import heads, products
 from intaglio.runtime.wording import counted
 
 RANKS = (0, 4, 8, 16, 32, 64, 128)
@@ -58,10 +57,13 @@ class Demand:
         return self.kv_bytes - self.scale_bytes
 
 
-def demand_of(program: Program) -> Demand:
+def demand_of(program: Program, possible: Sequence[Mapping[str, Any]] = ()) -> Demand:
     """The demand of a compiled model.
 
-    Without slots, the sites are those that the matrices of its layers would make.
+    Args:
+        program: the compiled model.
+        possible: the sites that slots would stand beside, as the manifest has them
+            (`adapter_sites`); they count where the chip has no slots.
     """
     from intaglio.dialects.fabric import SCALE_BYTES, kv_code_bytes
 
@@ -70,20 +72,13 @@ def demand_of(program: Program) -> Demand:
     scales = sum(one.heads * SCALE_BYTES for one in caches if one.static_scale is None)
     sites = [(site.rows, site.columns) for site in program.sites.values()]
     if not sites:
-        sites = [program.parameters[name].dims[:2] for name in _layer_matrices(program)]
+        sites = [(one["rows"], one["columns"]) for one in possible for _ in range(one["sites"])]
     fixed = [
         (p.dims[0], -(-(p.codes.size + (p.scales.size if p.scales else 0)) // p.dims[0]))
         for p in program.parameters.values()
         if p.store == "rom.adapter" and p.codes is not None
     ]
-    matrices = [(n, k) for n, k in sites]
-    return Demand(codes + scales, matrices, fixed, scales, program.capacity, program.residents)
-
-
-def _layer_matrices(program: Program) -> Iterator[str]:
-    """Engraved matrices of the products of all layers: of all but the head."""
-    head = heads(program)
-    yield from (name for name in products(program) if name not in head)
+    return Demand(codes + scales, sites, fixed, scales, program.capacity, program.residents)
 
 
 def adapter_bytes(machine: Machine, demand: Demand, rank: int) -> int:
@@ -161,8 +156,8 @@ def external_reads(on_die: int, tokens: int) -> int:
     return outside * (outside + 1) // 2
 
 
-def budget(program: Program) -> dict[str, Any]:
-    """The trade as data, for `intaglio inspect`.
+def budget(program: Program, possible: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """The trade as data, for `intaglio inspect`; `possible` as in `demand_of`.
 
     Keys: `format`, `sites` (their number), `has_slots`, `residents`, `default_sites` (roles that
     slots stand beside unless asked otherwise; none: all), `rank` and `context` (the chip's own),
@@ -179,7 +174,7 @@ def budget(program: Program) -> dict[str, Any]:
     """
     from intaglio.lowering.sram import tokens_on_die
 
-    machine, demand = program.machine, demand_of(program)
+    machine, demand = program.machine, demand_of(program, possible)
     rank = max((site.rank for site in program.sites.values()), default=0)
     capacity = program.capacity
     held = tokens_on_die(capacity, machine)
@@ -187,7 +182,7 @@ def budget(program: Program) -> dict[str, Any]:
     if machine.kv_on_die:
         contexts = [one for one in contexts if one <= capacity]
     rows: list[dict[str, Any]] = []
-    for one in sorted({*RANKS, rank}):
+    for one in sorted({*RANKS, rank}) if demand.sites else (0,):
         used = used_bytes(machine, demand, one)
         rows.append(
             {
@@ -272,7 +267,7 @@ def tables(content: Mapping[str, Any], size_text: Any) -> Iterator[Table]:
     own_rank, own = content["rank"], content["context"]
     of = counted(content["sites"], "slot" if content["has_slots"] else "site")
     if not content["has_slots"]:
-        of += " that the layers' matrices would make"
+        of += " that slots would stand beside"
         if content["default_sites"]:
             of += f" (--adapter-slots R takes {', '.join(content['default_sites'])} alone)"
     residents = content["residents"]

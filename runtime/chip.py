@@ -226,6 +226,7 @@ def compile(  # noqa: A001
     mapping: str | Path | None = None,
     emit: str | None = "program",
     allow_links: bool = False,
+    reference: bool = True,
     progress: Progress | None = None,
 ) -> Chip:
     """Compiles an ONNX language model for a target.
@@ -243,6 +244,7 @@ def compile(  # noqa: A001
         emit: the last stage, one of rom, integer, fabric, program, hw, sv. A chip's engines need
             the program, and nothing after it; None is as the target says.
         allow_links: whether external data may be links inside a model hub's cache.
+        reference: whether the model is copied into the folder; else onnxruntime cannot judge.
         progress: called with a line for each step of long work.
 
     Raises:
@@ -276,6 +278,7 @@ def compile(  # noqa: A001
             mapping=None if mapping is None else str(mapping),
             emit=emit,
             allow_links=allow_links,
+            reference=reference,
         ),
         progress or (lambda message: None),
         expected_tokens,

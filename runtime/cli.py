@@ -299,6 +299,12 @@ def _compile_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--emit", choices=STAGES, help="stop at this stage; else as the target says"
     )
+    parser.add_argument(
+        "--no-reference",
+        dest="reference",
+        action="store_false",
+        help="leave the model out of OUT; then onnxruntime cannot judge what was compiled",
+    )
     parser.add_argument("-o", dest="out", metavar="OUT", required=True, help="folder to write")
 
 
@@ -465,11 +471,13 @@ def _compile(args: argparse.Namespace) -> int:
         mapping=args.mapping,
         emit=args.emit,
         allow_links=args.allow_links,
+        reference=args.reference,
     )
     with _progress() as progress:
         compiled = compile_model(args.model, args.out, options, progress, expected_tokens)
     is_whole = args.emit in (None, "program", *HARDWARE_STAGES)
-    for warning in (*compiled.warnings, *(_unjudged(compiled.folder) if is_whole else ())):
+    judged = is_whole and args.reference
+    for warning in (*compiled.warnings, *(_unjudged(compiled.folder) if judged else ())):
         _warn(warning)
     _write_line(f"{args.model} for {args.target}: {compiled.folder}")
     if is_whole:

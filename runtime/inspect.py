@@ -89,7 +89,7 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
         "zeros": _zeros(program, manifest.get("zeros", {})),
         "constants": _constants(program),
         "sram": _sram(program, mapping),
-        "budget": budget(program),
+        "budget": budget(program, manifest.get("adapter_sites", ())),
         "vector_memory": {
             "capacity_bytes": program.machine.vector_sram_bytes,
             "used_bytes": max((b.address + b.size for b in program.buffers.values()), default=0),

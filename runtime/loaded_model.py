@@ -73,10 +73,10 @@ class LoadedModel:
 
     @cached_property
     def model(self) -> Path:
-        """The ONNX file that was compiled."""
-        from intaglio.runtime.reference import model_of
+        """The ONNX file that was compiled, which `--no-reference` leaves out of the folder."""
+        from intaglio.backend.output import read_manifest
 
-        return model_of(self.folder)
+        return self.folder / read_manifest(self.folder)["model"]
 
     @property
     def judged(self) -> Path:
@@ -86,8 +86,10 @@ class LoadedModel:
             UserError: there is none.
         """
         from intaglio.runtime.adapters import judged_with
+        from intaglio.runtime.reference import model_of
 
-        return self.model if self._adapter is None else judged_with(self.model)
+        model = model_of(self.folder)
+        return model if self._adapter is None else judged_with(model)
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:

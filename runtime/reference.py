@@ -242,13 +242,20 @@ def model_of(folder: Path) -> Path:
     """The ONNX file of an output folder, by its manifest.
 
     Raises:
-        UserError: the folder is no output, or holds no model.
+        UserError: the folder is no output.
+        CannotJudge: it holds no model.
     """
     from intaglio.backend.output import read_manifest
 
-    model = folder / read_manifest(folder)["model"]
+    manifest = read_manifest(folder)
+    model = folder / manifest["model"]
     if not model.is_file():
-        raise UserError("the output folder holds no model to compare with", file=str(model))
+        left_out = not manifest.get("reference", True)
+        raise CannotJudge(
+            "the output folder holds no model to compare with",
+            file=str(model),
+            hint="compile without --no-reference" if left_out else None,
+        )
     return model
 
 

@@ -19,7 +19,9 @@ from intaglio.backend.stages import IR_STAGES, Options
 from intaglio.backend.target import load_target
 from intaglio.backend.target_file import TARGET, read_target
 from intaglio.dialects.errors import UserError
+from intaglio.runtime.chip import load
 from intaglio.runtime.expected_tokens import expected_tokens
+from intaglio.runtime.reference import CannotJudge
 
 Named = Callable[[str], Path]
 
@@ -133,3 +135,35 @@ def test_a_failed_compile_leaves_nothing(model: Named, tmp_path: Path) -> None:
         compile_model(model("llama"), out, Options("roma-mini", ("h_unit.sram_bytes=1024",)))
     assert contents(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["tied", "llama"])
+def test_without_the_model(model: Named, tmp_path: Path, name: str) -> None:
+    """It is not copied, the tokenizer's files are; all but the judge works; and again."""
+    folder = tmp_path / "model"
+    shutil.copytree(model(name).parent, folder)
+    (folder / "special_tokens_map.json").write_text("{}")
+    file = folder / model(name).name
+    options = Options("roma-mini")
+    said: list[str] = []
+    whole = compile_model(file, tmp_path / "out", options, said.append).folder
+    assert any(line.startswith("copying the model for onnxruntime (") for line in said)
+    kept = contents(whole)
+    stages = [one["stage"] for one in json.loads((whole / TIMINGS).read_text())["stages"]]
+    assert stages.index("reference") == stages.index("hash") - 1
+    said.clear()
+    out = compile_model(file, tmp_path / "out", replace(options, reference=False), said.append)
+    assert not any("copying" in line for line in said)
+    left = contents(out.folder)
+    assert not any(path.endswith((".onnx", ".data")) for path in left)
+    assert "reference/special_tokens_map.json" in left
+    for path in ("rom/matrices.bin", "program.json"):
+        assert left[path] == kept[path]
+    manifest = json.loads(left[MANIFEST])
+    assert manifest["reference"] is False
+    assert manifest["inputs"]["reference/model.onnx"] == sha256_of(file)
+    chip = load(out.folder)
+    assert len(chip.generate([1, 2], 2)) == 2 and chip.adapters.list() == []
+    for judge in (lambda: chip.check(tokens=4), lambda: chip.generate([1], 1, "onnxruntime")):
+        with pytest.raises(CannotJudge, match="compile without --no-reference"):
+            judge()

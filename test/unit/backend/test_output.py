@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from intaglio.backend.output import (
     ADAPTER_FLOATS,
     ADAPTERS,
     MANIFEST,
+    copy,
     whole_or_nothing,
 )
 from intaglio.backend.stages import Options
@@ -168,3 +173,37 @@ def test_devices_are_written_as_they_are() -> None:
     with whole_file(Path("/dev/null")) as file:
         assert file == Path("/dev/null")
     assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_copies_share_bytes_where_that_is_possible(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shares: bool
+) -> None:
+    """A reflink where the file system has it, else a copy; never a hard link."""
+    asked: list[int] = []
+
+    def ioctl(new: int, what: int, old: int) -> int:
+        asked.append(what)
+        if not shares:
+            raise OSError(errno.EOPNOTSUPP, "not supported")
+        os.write(new, os.read(old, 100))
+        return 0
+
+    def copyfile(source: Path, target: Path) -> None:
+        assert not shares
+        target.write_bytes(source.read_bytes())
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    source, target = tmp_path / "a", tmp_path / "folder" / "b"
+    source.write_bytes(b"bytes")
+    copy(source, target)
+    assert target.read_bytes() == b"bytes" and asked == [0x40049409]
+    assert source.stat().st_nlink == target.stat().st_nlink == 1
+
+
+def test_a_copy_of_nothing_names_it(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught:
+        copy(tmp_path / "nothing", tmp_path / "b")
+    assert caught.value.filename == str(tmp_path / "nothing")

@@ -16,7 +16,7 @@ from xdsl.dialects.builtin import ModuleOp
 from intaglio.dialects.errors import DoesNotFit, UserError
 from intaglio.dialects.fabric import EngraveOp, places
 from intaglio.dialects.machine import Machine
-from intaglio.lowering.mapping import SCHEMA, mapping_of
+from intaglio.lowering.mapping import SCHEMA, left_out_warnings, mapping_of
 from intaglio.lowering.place import FabricPlace
 
 Content = dict[str, Any]
@@ -171,6 +171,27 @@ def test_a_misspelt_matrix(content: Content, follow: Any) -> None:
     with pytest.raises(UserError, match="layers_1_qvk, which the model") as raised:
         follow(content)
     assert raised.value.hint is not None and "did you mean 'layers_1_qkv'?" in raised.value.hint
+
+
+def test_what_a_mapping_leaves_out_is_named(
+    content: Content, mini: Machine, tmp_path: Path
+) -> None:
+    path = tmp_path / "mapping.json"
+    whole = {**content, "matrices": list(content["matrices"])}
+    names = [one["name"] for one in content["matrices"]]
+    assert len(names) > 6
+    for left, said in (
+        (names[:0], None),
+        (names[1:2], f"leaves out {names[1]} of {len(names)} matrices"),
+        (names[:4], f"leaves out {', '.join(names[:4])} of"),
+        (names[:6], f"leaves out {', '.join(names[:4])} and 2 more of"),
+        (names, f"and {len(names) - 4} more of {len(names)} matrices: the compiler places"),
+    ):
+        given = [one for one in content["matrices"] if one["name"] not in left]
+        path.write_text(json.dumps({**content, "matrices": given}))
+        warnings = left_out_warnings(str(path), whole, mini)
+        assert len(warnings) == (said is not None)
+        assert all(said in one and str(path) in one for one in warnings)
 
 
 def test_a_matrix_that_is_placed_twice(content: Content, follow: Any) -> None:

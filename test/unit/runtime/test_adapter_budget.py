@@ -177,13 +177,37 @@ def test_only_formats_that_fit_are_named(
     assert "a larger target" in str(caught.value)
 
 
-def test_without_slots_the_matrices_are_taken(compiled: Callable[[str], Path]):
-    trade = budget(load_program(compiled("llama")))
-    # q, k and v are one matrix there: 5 a layer.
-    assert not trade["has_slots"] and trade["sites"] == 10 and trade["rank"] == 0
-    assert "sites that the layers' matrices would make" in " ".join(
-        inspect_text(inspect_json(compiled("llama"))).split()
-    )
+@pytest.mark.parametrize(
+    ("name", "sites"),
+    [
+        # q, k and v are one matrix there, a layer has 5.
+        ("llama", 14),
+        ("qwen", 14),
+        # No gate.
+        ("phi", 12),
+    ],
+)
+def test_without_slots_the_sites_are_those_that_slots_would_make(
+    model: Callable[[str], Path], compiled: Callable[[str], Path], tmp_path: Path, name: str, sites
+):
+    """Rank by rank what a compile with slots takes: packed projections count as their parts."""
+    trade = inspect_json(compiled(name))["budget"]
+    assert not trade["has_slots"] and trade["rank"] == 0
+    options = Options("roma-mini", adapter_rank=16)
+    made = inspect_json(compile_model(model(name), tmp_path / "out", options).folder)
+    assert trade["sites"] == made["budget"]["sites"] == made["adapter"]["sites"] == sites
+    (own,) = (row for row in trade["ranks"] if row["rank"] == 16)
+    assert own["adapter_bytes"] == made["sram"]["adapter_slot_bytes"]
+    for ours, theirs in zip(trade["ranks"], made["budget"]["ranks"], strict=True):
+        assert ours["adapter_bytes"] == theirs["adapter_bytes"]
+        assert ours["context"] == theirs["context"]
+    text = " ".join(inspect_text(inspect_json(compiled(name))).split())
+    assert f"{sites} sites that slots would stand beside" in text
+
+
+def test_a_model_without_sites_has_no_ranks(compiled: Callable[[str], Path]):
+    program = load_program(compiled("llama"))
+    assert [row["rank"] for row in budget(program)["ranks"]] == [0]
 
 
 def test_nothing_fits(slotted: Path):
