@@ -60,7 +60,7 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
     program = load_program(out)
     stated = list(program.positions) if positions is None else list(positions)
     check_positions(program, stated)
-    mapping, manifest = _read(out / "mapping.json"), _read(out / "manifest.json")
+    mapping, manifest = read_json(out / "mapping.json"), read_json(out / "manifest.json")
     target = read_target(out)
     placed = placed_matrices(program, mapping)
     passes = activation_passes(program.machine.activations, program.machine)
@@ -155,7 +155,12 @@ def _outside_range(target: Target) -> list[dict[str, Any]]:
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of the output folder.
+
+    Raises:
+        UserError: it is not there, or no JSON.
+    """
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

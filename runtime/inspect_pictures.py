@@ -20,7 +20,7 @@ from intaglio.runtime.picture_colours import (
 from intaglio.runtime.power import on_times
 from intaglio.runtime.rom_use import USES
 from intaglio.runtime.svg import ROW, Bar, Box, Lane, Window, lanes, legend, stacked
-from intaglio.runtime.timing import critical_path, spans
+from intaglio.runtime.timing import Extent, critical_path, extents, spans
 from intaglio.runtime.wording import counted
 
 MANY = 8
@@ -102,7 +102,8 @@ def cycle_pictures(positions: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def token_pictures(program: Program, position: int) -> list[str]:
     """Blocks of the whole token, then its instructions; of many layers one stands for all."""
-    boxes, blocks, period = _boxes(program, position)
+    boxes, period = _boxes(program, position)
+    blocks = extents(program, position)
     used = [queue for queue in timeline.QUEUES if boxes[queue]]
     busy = {q: sum(box.finish - box.start for box in boxes[q]) / period for q in used}
     rows = [Lane(queue, boxes[queue], f"{busy[queue]:.1%} busy") for queue in used]
@@ -129,9 +130,9 @@ def token_pictures(program: Program, position: int) -> list[str]:
         pictures += [lanes(title, rows, [Window(0, period)]), caption(title)]
         if repeated:
             (window,) = [
-                Window(first, last)
-                for number, instance, first, last in blocks
-                if (number, instance) == (repeated[0], 1)
+                Window(one.first, one.last)
+                for one in blocks
+                if (one.block, one.instance) == (repeated[0], 1)
             ]
             title = f"Instance 1 of {program.blocks[repeated[0]].name} in the same token"
             inside = [
@@ -151,25 +152,18 @@ def token_pictures(program: Program, position: int) -> list[str]:
     return [*pictures, legend(kinds)]
 
 
-Extent = tuple[int, int, int, int]
-"""Number of a block and of its instance, first cycle, and the first of the next (or the end)."""
-
-
-def _boxes(program: Program, position: int) -> tuple[dict[str, list[Box]], list[Extent], int]:
-    """Instructions by queue, extents of the block instances, and the period."""
+def _boxes(program: Program, position: int) -> tuple[dict[str, list[Box]], int]:
+    """Instructions by queue, and the period."""
     path = critical_path(program, position)
     critical = {(span.block, span.instance, span.instruction) for span in path}
     found: dict[str, list[Box]] = {queue: [] for queue in timeline.QUEUES}
-    starts: dict[tuple[int, int], int] = {}
     period = 0
     for span, number in spans(program, [position]):
         block = program.blocks[number]
         one = block.instructions[span.instruction]
         start, finish = int(span.start[0]), int(span.finish[0])
         period = max(period, finish)
-        at = (number, span.instance)
-        starts[at] = min(start, starts.get(at, start))
-        on_path = (*at, span.instruction) in critical
+        on_path = (number, span.instance, span.instruction) in critical
         title = (
             f"{one.opcode}, {block.name} {span.instance}: {start:,} to {finish:,} "
             f"({counted(finish - start, 'cycle')}{', on the critical path' if on_path else ''})"
@@ -187,26 +181,20 @@ def _boxes(program: Program, position: int) -> tuple[dict[str, list[Box]], list[
                 label=one.opcode,
             )
         )
-    order = sorted(starts.items(), key=lambda item: item[1])
-    ends = [*(start for _, start in order[1:]), period]
-    # What starts first starts with the token, whatever it waits for.
-    blocks = [(*at, start, end) for (at, start), end in zip(order, ends, strict=True)]
-    if blocks:
-        number, instance, _, end = blocks[0]
-        blocks[0] = (number, instance, 0, end)
-    return found, blocks, period
+    return found, period
 
 
 def _block_boxes(program: Program, blocks: Sequence[Extent]) -> list[Box]:
     """Block instances, in two tones by turns where they are layers."""
     found: list[Box] = []
-    for number, instance, first, last in blocks:
-        block = program.blocks[number]
+    for one in blocks:
+        block = program.blocks[one.block]
         many = len(block.instances) > 1
-        tone = ("tensor2", "tensor3")[instance % 2] if many else "tensor1"
-        title = f"{block.name}{f' {instance}' if many else ''}: {first:,} to {last:,}"
-        label = str(instance) if many else block.name
-        found.append(Box(first, last, Fill(tone), title, label=label))
+        tone = ("tensor2", "tensor3")[one.instance % 2] if many else "tensor1"
+        name = f"{block.name} {one.instance}" if many else block.name
+        title = f"{name}: {one.first:,} to {one.last:,}"
+        label = str(one.instance) if many else block.name
+        found.append(Box(one.first, one.last, Fill(tone), title, label=label))
     return found
 
 
@@ -214,13 +202,13 @@ def _windows(program: Program, blocks: Sequence[Extent]) -> list[Window]:
     """What runs once, and the second instance of what runs often: the first may wait for what
     comes before it."""
     found: list[Window] = []
-    for number, instance, first, last in blocks:
-        block = program.blocks[number]
+    for one in blocks:
+        block = program.blocks[one.block]
         count = len(block.instances)
         if count == 1:
-            found.append(Window(first, last, block.name))
-        elif instance == 1:
-            found.append(Window(first, last, f"{block.name} x {count} (this is {instance})"))
+            found.append(Window(one.first, one.last, block.name))
+        elif one.instance == 1:
+            found.append(Window(one.first, one.last, f"{block.name} x {count} (this is 1)"))
     return found
 
 

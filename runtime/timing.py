@@ -141,6 +141,43 @@ def generation_from(before: int, wanted: TokenCycles) -> GenerationCycles:
     return GenerationCycles(before + first, tokens)
 
 
+@dataclass(frozen=True)
+class Step:
+    """An instruction instance of a token, and what it waits for.
+
+    Attributes:
+        span: with the number of its block in the program.
+        before: index of its predecessor in its queue, or None.
+        waits: indices of the last instruction of each other queue that it waits for.
+    """
+
+    span: Span
+    before: int | None
+    waits: tuple[int, ...]
+
+
+def steps(
+    program: Program, position: int, sampled: bool = True, ranks: Ranks | None = None
+) -> list[Step]:
+    """Every instruction instance of a token, in program order, with what it waits for."""
+    found: list[Step] = []
+    done: dict[str, list[int]] = {queue: [] for queue in timeline.QUEUES}
+    base: dict[str, int] = {}
+    for number, (span, block) in enumerate(spans(program, [position], sampled, ranks)):
+        if span.instruction == 0:
+            base = {queue: len(numbers) for queue, numbers in done.items()}
+        issue = program.blocks[block].instructions[span.instruction].issue
+        waits = tuple(
+            done[queue][last - 1]
+            for queue, count in issue.waits.items()
+            if (last := base[queue] + count)
+        )
+        own = done[issue.queue]
+        found.append(Step(replace(span, block=block), own[-1] if own else None, waits))
+        own.append(number)
+    return found
+
+
 def critical_path(
     program: Program, position: int, sampled: bool = True, ranks: Ranks | None = None
 ) -> list[Span]:
@@ -149,24 +186,43 @@ def critical_path(
     Each starts `issue` cycles after its predecessor in the list finishes; so the durations and one
     `issue` for each add up to the period.
     """
-    found: list[Span] = []
-    before: list[int | None] = []
-    done: dict[str, list[int]] = {queue: [] for queue in timeline.QUEUES}
-    base: dict[str, int] = {}
-    for number, (span, block) in enumerate(spans(program, [position], sampled, ranks)):
-        if span.instruction == 0:
-            base = {queue: len(numbers) for queue, numbers in done.items()}
-        issue = program.blocks[block].instructions[span.instruction].issue
-        waited = done[issue.queue][-1:]
-        for queue, count in issue.waits.items():
-            if last := base[queue] + count:
-                waited.append(done[queue][last - 1])
-        before.append(max(waited, key=lambda one: int(found[one].finish[0]), default=None))
-        done[issue.queue].append(number)
-        found.append(replace(span, block=block))
+    found = steps(program, position, sampled, ranks)
+
+    def finish(number: int) -> int:
+        return int(found[number].span.finish[0])
+
     path: list[Span] = []
-    step = max(range(len(found)), key=lambda one: int(found[one].finish[0]), default=None)
-    while step is not None:
-        path.append(found[step])
-        step = before[step]
+    at = max(range(len(found)), key=finish, default=None)
+    while at is not None:
+        one = found[at]
+        path.append(one.span)
+        waited = (*(() if one.before is None else (one.before,)), *one.waits)
+        at = max(waited, key=finish, default=None)
     return path[::-1]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The cycles of a block instance: from its first start to that of the next, the first from 0
+    and the last to the end of the period."""
+
+    block: int
+    instance: int
+    first: int
+    last: int
+
+
+def extents(program: Program, position: int) -> list[Extent]:
+    """The block instances of a token, one after another without a gap."""
+    starts: dict[tuple[int, int], int] = {}
+    period = 0
+    for span, block in spans(program, [position]):
+        at = (block, span.instance)
+        starts[at] = min(int(span.start[0]), starts.get(at, int(span.start[0])))
+        period = max(period, int(span.finish[0]))
+    order = sorted(starts.items(), key=lambda item: item[1])
+    ends = [*(start for _, start in order[1:]), period]
+    return [
+        Extent(*at, start if number else 0, end)
+        for number, ((at, start), end) in enumerate(zip(order, ends, strict=True))
+    ]
