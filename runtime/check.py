@@ -32,6 +32,7 @@ from intaglio.runtime.check_operators import OPERATOR_KEYS, check_operators
 from intaglio.runtime.engines import CHECKED_ENGINES, HARDWARE_ENGINES, check_known
 from intaglio.runtime.loaded_model import LoadedModel
 from intaglio.runtime.reference import CannotJudge, Reference, own_rounding
+from intaglio.runtime.remaining import LONG, Remaining, duration
 from intaglio.runtime.saturation import saturation
 
 AS_IT_COMES = "as_it_comes"
@@ -142,6 +143,7 @@ def check(
     adapter: str | None = None,
     stress: bool = False,
     progress: Progress = lambda message: None,
+    announce: Progress = lambda message: None,
 ) -> dict[str, Any]:
     """Compares a compiled model with onnxruntime running the same ONNX file.
 
@@ -161,6 +163,7 @@ def check(
         stress: compare the hardware (engine `rtl`) with the simulator on extreme contents too; see
             `runtime/stress.py`. What it finds is a difference of the hardware like any other.
         progress: called with a line for each step of long work.
+        announce: called once, with how long a text takes, where all of it takes long.
 
     Returns:
         The content of `intaglio check --json`. `judge` is the reference that counts, and
@@ -216,6 +219,7 @@ def check(
             engine=engine,
             stress=stress,
             progress=progress,
+            announce=announce,
         )
     finally:
         if adapter is not None:
@@ -252,6 +256,7 @@ def _check(
     engine: str,
     stress: bool,
     progress: Progress,
+    announce: Progress,
 ) -> dict[str, Any]:
     window = chip.program.capacity if prompt_ids is not None else WINDOW
     window = min(window, chip.program.capacity)
@@ -270,7 +275,8 @@ def _check(
     task = _Task(ids, prompt_ids, tokens, window, text is not None)
     result: dict[str, Any] = {"engine": engine}
     try:
-        ids, found = _judged(chip, task, progress)
+        shortens = text is not None and windows is None
+        ids, found = _judged(chip, task, progress, announce if shortens else progress)
     except CannotJudge as error:
         if engine not in HARDWARE_ENGINES:
             raise
@@ -296,7 +302,9 @@ def _check(
     return result
 
 
-def _judged(chip: LoadedModel, task: _Task, progress: Progress) -> tuple[list[int], dict[str, Any]]:
+def _judged(
+    chip: LoadedModel, task: _Task, progress: Progress, announce: Progress
+) -> tuple[list[int], dict[str, Any]]:
     """The tokens that were compared (a prompt with its continuation), and what was found.
 
     Raises:
@@ -320,8 +328,17 @@ def _judged(chip: LoadedModel, task: _Task, progress: Progress) -> tuple[list[in
     ours = _Against()
     saturations = 0
     first: tuple[Sequence[int], dict[str, npt.NDArray[np.float32]]] | None = None
+    remaining, announced = Remaining(len(parts)), False
     for number, part in enumerate(parts):
-        progress(f"window {number + 1} of {len(parts)}")
+        left = remaining.begin()
+        if left is not None and left >= LONG and not announced:
+            announced = True
+            announce(
+                f"{len(parts):,} windows of the text take about {duration(left)} more; "
+                "--windows N compares the first N"
+            )
+        about = "" if left is None else f", about {duration(left)} left"
+        progress(f"window {number + 1} of {len(parts)}{about}")
         simulator.reset()
         exact = simulator.forward(part, 0)
         assert exact is not None

@@ -753,6 +753,7 @@ def _check(args: argparse.Namespace) -> int:
             adapter=args.adapter,
             stress=args.stress,
             progress=progress,
+            announce=lambda line: _say(f"{line}\n"),
         )
     failures = missed(result, tolerances)
     if result.get("hardware_difference"):

@@ -17,6 +17,7 @@ from intaglio.runtime.check_report import (
     text_lines,
 )
 from intaglio.runtime.chip import load
+from intaglio.runtime.remaining import Remaining
 
 
 def test_figures_of_logits_by_hand():
@@ -170,3 +171,28 @@ def test_bytes_need_a_token_each(compiled, tmp_path: Path):
     path.write_text("x")
     with pytest.raises(UserError, match="holds too little text"):
         check(load(compiled("llama")), text=path)
+
+
+@pytest.mark.parametrize(("windows", "said"), [(None, 1), (4, 0)])
+def test_a_long_text_is_said_to_be_long(
+    compiled, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, windows: int | None, said: int
+):
+    """Once, with what shortens it, and not to who shortened it."""
+
+    class Slow(Remaining):
+        def __init__(self, steps: int) -> None:
+            times = iter(range(0, 40 * (steps + 1), 40))
+            super().__init__(steps, lambda: float(next(times)))
+
+    monkeypatch.setattr(module, "Remaining", Slow)
+    text = tmp_path / "text"
+    text.write_text("x" * (128 * 5))
+    lines: list[str] = []
+    steps: list[str] = []
+    options = {"text": text, "windows": windows, "announce": lines.append}
+    result = check(load(compiled("llama")), **options, progress=steps.append)
+    assert result["windows"] == (windows or 5)
+    line = "5 windows of the text take about 2 minutes more; --windows N compares the first N"
+    assert lines == [line] * said
+    third = f"window 3 of {windows or 5}, about {'2 minutes' if windows is None else '80 s'} left"
+    assert "window 1 of " + str(windows or 5) in steps and third in steps
