@@ -41,6 +41,8 @@ h2 a:hover, h2 a:focus {{ text-decoration: underline; }}
 nav ul {{ list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1rem; }}
 .limits {{ border-left: 4px solid var(--link); padding-left: .8rem; max-width: 60rem; }}
 pre {{ background: var(--soft); padding: .8rem 1rem; white-space: pre-wrap; }}
+pre span {{ display: block; padding-left: 8ch; text-indent: -8ch; }}
+summary {{ cursor: pointer; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .15rem .7rem; text-align: right; vertical-align: top; white-space: pre;
@@ -71,6 +73,9 @@ th:first-child {{ min-width: 42vw; max-width: 42vw; }}
 }}
 """
 
+FOLDED = 4
+"""Further lines of a cell from which on they are shown on request."""
+
 
 def inspect_html(out: str | Path, content: Mapping[str, Any]) -> str:
     """What `inspect_json` gives as a page, with the token at the last stated position drawn.
@@ -89,7 +94,7 @@ def inspect_html(out: str | Path, content: Mapping[str, Any]) -> str:
         f"<h1>{escape(title)}</h1>",
         f"<p>{escape(shape)}; {escape(about)}</p>",
         *(f'<p class="limits">{escape(one)}</p>' for one in limit_sentences(content["positions"])),
-        f"<pre>{escape(chr(10).join(summary_lines(content, limits=False)))}</pre>",
+        f"<pre>{''.join(_summary(content))}</pre>",
         '<nav aria-label="Contents"><ul>',
         *(f'<li><a href="#{_anchor(name)}">{escape(name)}</a></li>' for name, _ in sections),
         "</ul></nav>",
@@ -113,6 +118,12 @@ def inspect_html(out: str | Path, content: Mapping[str, Any]) -> str:
         *body,
     ]
     return "\n".join([*parts, "</body>", "</html>"]) + "\n"
+
+
+def _summary(content: Mapping[str, Any]) -> Iterator[str]:
+    """Figures, one a line; where it breaks, the rest stands below the figure, not its name."""
+    for line in summary_lines(content, limits=False):
+        yield f"<span>{escape(line)}</span>"
 
 
 def _sections(program: Program, content: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
@@ -145,12 +156,21 @@ def _table(table: Table) -> Iterator[str]:
             f"<thead><tr>{head}</tr></thead><tbody>"
         )
         for first, *rest in rows:
-            cells = f'<th scope="row"{_kinds(first)}>{escape(first)}</th>'
+            cells = f'<th scope="row"{_kinds(first)}>{_folded(first)}</th>'
             cells += "".join(f"<td{_kinds(cell)}>{escape(cell)}</td>" for cell in rest)
             yield f"<tr>{cells}</tr>"
         yield "</tbody></table></div>"
     for line in note.splitlines():
         yield f'<p class="note">{escape(line)}</p>'
+
+
+def _folded(text: str) -> str:
+    """A cell; a long list of names is opened by its first."""
+    first, *others = text.splitlines() or [""]
+    if len(others) < FOLDED:
+        return escape(text)
+    summary = f"{escape(first)} and {len(others)} more"
+    return f"<details><summary>{summary}</summary>{escape(text)}</details>"
 
 
 def _kinds(text: str) -> str:

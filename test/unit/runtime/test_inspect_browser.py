@@ -41,6 +41,11 @@ const table = document.querySelector("table");
 table.parentElement.scrollLeft = 1000;
 const letters = [...document.querySelectorAll("svg[role] text")].map(
   (one) => 12 * one.getScreenCTM().a);
+const boxes = document.querySelectorAll("svg [tabindex]");
+const visible = () => getComputedStyle(boxes[0].querySelector(".tip")).visibility;
+const hidden = visible();
+boxes[0].focus();
+const told = document.activeElement === boxes[0] ? visible() : "not in focus";
 const seen = {
   width: innerWidth, client: root.clientWidth, scroll: root.scrollWidth, wide: wide,
   paper: getComputedStyle(document.body).backgroundColor,
@@ -52,7 +57,7 @@ const seen = {
     == document.querySelectorAll("[id]").length,
   dead: [...document.querySelectorAll("a")].filter(
     (one) => !document.getElementById(one.hash.slice(1))).length,
-  stops: document.querySelectorAll("svg [tabindex]").length,
+  stops: boxes.length, told: told, hidden: hidden,
 };
 const out = document.createElement("output");
 out.textContent = JSON.stringify(seen).replaceAll("<", "(");
@@ -109,3 +114,5 @@ def test_nothing_is_wider_than_the_window(page: str, tmp_path: Path, width: int,
     assert seen["letters"] >= 11
     assert seen["first"] == pytest.approx(0, abs=1)
     assert seen["ids"] and seen["dead"] == 0 and seen["stops"] > 10
+    # What the keyboard reaches says in writing what it is.
+    assert (seen["hidden"], seen["told"]) == ("hidden", "visible")

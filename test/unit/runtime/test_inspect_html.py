@@ -209,6 +209,20 @@ def test_of_many_layers_one_stands_for_all(compiled: Named, monkeypatch: pytest.
     assert len(list(overview.iter("rect"))) == sum(len(b.instances) for b in program.blocks)
 
 
+@pytest.mark.parametrize("count", [1, 4, 5, 17])
+def test_long_lists_of_nodes_are_folded(gated: Path, count: int):
+    content = inspect_json(gated)
+    nodes = [f"node_{i}<&>" for i in range(count)]
+    content["slowest"] = [{**content["slowest"][0], "onnx": nodes}]
+    page = inspect_html(gated, content)
+    assert escape("\n".join(nodes)) in page
+    assert page.count("<details>") == (count > 4)
+    assert (f"and {count - 1} more</summary>" in page) == (count > 4)
+    parser = _Page()
+    parser.feed(page)
+    assert not parser.open
+
+
 def test_colours_mean_the_same_in_every_picture(gated: Path):
     """A queue's bar and its instructions; wake and sleep are no other queue's."""
     page = inspect_html(gated, inspect_json(gated))
