@@ -17,6 +17,7 @@ from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.backend import circt
+from intaglio.backend.hardware_files import EXTERNAL_BANKS
 from intaglio.backend.images import Images, clipped_warnings, write_images
 from intaglio.backend.measure import Stopwatch
 from intaglio.backend.output import (
@@ -241,7 +242,7 @@ def _hardware(
         return [f"this program has no hardware: {misfit}" for misfit in misfits(content)]
     program = load_program(folder)
     try:
-        emit_hardware(
+        written = emit_hardware(
             program,
             ImageFiles(program, folder),
             folder,
@@ -254,7 +255,12 @@ def _hardware(
             raise
         help_ = f"; what helps: {error.hint}" if error.hint else ""
         return [f"no hardware is written: {error.what}{help_}"]
-    return []
+    if EXTERNAL_BANKS not in written:
+        return []
+    # Less the head line.
+    count = (folder / EXTERNAL_BANKS).read_text().count("\n") - 1
+    what = f"the hardware has {count:,} external modules, ROM banks whose logic is left out"
+    return [f"{what} ({EXTERNAL_BANKS} lists them); docs/synthesis.md says how it is written"]
 
 
 @contextmanager

@@ -8,6 +8,8 @@
 - `images/roms.bin`, `images/roms.json`: contents of all ROMs, and which bytes belong to which: for
   each memory's path its offset, depth, bits of a word and bytes of a word (little-endian).
 - `filelist.f`: the sources, a line each, as simulators and linters take them.
+- `external_banks.csv`: where ROM is logic and the chip is large, the modules of banks that are left
+  out of `chip.sv`, with the widths of their ports.
 - `testbench.sv`, `hex/*.hex`, and Verilator's options for them in `verilator.f`: for other
   simulators, where the contents are small (`backend.testbench`).
 
@@ -27,6 +29,7 @@ import numpy as np
 
 from intaglio.backend import circt
 from intaglio.backend.hardware_files import (
+    EXTERNAL_BANKS,
     FILE_LIST,
     HEX,
     IR,
@@ -48,6 +51,7 @@ from intaglio.backend.whole import naming, write_text
 from intaglio.dialects import semantics
 
 if TYPE_CHECKING:
+    from intaglio.backend.hw.signal import ModuleBuilder
     from intaglio.backend.image_files import Images
     from intaglio.backend.program import Program
 
@@ -97,6 +101,9 @@ def emit_hardware(
         banks = ()
     design = chip_design(layout, logic_rom(layout, images, banks, shared))
     header = _header(folder)
+    external = design.external_modules
+    if external:
+        header += _external_comment(len(external))
     text = header + design.text()
     progress("verifying the hardware")
     circt.verify(text)
@@ -105,6 +112,8 @@ def emit_hardware(
         progress("writing SystemVerilog")
         written |= dict(zip(VERILOG, _split(circt.to_verilog(text), header), strict=True))
         written[WAIVERS] = header + lint_waivers()
+    if external:
+        written[EXTERNAL_BANKS] = _external_list(external)
     for name, content in written.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +125,7 @@ def emit_hardware(
         names += [ROMS, ROM_INDEX, *hexes.values()]
         write_text(folder / FILE_LIST, file_list())
         names.append(FILE_LIST)
-        if hexes:
+        if hexes and not external:
             progress("writing the test bench")
             ports = {port.name: (port.output, port.width) for port in design.modules[TOP].ports}
             adapters = layout.adapters
@@ -134,6 +143,24 @@ def _header(folder: Path) -> str:
     lines = [f"Made by intaglio {version('intaglio')} with {circt.version()} from"]
     lines += [f"  {n} sha256 {sha256_of(path)}" for n, path in sources.items() if path.exists()]
     return "".join(f"// {line}\n" for line in lines)
+
+
+def _external_comment(count: int) -> str:
+    lines = (
+        f"{count:,} modules of ROM banks (tileT_l_unitU_bankB) and of their scales are external:",
+        f"instances without a body, which {Path(EXTERNAL_BANKS).name} lists.",
+        "docs/synthesis.md says how their logic is written.",
+    )
+    return "".join(f"// {line}\n" for line in lines)
+
+
+def _external_list(modules: Sequence[ModuleBuilder]) -> str:
+    """Names of external modules with the widths of their two ports, a line each."""
+    lines = ["module,address_bits,word_bits"]
+    for one in modules:
+        widths = {port.name: port.width for port in one.ports}
+        lines.append(f"{one.name},{widths['address']},{widths['word']}")
+    return "\n".join(lines) + "\n"
 
 
 def lint_waivers() -> str:

@@ -11,9 +11,20 @@ ROM_INDEX = f"{FOLDER}/images/roms.json"
 FILE_LIST = f"{FOLDER}/filelist.f"
 VERILATOR_LIST = f"{FOLDER}/verilator.f"
 TESTBENCH = f"{FOLDER}/testbench.sv"
+EXTERNAL_BANKS = f"{FOLDER}/external_banks.csv"
 HEX = f"{FOLDER}/hex"
 
-_NAMED = (IR, *VERILOG, WAIVERS, ROMS, ROM_INDEX, FILE_LIST, VERILATOR_LIST, TESTBENCH)
+_NAMED = (
+    IR,
+    *VERILOG,
+    WAIVERS,
+    ROMS,
+    ROM_INDEX,
+    FILE_LIST,
+    VERILATOR_LIST,
+    TESTBENCH,
+    EXTERNAL_BANKS,
+)
 
 
 def is_hardware_file(name: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -555,12 +555,20 @@ def _codes(words: npt.NDArray[Any], fmt: str) -> Ints:
     return codes
 
 
-def write_hardware(folder: Path, stage: str = "sv") -> list[str]:
-    """Writes the hardware of a compiled model into its output folder; see `emit_hardware`."""
+def write_hardware(
+    folder: Path, stage: str = "sv", *, banks: Collection[tuple[int, int, int]] | None = None
+) -> list[str]:
+    """Writes the hardware of a compiled model into its output folder; see `emit_hardware`.
+
+    Args:
+        folder: the output folder.
+        stage: `hw` or `sv`.
+        banks: of a chip whose ROM is logic, the banks that are written, as (tile, L-Unit, bank).
+    """
     program = load_program(folder)
     images = Images(program, folder)
     expected = partial(expected_tokens, program, folder)
-    return emit_hardware(program, images, folder, stage, expected=expected)
+    return emit_hardware(program, images, folder, stage, expected=expected, banks=banks)
 
 
 def _model(

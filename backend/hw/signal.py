@@ -1105,6 +1105,11 @@ class Design:
         m.ports += [Port(port, True, width) for port, width in outputs.items()]
         return m
 
+    @property
+    def external_modules(self) -> list[ModuleBuilder]:
+        """The modules that are not part of the design."""
+        return [module for module in self.modules.values() if module._external]
+
     def shared(self, name: str, build: Callable[[ModuleBuilder], None]) -> ModuleBuilder:
         """The module of that name, built when it does not exist yet."""
         if name not in self.modules:
