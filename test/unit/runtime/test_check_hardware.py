@@ -72,7 +72,7 @@ def test_the_keys_are_those_of_a_judged_result(compiled, chip: Chip, tmp_path: P
     assert judged["judge_error"] is None
     alone = {*JUDGED, *JUDGED_TEXT, *OPERATOR_KEYS}
     assert alone < judged.keys()
-    own = {"engine", "judge_error", "saturations", "perplexity", "tokens_scored"}
+    own = {"engine", "judge_error", "saturation", "saturations", "perplexity", "tokens_scored"}
     assert judged.keys() - alone == own
 
 
