@@ -166,7 +166,7 @@ def test_wrong_input_is_the_users_error(compiled, options, message: str):
 def test_bytes_need_a_token_each(compiled, tmp_path: Path):
     path = tmp_path / "text.txt"
     path.write_text("some text")
-    with pytest.raises(UserError, match="tokenizer.json, and its 64 tokens are"):
+    with pytest.raises(UserError, match="and its 64 tokens are not the 256 bytes"):
         check(load(compiled("tied")), text=path)
     path.write_text("x")
     with pytest.raises(UserError, match="holds too little text"):
