@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,22 @@ class Adapters:
         return f"Adapters({', '.join(map(repr, self))})"
 
     def _repr_html_(self) -> str:
-        from intaglio.runtime.notebook import summary_html
-
-        return summary_html(f"adapters of {self._out}", list_lines(self))
+        head = ("adapter", "rank", "sites", "bytes", "load cycles", "loses at worst")
+        rows = [
+            (
+                one.name,
+                f"{max(one.ranks.values(), default=0)}",
+                f"{sum(rank > 0 for rank in one.ranks.values())} of {len(one.ranks)}",
+                f"{one.size:,}",
+                f"{one.load_cycles:,}",
+                f"{one.worst_loss:.2%}",
+            )
+            for one in self.list()
+        ]
+        cells = [[f"<th>{escape(cell)}</th>" for cell in head]]
+        cells += [[f"<td>{escape(cell)}</td>" for cell in row] for row in rows]
+        lines = (f"<tr>{''.join(row)}</tr>" for row in cells)
+        return f"<table>{''.join(lines)}</table>"
 
     def __iter__(self) -> Iterator[str]:
         """Names, sorted."""

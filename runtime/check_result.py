@@ -7,6 +7,9 @@ from typing import Any
 from intaglio.runtime.check_report import text_lines
 from intaglio.runtime.notebook import summary_html
 
+_COLUMN = 15
+"""Where texts begin in the report."""
+
 
 class CheckResult(dict[str, Any]):
     """The figures of `intaglio check --json` as a dictionary, which prints as the report."""
@@ -25,7 +28,7 @@ class CheckResult(dict[str, Any]):
 
     def _repr_html_(self) -> str:
         first, *lines = self._lines()
-        return summary_html(first, lines)
+        return summary_html(first, lines, _COLUMN)
 
     def _lines(self) -> list[str]:
         return list(text_lines(self))

@@ -46,9 +46,9 @@ class Chip(LoadedModel):
         from intaglio.runtime.notebook import summary_html
 
         if not (self.folder / "program.json").is_file():
-            return summary_html(repr(self), ())
+            return summary_html(repr(self), (), 0)
         title = f"{self.model.name} for {self.program.machine.name}: {self.folder}"
-        return summary_html(title, summary_lines(self.inspect()))
+        return summary_html(title, summary_lines(self.inspect()), 8)
 
     @property
     def mapping(self) -> dict[str, Any]:

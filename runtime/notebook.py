@@ -5,27 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-_LABEL = 14
-"""Columns that labels of a report's lines take at most."""
-_CONTINUED = 6
-"""Spaces at least before a line that goes on with the one before."""
+_LEFT = 'style="text-align:left"'
 
 
-def summary_html(title: str, lines: Iterable[str]) -> str:
-    """Lines that begin with a label, or with spaces where they go on, as an HTML table."""
-    rows = "".join(
-        f'<tr><th style="text-align:left">{escape(label)}</th>'
-        f'<td style="text-align:left">{escape(text)}</td></tr>'
-        for label, text in map(_parts, lines)
-    )
-    return f'<table><caption style="text-align:left">{escape(title)}</caption>{rows}</table>'
+def summary_html(title: str, lines: Iterable[str], column: int) -> str:
+    """Lines as an HTML table.
+
+    Args:
+        title: stands above.
+        lines: each a label of one word and, from `column` on, its text; or without a label a text
+            that goes on there; or a sentence.
+        column: where texts begin, counted from 0.
+    """
+    rows = "".join(f"<tr>{_cells(line, column)}</tr>" for line in lines)
+    return f"<table><caption {_LEFT}>{escape(title)}</caption>{rows}</table>"
 
 
-def _parts(line: str) -> tuple[str, str]:
-    """A line's label and what follows it."""
-    if line.startswith(" " * _CONTINUED) or not line.strip():
-        return "", line.strip()
-    label, gap, text = line.strip().partition("  ")
-    if not gap or len(label) > _LABEL:
-        label, _, text = line.strip().partition(" ")
-    return label, text.strip()
+def _cells(line: str, column: int) -> str:
+    label, text = line[:column].strip(), line[column:]
+    if " " in label or (label and not line[column - 1 : column].isspace()):
+        return f'<td colspan="2" {_LEFT}>{escape(line.strip())}</td>'
+    return f"<th {_LEFT}>{escape(label)}</th><td {_LEFT}>{escape(text.strip())}</td>"

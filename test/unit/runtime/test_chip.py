@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models
 
 import intaglio
 from intaglio.runtime.check import check
+from intaglio.runtime.notebook import summary_html
 
 
 def test_compile_into_a_temporary_folder(model):
@@ -125,10 +126,28 @@ def test_what_is_shown_is_short(slotted, write_peft, tensors):
             ElementTree.fromstring(page)
         assert "<th" in chip._repr_html_() and ">ROM</th>" in chip._repr_html_()
         assert ">saturations</th>" in checked._repr_html_()
+        assert "<th>mine</th>" not in chip.adapters._repr_html_()
+        assert "<td>mine</td><td>4</td><td>6 of 14</td>" in chip.adapters._repr_html_()
         assert str(checked).startswith("8 tokens in 1 window, judged by onnxruntime")
         assert json.loads(json.dumps(checked)) == checked
     finally:
         chip.adapters.remove("mine")
+
+
+@pytest.mark.parametrize(
+    ("line", "cells"),
+    [
+        ("ROM     1 MB", ["ROM", "1 MB"]),
+        ("vectors 5 kB", ["vectors", "5 kB"]),
+        ("        and more", ["", "and more"]),
+        ("  two <words> here", ["two <words> here"]),
+        ("sentence", ["sentence"]),
+        ("saturations 0", ["saturations 0"]),
+    ],
+)
+def test_a_reports_lines_as_cells(line: str, cells: list[str]):
+    row = ElementTree.fromstring(summary_html("title", [line], 8)).find("tr")
+    assert row is not None and [cell.text or "" for cell in row] == cells
 
 
 def test_names_in_tables_are_escaped(compiled, tmp_path: Path):
