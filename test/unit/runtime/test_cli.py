@@ -122,6 +122,10 @@ def test_compile_writes_a_folder_and_says_what_fits(run: Run, model, tmp_path: P
     )
     again = run("compile", model("llama"), "--target", "roma-mini", "--emit", "program", "-o", out)
     assert again.code == 0 and "tokens/s at position 127" in again.out
+    # Both ends of the context: who has the critical path, and how far the nearest bound is.
+    limits = [line for line in again.out.splitlines() if line.startswith("  limits  At position ")]
+    assert ["position 0 " in limits[0], "position 127 " in limits[1]] == [True, True]
+    assert again.out.count("The nearest bound") == 2
 
 
 @pytest.mark.parametrize("stage", ["rom", "integer", "fabric"])

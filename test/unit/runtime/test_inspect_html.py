@@ -209,6 +209,23 @@ def test_of_many_layers_one_stands_for_all(compiled: Named, monkeypatch: pytest.
     assert len(list(overview.iter("rect"))) == sum(len(b.instances) for b in program.blocks)
 
 
+def test_pictures_stand_below_their_own_headings(gated: Path):
+    page = inspect_html(gated, inspect_json(gated))
+    below = {
+        re.sub("<.*?>", "", part.partition("</h2>")[0]): pictures(part)
+        for part in page.replace("<h2 ", "<h2><").split("<h2>")[1:]
+    }
+    with_pictures = {name: len(found) for name, found in below.items() if found}
+    assert with_pictures == {
+        "ROM of the matrix units": 1,
+        "SRAM and vector units": 2,
+        "Cycles of a token": 1,
+        "One token in time": 3,
+        "Power": 1,
+    }
+    assert "Blocks, on the critical path" in below
+
+
 @pytest.mark.parametrize("count", [1, 4, 5, 17])
 def test_long_lists_of_nodes_are_folded(gated: Path, count: int):
     content = inspect_json(gated)
