@@ -19,13 +19,13 @@ def expected_tokens(program: Program, folder: Path) -> Sequence[Expected]:
         program: of a compiled model.
         folder: where its images are.
     """
-    # Imported when used, as the compiler of its kernels that it needs.
     from intaglio.runtime.simulator import Simulator
 
     count = min(TOKENS, program.capacity)
     if program.vocabulary <= FIRST_TOKEN:
         return ()
-    simulator = Simulator(program, folder)
+    # In numpy: for a few tokens compiling the kernels would take longer than the tokens do.
+    simulator = Simulator(program, folder, reference=True)
     cycles = token_cycles(program, np.arange(count)).out.tolist()
     found: list[Expected] = []
     token = FIRST_TOKEN
