@@ -129,14 +129,18 @@ def target_json(target: Target) -> dict[str, Any]:
         "origins": _origins(target),
         "sources": dict(target.sources),
         "parameters": {
-            name: {
-                **parameter.to_dict(),
-                "source": source_keys(parameter.source),
-                "meaning": KEYS[name].meaning,
-            }
+            name: {**parameter.to_dict(), "meaning": KEYS[name].meaning}
             for name, parameter in target.parameters.items()
         },
     }
+
+
+def shown_json(target: Target) -> dict[str, Any]:
+    """`target_json` as it is shown: sources by what is public."""
+    content = target_json(target)
+    for parameter in content["parameters"].values():
+        parameter["source"] = source_keys(parameter["source"])
+    return content
 
 
 def _totals(target: Target) -> dict[str, int]:

@@ -851,7 +851,7 @@ def _targets(args: argparse.Namespace) -> int:
     if args.name is not None:
         target = load_target(args.name)
         if args.json:
-            _write_json(target_report.target_json(target))
+            _write_json(target_report.shown_json(target))
         else:
             _write(printable(target_report.target_text(target)))
         return SUCCESS

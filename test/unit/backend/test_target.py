@@ -8,7 +8,13 @@ import pytest
 
 from intaglio.backend.target import Target, load_target, target_names
 from intaglio.backend.target_formula import FormulaError, evaluate
-from intaglio.backend.target_report import list_json, list_text, target_json, target_text
+from intaglio.backend.target_report import (
+    list_json,
+    list_text,
+    shown_json,
+    target_json,
+    target_text,
+)
 from intaglio.backend.target_schema import KEYS, ORIGINS, SECTIONS
 from intaglio.dialects.errors import UserError, UserErrors
 from intaglio.dialects.machine import Machine
@@ -454,7 +460,7 @@ def test_sources_are_shown_by_what_is_public(name: str):
     """Keys with their titles; never the sheet, which is not shipped."""
     target = load_target(name)
     words = " ".join(target_text(target).split())
-    report = target_json(target)
+    report = shown_json(target)
     assert "facts/" not in words and "facts/" not in json.dumps(report)
     for full_name, parameter in target.parameters.items():
         keys = [k.strip() for k in (parameter.source or "").partition(";")[2].split(",") if k]
