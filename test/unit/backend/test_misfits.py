@@ -21,6 +21,7 @@ def program(
     return {
         "machine": {"vector_lanes": lanes},
         "buffers": {"q": {"type": {"size": 2 * width}}},
+        "parameters": {"cos": {"exponent": 14}, "sin": {"exponent": 14}},
         "blocks": [
             {
                 "instructions": [instruction, {**instruction, "onnx": [["k_rotary"]]}],
