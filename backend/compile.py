@@ -6,7 +6,7 @@ import io
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from intaglio.backend.images import Images, clipped_warnings, write_images
 from intaglio.backend.measure import Stopwatch
 from intaglio.backend.output import (
     MANIFEST,
+    MAPPING,
     REFERENCE,
     TIMINGS,
     adapters_in,
@@ -33,9 +34,11 @@ from intaglio.backend.output import (
     write_json,
 )
 from intaglio.backend.program_file import program_content
+from intaglio.backend.reference_files import ReferenceNames
 from intaglio.backend.stages import HARDWARE_STAGES, IR_STAGES, Options, passes
 from intaglio.backend.target import load_target
 from intaglio.backend.target_file import write_target
+from intaglio.backend.verified import OutputFiles
 from intaglio.backend.ways_out import tried
 from intaglio.backend.whole import write_text
 from intaglio.dialects.errors import (
@@ -50,7 +53,8 @@ from intaglio.lowering.fractions import Stream, fractions, stream_warnings
 from intaglio.lowering.legalize import RomLegalize, substituted
 from intaglio.lowering.loss_warning import NOTEWORTHY, loss_warnings
 from intaglio.lowering.mapping import left_out_warnings, mapping_of
-from intaglio.lowering.onnx.quantised_graph import write_quantised
+from intaglio.lowering.onnx.external_data import companion_file
+from intaglio.lowering.onnx.quantised_graph import DATA_FILE, write_quantised
 from intaglio.lowering.onnx.rounding import HEAD_ROUNDING
 from intaglio.lowering.onnx.weights import FLOAT_WEIGHTS_HINT
 from intaglio.lowering.sites import SiteShape, site_shapes
@@ -150,7 +154,7 @@ def compile_model(
                     )
                 warnings += loss_warnings(images.losses.values(), MANTISSAS, MANTISSAS_HELP)
                 mapping = mapping_of(module, machine_of(module))
-                write_json(folder / "mapping.json", mapping)
+                write_json(folder / MAPPING, mapping)
                 if options.mapping is not None:
                     warnings += left_out_warnings(options.mapping, mapping, machine_of(module))
                 warnings += clipped_warnings(images)
@@ -163,12 +167,13 @@ def compile_model(
                 warnings += _hardware(folder, content, options, progress, expected)
         write_target(folder, _target(options))
         with watch.stage("reference"):
-            inputs = _reference(imported, folder, options, progress)
+            reference, names = _reference(imported, folder, options, progress)
             if options.reference:
-                warnings += _adapter_graph(module, folder / next(iter(inputs)))
+                reference, said = _adapter_graph(module, folder, reference, names)
+                warnings += said
         with watch.stage("hash"):
             progress("hashing")
-            manifest = _manifest(options, imported, inputs, images, streams, sites, folder)
+            manifest = _manifest(options, imported, reference, images, streams, sites, folder)
         write_json(folder / MANIFEST, manifest)
         write_json(folder / TIMINGS, {"schema": SCHEMA, "stages": watch.stages})
         if gone := adapters_in(out):
@@ -176,6 +181,7 @@ def compile_model(
             warnings.append(
                 f"the adapters of the earlier compile are gone: {names}; add them again"
             )
+    OutputFiles(out).note_all()
     return Compiled(out, tuple(gathered(warnings)), images)
 
 
@@ -347,31 +353,49 @@ def cells(options: Options) -> tuple[str, ...]:
     return tuple(code for code in machine.weights if code in machine.head_weights)
 
 
+@dataclass(frozen=True)
+class _Reference:
+    """What lies in OUT/reference, by names relative to OUT.
+
+    Attributes:
+        model: the graph that onnxruntime runs, which `--no-reference` leaves out.
+        given: files of the user's, the model first where it is one of them.
+        adapter_graph: the graph that judges adapters, where there is one.
+    """
+
+    model: str
+    given: dict[str, Path]
+    adapter_graph: str | None = None
+
+
 def _reference(
     imported: ImportedModel, folder: Path, options: Options, progress: Progress
-) -> dict[str, Path]:
-    """Puts the model and what belongs to it into the output folder; gives the files by name.
+) -> tuple[_Reference, ReferenceNames]:
+    """Puts the model and what belongs to it into the output folder.
 
     Where weights were quantised on request, the quantised graph takes the model's place. Without a
     reference only the tokenizer and its like are put there; the model is named all the same.
     """
     model = imported.model_path
-    large: dict[str, Path] = {}
-    if not imported.rounded or not options.reference:
-        large[f"{REFERENCE}/{model.name}"] = model
-    for path in imported.external_files:
-        large[f"{REFERENCE}/{path.relative_to(model.parent)}"] = path
-    small = {
-        f"{REFERENCE}/{name}": model.parent / name
-        for name in COMPANIONS
-        if (model.parent / name).is_file()
+    names = ReferenceNames()
+    large = {
+        names.take(path.relative_to(model.parent).as_posix()): path
+        for path in imported.external_files
     }
+    beside = {name: companion_file(model, name, options.allow_links) for name in COMPANIONS}
+    small = {names.take(name): path for name, path in beside.items() if path is not None}
+    own = f"{REFERENCE}/{model.name}"
+    # A graph may be its own external data; a quantised one is another file.
+    if imported.rounded or large.get(own) != model:
+        own = names.free(model.name)
+    if not imported.rounded or not options.reference:
+        large = {own: model, **large}
     if options.reference:
         size = sum(path.stat().st_size for path in large.values())
         progress(f"copying the model for onnxruntime ({size / 1e6:,.1f} MB)")
         if imported.rounded:
-            (folder / REFERENCE).mkdir(parents=True, exist_ok=True)
-            write_quantised(model, imported.rounded, folder / REFERENCE, model.name)
+            data = names.free(DATA_FILE)
+            write_quantised(model, imported.rounded, folder / own, folder / data)
     for name, path in {**(large if options.reference else {}), **small}.items():
         try:
             copy(path, folder / name)
@@ -379,21 +403,24 @@ def _reference(
             if error.filename != str(path):
                 raise
             raise UserError(f"cannot be copied: {error.strerror}", file=str(path)) from error
-    return {f"{REFERENCE}/{model.name}": folder / REFERENCE / model.name, **large, **small}
+    return _Reference(own, {**large, **small}), names
 
 
-def _adapter_graph(module: ModuleOp, model: Path) -> list[str]:
+def _adapter_graph(
+    module: ModuleOp, folder: Path, reference: _Reference, names: ReferenceNames
+) -> tuple[_Reference, list[str]]:
     """Writes the graph that judges adapters beside the model, where there are slots for them."""
     from intaglio.lowering.onnx.adapter_graph import GRAPH_FILE, graph_sites, write_adapter_graph
 
     sites = graph_sites(module)
     if not sites:
-        return []
+        return reference, []
+    name = names.free(GRAPH_FILE)
     try:
-        write_adapter_graph(model, sites, model.with_name(GRAPH_FILE))
+        write_adapter_graph(folder / reference.model, sites, folder / name)
     except UserError as error:
-        return [f"onnxruntime cannot judge adapters of this model: {error.what}"]
-    return []
+        return reference, [f"onnxruntime cannot judge adapters of this model: {error.what}"]
+    return replace(reference, adapter_graph=name), []
 
 
 def _slots(options: Options) -> dict[str, Any] | None:
@@ -416,12 +443,15 @@ def _version(package: str) -> str | None:
 def _manifest(
     options: Options,
     imported: ImportedModel,
-    inputs: dict[str, Path],
+    reference: _Reference,
     images: Images,
     streams: tuple[Stream, ...],
     sites: Sequence[SiteShape],
     folder: Path,
 ) -> dict[str, Any]:
+    # A model that was quantised on request stands for the one that was given.
+    given = reference.given
+    inputs = {reference.model, *given}
     outputs: dict[str, str] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -439,9 +469,10 @@ def _manifest(
         "mapping": None if options.mapping is None else sha256_of(Path(options.mapping)),
         "emit": options.emit,
         "tools": {"python": platform.python_version(), **{t: _version(t) for t in TOOLS}},
-        "model": next(iter(inputs)),
+        "model": reference.model,
+        "adapter_graph": reference.adapter_graph,
         "inputs": {
-            name: sha256_of(folder / name if (folder / name).is_file() else inputs[name])
+            name: sha256_of(folder / name if (folder / name).is_file() else given[name])
             for name in sorted(inputs)
         },
         "reference": options.reference,

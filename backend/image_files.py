@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.backend.output import MANIFEST, read_manifest, sha256_of, some_of
+from intaglio.backend.output import some_of
 from intaglio.backend.program import Parameter, Part, Program
 from intaglio.dialects.codes import Matrix, container_bits
 from intaglio.dialects.errors import UserError
@@ -85,33 +85,28 @@ class Images:
             offset_bits=parameter.offset_bits,
         )
 
-    def verify(self) -> None:
-        """Whether the images are what the compile wrote, by the hashes of its manifest.
+    @property
+    def files(self) -> list[str]:
+        """Names of the files that hold parameters."""
+        return list(dict.fromkeys(part.file for _, part in self._parts()))
+
+    def check_sizes(self) -> None:
+        """Whether all files are there and as long as the program says.
 
         Raises:
-            UserError: one is missing, shorter, or has other bytes; names tensors that are changed.
+            UserError: one is not.
         """
-        digests = read_manifest(self._folder)["outputs"]
-        files: dict[str, list[tuple[str, Part]]] = {}
-        for name, part in self._parts():
+        for _, part in self._parts():
             self._bytes(part)
-            files.setdefault(part.file, []).append((name, part))
-        for file, parts in files.items():
-            path = self._folder / file
-            if file not in digests or sha256_of(path) == digests[file]:
-                continue
-            changed = dict.fromkeys(
-                name
-                for name, part in parts
-                if sha256(self._bytes(part).data).hexdigest() != part.sha256
-            )
-            where = f" in {some_of([*changed])}" if changed else ""
-            raise UserError(
-                f"has other bytes than the compile wrote{where}: its SHA-256 is not that of "
-                f"{MANIFEST}",
-                file=str(path),
-                hint="compile the model again",
-            )
+
+    def changes(self, file: str) -> str:
+        """Which tensors of a file have other bytes than the program says, to stand in an error."""
+        changed = dict.fromkeys(
+            name
+            for name, part in self._parts()
+            if part.file == file and sha256(self._bytes(part).data).hexdigest() != part.sha256
+        )
+        return f" in {some_of([*changed])}" if changed else ""
 
     def _parts(self) -> Iterator[tuple[str, Part]]:
         """Names of tensors with their parts."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from typing import Any
 from intaglio.backend.hardware_files import is_hardware_file
 from intaglio.backend.whole import naming, tidy, tidy_inside, whole_folder, write_text
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.json_file import JSONFile
 
 MANIFEST = "manifest.json"
 TIMINGS = "timings.json"
+MAPPING = "mapping.json"
 REFERENCE = "reference"
 ADAPTERS = "adapters"
 """Of adapters, a folder each."""
@@ -133,16 +136,56 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an output folder.
 
     Raises:
-        UserError: the folder is no output of a compile.
+        UserError: the folder is no output of a compile, or its manifest is damaged: says at which
+            key.
     """
-    try:
-        content = dict(json.loads((folder / MANIFEST).read_text()))
-        files = content["inputs"], content["outputs"]
-        if all(isinstance(one, dict) for one in files) and isinstance(content["model"], str):
-            return content
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise UserError("this is no output of intaglio compile", file=str(folder))
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError("this is no output of intaglio compile", file=str(folder))
+    content = JSONFile.read(path, "compile the model again")
+    if "inputs" not in content.value or "outputs" not in content.value:
+        raise UserError("this is no output of intaglio compile", file=str(folder))
+    for part in ("inputs", "outputs"):
+        for name, digest in content[part].items():
+            digest.text()
+            inside(folder, name, MANIFEST)
+    inside(folder, content["model"].text(), MANIFEST)
+    for key, check in _OPTIONAL.items():
+        if (one := content.get(key)) is not None:
+            check(one)
+    return content.value
+
+
+_OPTIONAL: dict[str, Callable[[JSONFile], object]] = {
+    "target": JSONFile.text,
+    "adapter_graph": JSONFile.text,
+    "settings": JSONFile.texts,
+    "rounding": lambda one: [each.number() for each in one["tensors"].values()],
+    "zeros": JSONFile.items,
+}
+"""Keys of a manifest that reports read."""
+
+
+def inside(folder: Path, name: str, said_by: str) -> Path:
+    """The file of a name that a file of an output folder states.
+
+    Args:
+        folder: the output folder.
+        name: relative to it, with slashes.
+        said_by: the file that states it.
+
+    Raises:
+        UserError: the name is absolute, leads out of the folder, or its file is a link out of it.
+    """
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\0" in name or "\\" in name:
+        what = f"names the file '{name}', which is not inside the output folder"
+    else:
+        path = folder / name
+        if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+            return path
+        what = f"names the file '{name}', which is a link out of the output folder"
+    raise UserError(what, file=str(folder / said_by), hint="compile the model again")
 
 
 def _is_later(name: str) -> bool:

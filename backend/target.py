@@ -27,6 +27,7 @@ from intaglio.backend.target_values import (
     wrong_value,
 )
 from intaglio.dialects.errors import UserError, meant, meant_key
+from intaglio.dialects.json_file import long_number, too_deep
 from intaglio.dialects.machine import Machine
 
 _FOLDER = Path(__file__).parent / "targets"
@@ -336,8 +337,11 @@ def load_target(name_or_path: str | Path) -> Target:
         raise UserError("is not UTF-8 text", file=file_name) from error
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"is not valid TOML: {error}", file=file_name) from error
+    except RecursionError as error:
+        raise UserError(too_deep(), file=file_name) from error
+    except ValueError as error:
+        what = long_number(error) or f"is not valid TOML: {error}"
+        raise UserError(what, file=file_name) from error
     read = read_document(document, file_name)
     return Target(read.name, SCHEMA, read.description, read.parameters, read.sources)
 

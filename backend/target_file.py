@@ -6,17 +6,15 @@ compiled for. The content is what `intaglio targets NAME --json` prints.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from intaglio.backend.output import write_json
 from intaglio.backend.target import Target
 from intaglio.backend.target_report import target_json
 from intaglio.backend.target_schema import KEYS, SCHEMA
-from intaglio.backend.target_values import Parameter
-from intaglio.dialects.errors import UserError
+from intaglio.backend.target_values import Parameter, wrong_value
+from intaglio.dialects.json_file import JSONFile, shown
 
 TARGET = "target.json"
 
@@ -32,32 +30,48 @@ def read_target(out: str | Path) -> Target:
     Raises:
         UserError: the folder holds none, or one that this version does not understand.
     """
-    path = Path(out) / TARGET
-    try:
-        content = json.loads(path.read_text())
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"schema {content['schema']}, this version reads {SCHEMA}")
-        return Target(
-            name=content["name"],
-            schema=SCHEMA,
-            description=content["description"],
-            parameters={name: _parameter(name, one) for name, one in content["parameters"].items()},
-            sources=content["sources"],
-            options=tuple(content["options"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"is no target that this version understands: {error}",
-            file=str(path),
-            hint="compile the model again",
-        ) from error
+    content = JSONFile.read(Path(out) / TARGET, "compile the model again")
+    if (schema := content["schema"].value) != SCHEMA:
+        raise content.error(f"has schema {shown(schema)}, this version reads {SCHEMA}")
+    parameters = {name: _parameter(name, one) for name, one in content["parameters"].items()}
+    for name, spec in KEYS.items():
+        if spec.required and name not in parameters:
+            raise content["parameters"].error(f"has no figure '{name}'")
+    return Target(
+        name=content["name"].text(),
+        schema=SCHEMA,
+        description=content["description"].text(),
+        parameters=parameters,
+        sources={key: one.text() for key, one in content["sources"].items()},
+        options=tuple(content["options"].texts()),
+    )
 
 
-def _parameter(name: str, content: Mapping[str, Any]) -> Parameter:
+def _parameter(name: str, content: JSONFile) -> Parameter:
     if name not in KEYS:
-        raise ValueError(f"unknown figure {name}")
-    values = {key: value for key, value in content.items() if key != "meaning"}
-    for part in ("value", "range"):
-        if isinstance(values[part], list):
-            values[part] = tuple(values[part])
-    return Parameter(**values)
+        raise content.error("is no figure that this version knows")
+    content.only("meaning", *(field.name for field in fields(Parameter)))
+    for part in ("source", "formula", "reason"):
+        if (one := content.get(part)) is not None:
+            one.text()
+    content["origin"].text()
+    content["unit"].text()
+    value, limits = content["value"].value, content["range"].value
+    if isinstance(value, list):
+        value = tuple(value)
+    if problem := wrong_value(KEYS[name], value):
+        raise content["value"].error(f"is {problem}")
+    if limits is not None:
+        limits = tuple(
+            one.value if isinstance(one.value, str) else one.number()
+            for one in content["range"].list()
+        )
+    return Parameter(
+        value,
+        content["origin"].value,
+        content["source"].value,
+        content["formula"].value,
+        limits,
+        content["reason"].value,
+        content["unit"].value,
+    )

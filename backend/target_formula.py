@@ -33,6 +33,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 _LARGEST_EXPONENT = 64
 _LONGEST = 1000
+_MOST_BITS = 256
+"""Of an integer on the way to a figure."""
 
 
 class FormulaError(ValueError):
@@ -87,8 +89,10 @@ def _parse(text: str) -> ast.Expression:
 
 def _value(node: ast.expr, lookup: Lookup) -> Any:
     match node:
-        case ast.Constant(value=int() | float() | str() as value) if not isinstance(value, bool):
+        case ast.Constant(value=str() as value):
             return value
+        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+            return _number(lambda: value)
         case ast.Attribute(value=ast.Name(id=section), attr=key):
             name = f"{section}.{key}"
             try:
@@ -97,9 +101,7 @@ def _value(node: ast.expr, lookup: Lookup) -> Any:
                 raise FormulaError(f"names '{name}', which is not a parameter") from None
         case ast.BinOp(left=left, op=ast.Pow(), right=right):
             base, exponent = _value(left, lookup), _value(right, lookup)
-            if abs(exponent) > _LARGEST_EXPONENT:
-                raise FormulaError(f"has an exponent beyond {_LARGEST_EXPONENT}")
-            return base**exponent
+            return _number(_power, base, exponent)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             return _number(_BINARY[type(op)], _value(left, lookup), _value(right, lookup))
         case ast.UnaryOp(op=ast.USub(), operand=operand):
@@ -121,4 +123,18 @@ def _number(function: Callable[..., Any], *operands: Any) -> Any:
     # Python repeats and joins strings with the same operators.
     if not all(isinstance(operand, int | float) for operand in operands):
         raise FormulaError("computes with something that is not a number")
-    return function(*operands)
+    # No operation makes more than twice the bits of what it takes, so each is quick.
+    value = function(*operands)
+    if isinstance(value, complex):
+        raise FormulaError("has no value: it is the root of a negative number")
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise FormulaError(f"has a value beyond 2**{_MOST_BITS}")
+    return value
+
+
+def _power(base: float, exponent: float) -> Any:
+    if abs(exponent) > _LARGEST_EXPONENT:
+        raise FormulaError(f"has an exponent beyond {_LARGEST_EXPONENT}")
+    if isinstance(base, int) and base.bit_length() * abs(exponent) > 2 * _MOST_BITS:
+        raise FormulaError(f"has a value beyond 2**{_MOST_BITS}")
+    return base**exponent

@@ -42,30 +42,8 @@ from intaglio.dialects import formula, gating, hazards, stated_cycles, timeline
 from intaglio.dialects.clocks import At
 from intaglio.dialects.fabric import DomainOp, MachineOp
 from intaglio.dialects.formula import Formula
+from intaglio.dialects.opcodes import OPCODES
 from intaglio.dialects.rom import Nodes
-
-OPCODES: dict[str, tuple[str, ...]] = {
-    "embed": ("matrix",),
-    "matvec": ("matrix", "attention"),
-    "rms_norm": ("vector",),
-    "layer_norm": ("vector",),
-    "quantize": ("vector",),
-    "rotary": ("vector",),
-    "activate": ("vector",),
-    "add": ("vector",),
-    "mul": ("vector",),
-    "scale": ("vector",),
-    "softcap": ("vector",),
-    "copy": ("vector",),
-    "softmax": ("vector",),
-    "sample": ("vector",),
-    "append": ("kv",),
-    "query_key": ("attention",),
-    "weighted_sum": ("attention",),
-    "wake": ("power",),
-    "sleep": ("power",),
-}
-"""Every opcode, and the queues it may stand in."""
 
 
 @irdl_op_definition

@@ -6,7 +6,6 @@ Addresses (`at`) may be left out; they are then assigned in the file's order.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from xdsl.dialects.builtin import ModuleOp
 from intaglio.dialects import rom
 from intaglio.dialects.errors import UserError, meant
 from intaglio.dialects.fabric import ConstantOp, EngraveOp, ReserveOp, places
+from intaglio.dialects.json_file import JSONFile, shown
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece
 
@@ -43,17 +43,8 @@ class Mapping:
         """
         row = 0
         for entry in self.pieces[name]:
-            try:
-                first_row, last_row = map(int, entry["rows"])
-                first, last = map(int, entry["tiles"])
-                split = int(entry["split"])
-                at = None if entry.get("at") is None else tuple(map(int, entry["at"]))
-            except (KeyError, TypeError, ValueError) as error:
-                raise self._wrong(
-                    name, "needs rows [from, to], tiles [from, to] and split"
-                ) from error
-            if at is not None and len(at) != 2:
-                raise self._wrong(name, "needs two addresses in `at`: of codes and of scales")
+            (first_row, last_row), (first, last) = entry["rows"], entry["tiles"]
+            split, at = entry["split"], entry.get("at")
             if first_row != row or last_row <= first_row:
                 raise self._wrong(name, f"has rows {first_row} to {last_row}, expected from {row}")
             if not 0 <= first < last <= machine.tiles:
@@ -99,43 +90,68 @@ def read_mapping(path: str, machine: Machine) -> Mapping:
         UserError: the file is missing, no JSON, of another schema, made for another chip, or says
             something that no mapping file says.
     """
-    try:
-        content = json.loads(Path(path).read_text())
-        if content["schema"] != SCHEMA:
-            raise UserError(f"schema {content['schema']}, expected {SCHEMA}", file=path)
-        _check_keys(path, content)
-        _check_machine(path, content, machine)
-        pieces: dict[str, list[dict[str, Any]]] = {}
-        for one in content["matrices"]:
-            if one["name"] in pieces:
-                raise UserError(f"the mapping places {one['name']} twice", file=path)
-            pieces[one["name"]] = one["pieces"]
-        return Mapping(path, pieces)
-    except OSError as error:
-        raise UserError(f"cannot read the mapping: {error.strerror}", file=path) from error
-    except KeyError as error:
-        raise UserError(f"this is no mapping file: {error} is missing", file=path) from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"this is no mapping file: {error}", file=path) from error
+    content = JSONFile.read(Path(path))
+    check_mapping(content)
+    _check_machine(path, content.value, machine)
+    pieces: dict[str, list[dict[str, Any]]] = {}
+    for one in content.value["matrices"]:
+        if one["name"] in pieces:
+            raise UserError(f"the mapping places {one['name']} twice", file=path)
+        pieces[one["name"]] = one["pieces"]
+    return Mapping(path, pieces)
 
 
-def _check_keys(path: str, content: dict[str, Any]) -> None:
+def check_mapping(content: JSONFile, *, whole: bool = False) -> None:
+    """Whether a file is a mapping.
+
+    Args:
+        content: of the file.
+        whole: nothing may be left out, as in what a compile writes.
+
+    Raises:
+        UserError: names the key that is missing, unknown or of another type.
+    """
+    if (schema := content["schema"].value) != SCHEMA:
+        raise content.error(f"schema {shown(schema)}, expected {SCHEMA}")
+    _check_keys(content)
+    for one in content["matrices"].list():
+        one["name"].text()
+        if (extra := one.get("extra")) is not None:
+            extra.boolean()
+        for piece in one["pieces"].list():
+            for key in ("rows", "tiles", *(("at",) if whole else ())):
+                for number in piece[key].list(2):
+                    number.integer()
+            piece["split"].integer()
+            if (at := piece.get("at")) is not None:
+                for number in at.list(2):
+                    number.integer()
+    for key in ("constants", "sram") if whole else ():
+        for one in content[key].list():
+            one["name"].text()
+            one["address"].count()
+            if key == "sram":
+                one["size"].count()
+
+
+def _check_keys(content: JSONFile) -> None:
     """Refuses keys that mean nothing: what was written there would be ignored.
 
     Raises:
         UserError: names the key, where it stands and the key that it is like.
     """
-    levels: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [("the mapping", content, _KEYS)]
-    for one in content["matrices"]:
-        levels.append((f"matrix {one['name']}", one, _MATRIX_KEYS))
-        levels += [(f"a piece of {one['name']}", piece, _PIECE_KEYS) for piece in one["pieces"]]
+    levels: list[tuple[str, JSONFile, tuple[str, ...]]] = [("the mapping", content, _KEYS)]
+    for one in content["matrices"].list():
+        name = one["name"].text()
+        levels.append((f"matrix {name}", one, _MATRIX_KEYS))
+        levels += [(f"a piece of {name}", piece, _PIECE_KEYS) for piece in one["pieces"].list()]
     for where, level, known in levels:
-        for key in level:
+        for key in level.names():
             if key not in known:
                 raise UserError(
                     f"{where} has an unknown key '{key}'",
-                    file=path,
-                    hint=f"{meant(str(key), known)}keys: {', '.join(known)}",
+                    file=content.file,
+                    hint=f"{meant(key, known)}keys: {', '.join(known)}",
                 )
 
 

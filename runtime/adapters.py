@@ -30,7 +30,9 @@ from intaglio.backend.output import (
     ADAPTER_FLOATS,
     ADAPTER_NAME,
     ADAPTERS,
+    MANIFEST,
     adapters_in,
+    inside,
     read_manifest,
     remove_if_empty,
     sha256_of,
@@ -39,6 +41,7 @@ from intaglio.backend.output import (
 from intaglio.backend.program import Program, Site
 from intaglio.backend.whole import remove_folder, whole_folder
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.json_file import JSONFile
 from intaglio.lowering.loss_warning import Loss, loss_warnings
 from intaglio.runtime.adapter_files import (
     AdapterFile,
@@ -313,12 +316,20 @@ class Adapters:
         """The float adapter of a name, as an `.onnx_adapter` file.
 
         Raises:
-            UserError: there is none of this name.
+            UserError: there is none of this name, or it is damaged.
         """
-        return self._existing(name) / ADAPTER_FLOATS
+        folder = self._existing(name)
+        path = folder / ADAPTER_FLOATS
+        stated = JSONFile.read(folder / ADAPTER_DESCRIPTION).get("floats_sha256")
+        # Adapters that an earlier version added have no hash of it.
+        if stated is not None and path.is_file() and sha256_of(path) != stated.digest():
+            raise UserError(
+                "is damaged", file=str(path), hint="remove the adapter and add it again"
+            )
+        return path
 
     def _existing(self, name: str) -> Path:
-        if name not in self:
+        if name not in self or (self._folder / name).is_symlink():
             names = ", ".join(self)
             raise UserError(
                 f"there is no adapter '{name}'",
@@ -440,22 +451,24 @@ def write_floats(sites: Mapping[str, FloatSite], path: Path) -> None:
     file.export_adapter(str(path))  # pyright: ignore[reportArgumentType]
 
 
-def judged_with(model: Path) -> Path:
-    """The graph that judges adapters, beside the model in `reference/`.
+def judged_with(folder: Path, manifest: Mapping[str, Any]) -> Path:
+    """The graph of an output folder that judges adapters.
 
     Raises:
         UserError: there is none.
     """
     from intaglio.lowering.onnx.adapter_graph import GRAPH_FILE
 
-    path = model.with_name(GRAPH_FILE)
-    if not path.is_file():
-        raise UserError(
-            "the graph by which onnxruntime judges adapters is missing",
-            file=str(path),
-            hint="compile the model again, with --adapter-slots",
-        )
-    return path
+    model = Path(manifest["model"])
+    # Earlier versions wrote it under one name and did not say so.
+    name = manifest.get("adapter_graph", model.with_name(GRAPH_FILE).as_posix())
+    if name is not None and (path := inside(folder, name, MANIFEST)).is_file():
+        return path
+    raise UserError(
+        "the graph by which onnxruntime judges adapters is missing",
+        file=str(folder / (name or model.parent)),
+        hint="compile the model again, with --adapter-slots",
+    )
 
 
 # --- modules and sites --------------------------------------------------------------------------

@@ -1,14 +1,14 @@
 """Hardware in process: CIRCT's arc model, compiled by llvmlite. No C++ compiler, no files.
 
 `ArcModel(text, top)` takes hw, comb and seq IR and gives a running `Model`. Compiled code is kept
-in the process and, with `cache=True`, on disk (`cache_folder`), by the hash of what it was made of.
+in the process and, with `cache=True`, on disk (`runtime/code_cache.py`), by the hash of what it was
+made of.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from intaglio.backend import circt
 from intaglio.backend.circt import StateLayout
 from intaglio.dialects.errors import CompilerBug
+from intaglio.runtime.code_cache import kept
 from intaglio.runtime.model import CompiledModel, ModelPort, Recorder, element_type
 from intaglio.runtime.vcd import PERIOD, Signal, VCDWriter, check_waveform
 
@@ -28,12 +29,7 @@ TRACED_DEPTH = 32
 
 CACHE_VERSION = 2
 """Changes when the compiled code's interface does."""
-
-
-def cache_folder() -> Path:
-    """Where compiled hardware is kept: `$XDG_CACHE_HOME/intaglio`, or `~/.cache/intaglio`."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "intaglio"
+_CODE, _LAYOUT = "model.o", "layout.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,18 +73,15 @@ def compile_arc(text: str, top: str, opt: int = 1, cache: bool = False) -> ArcPr
 
 def _build(text: str, top: str, opt: int, key: str, cache: bool) -> tuple[bytes, StateLayout]:
     """Object code and layout, from the cache or new."""
-    files = [cache_folder() / "arc" / f"{key}.{end}" for end in ("o", "json")]
-    if cache and all(file.exists() for file in files):
-        return files[0].read_bytes(), StateLayout.from_json(files[1].read_text())
-    llvm_ir, layout = circt.to_llvm(text, top)
-    code = _compile(llvm_ir + _driver(layout), opt)
-    if cache:
-        files[0].parent.mkdir(parents=True, exist_ok=True)
-        for file, content in zip(files, (code, layout.to_json().encode()), strict=True):
-            new = file.with_suffix(f".{os.getpid()}")
-            new.write_bytes(content)
-            new.replace(file)
-    return code, layout
+
+    def make(folder: Path) -> None:
+        llvm_ir, layout = circt.to_llvm(text, top)
+        (folder / _CODE).write_bytes(_compile(llvm_ir + _driver(layout), opt))
+        (folder / _LAYOUT).write_text(layout.to_json())
+
+    entry = kept("arc", key, make, cache)
+    layout = StateLayout.from_json((entry / _LAYOUT).read_text())
+    return (entry / _CODE).read_bytes(), layout
 
 
 def _machine(opt: int) -> Any:

@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.backend.image_files import Images
-from intaglio.backend.output import read_manifest
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.check_defaults import (
     DEFAULT_TOKENS,
@@ -204,7 +202,7 @@ def check(
 
         check_engine(engine)
     progress("verifying the images")
-    Images(chip.program, chip.folder).verify()
+    chip.verify_images()
     active = chip.adapter
     if adapter is not None:
         chip.use_adapter(adapter)
@@ -373,7 +371,7 @@ def _judged(
     nearer = min(summaries, key=lambda name: summaries[name]["max_abs_logit_error"])
     is_wide = "int16" in program.machine.activations
     judge = FLOAT_ACTIVATIONS if is_wide else nearer
-    manifest = read_manifest(chip.folder)
+    manifest = chip.files.manifest
     result: dict[str, Any] = {
         "tokens_compared": against[judge].tokens,
         "windows": len(parts),

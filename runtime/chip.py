@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from intaglio.backend.output import MAPPING, tidy_output
 from intaglio.dialects.errors import UserError, meant
+from intaglio.dialects.json_file import JSONFile
 from intaglio.runtime.decoding import Generated, decode
 from intaglio.runtime.loaded_model import LoadedModel
 
@@ -33,8 +34,10 @@ class Chip(LoadedModel):
         *,
         warnings: Sequence[str] = (),
         keep: TemporaryDirectory[str] | None = None,
+        trust_edited: bool = False,
+        verify: bool = False,
     ) -> None:
-        super().__init__(folder)
+        super().__init__(folder, trust_edited=trust_edited, verify=verify)
         self.warnings = tuple(warnings)
         self._keep = keep
 
@@ -53,11 +56,9 @@ class Chip(LoadedModel):
     @property
     def mapping(self) -> dict[str, Any]:
         """Where every matrix lies: the content of mapping.json."""
-        path = self.folder / "mapping.json"
-        try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot be read: {error}", file=str(path)) from error
+        content = JSONFile.read(self.folder / MAPPING, "compile the model again")
+        self.files.verify([MAPPING])
+        return content.value
 
     def stream(
         self,
@@ -286,14 +287,22 @@ def compile(  # noqa: A001
     return Chip(compiled.folder, warnings=compiled.warnings, keep=keep)
 
 
-def load(out: str | Path) -> Chip:
+def load(out: str | Path, *, trust_edited: bool = False, verify: bool = False) -> Chip:
     """Opens the output folder of an earlier compile.
 
+    Args:
+        out: the output folder.
+        trust_edited: go on with files that are not what the compile wrote; `edited` names them.
+        verify: hash all files now, whatever is known of them.
+
     Raises:
-        UserError: the folder holds no compiled program.
+        UserError: the folder holds no compiled program, or one that was edited.
     """
-    chip = Chip(out)
+    warnings = tidy_output(Path(out))
+    chip = Chip(out, warnings=warnings, trust_edited=trust_edited, verify=verify)
     _ = chip.program
+    if verify:
+        chip.verify()
     return chip
 
 

@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from intaglio.backend.output import json_text, tidy_output
+from intaglio.backend.output import MAPPING, json_text, tidy_output
 from intaglio.backend.stages import HARDWARE_STAGES, STAGES
 from intaglio.backend.whole import naming, whole_file, write_text
 from intaglio.dialects.errors import CompilerBug, UserError, printable
@@ -35,6 +35,7 @@ from intaglio.runtime.interrupts import Stopped, stopping
 from intaglio.runtime.wording import counted
 
 if TYPE_CHECKING:
+    from intaglio.backend.verified import OutputFiles
     from intaglio.runtime.chip import Chip
     from intaglio.runtime.sampling import Sampler
 
@@ -221,7 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     _adapter_arguments(commands, common)
 
     inspect = command("inspect", _inspect, "Show memory by use, cycles, power, what they go into.")
-    inspect.add_argument("out", metavar="OUT", help="output folder of a compile")
+    _folder_arguments(inspect)
     inspect.add_argument(
         "--format",
         choices=("text", "json", "html", "perfetto"),
@@ -309,7 +310,7 @@ def _compile_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", metavar="OUT", help="output folder of a compile")
+    _folder_arguments(parser)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="- reads it from standard input")
     prompt.add_argument(
@@ -347,6 +348,32 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     _trace_arguments(parser)
 
 
+def _folder_arguments(parser: argparse.ArgumentParser) -> None:
+    """The output folder, and what is to be thought of its files."""
+    parser.add_argument("out", metavar="OUT", help="output folder of a compile")
+    parser.add_argument(
+        "--trust-edited",
+        action="store_true",
+        help="go on with files of OUT that are not what the compile wrote, and name them",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="hash all files of OUT again, not only changed ones"
+    )
+
+
+def _loaded(args: argparse.Namespace) -> Chip:
+    """The output folder, opened."""
+    from intaglio.runtime.chip import load
+
+    return load(args.out, trust_edited=args.trust_edited, verify=args.verify)
+
+
+def _edited_lines(edited: Sequence[str]) -> Iterator[str]:
+    """Says that a result is not that of what the compiler wrote."""
+    if edited:
+        yield f"  edited       {', '.join(edited)}: not what the compiler wrote"
+
+
 def _adapter_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", metavar="NAME", help="with this adapter; see adapter list")
 
@@ -359,7 +386,7 @@ def _adapter_arguments(commands: Any, common: argparse.ArgumentParser) -> None:
     def action(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
         added = actions.add_parser(name, parents=[common], help=text, description=text)
         added.set_defaults(run=run)
-        added.add_argument("out", metavar="OUT", help="output folder of a compile")
+        _folder_arguments(added)
         return added
 
     add = action("add", _adapter_add, "Convert an adapter to the chip's format and keep it.")
@@ -401,7 +428,7 @@ def _traced(args: argparse.Namespace, chip: Chip) -> Iterator[None]:
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", metavar="OUT", help="output folder of a compile")
+    _folder_arguments(parser)
     parser.add_argument("--engine", choices=CHECKED_ENGINES, default=CHECKED_ENGINES[0])
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--prompt-ids", metavar="1,2,3", help="compare this and its continuation")
@@ -576,17 +603,16 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _generate(args: argparse.Namespace, logits_file: Path | None) -> int:
-    from intaglio.runtime.chip import load
     from intaglio.runtime.generation import Generation, room, stops_of
 
     sampler = _sampler(args)
-    chip = load(args.out)
+    chip = _loaded(args)
     prompt, prompt_text = _prompt(args, chip)
     most, _ = room(chip, prompt, args.tokens, args.engine)
     stops = stops_of(chip, args.stops, end_tokens=not args.no_stop)
     if not args.no_stop:
         for warning in chip.end_tokens.warnings:
-            _say(f"warning: {warning}\n")
+            _warn(warning)
     _announce(args, chip, len(prompt) + most - 1)
     args.ends.enter_context(_traced(args, chip))
     load_cycles = None if args.adapter is None else chip.use_adapter(args.adapter)
@@ -627,13 +653,15 @@ def _generate(args: argparse.Namespace, logits_file: Path | None) -> int:
         result["sampling"] = {name: getattr(sampler, name) for name in names}
     if load_cycles is not None:
         result |= {"adapter": args.adapter, "adapter_load_cycles": load_cycles}
+    if chip.edited:
+        result["edited"] = list(chip.edited)
     if as_text:
         result["text"] = "".join(parts)
     if args.json:
         _write_json(result)
     else:
         _write("\n\n")
-        for line in _figure_lines(chip, result):
+        for line in (*_figure_lines(chip, result), *_edited_lines(chip.edited)):
             _write_line(line)
     return SUCCESS
 
@@ -728,7 +756,6 @@ def _check(args: argparse.Namespace) -> int:
         parse_tolerance,
         text_lines,
     )
-    from intaglio.runtime.chip import load
 
     tolerances = [parse_tolerance(text) for text in args.tolerances]
     if args.windows is not None and args.text is None:
@@ -738,7 +765,7 @@ def _check(args: argparse.Namespace) -> int:
         from intaglio.runtime.stress import check_engine
 
         check_engine(args.engine)
-    chip = load(args.out)
+    chip = _loaded(args)
     _announce(args, chip, HARDWARE_TOKENS if args.tokens is None else max(1, args.tokens))
     args.ends.enter_context(_traced(args, chip))
     with _progress() as progress:
@@ -755,13 +782,15 @@ def _check(args: argparse.Namespace) -> int:
             progress=progress,
             announce=lambda line: _say(f"{line}\n"),
         )
+    if chip.edited:
+        result["edited"] = list(chip.edited)
     failures = missed(result, tolerances)
     if result.get("hardware_difference"):
         failures.append(f"hardware and simulator differ: {result['hardware_difference']}")
     if args.json:
         _write_json(result)
     else:
-        for line in text_lines(result):
+        for line in (*text_lines(result), *_edited_lines(chip.edited)):
             _write_line(line)
     for line in failures:
         _say(f"{args.out}: {line}\n")
@@ -770,12 +799,11 @@ def _check(args: argparse.Namespace) -> int:
 
 def _adapter_add(args: argparse.Namespace) -> int:
     from intaglio.runtime.adapters import summary_lines
-    from intaglio.runtime.chip import load
 
     with _progress() as progress:
-        summary = load(args.out).adapters.add(args.name, args.file, progress)
+        summary = _loaded(args).adapters.add(args.name, args.file, progress)
     for warning in summary.warnings:
-        _say(f"warning: {args.file}: {warning}\n")
+        _warn(f"{args.file}: {warning}")
     if args.json:
         _write_json(summary.content() | {"warnings": list(summary.warnings)})
     else:
@@ -786,9 +814,8 @@ def _adapter_add(args: argparse.Namespace) -> int:
 
 def _adapter_list(args: argparse.Namespace) -> int:
     from intaglio.runtime.adapters import list_content, list_lines
-    from intaglio.runtime.chip import load
 
-    adapters = load(args.out).adapters
+    adapters = _loaded(args).adapters
     if args.json:
         _write_json(list_content(adapters))
     else:
@@ -798,15 +825,16 @@ def _adapter_list(args: argparse.Namespace) -> int:
 
 
 def _adapter_remove(args: argparse.Namespace) -> int:
-    from intaglio.runtime.chip import load
-
-    load(args.out).adapters.remove(args.name)
+    _loaded(args).adapters.remove(args.name)
     return SUCCESS
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    from intaglio.backend.verified import OutputFiles
+
     positions = None if args.position is None else _positions(args.position)
-    text = _inspected(args.out, args.format, positions)
+    files = OutputFiles(Path(args.out), trust_edited=args.trust_edited, again=args.verify)
+    text = _inspected(args.out, args.format, positions, files)
     if args.file is None:
         _write(printable(text) if args.format == "text" else text)
         return SUCCESS
@@ -824,15 +852,29 @@ def _positions(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _inspected(out: str, form: str, positions: Sequence[int] | None) -> str:
+def _inspected(out: str, form: str, positions: Sequence[int] | None, files: OutputFiles) -> str:
     """The report of an output folder in one of its forms."""
+    from intaglio.backend.program import PROGRAM
+    from intaglio.backend.target_file import TARGET
+
+    def verify() -> None:
+        # Behind the reading, which says more where a value is wrong.
+        files.verify([PROGRAM, MAPPING, TARGET])
+        for line in _edited_lines(files.edited):
+            _warn(line.strip())
+
     if form == "perfetto":
         from intaglio.runtime.perfetto import perfetto_text
 
-        return perfetto_text(out, None if positions is None else positions[-1])
+        text = perfetto_text(out, None if positions is None else positions[-1])
+        verify()
+        return text
     from intaglio.runtime.inspect import inspect_json
 
     content = inspect_json(out, positions)
+    verify()
+    if files.edited:
+        content["edited"] = list(files.edited)
     if form == "json":
         return json_text(content)
     if form == "html":
@@ -841,7 +883,8 @@ def _inspected(out: str, form: str, positions: Sequence[int] | None) -> str:
         return inspect_html(out, content)
     from intaglio.runtime.inspect_text import WIDTH, inspect_text
 
-    return inspect_text(content, max(WIDTH, shutil.get_terminal_size().columns))
+    text = inspect_text(content, max(WIDTH, shutil.get_terminal_size().columns))
+    return text + "".join(f"{line}\n" for line in _edited_lines(files.edited))
 
 
 def _targets(args: argparse.Namespace) -> int:

@@ -6,11 +6,11 @@ executed. `inspect_text.py`, `inspect_html.py` and `perfetto.py` show it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from intaglio.backend.output import read_manifest
 from intaglio.backend.program import Program, load_program
 from intaglio.backend.target import Target
 from intaglio.backend.target_file import read_target
@@ -21,7 +21,7 @@ from intaglio.runtime.bottleneck import bottleneck
 from intaglio.runtime.external_traffic import traffic
 from intaglio.runtime.model_shape import model_shape
 from intaglio.runtime.power import power
-from intaglio.runtime.rom_use import USES, Placed, placed_matrices, products
+from intaglio.runtime.rom_use import USES, Placed, placed_matrices, products, read_placement
 from intaglio.runtime.slots import load_cycles_of
 from intaglio.runtime.timing import Ranks, critical_path, spans
 
@@ -60,7 +60,8 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
     program = load_program(out)
     stated = list(program.positions) if positions is None else list(positions)
     check_positions(program, stated)
-    mapping, manifest = read_json(out / "mapping.json"), read_json(out / "manifest.json")
+    manifest = read_manifest(out)
+    mapping = read_placement(out, program)
     target = read_target(out)
     placed = placed_matrices(program, mapping)
     passes = activation_passes(program.machine.activations, program.machine)
@@ -153,20 +154,6 @@ def _outside_range(target: Target) -> list[dict[str, Any]]:
         if not low <= one.value <= high:
             found.append({"name": name, "value": one.value, "range": [low, high]})
     return found
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file of the output folder.
-
-    Raises:
-        UserError: it is not there, or no JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot be read: {error}", file=str(path), hint="compile the model again"
-        ) from error
 
 
 # --- memory -----------------------------------------------------------------------------------

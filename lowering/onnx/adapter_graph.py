@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
 
 GRAPH_FILE = "adapters.onnx"
-"""Name of the graph, beside the model in `reference/`."""
+"""Name of the graph beside the model, where it is free."""
 
 _LINEAR = frozenset(
     {

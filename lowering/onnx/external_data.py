@@ -82,25 +82,54 @@ class ExternalFiles:
             raise self._error(f"tensor '{tensor}' points to the absolute path '{location}'", remedy)
         if ".." in parts:
             raise self._error(f"tensor '{tensor}' points out of the folder: '{location}'", remedy)
-        folder = self.model.parent
-        path = folder / location
-        real = Path(os.path.realpath(path))
-        if real.is_relative_to(os.path.realpath(folder)):
-            return path
-        if _in_hub_cache(path, real):
-            if self.allow_links:
-                return path
-            raise self._error(
-                f"tensor '{tensor}' lies in '{location}', a link into a model hub's cache",
-                "allow such links explicitly (--allow-links), or copy the model without links",
-            )
-        raise self._error(
-            f"tensor '{tensor}' lies in '{location}', a link that leaves the model's folder",
-            "replace the link by the file itself",
-        )
+        what = f"tensor '{tensor}' lies in '{location}'"
+        return linked(self.model, location, self.allow_links, what)
 
     def _error(self, what: str, hint: str | None) -> UserError:
         return UserError(what, file=str(self.model), hint=hint)
+
+
+def companion_file(model: Path, name: str, allow_links: bool) -> Path | None:
+    """A file beside a model that goes with it, such as its tokenizer; None when there is none.
+
+    Raises:
+        UserError: it is a link that leaves the model's folder.
+    """
+    if not (model.parent / name).is_file():
+        return None
+    return linked(model, name, allow_links, f"its '{name}' is taken with it")
+
+
+def linked(model: Path, location: str, allow_links: bool, what: str) -> Path:
+    """A file beside a model, which may be a link that does not leave the folder.
+
+    Args:
+        model: the .onnx file.
+        location: of the other file, relative to the model's folder.
+        allow_links: follow links inside a model hub's cache.
+        what: the beginning of an error: whose file it is.
+
+    Raises:
+        UserError: the file is a link that leads elsewhere.
+    """
+    folder = model.parent
+    path = folder / location
+    real = Path(os.path.realpath(path))
+    if real.is_relative_to(os.path.realpath(folder)):
+        return path
+    if _in_hub_cache(path, real):
+        if allow_links:
+            return path
+        raise UserError(
+            f"{what}, a link into a model hub's cache",
+            file=str(model),
+            hint="allow such links explicitly (--allow-links), or copy the model without links",
+        )
+    raise UserError(
+        f"{what}, a link that leaves the model's folder",
+        file=str(model),
+        hint="replace the link by the file itself",
+    )
 
 
 def _in_hub_cache(path: Path, real: Path) -> bool:

@@ -25,23 +25,21 @@ if TYPE_CHECKING:
     import onnx
 
 DATA_FILE = "quantised.data"
+"""Name of the quantised weights, where it is free."""
 BLOCKS = (16, 32, 64, 128, 256)
 """Block sizes of MatMulNBits."""
 
 
 def write_quantised(
-    model: Path, rounded: dict[str, Parameter], folder: Path, name: str = "model.onnx"
-) -> list[Path]:
-    """Writes the quantised graph beside links or copies of the model's own external data.
+    model: Path, rounded: dict[str, Parameter], path: Path, data_file: Path
+) -> None:
+    """Writes the quantised graph beside copies of the model's own external data.
 
     Args:
         model: the graph that was imported.
         rounded: what was quantised, by the first output of its node.
-        folder: where to write; its external data are expected there too.
-        name: of the file.
-
-    Returns:
-        The files written.
+        path: of the graph; its external data are expected beside it.
+        data_file: of the quantised weights, beside it too.
 
     Raises:
         UserError: the groups are none that MatMulNBits knows.
@@ -50,8 +48,8 @@ def write_quantised(
 
     proto = onnx.load(model, load_external_data=False)
     graph = proto.graph
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / DATA_FILE).open("wb") as data:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with data_file.open("wb") as data:
         written: dict[tuple[Any, ...], tuple[str, str]] = {}
         nodes = {node.output[0]: node for node in graph.node}
         for output, parameter in rounded.items():
@@ -74,9 +72,7 @@ def write_quantised(
         graph.initializer.remove(tensor)
     if not any(opset.domain == "com.microsoft" for opset in proto.opset_import):
         proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    path = folder / name
     path.write_bytes(proto.SerializeToString())
-    return [path, folder / DATA_FILE]
 
 
 def _remove_dead(graph: onnx.GraphProto) -> None:
@@ -149,7 +145,11 @@ def _write_matrix(
             data.write(np.ascontiguousarray(chunk).tobytes())
         tensor = graph.initializer.add(name=name, data_type=data_type, dims=dims)
         tensor.data_location = onnx.TensorProto.EXTERNAL
-        entries = {"location": DATA_FILE, "offset": offset, "length": data.tell() - offset}
+        entries = {
+            "location": Path(data.name).name,
+            "offset": offset,
+            "length": data.tell() - offset,
+        }
         for key, value in entries.items():
             tensor.external_data.add(key=key, value=str(value))
     return f"{base}.Q{bits}", f"{base}.scales"

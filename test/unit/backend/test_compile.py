@@ -111,9 +111,9 @@ def test_a_users_target_is_kept_whole(model: Named, tmp_path: Path) -> None:
     ("old", "new", "expected"),
     [
         ('"schema": 1', '"schema": 9', "schema 9, this version reads 1"),
-        ('"l_unit.lanes"', '"l_unit.lines"', "unknown figure l_unit.lines"),
-        ('"name"', '"nome"', "is no target that this version understands: 'name'"),
-        ("{", "", "is no target"),
+        ('"l_unit.lanes"', '"l_unit.lines"', "parameters.l_unit.lines is no figure that this version knows"),
+        ('"name"', '"nome"', "the key 'name' is missing"),
+        ("{", "", "is no JSON"),
     ],
 )
 def test_damaged_targets(

@@ -428,7 +428,9 @@ def test_the_judge_without_an_adapter_is_the_base(chip: Chip):
     ids = [1, 2, 3, 4]
     for float_activations in (False, True):
         one = Reference(chip.model, float_activations=float_activations)
-        other = Reference(judged_with(chip.model), float_activations=float_activations)
+        other = Reference(
+            judged_with(chip.folder, chip.files.manifest), float_activations=float_activations
+        )
         np.testing.assert_array_equal(one.feed(ids), other.feed(ids))
 
 

@@ -305,7 +305,8 @@ def test_the_judge_runs_the_same_numbers(decoder, plain, tmp_path, text, group):
     decoder.node("MatMul", ["x", "w"], ["y"], name="y_proj")
     path = decoder.save()
     model = import_model(path, weights=text)
-    (judge, _) = write_quantised(path, model.rounded, tmp_path / "judge")
+    judge = tmp_path / "judge" / "model.onnx"
+    write_quantised(path, model.rounded, judge, judge.with_name("weights.bin"))
     (parameter,) = matrices(model.module)
     type_ = parameter.type
     assert isinstance(type_, rom.ROMTensorType) and type_.group.data == group

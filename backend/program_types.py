@@ -1,0 +1,200 @@
+"""A compiled program as Python objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from intaglio.dialects import gating, timeline
+from intaglio.dialects.clocks import At
+from intaglio.dialects.codes import SLOT_BITS
+from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.tiling import Piece
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of an image: a file of the output folder, first byte, size, SHA-256."""
+
+    file: str
+    offset: int
+    size: int
+    sha256: str
+
+
+PARTS = ("codes", "scales", "zeros", "offsets")
+"""Parts of a tensor in the images; no tensor has all of them."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A tensor as the chip stores it; `pieces` say where in ROM, for those that are engraved."""
+
+    name: str
+    key: str
+    store: str
+    dims: tuple[int, ...]
+    code: str
+    bits: int
+    group: int = 0
+    exponent: int = 0
+    zero: int | None = None
+    codes: Part | None = None
+    scales: Part | None = None
+    zeros: Part | None = None
+    offset_bits: int = 0
+    """Width of a group's offset with its sign; 0: there are none."""
+    offsets: Part | None = None
+    pieces: tuple[Piece, ...] = ()
+    unit: int = 0
+    """The H-Unit of an adapter's row 0."""
+    address: int | None = None
+    """First byte of an adapter in the SRAM of its H-Units."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Where its bytes lie."""
+        parts = (self.codes, self.scales, self.zeros, self.offsets)
+        return tuple(part for part in parts if part is not None)
+
+    @property
+    def is_slot(self) -> bool:
+        """Whether it is empty until an adapter is loaded: a matrix of a site."""
+        return self.store == "rom.adapter" and self.code in SLOT_BITS and not self.group
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place for low-rank adapters, beside `rows` rows of a matrix from `first_row` on.
+
+    Attributes:
+        name: `layers.<i>.<role>`.
+        a: the slot of A [rank, columns].
+        b: the slot of B [rows, rank].
+        rows: N.
+        columns: K.
+        rank: the largest.
+        matrix: the engraved matrix.
+        first_row: of the matrix.
+        onnx: the nodes of the product with the matrix.
+    """
+
+    name: str
+    a: str
+    b: str
+    rows: int
+    columns: int
+    rank: int
+    matrix: str
+    first_row: int
+    onnx: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A key or value cache."""
+
+    name: str
+    capacity: int
+    heads: int
+    width: int
+    format: str
+    address: int
+    """First byte in the SRAM of every H-Unit."""
+    static_scale: Real | None = None
+    static_inverse: Real | None = None
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A place in the vector memory, in bytes, and the type of its value."""
+
+    name: str
+    address: int
+    size: int
+    type: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """An instruction; `onnx`, `start` and `finish` have an entry for each instance."""
+
+    opcode: str
+    queue: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    uses: Mapping[str, str]
+    arguments: Mapping[str, Any]
+    onnx: Sequence[Sequence[str]]
+    issue: timeline.Issue
+    start: Sequence[int]
+    finish: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Instructions that run once for each instance; a sampled block only when a token is wanted."""
+
+    name: str
+    sampled: bool
+    instances: Sequence[Mapping[str, str]]
+    instructions: Sequence[Instruction]
+
+    @property
+    def timing(self) -> timeline.Block:
+        """What the timeline needs of this block."""
+        issues = [instruction.issue for instruction in self.instructions]
+        return timeline.Block(self.name, issues, len(self.instances))
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled model: everything but the bytes of its images."""
+
+    machine: Machine
+    name: str
+    vocabulary: int
+    parameters: Mapping[str, Parameter]
+    caches: Mapping[str, Cache]
+    buffers: Mapping[str, Buffer]
+    blocks: Sequence[Block]
+    positions: Sequence[int]
+    logits: str
+    token: str
+    domains: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Tensors of each power domain; what is in none is always on."""
+    sites: Mapping[str, Site] = field(default_factory=dict)
+    residents: int = 1
+    """Adapters that the slots hold at once."""
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the caches hold."""
+        return min(cache.capacity for cache in self.caches.values())
+
+    @cached_property
+    def power_roles(self) -> Mapping[At, gating.Role]:
+        """What the instruction instances do with power domains, of those that do."""
+        return gating.roles_of(
+            [[(one.opcode, one.queue, one.uses) for one in b.instructions] for b in self.blocks],
+            [block.instances for block in self.blocks],
+            {tensor: name for name, tensors in self.domains.items() for tensor in tensors},
+        )
+
+    @cached_property
+    def slots(self) -> Mapping[str, tuple[Site, str]]:
+        """For each slot its site, and `a` or `b`."""
+        return {
+            slot: (site, half)
+            for site in self.sites.values()
+            for half, slot in (("a", site.a), ("b", site.b))
+        }
+
+
+def real(value: Sequence[int]) -> Real:
+    """A constant from its [mantissa, exponent]."""
+    mantissa, exponent = value
+    return Real(mantissa, exponent)
