@@ -352,7 +352,7 @@ def read_image(folder: Path) -> AdapterImage:
         raise UserError(
             f"cannot be read: {error.strerror}", file=str(folder), hint=again
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise UserError(f"is no adapter: {error}", file=str(path), hint=again) from error
 
 

@@ -495,5 +495,5 @@ def _head_width_beside(model: Path) -> int | None:
     try:
         config: Mapping[str, Any] = json.loads((model.parent / "genai_config.json").read_text())
         return int(config["model"]["decoder"]["head_size"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import onnx_ir
 
 
+_DIGITS = 18
+"""Of an offset or length that a file can have."""
+
+
 class ExternalFiles:
     """External data files: checked once, mapped once."""
 
@@ -87,6 +91,32 @@ class ExternalFiles:
 
     def _error(self, what: str, hint: str | None) -> UserError:
         return UserError(what, file=str(self.model), hint=hint)
+
+
+def wrong_entry(model: Path) -> str | None:
+    """What is wrong with the place of an external tensor, where it is no place at all.
+
+    The libraries' own errors name neither tensor nor entry; this is asked when one was raised.
+    """
+    import onnx
+
+    try:
+        graph = onnx.load(model, load_external_data=False).graph
+    except Exception:  # the model may be damaged in any way
+        return None
+    inside = (a.t for node in graph.node for a in node.attribute if a.HasField("t"))
+    for tensor in (*graph.initializer, *inside):
+        for entry in tensor.external_data:
+            if entry.key not in ("offset", "length"):
+                continue
+            if not (entry.value.isascii() and entry.value.isdecimal()):
+                what = f"'{entry.value}', no number of bytes"
+            elif len(entry.value) > _DIGITS:
+                what = f"a number of {len(entry.value)} digits"
+            else:
+                continue
+            return f"tensor '{tensor.name}' has external data whose {entry.key} is {what}"
+    return None
 
 
 def companion_file(model: Path, name: str, allow_links: bool) -> Path | None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from intaglio.dialects.errors import UserError, UserErrors
 from intaglio.lowering.onnx import wellformed
-from intaglio.lowering.onnx.external_data import ExternalFiles
+from intaglio.lowering.onnx.external_data import ExternalFiles, wrong_entry
 from intaglio.lowering.onnx.local_functions import Unfolding
 from intaglio.lowering.onnx.model import BITS, Graph, Port, Tensor
 from intaglio.lowering.onnx.other_formats import hub_hint, other_format
@@ -94,7 +94,8 @@ def _open(file: Path) -> onnx_ir.Model:
         RuntimeError,
         NotImplementedError,
     ) as e:
-        raise UserError(f"not a valid ONNX model: {_cause(e)}", file=str(file), hint=_WHOLE) from e
+        what = wrong_entry(file) or f"not a valid ONNX model: {_cause(e)}"
+        raise UserError(what, file=str(file), hint=_WHOLE) from e
     finally:
         log.setLevel(level)
     if not len(model.graph) or not model.graph.outputs:

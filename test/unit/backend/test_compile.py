@@ -111,7 +111,11 @@ def test_a_users_target_is_kept_whole(model: Named, tmp_path: Path) -> None:
     ("old", "new", "expected"),
     [
         ('"schema": 1', '"schema": 9', "schema 9, this version reads 1"),
-        ('"l_unit.lanes"', '"l_unit.lines"', "parameters.l_unit.lines is no figure that this version knows"),
+        (
+            '"l_unit.lanes"',
+            '"l_unit.lines"',
+            "parameters.l_unit.lines is no figure",
+        ),
         ('"name"', '"nome"', "the key 'name' is missing"),
         ("{", "", "is no JSON"),
     ],
