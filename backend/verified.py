@@ -59,6 +59,12 @@ class OutputFiles:
         """SHA-256 of each file by its name, as the manifest has it."""
         return {**self.manifest["inputs"], **self.manifest["outputs"]}
 
+    def below(self, folder: str) -> list[str]:
+        """Names of the files that are in a folder, or should be."""
+        there = (path for path in (self.folder / folder).rglob("*") if not path.is_dir())
+        found = {path.relative_to(self.folder).as_posix() for path in there}
+        return sorted(found | {name for name in self.digests if name.startswith(f"{folder}/")})
+
     def verify_all(self) -> None:
         """`verify` of every file of the manifest."""
         self.verify(self.digests)

@@ -131,7 +131,7 @@ class LoadedModel:
         from intaglio.backend.output import MANIFEST, REFERENCE, inside
 
         # The graph reads any of them by name.
-        self.files.verify(n for n in self.files.digests if n.startswith(f"{REFERENCE}/"))
+        self.files.verify(self.files.below(REFERENCE))
         return inside(self.folder, self.files.manifest["model"], MANIFEST)
 
     @property
@@ -146,9 +146,9 @@ class LoadedModel:
         from intaglio.runtime.reference import model_of
 
         model = model_of(self.folder)
+        self.files.verify(self.files.below(REFERENCE))
         if self._adapter is None:
-            return self.model
-        self.files.verify(n for n in self.files.digests if n.startswith(f"{REFERENCE}/"))
+            return model
         return judged_with(self.folder, self.files.manifest)
 
     @cached_property

@@ -38,12 +38,12 @@ def words(compiled: Callable[[str], Path], tmp_path: Path) -> Chip:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken("w9", special=True)])
     tokenizer.save(str(out / "reference" / "tokenizer.json"))
-    return load(out)
+    return load(out, trust_edited=True)
 
 
 def beside(chip: Chip, name: str, content: Any) -> Chip:
     (chip.folder / "reference" / name).write_text(json.dumps(content))
-    return load(chip.folder)
+    return load(chip.folder, trust_edited=True)
 
 
 def finished(chip: Chip, tokens: int | None, stops: Stops, as_text: bool = False) -> Any:
@@ -243,7 +243,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 
 def test_run_says_why_it_ended(run, chip: Chip, free: list[int]):
-    ids = ("--prompt-ids", "5,6,7")
+    ids = ("--prompt-ids", "5,6,7", "--trust-edited")
     end = fresh(free, 2)
     beside(chip, "generation_config.json", {"eos_token_id": free[end]})
     code, text, _ = run("run", chip.folder, *ids, "--json")
@@ -318,7 +318,7 @@ def test_bytes_that_are_no_text(run, chip: Chip):
 
 def test_end_tokens_that_cannot_be_used_are_said(run, chip: Chip):
     beside(chip, "config.json", {"eos_token_id": 999})
-    code, _, error = run("run", chip.folder, "--prompt-ids", "1", "--tokens", 1)
+    code, _, error = run("run", chip.folder, "--prompt-ids", "1", "--tokens", 1, "--trust-edited")
     assert code == 0 and error.startswith("warning: ") and "eos_token_id is 999" in error
 
 
