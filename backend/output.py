@@ -162,6 +162,10 @@ _OPTIONAL: dict[str, Callable[[JSONFile], object]] = {
     "settings": JSONFile.texts,
     "rounding": lambda one: [each.number() for each in one["tensors"].values()],
     "zeros": JSONFile.items,
+    "adapter_sites": lambda one: [
+        each[key].count() for each in one.list() for key in ("rows", "columns", "sites")
+    ],
+    "reference": JSONFile.boolean,
 }
 """Keys of a manifest that reports read."""
 

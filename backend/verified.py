@@ -119,7 +119,8 @@ class OutputFiles:
 
     def note_all(self) -> None:
         """Keeps that all files are as the manifest says; for whoever has just written them."""
-        self._keep({name: _traits(self.folder / name) for name in self.digests})
+        there = [name for name in self.digests if (self.folder / name).exists()]
+        self._keep({name: _traits(self.folder / name) for name in there})
 
     # Records
 

@@ -153,7 +153,10 @@ def site_shapes(module: ModuleOp) -> list[SiteShape]:
         for place in body.places:
             key = ROLES.index(place.role), place.rows, place.columns
             counts[key] = counts.get(key, 0) + len(body.first)
-    return [SiteShape(ROLES[role], *rest, count) for (role, *rest), count in sorted(counts.items())]
+    return [
+        SiteShape(ROLES[role], rows, columns, count)
+        for (role, rows, columns), count in sorted(counts.items())
+    ]
 
 
 def names(found: Sequence[Body]) -> list[str]:
