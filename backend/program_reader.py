@@ -7,6 +7,7 @@ needs no further look: what is wrong is said with the file and the key.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,12 @@ def read_program(content: JSONFile, folder: Path) -> Program:
     if vocabulary != buffers[logits].type["size"]:
         size = buffers[logits].type["size"]
         raise content["vocabulary"].error(f"is {vocabulary}, the logits have {size}")
-    tensors = {**parameters, **caches}
+    domains = {
+        name: [_named(each, parameters, "parameter") for each in one.list()]
+        for name, one in content["domains"].items()
+    }
     found = content.get("residents")
+    used = _Used(buffers, {**parameters, **caches}, domains)
     return Program(
         machine=machine,
         name=content["name"].text(),
@@ -78,14 +83,11 @@ def read_program(content: JSONFile, folder: Path) -> Program:
         parameters=parameters,
         caches=caches,
         buffers=buffers,
-        blocks=[_block(one, buffers, tensors) for one in content["blocks"].list()],
+        blocks=[_block(one, used) for one in content["blocks"].list()],
         positions=content["positions"].counts(),
         logits=logits,
         token=_named(content["token"], buffers, "buffer"),
-        domains={
-            name: [_named(each, parameters, "parameter") for each in one.list()]
-            for name, one in content["domains"].items()
-        },
+        domains=domains,
         sites={name: _site(name, one, parameters) for name, one in content["sites"].items()},
         residents=1 if found is None else found.count(1),
     )
@@ -240,23 +242,33 @@ def _site(name: str, content: JSONFile, parameters: Mapping[str, Parameter]) -> 
     )
 
 
-def _block(content: JSONFile, buffers: Mapping[str, Buffer], tensors: Mapping[str, Any]) -> Block:
+@dataclass(frozen=True)
+class _Used:
+    """What instructions name: buffers, tensors (parameters and caches), power domains."""
+
+    buffers: Mapping[str, Buffer]
+    tensors: Mapping[str, Any]
+    domains: Mapping[str, Any]
+
+
+def _block(content: JSONFile, used: _Used) -> Block:
     content.only("name", "sampled", "instances", "instructions")
+    known = {**used.tensors, **used.domains}
     instances = [
-        {slot: _named(to, tensors, "tensor") for slot, to in one.items()}
+        {slot: _named(to, known, "tensor or power domain") for slot, to in one.items()}
         for one in content["instances"].list()
     ]
     issued = dict.fromkeys(timeline.QUEUES, 0)
     instructions: list[Instruction] = []
     for one in content["instructions"].list():
-        instructions.append(_instruction(one, buffers, instances, issued))
+        instructions.append(_instruction(one, used, instances, issued))
         issued[instructions[-1].queue] += 1
     return Block(content["name"].text(), content["sampled"].boolean(), instances, instructions)
 
 
 def _instruction(
     content: JSONFile,
-    buffers: Mapping[str, Buffer],
+    used: _Used,
     instances: Sequence[Mapping[str, str]],
     issued: Mapping[str, int],
 ) -> Instruction:
@@ -267,10 +279,17 @@ def _instruction(
     opcode = content["opcode"].text(*OPCODES)
     queue = content["queue"].text(*OPCODES[opcode])
     uses = content["uses"]
-    for slot in uses.values():
+    for key, slot in uses.items():
         name = slot.text()
-        if any(name not in instance for instance in instances):
-            raise slot.error(f"is '{name}', which not every instance of the block has")
+        known = used.domains if key == "domain" else used.tensors
+        for instance in instances:
+            if name not in instance:
+                raise slot.error(f"is '{name}', which not every instance of the block has")
+            if (to := instance[name]) not in known:
+                kind = "power domain" if key == "domain" else "tensor"
+                raise slot.error(
+                    f"is '{name}', which stands for '{to}' once, and that is no {kind}"
+                )
     waits = content["waits"]
     for name, one in waits.items():
         if name not in timeline.QUEUES:
@@ -281,8 +300,8 @@ def _instruction(
     return Instruction(
         opcode=opcode,
         queue=queue,
-        reads=tuple(_named(one, buffers, "buffer") for one in content["reads"].list()),
-        writes=tuple(_named(one, buffers, "buffer") for one in content["writes"].list()),
+        reads=tuple(_named(one, used.buffers, "buffer") for one in content["reads"].list()),
+        writes=tuple(_named(one, used.buffers, "buffer") for one in content["writes"].list()),
         uses=uses.value,
         arguments=content["arguments"].value,
         onnx=[one.texts() for one in content["onnx"].list()],

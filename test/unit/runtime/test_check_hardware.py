@@ -117,7 +117,7 @@ def test_figures_of_the_judge_are_missed():
 def test_exit_codes(
     chip: Chip, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("intaglio.runtime.chip.load", lambda out: chip)
+    monkeypatch.setattr("intaglio.runtime.chip.load", lambda out, **options: chip)
     command = ["check", str(chip.folder), "--engine", "rtl", "--tokens", "1", "--json"]
     assert cli.main([*command, "--tolerance", "saturations=0"]) == 0
     captured = capsys.readouterr()
