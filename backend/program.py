@@ -22,7 +22,7 @@ from intaglio.backend.program_types import (
 from intaglio.dialects import gating, hazards, stated_cycles
 from intaglio.dialects.clocks import At
 from intaglio.dialects.errors import UserError
-from intaglio.dialects.json_file import JSONFile, shown
+from intaglio.dialects.json_file import JSONFile, as_json, shown
 
 __all__ = [
     "PARTS",
@@ -46,7 +46,7 @@ SCHEMA = 1
 
 def program_of(content: Mapping[str, Any]) -> Program:
     """The program from the content of a program.json that is in memory."""
-    return read_program(JSONFile(content, PROGRAM), Path())
+    return read_program(JSONFile(as_json(content), PROGRAM), Path())
 
 
 def load_program(out: str | Path) -> Program:

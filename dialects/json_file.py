@@ -215,6 +215,17 @@ def parse_json(data: bytes | str, file: str, hint: str | None = None) -> Any:
         raise UserError(what, file=file, hint=hint) from error
 
 
+def as_json(content: Any) -> Any:
+    """A value as it comes back from a JSON file: tuples are lists."""
+    match content:
+        case dict():
+            return {key: as_json(one) for key, one in content.items()}
+        case list() | tuple():
+            return [as_json(one) for one in content]
+        case _:
+            return content
+
+
 def too_deep() -> str:
     """What is wrong where Python cannot follow the levels of a file."""
     return f"is nested too deeply: up to about {sys.getrecursionlimit()} levels can be read"
