@@ -1,14 +1,15 @@
 """How many faults of a chip are seen: mutants of chip.mlir under `check`, plain and stressed.
 
-    pip install pyosys
+    pip install pyosys z3-solver
+    python test/models/make_models.py FOLDER tied    a small model: FOLDER/tied/model.onnx
     python bench/mutants.py                          100 faults of a small chip with adapter slots
     python bench/mutants.py MODEL --target T --set NAME=VALUE --slots 0 --count 30 --seed 7
 
 Each fault changes a line of the hardware (`bench/mutant_text.py`). It is seen when 8 random tokens
 show a difference to simulator or timeline, or when the rounds of `check --stress` do, which are run
-for those that the tokens do not show. What survives both is put before Yosys
-(`bench/mutant_proof.py`): is the module the same with the fault? Prints every fault by name with
-what became of it, then the figures.
+for those that the tokens do not show. What survives both is put before Z3 (`bench/mutant_terms.py`)
+and Yosys (`bench/mutant_proof.py`): is the module the same with the fault? Prints every fault by
+name with what became of it, then the figures.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import mutant_terms
 import numpy as np
 from mutant_proof import constant_inputs, unproven
 from mutant_text import Mutant, mutants
@@ -86,7 +88,10 @@ def fate(
     if difference is not None:
         return STRESS, f"round {counts['stress_rounds'] + 1}: {difference.where}"
     if work is None:
-        return ALIVE, "not put before Yosys"
+        return ALIVE, "not put before a prover"
+    fields = mutant_terms.fields_of(chip.program, chip.folder)
+    if mutant_terms.unproven(text, other, mutant.module, fields) is None:
+        return PROVED, f"by Z3, within {mutant.module}"
     inputs = constant_inputs(chip.program, chip.folder, text)
     said = ""
     for module in (mutant.module, _UNITS.get(mutant.module)):
@@ -111,7 +116,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--tokens", type=int, default=HARDWARE_TOKENS)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--no-proofs", action="store_true", help="ask nothing of Yosys")
+    parser.add_argument("--no-proofs", action="store_true", help="ask no prover")
     given = parser.parse_args()
     settings = tuple(given.set) or (SMALL if given.target == "roma-mini" else ())
     with tempfile.TemporaryDirectory() as temporary:

@@ -359,6 +359,22 @@ class RTLChip:
         self.model.set_register("token_port/next_position", position)
         self.position = position
 
+    def power_up(self, rng: np.random.Generator) -> None:
+        """Leaves all registers with anything in them, as power does, and resets.
+
+        Raises:
+            CompilerBug: the engine is not `rtl`, whose registers alone can be written.
+        """
+        from intaglio.runtime.arc import ArcModel
+
+        if not isinstance(self.model, ArcModel):
+            raise CompilerBug(f"the engine {self.engine} has no registers to write")
+        for name in self.model.registers:
+            _, width = self.model.layout.registers[name]
+            value = int.from_bytes(rng.bytes(-(-width // 8)), "little")
+            self.model.set_register(name, value & ((1 << width) - 1))
+        self.reset()
+
     def advance(self, cycle: int) -> None:
         """Runs until a cycle of the token is next, counted from its acceptance."""
         count = cycle - (self.model.cycle - self._began)

@@ -32,8 +32,12 @@ SEED = 20241
 ROUNDS = 48
 """Contents that are tried."""
 _COUNTS = ("rounds", "tokens", "instructions", "values", "saturations")
-_AFTER_RESET = 8
-"""Cycles after a reset in which nothing happens."""
+_AFTER_RESET = 64
+"""Cycles after a reset in which nothing happens: what went into a pipeline has come out of it."""
+_RESETS = 3
+"""Tokens that are given up, one after another."""
+_BESIDE = 24
+"""A reset hits what happens within so many cycles of an instruction's start or finish."""
 _SILENT = ("event_any", "next_valid", "busy", "saturations")
 ENGINE = "rtl"
 """The engine whose registers can be written."""
@@ -103,7 +107,7 @@ class _Round:
         images = ChangedImages(program, chip.folder, rng)
         self.simulator = Simulator(program, chip.folder, images=images)
         hardware.fill(program, images, chip.folder)
-        hardware.reset()
+        hardware.power_up(rng)
         image = stress_content.adapter(program, rng)
         if program.sites:
             # Without an adapter the first token comes right after the reset.
@@ -112,7 +116,8 @@ class _Round:
         self._early: Difference | None = None
         match int(rng.integers(3)):
             case 0:
-                self._early = self._reset_within_a_token()
+                for _ in range(_RESETS):
+                    self._early = self._early or self._reset_within_a_token()
             case 1:
                 self._early = self._stalled()
             case _:
@@ -142,9 +147,9 @@ class _Round:
 
     def _reset_within_a_token(self) -> Difference | None:
         """A token that is given up: nothing goes on, and nothing is said, after the reset."""
-        hardware, model, rng = self.hardware, self.hardware.model, self.rng
+        hardware, model = self.hardware, self.hardware.model
         hardware.accept(self._token(), 0, True)
-        hardware.advance(int(rng.integers(1, hardware.period(0, True))))
+        hardware.advance(self._moment())
         model.set("rst", 1)
         model.step(1)
         model.set("rst", 0)
@@ -157,6 +162,16 @@ class _Round:
         )
         hardware.reset()
         return difference
+
+    def _moment(self) -> int:
+        """A cycle within a token at position 0, as a rule beside an instruction's start or end."""
+        steps, rng = self.hardware.schedule(0, True), self.rng
+        end = max(step.event.finish for step in steps)
+        if not rng.integers(4):
+            return int(rng.integers(1, end))
+        event = steps[int(rng.integers(len(steps)))].event
+        near = int(rng.choice([event.start, event.finish])) + int(rng.integers(-_BESIDE, _BESIDE))
+        return min(max(1, near), end - 1)
 
     def _same(self, name: str, before: dict[str, bytes]) -> bool:
         return self.hardware.memory(name).tobytes() == before[name]

@@ -26,7 +26,7 @@ from intaglio.runtime.check_report import text_lines
 from intaglio.runtime.chip import Chip
 from intaglio.runtime.rtl import RTLChip
 from intaglio.runtime.simulator import Store
-from intaglio.runtime.stress import check_engine, stress
+from intaglio.runtime.stress import _Round, check_engine, stress
 
 SMALL = (
     "array.rows=3",
@@ -239,3 +239,19 @@ def test_registers_of_other_engines_are_not_written(chip: Chip) -> None:
     stub: Any = SimpleNamespace(model=object(), engine="verilator")
     with pytest.raises(CompilerBug, match="verilator has no registers"):
         RTLChip.jump(stub, 3)
+
+
+def test_a_token_does_not_depend_on_what_registers_held(chip: Chip) -> None:
+    hardware = hardware_of(chip)
+    hardware.reset()
+    wanted, _ = hardware.step(3, 0) or (None, None)
+    hardware.power_up(np.random.default_rng(7))
+    seen, _ = hardware.step(3, 0) or (None, None)
+    np.testing.assert_array_equal(seen, wanted)
+
+
+def test_resets_are_within_a_token(chip: Chip) -> None:
+    one = _Round(chip, hardware_of(chip), np.random.default_rng(3))
+    end = one.hardware.period(0, True)
+    moments = {one._moment() for _ in range(200)}
+    assert min(moments) >= 1 and max(moments) < end and len(moments) > 50
