@@ -173,7 +173,25 @@ def _tensor(path: Path, name: str, entry: Mapping[str, Any]) -> Floats:
     stored = np.frombuffer(entry["data"], _DTYPES[kind]).reshape(entry["shape"])
     if kind == "BF16":
         stored = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return stored.astype(np.float32)
+    return _narrowed(path, f"tensor '{name}'", stored)
+
+
+def _narrowed(path: Path, what: str, values: npt.NDArray[Any]) -> Floats:
+    """Values as float32.
+
+    Raises:
+        UserError: finite ones are too large for it.
+    """
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32)
+    if np.isinf(found).any() and (np.isinf(found) & np.isfinite(values)).any():
+        largest = np.abs(values[np.isfinite(values)]).max()
+        raise UserError(
+            f"{what} has values up to {largest:.2g}, which float32 cannot hold",
+            file=str(path),
+            hint="the training diverged, or the file is damaged",
+        )
+    return found
 
 
 def _check_entries(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -306,7 +324,7 @@ def _check_npz(path: Path) -> None:
 
 def _float32(path: Path, name: str, array: npt.NDArray[Any]) -> Floats:
     if array.dtype.kind == "f":
-        return array.astype(np.float32)
+        return _narrowed(path, f"tensor '{name}'", array)
     if any(part in name for part in ("_Q4", "_Q8", "_scales", "quant")):
         raise UserError(
             f"tensor '{name}' is of an adapter that is quantised already",
@@ -429,16 +447,55 @@ def _read_peft(folder: Path) -> AdapterFile:
     scalings = _Scalings(config_path, config)
     pairs = _pairs(weights, tensors, scalings.oriented)
     _check_targets(config_path, config, pairs)
+    used, left_out = _used(weights, config, pairs)
     base = config.get(BASE_KEY) or metadata.get(BASE_KEY)
     return AdapterFile(
         folder,
         "peft",
-        pairs,
+        used,
         None if base is None else str(base),
         _layers(config.get("layers_to_transform")),
-        tuple(scalings.unscaled),
-        tuple(scalings.warnings(pairs)),
+        tuple(name for name in scalings.unscaled if any(p.module == name for p in used)),
+        (*scalings.warnings(pairs), *left_out),
     )
+
+
+def _used(
+    weights: Path, config: Mapping[str, Any], pairs: Sequence[Pair]
+) -> tuple[tuple[Pair, ...], list[str]]:
+    """The pairs that PEFT would load, and a warning of the others.
+
+    PEFT makes branches of the modules that the configuration chooses, and ignores what else is
+    stored (`check_target_module_exists` of its tuners' utilities).
+
+    Raises:
+        UserError: none would be loaded.
+    """
+    layers = _layers(config.get("layers_to_transform"))
+    given = config.get("layers_pattern") or []
+    parents = [given] if isinstance(given, str) else list(given)
+    if layers is None or not all(re.fullmatch(r"\w+", str(one)) for one in parents):
+        return tuple(pairs), []
+    place = re.compile(rf".*\.(?:{'|'.join(parents) or '[^.]*'})\.(\d+)\.")
+    numbers = {p.module: place.match(p.module) for p in pairs}
+    used = tuple(p for p in pairs if (at := numbers[p.module]) and int(at[1]) in layers)
+    others = [p.module for p in pairs if not any(p is one for one in used)]
+    if not others:
+        return used, []
+    among = f", of {', '.join(parents)}" if parents else ""
+    what = f"layers_to_transform is {_json(config['layers_to_transform'])}{among}"
+    if not used:
+        raise UserError(
+            f"{what}, and no matrices are of these layers: {some_of(others)}",
+            file=str(weights),
+            hint=f"{PEFT_CONFIG} and {PEFT_WEIGHTS} are of different adapters",
+        )
+    noun = "module" if len(others) == 1 else "modules"
+    warning = (
+        f"{what}, so that the matrices of {len(others)} {noun} are left out, as PEFT does: "
+        f"{some_of(others)}"
+    )
+    return used, [warning]
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -609,7 +666,8 @@ class _Scalings:
         scaling = alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
         if scaling == 0:
             self.unscaled.append(module)
-        return a, (b.astype(np.float64) * scaling).astype(np.float32)
+        what = f"lora_B of '{module}' times its scaling of {scaling:g} (alpha {alpha:g}, r {rank})"
+        return a, _narrowed(path, what, b.astype(np.float64) * scaling)
 
     def _of(self, pattern: str, key: str, module: str) -> float:
         """The first pattern that matches the end of a module's name, else the common value."""

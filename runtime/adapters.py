@@ -423,8 +423,8 @@ def summary_lines(summary: AdapterSummary) -> Iterator[str]:
         f"  {summary.format} loses {summary.mean_loss:.2%} of B A in the mean, at most "
         f"{summary.worst_loss:.2%} ({summary.worst_site})"
     )
-    if summary.worst_line[0]:
-        name, loss = summary.worst_line
+    name, loss = summary.worst_line
+    if name and loss > 0:
         yield f"  {name} loses most of its own part: {loss:.2%}"
     if not summary.is_for_base:
         yield "  was converted for another base and cannot be used"

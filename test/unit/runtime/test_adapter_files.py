@@ -475,6 +475,40 @@ def test_an_array_that_is_no_archive(tmp_path: Path):
     assert "is no whole .npz file" in error_of(path)
 
 
+# --- numbers and layers -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "dtype", "config", "message"),
+    [
+        (B_NAME, 3e38, np.float32, {}, "times its scaling of 2 (alpha 8, r 4) has values up to 6"),
+        (B_NAME, -3e38, np.float32, {"use_rslora": True}, "its scaling of 4 (alpha 8, r 4)"),
+        (B_NAME, 1e38, np.float32, {"lora_alpha": -100}, "its scaling of -25 (alpha -100, r 4)"),
+        (A_NAME, 1e300, np.float64, {}, f"tensor '{A_NAME}' has values up to 1e+300"),
+        (B_NAME, -1e39, np.float64, {}, f"tensor '{B_NAME}' has values up to 1e+39"),
+        (A_NAME, np.inf, np.float16, {}, f"tensor '{A_NAME}' has values that are not finite"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_values_beyond_float32(write_peft, name, value: float, dtype, config, message: str):
+    tensors = {key: array.astype(dtype) for key, array in pair().items()}
+    tensors[name][1, 2] = value
+    assert message in error_of(write_peft(tensors, **config))
+
+
+def test_large_values_of_float16_times_a_large_scaling(write_peft):
+    tensors = {key: array.astype(np.float16) for key, array in pair().items()}
+    tensors[B_NAME][1, 2] = 60000
+    assert read_adapter(write_peft(tensors, lora_alpha=4e8)).pairs[0].b[1, 2] == np.float32(6e12)
+
+
+@pytest.mark.parametrize(
+    "config", [{"layers_to_transform": [1]}, {"layers_to_transform": 0, "layers_pattern": "blocks"}]
+)
+def test_no_matrices_of_the_layers(write_peft, config):
+    assert "and no matrices are of these layers" in error_of(write_peft(pair(), **config))
+
+
 # --- folders of other tools ---------------------------------------------------------------------
 
 

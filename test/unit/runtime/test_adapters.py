@@ -309,6 +309,24 @@ def zeros(part: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
             ),
         ),
         (
+            {"layers_to_transform": [0], "roles": ("q_proj",)},
+            (
+                "layers_to_transform is [0], so that the matrices of 1 module are left out, as "
+                "PEFT does: model.layers.1.self_attn.q_proj"
+            ),
+        ),
+        (
+            {"layers_to_transform": 1, "layers_pattern": "layers", "lora_alpha": 0},
+            (
+                "layers_to_transform is 1, of layers, so that the matrices of 3 modules are left "
+                "out, as PEFT does: model.layers.0.mlp.down_proj, model.layers.0.self_attn.q_proj, "
+                "model.layers.0.self_attn.v_proj\n"
+                "3 of 3 modules have a scaling of 0, so that the adapter changes nothing there: "
+                "model.layers.1.mlp.down_proj, model.layers.1.self_attn.q_proj, "
+                "model.layers.1.self_attn.v_proj"
+            ),
+        ),
+        (
             {"alpha_pattern": {"^q_proj": 100}},
             (
                 "alpha_pattern has '^q_proj', which matches no module of the adapter: a pattern is "
@@ -362,6 +380,19 @@ def test_warnings_on_the_command_line(run, out: Path, make: Make):
     code, text, error = run("adapter", "add", out, "a", folder, "--json")
     assert code == 0 and error.startswith(f"warning: {folder}: 6 of 6 modules have a scaling of 0")
     assert len(json.loads(text)["warnings"]) == 1
+
+
+@pytest.mark.parametrize("options", [{"lora_alpha": 0}, {"change": zeros("lora_B")}])
+def test_nothing_loses_of_nothing(run, out: Path, make: Make, options: dict[str, Any]):
+    code, text, _ = run("adapter", "add", out, "a", make(**options))
+    assert code == 0 and "of its own part" not in text
+
+
+def test_layers_that_peft_leaves_out_have_no_rank(chip: Chip, make: Make):
+    added = chip.adapters.add("a", make(layers_to_transform=[1]))
+    assert {name for name, rank in added.ranks.items() if rank} == {
+        f"layers.1.{role}" for role in ("q_proj", "v_proj", "down_proj")
+    }
 
 
 # --- run and check ------------------------------------------------------------------------------
