@@ -17,6 +17,10 @@ TRIED = (16, 14, 12, 10, 8)
 """Fraction bits of all values that are tried, those that are fewer than the program's most."""
 TOKENS = 128
 """Tokens that they are tried on: the first of those that saturated."""
+LEFT = 0.01
+"""Share of the saturations that a remedy may leave."""
+ERROR_LEFT = 0.25
+"""Share of the largest error of a logit that it may leave."""
 
 
 def saturation(
@@ -26,9 +30,10 @@ def saturation(
 ) -> dict[str, Any]:
     """Where values of the first tokens saturate, and which setting was found to help.
 
-    A setting helps when fewer values saturate with it and, where somebody judges, the largest
-    error of the logits is smaller too. Those that leave nothing come first, then those that leave
-    least; of equals the one with the most fraction bits.
+    A setting helps when the model can be used with it: at most `LEFT` of the saturations remain
+    and, where somebody judges, at most `ERROR_LEFT` of the largest error of the logits. Those that
+    leave nothing come first, then those that leave least; of equals the one with the most fraction
+    bits.
 
     Args:
         simulator: with the adapter that is active; its tokens are forgotten.
@@ -66,7 +71,8 @@ def saturation(
     better = [
         one
         for one in tried
-        if one["saturations"] < seen and (error is None or one["error"] < error)
+        if one["saturations"] <= LEFT * seen
+        and (error is None or one["error"] <= ERROR_LEFT * error)
     ]
     return {
         "tokens": len(ids),
@@ -108,22 +114,26 @@ def saturation_lines(found: dict[str, Any]) -> list[str]:
     lines = [f"{first['count']:,} of {found['count']:,} at {first['onnx']} ({first['opcode']})"]
     tried, remedy = found["tried"], found["remedy"]
     if remedy is None:
-        bits = ", ".join(str(one["fraction_bits"]) for one in tried)
-        lines.append(
-            f"tried on {found['tokens']:,} tokens, fewer fraction bits ({bits}) do not help"
-            if tried
-            else "no fewer fraction bits are possible"
-        )
+        if tried:
+            lines.append(f"no setting tried helps; on the same {found['tokens']:,} tokens:")
+            lines += [
+                f"  --set fraction_bits={one['fraction_bits']}: {_left(one, found)}"
+                for one in tried
+            ]
+        else:
+            lines.append("no fewer fraction bits are possible")
         return lines
-    left = remedy["saturations"]
-    errors = (
-        ""
-        if remedy["error"] is None
-        else f", largest error of a logit {remedy['error']:.2g} instead of {found['error']:.2g}"
-    )
     lines.append(
-        f"--set fraction_bits={remedy['fraction_bits']} helps: "
-        f"{'none' if not left else f'{left:,}'} of {found['count']:,} on the same "
-        f"{found['tokens']:,} tokens{errors}"
+        f"--set fraction_bits={remedy['fraction_bits']} helps: on the same {found['tokens']:,} "
+        f"tokens {_left(remedy, found)}"
     )
     return lines
+
+
+def _left(one: dict[str, Any], found: dict[str, Any]) -> str:
+    """What saturates with a setting, and how wrong the logits are."""
+    left = one["saturations"]
+    text = f"{f'{left:,}' if left else 'none'} of {found['count']:,}"
+    if one["error"] is None:
+        return text
+    return f"{text}, largest error of a logit {one['error']:.2g} instead of {found['error']:.2g}"

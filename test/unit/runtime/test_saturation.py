@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -75,10 +77,65 @@ def test_what_does_not_help_is_not_named(loud: Callable[..., Path]) -> None:
     simulator = load(out).simulator
     found = saturation(simulator, range(24))
     assert found["count"] and [one["fraction_bits"] for one in found["tried"]][-1] == 8
-    if found["remedy"] is None:
-        assert "do not help" in saturation_lines(found)[-1]
+    assert found["remedy"] is None and found["tried"][-1]["saturations"] > 0.9 * found["count"]
+    lines = saturation_lines(found)
+    assert lines[1] == "no setting tried helps; on the same 24 tokens:"
+    assert len(lines) == 2 + len(found["tried"]) and "fraction_bits=8: " in lines[-1]
+
+
+class Chosen:
+    """A simulator whose saturations and errors by fraction bits are given."""
+
+    capacity = 8
+
+    def __init__(self, outcomes: dict[int, tuple[int, float]], bits: int = 20) -> None:
+        self.outcomes, self.fraction_bits = outcomes, bits
+        kind = {"kind": "fixed", "fraction": bits}
+        self.program = SimpleNamespace(buffers={"x": SimpleNamespace(type=kind)})
+        self.reset()
+
+    def reset(self) -> None:
+        self.saturations = 0
+
+    def with_fraction_bits(self, bits: int) -> Chosen:
+        return Chosen(self.outcomes, bits)
+
+    def forward(self, ids: Any, observe: Any = None) -> np.ndarray:
+        self.saturations, error = self.outcomes[self.fraction_bits]
+        if observe is not None:
+            observe(SimpleNamespace(onnx=("node",), opcode="add"), 0, None)
+        return np.full((len(ids), 1), np.ldexp(error, self.fraction_bits)).astype(np.int64)
+
+
+@pytest.mark.parametrize(
+    ("last", "judged", "helps"),
+    [
+        # What a fresh reader met: one saturation in seven gone, the error as before.
+        ((5513, 4.75), True, False),
+        ((5513, 0.0), False, False),
+        ((64, 1.0), True, True),
+        ((64, 0.0), False, True),
+        ((65, 1.0), True, False),
+        ((0, 1.5), True, False),
+        ((0, 1.0), True, True),
+        ((0, 0.0), False, True),
+    ],
+)
+def test_a_setting_helps_where_the_model_can_be_used_with_it(
+    last: tuple[int, float], judged: bool, helps: bool
+) -> None:
+    outcomes = {20: (6465, 5.0), 16: (6465, 5.0), 14: (6000, 4.0), 12: (6000, 4.0), 10: (900, 4.0)}
+    chosen: Any = Chosen(outcomes | {8: last})
+    found = saturation(chosen, [1, 2], np.zeros((2, 1)) if judged else None)
+    lines = saturation_lines(found)
+    left = f"{last[0]:,} of 6,465" if last[0] else "none of 6,465"
+    if helps:
+        assert found["remedy"] == found["tried"][-1]
+        assert f"--set fraction_bits=8 helps: on the same 2 tokens {left}" in lines[1]
     else:
-        assert found["remedy"]["saturations"] < found["count"]
+        assert found["remedy"] is None and "helps: " not in "\n".join(lines)
+        assert lines[1] == "no setting tried helps; on the same 2 tokens:" and len(lines) == 7
+        assert lines[-1].startswith(f"  --set fraction_bits=8: {left}")
 
 
 def test_nothing_saturates(compiled: Callable[[str], Path]) -> None:
