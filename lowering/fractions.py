@@ -28,7 +28,7 @@ from intaglio.dialects.codes import mantissas
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.semantics import GATES, ROTARY_FRAC
 from intaglio.lowering.buffers import name_of
-from intaglio.lowering.loss_warning import Loss, loss_warnings
+from intaglio.lowering.loss_warning import NOTEWORTHY, Loss, loss_warnings
 
 BITS_BELOW = 12
 """Bits of a value's fraction under its root mean square."""
@@ -139,17 +139,32 @@ def stream_warnings(streams: Iterable[Stream]) -> list[str]:
             [loss],
             f"as it enters the residual stream: its elements' root mean square is {one.rms:.2g}, "
             f"{one.steps:.2g} steps of {one.fraction} fraction bits",
-            "scale the embedding up in the model, or set more of them with --set fraction_bits=N "
-            f"(up to {FRACTIONS[1]})",
+            _more_bits(one),
         )
     found += [
         f"tensor '{_tensor(one.table)}' has elements up to {one.largest:.3g}; the residual stream "
         f"of {one.fraction} fraction bits holds less than {one.range:,.6g}: larger ones saturate; "
-        "--set fraction_bits=N with fewer holds more"
+        f"{_fewer_bits(one)}"
         for one in streams
         if one.largest >= one.range
     ]
     return found
+
+
+def _more_bits(one: Stream) -> str:
+    """What helps where the embedding loses: more fraction bits only if enough of them exist."""
+    enough = one.fraction + math.ceil(-math.log2(NOTEWORTHY * math.sqrt(12) * one.steps))
+    if enough <= FRACTIONS[1] and one.largest < math.ldexp(1.0, 31 - enough):
+        return f"scale the embedding up in the model, or compile with --set fraction_bits={enough}"
+    return "scale the embedding up in the model: no number of fraction bits holds it well"
+
+
+def _fewer_bits(one: Stream) -> str:
+    """What helps where elements of the embedding are too large for the format."""
+    enough = 30 - math.floor(math.log2(one.largest))
+    if enough >= FRACTIONS[0]:
+        return f"--set fraction_bits={enough} holds them"
+    return "scale the embedding down in the model: no number of fraction bits holds them"
 
 
 def _tensor(key: str) -> str:

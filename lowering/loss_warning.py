@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 NOTEWORTHY = 0.01
 """Share of a value from which its loss is worth a warning."""
+GONE = 0.5
+"""Share of a value beyond which what is left of it is of no use."""
 NAMED = 3
 """Tensors that a warning names; the others are counted."""
 
@@ -28,10 +30,15 @@ class Loss:
     place: str = ""
     parts: int = 0
 
+    @property
+    def part(self) -> str:
+        """The tensor and the part of it."""
+        return f"'{self.tensor}'" + (f", {self.place}" if self.place else "")
+
     def __str__(self) -> str:
-        place = f", {self.place}," if self.place else ""
+        place = "," if self.place else ""
         others = f" (and {self.parts - 1:,} others)" if self.parts > 1 else ""
-        return f"'{self.tensor}'{place} loses {percent(self.share)}{others}"
+        return f"{self.part}{place} loses {percent(self.share)}{others}"
 
 
 def percent(share: float) -> str:
@@ -68,4 +75,8 @@ def loss_warnings(
         named.append(
             f"{more:,} more {kind}{'s' if more > 1 else ''} more than {percent(NOTEWORTHY)}"
         )
-    return [f"{'; '.join(named)} ({listed}); {remedy}"]
+    gone = [loss.part for loss in found if loss.share > GONE]
+    if len(gone) > NAMED:
+        gone[NAMED:] = [f"{len(gone) - NAMED:,} more"]
+    said = f"{'; '.join(gone)}: as good as gone; " if gone else ""
+    return [f"{'; '.join(named)} ({listed}); {said}{remedy}"]

@@ -172,7 +172,51 @@ def test_warnings() -> None:
     assert stream_warnings([fine]) == []
     (small,) = stream_warnings([Stream("onnx::e", 8e-9, 3e-8, 30)])
     assert small.startswith("tensor 'e' loses 3.4 % as it enters the residual stream")
-    assert "8.6 steps of 30 fraction bits" in small and "--set fraction_bits=N" in small
+    assert "8.6 steps of 30 fraction bits" in small and "--set" not in small
     (large,) = stream_warnings([Stream("onnx::e", 0.001, 1e6, 18)])
     assert large.startswith("tensor 'e' has elements up to 1e+06")
-    assert "holds less than 8,192" in large
+    assert "holds less than 8,192" in large and large.endswith("--set fraction_bits=11 holds them")
+
+
+@pytest.mark.parametrize(
+    ("stream", "end"),
+    [
+        ((1e-4, 4e-4, 14), "model, or compile with --set fraction_bits=19"),
+        ((1e-4, 4e-4, 16), "model, or compile with --set fraction_bits=19"),
+        ((1e-5, 4e-5, 16), "model, or compile with --set fraction_bits=22"),
+        # None left, too few left, and enough of them but for one large element.
+        ((8e-9, 3e-8, 30), "scale the embedding up in the model: no number of fraction bits"),
+        ((1e-12, 4e-12, 30), "scale the embedding up in the model: no number of fraction bits"),
+        ((1e-9, 4e-9, 28), "scale the embedding up in the model: no number of fraction bits"),
+        ((1e-5, 1e3, 16), "scale the embedding up in the model: no number of fraction bits"),
+    ],
+)
+def test_more_fraction_bits_are_advised_where_they_help(
+    stream: tuple[float, float, int], end: str
+) -> None:
+    (said,) = stream_warnings([Stream("onnx::e", *stream)])
+    assert end in said
+    assert ("--set" in said) == ("--set" in end)
+    if "fraction_bits=" in end:
+        bits = int(said.rsplit("=", 1)[1])
+        assert bits > stream[2] and stream_warnings([Stream("onnx::e", *stream[:2], bits)]) == []
+        assert stream_warnings([Stream("onnx::e", *stream[:2], bits - 1)])
+
+
+@pytest.mark.parametrize(
+    ("largest", "end"),
+    [
+        (1e6, "--set fraction_bits=11 holds them"),
+        (2.0**20, "--set fraction_bits=10 holds them"),
+        (2.0**23, "scale the embedding down in the model: no number of fraction bits holds them"),
+    ],
+)
+def test_fewer_fraction_bits_are_advised_where_they_help(largest: float, end: str) -> None:
+    (said,) = stream_warnings([Stream("onnx::e", 1.0, largest, 18)])
+    assert said.endswith(end)
+
+
+def test_an_embedding_that_is_gone_is_said_to_be() -> None:
+    (said,) = stream_warnings([Stream("onnx::e", 1e-12, 4e-12, 30)])
+    assert "loses 100 %" in said and "; 'e': as good as gone; scale the embedding up" in said
+    assert "gone" not in stream_warnings([Stream("onnx::e", 8e-9, 3e-8, 30)])[0]

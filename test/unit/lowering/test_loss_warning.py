@@ -32,3 +32,19 @@ def test_the_largest_are_named_and_the_others_counted() -> None:
 def test_equal_losses_stand_in_the_order_of_names() -> None:
     (said,) = loss_warnings([Loss("b", 1.0), Loss("a", 1.0)], "here", "help")
     assert said.startswith("tensor 'a' loses 100 % here; 'b' loses 100 % (")
+
+
+@pytest.mark.parametrize(
+    ("shares", "gone"),
+    [
+        ((0.5,), ""),
+        ((0.51,), "'t0', row 0: as good as gone; "),
+        ((0.6, 0.4), "'t0', row 0: as good as gone; "),
+        ((1.0,) * 3, "'t0', row 0; 't1', row 1; 't2', row 2: as good as gone; "),
+        ((1.0,) * 5, "'t0', row 0; 't1', row 1; 't2', row 2; 2 more: as good as gone; "),
+    ],
+)
+def test_what_is_gone_is_said_to_be(shares: tuple[float, ...], gone: str) -> None:
+    losses = [Loss(f"t{i}", share, f"row {i}") for i, share in enumerate(shares)]
+    (said,) = loss_warnings(losses, "here", "use float32")
+    assert said.endswith(f" (manifest.json, rounding); {gone}use float32")
