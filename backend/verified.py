@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from intaglio.backend.output import MANIFEST, inside, read_manifest, sha256_of
+from intaglio.backend.output import MANIFEST, inside, read_manifest, sha256_of, write_json
 from intaglio.backend.private_folder import STATE, NotPrivate, private_folder, user_folder
 from intaglio.backend.whole import whole_file
 from intaglio.dialects.errors import UserError
@@ -121,6 +121,19 @@ class OutputFiles:
         """Keeps that all files are as the manifest says; for whoever has just written them."""
         there = [name for name in self.digests if (self.folder / name).exists()]
         self._keep({name: _traits(self.folder / name) for name in there})
+
+    def add(self, names: Iterable[str]) -> None:
+        """Takes files that were written after the compile into the manifest."""
+        known = dict(self._record)
+        digests = {name: sha256_of(self.folder / name) for name in names}
+        manifest = dict(self.manifest)
+        manifest["outputs"] = dict(sorted({**manifest["outputs"], **digests}.items()))
+        write_json(self.folder / MANIFEST, manifest)
+        for of_old_manifest in ("manifest", "_identity", "_record"):
+            self.__dict__.pop(of_old_manifest, None)
+        self._sound |= digests.keys()
+        self.edited = [name for name in self.edited if name not in digests]
+        self._keep(known | {name: _traits(self.folder / name) for name in digests})
 
     # Records
 

@@ -26,8 +26,9 @@ from intaglio.backend.hw.chip import TOP
 from intaglio.backend.hw.kv import read_cache, word_bytes, write_cache, write_words
 from intaglio.backend.hw.layout import layout_of, layout_with, rom_words
 from intaglio.backend.image_files import Images
-from intaglio.backend.output import sha256_of
+from intaglio.backend.output import MANIFEST, sha256_of
 from intaglio.backend.program import PROGRAM, Instruction, Program, load_program
+from intaglio.backend.verified import OutputFiles
 from intaglio.backend.whole import check_writable, write_text
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
@@ -575,6 +576,8 @@ def write_hardware(
 ) -> list[str]:
     """Writes the hardware of a compiled model into its output folder; see `emit_hardware`.
 
+    The manifest, where there is one, names the files from then on.
+
     Args:
         folder: the output folder.
         stage: `hw` or `sv`.
@@ -583,7 +586,10 @@ def write_hardware(
     program = load_program(folder)
     images = Images(program, folder)
     expected = partial(expected_tokens, program, folder)
-    return emit_hardware(program, images, folder, stage, expected=expected, banks=banks)
+    names = emit_hardware(program, images, folder, stage, expected=expected, banks=banks)
+    if (folder / MANIFEST).exists():
+        OutputFiles(folder).add(names)
+    return names
 
 
 def _model(
