@@ -532,25 +532,35 @@ def _prompt(args: argparse.Namespace, chip: Chip) -> tuple[list[int], str | None
     """The prompt's token ids and, where it is one, its text."""
     if args.prompt_ids is not None:
         return _ids(args.prompt_ids), None
+    from intaglio.runtime.tokenizer import NotText
+
     if args.prompt_file is not None:
-        text = _text_of(args.prompt_file)
+        name, text = args.prompt_file, _text_of(args.prompt_file)
     elif args.prompt == "-":
-        text = _text_of(None)
+        name, text = _STANDARD_INPUT, _text_of(None)
     elif args.prompt is not None:
-        text = args.prompt
+        name, text = "--prompt", args.prompt
     else:
         raise UserError(
             "no prompt is given", hint="--prompt TEXT, --prompt-file FILE, or --prompt-ids 1,2,3"
         )
-    return chip.encode(text), text
+    try:
+        return chip.encode(text), text
+    except NotText as error:
+        raise UserError(
+            "the prompt is not UTF-8 text, which the model's tokenizer takes",
+            file=name,
+            hint="convert it to UTF-8",
+        ) from error
 
 
+_STANDARD_INPUT = "standard input"
 _LARGEST_PROMPT = 64 << 20
 
 
 def _text_of(path: str | None) -> str:
     """The text of a file or of standard input, without one line end at its end."""
-    name = path or "standard input"
+    name = path or _STANDARD_INPUT
     try:
         with Path(path).open("rb") if path is not None else nullcontext(sys.stdin.buffer) as file:
             data = file.read(_LARGEST_PROMPT + 1)
@@ -661,7 +671,7 @@ def _generate(args: argparse.Namespace, logits_file: Path | None) -> int:
         _write_json(result)
     else:
         _write("\n\n")
-        for line in (*_figure_lines(chip, result), *_edited_lines(chip.edited)):
+        for line in (*_figure_lines(chip, result, args.no_stop), *_edited_lines(chip.edited)):
             _write_line(line)
     return SUCCESS
 
@@ -705,12 +715,12 @@ def _figures(
     return result
 
 
-def _figure_lines(chip: Chip, result: dict[str, Any]) -> Iterator[str]:
+def _figure_lines(chip: Chip, result: dict[str, Any], no_stop: bool) -> Iterator[str]:
     from intaglio.runtime.saturation import saturation_lines
 
     here, prompt = result["host_tokens_per_second"], len(result["prompt_ids"])
     yield f"{counted(len(result['tokens']), 'token')} by {result['engine']} ({result['target']})"
-    yield f"  stopped    {_stopped(chip, result)}"
+    yield f"  stopped    {_stopped(chip, result, no_stop)}"
     if "sampling" in result:
         drawn = result["sampling"]
         among = "" if drawn["top_k"] is None else f" among {counted(drawn['top_k'], 'token')}"
@@ -734,14 +744,15 @@ def _figure_lines(chip: Chip, result: dict[str, Any]) -> Iterator[str]:
         yield f"  this host  {here:,.1f} tokens/s"
 
 
-def _stopped(chip: Chip, result: dict[str, Any]) -> str:
-    """Why a generation ended."""
+def _stopped(chip: Chip, result: dict[str, Any], no_stop: bool) -> str:
+    """Why a generation ended; without the model's end tokens it was one of `--stop`."""
     by = result["stopped_by"]
     match result["stopped"]:
         case "end_token":
-            source = chip.end_tokens.ids.get(by) if isinstance(by, int) else None
-            named = "" if source is None else f", which {source} names"
-            return f"at the text {by!r}" if isinstance(by, str) else f"at end token {by}{named}"
+            if isinstance(by, str):
+                return f"at the text {by!r}"
+            named = {} if no_stop else chip.end_tokens.ids
+            return f"at end token {by}, which {named.get(by, '--stop')} names"
         case "context":
             return f"at the end of the context, {chip.program.capacity:,} tokens"
         case _:

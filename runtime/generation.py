@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -41,7 +42,7 @@ def stops_of(
 
     Args:
         chip: the compiled model.
-        given: ids, numbers that are written out, or texts. A text ends a generation where it turns
+        given: ids, integers that are written out, or texts. A text ends a generation where it turns
             up, in one token or several; where it is a token of the tokenizer, that token does too,
             since special ones have no text.
         end_tokens: whether the model's own end tokens count.
@@ -52,7 +53,7 @@ def stops_of(
     ids = set(chip.end_tokens.ids) if end_tokens else set[int]()
     texts: list[str] = []
     for one in given:
-        if isinstance(one, int) or (one.isascii() and one.isdecimal()):
+        if isinstance(one, int) or re.fullmatch(r"-?[0-9]+", one):
             number = str(one)
             if len(number) > 9 or not 0 <= int(one) < chip.program.vocabulary:
                 raise UserError(

@@ -72,6 +72,10 @@ class _ByteStream:
         return self._decoder.decode(b"", final=True)
 
 
+class NotText(UserError):
+    """Bytes are to be encoded that are no text, by a tokenizer of texts."""
+
+
 class FileTokenizer:
     """A `tokenizer.json` of the tokenizers library.
 
@@ -96,16 +100,21 @@ class FileTokenizer:
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         what = f"the tokenizer cannot encode {_shown(text)}"
-        if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise UserError(f"{what}: it is not UTF-8 text", file=str(self._path))
+        if not _is_text(text):
+            raise NotText(f"{what}: it is not UTF-8 text", file=str(self._path))
         with _as_user_error(self._path, what):
             return self._tokenizer.encode(text, add_special_tokens=special).ids
 
     def id_of(self, token: str) -> int | None:
-        return self._tokenizer.token_to_id(token)
+        return self._tokenizer.token_to_id(token) if _is_text(token) else None
 
     def stream(self) -> Stream:
         return _FileStream(self._path, self._tokenizer)
+
+
+def _is_text(text: str) -> bool:
+    """Whether no byte stands in it as a surrogate, because it was no UTF-8."""
+    return text.isprintable() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 class _FileStream:

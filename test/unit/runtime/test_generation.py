@@ -156,9 +156,13 @@ def test_special_tokens_end_it(words: Chip):
 
 
 def test_wrong_stops(chip: Chip, compiled: Callable[[str], Path]):
-    for given, message in (("256", "no token id"), (-1, "no token id"), ("", "empty text")):
-        with pytest.raises(UserError, match=message):
+    for given in ("256", 256, "99999", "-1", -1, "-0256", "-" + "9" * 5000):
+        with pytest.raises(UserError, match=f"--stop {str(given)[:20]}.*: no token id"):
             stops_of(chip, [given])
+    with pytest.raises(UserError, match="empty text"):
+        stops_of(chip, [""])
+    for text in ("--", "-1.", "1-", "- 1", "-x"):
+        assert stops_of(chip, [text]).texts == (text,)
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
         stops_of(load(compiled("tied")), ["text"])
 
@@ -264,6 +268,22 @@ def test_run_says_why_it_ended(run, chip: Chip, free: list[int]):
     assert json.loads(text)["tokens"] == free[:2]
 
 
+def test_run_says_who_named_the_end(run, chip: Chip, free: list[int]):
+    end = fresh(free, 2)
+    beside(chip, "generation_config.json", {"eos_token_id": free[end]})
+    first = fresh(free, 1)
+    arguments = ("run", chip.folder, "--trust-edited", "--prompt-ids", "5,6,7")
+    for options, by, source in (
+        ((), free[end], "generation_config.json"),
+        (("--stop", free[end]), free[end], "generation_config.json"),
+        (("--no-stop", "--stop", free[end]), free[end], "--stop"),
+        (("--stop", free[first]), free[first], "--stop"),
+    ):
+        code, text, error = run(*arguments, *options)
+        assert code == 0, error
+        assert f"at end token {by}, which {source} names" in text
+
+
 def test_run_draws(run, chip: Chip):
     arguments = ("run", chip.folder, "--prompt-ids", "5,6,7", "--tokens", 6)
     options = ("--temperature", "1.5", "--top-k", "8", "--seed", "4")
@@ -309,6 +329,28 @@ def test_prompts_that_cannot_be_read(run, chip: Chip, tmp_path: Path):
     ):
         code, text, error = run("run", chip.folder, *arguments)
         assert (code, text) == (1, "") and message in error
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff", b"w1 w2\xe4", "w1 \xfc".encode("latin-1"), b"w1 \xed\xa0\x80"]
+)
+def test_prompts_that_are_no_text(
+    run, words: Chip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
+):
+    """A tokenizer is of texts; what is no text is said of the prompt."""
+    path = tmp_path / "prompt"
+    path.write_bytes(data)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+    argument = data.decode(errors="surrogateescape")
+    for name, arguments in (
+        (path, ("--prompt-file", path)),
+        ("standard input", ("--prompt", "-")),
+        ("--prompt", ("--prompt", argument)),
+    ):
+        code, text, error = run("run", words.folder, "--trust-edited", *arguments)
+        assert (code, text) == (1, "") and "tokenizer.json" not in error
+        assert f"{name}: the prompt is not UTF-8 text" in error
+    assert stops_of(words, [argument]) == Stops(frozenset(), (argument,))
 
 
 def test_bytes_that_are_no_text(run, chip: Chip):
