@@ -7,7 +7,7 @@ unsupported nodes are reported together, before any weight is read.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from intaglio.lowering.onnx import (
     written_norms,
 )
 from intaglio.lowering.onnx.assembly import DEFAULT_CONTEXT, assemble, finish
-from intaglio.lowering.onnx.branches import ancestors, taken
+from intaglio.lowering.onnx.branches import ancestors, outer_names, subgraphs, taken
 from intaglio.lowering.onnx.expressions import PAST, SEQUENCE, expression
 from intaglio.lowering.onnx.fields import field, same_for_all_tokens
 from intaglio.lowering.onnx.inputs import bind_inputs
@@ -149,8 +149,8 @@ def import_model(
         )
 
     def attempt(bound: int | None) -> tuple[ImportedModel | UserErrors, list[tuple[int, Node]]]:
-        found, switches = _with_branches(graph, bound, step)
-        importer = _Import(found, step(found, bound))
+        found, switches, decided = _with_branches(graph, bound, step)
+        importer = _Import(found, step(found, bound), decided)
         importer.step.switches += switches
         if lifted:
             importer.report.warnings.append(
@@ -213,16 +213,22 @@ def _within(file: str, context: int | None, attempt: Attempt) -> ImportedModel:
 
 def _with_branches(
     graph: Graph, bound: int | None, step: Callable[[Graph, int | None], Step]
-) -> tuple[Graph, list[tuple[int, Node]]]:
-    """The graph with the branch in the place of each If whose condition is known."""
+) -> tuple[Graph, list[tuple[int, Node]], set[str]]:
+    """The graph with the branch in the place of each If whose condition is known.
+
+    Returns:
+        The graph, the switches met in the conditions, and the values that the conditions or the
+        branches depended on, so that they had their effect although nothing may read them now.
+    """
     switches: list[tuple[int, Node]] = []
+    decided: set[str] = set()
     open_: set[str] = set()
     while True:
         node = next(
             (n for n in graph.nodes if n.op_type == "If" and n.outputs[0] not in open_), None
         )
         if node is None:
-            return graph, switches
+            return graph, switches, decided
         condition = _Import(graph, step(graph, bound)).value(node.input(0))
         switches += condition.switches
         branches = [node.attributes.get(name) for name in ("then_branch", "else_branch")]
@@ -234,6 +240,9 @@ def _with_branches(
         if not isinstance(branch, Subgraph) or len(branch.outputs) != len(node.outputs):
             open_.add(node.outputs[0])
             continue
+        if node.index in analysis.live_nodes(graph):
+            for name in (node.input(0), *(n for sub in subgraphs(node) for n in outer_names(sub))):
+                decided.update(out for one in ancestors(graph, name) for out in one.outputs)
         graph = taken(graph, node, branch)
 
 
@@ -268,8 +277,9 @@ def _undeclared(name: str) -> str:
 
 
 class _Import:
-    def __init__(self, graph: Graph, step: Step) -> None:
+    def __init__(self, graph: Graph, step: Step, decided: Collection[str] = ()) -> None:
         self.graph = graph
+        self.decided = decided
         self.step = step
         self.report = Report(str(graph.path))
         self.check = NodeCheck(graph)
@@ -299,7 +309,7 @@ class _Import:
                 self._block(node)
             elif node.index in live:
                 self._visit(node)
-            else:
+            elif not any(name in self.decided for name in node.outputs):
                 self.report.warnings.append(
                     f"node '{node.name}' ({node.op_type}) has no effect on any output and is left "
                     "out"

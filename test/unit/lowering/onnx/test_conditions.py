@@ -154,6 +154,7 @@ def test_up_to_the_switch(wide, evaluate, form, context):
     assert model.positions == LIMIT and f"!rom.kv<{LIMIT}, 1, 16, float32>" in str(model.module)
     said = [w for w in model.warnings if "otherwise beyond 8 tokens, which becomes the" in w]
     assert len(said) == (context is None)
+    assert not any("no effect" in w for w in model.warnings), "what decided had its effect"
     expected = wide.reference(path, TOKENS)
     np.testing.assert_allclose(evaluate(model).run(TOKENS), expected, rtol=2e-5, atol=2e-5)
 
@@ -169,6 +170,20 @@ def test_beyond_the_switch(wide, form, context):
         import_model(wide.save(), context=context)
     assert f"help: compile with --context {LIMIT} or less" in str(caught.value)
     assert len(caught.value.errors) == 1
+
+
+def test_what_decided_nothing_is_said_to_have_no_effect(wide):
+    """Nodes that nothing read before a branch was taken, and those of an If that nothing reads."""
+    begin(wide)
+    greater(wide)
+    attention(wide)
+    wide.node("Not", ["long"], ["unread"], name="unread")
+    wide.node("Less", ["limit", "length"], ["other"], name="other")
+    then, other = branch("long", name="a"), branch("short", name="b")
+    wide.node("If", ["other"], ["c", "s"], then_branch=then, else_branch=other)
+    dead = [w for w in import_model(wide.save()).warnings if "no effect" in w]
+    assert [w for w in dead if "'greater'" in w] == []
+    assert [any(f"'{name}'" in w for w in dead) for name in ("unread", "other")] == [True, True]
 
 
 def test_an_offset_into_two_tables(wide, evaluate):
