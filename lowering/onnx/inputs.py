@@ -98,6 +98,12 @@ def _input(step: Step, report: Report, port: Port, tokens: Port | None) -> Value
     if tokens is not None and name == tokens.name:
         return Ids((step.batch, step.sequence))
     rank = len(port.dims)
+    if 0 in port.dims:
+        report.error(
+            f"input '{name}' has the fixed size 0 in axis {port.dims.index(0)}: it has no elements",
+            hint="export with dynamic (symbolic) numbers of sequences and tokens",
+        )
+        return Unknown()
     integral = port.dtype in ("INT64", "INT32")
     if integral and is_position(name) and rank in (1, 2):
         positions = token_index(step)

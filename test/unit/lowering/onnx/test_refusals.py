@@ -238,6 +238,23 @@ def test_fixed_sequence_length(decoder):
     assert "fixed size 8" in errors(decoder)[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "dims", "axis"),
+    [
+        ("attention_mask", TensorProto.INT64, ["batch", 0], 1),
+        ("attention_mask", TensorProto.BOOL, [0, "total"], 0),
+        ("position_ids", TensorProto.INT64, ["batch", 0], 1),
+        ("past_key_values.0.key", TensorProto.FLOAT, ["batch", 1, "past", 0], 3),
+        ("past_key_values.0.key", TensorProto.FLOAT, ["batch", 1, 0, 16], 2),
+    ],
+)
+def test_inputs_without_elements(decoder, name: str, kind: int, dims: list[int | str], axis: int):
+    decoder.inputs[1:] = [one for one in decoder.inputs[1:] if one[0] != name]
+    decoder.inputs.append((name, kind, dims))
+    decoder.node("Relu", ["x"], ["y"])
+    assert f"input '{name}' has the fixed size 0 in axis {axis}" in "\n".join(errors(decoder))
+
+
 def test_adapters_as_inputs(decoder):
     decoder.inputs.append(("A", TensorProto.FLOAT, [16, "rank"]))
     decoder.constant("A", np.zeros((16, 0), np.float32))
