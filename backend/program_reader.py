@@ -24,7 +24,7 @@ from intaglio.backend.program_types import (
     Site,
 )
 from intaglio.dialects import formula, timeline
-from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.codes import DENSE_BITS, FORMATS, SLOT_BITS, WEIGHT_BITS
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.machine import Machine
@@ -42,6 +42,7 @@ _TYPES: dict[str, tuple[str, ...]] = {
     "token": (),
 }
 """Kinds of values in the vector memory, and what is said of each."""
+_CODES = tuple({**WEIGHT_BITS, **SLOT_BITS, **DENSE_BITS})
 _STORES = ("rom.tensor", "rom.adapter")
 
 
@@ -134,7 +135,7 @@ def _parameter(name: str, content: JSONFile, folder: Path) -> Parameter:
         key=content["key"].text(),
         store=content["store"].text(*_STORES),
         dims=dims,
-        code=content["code"].text(),
+        code=content["code"].text(*_CODES),
         bits=content["bits"].integer(1, 64),
         group=0 if group is None else group.count(),
         exponent=0 if exponent is None else exponent.integer(-1024, 1024),

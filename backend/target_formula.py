@@ -26,7 +26,7 @@ _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "floor": math.floor,
     "ceil": math.ceil,
-    "round": round,
+    "round": lambda value, *digits: round(value, *map(_digits, digits)),
     "log2": math.log2,
     "min": min,
     "max": max,
@@ -127,9 +127,17 @@ def _number(function: Callable[..., Any], *operands: Any) -> Any:
     value = function(*operands)
     if isinstance(value, complex):
         raise FormulaError("has no value: it is the root of a negative number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise FormulaError("has no value: a number beyond the largest")
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         raise FormulaError(f"has a value beyond 2**{_MOST_BITS}")
     return value
+
+
+def _digits(count: float) -> Any:
+    if abs(count) > _LARGEST_EXPONENT:
+        raise FormulaError(f"rounds to more than {_LARGEST_EXPONENT} digits")
+    return count
 
 
 def _power(base: float, exponent: float) -> Any:

@@ -264,6 +264,19 @@ class Matrix:
 SLOT_LIMITS: dict[str, int] = {"fp8": E4M3_LIMIT, "int8": 128, "int6": 32, "ternary": 1}
 """The largest magnitude of a weight in an adapter's slot, by code; fp8 in units of 2**-9."""
 
+WEIGHT_BITS: dict[str, int] = {
+    "ternary": 2,
+    "int2": 2,
+    "int3": 3,
+    "int4": 4,
+    "int6": 6,
+    "int8": 8,
+}
+"""Bits of a weight in ROM, by code."""
+
+DENSE_BITS: dict[str, int] = {"fixed16": 16, "fixed32": 32, "float32": 32}
+"""Bits of a value of a vector or table, by code; `float32` only before legalisation."""
+
 SLOT_BITS: dict[str, int] = {"fp8": 8, "int8": 8, "int6": 6, "ternary": 2}
 """Bits of a weight in an adapter's slot, by code."""
 

@@ -78,14 +78,7 @@ from xdsl.utils.exceptions import VerifyException
 from intaglio.dialects import codes
 from intaglio.dialects.semantics import ACTIVATIONS
 
-WEIGHT_CODES: dict[str, int] = {
-    "ternary": 2,
-    "int2": 2,
-    "int3": 3,
-    "int4": 4,
-    "int6": 6,
-    "int8": 8,
-}
+WEIGHT_CODES = codes.WEIGHT_BITS
 """Codes of a matrix in ROM and the bits each weight takes."""
 
 MIDDLES: dict[str, int] = {"int2": 2, "int4": 8, "int8": 128}
@@ -94,7 +87,7 @@ MIDDLES: dict[str, int] = {"int2": 2, "int4": 8, "int8": 128}
 SLOT_CODES = codes.SLOT_BITS
 """Codes of a matrix in an adapter slot and the bits each weight takes."""
 
-DENSE_CODES: dict[str, int] = {"fixed16": 16, "fixed32": 32, "float32": 32}
+DENSE_CODES = codes.DENSE_BITS
 """Codes of vectors and tables without group scales; `float32` only before legalisation."""
 
 ACTIVATION_CODES = ("int4", "int8", "int16", "fp8")

@@ -526,6 +526,19 @@ def test_formulas():
         "'a' ** 2",
         "(" * 500,
         "1 + " * 400 + "1",
+        "9" * 300,
+        "9" * 5000,
+        "2 ** -1000000000",
+        "2 ** 64 * 2 ** 64 * 2 ** 64 * 2 ** 64 * 2",
+        "(-8) ** 0.5",
+        "1e308 * 10",
+        "1e400",
+        "min()",
+        "max('a')",
+        "'a' + 'b'",
+        "round(5, -1000000000)",
+        "a.x" + " * a.x" * 90,
     ):
         with pytest.raises(FormulaError):
             evaluate(text, known.__getitem__)
+    assert evaluate("round(a.x / 3, 1)", known.__getitem__) == 2.7

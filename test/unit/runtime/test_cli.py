@@ -637,6 +637,16 @@ def test_a_reader_that_goes_away(compiled):
     assert done.returncode == 1 and done.stderr == b""
 
 
+@pytest.mark.parametrize("command", ["ops", "targets", "targets roma-mini --json"])
+@pytest.mark.parametrize("where", [">&-", ">/dev/full"])
+def test_an_output_that_takes_nothing(command: str, where: str):
+    """What is wrong is one line, and no bug."""
+    text = f'"{sys.executable}" -m intaglio.runtime.cli {command} {where}'
+    done = subprocess.run(["sh", "-c", text], stderr=subprocess.PIPE, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("standard output ") and done.returncode == 1
+
+
 def test_small_commands_import_little():
     code = (
         "import sys; from intaglio.runtime.cli import main; main(['targets']); "

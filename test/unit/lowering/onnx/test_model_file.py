@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from intaglio.dialects.errors import UserError
+from intaglio.lowering.onnx.external_data import companion_file
 from intaglio.lowering.onnx.importer import import_model
 from intaglio.lowering.onnx.model_file import load
 
@@ -152,6 +153,34 @@ def test_model_hub_cache(decoder, tmp_path):
     assert "model hub" in text and "--allow-links" in text
     model = import_model(snapshot / "model.onnx", allow_links=True)
     assert model.parameters["onnx::table"].values(0, 1).shape == (1, 16)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "genai_config.json", "config.json"])
+def test_files_beside_the_model_obey_the_rule_of_links(decoder, tmp_path_factory, name):
+    path = decoder.save()
+    secret = tmp_path_factory.mktemp("elsewhere") / "secret"
+    secret.write_text("{}")
+    assert companion_file(path, name, False) is None
+    (path.parent / name).symlink_to(secret)
+    for allowed in (False, True):
+        with pytest.raises(UserError, match=f"its '{name}' is taken with it.*leaves the model's"):
+            companion_file(path, name, allowed)
+    (path.parent / name).unlink()
+    (path.parent / "other").write_text("{}")
+    (path.parent / name).symlink_to("other")
+    assert companion_file(path, name, False) == path.parent / name
+
+
+def test_files_beside_the_model_in_a_hub_cache(decoder, tmp_path):
+    blobs, snapshot = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "0123"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (blobs / "0").write_text("{}")
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/0")
+    model = snapshot / "model.onnx"
+    with pytest.raises(UserError, match="a link into a model hub's cache"):
+        companion_file(model, "tokenizer.json", False)
+    assert companion_file(model, "tokenizer.json", True) is not None
 
 
 def test_undefined_input(decoder):
