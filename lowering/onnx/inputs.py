@@ -112,6 +112,12 @@ def _input(step: Step, report: Report, port: Port, tokens: Port | None) -> Value
         own = {"@1": axis_index(0)}
         return Field((step.sequence,), substitute(positions.term, own, {}), positions.dtype)
     if (integral or port.dtype == "BOOL") and is_mask(name) and rank == 2:
+        if isinstance(port.dims[1], int):
+            report.error(
+                f"input '{name}' has the fixed size {port.dims[1]} in axis 1, the number of all "
+                "tokens, which grows",
+                hint="export with a dynamic (symbolic) number of tokens",
+            )
         ones = TRUE if port.dtype == "BOOL" else count(1)
         return Field((step.batch, step.total), ones, "INT64" if integral else "BOOL")
     if rank == 4 and (port.dtype in FLOATS or port.dtype in ("INT8", "UINT8")):

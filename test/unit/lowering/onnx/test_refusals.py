@@ -255,6 +255,13 @@ def test_inputs_without_elements(decoder, name: str, kind: int, dims: list[int |
     assert f"input '{name}' has the fixed size 0 in axis {axis}" in "\n".join(errors(decoder))
 
 
+@pytest.mark.parametrize("size", [1, 5, 64])
+def test_masks_of_fixed_length(decoder, size: int):
+    decoder.inputs[1:] = [("attention_mask", TensorProto.INT64, ["batch", size])]
+    decoder.node("Relu", ["x"], ["y"])
+    assert f"'attention_mask' has the fixed size {size} in axis 1" in "\n".join(errors(decoder))
+
+
 def test_adapters_as_inputs(decoder):
     decoder.inputs.append(("A", TensorProto.FLOAT, [16, "rank"]))
     decoder.constant("A", np.zeros((16, 0), np.float32))
