@@ -473,13 +473,20 @@ def _used(
     """
     layers = _layers(config.get("layers_to_transform"))
     given = config.get("layers_pattern") or []
-    parents = [given] if isinstance(given, str) else list(given)
-    if layers is None or not all(re.fullmatch(r"\w+", str(one)) for one in parents):
+    parents = [str(one) for one in (given if isinstance(given, list) else [given])]
+    if layers is None or not all(re.fullmatch(r"\w+", one) for one in parents):
         return tuple(pairs), []
-    place = re.compile(rf".*\.(?:{'|'.join(parents) or '[^.]*'})\.(\d+)\.")
-    numbers = {p.module: place.match(p.module) for p in pairs}
-    used = tuple(p for p in pairs if (at := numbers[p.module]) and int(at[1]) in layers)
-    others = [p.module for p in pairs if not any(p is one for one in used)]
+    places = [re.compile(rf".*\.{one}\.(\d+)\.") for one in parents or [r"[^.]*"]]
+    # Targets that are whole names are meant whatever their layer.
+    targets = config.get("target_modules")
+    whole = targets if isinstance(targets, list) else []
+
+    def is_used(module: str) -> bool:
+        found = next((at for place in places if (at := place.match(module))), None)
+        return module in whole or (found is not None and int(found[1]) in layers)
+
+    used = tuple(p for p in pairs if is_used(p.module))
+    others = [p.module for p in pairs if not is_used(p.module)]
     if not others:
         return used, []
     among = f", of {', '.join(parents)}" if parents else ""

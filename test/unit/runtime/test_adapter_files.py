@@ -509,6 +509,35 @@ def test_no_matrices_of_the_layers(write_peft, config):
     assert "and no matrices are of these layers" in error_of(write_peft(pair(), **config))
 
 
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        ({"layers_to_transform": [1]}, {1}),
+        ({"layers_to_transform": 0}, {0}),
+        ({"layers_to_transform": [0, 2], "layers_pattern": ["blocks", "layers"]}, {0, 2}),
+        ({"layers_to_transform": [0], "layers_pattern": []}, {0}),
+        ({"layers_to_transform": [0], "layers_pattern": 5.5}, {0, 1, 2}),
+        ({"layers_to_transform": []}, {0, 1, 2}),
+        ({"layers_to_transform": None}, {0, 1, 2}),
+        # A target that is a whole name is meant whatever its layer.
+        (
+            {"layers_to_transform": [0], "target_modules": ["q_proj", MODULE.replace("0", "2")]},
+            {0, 2},
+        ),
+    ],
+)
+def test_layers_to_transform(write_peft, config, layers: set[int]):
+    tensors = {
+        name.replace("layers.0", f"layers.{i}"): array
+        for i in range(3)
+        for name, array in pair().items()
+    }
+    read = read_adapter(write_peft(tensors, **config))
+    assert {int(p.module.split(".")[2]) for p in read.pairs} == layers
+    left = {i for i in range(3) if f"layers.{i}." in "".join(read.warnings)}
+    assert left == {0, 1, 2} - layers
+
+
 # --- folders of other tools ---------------------------------------------------------------------
 
 
