@@ -121,16 +121,16 @@ def write_images(
             match place:
                 case EngraveOp():
                     counter = _counter(parameter, has_cells)
-                    _write(matrices, parameter, sources[parameter.key.data], images, counter)
+                    _write(matrices, parameter, sources[parameter.source], images, counter)
                     if counter is not None:
                         images.zeros[parameter.sym_name.data] = counter.zeros
                 case ConstantOp():
                     constants.seek(place.address.value.data)
-                    _write(constants, parameter, sources[parameter.key.data], images)
+                    _write(constants, parameter, sources[parameter.source], images)
                 case _:
                     # Slots are empty; adapters come through the load port.
                     if isinstance(parameter.type, rom.AdapterType) and not parameter.type.is_slot:
-                        _write(adapters, parameter, sources[parameter.key.data], images)
+                        _write(adapters, parameter, sources[parameter.source], images)
             if parameter.codes is not None:
                 progress(parameter.sym_name.data, parameter.codes.size.data)
     finally:
@@ -219,7 +219,7 @@ def _mantissas(
         rounded = fixed(exact, _exponent(parameter), bits, clipped)
     except ValueError as error:
         raise UserError(
-            f"{parameter.key.data} holds infinities or not-a-number",
+            f"{parameter.source} holds infinities or not-a-number",
             hint="export the model again; such weights cannot be engraved",
         ) from error
     if clipped.count:
@@ -237,7 +237,7 @@ def _dense(
     multiplier = 1.0 if parameter.multiplier is None else parameter.multiplier.value.data
     rows, *rest = type_.dims
     width = int(np.prod(rest, dtype=np.int64))
-    losses = ValueLosses(parameter.key.data, _exponent(parameter), len(type_.dims), type_.bits)
+    losses = ValueLosses(parameter.source, _exponent(parameter), len(type_.dims), type_.bits)
     for first, last in row_chunks(rows, 8 * width):
         values = source.values(first, last).astype(np.float64) * multiplier
         rounded = _mantissas(parameter, values, type_.bits, images)
@@ -253,7 +253,7 @@ def _scales(
     assert isinstance(type_, rom.ROMTensorType | rom.AdapterType)
     zero = None if parameter.zero is None else parameter.zero.value.data
     uses = Uses(source, type_.group.data, zero) if type_.group.data else None
-    losses = ScaleLosses(parameter.key.data, _exponent(parameter), uses)
+    losses = ScaleLosses(parameter.source, _exponent(parameter), uses)
     for first, last in row_chunks(rows, 8 * groups):
         scales = _used(parameter, source.scales(first, last))
         rounded = _mantissas(parameter, scales, 16, images)
@@ -276,7 +276,7 @@ def _zeros(
 ) -> Iterator[npt.NDArray[np.uint8]]:
     for first, last in row_chunks(rows, groups):
         zeros = source.zeros(first, last)
-        assert zeros is not None, parameter.key.data
+        assert zeros is not None, parameter.source
         yield zeros
 
 
@@ -290,7 +290,7 @@ def _offsets(
     for first, last in row_chunks(rows, 8 * type_.groups):
         scales = _used(parameter, source.scales(first, last))
         zeros = source.real_zeros(first, last)
-        assert zeros is not None, parameter.key.data
+        assert zeros is not None, parameter.source
         mantissas = fixed(scales, exponent, 16)
         # Half a unit at most is lost; what scales lose is noted already.
         yield offset_mantissas(scales, zeros, mantissas, exponent, type_.bits, type_.offsets.data)

@@ -92,7 +92,7 @@ def _parameter(
     type_ = op.type
     assert isinstance(type_, rom.ROMTensorType | rom.AdapterType)
     content: dict[str, Any] = {
-        "key": op.key.data,
+        "key": op.source,
         "store": type_.name,
         "dims": list(type_.dims),
         "code": type_.code.data,
@@ -140,7 +140,7 @@ def _site(op: rom.SiteOp, module: ModuleOp) -> dict[str, Any]:
         "rank": rank,
         "matrix": plain(op.matrix),
         "first_row": first,
-        "onnx": plain(op.onnx)[0],
+        "onnx": rom.node_names(op.onnx)[0],
     }
 
 
@@ -185,7 +185,7 @@ def _instruction(op: InstructionOp) -> dict[str, Any]:
         "waits": {queue: plain(count) for queue, count in op.waits.data.items()},
         "duration": op.duration.data,
         "arguments": {name: plain(value) for name, value in arguments.items()},
-        "onnx": plain(op.onnx),
+        "onnx": rom.node_names(op.onnx),
         "start": [] if op.start is None else list(op.start.get_values()),
         "finish": [] if op.finish is None else list(op.finish.get_values()),
     }

@@ -76,6 +76,7 @@ from xdsl.traits import (
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects import codes
+from intaglio.dialects.names import escaped, unescaped
 from intaglio.dialects.semantics import ACTIVATIONS
 
 WEIGHT_CODES = codes.WEIGHT_BITS
@@ -558,7 +559,12 @@ Nodes = ArrayAttr[ArrayAttr[StringAttr]]
 
 def nodes(*names: str) -> Nodes:
     """The `onnx` property of an operation outside outlined layers."""
-    return ArrayAttr([ArrayAttr([StringAttr(name) for name in names])])
+    return ArrayAttr([ArrayAttr([StringAttr(escaped(name)) for name in names])])
+
+
+def node_names(onnx: Nodes) -> list[list[str]]:
+    """The names in an `onnx` property."""
+    return [[unescaped(name.data) for name in names] for names in onnx]
 
 
 # --- symbols ------------------------------------------------------------------------------------
@@ -619,7 +625,7 @@ class ParameterOp(IRDLOperation):
             properties={
                 "sym_name": StringAttr(name),
                 "type": type_,
-                "key": StringAttr(key),
+                "key": StringAttr(escaped(key)),
                 "rms": None if rms is None else FloatAttr(rms, 64),
                 "zero_fraction": None if zero_fraction is None else FloatAttr(zero_fraction, 64),
                 "peak": None if peak is None else FloatAttr(peak, 64),
@@ -628,6 +634,11 @@ class ParameterOp(IRDLOperation):
                 "zero": None if zero is None else IntegerAttr(zero, i64),
             }
         )
+
+    @property
+    def source(self) -> str:
+        """Where its bytes come from: the key, as a name."""
+        return unescaped(self.key.data)
 
     def verify_(self) -> None:
         """A KV buffer is no parameter; a zero point stands once."""

@@ -201,7 +201,7 @@ def fractions(module: ModuleOp, machine: Machine) -> Fractions:
         for root, one in classes.items()
     }
     streams = tuple(
-        Stream(entry.table.key.data, entry.rms, entry.largest, chosen[root])
+        Stream(entry.table.source, entry.rms, entry.largest, chosen[root])
         for root, one in classes.items()
         for entry in one.entries
     )

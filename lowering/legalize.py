@@ -400,7 +400,7 @@ def _product_bits(op: rom.LinearOp, type_: rom.ROMTensorType | rom.AdapterType, 
         raise UserError(
             f"weights of {type_.code.data}{wide} for {columns} inputs of {fmt} are beyond the "
             f"chip's arithmetic: {error}",
-            node=op.onnx.data[0].data[0].data,
+            node=rom.node_names(op.onnx)[0][0],
             hint="--set activations=int8",
         ) from error
 

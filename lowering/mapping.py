@@ -177,7 +177,7 @@ def _check_machine(path: str, content: dict[str, Any], machine: Machine) -> None
 
 def mapping_of(module: ModuleOp, machine: Machine) -> dict[str, Any]:
     """The placement of a module as the content of a mapping file."""
-    keys = {op.sym_name.data: op.key.data for op in module.ops if isinstance(op, rom.ParameterOp)}
+    keys = {op.sym_name.data: op.source for op in module.ops if isinstance(op, rom.ParameterOp)}
     matrices: list[dict[str, Any]] = []
     constants: list[dict[str, Any]] = []
     sram: list[dict[str, Any]] = []

@@ -427,7 +427,7 @@ def _check_formats(
     part = "in the layers" if first.name in layers else "outside the layers"
     more = f", and {len(others)} more matrices are of such formats" if others else ""
     raise UserError(
-        f"weights {first.parameter.key.data} are {first.type.code.data}, which {machine.name} has "
+        f"weights {first.parameter.source} are {first.type.code.data}, which {machine.name} has "
         f"no cells for{more}",
         node=_node_of(module, first.name),
         hint=f"its ROM {part} stores {', '.join(cells(first))}; quantise otherwise, or choose "
@@ -449,7 +449,7 @@ def _node_of(module: ModuleOp, name: str) -> str | None:
         for number, one in enumerate(bound):
             assert isinstance(one, SymbolRefAttr)
             if one.root_reference.data == name:
-                return op.onnx.data[number].data[0].data
+                return rom.node_names(op.onnx)[number][0]
     return None
 
 

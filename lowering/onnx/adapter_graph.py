@@ -80,7 +80,7 @@ def graph_sites(module: ModuleOp) -> list[GraphSite]:
                 rows=last - first,
                 columns=matrix.dims[1],
                 matrix_rows=matrix.dims[0],
-                nodes=tuple(name.data for names in op.onnx for name in names),
+                nodes=tuple(name for names in rom.node_names(op.onnx) for name in names),
             )
         )
     return found
