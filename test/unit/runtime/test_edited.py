@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from intaglio.backend.hardware_files import IR
+from intaglio.backend.hardware_files import IR, VERILOG
 from intaglio.backend.output import MANIFEST, MAPPING
 from intaglio.backend.program import PROGRAM
 from intaglio.dialects.errors import UserError
@@ -107,6 +107,24 @@ def test_hardware_is_verified_and_written_later(run: Run, out: Path) -> None:
     (out / IR).write_text((out / IR).read_text() + "// by hand\n")
     code, _, error = run(out, *RUN, *hardware)
     assert code == 1 and f"{out / IR}: has other bytes than the compile wrote" in error
+
+
+def test_the_verilog_is_verified(run: Run, out: Path) -> None:
+    """Before a C++ compiler is looked for."""
+    files = load(out).files
+    for name in (IR, *VERILOG):
+        (out / name).parent.mkdir(exist_ok=True)
+        if not (out / name).exists():
+            (out / name).write_text("// as written\n")
+    files.add([IR, *VERILOG])
+    for name in VERILOG:
+        before = (out / name).read_text()
+        (out / name).write_text(before + "// by hand\n")
+        code, _, error = run(out, *RUN, "--engine", "verilator")
+        assert code == 1 and f"{out / name}: has other bytes than the compile wrote" in error
+        code, _, error = run(out, "check", "--engine", "verilator", "--tokens", "1")
+        assert code == 1 and f"{out / name}: has other bytes" in error
+        (out / name).write_text(before)
 
 
 def test_verify_hashes_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
