@@ -211,7 +211,7 @@ def test_on_the_command_line(
             check_engine(engine)
         assert cli.main(["check", str(chip.folder), "--engine", engine, "--stress"]) == 1
     assert "--engine rtl" in capsys.readouterr().err
-    monkeypatch.setattr("intaglio.runtime.chip.load", lambda out: chip)
+    monkeypatch.setattr("intaglio.runtime.chip.load", lambda out, **options: chip)
     monkeypatch.setattr("intaglio.runtime.stress.ROUNDS", 2)
     command = ["check", str(chip.folder), "--engine", "rtl", "--tokens", "1", "--stress", "--json"]
     assert cli.main(command) == 0
