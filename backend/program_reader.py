@@ -26,6 +26,7 @@ from intaglio.backend.program_types import (
 from intaglio.dialects import formula, timeline
 from intaglio.dialects.codes import DENSE_BITS, FORMATS, SLOT_BITS, WEIGHT_BITS
 from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.gating import NO_DOMAIN
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.opcodes import OPCODES
@@ -76,7 +77,9 @@ def read_program(content: JSONFile, folder: Path) -> Program:
         for name, one in content["domains"].items()
     }
     found = content.get("residents")
-    used = _Used(buffers, {**parameters, **caches}, domains)
+    # A switch of nothing: where the next block has no domain.
+    switched = {**domains, NO_DOMAIN: []} if domains else {}
+    used = _Used(buffers, {**parameters, **caches}, switched)
     return Program(
         machine=machine,
         name=content["name"].text(),

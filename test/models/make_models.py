@@ -51,6 +51,7 @@ VARIANTS = {
     "ternary": Variant(bits=2, accuracy_level=0),
     "hqq4": Variant(hqq=True),
     "hqq2": Variant(bits=2, hqq=True, accuracy_level=0),
+    "ternary_tied": Variant(bits=2, tied=True, accuracy_level=0),
 }
 
 

@@ -10,8 +10,13 @@ from typing import Any
 
 import pytest
 
+from intaglio.backend.compile import compile_model
 from intaglio.backend.program import PROGRAM, load_program
+from intaglio.backend.program_reader import read_program
+from intaglio.backend.stages import Options
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.gating import NO_DOMAIN
+from intaglio.dialects.json_file import JSONFile
 
 Content = dict[str, Any]
 
@@ -95,3 +100,42 @@ def test_names_of_nothing(content: Content, read: Callable[[Content], None]) -> 
     instance[slot] = "nothing"
     with pytest.raises(UserError, match=r"instances\[0\].* is 'nothing', and there is no tensor"):
         read(changed)
+
+
+@pytest.fixture(scope="module")
+def gated(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """On a chip that switches its layers off; the head shares the embedding, which is always on."""
+    out = tmp_path_factory.mktemp("gated") / "out"
+    options = Options("tom-mini", context=32, emit="program")
+    return compile_model(model("ternary_tied"), out, options).folder
+
+
+def test_switches_of_nothing(gated: Path, content: Content, tmp_path: Path) -> None:
+    """The last layer wakes no domain; nor does any other, if so written. It is no tensor's name."""
+    names = ["power0", "power1"]
+    program = load_program(gated)
+    assert list(program.domains) == names
+    assert [one["next_power"] for one in program.blocks[1].instances] == ["power1", NO_DOMAIN]
+    written = json.loads((gated / PROGRAM).read_text())
+    for block, instance, slot in ((0, 0, "next_power1"), (1, 0, "next_power"), (1, 1, "power")):
+        changed = copy.deepcopy(written)
+        changed["blocks"][block]["instances"][instance][slot] = NO_DOMAIN
+        assert not misread(changed, tmp_path)
+    changed = copy.deepcopy(written)
+    weights = [one["uses"].get("weights") for one in changed["blocks"][1]["instructions"]]
+    changed["blocks"][1]["instances"][0][next(filter(None, weights))] = NO_DOMAIN
+    assert "that is no tensor" in misread(changed, tmp_path)
+    changed = copy.deepcopy(content)
+    instance = changed["blocks"][0]["instances"][0]
+    instance[next(iter(instance))] = NO_DOMAIN
+    assert "there is no tensor or power domain of this name" in misread(changed, tmp_path)
+
+
+def misread(content: Content, folder: Path) -> str:
+    """What the reader finds wrong with a file's values; orders of instructions are another's."""
+    (folder / PROGRAM).write_text(json.dumps(content))
+    try:
+        read_program(JSONFile.read(folder / PROGRAM), folder)
+    except UserError as error:
+        return error.what
+    return ""
