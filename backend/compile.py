@@ -17,10 +17,10 @@ from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.backend import circt
-from intaglio.backend.hardware_files import EXTERNAL_BANKS
-from intaglio.backend.images import Images, clipped_warnings, write_images
+from intaglio.backend.images.write import Images, clipped_warnings, write_images
 from intaglio.backend.measure import Stopwatch
-from intaglio.backend.output import (
+from intaglio.backend.output.hardware_files import EXTERNAL_BANKS
+from intaglio.backend.output.output import (
     MANIFEST,
     MAPPING,
     REFERENCE,
@@ -33,14 +33,14 @@ from intaglio.backend.output import (
     whole_or_nothing,
     write_json,
 )
-from intaglio.backend.program_file import program_content
-from intaglio.backend.reference_files import ReferenceNames
+from intaglio.backend.output.reference_files import ReferenceNames
+from intaglio.backend.output.verified import OutputFiles
+from intaglio.backend.output.whole import write_text
+from intaglio.backend.program.file import program_content
 from intaglio.backend.stages import HARDWARE_STAGES, IR_STAGES, Options, passes
-from intaglio.backend.target import load_target
-from intaglio.backend.target_file import write_target
-from intaglio.backend.verified import OutputFiles
+from intaglio.backend.target.file import write_target
+from intaglio.backend.target.target import load_target
 from intaglio.backend.ways_out import tried
-from intaglio.backend.whole import write_text
 from intaglio.dialects.errors import (
     CompilerBug,
     DoesNotFit,
@@ -49,19 +49,19 @@ from intaglio.dialects.errors import (
     gathered,
 )
 from intaglio.dialects.fabric import machine_of
-from intaglio.lowering.fractions import Stream, fractions, stream_warnings
-from intaglio.lowering.legalize import RomLegalize, substituted
-from intaglio.lowering.loss_warning import NOTEWORTHY, loss_warnings
-from intaglio.lowering.mapping import left_out_warnings, mapping_of
-from intaglio.lowering.onnx.external_data import companion_file
-from intaglio.lowering.onnx.quantised_graph import DATA_FILE, write_quantised
-from intaglio.lowering.onnx.rounding import HEAD_ROUNDING
-from intaglio.lowering.onnx.weights import FLOAT_WEIGHTS_HINT
-from intaglio.lowering.sites import SiteShape, site_shapes
+from intaglio.lowering.onnx.graph.external_data import companion_file
+from intaglio.lowering.onnx.weights.quantised_graph import DATA_FILE, write_quantised
+from intaglio.lowering.onnx.weights.rounding import HEAD_ROUNDING
+from intaglio.lowering.onnx.weights.weights import FLOAT_WEIGHTS_HINT
+from intaglio.lowering.place.mapping import left_out_warnings, mapping_of
+from intaglio.lowering.step.fractions import Stream, fractions, stream_warnings
+from intaglio.lowering.step.legalize import RomLegalize, substituted
+from intaglio.lowering.step.loss_warning import NOTEWORTHY, loss_warnings
+from intaglio.lowering.step.sites import SiteShape, site_shapes
 
 if TYPE_CHECKING:
-    from intaglio.backend.program import Program
-    from intaglio.backend.target import Target
+    from intaglio.backend.program.program import Program
+    from intaglio.backend.target.target import Target
     from intaglio.backend.testbench import Expected
     from intaglio.lowering.onnx.importer import ImportedModel
 
@@ -221,8 +221,8 @@ def _attempt(model: Path, options: Options) -> None:
         for one in stage_passes:
             one.apply(Context(), module)
     if options.emit in HARDWARE_STAGES:
-        from intaglio.backend.hw.layout import layout_of
-        from intaglio.backend.program import program_of
+        from intaglio.backend.hw.chip.layout import layout_of
+        from intaglio.backend.program.program import program_of
 
         _ = layout_of(program_of(program_content(module)))
 
@@ -239,9 +239,9 @@ def _hardware(
     Where none is wanted, it is said what could not become hardware.
     """
     from intaglio.backend.emit_hardware import emit_hardware
-    from intaglio.backend.hw.vector_encode import misfits
-    from intaglio.backend.image_files import Images as ImageFiles
-    from intaglio.backend.program import load_program
+    from intaglio.backend.hw.units.vector.encode import misfits
+    from intaglio.backend.images.read import Images as ImageFiles
+    from intaglio.backend.program.program import load_program
 
     stage = options.emit or load_target(options.target).text("policy.emit")
     if stage not in HARDWARE_STAGES:
@@ -410,7 +410,11 @@ def _adapter_graph(
     module: ModuleOp, folder: Path, reference: _Reference, names: ReferenceNames
 ) -> tuple[_Reference, list[str]]:
     """Writes the graph that judges adapters beside the model, where there are slots for them."""
-    from intaglio.lowering.onnx.adapter_graph import GRAPH_FILE, graph_sites, write_adapter_graph
+    from intaglio.lowering.onnx.weights.adapter_graph import (
+        GRAPH_FILE,
+        graph_sites,
+        write_adapter_graph,
+    )
 
     sites = graph_sites(module)
     if not sites:

@@ -28,7 +28,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from intaglio.backend import circt
-from intaglio.backend.hardware_files import (
+from intaglio.backend.hw.chip import sequencer
+from intaglio.backend.hw.chip.chip import TOP, chip_design
+from intaglio.backend.hw.chip.layout import Layout, Words, layout_of, logic_rom, rom_words
+from intaglio.backend.hw.units.attention.kv import word_bytes
+from intaglio.backend.output.hardware_files import (
     EXTERNAL_BANKS,
     FILE_LIST,
     HEX,
@@ -40,20 +44,16 @@ from intaglio.backend.hardware_files import (
     VERILOG,
     WAIVERS,
 )
-from intaglio.backend.hw import sequencer
-from intaglio.backend.hw.chip import TOP, chip_design
-from intaglio.backend.hw.kv import word_bytes
-from intaglio.backend.hw.layout import Layout, Words, layout_of, logic_rom, rom_words
-from intaglio.backend.output import sha256_of, write_json
+from intaglio.backend.output.output import sha256_of, write_json
+from intaglio.backend.output.whole import naming, write_text
 from intaglio.backend.stages import HARDWARE_STAGES
 from intaglio.backend.testbench import Expected, bench_text, file_list, verilator_list
-from intaglio.backend.whole import naming, write_text
 from intaglio.dialects import semantics
 
 if TYPE_CHECKING:
-    from intaglio.backend.hw.signal import ModuleBuilder
-    from intaglio.backend.image_files import Images
-    from intaglio.backend.program import Program
+    from intaglio.backend.hw.wires.signal import ModuleBuilder
+    from intaglio.backend.images.read import Images
+    from intaglio.backend.program.program import Program
 
 HEX_LIMIT = 32 << 20
 """Bytes of ROM contents up to which hex files and a testbench are written."""
@@ -85,7 +85,8 @@ def emit_hardware(
         banks: where ROM is logic, the banks whose logic is written, as (tile, L-Unit, bank); the
             others are external modules. None: all of a small chip, none of a large one.
         shared: of these, the banks that are written as the compiler's own gates
-            (`backend.logic_rom`), not as truth tables. None: as the machine's `rom_logic` says.
+            (`backend.images.logic_rom`), not as truth tables. None: as the machine's `rom_logic`
+            says.
 
     Returns:
         The files, relative to the folder.
@@ -283,6 +284,6 @@ def hardware_text(program: Program, images: Images | None = None) -> str:
 def source_files() -> Iterator[Path]:
     """The Python files that hardware is made by, for cache keys."""
     here = Path(__file__).parent
-    yield from sorted((here / "hw").glob("*.py"))
-    yield from (here / "emit_hardware.py", here / "circt.py", here / "logic_rom.py")
+    yield from sorted((here / "hw").rglob("*.py"))
+    yield from (here / "emit_hardware.py", here / "circt.py", here / "images" / "logic_rom.py")
     yield from sorted(Path(semantics.__file__).parent.glob("*.py"))

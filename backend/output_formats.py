@@ -10,18 +10,18 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.utils.exceptions import PassFailedException
 from xdsl.utils.target import Target
 
-from intaglio.backend.output import json_text
+from intaglio.backend.output.output import json_text
 
 
 @dataclass(frozen=True)
 class MappingJSON(Target):
-    """The placement of a module as a mapping file (`lowering/mapping.py`)."""
+    """The placement of a module as a mapping file (`lowering/place/mapping.py`)."""
 
     name = "mapping-json"
 
     def emit(self, ctx: Context, module: ModuleOp, output: IO[str]) -> None:
         from intaglio.dialects.fabric import machine_of, places
-        from intaglio.lowering.mapping import mapping_of
+        from intaglio.lowering.place.mapping import mapping_of
 
         if next(places(module), None) is None:
             raise PassFailedException("the module places nothing; run fabric-place first")
@@ -35,7 +35,7 @@ class ProgramJSON(Target):
     name = "program-json"
 
     def emit(self, ctx: Context, module: ModuleOp, output: IO[str]) -> None:
-        from intaglio.backend.program_file import program_content
+        from intaglio.backend.program.file import program_content
 
         output.write(json_text(program_content(module)))
 

@@ -12,8 +12,8 @@ from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.passes import ModulePass
 
-from intaglio.backend.program import program_of
-from intaglio.backend.program_file import program_content
+from intaglio.backend.program.file import program_content
+from intaglio.backend.program.program import program_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ProgramToHW(ModulePass):
     name = "program-to-hw"
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        from intaglio.backend.hw.chip import build_chip
+        from intaglio.backend.hw.chip.chip import build_chip
 
         chip = build_chip(program_of(program_content(op)))
         for old in list(op.ops):

@@ -51,13 +51,13 @@ class Options:
 
 def passes(options: Options) -> Iterator[tuple[str, tuple[ModulePass, ...]]]:
     """Each stage of the module with the passes that lead to it, up to the last one wanted."""
-    from intaglio.backend.attach_target import AttachTarget
-    from intaglio.lowering.adapter_slots import RomAdapterSlots
-    from intaglio.lowering.fuse_residual import RomFuseResidual
-    from intaglio.lowering.legalize import RomLegalize
-    from intaglio.lowering.outline_layers import RomOutlineLayers
-    from intaglio.lowering.place import FabricPlace
-    from intaglio.lowering.schedule import ProgramSchedule
+    from intaglio.backend.target.attach import AttachTarget
+    from intaglio.lowering.place.place import FabricPlace
+    from intaglio.lowering.schedule.schedule import ProgramSchedule
+    from intaglio.lowering.step.adapter_slots import RomAdapterSlots
+    from intaglio.lowering.step.fuse_residual import RomFuseResidual
+    from intaglio.lowering.step.legalize import RomLegalize
+    from intaglio.lowering.step.outline_layers import RomOutlineLayers
 
     slots = (
         (RomAdapterSlots(options.adapter_rank, options.adapter_modules, options.resident_adapters),)

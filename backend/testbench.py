@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from intaglio.backend.hardware_files import FOLDER, VERILOG
-from intaglio.backend.hw.chip import TOP
+from intaglio.backend.hw.chip.chip import TOP
+from intaglio.backend.output.hardware_files import FOLDER, VERILOG
 
 FIRST_TOKEN = 1
 """The token that a test bench begins with, if no plusarg says otherwise."""

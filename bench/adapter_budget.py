@@ -21,9 +21,9 @@ from typing import Any
 from decoder_model import BITNET_2B, LLAMA_3_2_3B, Shape
 from papers_work import published
 
-from intaglio.backend.target import Target, load_target
+from intaglio.backend.target.target import Target, load_target
 from intaglio.dialects.codes import FORMATS, SLOT_BITS
-from intaglio.runtime.adapter_budget import Demand, adapter_bytes, context_that_fits
+from intaglio.runtime.adapters.budget import Demand, adapter_bytes, context_that_fits
 
 MIB = 2**20
 SETTINGS = ("kv=fp8",)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 
-from intaglio.backend.hw.layout import layout_of
-from intaglio.backend.hw.matrix_plan import MatrixConfig
-from intaglio.backend.hw.rom_bank import bank_columns
-from intaglio.backend.program import Program
+from intaglio.backend.hw.chip.layout import layout_of
+from intaglio.backend.hw.units.matrix.plan import MatrixConfig
+from intaglio.backend.hw.units.matrix.rom_bank import bank_columns
+from intaglio.backend.program.program import Program
 
 Place = tuple[int, int, int]
 """Tile, L-Unit, bank."""

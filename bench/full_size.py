@@ -20,11 +20,11 @@ from pathlib import Path
 from decoder_model import LLAMA_3_2_3B, LLAMA_3_8B, Shape, write_decoder
 from measured import compile_command, measured, read_once
 
-from intaglio.backend.program import load_program
-from intaglio.backend.target import load_target
+from intaglio.backend.program.program import load_program
+from intaglio.backend.target.target import load_target
 from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
-from intaglio.runtime.rom_use import placed_matrices, products
-from intaglio.runtime.timing import token_cycles
+from intaglio.runtime.reports.rom_use import placed_matrices, products
+from intaglio.runtime.reports.timing import token_cycles
 
 SHAPES = {"llama-3.2-3b": LLAMA_3_2_3B, "llama-3-8b": LLAMA_3_8B}
 CONTEXT = 1024

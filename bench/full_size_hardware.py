@@ -48,9 +48,9 @@ from bank_sample import Place, banks_by_kind, drawn
 from decoder_model import BITNET_2B, LLAMA_3_2_3B, write_decoder
 from measured import compile_command, measured
 
-from intaglio.backend.hw.layout import Layout, layout_of
-from intaglio.backend.hw.matrix import build_matrix
-from intaglio.backend.hw.matrix_plan import (
+from intaglio.backend.hw.chip.layout import Layout, layout_of
+from intaglio.backend.hw.units.matrix.array import build_matrix
+from intaglio.backend.hw.units.matrix.plan import (
     MatrixConfig,
     Use,
     encode,
@@ -58,15 +58,15 @@ from intaglio.backend.hw.matrix_plan import (
     shape_of,
     tile_images,
 )
-from intaglio.backend.hw.matrix_tile import build_matrix_unit
-from intaglio.backend.hw.signal import Design
-from intaglio.backend.image_files import Images
-from intaglio.backend.program import Parameter, Program, load_program
+from intaglio.backend.hw.units.matrix.tile import build_matrix_unit
+from intaglio.backend.hw.wires.signal import Design
+from intaglio.backend.images.read import Images
+from intaglio.backend.program.program import Parameter, Program, load_program
 from intaglio.dialects import semantics
 from intaglio.dialects.codes import FORMATS, Matrix, decode
 from intaglio.dialects.fixed_point import Saturations, Scale
-from intaglio.runtime.arc import ArcModel
-from intaglio.runtime.model import signed
+from intaglio.runtime.engines.arc import ArcModel
+from intaglio.runtime.engines.running import signed
 
 Ints = npt.NDArray[np.int64]
 LIMIT = 1.5e9

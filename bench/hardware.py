@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from intaglio.backend.compile import compile_model
-from intaglio.backend.program import load_program
+from intaglio.backend.program.program import load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects.errors import UserError
-from intaglio.runtime.engines import HARDWARE_ENGINES
-from intaglio.runtime.rtl import RTLChip, compare_token
-from intaglio.runtime.simulator import Simulator
+from intaglio.runtime.engines.names import HARDWARE_ENGINES
+from intaglio.runtime.engines.rtl import RTLChip, compare_token
+from intaglio.runtime.engines.simulator import Simulator
 
 
 def random_shape(rng: np.random.Generator) -> tuple[str, ...]:

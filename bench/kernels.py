@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from intaglio.runtime import kernels
-from intaglio.runtime.kernel_code import Param, compile_module
+from intaglio.runtime.engines import kernels
+from intaglio.runtime.engines.kernel_code import Param, compile_module
 
 SHAPES = ((3072, 3072), (8192, 3072), (3072, 8192), (128256, 3072))
 FORMATS = (("int4 g32", 4, 32, 8), ("int4 g128", 4, 128, 8), ("2 bit g128", 2, 128, 1))

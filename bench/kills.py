@@ -34,8 +34,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from intaglio.backend.output import ADAPTERS, MANIFEST
-from intaglio.backend.program import load_program
+from intaglio.backend.output.output import ADAPTERS, MANIFEST
+from intaglio.backend.program.program import load_program
 
 RANK = 4
 COMMANDS = ("compile", "add", "remove")

@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from intaglio.backend import circt
-from intaglio.backend.hw.chip import TOP
-from intaglio.backend.hw.layout import layout_of, unit_values
-from intaglio.backend.image_files import Images
-from intaglio.backend.program import Program
+from intaglio.backend.hw.chip.chip import TOP
+from intaglio.backend.hw.chip.layout import layout_of, unit_values
+from intaglio.backend.images.read import Images
+from intaglio.backend.program.program import Program
 
 Constants = Mapping[str, tuple[int, int]]
 """For some inputs, which bits never change, and their values."""

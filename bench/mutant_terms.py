@@ -25,10 +25,10 @@ from typing import Any
 
 import z3
 
-from intaglio.backend.hw.chip import TOP
-from intaglio.backend.hw.layout import layout_of, unit_values
-from intaglio.backend.image_files import Images
-from intaglio.backend.program import Program
+from intaglio.backend.hw.chip.chip import TOP
+from intaglio.backend.hw.chip.layout import layout_of, unit_values
+from intaglio.backend.images.read import Images
+from intaglio.backend.program.program import Program
 
 _MODULE = re.compile(
     r"^  hw\.module @(\w+)\((.*?)\)(?: attributes .*?)? \{\n(.*?)^  \}$", re.M | re.S

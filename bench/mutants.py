@@ -26,14 +26,14 @@ from mutant_proof import constant_inputs, unproven
 from mutant_text import Mutant, mutants
 
 from intaglio.backend.compile import compile_model
-from intaglio.backend.hardware_files import IR
+from intaglio.backend.output.hardware_files import IR
 from intaglio.backend.stages import Options
 from intaglio.dialects.errors import CompilerBug
-from intaglio.runtime.check_defaults import HARDWARE_TOKENS
 from intaglio.runtime.chip import Chip
-from intaglio.runtime.rtl import RTLChip, compare_token
-from intaglio.runtime.simulator import Simulator
-from intaglio.runtime.stress import ROUNDS, stress
+from intaglio.runtime.engines.rtl import RTLChip, compare_token
+from intaglio.runtime.engines.simulator import Simulator
+from intaglio.runtime.judge.defaults import HARDWARE_TOKENS
+from intaglio.runtime.judge.stress import ROUNDS, stress
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo" / "model" / "model.onnx"
 SMALL = (

@@ -558,7 +558,7 @@ def _peft(out: Path, folder: Path) -> Path:
     """A PEFT adapter of rank 2 for every site of a chip."""
     from safetensors.numpy import save_file
 
-    from intaglio.backend.program import load_program
+    from intaglio.backend.program.program import load_program
 
     rng, folder = np.random.default_rng(1), folder
     folder.mkdir()
@@ -593,11 +593,6 @@ def main() -> int:
     parser.add_argument("--case", type=int)
     parser.add_argument("--log", type=Path)
     args = parser.parse_args()
-    import intaglio.backend.compile
-    import intaglio.lowering.onnx.importer
-    import intaglio.runtime.check
-    import intaglio.runtime.reference
-    import intaglio.runtime.simulator  # noqa: F401
 
     with tempfile.TemporaryDirectory() as scratch:
         _bases(Path(scratch))

@@ -24,7 +24,7 @@ import papers_tom
 from papers_page import LEGEND, Section, conflicts
 from papers_work import Work
 
-from intaglio.backend.target import load_target
+from intaglio.backend.target.target import load_target
 
 PAGE = Path(__file__).parents[1] / "docs" / "papers.md"
 

@@ -12,14 +12,14 @@ from papers_work import Compiled, Work, ask, published, say, token_ms, within
 from what_if import WhatIf
 
 from intaglio.backend.stages import Options
-from intaglio.backend.target import load_target
+from intaglio.backend.target.target import load_target
 from intaglio.dialects import rom
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import activation_passes
-from intaglio.lowering import durations
-from intaglio.runtime.adapter_budget import external_saving
-from intaglio.runtime.power import power
-from intaglio.runtime.timing import token_cycles
+from intaglio.lowering.schedule import durations
+from intaglio.runtime.adapters.budget import external_saving
+from intaglio.runtime.reports.power import power
+from intaglio.runtime.reports.timing import token_cycles
 
 ABOUT = """\
 Falcon3-1B with ternary weights, 29.7 % of them 0, 8-bit activations. No rate is published.

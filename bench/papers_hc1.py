@@ -10,10 +10,10 @@ from papers_work import Compiled, Work, ask, generation_rate, published, say
 from what_if import WhatIf
 
 from intaglio.backend.stages import Options
-from intaglio.backend.target import load_target
+from intaglio.backend.target.target import load_target
 from intaglio.dialects.rom import WEIGHT_CODES
-from intaglio.lowering.onnx.rounding import parse_request
-from intaglio.runtime.power import power
+from intaglio.lowering.onnx.weights.rounding import parse_request
+from intaglio.runtime.reports.power import power
 
 ABOUT = """\
 Llama-3.1-8B with `{mix}`, the mix that the target states

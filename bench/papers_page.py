@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sensitivity import Reach
 
-from intaglio.backend.target import Target
+from intaglio.backend.target.target import Target
 
 Form = Callable[[float], str]
 

@@ -19,8 +19,8 @@ from papers_work import (
 from what_if import WhatIf
 
 from intaglio.backend.stages import Options
-from intaglio.backend.target import load_target
-from intaglio.runtime.power import power
+from intaglio.backend.target.target import load_target
+from intaglio.runtime.reports.power import power
 
 ABOUT = """\
 Llama-3.2-3B with 4-bit weights and a tied 4-bit head, Llama-3-8B with 2-bit weights and head, both

@@ -21,10 +21,10 @@ from papers_work import (
 from what_if import WhatIf
 
 from intaglio.backend.stages import Options
-from intaglio.backend.target import load_target
+from intaglio.backend.target.target import load_target
 from intaglio.dialects import rom
-from intaglio.runtime.power import OnTimes, RomBits, on_times, power
-from intaglio.runtime.timing import token_cycles
+from intaglio.runtime.reports.power import OnTimes, RomBits, on_times, power
+from intaglio.runtime.reports.timing import token_cycles
 
 ABOUT = """\
 BitNet-b1.58-2B-4T, 42.2 % of the weights 0. Neither the context of the 3,306 tokens a second nor

@@ -19,12 +19,12 @@ from papers_page import Answer, Form
 from sensitivity import Knob, Reach, reach, together
 from what_if import WhatIf
 
-from intaglio.backend.program import Program, load_program
+from intaglio.backend.program.program import Program, load_program
 from intaglio.backend.stages import Options
-from intaglio.backend.target import Target
-from intaglio.backend.target_values import is_number, is_settable
-from intaglio.runtime.rom_use import Placed, placed_matrices, products
-from intaglio.runtime.timing import generation_cycles, token_cycles
+from intaglio.backend.target.target import Target
+from intaglio.backend.target.values import is_number, is_settable
+from intaglio.runtime.reports.rom_use import Placed, placed_matrices, products
+from intaglio.runtime.reports.timing import generation_cycles, token_cycles
 
 STILL = ("area.", "energy.", "power.", "technology.")
 """Sections that no cycle hangs on."""

@@ -39,14 +39,14 @@ from bank_sample import all_banks, banks_by_kind, drawn
 from synthesis import ABC, CELLS, yosys
 
 from intaglio.backend.circt import to_verilog
-from intaglio.backend.hw.layout import layout_of
-from intaglio.backend.hw.matrix_plan import log2, tile_images
-from intaglio.backend.hw.rom_bank import bank_name, bank_width, bank_words, table_body
-from intaglio.backend.hw.rom_network import network_body
-from intaglio.backend.hw.signal import Design
-from intaglio.backend.image_files import Images
-from intaglio.backend.logic_rom import Network, cell_areas, plain_network, shared_network
-from intaglio.backend.program import load_program
+from intaglio.backend.hw.chip.layout import layout_of
+from intaglio.backend.hw.units.matrix.plan import log2, tile_images
+from intaglio.backend.hw.units.matrix.rom_bank import bank_name, bank_width, bank_words, table_body
+from intaglio.backend.hw.units.matrix.rom_network import network_body
+from intaglio.backend.hw.wires.signal import Design
+from intaglio.backend.images.logic_rom import Network, cell_areas, plain_network, shared_network
+from intaglio.backend.images.read import Images
+from intaglio.backend.program.program import load_program
 
 HERE = Path(__file__).parent
 MODEL = HERE.parent / "examples" / "bitnet" / "model" / "model.onnx"

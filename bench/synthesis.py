@@ -30,9 +30,9 @@ from typing import Any
 
 from intaglio.backend.compile import compile_model
 from intaglio.backend.emit_hardware import VERILOG, emit_hardware
-from intaglio.backend.hw.chip import TOP
-from intaglio.backend.image_files import Images
-from intaglio.backend.program import load_program
+from intaglio.backend.hw.chip.chip import TOP
+from intaglio.backend.images.read import Images
+from intaglio.backend.program.program import load_program
 from intaglio.backend.stages import Options
 
 HERE = Path(__file__).parent

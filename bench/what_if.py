@@ -14,15 +14,15 @@ from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 
 from intaglio.backend.compile import cells, head_rounding
-from intaglio.backend.program import Program, program_of
-from intaglio.backend.program_file import program_content
+from intaglio.backend.program.file import program_content
+from intaglio.backend.program.program import Program, program_of
 from intaglio.backend.stages import Options, passes
-from intaglio.backend.target import Target, load_target
+from intaglio.backend.target.target import Target, load_target
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import machine_of
-from intaglio.lowering.mapping import mapping_of
 from intaglio.lowering.onnx.importer import import_model
-from intaglio.runtime.rom_use import Placed, placed_matrices
+from intaglio.lowering.place.mapping import mapping_of
+from intaglio.runtime.reports.rom_use import Placed, placed_matrices
 
 
 class WhatIf:

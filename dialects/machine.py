@@ -139,12 +139,12 @@ class Machine:
     bits share."""
     fractions: str = "model"
     """`model`: values whose magnitudes ask for it have other fractions than `fraction_bits`
-    (`lowering/fractions.py`); `set`: none has."""
+    (`lowering/step/fractions.py`); `set`: none has."""
 
     def check(self) -> None:
         """Whether passes can work with the figures.
 
-        A target file allows less (`backend/target_schema.py`); what emitted hardware needs beyond
+        A target file allows less (`backend/target/schema.py`); what emitted hardware needs beyond
         that, such as powers of two, its units say (`backend/hw/`).
 
         Raises:

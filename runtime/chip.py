@@ -7,17 +7,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from intaglio.backend.output import MAPPING, tidy_output
+from intaglio.backend.output.output import MAPPING, tidy_output
 from intaglio.dialects.errors import UserError, meant
 from intaglio.dialects.json_file import JSONFile
-from intaglio.runtime.decoding import Generated, decode
 from intaglio.runtime.loaded_model import LoadedModel
+from intaglio.runtime.text.decoding import Generated, decode
 
 if TYPE_CHECKING:
     from intaglio.backend.compile import Progress
-    from intaglio.runtime.check_result import CheckResult
-    from intaglio.runtime.sampling import Sampler
-    from intaglio.runtime.timing import GenerationCycles
+    from intaglio.runtime.judge.result import CheckResult
+    from intaglio.runtime.reports.timing import GenerationCycles
+    from intaglio.runtime.text.sampling import Sampler
 
 
 class Chip(LoadedModel):
@@ -45,8 +45,8 @@ class Chip(LoadedModel):
         return f"Chip({str(self.folder)!r})"
 
     def _repr_html_(self) -> str:
-        from intaglio.runtime.inspect_tables import summary_lines
         from intaglio.runtime.notebook import summary_html
+        from intaglio.runtime.reports.tables import summary_lines
 
         if not (self.folder / "program.json").is_file():
             return summary_html(repr(self), (), 0)
@@ -107,7 +107,7 @@ class Chip(LoadedModel):
             stop: tokens or texts that end the generation, besides the model's end tokens.
             end_tokens: whether the model's end tokens, which files beside it name, end it.
             temperature: 0 takes the likeliest token each time; else the host draws one, see
-                `runtime/sampling.py`.
+                `runtime/text/sampling.py`.
             top_k: draw from this many of the likeliest tokens; None: from all.
             seed: of the draws.
             adapter: of the output folder, active for these tokens only; None: the one that is.
@@ -115,8 +115,8 @@ class Chip(LoadedModel):
         Raises:
             UserError: the prompt, a stop, a number or the adapter cannot be used.
         """
-        from intaglio.runtime.generation import Generation, stops_of
-        from intaglio.runtime.sampling import Sampler
+        from intaglio.runtime.text.generation import Generation, stops_of
+        from intaglio.runtime.text.sampling import Sampler
 
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
         given = [stop] if isinstance(stop, str | int) else stop
@@ -140,7 +140,7 @@ class Chip(LoadedModel):
 
     def cycles(self, position: int) -> int:
         """Cycles from the acceptance of the token at a position to the next token out."""
-        from intaglio.runtime.timing import token_cycles
+        from intaglio.runtime.reports.timing import token_cycles
 
         if not 0 <= position < self.program.capacity:
             raise UserError(
@@ -151,7 +151,7 @@ class Chip(LoadedModel):
 
     def generation_cycles(self, prompt: int, tokens: int) -> GenerationCycles:
         """Cycles of a prompt of so many tokens and the tokens generated after it."""
-        from intaglio.runtime.timing import generation_cycles
+        from intaglio.runtime.reports.timing import generation_cycles
 
         return generation_cycles(self.program, prompt, tokens, self.ranks)
 
@@ -183,14 +183,14 @@ class Chip(LoadedModel):
             progress: called with a line for each step of long work.
 
         Returns:
-            The content of `intaglio check --json`, which `runtime/check.py` describes; printed, it
-            is the report.
+            The content of `intaglio check --json`, which `runtime/judge/check.py` describes;
+            printed, it is the report.
 
         Raises:
             UserError: the input cannot be used, or onnxruntime cannot run the model.
         """
-        from intaglio.runtime.check import check
-        from intaglio.runtime.check_result import CheckResult
+        from intaglio.runtime.judge.check import check
+        from intaglio.runtime.judge.result import CheckResult
 
         return CheckResult(
             check(
@@ -208,8 +208,8 @@ class Chip(LoadedModel):
         )
 
     def inspect(self) -> dict[str, Any]:
-        """Sizes, cycles and bottlenecks; see `runtime/inspect.py`."""
-        from intaglio.runtime.inspect import inspect_json
+        """Sizes, cycles and bottlenecks; see `runtime/reports/inspect.py`."""
+        from intaglio.runtime.reports.inspect import inspect_json
 
         return inspect_json(self.folder)
 

@@ -18,26 +18,26 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from intaglio.backend.output import MAPPING, json_text, tidy_output
+from intaglio.backend.output.output import MAPPING, json_text, tidy_output
+from intaglio.backend.output.whole import naming, whole_file, write_text
 from intaglio.backend.stages import HARDWARE_STAGES, STAGES
-from intaglio.backend.whole import naming, whole_file, write_text
 from intaglio.dialects.errors import CompilerBug, UserError, printable
-from intaglio.runtime.check_defaults import (
+from intaglio.runtime.engines.names import CHECKED_ENGINES, ENGINES, HARDWARE_ENGINES
+from intaglio.runtime.interrupts import Stopped, stopping
+from intaglio.runtime.judge.defaults import (
     DEFAULT_TOKENS,
     HARDWARE_TOKENS,
     OPERATOR_THRESHOLD,
     OPERATOR_TOKENS,
     WINDOW,
 )
-from intaglio.runtime.engines import CHECKED_ENGINES, ENGINES, HARDWARE_ENGINES
-from intaglio.runtime.generation import DEFAULT_TOKENS as GENERATED_TOKENS
-from intaglio.runtime.interrupts import Stopped, stopping
-from intaglio.runtime.wording import counted
+from intaglio.runtime.reports.wording import counted
+from intaglio.runtime.text.generation import DEFAULT_TOKENS as GENERATED_TOKENS
 
 if TYPE_CHECKING:
-    from intaglio.backend.verified import OutputFiles
+    from intaglio.backend.output.verified import OutputFiles
     from intaglio.runtime.chip import Chip
-    from intaglio.runtime.sampling import Sampler
+    from intaglio.runtime.text.sampling import Sampler
 
 SUCCESS, FAILURE, BUG = 0, 1, 2
 
@@ -477,7 +477,7 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 def _compile(args: argparse.Namespace) -> int:
     from intaglio.backend.compile import compile_model
     from intaglio.backend.stages import Options
-    from intaglio.backend.target import load_target
+    from intaglio.backend.target.target import load_target
     from intaglio.runtime.chip import check_residents, parse_slots
     from intaglio.runtime.expected_tokens import expected_tokens
 
@@ -508,8 +508,8 @@ def _compile(args: argparse.Namespace) -> int:
         _warn(warning)
     _write_line(f"{args.model} for {args.target}: {compiled.folder}")
     if is_whole:
-        from intaglio.runtime.inspect import inspect_json
-        from intaglio.runtime.inspect_tables import summary_lines
+        from intaglio.runtime.reports.inspect import inspect_json
+        from intaglio.runtime.reports.tables import summary_lines
 
         for line in summary_lines(inspect_json(compiled.folder)):
             _write_line(f"  {line}")
@@ -518,8 +518,8 @@ def _compile(args: argparse.Namespace) -> int:
 
 def _unjudged(folder: Path) -> Iterator[str]:
     """That `check` will have no judge, where the graph itself says so."""
-    from intaglio.runtime.judgeable import why_not
-    from intaglio.runtime.reference import model_of
+    from intaglio.runtime.judge.judgeable import why_not
+    from intaglio.runtime.judge.reference import model_of
 
     if (reason := why_not(model_of(folder))) is not None:
         yield (
@@ -532,7 +532,7 @@ def _prompt(args: argparse.Namespace, chip: Chip) -> tuple[list[int], str | None
     """The prompt's token ids and, where it is one, its text."""
     if args.prompt_ids is not None:
         return _ids(args.prompt_ids), None
-    from intaglio.runtime.tokenizer import NotText
+    from intaglio.runtime.text.tokenizer import NotText
 
     if args.prompt_file is not None:
         name, text = args.prompt_file, _text_of(args.prompt_file)
@@ -575,7 +575,7 @@ def _text_of(path: str | None) -> str:
 
 
 def _sampler(args: argparse.Namespace) -> Sampler | None:
-    from intaglio.runtime.sampling import Sampler
+    from intaglio.runtime.text.sampling import Sampler
 
     if args.temperature is None:
         for name in ("top_k", "seed"):
@@ -588,7 +588,7 @@ def _sampler(args: argparse.Namespace) -> Sampler | None:
 
 def _announce(args: argparse.Namespace, chip: Chip, tokens: int) -> None:
     """Says how much work the simulation of hardware is, before it begins."""
-    from intaglio.runtime.hardware_work import work_lines
+    from intaglio.runtime.engines.hardware_work import work_lines
 
     if args.engine in HARDWARE_ENGINES:
         for line in work_lines(chip, args.engine, tokens):
@@ -613,7 +613,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _generate(args: argparse.Namespace, logits_file: Path | None) -> int:
-    from intaglio.runtime.generation import Generation, room, stops_of
+    from intaglio.runtime.text.generation import Generation, room, stops_of
 
     sampler = _sampler(args)
     chip = _loaded(args)
@@ -709,14 +709,14 @@ def _figures(
             "saturations": chip.saturations(engine),
         }
         if result["saturations"]:
-            from intaglio.runtime.saturation import saturation
+            from intaglio.runtime.judge.saturation import saturation
 
             result["saturation"] = saturation(chip.simulator, [*prompt, *tokens])
     return result
 
 
 def _figure_lines(chip: Chip, result: dict[str, Any], no_stop: bool) -> Iterator[str]:
-    from intaglio.runtime.saturation import saturation_lines
+    from intaglio.runtime.judge.saturation import saturation_lines
 
     here, prompt = result["host_tokens_per_second"], len(result["prompt_ids"])
     yield f"{counted(len(result['tokens']), 'token')} by {result['engine']} ({result['target']})"
@@ -760,8 +760,8 @@ def _stopped(chip: Chip, result: dict[str, Any], no_stop: bool) -> str:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from intaglio.runtime.check import check
-    from intaglio.runtime.check_report import (
+    from intaglio.runtime.judge.check import check
+    from intaglio.runtime.judge.report import (
         check_tolerances,
         missed,
         parse_tolerance,
@@ -773,7 +773,7 @@ def _check(args: argparse.Namespace) -> int:
         raise UserError("--windows: only with --text")
     check_tolerances(tolerances, text=args.text is not None, per_op=args.per_op)
     if args.stress:
-        from intaglio.runtime.stress import check_engine
+        from intaglio.runtime.judge.stress import check_engine
 
         check_engine(args.engine)
     chip = _loaded(args)
@@ -809,7 +809,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _adapter_add(args: argparse.Namespace) -> int:
-    from intaglio.runtime.adapters import summary_lines
+    from intaglio.runtime.adapters.adapters import summary_lines
 
     with _progress() as progress:
         summary = _loaded(args).adapters.add(args.name, args.file, progress)
@@ -824,7 +824,7 @@ def _adapter_add(args: argparse.Namespace) -> int:
 
 
 def _adapter_list(args: argparse.Namespace) -> int:
-    from intaglio.runtime.adapters import list_content, list_lines
+    from intaglio.runtime.adapters.adapters import list_content, list_lines
 
     adapters = _loaded(args).adapters
     if args.json:
@@ -841,7 +841,7 @@ def _adapter_remove(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from intaglio.backend.verified import OutputFiles
+    from intaglio.backend.output.verified import OutputFiles
 
     positions = None if args.position is None else _positions(args.position)
     files = OutputFiles(Path(args.out), trust_edited=args.trust_edited, again=args.verify)
@@ -865,8 +865,8 @@ def _positions(text: str) -> list[int]:
 
 def _inspected(out: str, form: str, positions: Sequence[int] | None, files: OutputFiles) -> str:
     """The report of an output folder in one of its forms."""
-    from intaglio.backend.program import PROGRAM
-    from intaglio.backend.target_file import TARGET
+    from intaglio.backend.program.program import PROGRAM
+    from intaglio.backend.target.file import TARGET
 
     def verify() -> None:
         # Behind the reading, which says more where a value is wrong.
@@ -875,12 +875,12 @@ def _inspected(out: str, form: str, positions: Sequence[int] | None, files: Outp
             _warn(line.strip())
 
     if form == "perfetto":
-        from intaglio.runtime.perfetto import perfetto_text
+        from intaglio.runtime.reports.perfetto import perfetto_text
 
         text = perfetto_text(out, None if positions is None else positions[-1])
         verify()
         return text
-    from intaglio.runtime.inspect import inspect_json
+    from intaglio.runtime.reports.inspect import inspect_json
 
     content = inspect_json(out, positions)
     verify()
@@ -889,18 +889,18 @@ def _inspected(out: str, form: str, positions: Sequence[int] | None, files: Outp
     if form == "json":
         return json_text(content)
     if form == "html":
-        from intaglio.runtime.inspect_html import inspect_html
+        from intaglio.runtime.reports.html import inspect_html
 
         return inspect_html(out, content)
-    from intaglio.runtime.inspect_text import WIDTH, inspect_text
+    from intaglio.runtime.reports.text import WIDTH, inspect_text
 
     text = inspect_text(content, max(WIDTH, shutil.get_terminal_size().columns))
     return text + "".join(f"{line}\n" for line in _edited_lines(files.edited))
 
 
 def _targets(args: argparse.Namespace) -> int:
-    from intaglio.backend import target_report
-    from intaglio.backend.target import load_target, target_names
+    from intaglio.backend.target import report as target_report
+    from intaglio.backend.target.target import load_target, target_names
 
     if args.name is not None:
         target = load_target(args.name)
@@ -920,7 +920,7 @@ def _targets(args: argparse.Namespace) -> int:
 def _ops(args: argparse.Namespace) -> int:
     import textwrap
 
-    from intaglio.lowering.onnx.operators import table
+    from intaglio.lowering.onnx.operators.table import table
 
     entries = [
         {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from intaglio.backend.program import Program
+from intaglio.backend.program.program import Program
 from intaglio.backend.testbench import FIRST_TOKEN, TOKENS, Expected
-from intaglio.runtime.timing import token_cycles
+from intaglio.runtime.reports.timing import token_cycles
 
 
 def expected_tokens(program: Program, folder: Path) -> Sequence[Expected]:
@@ -19,7 +19,7 @@ def expected_tokens(program: Program, folder: Path) -> Sequence[Expected]:
         program: of a compiled model.
         folder: where its images are.
     """
-    from intaglio.runtime.simulator import Simulator
+    from intaglio.runtime.engines.simulator import Simulator
 
     count = min(TOKENS, program.capacity)
     if program.vocabulary <= FIRST_TOKEN:

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intaglio.dialects.errors import UserError
-from intaglio.runtime.engines import CHECKED_ENGINES, HARDWARE_ENGINES, check_known
+from intaglio.runtime.engines.names import CHECKED_ENGINES, HARDWARE_ENGINES, check_known
 
 if TYPE_CHECKING:
-    from intaglio.backend.adapter_image import AdapterImage
-    from intaglio.backend.program import Program
-    from intaglio.runtime.adapters import Adapters
-    from intaglio.runtime.end_tokens import EndTokens
-    from intaglio.runtime.reference import Reference
-    from intaglio.runtime.rtl import RTLChip
-    from intaglio.runtime.simulator import Simulator
-    from intaglio.runtime.slots import Residents
-    from intaglio.runtime.tokenizer import Tokenizer
+    from intaglio.backend.images.adapter import AdapterImage
+    from intaglio.backend.program.program import Program
+    from intaglio.runtime.adapters.adapters import Adapters
+    from intaglio.runtime.adapters.slots import Residents
+    from intaglio.runtime.engines.rtl import RTLChip
+    from intaglio.runtime.engines.simulator import Simulator
+    from intaglio.runtime.judge.reference import Reference
+    from intaglio.runtime.text.end_tokens import EndTokens
+    from intaglio.runtime.text.tokenizer import Tokenizer
 
 
 class LoadedModel:
@@ -34,7 +34,7 @@ class LoadedModel:
     def __init__(
         self, folder: str | Path, *, trust_edited: bool = False, verify: bool = False
     ) -> None:
-        from intaglio.backend.verified import OutputFiles
+        from intaglio.backend.output.verified import OutputFiles
 
         self.folder = Path(folder)
         self.files = OutputFiles(self.folder, trust_edited=trust_edited, again=verify)
@@ -44,7 +44,7 @@ class LoadedModel:
     @cached_property
     def program(self) -> Program:
         """The program and the machine it runs on."""
-        from intaglio.backend.program import PROGRAM, load_program
+        from intaglio.backend.program.program import PROGRAM, load_program
 
         # Read first: where a value is wrong, that says more than a hash.
         program = load_program(self.folder)
@@ -71,7 +71,7 @@ class LoadedModel:
         Raises:
             UserError: names the tensors that are changed.
         """
-        from intaglio.backend.image_files import Images
+        from intaglio.backend.images.read import Images
 
         images = Images(self.program, self.folder)
         images.check_sizes()
@@ -80,7 +80,7 @@ class LoadedModel:
     @cached_property
     def simulator(self) -> Simulator:
         """The functional simulator."""
-        from intaglio.runtime.simulator import Simulator
+        from intaglio.runtime.engines.simulator import Simulator
 
         self.verify_images()
         with self._as_edited():
@@ -91,7 +91,7 @@ class LoadedModel:
     @contextmanager
     def _as_edited(self) -> Iterator[None]:
         """What an edited program makes impossible is no bug."""
-        from intaglio.backend.program import PROGRAM
+        from intaglio.backend.program.program import PROGRAM
 
         try:
             yield
@@ -106,7 +106,7 @@ class LoadedModel:
 
     @cached_property
     def _residents(self) -> Residents:
-        from intaglio.runtime.slots import Residents
+        from intaglio.runtime.adapters.slots import Residents
 
         return Residents(self.program)
 
@@ -128,7 +128,7 @@ class LoadedModel:
     @cached_property
     def model(self) -> Path:
         """The ONNX file that was compiled, which `--no-reference` leaves out of the folder."""
-        from intaglio.backend.output import MANIFEST, REFERENCE, inside
+        from intaglio.backend.output.output import MANIFEST, REFERENCE, inside
 
         # The graph reads any of them by name.
         self.files.verify(self.files.below(REFERENCE))
@@ -141,9 +141,9 @@ class LoadedModel:
         Raises:
             UserError: there is none.
         """
-        from intaglio.backend.output import REFERENCE
-        from intaglio.runtime.adapters import judged_with
-        from intaglio.runtime.reference import model_of
+        from intaglio.backend.output.output import REFERENCE
+        from intaglio.runtime.adapters.adapters import judged_with
+        from intaglio.runtime.judge.reference import model_of
 
         model = model_of(self.folder)
         self.files.verify(self.files.below(REFERENCE))
@@ -154,14 +154,14 @@ class LoadedModel:
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
         """The model's tokenizer, if one lies beside it."""
-        from intaglio.runtime.tokenizer import tokenizer_beside
+        from intaglio.runtime.text.tokenizer import tokenizer_beside
 
         return tokenizer_beside(self.model)
 
     @cached_property
     def end_tokens(self) -> EndTokens:
         """Which tokens end a text, by the files beside the model."""
-        from intaglio.runtime.end_tokens import end_tokens_beside
+        from intaglio.runtime.text.end_tokens import end_tokens_beside
 
         return end_tokens_beside(self.model, self.tokenizer, self.program.vocabulary)
 
@@ -172,7 +172,7 @@ class LoadedModel:
         They are where there are 256, or where all others have a role by the files beside the model,
         such as an end token.
         """
-        from intaglio.runtime.tokenizer import BYTES
+        from intaglio.runtime.text.tokenizer import BYTES
 
         others = range(BYTES, self.program.vocabulary)
         return self.tokenizer is not None or (
@@ -188,7 +188,7 @@ class LoadedModel:
         Raises:
             UserError: tokens stand for no texts.
         """
-        from intaglio.runtime.tokenizer import BYTES, ByteTokenizer
+        from intaglio.runtime.text.tokenizer import BYTES, ByteTokenizer
 
         if self.tokenizer is not None:
             return self.tokenizer
@@ -233,8 +233,8 @@ class LoadedModel:
         return "".join([*(stream.push(one) for one in tokens), stream.end()])
 
     def reference(self, *, float_activations: bool = False, **options: Any) -> Reference:
-        """onnxruntime with the same model, and the active adapter; see `runtime/reference.py`."""
-        from intaglio.runtime.reference import Reference
+        """onnxruntime with the same model and the active adapter: see `judge/reference.py`."""
+        from intaglio.runtime.judge.reference import Reference
 
         caches = self.program.caches.values()
         widths = {cache.width for cache in caches}
@@ -291,8 +291,8 @@ class LoadedModel:
         return self._hardware[engine]
 
     def _make_hardware(self, engine: str, **trace: Any) -> RTLChip:
-        from intaglio.backend.hardware_files import IR, VERILOG
-        from intaglio.runtime.rtl import RTLChip
+        from intaglio.backend.output.hardware_files import IR, VERILOG
+        from intaglio.runtime.engines.rtl import RTLChip
 
         self.verify_images()
         self.files.verify([IR] if engine == HARDWARE_ENGINES[0] else [IR, *VERILOG])
@@ -304,7 +304,7 @@ class LoadedModel:
     @cached_property
     def adapters(self) -> Adapters:
         """The adapters of the output folder: add, list, remove."""
-        from intaglio.runtime.adapters import Adapters
+        from intaglio.runtime.adapters.adapters import Adapters
 
         return Adapters(self.folder, self.program)
 
@@ -328,7 +328,7 @@ class LoadedModel:
     @property
     def ranks(self) -> dict[str, int]:
         """The active adapter's ranks, by site."""
-        from intaglio.runtime.slots import ranks_of
+        from intaglio.runtime.adapters.slots import ranks_of
 
         return ranks_of(self._adapter)
 
@@ -346,7 +346,7 @@ class LoadedModel:
         Raises:
             UserError: the adapter does not fit the chip's slots; the active one stays.
         """
-        from intaglio.runtime.slots import check_fits
+        from intaglio.runtime.adapters.slots import check_fits
 
         if image is not None:
             check_fits(self.program, image)
@@ -369,7 +369,7 @@ class LoadedModel:
         Raises:
             UserError: the engine, the suffix or the range cannot be used.
         """
-        from intaglio.runtime.vcd import cycle_range
+        from intaglio.runtime.engines.vcd import cycle_range
 
         if engine not in HARDWARE_ENGINES:
             raise UserError(

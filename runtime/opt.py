@@ -50,7 +50,7 @@ class IntaglioOpt(xDSLOptMain):
     def register_all_dialects(self) -> None:
         """Adds the operations of CIRCT that xDSL's hw, comb and seq do not have."""
         super().register_all_dialects()
-        from intaglio.backend.hw import circt_ops
+        from intaglio.backend.hw.wires import circt_ops
 
         circt_ops.load(self.ctx)
 

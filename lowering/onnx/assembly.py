@@ -10,17 +10,17 @@ from xdsl.ir import Operation, Region
 from intaglio.dialects import rom
 from intaglio.dialects.codes import OffsetForm
 from intaglio.dialects.errors import UserError
-from intaglio.lowering.onnx.magnitudes import typical_rms
-from intaglio.lowering.onnx.model import Node
-from intaglio.lowering.onnx.offsets import forms
+from intaglio.lowering.onnx.graph.model import Node
 from intaglio.lowering.onnx.report import Report
-from intaglio.lowering.onnx.sources import DenseSource, Source
 from intaglio.lowering.onnx.step import Cache, Declared, Step, real
 from intaglio.lowering.onnx.values import (
     Vector,
 )
+from intaglio.lowering.onnx.weights.magnitudes import typical_rms
+from intaglio.lowering.onnx.weights.offsets import forms
+from intaglio.lowering.onnx.weights.sources import DenseSource, Source
 from intaglio.lowering.parameters import ParameterSource
-from intaglio.lowering.used_scales import Uses, largest_used_scale
+from intaglio.lowering.step.used_scales import Uses, largest_used_scale
 
 DEFAULT_CONTEXT = 1024
 """Capacity of the caches where neither the caller nor the model states one."""

@@ -16,31 +16,20 @@ from xdsl.dialects.builtin import IndexType, ModuleOp, i32
 from xdsl.ir import Block
 
 from intaglio.dialects.errors import UserError, UserErrors
-from intaglio.lowering.onnx import (
-    adapters,
-    analysis,
-    conditions,
-    curves,
-    field_folding,
-    lazy,
-    levels,
-    rotary,
-    scores,
-    written_norms,
-)
 from intaglio.lowering.onnx.assembly import DEFAULT_CONTEXT, assemble, finish
-from intaglio.lowering.onnx.branches import ancestors, outer_names, subgraphs, taken
-from intaglio.lowering.onnx.expressions import PAST, SEQUENCE, expression
-from intaglio.lowering.onnx.fields import field, same_for_all_tokens
+from intaglio.lowering.onnx.graph import adapters, analysis
+from intaglio.lowering.onnx.graph.model import Graph, Node, Subgraph
+from intaglio.lowering.onnx.graph.model_file import load
+from intaglio.lowering.onnx.graph.node_check import NodeCheck
+from intaglio.lowering.onnx.graph.pairs import is_mask, is_position
 from intaglio.lowering.onnx.inputs import bind_inputs
-from intaglio.lowering.onnx.model import Graph, Node, Subgraph
-from intaglio.lowering.onnx.model_file import load
-from intaglio.lowering.onnx.node_check import NodeCheck
-from intaglio.lowering.onnx.operators import HINTS, OperatorSupport, table
+from intaglio.lowering.onnx.known import conditions, field_folding, lazy
+from intaglio.lowering.onnx.known.branches import ancestors, outer_names, subgraphs, taken
+from intaglio.lowering.onnx.known.expressions import PAST, SEQUENCE, expression
+from intaglio.lowering.onnx.known.fields import field, same_for_all_tokens
+from intaglio.lowering.onnx.operators.table import HINTS, OperatorSupport, table
 from intaglio.lowering.onnx.outputs import check_pasts, find_logits
-from intaglio.lowering.onnx.pairs import is_mask, is_position
 from intaglio.lowering.onnx.report import Report
-from intaglio.lowering.onnx.rounding import HEAD_ROUNDING, parse_request, parse_rounding
 from intaglio.lowering.onnx.step import Step
 from intaglio.lowering.onnx.values import (
     PARTS,
@@ -58,7 +47,10 @@ from intaglio.lowering.onnx.values import (
     Value,
     numbers,
 )
-from intaglio.lowering.onnx.weights import FLOAT_WEIGHTS_HINT, Parameter
+from intaglio.lowering.onnx.weights.rounding import HEAD_ROUNDING, parse_request, parse_rounding
+from intaglio.lowering.onnx.weights.weights import FLOAT_WEIGHTS_HINT, Parameter
+from intaglio.lowering.onnx.written import curves, levels, rotary, scores
+from intaglio.lowering.onnx.written import norms as written_norms
 from intaglio.lowering.parameters import ParameterSource
 
 _INCOMPLETE = "the exporter wrote an incomplete model; export it with another version of the tool"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from intaglio.lowering.onnx.expressions import PAST, SEQUENCE, Expression, expression
-from intaglio.lowering.onnx.fields import axis_index
-from intaglio.lowering.onnx.model import FLOATS, Graph, Port
-from intaglio.lowering.onnx.pairs import is_mask, is_position
+from intaglio.lowering.onnx.graph.model import FLOATS, Graph, Port
+from intaglio.lowering.onnx.graph.pairs import is_mask, is_position
+from intaglio.lowering.onnx.known.expressions import PAST, SEQUENCE, Expression, expression
+from intaglio.lowering.onnx.known.fields import axis_index
+from intaglio.lowering.onnx.known.simplification import substitute
+from intaglio.lowering.onnx.known.terms import TRUE, count
+from intaglio.lowering.onnx.operators.rotary_operators import token_index
 from intaglio.lowering.onnx.report import Report
-from intaglio.lowering.onnx.rotary_operators import token_index
-from intaglio.lowering.onnx.simplification import substitute
 from intaglio.lowering.onnx.step import Step
-from intaglio.lowering.onnx.terms import TRUE, count
 from intaglio.lowering.onnx.values import (
     Field,
     Ids,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from intaglio.lowering.onnx import cached
-from intaglio.lowering.onnx.model import Node
-from intaglio.lowering.onnx.pairs import presents_of
+from intaglio.lowering.onnx.graph.model import Node
+from intaglio.lowering.onnx.graph.pairs import presents_of
 from intaglio.lowering.onnx.report import Report
 from intaglio.lowering.onnx.step import Step
 from intaglio.lowering.onnx.values import (
@@ -15,6 +14,7 @@ from intaglio.lowering.onnx.values import (
     Unknown,
     Vector,
 )
+from intaglio.lowering.onnx.written import cached
 
 
 def find_logits(step: Step, report: Report) -> tuple[Vector | None, Node | None]:

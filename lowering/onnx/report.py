@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from intaglio.dialects.errors import UserError, UserErrors
-from intaglio.lowering.onnx.model import Node
+from intaglio.lowering.onnx.graph.model import Node
 
 
 @dataclass(eq=False)

@@ -15,11 +15,8 @@ from xdsl.ir import Block, Operation, SSAValue
 
 from intaglio.dialects import rom
 from intaglio.dialects.errors import CompilerBug
-from intaglio.lowering.onnx import weights
-from intaglio.lowering.onnx.expressions import Dims, Expression, dims_text, expression
-from intaglio.lowering.onnx.model import Graph, Node, Port, Tensor
-from intaglio.lowering.onnx.narrow import narrowed
-from intaglio.lowering.onnx.rounding import Request, Rounding
+from intaglio.lowering.onnx.graph.model import Graph, Node, Port, Tensor
+from intaglio.lowering.onnx.known.expressions import Dims, Expression, dims_text, expression
 from intaglio.lowering.onnx.values import (
     Blocked,
     Columns,
@@ -34,7 +31,10 @@ from intaglio.lowering.onnx.values import (
     kind_of,
     token_size,
 )
-from intaglio.lowering.onnx.weights import Parameter
+from intaglio.lowering.onnx.weights import weights
+from intaglio.lowering.onnx.weights.narrow import narrowed
+from intaglio.lowering.onnx.weights.rounding import Request, Rounding
+from intaglio.lowering.onnx.weights.weights import Parameter
 
 _Op = TypeVar("_Op", bound=Operation)
 

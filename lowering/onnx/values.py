@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from xdsl.ir import SSAValue
 
-from intaglio.lowering.onnx.constants import Constant
-from intaglio.lowering.onnx.expressions import Dims, Expression, dims_text, expression
-from intaglio.lowering.onnx.model import FLOATS, Node, Tensor
-from intaglio.lowering.onnx.terms import Term
+from intaglio.lowering.onnx.graph.model import FLOATS, Node, Tensor
+from intaglio.lowering.onnx.known.constants import Constant
+from intaglio.lowering.onnx.known.expressions import Dims, Expression, dims_text, expression
+from intaglio.lowering.onnx.known.terms import Term
 
 SMALL = 1 << 16
 """Constants of at most this many elements may be computed with."""

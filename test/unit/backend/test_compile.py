@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from intaglio.backend.compile import compile_model
-from intaglio.backend.output import MANIFEST, TIMINGS, sha256_of
+from intaglio.backend.output.output import MANIFEST, TIMINGS, sha256_of
 from intaglio.backend.stages import IR_STAGES, Options
-from intaglio.backend.target import load_target
-from intaglio.backend.target_file import TARGET, read_target
-from intaglio.backend.target_report import target_json
+from intaglio.backend.target.file import TARGET, read_target
+from intaglio.backend.target.report import target_json
+from intaglio.backend.target.target import load_target
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.chip import load
 from intaglio.runtime.expected_tokens import expected_tokens
-from intaglio.runtime.reference import CannotJudge
+from intaglio.runtime.judge.reference import CannotJudge
 
 Named = Callable[[str], Path]
 
@@ -93,7 +93,7 @@ def test_manifest_records_what_was_asked_for(model: Named, compiled: Named, tmp_
 
 def test_a_users_target_is_kept_whole(model: Named, tmp_path: Path) -> None:
     """The file may go away; the output folder has every figure, with options applied."""
-    text = (Path(load_target.__code__.co_filename).parent / "targets" / "tom.toml").read_text()
+    text = (Path(load_target.__code__.co_filename).parents[1] / "targets" / "tom.toml").read_text()
     path = tmp_path / "mine.toml"
     path.write_text(text.replace('name = "tom"', 'name = "my-chip"'))
     settings = ("latency.power_wake=99", "policy.adapter_sites=q_proj,v_proj")

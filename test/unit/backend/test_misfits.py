@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from intaglio.backend.hw.vector_encode import misfits
+from intaglio.backend.hw.units.vector.encode import misfits
 
 
 def program(

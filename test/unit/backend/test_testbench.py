@@ -14,8 +14,8 @@ import intaglio
 from intaglio.backend.compile import compile_model
 from intaglio.backend.stages import Options
 from intaglio.backend.testbench import Expected, bench_text
+from intaglio.runtime.engines.verilator import translate
 from intaglio.runtime.expected_tokens import expected_tokens
-from intaglio.runtime.verilator import translate
 
 SMALL = (
     "array.rows=3",

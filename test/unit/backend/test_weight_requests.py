@@ -20,10 +20,10 @@ from intaglio.backend.compile import (
     requested_weights,
 )
 from intaglio.backend.stages import Options
-from intaglio.backend.target import load_target, target_names
+from intaglio.backend.target.target import load_target, target_names
 from intaglio.dialects.errors import UserError, UserErrors
-from intaglio.lowering.onnx.rounding import HEAD_ROUNDING, parse_rounding
-from intaglio.lowering.onnx.weights import FLOAT_WEIGHTS_HINT
+from intaglio.lowering.onnx.weights.rounding import HEAD_ROUNDING, parse_rounding
+from intaglio.lowering.onnx.weights.weights import FLOAT_WEIGHTS_HINT
 
 Named = Callable[[str], Path]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from intaglio.backend.target import load_target
+from intaglio.backend.target.target import load_target
 
 
 def test_rows(script):

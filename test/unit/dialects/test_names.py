@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intaglio.backend.compile import compile_model
-from intaglio.backend.program import PROGRAM
+from intaglio.backend.program.program import PROGRAM
 from intaglio.backend.stages import Options
 from intaglio.dialects.names import escaped, unescaped
 from intaglio.runtime import opt

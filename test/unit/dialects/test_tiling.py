@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intaglio.backend.target import load_target
+from intaglio.backend.target.target import load_target
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import (
     MatrixShape,

@@ -12,14 +12,14 @@ from xdsl.dialects.builtin import Builtin, ModuleOp
 from xdsl.parser import Parser
 from xdsl.rewriter import InsertPoint, Rewriter
 
-from intaglio.backend.target import load_target
+from intaglio.backend.target.target import load_target
 from intaglio.dialects.fabric import MachineOp
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.rom import ROM
-from intaglio.lowering.adapter_slots import RomAdapterSlots
-from intaglio.lowering.fuse_residual import RomFuseResidual
-from intaglio.lowering.legalize import RomLegalize
-from intaglio.lowering.outline_layers import RomOutlineLayers
+from intaglio.lowering.step.adapter_slots import RomAdapterSlots
+from intaglio.lowering.step.fuse_residual import RomFuseResidual
+from intaglio.lowering.step.legalize import RomLegalize
+from intaglio.lowering.step.outline_layers import RomOutlineLayers
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.rewriter import InsertPoint, Rewriter
 
-from intaglio.backend.target import load_target
+from intaglio.backend.target.target import load_target
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import DomainOp, EngraveOp, MachineOp
 from intaglio.dialects.machine import Machine
-from intaglio.lowering.fuse_residual import RomFuseResidual
-from intaglio.lowering.legalize import RomLegalize
-from intaglio.lowering.outline_layers import RomOutlineLayers
-from intaglio.lowering.place import FabricPlace
+from intaglio.lowering.place.place import FabricPlace
 from intaglio.lowering.roles import HEAD, matrices
-from intaglio.lowering.schedule import ProgramSchedule
+from intaglio.lowering.schedule.schedule import ProgramSchedule
+from intaglio.lowering.step.fuse_residual import RomFuseResidual
+from intaglio.lowering.step.legalize import RomLegalize
+from intaglio.lowering.step.outline_layers import RomOutlineLayers
 
 ROLES = ("qkv", "o", "gate", "up", "down")
 FromText = Callable[[str], ModuleOp]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from intaglio.backend.program import load_program
+from intaglio.backend.program.program import load_program
 
 WritePeft = Callable[..., Path]
 RANK = 4

@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 import intaglio
-from intaglio.runtime.check import check
+from intaglio.runtime.judge.check import check
 from intaglio.runtime.notebook import summary_html
 
 
@@ -42,7 +42,7 @@ def test_compile_into_a_folder_and_load(model, tmp_path: Path):
 
 
 def test_generation_does_not_depend_on_prefill_chunks(compiled, monkeypatch: pytest.MonkeyPatch):
-    from intaglio.runtime import decoding as module
+    from intaglio.runtime.text import decoding as module
 
     prompt = list(range(40))
     chip = intaglio.load(compiled("llama"))

@@ -372,7 +372,7 @@ def test_run_finds_out_first_that_logits_cannot_be_written(
     def stream(*arguments: object) -> None:
         raise AssertionError("tokens are generated")
 
-    monkeypatch.setattr("intaglio.runtime.decoding.decode", stream)
+    monkeypatch.setattr("intaglio.runtime.text.decoding.decode", stream)
     arguments = ("--prompt-ids", "1", "--tokens", "1", "--logits")
     for path in (tmp_path, tmp_path / "no" / "x.npy"):
         message = refused("run", compiled("llama"), *arguments, path)
@@ -385,7 +385,7 @@ def test_the_work_of_hardware_is_said(
     def no_hardware(*arguments: object, **options: object) -> None:
         raise UserError("stop here")
 
-    monkeypatch.setattr("intaglio.runtime.rtl.RTLChip", no_hardware)
+    monkeypatch.setattr("intaglio.runtime.engines.rtl.RTLChip", no_hardware)
     chip = load(compiled("llama"))
     instructions = sum(len(b.instructions) * len(b.instances) for b in chip.program.blocks)
     arguments = ("--engine", "rtl", "--tokens", "4")

@@ -13,8 +13,8 @@ from onnx import numpy_helper
 
 from intaglio.backend.compile import Compiled, compile_model
 from intaglio.backend.stages import Options
-from intaglio.runtime.check import check
 from intaglio.runtime.chip import load
+from intaglio.runtime.judge.check import check
 
 Change = Callable[[np.ndarray], np.ndarray]
 WIDE = ("activations=int16", "kv=int16")
@@ -131,8 +131,8 @@ def test_one_element_that_hides_all_others(changed: Callable[..., Path]) -> None
 
 
 def test_the_choice_is_stated(changed: Callable[..., Path]) -> None:
-    from intaglio.runtime.inspect import inspect_json
-    from intaglio.runtime.inspect_tables import fraction_line
+    from intaglio.runtime.reports.inspect import inspect_json
+    from intaglio.runtime.reports.tables import fraction_line
 
     path = changed("llama", "embed_tokens", lambda a: a * 0.01)
     content = inspect_json(compiled(path).folder)

@@ -8,10 +8,10 @@ from pathlib import Path
 from intaglio.backend import hw
 from intaglio.backend.compile import compile_model
 from intaglio.backend.emit_hardware import VERILOG, emit_hardware
-from intaglio.backend.image_files import Images
-from intaglio.backend.program import load_program
+from intaglio.backend.images.read import Images
+from intaglio.backend.program.program import load_program
 from intaglio.backend.stages import Options
-from intaglio.runtime.verilator import translate
+from intaglio.runtime.engines.verilator import translate
 
 WAIVERS = Path(hw.__file__).parent / "waivers.vlt"
 SMALL = (

@@ -1,0 +1,1 @@
+"""The chip as a whole: its sequencers, its memories, its ports."""

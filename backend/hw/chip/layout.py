@@ -1,0 +1,481 @@
+"""Where the chip keeps what: rows of every memory, and the contents of those that are ROM.
+
+program.json places all values of a token in one memory, by bytes. The hardware has a memory for
+each kind of value, all with rows of W = `vector_lanes` elements:
+
+| memory        | a row holds                       | a value begins at                           |
+|---------------|-----------------------------------|---------------------------------------------|
+| vectors       | W fixed-point numbers of 32 bits  | row ``address / (4 W)``, as in program.json |
+| codes         | W codes of 16 bits                | rows of this memory; each group at a row    |
+| scores        | W scores of 32 bits               | rows of this memory; each head at a row     |
+| probabilities | W codes of 16 bits                | rows of this memory; each head at a row     |
+
+Values of the last three kinds share rows where the program's order allows it (`dialects/sharing`).
+Scales of quantised vectors lie in a file of their own at the buffer's first row plus the group's
+number. Those of probabilities, with their sums, have a file with an entry for each head.
+
+`layout_of` gives all that, in the form of a program whose buffers have such rows for addresses
+(times 4 W, so that the units' encoders need not know). `constant_words` is the constant ROM,
+`descriptor_words` the sequencers'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intaglio.backend.hw.chip import sequencer
+from intaglio.backend.hw.chip.sequencer import QueueProgram
+from intaglio.backend.hw.units import power
+from intaglio.backend.hw.units.adapter import sizes as adapter_model
+from intaglio.backend.hw.units.adapter.layout import places_of
+from intaglio.backend.hw.units.adapter.sizes import AdapterModel
+from intaglio.backend.hw.units.attention import unit as attention
+from intaglio.backend.hw.units.attention.unit import AttentionModel
+from intaglio.backend.hw.units.matrix import plan as matrix_plan
+from intaglio.backend.hw.units.matrix.plan import MatrixConfig
+from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
+from intaglio.backend.hw.units.vector import encode as vector_encode
+from intaglio.backend.hw.units.vector.encode import ConstantRows, Places
+from intaglio.backend.hw.units.vector.shape import VectorShape
+from intaglio.dialects import hazards, sharing
+from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.errors import UserError
+
+if TYPE_CHECKING:
+    from intaglio.backend.images.read import Images
+    from intaglio.backend.program.program import Buffer, Instruction, Program
+
+Words = npt.NDArray[np.unsignedinteger[Any]]
+"""Memory words: unsigned [depth] up to 64 bits, else bytes [depth, bytes], low byte first."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All that the chip's modules and images are made of.
+
+    Attributes:
+        program: the program, its buffers at the addresses of the hardware's memories.
+        content: the same, in the form of program.json.
+        queues: what each queue executes.
+        fields: name and width of the descriptor fields of each queue's unit.
+        vector_rows: rows of the vector memory.
+        code_rows: rows of the memory of quantised vectors.
+        score_rows: rows of the score memory.
+        probability_rows: rows of the memory of probabilities.
+        head_entries: entries of the file of the probabilities' scales and sums.
+        constant_rows: rows of the constant ROM.
+        vector_constants: first row of what the vector unit reads there.
+        biases: first row of what the matrix array reads there.
+        matrix: sizes of the matrix array.
+        attention: sizes of the attention unit.
+        adapters: sizes of the adapter unit; None without one.
+        vector: sizes of the vector unit.
+        places: what the vector unit's encoder has to know.
+    """
+
+    program: Program
+    content: Mapping[str, Any]
+    queues: Mapping[str, QueueProgram]
+    fields: Mapping[str, tuple[tuple[str, int], ...]]
+    vector_rows: int
+    code_rows: int
+    score_rows: int
+    probability_rows: int
+    head_entries: int
+    constant_rows: int
+    vector_constants: Mapping[ConstantRows, int]
+    biases: Mapping[str, int]
+    matrix: MatrixConfig
+    attention: AttentionModel
+    adapters: AdapterModel | None
+    vector: VectorShape
+    places: Places
+
+    @property
+    def lanes(self) -> int:
+        """Elements of a row."""
+        return self.program.machine.vector_lanes
+
+    def row_of(self, buffer: str) -> int:
+        """The first row of a buffer in its memory."""
+        return self.program.buffers[buffer].address // (4 * self.lanes)
+
+    def entry(self, queue: str, number: int) -> tuple[Instruction, Mapping[str, str]]:
+        """The instruction that a queue executes as its `number`-th, and what its slots bind."""
+        entry = self.queues[queue].entries[number]
+        block = self.program.blocks[entry.block]
+        return block.instructions[entry.instruction], block.instances[entry.instance]
+
+
+def layout_of(program: Program) -> Layout:
+    """Lays a program out for the hardware.
+
+    Raises:
+        UserError: the program needs what the hardware does not have.
+    """
+    machine = program.machine
+    lanes = machine.vector_lanes
+    for name, fmt in (("activations", machine.activations), ("kv", machine.kv)):
+        if fmt not in FORMATS:
+            raise UserError(f"the hardware knows no {name} of {fmt}")
+    if not program.caches:
+        raise UserError("the hardware needs a model with attention")
+    score_rows_of_head = -(-max(c.capacity for c in program.caches.values()) // lanes)
+    buffers, vector_rows = _vectors(program)
+    rows = {kind: _shared(program, kind, score_rows_of_head) for kind in _SHARING}
+    for first, _ in rows.values():
+        for name, row in first.items():
+            buffers[name] = replace(buffers[name], address=4 * lanes * row)
+    for name, buffer in program.buffers.items():
+        if buffer.type["kind"] == "token":
+            buffers[name] = replace(buffer, address=0)
+    heads, head_entries = _shared(program, "probabilities", 1)
+    placed = replace(program, buffers=buffers)
+    content = content_of(placed)
+    constants, biases, constant_rows = _constants(placed, content)
+    code_rows, score_rows, probability_rows = (max(2, rows[kind][1]) for kind in _SHARING)
+    head_entries = max(2, head_entries)
+
+    matrix = matrix_plan.configure(
+        placed,
+        biases,
+        vector_depth=max(vector_rows, code_rows),
+        constant_depth=max(2, constant_rows),
+    )
+    row_bits = max(code_rows, score_rows, probability_rows, vector_rows).bit_length()
+    attention_model = AttentionModel(placed, max(row_bits, 2), heads)
+    adapter_places = places_of(placed, attention_model.kv.depth * machine.attention_lanes)
+    adapters = None
+    if adapter_places is not None:
+        adapters = AdapterModel(placed, adapter_places, attention_model.row_bits)
+    attention_fields = tuple(attention_model.fields.items())
+    if adapters is not None:
+        attention_fields += ((adapter_model.SELECT, 1), *adapters.fields.items())
+    shape = VectorShape.of(
+        content,
+        constant_rows=max(2, constant_rows),
+        score_rows=score_rows,
+        probability_rows=probability_rows,
+        scale_rows=attention_model.kv.scale_depth,
+    )
+    shape = replace(shape, rows=max(vector_rows, code_rows), scales=max(code_rows, head_entries))
+    places = Places(
+        constants=constants,
+        scores=rows["scores"][0],
+        probabilities=rows["probabilities"][0],
+        heads=heads,
+        value_scales={name: place.scale_row for name, place in attention_model.kv.places.items()},
+        score_rows=score_rows_of_head,
+    )
+    queues = sequencer.unroll([(block.timing, block.sampled) for block in program.blocks])
+    return Layout(
+        program=placed,
+        content=content,
+        queues=queues,
+        fields={
+            "matrix": tuple(matrix.fields),
+            "attention": attention_fields,
+            "vector": tuple((one.name, one.width) for one in vector_encode.FIELDS),
+            "kv": tuple(attention_model.append_fields.items()),
+            sequencer.POWER: power.power_fields(tuple(program.domains)),
+        },
+        vector_rows=max(2, vector_rows),
+        code_rows=code_rows,
+        score_rows=score_rows,
+        probability_rows=probability_rows,
+        head_entries=head_entries,
+        constant_rows=max(2, constant_rows),
+        vector_constants=constants,
+        biases=biases,
+        matrix=matrix,
+        attention=attention_model,
+        adapters=adapters,
+        vector=shape,
+        places=places,
+    )
+
+
+_SHARING = ("quantized", "scores", "probabilities")
+"""Kinds of value whose memories share rows: of codes, of scores, of probabilities."""
+
+
+def _shared(program: Program, kind: str, rows_of_head: int) -> tuple[dict[str, int], int]:
+    """First rows of the values of a kind in their memory, and the rows of the memory.
+
+    Args:
+        program: the program.
+        kind: of the values.
+        rows_of_head: rows of a head's scores or probabilities.
+    """
+    lanes = program.machine.vector_lanes
+    sizes = {
+        name: one.type["groups"] * -(-one.type["width"] // lanes)
+        if kind == "quantized"
+        else one.type["heads"] * rows_of_head
+        for name, one in program.buffers.items()
+        if one.type["kind"] == kind
+    }
+    apart = sharing.kept_apart(
+        [block.timing for block in program.blocks],
+        [
+            [hazards.Access.of(i.opcode, i.reads, i.writes, i.uses) for i in block.instructions]
+            for block in program.blocks
+        ],
+        sizes.keys(),
+    )
+    return sharing.rows_for(sizes, apart)
+
+
+def layout_with(layout: Layout, program: Program) -> Layout:
+    """The layout of the same hardware with the descriptors of another program.
+
+    Args:
+        layout: of the hardware.
+        program: that of the layout with other exponents and constants of instructions.
+    """
+    return replace(layout, program=program, content=content_of(program))
+
+
+def _vectors(program: Program) -> tuple[dict[str, Buffer], int]:
+    """Buffers whose fixed-point ones begin at rows, and the rows of the vector memory.
+
+    Addresses stay as they are if they all are rows already. If not, every value that is written
+    gets rows of its own, and its parts move with it.
+    """
+    row_bytes = 4 * program.machine.vector_lanes
+    buffers = dict(program.buffers)
+    fixed = {name: one for name, one in buffers.items() if one.type["kind"] == "fixed"}
+    if all(one.address % row_bytes == 0 for one in fixed.values()):
+        end = max((one.address + one.size for one in fixed.values()), default=0)
+        return buffers, -(-end // row_bytes)
+    instructions = [one for block in program.blocks for one in block.instructions]
+    written = [n for one in instructions for n in one.writes if n in fixed]
+    rows = 0
+    for name in dict.fromkeys(written):
+        buffers[name] = replace(fixed[name], address=rows * row_bytes)
+        rows += -(-4 * fixed[name].type["size"] // row_bytes)
+    before: list[str] = []
+    for one in instructions:
+        for name in one.reads:
+            if name in fixed and name not in written:
+                part = fixed[name]
+                for source in (fixed[s] for s in reversed(before)):
+                    offset = part.address - source.address
+                    if offset >= 0 and offset + part.size <= source.size:
+                        moved = buffers[source.name].address + offset
+                        buffers[name] = replace(part, address=moved)
+                        break
+        before += [name for name in one.writes if name in fixed]
+    return buffers, rows
+
+
+def _constants(
+    program: Program, content: Mapping[str, Any]
+) -> tuple[dict[ConstantRows, int], dict[str, int], int]:
+    """First rows in the constant ROM: for the vector unit, for biases; and how many rows."""
+    lanes = program.machine.vector_lanes
+    constants: dict[ConstantRows, int] = {}
+    biases: dict[str, int] = {}
+    rows = 0
+    for block in content["blocks"]:
+        for instance in block["instances"]:
+            for one in block["instructions"]:
+                if one["queue"] == "vector":
+                    used = vector_encode.constant_rows(content, one, instance)
+                    for form in used.values():
+                        if form not in constants:
+                            constants[form] = rows
+                            rows += _constant_depth(program, form)
+                elif "bias" in one["uses"]:
+                    name = instance[one["uses"]["bias"]]
+                    if name not in biases:
+                        biases[name] = rows
+                        rows += -(-program.parameters[name].dims[-1] // lanes)
+    return constants, biases, rows
+
+
+def _constant_depth(program: Program, form: ConstantRows) -> int:
+    dims = program.parameters[form.parameter].dims
+    if form.turning:
+        return min(dims[0], program.capacity) * form.position_rows
+    return 1 if form.kind == "repeated" else -(-int(np.prod(dims)) // form.lanes)
+
+
+def constant_words(layout: Layout, images: Images) -> Words:
+    """The content of the constant ROM: rows of W numbers of 32 bits, as bytes [rows, 4 W]."""
+    lanes = layout.lanes
+    rows = np.zeros((layout.constant_rows, lanes), np.int64)
+    for form, first in layout.vector_constants.items():
+        values = np.asarray(images.dense(form.parameter))
+        if form.turning:
+            values = values[: layout.program.capacity]
+        part = form.rows(values)
+        rows[first : first + len(part)] = part
+    for name, first in layout.biases.items():
+        values = np.asarray(images.dense(name), np.int64).reshape(-1)
+        count = -(-len(values) // lanes)
+        rows[first : first + count].reshape(-1)[: len(values)] = values
+    return as_words(rows.astype("<i4").view(np.uint8).reshape(len(rows), -1))
+
+
+def unit_values(layout: Layout, queue: str, images: Images) -> Iterator[dict[str, int]]:
+    """The unit's fields of every instruction instance of a queue, in order.
+
+    Raises:
+        UserError: the unit cannot execute an instruction; says why.
+    """
+    program, content = layout.program, layout.content
+    scales = matrix_plan.single_scales(program, images) if queue == "matrix" else {}
+    for entry in layout.queues[queue].entries:
+        block = program.blocks[entry.block]
+        instruction, instance = (
+            block.instructions[entry.instruction],
+            block.instances[entry.instance],
+        )
+        if queue == "matrix":
+            yield matrix_plan.encode(
+                program, instruction, instance, layout.matrix, layout.biases, scales
+            )
+        elif queue == "vector":
+            one = content["blocks"][entry.block]["instructions"][entry.instruction]
+            yield vector_encode.encode(content, one, instance, layout.places)
+        elif queue == sequencer.POWER:
+            yield power.encode(tuple(program.domains), instruction, instance)
+        elif instruction.opcode == "matvec":
+            assert layout.adapters is not None
+            yield adapter_model.encode(layout.adapters, instruction, instance)
+        else:
+            yield attention.encode(layout.attention, instruction, instance)
+
+
+def descriptor_words(layout: Layout, queue: str, images: Images) -> Words:
+    """The content of a sequencer's ROM."""
+    fields = layout.fields[queue]
+    form = sequencer.descriptor(queue, layout.queues, fields)
+    values = list(unit_values(layout, queue, images))
+    words = sequencer.descriptors(queue, layout.queues, fields, values)
+    words += [0] * (max(2, len(words)) - len(words))
+    size = -(-form.width // 8)
+    data = b"".join(word.to_bytes(size, "little") for word in words)
+    return as_words(np.frombuffer(data, np.uint8).reshape(len(words), size))
+
+
+def as_words(rows: npt.NDArray[np.uint8]) -> Words:
+    """Bytes [depth, bytes] in the form of memories: integers where they fit 64 bits."""
+    depth, size = rows.shape
+    if size > 8:
+        return rows
+    whole = next(bits for bits in (1, 2, 4, 8) if size <= bits)
+    padded = np.zeros((depth, whole), np.uint8)
+    padded[:, :size] = rows
+    return padded.view(f"<u{whole}")[:, 0]
+
+
+def rom_words(layout: Layout, images: Images) -> Iterator[tuple[str, Words]]:
+    """The contents of all ROMs of the chip, each with the memory's path; one at a time.
+
+    L-Units whose ROM is logic have theirs in the hardware (`logic_rom`).
+    """
+    for queue in layout.queues:
+        if layout.queues[queue].entries:
+            yield f"sequencer_{queue}/descriptors", descriptor_words(layout, queue, images)
+    yield "constants", constant_words(layout, images)
+    yield from adapter_words(layout, images)
+    if layout.matrix.logic:
+        return
+    for image in matrix_plan.l_unit_images(layout.program, images, layout.matrix):
+        path = f"matrix/tile{image.tile}/l_unit{image.l_unit}"
+        yield f"{path}/codes", image.codes
+        if image.scales.size:
+            yield f"{path}/scales", image.scales
+
+
+def adapter_words(layout: Layout, images: Images) -> Iterator[tuple[str, Words]]:
+    """The contents of the H-Units with which the graph's own adapters begin, as `rom_words`."""
+    if layout.adapters is None:
+        return
+    places = layout.adapters.places
+    if all(place.parameter.is_slot for place in places.places.values()):
+        return
+    for unit, codes, scales in places.contents(images):
+        yield f"adapter/h_unit{unit}/codes", as_words(codes)
+        yield f"adapter/h_unit{unit}/scales", scales
+
+
+def logic_rom(
+    layout: Layout,
+    images: Images,
+    written: Collection[tuple[int, int, int]] | None = None,
+    shared: Collection[tuple[int, int, int]] | None = None,
+) -> LogicROM | None:
+    """What the ROM banks of L-Units hold, where they are logic; else None.
+
+    Args:
+        layout: of the program.
+        images: its tensors.
+        written: the banks to write, as (tile, L-Unit, bank); None: all.
+        shared: those to write as the compiler's own gates; None: what the machine says, all or
+            none.
+    """
+    program, config = layout.program, layout.matrix
+    if not config.logic:
+        return None
+    if shared is None and program.machine.rom_logic == "table":
+        shared = ()
+    return LogicROM(
+        lambda tile: matrix_plan.tile_images(program, images, config, tile), written, shared=shared
+    )
+
+
+def content_of(program: Program) -> dict[str, Any]:
+    """What the vector unit's encoder reads of a program, in the form of program.json."""
+    return {
+        "machine": program.machine.to_dict(),
+        "parameters": {
+            name: {"dims": list(one.dims), "bits": one.bits, "exponent": one.exponent}
+            for name, one in program.parameters.items()
+        },
+        "caches": {
+            name: {
+                "capacity": one.capacity,
+                "heads": one.heads,
+                "width": one.width,
+                "format": one.format,
+                **{
+                    key: [real.mantissa, real.exponent]
+                    for key in ("static_scale", "static_inverse")
+                    if (real := getattr(one, key)) is not None
+                },
+            }
+            for name, one in program.caches.items()
+        },
+        "buffers": {
+            name: {"address": one.address, "size": one.size, "type": dict(one.type)}
+            for name, one in program.buffers.items()
+        },
+        "blocks": [
+            {
+                "name": block.name,
+                "sampled": block.sampled,
+                "instances": [dict(one) for one in block.instances],
+                "instructions": [
+                    {
+                        "opcode": one.opcode,
+                        "queue": one.queue,
+                        "reads": list(one.reads),
+                        "writes": list(one.writes),
+                        "uses": dict(one.uses),
+                        "arguments": dict(one.arguments),
+                        "onnx": one.onnx,
+                    }
+                    for one in block.instructions
+                ],
+            }
+            for block in program.blocks
+        ],
+    }

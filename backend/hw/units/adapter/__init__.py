@@ -1,0 +1,1 @@
+"""The adapter unit and the load port."""

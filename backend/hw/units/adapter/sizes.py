@@ -1,0 +1,218 @@
+"""What the adapter unit must be able to do, and its descriptors: from a program to numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from intaglio.backend.hw.units.adapter.layout import (
+    EXPONENT_BITS,
+    AdapterPlaces,
+    MatrixPlace,
+    index_bits,
+)
+from intaglio.backend.hw.units.attention.h_unit import BYTE
+from intaglio.backend.hw.units.attention.sizes import check_machine, number_bits
+from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.semantics import accumulator_bits, slot_bits
+
+if TYPE_CHECKING:
+    from intaglio.backend.program.program import Instruction, Parameter, Program
+
+PLACES_BITS = EXPONENT_BITS + 2
+"""Width of the signed number of places of a requantisation that the program knows."""
+SELECT = "adapter"
+"""The field of the attention queue's descriptors that says whose instruction it is."""
+
+
+@dataclass(frozen=True)
+class AdapterModel:
+    """What the unit must be able to do: gathered from all products of a program.
+
+    Attributes:
+        program: the program, its buffers at rows of the memories outside.
+        places: of the adapters.
+        row_bits: width of the rows of the memories outside.
+    """
+
+    program: Program
+    places: AdapterPlaces
+    row_bits: int = 16
+
+    @cached_property
+    def machine(self) -> Machine:
+        """The chip."""
+        return self.program.machine
+
+    @cached_property
+    def uses(self) -> list[tuple[Instruction, MatrixPlace]]:
+        """The instructions with the matrices of all their instances."""
+        return [
+            (one, self.place(one, instance))
+            for block in self.program.blocks
+            for one in block.instructions
+            if one.queue == "attention" and one.opcode == "matvec"
+            for instance in block.instances
+        ]
+
+    def place(self, one: Instruction, instance: Mapping[str, str]) -> MatrixPlace:
+        """Where the matrix of an instruction instance is."""
+        slot = one.uses["weights"]
+        return self.places.places[instance.get(slot, slot)]
+
+    def format(self, one: Instruction) -> str:
+        """The format of an instruction's vector."""
+        return self.program.buffers[one.reads[0]].type["format"]
+
+    @cached_property
+    def accumulator_bits(self) -> int:
+        """Width of the widest exact sum."""
+        return max(self._bits(place.parameter, self.format(one)) for one, place in self.uses)
+
+    def _bits(self, parameter: Parameter, fmt: str) -> int:
+        columns = parameter.dims[1]
+        if parameter.is_slot:
+            return slot_bits(parameter.code, columns, fmt)
+        return accumulator_bits(parameter.bits, columns, fmt)
+
+    @cached_property
+    def shift(self) -> int:
+        """Largest `pre_shift`."""
+        return max(one.arguments["pre_shift"] for one, _ in self.uses)
+
+    @cached_property
+    def formats(self) -> frozenset[str]:
+        """Formats of vectors."""
+        return frozenset(self.format(one) for one, _ in self.uses)
+
+    @cached_property
+    def codes(self) -> frozenset[bool]:
+        """Whether weights are E4M3, of all matrices."""
+        return frozenset(place.parameter.code == "fp8" for _, place in self.uses)
+
+    @cached_property
+    def passes(self) -> int:
+        """Most bytes of an element of a vector."""
+        return max(FORMATS[fmt].memory_bits // BYTE for fmt in self.formats)
+
+    @cached_property
+    def mixed(self) -> tuple[str, ...]:
+        """What must be told of an instruction, since some have E4M3 there and some integers."""
+        sources = "fp8" in self.formats and len(self.formats) > 1
+        found = {"source_fp8": sources, "weight_fp8": len(self.codes) > 1}
+        return tuple(name for name, on in found.items() if on)
+
+    @cached_property
+    def fields(self) -> dict[str, int]:
+        """The descriptor of a product: names and widths in bits."""
+        places = [place for _, place in self.uses]
+        rows = max(place.parameter.dims[0] for place in places)
+        units = self.machine.h_units
+        return {
+            "adapter_source": self.row_bits,
+            "adapter_target": self.row_bits,
+            "adapter_residual": 1,
+            "adapter_residual_row": self.row_bits,
+            "adapter_word": index_bits(self.places.depth),
+            "adapter_words": number_bits(*(place.words for place in places)),
+            "adapter_scale": index_bits(self.places.scale_depth),
+            "adapter_groups": number_bits(*(place.groups for place in places)),
+            "adapter_group_last": number_bits(*(place.group_words - 1 for place in places)),
+            "adapter_rows": number_bits(rows),
+            "adapter_blocks_last": index_bits(-(-rows // units)),
+            "adapter_passes_last": 1,
+            **{f"adapter_{name}": 1 for name in self.mixed},
+            "adapter_first": 1,
+            "adapter_second": 1,
+            "adapter_site": index_bits(len(self.places.sites)),
+            "adapter_pre_shift": number_bits(self.shift),
+            "adapter_places": PLACES_BITS,
+        }
+
+
+def check(machine: Machine) -> None:
+    """Whether the unit can be built.
+
+    Raises:
+        UserError: naming the parameter and what it must be.
+    """
+    check_machine(machine)
+
+
+def encode(model: AdapterModel, one: Instruction, instance: Mapping[str, str]) -> dict[str, int]:
+    """The descriptor of a product: every field of `AdapterModel.fields`, and `SELECT`.
+
+    Args:
+        model: of the program.
+        one: a `matvec` of the attention queue.
+        instance: what the block's instance binds its slots to.
+
+    Raises:
+        UserError: a size that the hardware does not take.
+    """
+    program = model.program
+    place = model.place(one, instance)
+    parameter = place.parameter
+    rows, _ = parameter.dims
+    if "bias" in one.uses:
+        raise UserError(
+            f"the hardware adds no bias to products with adapters: {parameter.key}",
+            op_type=one.opcode,
+        )
+    fmt = model.format(one)
+    if program.buffers[one.reads[0]].type["groups"] != 1:
+        raise UserError("the hardware multiplies adapters with vectors of one scale")
+    frac = program.buffers[one.writes[0]].type["fraction"]
+    source, *others = one.reads
+    residual = others[0] if others else None
+    exponent = 0 if parameter.is_slot else parameter.exponent
+    site, first, second = 0, False, False
+    if parameter.is_slot:
+        found, half = program.slots[parameter.name]
+        site = [one.name for one in model.places.sites].index(found.name)
+        first, second = half == "a", half == "b"
+    shift = one.arguments["pre_shift"]
+    kinds = {"source_fp8": fmt, "weight_fp8": parameter.code}
+    values = {
+        "adapter_source": _row(program, source),
+        "adapter_target": _row(program, one.writes[0]),
+        "adapter_residual": int(residual is not None),
+        "adapter_residual_row": 0 if residual is None else _row(program, residual),
+        "adapter_word": place.word,
+        "adapter_words": place.words,
+        "adapter_scale": place.scale,
+        "adapter_groups": place.groups,
+        "adapter_group_last": place.group_words - 1,
+        "adapter_rows": rows,
+        "adapter_blocks_last": -(-rows // model.machine.h_units) - 1,
+        "adapter_passes_last": FORMATS[fmt].memory_bits // BYTE - 1,
+        **{f"adapter_{name}": int(kinds[name] == "fp8") for name in model.mixed},
+        "adapter_first": int(first),
+        "adapter_second": int(second),
+        "adapter_site": site,
+        "adapter_pre_shift": shift,
+        "adapter_places": exponent - shift - frac,
+    }
+    for name, value in values.items():
+        width = model.fields[name]
+        least = -(1 << (width - 1)) if name == "adapter_places" else 0
+        if not least <= value < (1 << width) + least:
+            raise CompilerBug(f"{one.opcode}: {name}={value} does not fit {width} bits")
+    fields = {name: values[name] & ((1 << width) - 1) for name, width in model.fields.items()}
+    return {**fields, SELECT: 1}
+
+
+def _row(program: Program, name: str) -> int:
+    """The row of a buffer in the memories outside."""
+    size = 4 * program.machine.vector_lanes
+    address = program.buffers[name].address
+    if address % size:
+        raise UserError(
+            f"{name} begins inside a row of the vector memory; the hardware needs slices at "
+            f"multiples of {program.machine.vector_lanes} elements"
+        )
+    return address // size

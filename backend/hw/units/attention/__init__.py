@@ -1,0 +1,1 @@
+"""The attention unit, and where the KV cache lies in it."""

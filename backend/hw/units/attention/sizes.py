@@ -1,0 +1,471 @@
+"""What the attention unit must be able to do, and its descriptors: from a program to numbers.
+
+`AttentionModel` gathers from all instructions of a program the sizes, formats and constants that
+`attention.attention_unit` is built for; `encode` makes the descriptor of an instruction instance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from intaglio.backend.hw.units.attention.h_unit import BYTE, HShape, index_bits
+from intaglio.backend.hw.units.attention.kv import SCALE_WORD, CachePlace, KVPlaces, kv_places
+from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.fixed_point import SCALE_BITS, Real
+from intaglio.dialects.fixed_point import Scale as ConstantScale
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.semantics import SCORE_FRAC, query_key_bits, weighted_sum_bits
+
+if TYPE_CHECKING:
+    from intaglio.backend.program.program import Cache, Instruction, Program
+
+OUTER_EXPONENT = 10
+"""Bits of the exponents of scales from outside, signed."""
+
+Cap = tuple[Real, Real, Real]
+"""A soft cap: one over it, itself, log2(e)."""
+
+
+def check_machine(machine: Machine) -> None:
+    """Whether the unit can be built.
+
+    Raises:
+        UserError: naming the parameter and what it must be.
+    """
+    powers = {
+        "array.h_units": machine.h_units,
+        "h_unit.attention_lanes": machine.attention_lanes,
+        "h_unit.kv_port_bytes": machine.kv_port_bytes,
+        "vector (lanes of all units)": machine.vector_lanes,
+        "network.results_per_cycle": machine.results_per_cycle,
+    }
+    for name, value in powers.items():
+        if value < 1 or value & (value - 1):
+            raise UserError(f"{name} is {value}; the hardware needs a power of two")
+    if machine.multiplier_bits != BYTE:
+        raise UserError(
+            f"h_unit.multiplier_bits is {machine.multiplier_bits}; the hardware multiplies bytes, "
+            f"{BYTE} bits"
+        )
+    if machine.results_per_cycle > machine.vector_lanes:
+        raise UserError(
+            f"network.results_per_cycle is {machine.results_per_cycle}; the hardware takes at most "
+            f"one for each of the {machine.vector_lanes} vector lanes"
+        )
+    if machine.kv_port_bytes > machine.attention_lanes:
+        raise UserError(
+            f"h_unit.kv_port_bytes is {machine.kv_port_bytes}; the hardware writes at most "
+            f"a word of h_unit.attention_lanes={machine.attention_lanes} bytes in a cycle"
+        )
+    least = {"broadcast": 2, "attention_pipeline": 2, "kv_write": 1, "table_lookup": 1}
+    for name, cycles in least.items():
+        if getattr(machine, name) < cycles:
+            raise UserError(
+                f"latency {name} is {getattr(machine, name)}; the attention unit needs {cycles}"
+            )
+
+
+def beat_elements(machine: Machine) -> int:
+    """Elements of a weighted sum that leave the array in a cycle."""
+    return min(machine.attention_lanes, machine.results_per_cycle)
+
+
+@dataclass(frozen=True)
+class AttentionModel:
+    """What the unit must be able to do: gathered from all instructions of a program.
+
+    Attributes:
+        program: the program.
+        row_bits: width of the rows of the memories outside.
+        heads_of: first entry of each probability buffer in the file of scales and sums; at the
+            buffer's first row where it is not given.
+    """
+
+    program: Program
+    row_bits: int = 16
+    heads_of: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def machine(self) -> Machine:
+        """The chip."""
+        return self.program.machine
+
+    @property
+    def head_bits(self) -> int:
+        """Width of the entries' numbers in the file of scales and sums."""
+        if not self.heads_of:
+            return self.row_bits
+        buffers = self.program.buffers
+        ends = (first + buffers[name].type["heads"] for name, first in self.heads_of.items())
+        return index_bits(max(ends))
+
+    @cached_property
+    def kv(self) -> KVPlaces:
+        """Where the caches are."""
+        return kv_places(self.machine, self.program.caches.values())
+
+    @cached_property
+    def _uses(self) -> list[tuple[Instruction, Cache]]:
+        """The attention's instructions with the caches of all their instances."""
+        found: list[tuple[Instruction, Cache]] = []
+        for block in self.program.blocks:
+            for one in block.instructions:
+                if one.opcode not in ("query_key", "weighted_sum"):
+                    continue
+                found += [(one, self._cache(one, instance)) for instance in block.instances]
+        return found
+
+    def _cache(self, one: Instruction, instance: Mapping[str, str]) -> Cache:
+        role = {"query_key": "keys", "weighted_sum": "values", "append": "cache"}[one.opcode]
+        return self.program.caches[instance[one.uses[role]]]
+
+    def _heads(self, one: Instruction) -> int:
+        kind = self.program.buffers[one.reads[0]].type
+        return kind["groups"] if one.opcode == "query_key" else kind["heads"]
+
+    def _format(self, one: Instruction) -> str:
+        return self.program.buffers[one.reads[0]].type["format"]
+
+    @cached_property
+    def capacity(self) -> int:
+        """Positions of a token."""
+        return max((cache.capacity for cache in self.program.caches.values()), default=2)
+
+    @cached_property
+    def heads(self) -> int:
+        """Most query heads."""
+        return max((self._heads(one) for one, _ in self._uses), default=1)
+
+    @cached_property
+    def kv_heads(self) -> int:
+        """Most KV heads."""
+        return max((cache.heads for cache in self.program.caches.values()), default=1)
+
+    @cached_property
+    def shared(self) -> int:
+        """Most query heads that share a KV head."""
+        return max((self._heads(one) // cache.heads for one, cache in self._uses), default=1)
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the heads."""
+        return tuple(sorted({cache.width for cache in self.program.caches.values()})) or (1,)
+
+    @cached_property
+    def shift(self) -> int:
+        """Largest `pre_shift`."""
+        return max((one.arguments["pre_shift"] for one, _ in self._uses), default=0)
+
+    @cached_property
+    def caps(self) -> tuple[Cap, ...]:
+        """The soft caps of scores."""
+        return tuple(dict.fromkeys(c for one, _ in self._uses if (c := _cap(one)) is not None))
+
+    @property
+    def external(self) -> bool:
+        """Whether keys and values of later tokens are in external memory."""
+        return self.kv.external_depth > 0
+
+    @property
+    def inside_blocks(self) -> int:
+        """Blocks of `h_units` tokens on the die, where there is external memory."""
+        return self.machine.kv_on_die // self.machine.h_units
+
+    def _interval(self, one: Instruction, place: CachePlace) -> int:
+        """Cycles of a block of cached tokens that are on the die."""
+        machine, shared = self.machine, self._heads(one) // place.cache.heads
+        work = -(-shared // machine.query_parallel) * place.words * _bytes(self._format(one))
+        if one.opcode == "weighted_sum":
+            return work
+        return max(work, shared * max(1, machine.h_units // machine.results_per_cycle))
+
+    @cached_property
+    def buffers(self) -> int:
+        """Vectors from external memory that an H-Unit holds: a power of two.
+
+        A buffer is free again when the last step that reads it has reached the H-Units; from then
+        on it takes a block's request and the latency until the next vector is there. So many are
+        in use at a time that a block can begin in every interval.
+        """
+        machine, most = self.machine, 2
+        for one, cache in self._uses:
+            place = self.kv[cache.name]
+            interval = max(self._interval(one, place), place.beats)
+            way = machine.broadcast + machine.external_latency + place.beats + 2
+            most = max(most, 1 + -(-way // interval))
+        return 1 << (most - 1).bit_length()
+
+    @property
+    def buffer_words(self) -> int:
+        """Words of a buffer, a power of two."""
+        most = max((place.words for place in self.kv.places.values()), default=1)
+        return 1 << (most - 1).bit_length()
+
+    @cached_property
+    def shape(self) -> HShape:
+        """What the H-Units must be able to do."""
+        machine = self.machine
+        lefts = {self._format(one) for one, _ in self._uses}
+        rights = {cache.format for _, cache in self._uses}
+        dots, sums = [2], [2]
+        places = 0
+        for one, cache in self._uses:
+            fmt = self._format(one)
+            places = max(places, _bytes(fmt) + _bytes(cache.format) - 2)
+            if one.opcode == "query_key":
+                dots.append(query_key_bits(cache.width, fmt, cache.format))
+            else:
+                sums.append(weighted_sum_bits(cache.capacity, fmt, cache.format))
+        return HShape(
+            depth=self.kv.depth,
+            groups=-(-self.shared // machine.query_parallel),
+            reads=max(-(-width // machine.attention_lanes) for width in self.widths),
+            dot_bits=max(dots),
+            sum_bits=max(sums),
+            query_fp8="fp8" in lefts,
+            query_integer=lefts != {"fp8"},
+            kv_fp8="fp8" in rights,
+            kv_integer=rights != {"fp8"},
+            places=places,
+            output=beat_elements(machine),
+            buffer=self.buffers * self.buffer_words if self.external else 0,
+            buffer_parts=max(1, machine.attention_lanes // (machine.external_bytes or 1))
+            if self.external
+            else 1,
+        )
+
+    @cached_property
+    def fields(self) -> dict[str, int]:
+        """The descriptor of an attention instruction: names and widths in bits."""
+        shape, machine, kv = self.shape, self.machine, self.kv
+        most = max((place.words for place in kv.places.values()), default=1)
+        interval = number_bits(
+            max(1, shape.groups * shape.reads * 4),
+            self.shared * max(1, machine.h_units // machine.results_per_cycle),
+        )
+        return {
+            "weighted": 1,
+            "source": self.row_bits,
+            "source_stride": self.row_bits,
+            "head": self.head_bits,
+            "target": self.row_bits,
+            "target_stride": self.row_bits,
+            "word": index_bits(kv.depth),
+            "vector_words": number_bits(most),
+            "kv_heads": number_bits(self.kv_heads),
+            "shared": number_bits(self.shared),
+            "heads_last": index_bits(self.heads),
+            "groups_last": index_bits(shape.groups),
+            "reads_last": index_bits(shape.reads),
+            "planes_last": 1,
+            "passes_last": 1,
+            "interval_last": interval,
+            "beats_last": index_bits(-(-max(self.widths) // shape.output)),
+            "width": number_bits(max(self.widths)),
+            "reach": index_bits(self.capacity),
+            "query_fp8": 1,
+            "kv_fp8": 1,
+            "static": 1,
+            "scale_mantissa": SCALE_BITS,
+            "scale_exponent": OUTER_EXPONENT,
+            "scale_row": index_bits(kv.scale_depth),
+            "scale_stride": index_bits(kv.scale_depth),
+            "factor_mantissa": SCALE_BITS,
+            "factor_exponent": OUTER_EXPONENT,
+            "pre_shift": number_bits(max(1, self.shift)),
+            "frac": 6,
+            "cap": number_bits(max(1, len(self.caps))),
+            **self._external_fields(interval),
+        }
+
+    def _external_fields(self, interval: int) -> dict[str, int]:
+        if not self.external:
+            return {}
+        beats = max(place.beats for place in self.kv.places.values())
+        return {
+            "external": index_bits(self.kv.external_depth),
+            "block_beats": number_bits(beats),
+            "slow_last": max(interval, number_bits(beats)),
+            "pause_last": number_bits(self.machine.external_latency + beats),
+        }
+
+    @cached_property
+    def append_fields(self) -> dict[str, int]:
+        """The descriptor of an append: names and widths in bits."""
+        kv, port = self.kv, self.machine.kv_port_bytes
+        most = max((place.words for place in kv.places.values()), default=1)
+        slots = 2 * -(-max(self.widths) // port) + 4
+        external = self._external_fields(1)
+        return {
+            "source": self.row_bits,
+            "source_stride": self.row_bits,
+            "word": index_bits(kv.depth),
+            "vector_words": number_bits(most),
+            "heads": number_bits(self.kv_heads),
+            "slots_last": number_bits(slots),
+            "chunks": number_bits(slots),
+            "planes_last": 1,
+            "dynamic": 1,
+            "scale_row": index_bits(kv.scale_depth),
+            "scale_stride": index_bits(kv.scale_depth),
+            **{name: external[name] for name in ("external", "block_beats") if external},
+        }
+
+
+def encode(
+    model: AttentionModel, instruction: Instruction, instance: Mapping[str, str]
+) -> dict[str, int]:
+    """The descriptor of an instruction instance: every field of `AttentionModel.fields`, or of
+    `append_fields` for an append, as an unsigned number.
+
+    Args:
+        model: of the program.
+        instruction: query_key, weighted_sum or append.
+        instance: what the block's instance binds its slots to.
+
+    Raises:
+        UserError: a size that the hardware does not take.
+    """
+    if instruction.opcode == "append":
+        fields, values = model.append_fields, _encode_append(model, instruction, instance)
+    else:
+        fields, values = model.fields, _encode_attention(model, instruction, instance)
+    for name, value in values.items():
+        width = fields[name]
+        if not -(1 << (width - 1)) <= value < 1 << width:
+            raise CompilerBug(f"{instruction.opcode}: {name}={value} does not fit {width} bits")
+    return {name: values[name] & ((1 << width) - 1) for name, width in fields.items()}
+
+
+def _encode_attention(
+    model: AttentionModel, one: Instruction, instance: Mapping[str, str]
+) -> dict[str, int]:
+    machine, program = model.machine, model.program
+    parallel = machine.query_parallel
+    place = model.kv[model._cache(one, instance).name]
+    cache, fmt = place.cache, model._format(one)
+    weighted = one.opcode == "weighted_sum"
+    heads = model._heads(one)
+    shared, output = heads // cache.heads, beat_elements(machine)
+    _check_width(cache.width, machine)
+    groups, passes = -(-shared // parallel), _bytes(fmt)
+    token_rows = -(-cache.capacity // machine.vector_lanes)
+    vector_rows = -(-cache.width // machine.vector_lanes)
+    window = one.arguments["window"]
+    static = ConstantScale.of(cache.static_scale) if cache.static_scale is not None else None
+    factor, cap = Real(0, 0), _cap(one)
+    interval, frac = model._interval(one, place), SCORE_FRAC
+    if weighted:
+        frac = program.buffers[one.writes[0]].type["fraction"]
+    else:
+        factor = _normal(one.arguments["score_scale"])
+    external: dict[str, int] = {}
+    if model.external:
+        external = {
+            "external": place.external,
+            "block_beats": place.beats,
+            "slow_last": max(interval, place.beats) - 1,
+            "pause_last": machine.external_latency + place.beats - 1,
+        }
+    return {
+        "weighted": int(weighted),
+        "source": row_of(program, one.reads[0]),
+        "source_stride": token_rows if weighted else vector_rows,
+        "head": model.heads_of.get(one.reads[0], row_of(program, one.reads[0])) if weighted else 0,
+        "target": row_of(program, one.writes[0]),
+        "target_stride": 0 if weighted else token_rows,
+        "word": place.word,
+        "vector_words": place.words,
+        "kv_heads": cache.heads,
+        "shared": shared,
+        "heads_last": heads - 1,
+        "groups_last": groups - 1,
+        "reads_last": place.reads - 1,
+        "planes_last": place.planes - 1,
+        "passes_last": passes - 1,
+        "interval_last": interval - 1,
+        "beats_last": -(-cache.width // output) - 1,
+        "width": cache.width,
+        "reach": min(window, model.capacity) - 1 if window else model.capacity - 1,
+        "query_fp8": int(fmt == "fp8"),
+        "kv_fp8": int(cache.format == "fp8"),
+        "static": int(place.static),
+        "scale_mantissa": 0 if static is None else int(static.mantissa),
+        "scale_exponent": 0 if static is None else int(static.exponent),
+        "scale_row": place.scale_row,
+        "scale_stride": 0 if place.static else place.scale_rows,
+        "factor_mantissa": factor.mantissa,
+        "factor_exponent": factor.exponent,
+        "pre_shift": one.arguments["pre_shift"],
+        "frac": frac,
+        "cap": 0 if cap is None or weighted else 1 + model.caps.index(cap),
+        **external,
+    }
+
+
+def _encode_append(
+    model: AttentionModel, one: Instruction, instance: Mapping[str, str]
+) -> dict[str, int]:
+    machine = model.machine
+    place = model.kv[model._cache(one, instance).name]
+    cache, port = place.cache, machine.kv_port_bytes
+    chunks = -(-cache.width // port)
+    scale = 0 if place.static else SCALE_WORD // BYTE
+    external: dict[str, int] = {}
+    if model.external:
+        external = {"external": place.external, "block_beats": place.beats}
+    return {
+        "source": row_of(model.program, one.reads[0]),
+        "source_stride": -(-cache.width // machine.vector_lanes),
+        "word": place.word,
+        "vector_words": place.words,
+        "heads": cache.heads,
+        "slots_last": -(-(cache.width * place.planes + scale) // port) - 1,
+        "chunks": chunks,
+        "planes_last": place.planes - 1,
+        "dynamic": int(not place.static),
+        "scale_row": place.scale_row,
+        "scale_stride": 0 if place.static else place.scale_rows,
+        **external,
+    }
+
+
+def row_of(program: Program, name: str) -> int:
+    """The row of a buffer in the memories outside."""
+    return program.buffers[name].address // (4 * program.machine.vector_lanes)
+
+
+def _check_width(width: int, machine: Machine) -> None:
+    """The elements of a beat lie in one row of the vector memory."""
+    output = beat_elements(machine)
+    if width % output and (width > output or output % width):
+        raise UserError(
+            f"heads {width} wide do not fit the attention unit",
+            hint=f"a head's width divides {output} or is a multiple of it",
+        )
+
+
+def _cap(one: Instruction) -> Cap | None:
+    if "cap" not in one.arguments:
+        return None
+    inverse, cap, log2e = (Real(*one.arguments[n]) for n in ("cap_inverse", "cap", "log2e"))
+    return inverse, cap, log2e
+
+
+def _normal(value: tuple[int, int]) -> Real:
+    """A positive constant with a mantissa of 24 bits, as `score_scale` takes it."""
+    scale = ConstantScale.of(Real(*value))
+    return Real(int(scale.mantissa), int(scale.exponent))
+
+
+def _bytes(fmt: str) -> int:
+    return FORMATS[fmt].memory_bits // BYTE
+
+
+def number_bits(*numbers: int) -> int:
+    """Wires that hold the largest of the numbers."""
+    return max(1, max(numbers).bit_length())

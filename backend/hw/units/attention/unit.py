@@ -1,0 +1,936 @@
+"""The attention unit: H-Units with the KV cache, their controller, and the KV write port.
+
+`attention_unit` executes `query_key` and `weighted_sum` (queue attention) and `append` (queue kv).
+KV SRAM (`h_unit<t>/kv`) and the scales of the cached vectors (`scales`) are inside; the memories of
+quantised vectors, scores, probabilities and results are outside and have a latency of one cycle.
+
+**Steps and beats.** An instruction that starts in cycle s has its first *step* in cycle s + 1: the
+controller gives the row of the operands, the rest follows in a pipeline without stalls. A word of
+the KV SRAM meets `query_parallel` query heads in a step. Loops, from the inside: bytes of the
+query (or probability), bytes of the cached element, words of the vector, groups of query heads,
+blocks of `h_units` tokens, KV heads. What is complete leaves in *beats* that go through the same
+pipeline, then the reduction network and the requantiser:
+
+- `query_key`: after each block the scores of its tokens, one query head a beat (more beats where
+  there are more H-Units than results a cycle), while the next block is multiplied. Only tokens
+  that the query sees (up to the position, within the window) are written.
+- `weighted_sum`: after each KV head the sums of its query heads, `HShape.output` elements a beat,
+  while the array pauses. Before the first step the scales of all heads (probability scale over sum)
+  are computed, one a cycle.
+
+**External memory.** With `kv_on_die` the keys and values of later tokens come from external memory,
+a block of `h_units` tokens of a KV head at a time, into buffers in the H-Units, from the start of
+the instruction on and as long as buffers are free. The first step waits for the first block; after
+that, blocks from outside take as long as their fetch, if that is longer, and nothing stalls.
+
+`lowering.schedule.durations` states when it is `done`: in the cycle of the last write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from intaglio.backend.hw.units.attention.h_unit import BYTE, h_unit, index_bits
+from intaglio.backend.hw.units.attention.kv import EXPONENT_BITS, SCALE_WORD
+from intaglio.backend.hw.units.attention.sizes import (
+    OUTER_EXPONENT,
+    AttentionModel,
+    Cap,
+    beat_elements,
+    check_machine,
+    encode,
+    number_bits,
+)
+from intaglio.backend.hw.wires import datapaths
+from intaglio.backend.hw.wires.datapaths import Fixed, Scale
+from intaglio.backend.hw.wires.signal import (
+    Design,
+    ModuleBuilder,
+    Register,
+    Signal,
+    Write,
+    add_all,
+    cat,
+    choose,
+    larger,
+    mux,
+    pipelined,
+    tree,
+)
+from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.semantics import SCORE_FRAC
+from intaglio.dialects.tables import GATE_FRAC
+
+__all__ = ["AttentionModel", "attention_unit", "encode"]
+
+CODE_BITS = 16
+"""Bits of a lane of the memories of quantised vectors and of probabilities."""
+TOTAL_BITS = 40
+"""Bits of a head's sum of softmax numerators."""
+
+
+def attention_unit(design: Design, model: AttentionModel) -> ModuleBuilder:
+    """The module `attention_unit`.
+
+    Ports, with W = `vector_lanes`, P = `query_parallel`; a row given in a cycle is answered by its
+    data in the next one:
+
+    - `position` of the token, stable while it is processed.
+    - `attention_start`, `attention_<field>` (`AttentionModel.fields`, in the cycle of the start
+      only), `attention_done` (in the cycle of the last write); the same for `append`.
+    - `query<i>_row`, `query<i>_data`: codes for query_key, W of 16 bits. For each of the P heads
+      there are max(1, attention_lanes / W) ports.
+    - `query_group` (row of the buffer plus number of the group), `query_mantissa`,
+      `query_exponent` (10 bits, signed): scales of query heads.
+    - `append<i>_row`, `append<i>_data`: codes for append, max(1, kv_port_bytes / W) ports;
+      `append_group`, `append_mantissa`, `append_exponent` as for queries.
+    - `probability<i>_row`, `probability<i>_data`: codes of softmax, W of 16 bits; for each of the P
+      heads max(1, h_units / W) ports. `head_row` (first entry of the buffer plus number of the
+      head), `head_mantissa`, `head_exponent`, `head_total`: scale and sum of a head.
+    - `score_enable`, `score_row`, `score_data` (W of 32 bits), `score_lanes` (which of them): write
+      port of scores. `result_...` likewise: write port of the vector memory.
+    - `value_scale_row`, `value_scale_data`: W scales of cached vectors, for softmax (see `kv`).
+    - `external_read_address`, `external_read_data`, `external_write_...`: `kv.external_kv`, where
+      tokens are in external memory; data come `external_latency` cycles after the address.
+    - `saturations`: how many values saturated among those written in this cycle.
+
+    Raises:
+        UserError: the machine cannot be built.
+    """
+    check_machine(model.machine)
+    unit = h_unit(design, model.machine, model.shape)
+    score = _score_lane(design, model)
+    total = _sum_lane(design, model)
+
+    def build(m: ModuleBuilder) -> None:
+        _Unit(m, model).build(unit, score, total)
+
+    return design.shared("attention_unit", build)
+
+
+def _score_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
+    """A dot product to a score: `semantics.score_scale`, soft cap and log2(e).
+
+    The scales come before the dot product, by the second number of `_scale_depths`.
+    """
+    machine = model.machine
+    _, key_depth = _scale_depths(machine)
+
+    def build(m: ModuleBuilder) -> None:
+        query = Scale(
+            m.input("query_mantissa", SCALE_BITS),
+            m.input("query_exponent", OUTER_EXPONENT + 2, True),
+        )
+        key = Scale(
+            m.input("key_mantissa", SCALE_BITS), m.input("key_exponent", OUTER_EXPONENT, True)
+        )
+        dot = m.input("dot", model.shape.dot_bits, True)
+        shift = m.input("pre_shift", model.fields["pre_shift"]).assume(0, model.shift).static()
+        cap = m.input("cap", model.fields["cap"]).assume(0, len(model.caps)).static()
+        c = pipelined(
+            lambda *s: datapaths.multiply(Scale(s[0], s[1]), Scale(s[2], s[3])),
+            [*query, *key],
+            key_depth,
+        ).outputs
+
+        def score(dot: Signal, mantissa: Signal, exponent: Signal) -> tuple[Signal, Signal]:
+            t = datapaths.round_shift(dot, shift).cut()
+            plain = datapaths.shift_saturate((t * mantissa).cut(), exponent - shift - SCORE_FRAC)
+            if not model.caps:
+                return plain
+            capped = _capped(plain.value.cut(), cap, model.caps)
+            on = cap != 0
+            value = mux(on, capped.value, plain.value)
+            return value, plain.saturated + mux(on, capped.saturated, 0)
+
+        value, saturated = pipelined(score, [dot, *c], machine.reduce + machine.requantise).outputs
+        m.output("score", value.extend(FIXED_BITS, True))
+        m.output("saturated", saturated)
+
+    return design.shared("score_lane", build)
+
+
+def _capped(x: Signal, index: Signal, caps: tuple[Cap, ...]) -> Fixed:
+    """`semantics.softcap`, then `semantics.scale` by log2(e); `index` counts the caps from 1."""
+    which = (index - 1).truncate(index.width)
+
+    def constant(number: int) -> Scale:
+        return Scale(
+            choose(which, [c[number].mantissa for c in caps]).static(),
+            choose(which, [c[number].exponent for c in caps]).static(),
+        )
+
+    inverse, cap, log2e = (constant(number) for number in range(3))
+    a = datapaths.shift_saturate((x * inverse.mantissa).cut(), inverse.exponent).value.cut()
+    g = datapaths.tanh(a, SCORE_FRAC, GATE_FRAC).cut()
+    places = cap.exponent + (GATE_FRAC - SCORE_FRAC)
+    y = datapaths.shift_saturate((g * cap.mantissa).cut(), places)
+    z = datapaths.shift_saturate((y.value.cut() * log2e.mantissa).cut(), log2e.exponent)
+    return Fixed(z.value, y.saturated + z.saturated)
+
+
+def _sum_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
+    """An element of a weighted sum: the H-Units' sums added up and requantised."""
+    machine, bits = model.machine, model.shape.sum_bits
+
+    def build(m: ModuleBuilder) -> None:
+        parts = [m.input(f"part{t}", bits, True) for t in range(machine.h_units)]
+        mantissa = m.input("mantissa", SCALE_BITS)
+        exponent = m.input("exponent", OUTER_EXPONENT + 2, True)
+        shift = m.input("pre_shift", model.fields["pre_shift"]).assume(0, model.shift).static()
+        frac = m.input("frac", model.fields["frac"]).static()
+
+        def element(mantissa: Signal, exponent: Signal, *parts: Signal) -> tuple[Signal, Signal]:
+            y = tree(parts, lambda a, b: (a + b).cut()).truncate(bits, True)
+            t = datapaths.round_shift(y, shift).cut()
+            return datapaths.shift_saturate((t * mantissa).cut(), exponent - shift - frac)
+
+        value, saturated = pipelined(
+            element, [mantissa, exponent, *parts], machine.reduce + machine.requantise
+        ).outputs
+        m.output("element", value.extend(FIXED_BITS, True))
+        m.output("saturated", saturated)
+
+    return design.shared("sum_lane", build)
+
+
+def _early(machine: Machine) -> int:
+    """Cycles from a beat in the controller to its dot products and sums."""
+    return machine.broadcast - 1 + machine.attention_pipeline
+
+
+def _scale_depths(machine: Machine) -> tuple[int, int]:
+    """Cycles for query scale times factor, and for that times key scale."""
+    depth = _early(machine) - 1
+    return depth // 2, depth - depth // 2
+
+
+@dataclass(frozen=True, eq=False)
+class _Beats:
+    """The beats of a cycle in the controller."""
+
+    on: Signal
+    group: Signal
+    lane: Signal
+    head: Signal
+    part: Signal
+    kv: Signal
+    block: Signal
+    weighted: Signal
+
+
+class _Unit:
+    """Builds the module."""
+
+    def __init__(self, m: ModuleBuilder, model: AttentionModel) -> None:
+        self.m = m
+        self.model = model
+        self.machine = machine = model.machine
+        self.units = machine.h_units
+        self.lanes = machine.attention_lanes
+        self.width = machine.vector_lanes
+        self.unit_log = machine.h_units.bit_length() - 1
+        self.count = min(machine.h_units, machine.results_per_cycle)
+        """Scores of a beat."""
+        self.parts = machine.h_units // self.count
+        """Beats in which a query head's scores of a block leave."""
+        self.early = _early(machine)
+        self.late = machine.reduce + machine.requantise
+        self.position = m.input("position", index_bits(model.capacity)).assume(
+            0, model.capacity - 1
+        )
+
+    def build(self, unit: ModuleBuilder, score: ModuleBuilder, total: ModuleBuilder) -> None:
+        m = self.m
+        write, scale_write = self.append()
+        self.control()
+        beats = self.beats
+        scales = m.ram(
+            "scales",
+            self.model.kv.scale_depth,
+            SCALE_WORD * self.width,
+            [self.key_scale_row(), m.input("value_scale_row", self.model.fields["scale_row"])],
+            [scale_write],
+            parts=self.width,
+        )
+        m.output("value_scale_data", scales[1])
+        outputs = self.array(unit, write, beats)
+        written = self.scores(score, beats, scales[0], [one["dot"] for one in outputs])
+        count, result = self.sums(total, beats, [one["sums"] for one in outputs])
+        m.output("saturations", mux(result, count, written))
+
+    # The KV write port
+
+    def append(self) -> tuple[list[Write], Write]:
+        """The write ports of every H-Unit's SRAM and of the scales."""
+        m, model, machine = self.m, self.model, self.machine
+        start = m.input("append_start", 1)
+        f: dict[str, Signal] = {}
+        for name, bits in model.append_fields.items():
+            given = m.input(f"append_{name}", bits)
+            f[name] = mux(start, given, given.delay(enable=start, name=f"append_{name}_held"))
+        running = m.register("append_running", 1)
+        active = start | running
+        slot = m.register("append_slot", model.append_fields["slots_last"])
+        head = m.register("append_head", index_bits(model.kv_heads))
+        turn, turn_end, outside = self.append_turn(active)
+        slot_end = (slot == f["slots_last"]) & turn_end
+        head_end = (head + 1) == f["heads"]
+        last = active & slot_end & head_end
+        running.drive(active & ~last)
+        following = mux(turn_end, _up(slot), slot) if model.external else _up(slot)
+        slot.drive(mux(active & ~slot_end, following, 0))
+        head.drive(mux(active & slot_end, mux(head_end, 0, _up(head)), head))
+
+        two = f["planes_last"]
+        plane = two & slot[0]
+        chunk = mux(two, slot >> 1, slot)
+        code = active & (chunk < f["chunks"])
+        port = machine.kv_port_bytes
+        data = self.codes("append", port, f["source"] + head * f["source_stride"], chunk)
+        high = plane.delay(name="append_high")
+        taken = cat(*[mux(high, one[BYTE:], one[:BYTE]) for one in reversed(data)])
+
+        parts = self.lanes // port
+        read = chunk >> (parts.bit_length() - 1)
+        vector = (self.position >> self.unit_log) * f["heads"] + head
+        word = f["word"] + vector * f["vector_words"] + mux(two, read << 1, read) + plane
+        address = self.fit(word, index_bits(model.kv.depth))
+        depth = machine.kv_write
+        mask = None
+        if parts > 1:
+            sub = chunk.truncate(parts.bit_length() - 1)
+            mask = cat(*[sub == i for i in reversed(range(parts))])
+            mask = mask.delay(depth, name="append_mask")
+        late = cat(*([taken] * parts)).delay(depth - 1, name="append_word")
+        where = address.delay(depth, name="append_address")
+        unit = self.position.truncate(max(1, self.unit_log)) if self.unit_log else 0
+        if model.external:
+            self.append_outside(
+                f,
+                vector=(self.position >> self.unit_log, head),
+                word=mux(two, read << 1, read) + plane,
+                chunk=chunk,
+                turn=turn,
+                taken=taken,
+                enable=code & outside,
+            )
+            code = code & ~outside
+        writes = [
+            Write(
+                where, late, (code & (unit == t)).delay(depth, reset=0, name="append_enable"), mask
+            )
+            for t in range(self.units)
+        ]
+
+        m.output("append_group", self.fit(f["source"] + head, model.row_bits))
+        mantissa = m.input("append_mantissa", SCALE_BITS)
+        exponent = m.input("append_exponent", OUTER_EXPONENT, True)
+        scale = cat(exponent.truncate(EXPONENT_BITS), mantissa)
+        lane_bits = self.width.bit_length() - 1
+        row = f["scale_row"] + head * f["scale_stride"] + (self.position >> lane_bits)
+        lane = self.position.truncate(max(1, lane_bits)) if lane_bits else m.constant(0)
+        chosen = cat(*[m.constant(0) + (lane == i) for i in reversed(range(self.width))])
+        m.output("append_done", last.delay(depth, reset=0, name="append_done"))
+        return writes, Write(
+            self.fit(row, index_bits(model.kv.scale_depth)).delay(depth, name="scale_address"),
+            cat(*([scale] * self.width)).delay(depth - 1, name="scale_word"),
+            (active & slot_end & f["dynamic"]).delay(depth, reset=0, name="scale_enable"),
+            chosen.delay(depth, name="scale_lane"),
+        )
+
+    def append_turn(self, active: Signal) -> tuple[Signal, Signal, Signal]:
+        """For a port that gives more than external memory takes in a cycle: which part of a chunk
+        it is, whether it is the last one; and whether the token goes there."""
+        m, model, machine = self.m, self.model, self.machine
+        if not model.external:
+            return m.constant(0), m.constant(1), m.constant(0)
+        outside = (self.position >= machine.kv_on_die).named("append_outside")
+        turns = machine.kv_port_bytes // machine.external_bytes
+        if turns < 2:
+            return m.constant(0), m.constant(1), outside
+        turn = m.register("append_turn", (turns - 1).bit_length())
+        end = ~outside | (turn == turns - 1)
+        turn.drive(mux(active & ~end, _up(turn), 0))
+        return turn, end, outside
+
+    def append_outside(
+        self,
+        f: dict[str, Signal],
+        *,
+        vector: tuple[Signal, Signal],
+        word: Signal,
+        chunk: Signal,
+        turn: Signal,
+        taken: Signal,
+        enable: Signal,
+    ) -> None:
+        """The write port of external memory.
+
+        Args:
+            f: fields of the append.
+            vector: block of the token, and head.
+            word: of the vector.
+            chunk: of the plane.
+            turn: part of the chunk.
+            taken: the chunk, a cycle later.
+            enable: a chunk of codes goes there.
+        """
+        m, model, machine = self.m, self.model, self.machine
+        block, head = vector
+        lanes, port, size = machine.attention_lanes, machine.kv_port_bytes, machine.external_bytes
+        depth = machine.kv_write
+        first = ((block - model.inside_blocks) * f["heads"] + head) * f["block_beats"]
+        unit = self.position.truncate(self.unit_log) if self.unit_log else m.constant(0)
+        # Bytes from the beginning of the block: wires of the parts of a word, H-Unit, word.
+        place = (word << self.unit_log) + unit
+        parts = lanes // port
+        if parts > 1:
+            place = (place << _log2(parts)) + chunk.truncate(_log2(parts))
+        if port > size:
+            row = (place << _log2(port // size)) + turn
+            late_turn = turn.delay(name="external_turn")
+            taken = choose(
+                late_turn, [taken[low : low + 8 * size] for low in range(0, 8 * port, 8 * size)]
+            )
+            mask = None
+        else:
+            per_row = _log2(size // port)
+            row = place >> per_row
+            mask = None
+            if per_row:
+                index = place.truncate(per_row)
+                mask = cat(*[index == i for i in reversed(range(1 << per_row))])
+            taken = cat(*([taken] * (1 << per_row)))
+        address = self.fit(f["external"] + first + row, index_bits(model.kv.external_depth))
+        m.output("external_write_enable", enable.delay(depth, reset=0, name="external_enable"))
+        m.output("external_write_address", address.delay(depth, name="external_address"))
+        m.output("external_write_data", taken.delay(depth - 1, name="external_data"))
+        if mask is not None:
+            m.output("external_write_mask", mask.delay(depth, name="external_mask"))
+
+    # Fetches from external memory
+
+    def fetch(self, start: Signal, consumed: Signal) -> dict[str, Signal]:
+        """Requests blocks from external memory, as early as buffers are free; the buffers' writes.
+
+        Args:
+            start: an instruction starts.
+            consumed: the last step with a block from external memory.
+
+        Returns:
+            What every H-Unit's fetch ports get: `request`, `word` (of the buffer), `group` (of
+            units), `part` (of a word), in the cycle of the data.
+        """
+        m, model, machine, f = self.m, self.model, self.machine, self.f
+        buffers, inside = model.buffers, model.inside_blocks
+        any_ = self.position >= machine.kv_on_die
+        loading = m.register("fetching", 1)
+        beat = m.register("fetch_beat", model.fields["block_beats"])
+        block = m.register("fetch_block", self.block.width)
+        kv = m.register("fetch_head", index_bits(model.kv_heads))
+        buffer = m.register("fetch_buffer", _log2(buffers))
+        held = m.register("buffers_held", number_bits(buffers))
+        begin = beat == 0
+        request = (loading & (~begin | (held != buffers))).named("request")
+        beat_end = (beat + 1) == f["block_beats"]
+        # The first block is known in the cycle after the start.
+        fresh = start.delay(reset=0, name="fetch_fresh")
+        first = larger(self.first_block, inside).assume(0, (1 << block.width) - 1)
+        here = mux(fresh, first, block)
+        block_end = here == self.last_block
+        kv_end = (kv + 1) == f["kv_heads"]
+        done = request & beat_end
+        loading.drive(mux(start, any_, loading & ~(done & block_end & kv_end)))
+        beat.drive(mux(start | done, 0, mux(request, _up(beat), beat)))
+        following = mux(block_end, first, _up(here))
+        block.drive(mux(done, following, here).assume(0, (1 << block.width) - 1))
+        kv.drive(mux(start, 0, mux(done & block_end, _up(kv), kv)))
+        buffer.drive(mux(start, 0, mux(done, _up(buffer), buffer)))
+        freed = consumed.delay(machine.broadcast - 1, reset=0, name="buffer_freed")
+        more = (held + (request & begin)).truncate(held.width)
+        held.drive(mux(start, 0, (more - freed).truncate(held.width)))
+        vector = (here - inside) * f["kv_heads"] + kv
+        row = f["external"] + vector * f["block_beats"] + beat
+        m.output("external_read_address", self.fit(row, index_bits(model.kv.external_depth)))
+        late = machine.external_latency
+        units, lanes, size = self.units, machine.attention_lanes, machine.external_bytes
+        parts, per_row = max(1, lanes // size), max(1, size // lanes)
+        place, bits = beat, _log2(parts)
+        part = place.truncate(bits) if bits else m.constant(0)
+        place, bits = place >> bits, _log2(units // per_row)
+        group = place.truncate(bits) if bits else m.constant(0)
+        word_bits = _log2(model.buffer_words)
+        word = (place >> bits).truncate(max(1, word_bits))
+        word = cat(buffer, word) if word_bits else buffer
+        signals = {"word": word, "group": group, "part": part}
+        found = {name: one.delay(late, name=f"fetched_{name}") for name, one in signals.items()}
+        found["request"] = request.delay(late, reset=0, name="fetched")
+        return found
+
+    def fetch_ports(self, unit: int, fetched: dict[str, Signal], data: Signal) -> dict[str, Signal]:
+        """The fetch ports of an H-Unit."""
+        lanes, size = self.machine.attention_lanes, self.machine.external_bytes
+        per_row = max(1, size // lanes)
+        bits = 8 * min(lanes, size)
+        low = bits * (unit % per_row)
+        ports = {
+            "fetch_enable": fetched["request"] & (fetched["group"] == unit // per_row),
+            "fetch_address": fetched["word"],
+            "fetch_data": data[low : low + bits],
+        }
+        if (parts := max(1, lanes // size)) > 1:
+            ports["fetch_mask"] = cat(*[fetched["part"] == i for i in reversed(range(parts))])
+        return ports
+
+    # The controller
+
+    def control(self) -> None:
+        """Counters of steps and beats."""
+        m, model, machine = self.m, self.model, self.machine
+        self.start = start = m.input("attention_start", 1)
+        given = {name: m.input(f"attention_{name}", bits) for name, bits in model.fields.items()}
+        self.f = f = {
+            name: signal.delay(enable=start, name=f"attention_{name}_held")
+            for name, signal in given.items()
+        }
+        weighted = f["weighted"]
+        first = larger(self.position - given["reach"], 0)
+        self.first = first.delay(enable=start, name="first_token")
+        self.first_block = self.first >> self.unit_log
+        self.last_block = self.position >> self.unit_log
+
+        # Before the first block from external memory: the wait for it.
+        begin, begin_weighted = start, given["weighted"]
+        if model.external:
+            far = self.position >= machine.kv_on_die
+            pause = m.register("pause", 1)
+            waited = m.register("pause_count", model.fields["pause_last"])
+            pause_end = pause & (waited == f["pause_last"])
+            pause.drive(mux(start, far, pause & ~pause_end))
+            waited.drive(mux(pause & ~pause_end, _up(waited), 0))
+            begin = ((start & ~far) | pause_end).named("started")
+            begin_weighted = mux(start, given["weighted"], weighted)
+
+        # Before a weighted sum: the heads' scales.
+        prelude = m.register("prelude", 1)
+        count = m.register("prelude_count", number_bits(model.heads + machine.table_lookup))
+        prelude_end = prelude & (count == f["heads_last"] + (machine.table_lookup - 1))
+        prelude.drive(mux(begin, begin_weighted, prelude & ~prelude_end))
+        count.drive(mux(prelude & ~prelude_end, _up(count), 0))
+        self.prelude = prelude
+        self.prelude_head = count
+
+        # Steps: counters from the inside to the outside.
+        stepping = m.register("stepping", 1)
+        inner_done = m.register("inner_done", 1)
+        step = (stepping & ~inner_done).named("step")
+        ends: list[Signal] = []
+        carry = step
+        self.counters: list[Register] = []
+        for name in ("passes", "planes", "reads", "groups"):
+            counter = m.register(f"step_{name}", model.fields[f"{name}_last"])
+            end = counter == f[f"{name}_last"]
+            counter.drive(mux(carry, mux(end, 0, _up(counter)), counter))
+            carry = carry & end
+            ends.append(end)
+            self.counters.append(counter)
+        self.step, self.ends = step, ends
+        block_bits = number_bits(max(1, (model.capacity - 1) >> self.unit_log))
+        block = m.register("block", block_bits)
+        self.block = block
+        most = max(model.fields["interval_last"], model.fields.get("slow_last", 0))
+        interval = m.register("interval", most)
+        interval_last = f["interval_last"]
+        if model.external:
+            self.outside = (block >= model.inside_blocks).named("outside")
+            interval_last = mux(self.outside, f["slow_last"], interval_last)
+        slot_end = (stepping & (interval == interval_last)).named("slot_end")
+        interval.drive(mux(stepping & ~slot_end, _up(interval), 0))
+        inner_done.drive((inner_done | carry) & ~slot_end & ~start)
+        kv = m.register("kv_head", index_bits(model.kv_heads))
+        base = m.register("head_base", index_bits(model.heads))
+        block_end = (block == self.last_block).named("block_end")
+        kv_end = ((kv + 1) == f["kv_heads"]).named("kv_end")
+        head_end = slot_end & block_end
+        next_block = mux(block_end, self.first_block, _up(block))
+        block.drive(
+            mux(start, first >> self.unit_log, mux(slot_end, next_block, block)).assume(
+                0, (1 << block_bits) - 1
+            )
+        )
+        self.kv, self.base = kv, base
+        if model.external:
+            self.fetched = self.fetch(start, slot_end & self.outside)
+            buffer = m.register("step_buffer", _log2(model.buffers))
+            used = slot_end & self.outside
+            buffer.drive(mux(start, 0, mux(used, _up(buffer), buffer)))
+            self.step_buffer = buffer
+
+        # Beats.
+        self.trigger = trigger = (slot_end & (~weighted | block_end)).named("trigger")
+        on = m.register("beat", 1)
+        part = m.register("beat_part", self.part_bits)
+        lane = m.register("beat_lane", index_bits(machine.query_parallel))
+        group = m.register("beat_group", model.fields["groups_last"])
+        member = m.register("beat_member", index_bits(model.shared))
+        parts_last = self.parts - 1
+        part_end = part == mux(weighted, f["beats_last"], parts_last)
+        lane_end = lane == machine.query_parallel - 1
+        member_end = (member + 1) == f["shared"]
+        head_done = on & part_end
+        beat_end = (head_done & member_end).named("beat_end")
+        on.drive(trigger | (on & ~beat_end))
+        part.drive(mux(on & ~part_end, _up(part), 0))
+        again = trigger | beat_end
+        lane.drive(mux(again, 0, mux(head_done, mux(lane_end, 0, _up(lane)), lane)))
+        group.drive(mux(again, 0, mux(head_done & lane_end, _up(group), group)))
+        member.drive(mux(again, 0, mux(head_done, _up(member), member)))
+        final = (kv_end & block_end).delay(enable=trigger, name="beat_final")
+        beat_kv = kv.delay(enable=trigger, name="beat_kv")
+        beat_base = base.delay(enable=trigger, name="beat_base")
+        beat_block = block.delay(enable=trigger, name="beat_block")
+        self.beats = _Beats(
+            on, group, lane, self.fit(beat_base + member, index_bits(model.heads)), part,
+            beat_kv, beat_block, weighted,
+        )  # fmt: skip
+
+        # A weighted sum pauses while its sums leave.
+        advance = (mux(weighted, beat_end, head_end)).named("advance")
+        over = advance & mux(weighted, final, kv_end)
+        resume = prelude_end | (weighted & beat_end & ~final)
+        stop = head_end & (weighted | kv_end)
+        stepping.drive(mux(begin, ~begin_weighted, resume | (stepping & ~stop)))
+        kv.drive(mux(start | over, 0, mux(advance, _up(kv), kv)))
+        next_base = self.fit(base + f["shared"], base.width)
+        base.drive(mux(start | over, 0, mux(advance, next_base, base)))
+        done = (beat_end & final).delay(self.early + self.late, reset=0, name="attention_done")
+        m.output("attention_done", done)
+
+    @property
+    def part_bits(self) -> int:
+        """Wires of a beat's number within its head."""
+        return max(self.model.fields["beats_last"], index_bits(self.parts))
+
+    # Operands and the array
+
+    def array(
+        self, unit: ModuleBuilder, write: list[Write], beats: _Beats
+    ) -> list[dict[str, Signal]]:
+        """All H-Units, with their operands."""
+        m, model, machine, f = self.m, self.model, self.machine, self.f
+        passes, planes, reads, groups = self.counters
+        parallel, deep = machine.query_parallel, machine.broadcast - 1
+
+        # Codes of `query_parallel` heads: rows now, data in the next cycle, at the units `deep`
+        # cycles from now. Heads beyond the last read what the first reads.
+        query: list[Signal] = []
+        probability: list[list[Signal]] = []
+        high = passes.delay(name="high")
+        for p in range(parallel):
+            member = groups * parallel + p
+            head = self.base + mux(member < f["shared"], member, 0)
+            row = f["source"] + head * f["source_stride"]
+            elements = self.codes("query", self.lanes, row, reads, p)
+            query += [mux(high, one[BYTE:], one[:BYTE]) for one in elements]
+            tokens = self.codes("probability", self.units, row, self.block, p)
+            probability.append([mux(high, one[BYTE:], one[:BYTE]) for one in tokens])
+        query_bytes = cat(*reversed(query)).delay(deep - 1, name="query")
+
+        element = reads * self.lanes
+        mask = cat(*[element + i < f["width"] for i in reversed(range(self.lanes))])
+        integer = ~f["weighted"] & ~f["query_fp8"]
+        first = ~passes.any() & ~planes.any()
+        first = first & mux(f["weighted"], self.block == self.first_block, ~reads.any())
+        vector = self.block * f["kv_heads"] + self.kv
+        word = f["word"] + vector * f["vector_words"] + mux(f["planes_last"], reads << 1, reads)
+        shared: dict[str, Signal] = {
+            "address": self.fit(word + planes, index_bits(model.kv.depth)),
+            "first": first,
+            "group": groups,
+            "read": reads,
+            "place": passes + planes,
+            "query_sign": integer & self.ends[0],
+            "kv_sign": self.ends[1],
+            "lanes": mask,
+        }
+        if model.external:
+            index = mux(f["planes_last"], reads << 1, reads) + planes
+            word_bits = _log2(model.buffer_words)
+            where = self.step_buffer
+            if word_bits:
+                where = cat(where, self.fit(index, word_bits))
+            shared |= {"outside": self.outside, "buffer_address": where}
+        shared = {name: s.delay(deep, name=f"unit_{name}") for name, s in shared.items()}
+        shared["step"] = self.step.delay(deep, reset=0, name="unit_step")
+        shared["query"] = query_bytes
+        for name in ("weighted", "query_fp8", "kv_fp8"):
+            shared[name] = f[name]
+        late = {
+            "dot_head": beats.group * parallel + beats.lane,
+            "sum_group": beats.group,
+            "sum_head": beats.lane,
+            "sum_beat": beats.part,
+        }
+        ports = {port.name: port for port in unit.ports}
+        for name, signal in late.items():
+            shared[name] = self.fit(signal, ports[name].width).delay(
+                self.early, name=f"unit_{name}"
+            )
+        # The cycle after the last step of a block is that of its first beat.
+        load = self.trigger & ~f["weighted"]
+        shared["load"] = load.delay(self.early, reset=0, name="unit_load")
+        present = _delayed(self.seen(self.block), deep, "unit_present")
+        bytes_ = [cat(*reversed(each)) for each in zip(*probability, strict=True)]
+        bytes_ = _delayed(bytes_, deep - 1, "probability")
+        found: list[dict[str, Signal]] = []
+        external = m.constant(0)
+        if model.external:
+            external = m.input("external_read_data", 8 * machine.external_bytes)
+        for t in range(self.units):
+            inputs = {
+                **shared,
+                "present": present[t],
+                "probability": bytes_[t],
+                "write_enable": write[t].enable,
+                "write_address": write[t].address,
+                "write_data": write[t].data,
+            }
+            if (mask := write[t].mask) is not None:
+                inputs["write_mask"] = mask
+            if model.external:
+                inputs |= self.fetch_ports(t, self.fetched, external)
+            found.append(m.instance(f"h_unit{t}", unit, inputs))
+        return found
+
+    # Results
+
+    def scores(
+        self, lane: ModuleBuilder, beats: _Beats, scales: Signal, dots: list[Signal]
+    ) -> Signal:
+        """Beats of query_key, from the dot products to the scores' memory; saturations."""
+        m, model, f = self.m, self.model, self.f
+        on = beats.on & ~f["weighted"]
+        m.output("query_group", self.fit(f["source"] + beats.head, model.row_bits))
+        query_depth, _ = _scale_depths(self.machine)
+        factor = Scale(f["factor_mantissa"].static(), f["factor_exponent"].as_signed().static())
+        query = pipelined(
+            lambda mantissa, exponent: datapaths.multiply(Scale(mantissa, exponent), factor),
+            [
+                m.input("query_mantissa", SCALE_BITS),
+                m.input("query_exponent", OUTER_EXPONENT, True),
+            ],
+            query_depth,
+        ).outputs
+        seen = self.seen(beats.block)
+        count = self.count
+        if self.parts > 1:
+            seen = [choose(beats.part, seen[i::count]) for i in range(count)]
+            late_part = beats.part.delay(self.early, name="dot_part")
+            dots = [choose(late_part, dots[i::count]) for i in range(count)]
+        lanes = [on & one for one in seen]
+        if count < self.width:
+            sub = self.token_group(beats).truncate(self.sub_bits)
+            size = SCALE_WORD * count
+            blocks = [scales[low : low + size] for low in range(0, SCALE_WORD * self.width, size)]
+            scales = choose(sub.delay(name="key_scale_sub"), blocks)
+            lanes = [(sub == i // count) & lanes[i % count] for i in range(self.width)]
+        values: list[Signal] = []
+        flags: list[Signal] = []
+        scales = scales.delay(query_depth, name="key")
+        for i in range(count):
+            word = scales[SCALE_WORD * i : SCALE_WORD * (i + 1)]
+            stored = word[SCALE_BITS:].as_signed()
+            out = m.instance(
+                f"score{i}",
+                lane,
+                {
+                    "query_mantissa": query[0],
+                    "query_exponent": query[1],
+                    "key_mantissa": mux(f["static"], f["scale_mantissa"], word[:SCALE_BITS]),
+                    "key_exponent": mux(f["static"], f["scale_exponent"].as_signed(), stored),
+                    "dot": dots[i],
+                    "pre_shift": f["pre_shift"],
+                    "cap": f["cap"],
+                },
+            )
+            values.append(out["score"])
+            flags.append(out["saturated"])
+        row = f["target"] + beats.head * f["target_stride"] + self.token_row(beats)
+        delay = self.early + self.late
+        enables = _delayed(lanes, delay, "score_lane", reset=0)
+        m.output("score_enable", cat(*enables).any())
+        m.output("score_row", self.fit(row, model.row_bits).delay(delay, name="score_row"))
+        m.output("score_data", cat(*[values[i % count] for i in reversed(range(self.width))]))
+        m.output("score_lanes", cat(*reversed(enables)))
+        return add_all([mux(e, flags[i % count], 0) for i, e in enumerate(enables)])
+
+    def sums(self, lane: ModuleBuilder, beats: _Beats, sums: list[Signal]) -> tuple[Signal, Signal]:
+        """Beats of weighted_sum, from the units' sums to the vector memory; saturations, enable."""
+        m, model, f = self.m, self.model, self.f
+        output, bits = beat_elements(self.machine), model.shape.sum_bits
+        scale = self.head_scales(beats)
+        values: list[Signal] = []
+        flags: list[Signal] = []
+        for i in range(output):
+            inputs: dict[str, Signal] = {
+                f"part{t}": one[bits * i : bits * (i + 1)].as_signed() for t, one in enumerate(sums)
+            }
+            inputs |= {"mantissa": scale.mantissa, "exponent": scale.exponent}
+            inputs |= {name: f[name] for name in ("pre_shift", "frac")}
+            out = m.instance(f"sum{i}", lane, inputs)
+            values.append(out["element"])
+            flags.append(out["saturated"])
+
+        # Heads follow one another without gaps, so the next element's number just counts on.
+        on = beats.on & f["weighted"]
+        lane_bits = self.width.bit_length() - 1
+        linear = m.register("result_element", model.row_bits + lane_bits)
+        size = mux(f["width"] < output, f["width"], output)
+        following = self.fit(linear + size, linear.width)
+        linear.drive(mux(self.start, 0, mux(on, following, linear)))
+        offset = linear.truncate(lane_bits) if lane_bits else m.constant(0)
+        lanes = [on & (offset <= i) & (offset + size > i) for i in range(self.width)]
+        delay = self.early + self.late
+        enables = _delayed(lanes, delay, "result_lane", reset=0)
+        # Narrow heads begin at a multiple of their width.
+        step = min(output, *(width for width in model.widths))
+        turn = m.constant(0)
+        if step < output:
+            first = step.bit_length() - 1
+            turn = offset.extend(max(offset.width, output.bit_length()))
+            turn = turn[first : output.bit_length() - 1]
+        turn = turn.delay(delay, name="result_turn")
+        data = [
+            choose(turn, [values[(i - k) % output] for k in range(0, output, step)])
+            for i in range(self.width)
+        ]
+        row = self.fit(f["target"] + (linear >> lane_bits), model.row_bits)
+        enable = on.delay(delay, reset=0, name="result_enable")
+        m.output("result_enable", enable)
+        m.output("result_row", row.delay(delay, name="result_row"))
+        m.output("result_data", cat(*reversed(data)))
+        m.output("result_lanes", cat(*reversed(enables)))
+        inside = _delayed([size > i for i in range(output)], delay, "result_size")
+        counted = [flag & here for flag, here in zip(flags, inside, strict=True)]
+        return add_all(counted), enable
+
+    def head_scales(self, beats: _Beats) -> Scale:
+        """Probability scale over sum, of the beat that leaves the array."""
+        m, model, f = self.m, self.model, self.f
+        number = self.prelude_head
+        m.output("head_row", self.fit(f["head"] + number, model.head_bits))
+
+        def over(mantissa: Signal, exponent: Signal, total: Signal) -> Scale:
+            return datapaths.multiply(Scale(mantissa, exponent), datapaths.reciprocal_scale(total))
+
+        depth = self.machine.table_lookup
+        mantissa, exponent = pipelined(
+            over,
+            [
+                m.input("head_mantissa", SCALE_BITS),
+                m.input("head_exponent", OUTER_EXPONENT, True),
+                m.input("head_total", TOTAL_BITS),
+            ],
+            depth - 1,
+        ).outputs
+        bits = index_bits(model.heads)
+        enable = self.prelude & (number <= f["heads_last"])
+        (word,) = m.ram(
+            "head_scales",
+            max(2, model.heads),
+            SCALE_BITS + exponent.width,
+            [beats.head.delay(self.early - 1, name="head_scale")],
+            [
+                Write(
+                    self.fit(number, bits).delay(depth, name="head_scale_address"),
+                    cat(exponent, mantissa),
+                    enable.delay(depth, reset=0, name="head_scale_enable"),
+                )
+            ],
+        )
+        return Scale(word[:SCALE_BITS], word[SCALE_BITS:].as_signed())
+
+    # Parts
+
+    def key_scale_row(self) -> Signal:
+        """The row of the key scales of a beat's tokens."""
+        beats, f = self.beats, self.f
+        row = f["scale_row"] + beats.kv * f["scale_stride"] + self.token_row(beats)
+        return self.fit(row, self.model.fields["scale_row"])
+
+    def token_row(self, beats: _Beats) -> Signal:
+        """The row, within those of a head, of a beat's tokens."""
+        return self.token_group(beats) >> self.sub_bits
+
+    @property
+    def sub_bits(self) -> int:
+        """Wires of a beat's number within a row."""
+        return (self.width // self.count).bit_length() - 1
+
+    def token_group(self, beats: _Beats) -> Signal:
+        """The number of a beat's tokens, counted in beats from token 0."""
+        if self.parts == 1:
+            return beats.block
+        return (beats.block << (self.parts.bit_length() - 1)) + mux(beats.weighted, 0, beats.part)
+
+    def seen(self, block: Signal) -> list[Signal]:
+        """For each H-Unit whether the query sees its token of a block."""
+        bits = self.unit_log
+        low = self.first.truncate(bits) if bits else self.m.constant(0)
+        high = self.position.truncate(bits) if bits else self.m.constant(0)
+        at_first, at_last = block == self.first_block, block == self.last_block
+        return [(~at_first | (low <= t)) & (~at_last | (high >= t)) for t in range(self.units)]
+
+    def codes(
+        self, name: str, count: int, row: Signal, index: Signal, number: int = 0
+    ) -> list[Signal]:
+        """The `index`-th `count` codes of a vector that begins at `row`, in the next cycle.
+
+        Makes the read ports ``name<i>``; `number` says how many users of so many ports there were.
+        """
+        m, ports = self.m, max(1, count // self.width)
+        rows: list[Signal] = []
+        sub = index
+        if count < self.width:
+            sub_bits = (self.width // count).bit_length() - 1
+            sub = index.truncate(sub_bits).delay(name=f"{name}_sub")
+            row = row + (index >> sub_bits)
+        else:
+            row = row + index * ports
+        for port in range(ports):
+            label = f"{name}{number * ports + port}"
+            m.output(f"{label}_row", self.fit(row + port, self.model.row_bits))
+            rows.append(m.input(f"{label}_data", CODE_BITS * self.width))
+        if count < self.width:
+            size = CODE_BITS * count
+            word = choose(
+                sub, [rows[0][low : low + size] for low in range(0, CODE_BITS * self.width, size)]
+            )
+        else:
+            word = cat(*reversed(rows))
+        return [word[CODE_BITS * i : CODE_BITS * (i + 1)] for i in range(count)]
+
+    def fit(self, signal: Signal, width: int) -> Signal:
+        """The signal on `width` wires; what does not fit never happens."""
+        return signal.truncate(width).extend(width, False)
+
+
+def _delayed(
+    signals: Sequence[Signal], cycles: int, name: str, reset: int | None = None
+) -> list[Signal]:
+    """Unsigned signals of one width some cycles later: one register a cycle for all of them."""
+    (width,) = {signal.width for signal in signals}
+    word = cat(*reversed(signals)).delay(cycles, reset=reset, name=name)
+    return [word[width * i : width * (i + 1)] for i in range(len(signals))]
+
+
+def _log2(number: int) -> int:
+    """The logarithm of a power of two."""
+    return number.bit_length() - 1
+
+
+def _up(counter: Signal) -> Signal:
+    return (counter + 1).truncate(counter.width)

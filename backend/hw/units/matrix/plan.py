@@ -1,0 +1,893 @@
+"""What the matrix array has to know of a program: its sizes, descriptors and ROM contents.
+
+`configure` finds the sizes of a program's matrix array, `encode` makes the descriptor of an
+instruction instance, `l_unit_images` the contents of the ROMs. The hardware that these are for is
+in `backend/hw/units/matrix/array.py` and `backend/hw/units/matrix/tile.py`. Layouts follow
+`dialects/tiling.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from intaglio.dialects.codes import FORMATS, Matrix, pack
+from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.formula import Formula
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.semantics import accumulator_bits
+from intaglio.dialects.tiling import SCALE_BITS, MatrixShape, Piece, activation_passes
+from intaglio.lowering.schedule import durations
+
+PLACES_BITS = 12
+"""Width of the signed number of places that a requantiser shifts by."""
+
+FIELDS: dict[str, str] = {
+    "embed": "1: `embed`, 0: `matvec`",
+    "dense": "1: the table is of 16-bit numbers, without scales (`embed`)",
+    "way": "how results leave the tiles: a number in `MatrixConfig.ways`",
+    "form": "how the table's rows lie on the tiles: a number in `MatrixConfig.forms` (`embed`)",
+    "first_tile": "first tile of the piece",
+    "last_tile": "last tile of the piece; no field where all pieces lie on all tiles",
+    "code_base": "address of the piece's first code word",
+    "scale_base": "address of the piece's first group scale",
+    "slice_groups": "group scales of a slice",
+    "words": "words of a slice",
+    "planes": "bit planes of a code, less one",
+    "idle": "cycles after each word's planes in which the word before still leaves (`embed`)",
+    "stride": "code words of a slice: words times planes (`embed`)",
+    "step_slots": "cycles of a step, less one; for `embed` those of a slice",
+    "slots": "cycles of all steps, less one; for `embed` up to the row's last code word, less one",
+    "beats": "cycles in which a step's results leave the array, less one",
+    "group_shift": "places to shift a word's number by to get its group's",
+    "columns": "elements of a row",
+    "last": "number of the result's last element",
+    "input_row": "first row of the input in the memory of quantised vectors; also its scale's",
+    "zero": "zero point of the whole matrix; 0 when each group has its own",
+    "single": "1: the matrix has one scale, `mantissa`",
+    "mantissa": "of the matrix's one scale",
+    "pre_shift": "places that an accumulator loses before it is scaled",
+    "places": "places to shift the scaled accumulator by, without the activation's exponent",
+    "bias": "1: add a bias",
+    "bias_row": "first row of the bias in the constant ROM",
+    "residual": "1: add a vector",
+    "residual_row": "first row of that vector in the vector memory",
+    "output_row": "first row of the result in the vector memory",
+    "slack": "cycles to wait, where another instance of the instruction takes longer",
+}
+"""Fields of a descriptor: all unsigned, but for `places` and `mantissa` (two's complement). A field
+that is 0 in every instruction of a program does not exist in its hardware."""
+
+
+class ParameterLike(Protocol):
+    """A tensor as `backend.program.program.Parameter` describes it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dims(self) -> tuple[int, ...]: ...
+    @property
+    def code(self) -> str: ...
+    @property
+    def bits(self) -> int: ...
+    @property
+    def group(self) -> int: ...
+    @property
+    def exponent(self) -> int: ...
+    @property
+    def zero(self) -> int | None: ...
+    @property
+    def offset_bits(self) -> int: ...
+    @property
+    def pieces(self) -> Sequence[Piece]: ...
+
+
+class BufferLike(Protocol):
+    """A buffer as `backend.program.program.Buffer` describes it."""
+
+    @property
+    def address(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def type(self) -> Mapping[str, Any]: ...
+
+
+class IssueLike(Protocol):
+    """The timing of an instruction (`timeline.Issue`)."""
+
+    @property
+    def duration(self) -> Formula: ...
+
+
+class InstructionLike(Protocol):
+    """An instruction as `backend.program.program.Instruction` describes it."""
+
+    @property
+    def opcode(self) -> str: ...
+    @property
+    def queue(self) -> str: ...
+    @property
+    def reads(self) -> Sequence[str]: ...
+    @property
+    def writes(self) -> Sequence[str]: ...
+    @property
+    def uses(self) -> Mapping[str, str]: ...
+    @property
+    def arguments(self) -> Mapping[str, Any]: ...
+    @property
+    def issue(self) -> IssueLike: ...
+
+
+class BlockLike(Protocol):
+    """A block as `backend.program.program.Block` describes it."""
+
+    @property
+    def instances(self) -> Sequence[Mapping[str, str]]: ...
+    @property
+    def instructions(self) -> Sequence[InstructionLike]: ...
+
+
+class ProgramLike(Protocol):
+    """A program as `backend.program.program.Program` describes it."""
+
+    @property
+    def machine(self) -> Machine: ...
+    @property
+    def parameters(self) -> Mapping[str, ParameterLike]: ...
+    @property
+    def buffers(self) -> Mapping[str, BufferLike]: ...
+    @property
+    def blocks(self) -> Sequence[BlockLike]: ...
+    @property
+    def domains(self) -> Mapping[str, Sequence[str]]: ...
+
+
+class ImagesLike(Protocol):
+    """Where the tensors' integers come from: `backend.images.read.Images`."""
+
+    def matrix(self, name: str) -> Matrix:
+        """A matrix of small codes."""
+        ...
+
+    def dense(self, name: str) -> npt.NDArray[np.signedinteger[Any]]:
+        """A dense table [rows, columns]."""
+        ...
+
+
+def log2(number: int) -> int:
+    """The logarithm of a power of two."""
+    return number.bit_length() - 1
+
+
+def is_dense(parameter: ParameterLike) -> bool:
+    """Whether a tensor is of numbers, not of codes."""
+    return parameter.code.startswith("fixed")
+
+
+def is_single(parameter: ParameterLike) -> bool:
+    """Whether a tensor is of codes with one scale for all."""
+    return not parameter.group and not is_dense(parameter)
+
+
+def shape_of(parameter: ParameterLike) -> MatrixShape:
+    """A parameter as tiling sees it; see `fabric.matrix_shape`."""
+    zeros = parameter.zero is None and not is_dense(parameter)
+    return MatrixShape.of(
+        parameter.dims,
+        parameter.code,
+        parameter.bits,
+        parameter.group,
+        zeros=zeros,
+        offsets=parameter.offset_bits,
+    )
+
+
+class Way(NamedTuple):
+    """How the results of a piece leave the tiles."""
+
+    split: int
+    """L-Units that share a row."""
+    chunk: int
+    """Results that the array delivers at a time: a power of two, or of a tile range that is none
+    as many as leave in a cycle."""
+
+
+class Form(NamedTuple):
+    """How the rows of a table lie on the tiles."""
+
+    split: int
+    """L-Units that share a row."""
+    tiles: int
+    """A power of two."""
+
+    def rows_per_step(self, machine: Machine) -> int:
+        """Rows on all tiles of the piece at one address."""
+        return self.tiles * machine.l_units // self.split
+
+
+class BankRow(NamedTuple):
+    """Banks at the same addresses of all L-Units of a tile."""
+
+    domain: int | None
+    """What powers them: a number in `MatrixConfig.domains`; None: they are always on."""
+    words: int
+    """Words up to the last that is used."""
+
+
+@dataclass(frozen=True)
+class MatrixConfig:
+    """The sizes of a matrix array: what `build_matrix` needs.
+
+    Attributes:
+        machine: geometry, formats and latencies.
+        fields: name and width of the descriptor's fields, in the order of `FIELDS`.
+        ways: how pieces deliver results, by split.
+        forms: how tables lie on the tiles.
+        accumulator_bits: of the widest accumulator.
+        planes: bit planes of the widest code of a product.
+        table_planes: bit planes of the widest code of an embedding table; 0 without tables.
+        grouped: whether a matrix has group scales. If none has, L-Units have neither ROM for
+            scales nor multipliers for them: a matrix's one scale is applied to its results.
+        zero_bits: of the zero points stored with the scales.
+        offset_bits: of the offsets stored with the scales.
+        code_words: depth of an L-Unit's code ROM.
+        scale_words: depth of an L-Unit's scale ROM; 0 without group scales.
+        banks: of each tile, its rows of banks by address; None where nothing is stored.
+        domains: of the power, in the order of the bits of the port `power`.
+        token_bits: of a row's number in the largest table.
+        vector_rows: rows of the vector memory, and of the memory of quantised vectors.
+        constant_rows: rows of the constant ROM.
+    """
+
+    machine: Machine
+    fields: tuple[tuple[str, int], ...]
+    ways: tuple[Way, ...]
+    forms: tuple[Form, ...]
+    accumulator_bits: int
+    planes: int
+    table_planes: int
+    grouped: bool
+    zero_bits: int
+    offset_bits: int
+    code_words: int
+    scale_words: int
+    banks: tuple[tuple[BankRow | None, ...], ...]
+    domains: tuple[str, ...]
+    token_bits: int
+    vector_rows: int
+    constant_rows: int
+
+    @property
+    def splits(self) -> tuple[int, ...]:
+        """Over how many L-Units a row is split, ascending powers of two."""
+        return tuple(sorted({way.split for way in self.ways}))
+
+    @property
+    def ternary(self) -> bool:
+        """Whether a cell holds -1, 0 or +1."""
+        return self.machine.cell == "ternary"
+
+    @property
+    def logic(self) -> bool:
+        """Whether the ROM is made of gates, with its content."""
+        return self.machine.rom == "logic"
+
+    @property
+    def plane_shift(self) -> int:
+        """Places from a plane of a code to the next one."""
+        return 1 if self.ternary else self.machine.plane_bits
+
+    @property
+    def ports(self) -> int:
+        """Slices of a row that are multiplied at a time: L-Unit u of a tile gets the activations
+        of slice ``u % ports``."""
+        return max(self.splits)
+
+    @property
+    def word_rows(self) -> int:
+        """Rows of the memory of quantised vectors that the activations of a word lie in."""
+        return max(1, self.machine.lanes // self.machine.vector_lanes)
+
+    @property
+    def input_ports(self) -> int:
+        """Read ports of that memory: `word_rows` for each slice."""
+        return self.ports * self.word_rows
+
+    @property
+    def passes(self) -> int:
+        """How often a code word is used: once for each part of an activation."""
+        return activation_passes(self.machine.activations, self.machine)
+
+    @property
+    def pass_bits(self) -> int:
+        """Bits of one part of an activation.
+
+        A decoded activation ``x`` of n bits (8, 16, or 19 for fp8) is
+        ``sum(part[a] << (a * pass_bits))``: the last part is signed, all others are unsigned. For
+        int16 with 8-bit passes: an unsigned low and a signed high byte.
+        """
+        return -(-FORMATS[self.machine.activations].decoded_bits // self.passes)
+
+    @property
+    def part_bits(self) -> int:
+        """Wires of one signed part: a bit more than `pass_bits` when there are unsigned parts."""
+        return self.pass_bits + (self.passes > 1)
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of an activation's code in the memory of quantised vectors."""
+        return FORMATS[self.machine.activations].memory_bits
+
+    @property
+    def word_bits(self) -> int:
+        """Bits of a code word."""
+        return self.machine.lanes * self.machine.plane_bits
+
+    @property
+    def scale_bits(self) -> int:
+        """Bits of a scale word: the mantissa, above it the zero point, above that the offset."""
+        return self.offset_place + self.offset_bits
+
+    @property
+    def offset_place(self) -> int:
+        """First bit of the offset in a scale word."""
+        return SCALE_BITS + self.zero_bits
+
+    @property
+    def tile_lanes(self) -> int:
+        """Results that a tile delivers at a time."""
+        return min(self.machine.results_per_cycle, self.machine.l_units)
+
+    @property
+    def tile_beats(self) -> int:
+        """Groups of results that a tile delivers one after the other, at most."""
+        return max(1, self.machine.l_units // min(self.splits) // self.tile_lanes)
+
+    @property
+    def word_beats(self) -> int:
+        """Cycles in which the elements of a table's word leave the array."""
+        return durations.table_beats(self.machine)
+
+
+class Use(NamedTuple):
+    """An instance of a matrix instruction."""
+
+    instruction: InstructionLike
+    instance: Mapping[str, str]
+
+
+def matrix_uses(program: ProgramLike) -> Iterator[Use]:
+    """The instruction instances of the matrix queue in program order."""
+    for block in program.blocks:
+        for instance in block.instances:
+            for instruction in block.instructions:
+                if instruction.queue == "matrix":
+                    yield Use(instruction, instance)
+
+
+def configure(
+    program: ProgramLike,
+    constant_rows: Mapping[str, int] | None = None,
+    *,
+    vector_depth: int | None = None,
+    constant_depth: int = 1,
+) -> MatrixConfig:
+    """The sizes of a program's matrix array.
+
+    Args:
+        program: the program.
+        constant_rows: first row of each bias in the constant ROM.
+        vector_depth: rows of the vector memory and of that of quantised vectors; as many as the
+            buffers need by default.
+        constant_depth: rows of the constant ROM.
+
+    Raises:
+        UserError: the hardware cannot be built for this machine or placement, with the reason.
+    """
+    machine = program.machine
+    check_machine(machine)
+    uses = list(matrix_uses(program))
+    if not uses:
+        raise UserError("the program has no matrices")
+    named = {
+        opcode: {_tensor(u): None for u in uses if u.instruction.opcode == opcode}
+        for opcode in ("matvec", "embed")
+    }
+    products, tables = ([program.parameters[n] for n in names] for names in named.values())
+    shapes = {p.name: shape_of(p) for p in (*products, *tables)}
+    pieces = {p.name: piece_of(p, machine) for p in products}
+    pieces |= {p.name: piece_of(p, machine, table=True) for p in tables}
+    grouped = any(shape.scale_bits for shape in shapes.values())
+    widths: dict[str, int] = {}
+    for use in uses:
+        for field, value in _descriptor(program, use, constant_rows or {}, pieces).items():
+            widths[field] = max(widths.get(field, 0), value.bit_length())
+    ways = tuple(sorted({way_of(piece, machine) for piece in pieces.values()}))
+    forms = tuple(sorted({form_of(pieces[table.name]) for table in tables}))
+    widths["way"] = (len(ways) - 1).bit_length()
+    widths["form"] = (len(forms) - 1).bit_length() if forms else 0
+    widths["places"] = PLACES_BITS
+    if any(is_single(p) for p in (*products, *tables)):
+        widths["mantissa"] = SCALE_BITS
+    if all(piece.tiles == machine.tiles for piece in pieces.values()):
+        widths["last_tile"] = 0
+    if not grouped:
+        # All have one scale then, but for dense tables, which are told apart already.
+        widths |= dict.fromkeys(("single", "scale_base", "slice_groups", "group_shift"), 0)
+    rows = max(rows_of(buffer, machine).stop for buffer in program.buffers.values())
+    code_words = max(p.base + p.code_words(shapes[n], machine) for n, p in pieces.items())
+    scale_words = max(p.scale_base + p.scale_words(shapes[n], machine) for n, p in pieces.items())
+    return MatrixConfig(
+        machine=machine,
+        fields=tuple((field, widths[field]) for field in FIELDS if widths.get(field)),
+        ways=ways,
+        forms=forms,
+        accumulator_bits=max(
+            (
+                accumulator_bits(
+                    p.bits,
+                    p.dims[1],
+                    machine.activations,
+                    SCALE_BITS if grouped else 1,
+                    p.zero,
+                    p.offset_bits,
+                )
+                for p in products
+            ),
+            default=2,
+        ),
+        planes=max((shapes[p.name].planes(machine) for p in products), default=1),
+        table_planes=max((shapes[p.name].planes(machine) for p in tables), default=0),
+        grouped=grouped,
+        zero_bits=max(
+            (p.bits for p in (*products, *tables) if p.zero is None and not is_dense(p)), default=0
+        ),
+        offset_bits=max(p.offset_bits for p in (*products, *tables)),
+        code_words=code_words,
+        scale_words=max(1, scale_words) if grouped else 0,
+        banks=_banks(program, pieces),
+        domains=tuple(program.domains),
+        token_bits=max([(p.dims[0] - 1).bit_length() for p in tables] or [1]),
+        vector_rows=vector_depth or rows,
+        constant_rows=constant_depth,
+    )
+
+
+def way_of(piece: Piece, machine: Machine) -> Way:
+    """How the results of a piece leave the tiles."""
+    return Way(piece.split, min(machine.results_per_cycle, piece.rows_per_step(machine)))
+
+
+def form_of(piece: Piece) -> Form:
+    """How the rows of a table's piece lie on the tiles."""
+    return Form(piece.split, piece.tiles)
+
+
+def _banks(
+    program: ProgramLike, pieces: Mapping[str, Piece]
+) -> tuple[tuple[BankRow | None, ...], ...]:
+    """The rows of banks of each tile; see `MatrixConfig.banks`."""
+    machine = program.machine
+    size = machine.bank_words
+    domain_of = {
+        tensor: (number, name)
+        for number, (name, tensors) in enumerate(program.domains.items())
+        for tensor in tensors
+    }
+    always: tuple[int | None, str] = (None, "none")
+    found: list[dict[int, tuple[BankRow, str]]] = [{} for _ in range(machine.tiles)]
+    for name, piece in pieces.items():
+        end = piece.base + piece.code_words(shape_of(program.parameters[name]), machine)
+        domain, label = domain_of.get(name, always)
+        for tile in range(piece.first_tile, piece.first_tile + piece.tiles):
+            for row in range(piece.base // size, -(-end // size)):
+                used = min(end - row * size, size)
+                other, other_label = found[tile].get(row, (BankRow(domain, 0), label))
+                if other.domain != domain:
+                    raise UserError(
+                        f"the hardware of {machine.name} cannot switch ROM banks: bank {row} of "
+                        f"tile {tile} holds tensors of the power domains {other_label} and {label}"
+                    )
+                found[tile][row] = BankRow(domain, max(other.words, used)), label
+    return tuple(
+        tuple(rows[row][0] if row in rows else None for row in range(max(rows, default=-1) + 1))
+        for rows in found
+    )
+
+
+def rows_of(buffer: BufferLike, machine: Machine) -> range:
+    """Rows that a buffer takes in the vector memory, or in that of quantised vectors.
+
+    Both number their rows alike, but a row of the latter has as many codes as one of the former has
+    numbers, so quantised vectors take more rows than their bytes do; each group begins a row.
+    """
+    lanes = machine.vector_lanes
+    first, kind = buffer.address // (4 * lanes), buffer.type
+    if kind["kind"] == "quantized":
+        return range(first, first + kind["groups"] * -(-kind["width"] // lanes))
+    return range(first, -(-(buffer.address + buffer.size) // (4 * lanes)))
+
+
+def _tensor(use: Use) -> str:
+    role = "table" if use.instruction.opcode == "embed" else "weights"
+    return use.instance[use.instruction.uses[role]]
+
+
+def check_machine(machine: Machine) -> None:
+    """Whether the array's hardware exists for this machine.
+
+    Raises:
+        UserError: it does not; the message names the parameter.
+    """
+    powers = {
+        "array.l_units": machine.l_units,
+        "l_unit.lanes": machine.lanes,
+        "vector.lanes of all vector units": machine.vector_lanes,
+        "network.results_per_cycle": machine.results_per_cycle,
+    }
+    if machine.rom == "logic":
+        powers["l_unit.bank_words"] = machine.bank_words
+    for name, value in powers.items():
+        if value & (value - 1):
+            raise UserError(
+                f"the hardware of {machine.name} needs a power of two for {name}, not {value}"
+            )
+    if machine.results_per_cycle > machine.vector_lanes:
+        raise UserError(
+            f"the hardware of {machine.name} needs no more results a cycle than vector lanes, not "
+            f"{machine.results_per_cycle} and {machine.vector_lanes}"
+        )
+    if machine.cell == "ternary" and machine.plane_bits != 2:
+        raise UserError(f"a ternary cell of {machine.name} has two bits, not {machine.plane_bits}")
+    least = {"broadcast": 1, "rom_read": 1, "reduce": 1, "requantise": 2}
+    least["mac_pipeline"] = machine.rom_read + 1
+    for name, value in least.items():
+        if getattr(machine, name) < value:
+            raise UserError(
+                f"latency {name} of {machine.name} is {getattr(machine, name)}, the hardware needs "
+                f"{value} at least"
+            )
+
+
+def piece_of(parameter: ParameterLike, machine: Machine, *, table: bool = False) -> Piece:
+    """The one piece of a matrix.
+
+    Args:
+        parameter: the matrix.
+        machine: of the array.
+        table: whether rows of it are read.
+
+    Raises:
+        UserError: the hardware cannot work on a matrix of this kind, or that is cut this way.
+    """
+
+    def refuse(what: str) -> UserError:
+        return UserError(f"the hardware of {machine.name} cannot use {parameter.name}: {what}")
+
+    shape = shape_of(parameter)
+    if machine.cell == "ternary" and not is_dense(parameter):
+        middle = 1 if shape.ternary else 1 << (parameter.bits - 1)
+        if parameter.zero != middle:
+            stated = "zero points of its groups" if parameter.zero is None else parameter.zero
+            raise refuse(
+                f"a ternary cell has no zero point, so that of {parameter.code} is {middle}, "
+                f"not {stated}"
+            )
+    if len(parameter.pieces) != 1:
+        raise refuse(f"it is cut into {len(parameter.pieces)} pieces, not one")
+    (piece,) = parameter.pieces
+    if piece.split & (piece.split - 1) or piece.split > machine.l_units:
+        raise refuse(f"a row is split over {piece.split} L-Units, not a power of two")
+    step = piece.rows_per_step(machine)
+    aligned = not piece.tiles & (piece.tiles - 1) and piece.first_tile % piece.tiles == 0
+    whole = piece.tiles == machine.tiles and step % machine.results_per_cycle == 0
+    if piece.first_tile + piece.tiles > machine.tiles or (not aligned and (table or not whole)):
+        raise refuse(
+            f"its {piece.tiles} tiles from tile {piece.first_tile} on are no power of two of tiles "
+            f"at a multiple of their number"
+            + ("" if table else ", nor all tiles with full cycles of results")
+        )
+    if shape.group < shape.columns:
+        words = shape.group // machine.lanes
+        if shape.group % machine.lanes or words & (words - 1):
+            raise refuse(
+                f"its groups of {shape.group} are no power of two of words of {machine.lanes}"
+            )
+    return piece
+
+
+def duration(machine: Machine, parameter: ParameterLike, opcode: str) -> int:
+    """Cycles from start to finish that the array takes by itself."""
+    shape = shape_of(parameter)
+    if opcode == "embed":
+        return int(durations.embed(machine, shape)(tokens=1, rank=0))
+    pieces = [piece_of(parameter, machine)]
+    return int(durations.product(machine, shape, pieces)(tokens=1, rank=0))
+
+
+def encode(
+    program: ProgramLike,
+    instruction: InstructionLike,
+    instance: Mapping[str, str],
+    config: MatrixConfig,
+    constant_rows: Mapping[str, int] | None = None,
+    scales: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """The descriptor of an instruction instance: a number for each of `config.fields`.
+
+    Args:
+        program: the program.
+        instruction: a `matvec` or `embed` of the matrix queue.
+        instance: what the block's instance binds slots to.
+        config: of the array.
+        constant_rows: first row of each bias in the constant ROM.
+        scales: the mantissas of matrices with one scale (`single_scales`).
+
+    Raises:
+        UserError: the hardware cannot execute the instruction, with the reason.
+    """
+    use = Use(instruction, instance)
+    name = _tensor(use)
+    parameter, table = program.parameters[name], instruction.opcode == "embed"
+    piece = piece_of(parameter, program.machine, table=table)
+    values = _descriptor(program, use, constant_rows or {}, {name: piece})
+    values["way"] = config.ways.index(way_of(piece, program.machine))
+    if table:
+        values["form"] = config.forms.index(form_of(piece))
+    if is_single(parameter):
+        if scales is None or name not in scales:
+            raise CompilerBug(f"{name} has one scale, and nobody says which")
+        values["mantissa"] = scales[name]
+    return {field: values[field] & ((1 << bits) - 1) for field, bits in config.fields}
+
+
+def single_scales(program: ProgramLike, images: ImagesLike) -> dict[str, int]:
+    """The mantissa of each matrix with one scale that the matrix queue uses."""
+    names = dict.fromkeys(_tensor(use) for use in matrix_uses(program))
+    return {
+        name: int(images.matrix(name).scales[0, 0])
+        for name in names
+        if is_single(program.parameters[name])
+    }
+
+
+def _descriptor(
+    program: ProgramLike, use: Use, constant_rows: Mapping[str, int], pieces: Mapping[str, Piece]
+) -> dict[str, int]:
+    """All fields but `way`, `form` and `mantissa`; `places` signed."""
+    machine, instruction = program.machine, use.instruction
+    name = _tensor(use)
+    parameter, piece = program.parameters[name], pieces[name]
+    shape = shape_of(parameter)
+    row_bytes = 4 * machine.vector_lanes
+
+    def row_of(buffer: str) -> int:
+        row, rest = divmod(program.buffers[buffer].address, row_bytes)
+        if rest:
+            raise UserError(
+                f"the hardware of {machine.name} needs buffer {buffer} at a multiple of "
+                f"{row_bytes} bytes"
+            )
+        return row
+
+    planes, words = shape.planes(machine), piece.words(shape, machine)
+    single = shape.group >= shape.columns
+    # Shifted so far, every word's number is 0.
+    group_shift = (
+        (words * piece.split).bit_length() if single else log2(shape.words_per_group(machine))
+    )
+    embed = instruction.opcode == "embed"
+    fraction = program.buffers[instruction.writes[0]].type["fraction"]
+    values = dict.fromkeys(FIELDS, 0)
+    values |= {
+        "embed": int(embed),
+        "first_tile": piece.first_tile,
+        "last_tile": piece.first_tile + piece.tiles - 1,
+        "code_base": piece.base,
+        "scale_base": piece.scale_base,
+        "slice_groups": piece.slice_groups(shape, machine),
+        "words": words,
+        "planes": planes - 1,
+        "group_shift": group_shift,
+        "columns": shape.columns,
+        "zero": 0 if machine.cell == "ternary" else parameter.zero or 0,
+        "single": int(is_single(parameter)),
+        "output_row": row_of(instruction.writes[0]),
+    }
+    if embed:
+        period = max(planes, durations.table_beats(machine))
+        values |= {
+            "dense": int(is_dense(parameter)),
+            "idle": period - planes,
+            "stride": words * planes,
+            "step_slots": words * period - 1,
+            "slots": (shape.words_per_row(machine) - 1) * period + planes - 1,
+            "last": shape.columns - 1,
+            "places": parameter.exponent - fraction,
+        }
+    else:
+        kind = program.buffers[instruction.reads[0]].type
+        if kind["groups"] != 1 or kind["format"] != machine.activations:
+            raise UserError(
+                f"the hardware of {machine.name} multiplies vectors with one scale and of "
+                f"{machine.activations}, not {kind['groups']} scales and {kind['format']}"
+            )
+        shift = instruction.arguments["pre_shift"]
+        cycles = piece.step_cycles(shape, machine, activation_passes(machine.activations, machine))
+        values |= {
+            "step_slots": cycles - 1,
+            "slots": cycles * piece.steps(machine) - 1,
+            "beats": piece.drain_cycles(machine) - 1,
+            "last": shape.rows - 1,
+            "input_row": row_of(instruction.reads[0]),
+            "pre_shift": shift,
+            "places": parameter.exponent - shift - fraction,
+        }
+        if "bias" in instruction.uses:
+            bias = use.instance[instruction.uses["bias"]]
+            if bias not in constant_rows:
+                raise CompilerBug(f"bias {bias} has no row in the constant ROM")
+            values |= {"bias": 1, "bias_row": constant_rows[bias]}
+        if len(instruction.reads) > 1:
+            values |= {"residual": 1, "residual_row": row_of(instruction.reads[1])}
+    if abs(values["places"]) >= 1 << (PLACES_BITS - 2):
+        raise UserError(
+            f"the hardware of {machine.name} cannot shift {name} by {values['places']} places"
+        )
+    stated = int(instruction.issue.duration(tokens=1, rank=0))
+    values["slack"] = stated - duration(machine, parameter, instruction.opcode)
+    if values["slack"] < 0:
+        raise CompilerBug(
+            f"{instruction.opcode} of {name} is to take {stated} cycles, {-values['slack']} more "
+            f"are needed"
+        )
+    return values
+
+
+class LUnitImage(NamedTuple):
+    """The ROM contents of one L-Unit.
+
+    Words of up to 64 bits are unsigned integers [depth], longer ones bytes [depth, bytes] (low
+    byte first): the form of `runtime.engines.running.Model.memory`.
+    """
+
+    tile: int
+    l_unit: int
+    codes: npt.NDArray[np.unsignedinteger[Any]]
+    """Lane i at bits ``i * plane_bits``: a digit, or of a ternary cell 01 for +1 and 10 for -1."""
+    scales: npt.NDArray[np.unsignedinteger[Any]]
+    """The mantissa in the low 16 bits, the zero point above, the offset above that."""
+
+
+def l_unit_images(
+    program: ProgramLike, images: ImagesLike, config: MatrixConfig
+) -> Iterator[LUnitImage]:
+    """The contents of all ROMs, tile after tile; one tile's are in memory at a time.
+
+    Args:
+        program: the program.
+        images: the tensors' integers.
+        config: of the array.
+    """
+    for tile in range(config.machine.tiles):
+        yield from tile_images(program, images, config, tile)
+
+
+def tile_images(
+    program: ProgramLike, images: ImagesLike, config: MatrixConfig, tile: int
+) -> Iterator[LUnitImage]:
+    """The contents of the ROMs of one tile; see `l_unit_images`."""
+    machine = config.machine
+    names = dict.fromkeys(_tensor(use) for use in matrix_uses(program))
+    word_bytes = _element_bytes(config.word_bits)
+    codes = np.zeros((machine.l_units, config.code_words, word_bytes), np.uint8)
+    scales = np.zeros((machine.l_units, config.scale_words), np.uint64)
+    for name in names:
+        parameter = program.parameters[name]
+        piece = piece_of(parameter, machine)
+        if piece.first_tile <= tile < piece.first_tile + piece.tiles:
+            _engrave(parameter, piece, images, config, tile, codes, scales)
+    for unit in range(machine.l_units):
+        yield LUnitImage(
+            tile,
+            unit,
+            _elements(codes[unit]),
+            scales[unit].astype(f"u{_element_bytes(config.scale_bits)}"),
+        )
+
+
+def _element_bytes(bits: int) -> int:
+    return next((size for size in (1, 2, 4, 8) if bits <= 8 * size), -(-bits // 8))
+
+
+def _elements(words: npt.NDArray[np.uint8]) -> npt.NDArray[np.unsignedinteger[Any]]:
+    size = words.shape[-1]
+    return words.view(f"<u{size}")[..., 0] if size in (1, 2, 4, 8) else words
+
+
+def _engrave(
+    parameter: ParameterLike,
+    piece: Piece,
+    images: ImagesLike,
+    config: MatrixConfig,
+    tile: int,
+    codes: npt.NDArray[np.uint8],
+    scales: npt.NDArray[np.uint64],
+) -> None:
+    """Adds one tile's part of a matrix to the images of its L-Units [l_units, depth(, bytes)]."""
+    machine, shape = config.machine, shape_of(parameter)
+    words, planes = piece.words(shape, machine), shape.planes(machine)
+    slots = piece.rows_per_tile(machine)
+    groups = piece.slice_groups(shape, machine)
+    matrix = None if is_dense(parameter) else images.matrix(parameter.name)
+    table = images.dense(parameter.name) if matrix is None else None
+    width = piece.split * words * machine.lanes
+    block = max(1, (1 << 20) // (width * planes))
+    for slot in range(slots):
+        first = (tile - piece.first_tile) * slots + slot
+        every = np.arange(first, shape.rows, piece.rows_per_step(machine))
+        units = slice(slot * piece.split, (slot + 1) * piece.split)
+        for step in range(0, len(every), block):
+            rows = every[step : step + block]
+            padded = np.zeros((len(rows), width), np.int16)
+            if matrix is not None:
+                padded[:, : shape.columns] = matrix.unpack(rows)
+                if machine.cell == "ternary":
+                    # What fills up a row is 0.
+                    padded[:, : shape.columns] -= np.int16(parameter.zero or 0)
+            elif table is not None:
+                padded[:, : shape.columns] = table[rows]
+            by_word = padded.reshape(len(rows), piece.split, words, 1, machine.lanes)
+            packed = pack_word(_digits(by_word, shape, machine), machine.plane_bits)
+            by_unit = packed.swapaxes(0, 1).reshape(piece.split, -1, packed.shape[-1])
+            at = piece.base + step * words * planes
+            codes[units, at : at + by_unit.shape[1], : packed.shape[-1]] = by_unit
+            if matrix is None or not groups:
+                continue
+            content = matrix.scales[rows].astype(np.uint16).astype(np.uint64)
+            if parameter.zero is None:
+                content |= matrix.zeros(rows).astype(np.uint64) << np.uint64(SCALE_BITS)
+            if matrix.offsets is not None:
+                offsets = matrix.offsets[rows].astype(np.int64)
+                offsets &= (1 << config.offset_bits) - 1
+                content |= offsets.astype(np.uint64) << np.uint64(config.offset_place)
+            for s in range(piece.split):
+                group = s * words // shape.words_per_group(machine)
+                part = np.zeros((len(rows), groups), np.uint64)
+                seen = content[:, group : group + groups]
+                part[:, : seen.shape[1]] = seen
+                at = piece.scale_base + step * groups
+                scales[slot * piece.split + s, at : at + part.size] = part.reshape(-1)
+
+
+def _digits(
+    values: npt.NDArray[np.int16], shape: MatrixShape, machine: Machine
+) -> npt.NDArray[np.uint8]:
+    """What the cells hold of numbers [..., 1, lanes]: uint8 [..., planes, lanes]."""
+    planes = shape.planes(machine)
+    if machine.cell != "ternary":
+        places = machine.plane_bits * np.arange(planes, dtype=np.int16)[:, None]
+        # Beyond 16 bits all are the sign.
+        return ((values >> np.minimum(places, 15)) & ((1 << machine.plane_bits) - 1)).astype(
+            np.uint8
+        )
+    if planes == 1:
+        if values.size and int(np.abs(values).max()) > 1:
+            raise CompilerBug("a ternary matrix has other weights than -1, 0 and 1")
+        return np.where(values < 0, 2, values).astype(np.uint8)
+    bits = ((values >> np.arange(planes, dtype=np.int16)[:, None]) & 1).astype(np.uint8)
+    bits[..., -1, :] <<= 1
+    return bits
+
+
+def pack_word(digits: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """Digits of any width [..., lanes] as bytes [..., ceil(lanes * bits / 8)], low bits first."""
+    if bits in (2, 4, 8):
+        return pack(digits, bits)
+    single = (digits[..., None] >> np.arange(bits, dtype=np.uint8)) & 1
+    return np.packbits(single.reshape(*digits.shape[:-1], -1), axis=-1, bitorder="little")

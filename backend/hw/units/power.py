@@ -1,0 +1,91 @@
+"""The power controller: executes `wake` and `sleep`, holds a bit for each power domain.
+
+A bit is 1 from the finish of a `wake` to the finish of a `sleep`; all are 0 after reset. A domain
+that only wanted tokens need stays off in others (`dialects/gating.py`). What the bits switch (ROM
+banks of the matrix array) gives zeros while they are 0. The instructions wait for one another in
+their queue, so one counter serves all domains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from typing import TYPE_CHECKING
+
+from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, cat, mux
+from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.gating import NO_DOMAIN
+from intaglio.dialects.machine import Machine
+
+if TYPE_CHECKING:
+    from intaglio.backend.program.program import Instruction
+
+
+def power_fields(domains: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """The descriptor of an instruction: names and widths in bits.
+
+    `wake` is 1 to switch on and 0 to switch off, `domain` the number of the domain; the number
+    behind the last one stands for none.
+    """
+    return ("wake", 1), ("domain", max(1, len(domains).bit_length()))
+
+
+def encode(
+    domains: Sequence[str], instruction: Instruction, instance: Mapping[str, str]
+) -> dict[str, int]:
+    """The fields of an instruction instance.
+
+    Args:
+        domains: names of all power domains, in order.
+        instruction: `wake` or `sleep`.
+        instance: what the block's instance binds its slots to.
+    """
+    if instruction.opcode not in ("wake", "sleep"):
+        raise CompilerBug(f"the power queue cannot execute {instruction.opcode}")
+    slot = instruction.uses["domain"]
+    name = instance.get(slot, slot)
+    number = len(domains) if name == NO_DOMAIN else list(domains).index(name)
+    return {"wake": int(instruction.opcode == "wake"), "domain": number}
+
+
+def build_power(
+    design: Design, machine: Machine, domains: Sequence[str], wanted_only: Set[str]
+) -> ModuleBuilder:
+    """The module `power_controller`.
+
+    Ports: `start` with the fields of `power_fields`, which hold until `done` (the last cycle of the
+    instruction); `wanted`, whether the token's successor is, where a domain depends on it; out
+    `power`, a bit for each domain, the first in the lowest.
+
+    Args:
+        design: gets the module.
+        machine: the chip.
+        domains: names of all power domains, in order.
+        wanted_only: those that a token needs only if its successor is wanted.
+
+    Raises:
+        UserError: a latency of 0.
+    """
+    cycles = {"power_wake": machine.power_wake, "power_sleep": machine.power_sleep}
+    for name, value in cycles.items():
+        if value < 1:
+            raise UserError(f"latency {name} is {value}; the power controller needs 1 at least")
+
+    def build(m: ModuleBuilder) -> None:
+        start = m.input("start", 1)
+        fields = {name: m.input(name, width) for name, width in power_fields(domains)}
+        wake, domain = fields["wake"], fields["domain"]
+        wake_wanted = wake & m.input("wanted", 1) if wanted_only else wake
+        left = m.register("left", max(cycles.values()).bit_length())
+        now = mux(start, mux(wake, machine.power_wake, machine.power_sleep), left)
+        left.drive(mux(now == 0, 0, now - 1).truncate(left.width))
+        done = (now == 1).named("last_cycle")
+        bits = []
+        for number, name in enumerate(domains):
+            bit = m.register(f"on{number}", 1)
+            on = wake_wanted if name in wanted_only else wake
+            bit.drive(on, done & (domain == number))
+            bits.append(bit)
+        m.output("done", done)
+        m.output("power", cat(*reversed(bits)) if bits else m.constant(0))
+
+    return design.shared("power_controller", build)

@@ -1,0 +1,390 @@
+"""One lane of the vector unit: every elementwise datapath, folded onto two multipliers and a table.
+
+    element -> normalise -> multiply -> shift -> table -> multiply -> shift -> add -> code
+
+Which of the stages an operation uses, and with what operands, is said by `LaneControl`, which does
+not change while a pass is under way. The arithmetic is that of `dialects.semantics`, in the pieces
+of `backend/hw/wires/datapaths.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+from intaglio.backend.hw.units.vector.encode import GATE_TABLES
+from intaglio.backend.hw.units.vector.tables import SharedTable
+from intaglio.backend.hw.wires.datapaths import (
+    Fixed,
+    e4m3_encode,
+    round_shift,
+    saturate,
+    shift_normal,
+)
+from intaglio.backend.hw.wires.signal import (
+    Design,
+    ModuleBuilder,
+    Operand,
+    Signal,
+    larger,
+    mux,
+    pipelined,
+    smaller,
+)
+from intaglio.dialects.fixed_point import FIXED_BITS
+from intaglio.dialects.semantics import ROTARY_FRAC
+from intaglio.dialects.tables import GATE_FRAC, table
+
+CODE_BITS = 16
+"""Width of a stored code."""
+EXPONENT_BITS = 10
+"""Width of a scale's exponent, signed."""
+_GATES = frozenset({"gate", "sigmoid", "tanh"})
+_NORMS = frozenset({"rms_norm", "layer_norm"})
+_QUANTIZE = frozenset({"quantize", "quantize_static"})
+_SCALED = frozenset({"quantize", "softmax"})
+
+
+@dataclass(frozen=True)
+class Features:
+    """What of the unit is built."""
+
+    operations: frozenset[str]
+    gate_tables: frozenset[str]
+    formats: tuple[str, ...]
+    rotary_fraction: int = ROTARY_FRAC
+    """Fraction bits of cosines and sines."""
+
+    def has(self, *operations: str) -> bool:
+        """Whether one of the operations is there."""
+        return not self.operations.isdisjoint(operations)
+
+    @property
+    def top_bits(self) -> int:
+        """Width of what maxima are taken of, signed; its least value is no element's."""
+        return 48 if self.has("layer_norm") else 33
+
+    @property
+    def lane_tables(self) -> tuple[str, ...]:
+        """Tables of a lane: of the gates in the order of `GATE_TABLES`, then that of softmax."""
+        gates = tuple(name for name in GATE_TABLES if name in self.gate_tables)
+        return (*gates, "exp2") if self.has("softmax") else gates
+
+
+@dataclass(frozen=True)
+class LaneControl:
+    """What a lane does in a pass; static signals or constants.
+
+    Attributes:
+        squared: the sum of squares: a normalised element by itself.
+        normed: a norm's result: normalised element, factor, weight.
+        scaled: a quantisation's code: normalised element, factor.
+        turned: rotary.
+        capped: softcap.
+        weighted: softmax's numerators and their products with the values' scales.
+        gated: element times table.
+        bare: table times constant.
+        odd: the table's other side is ``-G(x)`` instead of ``1 - G(x)``.
+        rectified: negative elements count as 0.
+        doubled: element by itself (relu2).
+        paired: element by the second operand (mul).
+        added: the second operand is added.
+        offset: the second constant is added.
+        coded: saturation is that of a code.
+        floating: the code is E4M3.
+        counted: saturations count.
+        ranged: the maximum is of magnitudes.
+        first, first_shift, second, second_shift: constants and shifts of the two products.
+        gate_shift: fraction bits of an element that the table's argument lacks (negative) or has
+            too many.
+        lane_table: number of the table.
+        elements: what an element is multiplied with before the mean is taken off.
+        centre: sum of the elements.
+        low, high: range of the code.
+    """
+
+    squared: Signal
+    normed: Signal
+    scaled: Signal
+    turned: Signal
+    capped: Signal
+    weighted: Signal
+    gated: Signal
+    bare: Signal
+    odd: Signal
+    rectified: Signal
+    doubled: Signal
+    paired: Signal
+    added: Signal
+    offset: Signal
+    coded: Signal
+    floating: Signal
+    counted: Signal
+    ranged: Signal
+    first: Signal
+    first_shift: Signal
+    second: Signal
+    second_shift: Signal
+    gate_shift: Signal
+    lane_table: Signal
+    elements: Signal
+    centre: Signal
+    low: Signal
+    high: Signal
+
+
+class LaneInputs(NamedTuple):
+    """What changes from beat to beat.
+
+    Attributes:
+        x: the element (rotary: its partner); a score.
+        y: the second operand (rotary: the element).
+        cos: first constant: cosine, weight of a norm.
+        sin: second constant: sine, offset of a norm.
+        valid: the lane holds an element.
+        value_mantissa, value_exponent: scale of the score's value.
+        turning: the element turns.
+        negative: its partner's product is subtracted.
+        z: normalising shift of the group.
+        factor, half: what the scalar unit gave.
+        top: largest score.
+        least: least exponent.
+    """
+
+    x: Signal
+    y: Signal
+    cos: Signal
+    sin: Signal
+    valid: Signal
+    value_mantissa: Signal
+    value_exponent: Signal
+    turning: Signal
+    negative: Signal
+    z: Signal
+    factor: Signal
+    half: Signal
+    top: Signal
+    least: Signal
+
+
+_INPUTS: Mapping[str, tuple[int, bool]] = {
+    "x": (FIXED_BITS, True),
+    "y": (FIXED_BITS, True),
+    "cos": (FIXED_BITS, True),
+    "sin": (FIXED_BITS, True),
+    "valid": (1, False),
+    "value_mantissa": (24, False),
+    "value_exponent": (EXPONENT_BITS, True),
+    "turning": (1, False),
+    "negative": (1, False),
+    "z": (7, True),
+    "factor": (24, False),
+    "half": (6, True),
+    "top": (FIXED_BITS, True),
+    "least": (EXPONENT_BITS, True),
+}
+_CONTROL: Mapping[str, tuple[int, bool]] = {
+    "first": (25, True),
+    "first_shift": (10, True),
+    "second": (25, True),
+    "second_shift": (10, True),
+    "gate_shift": (7, True),
+    "lane_table": (3, False),
+    "elements": (15, False),
+    "centre": (46, True),
+    "low": (17, True),
+    "high": (17, True),
+}
+
+
+def build_lane(design: Design, features: Features, depth: int) -> ModuleBuilder:
+    """The module `vector_lane`.
+
+    Inputs are those of `LaneInputs` and `LaneControl`. `depth` cycles later come `word` (Fixed),
+    `code`, `saturated` (how many places), and what is reduced over the lanes: `top`, `part` (of
+    sums), and `used`, the exponent of a value that has a say in the least one.
+    """
+
+    def build(m: ModuleBuilder) -> None:
+        given = [m.input(name, width, signed) for name, (width, signed) in _INPUTS.items()]
+        control = LaneControl(
+            **{
+                one.name: m.input(one.name, *_CONTROL.get(one.name, (1, False))).static()
+                for one in fields(LaneControl)
+            }
+        )
+
+        def datapath(*inputs: Signal) -> tuple[Signal, ...]:
+            return _datapath(LaneInputs(*inputs), control, features)
+
+        outputs = pipelined(datapath, given, depth).outputs
+        names = ("word", "code", "saturated", "top_part", "sum_part", "used")
+        for name, signal in zip(names, outputs, strict=True):
+            m.output(name, signal)
+
+    return design.shared("vector_lane", build)
+
+
+def lane_inputs(
+    inputs: Mapping[str, Operand], control: Mapping[str, Operand]
+) -> dict[str, Operand]:
+    """The connections of a lane; what is not given is 0."""
+    names = (*_INPUTS, *(one.name for one in fields(LaneControl)))
+    return {name: control.get(name, inputs.get(name, 0)) for name in names}
+
+
+def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tuple[Signal, ...]:
+    zero = given.x.module.constant(0)
+    x = given.x
+
+    # Normalise
+    v = x
+    if features.has("layer_norm"):
+        most = 1 << (FIXED_BITS + 14)
+        v = ((x * control.elements).cut() - control.centre).assume(-most, most)
+    xs = x
+    if features.has(*_NORMS, *_SCALED):
+        xs = shift_normal(v, given.z.assume(-40, 24)).cut()
+
+    # First product
+    first = zero
+    if features.has(*_NORMS, "softcap", "rotary"):
+        left, right = x, control.first
+        if features.has("rotary"):
+            sine = given.sin.assume(-(1 << 16), 1 << 16)
+            sine = mux(given.negative, -sine, sine)
+            right = mux(control.turned, mux(given.turning, sine, 0), right)
+        if features.has(*_NORMS):
+            left, right = mux(control.normed, xs, left), mux(control.normed, given.factor, right)
+        first = (left * right).cut()
+    shifted = zero
+    if features.has(*_NORMS, "softcap"):
+        shift = control.first_shift
+        if features.has(*_NORMS):
+            shift = mux(control.normed, given.half + 15, shift)
+        shifted = _shift_saturate(first, shift).value.cut()
+
+    # Table
+    g = zero
+    if features.lane_tables:
+        g = _table(given, control, features, shifted)
+
+    # Second product
+    a, b = x, control.second
+    if features.has("quantize", "softmax"):
+        a, b = mux(control.scaled, xs, a), mux(control.scaled, given.factor, b)
+    if features.has(*_NORMS):
+        a, b = mux(control.normed, shifted, a), mux(control.normed, given.cos, b)
+        a, b = mux(control.squared, xs, a), mux(control.squared, xs, b)
+    if features.has("rotary"):
+        cosine = mux(given.turning, given.cos, 1 << features.rotary_fraction)
+        a, b = mux(control.turned, given.y, a), mux(control.turned, cosine, b)
+    if features.has("relu", "relu2"):
+        rectified = larger(x, 0)
+        a = mux(control.rectified, rectified, a)
+        b = mux(control.doubled, rectified, b)
+    if features.has("mul"):
+        b = mux(control.paired, given.y, b)
+    if features.has("sigmoid", "tanh", "softcap"):
+        a = mux(control.bare, g, a)
+    if features.has("gate"):
+        b = mux(control.gated, g, b)
+    if features.has("softmax"):
+        a, b = mux(control.weighted, g, a), mux(control.weighted, given.value_mantissa, b)
+    second = (a * b).cut()
+    q = second
+    if features.has("rotary"):
+        q = (second + mux(control.turned, first, 0)).assume(-(1 << 63), (1 << 63) - 1)
+
+    # Shift, add
+    shift = control.second_shift
+    if features.has("softmax"):
+        places = smaller(larger(given.value_exponent - given.least, 0), 32) + 17
+        shift = mux(control.weighted, places, shift)
+    y = _shift_saturate(q, shift)
+    word, count = y.value, y.saturated
+    if features.has("add", "layer_norm"):
+        term = mux(control.added, given.y, mux(control.offset, given.sin, 0))
+        total = saturate(word.cut() + term)
+        word, count = total.value, count + total.saturated
+
+    # Code
+    code = zero
+    if features.has(*_QUANTIZE, "softmax"):
+        t = y.value.cut()
+        over, under = t > control.high, t < control.low
+        code = mux(over, control.high, mux(under, control.low, t.truncate(17, True)))
+        code = code.truncate(CODE_BITS)
+        clipped = over | under
+        if "fp8" in features.formats:
+            code = mux(control.floating, e4m3_encode(t, 8), code)
+            clipped = mux(control.floating, abs(t) > 464 << 17, clipped)
+        code = mux(given.valid, code, 0)
+        if features.has("quantize_static"):
+            count = mux(control.coded, clipped, count)
+    count = mux(given.valid & control.counted, count, 0)
+
+    # Reductions
+    least = -(1 << FIXED_BITS)
+    top = part = used = zero
+    if features.has(*_NORMS, *_SCALED, "sample"):
+        top = mux(control.ranged, abs(v), x)
+        if features.has("softmax"):
+            top = mux(control.weighted, word, top)
+        top = mux(given.valid, top, least)
+    if features.has(*_NORMS, "softmax"):
+        part = x if features.has("layer_norm") else zero
+        if features.has(*_NORMS):
+            part = mux(control.squared, second.assume(0, (1 << 48) - 1), part)
+        if features.has("softmax"):
+            part = mux(control.weighted, g.assume(0, (1 << 24) - 1), part)
+        part = mux(given.valid, part, 0)
+    if features.has("softmax"):
+        far = (1 << (EXPONENT_BITS - 1)) - 1
+        used = mux(given.valid & given.value_mantissa.any(), given.value_exponent, far)
+    return word, code, count, top, part, used
+
+
+def _table(given: LaneInputs, control: LaneControl, features: Features, shifted: Signal) -> Signal:
+    """The table's value, with the sign's part: of a magnitude, or of a distance from the top."""
+    x = given.x
+    zero = x.module.constant(0)
+    names = features.lane_tables
+    negative, argument, distance = zero, zero, zero
+    if features.gate_tables:
+        source = x
+        if features.has("softcap"):
+            source = mux(control.capped, shifted, x)
+        negative = source < 0
+        size = abs(source).cut()
+        # The argument has 16 fraction bits; an element 12 to 20, as a rule.
+        right = smaller(larger(control.gate_shift, 0), 16)
+        left = smaller(larger(-control.gate_shift, 0), 16)
+        argument = mux(control.gate_shift < 0, size << left, round_shift(size, right))
+    if features.has("softmax"):
+        distance = (given.top - x).truncate(33)
+        argument = mux(control.weighted, distance[:16], argument)
+    tables = SharedTable("lane", tuple(table(name) for name in names))
+    value = tables.lookup(control.lane_table, argument.cut()).cut()
+    g = zero
+    if features.gate_tables:
+        one = 1 << GATE_FRAC
+        part = value.assume(0, one)
+        g = mux(negative, mux(control.odd, -part, one - part), part)
+    if features.has("softmax"):
+        # Beyond 25 places nothing of 24 bits is left.
+        p = round_shift(value, smaller(distance[16:], 25))
+        g = mux(control.weighted, mux(given.valid, p, 0), g)
+    return g.cut()
+
+
+def _shift_saturate(x: Signal, places: Signal) -> Fixed:
+    """`datapaths.shift_saturate` on no more wires than `x` has."""
+    right = smaller(larger(places, 0), 64)
+    left = smaller(larger(-places, 0), FIXED_BITS)
+    down = x >> larger(right - 1, 0)
+    down = mux(right == 0, down, (down + 1) >> 1)
+    first = saturate(down.cut())
+    second = saturate(first.value << left)
+    return Fixed(second.value, first.saturated | second.saturated)

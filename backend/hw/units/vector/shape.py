@@ -1,0 +1,113 @@
+"""What a vector unit is built for: the program's operations, the sizes of its memories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from intaglio.backend.hw.units.vector.encode import (
+    Content,
+    formats,
+    gate_tables,
+    operations,
+    rotary_fraction,
+)
+from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.errors import UserError
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.semantics import ROTARY_FRAC
+
+_LEAST_LATENCIES = {"vector_pipeline": 3, "vector_reduce": 1, "table_lookup": 1, "sample": 1}
+"""Operand read, work, write; an accumulator; a file of groups; the token's register."""
+
+
+@dataclass(frozen=True)
+class VectorShape:
+    """What the unit is built for, beside the machine.
+
+    Attributes:
+        operations, gate_tables, formats: what the program uses (`encode`).
+        groups: most groups of an instruction.
+        positions: tokens of the context.
+        rows: of the vector memory (and of the memory of quantised vectors).
+        constant_rows: of the constant ROM.
+        score_rows: of the score memory.
+        probability_rows: of the memory of probabilities.
+        scale_rows: of the memory of value scales.
+        scales: entries of the files of scales.
+        rotary_fraction: fraction bits of cosines and sines.
+    """
+
+    operations: frozenset[str]
+    gate_tables: frozenset[str]
+    formats: tuple[str, ...]
+    groups: int
+    positions: int
+    rows: int
+    constant_rows: int
+    score_rows: int
+    probability_rows: int
+    scale_rows: int
+    scales: int
+    rotary_fraction: int = ROTARY_FRAC
+
+    @staticmethod
+    def of(
+        program: Content,
+        *,
+        constant_rows: int,
+        score_rows: int,
+        probability_rows: int,
+        scale_rows: int,
+    ) -> VectorShape:
+        """For a program (the content of program.json) and memories of known size."""
+        lanes = program["machine"]["vector_lanes"]
+        buffers = program["buffers"].values()
+        rows = max(-(-(one["address"] + one["size"]) // (4 * lanes)) for one in buffers)
+        # A quantised vector of many narrow groups takes more rows than bytes.
+        groups = 1
+        for one in buffers:
+            kind = one["type"]
+            if kind["kind"] == "quantized":
+                beats = kind["groups"] * -(-kind["width"] // lanes)
+                rows = max(rows, one["address"] // (4 * lanes) + beats)
+                groups = max(groups, kind["groups"])
+            groups = max(groups, kind.get("heads", 1))
+        for block in program["blocks"]:
+            for one in block["instructions"]:
+                groups = max(groups, one["arguments"].get("groups", 1))
+        capacities = [cache["capacity"] for cache in program["caches"].values()]
+        return VectorShape(
+            operations(program),
+            gate_tables(program),
+            tuple(name for name in FORMATS if name in formats(program)),
+            groups,
+            max(capacities, default=1),
+            rows,
+            constant_rows,
+            score_rows,
+            probability_rows,
+            scale_rows,
+            rows + groups,
+            rotary_fraction(program),
+        )
+
+
+def check(machine: Machine) -> None:
+    """Whether the unit can be built for a machine.
+
+    Raises:
+        UserError: a latency is too short, or the lanes are not a power of two.
+    """
+    lanes = machine.vector_lanes
+    if lanes & (lanes - 1) or not 2 <= lanes <= 1024:
+        raise UserError(
+            f"the vector unit takes 2 to 1024 lanes, a power of two, not {lanes}",
+            hint="change vector.lanes or the array of the target",
+        )
+    for name, least in _LEAST_LATENCIES.items():
+        if getattr(machine, name) < least:
+            raise UserError(
+                f"latency.{name} is {getattr(machine, name)}, the vector unit needs at least "
+                f"{least}",
+                hint=f"--set latency.{name}={least}",
+            )

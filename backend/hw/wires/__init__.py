@@ -1,0 +1,1 @@
+"""Signals, memories, and the CIRCT operations below them."""

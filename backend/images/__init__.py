@@ -1,0 +1,1 @@
+"""Images of ROM and SRAM: written, read, measured."""

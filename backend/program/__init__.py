@@ -1,0 +1,1 @@
+"""program.json: written, read strictly, held together."""

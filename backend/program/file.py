@@ -1,0 +1,241 @@
+"""program.json: the program, the machine and the images' layout, for whatever runs the chip.
+
+The file is the whole interface between compiler and runtime: the simulator reads it and the images,
+and never the IR. Keys are those of the dialects; reals are [mantissa, exponent].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xdsl.dialects.builtin import (
+    ArrayAttr,
+    IntegerAttr,
+    IntegerType,
+    ModuleOp,
+    StringAttr,
+    SymbolRefAttr,
+    UnitAttr,
+)
+from xdsl.ir import Attribute
+from xdsl.utils.exceptions import PassFailedException
+
+from intaglio.dialects import rom
+from intaglio.dialects.fabric import DomainOp, EngraveOp, ReserveOp, machine_of, places
+from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
+from intaglio.lowering.place.mapping import piece_content
+from intaglio.lowering.place.sram import residents_of
+
+SCHEMA = 1
+
+
+def program_content(module: ModuleOp) -> dict[str, Any]:
+    """The content of program.json for a scheduled module.
+
+    Raises:
+        PassFailedException: the module holds no program.
+    """
+    programs = [op for op in module.ops if isinstance(op, ProgramOp)]
+    if len(programs) != 1:
+        raise PassFailedException(
+            f"expected one program, found {len(programs)}; run program-schedule first"
+        )
+    (program,) = programs
+    pieces = {
+        place.buffer.root_reference.data: [piece_content(attr.piece) for attr in place.pieces]
+        for place in places(module)
+        if isinstance(place, EngraveOp)
+    }
+    reserved = {
+        place.buffer.root_reference.data: (place.first_unit, place.address.value.data)
+        for place in places(module)
+        if isinstance(place, ReserveOp)
+    }
+    buffers = {buffer.sym_name.data: _buffer(buffer) for buffer in program.buffers}
+    logits = program.logits.root_reference.data
+    residents = residents_of(module)
+    return {
+        "schema": SCHEMA,
+        "machine": machine_of(module).to_dict(),
+        "parameters": {
+            op.sym_name.data: _parameter(
+                op, pieces.get(op.sym_name.data), reserved.get(op.sym_name.data)
+            )
+            for op in module.ops
+            if isinstance(op, rom.ParameterOp)
+        },
+        "caches": {
+            op.sym_name.data: _cache(op, reserved[op.sym_name.data][1])
+            for op in module.ops
+            if isinstance(op, rom.CacheOp)
+        },
+        "sites": {
+            op.site.data: _site(op, module) for op in module.ops if isinstance(op, rom.SiteOp)
+        },
+        **({"residents": residents} if residents != 1 else {}),
+        "domains": {
+            op.sym_name.data: list(op.names) for op in module.ops if isinstance(op, DomainOp)
+        },
+        "name": program.sym_name.data,
+        "vocabulary": buffers[logits]["type"]["size"],
+        "positions": list(program.positions.get_values()),
+        "logits": logits,
+        "token": program.token.root_reference.data,
+        "buffers": buffers,
+        "blocks": [_block(block) for block in program.blocks],
+    }
+
+
+def _parameter(
+    op: rom.ParameterOp, pieces: list[dict[str, Any]] | None, place: tuple[int, int] | None
+) -> dict[str, Any]:
+    type_ = op.type
+    assert isinstance(type_, rom.ROMTensorType | rom.AdapterType)
+    content: dict[str, Any] = {
+        "key": op.source,
+        "store": type_.name,
+        "dims": list(type_.dims),
+        "code": type_.code.data,
+        "bits": type_.bits,
+    }
+    if type_.is_matrix:
+        content["group"] = type_.group.data
+        if type_.offsets.data:
+            content["offset_bits"] = type_.offsets.data
+    if op.exponent is not None:
+        content["exponent"] = op.exponent.value.data
+    if op.zero is not None:
+        content["zero"] = op.zero.value.data
+    if pieces is not None:
+        content["pieces"] = pieces
+    if place is not None:
+        content["unit"], content["address"] = place
+    images = {
+        "codes": op.codes,
+        "scales": op.scales,
+        "zeros": op.zeros,
+        "offsets": op.offsets,
+    }
+    for part, image in images.items():
+        if image is not None:
+            content[part] = {
+                "file": image.file.data,
+                "offset": image.offset.data,
+                "size": image.size.data,
+                "sha256": image.sha256.data,
+            }
+    return content
+
+
+def _site(op: rom.SiteOp, module: ModuleOp) -> dict[str, Any]:
+    slot = rom.resolve(op, op.a).type
+    assert isinstance(slot, rom.AdapterType)
+    rank, columns = slot.dims
+    first, last = op.first_row.value.data, op.last_row.value.data
+    return {
+        "a": plain(op.a),
+        "b": plain(op.b),
+        "rows": last - first,
+        "columns": columns,
+        "rank": rank,
+        "matrix": plain(op.matrix),
+        "first_row": first,
+        "onnx": rom.node_names(op.onnx)[0],
+    }
+
+
+def _cache(op: rom.CacheOp, address: int) -> dict[str, Any]:
+    assert isinstance(op.type, rom.KVType)
+    content: dict[str, Any] = {
+        "capacity": op.type.capacity.data,
+        "heads": op.type.heads.data,
+        "width": op.type.width.data,
+        "format": op.type.format.data,
+        "address": address,
+    }
+    if op.static_scale is not None and op.static_inverse is not None:
+        content["static_scale"] = plain(op.static_scale)
+        content["static_inverse"] = plain(op.static_inverse)
+    return content
+
+
+def _buffer(op: BufferOp) -> dict[str, Any]:
+    return {"address": op.address.value.data, "size": op.size.value.data, "type": plain(op.type)}
+
+
+def _block(op: BlockOp) -> dict[str, Any]:
+    return {
+        "name": op.sym_name.data,
+        "sampled": op.sampled is not None,
+        "instances": [
+            {slot: plain(buffer) for slot, buffer in one.data.items()} for one in op.instances
+        ],
+        "instructions": [_instruction(instruction) for instruction in op.instructions],
+    }
+
+
+def _instruction(op: InstructionOp) -> dict[str, Any]:
+    arguments = {} if op.arguments is None else op.arguments.data
+    return {
+        "opcode": op.opcode.data,
+        "queue": op.queue.data,
+        "reads": plain(op.reads),
+        "writes": plain(op.writes),
+        "uses": {role: plain(slot) for role, slot in op.uses.data.items()},
+        "waits": {queue: plain(count) for queue, count in op.waits.data.items()},
+        "duration": op.duration.data,
+        "arguments": {name: plain(value) for name, value in arguments.items()},
+        "onnx": rom.node_names(op.onnx),
+        "start": [] if op.start is None else list(op.start.get_values()),
+        "finish": [] if op.finish is None else list(op.finish.get_values()),
+    }
+
+
+def plain(attribute: Attribute) -> Any:
+    """An attribute as JSON.
+
+    Raises:
+        ValueError: the attribute has no such form.
+    """
+    match attribute:
+        case IntegerAttr():
+            return attribute.value.data
+        case StringAttr():
+            return attribute.data
+        case SymbolRefAttr():
+            return attribute.root_reference.data
+        case UnitAttr():
+            return True
+        case ArrayAttr():
+            return [plain(one) for one in attribute]
+        case rom.RealAttr():
+            return [attribute.mantissa.data, attribute.exponent.data]
+        case rom.FixedType():
+            return {
+                "kind": "fixed",
+                "size": attribute.size.data,
+                "fraction": attribute.fraction.data,
+            }
+        case rom.QuantizedType():
+            return {
+                "kind": "quantized",
+                "groups": attribute.groups.data,
+                "width": attribute.width.data,
+                "format": attribute.format.data,
+            }
+        case rom.ScoresType():
+            return {
+                "kind": "scores",
+                "heads": attribute.heads.data,
+                "fraction": attribute.fraction.data,
+            }
+        case rom.ProbabilitiesType():
+            return {
+                "kind": "probabilities",
+                "heads": attribute.heads.data,
+                "format": attribute.format.data,
+            }
+        case IntegerType():
+            return {"kind": "token"}
+        case _:
+            raise ValueError(f"{attribute} has no form in program.json")

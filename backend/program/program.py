@@ -1,0 +1,162 @@
+"""program.json as Python objects: what the simulator, the timing and the reports read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from intaglio.backend.program.reader import PROGRAM, read_program
+from intaglio.backend.program.types import (
+    PARTS,
+    Block,
+    Buffer,
+    Cache,
+    Instruction,
+    Parameter,
+    Part,
+    Program,
+    Site,
+    real,
+)
+from intaglio.dialects import gating, hazards, stated_cycles
+from intaglio.dialects.clocks import At
+from intaglio.dialects.errors import UserError
+from intaglio.dialects.json_file import JSONFile, as_json, shown
+
+__all__ = [
+    "PARTS",
+    "PROGRAM",
+    "SCHEMA",
+    "Block",
+    "Buffer",
+    "Cache",
+    "Instruction",
+    "Parameter",
+    "Part",
+    "Program",
+    "Site",
+    "load_program",
+    "program_of",
+    "real",
+]
+
+SCHEMA = 1
+
+
+def program_of(content: Mapping[str, Any]) -> Program:
+    """The program from the content of a program.json that is in memory."""
+    return read_program(JSONFile(as_json(content), PROGRAM), Path())
+
+
+def load_program(out: str | Path) -> Program:
+    """Reads the program of an output folder.
+
+    Raises:
+        UserError: the folder holds no compiled program, one of another version, or one that reads
+            ROM that is switched off.
+    """
+    path = Path(out) / PROGRAM
+    if not path.exists():
+        raise UserError(
+            "this folder holds no compiled program",
+            file=str(out),
+            hint="intaglio compile MODEL.onnx --target T -o OUT writes one",
+        )
+    content = JSONFile.read(path, "compile the model again")
+    if (schema := content["schema"].value) != SCHEMA:
+        raise content.error(f"has schema {shown(schema)}, this version reads {SCHEMA}")
+    program = read_program(content, Path(out))
+    _check_order(program, path)
+    _check_power(program, path)
+    _check_cycles(program, path)
+    return program
+
+
+class _Names:
+    """How messages about program.json name an instruction instance."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def __call__(self, at: At) -> str:
+        block, instance, number = at
+        one = self.program.blocks[block].instructions[number]
+        return (
+            f"'{one.opcode}' (instruction {number} of block {self.program.blocks[block].name}, "
+            f"instance {instance}, queue {one.queue})"
+        )
+
+    def node(self, at: At) -> str:
+        """The ONNX node that it stands for."""
+        block, instance, number = at
+        onnx = self.program.blocks[block].instructions[number].onnx
+        return onnx[min(instance, len(onnx) - 1)][-1]
+
+
+def _check_order(program: Program, path: Path) -> None:
+    """Refuses a program whose waits do not order its reads and writes.
+
+    The compiler's own passes cannot write one, but program.json can be edited.
+    """
+    race = hazards.first_race(
+        [block.timing for block in program.blocks],
+        [
+            [hazards.Access.of(i.opcode, i.reads, i.writes, i.uses) for i in block.instructions]
+            for block in program.blocks
+        ],
+        [block.instances for block in program.blocks],
+        {one.name: (one.address, one.address + one.size) for one in program.buffers.values()},
+        sampled=[block.sampled for block in program.blocks],
+        shared_adders=bool(program.machine.shared_arrays),
+    )
+    if race is not None:
+        names = _Names(program)
+        raise UserError(
+            race.told(names),
+            file=str(path),
+            node=names.node(race.later),
+            hint="compile the model again, or give the later instruction a wait for the earlier",
+        )
+
+
+def _check_cycles(program: Program, path: Path) -> None:
+    """Refuses stated cycles that do not follow from durations and waits."""
+    try:
+        found = stated_cycles.first_contradiction(
+            [block.timing for block in program.blocks],
+            program.machine.issue,
+            program.positions,
+            [[(i.start or None, i.finish or None) for i in b.instructions] for b in program.blocks],
+        )
+    except ValueError as error:
+        raise UserError(f"an instruction {error}", file=str(path)) from error
+    if found is not None:
+        names = _Names(program)
+        raise UserError(
+            f"{names(found.at)} states {found.what} {found.stated} at position {found.position}; "
+            f"its duration and waits make it {found.follows}",
+            file=str(path),
+            node=names.node(found.at),
+            hint="start and finish may be left out",
+        )
+
+
+def _check_power(program: Program, path: Path) -> None:
+    """Refuses a program whose products may read banks that are off.
+
+    The compiler's own passes cannot write one, but program.json can be edited.
+    """
+    if not program.domains:
+        return
+    timing = [block.timing for block in program.blocks]
+    found = gating.first_unpowered(timing, program.power_roles)
+    if found is None:
+        return
+    names = _Names(program)
+    raise UserError(
+        f"the product {names(found.at)} may find power domain {found.domain} off: {found.reason}",
+        file=str(path),
+        node=names.node(found.at),
+        hint="a product waits for the wake of its domain, and the sleep waits for the product",
+    )

@@ -1,0 +1,336 @@
+"""Reads the content of a program.json: every value by its type, every name by where it leads.
+
+The compiler wrote the file, but it can be damaged, or edited by hand. A value that is read here
+needs no further look: what is wrong is said with the file and the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from intaglio.backend.output.output import inside
+from intaglio.backend.program.types import (
+    PARTS,
+    Block,
+    Buffer,
+    Cache,
+    Instruction,
+    Parameter,
+    Part,
+    Program,
+    Site,
+)
+from intaglio.dialects import formula, timeline
+from intaglio.dialects.codes import DENSE_BITS, FORMATS, SLOT_BITS, WEIGHT_BITS
+from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.gating import NO_DOMAIN
+from intaglio.dialects.json_file import JSONFile
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.opcodes import OPCODES
+from intaglio.dialects.tiling import Piece
+
+PROGRAM = "program.json"
+_LONGEST = 10_000
+"""Characters of a duration."""
+_TYPES: dict[str, tuple[str, ...]] = {
+    "fixed": ("size", "fraction"),
+    "quantized": ("groups", "width", "format"),
+    "scores": ("heads", "fraction"),
+    "probabilities": ("heads", "format"),
+    "token": (),
+}
+"""Kinds of values in the vector memory, and what is said of each."""
+_CODES = tuple({**WEIGHT_BITS, **SLOT_BITS, **DENSE_BITS})
+_STORES = ("rom.tensor", "rom.adapter")
+
+
+def read_program(content: JSONFile, folder: Path) -> Program:
+    """The program from the content of a program.json.
+
+    Args:
+        content: of the file.
+        folder: the output folder.
+
+    Raises:
+        UserError: names the key that is missing or wrong.
+    """
+    machine = content["machine"].read_as(_machine, "description of a machine")
+    parameters = {
+        name: _parameter(name, one, folder) for name, one in content["parameters"].items()
+    }
+    caches = {name: _cache(name, one) for name, one in content["caches"].items()}
+    if not caches:
+        raise content["caches"].error("is empty: a decoder has caches")
+    buffers = {name: _buffer(name, one, machine) for name, one in content["buffers"].items()}
+    logits = _named(content["logits"], buffers, "buffer")
+    if buffers[logits].type["kind"] != "fixed":
+        raise content["logits"].error(f"is the buffer '{logits}', which holds no fixed numbers")
+    vocabulary = content["vocabulary"].count(1)
+    if vocabulary != buffers[logits].type["size"]:
+        size = buffers[logits].type["size"]
+        raise content["vocabulary"].error(f"is {vocabulary}, the logits have {size}")
+    domains = {
+        name: [_named(each, parameters, "parameter") for each in one.list()]
+        for name, one in content["domains"].items()
+    }
+    found = content.get("residents")
+    # A switch of nothing: where the next block has no domain.
+    switched = {**domains, NO_DOMAIN: []} if domains else {}
+    used = _Used(buffers, {**parameters, **caches}, switched)
+    return Program(
+        machine=machine,
+        name=content["name"].text(),
+        vocabulary=vocabulary,
+        parameters=parameters,
+        caches=caches,
+        buffers=buffers,
+        blocks=[_block(one, used) for one in content["blocks"].list()],
+        positions=content["positions"].counts(),
+        logits=logits,
+        token=_named(content["token"], buffers, "buffer"),
+        domains=domains,
+        sites={name: _site(name, one, parameters) for name, one in content["sites"].items()},
+        residents=1 if found is None else found.count(1),
+    )
+
+
+def _machine(content: JSONFile) -> Machine:
+    for name, one in content.items():
+        if isinstance(one.value, list):
+            one.texts()
+        elif not isinstance(one.value, str) or name not in _MACHINE_TEXTS:
+            one.count()
+    machine = Machine.from_dict({name: one.value for name, one in content.items()})
+    machine.check()
+    return machine
+
+
+_MACHINE_TEXTS = frozenset(
+    name for name, kind in Machine.__annotations__.items() if str(kind) == "str"
+)
+
+
+def _named(content: JSONFile, known: Mapping[str, Any], kind: str) -> str:
+    name = content.text()
+    if name not in known:
+        raise content.error(f"is '{name}', and there is no {kind} of this name")
+    return name
+
+
+def _parameter(name: str, content: JSONFile, folder: Path) -> Parameter:
+    content.only(
+        *("key", "store", "dims", "code", "bits", "group", "exponent", "zero", "pieces"),
+        *("unit", "address", "offset_bits", *PARTS),
+    )
+    dims = tuple(one.count(1) for one in content["dims"].list())
+    if not dims:
+        raise content["dims"].error("is empty")
+    group = content.get("group")
+    exponent, zero = content.get("exponent"), content.get("zero")
+    pieces, unit, address = (content.get(key) for key in ("pieces", "unit", "address"))
+    parts = {key: content.get(key) for key in PARTS}
+    offset_bits = content.get("offset_bits")
+    return Parameter(
+        name=name,
+        key=content["key"].text(),
+        store=content["store"].text(*_STORES),
+        dims=dims,
+        code=content["code"].text(*_CODES),
+        bits=content["bits"].integer(1, 64),
+        group=0 if group is None else group.count(),
+        exponent=0 if exponent is None else exponent.integer(-1024, 1024),
+        zero=None if zero is None else zero.integer(0, 255),
+        pieces=() if pieces is None else tuple(_piece(one) for one in pieces.list()),
+        unit=0 if unit is None else unit.count(),
+        address=None if address is None else address.count(),
+        codes=_part(parts["codes"], folder),
+        scales=_part(parts["scales"], folder),
+        zeros=_part(parts["zeros"], folder),
+        offset_bits=0 if offset_bits is None else offset_bits.integer(0, 64),
+        offsets=_part(parts["offsets"], folder),
+    )
+
+
+def _part(content: JSONFile | None, folder: Path) -> Part | None:
+    if content is None:
+        return None
+    content.only("file", "offset", "size", "sha256")
+    inside(folder, content["file"].text(), PROGRAM)
+    return Part(
+        content["file"].value,
+        content["offset"].count(),
+        content["size"].count(),
+        content["sha256"].digest(),
+    )
+
+
+def _piece(content: JSONFile) -> Piece:
+    content.only("rows", "tiles", "split", "at")
+    (first_row, last_row), (first_tile, last_tile), (base, scale_base) = (
+        [one.count() for one in content[key].list(2)] for key in ("rows", "tiles", "at")
+    )
+    for key, first, last in (("rows", first_row, last_row), ("tiles", first_tile, last_tile)):
+        if not first < last:
+            raise content[key].error(f"is {first} to {last}, which is nothing")
+    return Piece(
+        first_row,
+        last_row - first_row,
+        first_tile,
+        last_tile - first_tile,
+        content["split"].count(1),
+        base,
+        scale_base,
+    )
+
+
+def _cache(name: str, content: JSONFile) -> Cache:
+    content.only(
+        *("capacity", "heads", "width", "format", "address", "static_scale", "static_inverse")
+    )
+    scale, inverse = content.get("static_scale"), content.get("static_inverse")
+    return Cache(
+        name,
+        content["capacity"].count(1),
+        content["heads"].count(1),
+        content["width"].count(1),
+        content["format"].text(*FORMATS),
+        content["address"].count(),
+        None if scale is None else _real(scale),
+        None if inverse is None else _real(inverse),
+    )
+
+
+def _real(content: JSONFile) -> Real:
+    mantissa, exponent = content.list(2)
+    return Real(mantissa.integer(), exponent.integer(-1024, 1024))
+
+
+def _buffer(name: str, content: JSONFile, machine: Machine) -> Buffer:
+    content.only("address", "size", "type")
+    address, size = content["address"].count(), content["size"].count()
+    if address + size > machine.vector_sram_bytes:
+        end, whole = address + size, machine.vector_sram_bytes
+        raise content.error(f"ends at byte {end}, the vector memory has {whole}")
+    about = content["type"]
+    kind = about["kind"].text(*_TYPES)
+    about.only("kind", *_TYPES[kind])
+    for key in _TYPES[kind]:
+        if key == "format":
+            about[key].text(*FORMATS)
+        else:
+            about[key].count(0 if key == "fraction" else 1)
+    return Buffer(name, address, size, about.value)
+
+
+def _site(name: str, content: JSONFile, parameters: Mapping[str, Parameter]) -> Site:
+    content.only("a", "b", "rows", "columns", "rank", "matrix", "first_row", "onnx")
+    a, b, matrix = (_named(content[key], parameters, "parameter") for key in ("a", "b", "matrix"))
+    rows, columns, rank = (content[key].count(1) for key in ("rows", "columns", "rank"))
+    for key, slot, dims in (("a", a, (rank, columns)), ("b", b, (rows, rank))):
+        if parameters[slot].dims != dims:
+            stated = list(parameters[slot].dims)
+            raise content[key].error(f"is '{slot}' of {stated}, the site needs {list(dims)}")
+    return Site(
+        name=name,
+        a=a,
+        b=b,
+        rows=rows,
+        columns=columns,
+        rank=rank,
+        matrix=matrix,
+        first_row=content["first_row"].count(),
+        onnx=content["onnx"].texts(),
+    )
+
+
+@dataclass(frozen=True)
+class _Used:
+    """What instructions name: buffers, tensors (parameters and caches), power domains."""
+
+    buffers: Mapping[str, Buffer]
+    tensors: Mapping[str, Any]
+    domains: Mapping[str, Any]
+
+
+def _block(content: JSONFile, used: _Used) -> Block:
+    content.only("name", "sampled", "instances", "instructions")
+    known = {**used.tensors, **used.domains}
+    instances = [
+        {slot: _named(to, known, "tensor or power domain") for slot, to in one.items()}
+        for one in content["instances"].list()
+    ]
+    issued = dict.fromkeys(timeline.QUEUES, 0)
+    instructions: list[Instruction] = []
+    for one in content["instructions"].list():
+        instructions.append(_instruction(one, used, instances, issued))
+        issued[instructions[-1].queue] += 1
+    return Block(content["name"].text(), content["sampled"].boolean(), instances, instructions)
+
+
+def _instruction(
+    content: JSONFile,
+    used: _Used,
+    instances: Sequence[Mapping[str, str]],
+    issued: Mapping[str, int],
+) -> Instruction:
+    content.only(
+        *("opcode", "queue", "reads", "writes", "uses", "waits", "duration", "arguments"),
+        *("onnx", "start", "finish"),
+    )
+    opcode = content["opcode"].text(*OPCODES)
+    queue = content["queue"].text(*OPCODES[opcode])
+    uses = content["uses"]
+    for key, slot in uses.items():
+        name = slot.text()
+        known = used.domains if key == "domain" else used.tensors
+        for instance in instances:
+            if name not in instance:
+                raise slot.error(f"is '{name}', which not every instance of the block has")
+            if (to := instance[name]) not in known:
+                kind = "power domain" if key == "domain" else "tensor"
+                raise slot.error(
+                    f"is '{name}', which stands for '{to}' once, and that is no {kind}"
+                )
+    waits = content["waits"]
+    for name, one in waits.items():
+        if name not in timeline.QUEUES:
+            raise waits.error(f"has the unknown queue '{name}'")
+        one.integer(0, issued[name])
+    for argument in content["arguments"].values():
+        _argument(argument)
+    return Instruction(
+        opcode=opcode,
+        queue=queue,
+        reads=tuple(_named(one, used.buffers, "buffer") for one in content["reads"].list()),
+        writes=tuple(_named(one, used.buffers, "buffer") for one in content["writes"].list()),
+        uses=uses.value,
+        arguments=content["arguments"].value,
+        onnx=[one.texts() for one in content["onnx"].list()],
+        issue=timeline.Issue(
+            queue, waits.value, content["duration"].read_as(_duration, "duration")
+        ),
+        start=content["start"].counts(),
+        finish=content["finish"].counts(),
+    )
+
+
+def _argument(content: JSONFile) -> None:
+    """An integer, a text, a truth, or a list of such."""
+    if isinstance(content.value, list):
+        for one in content.list():
+            _argument(one)
+    elif not isinstance(content.value, str | bool):
+        content.integer()
+
+
+def _duration(content: JSONFile) -> formula.Formula:
+    text = content.text()
+    if len(text) > _LONGEST:
+        raise content.error(f"has {len(text)} characters, at most {_LONGEST} are read")
+    found = formula.parse(text)
+    if (first := int(found(tokens=1, rank=0))) < 0:
+        raise content.error(f"gives {first} cycles for the first token")
+    return found

@@ -1,0 +1,1 @@
+"""Targets: the schema of their files, their reader, their figures in a module."""

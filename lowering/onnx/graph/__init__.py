@@ -1,0 +1,1 @@
+"""The graph as a file and as a whole: opened, checked, in plain form."""

@@ -1,0 +1,1 @@
+"""What is known of the graph before any token: constants, shapes, fields of positions, masks."""

@@ -1,0 +1,367 @@
+"""Attention as single operators: GroupQueryAttention, MultiHeadAttention, Attention."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from intaglio.dialects import rom
+from intaglio.lowering.onnx.graph.model import Node, text_of
+from intaglio.lowering.onnx.known import fields, masks
+from intaglio.lowering.onnx.known.expressions import expression
+from intaglio.lowering.onnx.known.terms import Count
+from intaglio.lowering.onnx.operators.rotary_operators import Places, tables_of
+from intaglio.lowering.onnx.step import Step, real
+from intaglio.lowering.onnx.values import (
+    Blocked,
+    Cached,
+    Past,
+    Present,
+    Refusal,
+    Unknown,
+    Value,
+    Vector,
+    kind_of,
+    numbers,
+)
+from intaglio.lowering.onnx.written import cached, rotary, scores
+
+GQA_ATTRIBUTES = (
+    "num_heads",
+    "kv_num_heads",
+    "scale",
+    "softcap",
+    "local_window_size",
+    "do_rotary",
+    "rotary_interleaved",
+    "smooth_softmax",
+    "qk_output",
+    "k_quant_type",
+    "v_quant_type",
+    "kv_cache_bit_width",
+    "qk_norm_epsilon",
+    "sliding_window_cache",
+    "causal",
+)
+
+
+def group_query_attention(step: Step, node: Node) -> None:
+    """com.microsoft.GroupQueryAttention of one token.
+
+    Its inputs: query (or packed QKV), key, value, past_key, past_value, seqlens_k,
+    total_sequence_length, cos_cache, sin_cache, position_ids, attention_bias, head_sink, k_scale,
+    v_scale, q_norm_weight, k_norm_weight.
+    """
+    attributes = node.attributes
+    heads, kv_heads = int(attributes.get("num_heads", 0)), int(attributes.get("kv_num_heads", 0))
+    if heads < 1 or kv_heads < 1 or heads % kv_heads:
+        raise Refusal(f"num_heads = {heads} is not a multiple of kv_num_heads = {kv_heads}")
+    inputs = step.inputs(node)
+    if inputs[11] is not None:
+        raise Refusal("a head sink is not supported")
+    if int(attributes.get("smooth_softmax", 0)) > 0:
+        raise Refusal("smooth_softmax is not supported")
+    if int(attributes.get("qk_output", 0)) != 0:
+        raise Refusal("qk_output is not supported")
+    if int(attributes.get("causal", 1)) != 1:
+        raise Refusal("tokens attend to later ones (causal = 0); a chip takes them one by one")
+    if any(isinstance(v, Unknown) for v in inputs[5:]):
+        raise Blocked
+    _check_lengths(step, inputs)
+    formats = [_cache_format(node, inputs[12 + i], name) for i, name in enumerate(("k", "v"))]
+
+    q, k, v, width = _query_key_value(step, node, heads, kv_heads)
+    for i, x, count in ((14, q, heads), (15, k, kv_heads)):
+        if inputs[i] is not None:
+            gamma = step.dense(node, i, (width,), "the norm's weight")
+            eps = real(float(attributes.get("qk_norm_epsilon", 1e-6)))
+            op = step.emit(rom.RMSNormOp(x.ssa, gamma, eps, rom.nodes(node.name), groups=count))
+            normed = Vector(op.output, x.dims)
+            q, k = (normed, k) if i == 14 else (q, normed)
+    if int(attributes.get("do_rotary", 0)):
+        tables = tables_of(step, node, Places(cos=7, sin=8, ids=9))
+        interleaved = bool(attributes.get("rotary_interleaved", 0))
+        q, k = (
+            rotary.rotated(step, x, tables, heads=n, interleaved=interleaved, names=(node.name,))
+            for x, n in ((q, heads), (k, kv_heads))
+        )
+
+    pasts = [_past(step, node, i, kv_heads, width, formats[i - 3][0]) for i in (3, 4)]
+    symbols = [
+        step.cache(past.name, kv_heads, width, fmt, scale)
+        for past, (fmt, scale) in zip(pasts, formats, strict=True)
+    ]
+    for symbol, x in zip(symbols, (k, v), strict=True):
+        step.emit(rom.AppendOp(x.ssa, symbol, step.position, rom.nodes(node.name)))
+    window = int(attributes.get("local_window_size", -1))
+    if window == 0:
+        raise Refusal("local_window_size = 0 sees no token")
+    if inputs[10] is not None:
+        seen = scores.causal(step, window) + scores.mask_of(inputs[10], "the attention bias")
+        dims = (step.batch, expression(heads), step.sequence, step.total)
+        window = masks.window(seen, dims, step.sequence)
+    scale = float(attributes.get("scale", 0.0)) or 1.0 / math.sqrt(width)
+    attended = scores.emit_attention(
+        step,
+        q.ssa,
+        symbols[0],
+        symbols[1],
+        rom.nodes(node.name),
+        heads=heads,
+        scale=scale,
+        softcap=float(attributes.get("softcap", 0.0)),
+        window=max(0, window),
+    )
+    step.result(node, attended, q.dims)
+    for i, past in ((1, pasts[0]), (2, pasts[1])):
+        step.bind(node, Present(past.name, past.dims), i)
+
+
+def multi_head_attention(step: Step, node: Node) -> None:
+    """com.microsoft.MultiHeadAttention of one token.
+
+    Its inputs: query, key, value, bias, key_padding_mask, attention_bias, past_key, past_value.
+    Keys and values are those of all tokens [batch, tokens, heads * width], or those of the new
+    tokens beside the past.
+    """
+    attributes, inputs = node.attributes, step.inputs(node)
+    heads = int(attributes.get("num_heads", 0))
+    if heads < 1:
+        raise Refusal(f"num_heads = {heads} must be positive")
+    for i, what in ((3, "a bias"), (8, "an indirection of caches")):
+        if inputs[i] is not None:
+            raise Refusal(f"{what} is not supported")
+    if any(isinstance(v, Unknown) for v in inputs):
+        raise Blocked
+    query = step.vector(node, 0)
+    step.whole_row(query)
+    if query.size % heads:
+        raise Refusal(f"queries of {query.size} elements do not divide into {heads} heads")
+    width = query.size // heads
+    keys, values = _all_tokens(step, node, (1, 2), (6, 7), heads, width)
+    seen = scores.mask_of(inputs[5], "the attention bias")
+    seen += _padding(step, inputs[4])
+    if int(attributes.get("unidirectional", 0)):
+        seen += scores.causal(step)
+    dims = (step.batch, expression(heads), step.sequence, step.total)
+    result = scores.attend(
+        step,
+        query,
+        keys,
+        values,
+        heads=heads,
+        scale=float(attributes.get("scale", 0.0)) or 1.0 / math.sqrt(width),
+        softcap=0.0,
+        window=masks.window(seen, dims, step.sequence),
+        names=(node.name,),
+    )
+    step.bind(node, result)
+
+
+def _padding(step: Step, value: Value | None) -> list[masks.Mask]:
+    """A key padding mask: it must hide nothing."""
+    if value is None:
+        return []
+    found = fields.as_field(value)
+    if (
+        found is None
+        or found.dims != (step.batch, step.total)
+        or found.term != Count(expression(1))
+    ):
+        raise Refusal("the key padding mask is not the attention mask of the graph")
+    return []
+
+
+def standard_attention(step: Step, node: Node) -> None:
+    """Attention of ai.onnx 23 and 24, of one token.
+
+    Its inputs: Q, K, V, attn_mask, past_key, past_value, nonpad_kv_seqlen. K and V are those of all
+    tokens, or those of the new tokens beside the past.
+    """
+    attributes, inputs = node.attributes, step.inputs(node)
+    if any(isinstance(v, Unknown) for v in inputs):
+        raise Blocked
+    if inputs[6] is not None:
+        raise Refusal("nonpad_kv_seqlen is not supported")
+    query = step.vector(node, 0)
+    heads = int(attributes.get("q_num_heads", 0))
+    if len(query.dims) == 4:
+        heads = query.dims[1].constant or 0
+        if query.dims[2] != step.sequence:
+            raise Refusal("the queries must be [batch, heads, tokens, width]")
+    if heads < 1 or query.size % heads:
+        raise Refusal(f"queries of {query.size} elements do not divide into {heads} heads")
+    width = query.size // heads
+    inner = inputs[4] is not None
+    keys, values = _all_tokens(step, node, (1, 2), (4, 5), heads, width)
+    seen = scores.mask_of(inputs[3], "the attention mask")
+    if int(attributes.get("is_causal", 0)):
+        seen += scores.causal(step, cached=inner)
+    dims = (step.batch, expression(heads), step.sequence, step.total)
+    scale = attributes.get("scale")
+    result = scores.attend(
+        step,
+        query,
+        keys,
+        values,
+        heads=heads,
+        scale=1.0 / math.sqrt(width) if scale is None else float(scale),
+        softcap=float(attributes.get("softcap", 0.0)),
+        window=masks.window(seen, dims, step.sequence),
+        names=(node.name,),
+    )
+    step.bind(node, result)
+
+
+def _all_tokens(
+    step: Step,
+    node: Node,
+    places: tuple[int, int],
+    pasts: tuple[int, int],
+    heads: int,
+    width: int,
+) -> tuple[Cached, Cached]:
+    """Keys and values of all tokens, from inputs `places`, or new ones beside inputs `pasts`."""
+    found: list[Cached] = []
+    for what, place, past in zip(("keys", "values"), places, pasts, strict=True):
+        value = step.values.get(node.input(place)) if node.input(place) else None
+        if isinstance(value, Cached):
+            if node.input(past):
+                raise Refusal(f"the {what} hold the past already, and it is given too")
+            found.append(value)
+        else:
+            found.append(_new_tokens(step, node, place, past, what))
+        _check_heads(found[-1], heads, width, what)
+    return found[0], found[1]
+
+
+def _new_tokens(step: Step, node: Node, place: int, past_place: int, what: str) -> Cached:
+    """New keys or values, written to the cache behind the past input."""
+    x = step.vector(node, place)
+    past = step.values.get(node.input(past_place)) if node.input(past_place) else None
+    if not isinstance(past, Past):
+        kind = kind_of(past)
+        raise Refusal(f"the {what} of earlier tokens are {kind}; an encoder is not supported")
+    if len(x.dims) == 3:
+        count = past.dims[1].constant
+        if count is None:
+            count = int(node.attributes.get("kv_num_heads", node.attributes.get("num_heads", 0)))
+        if count < 1 or x.size % count:
+            raise Refusal(f"{what} of {x.size} elements do not divide into {count} heads")
+        shape = (x.dims[0], expression(count), x.dims[1], expression(x.size // count))
+        x = Vector(x.ssa, shape)
+    written = cached.appended(step, node, past, x, 2)
+    if node.output(place) not in step.graph.outputs:
+        raise Refusal(f"output {place} (present) must be an output of the graph")
+    step.bind(node, written, place)
+    return written
+
+
+def _check_heads(value: Cached, heads: int, width: int, what: str) -> None:
+    """Keys or values must be [batch, heads, tokens, width] or [batch, tokens, heads * width]."""
+    labels = [[name for name, _ in axis if name != "batch"] for axis in value.axes]
+    inner = [name for names in labels for name in names if name != "tokens"]
+    wide = inner[:-1] if inner[-1:] == ["width"] else ["?"]
+    wide = wide[1:] if wide[:1] == ["heads"] else wide
+    if (value.heads > 1 and inner[:1] != ["heads"]) or any(name != "repeat" for name in wide):
+        raise Refusal(f"the heads of the {what} are not repeated each in turn")
+    last = ["width"] if len(labels) == 4 else inner
+    place = 2 if len(labels) == 4 else 1
+    if len(labels) not in (3, 4) or labels[place] != ["tokens"] or labels[-1] != last:
+        raise Refusal(f"the {what} are not [batch, heads, tokens, width]")
+    if value.width != width or heads % value.heads:
+        raise Refusal(
+            f"{heads} heads of {width} elements do not fit {value.heads} of {value.width}"
+        )
+
+
+def _check_lengths(step: Step, inputs: list[Value | None]) -> None:
+    """seqlens_k must be total - 1 and total_sequence_length the total, counted from the mask."""
+    lengths, total = (fields.as_field(value) for value in inputs[5:7])
+    if lengths is None or lengths.term != Count(step.total - 1):
+        raise Refusal("seqlens_k (input 5) is not the length of the attention mask less one")
+    if total is None or total.term != Count(step.total):
+        raise Refusal("total_sequence_length (input 6) is not the length of the attention mask")
+
+
+def _cache_format(node: Node, scale: Value | None, name: str) -> tuple[str, float | None]:
+    """(format, static scale) of a cache."""
+    kind = text_of(node.attributes.get(f"{name}_quant_type", "NONE"))
+    if kind == "NONE":
+        if scale is not None:
+            raise Refusal(f"{name}_scale is given, but {name}_quant_type is NONE")
+        return "float32", None
+    bits = int(node.attributes.get("kv_cache_bit_width", 0))
+    if kind not in ("PER_TENSOR", "PER_CHANNEL") or bits not in (4, 8):
+        raise Refusal(f"a cache quantised {kind} to {bits} bits is not supported")
+    array = None if scale is None else numbers(scale)
+    if array is None or array.size == 0:
+        raise Refusal(f"{name}_scale must be a small constant")
+    flat = array.reshape(-1).astype(np.float64)
+    if not (flat == flat[0]).all():
+        raise Refusal(
+            f"the {'keys' if name == 'k' else 'values'} are quantised with {flat.size} different "
+            "scales, one a channel",
+            f"export with kv_cache_quant_scheme=int{bits}_per_tensor",
+        )
+    if not (np.isfinite(flat[0]) and flat[0] > 0):
+        raise Refusal(f"{name}_scale = {flat[0]} must be positive")
+    return f"int{bits}", float(flat[0])
+
+
+def _query_key_value(
+    step: Step, node: Node, heads: int, kv_heads: int
+) -> tuple[Vector, Vector, Vector, int]:
+    query = step.vector(node, 0)
+    step.whole_row(query)
+    onnx = rom.nodes(node.name)
+    if node.input(1) or node.input(2):
+        k, v = step.vector(node, 1), step.vector(node, 2)
+        width = query.size // heads
+        if query.size % heads or k.size != kv_heads * width or v.size != kv_heads * width:
+            raise Refusal(
+                f"queries of {query.size}, keys of {k.size} and values of {v.size} elements do not "
+                f"make {heads} and {kv_heads} heads of one width"
+            )
+        return query, k, v, width
+    width = query.size // (heads + 2 * kv_heads)
+    if query.size % (heads + 2 * kv_heads):
+        raise Refusal(
+            f"{query.size} packed elements do not divide into {heads} + 2 * {kv_heads} heads"
+        )
+    parts: list[Vector] = []
+    offset = 0
+    for count in (heads, kv_heads, kv_heads):
+        size = count * width
+        op = step.emit(rom.SliceOp(query.ssa, offset, onnx, rom.float_vector(size)))
+        parts.append(Vector(op.output, (*query.dims[:-1], expression(size))))
+        offset += size
+    return parts[0], parts[1], parts[2], width
+
+
+def _past(step: Step, node: Node, i: int, kv_heads: int, width: int, fmt: str) -> Past:
+    """Past input i, whose present is an output of the graph."""
+    value = step.values.get(node.input(i)) if node.input(i) else None
+    if isinstance(value, Unknown):
+        raise Blocked
+    if not isinstance(value, Past):
+        kind = kind_of(value)
+        raise Refusal(f"input {i} must be a past key or value of the graph; here it is {kind}")
+    port = step.pasts[value.name]
+    stored = width // 2 if fmt == "int4" else width
+    for axis, wanted in ((1, kv_heads), (3, stored)):
+        dim = port.dims[axis] if len(port.dims) == 4 else None
+        if isinstance(dim, int) and dim != wanted:
+            raise Refusal(f"'{value.name}' has {dim} in axis {axis}, expected {wanted}")
+    present = node.output(i - 2)
+    while present not in step.graph.outputs and step.graph.uses(present) == 1:
+        (reader,) = step.graph.readers(present)
+        if reader.op_type != "Identity":
+            break
+        present = reader.output(0)
+    if present not in step.graph.outputs:
+        raise Refusal(f"output {i - 2} (present) must be an output of the graph")
+    if step.graph.uses(present) != 1:
+        raise Refusal(f"'{present}' is used inside the graph too")
+    return value

@@ -1,0 +1,1 @@
+"""Operators that exporters write out in small nodes, followed part by part."""

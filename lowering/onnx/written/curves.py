@@ -1,0 +1,227 @@
+"""Activation functions written out: GELU by Erf or Tanh, SiLU by Exp, in any order of the nodes.
+
+Nodes that have no meaning for a chip on their own are followed as the function that they compute of
+each element. Where it is one of the chip's activation functions on the whole line, as far as
+float32 can tell, the value is that `rom.activate`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+from xdsl.dialects.builtin import FloatAttr
+from xdsl.ir import SSAValue
+
+from intaglio.dialects import rom
+from intaglio.lowering.onnx.graph.model import FLOATS, Node, cast_type
+from intaglio.lowering.onnx.known.functions import ARITHMETIC
+from intaglio.lowering.onnx.step import Step, names_of
+from intaglio.lowering.onnx.values import (
+    Curve,
+    Refusal,
+    Turned,
+    Value,
+    Vector,
+    number,
+)
+
+Samples = npt.NDArray[np.float64]
+Function = Callable[[Samples], Samples]
+
+KINDS: dict[str, Function] = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "gelu_erf": lambda x: 0.5 * x * (1 + ARITHMETIC["Erf"](x / math.sqrt(2))),
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "relu": ARITHMETIC["Relu"],
+    "relu2": lambda x: np.maximum(x, 0) ** 2,
+    "sigmoid": ARITHMETIC["Sigmoid"],
+    "tanh": np.tanh,
+}
+"""What the kinds of `rom.activate` compute."""
+
+_UNARY = frozenset(
+    {
+        "Abs",
+        "Erf",
+        "Exp",
+        "Log",
+        "Neg",
+        "Reciprocal",
+        "Relu",
+        "Sigmoid",
+        "Softplus",
+        "Sqrt",
+        "Tanh",
+    }
+)
+_BINARY = frozenset({"Add", "Div", "Mul", "Pow", "Sub"})
+
+_BEGIN = frozenset({"Erf", "Exp", "Log", "Softplus"})
+"""Operators that have no meaning of their own for a chip."""
+
+_POINTS: Samples = np.linspace(-12.0, 12.0, 2402)
+"""No point is 0, where a quotient may not be defined."""
+
+_TOLERANCE = 2e-5
+
+_DEPTH = 12
+
+
+Chain = tuple[Function, tuple[str, ...]]
+
+
+def _chains(ssa: SSAValue, depth: int = _DEPTH) -> dict[SSAValue, Chain]:
+    """The activations that a value is an elementwise function of alone, and how."""
+    found: dict[SSAValue, Chain] = {ssa: (lambda x: x, ())}
+    owner = ssa.owner
+    if depth == 0:
+        return found
+    match owner:
+        case rom.ScaleOp() if isinstance(owner.factor, FloatAttr):
+            factor = owner.factor.value.data
+            _extend(found, owner, lambda x: factor * x, depth)
+        case rom.ActivateOp():
+            _extend(found, owner, KINDS[owner.kind.data], depth)
+        case rom.MulOp() | rom.AddOp():
+            join = np.multiply if isinstance(owner, rom.MulOp) else np.add
+            left, right = (_chains(o, depth - 1) for o in (owner.lhs, owner.rhs))
+            for root in left.keys() & right.keys():
+                (f, before), (g, more) = left[root], right[root]
+                names = tuple(dict.fromkeys((*before, *more, *names_of(owner))))
+                found.setdefault(root, (lambda x, f=f, g=g: join(f(x), g(x)), names))
+        case _:
+            pass
+    return found
+
+
+def _extend(
+    found: dict[SSAValue, Chain],
+    owner: rom.ScaleOp | rom.ActivateOp,
+    function: Function,
+    depth: int,
+) -> None:
+    for root, (before, names) in _chains(owner.input, depth - 1).items():
+        chain = (lambda x, before=before: function(before(x)), (*names, *names_of(owner)))
+        found.setdefault(root, chain)
+
+
+def _curve(value: Value, node: Node) -> Curve | None:
+    """A value as a function of an activation."""
+    match value:
+        case Curve():
+            return value
+        case Vector():
+            return Curve(value.ssa, lambda x: x, value.dims, (), node, _reason(node))
+        case _:
+            return None
+
+
+def _reason(node: Node) -> str:
+    match node.op_type:
+        case "Add":
+            return "adding a constant is supported for a vector of biases after a linear operator"
+        case "Sub":
+            return "subtracting a constant is not supported"
+        case "Pow":
+            return "only the square (exponent 2) is supported"
+        case _:
+            return f"{node.op_type} is supported in an activation function that is written out only"
+
+
+def _begins(node: Node, given: list[Value]) -> bool:
+    """Whether a node on an activation has no meaning of its own, but may be part of a function."""
+    if not any(isinstance(v, Vector) for v in given):
+        return False
+    match node.op_type:
+        case op if op in _BEGIN:
+            return True
+        case "Pow":
+            return number(given[1]) not in (None, 2.0)
+        case "Add" | "Sub":
+            return any(number(v) not in (None, 0.0) for v in given)
+        case _:
+            return False
+
+
+def convert(step: Step, node: Node, inputs: list[Value | None]) -> bool:
+    """Converts a node of an activation function that is written out; says whether it is one.
+
+    Raises:
+        Refusal: it reads a part of one and is no node of one.
+    """
+    given = [v for v in inputs if v is not None]
+    if node.op_type in _BEGIN or any(isinstance(v, Curve) for v in given):
+        # The negative of an activation may also have been the beginning of a rotation.
+        given = [(step.part(v) or v) if isinstance(v, Turned) else v for v in given]
+    if not any(isinstance(v, Curve) for v in given) and not _begins(node, given):
+        return False
+    op = node.op_type
+    if op == "Identity" or (op == "Cast" and cast_type(node) in FLOATS):
+        step.bind(node, given[0])
+        return True
+    if op in _UNARY and len(given) == 1:
+        inner = _curve(given[0], node)
+        assert inner is not None
+        outer, before = ARITHMETIC[op], inner.function
+        _bind(step, node, replace(inner, function=lambda x: outer(before(x))))
+        return True
+    found = _joined(node, given) if op in _BINARY and len(given) == 2 else None
+    if found is not None:
+        _bind(step, node, found)
+        return True
+    part = next((v for v in given if isinstance(v, Curve)), None)
+    if part is not None:
+        raise Refusal(part.reason, node=part.begun)
+    return False
+
+
+def _joined(node: Node, given: list[Value]) -> Curve | None:
+    """A function of two values, where both follow from one activation, or one is a number."""
+    op = ARITHMETIC[node.op_type]
+    values = [number(v) for v in given]
+    place = next((i for i, v in enumerate(values) if v is not None), None)
+    if place is not None:
+        inner, constant = _curve(given[1 - place], node), np.asarray(values[place])
+        if inner is None:
+            return None
+        f = inner.function
+        if place == 1:
+            return replace(inner, function=lambda x: op(f(x), constant))
+        return replace(inner, function=lambda x: op(constant, f(x)))
+    left, right = (_curve(v, node) for v in given)
+    if left is None or right is None or left.dims != right.dims:
+        return None
+    chains = [_chains(part.input) for part in (left, right)]
+    root = next((root for root in chains[0] if root in chains[1]), None)
+    if root is None:
+        return None
+    first = given[0] if isinstance(given[0], Curve) else given[1]
+    assert isinstance(first, Curve)
+    g, h = (
+        lambda x, outer=part.function, inner=chain[root][0]: outer(inner(x))
+        for part, chain in zip((left, right), chains, strict=True)
+    )
+    inner = (*chains[0][root][1], *chains[1][root][1])
+    names = tuple(dict.fromkeys((*inner, *left.names, *right.names)))
+    return replace(first, input=root, function=lambda x: op(g(x), h(x)), names=names)
+
+
+def _bind(step: Step, node: Node, value: Curve) -> None:
+    """Binds the activation function that a value is, or the value itself while it is none."""
+    names = (*value.names, node.name)
+    for root, (inner, before) in _chains(value.input).items():
+        with np.errstate(all="ignore"):
+            found = value.function(inner(_POINTS))
+        for kind, function in KINDS.items():
+            if np.allclose(found, function(_POINTS), rtol=_TOLERANCE, atol=_TOLERANCE):
+                every = tuple(dict.fromkeys((*before, *names)))
+                op = step.emit(rom.ActivateOp(root, kind, rom.nodes(*every)))
+                step.result(node, op.output, value.dims)
+                step.settled.update(names)
+                return
+    step.bind(node, replace(value, names=names))

@@ -1,0 +1,386 @@
+"""Attention written out: Concat with the past, repeated heads, MatMul, mask, Softmax, MatMul.
+
+Products of queries with keys (`cached`) keep the scale and the masks until the product with the
+values, where the whole becomes `rom.attention`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from xdsl.dialects.builtin import FloatAttr
+from xdsl.ir import SSAValue
+
+from intaglio.dialects import rom
+from intaglio.lowering.onnx.graph.model import FLOATS, Node, cast_type
+from intaglio.lowering.onnx.known import fields, masks
+from intaglio.lowering.onnx.known.expressions import dims_text, expression, variable
+from intaglio.lowering.onnx.known.shapes import (
+    axis_of,
+    dims_of,
+    new_dims,
+)
+from intaglio.lowering.onnx.known.simplification import apply
+from intaglio.lowering.onnx.known.terms import FALSE, AtLeastZero, Number
+from intaglio.lowering.onnx.step import Step, names_of, real
+from intaglio.lowering.onnx.values import (
+    Cached,
+    Field,
+    Known,
+    Past,
+    Refusal,
+    Scores,
+    Stored,
+    Turned,
+    Value,
+    Vector,
+    kind_of,
+    numbers,
+)
+from intaglio.lowering.onnx.written import cached
+
+# --- scores --------------------------------------------------------------------------------------
+
+
+def _products(
+    step: Step, node: Node, query: Vector, keys: Cached, *, transposed: bool, scale: float
+) -> Scores:
+    axes = (*keys.axes[:-2], keys.axes[-1], keys.axes[-2]) if transposed else keys.axes
+    if [n for n, _ in axes[-2]] != ["width"] or [n for n, _ in axes[-1]] != ["tokens"]:
+        raise Refusal("the second factor must be keys [.., width, tokens]")
+    if len(query.dims) < 3 or query.dims[-1] != keys.width or query.dims[-2] != step.sequence:
+        raise Refusal(f"queries {dims_text(query.dims)} do not fit keys of {keys.width} elements")
+    heads = cached.heads_of(query.dims[:-2], axes[:-2], keys.heads, "the keys")
+    if query.size != heads * keys.width:
+        raise Refusal(f"queries {dims_text(query.dims)} do not make {heads} heads")
+    dims = (*query.dims[:-1], step.total)
+    return Scores(query, keys, heads, scale, dims, (*keys.names, node.name))
+
+
+def _convert_scores(step: Step, node: Node, value: Scores, inputs: list[Value | None]) -> None:
+    op = node.op_type
+    names = (*value.names, node.name)
+    places = [i for i, v in enumerate(inputs) if v is value]
+    other = inputs[1 - places[0]] if places in ([0], [1]) else None
+    match op:
+        case "Mul" | "Div" if value.stage != "probabilities" and not value.masks:
+            factor = cached.factor_of(other, value.dims)
+            if factor is None or factor == 0.0 or (op == "Div" and places != [0]):
+                raise Refusal("scores are scaled by more than a number")
+            by = 1.0 / factor if op == "Div" else factor
+            if value.stage == "tanh":
+                cap = value.cap * by
+                step.bind(node, replace(value, cap=cap, names=names))
+            else:
+                step.bind(node, replace(value, scale=value.scale * by, names=names))
+        case "Tanh" if value.stage == "scores" and not value.masks:
+            step.bind(node, replace(value, stage="tanh", cap=1.0, names=names))
+        case "Add" if value.stage != "probabilities" and places in ([0], [1]):
+            mask = fields.as_field(other)
+            if mask is None:
+                kind = kind_of(other)
+                raise Refusal(f"{kind} is added to attention scores; only masks are")
+            step.bind(
+                node,
+                replace(
+                    value,
+                    masks=(*value.masks, (mask, f"the mask that '{node.name}' adds")),
+                    names=names,
+                ),
+            )
+        case "Where":
+            step.bind(node, _selected(node, value, inputs, names))
+        case "Softmax" if value.stage != "probabilities":
+            axis = axis_of(node, len(value.dims), -1)
+            if axis != len(value.dims) - 1:
+                raise Refusal(f"the softmax is over axis {axis}, not over the tokens")
+            step.bind(node, replace(value, stage="probabilities", names=names))
+        case "IsNaN":
+            # Each token sees itself (the masks are proven to be causal), so no sum is 0.
+            step.bind(node, Field(value.dims, FALSE, "BOOL"))
+        case "Cast" if cast_type(node) in FLOATS:
+            step.bind(node, value)
+        case "Identity":
+            step.bind(node, value)
+        case "Reshape" | "Unsqueeze" | "Squeeze":
+            dims = new_dims(node, inputs, value.dims)
+            if len(dims) < 3 or dims[-2:] != value.dims[-2:]:
+                raise Refusal(f"scores {dims_text(value.dims)} are turned into {dims_text(dims)}")
+            if value.masks:
+                # Axes of earlier masks would be others.
+                raise Refusal("scores are given another shape after their mask")
+            step.bind(node, replace(value, dims=dims, names=names))
+        case "MatMul" if value.stage == "probabilities" and places == [0]:
+            values = inputs[1]
+            if not isinstance(values, Cached):
+                kind = kind_of(values)
+                raise Refusal(f"probabilities are multiplied with {kind}, not with cached values")
+            _attend(step, node, value, values)
+        case _:
+            raise Refusal(f"{op} of attention {value.stage} is not supported")
+
+
+def truth_of(value: Value | None) -> bool | None:
+    """A condition that is the same everywhere, or None."""
+    match value:
+        case Field(term=Number(dtype="BOOL") as term):
+            return bool(term.value)
+        case Known() | Stored():
+            array = numbers(value)
+            if array is not None and array.size and array.dtype == np.bool_:
+                first = bool(array.reshape(-1)[0])
+                return first if bool((array == first).all()) else None
+            return None
+        case _:
+            return None
+
+
+def _selected(
+    node: Node, value: Scores, inputs: list[Value | None], names: tuple[str, ...]
+) -> Scores:
+    """Where: scores that a mask blocks, or a guard against rows without any token."""
+    condition, places = inputs[0], [i for i, v in enumerate(inputs) if v is value]
+    chosen = truth_of(condition)
+    if chosen is not None and places == [1 if chosen else 2]:
+        return value
+    mask = fields.as_field(condition)
+    other = cached.factor_of(inputs[3 - places[0]], value.dims) if places in ([1], [2]) else None
+    if mask is None or value.stage == "probabilities" or other is None or other > masks.BLOCKED:
+        raise Refusal("scores are replaced in a way that is no mask")
+    term = mask.term
+    if places == [2]:
+        term = apply("Not", [term], fields.ranges_of(mask.dims))
+    found = Field(mask.dims, term, "BOOL")
+    return replace(value, masks=(*value.masks, (found, f"the mask of '{node.name}'")), names=names)
+
+
+def _attend(step: Step, node: Node, value: Scores, values: Cached) -> None:
+    axes = values.axes
+    if [n for n, _ in axes[-2]] != ["tokens"] or [n for n, _ in axes[-1]] != ["width"]:
+        raise Refusal("the second factor must be values [.., tokens, width]")
+    heads = cached.heads_of(value.dims[:-2], axes[:-2], values.heads, "the values")
+    if heads != value.heads:
+        raise Refusal(f"there are {value.heads} heads of queries and {heads} of values")
+    window = masks.window(value.masks, value.dims, step.sequence)
+    result = attend(
+        step,
+        value.query,
+        value.keys,
+        values,
+        heads=heads,
+        scale=value.scale * (value.cap or 1.0),
+        softcap=value.cap,
+        window=window,
+        names=(*value.names, *values.names, node.name),
+    )
+    dims = (*value.dims[:-1], expression(values.width))
+    step.bind(node, Vector(result.ssa, dims))
+
+
+def emit_attention(
+    step: Step,
+    query: SSAValue,
+    keys: str,
+    values: str,
+    onnx: rom.Nodes,
+    *,
+    heads: int,
+    scale: float,
+    softcap: float,
+    window: int,
+) -> SSAValue:
+    """Emits attention over two caches, by their symbols; its result is as wide as the queries.
+
+    Raises:
+        Refusal: scores are not multiplied with a positive number, or capped at a negative one.
+    """
+    if not 0.0 < scale < math.inf:
+        raise Refusal(f"scores are multiplied with {scale:g}, which is not positive and finite")
+    if not 0.0 <= softcap < math.inf:
+        raise Refusal(f"scores are capped at {softcap:g}, which is not positive and finite")
+    return step.emit(
+        rom.AttentionOp(
+            query,
+            keys,
+            values,
+            step.position,
+            onnx,
+            heads=heads,
+            scale=scale,
+            softcap=softcap,
+            window=window,
+        )
+    ).output
+
+
+def attend(
+    step: Step,
+    query: Vector,
+    keys: Cached,
+    values: Cached,
+    *,
+    heads: int,
+    scale: float,
+    softcap: float,
+    window: int,
+    names: Sequence[str],
+) -> Vector:
+    """Emits attention; numbers that queries, keys and values are multiplied with go elsewhere.
+
+    Raises:
+        Refusal: the caches do not fit each other.
+    """
+    if keys.symbol == values.symbol:
+        raise Refusal("keys and values are the same cache")
+    if keys.width != values.width or keys.heads != values.heads:
+        raise Refusal(
+            f"keys have {keys.heads} heads of {keys.width}, values {values.heads} of {values.width}"
+        )
+    for cache in (keys, values):
+        if cache.symbol in step.attended:
+            raise Refusal(
+                f"'{cache.past}' is read by another attention too; shared caches are not supported"
+            )
+        step.attended.add(cache.symbol)
+    used: dict[str, None] = {}
+    ssa = query.ssa
+    while isinstance(ssa.owner, rom.ScaleOp) and isinstance(ssa.owner.factor, FloatAttr):
+        scale *= ssa.owner.factor.value.data
+        used |= dict.fromkeys(names_of(ssa.owner))
+        ssa = ssa.owner.input
+    scale *= keys.factor
+    used |= dict.fromkeys(names)
+    last = names[-1]
+    used.pop(last, None)
+    onnx = rom.nodes(*used, last)
+    result = emit_attention(
+        step,
+        ssa,
+        keys.symbol,
+        values.symbol,
+        onnx,
+        heads=heads,
+        scale=scale,
+        softcap=softcap,
+        window=window,
+    )
+    if values.factor != 1.0:
+        result = step.emit(rom.ScaleOp(result, real(values.factor), onnx)).output
+    return Vector(result, query.dims)
+
+
+# --- masks of operators --------------------------------------------------------------------------
+
+
+def causal(step: Step, window: int = 0, *, cached: bool = True) -> list[masks.Mask]:
+    """The masks of an operator that is causal, and within a window if that is positive.
+
+    Without `cached` the first query is aligned with the first key.
+    """
+    dims = (step.sequence, step.total)
+    distance = variable("@0") - variable("@1")
+    if cached:
+        distance = distance + step.total - step.sequence
+    bounds = [distance] + ([window - 1 - distance] if window > 0 else [])
+    found: list[masks.Mask] = []
+    for bound in bounds:
+        if step.sequence == 1:
+            bound = bound.substitute({"@0": expression(0)})
+        found.append((Field(dims, AtLeastZero(bound), "BOOL"), ""))
+    return found
+
+
+def mask_of(value: Value | None, what: str) -> list[masks.Mask]:
+    """An operator's mask input; none when absent.
+
+    Raises:
+        Refusal: it is something else.
+    """
+    if value is None:
+        return []
+    found = fields.as_field(value)
+    if found is None:
+        raise Refusal(
+            f"{what} is {value.kind}", "export with input_ids and a 2-D attention_mask only"
+        )
+    return [(found, what)]
+
+
+# --- dispatch ------------------------------------------------------------------------------------
+
+
+def convert(step: Step, node: Node, inputs: list[Value | None]) -> bool:
+    """Converts a node of attention written out; says whether it is one.
+
+    Raises:
+        Refusal: it reads keys, values or scores and is no node of attention.
+    """
+    if node.op_type in ("Attention", "MultiHeadAttention"):
+        return False
+    given = [v for v in inputs if v is not None]
+    scores = next((v for v in given if isinstance(v, Scores)), None)
+    if scores is not None:
+        _convert_scores(step, node, scores, inputs)
+        return True
+    value = next((v for v in given if isinstance(v, Cached)), None)
+    if value is not None:
+        if node.op_type in ("MatMul", "FusedMatMul") and inputs[1] is value:
+            _convert_products(step, node, value)
+        else:
+            cached.convert(step, node, value, inputs)
+        return True
+    past = next((v for v in given if isinstance(v, Past)), None)
+    if past is not None and node.op_type == "Cast":
+        if cast_type(node) not in FLOATS:
+            raise Refusal("past keys or values are cast to integers")
+        step.bind(node, past)
+        return True
+    if past is not None and node.op_type == "Concat":
+        if len(given) != 2 or given[0] is not past:
+            raise Refusal("past keys or values must be joined with the new ones, past first")
+        new = step.vector(node, 1)
+        step.bind(node, cached.appended(step, node, past, new, axis_of(node, len(new.dims))))
+        return True
+    return node.op_type == "Where" and _chosen(step, node, inputs)
+
+
+def _convert_products(step: Step, node: Node, keys: Cached) -> None:
+    attributes = node.attributes
+    for name in ("transA", "transBatchA", "transBatchB"):
+        if attributes.get(name):
+            raise Refusal(f"{name} is not supported")
+    query = step.vector(node, 0)
+    scores = _products(
+        step,
+        node,
+        query,
+        keys,
+        transposed=bool(attributes.get("transB")),
+        scale=float(attributes.get("alpha", 1.0)),
+    )
+    step.bind(node, scores)
+
+
+def _chosen(step: Step, node: Node, inputs: list[Value | None]) -> bool:
+    """Where on an activation with a condition that is always the same."""
+    if not any(isinstance(v, Vector | Turned) for v in inputs):
+        return False
+    chosen = truth_of(inputs[0])
+    if chosen is None:
+        kind = kind_of(inputs[0])
+        raise Refusal(f"an activation is replaced where {kind} says so")
+    place = 1 if chosen else 2
+    x = step.vector(node, place)
+    dims = x.dims
+    for i in (0, 1, 2):
+        found = dims_of(inputs[i]) if inputs[i] is not None else None  # pyright: ignore
+        if found is None or len(found) > len(dims):
+            raise Refusal("it enlarges an activation")
+        for a, b in zip(found[::-1], dims[::-1], strict=False):
+            if a not in (1, b):
+                raise Refusal(f"{dims_text(found)} enlarges {dims_text(dims)}")
+    step.result(node, x.ssa, dims)
+    return True

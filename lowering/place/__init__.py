@@ -1,0 +1,1 @@
+"""Where buffers lie: matrices in ROM, caches and adapters in SRAM, values in the vector memory."""

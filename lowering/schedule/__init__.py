@@ -1,0 +1,1 @@
+"""From placed operators to a program: instructions, blocks, waits, cycles, power."""

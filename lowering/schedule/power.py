@@ -1,0 +1,241 @@
+"""Power gating in the program: when the ROM banks of a layer are switched on and off.
+
+Each power domain (`fabric.domain`) is woken before its first product and put to sleep after its
+last. A layer's domain is woken while the layer before it works: after the latest instruction that
+still leaves the wake latency, so that nothing waits and nothing is on earlier than it must be. That
+choice is made where attention is shortest, at position 0. The last layer wakes the block behind the
+layers in the same way. The first layer is woken as the token begins. Whatever the choice, products
+wait for their domain: a late switch costs time, never a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from xdsl.dialects.builtin import ArrayAttr, ModuleOp
+
+from intaglio.dialects import rom, timeline
+from intaglio.dialects.fabric import DomainOp
+from intaglio.dialects.gating import NO_DOMAIN
+from intaglio.dialects.machine import Machine
+from intaglio.lowering.schedule import durations
+from intaglio.lowering.schedule.draft import Draft, DraftBlock
+
+THIS, NEXT = "power", "next_power"
+"""Slots of a block for its domain and for that of the layer, or of the block, after it."""
+
+Timing = Callable[[Sequence[DraftBlock]], Sequence[timeline.Block]]
+
+
+def domains_of(module: ModuleOp) -> dict[str, str]:
+    """The power domain of each tensor that has one."""
+    return {
+        tensor: op.sym_name.data
+        for op in module.ops
+        if isinstance(op, DomainOp)
+        for tensor in op.names
+    }
+
+
+def switch(
+    blocks: Sequence[DraftBlock], domains: Mapping[str, str], machine: Machine, timing: Timing
+) -> None:
+    """Adds `wake` and `sleep` to the blocks, and to their products the wait for it.
+
+    Args:
+        blocks: of the whole program, in order; changed in place.
+        domains: the power domain of each tensor.
+        machine: the chip.
+        timing: what the timeline needs of blocks, with their waits.
+    """
+    anchors = _anchors(blocks, domains, machine, timing)
+    used = [[_domains_used(block, one, domains) for one in block.instances] for block in blocks]
+    ahead = NO_DOMAIN
+    for number, (block, own) in enumerate(zip(blocks, used, strict=True)):
+        if not any(own):
+            ahead = NO_DOMAIN
+        elif len(block.instances) == 1:
+            _gate_once(block, own[0], ahead, domains, machine)
+            ahead = NO_DOMAIN
+        else:
+            ahead = _woken_ahead(blocks, used, number + 1)
+            _gate_layers(block, own, ahead, domains, machine, anchors[number])
+            _wake_first(blocks, number, own[0], machine)
+
+
+def _domains_used(
+    block: DraftBlock, instance: Mapping[str, str], domains: Mapping[str, str]
+) -> list[str]:
+    """Domains that the products of an instance need, in their order."""
+    tensors = (instance[d.uses["weights"]] for d in block.drafts if _is_product(d))
+    return list(dict.fromkeys(domains[tensor] for tensor in tensors if tensor in domains))
+
+
+def _woken_ahead(
+    blocks: Sequence[DraftBlock], used: Sequence[Sequence[Sequence[str]]], number: int
+) -> str:
+    """The domain of a block that the layers before it can wake, or that without tensors.
+
+    A block that only wanted tokens run puts its domain to sleep only in these. So it must also be
+    woken only in these, which holds for domains that no other block needs.
+    """
+    if number == len(blocks) or len(blocks[number].instances) > 1 or not used[number][0]:
+        return NO_DOMAIN
+    domain = used[number][0][0]
+    if domain in used[number - 1][-1]:
+        return NO_DOMAIN
+    always = {
+        name
+        for block, own in zip(blocks, used, strict=True)
+        if not block.sampled
+        for names in own
+        for name in names
+    }
+    return NO_DOMAIN if blocks[number].sampled and domain in always else domain
+
+
+def _is_product(draft: Draft) -> bool:
+    return draft.queue == "matrix" and "weights" in draft.uses
+
+
+def _gated(block: DraftBlock, domains: Mapping[str, str]) -> list[int]:
+    """Places of the products that need a domain."""
+    return [
+        place
+        for place, draft in enumerate(block.drafts)
+        if _is_product(draft)
+        and any(one[draft.uses["weights"]] in domains for one in block.instances)
+    ]
+
+
+def _names(draft: Draft, instances: int) -> rom.Nodes:
+    """The ONNX nodes that a switch serves: those of the product it is for."""
+    return draft.onnx if len(draft.onnx) == instances else ArrayAttr([draft.onnx.data[0]])
+
+
+def _wake(slot: str, machine: Machine, onnx: rom.Nodes, waits: dict[str, int]) -> Draft:
+    duration = durations.wake(machine)
+    return Draft("wake", "power", [], [], {"domain": slot}, duration, onnx, also_waits=waits)
+
+
+def _sleep(slot: str, machine: Machine, onnx: rom.Nodes, waits: dict[str, int]) -> Draft:
+    duration = durations.sleep(machine)
+    return Draft("sleep", "power", [], [], {"domain": slot}, duration, onnx, also_waits=waits)
+
+
+def _matrix_count(block: DraftBlock, place: int) -> int:
+    """Instructions of the matrix queue up to a place of a block, that one included."""
+    return sum(draft.queue == "matrix" for draft in block.drafts[: place + 1])
+
+
+def _gate_once(
+    block: DraftBlock,
+    own: Sequence[str],
+    ahead: str,
+    domains: Mapping[str, str],
+    machine: Machine,
+) -> None:
+    """A block that runs once wakes its domains as it begins, but for one that is woken before."""
+    places = _gated(block, domains)
+    (instance,) = block.instances
+    first, last = block.drafts[places[0]], block.drafts[places[-1]]
+    count = _matrix_count(block, places[-1])
+    before = sum(draft.queue == "power" for draft in block.drafts)
+    slots = [f"{THIS}{number}" for number in range(len(own))]
+    late = [slot for slot, domain in zip(slots, own, strict=True) if domain != ahead]
+    for place in places:
+        block.drafts[place].also_waits["power"] = before + len(late)
+    instance.update(zip(slots, own, strict=True))
+    asleep = [_sleep(slot, machine, _names(last, 1), {"matrix": count}) for slot in slots]
+    block.drafts[places[-1] + 1 : places[-1] + 1] = asleep
+    awake = [_wake(slot, machine, _names(first, 1), {}) for slot in late]
+    block.drafts[before:before] = awake
+
+
+def _gate_layers(
+    block: DraftBlock,
+    own: Sequence[Sequence[str]],
+    ahead: str,
+    domains: Mapping[str, str],
+    machine: Machine,
+    anchor: tuple[int, str, int] | None,
+) -> None:
+    """Each layer wakes the next one's domain, the last one `ahead`, and puts its own to sleep."""
+    places = _gated(block, domains)
+    for instance, this, following in zip(block.instances, own, [*own[1:], [ahead]], strict=True):
+        instance[THIS], instance[NEXT] = _only(this), _only(following)
+    for place in places:
+        # All power instructions before this layer: its domain is awake.
+        block.drafts[place].also_waits["power"] = 0
+    count, instances = _matrix_count(block, places[-1]), len(block.instances)
+    last = block.drafts[places[-1]]
+    asleep = _sleep(THIS, machine, _names(last, instances), {"matrix": count})
+    at, waits = (-1, {}) if anchor is None else (anchor[0], {anchor[1]: anchor[2]})
+    awake = _wake(NEXT, machine, _names(block.drafts[places[0]], instances), waits)
+    # The later one first: places before it stay.
+    for place, draft in sorted(
+        [(places[-1] + 1, asleep), (at + 1, awake)], key=lambda one: one[0], reverse=True
+    ):
+        block.drafts.insert(place, draft)
+
+
+def _only(domains: Sequence[str]) -> str:
+    """The domain of a layer; that without tensors where it shares all that it multiplies with."""
+    (domain,) = domains or [NO_DOMAIN]
+    return domain
+
+
+def _wake_first(
+    blocks: Sequence[DraftBlock],
+    number: int,
+    own: Sequence[str],
+    machine: Machine,
+) -> None:
+    """The block before the layers wakes the first one's domain."""
+    before = next(b for b in reversed(blocks[:number]) if len(b.instances) == 1)
+    slot = f"{NEXT}{number}"
+    before.instances[0][slot] = _only(own)
+    draft = before.drafts[0]
+    before.drafts.insert(0, _wake(slot, machine, _names(draft, 1), {}))
+    for later in before.drafts[1:]:
+        if later.queue == "matrix" and later.also_waits.get("power"):
+            later.also_waits["power"] += 1
+
+
+def _anchors(
+    blocks: Sequence[DraftBlock],
+    domains: Mapping[str, str],
+    machine: Machine,
+    timing: Timing,
+) -> dict[int, tuple[int, str, int] | None]:
+    """For each block of layers after which instruction the next layer is to be woken.
+
+    The place in the block, the queue, and how many of its instructions have then finished; None:
+    as the layer begins.
+    """
+    spans = list(timeline.simulate(timing(blocks), machine.issue, [0]))
+    anchors: dict[int, tuple[int, str, int] | None] = {}
+    for number, block in enumerate(blocks):
+        places = _gated(block, domains)
+        if len(block.instances) == 1 or not places:
+            continue
+        mine = [span for span in spans if span.block == number]
+        needed = next(
+            int(span.start[0])
+            for span in mine
+            if span.instance == 1 and span.instruction == places[0]
+        )
+        latest = needed - machine.power_wake - 2 * machine.issue
+        anchors[number] = None
+        counts = dict.fromkeys(timeline.QUEUES, 0)
+        best = -1
+        for span in mine:
+            if span.instance:
+                continue
+            queue = block.drafts[span.instruction].queue
+            counts[queue] += 1
+            finish = int(span.finish[0])
+            if best < finish <= latest:
+                best = finish
+                anchors[number] = (span.instruction, queue, counts[queue])
+    return anchors

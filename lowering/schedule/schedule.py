@@ -1,0 +1,203 @@
+"""`program-schedule`: from placed operators to instructions with buffers, waits and cycles.
+
+The step is cut into blocks (`lowering/schedule/blocks.py`), whose operators become instructions
+(`lowering/schedule/selection.py`); their values get places in the vector units' memory
+(`lowering/place/vector_memory.py`). What an instruction must wait for follows from the places that
+it shares with instructions of other queues (`lowering/schedule/waits.py`), and from the power of
+the ROM that it reads (`lowering/schedule/power.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import DenseArrayBase, ModuleOp, SymbolRefAttr, i64
+from xdsl.passes import ModulePass
+from xdsl.rewriter import Rewriter
+from xdsl.utils.exceptions import PassFailedException
+
+from intaglio.dialects import rom, timeline
+from intaglio.dialects.errors import DoesNotFit, Way
+from intaglio.dialects.fabric import machine_of
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
+from intaglio.lowering.buffers import context, name_of
+from intaglio.lowering.order import check_before, check_legalised
+from intaglio.lowering.place.search import largest
+from intaglio.lowering.place.vector_memory import VectorMemory
+from intaglio.lowering.schedule import power
+from intaglio.lowering.schedule.blocks import BlockCutter
+from intaglio.lowering.schedule.draft import DraftBlock
+from intaglio.lowering.schedule.waits import waits
+
+
+@dataclass(frozen=True)
+class ProgramSchedule(ModulePass):
+    """Replaces the step and its layers by a program."""
+
+    name = "program-schedule"
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        machine = machine_of(op)
+        check_before(self.name, op, self.name)
+        check_legalised(op)
+        steps = [found for found in op.ops if isinstance(found, rom.StepOp)]
+        if len(steps) != 1:
+            raise PassFailedException(f"expected one rom.step, found {len(steps)}")
+        program = _schedule(op, steps[0], machine)
+        layers = [found for found in op.ops if isinstance(found, rom.LayerOp)]
+        Rewriter.replace_op(steps[0], program, [])
+        for layer in layers:
+            Rewriter.erase_op(layer)
+        annotate(program, machine)
+        _check_retention(program, machine)
+
+
+def annotate(program: ProgramOp, machine: Machine) -> None:
+    """States start and finish of every instruction instance at the program's positions."""
+    blocks = list(program.blocks)
+    instructions = [list(block.instructions) for block in blocks]
+    positions = list(program.positions.get_values())
+    starts: dict[InstructionOp, list[int]] = {}
+    finishes: dict[InstructionOp, list[int]] = {}
+    for span in timeline.simulate([b.timing for b in blocks], machine.issue, positions):
+        instruction = instructions[span.block][span.instruction]
+        starts.setdefault(instruction, []).extend(int(c) for c in span.start)
+        finishes.setdefault(instruction, []).extend(int(c) for c in span.finish)
+    for instruction, cycles in starts.items():
+        instruction.start = DenseArrayBase.from_list(i64, cycles)
+        instruction.finish = DenseArrayBase.from_list(i64, finishes[instruction])
+
+
+def _check_retention(program: ProgramOp, machine: Machine) -> None:
+    """Every on-die key and value is read, and so refreshed, before it is lost.
+
+    Each token reads all of them, so the time of the slowest token is what counts; the last position
+    has the most to read, and the largest adapter the most to multiply.
+
+    Raises:
+        DoesNotFit: a token takes longer than a cell holds its value.
+    """
+    if not machine.retention_cycles:
+        return
+    last = int(program.positions.get_values()[-1])
+    ranks = _largest_ranks(program)
+    timing = [block.timing for block in program.blocks]
+
+    def cycles(position: int, ranks: timeline.Ranks = ranks) -> int:
+        spans = timeline.simulate(timing, machine.issue, position, ranks)
+        return max(int(span.finish[0]) for span in spans)
+
+    taken = cycles(last)
+    if taken <= machine.retention_cycles:
+        return
+    first = cycles(0)
+    ways: list[Way] = []
+    at = f"at position {last}"
+    if first <= machine.retention_cycles:
+        # A later token takes no less time, and a context ends with the slowest.
+        context = 1 + largest(lambda n: cycles(n) <= machine.retention_cycles, last - 1)
+        ways.append(Way(context=context))
+    elif last:
+        at += f" and {1e3 * first / machine.clock_hz:.3g} ms at position 0"
+    if ranks:
+
+        def holds(rank: int) -> bool:
+            smaller = {at: min(rank, one) for at, one in ranks.items()}
+            return cycles(last, smaller) <= machine.retention_cycles
+
+        if rank := largest(holds, max(ranks.values()) - 1):
+            ways.append(Way(rank=rank))
+        elif cycles(last, {}) <= machine.retention_cycles:
+            ways.append(Way(rank=0))
+    held, needed = (n / machine.clock_hz for n in (machine.retention_cycles, taken))
+    ways += [
+        Way(settings=(f"clock.frequency_hz={_rounded_up(taken / held)}",)),
+        Way(settings=(f"external.retention_us={_rounded_up(1e6 * needed)}",)),
+    ]
+    raise DoesNotFit(
+        f"a token takes {1e3 * needed:.3g} ms {at}; the on-die cells of {machine.name} hold keys "
+        f"and values for {1e3 * held:.3g} ms without being read",
+        of="the time",
+        ways=ways,
+    )
+
+
+def _rounded_up(number: float) -> int:
+    """A number in four digits, not below it."""
+    step = 10 ** max(0, len(str(int(number))) - 4)
+    return (int(number) // step + 1) * step
+
+
+def _largest_ranks(program: ProgramOp) -> timeline.Ranks:
+    """The ranks that the slots are made for, at every instruction instance that has one."""
+    module = program.parent_op()
+    assert isinstance(module, ModuleOp)
+    ranks: dict[str, int] = {}
+    for site in module.ops:
+        if isinstance(site, rom.SiteOp):
+            type_ = rom.resolve(site, site.a).type
+            assert isinstance(type_, rom.AdapterType)
+            ranks |= dict.fromkeys((name_of(site.a), name_of(site.b)), type_.dims[0])
+    found: dict[tuple[int, int, int], int] = {}
+    for number, block in enumerate(program.blocks):
+        for index, one in enumerate(block.instructions):
+            weights = one.uses.data.get("weights")
+            if not isinstance(weights, SymbolRefAttr):
+                continue
+            for instance, bound in enumerate(block.instances):
+                buffer = bound.data.get(name_of(weights))
+                if isinstance(buffer, SymbolRefAttr) and (rank := ranks.get(name_of(buffer))):
+                    found[number, instance, index] = rank
+    return found
+
+
+def _schedule(module: ModuleOp, step: rom.StepOp, machine: Machine) -> ProgramOp:
+    capacity = context(module)
+    memory = VectorMemory(machine, capacity)
+    blocks = list(BlockCutter(module, machine, memory).blocks(step))
+    memory.allocate(blocks, step)
+
+    def timing(blocks: Sequence[DraftBlock]) -> list[timeline.Block]:
+        return [
+            timeline.Block(
+                block.name,
+                [
+                    timeline.Issue(draft.queue, needed, draft.duration)
+                    for draft, needed in zip(block.drafts, block_waits, strict=True)
+                ],
+                len(block.instances),
+            )
+            for block, block_waits in zip(blocks, waits(blocks, memory, machine), strict=True)
+        ]
+
+    if domains := power.domains_of(module):
+        power.switch(blocks, domains, machine, timing)
+    emit = step.body.block.last_op
+    assert isinstance(emit, rom.EmitOp)
+    ops: list[BufferOp | BlockOp] = [*memory.buffers()]
+    for block, block_waits in zip(blocks, waits(blocks, memory, machine), strict=True):
+        instructions = [
+            InstructionOp(
+                draft.opcode,
+                draft.queue,
+                [memory.name(value) for value in draft.reads],
+                [memory.name(value) for value in draft.writes],
+                draft.uses,
+                needed,
+                draft.duration,
+                draft.onnx,
+                draft.arguments,
+            )
+            for draft, needed in zip(block.drafts, block_waits, strict=True)
+        ]
+        ops.append(BlockOp(block.name, block.instances, instructions, block.sampled))
+    return ProgramOp(
+        step.sym_name.data,
+        sorted({0, capacity - 1}),
+        memory.name(emit.logits),
+        memory.name(emit.token),
+        ops,
+    )

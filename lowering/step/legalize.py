@@ -1,0 +1,438 @@
+"""`rom-legalize`: from float operators to the integer semantics of dialects/semantics.py.
+
+Formats come from the module's `fabric.machine`. Every value becomes `!rom.fixed`; products with
+matrices become quantize, dot and requantize; attention becomes quantize, query_key, softmax and
+weighted_sum. Vectors that share a quantisation (Q, K and V; gate and up) share the operation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import (
+    I64,
+    FloatAttr,
+    IntegerAttr,
+    ModuleOp,
+    SymbolRefAttr,
+    TensorType,
+    i64,
+)
+from xdsl.ir import Block, Operation, SSAValue
+from xdsl.passes import ModulePass
+from xdsl.rewriter import InsertPoint, Rewriter
+from xdsl.utils.exceptions import PassFailedException
+
+from intaglio.dialects import rom
+from intaglio.dialects.codes import mantissas
+from intaglio.dialects.errors import UserError
+from intaglio.dialects.fabric import machine_of
+from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.semantics import (
+    SCORE_FRAC,
+    accumulator_bits,
+    pre_shift,
+    query_key_bits,
+    slot_bits,
+    weighted_sum_bits,
+)
+from intaglio.lowering.buffers import context, name_of
+from intaglio.lowering.order import check_before
+from intaglio.lowering.step.fractions import Fractions, fractions
+
+LOG2E = Fraction(math.log2(math.e))
+SCALE_MANTISSA_BITS = 16
+FP8_UNITS = 1 << 9
+"""E4M3 codes decode to integers in units of its smallest number, 2**-9."""
+
+
+def real_attr(value: float | Fraction) -> rom.RealAttr:
+    """The nearest constant with a 24-bit mantissa."""
+    real = Real.of(value)
+    return rom.RealAttr(real.mantissa, real.exponent)
+
+
+def activation_format(op: rom.LinearOp, machine: Machine) -> str:
+    """How an operator's input is rounded.
+
+    What the graph itself rounds to int8 is rounded to int8 where the machine's integers are wider:
+    int8 codes are int16 codes too. Other formats stand in for it (see `substituted`).
+    """
+    wanted = None if op.activation is None else op.activation.data
+    return "int8" if (wanted, machine.activations) == ("int8", "int16") else machine.activations
+
+
+def substituted(module: ModuleOp, machine: Machine) -> list[str]:
+    """Warnings where the graph rounds activations to a format that the machine does not have."""
+    found = [
+        op
+        for op in module.walk()
+        if isinstance(op, rom.LinearOp)
+        and op.activation is not None
+        and activation_format(op, machine) != op.activation.data
+    ]
+    if not found:
+        return []
+    warning = (
+        "the model rounds the activations of its matrix products to int8, one scale a token; "
+        f"{machine.name} takes {machine.activations} instead"
+    )
+    return [warning]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How a float tensor becomes integers."""
+
+    code: str
+    multiplier: float = 1.0
+    exponent: int | None = None
+    """Given for tables of a fixed format; else from the tensor's peak."""
+    rows: int | None = None
+    """How many rows of a table are kept: the angles of positions that the caches can hold."""
+
+
+@dataclass(frozen=True)
+class RomLegalize(ModulePass):
+    """Turns float operators into operators with integer semantics."""
+
+    name = "rom-legalize"
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        machine = machine_of(op)
+        check_before(self.name, op, self.name)
+        chosen = fractions(op, machine)
+        _convert_buffers(op, machine, chosen)
+        for symbol in list(op.ops):
+            if isinstance(symbol, rom.StepOp | rom.LayerOp):
+                _Body(machine, chosen).convert(symbol.body.block)
+
+
+# --- buffers ------------------------------------------------------------------------------------
+
+
+def _conversions(op: Operation, chosen: Fractions, capacity: int) -> dict[str, Conversion]:
+    """How the buffers an operator names are to be converted, by symbol."""
+
+    def fixed(symbol: SymbolRefAttr | None) -> dict[str, Conversion]:
+        if symbol is None:
+            return {}
+        return {name_of(symbol): Conversion("fixed32", exponent=chosen.of[op.results[0]])}
+
+    match op:
+        case rom.EmbedOp():
+            return {name_of(op.table): Conversion("fixed16")}
+        case rom.LinearOp():
+            return fixed(op.bias)
+        case rom.RMSNormOp():
+            width = rom.vector_size(op.input.type) // op.groups.value.data
+            return {name_of(op.gamma): Conversion("fixed16", math.sqrt(width))}
+        case rom.LayerNormOp():
+            width = rom.vector_size(op.input.type)
+            return {name_of(op.gamma): Conversion("fixed16", math.sqrt(width)), **fixed(op.beta)}
+        case rom.RotaryOp():
+            table = Conversion("fixed16", exponent=chosen.rotary, rows=capacity)
+            return {name_of(op.cos): table, name_of(op.sin): table}
+        case _:
+            return {}
+
+
+def _convert_buffers(module: ModuleOp, machine: Machine, chosen: Fractions) -> None:
+    wanted: dict[rom.ParameterOp | rom.SlotOp, Conversion] = {}
+    static: set[Operation] = {
+        op for op in module.ops if isinstance(op, rom.CacheOp) and op.static_scale is not None
+    }
+
+    def want(buffer: Operation, conversion: Conversion, user: str) -> None:
+        assert isinstance(buffer, rom.ParameterOp | rom.SlotOp)
+        if wanted.setdefault(buffer, conversion) != conversion:
+            raise UserError(
+                f"@{buffer.sym_name.data} would need two different integer forms, "
+                f"one of them for {user}",
+                hint="the model uses one tensor in two roles, as a weight and as a bias; give it "
+                "a copy of the tensor for each",
+            )
+
+    capacity = context(module)
+    for op in module.walk():
+        for symbol, conversion in _conversions(op, chosen, capacity).items():
+            want(rom.resolve(op, SymbolRefAttr(symbol)), conversion, op.name)
+    for op in module.walk():
+        if isinstance(op, rom.RepeatOp):
+            slots = {slot.sym_name.data: slot for slot in op.body().slots}
+            for instance in op.instances:
+                for slot, symbol in instance.data.items():
+                    assert isinstance(symbol, SymbolRefAttr)
+                    if rom.resolve(op, symbol) in static:
+                        static.add(slots[slot])
+                    if (conversion := wanted.get(slots[slot])) is not None:
+                        want(rom.resolve(op, symbol), conversion, op.name)
+
+    for op in module.walk():
+        if not isinstance(op, rom.ParameterOp | rom.SlotOp | rom.CacheOp):
+            continue
+        match op.type:
+            case rom.KVType():
+                _convert_cache(op, op.type, machine, static=op in static)
+            case rom.ROMTensorType() | rom.AdapterType() if op.type.code.data == "float32":
+                if isinstance(op, rom.CacheOp) or op not in wanted:
+                    raise PassFailedException(
+                        f"@{op.sym_name.data} holds floats and no operator says how to convert it"
+                    )
+                _convert_dense(op, op.type, wanted[op])
+            case rom.ROMTensorType() | rom.AdapterType() if isinstance(op, rom.ParameterOp):
+                if isinstance(op.type, rom.AdapterType) and op.type.is_slot:
+                    # The exponent comes with each adapter, into a register of the site.
+                    continue
+                if op.exponent is None and op.type.is_matrix:
+                    op.exponent = _exponent(op, 1.0, SCALE_MANTISSA_BITS)
+            case _:
+                pass
+
+
+def _exponent(op: rom.ParameterOp, multiplier: float, bits: int) -> IntegerAttr[I64]:
+    if op.peak is None:
+        raise PassFailedException(f"@{op.sym_name.data} states no peak to choose an exponent by")
+    peak = op.peak.value.data * multiplier
+    return IntegerAttr(mantissas([peak], bits).exponent, i64)
+
+
+def _convert_dense(
+    op: rom.ParameterOp | rom.SlotOp,
+    type_: rom.ROMTensorType | rom.AdapterType,
+    conversion: Conversion,
+) -> None:
+    rows, *rest = type_.dims
+    dims = (rows if conversion.rows is None else min(rows, conversion.rows), *rest)
+    is_adapter = isinstance(type_, rom.AdapterType)
+    kind = rom.AdapterType if is_adapter else rom.ROMTensorType
+    op.type = kind(dims, conversion.code)
+    if isinstance(op, rom.ParameterOp):
+        if conversion.multiplier != 1.0:
+            op.multiplier = FloatAttr(conversion.multiplier, 64)
+        if conversion.exponent is not None:
+            op.exponent = IntegerAttr(conversion.exponent, i64)
+        else:
+            op.exponent = _exponent(op, conversion.multiplier, op.type.bits)
+
+
+def _convert_cache(
+    op: rom.ParameterOp | rom.SlotOp | rom.CacheOp,
+    type_: rom.KVType,
+    machine: Machine,
+    *,
+    static: bool,
+) -> None:
+    """Chooses the format of a cache; FP8 is a floating-point format and needs no scale but 1."""
+    fmt = type_.format.data
+    is_fp8 = fmt == "float32" and machine.kv == "fp8"
+    op.type = rom.KVType(
+        type_.capacity.data,
+        type_.heads.data,
+        type_.width.data,
+        machine.kv if fmt == "float32" else fmt,
+        static or is_fp8,
+    )
+    if not isinstance(op, rom.CacheOp):
+        return
+    if isinstance(op.static_scale, FloatAttr):
+        scale = Fraction(op.static_scale.value.data)
+    elif is_fp8:
+        scale = Fraction(1, FP8_UNITS)
+    else:
+        return
+    op.static_scale, op.static_inverse = real_attr(scale), real_attr(1 / scale)
+
+
+# --- operators ----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Body:
+    """Converts one block, operator by operator, in order."""
+
+    machine: Machine
+    chosen: Fractions
+    quantized: dict[tuple[SSAValue, str], SSAValue] = field(default_factory=dict)
+
+    def convert(self, block: Block) -> None:
+        for argument in list(block.args):
+            if isinstance(argument.type, TensorType):
+                Rewriter.replace_value_with_new_type(argument, self.fixed(argument))
+        for op in list(block.ops):
+            if (converter := _CONVERTERS.get(type(op))) is not None:
+                converter(self, op)
+
+    def fixed(self, value: SSAValue) -> rom.FixedType:
+        return rom.FixedType(rom.vector_size(value.type), self.chosen.of[value])
+
+    def insert(self, before: Operation, op: Operation) -> SSAValue:
+        Rewriter.insert_op(op, InsertPoint.before(before))
+        return op.results[0]
+
+    def replace(self, op: Operation, *new: Operation) -> None:
+        Rewriter.replace_op(op, new, new[-1].results)
+
+    def retype(self, op: Operation) -> None:
+        """Keeps an operator and gives its results the integer types."""
+        for result in op.results:
+            if isinstance(result.type, TensorType):
+                Rewriter.replace_value_with_new_type(result, self.fixed(result))
+
+    def quantize(self, before: Operation, x: SSAValue, fmt: str, onnx: rom.Nodes) -> SSAValue:
+        if (x, fmt) not in self.quantized:
+            type_ = rom.QuantizedType(1, rom.vector_size(x.type), fmt)
+            self.quantized[x, fmt] = self.insert(before, rom.QuantizeOp(x, type_, onnx))
+        return self.quantized[x, fmt]
+
+    def linear(self, op: rom.LinearOp) -> None:
+        type_ = rom.resolve(op, op.weights).type
+        assert isinstance(type_, rom.ROMTensorType | rom.AdapterType)
+        weights = name_of(op.weights)
+        fmt = activation_format(op, self.machine)
+        q = self.quantize(op, op.input, fmt, op.onnx)
+        if isinstance(type_, rom.AdapterType) and type_.is_slot:
+            bits = _slot_bits(type_, fmt)
+        else:
+            bits = _product_bits(op, type_, fmt)
+        accumulator = rom.AccumulatorType(type_.dims[0], bits)
+        dot = rom.DotOp(q, weights, op.onnx, accumulator)
+        requantize = rom.RequantizeOp(
+            dot.output,
+            q,
+            weights,
+            pre_shift(bits),
+            op.onnx,
+            self.fixed(op.output),
+            bias=None if op.bias is None else name_of(op.bias),
+        )
+        self.replace(op, dot, requantize)
+
+    def rms_norm(self, op: rom.RMSNormOp) -> None:
+        if isinstance(op.eps, FloatAttr):
+            op.eps = real_attr(op.eps.value.data)
+        self.retype(op)
+
+    def layer_norm(self, op: rom.LayerNormOp) -> None:
+        if isinstance(op.eps, FloatAttr):
+            op.eps = real_attr(op.eps.value.data)
+        self.retype(op)
+
+    def scale(self, op: rom.ScaleOp) -> None:
+        if isinstance(op.factor, FloatAttr):
+            op.factor = real_attr(op.factor.value.data)
+        self.retype(op)
+
+    def softcap(self, op: rom.SoftcapOp) -> None:
+        if isinstance(op.cap, FloatAttr):
+            cap = op.cap.value.data
+            op.cap, op.inverse = real_attr(cap), real_attr(1 / Fraction(cap))
+        self.retype(op)
+
+    def append(self, op: rom.AppendOp) -> None:
+        cache = rom.resolve(op, op.cache)
+        assert isinstance(cache.type, rom.KVType)
+        type_ = rom.QuantizedType(
+            cache.type.heads.data, cache.type.width.data, cache.type.format.data
+        )
+        static = name_of(op.cache) if cache.type.static.data else None
+        q = self.insert(op, rom.QuantizeOp(op.input, type_, op.onnx, static))
+        Rewriter.replace_op(op, rom.AppendOp(q, name_of(op.cache), op.position, op.onnx), [])
+
+    def attention(self, op: rom.AttentionOp) -> None:
+        machine = self.machine
+        cache = rom.resolve(op, op.keys).type
+        assert isinstance(cache, rom.KVType)
+        heads, width = op.heads.value.data, cache.width.data
+        window = 0 if op.window is None else op.window.value.data
+        kv = cache.format.data
+        # Stated here so that a sum too wide to be exact is an error at compile time.
+        _ = query_key_bits(width, machine.activations, kv)
+        _ = weighted_sum_bits(cache.capacity.data, machine.probabilities, kv)
+
+        type_ = rom.QuantizedType(heads, width, machine.activations)
+        q = self.insert(op, rom.QuantizeOp(op.query, type_, op.onnx))
+        scale, softcap = Fraction(op.scale.value.data), None
+        if op.softcap is None:
+            scale *= LOG2E
+        else:
+            cap = Fraction(op.softcap.value.data)
+            softcap = (real_attr(cap), real_attr(1 / cap), real_attr(LOG2E))
+        scores = rom.QueryKeyOp(
+            q,
+            name_of(op.keys),
+            op.position,
+            real_attr(scale),
+            op.onnx,
+            rom.ScoresType(heads, SCORE_FRAC),
+            softcap=softcap,
+            window=window,
+        )
+        probabilities = rom.SoftmaxOp(
+            scores.output,
+            name_of(op.values),
+            op.position,
+            op.onnx,
+            rom.ProbabilitiesType(heads, machine.probabilities),
+            window=window,
+        )
+        output = rom.WeightedSumOp(
+            probabilities.output,
+            name_of(op.values),
+            op.position,
+            op.onnx,
+            self.fixed(op.output),
+            window=window,
+        )
+        self.replace(op, scores, probabilities, output)
+
+
+def _product_bits(op: rom.LinearOp, type_: rom.ROMTensorType | rom.AdapterType, fmt: str) -> int:
+    """The accumulator of a matrix of the model."""
+    bits, columns, offsets = type_.bits, type_.dims[1], type_.offsets.data
+    try:
+        return accumulator_bits(bits, columns, fmt, offset_bits=offsets)
+    except ValueError as error:
+        wide = f" with offsets of {offsets} bits" if offsets else ""
+        raise UserError(
+            f"weights of {type_.code.data}{wide} for {columns} inputs of {fmt} are beyond the "
+            f"chip's arithmetic: {error}",
+            node=rom.node_names(op.onnx)[0][0],
+            hint="--set activations=int8",
+        ) from error
+
+
+def _slot_bits(type_: rom.AdapterType, fmt: str) -> int:
+    """The accumulator of a slot, for any adapter that may be loaded."""
+    code, columns = type_.code.data, type_.dims[1]
+    try:
+        return slot_bits(code, columns, fmt)
+    except ValueError as error:
+        raise UserError(
+            f"adapters of {code} for {columns} inputs of {fmt} are beyond the chip's arithmetic: "
+            f"{error}",
+            hint="--set activations=int8, or --set formats.adapter=int8",
+        ) from error
+
+
+_CONVERTERS: dict[type[Operation], Callable[..., None]] = {
+    rom.LinearOp: _Body.linear,
+    rom.RMSNormOp: _Body.rms_norm,
+    rom.LayerNormOp: _Body.layer_norm,
+    rom.ScaleOp: _Body.scale,
+    rom.SoftcapOp: _Body.softcap,
+    rom.AppendOp: _Body.append,
+    rom.AttentionOp: _Body.attention,
+    rom.EmbedOp: _Body.retype,
+    rom.RotaryOp: _Body.retype,
+    rom.ActivateOp: _Body.retype,
+    rom.AddOp: _Body.retype,
+    rom.MulOp: _Body.retype,
+    rom.SliceOp: _Body.retype,
+    rom.RepeatOp: _Body.retype,
+}

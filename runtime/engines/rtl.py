@@ -1,0 +1,862 @@
+"""The chip's hardware as an engine: runs tokens as the simulator does, and counts cycles.
+
+`RTLChip` fills the memories of a running model of the module `chip` (`runtime/engines/arc.py` on
+the CIRCT IR, or `runtime/engines/verilator.py` on the SystemVerilog), feeds tokens and collects the
+event port. `compare_token` runs a token on it and on the simulator, and compares every value in the
+cycle in which it can first be read, every start and finish, logits, token, saturations and KV
+contents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intaglio.backend import circt
+from intaglio.backend.emit_hardware import emit_hardware, hardware_text, source_files
+from intaglio.backend.hw.chip.chip import TOP
+from intaglio.backend.hw.chip.layout import layout_of, layout_with, rom_words
+from intaglio.backend.hw.units.attention.kv import read_cache, word_bytes, write_cache, write_words
+from intaglio.backend.images.adapter import AdapterImage
+from intaglio.backend.images.read import Images
+from intaglio.backend.output.hardware_files import IR, VERILOG
+from intaglio.backend.output.output import MANIFEST, sha256_of
+from intaglio.backend.output.verified import OutputFiles
+from intaglio.backend.output.whole import check_writable, write_text
+from intaglio.backend.program.program import PROGRAM, Instruction, Program, load_program
+from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.fixed_point import SCALE_BITS, Scale
+from intaglio.dialects.semantics import Quantized
+from intaglio.runtime.adapters.slots import Residents, Switch, check_fits, ranks_of
+from intaglio.runtime.engines.code_cache import kept
+from intaglio.runtime.engines.names import HARDWARE_ENGINES
+from intaglio.runtime.engines.running import Model, Trace
+from intaglio.runtime.engines.simulator import Context, Probabilities, Simulator, Store
+from intaglio.runtime.engines.vcd import waveform_format
+from intaglio.runtime.expected_tokens import expected_tokens
+from intaglio.runtime.reports.timing import spans
+
+Ints = npt.NDArray[np.int64]
+_SCALE_EXPONENT = 10
+"""Bits of the exponent of a quantised vector's scale, above its mantissa; a sum is above them."""
+_SCALE_BYTES = -(-(SCALE_BITS + _SCALE_EXPONENT) // 8)
+
+
+@dataclass(frozen=True, order=True)
+class Event:
+    """An instruction of a token on the hardware: cycles counted from the token's acceptance."""
+
+    queue: str
+    sequence: int
+    start: int
+    finish: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """An instruction instance of a token, as the timeline has it."""
+
+    event: Event
+    block: int
+    instance: int
+    instruction: Instruction
+
+    @property
+    def nodes(self) -> str:
+        """The ONNX nodes that it stands for."""
+        every = self.instruction.onnx
+        return ", ".join(every[self.instance] if self.instance < len(every) else ()) or "-"
+
+    def __str__(self) -> str:
+        event, one = self.event, self.instruction
+        return f"{one.opcode} (queue {event.queue}, number {event.sequence}, node {self.nodes})"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first thing in which hardware and simulator differ.
+
+    Attributes:
+        where: the instruction, or what was compared after the token.
+        what: cycle or value.
+        expected: by the simulator or timeline.
+        seen: on the hardware.
+        step: the instruction, if it is one.
+        is_cycle: whether it is a cycle that differs, and not a value.
+    """
+
+    where: str
+    what: str
+    expected: str
+    seen: str
+    step: Step | None = None
+    is_cycle: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what} is {self.seen}, should be {self.expected}"
+
+
+@dataclass
+class Comparison:
+    """What `compare_token` found.
+
+    Attributes:
+        instructions: whose start and finish were compared.
+        values: numbers that were compared.
+        difference: the first one, or None.
+        token: what follows, by the simulator; None if not wanted.
+    """
+
+    instructions: int = 0
+    values: int = 0
+    difference: Difference | None = None
+    token: int | None = None
+
+    @property
+    def equal(self) -> bool:
+        """Whether there is no difference."""
+        return self.difference is None
+
+
+class RTLChip:
+    """Runs a program on its hardware; the interface is that of the simulator.
+
+    Args:
+        program: what `load_program` gave.
+        folder: the output folder with the images.
+        engine: `rtl` or `verilator`.
+        cache: keep compiled models on disk.
+        opt: level of optimisation of the rtl engine: 0 builds sooner and runs slower.
+        text: the IR to run instead of the program's own, with the same memories.
+        trace: a waveform file; it is there when its last cycle has been run, or at `close`.
+        trace_cycles: its first and its last cycle (None: to the end), both included. Cycle 0 is
+            that of the reset when the chip is made; `began` tells where on this clock a token is,
+            and later resets do not set it back.
+
+    Raises:
+        UserError: the program needs what the hardware does not have, or the engine a package or
+            compiler that is missing; or the engine cannot write such a waveform.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        folder: Path,
+        engine: str = "rtl",
+        *,
+        cache: bool = True,
+        opt: int = 1,
+        text: str | None = None,
+        trace: Path | None = None,
+        trace_cycles: tuple[int, int | None] = (0, None),
+    ) -> None:
+        if engine not in HARDWARE_ENGINES:
+            raise UserError(
+                f"no engine {engine}", hint=f"engines are {', '.join(HARDWARE_ENGINES)}"
+            )
+        circt.check_installed()
+        waveform = waveform_format(trace, engine) if trace is not None else ""
+        if trace is not None:
+            # What is wrong with the file is said before minutes of work.
+            check_writable(trace)
+        self.program = program
+        self.engine = engine
+        self.vocabulary = program.vocabulary
+        self.capacity = program.capacity
+        self.fraction_bits: int = program.buffers[program.logits].type["fraction"]
+        self.layout = layout_of(program)
+        self.model = _model(program, Path(folder), engine, cache, opt, text, waveform)
+        self.events: list[Event] = []
+        """Of the last token, by finish."""
+        self.position = 0
+        """Tokens since the last reset."""
+        self._next: int | None = None
+        self._began = 0
+        self._open: dict[tuple[str, int], int] = {}
+        self._adapter: AdapterImage | None = None
+        self._residents = Residents(program)
+        self.fill(program, Images(program, Path(folder)), Path(folder))
+        self.model.set("next_ready", 1)
+        if trace is not None:
+            self.model.trace(trace, *trace_cycles)
+        self.reset()
+
+    def fill(self, program: Program, images: Images, folder: Path) -> None:
+        """Writes the contents of all ROMs, the descriptors of instructions included.
+
+        Args:
+            program: the chip's, or one that differs from it in exponents and constants only.
+            images: its tensors.
+            folder: where it is from.
+
+        Raises:
+            UserError: a memory has another shape than its content.
+        """
+        layout = self.layout
+        if program is not self.program:
+            buffers = layout.program.buffers
+            layout = layout_with(layout, replace(program, buffers=buffers))
+        for path, words in rom_words(layout, images):
+            if path in self._memories:
+                memory = self.model.memory(path)
+                if len(words) > len(memory) or words.shape[1:] != memory.shape[1:]:
+                    raise UserError(
+                        f"the memory {path} of its hardware has another shape",
+                        file=str(folder),
+                        hint="another version wrote this folder; compile the model again",
+                    )
+                memory[: len(words)] = words
+
+    @cached_property
+    def _memories(self) -> frozenset[str]:
+        return frozenset(self.model.memories)
+
+    def reset(self) -> None:
+        """Forgets all tokens and saturations, in the middle of a token too."""
+        self.model.set("token_valid", 0)
+        self.model.set("rst", 1)
+        self.model.step(1)
+        self.model.set("rst", 0)
+        self.position = 0
+        self.events = []
+        self._open = {}
+        if (switch := self._residents.after_reset()) is not None:
+            # What is in the slots stays, but reset switches it off.
+            self._load(switch)
+
+    def load_adapter(self, image: AdapterImage | None) -> int:
+        """Makes an adapter the active one through the load port, between two tokens.
+
+        Args:
+            image: the adapter; None switches adapters off. One that is resident is not loaded.
+
+        Returns:
+            Cycles that it took.
+
+        Raises:
+            UserError: the adapter does not fit the slots.
+        """
+        if image is not None:
+            check_fits(self.program, image)
+        if "load_ready" in self.model.ports and not self.model.get("load_ready"):
+            raise CompilerBug("the hardware takes no adapter: a token is being worked on")
+        self._adapter = image
+        return self._load(self._residents.use(image))
+
+    def forget_adapters(self) -> None:
+        """What is in the slots counts for nothing: whatever comes next is loaded."""
+        self._residents = Residents(self.program)
+        self._adapter = None
+
+    def _load(self, switch: Switch) -> int:
+        if "load_valid" not in self.model.ports:
+            return 0
+        assert self.layout.adapters is not None
+        places = self.layout.adapters.places
+        if switch.is_load:
+            sites = {} if switch.image is None else switch.image.sites
+            stream = places.load_stream(sites, switch.resident or 0)
+        else:
+            stream = places.switch_stream(switch.resident)
+        count, size = stream.data.shape
+        words = np.zeros((count, -(-size // 8) * 8), np.uint8)
+        words[:, :size] = stream.data
+        inputs: dict[str, npt.ArrayLike] = {
+            "load_valid": np.ones(count, np.int64),
+            "load_address": stream.addresses,
+            "load_data": words.view("<u8"),
+        }
+        began = self.model.cycle
+        self.model.run(count, inputs, "event_any", None, count)
+        self.model.set("load_valid", 0)
+        return self.model.cycle - began
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The active adapter's ranks, by site."""
+        return ranks_of(self._adapter)
+
+    @property
+    def began(self) -> int:
+        """The cycle in which the last token was accepted, on the clock of the waveform."""
+        return self._began
+
+    @property
+    def saturations(self) -> int:
+        """Values that did not fit since the last reset."""
+        return self.model.get("saturations")
+
+    def close(self) -> None:
+        """Frees the model."""
+        self.model.close()
+
+    # Tokens
+
+    def step(self, token: int, position: int, sample: bool = True) -> tuple[Ints, int] | None:
+        """One token; the logits [V] and the next token when `sample`, else None.
+
+        Raises:
+            UserError: a token id out of range, or a position that is neither 0 nor the next one.
+        """
+        self.accept(token, position, sample)
+        limit = 2 * self.period(position, sample) + 1000
+        self._collect(self.model.run(limit, None, "event_any", "token_ready", self._samples))
+        if not self.model.get("token_ready"):
+            raise CompilerBug(f"the hardware is not ready after {limit} cycles: {self._hanging()}")
+        return self.result() if sample else None
+
+    def accept(self, token: int, position: int, sample: bool) -> None:
+        """Hands in a token, and runs cycle 0.
+
+        Raises:
+            UserError: a token id out of range, or a position that is neither 0 nor the next one.
+        """
+        if not 0 <= token < self.vocabulary:
+            raise UserError(
+                f"token id {token} is out of range",
+                hint=f"ids of this model go from 0 to {self.vocabulary - 1}",
+            )
+        if position not in (0, self.position) or position >= self.capacity:
+            raise UserError(
+                f"the hardware is at position {self.position} of {self.capacity}, it cannot take a "
+                f"token for position {position}",
+                hint="positions follow one another, or begin again at 0",
+            )
+        model = self.model
+        if not model.get("token_ready"):
+            # A cycle after reset it is.
+            model.step(1)
+        for name, value in (
+            ("token", token),
+            ("sample", int(sample)),
+            ("restart", int(position == 0)),
+            ("token_valid", 1),
+        ):
+            model.set(name, value)
+        if not model.get("token_ready"):
+            raise CompilerBug("the hardware takes no token")
+        self._began, self.events, self._open, self._next = model.cycle, [], {}, None
+        model.step(1)
+        model.set("token_valid", 0)
+        self.position = position + 1
+
+    def jump(self, position: int) -> None:
+        """Makes the next token that of a position, whose predecessors the caches hold already.
+
+        Raises:
+            CompilerBug: the engine is not `rtl`, whose registers alone can be written.
+        """
+        from intaglio.runtime.engines.arc import ArcModel
+
+        if not isinstance(self.model, ArcModel):
+            raise CompilerBug(f"the engine {self.engine} has no registers to write")
+        self.model.set_register("token_port/next_position", position)
+        self.position = position
+
+    def power_up(self, rng: np.random.Generator) -> None:
+        """Leaves all registers with anything in them, as power does, and resets.
+
+        Raises:
+            CompilerBug: the engine is not `rtl`, whose registers alone can be written.
+        """
+        from intaglio.runtime.engines.arc import ArcModel
+
+        if not isinstance(self.model, ArcModel):
+            raise CompilerBug(f"the engine {self.engine} has no registers to write")
+        for name in self.model.registers:
+            _, width = self.model.layout.registers[name]
+            value = int.from_bytes(rng.bytes(-(-width // 8)), "little")
+            self.model.set_register(name, value & ((1 << width) - 1))
+        self.reset()
+
+    def advance(self, cycle: int) -> None:
+        """Runs until a cycle of the token is next, counted from its acceptance."""
+        count = cycle - (self.model.cycle - self._began)
+        if count > 0:
+            self._collect(self.model.run(count, None, "event_any", None, count))
+
+    def result(self) -> tuple[Ints, int]:
+        """Logits [V] and the next token of the last token, when it was to be sampled."""
+        if self._next is None:
+            raise CompilerBug("the hardware gave no next token")
+        logits = self.read(self.program.logits)
+        assert isinstance(logits, np.ndarray)
+        return logits[: self.vocabulary], self._next
+
+    def period(self, position: int, sample: bool) -> int:
+        """Cycles of a token by the timeline."""
+        return max(step.event.finish for step in self.schedule(position, sample))
+
+    def schedule(self, position: int, sample: bool) -> list[Step]:
+        """The instruction instances of a token in program order."""
+        counts = dict.fromkeys(self.layout.queues, 0)
+        steps: list[Step] = []
+        for span, block in spans(self.program, [position], sample, self.ranks):
+            instruction = self.program.blocks[block].instructions[span.instruction]
+            queue = instruction.queue
+            event = Event(queue, counts[queue], int(span.start[0]), int(span.finish[0]))
+            counts[queue] += 1
+            steps.append(Step(event, block, span.instance, instruction))
+        return steps
+
+    @property
+    def _samples(self) -> int:
+        return 2 * sum(len(queue.entries) for queue in self.layout.queues.values()) + 16
+
+    def _collect(self, trace: Trace) -> None:
+        out = trace.outputs
+        cycles = trace.at - self._began
+        found = [
+            (int(cycles[i]), kind, queue, int(out[f"event_{queue}_number"][i]))
+            for queue in self.layout.queues
+            for kind in ("start", "finish")
+            for i in np.flatnonzero(out[f"event_{queue}_{kind}"]).tolist()
+        ]
+        # "finish" sorts before "start".
+        for cycle, kind, queue, number in sorted(found):
+            if kind == "start":
+                self._open[queue, number] = cycle
+            else:
+                start = self._open.pop((queue, number), -1)
+                self.events.append(Event(queue, number, start, cycle))
+        for i in np.flatnonzero(out["next_valid"]).tolist():
+            self._next = int(out["next_token"][i])
+
+    def _hanging(self) -> str:
+        done = dict.fromkeys(self.layout.queues, 0)
+        for event in self.events:
+            done[event.queue] += 1
+        return ", ".join(
+            f"{queue} has finished {count} instructions"
+            + (" and holds one" if any(name == queue for name, _ in self._open) else "")
+            for queue, count in done.items()
+        )
+
+    # Memories
+
+    def memory(self, name: str) -> npt.NDArray[Any]:
+        """The content of a memory of the chip, as `runtime.engines.running.Model` gives it."""
+        return self.model.memory(name)
+
+    def _lanes(self, memory: str, first: int, rows: int, bits: int) -> npt.NDArray[Any]:
+        """Rows of a memory of lanes: [rows, W], signed."""
+        lanes = self.layout.lanes
+        content = word_bytes(self.memory(memory)[first : first + rows], bits // 8 * lanes)
+        return np.ascontiguousarray(content).view(f"<i{bits // 8}").reshape(rows, lanes)
+
+    def _scales(self, memory: str, first: int, count: int) -> tuple[Scale, Ints]:
+        """Scales of a file, and the totals behind them."""
+        content = self.memory(memory)[first : first + count]
+        if content.ndim == 1:
+            numbers = [int(word) for word in content]
+        else:
+            numbers = [int.from_bytes(word.tobytes(), "little") for word in content]
+        half, above = 1 << (_SCALE_EXPONENT - 1), SCALE_BITS + _SCALE_EXPONENT
+        mantissa = np.array([n & ((1 << SCALE_BITS) - 1) for n in numbers], np.int64)
+        exponents = [((n >> SCALE_BITS) + half) % (2 * half) - half for n in numbers]
+        totals = np.array([n >> above for n in numbers], np.int64)
+        return Scale(mantissa, np.array(exponents, np.int64)), totals
+
+    def read(self, buffer: str, first: int = 0, last: int = 0) -> Ints | Quantized | Probabilities:
+        """The value of a buffer now, as the simulator has it for one token, without its first axis.
+
+        Args:
+            buffer: its name.
+            first: of scores and probabilities, the first cached token.
+            last: and the last one.
+        """
+        kind = self.program.buffers[buffer].type
+        row, lanes = self.layout.row_of(buffer), self.layout.lanes
+        match kind["kind"]:
+            case "fixed":
+                size = kind["size"]
+                rows = self._lanes("vectors", row, -(-size // lanes), 32)
+                return rows.reshape(-1)[:size].astype(np.int64)
+            case "quantized":
+                groups, width = kind["groups"], kind["width"]
+                beats = -(-width // lanes)
+                rows = self._lanes("codes", row, groups * beats, 16)
+                codes = _codes(rows.reshape(groups, -1)[:, :width], kind["format"])
+                scale, _ = self._scales("code_scales", row, groups)
+                return Quantized(codes.reshape(-1), scale, kind["format"])
+            case "scores":
+                heads = kind["heads"]
+                rows = self._lanes("scores", row, heads * self.layout.places.score_rows, 32)
+                return rows.reshape(heads, -1)[:, first : last + 1].astype(np.int64)
+            case "probabilities":
+                heads = kind["heads"]
+                rows = self._lanes("probabilities", row, heads * self.layout.places.score_rows, 16)
+                codes = _codes(rows.reshape(heads, -1)[:, first : last + 1], kind["format"])
+                scale, total = self._scales("heads", self.layout.places.heads[buffer], heads)
+                return Probabilities(Quantized(codes, scale, kind["format"]), total, first)
+            case other:
+                raise CompilerBug(f"buffer {buffer} of kind {other} is in no memory")
+
+    def write(self, buffer: str, value: Ints | Quantized, first: int = 0) -> None:
+        """Gives a buffer of numbers, scores or codes a value, as `read` gives it.
+
+        Args:
+            buffer: its name.
+            value: [N], or [heads, T] of scores.
+            first: of scores, the first cached token.
+        """
+        kind = self.program.buffers[buffer].type
+        row, lanes = self.layout.row_of(buffer), self.layout.lanes
+        if isinstance(value, Quantized):
+            groups, width = kind["groups"], kind["width"]
+            rows = self._lanes("codes", row, groups * -(-width // lanes), 16).copy()
+            rows.reshape(groups, -1)[:, :width] = value.codes.reshape(groups, width)
+            content = rows.astype("<i2").view(np.uint8).reshape(len(rows), -1)
+            write_words(self.memory("codes"), row, content)
+            exponent = value.scale.exponent & ((1 << _SCALE_EXPONENT) - 1)
+            words = (value.scale.mantissa | exponent << SCALE_BITS).astype("<u8")
+            scales = words.view(np.uint8).reshape(groups, 8)
+            write_words(self.memory("code_scales"), row, scales[:, :_SCALE_BYTES])
+            return
+        if kind["kind"] == "fixed":
+            memory, depth, heads = "vectors", -(-kind["size"] // lanes), 1
+        else:
+            memory, heads = "scores", kind["heads"]
+            depth = self.layout.places.score_rows
+        rows = self._lanes(memory, row, heads * depth, 32).copy()
+        rows.reshape(heads, -1)[:, first : first + value.shape[-1]] = value
+        content = rows.astype("<i4").view(np.uint8).reshape(len(rows), -1)
+        write_words(self.memory(memory), row, content)
+
+    @property
+    def _external(self) -> npt.NDArray[Any] | None:
+        path = "external_kv/memory"
+        return self.memory(path) if path in self._memories else None
+
+    def write_store(self, store: Store) -> None:
+        """Gives a cache the content of one of the simulator's."""
+        write_cache(
+            lambda part: self.memory(f"attention/{part}"),
+            self.program.machine,
+            self.layout.attention.kv.places[store.cache.name],
+            store.codes,
+            None if store.cache.static_scale is not None else store.scale,
+            self._external,
+        )
+
+    @property
+    def stores(self) -> Mapping[str, Store]:
+        """The content of the caches; beyond the tokens so far it means nothing."""
+        found: dict[str, Store] = {}
+        external = self._external
+        for name, place in self.layout.attention.kv.places.items():
+            codes, scale = read_cache(
+                lambda part: self.memory(f"attention/{part}"), self.program.machine, place, external
+            )
+            if scale is None:
+                assert place.cache.static_scale is not None
+                scale = Scale.of(place.cache.static_scale)
+            found[name] = Store(place.cache, codes, scale)
+        return found
+
+
+def _codes(words: npt.NDArray[Any], fmt: str) -> Ints:
+    """Codes of 16 bits as the simulator has them: signed, or from 0 for unsigned formats."""
+    bits = FORMATS[fmt].bits
+    codes = words.astype(np.int64) & ((1 << bits) - 1)
+    if FORMATS[fmt].low < 0 and fmt != "fp8":
+        codes = (codes ^ (1 << (bits - 1))) - (1 << (bits - 1))
+    return codes
+
+
+def write_hardware(
+    folder: Path, stage: str = "sv", *, banks: Collection[tuple[int, int, int]] | None = None
+) -> list[str]:
+    """Writes the hardware of a compiled model into its output folder; see `emit_hardware`.
+
+    The manifest, where there is one, names the files from then on.
+
+    Args:
+        folder: the output folder.
+        stage: `hw` or `sv`.
+        banks: of a chip whose ROM is logic, the banks that are written, as (tile, L-Unit, bank).
+    """
+    program = load_program(folder)
+    images = Images(program, folder)
+    expected = partial(expected_tokens, program, folder)
+    names = emit_hardware(program, images, folder, stage, expected=expected, banks=banks)
+    if (folder / MANIFEST).exists():
+        OutputFiles(folder).add(names)
+    return names
+
+
+def _model(
+    program: Program,
+    folder: Path,
+    engine: str,
+    cache: bool,
+    opt: int,
+    text: str | None,
+    waveform: str,
+) -> Model:
+    emitted = text is None
+    if text is None:
+        text = _text(program, folder, cache)
+    if engine == "rtl":
+        from intaglio.runtime.engines.arc import ArcModel
+
+        return ArcModel(text, TOP, opt=opt, cache=cache)
+    from intaglio.runtime.engines.verilator import VerilatorModel, compiler, verilator_root
+
+    compiler()
+    verilator_root()
+    verilog = _verilog(text, folder if emitted else None, cache)
+    return VerilatorModel(verilog, TOP, waveform=waveform)
+
+
+def _text(program: Program, folder: Path, cache: bool) -> str:
+    """The IR: what was emitted, what is kept from before, or new."""
+    if (emitted := _emitted(folder, (IR,))) is not None:
+        return emitted
+    parts = [(folder / PROGRAM).read_bytes(), *(file.read_bytes() for file in source_files())]
+    return _kept("mlir", parts, lambda: hardware_text(program, Images(program, folder)), cache)
+
+
+def _verilog(text: str, folder: Path | None, cache: bool) -> str:
+    """The SystemVerilog: what was emitted, what is kept from before, or new."""
+    if folder is not None and (emitted := _emitted(folder, VERILOG)) is not None:
+        return emitted
+    parts = [text.encode(), circt.version().encode(), *(f.read_bytes() for f in source_files())]
+    return _kept("sv", parts, lambda: circt.to_verilog(text), cache)
+
+
+def _emitted(folder: Path, names: Sequence[str]) -> str | None:
+    """Emitted files, if they are of the folder's program as it is."""
+    if not all((folder / name).is_file() for name in names):
+        return None
+    texts = [(folder / name).read_text() for name in names]
+    digest = sha256_of(folder / PROGRAM)
+    # Their first lines say what they were made from.
+    return "\n".join(texts) if all(digest in text[:1000] for text in texts) else None
+
+
+def _kept(end: str, parts: Iterable[bytes], make: Callable[[], str], cache: bool) -> str:
+    """A text from the cache folder by the hash of what it is made from, or made and put there."""
+    if not cache:
+        return make()
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    name = f"chip.{end}"
+    entry = kept(
+        "hw", f"{digest.hexdigest()}-{end}", lambda folder: write_text(folder / name, make())
+    )
+    return (entry / name).read_text()
+
+
+# Comparison
+
+
+@dataclass
+class _Check:
+    """Compares, and remembers the first difference."""
+
+    result: Comparison = field(default_factory=Comparison)
+
+    def value(self, where: str, what: str, expected: Any, seen: Any, step: Step | None) -> bool:
+        """Whether two arrays are equal."""
+        want, got = np.asarray(expected, np.int64), np.asarray(seen, np.int64)
+        self.result.values += want.size
+        if want.shape == got.shape and (want == got).all():
+            return True
+        if want.shape != got.shape:
+            self.differ(where, f"the shape of {what}", want.shape, got.shape, step)
+            return False
+        wrong = np.argwhere(want != got)
+        index = tuple(wrong[0].tolist())
+        place = f"{what}{list(index)}" if index else what
+        more = f" ({len(wrong)} of {want.size} differ)"
+        self.differ(where, place, want[index], f"{got[index]}{more}", step)
+        return False
+
+    def differ(self, where: str, what: str, expected: Any, seen: Any, step: Step | None) -> None:
+        if self.result.difference is None:
+            self.result.difference = Difference(where, what, str(expected), str(seen), step)
+
+
+def compare_token(
+    simulator: Simulator,
+    chip: RTLChip,
+    token: int,
+    position: int,
+    sample: bool = True,
+    *,
+    caches: bool = True,
+    change: Change | None = None,
+    disturb: Callable[[], None] = lambda: None,
+) -> Comparison:
+    """Runs a token on simulator and hardware and compares everything that the two say.
+
+    Args:
+        simulator: has run the same tokens as `chip`.
+        chip: the hardware.
+        token: id.
+        position: of the token.
+        sample: whether its successor is wanted.
+        caches: compare the whole content of the caches afterwards.
+        change: what instructions wrote is compared, then replaced by what this gives, on both sides
+            and before anybody reads it.
+        disturb: called when the hardware has accepted the token.
+    """
+    check = _Check()
+    saturations = simulator.saturations, chip.saturations
+    steps = chip.schedule(position, sample)
+    wanted = list(_values(simulator, token, position, sample, change))
+    assert len(steps) == len(wanted)
+    chip.accept(token, position, sample)
+    disturb()
+    for step, (value, other) in sorted(
+        zip(steps, wanted, strict=True), key=lambda pair: pair[0].event.finish
+    ):
+        chip.advance(step.event.finish)
+        _compare_value(check, chip, step, value, position)
+        if other is not None:
+            first = _first_seen(step.instruction, position)
+            one = _first_token(other) if isinstance(other, Quantized) else other[0]
+            chip.write(step.instruction.writes[0], one, first)
+        if check.result.difference is not None:
+            break
+    end = max(step.event.finish for step in steps)
+    # Two more cycles show what finishes too late.
+    chip.advance(end + 3)
+    seen = {(event.queue, event.sequence): event for event in chip.events}
+    first_cycle: Difference | None = None
+    when = None
+    for step in sorted(steps, key=lambda one: one.event.start):
+        event = seen.get((step.event.queue, step.event.sequence))
+        check.result.instructions += 1
+        for kind in ("start", "finish"):
+            want = getattr(step.event, kind)
+            got = getattr(event, kind) if event is not None else "never"
+            if want != got and first_cycle is None:
+                first_cycle = Difference(
+                    str(step), f"the {kind} cycle", str(want), str(got), step, is_cycle=True
+                )
+                when = step.event.start
+    found = check.result.difference
+    if first_cycle is not None and when is not None:
+        at = found.step.event.finish if found is not None and found.step is not None else None
+        if at is None or when < at:
+            check.result.difference = first_cycle
+    if check.result.difference is None:
+        _compare_end(check, simulator, chip, sample, saturations, caches)
+    if sample:
+        result, _ = wanted[-1]
+        check.result.token = int(np.asarray(result).reshape(-1)[0])
+    return check.result
+
+
+Change = Callable[[Instruction, Any], Any]
+"""Another value for what an instruction gave, of the same shape; None: it stays."""
+
+
+def _first_token(value: Quantized) -> Quantized:
+    scale = Scale(np.asarray(value.scale.mantissa)[0], np.asarray(value.scale.exponent)[0])
+    return Quantized(value.codes[0], scale, value.format)
+
+
+def _first_seen(one: Instruction, position: int) -> int:
+    """The first cached token that an instruction of a token sees."""
+    window = one.arguments.get("window", 0)
+    return max(0, position - window + 1) if window else 0
+
+
+def _values(
+    simulator: Simulator, token: int, position: int, sample: bool, change: Change | None
+) -> Iterator[tuple[Any, Any]]:
+    """What each instruction of a token gives, and what it is changed to, in program order.
+
+    Appends give None.
+    """
+    context = Context(np.array([token], np.int64), position)
+    context.values["token"] = context.tokens
+    for block, instances in simulator._steps:
+        if block.sampled and not sample:
+            continue
+        for actions in instances:
+            for instruction, action in zip(block.instructions, actions, strict=True):
+                result = action(context)
+                other = change(instruction, result) if change is not None else None
+                for name in instruction.writes:
+                    context.values[name] = result if other is None else other
+                yield result, other
+
+
+def _compare_value(check: _Check, chip: RTLChip, step: Step, value: Any, position: int) -> None:
+    one = step.instruction
+    if one.opcode in ("append", "sample", "wake", "sleep") or not one.writes:
+        return
+    (name,) = one.writes
+    seen = chip.read(name, _first_seen(one, position), position)
+    where = str(step)
+    match value, seen:
+        case Quantized(), Quantized():
+            check.value(where, "code", value.codes[0], seen.codes, step)
+            if "scale_of" not in one.uses:
+                _compare_scale(check, where, value.scale, seen.scale, step)
+        case Probabilities(), Probabilities():
+            check.value(where, "code", value.quantized.codes[0], seen.quantized.codes, step)
+            _compare_scale(check, where, value.quantized.scale, seen.quantized.scale, step)
+            check.value(where, "sum", value.total[0], seen.total, step)
+        case _:
+            check.value(where, "element", np.asarray(value)[0], seen, step)
+
+
+def _compare_scale(check: _Check, where: str, want: Scale, seen: Scale, step: Step) -> None:
+    shape = seen.mantissa.shape
+    mantissa = np.asarray(want.mantissa)[0].reshape(shape)
+    check.value(where, "scale mantissa", mantissa, seen.mantissa, step)
+    # A scale of 0 has any exponent.
+    for_exponent = mantissa != 0
+    exponent = np.asarray(want.exponent)[0].reshape(shape)
+    check.value(
+        where,
+        "scale exponent",
+        np.where(for_exponent, exponent, 0),
+        np.where(for_exponent, seen.exponent, 0),
+        step,
+    )
+
+
+def _compare_end(
+    check: _Check,
+    simulator: Simulator,
+    chip: RTLChip,
+    sample: bool,
+    before: tuple[int, int],
+    caches: bool,
+) -> None:
+    where = "after the token"
+    counts = simulator.saturations - before[0], chip.saturations - before[1]
+    check.value(where, "the number of saturations", *counts, None)
+    check.value(where, "token_ready", 1, chip.model.get("token_ready"), None)
+    if sample:
+        where = "the sampled token"
+        logits, token = chip.result()
+        check.value(where, "next_token", np.argmax(logits), token, None)
+    if caches:
+        seen = chip.stores
+        tokens = chip.position
+        for name, store in simulator.stores.items():
+            other = seen[name]
+            check.value(
+                f"cache {name}", "code", store.codes[:, :tokens], other.codes[:, :tokens], None
+            )
+            if store.cache.static_scale is None:
+                for part in ("mantissa", "exponent"):
+                    want = getattr(store.scale, part)[:, :tokens]
+                    got = getattr(other.scale, part)[:, :tokens]
+                    check.value(f"cache {name}", f"scale {part}", want, got, None)

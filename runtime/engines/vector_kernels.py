@@ -1,0 +1,632 @@
+"""The vector functions of `dialects/semantics.py`, compiled just in time.
+
+This module can stand in for `semantics`: its functions have the same names, take the same
+arguments and give the same integers and the same saturation counts. What no kernel covers (shapes
+that broadcast in unusual ways, FP8 caches, empty vectors) goes to `semantics` itself.
+
+Decoding one token calls some thousand functions on a few thousand elements each, so the work around
+a call counts as much as the kernel; numpy needs ten to thirty passes over the elements for each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from array import array
+from collections.abc import Callable
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intaglio.dialects import fixed_point, semantics
+from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.fixed_point import Ints, Real, Saturations, Scale
+from intaglio.dialects.semantics import (
+    NORM_WIDTH,
+    PROBABILITY_FRAC,
+    UNIT_FRAC,
+    Quantized,
+    argmax,
+    attention_mask,
+    dot,
+    embed,
+    norm_constants,
+)
+from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC, table
+from intaglio.runtime.engines import vector_code
+from intaglio.runtime.engines.kernel_code import compile_module
+from intaglio.runtime.engines.kernels import choose_path
+
+__all__ = [
+    "add",
+    "argmax",
+    "attention_mask",
+    "dot",
+    "embed",
+    "gate",
+    "layer_norm",
+    "mul",
+    "multiply",
+    "quantize",
+    "quantize_static",
+    "query_key",
+    "reciprocal_scale",
+    "requantize",
+    "rms_norm",
+    "rotary",
+    "scale",
+    "score_scale",
+    "sigmoid",
+    "softcap",
+    "softmax",
+    "tanh",
+    "weighted_sum",
+]
+
+IntArray = npt.NDArray[np.integer[Any]]
+
+_HEAD_WIDTH = 1024
+"""Widest head that the attention kernels take: they are unrolled over a head."""
+_BYTE_TOKENS = 1 << 16
+"""Most products of a byte and an int8 that an int32 holds: 2**16 * 255 * 128 < 2**31."""
+_ROWS = 4
+"""Most rows that share one pass over the cache: their accumulators stay in registers."""
+
+_compile_lock = threading.RLock()
+_engines: list[Any] = []
+
+
+@cache
+def _kernel(name: str, *variant: Any) -> Callable[[int], None]:
+    """The compiled kernel; it takes the address of its arguments."""
+    with _compile_lock:
+        path = choose_path(None)
+        function, engine = compile_module(path, vector_code.emit(path, name, *variant))
+        _engines.append(engine)
+        return function
+
+
+def _run(
+    kernel: Callable[[int], None], saturations: Saturations | None, arguments: tuple[int, ...]
+) -> None:
+    block = array("q", (0, *arguments))
+    kernel(block.buffer_info()[0])
+    if saturations is not None:
+        saturations.count += block[0]
+
+
+_buffer: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
+_addressof = ctypes.addressof
+
+
+def _address(operand: npt.NDArray[Any]) -> int:
+    try:
+        # Several times faster than `ctypes.data`.
+        return _addressof(_buffer(operand))
+    except (TypeError, ValueError, BufferError):
+        # Read-only or empty.
+        return operand.ctypes.data
+
+
+def _ints(x: npt.ArrayLike) -> Ints:
+    return np.ascontiguousarray(x, np.int64)
+
+
+@cache
+def _content(name: str) -> tuple[int, Ints]:
+    """The address of a table as `vector_code.lookup` wants it, and the array that lies there."""
+    entries, differences = table(name).arrays
+    both = entries << 32 | differences & 0xFFFFFFFF
+    return _address(both), both
+
+
+@cache
+def _format_values(fmt: str) -> tuple[int, ...]:
+    """`vector_code.FormatValues`."""
+    limit = FORMATS[fmt].limit
+    inverse = Real.of(Fraction(1, limit))
+    content = _content("reciprocal")[0]
+    return limit, limit.bit_length(), inverse.mantissa, inverse.exponent, content
+
+
+# Quantisation
+
+
+def quantize(x: Ints, fmt: str, frac: int = 16, groups: int = 1) -> Quantized:
+    """`semantics.quantize`."""
+    x = np.asarray(x)
+    if not x.size or not x.ndim or x.shape[-1] % groups:
+        return semantics.quantize(x, fmt, frac, groups)
+    source = _ints(x)
+    codes = np.empty(x.shape, np.int64)
+    rows = (*x.shape[:-1], groups)
+    mantissa, exponent = np.empty(rows, np.int64), np.empty(rows, np.int64)
+    arguments = (
+        _address(source),
+        _address(codes),
+        _address(mantissa),
+        _address(exponent),
+        mantissa.size,
+        x.shape[-1] // groups,
+        frac,
+        *_format_values(fmt),
+    )
+    _run(_kernel("quantize", fmt == "fp8"), None, arguments)
+    return Quantized(codes, Scale(mantissa, exponent), fmt)
+
+
+def quantize_static(
+    x: Ints,
+    fmt: str,
+    inverse: Real,
+    frac: int = 16,
+    saturations: Saturations | None = None,
+) -> Ints:
+    """`semantics.quantize_static`."""
+    fp8, form = fmt == "fp8", FORMATS[fmt]
+    shift = inverse.exponent + frac - (8 if fp8 else 0)
+    constants = inverse.mantissa, shift, form.low, form.high
+    return _elementwise(_kernel("quantize_static", fp8), (x,), constants, saturations)
+
+
+def requantize(
+    y: Ints,
+    scale: Scale,
+    exponent: int,
+    shift: int,
+    out_frac: int = 16,
+    bias: Ints | None = None,
+    residual: Ints | None = None,
+    saturations: Saturations | None = None,
+) -> Ints:
+    """`semantics.requantize`."""
+    y = np.asarray(y)
+    mantissa = scale.mantissa
+    one = mantissa.size == 1
+    groups = 1 if one else mantissa.shape[-1]
+    if (
+        not (y.size and y.ndim)
+        or y.shape[-1] % groups
+        or mantissa.shape != scale.exponent.shape
+        or (mantissa.ndim > y.ndim if one else mantissa.shape[:-1] != y.shape[:-1])
+        or (bias is not None and bias.shape != y.shape[-1:])
+        or (residual is not None and residual.shape != y.shape)
+    ):
+        return semantics.requantize(
+            y, scale, exponent, shift, out_frac, bias, residual, saturations
+        )
+    source, mantissa, power = _ints(y), _ints(mantissa), _ints(scale.exponent)
+    # An absent operand has the address of another one, and is not read.
+    added = source if bias is None else _ints(bias)
+    stream = source if residual is None else _ints(residual)
+    result = np.empty(y.shape, np.int64)
+    arguments = (
+        _address(source),
+        _address(result),
+        _address(mantissa),
+        _address(power),
+        _address(added),
+        _address(stream),
+        0 if one else 1,
+        y.size // y.shape[-1],
+        groups,
+        y.shape[-1] // groups,
+        shift,
+        exponent - shift - out_frac,
+    )
+    kernel = _kernel("requantize", bias is not None, residual is not None)
+    _run(kernel, saturations, arguments)
+    return result
+
+
+# Norms
+
+
+def rms_norm(
+    x: Ints,
+    gamma: IntArray,
+    gamma_exponent: int,
+    eps: Real,
+    frac: int = 16,
+    out_frac: int = 16,
+    groups: int = 1,
+    saturations: Saturations | None = None,
+) -> Ints:
+    """`semantics.rms_norm`."""
+    y = _norm(x, gamma, gamma_exponent, eps, frac, out_frac, groups, saturations, False)
+    if y is None:
+        return semantics.rms_norm(
+            x, gamma, gamma_exponent, eps, frac, out_frac, groups, saturations
+        )
+    return y
+
+
+def layer_norm(
+    x: Ints,
+    gamma: IntArray,
+    gamma_exponent: int,
+    beta: Ints | None,
+    eps: Real,
+    frac: int = 16,
+    out_frac: int = 16,
+    groups: int = 1,
+    saturations: Saturations | None = None,
+) -> Ints:
+    """`semantics.layer_norm`."""
+    y = _norm(x, gamma, gamma_exponent, eps, frac, out_frac, groups, saturations, True)
+    if y is None:
+        return semantics.layer_norm(
+            x, gamma, gamma_exponent, beta, eps, frac, out_frac, groups, saturations
+        )
+    return y if beta is None else add(y, beta, saturations)
+
+
+def _norm(
+    x: Ints,
+    gamma: IntArray,
+    gamma_exponent: int,
+    eps: Real,
+    frac: int,
+    out_frac: int,
+    groups: int,
+    saturations: Saturations | None,
+    centred: bool,
+) -> Ints | None:
+    """A norm without beta; None where there is no kernel for it."""
+    if not x.size or not x.ndim or x.shape[-1] % groups:
+        return None
+    width = x.shape[-1] // groups
+    if width > NORM_WIDTH or gamma.shape not in ((width,), x.shape[-1:]):
+        return None
+    constants = norm_constants(eps, width, frac, centred)
+    source, weight = _ints(x), _ints(gamma)
+    result = np.empty(x.shape, np.int64)
+    arguments = (
+        _address(source),
+        _address(result),
+        _address(weight),
+        _content("rsqrt")[0],
+        0 if gamma.size == width else width,
+        x.size // x.shape[-1],
+        groups,
+        width,
+        constants.epsilon.mantissa,
+        constants.epsilon.exponent,
+        constants.largest_shift,
+        UNIT_FRAC + gamma_exponent - out_frac,
+    )
+    _run(_kernel("norm", centred), saturations, arguments)
+    return result
+
+
+# Attention
+
+
+def rotary(
+    x: Ints,
+    cos: IntArray,
+    sin: IntArray,
+    heads: int,
+    interleaved: bool = False,
+    saturations: Saturations | None = None,
+    table_frac: int = semantics.ROTARY_FRAC,
+) -> Ints:
+    """`semantics.rotary`."""
+    half = cos.shape[-1]
+    if (
+        not x.size
+        or x.shape[-1] % heads
+        or 2 * half * heads > x.shape[-1]
+        or cos.shape != sin.shape
+        or cos.shape[:-1] != x.shape[:-1]
+        or cos.dtype != np.int16
+        or sin.dtype != np.int16
+    ):
+        return semantics.rotary(x, cos, sin, heads, interleaved, saturations, table_frac)
+    source, cos, sin = _ints(x), np.ascontiguousarray(cos), np.ascontiguousarray(sin)
+    result = np.empty(x.shape, np.int64)
+    arguments = (
+        _address(source),
+        _address(result),
+        _address(cos),
+        _address(sin),
+        x.size // x.shape[-1],
+        heads,
+        x.shape[-1] // heads,
+        half,
+        table_frac,
+    )
+    _run(_kernel("rotary", interleaved), saturations, arguments)
+    return result
+
+
+def query_key(
+    q: IntArray,
+    k: IntArray,
+    q_format: str = "int8",
+    k_format: str = "int8",
+) -> Ints:
+    """`semantics.query_key`; int8 and int16 keys are read where they lie."""
+    if not _covers(q, k, q.shape[-1], q_format, k_format) or k.shape[-1] != q.shape[-1]:
+        return semantics.query_key(q, k, q_format, k_format)
+    narrow = k.itemsize == 1 and FORMATS[q_format].low < 0 and FORMATS[q_format].bits <= 8
+    width = q.shape[-1]
+    source, result = _ints(q), np.empty((*q.shape[:-1], k.shape[1]), np.int64)
+    rows = _shared_rows(q.shape[-2] // k.shape[0])
+    kernel = _kernel("query_key", width, rows, 8 * k.itemsize, narrow)
+    _run(kernel, None, (_address(source), _address(result), *_cache_shape(q, k, rows)))
+    return result
+
+
+def weighted_sum(
+    p: IntArray,
+    v: IntArray,
+    p_format: str = "uint8",
+    v_format: str = "int8",
+) -> Ints:
+    """`semantics.weighted_sum`; int8 and int16 values are read where they lie."""
+    width, tokens = v.shape[-1], p.shape[-1]
+    if not _covers(p, v, width, p_format, v_format) or v.shape[1] != tokens:
+        return semantics.weighted_sum(p, v, p_format, v_format)
+    source, result = _ints(p), np.empty((*p.shape[:-1], width), np.int64)
+    rows = _shared_rows(p.shape[-2] // v.shape[0])
+    addresses = _address(source), _address(result)
+    shape = _cache_shape(p, v, rows)
+    if p_format == "uint8" and v.itemsize == 1 and tokens <= _BYTE_TOKENS:
+        stride = -(-tokens // 4) * 4
+        scratch = np.zeros(p.size // tokens * stride, np.uint8)
+        kernel = _kernel("weighted_sum_bytes", width, rows)
+        _run(kernel, None, (*addresses, _address(scratch), stride, *shape))
+    else:
+        kernel = _kernel("weighted_sum", width, rows, 8 * v.itemsize)
+        _run(kernel, None, (*addresses, *shape))
+    return result
+
+
+def _covers(a: IntArray, cached: IntArray, width: int, *formats: str) -> bool:
+    """Whether an attention kernel takes [..., heads, I] by [kv_heads, T, D] of those formats."""
+    return (
+        a.size > 0
+        and cached.size > 0
+        and cached.dtype in (np.int8, np.int16)
+        and cached.strides[-1] == cached.itemsize
+        and a.shape[-2] % cached.shape[0] == 0
+        and width <= _HEAD_WIDTH
+        and "fp8" not in formats
+    )
+
+
+def _shared_rows(shared: int) -> int:
+    """How many of the query heads that share a key head go over the cache together."""
+    return next(rows for rows in range(_ROWS, 0, -1) if shared % rows == 0)
+
+
+def _cache_shape(a: IntArray, cached: IntArray, rows: int) -> tuple[int, ...]:
+    """What the attention kernels know of a cache and of what meets it.
+
+    Address, batch, kv_heads, blocks of rows, T, bytes from head to head and from token to token.
+    """
+    heads, kv_heads = a.shape[-2], cached.shape[0]
+    batch = a.size // (heads * a.shape[-1])
+    blocks = heads // kv_heads // rows
+    shape = batch, kv_heads, blocks, cached.shape[1]
+    # The first row has the address of the whole, and is contiguous.
+    return _address(cached[0, 0]), *shape, *cached.strides[:2]
+
+
+def _per_token(scale: Scale, tokens: int) -> tuple[Ints, Ints, int]:
+    """Mantissas and exponents [kv_heads, tokens], and the elements from head to head."""
+    mantissa, exponent = np.atleast_2d(scale.mantissa), np.atleast_2d(scale.exponent)
+    if (
+        mantissa.shape[1] == tokens
+        and mantissa.strides == exponent.strides
+        and mantissa.strides[1] == mantissa.itemsize
+        and mantissa.dtype == exponent.dtype == np.int64
+    ):
+        return mantissa, exponent, mantissa.strides[0] // mantissa.itemsize
+    shape = mantissa.shape[0], tokens
+    return (
+        _ints(np.broadcast_to(mantissa, shape)),
+        _ints(np.broadcast_to(exponent, shape)),
+        tokens,
+    )
+
+
+def score_scale(
+    dots: Ints,
+    q_scale: Scale,
+    k_scale: Scale,
+    factor: Real,
+    shift: int,
+    saturations: Saturations | None = None,
+) -> Ints:
+    """`semantics.score_scale`."""
+    dots = np.asarray(dots)
+    if not dots.size or q_scale.mantissa.shape != dots.shape[:-1]:
+        return semantics.score_scale(dots, q_scale, k_scale, factor, shift, saturations)
+    heads, tokens = dots.shape[-2:]
+    key_mantissa, key_exponent, stride = _per_token(k_scale, tokens)
+    kv_heads = key_mantissa.shape[0]
+    source, mantissa, exponent = _ints(dots), _ints(q_scale.mantissa), _ints(q_scale.exponent)
+    result = np.empty(dots.shape, np.int64)
+    arguments = (
+        _address(source),
+        _address(result),
+        _address(mantissa),
+        _address(exponent),
+        _address(key_mantissa[0]),
+        _address(key_exponent[0]),
+        stride,
+        factor.mantissa,
+        factor.exponent,
+        dots.size // (heads * tokens),
+        kv_heads,
+        heads // kv_heads,
+        tokens,
+        shift,
+    )
+    _run(_kernel("score_scale"), saturations, arguments)
+    return result
+
+
+def softmax(
+    scores: Ints,
+    v_scale: Scale,
+    fmt: str = "uint8",
+    mask: npt.NDArray[np.bool_] | None = None,
+    sink: Ints | None = None,
+) -> tuple[Quantized, Ints]:
+    """`semantics.softmax`."""
+    scores = np.asarray(scores)
+    if not scores.size or FORMATS[fmt].low < 0:
+        return semantics.softmax(scores, v_scale, fmt, mask, sink)
+    heads, tokens = scores.shape[-2:]
+    v_mantissa, v_exponent, stride = _per_token(v_scale, tokens)
+    kv_heads = v_mantissa.shape[0]
+    source = _ints(scores)
+    # An absent operand has the address of another one, and is not read.
+    seen: npt.NDArray[Any] = source
+    if mask is not None:
+        seen = np.ascontiguousarray(np.broadcast_to(mask, (*scores.shape[:-2], tokens)))
+    sinks = source if sink is None else _ints(sink)
+    codes = np.empty(scores.shape, np.int64)
+    mantissa, exponent, total = (np.empty(scores.shape[:-1], np.int64) for _ in range(3))
+    arguments = (
+        _address(source),
+        _address(v_mantissa[0]),
+        _address(v_exponent[0]),
+        _address(sinks),
+        _content("exp2")[0],
+        _address(codes),
+        _address(mantissa),
+        _address(exponent),
+        _address(total),
+        _address(seen),
+        stride,
+        scores.size // (heads * tokens),
+        kv_heads,
+        heads // kv_heads,
+        tokens,
+        *_format_values(fmt),
+    )
+    _run(_kernel("softmax", mask is not None, sink is not None), None, arguments)
+    return Quantized(codes, Scale(mantissa, exponent), fmt), total
+
+
+def multiply(a: Scale, b: Scale) -> Scale:
+    """`fixed_point.multiply`."""
+    if not a.mantissa.shape == a.exponent.shape == b.mantissa.shape == b.exponent.shape:
+        return fixed_point.multiply(a, b)
+    operands = _ints(a.mantissa), _ints(a.exponent), _ints(b.mantissa), _ints(b.exponent)
+    shape = a.mantissa.shape
+    mantissa, exponent = np.empty(shape, np.int64), np.empty(shape, np.int64)
+    results = _address(mantissa), _address(exponent), mantissa.size
+    _run(_kernel("multiply"), None, (*map(_address, operands), *results))
+    return Scale(mantissa, exponent)
+
+
+def reciprocal_scale(total: Ints, frac: int = PROBABILITY_FRAC) -> Scale:
+    """`semantics.reciprocal_scale`."""
+    source = _ints(total)
+    mantissa, exponent = np.empty(np.shape(total), np.int64), np.empty(np.shape(total), np.int64)
+    arguments = (
+        _address(source),
+        _address(mantissa),
+        _address(exponent),
+        _content("reciprocal")[0],
+        source.size,
+        frac,
+    )
+    _run(_kernel("reciprocal_scale"), None, arguments)
+    return Scale(mantissa, exponent)
+
+
+# Elementwise
+
+
+def _elementwise(
+    kernel: Callable[[int], None],
+    operands: tuple[Ints, ...],
+    constants: tuple[int, ...],
+    saturations: Saturations | None,
+) -> Ints:
+    """A kernel whose arguments are operands of one shape, the result, their size and constants."""
+    sources = [_ints(x) for x in operands]
+    result = np.empty(np.shape(operands[0]), np.int64)
+    addresses = [_address(x) for x in sources]
+    arguments = *addresses, _address(result), result.size, *constants
+    _run(kernel, saturations, arguments)
+    return result
+
+
+def gate(
+    x: Ints,
+    kind: str,
+    frac: int = 16,
+    out_frac: int | None = None,
+    saturations: Saturations | None = None,
+) -> Ints:
+    """`semantics.gate`."""
+    out_frac = frac if out_frac is None else out_frac
+    if kind == "relu":
+        constants = 0, 0, frac - out_frac
+    elif kind == "relu2":
+        constants = 0, 0, 2 * frac - out_frac
+    else:
+        content = _content(semantics.GATES[kind])[0]
+        constants = content, frac - ARGUMENT_FRAC, GATE_FRAC + frac - out_frac
+    return _elementwise(_kernel("gate", kind), (x,), constants, saturations)
+
+
+def sigmoid(x: Ints, frac: int = 16, out_frac: int = 16) -> Ints:
+    """`semantics.sigmoid`."""
+    constants = _content("sigmoid")[0], frac - ARGUMENT_FRAC, GATE_FRAC - out_frac
+    return _elementwise(_kernel("gate", "sigmoid"), (x,), constants, None)
+
+
+def tanh(x: Ints, frac: int = 16, out_frac: int = 16) -> Ints:
+    """`semantics.tanh`."""
+    constants = _content("tanh")[0], frac - ARGUMENT_FRAC, GATE_FRAC - out_frac
+    return _elementwise(_kernel("gate", "tanh"), (x,), constants, None)
+
+
+def softcap(
+    x: Ints,
+    inverse: Real,
+    cap: Real,
+    frac: int = 16,
+    out_frac: int = 16,
+    saturations: Saturations | None = None,
+) -> Ints:
+    """`semantics.softcap`."""
+    constants = (
+        _content("tanh")[0],
+        inverse.mantissa,
+        inverse.exponent + frac - ARGUMENT_FRAC,
+        cap.mantissa,
+        GATE_FRAC + cap.exponent - out_frac,
+    )
+    return _elementwise(_kernel("softcap"), (x,), constants, saturations)
+
+
+def mul(a: Ints, b: Ints, shift: int = 16, saturations: Saturations | None = None) -> Ints:
+    """`semantics.mul`."""
+    if np.shape(a) != np.shape(b):
+        return semantics.mul(a, b, shift, saturations)
+    return _elementwise(_kernel("mul"), (a, b), (shift,), saturations)
+
+
+def add(a: Ints, b: Ints, saturations: Saturations | None = None) -> Ints:
+    """`semantics.add`."""
+    if np.shape(a) != np.shape(b):
+        return semantics.add(a, b, saturations)
+    return _elementwise(_kernel("add"), (a, b), (), saturations)
+
+
+def scale(x: Ints, factor: Real, shift: int = 0, saturations: Saturations | None = None) -> Ints:
+    """`semantics.scale`."""
+    constants = factor.mantissa, factor.exponent + shift
+    return _elementwise(_kernel("scale"), (x,), constants, saturations)

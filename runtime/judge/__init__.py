@@ -1,0 +1,1 @@
+"""What compares: onnxruntime, the simulator and the hardware with each other."""

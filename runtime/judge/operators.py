@@ -1,0 +1,169 @@
+"""Comparison with onnxruntime operator by operator: the first that diverges, by its ONNX node."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intaglio.backend.program.program import Block, Instruction
+from intaglio.runtime.judge.defaults import OPERATOR_THRESHOLD
+from intaglio.runtime.judge.reference import nodes_of
+from intaglio.runtime.loaded_model import LoadedModel
+
+OPERATOR_KEYS = (
+    "operators",
+    "operators_without_counterpart",
+    "operator_threshold",
+    "operator_error",
+    "worst_operator",
+    "first_operator_above_threshold",
+)
+"""What `check_operators` says."""
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """The value of the graph that an instruction instance computes."""
+
+    block: str
+    index: int
+    instance: int
+    opcode: str
+    node: str
+    value: str
+
+
+_INNER = {"quantize", "append", "query_key", "softmax", "copy", "sample"}
+"""Opcodes whose results are no values of an ONNX graph."""
+_RESIDUAL_OUTPUT = 3
+"""The output of a Skip...Normalization that holds the sum."""
+_ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention")
+
+
+def _value_of(one: Instruction, op_type: str, outputs: Sequence[str]) -> str | None:
+    """The output of its last node that an instruction computes, if any."""
+    if one.opcode in _INNER or (op_type in _ATTENTION and one.opcode != "weighted_sum"):
+        return None
+    is_norm = one.opcode in ("rms_norm", "layer_norm")
+    number = _RESIDUAL_OUTPUT if op_type.startswith("Skip") and not is_norm else 0
+    return (outputs[number] or None) if number < len(outputs) else None
+
+
+def _names(
+    chip: LoadedModel, block: Block, instance: int, one: Instruction, weights: str
+) -> Sequence[str]:
+    """The ONNX nodes of the value of the graph that an instruction writes, if it writes one.
+
+    Of a site the chip computes the engraved part (with a residual, where one is added), A x, and
+    the sum with B (A x): the last is a value of the graph, the others are not while an adapter is
+    active. A part of a packed projection's rows never is.
+    """
+    program = chip.program
+    own = one.onnx[min(instance, len(one.onnx) - 1)]
+    if weights in program.slots:
+        site, half = program.slots[weights]
+        if half == "a" or site.rows != program.parameters[site.matrix].dims[0]:
+            return ()
+        buffers = block.instances[instance]
+        return next(
+            other.onnx[min(instance, len(other.onnx) - 1)]
+            for other in block.instructions
+            if buffers.get(other.uses.get("weights", "")) == site.matrix
+        )
+    is_base = any(site.matrix == weights for site in program.sites.values())
+    return () if is_base and chip.adapter is not None else own
+
+
+def _observations(chip: LoadedModel) -> Iterator[tuple[Instruction, _Observed | None]]:
+    """Every instruction, instance by instance in the order of execution."""
+    # The judge of adapters gives the sums the names that the base's products have.
+    nodes = nodes_of(chip.model)
+    for block in chip.program.blocks:
+        for instance, buffers in enumerate(block.instances):
+            for index, one in enumerate(block.instructions):
+                weights = buffers.get(one.uses.get("weights", ""), "")
+                names = _names(chip, block, instance, one, weights)
+                observed = None
+                if names and names[-1] in nodes:
+                    value = _value_of(one, *nodes[names[-1]])
+                    if value is not None:
+                        observed = _Observed(
+                            block.name, index, instance, one.opcode, names[-1], value
+                        )
+                yield one, observed
+
+
+def check_operators(chip: LoadedModel, ids: Sequence[int]) -> dict[str, Any]:
+    """Compares what each instruction wrote with the float reference's value of that name.
+
+    Args:
+        chip: the compiled model.
+        ids: tokens, from position 0 on.
+
+    Returns:
+        The keys of `OPERATOR_KEYS`: `operators`, each with `relative_error` (largest error over
+        largest magnitude), in the order of execution; the worst of them, and the first that is
+        above `operator_threshold`.
+
+    Raises:
+        UserError: onnxruntime cannot run the model.
+    """
+    every = list(_observations(chip))
+    names = list(dict.fromkeys(found.value for _, found in every if found is not None))
+    reference = chip.reference(float_activations=True, observed=names)
+    _, values = reference.observe(ids)
+    found = iter(every)
+    entries: list[dict[str, Any]] = []
+    apart: list[str] = []
+
+    def observe(one: Instruction, instance: int, written: list[Array]) -> None:
+        expected, observed = next(found)
+        assert expected is one
+        if observed is None or not written:
+            return
+        theirs = _token_major(values[observed.value], written[0].shape)
+        if theirs is None:
+            apart.append(observed.node)
+            return
+        peak = float(np.abs(theirs).max(initial=0.0))
+        error = float(np.abs(written[0] - theirs).max(initial=0.0))
+        entries.append(
+            {
+                "block": observed.block,
+                "instance": instance,
+                "instruction": observed.index,
+                "opcode": observed.opcode,
+                "onnx": observed.node,
+                "error": error,
+                "relative_error": error / peak if peak else error,
+            }
+        )
+
+    chip.simulator.reset()
+    chip.simulator.forward(ids, 0, observe=observe)
+    worst = max(entries, key=lambda entry: entry["relative_error"], default=None)
+    first = next((e for e in entries if e["relative_error"] > OPERATOR_THRESHOLD), None)
+    return {
+        "operators": entries,
+        "operators_without_counterpart": sorted(set(apart)),
+        "operator_threshold": OPERATOR_THRESHOLD,
+        "operator_error": worst["relative_error"] if worst else 0.0,
+        "worst_operator": worst,
+        "first_operator_above_threshold": first,
+    }
+
+
+def _token_major(value: npt.NDArray[Any], shape: tuple[int, ...]) -> Array | None:
+    """A value of the graph, batch 1, as [S, N]; None when it is of another size."""
+    if value.size != math.prod(shape) or value.ndim not in (3, 4):
+        return None
+    if value.ndim == 4 and value.shape[1] != shape[0]:
+        value = value.swapaxes(1, 2)
+    return value.astype(np.float64).reshape(shape)

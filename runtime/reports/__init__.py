@@ -1,0 +1,1 @@
+"""What is said of a compiled model: memory, cycles, power, pictures."""

@@ -1,0 +1,409 @@
+"""What a compiled model takes of its chip: memory by use, cycles, power, and what they go into.
+
+Everything comes from program.json, mapping.json, target.json and manifest.json; nothing is
+executed. `text.py`, `html.py` and `perfetto.py` show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from intaglio.backend.output.output import read_manifest
+from intaglio.backend.program.program import Program, load_program
+from intaglio.backend.target.file import read_target
+from intaglio.backend.target.target import Target
+from intaglio.dialects.errors import UserError
+from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
+from intaglio.runtime.adapters.budget import adapter_bytes, budget, demand_of
+from intaglio.runtime.adapters.slots import load_cycles_of
+from intaglio.runtime.reports.bottleneck import bottleneck
+from intaglio.runtime.reports.model_shape import model_shape
+from intaglio.runtime.reports.power import power
+from intaglio.runtime.reports.rom_use import USES, Placed, placed_matrices, products, read_placement
+from intaglio.runtime.reports.timing import Ranks, critical_path, spans
+from intaglio.runtime.reports.traffic import traffic
+
+SCHEMA = 1
+SLOWEST = 10
+"""Instructions that are listed as the slowest."""
+
+
+def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dict[str, Any]:
+    """Sizes, cycles, power and bottlenecks of an output folder.
+
+    Keys: `schema`, `target`, `clock_hz`, `model`, `folder` (the output folder's own name), `shape`
+    (see `runtime/reports/model_shape.py`), `context`, `formats` (`fraction_bits` of
+    fixed-point values: what embeddings enter, the logits, and all that occur), `rom` (bits by use
+    and by class of tensor, fill of the banks; `extra_bits` of them lie in banks made deeper than
+    the target's),
+    `zeros` (of the weights and of their stored bits, by class of tensor), `constants`, `sram` and
+    `vector_memory` (bytes; of the SRAM's `kv_bytes`, `kv_tokens` are the tokens whose keys and
+    values are there and `kv_scale_bytes` the scales, which are those of the whole context),
+    `budget` (adapters against context, see `runtime/adapters/budget.py`), `lower_bound`,
+    `positions` (cycles without an adapter and what they are spent on, at each stated position;
+    `limits`: what keeps the token from being faster, see `runtime/reports/bottleneck.py`;
+    `external`: bytes of keys and values that the token reads from external memory and writes to it,
+    or None), `adapter` (the same with an adapter of the slots' full rank, or None without slots),
+    `power` (see `runtime/reports/power.py`), `outside_range` (settings beyond what the target
+    assumes possible), `slowest`.
+
+    Args:
+        out: the output folder.
+        positions: to state; those of the program by default.
+
+    Raises:
+        UserError: the folder holds no compiled program, or a position is beyond its context.
+    """
+    out = Path(out)
+    program = load_program(out)
+    stated = list(program.positions) if positions is None else list(positions)
+    check_positions(program, stated)
+    manifest = read_manifest(out)
+    mapping = read_placement(out, program)
+    target = read_target(out)
+    placed = placed_matrices(program, mapping)
+    passes = activation_passes(program.machine.activations, program.machine)
+    bound = sum(
+        lower_bound_cycles(placed[name].shape, program.machine, passes)
+        for name in products(program)
+        if name in placed
+    )
+    return {
+        "schema": SCHEMA,
+        "target": program.machine.name,
+        "settings": manifest.get("settings", []),
+        "model": manifest.get("model"),
+        "folder": out.resolve().name,
+        "shape": model_shape(program),
+        "clock_hz": program.machine.clock_hz,
+        "context": program.capacity,
+        "formats": {
+            "activations": program.machine.activations,
+            "kv": sorted({cache.format for cache in program.caches.values()}),
+            "probabilities": program.machine.probabilities,
+            "fraction_bits": _fraction_bits(program),
+        },
+        "rounding": manifest.get("rounding", {}).get("largest_relative_error"),
+        "rom": _rom(program, placed),
+        "zeros": _zeros(program, manifest.get("zeros", {})),
+        "constants": _constants(program),
+        "sram": _sram(program, mapping),
+        "budget": budget(program, manifest.get("adapter_sites", ())),
+        "vector_memory": {
+            "capacity_bytes": program.machine.vector_sram_bytes,
+            "used_bytes": max((b.address + b.size for b in program.buffers.values()), default=0),
+        },
+        "lower_bound": {
+            "cycles": bound,
+            "tokens_per_second": program.machine.clock_hz / bound if bound else None,
+            "meaning": "every lane of the chip multiplies one plane of a weight in every cycle",
+        },
+        "positions": [_position(program, position, bound) for position in stated],
+        "adapter": _adapter(program, stated, bound),
+        "power": power(program, target, placed, stated),
+        "outside_range": _outside_range(target),
+        "slowest": _slowest(program, stated[-1]) if stated else [],
+    }
+
+
+def check_positions(program: Program, positions: Sequence[int]) -> None:
+    """Whether the caches reach to all positions.
+
+    Raises:
+        UserError: they do not.
+    """
+    for position in positions:
+        if not 0 <= position < program.capacity:
+            raise UserError(
+                f"position {position} is out of range",
+                hint=f"the KV caches hold {program.capacity} tokens: 0 to {program.capacity - 1}",
+            )
+
+
+def _fraction_bits(program: Program) -> dict[str, Any]:
+    """Fraction bits of fixed-point values: of embeddings, of the logits, and all that occur."""
+    fractions = {
+        name: one.type["fraction"]
+        for name, one in program.buffers.items()
+        if one.type["kind"] == "fixed"
+    }
+    embedded = [
+        fractions[name]
+        for block in program.blocks
+        for one in block.instructions
+        if one.opcode == "embed"
+        for name in one.writes
+    ]
+    return {
+        "embedding": max(embedded),
+        "logits": fractions[program.logits],
+        "all": sorted(set(fractions.values())),
+    }
+
+
+def _outside_range(target: Target) -> list[dict[str, Any]]:
+    """Figures that options moved out of the range that the target file states for them."""
+    found: list[dict[str, Any]] = []
+    for name, one in target.parameters.items():
+        if one.origin != "option" or one.range is None or not isinstance(one.value, int | float):
+            continue
+        low, high = one.range
+        assert isinstance(low, int | float) and isinstance(high, int | float)
+        if not low <= one.value <= high:
+            found.append({"name": name, "value": one.value, "range": [low, high]})
+    return found
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+def _classes(program: Program) -> dict[str, str]:
+    """Class of each parameter: its slot in the layers, else its own name."""
+    classes: dict[str, str] = {}
+    for block in program.blocks:
+        for instance in block.instances:
+            for slot, name in instance.items():
+                classes.setdefault(name, slot)
+    return classes
+
+
+def _rom(program: Program, placed: Mapping[str, Placed]) -> dict[str, Any]:
+    machine = program.machine
+    banks = machine.tiles * machine.l_units
+    classes = _classes(program)
+    total = dict.fromkeys(USES, 0)
+    by_class: dict[str, dict[str, int]] = {}
+    fill = [0.0] * machine.tiles
+    extra = 0
+    for name, one in placed.items():
+        bits = one.bits(machine)
+        entry = by_class.setdefault(
+            classes.get(name, name),
+            {"tensors": 0, "weights": 0, "extra": 0, **dict.fromkeys(USES, 0)},
+        )
+        entry["tensors"] += 1
+        entry["weights"] += one.shape.rows * one.shape.columns
+        for use in USES:
+            entry[use] += bits[use]
+            total[use] += bits[use]
+        if one.extra:
+            entry["extra"] += sum(bits.values())
+            extra += sum(bits.values())
+            continue
+        for piece in one.pieces:
+            bits_of_unit = piece.bank_bits(one.shape, machine)
+            if machine.rom == "logic":
+                bits_of_unit = sum(bits.values()) / len(one.pieces) / piece.tiles / machine.l_units
+            for tile in range(piece.first_tile, piece.first_tile + piece.tiles):
+                fill[tile] += bits_of_unit
+    return {
+        "capacity_bits": banks * machine.rom_bits,
+        "used_bits": sum(total.values()) - extra,
+        "extra_bits": extra,
+        **{f"{use}_bits": total[use] for use in USES},
+        "by_class": {
+            name: {
+                "tensors": entry["tensors"],
+                "weights": entry["weights"],
+                **{f"{use}_bits": entry[use] for use in USES},
+                "extra_bits": entry["extra"],
+            }
+            for name, entry in by_class.items()
+        },
+        "banks": {
+            "count": banks,
+            "bits": machine.rom_bits,
+            "tiles": machine.tiles,
+            "tiles_used": sum(bits > 0 for bits in fill),
+            "fill_min": min(fill) / machine.rom_bits,
+            "fill_mean": sum(fill) / machine.tiles / machine.rom_bits,
+            "fill_max": max(fill) / machine.rom_bits,
+        },
+    }
+
+
+def _zeros(program: Program, counted: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """The manifest's counts of zeros (`backend/images/zeros.py`) by class of tensor."""
+    classes = _classes(program)
+    found: dict[str, dict[str, int]] = {}
+    for name, counts in counted.items():
+        entry = found.setdefault(classes.get(name, name), dict.fromkeys(counts, 0))
+        for key, value in counts.items():
+            entry[key] += value
+    return found
+
+
+def _constants(program: Program) -> dict[str, Any]:
+    """Vectors and tables in the constant ROM of the vector units: bytes by class."""
+    classes = _classes(program)
+    by_class: dict[str, int] = {}
+    for name, parameter in program.parameters.items():
+        if parameter.codes is not None and parameter.codes.file.endswith("constants.bin"):
+            entry = classes.get(name, name)
+            by_class[entry] = by_class.get(entry, 0) + parameter.codes.size
+    return {"used_bytes": sum(by_class.values()), "by_class": by_class}
+
+
+def _sram(program: Program, mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """SRAM of all H-Units together; the mapping states what one of them holds."""
+    # Imported when used, as xDSL is that it needs.
+    from intaglio.lowering.place.sram import cache_bytes, tokens_on_die
+
+    tiles = program.machine.h_units
+    use = {"kv_bytes": 0, "graph_adapter_bytes": 0, "adapter_slot_bytes": 0}
+    for entry in mapping["sram"]:
+        if entry["name"] in program.slots:
+            kind = "adapter_slot_bytes"
+        else:
+            kind = "kv_bytes" if entry["name"] in program.caches else "graph_adapter_bytes"
+        parameter = program.parameters.get(entry["name"])
+        # An adapter of few rows lies on as many units.
+        use[kind] += entry["size"] * (min(tiles, parameter.dims[0]) if parameter else tiles)
+    machine, demand, capacity = program.machine, demand_of(program), program.capacity
+    return {
+        "capacity_bytes": machine.sram_bytes * tiles,
+        "used_bytes": sum(use.values()),
+        **use,
+        "kv_scale_bytes": tiles * cache_bytes(capacity, 0, demand.scale_bytes, machine),
+        "kv_tokens": tokens_on_die(capacity, machine),
+        "kv_bytes_per_token": demand.kv_bytes,
+    }
+
+
+# --- cycles -----------------------------------------------------------------------------------
+
+
+def _position(
+    program: Program, position: int, bound: float, ranks: Ranks | None = None
+) -> dict[str, Any]:
+    """Cycles of the token at a position, and the instructions that they consist of."""
+    busy: dict[str, int] = {}
+    own: dict[str, int] = {}
+    out = period = 0
+    for span, number in spans(program, [position], ranks=ranks):
+        one = program.blocks[number].instructions[span.instruction]
+        finish = int(span.finish[0])
+        busy[one.queue] = busy.get(one.queue, 0) + finish - int(span.start[0])
+        own[one.queue] = own.get(one.queue, 0) + finish - int(span.start[0]) + program.machine.issue
+        period = max(period, finish)
+        if one.opcode == "sample":
+            out = finish
+    by_queue: dict[str, int] = {}
+    by_opcode: dict[str, int] = {}
+    by_unit: dict[str, dict[str, int]] = {}
+    by_block: dict[str, int] = {}
+    path = critical_path(program, position, ranks=ranks)
+    in_slots = 0
+    for span in path:
+        block = program.blocks[span.block]
+        one = block.instructions[span.instruction]
+        cycles = int(span.finish[0] - span.start[0])
+        weights = one.uses.get("weights", "")
+        if block.instances[span.instance].get(weights, weights) in program.slots:
+            in_slots += cycles + program.machine.issue
+        by_queue[one.queue] = by_queue.get(one.queue, 0) + cycles
+        by_opcode[one.opcode] = by_opcode.get(one.opcode, 0) + cycles
+        unit = by_unit.setdefault(one.queue, {})
+        unit[one.opcode] = unit.get(one.opcode, 0) + cycles
+        by_block[block.name] = by_block.get(block.name, 0) + cycles + program.machine.issue
+    on_path = {
+        "instructions": len(path),
+        "issue_cycles": len(path) * program.machine.issue,
+        "adapter_slot_cycles": in_slots,
+        "by_queue": _descending(by_queue),
+        "by_opcode": _descending(by_opcode),
+        "by_unit": {queue: _descending(by_unit[queue]) for queue in _descending(by_queue)},
+    }
+    return {
+        "position": position,
+        "cycles": period,
+        "cycles_to_token_out": out or period,
+        "tokens_per_second": program.machine.clock_hz / period,
+        "lane_utilisation": bound / period,
+        "busy": {queue: cycles / period for queue, cycles in busy.items()},
+        "critical_path": on_path,
+        "limits": bottleneck(period, on_path["by_unit"], on_path["issue_cycles"], own, bound),
+        "blocks": [
+            {
+                "name": block.name,
+                "instances": len(block.instances),
+                "sampled": block.sampled,
+                "cycles": by_block.get(block.name, 0),
+                "cycles_per_instance": by_block.get(block.name, 0) / len(block.instances),
+            }
+            for block in program.blocks
+        ],
+        "external": _external(program, position),
+    }
+
+
+def _external(program: Program, position: int) -> dict[str, int] | None:
+    """Bytes of a token's keys and values that external memory gives and takes."""
+    if not program.machine.kv_on_die:
+        return None
+    one = traffic(program, position)
+    return {"read_bytes": int(one.read[0]), "written_bytes": int(one.written[0])}
+
+
+def full_ranks(program: Program) -> dict[str, int]:
+    """The largest rank at each site: the most that an adapter can cost."""
+    return {site.name: site.rank for site in program.sites.values()}
+
+
+def _adapter(program: Program, positions: Sequence[int], bound: float) -> dict[str, Any] | None:
+    """Cycles with an adapter that fills all slots, and what it takes to load it."""
+    ranks = full_ranks(program)
+    if not ranks:
+        return None
+    entries: list[dict[str, Any]] = []
+    for position in positions:
+        with_adapter = _position(program, position, bound, ranks)
+        added = with_adapter["cycles"] - _position(program, position, bound)["cycles"]
+        entries.append({**with_adapter, "added_cycles": added})
+    largest = max(ranks.values())
+    size = adapter_bytes(program.machine, demand_of(program), largest)
+    return {
+        "rank": largest,
+        "sites": len(ranks),
+        "bytes": size,
+        "residents": program.residents,
+        "load_cycles": load_cycles_of(program, ranks, size),
+        "positions": entries,
+    }
+
+
+def _descending(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _slowest(program: Program, position: int) -> list[dict[str, Any]]:
+    """Instructions with the most cycles on the critical path, their instances together."""
+    path = critical_path(program, position)
+    total = int(path[-1].finish[0]) if path else 0
+    cycles: dict[tuple[int, int], list[int]] = {}
+    for span in path:
+        key = (span.block, span.instruction)
+        cycles.setdefault(key, []).append(int(span.finish[0] - span.start[0]))
+    ranked = sorted(cycles.items(), key=lambda item: -sum(item[1]))[:SLOWEST]
+    entries: list[dict[str, Any]] = []
+    for (block_number, number), durations in ranked:
+        block = program.blocks[block_number]
+        one = block.instructions[number]
+        entries.append(
+            {
+                "block": block.name,
+                "instruction": number,
+                "opcode": one.opcode,
+                "queue": one.queue,
+                "instances": len(block.instances),
+                "position": position,
+                "cycles": sum(durations),
+                "cycles_each": max(durations),
+                "share": sum(durations) / total,
+                "duration": str(one.issue.duration),
+                "onnx": list(one.onnx[0]),
+            }
+        )
+    return entries

@@ -1,0 +1,242 @@
+"""The pictures of `intaglio inspect`'s page: memory, cycles, one token in time, power domains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from intaglio.backend.program.program import Program
+from intaglio.dialects import timeline
+from intaglio.runtime.reports.colours import (
+    ISSUE,
+    Fill,
+    fewer,
+    opcode_fill,
+    queue_fill,
+    tensor_fills,
+)
+from intaglio.runtime.reports.power import on_times
+from intaglio.runtime.reports.rom_use import USES
+from intaglio.runtime.reports.svg import ROW, Bar, Box, Lane, Window, lanes, legend, stacked
+from intaglio.runtime.reports.tables import size_text
+from intaglio.runtime.reports.timing import Extent, critical_path, extents, spans
+from intaglio.runtime.reports.wording import counted
+
+MANY = 8
+"""Instances of a block beyond which one stands for all."""
+
+_MEMORY = {
+    "KV cache": Fill("kv"),
+    "adapter slots": Fill("tensor2"),
+    "adapters of the graph": Fill("tensor3"),
+    "values": Fill("vector"),
+}
+
+
+def rom_pictures(rom: Mapping[str, Any]) -> list[str]:
+    """ROM by class of tensor, on a frame of the target's capacity; what is beyond it below."""
+    extra = {name: entry["extra_bits"] for name, entry in rom["by_class"].items()}
+    sizes = {
+        name: sum(entry[f"{use}_bits"] for use in USES) - extra[name]
+        for name, entry in rom["by_class"].items()
+    }
+    capacity = rom["capacity_bits"]
+    sizes, extra = (fewer({n: size for n, size in one.items() if size}) for one in (sizes, extra))
+    fills = tensor_fills(dict.fromkeys([*sizes, *extra]))
+    bars = [Bar("ROM", list(sizes.items()), f"of {size_text(capacity / 8)}")]
+    if extra:
+        beyond = f"{size_text(rom['extra_bits'] / 8)} more"
+        bars.append(Bar("deeper banks", list(extra.items()), beyond, framed=False))
+    title = "ROM by class of tensor; the frame is the capacity of the target's ROM"
+    return [stacked(title, bars, capacity, fills), legend(fills), caption(title)]
+
+
+def memory_pictures(content: Mapping[str, Any]) -> list[str]:
+    """SRAM of the H-Units and of the vector units."""
+    sram, vector = content["sram"], content["vector_memory"]
+    parts = [
+        ("KV cache", sram["kv_bytes"]),
+        ("adapter slots", sram["adapter_slot_bytes"]),
+        ("adapters of the graph", sram["graph_adapter_bytes"]),
+    ]
+    values = [("values", vector["used_bytes"])]
+    used = {name for name, size in [*parts, *values] if size}
+    # Each of the two to its own scale: the one is hundreds of times the other.
+    pictures = [
+        stacked(
+            f"{label}, use of its capacity",
+            [Bar(label, [one for one in use if one[1]], f"of {size_text(capacity)}")],
+            capacity,
+            _MEMORY,
+        )
+        for label, use, capacity in (
+            ("H-Units", parts, sram["capacity_bytes"]),
+            ("vector units", values, vector["capacity_bytes"]),
+        )
+    ]
+    shown = {name: fill for name, fill in _MEMORY.items() if name in used}
+    return [*pictures, legend(shown), caption("SRAM by use; each frame is a capacity")]
+
+
+def cycle_pictures(positions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the critical path consists of, at each position."""
+    rows: list[tuple[Mapping[str, Any], dict[str, int]]] = []
+    for one in positions:
+        path = one["critical_path"]
+        rows.append((one, {**path["by_queue"], "issue": path["issue_cycles"]}))
+    order = [queue for queue in (*timeline.QUEUES, "issue") if any(queue in r for _, r in rows)]
+    fills = {name: ISSUE if name == "issue" else queue_fill(name) for name in order}
+    bars = [
+        Bar(
+            f"position {one['position']}",
+            [(queue, row[queue]) for queue in order if row.get(queue)],
+            f"{one['cycles']:,} cycles",
+        )
+        for one, row in rows
+    ]
+    title = "Cycles of a token by unit, on the critical path"
+    whole = max(one["cycles"] for one in positions)
+    return [stacked(title, bars, whole, fills), legend(fills), caption(title)]
+
+
+def token_pictures(program: Program, position: int) -> list[str]:
+    """Blocks of the whole token, then its instructions; of many layers one stands for all."""
+    boxes, period = _boxes(program, position)
+    blocks = extents(program, position)
+    used = [queue for queue in timeline.QUEUES if boxes[queue]]
+    busy = {q: sum(box.finish - box.start for box in boxes[q]) / period for q in used}
+    rows = [Lane(queue, boxes[queue], f"{busy[queue]:.1%} busy") for queue in used]
+    overview = f"Blocks of one token at position {position}, in cycles"
+    pictures = [
+        lanes(overview, [Lane("blocks", _block_boxes(program, blocks))], [Window(0, period)]),
+        caption(overview),
+    ]
+    low = "full height is on the critical path, half height is not"
+    repeated = [number for number, block in enumerate(program.blocks) if len(block.instances) > 1]
+    if any(len(program.blocks[number].instances) > MANY for number in repeated):
+        names = " and ".join(
+            f"one {program.blocks[number].name} of {len(program.blocks[number].instances)}"
+            for number in repeated
+        )
+        title = f"{_capital(names)}, and what runs once, at position {position}, in cycles; {low}"
+        lanes_ = [Lane(row.label, row.boxes) for row in rows]
+        pictures += [
+            lanes(title, lanes_, _windows(program, blocks), reachable=True),
+            caption(title),
+        ]
+    else:
+        title = f"One token at position {position}, by queue, in cycles; {low}"
+        pictures += [lanes(title, rows, [Window(0, period)]), caption(title)]
+        if repeated:
+            (window,) = [
+                Window(one.first, one.last)
+                for one in blocks
+                if (one.block, one.instance) == (repeated[0], 1)
+            ]
+            title = f"Instance 1 of {program.blocks[repeated[0]].name} in the same token"
+            inside = [
+                Lane(row.label, [one for one in row.boxes if _within(one, window)]) for row in rows
+            ]
+            pictures += [lanes(title, inside, [window], reachable=True), caption(title)]
+    kinds = {
+        f"{queue}: {opcode}": opcode_fill(queue, opcode)
+        for queue in used
+        for opcode in dict.fromkeys(
+            one.opcode
+            for block in program.blocks
+            for one in block.instructions
+            if one.queue == queue
+        )
+    }
+    return [*pictures, legend(kinds)]
+
+
+def _boxes(program: Program, position: int) -> tuple[dict[str, list[Box]], int]:
+    """Instructions by queue, and the period."""
+    path = critical_path(program, position)
+    critical = {(span.block, span.instance, span.instruction) for span in path}
+    found: dict[str, list[Box]] = {queue: [] for queue in timeline.QUEUES}
+    period = 0
+    for span, number in spans(program, [position]):
+        block = program.blocks[number]
+        one = block.instructions[span.instruction]
+        start, finish = int(span.start[0]), int(span.finish[0])
+        period = max(period, finish)
+        on_path = (number, span.instance, span.instruction) in critical
+        title = (
+            f"{one.opcode}, {block.name} {span.instance}: {start:,} to {finish:,} "
+            f"({counted(finish - start, 'cycle')}{', on the critical path' if on_path else ''})"
+        )
+        nodes = one.onnx[span.instance if len(one.onnx) > 1 else 0]
+        bound = block.instances[span.instance]
+        tensors = [f"{role} {bound.get(slot, slot)}" for role, slot in one.uses.items()]
+        found[one.queue].append(
+            Box(
+                start,
+                finish,
+                opcode_fill(one.queue, one.opcode),
+                "\n".join([title, *nodes, *tensors]),
+                low=not on_path,
+                label=one.opcode,
+            )
+        )
+    return found, period
+
+
+def _block_boxes(program: Program, blocks: Sequence[Extent]) -> list[Box]:
+    """Block instances, in two tones by turns where they are layers."""
+    found: list[Box] = []
+    for one in blocks:
+        block = program.blocks[one.block]
+        many = len(block.instances) > 1
+        tone = ("tensor2", "tensor3")[one.instance % 2] if many else "tensor1"
+        name = f"{block.name} {one.instance}" if many else block.name
+        title = f"{name}: {one.first:,} to {one.last:,}"
+        label = str(one.instance) if many else block.name
+        found.append(Box(one.first, one.last, Fill(tone), title, label=label))
+    return found
+
+
+def _windows(program: Program, blocks: Sequence[Extent]) -> list[Window]:
+    """What runs once, and the second instance of what runs often: the first may wait for what
+    comes before it."""
+    found: list[Window] = []
+    for one in blocks:
+        block = program.blocks[one.block]
+        count = len(block.instances)
+        if count == 1:
+            found.append(Window(one.first, one.last, block.name))
+        elif one.instance == 1:
+            found.append(Window(one.first, one.last, f"{block.name} x {count} (this is 1)"))
+    return found
+
+
+def _within(box: Box, window: Window) -> bool:
+    return box.start < window.last and box.finish > window.first
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def domain_pictures(program: Program, position: int) -> list[str]:
+    """When each power domain is on."""
+    if not program.domains:
+        return []
+    times, fill = on_times(program, position), queue_fill("power")
+    rows = [
+        Lane(
+            name,
+            [Box(start, finish, fill, f"{name}: {start:,} to {finish:,}") for start, finish in on],
+        )
+        for name, on in times.domains.items()
+    ]
+    title = f"Power domains that are on, token at position {position}, in cycles"
+    height = ROW if len(rows) <= 12 else 8
+    return [lanes(title, rows, [Window(0, times.period)], height), caption(title)]
+
+
+def caption(text: str) -> str:
+    """What stands below a picture."""
+    return f'<p class="note">{escape(text)}</p>'

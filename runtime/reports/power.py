@@ -1,0 +1,399 @@
+"""Average power of a chip while it decodes, and the energy of a token, as far as its target says.
+
+Three statements, each only where the target has the figures for it:
+
+- *ROM on*: ``rest_w + rom_on_w * share``, where the share of the ROM that is on is measured: a
+  power domain is on from the start of its `wake` to the finish of its `sleep`, and counts with its
+  bits. `rest_w` and `rom_on_w` are the target's and hang on a share that the target assumes.
+- *Published power*: what a source gives for the whole chip, times the time of a token.
+- *L-Units*: energy of a busy cycle times the cycles in which engraved weights are multiplied.
+
+What the chip would draw without gating is stated for the same program without its switches, so
+the two energies of a token hold what switching costs in time.
+
+Banks deeper than the target's (policy `extra-rom`) are in no published figure and stated apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from intaglio.backend.program.program import Program
+from intaglio.backend.target.formula import names
+from intaglio.backend.target.report import source_keys
+from intaglio.backend.target.target import Target
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.tiling import activation_passes
+from intaglio.runtime.reports.rom_use import Placed, products
+from intaglio.runtime.reports.timing import Ranks, spans, token_cycles
+
+ALWAYS = "always on"
+"""Name for ROM that lies in no power domain."""
+
+_REST, _ROM_ON, _ASSUMED = "power.rest_w", "power.rom_on_w", "power.gated_on_share"
+_L_UNIT = ("l_unit.lanes", "l_unit.plane_bits", "l_unit.pass_bits")
+"""What an L-Unit's energy hangs on."""
+_CYCLE, _CYCLE_TWO_PASSES = "energy.l_unit_cycle_pj", "energy.l_unit_cycle_8bit_pj"
+
+
+@dataclass(frozen=True)
+class OnTimes:
+    """When each power domain is on in one token of many.
+
+    Attributes:
+        period: cycles of the token.
+        domains: for each domain its [start, finish) intervals in cycles of the token, in order.
+    """
+
+    period: int
+    domains: Mapping[str, Sequence[tuple[int, int]]]
+
+    def share(self, domain: str) -> float:
+        """Part of the token in which a domain is on."""
+        return sum(finish - start for start, finish in self.domains[domain]) / self.period
+
+    def at_once(self, domains: Iterable[str]) -> dict[int, float]:
+        """For each number of some domains, the part of the token in which so many are on."""
+        edges = [
+            (cycle, step)
+            for name in domains
+            for start, finish in self.domains[name]
+            for cycle, step in ((start, 1), (finish, -1))
+        ]
+        cycles: dict[int, int] = {}
+        number = last = 0
+        for cycle, step in sorted([*edges, (self.period, 0)]):
+            if cycle > last:
+                cycles[number] = cycles.get(number, 0) + cycle - last
+            number, last = number + step, cycle
+        return {number: count / self.period for number, count in sorted(cycles.items())}
+
+
+def on_times(program: Program, position: int, ranks: Ranks | None = None) -> OnTimes:
+    """The intervals in which each domain is on, at a position, when token follows token.
+
+    A domain that a token leaves on is on in the next one until its `sleep` finishes.
+    """
+    domains: dict[str, list[tuple[int, int]]] = {name: [] for name in program.domains}
+    since: dict[str, int] = {}
+    period = 0
+    for span, number in spans(program, [position], ranks=ranks):
+        block = program.blocks[number]
+        one = block.instructions[span.instruction]
+        start, finish = int(span.start[0]), int(span.finish[0])
+        period = max(period, finish)
+        if one.opcode not in ("wake", "sleep"):
+            continue
+        slot = one.uses["domain"]
+        domain = block.instances[span.instance].get(slot, slot)
+        if domain not in domains:
+            continue
+        if one.opcode == "wake":
+            since.setdefault(domain, start)
+        else:
+            domains[domain].append((since.pop(domain, 0), finish))
+    for domain, start in since.items():
+        domains[domain].append((start, period))
+    return OnTimes(period, {name: _united(intervals) for name, intervals in domains.items()})
+
+
+def ungated(program: Program) -> Program:
+    """The program of the same chip with all its ROM on: no switches, and nothing waits for them."""
+    if not program.domains:
+        return program
+    blocks = [
+        replace(
+            block,
+            instructions=[
+                replace(one, issue=replace(one.issue, waits=_without_power(one.issue.waits)))
+                for one in block.instructions
+                if one.queue != "power"
+            ],
+        )
+        for block in program.blocks
+    ]
+    return replace(program, blocks=blocks, domains={})
+
+
+def _without_power(waits: Mapping[str, int]) -> Mapping[str, int]:
+    return {queue: count for queue, count in waits.items() if queue != "power"}
+
+
+def _united(intervals: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Intervals in order, those that overlap as one."""
+    united: list[tuple[int, int]] = []
+    for start, finish in sorted(intervals):
+        if united and start <= united[-1][1]:
+            united[-1] = (united[-1][0], max(united[-1][1], finish))
+        else:
+            united.append((start, finish))
+    return united
+
+
+@dataclass(frozen=True)
+class RomBits:
+    """ROM bits of the matrix units by what switches them.
+
+    Attributes:
+        capacity: as published.
+        domains: of each power domain, within the capacity.
+        always: in no domain, within the capacity.
+        extra_domains: of each power domain, in banks deeper than the target's.
+        extra_always: in no domain, in banks deeper than the target's.
+    """
+
+    capacity: int
+    domains: Mapping[str, int]
+    always: int
+    extra_domains: Mapping[str, int]
+    extra_always: int
+
+    @staticmethod
+    def of(program: Program, placed: Mapping[str, Placed]) -> RomBits:
+        """Those of a compiled model."""
+        machine = program.machine
+        where = {tensor: name for name, tensors in program.domains.items() for tensor in tensors}
+        counts = {extra: dict.fromkeys([*program.domains, ALWAYS], 0) for extra in (False, True)}
+        for name, one in placed.items():
+            counts[one.extra][where.get(name, ALWAYS)] += sum(one.bits(machine).values())
+        published, extra = counts[False], counts[True]
+        return RomBits(
+            capacity=machine.tiles * machine.l_units * machine.rom_bits,
+            always=published.pop(ALWAYS),
+            domains=published,
+            extra_always=extra.pop(ALWAYS),
+            extra_domains=extra,
+        )
+
+    def gated_share(self, times: OnTimes) -> float:
+        """Part of the capacity that is on, on the average of a token."""
+        return self._average(self.domains, self.always, times)
+
+    def gated_extra_share(self, times: OnTimes) -> float:
+        """The same for banks deeper than the target's, in parts of the target's capacity."""
+        return self._average(self.extra_domains, self.extra_always, times)
+
+    def _average(self, domains: Mapping[str, int], always: int, times: OnTimes) -> float:
+        on = sum(bits * times.share(name) for name, bits in domains.items())
+        return (on + always) / self.capacity
+
+    def ungated_share(self, machine: Machine) -> float:
+        """Part of the capacity that is on without gating.
+
+        Memory of fixed size is on as a whole; of logic only what exists can be.
+        """
+        if machine.rom == "array":
+            return 1.0
+        return (sum(self.domains.values()) + self.always) / self.capacity
+
+    @property
+    def extra_share(self) -> float:
+        """Banks deeper than the target's, in parts of the target's capacity."""
+        return (sum(self.extra_domains.values()) + self.extra_always) / self.capacity
+
+
+def power(
+    program: Program,
+    target: Target,
+    placed: Mapping[str, Placed],
+    positions: Sequence[int],
+    ranks: Ranks | None = None,
+) -> dict[str, Any]:
+    """Power and energy as data, for `intaglio inspect`.
+
+    Keys: `rom` (figures of the target, what it assumes, bits by domain), `published` and `l_units`
+    (figures of the target), each None where the target does not say; `l_units_invalid`, why its
+    figure of the L-Units does not hold with these options, or None; `positions`, each with
+    `position`, `cycles`, `seconds`, `rom`, `published` and `l_units`, in watts and millijoules.
+    `rom.ungated` is on a timeline of its own, with `cycles`; `rom.gated.added_cycles` is how many
+    more the token takes with gating.
+
+    Args:
+        program: the compiled model.
+        target: what it was compiled for.
+        placed: its matrices in ROM.
+        positions: to evaluate at.
+        ranks: of the active adapter.
+    """
+    bits = RomBits.of(program, placed)
+    rom = _rom_figures(program, target, bits)
+    published = _figure(target, "published.power_w")
+    l_units = _l_unit_figures(program, target, placed)
+    invalid = None if l_units is None else _other_l_unit(target, l_units["figure"])
+    if invalid is not None:
+        l_units = None
+    cycles_ungated = token_cycles(ungated(program), positions, ranks=ranks).period
+    return {
+        "rom": rom,
+        "published": published,
+        "l_units": l_units,
+        "l_units_invalid": invalid,
+        "positions": [
+            _position(
+                program,
+                target,
+                bits,
+                on_times(program, position, ranks),
+                position,
+                int(cycles),
+                (rom, published, l_units),
+            )
+            for position, cycles in zip(positions, cycles_ungated, strict=True)
+        ],
+    }
+
+
+def _figure(target: Target, name: str) -> dict[str, Any] | None:
+    """A figure with its origin, or None where the target does not state it."""
+    if name not in target.parameters:
+        return None
+    one = target.parameters[name]
+    return {"value": one.value, "origin": one.origin, "source": source_keys(one.source)}
+
+
+def _rom_figures(program: Program, target: Target, bits: RomBits) -> dict[str, Any] | None:
+    rest, rom_on = _figure(target, _REST), _figure(target, _ROM_ON)
+    if rest is None or rom_on is None:
+        return None
+    return {
+        "rest_w": rest,
+        "rom_on_w": rom_on,
+        "assumed_on_share": _figure(target, _ASSUMED),
+        "published_ungated_w": _figure(target, "published.ungated_power_w"),
+        "published_gated_w": _figure(target, "published.gated_power_w"),
+        "capacity_bits": bits.capacity,
+        "domain_bits": dict(bits.domains),
+        "always_on_bits": bits.always,
+        "extra_bits": sum(bits.extra_domains.values()) + bits.extra_always,
+        "extra_always_on_bits": bits.extra_always,
+    }
+
+
+def _l_unit_figures(
+    program: Program, target: Target, placed: Mapping[str, Placed]
+) -> dict[str, Any] | None:
+    passes = activation_passes(program.machine.activations, program.machine)
+    name = _CYCLE_TWO_PASSES if passes > 1 and _CYCLE_TWO_PASSES in target.parameters else _CYCLE
+    figure = _figure(target, name)
+    if figure is None:
+        return None
+    used = [placed[name] for name in products(program) if name in placed]
+    return {
+        "cycle_pj": figure,
+        "figure": name,
+        "busy_cycles": sum(one.busy_l_units(program.machine, passes) for one in used),
+        "operations": sum(2 * one.shape.rows * one.shape.columns for one in used),
+    }
+
+
+def _other_l_unit(target: Target, figure: str) -> str | None:
+    """Why an L-Unit's energy does not hold for the L-Units that options made; None: it does.
+
+    A figure whose formula names what was changed follows it; one that is measured does not.
+    """
+    named = _all_names(target, figure)
+    changed = [
+        name for name in _L_UNIT if target.parameters[name].origin == "option" and name not in named
+    ]
+    stated = [name for name in named if name.startswith(("energy.", "power."))]
+    if not changed or any(target.parameters[name].origin == "option" for name in stated):
+        return None
+    return (
+        f"no energy is stated: {figure} holds for the L-Unit of the target, and --set "
+        f"{', '.join(changed)} made another one; --set {stated[-1]}=... states its own"
+    )
+
+
+def _all_names(target: Target, figure: str) -> list[str]:
+    """A figure and all that its formula hangs on, in order of their depth."""
+    found = [figure]
+    for name in found:
+        formula = target.parameters[name].formula
+        found += [one for one in names(formula or "0") if one not in found]
+    return found
+
+
+def _position(
+    program: Program,
+    target: Target,
+    bits: RomBits,
+    times: OnTimes,
+    position: int,
+    ungated_cycles: int,
+    figures: tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, Any] | None],
+) -> dict[str, Any]:
+    rom, published, l_units = figures
+    seconds = times.period / program.machine.clock_hz
+    result: dict[str, Any] = {
+        "position": position,
+        "cycles": times.period,
+        "seconds": seconds,
+        "rom": None,
+        "published": None,
+        "l_units": None,
+    }
+    if rom is not None:
+        result["rom"] = _rom_power(program, target, bits, times, ungated_cycles)
+    if published is not None:
+        result["published"] = _stated(published["value"], seconds)
+    if l_units is not None:
+        joules = l_units["busy_cycles"] * l_units["cycle_pj"]["value"] * 1e-12
+        result["l_units"] = {
+            **_stated(joules / seconds, seconds),
+            "busy_share": l_units["busy_cycles"] / (times.period * target.total_l_units),
+            "tera_operations_per_joule": l_units["operations"] / joules / 1e12 if joules else None,
+        }
+    return result
+
+
+def _stated(watts: float, seconds: float) -> dict[str, float]:
+    return {"watts": watts, "millijoules": watts * seconds * 1e3}
+
+
+def _rom_power(
+    program: Program, target: Target, bits: RomBits, times: OnTimes, ungated_cycles: int
+) -> dict[str, Any]:
+    """Power of the model *rest + ROM on x share*, with gating and without."""
+    clock = program.machine.clock_hz
+
+    def watts(share: float, of: Target = target) -> float:
+        return of.number(_REST) + of.number(_ROM_ON) * share
+
+    share = bits.ungated_share(program.machine)
+    result: dict[str, Any] = {
+        "ungated": {
+            "cycles": ungated_cycles,
+            "on_share": share,
+            **_stated(watts(share), ungated_cycles / clock),
+        },
+        "gated": None,
+        "extra": {"ungated_watts": target.number(_ROM_ON) * bits.extra_share},
+    }
+    if program.domains:
+        share = bits.gated_share(times)
+        at_once = times.at_once(name for name, size in bits.domains.items() if size)
+        awake = 1 - at_once.get(0, 0.0)
+        always = bits.always / bits.capacity
+        while_on = always + (share - always) / awake if awake else always
+        ends = [watts(share, other) for other in _assumed_ends(target)]
+        extra = target.number(_ROM_ON) * bits.gated_extra_share(times)
+        result["gated"] = {
+            "added_cycles": times.period - ungated_cycles,
+            "on_share": share,
+            **_stated(watts(share), times.period / clock),
+            "watts_range": [min(ends), max(ends)] if ends else None,
+            "domains_on_at_once": {str(n): part for n, part in at_once.items()},
+            "while_a_domain_is_on": {"on_share": while_on, "watts": watts(while_on)},
+        }
+        result["extra"]["gated_watts"] = extra
+    return result
+
+
+def _assumed_ends(target: Target) -> Iterator[Target]:
+    """The target with the assumed share at either end of its range; derived figures follow it."""
+    parameter = target.parameters.get(_ASSUMED)
+    if parameter is not None and parameter.range is not None and parameter.origin == "assumed":
+        for end in parameter.range:
+            yield target.with_options([f"{_ASSUMED}={end}"])

@@ -1,0 +1,136 @@
+"""What lies in the ROM of the matrix units: each engraved matrix with its pieces, bits by use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from intaglio.backend.output.output import MAPPING
+from intaglio.backend.program.program import Parameter, Program
+from intaglio.dialects.json_file import JSONFile
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.tiling import SCALE_BITS, MatrixShape, Piece
+
+USES = ("codes", "scales", "zeros", "padding")
+"""What ROM bits are for; offsets count among zero points, whose place they take."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A matrix and its pieces."""
+
+    parameter: Parameter
+    shape: MatrixShape
+    pieces: tuple[Piece, ...]
+    extra: bool
+    """In banks made deeper than published (policy `extra-rom`)."""
+
+    def bits(self, machine: Machine) -> dict[str, int]:
+        """ROM bits by use."""
+        rows, shape = self.shape.rows, self.shape
+        groups = rows * -(-shape.columns // shape.group) if shape.scale_bits else 0
+        codes = rows * shape.columns * shape.bits
+        scales, zeros = groups * SCALE_BITS, groups * max(0, shape.scale_bits - SCALE_BITS)
+        padding = 0
+        if machine.rom == "array":
+            banks = ((p.bank_bits(shape, machine), p.tiles * machine.l_units) for p in self.pieces)
+            padding = sum(bits * count for bits, count in banks) - codes - scales - zeros
+        return dict(zip(USES, (codes, scales, zeros, padding), strict=True))
+
+    def busy_l_units(self, machine: Machine, passes: int) -> int:
+        """Cycles in which L-Units multiply, all of them added up, of one product with it.
+
+        Args:
+            machine: the chip.
+            passes: how often a word is used for the bits of an activation.
+        """
+        words = sum(p.code_words(self.shape, machine) * p.tiles for p in self.pieces)
+        return words * machine.l_units * passes
+
+
+def read_placement(out: Path, program: Program) -> dict[str, Any]:
+    """The content of an output folder's mapping.json.
+
+    Raises:
+        UserError: it is damaged, or places what the program does not have.
+    """
+    # Imported when used, as xDSL is that it needs.
+    from intaglio.lowering.place.mapping import check_mapping
+
+    content = JSONFile.read(out / MAPPING, "compile the model again")
+    check_mapping(content, whole=True)
+    for one in content["matrices"].list():
+        name = one["name"].text()
+        if name not in program.parameters:
+            raise one["name"].error(f"is '{name}', which the program does not have")
+    return content.value
+
+
+def placed_matrices(program: Program, mapping: Mapping[str, Any]) -> dict[str, Placed]:
+    """Every engraved matrix by its parameter's name.
+
+    Args:
+        program: the compiled model.
+        mapping: the content of mapping.json.
+    """
+    found: dict[str, Placed] = {}
+    for entry in mapping["matrices"]:
+        parameter = program.parameters[entry["name"]]
+        pieces = tuple(
+            Piece(
+                first_row=piece["rows"][0],
+                rows=piece["rows"][1] - piece["rows"][0],
+                first_tile=piece["tiles"][0],
+                tiles=piece["tiles"][1] - piece["tiles"][0],
+                split=piece["split"],
+                base=piece["at"][0],
+                scale_base=piece["at"][1],
+            )
+            for piece in entry["pieces"]
+        )
+        shape = MatrixShape.of(
+            parameter.dims,
+            parameter.code,
+            parameter.bits,
+            parameter.group,
+            zeros=parameter.zeros is not None,
+            offsets=parameter.offset_bits,
+        )
+        found[entry["name"]] = Placed(parameter, shape, pieces, entry.get("extra", False))
+    return found
+
+
+def products(program: Program) -> list[str]:
+    """The matrix of every product that one token with a wanted successor takes."""
+    return [
+        instance[one.uses["weights"]]
+        for block in program.blocks
+        for instance in block.instances
+        for one in block.instructions
+        if one.opcode == "matvec" and one.queue == "matrix"
+    ]
+
+
+def heads(program: Program) -> set[str]:
+    """The matrices that give the logits: no other product comes between."""
+
+    def overlap(one: str, other: str) -> bool:
+        a, b = program.buffers[one], program.buffers[other]
+        return a.address < b.address + b.size and b.address < a.address + a.size
+
+    wanted, found = {program.logits}, set[str]()
+    for block in reversed(program.blocks):
+        if len(block.instances) > 1:
+            break
+        for one in reversed(block.instructions):
+            if not any(overlap(name, other) for name in one.writes for other in wanted):
+                continue
+            product = one.opcode == "matvec"
+            if product and one.queue == "matrix":
+                found.add(block.instances[0][one.uses["weights"]])
+            # A buffer may be read where it is written; its value before is another's.
+            wanted = {name for name in wanted if not any(overlap(name, w) for w in one.writes)}
+            wanted |= set(one.reads[1:] if product else one.reads)
+    return found

@@ -1,0 +1,53 @@
+"""`intaglio inspect` for people at a terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from intaglio.runtime.reports.tables import all_tables, headline, summary_lines
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from intaglio.runtime.adapters.budget import Table
+
+WIDTH = 100
+"""Columns that the tables need."""
+
+
+def inspect_text(content: Mapping[str, Any], width: int = WIDTH) -> str:
+    """What `inspect_json` gives as tables, at most `width` columns wide."""
+    from rich.console import Console
+
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, highlight=False, markup=False, color_system=None)
+    for line in headline(content):
+        console.print(line)
+    console.print()
+    for line in summary_lines(content):
+        console.print(f"  {line}")
+    for table in all_tables(content):
+        _print(console, table)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def _print(console: Console, table: Table) -> None:
+    """A table whose first column is text and whose other columns are numbers."""
+    from rich.box import SIMPLE
+    from rich.table import Table as Grid
+
+    title, columns, rows, note = table
+    grid = Grid(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+    for number, column in enumerate(columns):
+        grid.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    console.print()
+    if rows:
+        console.print(grid)
+    else:
+        console.print(title)
+    for line in note.splitlines():
+        console.print(line)

@@ -1,0 +1,1 @@
+"""Text and tokens: tokenizer, decoding, sampling, where a text ends."""

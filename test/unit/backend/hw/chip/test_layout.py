@@ -1,0 +1,97 @@
+"""Rows of the chip's memories: what each needs, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from intaglio.backend.compile import compile_model
+from intaglio.backend.hw.chip.layout import Layout, layout_of
+from intaglio.backend.program.program import load_program
+from intaglio.backend.stages import Options
+from intaglio.dialects import hazards
+
+CONTEXT = 40
+
+
+def laid_out(model: Path, out: Path, target: str) -> Layout:
+    compile_model(model, out, Options(target, context=CONTEXT, emit="program"))
+    return layout_of(load_program(out))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("llama", "roma-mini"),
+        ("qwen", "hc1-mini"),
+        ("phi", "roma-mini"),
+        ("ternary", "tom-mini"),
+        ("ternary", "bitrom-mini"),
+    ],
+    ids=lambda param: "-".join(param),
+)
+def layout(
+    request: pytest.FixtureRequest,
+    model: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Layout:
+    name, target = request.param
+    return laid_out(model(name), tmp_path_factory.mktemp("layout") / "out", target)
+
+
+def test_scores_and_probabilities_do_not_count_each_other(layout: Layout) -> None:
+    """All layers share a block, and with it the buffers: the memories hold one layer's."""
+    heads = {
+        kind: [b.type["heads"] for b in layout.program.buffers.values() if b.type["kind"] == kind]
+        for kind in ("scores", "probabilities")
+    }
+    rows = -(-CONTEXT // layout.lanes)
+    assert layout.score_rows == max(2, max(heads["scores"]) * rows)
+    assert layout.probability_rows == max(2, max(heads["probabilities"]) * rows)
+    assert layout.head_entries == max(2, max(heads["probabilities"]))
+
+
+def test_quantised_values_share_rows(layout: Layout) -> None:
+    sizes = {
+        name: one.type["groups"] * -(-one.type["width"] // layout.lanes)
+        for name, one in layout.program.buffers.items()
+        if one.type["kind"] == "quantized"
+    }
+    assert max(sizes.values()) <= layout.code_rows < sum(sizes.values())
+    assert layout.code_rows == max(2, *(layout.row_of(n) + size for n, size in sizes.items()))
+
+
+@pytest.mark.parametrize("kind", ["quantized", "scores", "probabilities", "fixed"])
+def test_what_shares_rows_is_ordered(layout: Layout, kind: str) -> None:
+    """The rows that the hardware has, held against the waits, kind by kind."""
+    program, lanes = layout.program, layout.lanes
+    rows_of_head = layout.places.score_rows
+
+    def rows(name: str) -> tuple[int, int]:
+        one, first = program.buffers[name].type, layout.row_of(name)
+        match kind:
+            case "quantized":
+                size = one["groups"] * -(-one["width"] // lanes)
+            case "fixed":
+                size = -(-one["size"] // lanes)
+            case _:
+                size = one["heads"] * rows_of_head
+        return first, first + size
+
+    names = {name for name, one in program.buffers.items() if one.type["kind"] == kind}
+    accesses = [
+        [
+            hazards.Access([n for n in i.reads if n in names], [n for n in i.writes if n in names])
+            for i in block.instructions
+        ]
+        for block in program.blocks
+    ]
+    race = hazards.first_race(
+        [block.timing for block in program.blocks],
+        accesses,
+        [block.instances for block in program.blocks],
+        {name: rows(name) for name in names},
+    )
+    assert race is None

@@ -1,0 +1,742 @@
+"""The vector unit, run by arc, against `dialects.semantics` and `lowering.schedule.durations`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from intaglio.backend import circt
+from intaglio.backend.hw.units.vector import encode as vector_encode
+from intaglio.backend.hw.units.vector.encode import (
+    FIELDS,
+    GATE_TABLES,
+    OPERATIONS,
+    ConstantRows,
+    Places,
+    constant_rows,
+    encode,
+)
+from intaglio.backend.hw.units.vector.shape import VectorShape, check
+from intaglio.backend.hw.units.vector.unit import build_vector
+from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Write, cat
+from intaglio.backend.target.target import load_target
+from intaglio.dialects import semantics
+from intaglio.dialects.errors import UserError
+from intaglio.dialects.fixed_point import Real, Saturations, Scale
+from intaglio.dialects.formula import Formula
+from intaglio.dialects.machine import Machine
+from intaglio.lowering.schedule import durations
+from intaglio.runtime.engines.arc import ArcModel
+
+Ints = npt.NDArray[np.int64]
+
+ROWS = 256
+"""Rows of each memory."""
+POSITIONS = 64
+EXTREME = (1 << 31) - 1
+FORMATS = ("int8", "int16", "uint8", "uint16", "fp8")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Lanes and the latencies that the unit has."""
+
+    lanes: int
+    pipeline: int = 4
+    reduce: int = 3
+    lookup: int = 4
+    sample: int = 2
+    rotary: int = 14
+    """Fraction bits of cosines and sines."""
+
+    @property
+    def machine(self) -> Machine:
+        return dataclasses.replace(
+            load_target("roma-mini").machine(),
+            vector_lanes=self.lanes,
+            vector_pipeline=self.pipeline,
+            vector_reduce=self.reduce,
+            table_lookup=self.lookup,
+            sample=self.sample,
+        )
+
+
+GEOMETRIES = (
+    Geometry(16),
+    Geometry(8, 3, 1, 1, 1),
+    Geometry(8, 9, 6, 7, 5, rotary=12),
+    Geometry(32, rotary=9),
+)
+geometries = pytest.mark.parametrize(
+    "geometry", GEOMETRIES, ids=lambda g: f"{g.lanes}x{g.pipeline}"
+)
+
+
+EVERYTHING = (OPERATIONS, GATE_TABLES, FORMATS)
+LLAMA = (
+    ("rms_norm", "quantize", "rotary", "gate", "mul", "softmax", "sample"),
+    ("sigmoid",),
+    ("int8", "uint8"),
+)
+Parts = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+
+
+def shape_of(parts: Parts, rotary: int = 14) -> VectorShape:
+    operations, tables, formats = parts
+    return VectorShape(
+        frozenset(operations),
+        frozenset(tables),
+        formats,
+        groups=32,
+        positions=POSITIONS,
+        rows=ROWS,
+        constant_rows=ROWS,
+        score_rows=ROWS,
+        probability_rows=ROWS,
+        scale_rows=ROWS,
+        scales=ROWS,
+        rotary_fraction=rotary,
+    )
+
+
+def bench(machine: Machine, parts: Parts = EVERYTHING, rotary: int = 14) -> Design:
+    """The unit with its memories around it."""
+    design = Design()
+    unit = build_vector(design, machine, shape_of(parts, rotary))
+    m = design.module("bench")
+    ports = {port.name: port for port in unit.ports}
+    given = {
+        name: m.input(name, port.width, port.signed)
+        for name, port in ports.items()
+        if not port.output and not port.name.endswith("_data") and name not in ("clk", "rst")
+    }
+    data = {
+        name: m.wire(name, port.width)
+        for name, port in ports.items()
+        if not port.output and port.name.endswith("_data")
+    }
+    out = m.instance("unit", unit, {**given, **data})
+    words = 32 * machine.vector_lanes
+    write = Write(
+        out["vector_write_address"],
+        out["vector_write_data"],
+        out["vector_write_enable"],
+        out["vector_write_mask"],
+    )
+    reads = [out["vector0_address"], out["vector1_address"]]
+    lanes = machine.vector_lanes
+    for i, read in enumerate(m.ram("vector_memory", ROWS, words, reads, [write], lanes)):
+        data[f"vector{i}_data"].assign(read)
+    for name in ("constant0", "constant1", "value_scale"):
+        data[f"{name}_data"].assign(m.rom(f"{name}_memory", ROWS, words, out[f"{name}_address"]))
+    write = Write(out["score_write_address"], out["score_write_data"], out["score_write_enable"])
+    (read,) = m.ram("score_memory", ROWS, words, [out["score_address"]], [write])
+    data["score_data"].assign(read)
+    for name in ("code", "probability"):
+        write = Write(*(out[f"{name}_write_{part}"] for part in ("address", "data", "enable")))
+        _memory(m, f"{name}_memory", 16 * machine.vector_lanes, write)
+    scale = cat(out["scale_exponent"], out["scale_mantissa"])
+    _memory(m, "scales", 34, Write(out["scale_address"], scale, out["scale_enable"]))
+    head = cat(out["scale_total"], scale.extend(64))
+    enable = out["probability_scale_enable"]
+    _memory(m, "heads", 104, Write(out["scale_address"], head, enable))
+    for name in ("done", "saturated", "token", "token_valid"):
+        m.output(name, out[name])
+    return design
+
+
+def _memory(m: ModuleBuilder, name: str, width: int, write: Write) -> None:
+    (read,) = m.ram(name, ROWS, width, [write.address], [write])
+    # A memory that nothing reads would not be built.
+    m.output(f"{name}_unused", read)
+
+
+@dataclass
+class Unit:
+    """A running vector unit, and buffers for it."""
+
+    machine: Machine
+    model: ArcModel
+    rotary: int = 14
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(5))
+
+    @property
+    def lanes(self) -> int:
+        return self.machine.vector_lanes
+
+    def memory(self, name: str, kind: str) -> npt.NDArray[Any]:
+        """A memory as rows of lanes."""
+        return self.model.memory(name).view(kind).reshape(ROWS, -1)
+
+    def run(
+        self,
+        opcode: str,
+        reads: Mapping[str, tuple[int, Ints, int]],
+        write: tuple[int, Mapping[str, Any]],
+        duration: Formula,
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        constants: Mapping[str, tuple[Ints, int]] | None = None,
+        position: int = 0,
+        caches: Mapping[str, Any] | None = None,
+        uses: Mapping[str, str] | None = None,
+        places: Places | None = None,
+    ) -> int:
+        """Runs an instruction; returns how many places saturated.
+
+        Args:
+            opcode: of the instruction.
+            reads: buffers: first row, values, fraction bits.
+            write: first row and type of the result.
+            duration: what it must take.
+            arguments: of the instruction.
+            constants: parameters by role: values and exponent.
+            position: of the token.
+            caches: by name.
+            uses: caches by role.
+            places: of scores and scales.
+        """
+        row_bytes = 4 * self.lanes
+        constants = constants or {}
+        buffers: dict[str, Any] = {}
+        for name, (row, values, fraction) in reads.items():
+            kind = {"kind": "fixed", "size": len(values), "fraction": fraction}
+            if opcode == "softmax":
+                kind = {"kind": "scores", "heads": len(values)}
+            else:
+                flat = self.memory("vector_memory", "<i4").reshape(-1)
+                flat[row * self.lanes : row * self.lanes + len(values)] = values
+            buffers[name] = {"address": row * row_bytes, "type": kind}
+        buffers["out"] = {"address": write[0] * row_bytes, "type": write[1]}
+        program = {
+            "machine": self.machine.to_dict(),
+            "buffers": buffers,
+            "caches": caches or {},
+            "parameters": {
+                role: {"dims": list(values.shape), "exponent": exponent}
+                for role, (values, exponent) in constants.items()
+            },
+        }
+        roles = {**{role: role for role in constants}, **(uses or {})}
+        instruction = {
+            "opcode": opcode,
+            "queue": "vector",
+            "reads": list(reads),
+            "writes": ["out"],
+            "uses": roles,
+            "arguments": arguments or {},
+            "onnx": [["the_node"]],
+        }
+        instance = {slot: slot for slot in roles.values()}
+        rows = constant_rows(program, instruction, instance)
+        first, placed = 3, dict[ConstantRows, int]()
+        for number, (role, layout) in enumerate(rows.items()):
+            content = layout.rows(constants[role][0])
+            placed[layout] = first
+            port = "constant1" if number else "constant0"
+            self.memory(f"{port}_memory", "<i4")[first : first + len(content)] = content
+            first += len(content)
+        places = dataclasses.replace(places or Places(), constants=placed)
+        fields = encode(program, instruction, instance, places)
+        # The descriptor is there in the first cycle only.
+        noise = {one.name: int(self.rng.integers(0, 1 << min(one.width, 16))) for one in FIELDS}
+        inputs: dict[str, Any] = {name: [value, noise[name]] for name, value in fields.items()}
+        inputs |= {"start": [1, 0], "position": [position, int(self.rng.integers(POSITIONS))]}
+        # Issued no sooner than one cycle after the finish of the instruction before.
+        self.model.step(int(self.rng.integers(1, 4)))
+        trace = self.model.run(5000, inputs, stop="done")
+        assert trace.cycles == duration(tokens=position + 1)
+        return int(trace.outputs["saturated"].sum())
+
+    def fixed(self, row: int, size: int) -> Ints:
+        """A vector of the vector memory."""
+        flat = self.memory("vector_memory", "<i4").reshape(-1)[row * self.lanes :]
+        return flat[:size].astype(np.int64)
+
+    def codes(self, row: int, groups: int, width: int, fmt: str, name: str = "code") -> Ints:
+        """Codes [groups * width] of groups that begin in rows of their own."""
+        kind = "<u2" if fmt.startswith("u") else "<i2"
+        rows = -(-width // self.lanes)
+        part = self.memory(f"{name}_memory", kind)[row : row + groups * rows]
+        return part.reshape(groups, -1)[:, :width].reshape(-1).astype(np.int64)
+
+    def scales(self, first: int, count: int) -> Scale:
+        """Entries of the scale file."""
+        words = self.model.memory("scales")[first : first + count].astype(np.int64)
+        return Scale(words & 0xFFFFFF, ((words >> 24) << 54) >> 54)
+
+    def heads(self, first: int, count: int) -> tuple[Scale, Ints]:
+        """Entries of the heads' file: scales and totals."""
+        rows = self.model.memory("heads")[first : first + count]
+        words = [int.from_bytes(row.tobytes(), "little") for row in rows]
+        part = np.array([word & ((1 << 34) - 1) for word in words], np.int64)
+        totals = np.array([word >> 64 for word in words], np.int64)
+        return Scale(part & 0xFFFFFF, ((part >> 24) << 54) >> 54), totals
+
+    def values(self, size: int, spread: int = 31) -> Ints:
+        """Random elements of all sizes up to `spread` bits, now and then zeros or extremes."""
+        rng = self.rng
+        limit = (1 << spread) - 1
+        x = rng.integers(-limit, limit, size, endpoint=True) >> rng.integers(0, spread + 1, size)
+        choice = rng.random(size)
+        x = np.where(choice < 0.04, rng.choice([-limit - 1, -limit, limit], size), x)
+        return np.where((choice > 0.04) & (choice < 0.08), 0, x)
+
+
+@functools.cache
+def built(geometry: Geometry, parts: Parts = EVERYTHING) -> tuple[Machine, ArcModel]:
+    machine = geometry.machine
+    return machine, ArcModel(bench(machine, parts, geometry.rotary).text(), "bench", opt=0)
+
+
+@pytest.fixture
+def unit(geometry: Geometry) -> Unit:
+    return running(*built(geometry), geometry.rotary)
+
+
+def running(machine: Machine, model: ArcModel, rotary: int = 14) -> Unit:
+    model.set("start", 0)
+    model.set("rst", 1)
+    model.step(2)
+    model.set("rst", 0)
+    return Unit(machine, model, rotary)
+
+
+def fixed_type(size: int, fraction: int = 16) -> dict[str, Any]:
+    return {"kind": "fixed", "size": size, "fraction": fraction}
+
+
+def quantized_type(groups: int, width: int, fmt: str) -> dict[str, Any]:
+    return {"kind": "quantized", "groups": groups, "width": width, "format": fmt}
+
+
+def shapes(lanes: int) -> list[tuple[int, int]]:
+    """Groups and widths."""
+    return [(1, 5), (1, 3 * lanes + 3), (1, 4 * lanes), (3, 2 * lanes), (5, lanes // 2), (3, 4)]
+
+
+SPREADS = (31, 31, 24, 8, 0)
+
+
+@geometries
+@pytest.mark.parametrize("fmt", ["int8", "int16", "fp8"])
+def test_quantize(unit: Unit, fmt: str) -> None:
+    for groups, width in shapes(unit.lanes):
+        for spread in SPREADS:
+            x, frac = unit.values(groups * width, spread), int(unit.rng.integers(10, 22))
+            if groups == 3:
+                x[:width] = 0
+            duration = durations.quantize(unit.machine, len(x), groups, static=False)
+            kind = quantized_type(groups, width, fmt)
+            assert unit.run("quantize", {"x": (7, x, frac)}, (40, kind), duration) == 0
+            expected = semantics.quantize(x, fmt, frac, groups)
+            assert np.array_equal(unit.codes(40, groups, width, fmt), expected.codes)
+            scale = unit.scales(40, groups)
+            assert np.array_equal(scale.mantissa, expected.scale.mantissa)
+            assert np.array_equal(scale.exponent, expected.scale.exponent)
+
+
+@geometries
+@pytest.mark.parametrize("fmt", ["int8", "int16", "fp8"])
+def test_quantize_static(unit: Unit, fmt: str) -> None:
+    saturated = 0
+    for groups, width in shapes(unit.lanes):
+        for spread in SPREADS:
+            x, frac = unit.values(groups * width, spread), 16
+            inverse = Real.of(2.0 ** unit.rng.uniform(-4, 20 if fmt == "fp8" else 9))
+            if spread == 24 and fmt == "fp8":
+                # Between 448 and its successor, which E4M3 does not have: rounding, then clipping.
+                inverse = Real.of(256)
+                x = unit.rng.integers(460 << 17, 468 << 17, len(x)) * unit.rng.choice([-1, 1])
+            cache = {
+                "capacity": POSITIONS,
+                "heads": groups,
+                "static_inverse": [inverse.mantissa, inverse.exponent],
+            }
+            duration = durations.quantize(unit.machine, len(x), groups, static=True)
+            kind = quantized_type(groups, width, fmt)
+            count = unit.run(
+                "quantize",
+                {"x": (7, x, frac)},
+                (40, kind),
+                duration,
+                caches={"cache": cache},
+                uses={"scale_of": "cache"},
+            )
+            counter = Saturations()
+            expected = semantics.quantize_static(x, fmt, inverse, frac, counter)
+            assert np.array_equal(unit.codes(40, groups, width, fmt), expected)
+            assert count == counter.count
+            saturated += count
+    assert saturated
+
+
+@geometries
+@pytest.mark.parametrize("eps", [0.0, 1e-5, 1e-12])
+def test_rms_norm(unit: Unit, eps: float) -> None:
+    rng = unit.rng
+    for groups, width in shapes(unit.lanes):
+        for spread in SPREADS:
+            x = unit.values(groups * width, spread)
+            if groups == 5:
+                x[width : 2 * width] = 0
+            own = bool(rng.integers(2)) and groups > 1
+            gamma = rng.integers(-32768, 32767, groups * width if own else width)
+            frac, into, exponent = int(rng.integers(12, 20)), 16, int(rng.integers(3, 15))
+            before = unit.fixed(60, groups * width + 3 * unit.lanes)
+            real = Real.of(eps)
+            count = unit.run(
+                "rms_norm",
+                {"x": (7, x, frac)},
+                (60, fixed_type(len(x), into)),
+                durations.norm(unit.machine, len(x), groups, centred=False),
+                arguments={"eps": [real.mantissa, real.exponent], "groups": groups},
+                constants={"gamma": (gamma, exponent)},
+            )
+            counter = Saturations()
+            expected = semantics.rms_norm(x, gamma, exponent, real, frac, into, groups, counter)
+            after = unit.fixed(60, len(before))
+            assert np.array_equal(after[: len(x)], expected)
+            assert np.array_equal(after[len(x) :], before[len(x) :]), "wrote beyond the vector"
+            assert count == counter.count
+
+
+@geometries
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+def test_layer_norm(unit: Unit, eps: float) -> None:
+    rng = unit.rng
+    for width in (5, unit.lanes, 3 * unit.lanes + 3, 8 * unit.lanes):
+        for spread in SPREADS:
+            x = unit.values(width, spread)
+            gamma = rng.integers(-32768, 32767, width)
+            beta = unit.values(width) if rng.integers(3) else None
+            frac, exponent = int(rng.integers(12, 20)), int(rng.integers(3, 15))
+            constants = {"gamma": (gamma, exponent)}
+            if beta is not None:
+                constants["beta"] = (beta, 0)
+            real = Real.of(eps)
+            count = unit.run(
+                "layer_norm",
+                {"x": (7, x, frac)},
+                (60, fixed_type(width)),
+                durations.norm(unit.machine, width, 1, centred=True),
+                arguments={"eps": [real.mantissa, real.exponent]},
+                constants=constants,
+            )
+            counter = Saturations()
+            expected = semantics.layer_norm(
+                x, gamma, exponent, beta, real, frac, saturations=counter
+            )
+            assert np.array_equal(unit.fixed(60, width), expected)
+            assert count == counter.count
+
+
+@geometries
+def test_rotary(unit: Unit) -> None:
+    lanes, rng = unit.lanes, unit.rng
+    cases = [
+        (3, 2 * lanes, 2 * lanes, False),
+        (2, 3 * lanes, 2 * lanes, False),
+        (2, 2 * lanes, lanes, False),
+        (3, lanes, lanes, False),
+        (3, lanes, lanes // 2, False),
+        (5, lanes // 2, lanes // 2, False),
+        (5, lanes // 2, lanes // 4, False),
+        (1, 2 * lanes, 4, False),
+        (3, 2 * lanes, 2 * lanes, True),
+        (3, 2 * lanes, lanes + 6, True),
+        (3, lanes // 2, lanes // 4, True),
+    ]
+    saturated = 0
+    for heads, width, turning, interleaved in cases:
+        for spread in (31, 31, 20):
+            size = heads * width
+            x = unit.values(size, spread)
+            angles = rng.uniform(0, 6.3, (8, turning // 2))
+            scale, frac = 1.9 * 2.0**14, unit.rotary
+            cos, sin = (np.rint(f(angles) * scale).astype(np.int64) for f in (np.cos, np.sin))
+            position = int(rng.integers(8))
+            arguments: dict[str, Any] = {"heads": heads, "rotary_dim": turning}
+            if interleaved:
+                arguments["interleaved"] = True
+            count = unit.run(
+                "rotary",
+                {"x": (7, x, 16)},
+                (60, fixed_type(size)),
+                durations.vector(unit.machine, size),
+                arguments=arguments,
+                constants={"cos": (cos, frac), "sin": (sin, frac)},
+                position=position,
+            )
+            counter = Saturations()
+            expected = semantics.rotary(
+                x, cos[position], sin[position], heads, interleaved, counter, frac
+            )
+            assert np.array_equal(unit.fixed(60, size), expected), (heads, width, turning)
+            assert count == counter.count
+            saturated += count
+    assert saturated
+
+
+@geometries
+@pytest.mark.parametrize(
+    "kind",
+    ["silu", "gelu_tanh", "gelu_erf", "quick_gelu", "relu", "relu2", "sigmoid", "tanh"],
+)
+def test_activate(unit: Unit, kind: str) -> None:
+    for size in (3, 8 * unit.lanes, 5 * unit.lanes + 1):
+        for spread in (31, 21, 19):
+            x, frac = unit.values(size, spread), int(unit.rng.integers(12, 21))
+            into = int(unit.rng.integers(12, 21))
+            count = unit.run(
+                "activate",
+                {"x": (7, x, frac)},
+                (60, fixed_type(size, into)),
+                durations.vector(unit.machine, size),
+                arguments={"kind": kind},
+            )
+            counter = Saturations()
+            if kind in ("sigmoid", "tanh"):
+                expected = getattr(semantics, kind)(x, frac, into)
+            else:
+                expected = semantics.gate(x, kind, frac, into, counter)
+            assert np.array_equal(unit.fixed(60, size), expected)
+            assert count == counter.count
+
+
+@geometries
+def test_elementwise(unit: Unit) -> None:
+    rng = unit.rng
+    for size in (3, 8 * unit.lanes, 5 * unit.lanes + 1):
+        for spread in (31, 31, 20, 10):
+            a, b = unit.values(size, spread), unit.values(size, spread)
+            one, two, into = (int(f) for f in rng.integers(12, 21, 3))
+            kind, counter = fixed_type(size, into), Saturations()
+            duration = durations.vector(unit.machine, size)
+            reads = {"a": (7, a, one), "b": (30, b, two)}
+            count = unit.run("add", reads, (60, kind), duration)
+            assert np.array_equal(unit.fixed(60, size), semantics.add(a, b, counter))
+            assert count == counter.count
+            # In place.
+            counter = Saturations()
+            count = unit.run("mul", reads, (7, kind), duration)
+            expected = semantics.mul(a, b, one + two - into, counter)
+            assert np.array_equal(unit.fixed(7, size), expected)
+            assert count == counter.count
+            counter = Saturations()
+            reads = {"a": (7, a, one)}
+            factor = Real.of(float(rng.normal() * 10.0 ** rng.integers(-12, 15)))
+            count = unit.run(
+                "scale",
+                reads,
+                (60, kind),
+                duration,
+                arguments={"factor": [factor.mantissa, factor.exponent]},
+            )
+            expected = semantics.scale(a, factor, one - into, counter)
+            assert np.array_equal(unit.fixed(60, size), expected)
+            assert count == counter.count
+            assert unit.run("copy", reads, (60, kind), duration) == 0
+            assert np.array_equal(unit.fixed(60, size), a)
+            counter = Saturations()
+            bound = float(rng.choice([30, 50, 5000]))
+            inverse, cap = Real.of(1 / bound), Real.of(bound)
+            count = unit.run(
+                "softcap",
+                reads,
+                (60, kind),
+                duration,
+                arguments={
+                    "inverse": [inverse.mantissa, inverse.exponent],
+                    "cap": [cap.mantissa, cap.exponent],
+                },
+            )
+            expected = semantics.softcap(a, inverse, cap, one, into, counter)
+            assert np.array_equal(unit.fixed(60, size), expected)
+            assert count == counter.count
+
+
+@geometries
+def test_sample(unit: Unit) -> None:
+    for size in (1, 3, 8 * unit.lanes, 5 * unit.lanes + 1):
+        for spread in (31, 3, 0):
+            x = unit.values(size, spread)
+            if spread == 0:
+                x[:] = -EXTREME - 1
+            kind = {"kind": "token"}
+            unit.run("sample", {"x": (7, x, 16)}, (0, kind), durations.sample(unit.machine, size))
+            assert unit.model.get("token") == semantics.argmax(x)
+            assert unit.model.get("token_valid")
+            unit.model.step()
+            assert not unit.model.get("token_valid")
+
+
+@geometries
+@pytest.mark.parametrize("fmt", ["uint8", "uint16"])
+@pytest.mark.parametrize("window", [0, 9])
+@pytest.mark.parametrize("static", [False, True])
+def test_softmax(unit: Unit, fmt: str, window: int, static: bool) -> None:
+    rng, lanes = unit.rng, unit.lanes
+    rows = -(-POSITIONS // lanes)
+    heads, kv_heads = 4, 2
+    names = Places(
+        scores={"x": 2},
+        probabilities={"out": 5},
+        heads={"out": 9},
+        value_scales={"v": 4},
+        score_rows=rows,
+    )
+    for position in (0, 1, lanes - 1, lanes, 37, POSITIONS - 1):
+        for spread in (31, 22, 17, 0):
+            first = max(0, position + 1 - window) if window else 0
+            count = position + 1 - first
+            scores = unit.values(heads * POSITIONS, spread).reshape(heads, POSITIONS)
+            if spread == 17:
+                scores[:] = rng.integers(-(20 << 16), 20 << 16, scores.shape)
+            mantissa = rng.integers(1 << 23, 1 << 24, (kv_heads, POSITIONS))
+            mantissa[rng.random(mantissa.shape) < 0.1] = 0
+            if spread == 0:
+                mantissa[0] = 0
+            exponent = rng.integers(14, 60, mantissa.shape)
+            memory = unit.memory("score_memory", "<i4")[2 : 2 + heads * rows]
+            memory.reshape(heads, -1)[:, :POSITIONS] = scores
+            memory = unit.memory("value_scale_memory", "<u4")[4 : 4 + kv_heads * rows]
+            memory.reshape(kv_heads, -1)[:, :POSITIONS] = mantissa | exponent << 24
+            cache: dict[str, Any] = {"capacity": POSITIONS, "heads": kv_heads}
+            where = slice(first, position + 1)
+            scale = Scale(mantissa[:, where], exponent[:, where])
+            if static:
+                real = Real.of(0.037)
+                cache["static_scale"] = [real.mantissa, real.exponent]
+                scale = Scale.of(real)
+            saturated = unit.run(
+                "softmax",
+                {"x": (0, scores, 16)},
+                (0, {"kind": "probabilities", "heads": heads, "format": fmt}),
+                durations.softmax(unit.machine, heads, window),
+                arguments={"window": window},
+                position=position,
+                caches={"v": cache},
+                uses={"values": "v"},
+                places=names,
+            )
+            assert saturated == 0
+            expected, total = semantics.softmax(scores[:, where], scale, fmt)
+            codes = unit.codes(5, heads, rows * lanes, fmt, "probability").reshape(heads, -1)
+            assert np.array_equal(codes[:, where], expected.codes.reshape(heads, count))
+            found, totals = unit.heads(9, heads)
+            assert np.array_equal(found.mantissa, expected.scale.mantissa)
+            assert np.array_equal(found.exponent, expected.scale.exponent)
+            assert np.array_equal(totals, total)
+            # Tokens that are not attended count as 0 in the rows that were.
+            touched = np.arange(rows * lanes) // lanes
+            inside = (touched >= first // lanes) & (touched <= position // lanes)
+            seen = (np.arange(rows * lanes) >= first) & (np.arange(rows * lanes) <= position)
+            assert not codes[:, inside & ~seen].any()
+
+
+@geometries
+def test_long_vectors(unit: Unit) -> None:
+    size, real = 100 * unit.lanes - 3, Real.of(1e-6)
+    x, gamma = unit.values(size), unit.rng.integers(-32768, 32767, size)
+    x[: size // 2] = EXTREME
+    arguments = {"eps": [real.mantissa, real.exponent]}
+    for opcode, centred in (("rms_norm", False), ("layer_norm", True)):
+        unit.run(
+            opcode,
+            {"x": (7, x, 16)},
+            (120, fixed_type(size)),
+            durations.norm(unit.machine, size, 1, centred=centred),
+            arguments=arguments if centred else {**arguments, "groups": 1},
+            constants={"gamma": (gamma, 9)},
+        )
+        if centred:
+            expected = semantics.layer_norm(x, gamma, 9, None, real)
+        else:
+            expected = semantics.rms_norm(x, gamma, 9, real)
+        assert np.array_equal(unit.fixed(120, size), expected)
+    duration = durations.quantize(unit.machine, size, 1, static=False)
+    unit.run("quantize", {"x": (7, x, 16)}, (120, quantized_type(1, size, "int8")), duration)
+    assert np.array_equal(unit.codes(120, 1, size, "int8"), semantics.quantize(x, "int8").codes)
+
+
+def test_only_what_a_llama_needs() -> None:
+    unit = running(*built(Geometry(8), LLAMA))
+    test_quantize(unit, "int8")
+    test_rms_norm(unit, 1e-5)
+    test_rotary(unit)
+    test_activate(unit, "silu")
+    test_softmax(unit, "uint8", 0, False)
+    test_sample(unit)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (("sample",), (), ()),
+        (("layer_norm",), (), ()),
+        (("softmax",), (), ("uint8",)),
+        (("quantize_static",), (), ("fp8",)),
+        (("softcap", "add"), ("tanh",), ()),
+        (("relu2", "scale"), (), ()),
+    ],
+)
+def test_parts_of_the_unit(parts: Parts) -> None:
+    design = Design()
+    build_vector(design, Geometry(4).machine, shape_of(parts))
+    circt.verify(design.text())
+
+
+def test_latencies() -> None:
+    machine = Geometry(16).machine
+    check(machine)
+    with pytest.raises(UserError, match="vector_pipeline is 2, the vector unit needs at least 3"):
+        check(dataclasses.replace(machine, vector_pipeline=2))
+    with pytest.raises(UserError, match="power of two"):
+        check(dataclasses.replace(machine, vector_lanes=24))
+
+
+def test_refusals() -> None:
+    lanes = 16
+    program = {
+        "machine": Geometry(lanes).machine.to_dict(),
+        "buffers": {
+            "x": {"address": 0, "type": fixed_type(120)},
+            "y": {"address": 8, "type": fixed_type(120)},
+            "q": {"address": 0, "type": quantized_type(5, 24, "int8")},
+        },
+    }
+    one = {
+        "opcode": "quantize",
+        "reads": ["x"],
+        "writes": ["q"],
+        "uses": {},
+        "arguments": {},
+        "onnx": [["the_node"]],
+    }
+    with pytest.raises(UserError, match=r"the_node.*5 groups of 24 elements do not fit 16"):
+        encode(program, one, {}, Places())
+    with pytest.raises(UserError, match="begins inside a row"):
+        encode(program, {**one, "reads": ["y"]}, {}, Places())
+    turn = {
+        **one,
+        "opcode": "rotary",
+        "uses": {"cos": "cos", "sin": "sin"},
+        "arguments": {"heads": 5, "rotary_dim": 24},
+    }
+    with pytest.raises(UserError, match=r"the_node.*heads of 24 elements, of which 24 turn"):
+        encode(program, turn, {"cos": "cos", "sin": "sin"}, Places())
+
+
+def test_fields_fit_the_lists() -> None:
+    widths = {one.name: one.width for one in FIELDS}
+    assert len(OPERATIONS) <= 1 << widths["operation"]
+    assert len(GATE_TABLES) <= 1 << widths["gate_table"]
+    assert max(vector_encode.FORMAT_CODES.values()) < 1 << widths["number_format"]

@@ -1,0 +1,508 @@
+"""Every datapath against `dialects.semantics`, combinational and pipelined, in both simulations."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from intaglio.backend import circt
+from intaglio.backend.hw.wires import datapaths as hw
+from intaglio.backend.hw.wires.signal import Design, Signal, larger, mux, pipelined, smaller
+from intaglio.dialects import codes, semantics
+from intaglio.dialects import fixed_point as fp
+from intaglio.dialects.errors import UserError
+from intaglio.dialects.fixed_point import Real, Saturations, Scale
+from intaglio.dialects.tables import TABLES, lookup, table
+from intaglio.runtime.engines.arc import ArcModel
+from intaglio.runtime.engines.running import Model, signed
+from intaglio.runtime.engines.verilator import VerilatorModel, compiler, verilator_root
+
+Ints = npt.NDArray[np.int64]
+VECTORS = 4000
+
+
+@dataclass(frozen=True)
+class In:
+    """An input: its width and sign, and the values it may have."""
+
+    width: int
+    signed: bool = True
+    low: int | None = None
+    high: int | None = None
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        low = -(1 << (self.width - 1)) if self.signed else 0
+        high = (1 << (self.width - self.signed)) - 1
+        return low if self.low is None else self.low, high if self.high is None else self.high
+
+    def values(self, rng: np.random.Generator, count: int) -> Ints:
+        """Random numbers of all sizes, powers of two and their neighbours, both ends."""
+        low, high = self.bounds
+        size = rng.integers(0, self.width + 1, count)
+        value = np.clip(rng.integers(low, high, count, endpoint=True) >> size, low, high)
+        powers = [sign << i for i in range(self.width) for sign in (1, -1)]
+        ends = [low, high, 0, *(power + d for power in powers for d in (-1, 0, 1))]
+        fitting = np.array([end for end in ends if low <= end <= high], np.int64)
+        return np.where(rng.random(count) < 0.2, rng.choice(fitting, count), value)
+
+
+FIXED = In(32)
+UNSIGNED = In(31, False)
+MANTISSA = In(24, False, 1 << 23)
+EXPONENT = In(8, True, -20, 60)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A datapath: `build` takes Signals by name, `expect` a counter and integer arrays [n]."""
+
+    inputs: Mapping[str, In]
+    build: Callable[..., Any]
+    expect: Callable[..., Any]
+    depth: int = 5
+
+
+def flatten(result: Any) -> tuple[list[Any], list[Signal]]:
+    """The values of a result, and the counts of its saturations."""
+    if isinstance(result, hw.Fixed):
+        return [result.value], [result.saturated]
+    if not isinstance(result, tuple):
+        return [result], []
+    parts = [flatten(part) for part in result]
+    return [v for values, _ in parts for v in values], [c for _, counts in parts for c in counts]
+
+
+def design_of(case: Case) -> tuple[str, list[Signal], list[Signal]]:
+    """The datapath as it is (y, s) and as a pipeline (z, t), with its values and counts."""
+    design = Design()
+    m = design.module("top")
+    valid = m.input("valid", 1)
+    signals = {
+        key: m.input(key, spec.width, spec.signed).assume(*spec.bounds)
+        for key, spec in case.inputs.items()
+    }
+    values, counts = flatten(case.build(**signals))
+
+    def function(*arguments: Signal) -> list[Signal]:
+        values, counts = flatten(case.build(**dict(zip(signals, arguments, strict=True))))
+        return values + counts
+
+    later = pipelined(function, list(signals.values()), case.depth, valid)
+    for prefix, outputs in (("y", values + counts), ("z", later.outputs)):
+        for i, signal in enumerate(outputs):
+            m.output(f"{prefix}{i}", signal)
+    assert later.valid is not None
+    m.output("ready", later.valid)
+    return design.text(), values, counts
+
+
+def check(case: Case, model: Model, values: Sequence[Signal], counts: Sequence[Signal]) -> None:
+    rng = np.random.default_rng(zlib.crc32(repr(sorted(case.inputs)).encode()))
+    inputs = {key: spec.values(rng, VECTORS) for key, spec in case.inputs.items()}
+    # Gaps in the stream: what is not valid must not disturb what is.
+    valid = (rng.random(VECTORS) < 0.8).astype(np.int64)
+    if "rst" in model.ports:
+        model.set("rst", 1)
+        model.step(2)
+        model.set("rst", 0)
+    first = model.run(VECTORS, {**inputs, "valid": valid}).outputs
+    model.set("valid", 0)
+    rest = model.run(case.depth).outputs
+    saturations = Saturations()
+    expected, _ = flatten(case.expect(saturations, **inputs))
+    assert len(expected) == len(values)
+    assert (rest["ready"] == valid[VECTORS - case.depth :]).all()
+    seen_counts = [0, 0]
+    for i, signal in enumerate([*values, *counts]):
+        now = typed(first[f"y{i}"], signal)
+        late = typed(np.concatenate([first[f"z{i}"], rest[f"z{i}"]]), signal)[case.depth :]
+        late = np.where(valid, late, now)
+        if i >= len(values):
+            seen_counts[0] += int(now.sum())
+            seen_counts[1] += int(late.sum())
+            continue
+        want = np.broadcast_to(np.asarray(expected[i], np.int64), now.shape)
+        for which, got in (("combinational", now), ("pipelined", late)):
+            wrong = np.flatnonzero(want != got)
+            if wrong.size:
+                k = wrong[0]
+                where = {key: int(array[k]) for key, array in inputs.items()}
+                pytest.fail(
+                    f"output {i}, {which}: {wrong.size} wrong; {where} gives {got[k]}, "
+                    f"not {want[k]}"
+                )
+    if counts:
+        assert seen_counts == [saturations.count] * 2
+
+
+def typed(values: Any, signal: Signal) -> Ints:
+    return signed(values, signal.width) if signal.signed else values.astype(np.int64)
+
+
+CASES: dict[str, Case] = {}
+
+
+def case(name: str, inputs: Mapping[str, In], build: Callable[..., Any], **more: Any) -> Any:
+    """Registers a case whose expectation is the decorated function."""
+
+    def register(expect: Callable[..., Any]) -> None:
+        CASES[name] = Case(inputs, build, expect, **more)
+
+    return register
+
+
+# Fixed point
+
+
+@case("saturate", {"x": In(40)}, lambda x: hw.saturate(x, 32), depth=1)
+def _(s: Saturations, x: Ints) -> Any:
+    return fp.saturate(x, 32, s)
+
+
+@case(
+    "round_shift",
+    {"x": In(40), "places": In(7, True, -8, 60)},
+    lambda x, places: (
+        hw.round_shift(x, places),
+        *(hw.round_shift(x, n) for n in (-3, 0, 1, 17, 39, 40, 45)),
+    ),
+)
+def _(s: Saturations, x: Ints, places: Ints) -> Any:
+    fixed = tuple(fp.round_shift(x, n) for n in (-3, 0, 1, 17, 39, 40, 45))
+    return (fp.round_shift(x, places), *fixed)
+
+
+@case(
+    "shift_saturate",
+    {"x": In(63), "places": In(8, True, -100, 100)},
+    lambda x, places: (
+        hw.shift_saturate(x, places),
+        *(hw.shift_saturate(x, n) for n in (-40, -3, 0, 20, 70)),
+    ),
+)
+def _(s: Saturations, x: Ints, places: Ints) -> Any:
+    fixed = tuple(fp.shift_saturate(x, n, 32, s) for n in (-40, -3, 0, 20, 70))
+    return (fp.shift_saturate(x, places, 32, s), *fixed)
+
+
+@case("bit_length", {"x": In(63, False)}, lambda x: (hw.bit_length(x), hw.normalise(x)))
+def _(s: Saturations, x: Ints) -> Any:
+    return fp.bit_length(x), fp.normalise(x)
+
+
+@case(
+    "shift_normal",
+    {"x": In(47), "m": In(46, False)},
+    lambda x, m: hw.shift_normal(x, hw.normalise(larger(abs(x), m))),
+)
+def _(s: Saturations, x: Ints, m: Ints) -> Any:
+    return fp.shift_normal(x, fp.normalise(np.maximum(abs(x), m)))
+
+
+@case(
+    "multiply",
+    {"a": MANTISSA, "e": EXPONENT, "b": In(24, False), "f": EXPONENT},
+    lambda a, e, b, f: hw.multiply(hw.Scale(a, e), hw.Scale(mux(b[23], b, 0), f)),
+)
+def _(s: Saturations, a: Ints, e: Ints, b: Ints, f: Ints) -> Any:
+    b = np.where(b >> 23, b, 0)
+    return tuple(fp.multiply(Scale(a, e), Scale(b, f)))
+
+
+def _table_case(name: str) -> None:
+    of = table(name)
+    inputs = {
+        "reciprocal": MANTISSA,
+        "rsqrt": In(32, False, 1 << 30),
+        "exp2": In(16, False),
+    }
+    spec = inputs.get(name, In(32, False))
+    case(f"table_{name}", {"a": spec}, lambda a: hw.lookup(of, a), depth=4)(
+        lambda s, a: lookup(of, a)
+    )
+
+
+for _name in TABLES:
+    _table_case(_name)
+
+
+@case("e4m3_encode", {"t": In(32)}, lambda t: (hw.e4m3_encode(t, 8), hw.e4m3_encode(t, 1)))
+def _(s: Saturations, t: Ints) -> Any:
+    return codes.e4m3_encode(t, 8), codes.e4m3_encode(t, 1)
+
+
+@case(
+    "decode",
+    {"code": In(16, False)},
+    lambda code: tuple(hw.decode(code, fmt) for fmt in ("int8", "uint8", "int16", "fp8")),
+    depth=1,
+)
+def _(s: Saturations, code: Ints) -> Any:
+    low = code & 255
+    # The decoder also gives a number for the two codes of not-a-number: 480.
+    fp8 = codes.e4m3_decode(low)
+    return (low ^ 128) - 128, low, (code ^ 32768) - 32768, fp8
+
+
+# Quantisation
+
+
+def _quantize_case(fmt: str) -> None:
+    wide = codes.FORMATS[fmt].low < 0
+
+    def build(x: Signal, m: Signal) -> Any:
+        scalars = hw.quantize_scalars(larger(hw.magnitude(x, fmt), m), 16, fmt)
+        return hw.quantize_element(x, scalars.z, scalars.rl, fmt), scalars.scale
+
+    def expect(s: Saturations, x: Ints, m: Ints) -> Any:
+        got = semantics.quantize(np.stack([x, m], axis=1), fmt)
+        mantissa, exponent = got.scale
+        return got.codes[:, 0], mantissa[:, 0], exponent[:, 0]
+
+    x = FIXED if wide else UNSIGNED
+    CASES[f"quantize_{fmt}"] = Case({"x": x, "m": UNSIGNED}, build, expect, 12)
+
+
+def _static_case(fmt: str, value: float) -> None:
+    inverse = Real.of(value)
+    CASES[f"quantize_static_{fmt}"] = Case(
+        {"x": FIXED},
+        lambda x: hw.quantize_static(x, fmt, inverse),
+        lambda s, x: semantics.quantize_static(x, fmt, inverse, 16, s),
+    )
+
+
+for _fmt in ("int8", "int16", "uint8", "uint16", "fp8", "int4"):
+    _quantize_case(_fmt)
+for _fmt, _value in (("int8", 0.37), ("int16", 800.0), ("fp8", 90000.0)):
+    _static_case(_fmt, _value)
+
+
+# After matrix products
+
+
+@case(
+    "requantize",
+    {"y": In(46), "m": MANTISSA, "e": EXPONENT, "bias": FIXED, "residual": FIXED},
+    lambda y, m, e, bias, residual: (
+        hw.requantize(y, hw.Scale(m, e), 17, 7, 16, bias, residual),
+        hw.requantize(y, hw.Scale(m, e), 0, 7, 12),
+    ),
+    depth=4,
+)
+def _(s: Saturations, y: Ints, m: Ints, e: Ints, bias: Ints, residual: Ints) -> Any:
+    scale = Scale(m, e)
+    return (
+        semantics.requantize(y, scale, 17, 7, 16, bias, residual, s),
+        semantics.requantize(y, scale, 0, 7, 12, saturations=s),
+    )
+
+
+_FACTOR = Real.of(33.94)
+
+
+@case("embed", {"row": In(25)}, lambda row: (hw.embed(row, 20), hw.embed(row, 9, 16, _FACTOR)))
+def _(s: Saturations, row: Ints) -> Any:
+    return (
+        semantics.embed(row, 20, saturations=s),
+        semantics.embed(row, 9, 16, _FACTOR, s),
+    )
+
+
+# Norms: a vector of which two elements are random and the others 0.
+
+
+def _norm_case(name: str, centred: bool, width: int, eps: float) -> None:
+    real = Real.of(eps)
+    constants = semantics.norm_constants(real, width, 16, centred)
+
+    def build(x: Signal, m: Signal, gamma: Signal, beta: Signal) -> Any:
+        parts = [x, m, x.module.constant(0)]
+        if centred:
+            parts = [hw.centre(part, (x + m).cut(), width) for part in parts]
+        most = larger(larger(abs(parts[0]), abs(parts[1])), abs(parts[2])).cut()
+        z = hw.norm_shift(most, constants).cut()
+        squares = [hw.norm_square(part, z) for part in parts]
+        total = squares[0] + squares[1] + squares[2] * (width - 2)
+        scalars = hw.norm_scalars(total.assume(0, (1 << 62) - 1).cut(), z, constants)
+        return hw.norm_element(parts[0], z, scalars, gamma, 12, 16, beta if centred else None)
+
+    def expect(s: Saturations, x: Ints, m: Ints, gamma: Ints, beta: Ints) -> Any:
+        count = len(x)
+        vectors, weights, offsets = (np.zeros((count, width), np.int64) for _ in range(3))
+        vectors[:, 0], vectors[:, 1] = x, m
+        weights[:, 0], offsets[:, 0] = gamma, beta
+        flat = (vectors.reshape(-1), weights.reshape(-1), 12)
+        if centred:
+            offset = offsets.reshape(-1)
+            y = semantics.layer_norm(*flat, offset, real, groups=count, saturations=s)
+        else:
+            y = semantics.rms_norm(*flat, real, groups=count, saturations=s)
+        return y.reshape(count, width)[:, 0]
+
+    inputs = {"x": FIXED, "m": FIXED, "gamma": In(16), "beta": FIXED}
+    CASES[name] = Case(inputs, build, expect, 14)
+
+
+_norm_case("rms_norm", False, 64, 1e-5)
+_norm_case("rms_norm_no_epsilon", False, 16, 0.0)
+_norm_case("layer_norm", True, 96, 1e-5)
+
+
+# Attention
+
+
+@case(
+    "rotary_pair",
+    {"a": FIXED, "b": FIXED, "cos": In(16), "sin": In(16)},
+    lambda a, b, cos, sin: hw.rotary_pair(a, b, cos, sin),
+    depth=3,
+)
+def _(s: Saturations, a: Ints, b: Ints, cos: Ints, sin: Ints) -> Any:
+    x = np.stack([a, b], axis=1)
+    y = semantics.rotary(x, cos[:, None], sin[:, None], 1, saturations=s)
+    return y[:, 0], y[:, 1]
+
+
+_SOFTMAX = Real.of(0.1768)
+
+
+@case(
+    "score_scale",
+    {"dot": In(42), "q": MANTISSA, "qe": EXPONENT, "k": MANTISSA, "ke": EXPONENT},
+    lambda dot, q, qe, k, ke: hw.score_scale(
+        dot, hw.score_factor(hw.Scale(q, qe), hw.Scale(k, ke), _SOFTMAX), 3
+    ),
+    depth=7,
+)
+def _(s: Saturations, dot: Ints, q: Ints, qe: Ints, k: Ints, ke: Ints) -> Any:
+    keys = Scale(k[:, None], ke[:, None])
+    return semantics.score_scale(dot[:, None], Scale(q, qe), keys, _SOFTMAX, 3, s)[:, 0]
+
+
+def _softmax_build(s0: Signal, s1: Signal, v0: Signal, e0: Signal, v1: Signal, e1: Signal) -> Any:
+    most = larger(s0, s1).cut()
+    p = [hw.exp2(most - score) for score in (s0, s1)]
+    least = smaller(e0, e1).cut()
+    scales = [hw.Scale(v0, e0), hw.Scale(v1, e1)]
+    w = [hw.softmax_weight(one, scale, least) for one, scale in zip(p, scales, strict=True)]
+    scalars = hw.quantize_scalars(larger(w[0], w[1]), least + 7, "uint8")
+    quantized = [hw.quantize_element(one, scalars.z, scalars.rl, "uint8") for one in w]
+    total = (p[0] + p[1]).cut()
+    return (*quantized, scalars.scale, total, hw.reciprocal_scale(larger(total, 1)))
+
+
+_SCORE = {"s0": FIXED, "s1": FIXED}
+
+
+@case(
+    "softmax",
+    {**_SCORE, "v0": MANTISSA, "e0": EXPONENT, "v1": MANTISSA, "e1": EXPONENT},
+    _softmax_build,
+    depth=20,
+)
+def _(s: Saturations, s0: Ints, s1: Ints, v0: Ints, e0: Ints, v1: Ints, e1: Ints) -> Any:
+    values = Scale(np.stack([v0, v1], axis=1), np.stack([e0, e1], axis=1))
+    got, total = semantics.softmax(np.stack([s0, s1], axis=1), values)
+    return (*got.codes.T, *got.scale, total, *semantics.reciprocal_scale(total))
+
+
+# Elementwise
+
+
+def _gate_case(kind: str, frac: int, out_frac: int) -> None:
+    CASES[f"gate_{kind}_{frac}"] = Case(
+        {"x": FIXED},
+        lambda x: hw.gate(x, kind, frac, out_frac),
+        lambda s, x: semantics.gate(x, kind, frac, out_frac, s),
+    )
+
+
+for _kind in semantics.GATE_KINDS:
+    _gate_case(_kind, 16, 16)
+_gate_case("silu", 20, 12)
+_gate_case("gelu_erf", 12, 20)
+_gate_case("relu", 12, 16)
+
+_CAP, _INVERSE = Real.of(43.2), Real.of(1 / 30)
+
+
+@case(
+    "elementwise",
+    {"a": FIXED, "b": FIXED},
+    lambda a, b: (
+        hw.mul(a, b, 16),
+        hw.add(a, b),
+        hw.scale(a, _CAP, 2),
+        hw.scale(a, Real.of(-0.003)),
+        hw.softcap(a, _INVERSE, _CAP),
+        hw.sigmoid(a),
+        hw.tanh(a, 12, 18),
+        hw.tanh(b),
+        hw.first_maximum((a, a.module.constant(0)), (b, a.module.constant(1))),
+    ),
+    depth=10,
+)
+def _(s: Saturations, a: Ints, b: Ints) -> Any:
+    both = np.stack([a, b], axis=1)
+    return (
+        semantics.mul(a, b, 16, s),
+        semantics.add(a, b, s),
+        semantics.scale(a, _CAP, 2, s),
+        semantics.scale(a, Real.of(-0.003), saturations=s),
+        semantics.softcap(a, _INVERSE, _CAP, saturations=s),
+        semantics.sigmoid(a),
+        semantics.tanh(a, 12, 18),
+        semantics.tanh(b),
+        both.max(axis=1),
+        semantics.argmax(both),
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_semantics_in_arc(name: str) -> None:
+    text, values, counts = design_of(CASES[name])
+    check(CASES[name], ArcModel(text, "top"), values, counts)
+
+
+def test_any_depth_gives_the_same() -> None:
+    """Fewer registers than cuts, as many, and more."""
+    for depth in (0, 1, 2, 9, 17):
+        given = CASES["quantize_int8"]
+        shallow = Case(given.inputs, given.build, given.expect, depth)
+        text, values, counts = design_of(shallow)
+        check(shallow, ArcModel(text, "top"), values, counts)
+
+
+def test_equals_semantics_in_verilator() -> None:
+    """Some in one module: a build takes seconds."""
+    try:
+        compiler()
+        verilator_root()
+    except UserError as error:
+        pytest.skip(str(error))
+    some = {name: CASES[name] for name in ("softmax", "layer_norm", "shift_saturate")}
+
+    def both(method: str) -> Callable[..., Any]:
+        def call(*more: Any, **inputs: Any) -> Any:
+            results = []
+            for name, one in some.items():
+                own = {key: inputs[f"{name}_{key}"] for key in one.inputs}
+                results.append(getattr(one, method)(*more, **own))
+            return tuple(results)
+
+        return call
+
+    inputs = {f"{name}_{key}": i for name, one in some.items() for key, i in one.inputs.items()}
+    merged = Case(inputs, both("build"), both("expect"), 12)
+    text, values, counts = design_of(merged)
+    model = VerilatorModel(circt.to_verilog(text), "top")
+    check(merged, model, values, counts)
+    model.close()

@@ -1,0 +1,179 @@
+"""Edited programs: a wait that is weakened is refused, or a replay of all cycles shows no harm."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from intaglio.backend.compile import compile_model
+from intaglio.backend.program.program import PROGRAM, Program, load_program, program_of
+from intaglio.backend.stages import Options
+from intaglio.dialects import timeline
+from intaglio.dialects.errors import UserError
+
+DEMO = Path(__file__).parents[4] / "examples/demo/model/model.onnx"
+RANK = 4
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """program.json of the demo model, with slots for adapters."""
+    out = tmp_path_factory.mktemp("order") / "out"
+    compile_model(DEMO, out, Options("roma-mini", emit="program", adapter_rank=RANK))
+    return json.loads((out / PROGRAM).read_text())
+
+
+def edited(content: dict[str, Any], tmp_path: Path) -> Program:
+    """What reads program.json makes of an edited one; cycles that were stated are left out."""
+    content = copy.deepcopy(content)
+    for one in (one for block in content["blocks"] for one in block["instructions"]):
+        one["start"] = one["finish"] = []
+    (tmp_path / PROGRAM).write_text(json.dumps(content))
+    return load_program(tmp_path)
+
+
+def with_a_weaker_wait(content: dict[str, Any], seed: int) -> dict[str, Any]:
+    """A copy of which one wait is gone or counts fewer instructions."""
+    rng = random.Random(seed)
+    content = copy.deepcopy(content)
+    waits = [
+        (one["waits"], queue)
+        for block in content["blocks"]
+        for one in block["instructions"]
+        for queue in one["waits"]
+    ]
+    where, queue = rng.choice(waits)
+    if where[queue] and rng.random() < 0.5:
+        where[queue] = rng.randrange(where[queue])
+    else:
+        del where[queue]
+    return content
+
+
+def conflicts(program: Program, positions: list[int], ranks: timeline.Ranks) -> Iterator[str]:
+    """Reads and writes that come too early at some of the positions."""
+    spans = timeline.simulate([b.timing for b in program.blocks], program.machine.issue, positions)
+    written: dict[object, np.ndarray] = {}
+    touched: dict[object, np.ndarray] = {}
+    row = 4 * program.machine.vector_lanes
+
+    def rows(names: tuple[str, ...]) -> set[object]:
+        places = (program.buffers[name] for name in names)
+        return {i for b in places for i in range(b.address // row, -(-(b.address + b.size) // row))}
+
+    for span in spans:
+        block = program.blocks[span.block]
+        one, bound = block.instructions[span.instruction], block.instances[span.instance]
+        reads, writes = rows(one.reads), rows(one.writes)
+        reads |= {bound[s] for r, s in one.uses.items() if r in ("keys", "values")}
+        writes |= {bound[s] for r, s in one.uses.items() if r == "cache"}
+        if program.machine.shared_arrays and one.queue in ("matrix", "attention"):
+            writes.add("adders")
+        for before, what in ((written, reads), (touched, writes)):
+            for place in what & before.keys():
+                if (before[place] > span.start).any():
+                    yield f"{one.opcode} {span}"
+        for before, what in ((written, writes), (touched, reads | writes)):
+            for place in what:
+                before[place] = np.maximum(before.get(place, span.finish), span.finish)
+
+
+def most_ranks(program: Program) -> timeline.Ranks:
+    """The largest rank at every product with a slot."""
+    return {
+        (number, instance, i): RANK
+        for number, block in enumerate(program.blocks)
+        for instance, bound in enumerate(block.instances)
+        for i, one in enumerate(block.instructions)
+        if bound.get(one.uses.get("weights", "")) in program.slots
+    }
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_weaker_wait_is_refused_or_does_no_harm(
+    demo: dict[str, Any], tmp_path: Path, seed: int
+) -> None:
+    content = with_a_weaker_wait(demo, seed)
+    try:
+        program = edited(content, tmp_path)
+    except UserError as error:
+        assert "no wait orders them" in error.what
+        return
+    positions = [0, 1, 100, program.capacity - 1]
+    for ranks in ({}, most_ranks(program)):
+        assert not list(conflicts(program, positions, ranks))
+
+
+def test_what_the_compiler_writes_passes(demo: dict[str, Any], tmp_path: Path) -> None:
+    program = edited(demo, tmp_path)
+    assert not list(conflicts(program, [0, 7, program.capacity - 1], most_ranks(program)))
+
+
+def test_most_weaker_waits_are_refused(demo: dict[str, Any], tmp_path: Path) -> None:
+    """What passes is not much: another wait, or the order of a queue, says the same."""
+    refused = 0
+    for seed in range(40):
+        try:
+            edited(with_a_weaker_wait(demo, seed), tmp_path)
+        except UserError:
+            refused += 1
+    assert refused >= 20
+
+
+def test_the_message_names_both(demo: dict[str, Any], tmp_path: Path) -> None:
+    content = copy.deepcopy(demo)
+    layer = content["blocks"][1]
+    norm = layer["instructions"][0]
+    assert norm["opcode"] == "rms_norm" and norm["waits"].pop("matrix") == 0
+    with pytest.raises(UserError) as caught:
+        edited(content, tmp_path)
+    error = caught.value
+    assert f"instruction 0 of block {layer['name']}, instance 0, queue vector" in error.what
+    assert "before 'embed' (instruction 0 of block part0, instance 0, queue matrix)" in error.what
+    assert str(error.file).endswith(PROGRAM) and error.node == norm["onnx"][0][-1]
+
+
+@pytest.mark.parametrize("key", ["start", "finish"])
+def test_stated_cycles_that_do_not_follow(demo: dict[str, Any], tmp_path: Path, key: str) -> None:
+    content = copy.deepcopy(demo)
+    content["blocks"][1]["instructions"][3][key][5] += 1
+    (tmp_path / PROGRAM).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"states {key} .* its duration and waits make it"):
+        load_program(tmp_path)
+
+
+def test_a_changed_duration_contradicts_what_is_stated(
+    demo: dict[str, Any], tmp_path: Path
+) -> None:
+    content = copy.deepcopy(demo)
+    content["blocks"][1]["instructions"][0]["duration"] = "1"
+    (tmp_path / PROGRAM).write_text(json.dumps(content))
+    with pytest.raises(UserError, match="states finish"):
+        load_program(tmp_path)
+    assert program_of(content).blocks[1].instructions[0].issue.duration(tokens=1, rank=0) == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "name"), [("tom-mini", "ternary"), ("bitrom-mini", "ternary"), ("hc1-mini", "llama")]
+)
+def test_other_chips(model: Callable[[str], Path], tmp_path: Path, target: str, name: str) -> None:
+    """Power, external memory, shared adders: what is written passes, few waits can be missed."""
+    compile_model(model(name), tmp_path / "out", Options(target, context=32, emit="program"))
+    content = json.loads((tmp_path / "out" / PROGRAM).read_text())
+    assert not list(conflicts(edited(content, tmp_path), [0, 5, 31], {}))
+    refused = 0
+    for seed in range(12):
+        try:
+            program = edited(with_a_weaker_wait(content, seed), tmp_path)
+        except UserError:
+            refused += 1
+        else:
+            assert not list(conflicts(program, [0, 5, 31], {}))
+    assert refused

@@ -1,0 +1,311 @@
+"""The whole chip in both hardware simulations against simulator and timeline."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from intaglio.backend import circt
+from intaglio.backend.compile import compile_model
+from intaglio.backend.emit_hardware import (
+    HEX,
+    IR,
+    ROM_INDEX,
+    ROMS,
+    TESTBENCH,
+    VERILOG,
+    WAIVERS,
+    hardware_text,
+)
+from intaglio.backend.hw.wires.signal import Signal, larger
+from intaglio.backend.program.program import PROGRAM, load_program
+from intaglio.backend.stages import Options
+from intaglio.dialects.errors import UserError
+from intaglio.runtime.engines.rtl import Difference, RTLChip, compare_token, write_hardware
+from intaglio.runtime.engines.simulator import Simulator
+from intaglio.runtime.engines.verilator import compiler, translate, verilator_root
+
+SMALL = (
+    "array.rows=3",
+    "array.l_units=2",
+    "l_unit.lanes=8",
+    "vector.lanes=4",
+    "network.results_per_cycle=8",
+    "h_unit.attention_lanes=8",
+    "h_unit.kv_port_bytes=8",
+    "latency.issue=2",
+    "latency.requantise=5",
+)
+"""The least chip that the tests need: four tiles, eight vector lanes."""
+
+
+@pytest.fixture(scope="module")
+def out(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rtl") / "out"
+    compile_model(model("tied"), folder, Options("roma-mini", SMALL, context=16, emit="sv"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rtl(out: Path) -> RTLChip:
+    return RTLChip(load_program(out), out, cache=False, opt=0)
+
+
+@pytest.fixture
+def pair(rtl: RTLChip, out: Path) -> Iterator[tuple[Simulator, RTLChip]]:
+    """Simulator and chip without tokens."""
+    rtl.reset()
+    yield Simulator(rtl.program, out), rtl
+
+
+def run(simulator: Simulator, chip: RTLChip, tokens: int, seed: int, first: int = 0) -> int:
+    """Compares tokens, every third without a successor; the number of instructions."""
+    rng = np.random.default_rng(seed)
+    token, instructions = int(rng.integers(chip.vocabulary)), 0
+    for position in range(first, first + tokens):
+        sample = position % 3 != 1
+        result = compare_token(simulator, chip, token, position, sample)
+        assert result.equal, str(result.difference)
+        instructions += result.instructions
+        assert chip.saturations == simulator.saturations
+        drawn = int(rng.integers(chip.vocabulary))
+        token = drawn if result.token is None else result.token
+    return instructions
+
+
+def test_equal_in_every_value_and_cycle(pair: tuple[Simulator, RTLChip]) -> None:
+    assert run(*pair, tokens=16, seed=1) > 16 * 40
+
+
+def test_step_is_that_of_the_simulator(pair: tuple[Simulator, RTLChip]) -> None:
+    simulator, chip = pair
+    for position, token in enumerate((5, 63, 0)):
+        want, got = simulator.step(token, position), chip.step(token, position)
+        assert want is not None and got is not None
+        assert (want[0] == got[0]).all() and want[1] == got[1]
+        schedule = sorted(step.event for step in chip.schedule(position, True))
+        assert sorted(chip.events) == schedule
+    assert chip.step(1, 3, sample=False) is None
+    # A new sequence begins without a reset.
+    simulator.reset()
+    assert run(simulator, chip, 2, seed=3) and chip.position == 2
+    with pytest.raises(UserError, match="position 2 of 16"):
+        chip.step(1, 7)
+    with pytest.raises(UserError, match="token id 64"):
+        chip.step(64, 2)
+
+
+def test_reset_in_the_middle_of_a_token(pair: tuple[Simulator, RTLChip]) -> None:
+    simulator, chip = pair
+    rng = np.random.default_rng(5)
+    for _ in range(6):
+        chip.step(int(rng.integers(64)), 0)
+        chip.accept(int(rng.integers(64)), 1, True)
+        chip.advance(int(rng.integers(1, chip.period(1, True))))
+        chip.reset()
+        simulator.reset()
+        assert run(simulator, chip, 2, seed=int(rng.integers(1000)))
+
+
+def test_stalls_at_the_token_ports(pair: tuple[Simulator, RTLChip]) -> None:
+    """The result waits for its taker, the next token waits for the result; no cycle changes."""
+    simulator, chip = pair
+    model, rng = chip.model, np.random.default_rng(7)
+    token = 9
+    for position in range(4):
+        want = simulator.step(token, position)
+        assert want is not None
+        model.set("next_ready", 0)
+        chip.accept(token, position, True)
+        chip.advance(chip.period(position, True))
+        assert chip.model.get("next_valid") == 1
+        late = int(rng.integers(0, 40))
+        model.set("token_valid", 1)
+        seen = model.run(late + 1)
+        model.set("token_valid", 0)
+        assert not seen.outputs["token_ready"].any()
+        assert (seen.outputs["next_token"] == want[1]).all()
+        assert seen.outputs["next_valid"].all() and not seen.outputs["busy"].any()
+        model.set("next_ready", 1)
+        assert model.get("token_ready") == 1
+        model.step(1)
+        assert model.get("next_valid") == 0
+        assert len(chip.events) + 1 >= len(chip.schedule(position, True))
+        token = want[1]
+
+
+def test_tokens_without_gaps(pair: tuple[Simulator, RTLChip]) -> None:
+    """Each token is accepted in the very cycle in which the one before has finished."""
+    simulator, chip = pair
+    model, prompt = chip.model, (3, 60, 1, 1, 17)
+    want = None
+    for position, token in enumerate(prompt):
+        want = simulator.step(token, position)
+    chip.accept(prompt[0], 0, False)
+    for position, token in enumerate(prompt[1:], 1):
+        last = position == len(prompt) - 1
+        for name, value in (("token", token), ("sample", int(last)), ("restart", 0)):
+            model.set(name, value)
+        model.set("token_valid", 1)
+        trace = model.run(10_000, stop="token_ready", samples=1 << 14)
+        # Cycle 0 was run before, and this ends with cycle 0 of the next token.
+        assert trace.cycles == chip.period(position - 1, False)
+    model.set("token_valid", 0)
+    trace = model.run(10_000, stop="token_ready", samples=1 << 14)
+    assert trace.cycles == chip.period(len(prompt) - 1, True)
+    assert want is not None
+    (wanted,) = np.flatnonzero(trace.outputs["next_valid"])
+    assert trace.outputs["next_token"][wanted] == want[1]
+    assert np.array_equal(np.asarray(chip.read(chip.program.logits)), want[0])
+
+
+def test_a_wrong_rom_bit_is_located(pair: tuple[Simulator, RTLChip]) -> None:
+    simulator, chip = pair
+    name = next(n for n in chip.program.parameters if "down_proj" in n)
+    parameter = chip.program.parameters[name]
+    codes = chip.memory("matrix/tile0/l_unit0/codes")
+    at = parameter.pieces[0].base
+    codes[at] ^= 0b1111
+    try:
+        result = compare_token(simulator, chip, 3, 0)
+    finally:
+        codes[at] ^= 0b1111
+    assert result.difference is not None and result.difference.step is not None
+    assert result.difference.step.instruction.opcode == "matvec"
+    assert "down_proj" in str(result.difference)
+
+
+def mutant(out: Path, text: str) -> Difference:
+    """What the comparison says of a chip that is not the program's."""
+    program = load_program(out)
+    chip = RTLChip(program, out, cache=False, opt=0, text=text)
+    simulator = Simulator(program, out)
+    for position in range(4):
+        result = compare_token(simulator, chip, 7, position)
+        if result.difference is not None:
+            return result.difference
+    pytest.fail("nobody noticed")
+
+
+def test_a_changed_latency_is_located(out: Path) -> None:
+    program = load_program(out)
+    slower = replace(program.machine, vector_reduce=program.machine.vector_reduce + 1)
+    found = mutant(out, hardware_text(replace(program, machine=slower)))
+    # The first instruction that reduces over the lanes.
+    assert found.step is not None and found.step.instruction.opcode == "rms_norm"
+    assert "queue vector, number 0" in str(found)
+    assert f"should be {found.expected}" in str(found)
+
+
+def test_a_wrong_rounding_is_located(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The adder of one half is lost in a product's requantisation."""
+    from intaglio.backend.hw.wires import datapaths
+
+    def floor(x: Signal, places: Signal, *rest: Any) -> datapaths.Fixed:
+        return datapaths.saturate(x >> larger(places, 0))
+
+    monkeypatch.setattr(datapaths, "shift_saturate", floor)
+    found = mutant(out, hardware_text(load_program(out)))
+    assert found.step is not None and found.step.instruction.opcode in ("matvec", "embed")
+    assert not found.is_cycle and "element" in found.what
+
+
+def random_shape(seed: int) -> tuple[str, ...]:
+    """Settings of another mini chip, as bench/hardware.py draws them."""
+    path = Path(__file__).parents[4] / "bench" / "hardware.py"
+    spec = spec_from_file_location("bench_hardware", path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.random_shape(np.random.default_rng(seed))
+
+
+def test_another_shape(model: Callable[[str], Path], tmp_path: Path) -> None:
+    """So the cycle model is a model; bench/hardware.py tries more. INTAGLIO_SEED changes it."""
+    seed = int(os.environ.get("INTAGLIO_SEED", "1"))
+    settings = random_shape(seed)
+    print(f"seed {seed}: {' '.join(settings)}")
+    name = ("llama", "qwen", "phi")[seed % 3]
+    compile_model(model(name), tmp_path / "out", Options("roma-mini", settings, context=64))
+    program = load_program(tmp_path / "out")
+    chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
+    assert run(Simulator(program, tmp_path / "out"), chip, 3, seed) > 100
+
+
+@pytest.mark.parametrize(("name", "setting"), [("hqq4", "int8"), ("hqq2", "int16")])
+def test_zero_points_of_any_value(
+    model: Callable[[str], Path], tmp_path: Path, name: str, setting: str
+) -> None:
+    """HQQ's: offsets beside the scales, in the hardware as in the simulator."""
+    options = (*SMALL, f"activations={setting}")
+    compile_model(model(name), tmp_path / "out", Options("roma-mini", options, 8, emit="hw"))
+    program = load_program(tmp_path / "out")
+    assert sum(p.offsets is not None for p in program.parameters.values()) > 8
+    chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
+    assert run(Simulator(program, tmp_path / "out"), chip, 3, seed=2)
+
+
+def test_what_is_emitted(out: Path, rtl: RTLChip) -> None:
+    files = (IR, *VERILOG, WAIVERS, ROMS, ROM_INDEX, TESTBENCH)
+    assert all((out / name).is_file() for name in files)
+    text = (out / IR).read_text()
+    circt.verify(text)
+    assert text.startswith("// Made by intaglio") and "program.json sha256" in text[:300]
+    modules, memories = ((out / name).read_text() for name in VERILOG)
+    assert "module chip(" in modules and "module vector(" in modules
+    assert "module sram_" in memories and "module chip(" not in memories
+    assert "module sram_" not in modules and "module rom_" not in modules
+    index = json.loads((out / ROM_INDEX).read_text())["memories"]
+    content = np.fromfile(out / ROMS, np.uint8)
+    assert set(index) <= set(rtl.model.memories)
+    for name, one in index.items():
+        memory = rtl.memory(name)
+        words = content[one["offset"] : one["offset"] + one["depth"] * one["bytes"]]
+        words = words.reshape(one["depth"], one["bytes"])
+        raw = np.ascontiguousarray(memory[: one["depth"]]).view(np.uint8)
+        assert (raw.reshape(one["depth"], -1)[:, : one["bytes"]] == words).all(), name
+        lines = (out / HEX / f"{name.replace('/', '.')}.hex").read_text().split()
+        assert int(lines[1], 16) == int.from_bytes(words[1].tobytes(), "little")
+
+
+def test_the_ir_alone_can_be_emitted(out: Path, tmp_path: Path) -> None:
+    shutil.copy(out / PROGRAM, tmp_path)
+    assert write_hardware(tmp_path, "hw") == [IR]
+    assert (tmp_path / IR).read_text() == (out / IR).read_text()
+    assert not (tmp_path / VERILOG[0]).exists()
+
+
+def test_verilator(out: Path) -> None:
+    try:
+        compiler()
+        verilator_root()
+    except UserError as error:
+        pytest.skip(str(error))
+    program = load_program(out)
+    chip = RTLChip(program, out, "verilator")
+    assert run(Simulator(program, out), chip, 4, seed=11) > 150
+    chip.close()
+
+
+def test_lint(out: Path, tmp_path: Path) -> None:
+    try:
+        verilator_root()
+    except UserError as error:
+        pytest.skip(str(error))
+    files = [str(out / name) for name in (WAIVERS, *VERILOG)]
+    said = translate(["--lint-only", "-Wall", "--top-module", "chip", *files], tmp_path)
+    assert "%" not in said, said
+
+
+def test_unknown_engine(out: Path) -> None:
+    with pytest.raises(UserError, match="no engine spice"):
+        RTLChip(load_program(out), out, "spice")
