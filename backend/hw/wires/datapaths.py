@@ -1,9 +1,7 @@
-"""The compiled model's arithmetic as hardware: the formulas of `dialects.semantics`, in signals.
+"""The primitives of the compiled model's arithmetic as hardware: what units are built of.
 
 Every function takes and gives `Signal`s and equals its namesake in `dialects.semantics`,
-`fixed_point`, `tables` or `codes` bit for bit; formulas, widths and ranges are stated there. Most
-operators work in phases (a maximum, a scalar from a table, the elements); each phase is a function
-here, and who keeps the values between them is up to the unit that uses it.
+`fixed_point`, `tables` or `codes` bit for bit; formulas, widths and ranges are stated there.
 
 All functions are combinational. Inside `signal.pipelined` their cuts (`Signal.cut`) become
 registers: before and after products, around table reads, after barrel shifters.
@@ -13,20 +11,13 @@ Where a result saturates it comes as `Fixed`: the value, and how many of its pla
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import NamedTuple
 
 from intaglio.backend.hw.wires.signal import Operand, Signal, cat, larger, mux, smaller
-from intaglio.dialects.codes import FORMATS, Format
-from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS, Real
-from intaglio.dialects.fixed_point import Scale as ConstantScale
+from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
 from intaglio.dialects.semantics import (
-    GATES,
     PROBABILITY_FRAC,
-    ROTARY_FRAC,
-    SCORE_FRAC,
-    UNIT_FRAC,
-    NormConstants,
 )
 from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC, Table, table
 
@@ -151,12 +142,6 @@ def multiply(a: Scale, b: Scale) -> Scale:
     return Scale(smaller(mantissa, _MANTISSA), a.exponent + b.exponent - 23 - top)
 
 
-def constant_scale(like: Signal, value: Real | ConstantScale) -> Scale:
-    """A scale known at compile time."""
-    constant = like.module.constant
-    return Scale(constant(int(value.mantissa), SCALE_BITS), constant(int(value.exponent)))
-
-
 def lookup(of: Table, argument: Signal) -> Signal:
     """The table's value with interpolation.
 
@@ -223,195 +208,7 @@ def decode(code: Signal, fmt: str) -> Signal:
     return wires if form.low == 0 else wires.as_signed()
 
 
-# Quantisation
-
-
-def magnitude(x: Signal, fmt: Format | str = "int8") -> Signal:
-    """What a quantisation takes the maximum of."""
-    form = FORMATS[fmt] if isinstance(fmt, str) else fmt
-    return x.assume(0, max(0, x.high)) if form.low == 0 else abs(x)
-
-
-class QuantizeScalars(NamedTuple):
-    """What `quantize_element` needs of the group: see `semantics.quantize`."""
-
-    z: Signal
-    rl: Signal
-    scale: Scale
-
-
-def quantize_scalars(m: Signal, frac: Operand, fmt: str) -> QuantizeScalars:
-    """From the group's largest magnitude: the shift, the scaled reciprocal, and the scale."""
-    limit = FORMATS[fmt].limit
-    m = m.cut()
-    z = normalise(m).named("z").cut()
-    mn = shift_normal(m, z).named("mn").cut()
-    r = reciprocal(mn).cut()
-    rl = round_shift((r * limit).named("product").cut(), limit.bit_length()).named("rl")
-    scale = multiply(Scale(mn, z + frac), constant_scale(m, ConstantScale.of(Fraction(1, limit))))
-    return QuantizeScalars(z, rl, Scale(scale.mantissa, mux(m == 0, 0, scale.exponent)))
-
-
-def quantize_element(x: Signal, z: Signal, rl: Signal, fmt: str) -> Signal:
-    """The code of an element: decoded for integer formats, E4M3 bits for fp8."""
-    form = FORMATS[fmt]
-    bits = form.limit.bit_length()
-    xs = shift_normal(x if form.low else magnitude(x, form), z).named("xs").cut()
-    product = (xs * rl).named("product").cut()
-    if fmt == "fp8":
-        # At most 448 in units of 2**-17: the reciprocal never rounds further up.
-        limit = form.limit << 8
-        return e4m3_encode(round_shift(product, 39 - bits).assume(-limit, limit).cut(), 8)
-    code = round_shift(product, 47 - bits)
-    return code.assume(-form.limit if form.low else 0, form.limit)
-
-
-def quantize_static(x: Signal, fmt: str, inverse: Real, frac: int = 16) -> Fixed:
-    """The code with a scale known at compile time."""
-    form = FORMATS[fmt]
-    product = (x * inverse.mantissa).named("product").cut()
-    if fmt == "fp8":
-        t = shift_saturate(product, inverse.exponent + frac - 8).value.cut()
-        return Fixed(e4m3_encode(t, 8), abs(t) > 464 << 17)
-    wide = shift_saturate(product, inverse.exponent + frac).value.cut()
-    over, under = wide > form.high, wide < form.low
-    code = mux(over, form.high, mux(under, form.low, wide)).assume(form.low, form.high)
-    return Fixed(code, over | under)
-
-
-# After matrix products
-
-
-def requantize(
-    y: Signal,
-    scale: Scale,
-    exponent: int,
-    shift: int,
-    out_frac: int = 16,
-    bias: Signal | None = None,
-    residual: Signal | None = None,
-) -> Fixed:
-    """An accumulator times its scale; then bias and residual are added."""
-    t = round_shift(y, shift).named("t").cut()
-    product = (t * scale.mantissa).named("product").cut()
-    value, count = shift_saturate(product, scale.exponent + (exponent - shift - out_frac))
-    for more in (bias, residual):
-        if more is not None:
-            added = add(value.cut(), more)
-            value, count = added.value, count + added.saturated
-    return Fixed(value, count)
-
-
-def embed(row: Signal, exponent: int, frac: int = 16, factor: Real | None = None) -> Fixed:
-    """An element of an embedding row, times an optional constant."""
-    if factor is not None:
-        row, exponent = (row * factor.mantissa).cut(), exponent + factor.exponent
-    return shift_saturate(row, exponent - frac)
-
-
-# Norms
-
-
-def centre(x: Signal, total: Signal, width: int) -> Signal:
-    """`layer_norm`'s ``n * x - sum(x)``; both terms are exact."""
-    most = width * (1 << FIXED_BITS)
-    return ((x * width).cut() - total).assume(-most, most)
-
-
-def norm_shift(m: Signal, constants: NormConstants) -> Signal:
-    """`z`, from the largest magnitude."""
-    return smaller(normalise(m), constants.largest_shift)
-
-
-def norm_square(x: Signal, z: Signal) -> Signal:
-    """An element's part of the sum of squares, 48 bits."""
-    xs = shift_normal(x, z).named("xs").cut()
-    return (xs * xs).assume(0, _MANTISSA**2)
-
-
-class NormScalars(NamedTuple):
-    """What `norm_element` needs of the group: `r` and `h` in `semantics.rms_norm`."""
-
-    r: Signal
-    half: Signal
-
-
-def norm_scalars(total: Signal, z: Signal, constants: NormConstants) -> NormScalars:
-    """From the sum of squares of at most 62 bits."""
-    epsilon = total.module.constant(constants.epsilon.mantissa, SCALE_BITS)
-    more = round_shift(epsilon, constants.epsilon.exponent - (z << 1))
-    t = (total + more).assume(0, (1 << 63) - 1).named("t").cut()
-    half = ((bit_length(t) - 31) >> 1).named("half").cut()
-    left = (t.truncate(32) << (larger(-half, 0) << 1)).truncate(32)
-    right = (t >> (larger(half, 0) << 1)).truncate(32)
-    v = mux(half < 0, left, right).named("v")
-    r = lookup(table("rsqrt"), larger(v, 1 << 30))
-    return NormScalars(r, half)
-
-
-def norm_element(
-    x: Signal,
-    z: Signal,
-    scalars: NormScalars,
-    gamma: Signal,
-    gamma_exponent: int,
-    out_frac: int = 16,
-    beta: Signal | None = None,
-) -> Fixed:
-    """An element of `rms_norm`, or of `layer_norm` with `centre`'s result and an offset."""
-    xs = shift_normal(x, z).named("xs").cut()
-    product = (xs * scalars.r).named("product").cut()
-    u = round_shift(product, scalars.half + (39 - UNIT_FRAC))
-    u = u.assume(-(1 << 25) + 1, (1 << 25) - 1).named("u").cut()
-    y = shift_saturate((u * gamma).named("weighted").cut(), UNIT_FRAC + gamma_exponent - out_frac)
-    if beta is None:
-        return y
-    added = add(y.value.cut(), beta)
-    return Fixed(added.value, y.saturated + added.saturated)
-
-
-# Attention
-
-
-def rotary_pair(
-    a: Signal, b: Signal, cos: Signal, sin: Signal, table_frac: int = ROTARY_FRAC
-) -> tuple[Fixed, Fixed]:
-    """A pair of elements, rotated."""
-    products = {"ac": a * cos, "bs": b * sin, "bc": b * cos, "as": a * sin}
-    ac, bs, bc, as_ = (p.named(f"product_{name}").cut() for name, p in products.items())
-    return shift_saturate(ac - bs, table_frac), shift_saturate(bc + as_, table_frac)
-
-
-def score_factor(q_scale: Scale, k_scale: Scale, factor: Real) -> Scale:
-    """`score_scale`'s `c`: query scale, softmax scale, key scale."""
-    return multiply(multiply(q_scale, constant_scale(q_scale.mantissa, factor)), k_scale)
-
-
-def score_scale(dot: Signal, c: Scale, shift: int) -> Fixed:
-    """A product of a query and a key as a score with 16 fraction bits."""
-    t = round_shift(dot, shift).named("t").cut()
-    return shift_saturate(
-        (t * c.mantissa).named("product").cut(), c.exponent - (shift + SCORE_FRAC)
-    )
-
-
-def exp2(d: Signal) -> Signal:
-    """``2**24 * 2**(-d / 2**16)`` for d >= 0, 24 bits: a softmax numerator of ``d = m - s``."""
-    wires = d.assume(0, (1 << 33) - 1).extend(33)
-    # Beyond 25 places nothing of 24 bits is left.
-    places = smaller(wires[16:], 25)
-    p = lookup(table("exp2"), wires[:16])
-    return round_shift(p.cut(), places)
-
-
-def softmax_weight(p: Signal, v_scale: Scale, e0: Signal) -> Signal:
-    """A numerator times its value's scale, aligned to the scales' least exponent: 31 bits.
-
-    `quantize_scalars` with ``frac = 7 + e0`` and `quantize_element` follow.
-    """
-    product = (p * v_scale.mantissa).named("product").cut()
-    places = smaller(larger(v_scale.exponent - e0, 0), 32) + 17
-    return round_shift(product, places).assume(0, (1 << 31) - 1)
+# Functions from tables
 
 
 def reciprocal_scale(total: Signal, frac: int = PROBABILITY_FRAC) -> Scale:
@@ -421,16 +218,8 @@ def reciprocal_scale(total: Signal, frac: int = PROBABILITY_FRAC) -> Scale:
     return Scale(mantissa, 47 - frac - z)
 
 
-# Elementwise
-
-
 def _of_magnitude(x: Signal, name: str, frac: int) -> Signal:
     return lookup(table(name), round_shift(abs(x).cut(), frac - ARGUMENT_FRAC))
-
-
-def _both_sides(x: Signal, name: str, frac: int) -> Signal:
-    g = _of_magnitude(x, name, frac)
-    return mux(x < 0, (1 << GATE_FRAC) - g, g)
 
 
 def _tanh(x: Signal, frac: int) -> Signal:
@@ -438,57 +227,11 @@ def _tanh(x: Signal, frac: int) -> Signal:
     return mux(x < 0, -g, g)
 
 
-def gate(x: Signal, kind: str, frac: int = 16, out_frac: int | None = None) -> Fixed:
-    """An activation function: a table of the magnitude, and a product."""
-    out_frac = frac if out_frac is None else out_frac
-    if kind in ("relu", "relu2"):
-        y = larger(x, 0)
-        if kind == "relu":
-            return shift_saturate(y, frac - out_frac)
-        return shift_saturate((y * y).named("product").cut(), 2 * frac - out_frac)
-    g = _both_sides(x, GATES[kind], frac).cut()
-    return shift_saturate((x * g).named("product").cut(), GATE_FRAC + frac - out_frac)
-
-
-def sigmoid(x: Signal, frac: int = 16, out_frac: int = 16) -> Signal:
-    """ONNX Sigmoid; cannot saturate up to 30 fraction bits."""
-    return shift_saturate(_both_sides(x, "sigmoid", frac), GATE_FRAC - out_frac).value
-
-
 def tanh(x: Signal, frac: int = 16, out_frac: int = 16) -> Signal:
     """ONNX Tanh; cannot saturate up to 30 fraction bits."""
     return shift_saturate(_tanh(x, frac), GATE_FRAC - out_frac).value
 
 
-def softcap(x: Signal, inverse: Real, cap: Real, frac: int = 16, out_frac: int = 16) -> Fixed:
-    """``cap * tanh(x / cap)``."""
-    product = (x * inverse.mantissa).named("product").cut()
-    a = shift_saturate(product, inverse.exponent + frac - ARGUMENT_FRAC).value.cut()
-    g = _tanh(a, ARGUMENT_FRAC).cut()
-    return shift_saturate(
-        (g * cap.mantissa).named("capped").cut(), GATE_FRAC + cap.exponent - out_frac
-    )
-
-
-def mul(a: Signal, b: Signal, shift: int = 16) -> Fixed:
-    """ONNX Mul of two vectors."""
-    return shift_saturate((a * b).named("product").cut(), shift)
-
-
 def add(a: Signal, b: Signal) -> Fixed:
     """ONNX Add; fraction bits are equal."""
     return saturate(a + b)
-
-
-def scale(x: Signal, factor: Real, shift: int = 0) -> Fixed:
-    """ONNX Mul by a constant."""
-    return shift_saturate((x * factor.mantissa).named("product").cut(), factor.exponent + shift)
-
-
-def first_maximum(
-    best: tuple[Signal, Signal], other: tuple[Signal, Signal]
-) -> tuple[Signal, Signal]:
-    """The larger of two (value, index) pairs; the first one when they are equal. A tree of it over
-    lanes and cycles in order is `semantics.argmax`."""
-    better = other[0] > best[0]
-    return mux(better, other[0], best[0]), mux(better, other[1], best[1])

@@ -126,7 +126,7 @@ class ScalarOutputs(NamedTuple):
 def scalars(
     given: ScalarInputs, table: SharedTable, formats: Sequence[str], *, norms: bool
 ) -> ScalarOutputs:
-    """`datapaths.quantize_scalars` or `norm_scalars`, with constants that are signals.
+    """What a quantisation or a norm computes once a group, with constants that are signals.
 
     Args:
         given: the inputs, in a pipeline.
