@@ -225,14 +225,14 @@ def _parser() -> argparse.ArgumentParser:
     _folder_arguments(inspect)
     inspect.add_argument(
         "--format",
-        choices=("text", "json", "html", "perfetto"),
+        choices=("text", "json", "html", "svg", "perfetto"),
         default="text",
-        help="perfetto: one token's instructions as Chrome trace events",
+        help="svg: one picture; perfetto: one token's instructions as Chrome trace events",
     )
     inspect.add_argument(
         "--position",
         metavar="N,...",
-        help="state these positions; html and perfetto draw the token at the last one",
+        help="state these positions; html, svg and perfetto draw the token at the last one",
     )
     inspect.add_argument("-o", dest="file", metavar="FILE", help="write to a file")
 
@@ -892,6 +892,10 @@ def _inspected(out: str, form: str, positions: Sequence[int] | None, files: Outp
         from intaglio.runtime.reports.html import inspect_html
 
         return inspect_html(out, content)
+    if form == "svg":
+        from intaglio.runtime.reports.picture_file import inspect_svg
+
+        return inspect_svg(out, content)
     from intaglio.runtime.reports.text import WIDTH, inspect_text
 
     text = inspect_text(content, max(WIDTH, shutil.get_terminal_size().columns))

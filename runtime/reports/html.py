@@ -52,7 +52,8 @@ background: inherit; overflow-wrap: anywhere; min-width: 8rem; max-width: 28rem;
 tr {{ background: var(--paper); }}
 thead th {{ border-bottom: 1px solid var(--line); font-weight: bold; }}
 tbody tr:nth-child(even) {{ background: var(--soft); }}
-.over {{ color: var(--over); }} .own {{ font-weight: bold; outline: 1px solid currentColor; }}
+.over {{ color: var(--over); }}
+.own {{ font-weight: bold; box-shadow: inset 0 0 0 1px currentColor; }}
 .note {{ margin: .4rem 0; max-width: 60rem; }}
 svg {{ width: 100%; height: auto; display: block; margin: .6rem 0; }}
 svg.defs {{ position: absolute; width: 0; height: 0; margin: 0; }}
@@ -156,7 +157,8 @@ def _table(table: Table) -> Iterator[str]:
             f"<thead><tr>{head}</tr></thead><tbody>"
         )
         for first, *rest in rows:
-            cells = f'<th scope="row"{_kinds(first)}>{_folded(first)}</th>'
+            name = first.lstrip(" ")
+            cells = f'<th scope="row"{_inset(first)}{_kinds(first)}>{_folded(name)}</th>'
             cells += "".join(f"<td{_kinds(cell)}>{escape(cell)}</td>" for cell in rest)
             yield f"<tr>{cells}</tr>"
         yield "</tbody></table></div>"
@@ -165,12 +167,23 @@ def _table(table: Table) -> Iterator[str]:
 
 
 def _folded(text: str) -> str:
-    """A cell; a long list of names is opened by its first."""
+    """A name, or a long list of names, which is opened by its first."""
     first, *others = text.splitlines() or [""]
     if len(others) < FOLDED:
-        return escape(text)
-    summary = f"{escape(first)} and {len(others)} more"
-    return f"<details><summary>{summary}</summary>{escape(text)}</details>"
+        return _breakable(text)
+    summary = f"{_breakable(first)} and {len(others)} more"
+    return f"<details><summary>{summary}</summary>{_breakable(text)}</details>"
+
+
+def _breakable(name: str) -> str:
+    """A name that breaks between its parts first where it has no room."""
+    return re.sub(r"(?<=[^/_.])(?=[/_.])", "<wbr>", escape(name))
+
+
+def _inset(text: str) -> str:
+    """The style of a name below another one: all its lines begin as far to the right."""
+    spaces = len(text) - len(text.lstrip(" "))
+    return f' style="padding-left:calc(.7rem + {spaces / 2:g}ch)"' if spaces else ""
 
 
 def _kinds(text: str) -> str:

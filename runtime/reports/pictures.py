@@ -18,13 +18,26 @@ from intaglio.runtime.reports.colours import (
 )
 from intaglio.runtime.reports.power import on_times
 from intaglio.runtime.reports.rom_use import USES
-from intaglio.runtime.reports.svg import ROW, Bar, Box, Lane, Window, lanes, legend, stacked
+from intaglio.runtime.reports.svg import (
+    ROW,
+    Bar,
+    Box,
+    Lane,
+    Picture,
+    Window,
+    lanes,
+    legend,
+    stacked,
+)
 from intaglio.runtime.reports.tables import size_text
 from intaglio.runtime.reports.timing import Extent, critical_path, extents, spans
 from intaglio.runtime.reports.wording import counted
 
 MANY = 8
 """Instances of a block beyond which one stands for all."""
+
+Fills = dict[str, Fill]
+Drawn = tuple[Picture, Fills]
 
 _MEMORY = {
     "KV cache": Fill("kv"),
@@ -36,6 +49,12 @@ _MEMORY = {
 
 def rom_pictures(rom: Mapping[str, Any]) -> list[str]:
     """ROM by class of tensor, on a frame of the target's capacity; what is beyond it below."""
+    picture, fills = rom_picture(rom)
+    return [picture.html, legend(fills), caption(picture.title)]
+
+
+def rom_picture(rom: Mapping[str, Any]) -> Drawn:
+    """The drawing of `rom_pictures`, and what its fills stand for."""
     extra = {name: entry["extra_bits"] for name, entry in rom["by_class"].items()}
     sizes = {
         name: sum(entry[f"{use}_bits"] for use in USES) - extra[name]
@@ -49,11 +68,21 @@ def rom_pictures(rom: Mapping[str, Any]) -> list[str]:
         beyond = f"{size_text(rom['extra_bits'] / 8)} more"
         bars.append(Bar("deeper banks", list(extra.items()), beyond, framed=False))
     title = "ROM by class of tensor; the frame is the capacity of the target's ROM"
-    return [stacked(title, bars, capacity, fills), legend(fills), caption(title)]
+    return stacked(title, bars, capacity, fills), fills
 
 
 def memory_pictures(content: Mapping[str, Any]) -> list[str]:
     """SRAM of the H-Units and of the vector units."""
+    pictures, shown = sram_pictures(content)
+    return [
+        *(one.html for one in pictures),
+        legend(shown),
+        caption("SRAM by use; each frame is a capacity"),
+    ]
+
+
+def sram_pictures(content: Mapping[str, Any]) -> tuple[list[Picture], Fills]:
+    """The drawings of `memory_pictures`, and what their fills stand for."""
     sram, vector = content["sram"], content["vector_memory"]
     parts = [
         ("KV cache", sram["kv_bytes"]),
@@ -75,8 +104,7 @@ def memory_pictures(content: Mapping[str, Any]) -> list[str]:
             ("vector units", values, vector["capacity_bytes"]),
         )
     ]
-    shown = {name: fill for name, fill in _MEMORY.items() if name in used}
-    return [*pictures, legend(shown), caption("SRAM by use; each frame is a capacity")]
+    return pictures, {name: fill for name, fill in _MEMORY.items() if name in used}
 
 
 def cycle_pictures(positions: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -97,7 +125,7 @@ def cycle_pictures(positions: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     title = "Cycles of a token by unit, on the critical path"
     whole = max(one["cycles"] for one in positions)
-    return [stacked(title, bars, whole, fills), legend(fills), caption(title)]
+    return [stacked(title, bars, whole, fills).html, legend(fills), caption(title)]
 
 
 def token_pictures(program: Program, position: int) -> list[str]:
@@ -108,8 +136,10 @@ def token_pictures(program: Program, position: int) -> list[str]:
     busy = {q: sum(box.finish - box.start for box in boxes[q]) / period for q in used}
     rows = [Lane(queue, boxes[queue], f"{busy[queue]:.1%} busy") for queue in used]
     overview = f"Blocks of one token at position {position}, in cycles"
+    # With a value at the right, as the lanes below: their axes stand above each other.
+    whole = Lane("blocks", _block_boxes(program, blocks), counted(period, "cycle"))
     pictures = [
-        lanes(overview, [Lane("blocks", _block_boxes(program, blocks))], [Window(0, period)]),
+        lanes(overview, [whole], [Window(0, period)]).html,
         caption(overview),
     ]
     low = "full height is on the critical path, half height is not"
@@ -122,12 +152,12 @@ def token_pictures(program: Program, position: int) -> list[str]:
         title = f"{_capital(names)}, and what runs once, at position {position}, in cycles; {low}"
         lanes_ = [Lane(row.label, row.boxes) for row in rows]
         pictures += [
-            lanes(title, lanes_, _windows(program, blocks), reachable=True),
+            lanes(title, lanes_, _windows(program, blocks), reachable=True).html,
             caption(title),
         ]
     else:
         title = f"One token at position {position}, by queue, in cycles; {low}"
-        pictures += [lanes(title, rows, [Window(0, period)]), caption(title)]
+        pictures += [lanes(title, rows, [Window(0, period)]).html, caption(title)]
         if repeated:
             (window,) = [
                 Window(one.first, one.last)
@@ -138,8 +168,25 @@ def token_pictures(program: Program, position: int) -> list[str]:
             inside = [
                 Lane(row.label, [one for one in row.boxes if _within(one, window)]) for row in rows
             ]
-            pictures += [lanes(title, inside, [window], reachable=True), caption(title)]
-    kinds = {
+            pictures += [lanes(title, inside, [window], reachable=True).html, caption(title)]
+    return [*pictures, legend(_kinds(program, used))]
+
+
+def token_picture(program: Program, position: int) -> Drawn:
+    """One token by queue, and what its fills stand for: all of it, or one layer of many."""
+    boxes, period = _boxes(program, position)
+    used = [queue for queue in timeline.QUEUES if boxes[queue]]
+    rows = [Lane(queue, boxes[queue]) for queue in used]
+    windows = [Window(0, period)]
+    if any(len(block.instances) > MANY for block in program.blocks):
+        windows = _windows(program, extents(program, position))
+    title = f"One token at position {position}: {counted(period, 'cycle')}"
+    return lanes(title, rows, windows), _kinds(program, used)
+
+
+def _kinds(program: Program, used: Sequence[str]) -> Fills:
+    """The fill of each opcode of these queues."""
+    return {
         f"{queue}: {opcode}": opcode_fill(queue, opcode)
         for queue in used
         for opcode in dict.fromkeys(
@@ -149,7 +196,6 @@ def token_pictures(program: Program, position: int) -> list[str]:
             if one.queue == queue
         )
     }
-    return [*pictures, legend(kinds)]
 
 
 def _boxes(program: Program, position: int) -> tuple[dict[str, list[Box]], int]:
@@ -234,7 +280,7 @@ def domain_pictures(program: Program, position: int) -> list[str]:
     ]
     title = f"Power domains that are on, token at position {position}, in cycles"
     height = ROW if len(rows) <= 12 else 8
-    return [lanes(title, rows, [Window(0, times.period)], height), caption(title)]
+    return [lanes(title, rows, [Window(0, times.period)], height).html, caption(title)]
 
 
 def caption(text: str) -> str:

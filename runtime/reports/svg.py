@@ -16,6 +16,8 @@ ROW = 26
 AXIS = 22
 BREAK = 16
 """Between windows."""
+KEY = 20
+"""Height of a line of a legend."""
 LETTER = 6.8
 """Width of a letter, about."""
 
@@ -64,7 +66,32 @@ class Window:
     label: str = ""
 
 
-def stacked(title: str, bars: Sequence[Bar], whole: float, fill: Mapping[str, Fill]) -> str:
+@dataclass(frozen=True)
+class Picture:
+    """A drawing of `WIDTH` units: what it shows, for readers that do not see it, and its parts."""
+
+    title: str
+    height: float
+    lines: Sequence[str]
+
+    @property
+    def html(self) -> str:
+        """For a page, where it scrolls on its own."""
+        return (
+            f'<div class="wide" tabindex="0"><svg viewBox="0 0 {WIDTH} {_number(self.height)}" '
+            f'role="group" aria-label="{escape(self.title)}">\n{self._body}\n</svg></div>'
+        )
+
+    def at(self, y: float) -> str:
+        """For a larger drawing, so far below its top."""
+        return f'<g transform="translate(0 {_number(y)})">\n{self._body}\n</g>'
+
+    @property
+    def _body(self) -> str:
+        return "\n".join(self.lines)
+
+
+def stacked(title: str, bars: Sequence[Bar], whole: float, fill: Mapping[str, Fill]) -> Picture:
     """Bars of parts, all to one scale, on a frame of the size of the whole.
 
     Args:
@@ -92,7 +119,7 @@ def stacked(title: str, bars: Sequence[Bar], whole: float, fill: Mapping[str, Fi
                 f'height="{ROW - 8}" class="frame"/>'
             )
         lines.append(_text(WIDTH - VALUE + 8, y + 17, bar.value))
-    return _picture(title, len(bars) * ROW, lines)
+    return Picture(title, len(bars) * ROW, lines)
 
 
 def lanes(
@@ -102,7 +129,7 @@ def lanes(
     height: int = ROW,
     *,
     reachable: bool = False,
-) -> str:
+) -> Picture:
     """Intervals of cycles, a lane above the other, with an axis below.
 
     Args:
@@ -163,7 +190,7 @@ def lanes(
                     part = _reachable(part, box.title, below)
                 lines.append(part)
                 lines += _inside(at, y + height / 2 + 4, wide, box.label, box.fill)
-    return _picture(title, bottom + AXIS + (18 if reachable else 0), lines)
+    return Picture(title, bottom + AXIS + (18 if reachable else 0), lines)
 
 
 def _axis(
@@ -215,6 +242,20 @@ def legend(fill: Mapping[str, Fill]) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
+def drawn_legend(fill: Mapping[str, Fill], *, left: float = LABEL) -> Picture:
+    """The same as part of a drawing, in as many lines as it takes."""
+    lines: list[str] = []
+    x, y = left, 0.0
+    for name, value in fill.items():
+        wide = 22 + 1.05 * _wide(name) + 16
+        if x > left and x + wide > WIDTH:
+            x, y = left, y + KEY
+        lines.append(_rect(x, y + 3, 16, 12, value, name))
+        lines.append(_text(x + 22, y + 13, name))
+        x += wide
+    return Picture("legend", y + KEY, lines)
+
+
 def _ticks(first: float, last: float, whole: float) -> list[int]:
     """Round numbers, at most about eight in all windows."""
     step = 1
@@ -223,14 +264,6 @@ def _ticks(first: float, last: float, whole: float) -> list[int]:
         step = step * 5 // 2 if str(step).startswith("2") else step * 2
     start = -(-int(first) // step) * step
     return list(range(start, int(last) + 1, step))
-
-
-def _picture(title: str, height: float, lines: Sequence[str]) -> str:
-    body = "\n".join(lines)
-    return (
-        f'<div class="wide" tabindex="0"><svg viewBox="0 0 {WIDTH} {_number(height)}" role="group" '
-        f'aria-label="{escape(title)}">\n{body}\n</svg></div>'
-    )
 
 
 def _rect(x: float, y: float, width: float, height: float, fill: Fill, title: str) -> str:
