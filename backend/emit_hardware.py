@@ -286,4 +286,4 @@ def source_files() -> Iterator[Path]:
     here = Path(__file__).parent
     yield from sorted((here / "hw").rglob("*.py"))
     yield from (here / "emit_hardware.py", here / "circt.py", here / "images" / "logic_rom.py")
-    yield from sorted(Path(semantics.__file__).parent.glob("*.py"))
+    yield from sorted(Path(semantics.__file__).parent.rglob("*.py"))

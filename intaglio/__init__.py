@@ -19,7 +19,7 @@ __all__ = ["Chip", "UserError", "compile", "load"]
 # In a checkout the subpackages are folders beside this one (see pyproject.toml, package-dir);
 # without this line Python started in the checkout's root would find this folder and not them.
 _root = _Path(__file__).resolve().parent.parent
-if (_root / "dialects" / "rom.py").is_file():
+if (_root / "dialects" / "program.py").is_file():
     __path__.append(str(_root))
 
 

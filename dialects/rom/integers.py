@@ -1,0 +1,372 @@
+"""Operators of the integer stage: where rounding happens."""
+
+from __future__ import annotations
+
+from xdsl.dialects.builtin import (
+    I64,
+    IntegerAttr,
+)
+from xdsl.ir import (
+    Attribute,
+    SSAValue,
+)
+from xdsl.irdl import (
+    irdl_op_definition,
+    operand_def,
+    opt_operand_def,
+    opt_prop_def,
+    prop_def,
+    result_def,
+    traits_def,
+)
+from xdsl.traits import (
+    MemoryReadEffect,
+    Pure,
+)
+from xdsl.utils.exceptions import VerifyException
+
+from intaglio.dialects.rom.buffers import resolved_type
+from intaglio.dialects.rom.operators import OperatorOp, verify_heads, verify_matrix
+from intaglio.dialects.rom.types import (
+    ACTIVATION_CODES,
+    POSITION,
+    PROBABILITY_CODES,
+    SYMBOL,
+    AccumulatorType,
+    FixedType,
+    KVType,
+    Nodes,
+    ProbabilitiesType,
+    QuantizedType,
+    RealAttr,
+    ScoresType,
+    vector_size,
+)
+
+
+@irdl_op_definition
+class QuantizeOp(OperatorOp):
+    """Codes with one scale a group, chosen by its largest magnitude; or the scale of a cache.
+
+    Example:
+    ```
+    %q = rom.quantize %x {onnx = [["MatMul"]]} : !rom.fixed<64, 16> -> !rom.quantized<1, 64, int8>
+    %k = rom.quantize %y for @k0 {onnx = [["GQA"]]}
+        : !rom.fixed<32, 16> -> !rom.quantized<2, 16, int8>
+    ```
+    """
+
+    name = "rom.quantize"
+    input = operand_def(FixedType)
+    cache = opt_prop_def(SYMBOL)
+    onnx = prop_def(Nodes)
+    output = result_def(QuantizedType)
+    assembly_format = "$input (`for` $cache^)? attr-dict `:` type($input) `->` type($output)"
+    traits = traits_def(Pure())
+
+    def __init__(
+        self, x: SSAValue, output: QuantizedType, onnx: Nodes, cache: str | None = None
+    ) -> None:
+        self._build([x], [output], cache=cache, onnx=onnx)
+
+    def verify_(self) -> None:
+        """Groups cover the vector; the format is known; a cache has a static scale."""
+        type_ = self.output.type
+        assert isinstance(type_, QuantizedType)
+        if type_.size != vector_size(self.input.type):
+            raise VerifyException(
+                f"{type_.groups.data} groups of {type_.width.data} do not cover "
+                f"{vector_size(self.input.type)} elements"
+            )
+        if type_.format.data not in ACTIVATION_CODES:
+            raise VerifyException(
+                f"unknown format '{type_.format.data}', known are {', '.join(ACTIVATION_CODES)}"
+            )
+        if self.cache is not None:
+            cache = resolved_type(self, self.cache, KVType)
+            assert isinstance(cache, KVType)
+            if not cache.static.data:
+                raise VerifyException(
+                    f"@{self.cache.root_reference.data} has no static scale to quantise with"
+                )
+
+
+@irdl_op_definition
+class DotOp(OperatorOp):
+    """The exact integer product of a matrix and a quantised vector, scale mantissas included.
+
+    Y[n] = sum over groups g of s[n,g] * sum over k in g of (q[n,k] - z[n,g]) * x[k]; where groups
+    have offsets o, less the sum over g of o[n,g] * sum over k in g of x[k].
+
+    Example:
+    ```
+    %a = rom.dot %q by @w {onnx = [["MatMul"]]}
+        : !rom.quantized<1, 64, int8> -> !rom.accumulator<64, 34>
+    ```
+    """
+
+    name = "rom.dot"
+    input = operand_def(QuantizedType)
+    weights = prop_def(SYMBOL)
+    onnx = prop_def(Nodes)
+    output = result_def(AccumulatorType)
+    assembly_format = "$input `by` $weights attr-dict `:` type($input) `->` type($output)"
+    traits = traits_def(Pure())
+
+    def __init__(self, x: SSAValue, weights: str, onnx: Nodes, output: Attribute) -> None:
+        self._build([x], [output], weights=weights, onnx=onnx)
+
+    def verify_(self) -> None:
+        """Shapes agree, and the sum fits 62 bits."""
+        source, target = self.input.type, self.output.type
+        assert isinstance(source, QuantizedType) and isinstance(target, AccumulatorType)
+        if source.groups.data != 1:
+            raise VerifyException("a matrix takes a vector with one scale")
+        verify_matrix(self, self.weights, None, source.size, target.size.data)
+        if target.bits.data > 62:
+            raise VerifyException(f"{target.bits.data} bits of accumulator, at most 62 are exact")
+
+
+@irdl_op_definition
+class RequantizeOp(OperatorOp):
+    """Scales accumulators to fixed point, then adds bias and residual, each step saturating.
+
+    The scale is that of the quantised vector times the matrix's exponent; the exponent of an
+    adapter's slot is in a register of its site.
+
+    Example:
+    ```
+    %y = rom.requantize %a scaled %q, @w bias @b residual %x
+        {pre_shift = 0 : i64, onnx = [["MatMul"]]}
+        : !rom.accumulator<64, 34>, !rom.quantized<1, 64, int8>, !rom.fixed<64, 16>
+        -> !rom.fixed<64, 16>
+    ```
+    """
+
+    name = "rom.requantize"
+    input = operand_def(AccumulatorType)
+    scale = operand_def(QuantizedType)
+    residual = opt_operand_def(FixedType)
+    weights = prop_def(SYMBOL)
+    bias = opt_prop_def(SYMBOL)
+    pre_shift = prop_def(IntegerAttr[I64])
+    onnx = prop_def(Nodes)
+    output = result_def(FixedType)
+    assembly_format = (
+        "$input `scaled` $scale `,` $weights (`bias` $bias^)? (`residual` $residual^)? attr-dict"
+        " `:` type($input) `,` type($scale) (`,` type($residual)^)? `->` type($output)"
+    )
+    traits = traits_def(Pure())
+
+    def __init__(
+        self,
+        x: SSAValue,
+        scale: SSAValue,
+        weights: str,
+        pre_shift: int,
+        onnx: Nodes,
+        output: Attribute,
+        bias: str | None = None,
+        residual: SSAValue | None = None,
+    ) -> None:
+        self._build(
+            [x, scale, residual],
+            [output],
+            weights=weights,
+            bias=bias,
+            pre_shift=pre_shift,
+            onnx=onnx,
+        )
+
+    def verify_(self) -> None:
+        """Sizes agree."""
+        source, target = self.input.type, self.output.type
+        assert isinstance(source, AccumulatorType) and isinstance(target, FixedType)
+        sizes = [source.size.data, target.size.data]
+        if self.residual is not None:
+            sizes.append(vector_size(self.residual.type))
+        if len(set(sizes)) != 1:
+            found = ", ".join(map(str, sizes))
+            raise VerifyException(f"{self.name}: values must have equal sizes, found {found}")
+        if self.pre_shift.value.data < 0:
+            raise VerifyException("pre_shift must not be negative")
+
+
+@irdl_op_definition
+class QueryKeyOp(OperatorOp):
+    """Scores of the cached tokens, in units of log2 (QK^T, scale, soft cap).
+
+    `score_scale` is the softmax scale times log2(e). With a soft cap it is the plain scale, and
+    `log2e` follows the cap.
+
+    Example:
+    ```
+    %s = rom.query_key %q over @k0 at %position
+        {score_scale = #rom.real<12101203, 25>, onnx = [["GQA"]]}
+        : !rom.quantized<4, 16, int8> -> !rom.scores<4, 16>
+    ```
+    """
+
+    name = "rom.query_key"
+    query = operand_def(QuantizedType)
+    position = operand_def(POSITION)
+    keys = prop_def(SYMBOL)
+    score_scale = prop_def(RealAttr)
+    cap = opt_prop_def(RealAttr)
+    cap_inverse = opt_prop_def(RealAttr)
+    log2e = opt_prop_def(RealAttr)
+    window = opt_prop_def(IntegerAttr[I64])
+    onnx = prop_def(Nodes)
+    output = result_def(ScoresType)
+    assembly_format = (
+        "$query `over` $keys `at` $position attr-dict `:` type($query) `->` type($output)"
+    )
+    traits = traits_def(MemoryReadEffect())
+
+    def __init__(
+        self,
+        query: SSAValue,
+        keys: str,
+        position: SSAValue,
+        score_scale: RealAttr,
+        onnx: Nodes,
+        output: Attribute,
+        *,
+        softcap: tuple[RealAttr, RealAttr, RealAttr] | None = None,
+        window: int = 0,
+    ) -> None:
+        cap, inverse, log2e = softcap or (None, None, None)
+        self._build(
+            [query, position],
+            [output],
+            keys=keys,
+            score_scale=score_scale,
+            cap=cap,
+            cap_inverse=inverse,
+            log2e=log2e,
+            window=window if window > 0 else None,
+            onnx=onnx,
+        )
+
+    def verify_(self) -> None:
+        """One group a query head, of the cache's width."""
+        query, scores = self.query.type, self.output.type
+        keys = resolved_type(self, self.keys, KVType)
+        assert isinstance(query, QuantizedType) and isinstance(scores, ScoresType)
+        assert isinstance(keys, KVType)
+        verify_heads(query.groups.data, keys)
+        if query.width.data != keys.width.data or scores.heads != query.groups:
+            raise VerifyException("query, keys and scores differ in heads or width")
+        given = [self.cap, self.cap_inverse, self.log2e]
+        if any(given) and not all(given):
+            raise VerifyException("a soft cap needs cap, cap_inverse and log2e")
+
+
+@irdl_op_definition
+class SoftmaxOp(OperatorOp):
+    """exp2(score - max) of each head times the values' scales, as codes with a scale and a sum.
+
+    Example:
+    ```
+    %p = rom.softmax %s over @v0 at %position {onnx = [["GQA"]]}
+        : !rom.scores<4, 16> -> !rom.probabilities<4, uint8>
+    ```
+    """
+
+    name = "rom.softmax"
+    scores = operand_def(ScoresType)
+    position = operand_def(POSITION)
+    values = prop_def(SYMBOL)
+    window = opt_prop_def(IntegerAttr[I64])
+    onnx = prop_def(Nodes)
+    output = result_def(ProbabilitiesType)
+    assembly_format = (
+        "$scores `over` $values `at` $position attr-dict `:` type($scores) `->` type($output)"
+    )
+    traits = traits_def(MemoryReadEffect())
+
+    def __init__(
+        self,
+        scores: SSAValue,
+        values: str,
+        position: SSAValue,
+        onnx: Nodes,
+        output: Attribute,
+        *,
+        window: int = 0,
+    ) -> None:
+        self._build(
+            [scores, position],
+            [output],
+            values=values,
+            window=window if window > 0 else None,
+            onnx=onnx,
+        )
+
+    def verify_(self) -> None:
+        """Heads agree; the format is known."""
+        source, target = self.scores.type, self.output.type
+        values = resolved_type(self, self.values, KVType)
+        assert isinstance(source, ScoresType) and isinstance(target, ProbabilitiesType)
+        assert isinstance(values, KVType)
+        verify_heads(source.heads.data, values)
+        if source.heads != target.heads:
+            raise VerifyException("scores and probabilities differ in heads")
+        if target.format.data not in PROBABILITY_CODES:
+            raise VerifyException(
+                f"unknown format '{target.format.data}', known are {', '.join(PROBABILITY_CODES)}"
+            )
+
+
+@irdl_op_definition
+class WeightedSumOp(OperatorOp):
+    """Values summed by probability, divided by the probabilities' sum (PV).
+
+    Example:
+    ```
+    %y = rom.weighted_sum %p over @v0 at %position {onnx = [["GQA"]]}
+        : !rom.probabilities<4, uint8> -> !rom.fixed<64, 16>
+    ```
+    """
+
+    name = "rom.weighted_sum"
+    probabilities = operand_def(ProbabilitiesType)
+    position = operand_def(POSITION)
+    values = prop_def(SYMBOL)
+    window = opt_prop_def(IntegerAttr[I64])
+    onnx = prop_def(Nodes)
+    output = result_def(FixedType)
+    assembly_format = (
+        "$probabilities `over` $values `at` $position attr-dict"
+        " `:` type($probabilities) `->` type($output)"
+    )
+    traits = traits_def(MemoryReadEffect())
+
+    def __init__(
+        self,
+        probabilities: SSAValue,
+        values: str,
+        position: SSAValue,
+        onnx: Nodes,
+        output: Attribute,
+        *,
+        window: int = 0,
+    ) -> None:
+        self._build(
+            [probabilities, position],
+            [output],
+            values=values,
+            window=window if window > 0 else None,
+            onnx=onnx,
+        )
+
+    def verify_(self) -> None:
+        """The result has all heads."""
+        source, target = self.probabilities.type, self.output.type
+        values = resolved_type(self, self.values, KVType)
+        assert isinstance(source, ProbabilitiesType) and isinstance(target, FixedType)
+        assert isinstance(values, KVType)
+        verify_heads(source.heads.data, values)
+        wanted = source.heads.data * values.width.data
+        if target.size.data != wanted:
+            raise VerifyException(f"the result needs {wanted} elements, found {target.size.data}")

@@ -1,0 +1,57 @@
+"""Properties of operations from plain values: a text, a number, a truth, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from xdsl.dialects.builtin import FloatAttr, IntegerAttr, StringAttr, SymbolRefAttr, UnitAttr, i64
+from xdsl.ir import Attribute, Region, SSAValue
+from xdsl.irdl import BaseAttr, IRDLOperation
+
+Plain = Attribute | str | int | float | None
+"""What a property is given as: None and False leave it out."""
+
+
+class PlainOp(IRDLOperation):
+    """Base of operations whose constructors take plain values."""
+
+    def _build(
+        self,
+        operands: Sequence[SSAValue | Sequence[SSAValue] | None] = (),
+        results: Sequence[Attribute | Sequence[Attribute]] = (),
+        regions: Sequence[Region] = (),
+        **properties: Plain,
+    ) -> None:
+        """Operands and results in the order of their definitions, properties by name.
+
+        A text becomes a symbol where the definition asks for one, else a string; integers have 64
+        bits, floats too; True is a unit.
+        """
+        super().__init__(
+            operands=operands,
+            result_types=results,
+            regions=regions,
+            properties=self._attributes(properties),
+        )
+
+    @classmethod
+    def _attributes(cls, plain: Mapping[str, Plain]) -> dict[str, Attribute | None]:
+        wanted = {
+            name: one.constr.attr if isinstance(one.constr, BaseAttr) else None
+            for name, one in cls.get_irdl_definition().properties.items()
+        }
+        return {name: _attribute(value, wanted[name]) for name, value in plain.items()}
+
+
+def _attribute(value: Plain, wanted: type[Attribute] | None) -> Attribute | None:
+    match value:
+        case str():
+            return SymbolRefAttr(value) if wanted is SymbolRefAttr else StringAttr(value)
+        case bool():
+            return UnitAttr() if value else None
+        case float():
+            return FloatAttr(value, 64)
+        case int():
+            return FloatAttr(value, 64) if wanted is FloatAttr else IntegerAttr(value, i64)
+        case Attribute() | None:
+            return value
