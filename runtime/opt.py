@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from typing import IO
 
 from xdsl.dialects.builtin import ModuleOp
+from xdsl.passes import ModulePass
 from xdsl.utils.exceptions import DiagnosticException, ParseError, VerifyException
 from xdsl.xdsl_opt_main import xDSLOptMain
 
@@ -27,11 +29,24 @@ _OPTIONS_HELP = (
 )
 
 
+def _pass_lines() -> str:
+    """A line on each of our passes."""
+    (ours,) = entry_points(group="xdsl.universe", name="intaglio")
+    passes = {name: load() for name, load in ours.load().all_passes.items()}
+    lines = [f"  {name:20}  {_first_line(one)}" for name, one in passes.items()]
+    return "\n".join(["Intaglio's passes, in the order of a compile:", *lines])
+
+
+def _first_line(one: type[ModulePass]) -> str:
+    return (one.__doc__ or "").partition("\n")[0]
+
+
 class IntaglioOpt(xDSLOptMain):
     """The driver; `args` as on the command line, without the program's name."""
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         self._places = TextPlaces()
+        self._asked_for_help = not {"-h", "--help"}.isdisjoint(sys.argv if args is None else args)
         super().__init__("Runs passes on any stage of a model; takes .mlir and .onnx.", args)
 
     def register_all_arguments(self, arg_parser: argparse.ArgumentParser) -> None:
@@ -46,6 +61,10 @@ class IntaglioOpt(xDSLOptMain):
             help="follow links of external data inside a model hub's cache",
         )
         arg_parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+        if self._asked_for_help:
+            # Not otherwise: a line on each pass imports them all.
+            arg_parser.formatter_class = argparse.RawDescriptionHelpFormatter
+            arg_parser.epilog = _pass_lines()
 
     def register_all_dialects(self) -> None:
         """Adds the operations of CIRCT that xDSL's hw, comb and seq do not have."""

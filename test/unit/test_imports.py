@@ -37,7 +37,7 @@ def imported(node: ast.AST) -> Iterator[str]:
         names = known or [str(node.module)]
     for name in names:
         if name.split(".")[0] == "intaglio":
-            yield name.removeprefix("intaglio.")
+            yield name if name in modules() else name.removeprefix("intaglio.")
 
 
 @cache

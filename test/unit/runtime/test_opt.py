@@ -6,6 +6,7 @@ import pytest
 
 from intaglio.runtime import opt
 from intaglio.runtime.interrupts import Stopped
+from intaglio.universe import INTAGLIO
 
 
 def read(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
@@ -120,3 +121,11 @@ def test_what_does_not_verify_has_a_place(tmp_path: Path, capsys, text: str, pla
     assert code == 1 and err.startswith(where) and "Traceback" not in err
     code, out, err = read(capsys, path, "--split-input-file", "--verify-diagnostics")
     assert code == 0 and where in out and err == ""
+
+
+def test_help_has_a_line_on_each_pass(capsys):
+    with pytest.raises(SystemExit):
+        opt.main(["--help"])
+    said = capsys.readouterr().out.partition("Intaglio's passes")[2]
+    for name, load in INTAGLIO.all_passes.items():
+        assert f"  {name} " in said and (load().__doc__ or "").partition("\n")[0] in said
