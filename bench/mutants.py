@@ -24,6 +24,7 @@ import mutant_terms
 import numpy as np
 from mutant_proof import constant_inputs, unproven
 from mutant_text import Mutant, mutants
+from small_chip import SMALL
 
 from intaglio.backend.compile import compile_model
 from intaglio.backend.output.hardware_files import IR
@@ -36,18 +37,6 @@ from intaglio.runtime.judge.defaults import HARDWARE_TOKENS
 from intaglio.runtime.judge.stress import ROUNDS, stress
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo" / "model" / "model.onnx"
-SMALL = (
-    "array.rows=3",
-    "array.l_units=2",
-    "l_unit.lanes=8",
-    "vector.lanes=4",
-    "network.results_per_cycle=8",
-    "h_unit.attention_lanes=8",
-    "h_unit.kv_port_bytes=8",
-    "latency.issue=2",
-    "latency.requantise=5",
-)
-"""Four tiles and eight vector lanes."""
 _UNITS = {
     "l_unit": "matrix",
     "matrix_unit": "matrix",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_chip import SMALL
 
 import intaglio
 from intaglio.backend.compile import compile_model
@@ -16,16 +17,6 @@ from intaglio.backend.stages import Options
 from intaglio.backend.testbench import Expected, bench_text
 from intaglio.runtime.engines.verilator import translate
 from intaglio.runtime.expected_tokens import expected_tokens
-
-SMALL = (
-    "array.rows=3",
-    "array.l_units=2",
-    "l_unit.lanes=8",
-    "vector.lanes=4",
-    "network.results_per_cycle=8",
-    "h_unit.attention_lanes=8",
-    "h_unit.kv_port_bytes=8",
-)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from small_chip import SMALL
+
 from intaglio.backend import hw
 from intaglio.backend.compile import compile_model
 from intaglio.backend.emit_hardware import VERILOG, emit_hardware
@@ -14,15 +16,6 @@ from intaglio.backend.stages import Options
 from intaglio.runtime.engines.verilator import translate
 
 WAIVERS = Path(hw.__file__).parent / "waivers.vlt"
-SMALL = (
-    "array.rows=3",
-    "array.l_units=2",
-    "l_unit.lanes=8",
-    "vector.lanes=4",
-    "network.results_per_cycle=8",
-    "h_unit.attention_lanes=8",
-    "h_unit.kv_port_bytes=8",
-)
 
 
 def warnings(*files: Path) -> list[str]:

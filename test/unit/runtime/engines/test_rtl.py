@@ -7,12 +7,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hardware import random_shape
+from small_chip import SMALL
 
 from intaglio.backend import circt
 from intaglio.backend.compile import compile_model
@@ -33,19 +34,6 @@ from intaglio.dialects.errors import UserError
 from intaglio.runtime.engines.rtl import Difference, RTLChip, compare_token, write_hardware
 from intaglio.runtime.engines.simulator import Simulator
 from intaglio.runtime.engines.verilator import compiler, translate, verilator_root
-
-SMALL = (
-    "array.rows=3",
-    "array.l_units=2",
-    "l_unit.lanes=8",
-    "vector.lanes=4",
-    "network.results_per_cycle=8",
-    "h_unit.attention_lanes=8",
-    "h_unit.kv_port_bytes=8",
-    "latency.issue=2",
-    "latency.requantise=5",
-)
-"""The least chip that the tests need: four tiles, eight vector lanes."""
 
 
 @pytest.fixture(scope="module")
@@ -219,20 +207,10 @@ def test_a_wrong_rounding_is_located(out: Path, monkeypatch: pytest.MonkeyPatch)
     assert not found.is_cycle and "element" in found.what
 
 
-def random_shape(seed: int) -> tuple[str, ...]:
-    """Settings of another mini chip, as bench/hardware.py draws them."""
-    path = Path(__file__).parents[4] / "bench" / "hardware.py"
-    spec = spec_from_file_location("bench_hardware", path)
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.random_shape(np.random.default_rng(seed))
-
-
 def test_another_shape(model: Callable[[str], Path], tmp_path: Path) -> None:
     """So the cycle model is a model; bench/hardware.py tries more. INTAGLIO_SEED changes it."""
     seed = int(os.environ.get("INTAGLIO_SEED", "1"))
-    settings = random_shape(seed)
+    settings = random_shape(np.random.default_rng(seed))
     print(f"seed {seed}: {' '.join(settings)}")
     name = ("llama", "qwen", "phi")[seed % 3]
     compile_model(model(name), tmp_path / "out", Options("roma-mini", settings, context=64))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_chip import SMALL
 
 from intaglio.backend.compile import compile_model
 from intaglio.backend.images.adapter import AdapterImage, SiteImage
@@ -20,15 +21,6 @@ from intaglio.runtime.engines.rtl import RTLChip, compare_token
 from intaglio.runtime.engines.simulator import Simulator
 from intaglio.runtime.judge.hardware import check_hardware
 
-SMALL = (
-    "array.rows=3",
-    "array.l_units=2",
-    "l_unit.lanes=8",
-    "vector.lanes=4",
-    "network.results_per_cycle=8",
-    "h_unit.attention_lanes=8",
-    "h_unit.kv_port_bytes=8",
-)
 RANK = 6
 
 

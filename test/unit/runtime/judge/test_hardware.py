@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from small_chip import SMALL
 
 from intaglio.backend.compile import compile_model
 from intaglio.backend.stages import Options
@@ -21,7 +22,6 @@ from intaglio.runtime.judge.operators import OPERATOR_KEYS
 from intaglio.runtime.judge.reference import CannotJudge
 from intaglio.runtime.judge.report import missed, text_lines
 
-SMALL = ("array.rows=3", "array.l_units=2", "l_unit.lanes=8", "network.results_per_cycle=8")
 NORM_WEIGHTS = (14, 15)
 """Inputs of GroupQueryAttention that onnxruntime has on GPUs only."""
 HEAD = 16

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_chip import SMALL
 
 from intaglio.backend.compile import compile_model
 from intaglio.backend.emit_hardware import hardware_text
@@ -29,15 +30,6 @@ from intaglio.runtime.judge.hardware import check_hardware
 from intaglio.runtime.judge.report import text_lines
 from intaglio.runtime.judge.stress import _Round, check_engine, stress
 
-SMALL = (
-    "array.rows=3",
-    "array.l_units=2",
-    "l_unit.lanes=8",
-    "vector.lanes=4",
-    "network.results_per_cycle=8",
-    "h_unit.attention_lanes=8",
-    "h_unit.kv_port_bytes=8",
-)
 RANK = 3
 
 
