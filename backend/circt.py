@@ -31,6 +31,14 @@ VERILOG_OPTIONS = "locationInfoStyle=none,disallowLocalVariables,disallowPackedA
 """SystemVerilog that Verilator, Yosys and slang all read: no automatic variables, tables as case
 statements."""
 
+FAST_OPTIONS = "locationInfoStyle=none,disallowPackedArrays"
+"""SystemVerilog that Verilator simulates faster, for nobody else: what a clocked process computes
+on the way is local to it, and is left out while its register is not enabled."""
+
+LOGIC_OPTIONS = "locationInfoStyle=none"
+"""The same for chips whose ROM is logic: their tables are arrays, since Verilator's front end does
+not get through as many case statements. Elsewhere arrays make its C++ compile longer."""
+
 VERILOG = (
     "lower-seq-firmem",
     "any(canonicalize,cse)",
@@ -172,7 +180,7 @@ def verify(text: str) -> None:
         pass
 
 
-def to_verilog(text: str, timeout: float | None = None) -> str:
+def to_verilog(text: str, timeout: float | None = None, *, options: str = VERILOG_OPTIONS) -> str:
     """SystemVerilog of all modules of the design, in a process of its own.
 
     Memories become modules with a register array `Memory`, without content.
@@ -180,12 +188,13 @@ def to_verilog(text: str, timeout: float | None = None) -> str:
     Args:
         text: hw, comb and seq IR.
         timeout: seconds until the attempt counts as failed.
+        options: CIRCT's lowering options; one that it does not know kills the process.
 
     Raises:
         CompilerBug: CIRCT refused the IR, or died of it.
     """
     version()
-    command = [sys.executable, "-m", "intaglio.backend.circt"]
+    command = [sys.executable, "-m", "intaglio.backend.circt", options]
     try:
         done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=timeout)
     except subprocess.TimeoutExpired as error:
@@ -326,11 +335,11 @@ _ALLOCATIONS = ("arc.root_input", "arc.root_output", "arc.alloc_memory", "arc.al
 
 
 def _export() -> None:
-    """The other process of `to_verilog`: IR on stdin, SystemVerilog on stdout."""
+    """The other process of `to_verilog`: options, IR on stdin, SystemVerilog on stdout."""
     try:
         with _module(sys.stdin.read()) as module:
             # The passes read the options too, so they come first.
-            options = _bindings("circt.ir").StringAttr.get(VERILOG_OPTIONS)
+            options = _bindings("circt.ir").StringAttr.get(sys.argv[1])
             module.operation.attributes["circt.loweringOptions"] = options
             _run(module, VERILOG)
             buffer = io.StringIO()

@@ -296,8 +296,10 @@ class LoadedModel:
 
         self.verify_images()
         self.files.verify([IR] if engine == HARDWARE_ENGINES[0] else [IR, *VERILOG])
+        # Otherwise what runs is made from the IR, and nobody would see the edit.
+        handed_out = any(name in self.edited for name in VERILOG)
         with self._as_edited():
-            hardware = RTLChip(self.program, self.folder, engine, **trace)
+            hardware = RTLChip(self.program, self.folder, engine, handed_out=handed_out, **trace)
         self._fill(hardware)
         return hardware
 

