@@ -6,7 +6,7 @@ import io
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,8 +54,8 @@ from intaglio.lowering.onnx.weights.quantised_graph import DATA_FILE, write_quan
 from intaglio.lowering.onnx.weights.rounding import HEAD_ROUNDING
 from intaglio.lowering.onnx.weights.weights import FLOAT_WEIGHTS_HINT
 from intaglio.lowering.place.mapping import left_out_warnings, mapping_of
-from intaglio.lowering.step.fractions import Stream, fractions, stream_warnings
-from intaglio.lowering.step.legalize import RomLegalize, substituted
+from intaglio.lowering.step.fractions import Stream, stream_warnings
+from intaglio.lowering.step.legalize import RomLegalize, legalize, substituted
 from intaglio.lowering.step.loss_warning import NOTEWORTHY, loss_warnings
 from intaglio.lowering.step.sites import SiteShape, site_shapes
 
@@ -123,66 +123,108 @@ def compile_model(
     progress(f"reading {model}")
     with watch.stage("import"):
         imported = _import(model, options)
-    module = imported.module
-    warnings = [*said, *imported.warnings]
-    images = Images()
-    streams: tuple[Stream, ...] = ()
-    sites: Sequence[SiteShape] = ()
+    found = _Found([*said, *imported.warnings])
     with whole_or_nothing(out) as folder, _ways_out(model, options, progress):
-        for stage, stage_passes in passes(options):
-            progress(f"{stage}: {', '.join(one.name for one in stage_passes)}")
-            with watch.stage(stage):
-                for one in stage_passes:
-                    if isinstance(one, RomLegalize):
-                        warnings += substituted(module, machine_of(module))
-                        chosen = fractions(module, machine_of(module))
-                        warnings += stream_warnings(chosen.streams)
-                        streams = chosen.streams
-                    with _about(model):
-                        one.apply(Context(), module)
-                    _verify(module, one.name)
-            if stage == "rom":
-                sites = site_shapes(module)
-            if stage == "fabric":
-                progress("writing ROM images")
-                with watch.stage("images"), _about(model):
-                    images = write_images(
-                        module,
-                        imported.parameters,
-                        folder,
-                        lambda name, size: progress(f"engraved {name} ({size / 1e6:.1f} MB)"),
-                    )
-                warnings += loss_warnings(images.losses.values(), MANTISSAS, MANTISSAS_HELP)
-                mapping = mapping_of(module, machine_of(module))
-                write_json(folder / MAPPING, mapping)
-                if options.mapping is not None:
-                    warnings += left_out_warnings(options.mapping, mapping, machine_of(module))
-                warnings += clipped_warnings(images)
-            with watch.stage(f"print {stage}"):
-                _write_ir(module, folder / "ir" / f"{stage}.mlir")
+        _run_stages(imported, folder, options, found, watch, progress)
         if options.emit not in IR_STAGES[:-1]:
-            content = program_content(module)
+            content = program_content(imported.module)
             write_json(folder / "program.json", content)
             with watch.stage("hardware"), _about(model):
-                warnings += _hardware(folder, content, options, progress, expected)
+                found.warnings += _hardware(folder, content, options, progress, expected)
         write_target(folder, _target(options))
         with watch.stage("reference"):
             reference, names = _reference(imported, folder, options, progress)
             if options.reference:
-                reference, said = _adapter_graph(module, folder, reference, names)
-                warnings += said
+                reference, said = _adapter_graph(imported.module, folder, reference, names)
+                found.warnings += said
         with watch.stage("hash"):
             progress("hashing")
-            manifest = _manifest(options, imported, reference, images, streams, sites, folder)
+            manifest = _manifest(options, imported, reference, found, folder)
         write_json(folder / MANIFEST, manifest)
         write_json(folder / TIMINGS, {"schema": SCHEMA, "stages": watch.stages})
-        if gone := adapters_in(out):
-            names = ", ".join(gone)
-            warnings.append(
-                f"the adapters of the earlier compile are gone: {names}; add them again"
-            )
+        found.warnings += _gone(out)
     OutputFiles(out).note_all()
-    return Compiled(out, tuple(gathered(warnings)), images)
+    return Compiled(out, tuple(gathered(found.warnings)), found.images)
+
+
+@dataclass
+class _Found:
+    """What stages find out, besides the files that they write.
+
+    Attributes:
+        warnings: in the order of the stages.
+        images: written after the stage fabric.
+        streams: embeddings in the formats that they enter.
+        sites: matrices beside which adapters can stand.
+    """
+
+    warnings: list[str]
+    images: Images = field(default_factory=Images)
+    streams: tuple[Stream, ...] = ()
+    sites: Sequence[SiteShape] = ()
+
+
+def _run_stages(
+    imported: ImportedModel,
+    folder: Path,
+    options: Options,
+    found: _Found,
+    watch: Stopwatch,
+    progress: Progress,
+) -> None:
+    """Runs the passes; writes the module after each stage, and what belongs to the stage."""
+    module, model = imported.module, imported.model_path
+    for stage, stage_passes in passes(options):
+        progress(f"{stage}: {', '.join(one.name for one in stage_passes)}")
+        with watch.stage(stage):
+            for one in stage_passes:
+                with _about(model):
+                    if isinstance(one, RomLegalize):
+                        _legalize(module, found)
+                    else:
+                        one.apply(Context(), module)
+                _verify(module, one.name)
+        if stage == "rom":
+            found.sites = site_shapes(module)
+        if stage == "fabric":
+            progress("writing ROM images")
+            with watch.stage("images"), _about(model):
+                found.images = write_images(
+                    module,
+                    imported.parameters,
+                    folder,
+                    lambda name, size: progress(f"engraved {name} ({size / 1e6:.1f} MB)"),
+                )
+            mapping = mapping_of(module, machine_of(module))
+            write_json(folder / MAPPING, mapping)
+            found.warnings += _fabric_warnings(module, found.images, options, mapping)
+        with watch.stage(f"print {stage}"):
+            _write_ir(module, folder / "ir" / f"{stage}.mlir")
+
+
+def _legalize(module: ModuleOp, found: _Found) -> None:
+    """`rom-legalize`, which says what it chose."""
+    found.warnings += substituted(module, machine_of(module))
+    found.streams = legalize(module).streams
+    found.warnings += stream_warnings(found.streams)
+
+
+def _fabric_warnings(
+    module: ModuleOp, images: Images, options: Options, mapping: dict[str, Any]
+) -> list[str]:
+    """What tensors lose as they are written, and what a mapping file leaves to the compiler."""
+    warnings = loss_warnings(images.losses.values(), MANTISSAS, MANTISSAS_HELP)
+    if options.mapping is not None:
+        warnings += left_out_warnings(options.mapping, mapping, machine_of(module))
+    return [*warnings, *clipped_warnings(images)]
+
+
+def _gone(out: Path) -> list[str]:
+    """The adapters of an earlier output, which this one replaces."""
+    gone = adapters_in(out)
+    if not gone:
+        return []
+    return [f"the adapters of the earlier compile are gone: {', '.join(gone)}; add them again"]
 
 
 def _import(model: Path, options: Options) -> ImportedModel:
@@ -448,9 +490,7 @@ def _manifest(
     options: Options,
     imported: ImportedModel,
     reference: _Reference,
-    images: Images,
-    streams: tuple[Stream, ...],
-    sites: Sequence[SiteShape],
+    found: _Found,
     folder: Path,
 ) -> dict[str, Any]:
     # A model that was quantised on request stands for the one that was given.
@@ -460,7 +500,7 @@ def _manifest(
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
         if name not in inputs:
-            outputs[name] = images.digests.get(name) or sha256_of(path)
+            outputs[name] = found.images.digests.get(name) or sha256_of(path)
     return {
         "schema": SCHEMA,
         "target": load_target(options.target).name,
@@ -469,7 +509,7 @@ def _manifest(
         "weights": requested_weights(options),
         "quantised": len(imported.rounded),
         "adapter_slots": _slots(options),
-        "adapter_sites": [asdict(one) for one in sites],
+        "adapter_sites": [asdict(one) for one in found.sites],
         "mapping": None if options.mapping is None else sha256_of(Path(options.mapping)),
         "emit": options.emit,
         "tools": {"python": platform.python_version(), **{t: _version(t) for t in TOOLS}},
@@ -481,18 +521,18 @@ def _manifest(
         },
         "reference": options.reference,
         "outputs": outputs,
-        "zeros": {name: asdict(zeros) for name, zeros in sorted(images.zeros.items())},
+        "zeros": {name: asdict(zeros) for name, zeros in sorted(found.images.zeros.items())},
         "rounding": {
             "largest_relative_error": max(
-                (loss.share for loss in images.losses.values()), default=0.0
+                (loss.share for loss in found.images.losses.values()), default=0.0
             ),
-            "tensors": {name: loss.share for name, loss in sorted(images.losses.items())},
+            "tensors": {name: loss.share for name, loss in sorted(found.images.losses.items())},
             "noteworthy": {
                 name: asdict(loss)
-                for name, loss in sorted(images.losses.items())
+                for name, loss in sorted(found.images.losses.items())
                 if loss.share > NOTEWORTHY
             },
-            "clipped": dict(sorted(images.clipped.items())),
-            "embeddings": [asdict(one) for one in streams],
+            "clipped": dict(sorted(found.images.clipped.items())),
+            "embeddings": [asdict(one) for one in found.streams],
         },
     }

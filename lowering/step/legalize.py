@@ -104,13 +104,23 @@ class RomLegalize(ModulePass):
     name = "rom-legalize"
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        machine = machine_of(op)
-        check_before(self.name, op, self.name)
-        chosen = fractions(op, machine)
-        _convert_buffers(op, machine, chosen)
-        for symbol in list(op.ops):
-            if isinstance(symbol, rom.StepOp | rom.LayerOp):
-                _Body(machine, chosen).convert(symbol.body.block)
+        legalize(op)
+
+
+def legalize(module: ModuleOp) -> Fractions:
+    """What the pass does.
+
+    Returns:
+        The fraction bits that it chose; they are worked out from the float stage, which is gone.
+    """
+    machine = machine_of(module)
+    check_before(RomLegalize.name, module, RomLegalize.name)
+    chosen = fractions(module, machine)
+    _convert_buffers(module, machine, chosen)
+    for symbol in list(module.ops):
+        if isinstance(symbol, rom.StepOp | rom.LayerOp):
+            _Body(machine, chosen).convert(symbol.body.block)
+    return chosen
 
 
 # --- buffers ------------------------------------------------------------------------------------
