@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -16,8 +18,18 @@ from intaglio.runtime.text.decoding import Generated, decode
 if TYPE_CHECKING:
     from intaglio.backend.compile import Progress
     from intaglio.runtime.judge.result import CheckResult
+    from intaglio.runtime.reports.run import RunResult
     from intaglio.runtime.reports.timing import GenerationCycles
+    from intaglio.runtime.text.generation import Generation
     from intaglio.runtime.text.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A generation, and the adapter that was loaded for it, with the cycles that took."""
+
+    generation: Generation
+    adapter: tuple[str, int] | None
 
 
 class Chip(LoadedModel):
@@ -115,25 +127,94 @@ class Chip(LoadedModel):
         Raises:
             UserError: the prompt, a stop, a number or the adapter cannot be used.
         """
-        from intaglio.runtime.text.generation import Generation, stops_of
         from intaglio.runtime.text.sampling import Sampler
 
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+        drawn = Sampler(temperature, top_k, seed)
+        with self._begun(ids, tokens, engine, stop, end_tokens, drawn, adapter) as begun:
+            return [generated.token for generated, _ in begun.generation]
+
+    def run(
+        self,
+        prompt: Sequence[int] | str,
+        tokens: int | None = 32,
+        engine: str = "simulator",
+        *,
+        stop: str | int | Sequence[str | int] = (),
+        end_tokens: bool = True,
+        temperature: float = 0,
+        top_k: int | None = None,
+        seed: int = 0,
+        adapter: str | None = None,
+    ) -> RunResult:
+        """What `intaglio run` reports of a generation; the arguments are those of `generate`.
+
+        Returns:
+            The figures of `intaglio run --json`: tokens, cycles of each, speed, saturations, why
+            it ended, the text where tokens have one. It prints as the report.
+
+        Raises:
+            UserError: the prompt, a stop, a number or the adapter cannot be used.
+        """
+        from intaglio.runtime.reports.run import run_result
+        from intaglio.runtime.text.sampling import Sampler
+
+        as_text = isinstance(prompt, str) or self.tokenizer is not None
+        ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+        drawn = Sampler(temperature, top_k, seed)
+        begin = self._begun(ids, tokens, engine, stop, end_tokens, drawn, adapter, as_text=as_text)
+        with begin as begun:
+            parts: list[str] = []
+            found: list[int] = []
+            seconds: list[float] = []
+            for generated, part in begun.generation:
+                found.append(generated.token)
+                seconds.append(generated.seconds)
+                parts.append(part)
+            parts.append(begun.generation.end())
+            return run_result(
+                self,
+                engine,
+                ids,
+                found,
+                seconds,
+                begun.generation,
+                end_tokens=end_tokens,
+                sampler=drawn if temperature else None,
+                adapter=begun.adapter,
+                text="".join(parts) if as_text else None,
+            )
+
+    @contextmanager
+    def _begun(
+        self,
+        prompt: Sequence[int],
+        tokens: int | None,
+        engine: str,
+        stop: str | int | Sequence[str | int],
+        end_tokens: bool,
+        sampler: Sampler,
+        adapter: str | None,
+        *,
+        as_text: bool = False,
+    ) -> Iterator[_Begun]:
+        """A generation that can be iterated over; its adapter is active until the end."""
+        from intaglio.runtime.text.generation import Generation, stops_of
+
         given = [stop] if isinstance(stop, str | int) else stop
-        sampler = Sampler(temperature, top_k, seed)
         active = self.adapter
-        if adapter is not None:
-            self.use_adapter(adapter)
+        loaded = None if adapter is None else (adapter, self.use_adapter(adapter))
         try:
             generation = Generation(
                 self,
-                ids,
+                prompt,
                 tokens,
                 engine,
                 stops=stops_of(self, given, end_tokens=end_tokens),
-                sampler=sampler if temperature else None,
+                sampler=sampler if sampler.temperature else None,
+                as_text=as_text,
             )
-            return [generated.token for generated, _ in generation]
+            yield _Begun(generation, loaded)
         finally:
             if adapter is not None:
                 self.load_adapter(active)

@@ -41,6 +41,44 @@ def test_compile_into_a_folder_and_load(model, tmp_path: Path):
     assert repr(again) == f"Chip({str(tmp_path / 'out')!r})"
 
 
+def test_run_reports_as_the_command_does(compiled, capsys: pytest.CaptureFixture[str]):
+    """The same figures and lines for a text, for ids, with draws and stops."""
+    from intaglio.runtime import cli
+
+    folder = compiled("llama")
+    chip = intaglio.load(folder)
+    likeliest = chip.generate([1, 2, 3], 4)
+    stop, drawn = likeliest[0], {"temperature": 0.8, "top_k": 5, "seed": 3}
+    cases = [
+        ({"prompt": "\1\2\3"}, "--prompt", "\1\2\3"),
+        ({"prompt": [1, 2, 3]}, "--prompt-ids", "1,2,3"),
+        ({"prompt": [1], "stop": stop}, "--prompt-ids", "1", "--stop", str(stop)),
+        ({"prompt": [7], "end_tokens": False}, "--prompt-ids", "7", "--no-stop"),
+        (
+            {"prompt": [7], **drawn},
+            *("--prompt-ids", "7", "--temperature", "0.8", "--top-k", "5", "--seed", "3"),
+        ),
+        ({"prompt": [4], "engine": "onnxruntime"}, "--prompt-ids", "4", "--engine", "onnxruntime"),
+    ]
+    for options, *given in cases:
+        found = chip.run(tokens=4, **options)
+        assert found["tokens"] == chip.generate(tokens=4, **options)
+        command = ["run", str(folder), "--tokens", "4", *given]
+        assert cli.main([*command, "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        by_host = ("host_tokens_per_second", *(["tokens_per_second"] * (found["cycles"] is None)))
+        for name in by_host:
+            assert (said.pop(name) is None) == (found[name] is None)
+        assert said == {name: one for name, one in found.items() if name not in by_host}
+        assert cli.main(command) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if "this host" not in line]
+        mine = [line for line in str(found).splitlines() if "this host" not in line]
+        assert lines[-len(mine) :] == mine
+        assert repr(found).startswith(f"RunResult({found['engine']}, {len(found['tokens'])} token")
+        ElementTree.fromstring(found._repr_html_())
+    assert "text" in chip.run("\1", 2) and "text" not in chip.run([1], 2)
+
+
 def test_generation_does_not_depend_on_prefill_chunks(compiled, monkeypatch: pytest.MonkeyPatch):
     from intaglio.runtime.text import decoding as module
 
