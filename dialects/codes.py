@@ -1,14 +1,13 @@
 """Codes: the formats of activations, the packed matrices of weights, and mantissas for float data.
 
-Everything that turns floating-point model data into integers is here (`mantissas`,
-`scale_mantissas`, `fixed`), and it reports what the rounding cost. It runs at compile time only.
+Everything that turns floating-point model data into integers is here (`mantissa_exponent`,
+`fixed`). It runs at compile time only.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -344,66 +343,22 @@ class AdapterMatrix:
         return self.weights[rows] * self.scales[rows].astype(np.int64)[:, None]
 
 
-class Mantissas(NamedTuple):
-    """Integers for floats: ``values * 2**-exponent``, with the largest errors that rounding
-    made."""
+def mantissa_exponent(largest: float, bits: int) -> int:
+    """The exponent at which floats become signed integers of `bits` bits: ``value * 2**exponent``.
 
-    values: npt.NDArray[np.integer[Any]]
-    exponent: int
-    absolute_loss: float
-    """Largest ``|float - integer * 2**-exponent|``."""
-    relative_loss: float
-    """Largest of the same divided by ``|float|``, over the floats that are not 0."""
-
-
-def mantissas(values: npt.ArrayLike, bits: int) -> Mantissas:
-    """Round floats to signed integers of `bits` bits (at most 32) with one exponent for all.
-
-    The exponent is the largest at which the largest magnitude still rounds (half to even) to at
-    most ``2**(bits-1) - 1``; it is 0 when all values are 0. Float16, bfloat16, float32 and float64
-    are converted exactly before rounding; the array may be memory-mapped and is read in blocks.
-
-    Returns:
-        int8, int16 or int32, the smallest that holds `bits`, in the shape of `values`.
+    It is the largest at which the magnitude `largest` still rounds (half to even) to at most
+    ``2**(bits-1) - 1``, so that one exponent serves all that are no larger; 0 for the magnitude 0.
 
     Raises:
-        ValueError: an infinity or not-a-number, or a magnitude of which no exponent makes a
-        float64.
+        ValueError: an infinity or not-a-number.
     """
-    array = np.asarray(values)
-    limit = (1 << (bits - 1)) - 1
-    dtype = np.int8 if bits <= 8 else np.int16 if bits <= 16 else np.int32
-    largest = 0.0
-    for _, block in _blocks(array):
-        largest = max(largest, float(np.abs(block).max()))
-        if not np.isfinite(block).all():
-            raise ValueError("weights contain infinities or not-a-number")
-    out = np.zeros(array.shape, dtype)
+    if not math.isfinite(largest):
+        raise ValueError("weights contain infinities or not-a-number")
     if largest == 0:
-        return Mantissas(out, 0, 0.0, 0.0)
-    exponent = bits - 1 - int(np.frexp(largest)[1])
-    if np.rint(np.ldexp(largest, exponent)) > limit:
-        exponent -= 1
-    absolute = relative = 0.0
-    flat = out.reshape(-1)
-    for where, block in _blocks(array):
-        rounded = np.rint(np.ldexp(block, exponent))
-        flat[where] = rounded
-        error = np.abs(np.ldexp(rounded, -exponent) - block)
-        absolute = max(absolute, float(error.max()))
-        used = block != 0
-        relative = max(relative, float((error[used] / np.abs(block[used])).max(initial=0)))
-    return Mantissas(out, exponent, absolute, relative)
-
-
-def scale_mantissas(scales: npt.ArrayLike, bits: int = 16) -> Mantissas:
-    """`mantissas` for the scales of a matrix: int16, one exponent for the whole matrix."""
-    return mantissas(scales, bits)
-
-
-def fixed_mantissas(values: npt.ArrayLike, bits: int = 16) -> Mantissas:
-    """`mantissas` for norm weights (times the root of their length), embeddings and the like."""
-    return mantissas(values, bits)
+        return 0
+    exponent = bits - 1 - math.frexp(largest)[1]
+    # Just below a power of two it rounds up to it. Python rounds integers' halves to even too.
+    return exponent - (round(math.ldexp(largest, exponent)) >= 1 << (bits - 1))
 
 
 def scaled(values: npt.NDArray[Any], exponent: int) -> npt.NDArray[np.float64]:
@@ -520,11 +475,3 @@ def offset_mantissas(
     if not ((offsets >= -half) & (offsets < half)).all():
         raise ValueError(f"an offset has more than {offset_bits} bits")
     return offsets.astype(np.int32)
-
-
-def _blocks(array: npt.NDArray[Any]) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
-    """The elements in order, about a million at a time, as float64."""
-    flat = array.reshape(-1)
-    for start in range(0, flat.size, 1 << 20):
-        where = slice(start, start + (1 << 20))
-        yield where, flat[where].astype(np.float64)

@@ -24,7 +24,7 @@ from xdsl.dialects.builtin import FloatAttr, ModuleOp, SymbolRefAttr, TensorType
 from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from intaglio.dialects import rom
-from intaglio.dialects.codes import mantissas
+from intaglio.dialects.codes import mantissa_exponent
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.semantics import GATES, ROTARY_FRAC
 from intaglio.lowering.buffers import name_of
@@ -377,7 +377,7 @@ class _Values:
             if isinstance(op, rom.RotaryOp):
                 for one in (*self._tensors(op, op.cos), *self._tensors(op, op.sin)):
                     peaks += [_float(one.peak) or 1.0]
-        return min(ROTARY_FRAC, mantissas([max(peaks, default=1.0)], 16).exponent)
+        return min(ROTARY_FRAC, mantissa_exponent(max(peaks, default=1.0), 16))
 
 
 def _bound(module: ModuleOp) -> dict[Operation, list[rom.ParameterOp]]:

@@ -28,7 +28,7 @@ from xdsl.rewriter import InsertPoint, Rewriter
 from xdsl.utils.exceptions import PassFailedException
 
 from intaglio.dialects import rom
-from intaglio.dialects.codes import mantissas
+from intaglio.dialects.codes import mantissa_exponent
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import machine_of
 from intaglio.dialects.fixed_point import Real
@@ -209,7 +209,7 @@ def _exponent(op: rom.ParameterOp, multiplier: float, bits: int) -> IntegerAttr[
     if op.peak is None:
         raise PassFailedException(f"@{op.sym_name.data} states no peak to choose an exponent by")
     peak = op.peak.value.data * multiplier
-    return IntegerAttr(mantissas([peak], bits).exponent, i64)
+    return IntegerAttr(mantissa_exponent(peak, bits), i64)
 
 
 def _convert_dense(
