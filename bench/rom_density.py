@@ -40,10 +40,11 @@ from synthesis import ABC, CELLS, yosys
 
 from intaglio.backend.circt import to_verilog
 from intaglio.backend.hw.chip.layout import layout_of
-from intaglio.backend.hw.units.matrix.plan import log2, tile_images
+from intaglio.backend.hw.units.matrix.plan import tile_images
 from intaglio.backend.hw.units.matrix.rom_bank import bank_name, bank_width, bank_words, table_body
 from intaglio.backend.hw.units.matrix.rom_network import network_body
 from intaglio.backend.hw.wires.signal import Design
+from intaglio.backend.hw.wires.widths import log2
 from intaglio.backend.images.logic_rom import Network, cell_areas, plain_network, shared_network
 from intaglio.backend.images.read import Images
 from intaglio.backend.program.program import load_program

@@ -41,6 +41,7 @@ from xdsl.traits import SymbolOpInterface, SymbolUserOpInterface
 from xdsl.utils.exceptions import PassFailedException, VerifyException
 
 from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.fixed_point import SCALE_BYTES
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.occupancy import Claim, first_overlap
 from intaglio.dialects.rom import (
@@ -469,10 +470,6 @@ class DomainOp(IRDLOperation):
         for tensor in self.tensors:
             if not isinstance(resolve(self, tensor), ParameterOp):
                 raise VerifyException(f"@{tensor.root_reference.data} is no parameter")
-
-
-SCALE_BYTES = 4
-"""Bytes of a dynamic scale in a cache: 24 bits of mantissa, 8 of exponent."""
 
 
 def kv_code_bytes(width: int, kv_format: str) -> int:

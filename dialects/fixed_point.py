@@ -32,6 +32,9 @@ Ints: TypeAlias = npt.NDArray[np.int64]
 SCALE_BITS = 24
 """Width of a normalised scale mantissa, and of the values a table takes and gives."""
 
+SCALE_BYTES = 4
+"""Bytes of a scale in memory: its mantissa, and 8 bits of exponent."""
+
 FIXED_BITS = 32
 """Width of a Fixed payload."""
 

@@ -11,6 +11,9 @@ from __future__ import annotations
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
+KV_FORMATS = ("int8", "int16", "fp8")
+"""Formats of keys and values that a chip may have; those of fp8 have no scales."""
+
 COUNTS = (
     *("clock_hz", "tiles", "l_units", "lanes", "plane_bits", "pass_bits", "rom_bits"),
     *("bank_words", "bank_bits", "h_units", "attention_lanes", "query_parallel"),

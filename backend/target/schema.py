@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from intaglio.dialects.machine import KV_FORMATS
+
 SCHEMA = 1
 """Version of the target file format that this compiler reads."""
 
@@ -187,7 +189,7 @@ KEYS: dict[str, Key] = {
     "formats.activations": _choice(
         "activations of engraved layers", "int4", "int8", "int16", "fp8"
     ),
-    "formats.kv": _choice("keys and values in the cache", "int8", "int16", "fp8"),
+    "formats.kv": _choice("keys and values in the cache", *KV_FORMATS),
     "formats.probabilities": _choice(
         "attention weights; follows the activations", "uint8", "uint16", settable=False
     ),

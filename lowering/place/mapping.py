@@ -231,6 +231,13 @@ def left_out_warnings(path: str, placed: dict[str, Any], machine: Machine) -> li
     return [f"{what}: the compiler places what a mapping leaves out"]
 
 
+def piece_of(content: dict[str, Any]) -> Piece:
+    """The inverse of `piece_content`."""
+    (first_row, last_row), (first_tile, last_tile) = content["rows"], content["tiles"]
+    rows, tiles = last_row - first_row, last_tile - first_tile
+    return Piece(first_row, rows, first_tile, tiles, content["split"], *content["at"])
+
+
 def piece_content(piece: Piece) -> dict[str, Any]:
     """A piece as JSON."""
     return {

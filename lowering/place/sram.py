@@ -21,17 +21,15 @@ from xdsl.dialects.builtin import ModuleOp
 from intaglio.dialects import rom
 from intaglio.dialects.errors import DoesNotFit, UserError, Way
 from intaglio.dialects.fabric import (
-    SCALE_BYTES,
     ReserveOp,
     kv_code_bytes,
     kv_vector_bytes,
     matrix_shape,
 )
-from intaglio.dialects.machine import Machine
+from intaglio.dialects.fixed_point import SCALE_BYTES
+from intaglio.dialects.machine import KV_FORMATS, Machine
 from intaglio.lowering.place.search import largest
 
-KV_FORMATS = ("int16", "int8", "fp8")
-"""Formats of keys and values that a chip may have; those of fp8 have no scales."""
 KV_ON_DIE = "external.kv_on_die_tokens"
 """The setting of how many tokens of the KV cache are on the die."""
 KV = "KV cache"
@@ -266,7 +264,10 @@ class _Caches:
         )
 
     def smaller_formats(self) -> list[str]:
-        """Formats of the caches that have the chip's, not the graph's, that take fewer bytes."""
+        """Formats of the caches that have the chip's, not the graph's, that take fewer bytes.
+
+        The largest is the first.
+        """
         own = [(op, kv) for op, kv in self.caches if not kv.static.data]
         now = sum(kv.heads.data * kv_vector_bytes(op) for op, kv in own)
 
@@ -276,7 +277,8 @@ class _Caches:
                 kv.heads.data * (kv_code_bytes(kv.width.data, name) + scale) for _, kv in own
             )
 
-        return [name for name in KV_FORMATS if size(name) < now]
+        smaller = [name for name in KV_FORMATS if size(name) < now]
+        return sorted(smaller, key=size, reverse=True)
 
 
 def _ways_out(

@@ -13,6 +13,7 @@ from xdsl.ir import SSAValue
 
 from intaglio.dialects import rom
 from intaglio.dialects.errors import DoesNotFit, Way
+from intaglio.dialects.fixed_point import SCALE_BYTES
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.program import BufferOp
 from intaglio.lowering.place.search import largest as largest_number
@@ -20,8 +21,6 @@ from intaglio.lowering.schedule.draft import DraftBlock
 
 WORD_BYTES = 4
 """Bytes of a fixed-point value."""
-SCALE_BYTES = 4
-"""Bytes of a quantised vector's scale."""
 SUM_BYTES = 8
 """Bytes of a head's sum of probabilities."""
 

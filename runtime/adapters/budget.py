@@ -65,7 +65,8 @@ def demand_of(program: Program, possible: Sequence[Mapping[str, Any]] = ()) -> D
         possible: the sites that slots would stand beside, as the manifest has them
             (`adapter_sites`); they count where the chip has no slots.
     """
-    from intaglio.dialects.fabric import SCALE_BYTES, kv_code_bytes
+    from intaglio.dialects.fabric import kv_code_bytes
+    from intaglio.dialects.fixed_point import SCALE_BYTES
 
     caches = program.caches.values()
     codes = sum(one.heads * kv_code_bytes(one.width, one.format) for one in caches)

@@ -75,30 +75,16 @@ def placed_matrices(program: Program, mapping: Mapping[str, Any]) -> dict[str, P
         program: the compiled model.
         mapping: the content of mapping.json.
     """
+    # Imported when used, as xDSL is that they need.
+    from intaglio.backend.hw.units.matrix.plan import shape_of
+    from intaglio.lowering.place.mapping import piece_of
+
     found: dict[str, Placed] = {}
     for entry in mapping["matrices"]:
         parameter = program.parameters[entry["name"]]
-        pieces = tuple(
-            Piece(
-                first_row=piece["rows"][0],
-                rows=piece["rows"][1] - piece["rows"][0],
-                first_tile=piece["tiles"][0],
-                tiles=piece["tiles"][1] - piece["tiles"][0],
-                split=piece["split"],
-                base=piece["at"][0],
-                scale_base=piece["at"][1],
-            )
-            for piece in entry["pieces"]
-        )
-        shape = MatrixShape.of(
-            parameter.dims,
-            parameter.code,
-            parameter.bits,
-            parameter.group,
-            zeros=parameter.zeros is not None,
-            offsets=parameter.offset_bits,
-        )
-        found[entry["name"]] = Placed(parameter, shape, pieces, entry.get("extra", False))
+        pieces = tuple(map(piece_of, entry["pieces"]))
+        extra = entry.get("extra", False)
+        found[entry["name"]] = Placed(parameter, shape_of(parameter), pieces, extra)
     return found
 
 

@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.hw.wires.widths import index_bits, log2
 from intaglio.dialects.codes import SLOT_BITS, AdapterMatrix, Matrix
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.machine import Machine
@@ -180,7 +181,7 @@ class AdapterPlaces:
     def shifts(self) -> tuple[int, int]:
         """Bits below the SRAM word's address and below the scale's."""
         units = self.machine.h_units
-        return _log2(units // self.load_units) + _log2(self.parts), _log2(units // self.scale_units)
+        return log2(units // self.load_units) + log2(self.parts), log2(units // self.scale_units)
 
     @cached_property
     def address_bits(self) -> int:
@@ -471,17 +472,6 @@ def _element_bits(parameter: Parameter) -> int:
         return parameter.bits + 1
     low, high = -parameter.zero, top - parameter.zero
     return max((-low - 1).bit_length(), high.bit_length()) + 1
-
-
-def index_bits(count: int) -> int:
-    """Bits of a number below `count`."""
-    return max(1, (count - 1).bit_length())
-
-
-def _log2(number: int) -> int:
-    if number & (number - 1):
-        raise CompilerBug(f"{number} is no power of two")
-    return number.bit_length() - 1
 
 
 def _floor_power(number: int) -> int:

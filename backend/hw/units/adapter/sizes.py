@@ -11,10 +11,10 @@ from intaglio.backend.hw.units.adapter.layout import (
     EXPONENT_BITS,
     AdapterPlaces,
     MatrixPlace,
-    index_bits,
 )
 from intaglio.backend.hw.units.attention.h_unit import BYTE
 from intaglio.backend.hw.units.attention.sizes import check_machine, number_bits
+from intaglio.backend.hw.wires.widths import index_bits
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.machine import Machine

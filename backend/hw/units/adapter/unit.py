@@ -33,7 +33,6 @@ from intaglio.backend.hw.units.adapter.layout import (
     SCALES,
     SITES,
     AdapterPlaces,
-    index_bits,
 )
 from intaglio.backend.hw.units.adapter.sizes import PLACES_BITS, AdapterModel, check
 from intaglio.backend.hw.units.attention.h_unit import BYTE, Element, element
@@ -52,6 +51,7 @@ from intaglio.backend.hw.wires.signal import (
     mux,
     pipelined,
 )
+from intaglio.backend.hw.wires.widths import index_bits, log2
 from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.fixed_point import SCALE_BITS as MANTISSA_BITS
 from intaglio.dialects.semantics import PRODUCT_BITS
@@ -350,7 +350,7 @@ class _Unit:
             self.exponent = mux(
                 first, a.as_signed(), mux(second, b.as_signed(), 0)
             )  # of the graph's own adapters it is in `adapter_places`
-        lane_log, unit_log = _log2(self.lanes), _log2(self.units)
+        lane_log, unit_log = log2(self.lanes), log2(self.units)
         by_rank = (rank + (self.lanes - 1)) >> lane_log
         words = mux(second, by_rank, f["adapter_words"]).named("words")
         blocks = (rank + (self.units - 1)) >> unit_log
@@ -412,7 +412,7 @@ class _Unit:
         final = block_end.delay(enable=slot_end, name="beat_final")
         self.part = part
         beat_block = block.delay(enable=slot_end, name="beat_block")
-        parts_log = _log2(self.parts)
+        parts_log = log2(self.parts)
         self.group = (beat_block << parts_log) + part if parts_log else beat_block
         done = (on & part_end & final).delay(self.early + self.late, reset=0, name="done_q")
         m.output("done", done)
@@ -455,7 +455,7 @@ class _Unit:
         ports = max(1, lanes // width)
         sub = m.constant(0)
         if lanes < width:
-            bits = _log2(width // lanes)
+            bits = log2(width // lanes)
             sub = index.truncate(bits).delay(name="input_sub")
             row = row + (index >> bits)
         else:
@@ -483,13 +483,13 @@ class _Unit:
 
         part = self.part.delay(self.early, name="result_part")
         dots = [choose(part, results[i::count]) for i in range(count)]
-        first = self.group << _log2(count)
+        first = self.group << log2(count)
         alive = cat(*[first + i < self.rows for i in reversed(range(count))])
         alive = alive.delay(self.early, name="result_alive")
         written = [first + i < f["adapter_rows"] for i in range(count)]
 
         # Where the results of a beat lie.
-        bits = _log2(width // count)
+        bits = log2(width // count)
         sub = self.group.truncate(bits) if bits else m.constant(0)
         offset = self.group >> bits
         m.output(
@@ -534,11 +534,6 @@ class _Unit:
     def fit(self, signal: Signal, width: int) -> Signal:
         """The signal on `width` wires; what does not fit never happens."""
         return signal.truncate(width).extend(width, False)
-
-
-def _log2(number: int) -> int:
-    """The logarithm of a power of two."""
-    return number.bit_length() - 1
 
 
 def _up(counter: Signal) -> Signal:

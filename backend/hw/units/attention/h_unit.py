@@ -22,6 +22,7 @@ from intaglio.backend.hw.wires.signal import (
     mux,
     pipelined,
 )
+from intaglio.backend.hw.wires.widths import index_bits
 from intaglio.dialects.machine import Machine
 
 BYTE = 8
@@ -296,8 +297,3 @@ def _accumulator(
     register = m.register(name, width, True, None)
     register.drive((mux(first, 0, register) + part).truncate(width, True), enable)
     return register
-
-
-def index_bits(count: int) -> int:
-    """Wires of a number below `count`."""
-    return max(1, (count - 1).bit_length())

@@ -29,16 +29,14 @@ import numpy.typing as npt
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Write
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import DoesNotFit, UserError, Way
-from intaglio.dialects.fixed_point import SCALE_BITS, Ints, Scale
-from intaglio.dialects.machine import Machine
+from intaglio.dialects.fixed_point import SCALE_BITS, SCALE_BYTES, Ints, Scale
+from intaglio.dialects.machine import KV_FORMATS, Machine
 from intaglio.lowering.place.search import largest
 
 if TYPE_CHECKING:
     from intaglio.backend.program.program import Cache
 
-KV_FORMATS = ("int8", "int16", "fp8")
-"""Formats that the KV SRAM holds."""
-SCALE_WORD = 32
+SCALE_WORD = 8 * SCALE_BYTES
 """Bits of a scale in the memory of scales: mantissa below exponent."""
 EXPONENT_BITS = SCALE_WORD - SCALE_BITS
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from intaglio.backend.hw.units.attention.h_unit import BYTE, HShape, index_bits
+from intaglio.backend.hw.units.attention.h_unit import BYTE, HShape
 from intaglio.backend.hw.units.attention.kv import SCALE_WORD, CachePlace, KVPlaces, kv_places
+from intaglio.backend.hw.wires.widths import index_bits
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, Real

@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from intaglio.backend.hw.units.attention.h_unit import BYTE, h_unit, index_bits
+from intaglio.backend.hw.units.attention.h_unit import BYTE, h_unit
 from intaglio.backend.hw.units.attention.kv import EXPONENT_BITS, SCALE_WORD
 from intaglio.backend.hw.units.attention.sizes import (
     OUTER_EXPONENT,
@@ -58,6 +58,7 @@ from intaglio.backend.hw.wires.signal import (
     pipelined,
     tree,
 )
+from intaglio.backend.hw.wires.widths import index_bits, log2
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.semantics import SCORE_FRAC
@@ -388,16 +389,16 @@ class _Unit:
         place = (word << self.unit_log) + unit
         parts = lanes // port
         if parts > 1:
-            place = (place << _log2(parts)) + chunk.truncate(_log2(parts))
+            place = (place << log2(parts)) + chunk.truncate(log2(parts))
         if port > size:
-            row = (place << _log2(port // size)) + turn
+            row = (place << log2(port // size)) + turn
             late_turn = turn.delay(name="external_turn")
             taken = choose(
                 late_turn, [taken[low : low + 8 * size] for low in range(0, 8 * port, 8 * size)]
             )
             mask = None
         else:
-            per_row = _log2(size // port)
+            per_row = log2(size // port)
             row = place >> per_row
             mask = None
             if per_row:
@@ -431,7 +432,7 @@ class _Unit:
         beat = m.register("fetch_beat", model.fields["block_beats"])
         block = m.register("fetch_block", self.block.width)
         kv = m.register("fetch_head", index_bits(model.kv_heads))
-        buffer = m.register("fetch_buffer", _log2(buffers))
+        buffer = m.register("fetch_buffer", log2(buffers))
         held = m.register("buffers_held", number_bits(buffers))
         begin = beat == 0
         request = (loading & (~begin | (held != buffers))).named("request")
@@ -458,11 +459,11 @@ class _Unit:
         late = machine.external_latency
         units, lanes, size = self.units, machine.attention_lanes, machine.external_bytes
         parts, per_row = max(1, lanes // size), max(1, size // lanes)
-        place, bits = beat, _log2(parts)
+        place, bits = beat, log2(parts)
         part = place.truncate(bits) if bits else m.constant(0)
-        place, bits = place >> bits, _log2(units // per_row)
+        place, bits = place >> bits, log2(units // per_row)
         group = place.truncate(bits) if bits else m.constant(0)
-        word_bits = _log2(model.buffer_words)
+        word_bits = log2(model.buffer_words)
         word = (place >> bits).truncate(max(1, word_bits))
         word = cat(buffer, word) if word_bits else buffer
         signals = {"word": word, "group": group, "part": part}
@@ -564,7 +565,7 @@ class _Unit:
         self.kv, self.base = kv, base
         if model.external:
             self.fetched = self.fetch(start, slot_end & self.outside)
-            buffer = m.register("step_buffer", _log2(model.buffers))
+            buffer = m.register("step_buffer", log2(model.buffers))
             used = slot_end & self.outside
             buffer.drive(mux(start, 0, mux(used, _up(buffer), buffer)))
             self.step_buffer = buffer
@@ -658,7 +659,7 @@ class _Unit:
         }
         if model.external:
             index = mux(f["planes_last"], reads << 1, reads) + planes
-            word_bits = _log2(model.buffer_words)
+            word_bits = log2(model.buffer_words)
             where = self.step_buffer
             if word_bits:
                 where = cat(where, self.fit(index, word_bits))
@@ -925,11 +926,6 @@ def _delayed(
     (width,) = {signal.width for signal in signals}
     word = cat(*reversed(signals)).delay(cycles, reset=reset, name=name)
     return [word[width * i : width * (i + 1)] for i in range(len(signals))]
-
-
-def _log2(number: int) -> int:
-    """The logarithm of a power of two."""
-    return number.bit_length() - 1
 
 
 def _up(counter: Signal) -> Signal:

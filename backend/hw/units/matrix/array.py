@@ -31,9 +31,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from intaglio.backend.hw.units.matrix.plan import Form, MatrixConfig, Way, log2
+from intaglio.backend.hw.units.matrix.plan import Form, MatrixConfig, Way
 from intaglio.backend.hw.units.matrix.rom_bank import LogicROM, build_unit_rom, powered
-from intaglio.backend.hw.units.matrix.tile import build_matrix_unit, has_sums, index_bits, only
+from intaglio.backend.hw.units.matrix.tile import build_matrix_unit, has_sums, only
 from intaglio.backend.hw.wires import datapaths
 from intaglio.backend.hw.wires.signal import (
     RESET,
@@ -48,6 +48,7 @@ from intaglio.backend.hw.wires.signal import (
     pipelined,
     tree,
 )
+from intaglio.backend.hw.wires.widths import choice_bits, index_bits, log2
 from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.fixed_point import SCALE_BITS as MANTISSA_BITS
 from intaglio.dialects.semantics import PRODUCT_BITS
@@ -179,7 +180,7 @@ class _Array:
         # Words, planes and parts are read at the beginning of a step; the rest of it is idle.
         reading = self._counter("reading", 1)
         active = busy & reading
-        part = self._counter("part", index_bits(config.passes))
+        part = self._counter("part", choice_bits(config.passes))
         last_part = (part == config.passes - 1) | embed
         self._count(part, active, last_part)
         planes: Signal = self.field("planes") + self.field("idle")
@@ -191,7 +192,7 @@ class _Array:
         last_word = last_plane & (word + 1 == self.field("words"))
         self._count(word, active & last_plane, last_word | step_end)
         reading.drive(mux(start | step_end, 1, mux(active & last_word, 0, reading)))
-        slice_ = self._counter("slice", index_bits(config.ports))
+        slice_ = self._counter("slice", choice_bits(config.ports))
         self._count(slice_, step_end, m.constant(0))
 
         # The row of a table decides where its words lie.
@@ -204,7 +205,7 @@ class _Array:
                 self.new_field("form"),
             )
             row_step = mux(new_embed, row_step, 0)
-        code_bits, scale_bits = index_bits(config.code_words), index_bits(config.scale_words)
+        code_bits, scale_bits = choice_bits(config.code_words), choice_bits(config.scale_words)
         code_bits, scale_bits = max(1, code_bits), max(1, scale_bits)
         first_code = self.new_field("code_base") + row_step * self.new_field("stride")
         first_code = first_code.truncate(code_bits)
@@ -242,7 +243,7 @@ class _Array:
             "zero": self.field("zero"),
             "single": self.field("single"),
             "mantissa": self.field("mantissa").as_signed(),
-            "plane": self.plane.truncate(max(1, index_bits(config.planes))).delay(late),
+            "plane": self.plane.truncate(index_bits(config.planes)).delay(late),
             "part": self.part.delay(late),
             "valid": product.delay(before + machine.rom_read, reset=0, name="valid"),
             "clear": first_word.delay(late),
@@ -260,7 +261,7 @@ class _Array:
 
     def _row(self, base: str, row: Signal | int, rows: int) -> Signal:
         """A row of a memory; rows beyond its end are read in vain and wrap."""
-        return (self.field(base) + row).truncate(max(1, index_bits(rows)))
+        return (self.field(base) + row).truncate(index_bits(rows))
 
     def _stream(self, number: int, first: Signal) -> tuple[Signal, Signal, Signal]:
         """Activations, their sum and the scale address for the slices that begin with a word."""
@@ -394,7 +395,7 @@ class _Array:
             if config.table_planes:
                 here, unit = self._fetched(t)
                 inputs["fetch"] = here
-                inputs["unit"] = (unit + slice_).truncate(max(1, index_bits(machine.l_units)))
+                inputs["unit"] = (unit + slice_).truncate(index_bits(machine.l_units))
             inputs |= self._rom(t)
             # Counters may be wider than what a tile has to tell apart.
             inputs |= {

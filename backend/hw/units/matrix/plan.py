@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.hw.wires.widths import log2
 from intaglio.dialects.codes import FORMATS, Matrix, pack
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.formula import Formula
@@ -157,11 +158,6 @@ class ImagesLike(Protocol):
     def dense(self, name: str) -> npt.NDArray[np.signedinteger[Any]]:
         """A dense table [rows, columns]."""
         ...
-
-
-def log2(number: int) -> int:
-    """The logarithm of a power of two."""
-    return number.bit_length() - 1
 
 
 def is_dense(parameter: ParameterLike) -> bool:

@@ -23,11 +23,12 @@ import numpy.typing as npt
 from xdsl.dialects import hw
 from xdsl.dialects.builtin import IntegerType
 
-from intaglio.backend.hw.units.matrix.plan import BankRow, LUnitImage, MatrixConfig, log2
+from intaglio.backend.hw.units.matrix.plan import BankRow, LUnitImage, MatrixConfig
 from intaglio.backend.hw.units.matrix.rom_network import shared_body
-from intaglio.backend.hw.units.matrix.tile import index_bits, only
+from intaglio.backend.hw.units.matrix.tile import only
 from intaglio.backend.hw.wires.circt_ops import AggregateConstantOp, Words, WordsAttr
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Signal, cat, mux, tree
+from intaglio.backend.hw.wires.widths import choice_bits, index_bits, log2
 
 BankBody: TypeAlias = Callable[[ModuleBuilder, Signal, Sequence[int], int], Signal]
 """Makes the logic of a bank: of the module, the address, the words from address 0 on (what lies
@@ -38,7 +39,7 @@ def table_body(m: ModuleBuilder, address: Signal, words: Sequence[int], bits: in
     """A bank as a constant array: a case statement in SystemVerilog."""
     if not any(words):
         return m.constant(0, bits)
-    size = 1 << index_bits(len(words))
+    size = 1 << choice_bits(len(words))
     if size == 1:
         return only(address == 0, m.constant(words[0], bits))
     full = (*words, *[0] * (size - len(words)))
@@ -196,7 +197,7 @@ def build_unit_rom(
         ("scale", scales, config.scale_words),
     ):
         if rows:
-            address = given(f"{name}_address", max(1, index_bits(words)))
+            address = given(f"{name}_address", index_bits(words))
             word = _word(m, rows, address, power, config.machine.bank_words)
             m.output(name, word.delay(enable=enable, name=f"{name}_read").delay(later - first))
     return m

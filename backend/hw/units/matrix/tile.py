@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from intaglio.backend.hw.units.matrix.plan import MatrixConfig, log2
+from intaglio.backend.hw.units.matrix.plan import MatrixConfig
 from intaglio.backend.hw.wires.signal import (
     RESET,
     Design,
@@ -18,6 +18,7 @@ from intaglio.backend.hw.wires.signal import (
     pipelined,
     repeat,
 )
+from intaglio.backend.hw.wires.widths import choice_bits, index_bits, log2
 from intaglio.dialects.tiling import SCALE_BITS
 
 TREE_LEVELS = 4
@@ -30,14 +31,9 @@ def only(enable: Signal, value: Signal) -> Signal:
     return masked.truncate(value.width, value.signed)
 
 
-def index_bits(count: int) -> int:
-    """Bits of a number below `count`; 0 if there is only one."""
-    return (count - 1).bit_length()
-
-
 def index_input(m: ModuleBuilder, name: str, count: int) -> Signal:
     """An input for a number below `count`: none when there is nothing to choose."""
-    return m.input(name, index_bits(count)) if count > 1 else m.constant(0)
+    return m.input(name, choice_bits(count)) if count > 1 else m.constant(0)
 
 
 def ternary(digit: Signal, x: Signal) -> Signal:
@@ -144,13 +140,13 @@ def _rom(m: ModuleBuilder, config: MatrixConfig) -> tuple[Signal, Signal]:
     if config.logic:
         word = m.input("rom_word", config.word_bits)
         return word, m.input("rom_scale", config.scale_bits) if config.grouped else m.constant(0)
-    address = m.input("code_address", max(1, index_bits(config.code_words)))
+    address = m.input("code_address", index_bits(config.code_words))
     word = m.rom("codes", config.code_words, config.word_bits, address, latency)
     if config.domains:
         word = only(m.input("powered", 1), word)
     scale = m.constant(0)
     if config.grouped:
-        address = m.input("scale_address", max(1, index_bits(config.scale_words)))
+        address = m.input("scale_address", index_bits(config.scale_words))
         scale = m.rom("scales", config.scale_words, config.scale_bits, address, latency)
     if config.table_planes:
         m.output("word", word)

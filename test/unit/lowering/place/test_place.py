@@ -14,7 +14,6 @@ from xdsl.context import Context
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp, i64
 from xdsl.rewriter import InsertPoint, Rewriter
 
-from intaglio.backend.target.schema import KEYS
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import rom
 from intaglio.dialects.errors import DoesNotFit, UserError
@@ -30,7 +29,6 @@ from intaglio.dialects.fabric import (
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
 from intaglio.lowering.place.place import CONSTANT_ALIGNMENT, FabricPlace, choose_piece
-from intaglio.lowering.place.sram import KV_FORMATS
 from intaglio.lowering.step.legalize import RomLegalize
 
 RELAXED = settings(
@@ -434,7 +432,3 @@ def test_falcon_takes_the_papers_macros(from_text: Callable[[str], ModuleOp]) ->
         for tile in range(piece.first_tile, piece.first_tile + piece.tiles)
     }
     assert len(used) == 270
-
-
-def test_formats_of_caches_are_those_of_targets() -> None:
-    assert set(KV_FORMATS) == set(KEYS["formats.kv"].choices)

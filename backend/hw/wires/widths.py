@@ -1,0 +1,22 @@
+"""How many wires a number takes."""
+
+from __future__ import annotations
+
+from intaglio.dialects.errors import CompilerBug
+
+
+def index_bits(count: int) -> int:
+    """Wires of a number below `count`; one at least, since no signal has none."""
+    return max(1, choice_bits(count))
+
+
+def choice_bits(count: int) -> int:
+    """Bits that choose one of `count`: none where there is nothing to choose."""
+    return (count - 1).bit_length()
+
+
+def log2(number: int) -> int:
+    """The logarithm of a power of two."""
+    if number < 1 or number & (number - 1):
+        raise CompilerBug(f"{number} is no power of two")
+    return number.bit_length() - 1
