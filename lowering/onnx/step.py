@@ -62,6 +62,25 @@ def identifier(name: str) -> str:
     return f"p_{clean}" if clean[0].isdigit() else clean
 
 
+@dataclass(frozen=True)
+class Role:
+    """What a dense tensor is to an operator.
+
+    Attributes:
+        what: in words.
+        form: equal for roles in which a tensor gets the same integers. A tensor of the model in
+            roles of different forms is engraved once for each.
+    """
+
+    what: str
+    form: str
+
+
+BIAS, BETA = Role("the bias", "bias"), Role("beta", "bias")
+GAMMA = Role("gamma", "norm")
+ANGLES = Role("the table of a rotation", "rotation")
+
+
 @dataclass(eq=False)
 class Declared:
     """A parameter with its symbol."""
@@ -70,6 +89,13 @@ class Declared:
     parameter: Parameter
     adapter: bool
     node: Node
+    form: str = ""
+    """See `Role`; a matrix has none."""
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Equal for what is declared once."""
+        return (*self.parameter.identity, self.form, self.adapter)
 
 
 @dataclass(eq=False)
@@ -210,7 +236,7 @@ class Step:
         ones = np.ones(width, np.float32)
         tensor = Tensor(f"ones_{width}", "FLOAT", (width,), lambda: ones.view(np.uint8))
         stored = self.engraved.setdefault(tensor.name, Stored(tensor, (width,)))
-        gamma = self.dense_value(node, stored, (width,), "gamma")
+        gamma = self.dense_value(node, stored, (width,), GAMMA)
         return self.norm(part, gamma, width, part.names)
 
     def norm(self, part: NormPart, gamma: str, width: int, names: Iterable[str]) -> Vector:
@@ -294,15 +320,18 @@ class Step:
         )
         return Vector(op.output, (*x.dims[:-1], expression(n)))
 
-    def dense(self, node: Node, i: int, dims: tuple[int, ...], what: str) -> str:
+    def dense(self, node: Node, i: int, dims: tuple[int, ...], role: Role) -> str:
         """Declares constant input i as a dense tensor of the given shape; gives its symbol."""
         value = self.values.get(node.input(i)) if node.input(i) else None
         if isinstance(value, Unknown):
             raise Blocked
-        return self.dense_value(node, value, dims, what)
+        return self.dense_value(node, value, dims, role)
 
-    def dense_value(self, node: Node, value: Value | None, dims: tuple[int, ...], what: str) -> str:
+    def dense_value(
+        self, node: Node, value: Value | None, dims: tuple[int, ...], role: Role
+    ) -> str:
         """Declares a constant as a dense tensor of the given shape; gives its symbol."""
+        what = role.what
         if not isinstance(value, Stored | Computed):
             kind = kind_of(value)
             raise Refusal(f"{what} must be a constant of the model; here it is {kind}")
@@ -315,7 +344,7 @@ class Step:
             value = Stored(value.tensor, dims)
         if value.dims != dims:
             raise Refusal(f"{what} has shape {list(value.dims)}, expected {list(dims)}")
-        return self.declare(node, weights.dense(value, what))
+        return self.declare(node, weights.dense(value, what), form=role.form)
 
     # --- symbols --------------------------------------------------------------------------------
 
@@ -329,8 +358,10 @@ class Step:
         self.symbols.add(symbol)
         return symbol
 
-    def declare(self, node: Node, parameter: Parameter, *, adapter: bool = False) -> str:
-        """Declares a parameter once; gives its symbol.
+    def declare(
+        self, node: Node, parameter: Parameter, *, adapter: bool = False, form: str = ""
+    ) -> str:
+        """Declares a parameter once for each form (see `Role`); gives its symbol.
 
         Raises:
             Refusal: it has no elements.
@@ -338,15 +369,19 @@ class Step:
         if not all(parameter.source.dims):
             shape = list(parameter.source.dims)
             raise Refusal(f"tensor '{parameter.names[0]}' has the shape {shape}, no elements")
-        identity = (*parameter.identity, adapter)
+        identity = (*parameter.identity, form, adapter)
         if identity not in self.declared:
             name = parameter.names[0]
+            if form and any(
+                one.parameter.identity == parameter.identity for one in self.declared.values()
+            ):
+                name = f"{name}_{form}"
             if node.scopes and _ANONYMOUS.fullmatch(name):
                 name = node.scopes[0]
             symbol = self.unique(self._by_role(name))
             if not adapter:
                 parameter = narrowed(parameter, self.codes)
-            self.declared[identity] = Declared(symbol, parameter, adapter, node)
+            self.declared[identity] = Declared(symbol, parameter, adapter, node, form)
         return self.declared[identity].symbol
 
     def _by_role(self, name: str) -> str:
@@ -397,7 +432,7 @@ class Step:
             if declared.symbol == symbol:
                 del self.declared[identity]
                 declared.parameter = change(declared.parameter)
-                changed = (*declared.parameter.identity, declared.adapter)
+                changed = declared.identity
                 if changed in self.declared:
                     # Another product has the same matrix with the same scale.
                     return self.declared[changed].symbol

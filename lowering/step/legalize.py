@@ -161,11 +161,9 @@ def _convert_buffers(module: ModuleOp, machine: Machine, chosen: Fractions) -> N
     def want(buffer: Operation, conversion: Conversion, user: str) -> None:
         assert isinstance(buffer, rom.ParameterOp | rom.SlotOp)
         if wanted.setdefault(buffer, conversion) != conversion:
-            raise UserError(
+            raise PassFailedException(
                 f"@{buffer.sym_name.data} would need two different integer forms, "
-                f"one of them for {user}",
-                hint="the model uses one tensor in two roles, as a weight and as a bias; give it "
-                "a copy of the tensor for each",
+                f"one of them for {user}"
             )
 
     capacity = context(module)

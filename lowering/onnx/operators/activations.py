@@ -11,7 +11,7 @@ from xdsl.ir import Operation
 from intaglio.dialects import rom
 from intaglio.lowering.onnx.graph.model import Node, text_of
 from intaglio.lowering.onnx.operators.linear import with_bias
-from intaglio.lowering.onnx.step import Convert, Step, merged
+from intaglio.lowering.onnx.step import BIAS, Convert, Step, merged
 from intaglio.lowering.onnx.values import Refusal, Vector
 
 
@@ -53,7 +53,7 @@ def biased_gelu(kind: str) -> Convert:
         x = step.vector(node, 0)
         if node.input(1):
             step.whole_row(x)
-            symbol = step.dense(node, 1, (x.size,), "the bias")
+            symbol = step.dense(node, 1, (x.size,), BIAS)
             owner = x.ssa.owner
             biased = with_bias(step, node, x, symbol) if step.single_use(node.input(0)) else None
             if biased is None:

@@ -12,7 +12,7 @@ from intaglio.lowering.onnx.known import fields, masks
 from intaglio.lowering.onnx.known.expressions import expression
 from intaglio.lowering.onnx.known.terms import Count
 from intaglio.lowering.onnx.operators.rotary_operators import Places, tables_of
-from intaglio.lowering.onnx.step import Step, real
+from intaglio.lowering.onnx.step import GAMMA, Role, Step, real
 from intaglio.lowering.onnx.values import (
     Blocked,
     Cached,
@@ -74,7 +74,7 @@ def group_query_attention(step: Step, node: Node) -> None:
     q, k, v, width = _query_key_value(step, node, heads, kv_heads)
     for i, x, count in ((14, q, heads), (15, k, kv_heads)):
         if inputs[i] is not None:
-            gamma = step.dense(node, i, (width,), "the norm's weight")
+            gamma = step.dense(node, i, (width,), Role("the norm's weight", GAMMA.form))
             eps = real(float(attributes.get("qk_norm_epsilon", 1e-6)))
             op = step.emit(rom.RMSNormOp(x.ssa, gamma, eps, rom.nodes(node.name), groups=count))
             normed = Vector(op.output, x.dims)

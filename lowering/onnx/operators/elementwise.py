@@ -12,7 +12,7 @@ from intaglio.lowering.onnx.graph.model import Node
 from intaglio.lowering.onnx.known.shapes import check_broadcast, dims_of
 from intaglio.lowering.onnx.operators.activations import gated, squared_relu
 from intaglio.lowering.onnx.operators.linear import with_bias
-from intaglio.lowering.onnx.step import Step, merged, real
+from intaglio.lowering.onnx.step import BIAS, Step, merged, real
 from intaglio.lowering.onnx.values import (
     Computed,
     Known,
@@ -51,7 +51,7 @@ def add(step: Step, node: Node) -> None:
     if not step.single_use(node.input(1 - place)):
         raise Refusal("the value without the bias is used elsewhere too")
     step.whole_row(x)
-    symbol = step.dense(node, place, (x.size,), "the bias")
+    symbol = step.dense(node, place, (x.size,), BIAS)
     biased = with_bias(step, node, x, symbol)
     if biased is None:
         raise Refusal("a constant vector is added, but not directly to a linear operator's result")

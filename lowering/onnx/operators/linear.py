@@ -7,7 +7,7 @@ from xdsl.dialects.builtin import FloatAttr
 
 from intaglio.dialects import rom
 from intaglio.lowering.onnx.graph.model import Node
-from intaglio.lowering.onnx.step import Step, merged, names_of, real
+from intaglio.lowering.onnx.step import BIAS, Step, merged, names_of, real
 from intaglio.lowering.onnx.values import (
     Blocked,
     Computed,
@@ -38,7 +38,7 @@ def matmul_nbits(step: Step, node: Node) -> None:
         step.bind(node, levels.product(step, node, inputs[0], parameter))
         return
     n, k = parameter.source.dims
-    bias = None if inputs[5] is None else step.dense(node, 5, (n,), "the bias")
+    bias = None if inputs[5] is None else step.dense(node, 5, (n,), BIAS)
     x = step.row(node, 0, k, "the matrix")
     step.bind(node, step.linear(node, x, parameter, bias))
 
@@ -81,7 +81,7 @@ def dynamic_quantize_matmul(step: Step, node: Node) -> None:
 def _with_bias_of(step: Step, node: Node, y: Vector, place: int) -> None:
     """Binds a product plus the bias that is an optional input of its node."""
     if step.inputs(node)[place] is not None:
-        biased = with_bias(step, node, y, step.dense(node, place, (y.size,), "the bias"))
+        biased = with_bias(step, node, y, step.dense(node, place, (y.size,), BIAS))
         if biased is None:
             raise Refusal("a bias is added to the sums of a product with 8-bit activations")
         y = biased
@@ -104,7 +104,7 @@ def _product(
     symbol = None
     if has_bias:
         assert bias is not None
-        symbol = step.dense(node, bias, (n,), "the bias")
+        symbol = step.dense(node, bias, (n,), BIAS)
     if isinstance(inputs[0], Levels):
         result = levels.product(step, node, inputs[0], parameter, factor)
         if symbol is not None:

@@ -7,7 +7,7 @@ from intaglio.lowering.onnx.graph.model import Node
 from intaglio.lowering.onnx.known.expressions import dims_text
 from intaglio.lowering.onnx.known.shapes import axis_of
 from intaglio.lowering.onnx.operators.linear import with_bias
-from intaglio.lowering.onnx.step import Step, real
+from intaglio.lowering.onnx.step import BETA, BIAS, GAMMA, Step, real
 from intaglio.lowering.onnx.values import (
     Refusal,
     Vector,
@@ -21,7 +21,7 @@ def rms_norm(step: Step, node: Node) -> None:
     width = x.dims[-1].constant if x.dims else None
     if width is None:
         raise Refusal(f"the last axis of {dims_text(x.dims)} varies in length")
-    gamma = step.dense(node, 1, (width,), "gamma")
+    gamma = step.dense(node, 1, (width,), GAMMA)
     eps = float(node.attributes.get("epsilon", 1e-5))
     op = rom.RMSNormOp(x.ssa, gamma, real(eps), rom.nodes(node.name), groups=x.size // width)
     step.result(node, step.emit(op).output, x.dims)
@@ -39,8 +39,8 @@ def _emit_layer_norm(
     step: Step, node: Node, x: Vector, gamma: int, beta: int, epsilon: float
 ) -> None:
     """A layer norm with constant inputs `gamma` and `beta`; `epsilon` is the default."""
-    scale = step.dense(node, gamma, (x.size,), "gamma")
-    shift = step.dense(node, beta, (x.size,), "beta") if node.input(beta) else None
+    scale = step.dense(node, gamma, (x.size,), GAMMA)
+    shift = step.dense(node, beta, (x.size,), BETA) if node.input(beta) else None
     eps = float(node.attributes.get("epsilon", epsilon))
     op = rom.LayerNormOp(x.ssa, scale, shift, real(eps), rom.nodes(node.name))
     step.result(node, step.emit(op).output, x.dims)
@@ -49,7 +49,7 @@ def _emit_layer_norm(
 def skip_rms_norm(step: Step, node: Node) -> None:
     """com.microsoft.SkipSimplifiedLayerNormalization: input, skip, gamma, bias."""
     total = _skip_sum(step, node, 3)
-    gamma = step.dense(node, 2, (total.size,), "gamma")
+    gamma = step.dense(node, 2, (total.size,), GAMMA)
     eps = float(node.attributes.get("epsilon", 1e-12))
     op = rom.RMSNormOp(total.ssa, gamma, real(eps), rom.nodes(node.name))
     step.result(node, step.emit(op).output, total.dims)
@@ -67,7 +67,7 @@ def _skip_sum(step: Step, node: Node, bias: int) -> Vector:
     step.same_dims(a, b)
     step.whole_row(a)
     if node.input(bias):
-        symbol = step.dense(node, bias, (a.size,), "the bias")
+        symbol = step.dense(node, bias, (a.size,), BIAS)
         for i, x in ((1, b), (0, a)):
             moved = with_bias(step, node, x, symbol) if step.single_use(node.input(i)) else None
             if moved is not None:

@@ -10,7 +10,7 @@ from intaglio.lowering.onnx.known import fields
 from intaglio.lowering.onnx.known.expressions import PAST, expression
 from intaglio.lowering.onnx.known.simplification import substitute
 from intaglio.lowering.onnx.known.terms import Count
-from intaglio.lowering.onnx.step import Step
+from intaglio.lowering.onnx.step import ANGLES, Role, Step
 from intaglio.lowering.onnx.values import (
     Blocked,
     Columns,
@@ -105,7 +105,7 @@ def tables_of(step: Step, node: Node, places: Places) -> tuple[str, str, int]:
     first, second = _constant_tables(step, node, places)
     rows = first.dims[0]
     symbols = [
-        step.dense_value(node, table, table.dims, what)
+        step.dense_value(node, table, table.dims, Role(what, ANGLES.form))
         for table, what in ((first, "cos_cache"), (second, "sin_cache"))
     ]
     step.positions = min(step.positions or rows, rows)

@@ -12,7 +12,7 @@ from intaglio.dialects import rom
 from intaglio.lowering.onnx.graph.model import FLOATS, Node, cast_type
 from intaglio.lowering.onnx.known import folding
 from intaglio.lowering.onnx.known.shapes import reduced_axes
-from intaglio.lowering.onnx.step import Step, names_of
+from intaglio.lowering.onnx.step import GAMMA, Step, names_of
 from intaglio.lowering.onnx.values import (
     NormPart,
     Refusal,
@@ -135,5 +135,5 @@ def _finish(step: Step, node: Node, part: NormPart, place: int) -> None:
     if constant is not None and constant.size == 1 and width != 1:
         whole = np.full(width, constant.reshape(-1)[0], np.float32)
         value = folding.known(whole, node)
-    gamma = step.dense_value(node, value, (width,), "gamma")
+    gamma = step.dense_value(node, value, (width,), GAMMA)
     step.bind(node, step.norm(part, gamma, width, (*part.names, node.name)))

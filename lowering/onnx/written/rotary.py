@@ -20,7 +20,7 @@ from intaglio.lowering.onnx.known.shapes import axis_of, slices_of
 from intaglio.lowering.onnx.known.terms import (
     Number,
 )
-from intaglio.lowering.onnx.step import Step
+from intaglio.lowering.onnx.step import ANGLES, Step
 from intaglio.lowering.onnx.values import (
     Columns,
     Field,
@@ -74,7 +74,7 @@ def _recognised(step: Step, value: Turned, node: Node) -> Value:
     tables = step.rotations[key]
     if tables is None:
         return value
-    symbols = [step.dense_value(node, t, t.dims, "the table of a rotation") for t in tables]
+    symbols = [step.dense_value(node, t, t.dims, ANGLES) for t in tables]
     return rotated(
         step,
         x,

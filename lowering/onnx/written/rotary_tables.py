@@ -34,7 +34,7 @@ from intaglio.lowering.onnx.known.terms import (
     Term,
     variables,
 )
-from intaglio.lowering.onnx.step import Step
+from intaglio.lowering.onnx.step import ANGLES, Step
 from intaglio.lowering.onnx.values import (
     Columns,
     Field,
@@ -170,5 +170,5 @@ def engraved(step: Step, node: Node, cos: Columns, sin: Columns) -> tuple[str, s
         )
     stored = step.rotations[key]
     assert stored is not None
-    symbols = [step.dense_value(node, t, t.dims, "the table of a rotation") for t in stored]
+    symbols = [step.dense_value(node, t, t.dims, ANGLES) for t in stored]
     return symbols[0], symbols[1], 2 * stored[0].dims[1]
