@@ -35,9 +35,9 @@ FAST_OPTIONS = "locationInfoStyle=none,disallowPackedArrays"
 """SystemVerilog that Verilator simulates faster, for nobody else: what a clocked process computes
 on the way is local to it, and is left out while its register is not enabled."""
 
-LOGIC_OPTIONS = "locationInfoStyle=none"
-"""The same for chips whose ROM is logic: their tables are arrays, since Verilator's front end does
-not get through as many case statements. Elsewhere arrays make its C++ compile longer."""
+LARGE_TABLE_OPTIONS = "locationInfoStyle=none"
+"""The same with tables as arrays, for much ROM that is logic: Verilator's front end does not get
+through as many case statements. Where it does, arrays build three times as long and run slower."""
 
 VERILOG = (
     "lower-seq-firmem",

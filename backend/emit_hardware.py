@@ -98,7 +98,7 @@ def emit_hardware(
     layout = layout_of(program)
     progress("building the hardware")
     # Of a chip of full size the banks are instances of external modules.
-    if banks is None and _logic_size(layout) > LOGIC_LIMIT:
+    if banks is None and logic_size(layout) > LOGIC_LIMIT:
         banks = ()
     design = chip_design(layout, logic_rom(layout, images, banks, shared))
     header = _header(folder)
@@ -251,8 +251,8 @@ def _size(layout: Layout) -> int:
     return machine.tiles * machine.l_units * bits // 8 + 4 * layout.constant_rows * layout.lanes
 
 
-def _logic_size(layout: Layout) -> int:
-    """Bytes of ROM that is logic."""
+def logic_size(layout: Layout) -> int:
+    """Bytes of ROM that is logic; 0 where it is memory."""
     matrix = layout.matrix
     words = sum(row.words for rows in matrix.banks for row in rows if row is not None)
     return words * layout.program.machine.l_units * matrix.word_bits // 8 if matrix.logic else 0

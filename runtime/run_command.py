@@ -151,7 +151,8 @@ def _generate(args: argparse.Namespace, logits_file: Path | None) -> int:
             warn(warning)
     announce(args, chip, len(prompt) + most - 1)
     args.ends.enter_context(traced(args, chip))
-    load_cycles = None if args.adapter is None else chip.use_adapter(args.adapter)
+    adapter: str | None = args.adapter
+    loaded_adapter = None if adapter is None else (adapter, chip.use_adapter(adapter))
     as_text = prompt_text is not None or chip.tokenizer is not None
     with progress_line() as progress:
         progress("loading the model")
@@ -191,7 +192,7 @@ def _generate(args: argparse.Namespace, logits_file: Path | None) -> int:
         generation,
         end_tokens=not args.no_stop,
         sampler=sampler,
-        adapter=None if load_cycles is None else (args.adapter, load_cycles),
+        adapter=loaded_adapter,
         text="".join(parts) if as_text else None,
     )
     if args.json:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.backend import circt
-from intaglio.backend.emit_hardware import emit_hardware, hardware_text, source_files
+from intaglio.backend.emit_hardware import emit_hardware, hardware_text, logic_size, source_files
 from intaglio.backend.hw.chip.chip import TOP
 from intaglio.backend.hw.chip.layout import layout_of, layout_with, rom_words
 from intaglio.backend.hw.units.attention.kv import read_cache, word_bytes, write_cache, write_words
@@ -47,6 +47,9 @@ from intaglio.runtime.reports.timing import spans
 Ints = npt.NDArray[np.int64]
 _SCALE_EXPONENT = 10
 """Bits of the exponent of a quantised vector's scale, above its mantissa; a sum is above them."""
+LARGE_TABLES = 128 << 10
+"""Bytes of ROM that is logic above which the verilator engine has tables as arrays: 32 kB are read
+as case statements in seconds, 480 kB not in minutes."""
 _SCALE_BYTES = -(-(SCALE_BITS + _SCALE_EXPONENT) // 8)
 
 
@@ -622,8 +625,8 @@ def _model(
     verilator_root()
     options = circt.VERILOG_OPTIONS
     if not handed_out:
-        logic = program.machine.rom == "logic"
-        options = circt.LOGIC_OPTIONS if logic else circt.FAST_OPTIONS
+        many = logic_size(layout_of(program)) > LARGE_TABLES
+        options = circt.LARGE_TABLE_OPTIONS if many else circt.FAST_OPTIONS
     verilog = _verilog(text, folder if emitted and handed_out else None, options, cache)
     return VerilatorModel(verilog, TOP, waveform=waveform)
 

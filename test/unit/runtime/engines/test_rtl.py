@@ -309,6 +309,10 @@ def test_what_verilator_runs(
 
     tom = compile_model(model("ternary"), tmp_path / "tom", Options("tom-mini", context=8)).folder
     text = of(tom)
+    assert "automatic logic" in text and "casez (" in text and "'{" not in text
+    monkeypatch.setattr("intaglio.runtime.engines.rtl.LARGE_TABLES", 1 << 10)
+    assert of(out) == fast
+    text = of(tom)
     assert "automatic logic" in text and "casez (" not in text and "'{" in text
 
     shutil.copytree(out, tmp_path / "edited")
