@@ -17,7 +17,7 @@ from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.backend import circt
-from intaglio.backend.images.write import Images, clipped_warnings, write_images
+from intaglio.backend.images.write import WrittenImages, clipped_warnings, write_images
 from intaglio.backend.measure import Stopwatch
 from intaglio.backend.output.hardware_files import EXTERNAL_BANKS
 from intaglio.backend.output.output import (
@@ -90,7 +90,7 @@ class Compiled:
 
     folder: Path
     warnings: tuple[str, ...]
-    images: Images
+    images: WrittenImages
 
 
 def compile_model(
@@ -159,7 +159,7 @@ class _Found:
     """
 
     warnings: list[str]
-    images: Images = field(default_factory=Images)
+    images: WrittenImages = field(default_factory=WrittenImages)
     streams: tuple[Stream, ...] = ()
     sites: Sequence[SiteShape] = ()
 
@@ -210,7 +210,7 @@ def _legalize(module: ModuleOp, found: _Found) -> None:
 
 
 def _fabric_warnings(
-    module: ModuleOp, images: Images, options: Options, mapping: dict[str, Any]
+    module: ModuleOp, images: WrittenImages, options: Options, mapping: dict[str, Any]
 ) -> list[str]:
     """What tensors lose as they are written, and what a mapping file leaves to the compiler."""
     warnings = loss_warnings(images.losses.values(), MANTISSAS, MANTISSAS_HELP)
@@ -282,7 +282,7 @@ def _hardware(
     """
     from intaglio.backend.emit_hardware import emit_hardware
     from intaglio.backend.hw.units.vector.encode import misfits
-    from intaglio.backend.images.read import Images as ImageFiles
+    from intaglio.backend.images.read import Images
     from intaglio.backend.program.program import load_program
 
     stage = options.emit or load_target(options.target).text("policy.emit")
@@ -292,7 +292,7 @@ def _hardware(
     try:
         written = emit_hardware(
             program,
-            ImageFiles(program, folder),
+            Images(program, folder),
             folder,
             stage,
             progress,

@@ -43,7 +43,7 @@ ADAPTERS = "sram/adapters.bin"
 
 
 @dataclass
-class Images:
+class WrittenImages:
     """What was written, and what rounding floats to mantissas cost."""
 
     losses: dict[str, Loss] = field(default_factory=dict)
@@ -95,7 +95,7 @@ def write_images(
     sources: Mapping[str, ParameterSource],
     folder: Path,
     progress: Callable[[str, int], None] = lambda name, size: None,
-) -> Images:
+) -> WrittenImages:
     """Writes the images of a placed module and notes in it where every part lies.
 
     Args:
@@ -109,7 +109,7 @@ def write_images(
     """
     parameters = {op.sym_name.data: op for op in module.ops if isinstance(op, rom.ParameterOp)}
     has_cells = machine_of(module).cell == "ternary"
-    images = Images()
+    images = WrittenImages()
     matrices = _Writer(folder, MATRICES)
     constants = _Writer(folder, CONSTANTS)
     adapters = _Writer(folder, ADAPTERS)
@@ -140,7 +140,7 @@ def write_images(
     return images
 
 
-def clipped_warnings(images: Images) -> list[str]:
+def clipped_warnings(images: WrittenImages) -> list[str]:
     """A warning that names the tensors with elements beyond their formats, if there are any."""
     if not images.clipped:
         return []
@@ -173,7 +173,7 @@ def _write(
     writer: _Writer,
     parameter: rom.ParameterOp,
     source: ParameterSource,
-    images: Images,
+    images: WrittenImages,
     counter: Counter | None = None,
 ) -> None:
     type_ = parameter.type
@@ -211,7 +211,7 @@ def _exponent(parameter: rom.ParameterOp) -> int:
 
 
 def _mantissas(
-    parameter: rom.ParameterOp, exact: npt.NDArray[np.float64], bits: int, images: Images
+    parameter: rom.ParameterOp, exact: npt.NDArray[np.float64], bits: int, images: WrittenImages
 ) -> npt.NDArray[np.int64]:
     """Rounds half to even at the parameter's exponent and saturates; counts what did."""
     clipped = Saturations()
@@ -232,7 +232,7 @@ def _dense(
     parameter: rom.ParameterOp,
     type_: rom.ROMTensorType | rom.AdapterType,
     source: ParameterSource,
-    images: Images,
+    images: WrittenImages,
 ) -> Iterator[npt.NDArray[np.signedinteger]]:
     multiplier = 1.0 if parameter.multiplier is None else parameter.multiplier.value.data
     rows, *rest = type_.dims
@@ -247,7 +247,11 @@ def _dense(
 
 
 def _scales(
-    parameter: rom.ParameterOp, source: ParameterSource, rows: int, groups: int, images: Images
+    parameter: rom.ParameterOp,
+    source: ParameterSource,
+    rows: int,
+    groups: int,
+    images: WrittenImages,
 ) -> Iterator[npt.NDArray[np.signedinteger]]:
     type_ = parameter.type
     assert isinstance(type_, rom.ROMTensorType | rom.AdapterType)
