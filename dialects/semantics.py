@@ -1,9 +1,10 @@
 """What every operator of a compiled model computes, to the bit, in integers.
 
-This is the only place where the arithmetic is written down. The simulator's kernels and the RTL
-are tested against these functions and must give the same integers, always. The functions are
-exact: floating point appears only inside matrix products whose partial sums are integers that the
-float type represents exactly, whatever the order of summation.
+Products are written down here; what is done with each element is a formula of `dialects/formulas`,
+which numpy reads here. The simulator's kernels and the RTL are tested against these functions and
+must give the same integers, always. The functions are exact: floating point appears only inside
+matrix products whose partial sums are integers that the float type represents exactly, whatever the
+order of summation.
 
 Conventions (`fixed_point` defines the words):
 
@@ -17,65 +18,32 @@ Conventions (`fixed_point` defines the words):
 
 from __future__ import annotations
 
-import functools
-from fractions import Fraction
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.dialects.codes import (
-    FORMATS,
-    SLOT_LIMITS,
-    AdapterMatrix,
-    Format,
-    Matrix,
-    decode,
-    e4m3_encode,
+from intaglio.dialects.codes import FORMATS, SLOT_LIMITS, AdapterMatrix, Matrix, decode
+from intaglio.dialects.fixed_point import Ints, Real, Saturations, Scale, multiply
+from intaglio.dialects.formulas import norms, products, quantise
+from intaglio.dialects.formulas import softmax as softmax_formulas
+from intaglio.dialects.formulas.arrays import Arrays
+from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Constants, Elementwise
+from intaglio.dialects.formulas.norms import (
+    NORM_WIDTH,
+    UNIT_FRAC,
+    NormConstants,
+    NormValues,
+    norm_constants,
 )
-from intaglio.dialects.fixed_point import (
-    FIXED_BITS,
-    SCALE_BITS,
-    Ints,
-    Real,
-    Saturations,
-    Scale,
-    bit_length,
-    multiply,
-    normalise,
-    round_shift,
-    saturate,
-    shift_normal,
-    shift_saturate,
-)
-from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC, lookup, table
+from intaglio.dialects.formulas.products import PRODUCT_BITS, ROTARY_FRAC
+from intaglio.dialects.formulas.quantise import format_values
+from intaglio.dialects.formulas.reader import ScaleOf
+from intaglio.dialects.formulas.softmax import PROBABILITY_FRAC
 
-SCORE_FRAC = 16
-"""Fraction bits of attention scores."""
-PROBABILITY_FRAC = 24
-"""Fraction bits of softmax's numerators and of their sum."""
-ROTARY_FRAC = 14
-"""Fraction bits of the rotary embedding's cosines and sines, unless they reach 2."""
-UNIT_FRAC = 24
-"""Fraction bits of a normalised vector before its weight is applied."""
-NORM_WIDTH = 1 << 14
-"""Longest vector that the norms take."""
-PRODUCT_BITS = 39
-"""Width of what a scale mantissa is multiplied with: 39 + 24 bits fit a signed 64-bit product."""
 ACCUMULATOR_BITS = 62
 """Widest accumulator allowed."""
-
-GATES = {
-    "silu": "sigmoid",
-    "gelu_tanh": "gelu_tanh",
-    "gelu_erf": "gelu_erf",
-    "quick_gelu": "quick_gelu",
-}
-"""The activation functions ``x * G(x)`` with ``G(-x) = 1 - G(x)``, and the tables of their G."""
-GATE_KINDS = (*GATES, "relu", "relu2")
-"""The kinds that `gate` takes."""
-ACTIVATIONS = (*GATE_KINDS, "sigmoid", "tanh")
-"""The kinds of `rom.activate`: those of `gate`, and `sigmoid` and `tanh`."""
 
 
 class Quantized(NamedTuple):
@@ -187,26 +155,7 @@ def _checked(bound: int) -> int:
 
 
 def quantize(x: Ints, fmt: str, frac: int = 16, groups: int = 1) -> Quantized:
-    """Scale each group so that its largest magnitude gets the format's largest code.
-
-    For a group with ``m = max|x|`` and the format's limit L of l bits (int8: 127, int16: 32767,
-    uint8: 255, uint16: 65535, fp8: 448 * 2**9)::
-
-        z    = 24 - bit_length(m)                          signed 6 bits
-        xs   = shift_normal(x, z)                          24 bits and sign
-        mn   = shift_normal(m, z)                          24 bits
-        r    = reciprocal(max(mn, 2**23))                  24 bits
-        rl   = round_shift(r * L, l)                       24 bits (product 24 + l)
-        code = round_shift(xs * rl, 47 - l)                product 48 bits and sign
-        fp8:   code = e4m3_encode(round_shift(xs * rl, 39 - l), 8)    argument 26 bits and sign
-        scale = multiply((mn, z + frac), 1 / L)            24 bits
-
-    No code exceeds L: ``r`` is never so large that the group's maximum rounds beyond it. A group
-    of zeros has codes 0 and scale (0, 0). The scale's error is at most 2**-22 of it; a code is off
-    by at most 1/2 + L * 2**-20 steps (fp8: half a step of E4M3 at the value).
-
-    Stands for DynamicQuantizeLinear (symmetric, a scale per token and group), for the activation
-    side of MatMulNBits with accuracy_level 4, and for the absmax chain of BitNet graphs.
+    """Codes and scales of `formulas.quantise.quantize`.
 
     Args:
         x: Fixed [..., N], ``|x| <= 2**31``; not negative for the unsigned formats.
@@ -214,31 +163,13 @@ def quantize(x: Ints, fmt: str, frac: int = 16, groups: int = 1) -> Quantized:
         frac: fraction bits of `x`.
         groups: equal parts of the last axis with a scale of their own (heads, for a KV cache).
     """
-    codes, scale = _quantized(_grouped(np.asarray(x, np.int64), groups), frac, FORMATS[fmt])
-    return Quantized(codes.reshape(np.shape(x)), scale, fmt)
-
-
-def _quantized(x: Ints, frac: int | Ints, fmt: Format) -> tuple[Ints, Scale]:
-    """`quantize` over the last axis; `frac` may have the shape [..., groups]."""
-    m = (x if fmt.low == 0 else np.abs(x)).max(axis=-1, keepdims=True)
-    z = normalise(m)
-    xs = shift_normal(x, z)
-    mn = shift_normal(m, z)
-    limit_bits = fmt.limit.bit_length()
-    r = lookup(table("reciprocal"), np.maximum(mn, 1 << 23))
-    xs = xs * round_shift(r * fmt.limit, limit_bits)
-    if fmt.name == "fp8":
-        codes = e4m3_encode(round_shift(xs, 39 - limit_bits), 8)
-    else:
-        codes = round_shift(xs, 47 - limit_bits)
-    m, z, mn = m[..., 0], z[..., 0], mn[..., 0]
-    scale = multiply(Scale(mn, z + frac), _inverse_limit(fmt.limit))
-    return codes, Scale(scale.mantissa, np.where(m > 0, scale.exponent, 0))
-
-
-@functools.cache
-def _inverse_limit(limit: int) -> Scale:
-    return Scale.of(Fraction(1, limit))
+    r, grouped = Arrays(), _grouped(np.asarray(x, np.int64), groups)
+    m = np.abs(grouped).max(axis=-1, keepdims=True)
+    code, scale = quantise.quantize(
+        r, lambda at: grouped, m, frac, format_values(fmt), fmt == "fp8"
+    )
+    mantissa, exponent = (part[..., 0] for part in scale)
+    return Quantized(code(None).reshape(np.shape(x)), Scale(mantissa, exponent), fmt)
 
 
 def quantize_static(
@@ -248,15 +179,7 @@ def quantize_static(
     frac: int = 16,
     saturations: Saturations | None = None,
 ) -> Ints:
-    """Codes with a scale known at compile time: ``clip(round(x / scale))``.
-
-    ``code = clip(round_shift(x * inverse.mantissa, inverse.exponent + frac), low, high)`` with the
-    format's whole range (int8: -128 to 127), product 56 bits; fp8:
-    ``t = shift_saturate(x * inverse.mantissa, inverse.exponent + frac - 8, 32)``,
-    ``code = e4m3_encode(t, 8)``, which clips to 448. One product of an element by a constant: no
-    maximum, no table.
-
-    Stands for QuantizeLinear and for a GroupQueryAttention cache with scales in the graph.
+    """Codes of `formulas.quantise.quantize_static`.
 
     Args:
         x: Fixed [..., N].
@@ -266,20 +189,17 @@ def quantize_static(
         frac: fraction bits of `x`.
         saturations: counts clipped elements.
     """
-    form = FORMATS[fmt]
-    product = np.asarray(x, np.int64) * inverse.mantissa
-    if fmt == "fp8":
-        t = shift_saturate(product, inverse.exponent + frac - 8)
-        if saturations is not None:
-            # Up to half a step beyond 448 is rounding, not saturation.
-            saturations.count += int(np.count_nonzero(np.abs(t) > 464 << 17))
-        return e4m3_encode(t, 8)
-    wide = shift_saturate(product, inverse.exponent + frac)
-    codes = np.minimum(wide, form.high)
-    np.maximum(codes, form.low, out=codes)
-    if saturations is not None:
-        saturations.count += int(np.count_nonzero(codes != wide))
-    return codes
+    form, fp8 = FORMATS[fmt], fmt == "fp8"
+    places = inverse.exponent + frac - (8 if fp8 else 0)
+    return quantise.quantize_static(
+        Arrays(saturations),
+        np.asarray(x, np.int64),
+        inverse.mantissa,
+        places,
+        form.low,
+        form.high,
+        fp8,
+    )
 
 
 # Matrix products
@@ -368,21 +288,7 @@ def requantize(
     residual: Ints | None = None,
     saturations: Saturations | None = None,
 ) -> Ints:
-    """An accumulator times its scale, as Fixed; then bias and residual are added.
-
-    ::
-
-        t = round_shift(y, shift)                                         39 bits
-        places = scale.exponent + exponent - shift - out_frac
-        f = shift_saturate(t * scale.mantissa, places)                    63 -> 32 bits
-        f = saturate(f + bias); f = saturate(f + residual)                33 -> 32 bits, each
-
-    The relative error of the product before the last rounding is that of the scale (2**-22), and
-    half a unit of ``2**(shift - scale.exponent - exponent)`` from the first shift.
-
-    Stands for the multiplication by activation and weight scales in MatMulNBits, for
-    DequantizeLinear after MatMulInteger, and for Add after MatMul (bias,
-    SkipSimplifiedLayerNormalization's sum).
+    """`formulas.products.requantize` of accumulators.
 
     Args:
         y: accumulators [..., N].
@@ -397,14 +303,16 @@ def requantize(
     """
     y = np.asarray(y, np.int64)
     mantissa, power = np.atleast_1d(scale.mantissa), np.atleast_1d(scale.exponent)
-    t = _grouped(round_shift(y, shift), mantissa.shape[-1])
-    places = power[..., None] + (exponent - shift - out_frac)
-    f = shift_saturate(t * mantissa[..., None], places, FIXED_BITS, saturations).reshape(y.shape)
-    if bias is not None:
-        f = add(f, bias, saturations)
-    if residual is not None:
-        f = add(f, residual, saturations)
-    return f
+    grouped = _grouped(y, mantissa.shape[-1])
+    each = ScaleOf(mantissa[..., None], power[..., None])
+    terms = [
+        _grouped(np.broadcast_to(term, y.shape), mantissa.shape[-1])
+        for term in (bias, residual)
+        if term is not None
+    ]
+    more = exponent - shift - out_frac
+    r = Arrays(saturations)
+    return products.requantize(r, grouped, each, shift, more, *terms).reshape(y.shape)
 
 
 def embed(
@@ -414,12 +322,7 @@ def embed(
     factor: Real | None = None,
     saturations: Saturations | None = None,
 ) -> Ints:
-    """Rows of an embedding table as Fixed, times an optional constant.
-
-    ``shift_saturate(rows * factor.mantissa, exponent + factor.exponent - frac)``; 25 + 25 = 50 ->
-    32 bits.
-
-    Stands for Gather, GatherBlockQuantized, and the multiplication by sqrt(hidden size) in Gemma.
+    """`formulas.products.embed` of rows of a table.
 
     Args:
         rows: mantissas, at most 24 bits and a sign: ``Matrix.values(ids)``, or int16 mantissas
@@ -429,35 +332,12 @@ def embed(
         factor: a constant of at most 24 bits and a sign.
         saturations: counts elements.
     """
+    by, places = (1, 0) if factor is None else (factor.mantissa, factor.exponent)
     rows = np.asarray(rows, np.int64)
-    if factor is not None:
-        rows, exponent = rows * factor.mantissa, exponent + factor.exponent
-    return shift_saturate(rows, exponent - frac, FIXED_BITS, saturations)
+    return products.embed(Arrays(saturations), rows, by, exponent + places - frac)
 
 
 # Norms
-
-
-class NormConstants(NamedTuple):
-    """What a norm's hardware knows of epsilon: see `norm_constants`."""
-
-    epsilon: Real
-    largest_shift: int
-
-
-@functools.cache
-def norm_constants(eps: Real, width: int, frac: int = 16, centred: bool = False) -> NormConstants:
-    """Epsilon in the units of the sum of squares, and the largest normalising shift it allows.
-
-    ``epsilon = eps * width * 4**frac`` (`layer_norm`, centred: ``eps * width**3 * 4**frac``),
-    rounded to 24 bits; ``largest_shift`` is such that ``epsilon * 4**largest_shift < 2**61``, and
-    at most 24. Vectors so small that the limit matters are shifted left by less: nothing is lost,
-    as left shifts are exact.
-    """
-    fraction = eps.fraction * width ** (3 if centred else 1) * 4**frac
-    epsilon = Real.of(fraction)
-    limit = SCALE_BITS if not epsilon.mantissa else (37 + epsilon.exponent) // 2
-    return NormConstants(epsilon, min(SCALE_BITS, limit))
 
 
 def rms_norm(
@@ -470,25 +350,7 @@ def rms_norm(
     groups: int = 1,
     saturations: Saturations | None = None,
 ) -> Ints:
-    """``x / sqrt(mean(x**2) + eps) * weight``, per group of n elements.
-
-    ::
-
-        m  = max|x|;  z = min(24 - bit_length(m), largest_shift)     largest_shift: norm_constants
-        xs = shift_normal(x, z)                                      24 bits and sign
-        ss = sum(xs * xs)                                            62 bits, n <= 2**14
-        t  = ss + round_shift(epsilon, epsilon.exponent - 2 * z)     63 bits
-        h  = floor((bit_length(t) - 31) / 2)                         -15 to 16
-        v  = floor(t / 4**h)                                         32 bits, in [2**30, 2**32)
-        r  = rsqrt(max(v, 2**30))                                    24 bits
-        u  = round_shift(xs * r, 15 + h)       Q24: 25 bits and sign (product 48 and sign)
-        y  = shift_saturate(u * gamma, 24 + gamma_exponent - out_frac)   50 -> 32 bits
-
-    A vector of zeros gives zeros. The error of `u` is at most 2**-21 of its value plus 2**-23;
-    relative to the root mean square the latter is sqrt(n) * 2**-23.
-
-    Stands for SimplifiedLayerNormalization, RMSNormalization, its decomposition in exported
-    graphs, and the per-head norms of queries and keys (``groups=heads``).
+    """`formulas.norms.norm` of each group of n elements.
 
     Args:
         x: Fixed [..., groups * n], ``|x| <= 2**31``.
@@ -506,7 +368,8 @@ def rms_norm(
     """
     grouped = _grouped(np.asarray(x, np.int64), groups)
     constants = norm_constants(eps, grouped.shape[-1], frac)
-    return _unit(grouped, constants, gamma, gamma_exponent, out_frac, saturations).reshape(x.shape)
+    shift = UNIT_FRAC + gamma_exponent - out_frac
+    return _unit(Arrays(saturations), grouped, gamma, constants, shift).reshape(x.shape)
 
 
 def layer_norm(
@@ -522,12 +385,7 @@ def layer_norm(
 ) -> Ints:
     """``(x - mean) / sqrt(variance + eps) * weight + bias``, per group of n elements.
 
-    The centring is exact: ``d = n * x - sum(x)`` (sum 46 bits, d 47 bits, n <= 2**14). Then as in
-    `rms_norm`, with `d` for `x` and ``norm_constants(..., centred=True)``, whose epsilon has the
-    factor n**3 that makes the n in `d` cancel; ``z`` is -23 to 24. At last
-    ``y = saturate(y + beta)``.
-
-    Stands for LayerNormalization and SkipLayerNormalization's norm.
+    `formulas.norms.norm` of `formulas.norms.centred` elements.
 
     Args:
         x: Fixed [..., groups * n].
@@ -543,21 +401,21 @@ def layer_norm(
     Raises:
         ValueError: n is more than 2**14.
     """
-    grouped = _grouped(np.asarray(x, np.int64), groups)
+    r, grouped = Arrays(saturations), _grouped(np.asarray(x, np.int64), groups)
     width = grouped.shape[-1]
-    centred = width * grouped - grouped.sum(axis=-1, keepdims=True)
     constants = norm_constants(eps, width, frac, centred=True)
-    y = _unit(centred, constants, gamma, gamma_exponent, out_frac, saturations).reshape(x.shape)
+    centred = norms.centred(r, lambda at: grouped, width)(None)
+    shift = UNIT_FRAC + gamma_exponent - out_frac
+    y = _unit(r, centred, gamma, constants, shift).reshape(x.shape)
     return y if beta is None else add(y, beta, saturations)
 
 
 def _unit(
+    r: Arrays,
     x: Ints,
-    constants: NormConstants,
     gamma: npt.NDArray[np.integer[Any]],
-    gamma_exponent: int,
-    out_frac: int,
-    saturations: Saturations | None,
+    constants: NormConstants,
+    shift: int,
 ) -> Ints:
     """The part that the two norms share, over the last axis of [..., groups, n]."""
     width = x.shape[-1]
@@ -566,18 +424,7 @@ def _unit(
     weight = np.asarray(gamma, np.int64)
     if weight.shape[-1] != width:
         weight = weight.reshape(x.shape[-2:])
-    epsilon, largest_shift = constants
-    m = np.abs(x).max(axis=-1, keepdims=True)
-    z = np.minimum(normalise(m), largest_shift)
-    xs = shift_normal(x, z)
-    total = np.einsum("...i,...i->...", xs, xs)[..., None]
-    total += round_shift(np.array(epsilon.mantissa, np.int64), epsilon.exponent - 2 * z)
-    half = (bit_length(total) - 31) >> 1
-    v = (total << np.maximum(-2 * half, 0)) >> np.maximum(2 * half, 0)
-    r = lookup(table("rsqrt"), np.maximum(v, 1 << 30))
-    u = round_shift(xs * r, half + (39 - UNIT_FRAC))
-    u *= weight
-    return shift_saturate(u, UNIT_FRAC + gamma_exponent - out_frac, FIXED_BITS, saturations)
+    return norms.norm(r, lambda at: x, lambda at: weight, NormValues.of(constants, shift))(None)
 
 
 # Attention
@@ -592,18 +439,10 @@ def rotary(
     saturations: Saturations | None = None,
     table_frac: int = ROTARY_FRAC,
 ) -> Ints:
-    """Rotary position embedding: rotates pairs of elements of each head by the token's angles.
-
-    For a pair (a, b) with cosine c and sine s::
-
-        a' = shift_saturate(a * c - b * s, table_frac)       products 48 bits, sum 49 -> 32
-        b' = shift_saturate(b * c + a * s, table_frac)
+    """`formulas.products.rotate` of pairs of elements of each head, by the token's angles.
 
     Pairs are (i, i + R/2), or (2i, 2i + 1) when interleaved, among the first R elements of a head
-    (R = twice the cosines); the others pass. The cosines' rounding turns into an error of at most
-    ``2**-(table_frac + 1)`` of ``|a| + |b|``.
-
-    Stands for RotaryEmbedding (both domains) and GroupQueryAttention with do_rotary.
+    (R = twice the cosines); the others pass.
 
     Args:
         x: Fixed [..., heads * head_dim].
@@ -624,8 +463,7 @@ def rotary(
         first, second = slice(0, half), slice(half, 2 * half)
     a, b = by_head[..., first], by_head[..., second]
     y = by_head.copy()
-    y[..., first] = shift_saturate(a * c - b * s, table_frac, FIXED_BITS, saturations)
-    y[..., second] = shift_saturate(b * c + a * s, table_frac, FIXED_BITS, saturations)
+    y[..., first], y[..., second] = products.rotate(Arrays(saturations), a, b, c, s, table_frac)
     return y.reshape(x.shape)
 
 
@@ -720,17 +558,7 @@ def score_scale(
     shift: int,
     saturations: Saturations | None = None,
 ) -> Ints:
-    """Products of queries and keys as attention scores, Fixed with 16 fraction bits.
-
-    ::
-
-        qs = multiply(q_scale, factor)                               one a head
-        c  = multiply(qs, k_scale)                                   one a score
-        t  = round_shift(dots, shift)                                39 bits
-        s  = shift_saturate(t * c.mantissa, c.exponent - shift - 16) 63 -> 32 bits
-
-    `softmax` takes scores to the base 2, so `factor` is the softmax scale times log2(e). With a
-    soft cap it is the softmax scale alone, and `softcap` follows, which brings log2(e) in.
+    """`formulas.softmax.score_scale` of products of queries and keys.
 
     Args:
         dots: `query_key`'s [..., heads, T].
@@ -744,14 +572,14 @@ def score_scale(
     kv_heads = keys.mantissa.shape[0]
     dots = np.asarray(dots, np.int64)
     by_kv = (*dots.shape[:-2], kv_heads, dots.shape[-2] // kv_heads)
-    queries = multiply(q_scale, Scale.of(factor))
-    c = multiply(
-        Scale(queries.mantissa.reshape(*by_kv, 1), queries.exponent.reshape(*by_kv, 1)),
-        Scale(keys.mantissa[:, None, :], keys.exponent[:, None, :]),
-    )
-    t = round_shift(dots, shift).reshape(*by_kv, dots.shape[-1])
-    places = c.exponent - (shift + SCORE_FRAC)
-    return shift_saturate(t * c.mantissa, places, FIXED_BITS, saturations).reshape(dots.shape)
+    query = multiply(q_scale, Scale.of(factor))
+    return softmax_formulas.score_scale(
+        Arrays(saturations),
+        dots.reshape(*by_kv, dots.shape[-1]),
+        ScaleOf(*(part.reshape(*by_kv, 1) for part in query)),
+        ScaleOf(*(part[:, None, :] for part in keys)),
+        shift,
+    ).reshape(dots.shape)
 
 
 def softmax(
@@ -761,22 +589,7 @@ def softmax(
     mask: npt.NDArray[np.bool_] | None = None,
     sink: Ints | None = None,
 ) -> tuple[Quantized, Ints]:
-    """Softmax's numerators times the values' scales, quantised, and the sum of the numerators.
-
-    Over the tokens j that the mask lets through (the others have ``p = w = 0``)::
-
-        m = max(s[j], sink)
-        p = round_shift(exp2((m - s[j]) & 0xffff), (m - s[j]) >> 16)      24 bits, 1.0 is 2**24 - 1
-        total = sum(p) (+ the same of the sink)                           24 bits + log2(T + 1)
-        e0 = min exponent of v_scale (of scales that are not 0)
-        w = round_shift(p * v_scale.mantissa, 17 + v_scale.exponent - e0) 31 bits (product 48)
-        codes, scale = quantize(w, frac = 7 + e0), unsigned
-
-    The real numerator times the value's scale is ``w * 2**-(7 + e0)``; dividing by the sum is left
-    to the scale of the result (`reciprocal_scale`). The relative error of `p` is below 2**-21 plus
-    2**-25 of the largest. When nothing is let through all codes, the scale and the total are 0.
-
-    Stands for Softmax inside GroupQueryAttention and its kin.
+    """`formulas.softmax.softmax` of each head.
 
     Args:
         scores: Fixed with 16 fraction bits [..., heads, T], to the base 2.
@@ -791,65 +604,37 @@ def softmax(
         bits.
     """
     scores = np.asarray(scores, np.int64)
-    seen = None if mask is None else np.broadcast_to(mask, scores.shape[:-2] + scores.shape[-1:])
-    lowest = -(1 << (FIXED_BITS - 1))
-    s = scores if seen is None else np.where(seen[..., None, :], scores, lowest)
-    m = s.max(axis=-1, keepdims=True)
-    if sink is not None:
-        m = np.maximum(m, np.asarray(sink, np.int64)[:, None])
-    p = _exp2(m - s)
-    if seen is not None:
-        p *= seen[..., None, :]
-    total = p.sum(axis=-1)
-    if sink is not None:
-        total += _exp2(m[..., 0] - sink)
+    lead, (heads, tokens) = scores.shape[:-2], scores.shape[-2:]
     values = _per_token(v_scale)
     kv_heads = values.mantissa.shape[0]
-    by_kv = (*scores.shape[:-2], kv_heads, scores.shape[-2] // kv_heads)
-    # A scale of 0 and a token that is not seen have no say in the common exponent.
-    used = values.mantissa > 0
-    if seen is not None:
-        used = used & seen[..., None, :]
-    exponents = np.where(used, values.exponent, _FAR)
-    e0 = exponents.min(axis=-1, keepdims=True)
-    places = np.minimum(exponents - e0, 32) + 17
-    w = p.reshape(*by_kv, -1) * values.mantissa[:, None, :]
-    w = round_shift(w, 17 if (places == 17).all() else places[..., None, :])
-    frac = np.broadcast_to(e0 + 7, by_kv).reshape(scores.shape[:-1])
-    codes, scale = _quantized(w.reshape(scores.shape), frac, FORMATS[fmt])
-    return Quantized(codes, scale, fmt), total
-
-
-_FAR = 1 << 20
-
-
-def _exp2(d: Ints) -> Ints:
-    """``2**24 * 2**(-d / 2**16)`` for d >= 0, as `softmax` states it."""
-    p = lookup(table("exp2"), d & 0xFFFF)
-    # Beyond 25 places nothing of 24 bits is left.
-    places = np.minimum(d >> 16, 25)
-    p += p
-    p += np.int64(1) << places
-    places += 1
-    p >>= places
-    return p
+    by_kv = scores.reshape(*lead, kv_heads, heads // kv_heads, tokens)
+    each = ScaleOf(*(part[:, None, :] for part in values))
+    seen = None
+    if mask is not None:
+        seen = -np.broadcast_to(mask, (*lead, tokens)).astype(np.int64)[..., None, None, :]
+    code, scale, total = softmax_formulas.softmax(
+        Arrays(),
+        lambda at: by_kv,
+        lambda at: each,
+        format_values(fmt),
+        None if seen is None else lambda at: seen,
+        None if sink is None else np.asarray(sink, np.int64).reshape(kv_heads, -1, 1),
+    )
+    mantissa, exponent = (part.reshape(*lead, heads) for part in scale)
+    codes = code(None).reshape(scores.shape)
+    return Quantized(codes, Scale(mantissa, exponent), fmt), total.reshape(*lead, heads)
 
 
 def reciprocal_scale(total: Ints, frac: int = PROBABILITY_FRAC) -> Scale:
-    """One over a positive number of `frac` fraction bits, as a scale; relative error below 2**-21.
-
-    ``z = 24 - bit_length(total)``, ``mn = shift_normal(total, z)``, mantissa
-    ``reciprocal(max(mn, 2**23))``, exponent ``47 - frac - z``. The attention's result is
-    ``requantize(weighted_sum(...), multiply(scale, reciprocal_scale(total)), 0, ...)``.
+    """`formulas.softmax.reciprocal_scale` of totals.
 
     Args:
         total: `softmax`'s total [..., heads].
         frac: its fraction bits.
     """
     total = np.asarray(total, np.int64)
-    z = normalise(total)
-    mantissa = lookup(table("reciprocal"), np.maximum(shift_normal(total, z), 1 << 23))
-    return Scale(mantissa, 47 - frac - z)
+    scale = softmax_formulas.reciprocal_scale(Arrays(), total, frac)
+    return Scale(scale.mantissa, scale.exponent)
 
 
 def _per_token(scale: Scale) -> Scale:
@@ -859,91 +644,33 @@ def _per_token(scale: Scale) -> Scale:
 # Elementwise
 
 
-def gate(
+def elementwise(
+    one: Elementwise,
+    operands: Sequence[Ints],
+    constants: Constants[int],
+    saturations: Saturations | None = None,
+) -> Ints:
+    """An elementwise operator: its formula in `formulas.elementwise`.
+
+    Args:
+        one: a value of `ELEMENTWISE`.
+        operands: Fixed [...], as many as it takes; they broadcast.
+        constants: `one.constants` of the operands' and the result's fraction bits.
+        saturations: counts elements.
+    """
+    x = [np.asarray(operand, np.int64) for operand in operands]
+    return one.body(Arrays(saturations), constants, x[0], x[-1])
+
+
+def activate(
     x: Ints,
     kind: str,
     frac: int = 16,
     out_frac: int | None = None,
     saturations: Saturations | None = None,
 ) -> Ints:
-    """An activation function: silu, gelu_tanh, gelu_erf, quick_gelu, relu or relu2.
-
-    With the kind's table G of 20 fraction bits::
-
-        a = round_shift(|x|, frac - 16)                       32 bits
-        g = G(a); for x < 0: 2**20 - g                        21 bits
-        y = shift_saturate(x * g, 20 + frac - out_frac)       53 -> 32
-
-    ``relu`` is ``shift_saturate(max(x, 0), frac - out_frac)``; ``relu2`` is
-    ``shift_saturate(max(x, 0)**2, 2 * frac - out_frac)``, product 62 bits. The error of a gate is
-    at most ``|x| * 2**-18`` plus half a unit.
-
-    Stands for Sigmoid + Mul, Gelu (both forms and their decompositions), QuickGelu, Relu, Relu +
-    Pow 2.
-
-    Args:
-        x: Fixed [...].
-        kind: one of `GATE_KINDS`.
-        frac: fraction bits of `x`.
-        out_frac: fraction bits of the result (None: `frac`).
-        saturations: counts elements.
-
-    Raises:
-        KeyError: an unknown kind.
-    """
-    x = np.asarray(x, np.int64)
-    out_frac = frac if out_frac is None else out_frac
-    if kind in ("relu", "relu2"):
-        y = np.maximum(x, 0)
-        if kind == "relu":
-            return shift_saturate(y, frac - out_frac, FIXED_BITS, saturations)
-        y *= y
-        return shift_saturate(y, 2 * frac - out_frac, FIXED_BITS, saturations)
-    y = _both_sides(x, GATES[kind], frac)
-    y *= x
-    return shift_saturate(y, GATE_FRAC + frac - out_frac, FIXED_BITS, saturations)
-
-
-def _both_sides(x: Ints, name: str, frac: int) -> Ints:
-    """A table of |x| with the other side from ``G(-x) = 1 - G(x)``, 20 fraction bits."""
-    g = _of_magnitude(x, name, frac)
-    # For negative x: complement and add one, then add 1.0.
-    sign = x >> 63
-    g ^= sign
-    g -= sign
-    sign &= 1 << GATE_FRAC
-    g += sign
-    return g
-
-
-def _of_magnitude(x: Ints, name: str, frac: int) -> Ints:
-    return lookup(table(name), round_shift(np.abs(x), frac - ARGUMENT_FRAC))
-
-
-def sigmoid(x: Ints, frac: int = 16, out_frac: int = 16) -> Ints:
-    """``1 / (1 + exp(-x))``: the gate g of `gate`'s silu, shifted to `out_frac`; ONNX Sigmoid.
-
-    Error at most 2**-18 plus half a unit.
-    """
-    g = _both_sides(np.asarray(x, np.int64), "sigmoid", frac)
-    return shift_saturate(g, GATE_FRAC - out_frac)
-
-
-def tanh(x: Ints, frac: int = 16, out_frac: int = 16) -> Ints:
-    """``tanh(x)``: table of |x|, negated for negative x, shifted to `out_frac`; ONNX Tanh.
-
-    Error at most 2**-18 plus half a unit.
-    """
-    x = np.asarray(x, np.int64)
-    return shift_saturate(_tanh(x, frac), GATE_FRAC - out_frac)
-
-
-def _tanh(x: Ints, frac: int) -> Ints:
-    g = _of_magnitude(x, "tanh", frac)
-    sign = x >> 63
-    g ^= sign
-    g -= sign
-    return g
+    """An activation function, one of `ACTIVATIONS`; `out_frac` is `frac` unless stated."""
+    return _derived(kind, (x,), (frac,), frac if out_frac is None else out_frac, saturations)
 
 
 def softcap(
@@ -954,53 +681,35 @@ def softcap(
     out_frac: int = 16,
     saturations: Saturations | None = None,
 ) -> Ints:
-    """``cap * tanh(x * inverse)``: bounds scores or logits smoothly.
-
-    ::
-
-        a = shift_saturate(x * inverse.mantissa, inverse.exponent + frac - 16)     57 -> 32
-        g = tanh(a)                                                        21 bits and sign
-        y = shift_saturate(g * cap.mantissa, 20 + cap.exponent - out_frac) 46 -> 32 bits
-
-    Error at most ``cap * 2**-16`` plus half a unit. Stands for Div, Tanh, Mul (final logits) and
-    for the softcap attribute of the attention operators.
-
-    Args:
-        x: Fixed [...].
-        inverse: one over the cap.
-        cap: the cap (for attention scores times log2(e), as `softmax` wants them).
-        frac: fraction bits of `x`.
-        out_frac: fraction bits of the result.
-        saturations: counts elements of the result.
-    """
-    product = np.asarray(x, np.int64) * inverse.mantissa
-    a = shift_saturate(product, inverse.exponent + frac - ARGUMENT_FRAC)
-    g = _tanh(a, ARGUMENT_FRAC)
-    g *= cap.mantissa
-    return shift_saturate(g, GATE_FRAC + cap.exponent - out_frac, FIXED_BITS, saturations)
+    """`formulas.elementwise.softcap`."""
+    return _derived("softcap", (x,), (frac,), out_frac, saturations, inverse=inverse, cap=cap)
 
 
 def mul(a: Ints, b: Ints, shift: int = 16, saturations: Saturations | None = None) -> Ints:
-    """``shift_saturate(a * b, shift)``: product 63 -> 32 bits; ONNX Mul of two vectors.
-
-    `shift` is the sum of the operands' fraction bits minus the result's.
-    """
-    return shift_saturate(np.asarray(a, np.int64) * b, shift, FIXED_BITS, saturations)
+    """`formulas.elementwise.mul`."""
+    return _derived("mul", (a, b), (shift, 0), 0, saturations)
 
 
 def add(a: Ints, b: Ints, saturations: Saturations | None = None) -> Ints:
-    """``saturate(a + b)``, 33 -> 32 bits; ONNX Add (bias, residual). Fraction bits are equal."""
-    return saturate(np.asarray(a, np.int64) + b, FIXED_BITS, saturations)
+    """`formulas.elementwise.add`."""
+    return _derived("add", (a, b), (0, 0), 0, saturations)
 
 
 def scale(x: Ints, factor: Real, shift: int = 0, saturations: Saturations | None = None) -> Ints:
-    """A product with a constant; ONNX Mul by a scalar.
+    """`formulas.elementwise.scale`."""
+    return _derived("scale", (x,), (shift,), 0, saturations, factor=factor)
 
-    ``shift_saturate(x * factor.mantissa, factor.exponent + shift)``, product 57 -> 32 bits;
-    `shift` is the fraction bits of `x` minus the result's.
-    """
-    product = np.asarray(x, np.int64) * factor.mantissa
-    return shift_saturate(product, factor.exponent + shift, FIXED_BITS, saturations)
+
+def _derived(
+    name: str,
+    operands: Sequence[Ints],
+    fractions: Sequence[int],
+    into: int,
+    saturations: Saturations | None,
+    **given: Real,
+) -> Ints:
+    one = ELEMENTWISE[name]
+    return elementwise(one, operands, one.constants(fractions, into, given), saturations)
 
 
 def argmax(x: Ints) -> Ints:

@@ -35,6 +35,7 @@ from xdsl.traits import (
 )
 from xdsl.utils.exceptions import VerifyException
 
+from intaglio.dialects.formulas.elementwise import ACTIVATIONS
 from intaglio.dialects.rom.buffers import resolved_type
 from intaglio.dialects.rom.plain import PlainOp
 from intaglio.dialects.rom.types import (
@@ -52,7 +53,6 @@ from intaglio.dialects.rom.types import (
     ROMTensorType,
     vector_size,
 )
-from intaglio.dialects.semantics import ACTIVATIONS
 
 
 class OperatorOp(PlainOp):
@@ -480,7 +480,7 @@ def verify_heads(heads: int, cache: KVType) -> None:
 
 @irdl_op_definition
 class ActivateOp(OperatorOp):
-    """An activation function of each element; `kind` is one of `semantics.ACTIVATIONS`.
+    """An activation function of each element; `kind` is one of `elementwise.ACTIVATIONS`.
 
     Example:
     ```

@@ -25,8 +25,9 @@ from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from intaglio.dialects import rom
 from intaglio.dialects.codes import mantissa_exponent
+from intaglio.dialects.formulas.elementwise import ACTIVATIONS
+from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.semantics import GATES, ROTARY_FRAC
 from intaglio.lowering.buffers import name_of
 from intaglio.lowering.step.loss_warning import NOTEWORTHY, Loss, loss_warnings
 
@@ -360,7 +361,7 @@ class _Values:
                 # Of normal numbers; heavy tails square to values that no rms of theirs foretells,
                 # so only the range is taken from it.
                 return 1.0, 1.25 * of[0][1] ** 2
-            case rom.ActivateOp() if of and op.kind.data in (*GATES, "relu"):
+            case rom.ActivateOp() if of and ACTIVATIONS[op.kind.data].family in ("gate", "relu"):
                 return of[0][0] / 2, of[0][1]
             case rom.MulOp() if len(of) == 2:
                 return of[0][0] * of[1][0], of[0][1] * of[1][1]

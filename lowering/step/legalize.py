@@ -32,9 +32,9 @@ from intaglio.dialects.codes import mantissa_exponent
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import machine_of
 from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.formulas.softmax import SCORE_FRAC
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.semantics import (
-    SCORE_FRAC,
     accumulator_bits,
     pre_shift,
     query_key_bits,

@@ -24,7 +24,9 @@ from intaglio.backend.program.program import Block, Cache, Instruction, Program,
 from intaglio.dialects import semantics
 from intaglio.dialects.codes import FORMATS, Matrix, decode
 from intaglio.dialects.errors import CompilerBug, UserError
-from intaglio.dialects.fixed_point import Real, Saturations, Scale, shift_saturate
+from intaglio.dialects.fixed_point import Saturations, Scale, shift_saturate
+from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Constants, Elementwise
+from intaglio.dialects.formulas.softmax import SCORE_FRAC
 from intaglio.dialects.semantics import Quantized
 from intaglio.runtime.adapters.slots import Residents, check_fits, ranks_of
 from intaglio.runtime.engines import vector_kernels
@@ -435,11 +437,15 @@ class Simulator:
         heads, width, fmt = kind["groups"], kind["width"], kind["format"]
         factor, shift = real(one.arguments["score_scale"]), one.arguments["pre_shift"]
         window, counter = one.arguments["window"], self._counter
-        cap: tuple[Real, Real] | None = None
-        log2e = Real(0, 0)
+        after: list[tuple[Elementwise, Constants[int]]] = []
         if "cap" in one.arguments:
-            cap = real(one.arguments["cap_inverse"]), real(one.arguments["cap"])
-            log2e = real(one.arguments["log2e"])
+            inverse, cap, log2e = (real(one.arguments[n]) for n in ("cap_inverse", "cap", "log2e"))
+            capped, scaled = ELEMENTWISE["softcap"], ELEMENTWISE["scale"]
+            fractions = (SCORE_FRAC,), SCORE_FRAC
+            after = [
+                (capped, capped.constants(*fractions, {"inverse": inverse, "cap": cap})),
+                (scaled, scaled.constants(*fractions, {"factor": log2e})),
+            ]
 
         def run(c: Context) -> Ints:
             q: Quantized = reads[0](c)
@@ -447,10 +453,8 @@ class Simulator:
             keys, scale = self.stores[name].read(_span(c, window))
             dots = self._ops.query_key(codes, keys, fmt, cache.format)
             scores = self._ops.score_scale(dots, q.scale, scale, factor, shift, counter)
-            if cap is not None:
-                scores = self._ops.scale(
-                    self._ops.softcap(scores, *cap, saturations=counter), log2e, saturations=counter
-                )
+            for formula, constants in after:
+                scores = self._ops.elementwise(formula, (scores,), constants, counter)
             return scores
 
         return run
@@ -497,28 +501,15 @@ class Simulator:
     ) -> Action:
         into, counter = self._fraction(one.writes[0]), self._counter
         fractions = [self._fraction(name) for name in one.reads]
-        match one.opcode:
-            case "add":
-                return lambda c: self._ops.add(reads[0](c), reads[1](c), counter)
-            case "mul":
-                shift = sum(fractions) - into
-                return lambda c: self._ops.mul(reads[0](c), reads[1](c), shift, counter)
-            case "scale":
-                factor, shift = real(one.arguments["factor"]), fractions[0] - into
-                return lambda c: self._ops.scale(reads[0](c), factor, shift, counter)
-            case "softcap":
-                inverse, cap = real(one.arguments["inverse"]), real(one.arguments["cap"])
-                return lambda c: self._ops.softcap(
-                    reads[0](c), inverse, cap, fractions[0], into, counter
-                )
-            case "copy":
-                return reads[0]
-            case _:
-                kind = one.arguments["kind"]
-                if kind in ("sigmoid", "tanh"):
-                    function = self._ops.sigmoid if kind == "sigmoid" else self._ops.tanh
-                    return lambda c: function(reads[0](c), fractions[0], into)
-                return lambda c: self._ops.gate(reads[0](c), kind, fractions[0], into, counter)
+        if one.opcode == "copy":
+            return reads[0]
+        given = dict(one.arguments)
+        formula = ELEMENTWISE[given.pop("kind", one.opcode)]
+        reals = {name: real(value) for name, value in given.items()}
+        constants = formula.constants(fractions, into, reals)
+        return lambda c: self._ops.elementwise(
+            formula, [read(c) for read in reads], constants, counter
+        )
 
     def _switch(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:
         """ROM banks on or off: that they are on when they are read is a matter of time."""

@@ -13,8 +13,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from array import array
-from collections.abc import Callable
-from fractions import Fraction
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -24,31 +23,23 @@ import numpy.typing as npt
 from intaglio.dialects import fixed_point, semantics
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import Ints, Real, Saturations, Scale
-from intaglio.dialects.semantics import (
-    NORM_WIDTH,
-    PROBABILITY_FRAC,
-    UNIT_FRAC,
-    Quantized,
-    argmax,
-    attention_mask,
-    dot,
-    embed,
-    norm_constants,
-)
-from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC, table
+from intaglio.dialects.formulas.elementwise import Constants, Elementwise
+from intaglio.dialects.formulas.norms import NORM_WIDTH, UNIT_FRAC, NormValues, norm_constants
+from intaglio.dialects.formulas.products import ROTARY_FRAC
+from intaglio.dialects.formulas.quantise import format_values
+from intaglio.dialects.formulas.softmax import PROBABILITY_FRAC
+from intaglio.dialects.semantics import Quantized, argmax, attention_mask, dot, embed
 from intaglio.runtime.engines import vector_code
 from intaglio.runtime.engines.kernel_code import compile_module
 from intaglio.runtime.engines.kernels import choose_path
 
 __all__ = [
-    "add",
     "argmax",
     "attention_mask",
     "dot",
+    "elementwise",
     "embed",
-    "gate",
     "layer_norm",
-    "mul",
     "multiply",
     "quantize",
     "quantize_static",
@@ -57,12 +48,8 @@ __all__ = [
     "requantize",
     "rms_norm",
     "rotary",
-    "scale",
     "score_scale",
-    "sigmoid",
-    "softcap",
     "softmax",
-    "tanh",
     "weighted_sum",
 ]
 
@@ -115,23 +102,6 @@ def _ints(x: npt.ArrayLike) -> Ints:
     return np.ascontiguousarray(x, np.int64)
 
 
-@cache
-def _content(name: str) -> tuple[int, Ints]:
-    """The address of a table as `vector_code.lookup` wants it, and the array that lies there."""
-    entries, differences = table(name).arrays
-    both = entries << 32 | differences & 0xFFFFFFFF
-    return _address(both), both
-
-
-@cache
-def _format_values(fmt: str) -> tuple[int, ...]:
-    """`vector_code.FormatValues`."""
-    limit = FORMATS[fmt].limit
-    inverse = Real.of(Fraction(1, limit))
-    content = _content("reciprocal")[0]
-    return limit, limit.bit_length(), inverse.mantissa, inverse.exponent, content
-
-
 # Quantisation
 
 
@@ -152,7 +122,7 @@ def quantize(x: Ints, fmt: str, frac: int = 16, groups: int = 1) -> Quantized:
         mantissa.size,
         x.shape[-1] // groups,
         frac,
-        *_format_values(fmt),
+        *format_values(fmt),
     )
     _run(_kernel("quantize", fmt == "fp8"), None, arguments)
     return Quantized(codes, Scale(mantissa, exponent), fmt)
@@ -261,7 +231,7 @@ def layer_norm(
         return semantics.layer_norm(
             x, gamma, gamma_exponent, beta, eps, frac, out_frac, groups, saturations
         )
-    return y if beta is None else add(y, beta, saturations)
+    return y if beta is None else semantics.add(y, beta, saturations)
 
 
 def _norm(
@@ -288,15 +258,11 @@ def _norm(
         _address(source),
         _address(result),
         _address(weight),
-        _content("rsqrt")[0],
         0 if gamma.size == width else width,
         x.size // x.shape[-1],
         groups,
         width,
-        constants.epsilon.mantissa,
-        constants.epsilon.exponent,
-        constants.largest_shift,
-        UNIT_FRAC + gamma_exponent - out_frac,
+        *NormValues.of(constants, UNIT_FRAC + gamma_exponent - out_frac),
     )
     _run(_kernel("norm", centred), saturations, arguments)
     return result
@@ -312,7 +278,7 @@ def rotary(
     heads: int,
     interleaved: bool = False,
     saturations: Saturations | None = None,
-    table_frac: int = semantics.ROTARY_FRAC,
+    table_frac: int = ROTARY_FRAC,
 ) -> Ints:
     """`semantics.rotary`."""
     half = cos.shape[-1]
@@ -499,7 +465,6 @@ def softmax(
         _address(v_mantissa[0]),
         _address(v_exponent[0]),
         _address(sinks),
-        _content("exp2")[0],
         _address(codes),
         _address(mantissa),
         _address(exponent),
@@ -510,7 +475,7 @@ def softmax(
         kv_heads,
         heads // kv_heads,
         tokens,
-        *_format_values(fmt),
+        *format_values(fmt),
     )
     _run(_kernel("softmax", mask is not None, sink is not None), None, arguments)
     return Quantized(codes, Scale(mantissa, exponent), fmt), total
@@ -536,7 +501,6 @@ def reciprocal_scale(total: Ints, frac: int = PROBABILITY_FRAC) -> Scale:
         _address(source),
         _address(mantissa),
         _address(exponent),
-        _content("reciprocal")[0],
         source.size,
         frac,
     )
@@ -547,9 +511,21 @@ def reciprocal_scale(total: Ints, frac: int = PROBABILITY_FRAC) -> Scale:
 # Elementwise
 
 
+def elementwise(
+    one: Elementwise,
+    operands: Sequence[Ints],
+    constants: Constants[int],
+    saturations: Saturations | None = None,
+) -> Ints:
+    """`semantics.elementwise`."""
+    if any(np.shape(x) != np.shape(operands[0]) for x in operands):
+        return semantics.elementwise(one, operands, constants, saturations)
+    return _elementwise(_kernel("elementwise", one.name), operands, constants, saturations)
+
+
 def _elementwise(
     kernel: Callable[[int], None],
-    operands: tuple[Ints, ...],
+    operands: Sequence[Ints],
     constants: tuple[int, ...],
     saturations: Saturations | None,
 ) -> Ints:
@@ -560,73 +536,3 @@ def _elementwise(
     arguments = *addresses, _address(result), result.size, *constants
     _run(kernel, saturations, arguments)
     return result
-
-
-def gate(
-    x: Ints,
-    kind: str,
-    frac: int = 16,
-    out_frac: int | None = None,
-    saturations: Saturations | None = None,
-) -> Ints:
-    """`semantics.gate`."""
-    out_frac = frac if out_frac is None else out_frac
-    if kind == "relu":
-        constants = 0, 0, frac - out_frac
-    elif kind == "relu2":
-        constants = 0, 0, 2 * frac - out_frac
-    else:
-        content = _content(semantics.GATES[kind])[0]
-        constants = content, frac - ARGUMENT_FRAC, GATE_FRAC + frac - out_frac
-    return _elementwise(_kernel("gate", kind), (x,), constants, saturations)
-
-
-def sigmoid(x: Ints, frac: int = 16, out_frac: int = 16) -> Ints:
-    """`semantics.sigmoid`."""
-    constants = _content("sigmoid")[0], frac - ARGUMENT_FRAC, GATE_FRAC - out_frac
-    return _elementwise(_kernel("gate", "sigmoid"), (x,), constants, None)
-
-
-def tanh(x: Ints, frac: int = 16, out_frac: int = 16) -> Ints:
-    """`semantics.tanh`."""
-    constants = _content("tanh")[0], frac - ARGUMENT_FRAC, GATE_FRAC - out_frac
-    return _elementwise(_kernel("gate", "tanh"), (x,), constants, None)
-
-
-def softcap(
-    x: Ints,
-    inverse: Real,
-    cap: Real,
-    frac: int = 16,
-    out_frac: int = 16,
-    saturations: Saturations | None = None,
-) -> Ints:
-    """`semantics.softcap`."""
-    constants = (
-        _content("tanh")[0],
-        inverse.mantissa,
-        inverse.exponent + frac - ARGUMENT_FRAC,
-        cap.mantissa,
-        GATE_FRAC + cap.exponent - out_frac,
-    )
-    return _elementwise(_kernel("softcap"), (x,), constants, saturations)
-
-
-def mul(a: Ints, b: Ints, shift: int = 16, saturations: Saturations | None = None) -> Ints:
-    """`semantics.mul`."""
-    if np.shape(a) != np.shape(b):
-        return semantics.mul(a, b, shift, saturations)
-    return _elementwise(_kernel("mul"), (a, b), (shift,), saturations)
-
-
-def add(a: Ints, b: Ints, saturations: Saturations | None = None) -> Ints:
-    """`semantics.add`."""
-    if np.shape(a) != np.shape(b):
-        return semantics.add(a, b, saturations)
-    return _elementwise(_kernel("add"), (a, b), (), saturations)
-
-
-def scale(x: Ints, factor: Real, shift: int = 0, saturations: Saturations | None = None) -> Ints:
-    """`semantics.scale`."""
-    constants = factor.mantissa, factor.exponent + shift
-    return _elementwise(_kernel("scale"), (x,), constants, saturations)

@@ -16,10 +16,7 @@ from typing import NamedTuple
 from intaglio.backend.hw.wires.signal import Operand, Signal, cat, larger, mux, smaller
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
-from intaglio.dialects.semantics import (
-    PROBABILITY_FRAC,
-)
-from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC, Table, table
+from intaglio.dialects.tables import Table
 
 _MANTISSA = (1 << SCALE_BITS) - 1
 _HALF = 1 << (SCALE_BITS - 1)
@@ -171,11 +168,6 @@ def lookup(of: Table, argument: Signal) -> Signal:
     return value.assume(min(entries), max(entries)).named(of.name)
 
 
-def reciprocal(mantissa: Signal) -> Signal:
-    """``2**47 / m`` of a normalised mantissa, 24 bits."""
-    return lookup(table("reciprocal"), larger(mantissa.assume(0, _MANTISSA), _HALF))
-
-
 # Formats
 
 
@@ -206,30 +198,6 @@ def decode(code: Signal, fmt: str) -> Signal:
         return e4m3_decode(code)
     wires = code.truncate(form.bits)
     return wires if form.low == 0 else wires.as_signed()
-
-
-# Functions from tables
-
-
-def reciprocal_scale(total: Signal, frac: int = PROBABILITY_FRAC) -> Scale:
-    """One over a positive number, as a scale."""
-    z = normalise(total).named("z").cut()
-    mantissa = reciprocal(shift_normal(total, z).cut())
-    return Scale(mantissa, 47 - frac - z)
-
-
-def _of_magnitude(x: Signal, name: str, frac: int) -> Signal:
-    return lookup(table(name), round_shift(abs(x).cut(), frac - ARGUMENT_FRAC))
-
-
-def _tanh(x: Signal, frac: int) -> Signal:
-    g = _of_magnitude(x, "tanh", frac)
-    return mux(x < 0, -g, g)
-
-
-def tanh(x: Signal, frac: int = 16, out_frac: int = 16) -> Signal:
-    """ONNX Tanh; cannot saturate up to 30 fraction bits."""
-    return shift_saturate(_tanh(x, frac), GATE_FRAC - out_frac).value
 
 
 def add(a: Signal, b: Signal) -> Fixed:

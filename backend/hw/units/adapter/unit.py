@@ -37,7 +37,7 @@ from intaglio.backend.hw.units.adapter.layout import (
 from intaglio.backend.hw.units.adapter.sizes import PLACES_BITS, AdapterModel, check
 from intaglio.backend.hw.units.attention.h_unit import BYTE, Element, element
 from intaglio.backend.hw.units.attention.sizes import OUTER_EXPONENT, number_bits
-from intaglio.backend.hw.wires import datapaths
+from intaglio.backend.hw.wires.reader import Wires
 from intaglio.backend.hw.wires.signal import (
     Design,
     ModuleBuilder,
@@ -54,7 +54,8 @@ from intaglio.backend.hw.wires.signal import (
 from intaglio.backend.hw.wires.widths import index_bits, log2
 from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.fixed_point import SCALE_BITS as MANTISSA_BITS
-from intaglio.dialects.semantics import PRODUCT_BITS
+from intaglio.dialects.formulas.products import requantize
+from intaglio.dialects.formulas.reader import ScaleOf
 
 CODE_BITS = 16
 """Bits of a lane of the memory of quantised vectors."""
@@ -196,13 +197,11 @@ def _lane(design: Design, model: AdapterModel) -> ModuleBuilder:
         mantissa = m.input("mantissa", MANTISSA_BITS).static()
         places = m.input("places", PLACES_BITS + 1, True).static()
         shift = m.input("pre_shift", number_bits(model.shift)).assume(0, model.shift).static()
-        most = 1 << (PRODUCT_BITS - 1)
 
         def result(dot: Signal, residual: Signal) -> tuple[Signal, Signal]:
-            t = datapaths.round_shift(dot, shift).assume(-most, most).named("t").cut()
-            value, saturated = datapaths.shift_saturate((t * mantissa).cut(), places)
-            added = datapaths.add(value.cut(), residual)
-            return added.value, saturated + added.saturated
+            r = Wires(m)
+            value = requantize(r, dot, ScaleOf(mantissa, places), shift, 0, residual)
+            return value, r.saturated
 
         value, saturated = pipelined(
             result, [dot, residual], machine.reduce + machine.requantise

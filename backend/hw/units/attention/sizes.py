@@ -18,8 +18,9 @@ from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, Real
 from intaglio.dialects.fixed_point import Scale as ConstantScale
+from intaglio.dialects.formulas.softmax import SCORE_FRAC
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.semantics import SCORE_FRAC, query_key_bits, weighted_sum_bits
+from intaglio.dialects.semantics import query_key_bits, weighted_sum_bits
 
 if TYPE_CHECKING:
     from intaglio.backend.program.program import Cache, Instruction, Program

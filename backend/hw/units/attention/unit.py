@@ -43,7 +43,8 @@ from intaglio.backend.hw.units.attention.sizes import (
     number_bits,
 )
 from intaglio.backend.hw.wires import datapaths
-from intaglio.backend.hw.wires.datapaths import Fixed, Scale
+from intaglio.backend.hw.wires.datapaths import Scale
+from intaglio.backend.hw.wires.reader import Wires
 from intaglio.backend.hw.wires.signal import (
     Design,
     ModuleBuilder,
@@ -60,8 +61,11 @@ from intaglio.backend.hw.wires.signal import (
 )
 from intaglio.backend.hw.wires.widths import index_bits, log2
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
+from intaglio.dialects.formulas.elementwise import Constants, scale, softcap
+from intaglio.dialects.formulas.products import requantize
+from intaglio.dialects.formulas.reader import ScaleOf
+from intaglio.dialects.formulas.softmax import PROBABILITY_FRAC, SCORE_FRAC, reciprocal_scale
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.semantics import SCORE_FRAC
 from intaglio.dialects.tables import GATE_FRAC
 
 __all__ = ["AttentionModel", "attention_unit", "encode"]
@@ -137,14 +141,14 @@ def _score_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
         ).outputs
 
         def score(dot: Signal, mantissa: Signal, exponent: Signal) -> tuple[Signal, Signal]:
-            t = datapaths.round_shift(dot, shift).cut()
-            plain = datapaths.shift_saturate((t * mantissa).cut(), exponent - shift - SCORE_FRAC)
+            r = Wires(m)
+            scale, more = ScaleOf(mantissa, exponent), -shift - SCORE_FRAC
+            plain = requantize(r, dot, scale, shift, more)
             if not model.caps:
-                return plain
-            capped = _capped(plain.value.cut(), cap, model.caps)
+                return plain, r.saturated
+            capped, saturated = _capped(m, plain.cut(), cap, model.caps)
             on = cap != 0
-            value = mux(on, capped.value, plain.value)
-            return value, plain.saturated + mux(on, capped.saturated, 0)
+            return mux(on, capped, plain), r.saturated + mux(on, saturated, 0)
 
         value, saturated = pipelined(score, [dot, *c], machine.reduce + machine.requantise).outputs
         m.output("score", value.extend(FIXED_BITS, True))
@@ -153,8 +157,10 @@ def _score_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
     return design.shared("score_lane", build)
 
 
-def _capped(x: Signal, index: Signal, caps: tuple[Cap, ...]) -> Fixed:
-    """`semantics.softcap`, then `semantics.scale` by log2(e); `index` counts the caps from 1."""
+def _capped(
+    m: ModuleBuilder, x: Signal, index: Signal, caps: tuple[Cap, ...]
+) -> tuple[Signal, Signal]:
+    """`softcap`, then `scale` by log2(e), and saturations; `index` counts the caps from 1."""
     which = (index - 1).truncate(index.width)
 
     def constant(number: int) -> Scale:
@@ -164,12 +170,11 @@ def _capped(x: Signal, index: Signal, caps: tuple[Cap, ...]) -> Fixed:
         )
 
     inverse, cap, log2e = (constant(number) for number in range(3))
-    a = datapaths.shift_saturate((x * inverse.mantissa).cut(), inverse.exponent).value.cut()
-    g = datapaths.tanh(a, SCORE_FRAC, GATE_FRAC).cut()
+    r = Wires(m)
     places = cap.exponent + (GATE_FRAC - SCORE_FRAC)
-    y = datapaths.shift_saturate((g * cap.mantissa).cut(), places)
-    z = datapaths.shift_saturate((y.value.cut() * log2e.mantissa).cut(), log2e.exponent)
-    return Fixed(z.value, y.saturated + z.saturated)
+    y = softcap(r, Constants(*inverse, cap.mantissa, places), x, x)
+    z = scale(r, Constants(second=log2e.mantissa, second_shift=log2e.exponent), y.cut(), y)
+    return z, r.saturated
 
 
 def _sum_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
@@ -185,8 +190,9 @@ def _sum_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
 
         def element(mantissa: Signal, exponent: Signal, *parts: Signal) -> tuple[Signal, Signal]:
             y = tree(parts, lambda a, b: (a + b).cut()).truncate(bits, True)
-            t = datapaths.round_shift(y, shift).cut()
-            return datapaths.shift_saturate((t * mantissa).cut(), exponent - shift - frac)
+            r = Wires(m)
+            scale = ScaleOf(mantissa, exponent)
+            return requantize(r, y, scale, shift, -shift - frac), r.saturated
 
         value, saturated = pipelined(
             element, [mantissa, exponent, *parts], machine.reduce + machine.requantise
@@ -825,7 +831,10 @@ class _Unit:
         m.output("head_row", self.fit(f["head"] + number, model.head_bits))
 
         def over(mantissa: Signal, exponent: Signal, total: Signal) -> Scale:
-            return datapaths.multiply(Scale(mantissa, exponent), datapaths.reciprocal_scale(total))
+            inverse = reciprocal_scale(Wires(m), total, PROBABILITY_FRAC)
+            return datapaths.multiply(
+                Scale(mantissa, exponent), Scale(inverse.mantissa, inverse.exponent)
+            )
 
         depth = self.machine.table_lookup
         mantissa, exponent = pipelined(

@@ -15,27 +15,27 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.dialects.codes import FORMATS
-from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real, Scale
-from intaglio.dialects.semantics import (
-    GATES,
-    NORM_WIDTH,
-    ROTARY_FRAC,
-    UNIT_FRAC,
-    norm_constants,
-)
-from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC
+from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Elementwise
+from intaglio.dialects.formulas.norms import NORM_WIDTH, UNIT_FRAC, norm_constants
+from intaglio.dialects.formulas.products import ROTARY_FRAC
+
+LANE_SETTINGS: Mapping[str, frozenset[str]] = {
+    "scale": frozenset({"counted"}),
+    "add": frozenset({"added", "counted"}),
+    "mul": frozenset({"paired", "counted"}),
+    "gate": frozenset({"gated", "counted"}),
+    "sigmoid": frozenset({"bare"}),
+    "tanh": frozenset({"bare", "odd"}),
+    "relu": frozenset({"rectified", "counted"}),
+    "relu2": frozenset({"rectified", "doubled", "counted"}),
+    "softcap": frozenset({"capped", "bare", "odd", "counted"}),
+}
+"""What of `LaneControl` is 1 for an elementwise operation, by the formula's family."""
 
 OPERATIONS = (
-    "scale",
-    "add",
-    "mul",
-    "gate",
-    "sigmoid",
-    "tanh",
-    "relu",
-    "relu2",
-    "softcap",
+    *LANE_SETTINGS,
     "rotary",
     "rms_norm",
     "layer_norm",
@@ -44,9 +44,9 @@ OPERATIONS = (
     "softmax",
     "sample",
 )
-"""What the unit distinguishes. `copy` is a `scale` by 1; `activate` is one of five."""
+"""What the unit distinguishes. `copy` is a `scale` by 1."""
 
-GATE_TABLES = ("sigmoid", "gelu_tanh", "gelu_erf", "quick_gelu", "tanh")
+GATE_TABLES = tuple(dict.fromkeys(one.table for one in ELEMENTWISE.values() if one.table))
 """Tables of a magnitude, in the order of the field `gate_table`."""
 
 FORMAT_CODES = {name: code for code, name in enumerate(FORMATS)}
@@ -62,7 +62,7 @@ class Field(NamedTuple):
 
 
 FIELDS = (
-    Field("operation", 4),
+    Field("operation", (len(OPERATIONS) - 1).bit_length()),
     # First rows of what is read and written, in the memory that the operation means.
     Field("read0", 20),
     Field("read1", 20),
@@ -90,7 +90,7 @@ FIELDS = (
     Field("second_shift", 10, True),
     Field("fraction", 7, True),
     Field("largest_shift", 8, True),
-    Field("gate_table", 3),
+    Field("gate_table", (len(GATE_TABLES) - 1).bit_length()),
     Field("number_format", 3),
     # Attention
     Field("window", 20),
@@ -298,14 +298,8 @@ def operations(program: Content) -> frozenset[str]:
 
 def gate_tables(program: Content) -> frozenset[str]:
     """The members of `GATE_TABLES` that a program uses."""
-    tables: set[str] = set()
-    for one in _vector_instructions(program):
-        if one["opcode"] == "softcap":
-            tables.add("tanh")
-        if one["opcode"] == "activate":
-            kind: str = one["arguments"]["kind"]
-            tables |= {GATES.get(kind, kind)} & set(GATE_TABLES)
-    return frozenset(tables)
+    formulas = (_formula(one) for one in _vector_instructions(program))
+    return frozenset(one.table for one in formulas if one is not None and one.table is not None)
 
 
 def formats(program: Content) -> frozenset[str]:
@@ -341,11 +335,14 @@ def _operation(instruction: Content) -> str:
             return "scale"
         case "quantize" if "scale_of" in instruction["uses"]:
             return "quantize_static"
-        case "activate":
-            kind = instruction["arguments"]["kind"]
-            return kind if kind in OPERATIONS else "gate"
         case opcode:
-            return opcode
+            formula = _formula(instruction)
+            return opcode if formula is None else formula.family
+
+
+def _formula(instruction: Content) -> Elementwise | None:
+    """That of an elementwise operator; `copy` has none."""
+    return ELEMENTWISE.get(instruction["arguments"].get("kind", instruction["opcode"]))
 
 
 def _size(program: Content, buffer: str) -> int:
@@ -457,51 +454,24 @@ class _Encoder:
     # Operations
 
     def elementwise(self) -> dict[str, int]:
-        one, opcode = self.instruction, self.instruction["opcode"]
-        match opcode:
-            case "sample":
-                return {}
-            case "copy":
-                return {}
-            case "add" | "mul":
-                values = {"read1": self.row(one["reads"][1])}
-                if opcode == "mul":
-                    fractions = [self.type_of(name)["fraction"] for name in one["reads"]]
-                    values["second_shift"] = sum(fractions) - self.result_fraction
-                return values
-            case "scale":
-                mantissa, exponent = self.constant("factor")
-                shift = exponent + self.fraction - self.result_fraction
-                return {"second_mantissa": mantissa, "second_shift": shift}
-            case "softcap":
-                first, first_exponent = self.constant("inverse")
-                second, second_exponent = self.constant("cap")
-                shift = first_exponent + self.fraction - ARGUMENT_FRAC
-                return {
-                    "first_mantissa": first,
-                    "first_shift": min(max(shift, -127), 127),
-                    "second_mantissa": second,
-                    "second_shift": GATE_FRAC + second_exponent - self.result_fraction,
-                    "gate_table": GATE_TABLES.index("tanh"),
-                }
-            case "activate":
-                return self.activate(self.arguments["kind"])
-            case _:
-                raise CompilerBug(f"the vector unit has no operation {opcode}")
-
-    def activate(self, kind: str) -> dict[str, int]:
-        into = self.result_fraction
-        match kind:
-            case "relu":
-                return {"second_shift": self.fraction - into}
-            case "relu2":
-                return {"second_shift": 2 * self.fraction - into}
+        one = self.instruction
+        formula = _formula(one)
+        if formula is None:
+            return {}
+        fractions = [self.type_of(name)["fraction"] for name in one["reads"]]
+        reals = {name: Real(*v) for name, v in self.arguments.items() if name != "kind"}
+        c = formula.constants(fractions, self.result_fraction, reals)
         values = {
-            "fraction": self.fraction - ARGUMENT_FRAC,
-            "gate_table": GATE_TABLES.index(GATES.get(kind, kind)),
+            "first_mantissa": c.first,
+            "first_shift": min(max(c.first_shift, -127), 127),
+            "second_mantissa": c.second,
+            "second_shift": c.second_shift,
         }
-        fraction = self.fraction if kind in GATES else 0
-        return values | {"second_shift": GATE_FRAC + fraction - into}
+        if formula.operands == 2:
+            values["read1"] = self.row(one["reads"][1])
+        if formula.table is not None:
+            values |= {"fraction": c.places, "gate_table": GATE_TABLES.index(formula.table)}
+        return values
 
     def constant_fields(self, roles: tuple[str, str]) -> dict[str, int]:
         used = constant_rows(self.program, self.instruction, self.instance)

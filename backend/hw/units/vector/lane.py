@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from intaglio.backend.hw.units.vector.encode import GATE_TABLES
+from intaglio.backend.hw.units.vector.encode import GATE_TABLES, LANE_SETTINGS
 from intaglio.backend.hw.units.vector.tables import SharedTable
 from intaglio.backend.hw.wires.datapaths import (
     Fixed,
@@ -33,14 +33,13 @@ from intaglio.backend.hw.wires.signal import (
     smaller,
 )
 from intaglio.dialects.fixed_point import FIXED_BITS
-from intaglio.dialects.semantics import ROTARY_FRAC
+from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.tables import GATE_FRAC, table
 
 CODE_BITS = 16
 """Width of a stored code."""
 EXPONENT_BITS = 10
 """Width of a scale's exponent, signed."""
-_GATES = frozenset({"gate", "sigmoid", "tanh"})
 _NORMS = frozenset({"rms_norm", "layer_norm"})
 _QUANTIZE = frozenset({"quantize", "quantize_static"})
 _SCALED = frozenset({"quantize", "softmax"})
@@ -59,6 +58,10 @@ class Features:
     def has(self, *operations: str) -> bool:
         """Whether one of the operations is there."""
         return not self.operations.isdisjoint(operations)
+
+    def sets(self, flag: str) -> bool:
+        """Whether an elementwise operation needs what the flag of `LaneControl` switches."""
+        return self.has(*(name for name, flags in LANE_SETTINGS.items() if flag in flags))
 
     @property
     def top_bits(self) -> int:
@@ -190,7 +193,7 @@ _CONTROL: Mapping[str, tuple[int, bool]] = {
     "second": (25, True),
     "second_shift": (10, True),
     "gate_shift": (7, True),
-    "lane_table": (3, False),
+    "lane_table": (len(GATE_TABLES).bit_length(), False),
     "elements": (15, False),
     "centre": (46, True),
     "low": (17, True),
@@ -249,7 +252,8 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
 
     # First product
     first = zero
-    if features.has(*_NORMS, "softcap", "rotary"):
+    capped = features.sets("capped")
+    if capped or features.has(*_NORMS, "rotary"):
         left, right = x, control.first
         if features.has("rotary"):
             sine = given.sin.assume(-(1 << 16), 1 << 16)
@@ -259,7 +263,7 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
             left, right = mux(control.normed, xs, left), mux(control.normed, given.factor, right)
         first = (left * right).cut()
     shifted = zero
-    if features.has(*_NORMS, "softcap"):
+    if capped or features.has(*_NORMS):
         shift = control.first_shift
         if features.has(*_NORMS):
             shift = mux(control.normed, given.half + 15, shift)
@@ -280,15 +284,15 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
     if features.has("rotary"):
         cosine = mux(given.turning, given.cos, 1 << features.rotary_fraction)
         a, b = mux(control.turned, given.y, a), mux(control.turned, cosine, b)
-    if features.has("relu", "relu2"):
+    if features.sets("rectified"):
         rectified = larger(x, 0)
         a = mux(control.rectified, rectified, a)
         b = mux(control.doubled, rectified, b)
-    if features.has("mul"):
+    if features.sets("paired"):
         b = mux(control.paired, given.y, b)
-    if features.has("sigmoid", "tanh", "softcap"):
+    if features.sets("bare"):
         a = mux(control.bare, g, a)
-    if features.has("gate"):
+    if features.sets("gated"):
         b = mux(control.gated, g, b)
     if features.has("softmax"):
         a, b = mux(control.weighted, g, a), mux(control.weighted, given.value_mantissa, b)
@@ -304,7 +308,7 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
         shift = mux(control.weighted, places, shift)
     y = _shift_saturate(q, shift)
     word, count = y.value, y.saturated
-    if features.has("add", "layer_norm"):
+    if features.sets("added") or features.has("layer_norm"):
         term = mux(control.added, given.y, mux(control.offset, given.sin, 0))
         total = saturate(word.cut() + term)
         word, count = total.value, count + total.saturated
@@ -354,7 +358,7 @@ def _table(given: LaneInputs, control: LaneControl, features: Features, shifted:
     negative, argument, distance = zero, zero, zero
     if features.gate_tables:
         source = x
-        if features.has("softcap"):
+        if features.sets("capped"):
             source = mux(control.capped, shifted, x)
         negative = source < 0
         size = abs(source).cut()

@@ -13,8 +13,8 @@ from intaglio.backend.hw.units.vector.encode import (
 )
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.semantics import ROTARY_FRAC
 
 _LEAST_LATENCIES = {"vector_pipeline": 3, "vector_reduce": 1, "table_lookup": 1, "sample": 1}
 """Operand read, work, write; an accumulator; a file of groups; the token's register."""

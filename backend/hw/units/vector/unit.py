@@ -35,6 +35,7 @@ from intaglio.backend.hw.units.vector.encode import (
     FIELDS,
     FORMAT_CODES,
     GATE_TABLES,
+    LANE_SETTINGS,
     OPERATIONS,
 )
 from intaglio.backend.hw.units.vector.lane import (
@@ -401,25 +402,23 @@ class _Vector:
         chosen = _selected(fields["gate_table"], numbers) if numbers else self.m.constant(0)
         if self.has_softmax:
             chosen = mux(self.softmax, names.index("exp2"), chosen)
-        plain = op("add", "mul", "scale", "gate", "relu", "relu2", "softcap", "rotary")
+        elementwise = {
+            flag: op(*(name for name, flags in LANE_SETTINGS.items() if flag in flags))
+            for flag in sorted(frozenset[str]().union(*LANE_SETTINGS.values()))
+        }
         return {
+            **elementwise,
             "squared": squared,
             "normed": self.norm & final,
             "scaled": (self.softmax | self.quantize) & final,
             "turned": self.rotary,
-            "capped": op("softcap"),
             "weighted": weighted,
-            "gated": op("gate"),
-            "bare": op("sigmoid", "tanh", "softcap"),
-            "odd": op("tanh", "softcap"),
-            "rectified": op("relu", "relu2"),
-            "doubled": op("relu2"),
-            "paired": op("mul"),
-            "added": op("add"),
             "offset": self.layer & fields["offset"] & final,
             "coded": op("quantize_static"),
             "floating": floating,
-            "counted": plain | op("quantize_static") | (self.norm & final),
+            "counted": elementwise["counted"]
+            | op("rotary", "quantize_static")
+            | (self.norm & final),
             "ranged": self.norm | self.quantize,
             "first": fields["first_mantissa"],
             "first_shift": fields["first_shift"],

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from intaglio.dialects import semantics
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import Real, Saturations, Scale
+from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Constants
 from intaglio.runtime.engines import kernels, vector_kernels
 
 LEADS = ((), (1,), (3,), (2, 2))
@@ -159,16 +160,12 @@ def test_elementwise(path: str, seed: int) -> None:
     shape = (*s.lead(), s.width())
     a, b = s.fixed(*shape), s.fixed(*shape)
     frac, into = s.pick(12, 16, 20), s.pick(8, 16, 24)
-    kind = s.pick(*semantics.GATE_KINDS)
-    check("gate", a, kind, frac, s.pick(None, into))
-    check("sigmoid", a, frac, min(into, 20), counted=False)
-    check("tanh", a, frac, min(into, 20), counted=False)
-    check("softcap", a, s.real(), s.real(), frac, into)
-    check("scale", a, s.real(), s.pick(-8, 0, 8))
-    check("mul", a, b, s.pick(-3, 0, 16, 40))
-    check("mul", a, b[..., :1], 16)
-    check("add", a, b)
-    check("add", a, b.reshape(-1, shape[-1])[0])
+    for one in ELEMENTWISE.values():
+        fractions = (frac, s.pick(0, 16))[: one.operands]
+        c = one.constants(fractions, into, dict.fromkeys(("factor", "inverse", "cap"), s.real()))
+        check("elementwise", one, (a, b)[: one.operands], c)
+    for other in (b[..., :1], b.reshape(-1, shape[-1])[0]):
+        check("elementwise", ELEMENTWISE["mul"], (a, other), Constants(second_shift=16))
 
 
 @given(seeds)
@@ -237,8 +234,7 @@ def test_scores(path: str, seed: int) -> None:
 
 def test_empty_and_read_only() -> None:
     empty = np.zeros((2, 0), np.int64)
-    check("add", empty, empty)
-    check("gate", empty, "silu")
+    check("elementwise", ELEMENTWISE["silu"], (empty,), Constants())
     check("requantize", empty, Scale.of(1.0), 0, 0)
     x = np.arange(24).reshape(2, 12)
     x.setflags(write=False)

@@ -1,10 +1,11 @@
-"""Every datapath against `dialects.semantics`, combinational and pipelined, in both simulations."""
+"""Every primitive and every formula in signals: combinational and pipelined, against numpy."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,16 @@ import pytest
 
 from intaglio.backend import circt
 from intaglio.backend.hw.wires import datapaths as hw
+from intaglio.backend.hw.wires.reader import Wires
 from intaglio.backend.hw.wires.signal import Design, Signal, larger, mux, pipelined
-from intaglio.dialects import codes, semantics
+from intaglio.dialects import codes
 from intaglio.dialects import fixed_point as fp
 from intaglio.dialects.errors import UserError
-from intaglio.dialects.fixed_point import Saturations, Scale
+from intaglio.dialects.fixed_point import Real, Saturations, Scale
+from intaglio.dialects.formulas import norms, products, quantise, softmax
+from intaglio.dialects.formulas.arrays import Arrays
+from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Elementwise
+from intaglio.dialects.formulas.reader import ScaleOf
 from intaglio.dialects.tables import TABLES, lookup, table
 from intaglio.runtime.engines.arc import ArcModel
 from intaglio.runtime.engines.running import Model, signed
@@ -251,24 +257,157 @@ def _(s: Saturations, code: Ints) -> Any:
     return (low ^ 128) - 128, low, (code ^ 32768) - 32768, fp8
 
 
-@case(
-    "functions",
-    {"total": UNSIGNED, "x": FIXED, "y": FIXED},
-    lambda total, x, y: (
-        hw.reciprocal_scale(larger(total, 1)),
-        hw.tanh(x, 12, 18),
-        hw.tanh(x),
-        hw.add(x, y),
-    ),
-    depth=8,
-)
-def _(s: Saturations, total: Ints, x: Ints, y: Ints) -> Any:
-    return (
-        *semantics.reciprocal_scale(np.maximum(total, 1)),
-        semantics.tanh(x, 12, 18),
-        semantics.tanh(x),
-        semantics.add(x, y, s),
+# Formulas: one body, read by signals and by numpy.
+
+
+def formula(name: str, inputs: Mapping[str, In], body: Callable[..., Any], depth: int = 5) -> None:
+    """Registers a body: of a reader and values by name, to a tuple of values."""
+
+    def build(**signals: Signal) -> Any:
+        r = Wires(next(iter(signals.values())).module, GROUP)
+        values = tuple(body(r, **signals))
+        return (*values[:-1], hw.Fixed(values[-1], r.saturated))
+
+    def expect(s: Saturations, /, **arrays: Ints) -> Any:
+        return tuple(body(Arrays(s), **arrays))
+
+    CASES[name] = Case(inputs, build, expect, depth)
+
+
+GROUP = 3
+"""Elements of a group."""
+PLACES = {"a": FIXED, "b": FIXED, "c": FIXED}
+
+
+def elements(r: Any, *x: Any) -> Callable[[Any], Any]:
+    """Values as elements of a group."""
+    if isinstance(r, Arrays):
+        return lambda at: np.stack(np.broadcast_arrays(*x), axis=-1)
+    return lambda at: r.lift(x[at])
+
+
+def each(r: Any, element: Callable[[Any], Any]) -> list[Any]:
+    """The elements of a group as values."""
+    if isinstance(r, Arrays):
+        return list(np.moveaxis(element(None), -1, 0))
+    return [element(at) for at in range(GROUP)]
+
+
+def once(r: Any, *values: Any) -> list[Any]:
+    """Values that a group has one of."""
+    return [v[..., 0] for v in values] if isinstance(r, Arrays) else list(values)
+
+
+_REALS = {"factor": Real.of(-43.2), "inverse": Real.of(1 / 30), "cap": Real.of(43.2)}
+
+
+def _elementwise_case(one: Elementwise, fractions: tuple[int, ...], into: int) -> None:
+    c = one.constants(fractions[: one.operands], into, _REALS)
+    inputs = {"x": FIXED, "y": FIXED} if one.operands == 2 else {"x": FIXED}
+    formula(
+        f"{one.name}_{fractions[0]}_{into}",
+        inputs,
+        lambda r, x, y=None: (one.body(r, c, x, x if y is None else y),),
     )
+
+
+for _one in ELEMENTWISE.values():
+    for _fractions, _into in (((16, 16), 16), ((20, 4), 12), ((12, 0), 20)):
+        _elementwise_case(_one, _fractions, _into)
+
+
+def _quantize(r: Any, fmt: str, a: Any, b: Any, c: Any) -> list[Any]:
+    x = elements(r, a, b, c)
+    (m,) = r.sweep(lambda at: (abs(x(at)),), "largest")
+    code, scale = quantise.quantize(r, x, m, 16, quantise.format_values(fmt), fmt == "fp8")
+    return [*once(r, *scale), *each(r, code)]
+
+
+for _fmt in ("int8", "int16", "uint8", "uint16", "fp8", "int4"):
+    _x = FIXED if codes.FORMATS[_fmt].low else UNSIGNED
+    formula(f"quantize_{_fmt}", dict.fromkeys("abc", _x), partial(_quantize, fmt=_fmt), 12)
+
+
+def _static_case(fmt: str, value: float) -> None:
+    inverse, form = Real.of(value), codes.FORMATS[fmt]
+    limits = form.low, form.high, fmt == "fp8"
+    places = inverse.exponent + 16 - 8 * limits[2]
+    formula(
+        f"quantize_static_{fmt}",
+        {"x": FIXED},
+        lambda r, x: (quantise.quantize_static(r, x, inverse.mantissa, places, *limits),),
+    )
+
+
+for _fmt, _value in (("int8", 0.37), ("int16", 800.0), ("fp8", 90000.0)):
+    _static_case(_fmt, _value)
+formula(
+    "requantize",
+    {"y": In(46), "m": MANTISSA, "e": EXPONENT, "bias": FIXED, "residual": FIXED},
+    lambda r, y, m, e, bias, residual: (
+        products.requantize(r, y, ScaleOf(m, e), 7, -7 - 12),
+        products.requantize(r, y, ScaleOf(m, e), 7, 17 - 7 - 16, bias, residual),
+    ),
+    4,
+)
+formula("embed", {"row": In(25)}, lambda r, row: (products.embed(r, row, 8897168, 18 + 9 - 16),))
+formula(
+    "rotate",
+    {"a": FIXED, "b": FIXED, "c": In(16), "s": In(16)},
+    lambda r, **given: products.rotate(r, *given.values(), 14),
+    3,
+)
+
+
+def _norm(r: Any, centred: bool, width: int, eps: float, gamma: Any, **x: Any) -> list[Any]:
+    constants = norms.norm_constants(Real.of(eps), width, 16, centred)
+    parts = elements(r, *x.values())
+    if centred:
+        parts = norms.centred(r, parts, width)
+    element = norms.norm(
+        r, parts, elements(r, *[gamma] * GROUP), norms.NormValues.of(constants, 20)
+    )
+    return each(r, element)
+
+
+for _name, _arguments in {
+    "rms_norm": (False, GROUP, 1e-5),
+    "rms_norm_no_epsilon": (False, GROUP, 0.0),
+    "layer_norm": (True, GROUP, 1e-5),
+}.items():
+    _keys = dict(zip(("centred", "width", "eps"), _arguments, strict=True))
+    formula(_name, {"gamma": In(16), **PLACES}, partial(_norm, **_keys), 14)
+
+
+formula(
+    "score_scale",
+    {"dot": In(42), "q": MANTISSA, "qe": EXPONENT, "k": MANTISSA, "ke": EXPONENT},
+    lambda r, dot, q, qe, k, ke: (softmax.score_scale(r, dot, ScaleOf(q, qe), ScaleOf(k, ke), 3),),
+    7,
+)
+
+
+def _softmax(r: Any, seen: Any, sink: Any, v: Any, e: Any, w: Any, f: Any, **s: Any) -> list[Any]:
+    mantissa, exponent = elements(r, v, w, v), elements(r, e, f, f)
+    mask = elements(r, -seen, -1, -seen)
+    code, scale, total = softmax.softmax(
+        r,
+        elements(r, *s.values()),
+        lambda at: ScaleOf(mantissa(at), exponent(at)),
+        quantise.format_values("uint8"),
+        mask,
+        sink[..., None] if isinstance(r, Arrays) else sink,
+    )
+    return [*each(r, code), *once(r, *scale, total)]
+
+
+_SCALES = {"v": MANTISSA, "e": EXPONENT, "w": In(24, False, 1 << 23), "f": EXPONENT}
+formula("softmax", {"seen": In(1, False), "sink": FIXED, **_SCALES, **PLACES}, _softmax, 20)
+formula(
+    "reciprocal_scale",
+    {"total": In(40, False, 1)},
+    lambda r, total: softmax.reciprocal_scale(r, total, 24),
+)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -280,7 +419,7 @@ def test_equals_semantics_in_arc(name: str) -> None:
 def test_any_depth_gives_the_same() -> None:
     """Fewer registers than cuts, as many, and more."""
     for depth in (0, 1, 2, 9, 17):
-        given = CASES["functions"]
+        given = CASES["quantize_int8"]
         shallow = Case(given.inputs, given.build, given.expect, depth)
         text, values, counts = design_of(shallow)
         check(shallow, ArcModel(text, "top"), values, counts)
@@ -293,7 +432,7 @@ def test_equals_semantics_in_verilator() -> None:
         verilator_root()
     except UserError as error:
         pytest.skip(str(error))
-    some = {name: CASES[name] for name in ("functions", "multiply", "shift_saturate")}
+    some = {name: CASES[name] for name in ("softmax", "layer_norm", "shift_saturate")}
 
     def both(method: str) -> Callable[..., Any]:
         def call(*more: Any, **inputs: Any) -> Any:

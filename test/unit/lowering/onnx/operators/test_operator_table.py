@@ -9,8 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from intaglio.dialects import rom, semantics
+from intaglio.dialects import rom
 from intaglio.dialects.errors import UserErrors
+from intaglio.dialects.formulas import elementwise
 from intaglio.lowering.onnx.importer import import_model
 from intaglio.lowering.onnx.operators.page import page
 from intaglio.lowering.onnx.operators.table import OperatorSupport, supported_operators, table
@@ -550,4 +551,4 @@ def test_the_page_lists_the_table():
 
 
 def test_curves_know_every_activation():
-    assert set(curves.KINDS) == set(semantics.ACTIVATIONS)
+    assert set(curves.KINDS) == set(elementwise.ACTIVATIONS)

@@ -31,6 +31,7 @@ from intaglio.dialects import semantics
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real, Saturations, Scale
 from intaglio.dialects.formula import Formula
+from intaglio.dialects.formulas.elementwise import ACTIVATIONS
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
@@ -486,10 +487,7 @@ def test_rotary(unit: Unit) -> None:
 
 
 @geometries
-@pytest.mark.parametrize(
-    "kind",
-    ["silu", "gelu_tanh", "gelu_erf", "quick_gelu", "relu", "relu2", "sigmoid", "tanh"],
-)
+@pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_activate(unit: Unit, kind: str) -> None:
     for size in (3, 8 * unit.lanes, 5 * unit.lanes + 1):
         for spread in (31, 21, 19):
@@ -503,10 +501,7 @@ def test_activate(unit: Unit, kind: str) -> None:
                 arguments={"kind": kind},
             )
             counter = Saturations()
-            if kind in ("sigmoid", "tanh"):
-                expected = getattr(semantics, kind)(x, frac, into)
-            else:
-                expected = semantics.gate(x, kind, frac, into, counter)
+            expected = semantics.activate(x, kind, frac, into, counter)
             assert np.array_equal(unit.fixed(60, size), expected)
             assert count == counter.count
 

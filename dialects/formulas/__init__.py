@@ -1,0 +1,1 @@
+"""Formulas: each operator's arithmetic once, read by numpy, by LLVM and by wires."""

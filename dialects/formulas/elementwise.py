@@ -1,0 +1,231 @@
+"""The elementwise operators: `ELEMENTWISE` says of each its formula, constants and tables.
+
+Whoever computes, compiles or encodes elementwise operators asks here, so that a new one is a
+formula and an entry. Elements are Fixed with fraction bits of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, NamedTuple, Protocol
+
+from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.formulas.reader import K_co, Reader, V
+from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC
+
+
+class Constants(NamedTuple, Generic[K_co]):
+    """What a formula needs beside its elements; the same fields for all of them, as in hardware.
+
+    Attributes:
+        first, first_shift: of the first product, a mantissa, and what the product is shifted by.
+        second, second_shift: of the second or only one.
+        places: fraction bits of an element beyond those of a table's argument.
+    """
+
+    first: K_co | int = 0
+    first_shift: K_co | int = 0
+    second: K_co | int = 1
+    second_shift: K_co | int = 0
+    places: K_co | int = 0
+
+
+class Body(Protocol):
+    """A formula: of one element (`y` is `x` again), or of two."""
+
+    def __call__(self, r: Reader[V], c: Constants[V | int], x: V, y: V, /) -> V: ...
+
+
+Derive = Callable[[Sequence[int], int, Mapping[str, Real]], Constants[int]]
+"""Constants from the operands' fraction bits, the result's, and the instruction's arguments."""
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """An elementwise operator.
+
+    Attributes:
+        name: the opcode, or the kind of `rom.activate`.
+        body: its formula.
+        constants: how its constants follow from what an instruction says.
+        operands: 1 or 2.
+        table: what the formula looks up.
+        family: formulas that differ in tables and constants only have one.
+    """
+
+    name: str
+    body: Body
+    constants: Derive
+    operands: int = 1
+    table: str | None = None
+    family: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "family", self.family or self.name)
+
+
+# Activation functions
+
+
+def gate(r: Reader[V], c: Constants[V | int], x: V, _: V, /, table: str) -> V:
+    """An activation function: silu, gelu_tanh, gelu_erf or quick_gelu.
+
+    With the kind's table G of 20 fraction bits::
+
+        a = round_shift(|x|, frac - 16)                       32 bits
+        g = G(a); for x < 0: 2**20 - g                        21 bits
+        y = shift_saturate(x * g, 20 + frac - out_frac)       53 -> 32
+
+    The error of a gate is at most ``|x| * 2**-18`` plus half a unit.
+
+    Stands for Sigmoid + Mul, Gelu (both forms and their decompositions), QuickGelu.
+    """
+    g = _both_sides(r, c, x, table)
+    return r.shift_saturate(r.product(x, g), c.second_shift)
+
+
+def relu(r: Reader[V], c: Constants[V | int], x: V, _: V, /) -> V:
+    """``shift_saturate(max(x, 0), frac - out_frac)``; ONNX Relu."""
+    return r.shift_saturate(r.larger(x, 0), c.second_shift)
+
+
+def relu2(r: Reader[V], c: Constants[V | int], x: V, _: V, /) -> V:
+    """``shift_saturate(max(x, 0)**2, 2 * frac - out_frac)``, product 62 bits; Relu + Pow 2."""
+    y = r.larger(x, 0)
+    return r.shift_saturate(r.product(y, y), c.second_shift)
+
+
+def sigmoid(r: Reader[V], c: Constants[V | int], x: V, _: V, /) -> V:
+    """``1 / (1 + exp(-x))``: the gate g of `gate`'s silu, shifted to `out_frac`; ONNX Sigmoid.
+
+    Error at most 2**-18 plus half a unit. Cannot saturate up to 30 fraction bits.
+    """
+    return r.shift_saturate(_both_sides(r, c, x, "sigmoid"), c.second_shift, counted=False)
+
+
+def tanh(r: Reader[V], c: Constants[V | int], x: V, _: V, /) -> V:
+    """``tanh(x)``: table of |x|, negated for negative x, shifted to `out_frac`; ONNX Tanh.
+
+    Error at most 2**-18 plus half a unit. Cannot saturate up to 30 fraction bits.
+    """
+    return r.shift_saturate(_odd(r, c.places, x), c.second_shift, counted=False)
+
+
+def _of_magnitude(r: Reader[V], places: V | int, x: V, table: str) -> V:
+    return r.lookup(table, r.round_shift(r.cut(abs(x)), places))
+
+
+def _both_sides(r: Reader[V], c: Constants[V | int], x: V, table: str) -> V:
+    """A table of |x| with the other side from ``G(-x) = 1 - G(x)``, 20 fraction bits."""
+    g = _of_magnitude(r, c.places, x, table)
+    return r.cut(r.select(x, -g + (1 << GATE_FRAC), g))
+
+
+def _odd(r: Reader[V], places: V | int, x: V) -> V:
+    g = _of_magnitude(r, places, x, "tanh")
+    return r.cut(r.select(x, -g, g))
+
+
+# Products and sums
+
+
+def softcap(r: Reader[V], c: Constants[V | int], x: V, _: V, /) -> V:
+    """``cap * tanh(x * inverse)``: bounds scores or logits smoothly.
+
+    ::
+
+        a = shift_saturate(x * inverse.mantissa, inverse.exponent + frac - 16)     57 -> 32
+        g = tanh(a)                                                        21 bits and sign
+        y = shift_saturate(g * cap.mantissa, 20 + cap.exponent - out_frac) 46 -> 32 bits
+
+    `inverse` is one over the cap; `cap` is the cap (for attention scores times log2(e), as
+    `softmax` wants them). Error at most ``cap * 2**-16`` plus half a unit. Saturations are those of
+    the result. Stands for Div, Tanh, Mul (final logits) and for the softcap attribute of the
+    attention operators.
+    """
+    a = r.cut(r.shift_saturate(r.product(x, c.first), c.first_shift, counted=False))
+    return r.shift_saturate(r.product(_odd(r, 0, a), c.second), c.second_shift)
+
+
+def mul(r: Reader[V], c: Constants[V | int], x: V, y: V, /) -> V:
+    """``shift_saturate(a * b, shift)``: product 63 -> 32 bits; ONNX Mul of two vectors.
+
+    `shift` is the sum of the operands' fraction bits minus the result's.
+    """
+    return r.shift_saturate(r.product(x, y), c.second_shift)
+
+
+def add(r: Reader[V], c: Constants[V | int], x: V, y: V, /) -> V:
+    """``saturate(a + b)``, 33 -> 32 bits; ONNX Add (bias, residual). Fraction bits are equal."""
+    return r.saturate(x + y)
+
+
+def scale(r: Reader[V], c: Constants[V | int], x: V, _: V, /) -> V:
+    """A product with a constant; ONNX Mul by a scalar.
+
+    ``shift_saturate(x * factor.mantissa, factor.exponent + shift)``, product 57 -> 32 bits;
+    `shift` is the fraction bits of `x` minus the result's.
+    """
+    return r.shift_saturate(r.product(x, c.second), c.second_shift)
+
+
+def _shifted(
+    own: int, fractions: Sequence[int], into: int, _: Mapping[str, Real]
+) -> Constants[int]:
+    """Of a product of elements, and of a table's value with `own` fraction bits."""
+    return Constants(second_shift=own + sum(fractions) - into, places=fractions[0] - ARGUMENT_FRAC)
+
+
+def _by_factor(fractions: Sequence[int], into: int, given: Mapping[str, Real]) -> Constants[int]:
+    factor = given["factor"]
+    return Constants(second=factor.mantissa, second_shift=factor.exponent + fractions[0] - into)
+
+
+def _by_cap(fractions: Sequence[int], into: int, given: Mapping[str, Real]) -> Constants[int]:
+    inverse, cap = given["inverse"], given["cap"]
+    return Constants(
+        inverse.mantissa,
+        inverse.exponent + fractions[0] - ARGUMENT_FRAC,
+        cap.mantissa,
+        GATE_FRAC + cap.exponent - into,
+    )
+
+
+def _of_table(fractions: Sequence[int], into: int, _: Mapping[str, Real]) -> Constants[int]:
+    return Constants(second_shift=GATE_FRAC - into, places=fractions[0] - ARGUMENT_FRAC)
+
+
+def _square(fractions: Sequence[int], into: int, _: Mapping[str, Real]) -> Constants[int]:
+    return Constants(second_shift=2 * fractions[0] - into)
+
+
+_GATES = {
+    "silu": "sigmoid",
+    "gelu_tanh": "gelu_tanh",
+    "gelu_erf": "gelu_erf",
+    "quick_gelu": "quick_gelu",
+}
+"""The activation functions ``x * G(x)`` with ``G(-x) = 1 - G(x)``, and the tables of their G."""
+
+_ACTIVATIONS = (
+    *(
+        Elementwise(kind, partial(gate, table=of), partial(_shifted, GATE_FRAC), 1, of, "gate")
+        for kind, of in _GATES.items()
+    ),
+    Elementwise("relu", relu, partial(_shifted, 0)),
+    Elementwise("relu2", relu2, _square),
+    Elementwise("sigmoid", sigmoid, _of_table, table="sigmoid"),
+    Elementwise("tanh", tanh, _of_table, table="tanh"),
+)
+ACTIVATIONS = {one.name: one for one in _ACTIVATIONS}
+"""The kinds of `rom.activate`."""
+
+ELEMENTWISE = ACTIVATIONS | {
+    "add": Elementwise("add", add, lambda fractions, into, given: Constants(), 2),
+    "mul": Elementwise("mul", mul, partial(_shifted, 0), 2),
+    "scale": Elementwise("scale", scale, _by_factor),
+    "softcap": Elementwise("softcap", softcap, _by_cap, table="tanh"),
+}
+"""The elementwise operators by opcode, those of `activate` by kind."""

@@ -1,0 +1,114 @@
+"""Attention between its two products: scores, softmax's numerators, the sum's reciprocal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from intaglio.dialects.fixed_point import FIXED_BITS
+from intaglio.dialects.formulas.products import requantize
+from intaglio.dialects.formulas.quantise import FormatValues, quantize, reciprocal
+from intaglio.dialects.formulas.reader import Groups, P, Reader, ScaleOf, V
+
+SCORE_FRAC = 16
+"""Fraction bits of attention scores."""
+PROBABILITY_FRAC = 24
+"""Fraction bits of softmax's numerators and of their sum."""
+
+_LOWEST = -(1 << (FIXED_BITS - 1))
+_FAR = 1 << 20
+
+
+def score_scale(r: Reader[V], dot: V, query: ScaleOf[V], key: ScaleOf[V], shift: V | int) -> V:
+    """Products of queries and keys as attention scores, Fixed with 16 fraction bits.
+
+    ::
+
+        qs = multiply(q_scale, factor)                               one a head
+        c  = multiply(qs, k_scale)                                   one a score
+        t  = round_shift(dots, shift)                                39 bits
+        s  = shift_saturate(t * c.mantissa, c.exponent - shift - 16) 63 -> 32 bits
+
+    `softmax` takes scores to the base 2, so `factor` is the softmax scale times log2(e). With a
+    soft cap it is the softmax scale alone, and `softcap` follows, which brings log2(e) in. `query`
+    is ``qs``.
+    """
+    more = -r.lift(shift) - SCORE_FRAC
+    return requantize(r, dot, r.multiply(query, key), shift, more)
+
+
+def exp2(r: Reader[V], d: V) -> V:
+    """``2**24 * 2**(-d / 2**16)`` for d >= 0, as `softmax` states it."""
+    d = r.assume(d, 0, (1 << 33) - 1)
+    p = r.cut(r.lookup("exp2", d & 0xFFFF))
+    # Beyond 25 places nothing of 24 bits is left.
+    places = r.smaller(d >> 16, 25)
+    return (p + p + (r.lift(1) << places)) >> (places + 1)
+
+
+def softmax(
+    r: Groups[V, P],
+    score: Callable[[P], V],
+    value: Callable[[P], ScaleOf[V]],
+    form: FormatValues[V | int],
+    seen: Callable[[P], V] | None = None,
+    sink: V | None = None,
+) -> tuple[Callable[[P], V], ScaleOf[V], V]:
+    """Softmax's numerators times the values' scales, quantised, and the sum of the numerators.
+
+    Over the tokens j that the mask lets through (the others have ``p = w = 0``)::
+
+        m = max(s[j], sink)
+        p = round_shift(exp2((m - s[j]) & 0xffff), (m - s[j]) >> 16)      24 bits, 1.0 is 2**24 - 1
+        total = sum(p) (+ the same of the sink)                           24 bits + log2(T + 1)
+        e0 = min exponent of v_scale (of scales that are not 0)
+        w = round_shift(p * v_scale.mantissa, 17 + v_scale.exponent - e0) 31 bits (product 48)
+        codes, scale = quantize(w, frac = 7 + e0), unsigned
+
+    The real numerator times the value's scale is ``w * 2**-(7 + e0)``; dividing by the sum is left
+    to the scale of the result (`reciprocal_scale`). The relative error of `p` is below 2**-21 plus
+    2**-25 of the largest. When nothing is let through all codes, the scale and the total are 0.
+
+    `seen` is -1 for tokens that the mask lets through, else 0. Stands for Softmax inside
+    GroupQueryAttention and its kin.
+    """
+
+    def visible(at: P) -> V:
+        return score(at) if seen is None else r.select(seen(at), score(at), _LOWEST)
+
+    def power(at: P) -> V:
+        # A scale of 0 and a token that is not seen have no say in the common exponent.
+        mantissa, exponent = value(at)
+        used = -mantissa if seen is None else -(mantissa & seen(at))
+        return r.select(used, exponent, _FAR)
+
+    m, e0 = r.sweep(lambda at: (visible(at), power(at)), "largest", "least")
+    if sink is not None:
+        m = r.larger(m, sink)
+
+    def numerator(at: P) -> tuple[V, V, V]:
+        p = exp2(r, m - visible(at))
+        if seen is not None:
+            p = r.assume(p & seen(at), 0, (1 << 24) - 1)
+        # A round_shift by a positive number.
+        places = r.assume(r.smaller(power(at) - e0, 32), 0, 32) + 16
+        w = ((r.product(p, value(at).mantissa) >> places) + 1) >> 1
+        w = r.assume(w, 0, (1 << 31) - 1)
+        return w, p, w
+
+    w, (total, largest) = r.keep(numerator, "sum", "largest")
+    if sink is not None:
+        total = total + exp2(r, m - sink)
+    codes, scale = quantize(r, w, largest, e0 + 7, form, False)
+    return codes, scale, total
+
+
+def reciprocal_scale(r: Reader[V], total: V, frac: V | int) -> ScaleOf[V]:
+    """One over a positive number of `frac` fraction bits, as a scale; relative error below 2**-21.
+
+    ``z = 24 - bit_length(total)``, ``mn = shift_normal(total, z)``, mantissa
+    ``reciprocal(max(mn, 2**23))``, exponent ``47 - frac - z``. The attention's result is
+    ``requantize(weighted_sum(...), multiply(scale, reciprocal_scale(total)), 0, ...)``.
+    """
+    z = r.cut(r.normalise(total))
+    mantissa = reciprocal(r, r.cut(r.shift_normal(total, z)))
+    return ScaleOf(mantissa, -(z + frac) + 47)
