@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from intaglio.dialects import timeline
+from intaglio.dialects.isa.queues import QUEUES
 
 At = tuple[int, int, int]
 """An instruction instance: block, instance, instruction."""
@@ -23,13 +24,13 @@ def clocks(blocks: Sequence[timeline.Block]) -> Iterator[tuple[At, Clock]]:
 
     Of its own queue that is all that was issued before it.
     """
-    finished: list[list[Clock]] = [[] for _ in timeline.QUEUES]
-    nothing: Clock = (0,) * len(timeline.QUEUES)
+    finished: list[list[Clock]] = [[] for _ in QUEUES]
+    nothing: Clock = (0,) * len(QUEUES)
     for block_number, block in enumerate(blocks):
         needs = [
             (
-                timeline.QUEUES.index(issue.queue),
-                [(timeline.QUEUES.index(queue), count) for queue, count in issue.waits.items()],
+                QUEUES.index(issue.queue),
+                [(QUEUES.index(queue), count) for queue, count in issue.waits.items()],
             )
             for issue in block.issues
         ]

@@ -21,6 +21,7 @@ from typing import Literal
 
 from intaglio.dialects import timeline
 from intaglio.dialects.clocks import At, Clock, clocks
+from intaglio.dialects.isa.queues import QUEUES
 
 NO_DOMAIN = "none"
 """The name of the domain without tensors, for an instance with nothing to switch."""
@@ -56,7 +57,7 @@ def first_unpowered(blocks: Sequence[timeline.Block], roles: Mapping[At, Role]) 
     """
     switches: dict[str, list[tuple[int, bool, Clock]]] = {}
     products: list[tuple[At, str, Clock]] = []
-    power, matrix = timeline.QUEUES.index("power"), timeline.QUEUES.index("matrix")
+    power, matrix = QUEUES.index("power"), QUEUES.index("matrix")
     for at, clock in clocks(blocks):
         role = roles.get(at)
         if role is None or role.domain == NO_DOMAIN:

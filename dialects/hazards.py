@@ -18,6 +18,7 @@ from itertools import pairwise
 
 from intaglio.dialects import timeline
 from intaglio.dialects.clocks import At, clocks
+from intaglio.dialects.isa.queues import QUEUES
 
 CACHE_WRITES: Mapping[str, str] = {"append": "cache"}
 """Opcodes that write a cache, with the role of the slot that it is bound to."""
@@ -192,8 +193,8 @@ class _Last:
     """The last instruction of each queue that touched a part, and how it calls the part."""
 
     def __init__(self) -> None:
-        self.number = [0] * len(timeline.QUEUES)
-        self.name = [""] * len(timeline.QUEUES)
+        self.number = [0] * len(QUEUES)
+        self.name = [""] * len(QUEUES)
 
 
 def _first_race(
@@ -206,8 +207,8 @@ def _first_race(
     # Parts of the vector memory have the first numbers, caches those after them.
     count = 1 + max((n for own in parts.values() for n in own), default=-1)
     numbers: dict[str, int] = {f"\0{n}": n for n in range(count)}
-    queues = [[timeline.QUEUES.index(i.queue) for i in block.issues] for block in blocks]
-    issued: list[list[At]] = [[] for _ in timeline.QUEUES]
+    queues = [[QUEUES.index(i.queue) for i in block.issues] for block in blocks]
+    issued: list[list[At]] = [[] for _ in QUEUES]
     read: dict[int, _Last] = {}
     written: dict[int, _Last] = {}
     touched: list[_Touched] = []

@@ -16,6 +16,7 @@ from xdsl.dialects.builtin import (
     DenseArrayBase,
     DictionaryAttr,
     IntegerAttr,
+    IntegerType,
     ModuleOp,
     StringAttr,
     SymbolNameConstraint,
@@ -23,7 +24,7 @@ from xdsl.dialects.builtin import (
     UnitAttr,
     i64,
 )
-from xdsl.ir import Attribute, Block, Dialect, Region
+from xdsl.ir import Attribute, Block, Dialect, Operation, Region
 from xdsl.irdl import (
     AnyAttr,
     IRDLOperation,
@@ -38,11 +39,18 @@ from xdsl.irdl import (
 from xdsl.traits import HasParent, IsolatedFromAbove, NoTerminator, SymbolOpInterface, SymbolTable
 from xdsl.utils.exceptions import VerifyException
 
-from intaglio.dialects import formula, gating, hazards, stated_cycles, timeline
+from intaglio.dialects import formula, gating, hazards, rom, stated_cycles, timeline
 from intaglio.dialects.clocks import At
 from intaglio.dialects.fabric import DomainOp, MachineOp
 from intaglio.dialects.formula import Formula
-from intaglio.dialects.opcodes import OPCODES
+from intaglio.dialects.gating import NO_DOMAIN
+from intaglio.dialects.isa import values
+from intaglio.dialects.isa.arguments import Plain
+from intaglio.dialects.isa.check import Misfit, check_kinds
+from intaglio.dialects.isa.instruction import Instruction
+from intaglio.dialects.isa.parts import Store
+from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.registry import instruction_of
 from intaglio.dialects.rom import Nodes
 
 
@@ -81,16 +89,16 @@ class BufferOp(IRDLOperation):
 
 @irdl_op_definition
 class InstructionOp(IRDLOperation):
-    """One instruction of a queue.
+    """One instruction of a queue, as `dialects/isa` declares it.
 
     `reads` and `writes` name buffers, `uses` slots of the block (engraved tensors and caches by
-    role). `start` and `finish` hold, instance after instance, the cycles at the program's stated
-    positions.
+    role), `arguments` are constants. `start` and `finish` hold, instance after instance, the cycles
+    at the program's stated positions.
 
     Example:
     ```
     program.instruction "matvec" on "matrix" reads [@xq] writes [@y] uses {weights = @q_proj}
-        waits {vector = 2 : i64} takes "57" {onnx = [["MatMul"]]}
+        waits {vector = 2 : i64} takes "57" {arguments = {pre_shift = 3 : i64}, onnx = [["MatMul"]]}
     ```
     """
 
@@ -149,23 +157,42 @@ class InstructionOp(IRDLOperation):
         }
         return timeline.Issue(self.queue.data, waits, formula.parse(self.duration.data))
 
+    @property
+    def does(self) -> Instruction[str]:
+        """The instruction, by the names of buffers and slots.
+
+        Raises:
+            Misfit: it is not as it is declared.
+        """
+        arguments = {} if self.arguments is None else self.arguments.data
+        return instruction_of(
+            self.opcode.data,
+            self.queue.data,
+            _roots(self.reads),
+            _roots(self.writes),
+            _symbols(self.uses),
+            {name: plain_argument(value) for name, value in arguments.items()},
+        )
+
     def verify_(self) -> None:
-        """Opcode, queue, waits and duration make sense; buffers are declared."""
-        opcode, queue = self.opcode.data, self.queue.data
-        if opcode not in OPCODES:
-            raise VerifyException(f"unknown opcode '{opcode}', known are {', '.join(OPCODES)}")
-        if queue not in OPCODES[opcode]:
-            raise VerifyException(f"'{opcode}' cannot stand in queue '{queue}'")
+        """It is as its instruction is declared; waits and duration make sense; names lead on."""
+        opcode = self.opcode.data
+        for role, slot in self.uses.data.items():
+            if not isinstance(slot, SymbolRefAttr):
+                raise VerifyException(f"'{role}' of '{opcode}' names no slot")
+        block = self.parent_op()
+        try:
+            _ = self.does
+        except Misfit as error:
+            place = f"{_place(self, block)}: " if isinstance(block, BlockOp) else ""
+            raise VerifyException(f"{place}{error}") from error
         try:
             formula.parse(self.duration.data)
         except ValueError as error:
             raise VerifyException(str(error)) from error
         for name in self.waits.data:
-            if name not in timeline.QUEUES:
-                raise VerifyException(
-                    f"unknown queue '{name}', known are {', '.join(timeline.QUEUES)}"
-                )
-        block = self.parent_op()
+            if name not in QUEUES:
+                raise VerifyException(f"unknown queue '{name}', known are {', '.join(QUEUES)}")
         program = block.parent_op() if block is not None else None
         if isinstance(block, BlockOp) and isinstance(program, ProgramOp):
             buffers = {b.sym_name.data for b in program.buffers}
@@ -173,14 +200,26 @@ class InstructionOp(IRDLOperation):
                 if used.root_reference.data not in buffers:
                     raise VerifyException(f"no buffer @{used.root_reference.data} is declared")
             slots = {slot for instance in block.instances for slot in instance.data}
-            for role, slot in self.uses.data.items():
-                if not isinstance(slot, SymbolRefAttr):
-                    raise VerifyException(f"'{role}' of '{opcode}' names no slot")
-                if slot.root_reference.data not in slots:
+            for slot in _symbols(self.uses).values():
+                if slot not in slots:
                     raise VerifyException(
-                        f"no instance of @{block.sym_name.data} binds slot "
-                        f"@{slot.root_reference.data}"
+                        f"no instance of @{block.sym_name.data} binds slot @{slot}"
                     )
+
+
+def plain_argument(attribute: Attribute) -> Plain | Attribute:
+    """An argument as in program.json; what has no such form as it is."""
+    match attribute:
+        case IntegerAttr():
+            return attribute.value.data
+        case StringAttr():
+            return attribute.data
+        case UnitAttr():
+            return True
+        case rom.RealAttr():
+            return [attribute.mantissa.data, attribute.exponent.data]
+        case _:
+            return attribute
 
 
 @irdl_op_definition
@@ -249,7 +288,7 @@ class BlockOp(IRDLOperation):
         for instance in self.instances:
             if set(instance.data) != slots:
                 raise VerifyException(f"instances of @{self.sym_name.data} bind different slots")
-        issued = dict.fromkeys(timeline.QUEUES, 0)
+        issued = dict.fromkeys(QUEUES, 0)
         for instruction in self.instructions:
             for queue, count in instruction.waits.data.items():
                 if not isinstance(count, IntegerAttr) or count.value.data < 0:
@@ -318,8 +357,9 @@ class ProgramOp(IRDLOperation):
     def verify_(self) -> None:
         """Logits and token are buffers, and what the instructions say together holds.
 
-        Waits order what touches the same bytes or the same cache (`hazards`), every product finds
-        its ROM awake (`gating`), stated cycles follow from durations and waits.
+        Instructions read, write and use what they are declared for (`isa`), waits order what
+        touches the same bytes or the same cache (`hazards`), every product finds its ROM awake
+        (`gating`), stated cycles follow from durations and waits.
         """
         names = {buffer.sym_name.data for buffer in self.buffers}
         for used in (self.logits, self.token):
@@ -328,6 +368,7 @@ class ProgramOp(IRDLOperation):
         module = self.parent_op()
         around = list(module.ops) if isinstance(module, ModuleOp) else []
         whole = _Whole(list(self.blocks))
+        whole.check_kinds(self.buffers, around)
         machine = next((op.machine for op in around if isinstance(op, MachineOp)), None)
         whole.check_order(self.buffers, shared=machine is not None and bool(machine.shared_arrays))
         whole.check_power(
@@ -361,6 +402,22 @@ class _Whole:
             f"'{one.opcode.data}' number {number} of instance {instance} of "
             f"@{self.blocks[block].sym_name.data} (queue {one.queue.data})"
         )
+
+    def check_kinds(self, buffers: Iterable[BufferOp], around: Iterable[Operation]) -> None:
+        """Instructions take the kinds of values and buffers that they name.
+
+        Args:
+            buffers: of the program.
+            around: the operations of its module.
+        """
+        kinds = {one.sym_name.data: _KINDS.get(type(one.type)) for one in buffers}
+        stores = _stores(around)
+        for block, own, instances in zip(self.blocks, self.instructions, self.slots, strict=True):
+            for one in own:
+                try:
+                    check_kinds(one.does, kinds, instances, stores)
+                except Misfit as error:
+                    raise VerifyException(f"{_place(one, block)}: {error}") from error
 
     def check_order(self, buffers: Iterable[BufferOp], shared: bool) -> None:
         """Waits order reads and writes; `shared` says that tiles and H-Units share adders."""
@@ -422,6 +479,39 @@ class _Whole:
                 f"{self.name(found.at)} states {found.what} {found.stated} at position "
                 f"{found.position}; its duration and waits make it {found.follows}"
             )
+
+
+_KINDS: dict[type[Attribute], type[values.Value]] = {
+    rom.FixedType: values.Fixed,
+    rom.QuantizedType: values.Quantized,
+    rom.ScoresType: values.Scores,
+    rom.ProbabilitiesType: values.Probabilities,
+    IntegerType: values.Token,
+}
+"""What the types of buffers stand for."""
+
+
+def _stores(around: Iterable[Operation]) -> dict[str, Store]:
+    """What instructions can use, by name."""
+    found: dict[str, Store] = {}
+    for op in around:
+        match op:
+            case rom.ParameterOp(type=rom.ROMTensorType() | rom.AdapterType() as type_):
+                in_rom = isinstance(type_, rom.ROMTensorType)
+                found[op.sym_name.data] = Store.of_tensor(in_rom, type_.code.data, type_.dims)
+            case rom.CacheOp(type=rom.KVType(static=static)):
+                found[op.sym_name.data] = Store.STATIC_CACHE if static.data else Store.CACHE
+            case DomainOp():
+                found[op.sym_name.data] = found[NO_DOMAIN] = Store.DOMAIN
+            case _:
+                pass
+    return found
+
+
+def _place(one: InstructionOp, block: BlockOp) -> str:
+    """Which instruction of a block it is, as messages name it."""
+    number = next(n for n, other in enumerate(block.instructions) if other is one)
+    return f"instruction {number} of @{block.sym_name.data}"
 
 
 def _roots(symbols: Iterable[SymbolRefAttr]) -> list[str]:

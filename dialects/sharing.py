@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from intaglio.dialects import timeline
 from intaglio.dialects.clocks import clocks
 from intaglio.dialects.hazards import Access
+from intaglio.dialects.isa.queues import QUEUES
 
 
 def kept_apart(
@@ -33,8 +34,8 @@ def kept_apart(
         ]
         for block in accesses
     ]
-    queues = [[timeline.QUEUES.index(i.queue) for i in block.issues] for block in blocks]
-    nothing = [0] * len(timeline.QUEUES)
+    queues = [[QUEUES.index(i.queue) for i in block.issues] for block in blocks]
+    nothing = [0] * len(QUEUES)
     issued = list(nothing)
     read = {name: list(nothing) for name in names}
     written = {name: list(nothing) for name in names}

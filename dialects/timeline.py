@@ -18,9 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.dialects.formula import Formula
-
-QUEUES: tuple[str, ...] = ("matrix", "attention", "vector", "kv", "power")
-"""The classes of unit; each has one in-order queue."""
+from intaglio.dialects.isa.queues import QUEUES
 
 
 @dataclass(frozen=True)

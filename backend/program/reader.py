@@ -25,26 +25,24 @@ from intaglio.backend.program.types import (
 )
 from intaglio.dialects import formula, timeline
 from intaglio.dialects.codes import DENSE_BITS, FORMATS, SLOT_BITS, WEIGHT_BITS
+from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.gating import NO_DOMAIN
+from intaglio.dialects.isa.check import Misfit, check_kinds
+from intaglio.dialects.isa.parts import Store
+from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.registry import instruction_of
+from intaglio.dialects.isa.values import KINDS, Value, read_value
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.opcodes import OPCODES
 from intaglio.dialects.tiling import Piece
 
 PROGRAM = "program.json"
 _LONGEST = 10_000
 """Characters of a duration."""
-_TYPES: dict[str, tuple[str, ...]] = {
-    "fixed": ("size", "fraction"),
-    "quantized": ("groups", "width", "format"),
-    "scores": ("heads", "fraction"),
-    "probabilities": ("heads", "format"),
-    "token": (),
-}
-"""Kinds of values in the vector memory, and what is said of each."""
 _CODES = tuple({**WEIGHT_BITS, **SLOT_BITS, **DENSE_BITS})
-_STORES = ("rom.tensor", "rom.adapter")
+_IN_ROM = "rom.tensor"
+_STORES = (_IN_ROM, "rom.adapter")
 
 
 def read_program(content: JSONFile, folder: Path) -> Program:
@@ -78,8 +76,16 @@ def read_program(content: JSONFile, folder: Path) -> Program:
     }
     found = content.get("residents")
     # A switch of nothing: where the next block has no domain.
-    switched = {**domains, NO_DOMAIN: []} if domains else {}
-    used = _Used(buffers, {**parameters, **caches}, switched)
+    switched = [*domains, NO_DOMAIN] if domains else []
+    stores = {
+        **dict.fromkeys(switched, Store.DOMAIN),
+        **{name: _store(one) for name, one in parameters.items()},
+        **{
+            name: Store.CACHE if one.static_scale is None else Store.STATIC_CACHE
+            for name, one in caches.items()
+        },
+    }
+    used = _Used({name: KINDS[one.type["kind"]] for name, one in buffers.items()}, stores)
     return Program(
         machine=machine,
         name=content["name"].text(),
@@ -154,6 +160,10 @@ def _parameter(name: str, content: JSONFile, folder: Path) -> Parameter:
     )
 
 
+def _store(parameter: Parameter) -> Store:
+    return Store.of_tensor(parameter.store == _IN_ROM, parameter.code, parameter.dims)
+
+
 def _part(content: JSONFile | None, folder: Path) -> Part | None:
     if content is None:
         return None
@@ -191,6 +201,8 @@ def _cache(name: str, content: JSONFile) -> Cache:
         *("capacity", "heads", "width", "format", "address", "static_scale", "static_inverse")
     )
     scale, inverse = content.get("static_scale"), content.get("static_inverse")
+    if (scale is None) != (inverse is None):
+        raise content.error("has a static scale or its inverse, and not both")
     return Cache(
         name,
         content["capacity"].count(1),
@@ -214,15 +226,7 @@ def _buffer(name: str, content: JSONFile, machine: Machine) -> Buffer:
     if address + size > machine.vector_sram_bytes:
         end, whole = address + size, machine.vector_sram_bytes
         raise content.error(f"ends at byte {end}, the vector memory has {whole}")
-    about = content["type"]
-    kind = about["kind"].text(*_TYPES)
-    about.only("kind", *_TYPES[kind])
-    for key in _TYPES[kind]:
-        if key == "format":
-            about[key].text(*FORMATS)
-        else:
-            about[key].count(0 if key == "fraction" else 1)
-    return Buffer(name, address, size, about.value)
+    return Buffer(name, address, size, read_value(content["type"]).plain)
 
 
 def _site(name: str, content: JSONFile, parameters: Mapping[str, Parameter]) -> Site:
@@ -248,21 +252,19 @@ def _site(name: str, content: JSONFile, parameters: Mapping[str, Parameter]) -> 
 
 @dataclass(frozen=True)
 class _Used:
-    """What instructions name: buffers, tensors (parameters and caches), power domains."""
+    """What instructions name: buffers; tensors, caches and power domains, each of its kind."""
 
-    buffers: Mapping[str, Buffer]
-    tensors: Mapping[str, Any]
-    domains: Mapping[str, Any]
+    kinds: Mapping[str, type[Value]]
+    stores: Mapping[str, Store]
 
 
 def _block(content: JSONFile, used: _Used) -> Block:
     content.only("name", "sampled", "instances", "instructions")
-    known = {**used.tensors, **used.domains}
     instances = [
-        {slot: _named(to, known, "tensor or power domain") for slot, to in one.items()}
+        {slot: _named(to, used.stores, "tensor or power domain") for slot, to in one.items()}
         for one in content["instances"].list()
     ]
-    issued = dict.fromkeys(timeline.QUEUES, 0)
+    issued = dict.fromkeys(QUEUES, 0)
     instructions: list[Instruction] = []
     for one in content["instructions"].list():
         instructions.append(_instruction(one, used, instances, issued))
@@ -280,50 +282,48 @@ def _instruction(
         *("opcode", "queue", "reads", "writes", "uses", "waits", "duration", "arguments"),
         *("onnx", "start", "finish"),
     )
-    opcode = content["opcode"].text(*OPCODES)
-    queue = content["queue"].text(*OPCODES[opcode])
-    uses = content["uses"]
-    for key, slot in uses.items():
-        name = slot.text()
-        known = used.domains if key == "domain" else used.tensors
-        for instance in instances:
-            if name not in instance:
-                raise slot.error(f"is '{name}', which not every instance of the block has")
-            if (to := instance[name]) not in known:
-                kind = "power domain" if key == "domain" else "tensor"
-                raise slot.error(
-                    f"is '{name}', which stands for '{to}' once, and that is no {kind}"
-                )
+    opcode, queue = content["opcode"].text(), content["queue"].text()
+    reads, writes = (
+        [_named(one, used.kinds, "buffer") for one in content[key].list()]
+        for key in ("reads", "writes")
+    )
+    uses = {role: slot.text() for role, slot in content["uses"].items()}
+    for role, slot in uses.items():
+        if not all(slot in instance for instance in instances):
+            raise content["uses"][role].error(
+                f"is '{slot}', which not every instance of the block has"
+            )
+    arguments = {name: one.value for name, one in content["arguments"].items()}
+    onnx = [one.texts() for one in content["onnx"].list()]
+    try:
+        does = instruction_of(opcode, queue, reads, writes, uses, arguments)
+        check_kinds(does, used.kinds, instances, used.stores)
+    except Misfit as error:
+        raise UserError(
+            f"{content.place}: {error}",
+            file=content.file,
+            node=next((name for names in onnx for name in names), None),
+            hint=content.hint,
+        ) from error
     waits = content["waits"]
     for name, one in waits.items():
-        if name not in timeline.QUEUES:
+        if name not in QUEUES:
             raise waits.error(f"has the unknown queue '{name}'")
         one.integer(0, issued[name])
-    for argument in content["arguments"].values():
-        _argument(argument)
     return Instruction(
         opcode=opcode,
         queue=queue,
-        reads=tuple(_named(one, used.buffers, "buffer") for one in content["reads"].list()),
-        writes=tuple(_named(one, used.buffers, "buffer") for one in content["writes"].list()),
-        uses=uses.value,
-        arguments=content["arguments"].value,
-        onnx=[one.texts() for one in content["onnx"].list()],
+        reads=tuple(reads),
+        writes=tuple(writes),
+        uses=uses,
+        arguments=arguments,
+        onnx=onnx,
         issue=timeline.Issue(
             queue, waits.value, content["duration"].read_as(_duration, "duration")
         ),
         start=content["start"].counts(),
         finish=content["finish"].counts(),
     )
-
-
-def _argument(content: JSONFile) -> None:
-    """An integer, a text, a truth, or a list of such."""
-    if isinstance(content.value, list):
-        for one in content.list():
-            _argument(one)
-    elif not isinstance(content.value, str | bool):
-        content.integer()
 
 
 def _duration(content: JSONFile) -> formula.Formula:

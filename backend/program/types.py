@@ -11,6 +11,8 @@ from intaglio.dialects import gating, timeline
 from intaglio.dialects.clocks import At
 from intaglio.dialects.codes import SLOT_BITS
 from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.isa import instruction as isa
+from intaglio.dialects.isa.registry import instruction_of
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import Piece
 
@@ -120,7 +122,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Instruction:
-    """An instruction; `onnx`, `start` and `finish` have an entry for each instance."""
+    """What it does; `onnx`, `start` and `finish` have an entry for each instance."""
 
     opcode: str
     queue: str
@@ -132,6 +134,13 @@ class Instruction:
     issue: timeline.Issue
     start: Sequence[int]
     finish: Sequence[int]
+
+    @property
+    def does(self) -> isa.Instruction[str]:
+        """What it does, by the names of buffers and slots."""
+        return instruction_of(
+            self.opcode, self.queue, self.reads, self.writes, self.uses, self.arguments
+        )
 
 
 @dataclass(frozen=True)

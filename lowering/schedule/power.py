@@ -17,6 +17,7 @@ from xdsl.dialects.builtin import ArrayAttr, ModuleOp
 from intaglio.dialects import rom, timeline
 from intaglio.dialects.fabric import DomainOp
 from intaglio.dialects.gating import NO_DOMAIN
+from intaglio.dialects.isa.queues import QUEUES
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.schedule import durations
 from intaglio.lowering.schedule.draft import Draft, DraftBlock
@@ -227,7 +228,7 @@ def _anchors(
         )
         latest = needed - machine.power_wake - 2 * machine.issue
         anchors[number] = None
-        counts = dict.fromkeys(timeline.QUEUES, 0)
+        counts = dict.fromkeys(QUEUES, 0)
         best = -1
         for span in mine:
             if span.instance:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 
-from intaglio.dialects import timeline
 from intaglio.dialects.hazards import ADDERS
+from intaglio.dialects.isa.queues import QUEUES
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule.draft import Draft, DraftBlock
@@ -22,7 +22,7 @@ def waits(
     result: list[list[dict[str, int]]] = []
     for number, block in enumerate(blocks):
         earlier = [(d, other) for other in blocks[:number] for d in other.drafts]
-        counts = dict.fromkeys(timeline.QUEUES, 0)
+        counts = dict.fromkeys(QUEUES, 0)
         seen: list[tuple[Draft, int]] = []
         needs: list[dict[str, int]] = []
         for draft in block.drafts:
@@ -51,7 +51,7 @@ def waits(
             counts[draft.queue] += 1
             seen.append((draft, counts[draft.queue]))
             need |= draft.also_waits
-            needs.append({queue: need[queue] for queue in timeline.QUEUES if queue in need})
+            needs.append({queue: need[queue] for queue in QUEUES if queue in need})
         result.append(needs)
     return result
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from intaglio.backend.program.program import Program, load_program
 from intaglio.dialects import timeline
+from intaglio.dialects.isa.queues import QUEUES
 from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
 from intaglio.runtime.reports.inspect import check_positions
 from intaglio.runtime.reports.power import on_times
@@ -60,7 +61,7 @@ def _events(program: Program, mapping: Mapping[str, Any], position: int) -> Iter
     critical = {(span.block, span.instance, span.instruction) for span in path}
     yield _name("process_name", UNITS, 0, f"{program.machine.name}, position {position}")
     used = {one.queue for block in program.blocks for one in block.instructions}
-    threads = {queue: i for i, queue in enumerate(timeline.QUEUES, 1) if queue in used}
+    threads = {queue: i for i, queue in enumerate(QUEUES, 1) if queue in used}
     yield from _blocks(program, position)
     for queue, thread in threads.items():
         yield _name("thread_name", UNITS, thread, f"{queue} queue")

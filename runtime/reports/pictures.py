@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from intaglio.backend.program.program import Program
-from intaglio.dialects import timeline
+from intaglio.dialects.isa.queues import QUEUES
 from intaglio.runtime.reports.colours import (
     ISSUE,
     Fill,
@@ -113,7 +113,7 @@ def cycle_pictures(positions: Sequence[Mapping[str, Any]]) -> list[str]:
     for one in positions:
         path = one["critical_path"]
         rows.append((one, {**path["by_queue"], "issue": path["issue_cycles"]}))
-    order = [queue for queue in (*timeline.QUEUES, "issue") if any(queue in r for _, r in rows)]
+    order = [queue for queue in (*QUEUES, "issue") if any(queue in r for _, r in rows)]
     fills = {name: ISSUE if name == "issue" else queue_fill(name) for name in order}
     bars = [
         Bar(
@@ -132,7 +132,7 @@ def token_pictures(program: Program, position: int) -> list[str]:
     """Blocks of the whole token, then its instructions; of many layers one stands for all."""
     boxes, period = _boxes(program, position)
     blocks = extents(program, position)
-    used = [queue for queue in timeline.QUEUES if boxes[queue]]
+    used = [queue for queue in QUEUES if boxes[queue]]
     busy = {q: sum(box.finish - box.start for box in boxes[q]) / period for q in used}
     rows = [Lane(queue, boxes[queue], f"{busy[queue]:.1%} busy") for queue in used]
     overview = f"Blocks of one token at position {position}, in cycles"
@@ -175,7 +175,7 @@ def token_pictures(program: Program, position: int) -> list[str]:
 def token_picture(program: Program, position: int) -> Drawn:
     """One token by queue, and what its fills stand for: all of it, or one layer of many."""
     boxes, period = _boxes(program, position)
-    used = [queue for queue in timeline.QUEUES if boxes[queue]]
+    used = [queue for queue in QUEUES if boxes[queue]]
     rows = [Lane(queue, boxes[queue]) for queue in used]
     windows = [Window(0, period)]
     if any(len(block.instances) > MANY for block in program.blocks):
@@ -202,7 +202,7 @@ def _boxes(program: Program, position: int) -> tuple[dict[str, list[Box]], int]:
     """Instructions by queue, and the period."""
     path = critical_path(program, position)
     critical = {(span.block, span.instance, span.instruction) for span in path}
-    found: dict[str, list[Box]] = {queue: [] for queue in timeline.QUEUES}
+    found: dict[str, list[Box]] = {queue: [] for queue in QUEUES}
     period = 0
     for span, number in spans(program, [position]):
         block = program.blocks[number]

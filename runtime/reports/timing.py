@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from intaglio.backend.program.program import Program
 from intaglio.dialects import timeline
+from intaglio.dialects.isa.queues import QUEUES
 from intaglio.dialects.timeline import Span
 
 Cycles = npt.NDArray[np.int64]
@@ -161,7 +162,7 @@ def steps(
 ) -> list[Step]:
     """Every instruction instance of a token, in program order, with what it waits for."""
     found: list[Step] = []
-    done: dict[str, list[int]] = {queue: [] for queue in timeline.QUEUES}
+    done: dict[str, list[int]] = {queue: [] for queue in QUEUES}
     base: dict[str, int] = {}
     for number, (span, block) in enumerate(spans(program, [position], sampled, ranks)):
         if span.instruction == 0:

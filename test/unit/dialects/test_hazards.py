@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from intaglio.dialects.clocks import At
 from intaglio.dialects.formula import constant
 from intaglio.dialects.hazards import Access, Race, first_race
-from intaglio.dialects.timeline import QUEUES, Block, Issue, simulate
+from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.timeline import Block, Issue, simulate
 
 BUFFERS = {"a": (0, 8), "a1": (0, 4), "a2": (4, 8), "b": (8, 12), "over": (6, 10)}
 """A value with two parts, another, and one that lies over both."""

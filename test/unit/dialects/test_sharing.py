@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from intaglio.dialects.formula import constant
 from intaglio.dialects.hazards import Access, first_race
+from intaglio.dialects.isa.queues import QUEUES
 from intaglio.dialects.sharing import kept_apart, rows_for
-from intaglio.dialects.timeline import QUEUES, Block, Issue
+from intaglio.dialects.timeline import Block, Issue
 
 NAMES = ("a", "b", "c", "d")
 APART = {name: (100 * n, 100 * n + 10) for n, name in enumerate(NAMES)}

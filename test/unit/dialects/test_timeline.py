@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intaglio.dialects.formula import RANK, TOKENS, constant
-from intaglio.dialects.timeline import QUEUES, Block, Issue, simulate
+from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.timeline import Block, Issue, simulate
 
 
 @dataclass

@@ -1,9 +1,9 @@
 // RUN: xdsl-opt %s --split-input-file --parsing-diagnostics --verify-diagnostics | filecheck %s
 
 program.program @p positions [0] logits @y token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
 }
 // CHECK: no buffer @y is declared
@@ -11,9 +11,9 @@ program.program @p positions [0] logits @y token @x {
 // -----
 
 program.program @p positions [0] logits @x token @z {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
 }
 // CHECK: no buffer @z is declared
@@ -21,9 +21,9 @@ program.program @p positions [0] logits @x token @z {
 // -----
 
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [] {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
 }
 // CHECK: a block has at least one instance
@@ -31,9 +31,9 @@ program.program @p positions [0] logits @x token @x {
 // -----
 
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}, {v = @w}] {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
 }
 // CHECK: instances of @b bind different slots
@@ -41,9 +41,9 @@ program.program @p positions [0] logits @x token @x {
 // -----
 
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
-    program.instruction "multiply" on "matrix" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
+    program.instruction "multiply" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
 }
 // CHECK: unknown opcode 'multiply', known are embed, matvec,
@@ -51,19 +51,19 @@ program.program @p positions [0] logits @x token @x {
 // -----
 
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
-    program.instruction "matvec" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
+    program.instruction "copy" on "matrix" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
 }
-// CHECK: 'matvec' cannot stand in queue 'vector'
+// CHECK: 'copy' cannot stand in queue 'matrix'
 
 // -----
 
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {} waits {} takes "tokens - 1" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "tokens - 1" {onnx = [["n"]]}
   }
 }
 // CHECK: not a formula: 'tokens - 1'
@@ -71,9 +71,9 @@ program.program @p positions [0] logits @x token @x {
 // -----
 
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {} waits {} takes "2 *" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "2 *" {onnx = [["n"]]}
   }
 }
 // CHECK: not a formula: '2 *'
@@ -81,9 +81,9 @@ program.program @p positions [0] logits @x token @x {
 // -----
 
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {} waits {} takes "seconds" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "seconds" {onnx = [["n"]]}
   }
 }
 // CHECK: not a formula: 'seconds'
@@ -91,9 +91,9 @@ program.program @p positions [0] logits @x token @x {
 // -----
 
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {} waits {tile = 1 : i64} takes "1" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {tile = 1 : i64} takes "1" {onnx = [["n"]]}
   }
 }
 // CHECK: unknown queue 'tile', known are matrix, attention, vector, kv, power
@@ -101,9 +101,9 @@ program.program @p positions [0] logits @x token @x {
 // -----
 
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {} waits {vector = "all"} takes "1" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {vector = "all"} takes "1" {onnx = [["n"]]}
   }
 }
 // CHECK: a wait for queue 'vector' is a count, not "all"
@@ -111,9 +111,9 @@ program.program @p positions [0] logits @x token @x {
 // -----
 
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {} waits {vector = -1 : i64} takes "1" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {vector = -1 : i64} takes "1" {onnx = [["n"]]}
   }
 }
 // CHECK: a wait for queue 'vector' is a count, not -1 : i64
@@ -121,30 +121,20 @@ program.program @p positions [0] logits @x token @x {
 // -----
 
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {} waits {vector = 1 : i64} takes "1" {onnx = [["n"]]}
-    program.instruction "add" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {vector = 1 : i64} takes "1" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
 }
-// CHECK: 'matvec' waits for 1 instructions of queue 'vector', 0 are issued before it
+// CHECK: 'copy' waits for 1 instructions of queue 'vector', 0 are issued before it
 
 // -----
 
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
-    program.instruction "matvec" on "matrix" reads [@u] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
-  }
-}
-// CHECK: no buffer @u is declared
-
-// -----
-
-program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
-  program.block @b instances [{w = @w}] {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@u] uses {} waits {} takes "1" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@u] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
 }
 // CHECK: no buffer @u is declared
@@ -152,9 +142,19 @@ program.program @p positions [0] logits @x token @x {
 // -----
 
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {weights = @v} waits {} takes "1" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@u] uses {} waits {} takes "1" {onnx = [["n"]]}
+  }
+}
+// CHECK: no buffer @u is declared
+
+// -----
+
+program.program @p positions [0] logits @x token @x {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.block @b instances [{w = @w}] {
+    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {weights = @v} waits {} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
   }
 }
 // CHECK: no instance of @b binds slot @v
@@ -162,7 +162,7 @@ program.program @p positions [0] logits @x token @x {
 // -----
 
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
     program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {weights = 3 : i64} waits {} takes "1" {onnx = [["n"]]}
   }
@@ -172,13 +172,13 @@ program.program @p positions [0] logits @x token @x {
 // -----
 
 program.block @b instances [{}] {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
 }
 // CHECK: 'program.block' expects parent op 'program.program'
 
 // -----
 
-program.buffer @x at 0 size 4 : i32
+program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
 // CHECK: 'program.buffer' expects parent op 'program.program'
 
 // -----
@@ -191,10 +191,231 @@ program.instruction "add" on "vector" reads [] writes [] uses {} waits {} takes 
 rom.parameter @w : !rom.tensor<[4, 4], ternary> {key = "w"}
 fabric.domain @power0 [@w]
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
   program.block @b instances [{power = @power0, w = @w}] {
     program.instruction "wake" on "power" reads [] writes [] uses {domain = @power} waits {} takes "9" {onnx = [["n"]]}
-    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {weights = @w} waits {} takes "1" {onnx = [["n"]]}
+    program.instruction "matvec" on "matrix" reads [@q] writes [@x] uses {weights = @w} waits {} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
   }
 }
 // CHECK: 'matvec' number 1 of instance 0 of @b (queue matrix) may find power domain @power0 off: it does not wait for a wake of it
+
+// -----
+
+// As an instruction is declared (dialects/isa): values by number and kind, roles, arguments.
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @t at 8 size 4 : i32
+  program.block @b instances [{w = @w}] {
+    program.instruction "matvec" on "matrix" reads [] writes [] uses {} waits {} takes "1" {onnx = [["n"]]}
+  }
+}
+// CHECK: instruction 0 of @b: 'matvec' reads 1 or 2 values (input, residual), not 0
+
+// -----
+
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @t at 8 size 4 : i32
+  program.block @b instances [{w = @w}] {
+    program.instruction "softcap" on "vector" reads [@t, @t, @t] writes [@x] uses {banana = @w} waits {} takes "1" {arguments = {pear = 3 : i64}, onnx = [["n"]]}
+  }
+}
+// CHECK: instruction 0 of @b: 'softcap' reads 1 value (input), not 3
+
+// -----
+
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @t at 8 size 4 : i32
+  program.block @b instances [{w = @w}] {
+    program.instruction "softcap" on "vector" reads [@x] writes [@x] uses {banana = @w} waits {} takes "1" {arguments = {cap = #rom.real<1, 0>, inverse = #rom.real<1, 0>}, onnx = [["n"]]}
+  }
+}
+// CHECK: instruction 0 of @b: 'softcap' has the unknown role 'banana'; it has no roles
+
+// -----
+
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @t at 8 size 4 : i32
+  program.block @b instances [{w = @w}] {
+    program.instruction "softcap" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {arguments = {cap = #rom.real<1, 0>, inverse = #rom.real<1, 0>, pear = 3 : i64}, onnx = [["n"]]}
+  }
+}
+// CHECK: instruction 0 of @b: 'softcap' has the unknown argument 'pear'; arguments are inverse, cap
+
+// -----
+
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @t at 8 size 4 : i32
+  program.block @b instances [{w = @w}] {
+    program.instruction "softcap" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {arguments = {cap = #rom.real<1, 0>}, onnx = [["n"]]}
+  }
+}
+// CHECK: instruction 0 of @b: 'softcap' has no argument 'inverse'
+
+// -----
+
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @t at 8 size 4 : i32
+  program.block @b instances [{w = @w}] {
+    program.instruction "softcap" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {arguments = {cap = #rom.real<1, 0>, inverse = 1 : i64}, onnx = [["n"]]}
+  }
+}
+// CHECK: instruction 0 of @b: argument 'inverse' of 'softcap' is 1, not [mantissa, exponent]
+
+// -----
+
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @t at 8 size 4 : i32
+  program.block @b instances [{w = @w}] {
+    program.instruction "softcap" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {arguments = {cap = #rom.real<16777216, 0>, inverse = #rom.real<1, 0>}, onnx = [["n"]]}
+  }
+}
+// CHECK: instruction 0 of @b: argument 'cap' of 'softcap' has a wrong mantissa: it is 16777216, which 25 bits do not hold
+
+// -----
+
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @t at 8 size 4 : i32
+  program.block @b instances [{w = @w}] {
+    program.instruction "softcap" on "vector" reads [@t] writes [@x] uses {} waits {} takes "1" {arguments = {cap = #rom.real<1, 0>, inverse = #rom.real<1, 0>}, onnx = [["n"]]}
+  }
+}
+// CHECK: instruction 0 of @b: 'softcap' reads fixed-point numbers as input; 't' is a token
+
+// -----
+
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @t at 8 size 4 : i32
+  program.block @b instances [{w = @w}] {
+    program.instruction "matvec" on "matrix" reads [@q] writes [@x] uses {weights = @w} waits {} takes "1" {arguments = {pre_shift = 64 : i64}, onnx = [["n"]]}
+  }
+}
+// CHECK: instruction 0 of @b: argument 'pre_shift' of 'matvec' is 64, which 6 bits do not hold
+
+// -----
+
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @t at 8 size 4 : i32
+  program.block @b instances [{w = @w}] {
+    program.instruction "matvec" on "matrix" reads [@q] writes [@x] uses {weights = @w} waits {} takes "1" {arguments = {pre_shift = 1.0 : f32}, onnx = [["n"]]}
+  }
+}
+// CHECK: instruction 0 of @b: argument 'pre_shift' of 'matvec' is 1.000000e+00 : f32, not an integer
+
+// -----
+
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @t at 8 size 4 : i32
+  program.block @b instances [{w = @w}] {
+    program.instruction "matvec" on "matrix" reads [@q] writes [@x] uses {} waits {} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
+  }
+}
+// CHECK: instruction 0 of @b: 'matvec' has no role 'weights'
+
+// -----
+
+rom.parameter @w : !rom.tensor<[4, 4], int4, group 4> {key = "w"}
+rom.parameter @g : !rom.tensor<[4], fixed16> {key = "g"}
+rom.cache @k : !rom.kv<8, 1, 4, int8>
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @t at 8 size 4 : i32
+  program.block @b instances [{w = @k}] {
+    program.instruction "matvec" on "matrix" reads [@q] writes [@x] uses {weights = @w} waits {} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
+  }
+}
+// CHECK: instruction 0 of @b: 'matvec' takes a matrix of codes in ROM as weights; 'k' is a cache
+
+// -----
+
+rom.parameter @w : !rom.tensor<[4, 4], int4, group 4> {key = "w"}
+rom.parameter @g : !rom.tensor<[4], fixed16> {key = "g"}
+rom.cache @k : !rom.kv<8, 1, 4, int8>
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @t at 8 size 4 : i32
+  program.block @b instances [{w = @g}] {
+    program.instruction "matvec" on "matrix" reads [@q] writes [@x] uses {weights = @w} waits {} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
+  }
+}
+// CHECK: instruction 0 of @b: 'matvec' takes a matrix of codes in ROM as weights; 'g' is a vector of numbers
+
+// -----
+
+rom.parameter @w : !rom.tensor<[4, 4], int4, group 4> {key = "w"}
+rom.parameter @g : !rom.tensor<[4], fixed16> {key = "g"}
+rom.cache @k : !rom.kv<8, 1, 4, int8>
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @t at 8 size 4 : i32
+  program.block @b instances [{w = @w}] {
+    program.instruction "matvec" on "attention" reads [@q] writes [@x] uses {weights = @w} waits {} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
+  }
+}
+// CHECK: instruction 0 of @b: 'matvec' takes a matrix of an adapter as weights; 'w' is a matrix of codes in ROM
+
+// -----
+
+rom.parameter @w : !rom.tensor<[4, 4], int4, group 4> {key = "w"}
+rom.parameter @g : !rom.tensor<[4], fixed16> {key = "g"}
+rom.cache @k : !rom.kv<8, 1, 4, int8>
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @t at 8 size 4 : i32
+  program.block @b instances [{w = @v}] {
+    program.instruction "matvec" on "matrix" reads [@q] writes [@x] uses {weights = @w} waits {} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
+  }
+}
+// CHECK: instruction 0 of @b: 'matvec' takes a matrix of codes in ROM as weights; there is no 'v'
+
+// -----
+
+rom.parameter @w : !rom.tensor<[4, 4], int4, group 4> {key = "w"}
+rom.parameter @g : !rom.tensor<[4], fixed16> {key = "g"}
+rom.cache @k : !rom.kv<8, 1, 4, int8>
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @t at 8 size 4 : i32
+  program.block @b instances [{k = @k}] {
+    program.instruction "quantize" on "vector" reads [@x] writes [@q] uses {scale_of = @k} waits {} takes "1" {onnx = [["n"]]}
+  }
+}
+// CHECK: instruction 0 of @b: 'quantize' takes a cache with a static scale as scale_of; 'k' is a cache
+
+// -----
+
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @t at 8 size 4 : i32
+  program.block @b instances [{k = @k}] {
+    program.instruction "query_key" on "attention" reads [@q] writes [@x] uses {keys = @k} waits {} takes "1" {arguments = {cap = #rom.real<1, 0>, log2e = #rom.real<1, 0>, score_scale = #rom.real<1, 0>, pre_shift = 0 : i64, window = 0 : i64}, onnx = [["n"]]}
+  }
+}
+// CHECK: instruction 0 of @b: 'query_key' has no argument 'cap_inverse'; it takes cap, cap_inverse, log2e together

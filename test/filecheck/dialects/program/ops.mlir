@@ -14,7 +14,7 @@ program.program @decode positions [0, 127] logits @y token @t {
     program.instruction "matvec" on "matrix" reads [@x] writes [@y] uses {weights = @w} waits {vector = 1 : i64} takes "17 + max(ceildiv(2 * tokens, 8), rank)" {arguments = {pre_shift = 3 : i64}, start = array<i64: 1, 2, 3, 4>, finish = array<i64: 19, 51, 21, 53>, onnx = [["a"], ["b"]]}
   }
   program.block @head instances [{head = @head}] sampled {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@y] uses {weights = @head} waits {vector = 0 : i64} takes "7" {onnx = [["h"]]}
+    program.instruction "matvec" on "matrix" reads [@x] writes [@y] uses {weights = @head} waits {vector = 0 : i64} takes "7" {arguments = {pre_shift = 3 : i64}, onnx = [["h"]]}
     program.instruction "sample" on "vector" reads [@y] writes [@t] uses {} waits {matrix = 1 : i64} takes "7" {onnx = [["h"]]}
   }
 }

@@ -1,6 +1,8 @@
 // RUN: xdsl-opt %s --split-input-file --verify-diagnostics | filecheck %s
 
 // A read after the write: the product may find the vector not yet quantised.
+rom.parameter @w0 : !rom.tensor<[16, 16], int4, group 16> {key = "w0"}
+rom.parameter @w1 : !rom.tensor<[16, 16], int4, group 16> {key = "w1"}
 program.program @p positions [0] logits @y token @t {
   program.buffer @x at 0 size 64 : !rom.fixed<16, 16>
   program.buffer @q at 64 size 64 : !rom.quantized<1, 16, int8>
@@ -8,7 +10,7 @@ program.program @p positions [0] logits @y token @t {
   program.buffer @t at 192 size 4 : i32
   program.block @b instances [{w = @w0}, {w = @w1}] {
     program.instruction "quantize" on "vector" reads [@x] writes [@q] uses {} waits {matrix = 0 : i64} takes "9" {onnx = [["n"]]}
-    program.instruction "matvec" on "matrix" reads [@q] writes [@y] uses {weights = @w} waits {} takes "1" {onnx = [["n"]]}
+    program.instruction "matvec" on "matrix" reads [@q] writes [@y] uses {weights = @w} waits {} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
   }
 }
 // CHECK: 'matvec' number 1 of instance 0 of @b (queue matrix) may read @q before 'quantize' number 0 of instance 0 of @b (queue vector) has written it: no wait orders them (read after write)
@@ -16,15 +18,16 @@ program.program @p positions [0] logits @y token @t {
 // -----
 
 // A wait that is too small: for the first of two instructions.
+rom.parameter @w0 : !rom.tensor<[16, 16], int4, group 16> {key = "w0"}
 program.program @p positions [0] logits @y token @t {
   program.buffer @x at 0 size 64 : !rom.fixed<16, 16>
   program.buffer @q at 64 size 64 : !rom.quantized<1, 16, int8>
   program.buffer @y at 128 size 64 : !rom.fixed<16, 16>
   program.buffer @t at 192 size 4 : i32
   program.block @b instances [{w = @w0}] {
-    program.instruction "rms_norm" on "vector" reads [@x] writes [@x] uses {} waits {} takes "9" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "9" {onnx = [["n"]]}
     program.instruction "quantize" on "vector" reads [@x] writes [@q] uses {} waits {} takes "9" {onnx = [["n"]]}
-    program.instruction "matvec" on "matrix" reads [@q] writes [@y] uses {weights = @w} waits {vector = 1 : i64} takes "1" {onnx = [["n"]]}
+    program.instruction "matvec" on "matrix" reads [@q] writes [@y] uses {weights = @w} waits {vector = 1 : i64} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
   }
 }
 // CHECK: 'matvec' number 2 of instance 0 of @b (queue matrix) may read @q before 'quantize' number 1 of instance 0 of @b
@@ -32,6 +35,8 @@ program.program @p positions [0] logits @y token @t {
 // -----
 
 // A write after the read, by the next instance: it overwrites what the product still reads.
+rom.parameter @w0 : !rom.tensor<[16, 16], int4, group 16> {key = "w0"}
+rom.parameter @w1 : !rom.tensor<[16, 16], int4, group 16> {key = "w1"}
 program.program @p positions [0] logits @y token @t {
   program.buffer @x at 0 size 64 : !rom.fixed<16, 16>
   program.buffer @q at 64 size 64 : !rom.quantized<1, 16, int8>
@@ -39,7 +44,7 @@ program.program @p positions [0] logits @y token @t {
   program.buffer @t at 192 size 4 : i32
   program.block @b instances [{w = @w0}, {w = @w1}] {
     program.instruction "quantize" on "vector" reads [@x] writes [@q] uses {} waits {} takes "9" {onnx = [["n"]]}
-    program.instruction "matvec" on "matrix" reads [@q] writes [@y] uses {weights = @w} waits {vector = 1 : i64} takes "1" {onnx = [["n"]]}
+    program.instruction "matvec" on "matrix" reads [@q] writes [@y] uses {weights = @w} waits {vector = 1 : i64} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
   }
 }
 // CHECK: 'quantize' number 0 of instance 1 of @b (queue vector) may write @q before 'matvec' number 1 of instance 0 of @b (queue matrix) has read it: no wait orders them (write after read)
@@ -47,6 +52,7 @@ program.program @p positions [0] logits @y token @t {
 // -----
 
 // A write after a write, where values share rows: only some bytes are the same.
+rom.parameter @w0 : !rom.tensor<[16, 16], int4, group 16> {key = "w0"}
 program.program @p positions [0] logits @y token @t {
   program.buffer @x at 0 size 64 : !rom.fixed<16, 16>
   program.buffer @q at 96 size 64 : !rom.quantized<1, 16, int8>
@@ -62,6 +68,8 @@ program.program @p positions [0] logits @y token @t {
 // -----
 
 // A cache: keys are read before this token's are appended.
+rom.cache @k0 : !rom.kv<8, 1, 16, int8>
+rom.cache @k1 : !rom.kv<8, 1, 16, int8>
 program.program @p positions [0] logits @y token @t {
   program.buffer @q at 0 size 64 : !rom.quantized<1, 16, int8>
   program.buffer @s at 64 size 64 : !rom.scores<1, 16>
@@ -69,7 +77,7 @@ program.program @p positions [0] logits @y token @t {
   program.buffer @t at 192 size 4 : i32
   program.block @b instances [{k = @k0}, {k = @k1}] {
     program.instruction "append" on "kv" reads [@q] writes [] uses {cache = @k} waits {} takes "9" {onnx = [["n"]]}
-    program.instruction "query_key" on "attention" reads [@q] writes [@s] uses {keys = @k} waits {} takes "1" {onnx = [["n"]]}
+    program.instruction "query_key" on "attention" reads [@q] writes [@s] uses {keys = @k} waits {} takes "1" {arguments = {score_scale = #rom.real<1, 0>, pre_shift = 0 : i64, window = 0 : i64}, onnx = [["n"]]}
   }
 }
 // CHECK: 'query_key' number 1 of instance 0 of @b (queue attention) may read @k0 before 'append' number 0 of instance 0 of @b (queue kv) has written it: no wait orders them (read after write)
@@ -77,6 +85,7 @@ program.program @p positions [0] logits @y token @t {
 // -----
 
 // A cache that two instances share, and the last one writes while the first still reads.
+rom.cache @k0 : !rom.kv<8, 1, 16, int8>
 program.program @p positions [0] logits @y token @t {
   program.buffer @q at 0 size 64 : !rom.quantized<1, 16, int8>
   program.buffer @s at 64 size 64 : !rom.scores<1, 16>
@@ -84,7 +93,7 @@ program.program @p positions [0] logits @y token @t {
   program.buffer @t at 192 size 4 : i32
   program.block @b instances [{k = @k0}, {k = @k0}] {
     program.instruction "append" on "kv" reads [@q] writes [] uses {cache = @k} waits {} takes "9" {onnx = [["n"]]}
-    program.instruction "query_key" on "attention" reads [@q] writes [@s] uses {keys = @k} waits {kv = 1 : i64} takes "1" {onnx = [["n"]]}
+    program.instruction "query_key" on "attention" reads [@q] writes [@s] uses {keys = @k} waits {kv = 1 : i64} takes "1" {arguments = {score_scale = #rom.real<1, 0>, pre_shift = 0 : i64, window = 0 : i64}, onnx = [["n"]]}
   }
 }
 // CHECK: 'append' number 0 of instance 1 of @b (queue kv) may write @k0 before 'query_key' number 1 of instance 0 of @b (queue attention) has read it
@@ -92,6 +101,8 @@ program.program @p positions [0] logits @y token @t {
 // -----
 
 // Ordered through another queue, and by the order of the own one: nothing to refuse.
+rom.parameter @w0 : !rom.tensor<[16, 16], int4, group 16> {key = "w0"}
+rom.cache @k0 : !rom.kv<8, 1, 16, int8>
 program.program @good positions [0] logits @y token @t {
   program.buffer @x at 0 size 64 : !rom.fixed<16, 16>
   program.buffer @q at 64 size 64 : !rom.quantized<1, 16, int8>
@@ -100,7 +111,7 @@ program.program @good positions [0] logits @y token @t {
   program.block @b instances [{k = @k0, w = @w0}] {
     program.instruction "quantize" on "vector" reads [@x] writes [@q] uses {} waits {} takes "9" {onnx = [["n"]]}
     program.instruction "append" on "kv" reads [@q] writes [] uses {cache = @k} waits {vector = 1 : i64} takes "9" {onnx = [["n"]]}
-    program.instruction "matvec" on "matrix" reads [@q] writes [@y] uses {weights = @w} waits {kv = 1 : i64} takes "1" {onnx = [["n"]]}
+    program.instruction "matvec" on "matrix" reads [@q] writes [@y] uses {weights = @w} waits {kv = 1 : i64} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
     program.instruction "embed" on "matrix" reads [@t] writes [@y] uses {table = @w} waits {} takes "1" {onnx = [["n"]]}
   }
 }
@@ -109,6 +120,7 @@ program.program @good positions [0] logits @y token @t {
 // -----
 
 // What a token leaves out orders nothing: a sampled block before another.
+rom.parameter @w0 : !rom.tensor<[16, 16], int4, group 16> {key = "w0"}
 program.program @p positions [0] logits @y token @t {
   program.buffer @x at 0 size 64 : !rom.fixed<16, 16>
   program.buffer @q at 64 size 64 : !rom.quantized<1, 16, int8>
@@ -117,11 +129,11 @@ program.program @p positions [0] logits @y token @t {
   program.block @a instances [{}] {
     program.instruction "quantize" on "vector" reads [@x] writes [@q] uses {} waits {} takes "9" {onnx = [["n"]]}
   }
-  program.block @head instances [{}] sampled {
-    program.instruction "embed" on "matrix" reads [@t] writes [@y] uses {} waits {vector = 0 : i64} takes "1" {onnx = [["n"]]}
+  program.block @head instances [{w = @w0}] sampled {
+    program.instruction "embed" on "matrix" reads [@t] writes [@y] uses {table = @w} waits {vector = 0 : i64} takes "1" {onnx = [["n"]]}
   }
   program.block @c instances [{w = @w0}] {
-    program.instruction "matvec" on "matrix" reads [@q] writes [@y] uses {weights = @w} waits {} takes "1" {onnx = [["n"]]}
+    program.instruction "matvec" on "matrix" reads [@q] writes [@y] uses {weights = @w} waits {} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
   }
 }
 // CHECK: 'matvec' number 0 of instance 0 of @c (queue matrix) may read @q before 'quantize' number 0 of instance 0 of @a (queue vector) has written it
@@ -130,19 +142,19 @@ program.program @p positions [0] logits @y token @t {
 
 // A stated finish that the duration does not give.
 program.program @p positions [0, 7] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {} waits {} takes "1 + tokens" {start = array<i64: 1, 1>, finish = array<i64: 3, 9>, onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1 + tokens" {start = array<i64: 1, 1>, finish = array<i64: 3, 9>, onnx = [["n"]]}
   }
 }
-// CHECK: 'matvec' number 0 of instance 0 of @b (queue matrix) states finish 9 at position 7; its duration and waits make it 10
+// CHECK: 'copy' number 0 of instance 0 of @b (queue vector) states finish 9 at position 7; its duration and waits make it 10
 
 // -----
 
 program.program @p positions [0, 7] logits @x token @x {
-  program.buffer @x at 0 size 4 : i32
+  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}, {w = @v}] {
-    program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {} waits {} takes "1" {start = array<i64: 1, 1>, onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {start = array<i64: 1, 1>, onnx = [["n"]]}
   }
 }
 // CHECK: an instruction states 2 cycles for 2 instances at 2 positions

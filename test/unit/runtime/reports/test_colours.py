@@ -8,8 +8,8 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from intaglio.dialects.program import OPCODES
-from intaglio.dialects.timeline import QUEUES
+from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.registry import INSTRUCTIONS
 from intaglio.runtime.reports.colours import (
     MOST_TENSORS,
     PAPER,
@@ -108,13 +108,14 @@ def test_what_was_shipped_before_would_fail():
 
 def test_every_opcode_of_a_queue_has_its_own_look():
     for queue in QUEUES:
-        fills = [opcode_fill(queue, o) for o, queues in OPCODES.items() if queue in queues]
+        fills = [opcode_fill(queue, one.opcode) for one in INSTRUCTIONS if one.queue == queue]
         assert len(set(fills)) == len(fills) > 0
         assert {fill.tone for fill in fills} == {queue} == {queue_fill(queue).tone}
         assert {fill.pattern for fill in fills} <= set(PATTERNS)
     # Wherever it stands, an opcode has one pattern.
-    matvec = {opcode_fill(queue, "matvec").pattern for queue in OPCODES["matvec"]}
-    assert len(OPCODES["matvec"]) == 2 and len(matvec) == 1
+    queues = [one.queue for one in INSTRUCTIONS if one.opcode == "matvec"]
+    assert len(queues) == 2
+    assert len({opcode_fill(queue, "matvec").pattern for queue in queues}) == 1
 
 
 @pytest.mark.parametrize("count", [1, 12, 13, MOST_TENSORS])

@@ -1,0 +1,48 @@
+"""Instructions of the H-Units that pass over the cached tokens."""
+
+from __future__ import annotations
+
+from intaglio.dialects import semantics
+from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.isa.instruction import Instruction, V
+from intaglio.dialects.isa.parts import Store, integer, number, read, use, write
+from intaglio.dialects.isa.queues import ATTENTION
+from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores
+
+WINDOW_BITS = 31
+"""Width of the number of tokens that attention sees; 0 stands for all."""
+
+
+class QueryKey(
+    Instruction[V],
+    opcode="query_key",
+    queue=ATTENTION,
+    meaning=(semantics.query_key, semantics.score_scale, semantics.softcap, semantics.scale),
+    together=("cap", "cap_inverse", "log2e"),
+):
+    """Scores of the cached tokens, in units of log2; with a soft cap where there is one."""
+
+    query: V = read(Quantized)
+    output: V = write(Scores)
+    keys: str = use(Store.CACHE)
+    score_scale: Real = number()
+    pre_shift: int = integer(6)
+    window: int = integer(WINDOW_BITS)
+    cap: Real | None = number(default=None)
+    cap_inverse: Real | None = number(default=None)
+    log2e: Real | None = number(default=None)
+
+
+class WeightedSum(
+    Instruction[V],
+    opcode="weighted_sum",
+    queue=ATTENTION,
+    meaning=(semantics.weighted_sum, semantics.reciprocal_scale, semantics.requantize),
+):
+    """Values of the cached tokens summed by probability, over the probabilities' sum."""
+
+    probabilities: V = read(Probabilities)
+    output: V = write(Fixed)
+    values: str = use(Store.CACHE)
+    pre_shift: int = integer(6)
+    window: int = integer(WINDOW_BITS)

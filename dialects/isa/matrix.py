@@ -1,0 +1,33 @@
+"""Instructions of the matrix tiles: what multiplies with ROM, or reads rows of it."""
+
+from __future__ import annotations
+
+from intaglio.dialects import semantics
+from intaglio.dialects.isa.instruction import Instruction, V
+from intaglio.dialects.isa.parts import Store, integer, read, use, write
+from intaglio.dialects.isa.queues import MATRIX
+from intaglio.dialects.isa.values import Fixed, Quantized, Token
+
+
+class Embed(Instruction[V], opcode="embed", queue=MATRIX, meaning=(semantics.embed,)):
+    """A token's row of a table."""
+
+    token: V = read(Token)
+    output: V = write(Fixed)
+    table: str = use(Store.MATRIX, Store.TABLE)
+
+
+class Matvec(
+    Instruction[V],
+    opcode="matvec",
+    queue=MATRIX,
+    meaning=(semantics.dot, semantics.requantize),
+):
+    """A matrix by a vector, scaled to fixed point; bias and residual are added."""
+
+    input: V = read(Quantized)
+    residual: V | None = read(Fixed, elementwise=True, default=None)
+    output: V = write(Fixed)
+    weights: str = use(Store.MATRIX)
+    bias: str | None = use(Store.VECTOR, default=None)
+    pre_shift: int = integer(6)

@@ -1,0 +1,103 @@
+"""Kinds of values that instructions read and write, each with what is said of one.
+
+They are the types of `program.buffer` (`!rom.fixed` and its like) without the IR, and the `type` of
+a buffer in program.json: an object with `kind` and the fields by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.json_file import JSONFile
+
+
+@dataclass(frozen=True)
+class Value:
+    """Base of all kinds."""
+
+    kind: ClassVar[str]
+    """The name in program.json."""
+    told: ClassVar[str]
+    """What it is, in messages."""
+
+    @property
+    def plain(self) -> dict[str, str | int]:
+        """The value as in program.json."""
+        return {"kind": self.kind, **{one.name: getattr(self, one.name) for one in fields(self)}}
+
+
+@dataclass(frozen=True)
+class Fixed(Value):
+    """`size` numbers of 32 bits, `fraction` of them fraction bits."""
+
+    kind = "fixed"
+    told = "fixed-point numbers"
+    size: int
+    fraction: int
+
+
+@dataclass(frozen=True)
+class Quantized(Value):
+    """`groups` groups of `width` codes of a format, each group with its scale."""
+
+    kind = "quantized"
+    told = "a quantised vector"
+    groups: int
+    width: int
+    format: str
+
+
+@dataclass(frozen=True)
+class Scores(Value):
+    """Of each head one number of 32 bits a cached token."""
+
+    kind = "scores"
+    told = "scores"
+    heads: int
+    fraction: int
+
+
+@dataclass(frozen=True)
+class Probabilities(Value):
+    """Of each head one code of a format a cached token, a scale and a sum."""
+
+    kind = "probabilities"
+    told = "probabilities"
+    heads: int
+    format: str
+
+
+@dataclass(frozen=True)
+class Token(Value):
+    """The id of a token."""
+
+    kind = "token"
+    told = "a token"
+
+
+KINDS: dict[str, type[Value]] = {
+    one.kind: one for one in (Fixed, Quantized, Scores, Probabilities, Token)
+}
+"""All kinds by name."""
+
+
+def read_value(content: JSONFile) -> Value:
+    """A value as it is said in a JSON file.
+
+    Raises:
+        UserError: names the key that is missing or wrong.
+    """
+    kind = KINDS[content["kind"].text(*KINDS)]
+    names = [one.name for one in fields(kind)]
+    content.only("kind", *names)
+    # A fraction may be 0, sizes may not.
+    return kind(
+        **{
+            name: content[name].text(*FORMATS)
+            if name == "format"
+            else content[name].count(0 if name == "fraction" else 1)
+            for name in names
+        }
+    )

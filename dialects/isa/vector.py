@@ -1,0 +1,188 @@
+"""Instructions of the vector unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from intaglio.dialects import semantics
+from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.isa.attention import WINDOW_BITS
+from intaglio.dialects.isa.instruction import Instruction, V
+from intaglio.dialects.isa.parts import (
+    Access,
+    Store,
+    choice,
+    flag,
+    integer,
+    number,
+    read,
+    use,
+    write,
+)
+from intaglio.dialects.isa.queues import VECTOR
+from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores, Token
+
+COUNT_BITS = 16
+"""Width of numbers of groups, heads and elements of a head."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the vector unit does of a vector: see `lowering.schedule.durations`.
+
+    Attributes:
+        passes: how often the vector is read.
+        reductions: passes that end in a reduction over the lanes.
+        lookups: whether each group takes a value of a scalar table.
+    """
+
+    passes: int = 1
+    reductions: int = 0
+    lookups: bool = False
+
+
+class VectorInstruction(Instruction[V]):
+    """Base of all that pass over a vector."""
+
+    @property
+    def passes(self) -> Passes:
+        """What the unit does of the vector."""
+        return Passes()
+
+
+class RMSNorm(VectorInstruction[V], opcode="rms_norm", queue=VECTOR, meaning=(semantics.rms_norm,)):
+    """``x / sqrt(mean(x**2) + eps) * gamma`` in each of equal groups."""
+
+    input: V = read(Fixed)
+    output: V = write(Fixed)
+    gamma: str = use(Store.VECTOR)
+    eps: Real = number()
+    groups: int = integer(COUNT_BITS)
+
+    @property
+    def passes(self) -> Passes:
+        return Passes(3, reductions=2, lookups=True)
+
+
+class LayerNorm(
+    VectorInstruction[V], opcode="layer_norm", queue=VECTOR, meaning=(semantics.layer_norm,)
+):
+    """``(x - mean(x)) / sqrt(var(x) + eps) * gamma + beta``."""
+
+    input: V = read(Fixed)
+    output: V = write(Fixed)
+    gamma: str = use(Store.VECTOR)
+    beta: str | None = use(Store.VECTOR, default=None)
+    eps: Real = number()
+
+    @property
+    def passes(self) -> Passes:
+        return Passes(4, reductions=3, lookups=True)
+
+
+class Quantize(
+    VectorInstruction[V],
+    opcode="quantize",
+    queue=VECTOR,
+    meaning=(semantics.quantize, semantics.quantize_static),
+):
+    """Codes with one scale a group: by its largest magnitude, or the static scale of a cache."""
+
+    input: V = read(Fixed)
+    output: V = write(Quantized)
+    scale_of: str | None = use(Store.STATIC_CACHE, access=Access.NONE, default=None)
+
+    @property
+    def passes(self) -> Passes:
+        if self.scale_of is not None:
+            return Passes()
+        return Passes(2, reductions=1, lookups=True)
+
+
+class Rotary(VectorInstruction[V], opcode="rotary", queue=VECTOR, meaning=(semantics.rotary,)):
+    """Rotates pairs of each head's first `rotary_dim` elements by the position's angles."""
+
+    input: V = read(Fixed)
+    output: V = write(Fixed)
+    cos: str = use(Store.TABLE)
+    sin: str = use(Store.TABLE)
+    heads: int = integer(COUNT_BITS)
+    rotary_dim: int = integer(COUNT_BITS)
+    interleaved: bool = flag()
+
+
+class Activate(
+    VectorInstruction[V],
+    opcode="activate",
+    queue=VECTOR,
+    meaning=(semantics.gate, semantics.sigmoid, semantics.tanh),
+):
+    """An activation function of each element."""
+
+    input: V = read(Fixed, elementwise=True)
+    output: V = write(Fixed)
+    kind: str = choice(*semantics.ACTIVATIONS)
+
+
+class Add(VectorInstruction[V], opcode="add", queue=VECTOR, meaning=(semantics.add,)):
+    """The sum of two vectors."""
+
+    lhs: V = read(Fixed, elementwise=True)
+    rhs: V = read(Fixed, elementwise=True)
+    output: V = write(Fixed)
+
+
+class Mul(VectorInstruction[V], opcode="mul", queue=VECTOR, meaning=(semantics.mul,)):
+    """The product of two vectors, element by element."""
+
+    lhs: V = read(Fixed, elementwise=True)
+    rhs: V = read(Fixed, elementwise=True)
+    output: V = write(Fixed)
+
+
+class Scale(VectorInstruction[V], opcode="scale", queue=VECTOR, meaning=(semantics.scale,)):
+    """A vector times a constant."""
+
+    input: V = read(Fixed, elementwise=True)
+    output: V = write(Fixed)
+    factor: Real = number()
+
+
+class Softcap(VectorInstruction[V], opcode="softcap", queue=VECTOR, meaning=(semantics.softcap,)):
+    """``cap * tanh(x / cap)``."""
+
+    input: V = read(Fixed, elementwise=True)
+    output: V = write(Fixed)
+    inverse: Real = number()
+    cap: Real = number()
+
+
+class Copy(VectorInstruction[V], opcode="copy", queue=VECTOR):
+    """A vector to another place."""
+
+    input: V = read(Fixed)
+    output: V = write(Fixed)
+
+
+class Softmax(VectorInstruction[V], opcode="softmax", queue=VECTOR, meaning=(semantics.softmax,)):
+    """Powers of two of the scores times the values' scales: codes, their scale and their sum."""
+
+    scores: V = read(Scores)
+    output: V = write(Probabilities)
+    values: str = use(Store.CACHE)
+    window: int = integer(WINDOW_BITS)
+
+    @property
+    def passes(self) -> Passes:
+        return Passes(3, reductions=2, lookups=True)
+
+
+class Sample(VectorInstruction[V], opcode="sample", queue=VECTOR, meaning=(semantics.argmax,)):
+    """The number of the largest element, to the token port."""
+
+    input: V = read(Fixed)
+    token: V = write(Token)
+
+    @property
+    def passes(self) -> Passes:
+        return Passes(1, reductions=1)
