@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from intaglio.dialects import semantics
 from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.formulas import elementwise
 from intaglio.dialects.isa.instruction import Instruction, V
 from intaglio.dialects.isa.parts import Store, integer, number, read, use, write
 from intaglio.dialects.isa.queues import ATTENTION
@@ -17,7 +18,7 @@ class QueryKey(
     Instruction[V],
     opcode="query_key",
     queue=ATTENTION,
-    meaning=(semantics.query_key, semantics.score_scale, semantics.softcap, semantics.scale),
+    meaning=(semantics.query_key, semantics.score_scale, elementwise.softcap, elementwise.scale),
     together=("cap", "cap_inverse", "log2e"),
 ):
     """Scores of the cached tokens, in units of log2; with a soft cap where there is one."""

@@ -59,7 +59,7 @@ class Instruction(Generic[V]):
         opcode: its name.
         queue: where it stands.
         form: its parts.
-        meaning: the functions of `dialects/semantics.py` that it computes.
+        meaning: the functions of `dialects/semantics.py` and formulas that it computes.
         together: arguments that are all given, or none.
     """
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from intaglio.dialects import semantics
 from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.formulas import elementwise
 from intaglio.dialects.isa.attention import WINDOW_BITS
 from intaglio.dialects.isa.instruction import Instruction, V
 from intaglio.dialects.isa.parts import (
@@ -115,16 +116,16 @@ class Activate(
     VectorInstruction[V],
     opcode="activate",
     queue=VECTOR,
-    meaning=(semantics.gate, semantics.sigmoid, semantics.tanh),
+    meaning=(elementwise.gate, elementwise.sigmoid, elementwise.tanh),
 ):
     """An activation function of each element."""
 
     input: V = read(Fixed, elementwise=True)
     output: V = write(Fixed)
-    kind: str = choice(*semantics.ACTIVATIONS)
+    kind: str = choice(*elementwise.ACTIVATIONS)
 
 
-class Add(VectorInstruction[V], opcode="add", queue=VECTOR, meaning=(semantics.add,)):
+class Add(VectorInstruction[V], opcode="add", queue=VECTOR, meaning=(elementwise.add,)):
     """The sum of two vectors."""
 
     lhs: V = read(Fixed, elementwise=True)
@@ -132,7 +133,7 @@ class Add(VectorInstruction[V], opcode="add", queue=VECTOR, meaning=(semantics.a
     output: V = write(Fixed)
 
 
-class Mul(VectorInstruction[V], opcode="mul", queue=VECTOR, meaning=(semantics.mul,)):
+class Mul(VectorInstruction[V], opcode="mul", queue=VECTOR, meaning=(elementwise.mul,)):
     """The product of two vectors, element by element."""
 
     lhs: V = read(Fixed, elementwise=True)
@@ -140,7 +141,7 @@ class Mul(VectorInstruction[V], opcode="mul", queue=VECTOR, meaning=(semantics.m
     output: V = write(Fixed)
 
 
-class Scale(VectorInstruction[V], opcode="scale", queue=VECTOR, meaning=(semantics.scale,)):
+class Scale(VectorInstruction[V], opcode="scale", queue=VECTOR, meaning=(elementwise.scale,)):
     """A vector times a constant."""
 
     input: V = read(Fixed, elementwise=True)
@@ -148,7 +149,7 @@ class Scale(VectorInstruction[V], opcode="scale", queue=VECTOR, meaning=(semanti
     factor: Real = number()
 
 
-class Softcap(VectorInstruction[V], opcode="softcap", queue=VECTOR, meaning=(semantics.softcap,)):
+class Softcap(VectorInstruction[V], opcode="softcap", queue=VECTOR, meaning=(elementwise.softcap,)):
     """``cap * tanh(x / cap)``."""
 
     input: V = read(Fixed, elementwise=True)
