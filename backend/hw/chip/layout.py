@@ -21,7 +21,7 @@ number. Those of probabilities, with their sums, have a file with an entry for e
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,17 +32,32 @@ from intaglio.backend.hw.chip import sequencer
 from intaglio.backend.hw.chip.sequencer import QueueProgram
 from intaglio.backend.hw.units import power
 from intaglio.backend.hw.units.adapter import sizes as adapter_model
-from intaglio.backend.hw.units.adapter.layout import places_of
+from intaglio.backend.hw.units.adapter.interface import AdapterUnit
+from intaglio.backend.hw.units.adapter.layout import places_of, products
 from intaglio.backend.hw.units.adapter.sizes import AdapterModel
 from intaglio.backend.hw.units.attention import unit as attention
+from intaglio.backend.hw.units.attention.interface import AttentionUnit
 from intaglio.backend.hw.units.attention.unit import AttentionModel
 from intaglio.backend.hw.units.matrix import plan as matrix_plan
+from intaglio.backend.hw.units.matrix.interface import MatrixUnit
 from intaglio.backend.hw.units.matrix.plan import MatrixConfig
 from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
+from intaglio.backend.hw.units.memories import (
+    CODE_SCALES,
+    CODES,
+    CONSTANTS,
+    HEADS,
+    PROBABILITIES,
+    SCORES,
+    VECTORS,
+)
+from intaglio.backend.hw.units.power import POWER, PowerUnit
+from intaglio.backend.hw.units.unit import Unit, refuse
 from intaglio.backend.hw.units.vector import encode as vector_encode
-from intaglio.backend.hw.units.vector.encode import ConstantRows, Places
+from intaglio.backend.hw.units.vector.encode import ConstantRows, Places, content_of
+from intaglio.backend.hw.units.vector.interface import VectorUnit
 from intaglio.backend.hw.units.vector.shape import VectorShape
-from intaglio.dialects import hazards, sharing
+from intaglio.dialects import hazards, sharing, timeline
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 
@@ -61,6 +76,7 @@ class Layout:
     Attributes:
         program: the program, its buffers at the addresses of the hardware's memories.
         content: the same, in the form of program.json.
+        units: all units.
         queues: what each queue executes.
         fields: name and width of the descriptor fields of each queue's unit.
         vector_rows: rows of the vector memory.
@@ -80,6 +96,7 @@ class Layout:
 
     program: Program
     content: Mapping[str, Any]
+    units: tuple[Unit, ...]
     queues: Mapping[str, QueueProgram]
     fields: Mapping[str, tuple[tuple[str, int], ...]]
     vector_rows: int
@@ -95,6 +112,19 @@ class Layout:
     adapters: AdapterModel | None
     vector: VectorShape
     places: Places
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Words of each memory beside the units, by its name."""
+        return {
+            VECTORS.name: self.vector_rows,
+            CODES.name: self.code_rows,
+            CODE_SCALES.name: self.code_rows,
+            SCORES.name: self.score_rows,
+            PROBABILITIES.name: self.probability_rows,
+            HEADS.name: self.head_entries,
+            CONSTANTS.name: self.constant_rows,
+        }
 
     @property
     def lanes(self) -> int:
@@ -118,13 +148,9 @@ def layout_of(program: Program) -> Layout:
     Raises:
         UserError: the program needs what the hardware does not have.
     """
+    refuse(refusals(program))
     machine = program.machine
     lanes = machine.vector_lanes
-    for name, fmt in (("activations", machine.activations), ("kv", machine.kv)):
-        if fmt not in FORMATS:
-            raise UserError(f"the hardware knows no {name} of {fmt}")
-    if not program.caches:
-        raise UserError("the hardware needs a model with attention")
     score_rows_of_head = -(-max(c.capacity for c in program.caches.values()) // lanes)
     buffers, vector_rows = _vectors(program)
     rows = {kind: _shared(program, kind, score_rows_of_head) for kind in _SHARING}
@@ -153,9 +179,6 @@ def layout_of(program: Program) -> Layout:
     adapters = None
     if adapter_places is not None:
         adapters = AdapterModel(placed, adapter_places, attention_model.row_bits)
-    attention_fields = tuple(attention_model.fields.items())
-    if adapters is not None:
-        attention_fields += ((adapter_model.SELECT, 1), *adapters.fields.items())
     shape = VectorShape.of(
         content,
         constant_rows=max(2, constant_rows),
@@ -172,18 +195,26 @@ def layout_of(program: Program) -> Layout:
         value_scales={name: place.scale_row for name, place in attention_model.kv.places.items()},
         score_rows=score_rows_of_head,
     )
-    queues = sequencer.unroll([(block.timing, block.sampled) for block in program.blocks])
+    units = tuple(
+        unit
+        for unit in (
+            PowerUnit.of(placed),
+            MatrixUnit(matrix),
+            AttentionUnit(attention_model),
+            None if adapters is None else AdapterUnit(adapters),
+            VectorUnit(machine, shape),
+        )
+        if unit is not None
+    )
+    fields = queue_fields(units)
     return Layout(
         program=placed,
         content=content,
-        queues=queues,
-        fields={
-            "matrix": tuple(matrix.fields),
-            "attention": attention_fields,
-            "vector": tuple((one.name, one.width) for one in vector_encode.FIELDS),
-            "kv": tuple(attention_model.append_fields.items()),
-            sequencer.POWER: power.power_fields(tuple(program.domains)),
-        },
+        units=units,
+        queues=sequencer.unroll(
+            [(one.timing, one.sampled) for one in program.blocks], list(fields)
+        ),
+        fields=fields,
         vector_rows=max(2, vector_rows),
         code_rows=code_rows,
         score_rows=score_rows,
@@ -198,6 +229,40 @@ def layout_of(program: Program) -> Layout:
         vector=shape,
         places=places,
     )
+
+
+def refusals(program: Program) -> list[UserError]:
+    """All that the hardware does not have of what a program needs, over all units."""
+    machine = program.machine
+    found = [
+        UserError(f"the hardware knows no {name} of {fmt}")
+        for name, fmt in (("activations", machine.activations), ("kv", machine.kv))
+        if fmt not in FORMATS
+    ]
+    found += sequencer.refusals(machine.issue)
+    units: list[type[Unit]] = [MatrixUnit, AttentionUnit, VectorUnit]
+    if products(program):
+        units.append(AdapterUnit)
+    if PowerUnit.of(program) is not None:
+        units.append(PowerUnit)
+    for unit in units:
+        found += unit.refusals(program)
+    return found
+
+
+def queue_fields(units: Sequence[Unit]) -> dict[str, tuple[tuple[str, int], ...]]:
+    """The queues of all units, in the order of `timeline.QUEUES`, with their descriptors' fields.
+
+    Where units share a queue, a field with the name of each but the first says that the
+    instruction is its.
+    """
+    found: dict[str, tuple[tuple[str, int], ...]] = {}
+    for unit in units:
+        for command in unit.commands:
+            before = found.get(command.queue)
+            chosen = () if before is None else (*before, (unit.name, 1))
+            found[command.queue] = (*chosen, *command.fields)
+    return {queue: found[queue] for queue in timeline.QUEUES if queue in found}
 
 
 _SHARING = ("quantized", "scores", "probabilities")
@@ -344,7 +409,7 @@ def unit_values(layout: Layout, queue: str, images: Images) -> Iterator[dict[str
         elif queue == "vector":
             one = content["blocks"][entry.block]["instructions"][entry.instruction]
             yield vector_encode.encode(content, one, instance, layout.places)
-        elif queue == sequencer.POWER:
+        elif queue == POWER:
             yield power.encode(tuple(program.domains), instruction, instance)
         elif instruction.opcode == "matvec":
             assert layout.adapters is not None
@@ -430,52 +495,3 @@ def logic_rom(
     return LogicROM(
         lambda tile: matrix_plan.tile_images(program, images, config, tile), written, shared=shared
     )
-
-
-def content_of(program: Program) -> dict[str, Any]:
-    """What the vector unit's encoder reads of a program, in the form of program.json."""
-    return {
-        "machine": program.machine.to_dict(),
-        "parameters": {
-            name: {"dims": list(one.dims), "bits": one.bits, "exponent": one.exponent}
-            for name, one in program.parameters.items()
-        },
-        "caches": {
-            name: {
-                "capacity": one.capacity,
-                "heads": one.heads,
-                "width": one.width,
-                "format": one.format,
-                **{
-                    key: [real.mantissa, real.exponent]
-                    for key in ("static_scale", "static_inverse")
-                    if (real := getattr(one, key)) is not None
-                },
-            }
-            for name, one in program.caches.items()
-        },
-        "buffers": {
-            name: {"address": one.address, "size": one.size, "type": dict(one.type)}
-            for name, one in program.buffers.items()
-        },
-        "blocks": [
-            {
-                "name": block.name,
-                "sampled": block.sampled,
-                "instances": [dict(one) for one in block.instances],
-                "instructions": [
-                    {
-                        "opcode": one.opcode,
-                        "queue": one.queue,
-                        "reads": list(one.reads),
-                        "writes": list(one.writes),
-                        "uses": dict(one.uses),
-                        "arguments": dict(one.arguments),
-                        "onnx": one.onnx,
-                    }
-                    for one in block.instructions
-                ],
-            }
-            for block in program.blocks
-        ],
-    }

@@ -11,14 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from intaglio.backend.hw.units.unit import refuse
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Signal, mux
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.timeline import Block
 
-QUEUES: tuple[str, ...] = ("matrix", "attention", "vector", "kv")
-"""The queues that every chip has."""
-POWER = "power"
-"""The queue that a chip has whose program switches power domains."""
 SEQUENCE_BITS = 16
 """Width of the sequence numbers at the event port."""
 TOKEN_BITS = 32
@@ -60,20 +57,16 @@ class QueueProgram:
         return len(self.entries) if sampled else self.short
 
 
-def unroll(blocks: Sequence[tuple[Block, bool]]) -> dict[str, QueueProgram]:
+def unroll(blocks: Sequence[tuple[Block, bool]], queues: Sequence[str]) -> dict[str, QueueProgram]:
     """The programs of all queues.
 
     Args:
         blocks: the program's blocks, each with whether it only runs when a token is wanted.
-
-    Returns:
-        The queues of the chip in order: `QUEUES`, and `POWER` if an instruction stands in it.
+        queues: those of the chip's units, in order.
 
     Raises:
         UserError: the program needs what the hardware does not have.
     """
-    gated = any(one.queue == POWER for block, _ in blocks for one in block.issues)
-    queues = (*QUEUES, POWER) if gated else QUEUES
     entries: dict[str, list[Entry]] = {queue: [] for queue in queues}
     short = dict.fromkeys(queues, 0)
     sampled_before = False
@@ -159,6 +152,18 @@ class Descriptor:
         return signals
 
 
+def refusals(issue: int) -> list[UserError]:
+    """Why there is no sequencer with such an issue latency."""
+    if issue >= 1:
+        return []
+    return [
+        UserError(
+            f"latency issue is {issue}, the hardware needs 1 at least",
+            hint="the descriptor is registered on its way to the unit",
+        )
+    ]
+
+
 def build_sequencer(
     design: Design,
     queue: str,
@@ -195,11 +200,7 @@ def build_sequencer(
     Raises:
         UserError: an issue latency of 0.
     """
-    if issue < 1:
-        raise UserError(
-            f"latency issue is {issue}, the hardware needs 1 at least",
-            hint="the descriptor is registered on its way to the unit",
-        )
+    refuse(refusals(issue))
     program = programs[queue]
     bits = count_bits(programs)
     m = design.module(f"sequencer_{queue}", f"Starts the instructions of the {queue} queue.")

@@ -9,15 +9,67 @@ their queue, so one counter serves all domains.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from intaglio.backend.hw.units.ports import POWER_BITS, WANTED, Bundle, Command, Give, Take
+from intaglio.backend.hw.units.unit import Unit, refuse
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, cat, mux
 from intaglio.dialects.errors import CompilerBug, UserError
-from intaglio.dialects.gating import NO_DOMAIN
+from intaglio.dialects.gating import NO_DOMAIN, wanted_only
 from intaglio.dialects.machine import Machine
 
 if TYPE_CHECKING:
-    from intaglio.backend.program.program import Instruction
+    from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
+    from intaglio.backend.program.program import Instruction, Program
+
+POWER = "power"
+"""The queue of the instructions that switch power domains."""
+
+
+@dataclass(frozen=True)
+class PowerUnit(Unit):
+    """The power controller, for the domains of a program.
+
+    Attributes:
+        machine: the chip.
+        domains: names of all power domains, in order.
+        late: those that a token needs only if its successor is wanted.
+    """
+
+    machine: Machine
+    domains: tuple[str, ...]
+    late: frozenset[str]
+
+    name = "power_controller"
+
+    @staticmethod
+    def of(program: Program) -> PowerUnit | None:
+        """That of a program; None where it switches nothing."""
+        blocks = program.blocks
+        if not any(one.queue == POWER for block in blocks for one in block.instructions):
+            return None
+        late = wanted_only(program.power_roles, [block.sampled for block in blocks])
+        return PowerUnit(program.machine, tuple(program.domains), frozenset(late))
+
+    @cached_property
+    def ports(self) -> tuple[Bundle, ...]:
+        """See `Unit`."""
+        return (
+            Command(POWER, ("wake", "sleep"), power_fields(self.domains)),
+            *((Take("wanted", WANTED),) if self.late else ()),
+            Give("power", POWER_BITS),
+        )
+
+    @staticmethod
+    def refusals(program: Program) -> list[UserError]:
+        """See `Unit`."""
+        return machine_refusals(program.machine)
+
+    def build(self, design: Design, logic: LogicROM | None = None) -> ModuleBuilder:
+        """See `Unit`."""
+        return build_power(design, self.machine, self.domains, self.late)
 
 
 def power_fields(domains: Sequence[str]) -> tuple[tuple[str, int], ...]:
@@ -47,6 +99,19 @@ def encode(
     return {"wake": int(instruction.opcode == "wake"), "domain": number}
 
 
+def _latencies(machine: Machine) -> dict[str, int]:
+    return {"power_wake": machine.power_wake, "power_sleep": machine.power_sleep}
+
+
+def machine_refusals(machine: Machine) -> list[UserError]:
+    """Why a machine's power controller cannot be built."""
+    return [
+        UserError(f"latency {name} is {value}; the power controller needs 1 at least")
+        for name, value in _latencies(machine).items()
+        if value < 1
+    ]
+
+
 def build_power(
     design: Design, machine: Machine, domains: Sequence[str], wanted_only: Set[str]
 ) -> ModuleBuilder:
@@ -65,10 +130,8 @@ def build_power(
     Raises:
         UserError: a latency of 0.
     """
-    cycles = {"power_wake": machine.power_wake, "power_sleep": machine.power_sleep}
-    for name, value in cycles.items():
-        if value < 1:
-            raise UserError(f"latency {name} is {value}; the power controller needs 1 at least")
+    refuse(machine_refusals(machine))
+    cycles = _latencies(machine)
 
     def build(m: ModuleBuilder) -> None:
         start = m.input("start", 1)

@@ -37,12 +37,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.hw.units.unit import attempted, refuse
 from intaglio.backend.hw.wires.widths import index_bits, log2
 from intaglio.dialects.codes import SLOT_BITS, AdapterMatrix, Matrix
 from intaglio.dialects.errors import CompilerBug, UserError
@@ -403,6 +404,7 @@ def places_of(program: Program, used: int = 0) -> AdapterPlaces | None:
     names = products(program)
     if not names:
         return None
+    refuse(place_refusals(program))
     residents = program.residents
     if residents > 1:
         names.sort(key=lambda name: program.parameters[name].is_slot)
@@ -417,11 +419,6 @@ def places_of(program: Program, used: int = 0) -> AdapterPlaces | None:
         words = -(-columns // lanes)
         group = words
         if parameter.group and parameter.group < columns:
-            if parameter.group % lanes:
-                raise UserError(
-                    f"the adapter {parameter.key} has groups of {parameter.group}; the hardware "
-                    f"needs a multiple of h_unit.attention_lanes={lanes}"
-                )
             group = parameter.group // lanes
         place = places[name] = MatrixPlace(parameter, word, words, scale, group)
         blocks = -(-rows // machine.h_units)
@@ -452,11 +449,34 @@ def places_of(program: Program, used: int = 0) -> AdapterPlaces | None:
             hint="a shorter --context, or a smaller --adapter-slots"
             + (", or fewer --resident-adapters" if residents > 1 else ""),
         )
-    least = max(SCALE_BITS, (found.rank_bits + 2 * EXPONENT_BITS) if sites else 0)
-    if sites and (8 * machine.load_bytes < least or machine.load_bytes & (machine.load_bytes - 1)):
-        raise UserError(
-            f"h_unit.load_bytes is {machine.load_bytes}; the hardware needs a power of two and "
-            f"{least} bits at least, the registers of a site"
+    return found
+
+
+def place_refusals(program: Program) -> list[UserError]:
+    """Why the H-Units cannot hold adapters of these kinds, or not load them; whether they fit is
+    not asked."""
+    machine, lanes = program.machine, program.machine.attention_lanes
+    found: list[UserError] = []
+    for name in products(program):
+        parameter = program.parameters[name]
+        found += attempted(partial(_element_bits, parameter))
+        if parameter.group and parameter.group < parameter.dims[1] and parameter.group % lanes:
+            found.append(
+                UserError(
+                    f"the adapter {parameter.key} has groups of {parameter.group}; the hardware "
+                    f"needs a multiple of h_unit.attention_lanes={lanes}"
+                )
+            )
+    if not program.sites:
+        return found
+    rank_bits = max(site.rank for site in program.sites.values()).bit_length()
+    least = max(SCALE_BITS, rank_bits + 2 * EXPONENT_BITS)
+    if 8 * machine.load_bytes < least or machine.load_bytes & (machine.load_bytes - 1):
+        found.append(
+            UserError(
+                f"h_unit.load_bytes is {machine.load_bytes}; the hardware needs a power of two and "
+                f"{least} bits at least, the registers of a site"
+            )
         )
     return found
 

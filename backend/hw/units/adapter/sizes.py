@@ -11,9 +11,10 @@ from intaglio.backend.hw.units.adapter.layout import (
     EXPONENT_BITS,
     AdapterPlaces,
     MatrixPlace,
+    place_refusals,
 )
 from intaglio.backend.hw.units.attention.h_unit import BYTE
-from intaglio.backend.hw.units.attention.sizes import check_machine, number_bits
+from intaglio.backend.hw.units.attention.sizes import machine_refusals, number_bits
 from intaglio.backend.hw.wires.widths import index_bits
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
@@ -134,13 +135,9 @@ class AdapterModel:
         }
 
 
-def check(machine: Machine) -> None:
-    """Whether the unit can be built.
-
-    Raises:
-        UserError: naming the parameter and what it must be.
-    """
-    check_machine(machine)
+def refusals(program: Program) -> list[UserError]:
+    """Why there is no adapter unit for a program: machine, matrices, load port."""
+    return machine_refusals(program.machine) + place_refusals(program)
 
 
 def encode(model: AdapterModel, one: Instruction, instance: Mapping[str, str]) -> dict[str, int]:

@@ -34,9 +34,14 @@ from intaglio.backend.hw.units.adapter.layout import (
     SITES,
     AdapterPlaces,
 )
-from intaglio.backend.hw.units.adapter.sizes import PLACES_BITS, AdapterModel, check
+from intaglio.backend.hw.units.adapter.sizes import PLACES_BITS, AdapterModel
 from intaglio.backend.hw.units.attention.h_unit import BYTE, Element, element
-from intaglio.backend.hw.units.attention.sizes import OUTER_EXPONENT, number_bits
+from intaglio.backend.hw.units.attention.sizes import (
+    OUTER_EXPONENT,
+    machine_refusals,
+    number_bits,
+)
+from intaglio.backend.hw.units.unit import refuse
 from intaglio.backend.hw.wires.reader import Wires
 from intaglio.backend.hw.wires.signal import (
     Design,
@@ -80,7 +85,7 @@ def adapter_unit(design: Design, model: AdapterModel) -> ModuleBuilder:
     Raises:
         UserError: the machine cannot be built.
     """
-    check(model.machine)
+    refuse(machine_refusals(model.machine))
     unit = _h_unit(design, model)
     lane = _lane(design, model)
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.hw.units.unit import refuse
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Write
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import DoesNotFit, UserError, Way
@@ -105,26 +106,17 @@ def kv_places(machine: Machine, caches: Iterable[Cache]) -> KVPlaces:
         UserError: a format or a size that the hardware does not take.
         DoesNotFit: the caches' words are more than the SRAM has.
     """
+    caches = list(caches)
+    refuse(cache_refusals(machine, caches))
     lanes, places = machine.attention_lanes, {}
     word = row = external = 0
     for cache in sorted(caches, key=lambda one: (one.address, one.name)):
-        if cache.format not in KV_FORMATS:
-            raise UserError(
-                f"the hardware has no KV cache of {cache.format}",
-                hint=f"--set kv=... takes {', '.join(KV_FORMATS)}",
-            )
         planes = FORMATS[cache.format].bits // 8
-        if planes > 1 and cache.width % machine.kv_port_bytes:
-            raise UserError(
-                f"{cache.format} caches of heads {cache.width} wide do not fill the KV port",
-                hint=f"h_unit.kv_port_bytes={machine.kv_port_bytes} must divide the head's width",
-            )
         static = cache.static_scale is not None
         scale_rows = -(-cache.capacity // machine.vector_lanes)
         reads, units = -(-cache.width // lanes), machine.h_units
         inside, beats = cache.capacity, 0
         if machine.kv_on_die and cache.capacity > machine.kv_on_die:
-            _check_external(machine)
             inside = machine.kv_on_die
             beats = planes * reads * units * lanes // machine.external_bytes
         place = CachePlace(
@@ -137,6 +129,48 @@ def kv_places(machine: Machine, caches: Iterable[Cache]) -> KVPlaces:
     if word * lanes > machine.sram_bytes:
         raise _overflow(machine, places, word)
     return KVPlaces(places, max(2, word), max(2, row), max(2, external) if external else 0)
+
+
+def cache_refusals(machine: Machine, caches: Iterable[Cache]) -> list[UserError]:
+    """Why the hardware cannot hold caches of these kinds; whether they fit is not asked."""
+    caches = list(caches)
+    found: list[UserError] = []
+    for cache in caches:
+        if cache.format not in KV_FORMATS:
+            found.append(
+                UserError(
+                    f"the hardware has no KV cache of {cache.format}",
+                    hint=f"--set kv=... takes {', '.join(KV_FORMATS)}",
+                )
+            )
+        elif FORMATS[cache.format].bits > 8 and cache.width % machine.kv_port_bytes:
+            found.append(
+                UserError(
+                    f"{cache.format} caches of heads {cache.width} wide do not fill the KV port",
+                    hint=f"h_unit.kv_port_bytes={machine.kv_port_bytes} must divide the head's "
+                    "width",
+                )
+            )
+    if machine.kv_on_die and any(cache.capacity > machine.kv_on_die for cache in caches):
+        found += _external_refusals(machine)
+    return found
+
+
+def _external_refusals(machine: Machine) -> list[UserError]:
+    size, row = machine.external_bytes, machine.h_units * machine.attention_lanes
+    found: list[str] = []
+    if size < 1 or size & (size - 1) or size > row:
+        found.append(
+            f"external memory gives {size} bytes a cycle; the hardware takes a power of two, at "
+            f"most a word of {machine.attention_lanes} bytes for each of {machine.h_units} H-Units"
+        )
+    if machine.external_latency < 1:
+        found.append("the latency of external memory is 0; the hardware needs 1 at least")
+    if machine.kv_on_die % machine.h_units:
+        found.append(
+            f"{machine.kv_on_die} tokens on the die are no multiple of {machine.h_units} H-Units"
+        )
+    return [UserError(what) for what in found]
 
 
 def _overflow(machine: Machine, places: dict[str, CachePlace], words: int) -> DoesNotFit:
@@ -158,21 +192,6 @@ def _overflow(machine: Machine, places: dict[str, CachePlace], words: int) -> Do
         ways=[Way(context=context)] if context and not outside else [],
         others=["fewer h_unit.attention_lanes"],
     )
-
-
-def _check_external(machine: Machine) -> None:
-    size, row = machine.external_bytes, machine.h_units * machine.attention_lanes
-    if size < 1 or size & (size - 1) or size > row:
-        raise UserError(
-            f"external memory gives {size} bytes a cycle; the hardware takes a power of two, at "
-            f"most a word of {machine.attention_lanes} bytes for each of {machine.h_units} H-Units"
-        )
-    if machine.external_latency < 1:
-        raise UserError("the latency of external memory is 0; the hardware needs 1 at least")
-    if machine.kv_on_die % machine.h_units:
-        raise UserError(
-            f"{machine.kv_on_die} tokens on the die are no multiple of {machine.h_units} H-Units"
-        )
 
 
 def external_kv(design: Design, machine: Machine, depth: int) -> ModuleBuilder:

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from intaglio.backend.hw.units.attention.h_unit import BYTE, HShape
-from intaglio.backend.hw.units.attention.kv import SCALE_WORD, CachePlace, KVPlaces, kv_places
+from intaglio.backend.hw.units.attention.kv import (
+    SCALE_WORD,
+    CachePlace,
+    KVPlaces,
+    cache_refusals,
+    kv_places,
+)
+from intaglio.backend.hw.units.unit import attempted
 from intaglio.backend.hw.wires.widths import index_bits
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
@@ -32,12 +39,9 @@ Cap = tuple[Real, Real, Real]
 """A soft cap: one over it, itself, log2(e)."""
 
 
-def check_machine(machine: Machine) -> None:
-    """Whether the unit can be built.
-
-    Raises:
-        UserError: naming the parameter and what it must be.
-    """
+def machine_refusals(machine: Machine) -> list[UserError]:
+    """Why H-Units cannot be built; each names the parameter and what it must be."""
+    found: list[str] = []
     powers = {
         "array.h_units": machine.h_units,
         "h_unit.attention_lanes": machine.attention_lanes,
@@ -45,30 +49,44 @@ def check_machine(machine: Machine) -> None:
         "vector (lanes of all units)": machine.vector_lanes,
         "network.results_per_cycle": machine.results_per_cycle,
     }
-    for name, value in powers.items():
-        if value < 1 or value & (value - 1):
-            raise UserError(f"{name} is {value}; the hardware needs a power of two")
+    found += [
+        f"{name} is {value}; the hardware needs a power of two"
+        for name, value in powers.items()
+        if value < 1 or value & (value - 1)
+    ]
     if machine.multiplier_bits != BYTE:
-        raise UserError(
+        found.append(
             f"h_unit.multiplier_bits is {machine.multiplier_bits}; the hardware multiplies bytes, "
             f"{BYTE} bits"
         )
     if machine.results_per_cycle > machine.vector_lanes:
-        raise UserError(
+        found.append(
             f"network.results_per_cycle is {machine.results_per_cycle}; the hardware takes at most "
             f"one for each of the {machine.vector_lanes} vector lanes"
         )
     if machine.kv_port_bytes > machine.attention_lanes:
-        raise UserError(
+        found.append(
             f"h_unit.kv_port_bytes is {machine.kv_port_bytes}; the hardware writes at most "
             f"a word of h_unit.attention_lanes={machine.attention_lanes} bytes in a cycle"
         )
     least = {"broadcast": 2, "attention_pipeline": 2, "kv_write": 1, "table_lookup": 1}
-    for name, cycles in least.items():
-        if getattr(machine, name) < cycles:
-            raise UserError(
-                f"latency {name} is {getattr(machine, name)}; the attention unit needs {cycles}"
-            )
+    found += [
+        f"latency {name} is {getattr(machine, name)}; the attention unit needs {cycles}"
+        for name, cycles in least.items()
+        if getattr(machine, name) < cycles
+    ]
+    return [UserError(what) for what in found]
+
+
+def refusals(program: Program) -> list[UserError]:
+    """Why there is no attention unit for a program: machine, formats, heads, caches."""
+    machine, caches = program.machine, program.caches.values()
+    if not caches:
+        return [UserError("the hardware needs a model with attention")]
+    found = machine_refusals(machine) + cache_refusals(machine, caches)
+    if machine.results_per_cycle:
+        found += attempted(*[partial(_check_width, cache.width, machine) for cache in caches])
+    return found or attempted(lambda: kv_places(machine, caches))
 
 
 def beat_elements(machine: Machine) -> int:

@@ -38,10 +38,11 @@ from intaglio.backend.hw.units.attention.sizes import (
     AttentionModel,
     Cap,
     beat_elements,
-    check_machine,
     encode,
+    machine_refusals,
     number_bits,
 )
+from intaglio.backend.hw.units.unit import refuse
 from intaglio.backend.hw.wires import datapaths
 from intaglio.backend.hw.wires.datapaths import Scale
 from intaglio.backend.hw.wires.reader import Wires
@@ -104,7 +105,7 @@ def attention_unit(design: Design, model: AttentionModel) -> ModuleBuilder:
     Raises:
         UserError: the machine cannot be built.
     """
-    check_machine(model.machine)
+    refuse(machine_refusals(model.machine))
     unit = h_unit(design, model.machine, model.shape)
     score = _score_lane(design, model)
     total = _sum_lane(design, model)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.hw.units.unit import attempted, refuse
 from intaglio.backend.hw.wires.widths import log2
 from intaglio.dialects.codes import FORMATS, Matrix, pack
 from intaglio.dialects.errors import CompilerBug, UserError
@@ -385,11 +387,9 @@ def configure(
     Raises:
         UserError: the hardware cannot be built for this machine or placement, with the reason.
     """
+    refuse(refusals(program))
     machine = program.machine
-    check_machine(machine)
     uses = list(matrix_uses(program))
-    if not uses:
-        raise UserError("the program has no matrices")
     named = {
         opcode: {_tensor(u): None for u in uses if u.instruction.opcode == opcode}
         for opcode in ("matvec", "embed")
@@ -514,12 +514,9 @@ def _tensor(use: Use) -> str:
     return use.instance[use.instruction.uses[role]]
 
 
-def check_machine(machine: Machine) -> None:
-    """Whether the array's hardware exists for this machine.
-
-    Raises:
-        UserError: it does not; the message names the parameter.
-    """
+def machine_refusals(machine: Machine) -> list[UserError]:
+    """Why the array's hardware does not exist for this machine; each names the parameter."""
+    found: list[str] = []
     powers = {
         "array.l_units": machine.l_units,
         "l_unit.lanes": machine.lanes,
@@ -528,26 +525,46 @@ def check_machine(machine: Machine) -> None:
     }
     if machine.rom == "logic":
         powers["l_unit.bank_words"] = machine.bank_words
-    for name, value in powers.items():
-        if value & (value - 1):
-            raise UserError(
-                f"the hardware of {machine.name} needs a power of two for {name}, not {value}"
-            )
+    found += [
+        f"the hardware of {machine.name} needs a power of two for {name}, not {value}"
+        for name, value in powers.items()
+        if value & (value - 1)
+    ]
     if machine.results_per_cycle > machine.vector_lanes:
-        raise UserError(
+        found.append(
             f"the hardware of {machine.name} needs no more results a cycle than vector lanes, not "
             f"{machine.results_per_cycle} and {machine.vector_lanes}"
         )
     if machine.cell == "ternary" and machine.plane_bits != 2:
-        raise UserError(f"a ternary cell of {machine.name} has two bits, not {machine.plane_bits}")
+        found.append(f"a ternary cell of {machine.name} has two bits, not {machine.plane_bits}")
     least = {"broadcast": 1, "rom_read": 1, "reduce": 1, "requantise": 2}
     least["mac_pipeline"] = machine.rom_read + 1
-    for name, value in least.items():
-        if getattr(machine, name) < value:
-            raise UserError(
-                f"latency {name} of {machine.name} is {getattr(machine, name)}, the hardware needs "
-                f"{value} at least"
-            )
+    found += [
+        f"latency {name} of {machine.name} is {getattr(machine, name)}, the hardware needs "
+        f"{value} at least"
+        for name, value in least.items()
+        if getattr(machine, name) < value
+    ]
+    return [UserError(what) for what in found]
+
+
+def refusals(program: ProgramLike) -> list[UserError]:
+    """Why there is no matrix array for a program: machine and placement."""
+    machine = program.machine
+    uses = list(matrix_uses(program))
+    found = machine_refusals(machine)
+    if not uses:
+        return [*found, UserError("the program has no matrices")]
+    tensors = {_tensor(use): use.instruction.opcode == "embed" for use in uses}
+    pieces: dict[str, Piece] = {}
+
+    def place(name: str, table: bool) -> None:
+        pieces[name] = piece_of(program.parameters[name], machine, table=table)
+
+    found += attempted(*[partial(place, name, table) for name, table in tensors.items()])
+    if not found:
+        found += attempted(lambda: _banks(program, pieces))
+    return found
 
 
 def piece_of(parameter: ParameterLike, machine: Machine, *, table: bool = False) -> Piece:

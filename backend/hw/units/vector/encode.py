@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.hw.units.unit import attempted
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real, Scale
@@ -33,6 +35,9 @@ LANE_SETTINGS: Mapping[str, frozenset[str]] = {
     "softcap": frozenset({"capped", "bare", "odd", "counted"}),
 }
 """What of `LaneControl` is 1 for an elementwise operation, by the formula's family."""
+
+if TYPE_CHECKING:
+    from intaglio.backend.program.program import Program
 
 OPERATIONS = (
     *LANE_SETTINGS,
@@ -252,20 +257,26 @@ def misfits(program: Content) -> list[str]:
         program: the content of program.json.
     """
     found: dict[str, list[UserError]] = {}
-    for block in program["blocks"]:
-        for one in block["instructions"]:
-            if one["queue"] != "vector":
-                continue
-            try:
-                constant_rows(program, one, block["instances"][0])
-            except UserError as error:
-                found.setdefault(error.what, []).append(error)
+    for error in shape_refusals(program):
+        found.setdefault(error.what, []).append(error)
     return [
         f"node '{errors[0].node}' and {len(errors) - 1} more: {what}"
         if len(errors) > 1
         else f"node '{errors[0].node}': {what}"
         for what, errors in found.items()
     ]
+
+
+def shape_refusals(program: Content) -> list[UserError]:
+    """Instructions whose shapes the vector unit does not take."""
+    return attempted(
+        *[
+            partial(constant_rows, program, one, block["instances"][0])
+            for block in program["blocks"]
+            for one in block["instructions"]
+            if one["queue"] == "vector"
+        ]
+    )
 
 
 def encode(
@@ -367,6 +378,55 @@ def _wires(instruction: Content, one: Field, value: int) -> int:
             f"{value}",
         )
     return value & ((1 << one.width) - 1)
+
+
+def content_of(program: Program) -> dict[str, Any]:
+    """What is read here of a program, in the form of program.json."""
+    return {
+        "machine": program.machine.to_dict(),
+        "parameters": {
+            name: {"dims": list(one.dims), "bits": one.bits, "exponent": one.exponent}
+            for name, one in program.parameters.items()
+        },
+        "caches": {
+            name: {
+                "capacity": one.capacity,
+                "heads": one.heads,
+                "width": one.width,
+                "format": one.format,
+                **{
+                    key: [real.mantissa, real.exponent]
+                    for key in ("static_scale", "static_inverse")
+                    if (real := getattr(one, key)) is not None
+                },
+            }
+            for name, one in program.caches.items()
+        },
+        "buffers": {
+            name: {"address": one.address, "size": one.size, "type": dict(one.type)}
+            for name, one in program.buffers.items()
+        },
+        "blocks": [
+            {
+                "name": block.name,
+                "sampled": block.sampled,
+                "instances": [dict(one) for one in block.instances],
+                "instructions": [
+                    {
+                        "opcode": one.opcode,
+                        "queue": one.queue,
+                        "reads": list(one.reads),
+                        "writes": list(one.writes),
+                        "uses": dict(one.uses),
+                        "arguments": dict(one.arguments),
+                        "onnx": one.onnx,
+                    }
+                    for one in block.instructions
+                ],
+            }
+            for block in program.blocks
+        ],
+    }
 
 
 @dataclass(frozen=True)

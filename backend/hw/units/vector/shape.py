@@ -92,22 +92,24 @@ class VectorShape:
         )
 
 
-def check(machine: Machine) -> None:
-    """Whether the unit can be built for a machine.
-
-    Raises:
-        UserError: a latency is too short, or the lanes are not a power of two.
-    """
+def machine_refusals(machine: Machine) -> list[UserError]:
+    """Why the unit cannot be built for a machine: latencies too short, other lanes."""
     lanes = machine.vector_lanes
+    found: list[UserError] = []
     if lanes & (lanes - 1) or not 2 <= lanes <= 1024:
-        raise UserError(
-            f"the vector unit takes 2 to 1024 lanes, a power of two, not {lanes}",
-            hint="change vector.lanes or the array of the target",
+        found.append(
+            UserError(
+                f"the vector unit takes 2 to 1024 lanes, a power of two, not {lanes}",
+                hint="change vector.lanes or the array of the target",
+            )
         )
     for name, least in _LEAST_LATENCIES.items():
         if getattr(machine, name) < least:
-            raise UserError(
-                f"latency.{name} is {getattr(machine, name)}, the vector unit needs at least "
-                f"{least}",
-                hint=f"--set latency.{name}={least}",
+            found.append(
+                UserError(
+                    f"latency.{name} is {getattr(machine, name)}, the vector unit needs at least "
+                    f"{least}",
+                    hint=f"--set latency.{name}={least}",
+                )
             )
+    return found

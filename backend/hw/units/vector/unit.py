@@ -31,6 +31,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from intaglio.backend.hw.units.unit import refuse
 from intaglio.backend.hw.units.vector.encode import (
     FIELDS,
     FORMAT_CODES,
@@ -45,7 +46,7 @@ from intaglio.backend.hw.units.vector.lane import (
     build_lane,
     lane_inputs,
 )
-from intaglio.backend.hw.units.vector.shape import VectorShape, check
+from intaglio.backend.hw.units.vector.shape import VectorShape, machine_refusals
 from intaglio.backend.hw.units.vector.tables import (
     ScalarInputs,
     SharedTable,
@@ -97,9 +98,9 @@ def build_vector(design: Design, machine: Machine, shape: VectorShape) -> Module
     cycle.
 
     Raises:
-        UserError: `check`.
+        UserError: `machine_refusals`.
     """
-    check(machine)
+    refuse(machine_refusals(machine))
 
     def build(m: ModuleBuilder) -> None:
         _Vector(design, m, machine, shape).build()

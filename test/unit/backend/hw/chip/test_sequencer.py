@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,6 @@ import pytest
 
 from intaglio.backend import circt
 from intaglio.backend.hw.chip.sequencer import (
-    POWER,
-    QUEUES,
     SEQUENCE_BITS,
     QueueProgram,
     build_sequencer,
@@ -21,7 +20,7 @@ from intaglio.backend.hw.chip.sequencer import (
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Wire, mux
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.formula import constant
-from intaglio.dialects.timeline import Block, Issue, simulate
+from intaglio.dialects.timeline import QUEUES, Block, Issue, simulate
 from intaglio.runtime.engines.arc import ArcModel
 from intaglio.runtime.engines.running import Model
 from intaglio.runtime.engines.verilator import VerilatorModel, compiler, verilator_root
@@ -41,7 +40,7 @@ class Event:
     finish: int
 
 
-def random_blocks(rng: np.random.Generator, queues: tuple[str, ...] = QUEUES) -> Blocks:
+def random_blocks(rng: np.random.Generator, queues: Sequence[str] = QUEUES) -> Blocks:
     """Blocks of random instructions; the last one runs for wanted tokens only."""
     blocks: Blocks = []
     count = int(rng.integers(1, 4))
@@ -66,7 +65,7 @@ def random_blocks(rng: np.random.Generator, queues: tuple[str, ...] = QUEUES) ->
 def expected(blocks: Blocks, issue: int, sampled: bool) -> tuple[list[Event], int]:
     """The events of a token, and its period."""
     kept = [block for block, only in blocks if sampled or not only]
-    counts = dict.fromkeys((*QUEUES, POWER), 0)
+    counts = dict.fromkeys(QUEUES, 0)
     events: list[Event] = []
     for span in simulate(kept, issue, 0):
         queue = kept[span.block].issues[span.instruction].queue
@@ -89,7 +88,9 @@ def dummy(design: Design) -> ModuleBuilder:
 def build(blocks: Blocks, issue: int) -> tuple[str, dict[str, list[int]]]:
     """A chip of dummies, and the contents of its sequencers' memories."""
     design = Design()
-    programs = unroll(blocks)
+    gated = any(one.queue == QUEUES[-1] for block, _ in blocks for one in block.issues)
+    queues = QUEUES if gated else QUEUES[:-1]
+    programs = unroll(blocks, queues)
     contents = {q: descriptors(q, programs, FIELDS, values(blocks, programs[q])) for q in programs}
     unit = dummy(design)
     sequencers = {q: build_sequencer(design, q, programs, FIELDS, issue) for q in programs}
@@ -162,7 +163,7 @@ def tokens_of(
     out = trace.outputs
     tokens: list[tuple[int, int, list[Event]]] = []
     began: dict[str, int] = {}
-    queues = [queue for queue in (*QUEUES, POWER) if f"{queue}_start" in out]
+    queues = [queue for queue in QUEUES if f"{queue}_start" in out]
     for t in range(len(valid)):
         for queue in queues:
             # What finishes in the cycle of an acceptance belongs to the token before.
@@ -215,7 +216,7 @@ def check(model: Model, blocks: Blocks, issue: int, rng: np.random.Generator) ->
 @pytest.mark.parametrize("seed", range(12))
 def test_every_start_and_finish(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    queues = (*QUEUES, POWER) if seed % 2 else QUEUES
+    queues = QUEUES if seed % 2 else QUEUES[:-1]
     blocks, issue = random_blocks(rng, queues), int(rng.integers(1, 4))
     text, contents = build(blocks, issue)
     model = ArcModel(text, "top")
@@ -241,12 +242,12 @@ def test_verilator() -> None:
 def test_refusals() -> None:
     one = Block("one", [Issue("matrix", {}, constant(3))], 1)
     with pytest.raises(UserError, match="wanted tokens last"):
-        unroll([(one, True), (one, False)])
+        unroll([(one, True), (one, False)], QUEUES)
     with pytest.raises(UserError, match="no load queue"):
-        unroll([(Block("off", [Issue("load", {}, constant(1))], 1), False)])
-    assert tuple(unroll([(one, False)])) == QUEUES
+        unroll([(Block("off", [Issue("load", {}, constant(1))], 1), False)], QUEUES)
+    assert tuple(unroll([(one, False)], QUEUES[:2])) == QUEUES[:2]
     many = Block("many", [Issue("kv", {}, constant(1))], 1 << SEQUENCE_BITS)
     with pytest.raises(UserError, match="65535"):
-        unroll([(many, False)])
+        unroll([(many, False)], QUEUES)
     with pytest.raises(UserError, match="issue"):
-        build_sequencer(Design(), "matrix", unroll([(one, False)]), FIELDS, 0)
+        build_sequencer(Design(), "matrix", unroll([(one, False)], QUEUES), FIELDS, 0)

@@ -1,0 +1,61 @@
+"""The adapter unit as a unit of the chip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from intaglio.backend.hw.units.adapter.sizes import SELECT, AdapterModel, refusals
+from intaglio.backend.hw.units.adapter.unit import adapter_unit
+from intaglio.backend.hw.units.memories import CODE_SCALES, CODES, VECTORS
+from intaglio.backend.hw.units.ports import (
+    Bundle,
+    Command,
+    Load,
+    Saturations,
+    entry,
+    row,
+    written_row,
+)
+from intaglio.backend.hw.units.unit import Unit
+
+if TYPE_CHECKING:
+    from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
+    from intaglio.backend.hw.wires.signal import Design, ModuleBuilder
+    from intaglio.backend.program.program import Program
+    from intaglio.dialects.errors import UserError
+
+
+@dataclass(frozen=True)
+class AdapterUnit(Unit):
+    """The adapter part of the H-Units, of the sizes that a program needs."""
+
+    model: AdapterModel
+
+    name = SELECT
+
+    @cached_property
+    def ports(self) -> tuple[Bundle, ...]:
+        """See `Unit`."""
+        model, machine = self.model, self.model.machine
+        inputs = max(1, machine.attention_lanes // machine.vector_lanes)
+        load = (Load("load_enable", "load_address", "load_data"),) if model.places.sites else ()
+        return (
+            Command("attention", ("matvec",), tuple(model.fields.items())),
+            *(row(CODES, f"input{i}") for i in range(inputs)),
+            entry(CODE_SCALES, "input", "group"),
+            row(VECTORS, "residual"),
+            written_row(VECTORS, "result", mask="lanes"),
+            *load,
+            Saturations("saturations"),
+        )
+
+    @staticmethod
+    def refusals(program: Program) -> list[UserError]:
+        """See `Unit`."""
+        return refusals(program)
+
+    def build(self, design: Design, logic: LogicROM | None = None) -> ModuleBuilder:
+        """See `Unit`."""
+        return adapter_unit(design, self.model)

@@ -1,0 +1,63 @@
+"""The matrix array as a unit of the chip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from intaglio.backend.hw.units.matrix.array import build_matrix
+from intaglio.backend.hw.units.matrix.plan import MatrixConfig, ProgramLike, refusals
+from intaglio.backend.hw.units.memories import CODE_SCALES, CODES, CONSTANTS, VECTORS
+from intaglio.backend.hw.units.ports import (
+    POWER_BITS,
+    TOKEN,
+    Bundle,
+    Command,
+    Saturations,
+    Take,
+    entry,
+    row,
+    written_row,
+)
+from intaglio.backend.hw.units.unit import Unit
+
+if TYPE_CHECKING:
+    from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
+    from intaglio.backend.hw.wires.signal import Design, ModuleBuilder
+    from intaglio.dialects.errors import UserError
+
+
+@dataclass(frozen=True)
+class MatrixUnit(Unit):
+    """The matrix array, of the sizes that a program needs."""
+
+    config: MatrixConfig
+
+    name = "matrix"
+
+    @cached_property
+    def ports(self) -> tuple[Bundle, ...]:
+        """See `Unit`."""
+        config = self.config
+        held = {name for name, _ in config.fields}
+        added = {"bias": CONSTANTS, "residual": VECTORS}
+        return (
+            Command("matrix", ("matvec", "embed"), config.fields),
+            *((Take("token", TOKEN),) if config.table_planes else ()),
+            *((Take("power", POWER_BITS),) if config.domains else ()),
+            *(row(CODES, f"input{i}", "address") for i in range(config.input_ports)),
+            entry(CODE_SCALES, "scale", "address"),
+            *(row(memory, name, "address") for name, memory in added.items() if name in held),
+            written_row(VECTORS, "write", "address", "mask"),
+            Saturations("saturations"),
+        )
+
+    @staticmethod
+    def refusals(program: ProgramLike) -> list[UserError]:
+        """See `Unit`."""
+        return refusals(program)
+
+    def build(self, design: Design, logic: LogicROM | None = None) -> ModuleBuilder:
+        """See `Unit`."""
+        return build_matrix(design, self.config, logic=logic)

@@ -1,0 +1,63 @@
+"""The memories that units share: what a word of each is.
+
+Depths are the program's (`backend/hw/chip/layout.py`). A row has an element for each of the W =
+`vector_lanes` lanes, lane 0 at the low bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS, SCALE_BYTES
+
+CODE_BITS = 16
+"""Bits of a code of a quantised vector, or of a probability."""
+EXPONENT_BITS = 10
+"""Bits of a scale's exponent, with its sign."""
+TOTAL_BITS = 40
+"""Bits of a head's sum of softmax numerators."""
+
+_SCALE = {"mantissa": SCALE_BITS, "exponent": EXPONENT_BITS}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A memory of the chip.
+
+    Attributes:
+        name: of its instance.
+        element: bits of a lane of its rows; 0 for a file, whose words have parts.
+        parts: of a file's words, by name: bits, the first in the lowest.
+        masked: whether lanes of a row are written one by one.
+    """
+
+    name: str
+    element: int = 0
+    parts: Mapping[str, int] = field(default_factory=dict)
+    masked: bool = False
+
+    def word(self, lanes: int) -> dict[str, int]:
+        """Names and bits of the parts of a word; a row is one part, `data`."""
+        return {"data": self.element * lanes} if self.element else dict(self.parts)
+
+
+VECTORS = Memory("vectors", FIXED_BITS, masked=True)
+"""Numbers in fixed point."""
+CODES = Memory("codes", CODE_BITS)
+"""Quantised vectors."""
+CODE_SCALES = Memory("code_scales", parts=_SCALE)
+"""A scale for each group of a quantised vector."""
+SCORES = Memory("scores", FIXED_BITS, masked=True)
+"""Scores of cached tokens, then numerators of the softmax."""
+PROBABILITIES = Memory("probabilities", CODE_BITS)
+"""Codes that the softmax writes."""
+HEADS = Memory("heads", parts={**_SCALE, "total": TOTAL_BITS})
+"""Scale and sum of each head's probabilities."""
+CONSTANTS = Memory("constants", FIXED_BITS)
+"""Constant ROM."""
+VALUE_SCALES = Memory("value_scales", 8 * SCALE_BYTES)
+"""Scales of cached vectors; inside the attention unit."""
+
+SHARED = (VECTORS, CODES, CODE_SCALES, SCORES, PROBABILITIES, HEADS, CONSTANTS)
+"""Those that the chip has beside its units, in order."""

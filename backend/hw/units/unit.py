@@ -1,0 +1,86 @@
+"""A unit of the chip: what it executes, how it is joined to the rest, what it cannot do.
+
+Units stand beside one another: none knows another one. `backend/hw/chip/units.py` has those of a
+program.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
+
+from intaglio.backend.hw.units.ports import Bundle, Command, check_ports
+from intaglio.dialects.errors import UserError, UserErrors
+
+if TYPE_CHECKING:
+    from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
+    from intaglio.backend.hw.wires.signal import Design, ModuleBuilder
+    from intaglio.backend.program.program import Program
+
+
+class Unit(ABC):
+    """A unit, sized for a program.
+
+    Attributes:
+        name: of its instance in the chip.
+    """
+
+    name: ClassVar[str]
+
+    @cached_property
+    @abstractmethod
+    def ports(self) -> tuple[Bundle, ...]:
+        """All ports but clock and reset; a memory's read ports in the order of their numbers."""
+
+    @staticmethod
+    @abstractmethod
+    def refusals(program: Program) -> list[UserError]:
+        """Why there is no such unit for a program; all reasons, before any size is known."""
+
+    @abstractmethod
+    def build(self, design: Design, logic: LogicROM | None = None) -> ModuleBuilder:
+        """The unit's module.
+
+        Args:
+            design: gets the module.
+            logic: what is in ROM banks that are logic; external modules without.
+        """
+
+    @property
+    def commands(self) -> tuple[Command, ...]:
+        """Its ends of queues."""
+        return tuple(one for one in self.ports if isinstance(one, Command))
+
+    def module(self, design: Design, logic: LogicROM | None = None) -> ModuleBuilder:
+        """`build`, with the ports compared with those that are declared."""
+        module = self.build(design, logic)
+        check_ports(module, self.ports)
+        return module
+
+
+def attempted(*calls: Callable[[], object]) -> list[UserError]:
+    """What each of the calls refuses."""
+    found: list[UserError] = []
+    for call in calls:
+        try:
+            call()
+        except UserErrors as errors:
+            found += errors.errors
+        except UserError as error:
+            found.append(error)
+    return found
+
+
+def refuse(refusals: Iterable[UserError]) -> None:
+    """Says all refusals at once, each once.
+
+    Raises:
+        UserError: there is one at least.
+    """
+    distinct: Sequence[UserError] = list({str(one): one for one in refusals}.values())
+    if len(distinct) == 1:
+        raise distinct[0]
+    if distinct:
+        raise UserErrors(distinct)

@@ -1,0 +1,127 @@
+"""The vector unit as a unit of the chip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from intaglio.backend.hw.units.memories import (
+    CODE_SCALES,
+    CODES,
+    CONSTANTS,
+    HEADS,
+    PROBABILITIES,
+    SCORES,
+    VALUE_SCALES,
+    VECTORS,
+    Memory,
+)
+from intaglio.backend.hw.units.ports import (
+    NEXT_TOKEN,
+    NEXT_TOKEN_VALID,
+    POSITION,
+    Bundle,
+    Command,
+    Give,
+    Saturations,
+    Take,
+    Write,
+    row,
+    written_row,
+)
+from intaglio.backend.hw.units.unit import Unit
+from intaglio.backend.hw.units.vector.encode import FIELDS, content_of, shape_refusals
+from intaglio.backend.hw.units.vector.shape import VectorShape, machine_refusals
+from intaglio.backend.hw.units.vector.unit import build_vector
+from intaglio.dialects.machine import Machine
+
+if TYPE_CHECKING:
+    from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
+    from intaglio.backend.hw.wires.signal import Design, ModuleBuilder
+    from intaglio.backend.program.program import Program
+    from intaglio.dialects.errors import UserError
+
+
+OPCODES = (
+    "rms_norm",
+    "layer_norm",
+    "quantize",
+    "rotary",
+    "activate",
+    "add",
+    "mul",
+    "scale",
+    "softcap",
+    "copy",
+    "softmax",
+    "sample",
+)
+
+
+@dataclass(frozen=True)
+class VectorUnit(Unit):
+    """The vector unit, of the sizes that a program needs."""
+
+    machine: Machine
+    shape: VectorShape
+
+    name = "vector"
+
+    @cached_property
+    def ports(self) -> tuple[Bundle, ...]:
+        """See `Unit`."""
+        fields = tuple((one.name, one.width) for one in FIELDS)
+        return (
+            Command("vector", OPCODES, fields),
+            Take("position", POSITION),
+            *self._reads(),
+            *self._writes(),
+            *self._token(),
+            Saturations("saturated"),
+        )
+
+    def _has(self, *operations: str) -> bool:
+        return any(one in self.shape.operations for one in operations)
+
+    def _reads(self) -> Iterator[Bundle]:
+        yield row(VECTORS, "vector0", "address")
+        yield row(VECTORS, "vector1", "address")
+        if self._has("rotary", "rms_norm", "layer_norm"):
+            yield row(CONSTANTS, "constant0", "address")
+            yield row(CONSTANTS, "constant1", "address")
+        if self._has("softmax"):
+            yield row(SCORES, "score", "address")
+            yield row(VALUE_SCALES, "value_scale", "address")
+
+    def _writes(self) -> Iterator[Bundle]:
+        yield written_row(VECTORS, "vector_write", "address", "mask")
+        if self._has("quantize", "quantize_static"):
+            yield written_row(CODES, "code_write", "address")
+        if self._has("softmax"):
+            yield written_row(SCORES, "score_write", "address")
+            yield written_row(PROBABILITIES, "probability_write", "address")
+        if self._has("quantize", "softmax"):
+            yield self._scales(CODE_SCALES, "scale_enable")
+        if self._has("softmax"):
+            yield self._scales(HEADS, "probability_scale_enable")
+
+    def _scales(self, memory: Memory, enable: str) -> Write:
+        """Both files of scales take what the scalar unit gives, each at its own time."""
+        parts = {part: f"scale_{part}" for part in memory.parts}
+        return Write(memory, "scale_address", parts, enable)
+
+    def _token(self) -> Iterator[Bundle]:
+        if self._has("sample"):
+            yield Give("token", NEXT_TOKEN)
+            yield Give("token_valid", NEXT_TOKEN_VALID)
+
+    @staticmethod
+    def refusals(program: Program) -> list[UserError]:
+        """See `Unit`."""
+        return machine_refusals(program.machine) + shape_refusals(content_of(program))
+
+    def build(self, design: Design, logic: LogicROM | None = None) -> ModuleBuilder:
+        """See `Unit`."""
+        return build_vector(design, self.machine, self.shape)
