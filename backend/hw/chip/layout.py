@@ -51,15 +51,17 @@ from intaglio.backend.hw.units.memories import (
     SCORES,
     VECTORS,
 )
-from intaglio.backend.hw.units.power import POWER, PowerUnit
-from intaglio.backend.hw.units.unit import Unit, refuse
+from intaglio.backend.hw.units.power import PowerUnit
+from intaglio.backend.hw.units.refusals import refuse
+from intaglio.backend.hw.units.unit import Unit
 from intaglio.backend.hw.units.vector import encode as vector_encode
 from intaglio.backend.hw.units.vector.encode import ConstantRows, Places, content_of
 from intaglio.backend.hw.units.vector.interface import VectorUnit
 from intaglio.backend.hw.units.vector.shape import VectorShape
-from intaglio.dialects import hazards, sharing, timeline
+from intaglio.dialects import hazards, sharing
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.isa.queues import POWER, QUEUES
 
 if TYPE_CHECKING:
     from intaglio.backend.images.read import Images
@@ -251,7 +253,7 @@ def refusals(program: Program) -> list[UserError]:
 
 
 def queue_fields(units: Sequence[Unit]) -> dict[str, tuple[tuple[str, int], ...]]:
-    """The queues of all units, in the order of `timeline.QUEUES`, with their descriptors' fields.
+    """The queues of all units, in the order of `isa.queues.QUEUES`, with their descriptors' fields.
 
     Where units share a queue, a field with the name of each but the first says that the
     instruction is its.
@@ -262,7 +264,7 @@ def queue_fields(units: Sequence[Unit]) -> dict[str, tuple[tuple[str, int], ...]
             before = found.get(command.queue)
             chosen = () if before is None else (*before, (unit.name, 1))
             found[command.queue] = (*chosen, *command.fields)
-    return {queue: found[queue] for queue in timeline.QUEUES if queue in found}
+    return {queue: found[queue] for queue in QUEUES if queue in found}
 
 
 _SHARING = ("quantized", "scores", "probabilities")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from intaglio.backend.hw.units.unit import refuse
+from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Signal, mux
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.timeline import Block

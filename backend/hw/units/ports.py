@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from intaglio.backend.hw.units.memories import Memory
 from intaglio.backend.hw.wires.signal import RESET, ModuleBuilder
 from intaglio.dialects.errors import CompilerBug
+from intaglio.dialects.isa.instruction import Instruction
 
 
 class Bundle:
@@ -33,16 +35,20 @@ class Command(Bundle):
     """A unit's end of a queue: `start` with a port for each field, `done` in the last cycle.
 
     Attributes:
-        queue: whose instructions it takes.
-        instructions: the opcodes that it executes there.
+        instructions: what it executes, all of one queue.
         fields: name and width of its fields of the queue's descriptors.
         prefix: what its ports' names begin with.
     """
 
-    queue: str
-    instructions: tuple[str, ...]
+    instructions: tuple[type[Instruction[Any]], ...]
     fields: tuple[tuple[str, int], ...]
     prefix: str = ""
+
+    @property
+    def queue(self) -> str:
+        """Whose instructions it takes."""
+        (queue,) = {one.queue for one in self.instructions}
+        return queue
 
     @property
     def start(self) -> str:

@@ -14,18 +14,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from intaglio.backend.hw.units.ports import POWER_BITS, WANTED, Bundle, Command, Give, Take
-from intaglio.backend.hw.units.unit import Unit, refuse
+from intaglio.backend.hw.units.refusals import refuse
+from intaglio.backend.hw.units.unit import Unit
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, cat, mux
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.gating import NO_DOMAIN, wanted_only
+from intaglio.dialects.isa.power import Sleep, Wake
+from intaglio.dialects.isa.queues import POWER
 from intaglio.dialects.machine import Machine
 
 if TYPE_CHECKING:
     from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
     from intaglio.backend.program.program import Instruction, Program
-
-POWER = "power"
-"""The queue of the instructions that switch power domains."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class PowerUnit(Unit):
     def ports(self) -> tuple[Bundle, ...]:
         """See `Unit`."""
         return (
-            Command(POWER, ("wake", "sleep"), power_fields(self.domains)),
+            Command((Wake, Sleep), power_fields(self.domains)),
             *((Take("wanted", WANTED),) if self.late else ()),
             Give("power", POWER_BITS),
         )

@@ -7,17 +7,16 @@ program.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from intaglio.backend.hw.units.ports import Bundle, Command, check_ports
-from intaglio.dialects.errors import UserError, UserErrors
 
 if TYPE_CHECKING:
     from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
     from intaglio.backend.hw.wires.signal import Design, ModuleBuilder
     from intaglio.backend.program.program import Program
+    from intaglio.dialects.errors import UserError
 
 
 class Unit(ABC):
@@ -58,29 +57,3 @@ class Unit(ABC):
         module = self.build(design, logic)
         check_ports(module, self.ports)
         return module
-
-
-def attempted(*calls: Callable[[], object]) -> list[UserError]:
-    """What each of the calls refuses."""
-    found: list[UserError] = []
-    for call in calls:
-        try:
-            call()
-        except UserErrors as errors:
-            found += errors.errors
-        except UserError as error:
-            found.append(error)
-    return found
-
-
-def refuse(refusals: Iterable[UserError]) -> None:
-    """Says all refusals at once, each once.
-
-    Raises:
-        UserError: there is one at least.
-    """
-    distinct: Sequence[UserError] = list({str(one): one for one in refusals}.values())
-    if len(distinct) == 1:
-        raise distinct[0]
-    if distinct:
-        raise UserErrors(distinct)

@@ -19,6 +19,7 @@ from intaglio.backend.hw.units.ports import (
     written_row,
 )
 from intaglio.backend.hw.units.unit import Unit
+from intaglio.dialects.isa.adapter import AdapterMatvec
 
 if TYPE_CHECKING:
     from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
@@ -42,7 +43,7 @@ class AdapterUnit(Unit):
         inputs = max(1, machine.attention_lanes // machine.vector_lanes)
         load = (Load("load_enable", "load_address", "load_data"),) if model.places.sites else ()
         return (
-            Command("attention", ("matvec",), tuple(model.fields.items())),
+            Command((AdapterMatvec,), tuple(model.fields.items())),
             *(row(CODES, f"input{i}") for i in range(inputs)),
             entry(CODE_SCALES, "input", "group"),
             row(VECTORS, "residual"),

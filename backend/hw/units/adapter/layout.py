@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.backend.hw.units.unit import attempted, refuse
+from intaglio.backend.hw.units.refusals import attempted, refuse
 from intaglio.backend.hw.wires.widths import index_bits, log2
 from intaglio.dialects.codes import SLOT_BITS, AdapterMatrix, Matrix
 from intaglio.dialects.errors import CompilerBug, UserError

@@ -32,6 +32,8 @@ from intaglio.backend.hw.units.ports import (
     written_row,
 )
 from intaglio.backend.hw.units.unit import Unit
+from intaglio.dialects.isa.attention import QueryKey, WeightedSum
+from intaglio.dialects.isa.cache import Append
 
 if TYPE_CHECKING:
     from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
@@ -54,8 +56,8 @@ class AttentionUnit(Unit):
         model, machine = self.model, self.model.machine
         heads = machine.query_parallel
         return (
-            Command("attention", ("query_key", "weighted_sum"), _pairs(model.fields), "attention_"),
-            Command("kv", ("append",), _pairs(model.append_fields), "append_"),
+            Command((QueryKey, WeightedSum), _pairs(model.fields), "attention_"),
+            Command((Append,), _pairs(model.append_fields), "append_"),
             Take("position", POSITION),
             *self._rows("append", machine.kv_port_bytes),
             entry(CODE_SCALES, "append", "group"),

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.backend.hw.units.unit import refuse
+from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Write
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import DoesNotFit, UserError, Way

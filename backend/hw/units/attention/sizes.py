@@ -19,7 +19,7 @@ from intaglio.backend.hw.units.attention.kv import (
     cache_refusals,
     kv_places,
 )
-from intaglio.backend.hw.units.unit import attempted
+from intaglio.backend.hw.units.refusals import attempted
 from intaglio.backend.hw.wires.widths import index_bits
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError

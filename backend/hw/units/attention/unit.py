@@ -42,7 +42,7 @@ from intaglio.backend.hw.units.attention.sizes import (
     machine_refusals,
     number_bits,
 )
-from intaglio.backend.hw.units.unit import refuse
+from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.wires import datapaths
 from intaglio.backend.hw.wires.datapaths import Scale
 from intaglio.backend.hw.wires.reader import Wires

@@ -21,6 +21,7 @@ from intaglio.backend.hw.units.ports import (
     written_row,
 )
 from intaglio.backend.hw.units.unit import Unit
+from intaglio.dialects.isa.matrix import Embed, Matvec
 
 if TYPE_CHECKING:
     from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
@@ -43,7 +44,7 @@ class MatrixUnit(Unit):
         held = {name for name, _ in config.fields}
         added = {"bias": CONSTANTS, "residual": VECTORS}
         return (
-            Command("matrix", ("matvec", "embed"), config.fields),
+            Command((Matvec, Embed), config.fields),
             *((Take("token", TOKEN),) if config.table_planes else ()),
             *((Take("power", POWER_BITS),) if config.domains else ()),
             *(row(CODES, f"input{i}", "address") for i in range(config.input_ports)),

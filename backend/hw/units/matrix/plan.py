@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.backend.hw.units.unit import attempted, refuse
+from intaglio.backend.hw.units.refusals import attempted, refuse
 from intaglio.backend.hw.wires.widths import log2
 from intaglio.dialects.codes import FORMATS, Matrix, pack
 from intaglio.dialects.errors import CompilerBug, UserError

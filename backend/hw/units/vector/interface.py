@@ -35,6 +35,7 @@ from intaglio.backend.hw.units.unit import Unit
 from intaglio.backend.hw.units.vector.encode import FIELDS, content_of, shape_refusals
 from intaglio.backend.hw.units.vector.shape import VectorShape, machine_refusals
 from intaglio.backend.hw.units.vector.unit import build_vector
+from intaglio.dialects.isa import vector
 from intaglio.dialects.machine import Machine
 
 if TYPE_CHECKING:
@@ -44,19 +45,19 @@ if TYPE_CHECKING:
     from intaglio.dialects.errors import UserError
 
 
-OPCODES = (
-    "rms_norm",
-    "layer_norm",
-    "quantize",
-    "rotary",
-    "activate",
-    "add",
-    "mul",
-    "scale",
-    "softcap",
-    "copy",
-    "softmax",
-    "sample",
+INSTRUCTIONS = (
+    vector.RMSNorm,
+    vector.LayerNorm,
+    vector.Quantize,
+    vector.Rotary,
+    vector.Activate,
+    vector.Add,
+    vector.Mul,
+    vector.Scale,
+    vector.Softcap,
+    vector.Copy,
+    vector.Softmax,
+    vector.Sample,
 )
 
 
@@ -74,7 +75,7 @@ class VectorUnit(Unit):
         """See `Unit`."""
         fields = tuple((one.name, one.width) for one in FIELDS)
         return (
-            Command("vector", OPCODES, fields),
+            Command(INSTRUCTIONS, fields),
             Take("position", POSITION),
             *self._reads(),
             *self._writes(),

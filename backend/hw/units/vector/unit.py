@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from intaglio.backend.hw.units.unit import refuse
+from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.units.vector.encode import (
     FIELDS,
     FORMAT_CODES,

@@ -20,7 +20,8 @@ from intaglio.backend.hw.chip.sequencer import (
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Wire, mux
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.formula import constant
-from intaglio.dialects.timeline import QUEUES, Block, Issue, simulate
+from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.timeline import Block, Issue, simulate
 from intaglio.runtime.engines.arc import ArcModel
 from intaglio.runtime.engines.running import Model
 from intaglio.runtime.engines.verilator import VerilatorModel, compiler, verilator_root

@@ -28,7 +28,8 @@ from intaglio.backend.hw.wires.signal import Design
 from intaglio.backend.program.program import Program, load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects.errors import CompilerBug, UserError
-from intaglio.dialects.timeline import QUEUES
+from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.registry import INSTRUCTIONS
 
 CHIPS = (("llama", "roma-mini", 4), ("ternary", "tom-mini", 0), ("ternary", "bitrom-mini", 0))
 
@@ -53,8 +54,11 @@ def bundles(layout: Layout) -> list[Bundle]:
 def test_every_instruction_has_one_unit(program: Program) -> None:
     layout = layout_of(program)
     commands = [one for one in bundles(layout) if isinstance(one, Command)]
-    executed = Counter((one.queue, opcode) for one in commands for opcode in one.instructions)
+    executed = Counter((a.queue, one.opcode) for a in commands for one in a.instructions)
     assert set(executed.values()) == {1}
+    declared = {(one.queue, one.opcode) for one in INSTRUCTIONS}
+    absent = {"wake", "sleep"} | ({"matvec"} if layout.adapters is None else set())
+    assert {opcode for _, opcode in declared - executed.keys()} <= absent
     used = {(one.queue, one.opcode) for block in program.blocks for one in block.instructions}
     assert used <= executed.keys()
     assert [queue for queue in QUEUES if any(queue == one.queue for one in commands)] == list(
