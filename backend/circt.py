@@ -13,7 +13,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
@@ -248,7 +248,7 @@ def _missing() -> UserError:
 
 
 @contextmanager
-def _module(text: str) -> Iterator[Any]:
+def _module(text: str) -> Generator[Any]:
     """The parsed and verified module, in a context of its own."""
     circt, ir = _bindings(), _bindings("circt.ir")
     with ir.Context() as context, ir.Location.unknown():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -243,7 +243,7 @@ def _import(model: Path, options: Options) -> ImportedModel:
 
 
 @contextmanager
-def _ways_out(model: Path, options: Options, progress: Progress) -> Iterator[None]:
+def _ways_out(model: Path, options: Options, progress: Progress) -> Generator[None]:
     """What an error says would make a model fit is tried, and only what does is said."""
     try:
         yield
@@ -312,7 +312,7 @@ def _hardware(
 
 
 @contextmanager
-def _about(model: Path) -> Iterator[None]:
+def _about(model: Path) -> Generator[None]:
     """Errors of passes, which know no files, name the model's."""
     try:
         yield

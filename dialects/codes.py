@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from intaglio.dialects.fixed_point import FIXED_BITS, Ints, Saturations, bit_length
 
-Rows: TypeAlias = slice | npt.NDArray[np.integer[Any]]
+Rows: TypeAlias = slice | npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _e4m3_values() -> Ints:
     return np.concatenate([value, -value]).astype(np.int64)
 
 
-def e4m3_decode(codes: npt.NDArray[np.integer[Any]]) -> Ints:
+def e4m3_decode(codes: npt.NDArray[np.integer]) -> Ints:
     """E4M3 codes (0 to 255) as integers in units of 2**-9, at most 448 * 2**9 in magnitude.
 
     `e4m3_encode` never makes the two codes of not-a-number, 127 and 255.
@@ -114,7 +114,7 @@ def e4m3_decode(codes: npt.NDArray[np.integer[Any]]) -> Ints:
     return _e4m3_values().take(codes)
 
 
-def decode(codes: npt.NDArray[np.integer[Any]], fmt: str) -> npt.NDArray[np.integer[Any]]:
+def decode(codes: npt.NDArray[np.integer], fmt: str) -> npt.NDArray[np.integer]:
     """Codes as the integers they stand for: the same array but for fp8."""
     return e4m3_decode(codes) if fmt == "fp8" else codes
 
@@ -129,7 +129,7 @@ def container_bits(bits: int) -> int:
 
 
 @functools.cache
-def _unpacked(bits: int) -> npt.NDArray[np.unsignedinteger[Any]]:
+def _unpacked(bits: int) -> npt.NDArray[np.unsignedinteger]:
     """For each byte its codes, low bits first, as the bytes of one wider integer [256]."""
     shifts = np.arange(0, 8, bits)
     codes = ((np.arange(256)[:, None] >> shifts) & ((1 << bits) - 1)).astype(np.uint8)
@@ -143,7 +143,7 @@ def unpack(packed: npt.NDArray[np.uint8], bits: int, columns: int) -> npt.NDArra
     return _unpacked(bits).take(packed).view(np.uint8)[..., :columns]
 
 
-def pack(codes: npt.NDArray[np.integer[Any]], bits: int) -> npt.NDArray[np.uint8]:
+def pack(codes: npt.NDArray[np.integer], bits: int) -> npt.NDArray[np.uint8]:
     """Codes [..., columns] as bytes, low bits first; the last byte of a row is filled with zeros.
 
     Raises:
@@ -426,7 +426,7 @@ def offset_form(code_bits: int, scale: float, spill: float) -> OffsetForm:
 
 
 def offset_spill(
-    scales: npt.NDArray[np.floating[Any]], zeros: npt.NDArray[np.floating[Any]], code_bits: int
+    scales: npt.NDArray[np.floating], zeros: npt.NDArray[np.floating], code_bits: int
 ) -> float:
     """The largest magnitude of ``scale * (zero - nearest)``; see `offset_form`."""
     outside = zeros.astype(np.float64) - np.clip(zeros, 0, (1 << code_bits) - 1)
@@ -434,9 +434,9 @@ def offset_spill(
 
 
 def offset_mantissas(
-    scales: npt.NDArray[np.floating[Any]],
-    zeros: npt.NDArray[np.floating[Any]],
-    mantissas: npt.NDArray[np.integer[Any]],
+    scales: npt.NDArray[np.floating],
+    zeros: npt.NDArray[np.floating],
+    mantissas: npt.NDArray[np.integer],
     exponent: int,
     code_bits: int,
     offset_bits: int,

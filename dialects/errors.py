@@ -44,7 +44,7 @@ class UserError(IntaglioError):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        place = []
+        place: list[str] = []
         if self.file is not None:
             place.append(_in_line(self.file))
         if self.node is not None:

@@ -123,7 +123,8 @@ def _rsqrt() -> Table:
 
 def _exp2() -> Table:
     ratio = (Decimal(2).ln() / -512).exp()
-    values, value = [], Decimal(2**24)
+    values: list[int] = []
+    value = Decimal(2**24)
     for _ in range(513):
         values.append(min(_rounded(value), 2**24 - 1))
         value *= ratio

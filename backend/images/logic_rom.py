@@ -345,7 +345,8 @@ def _sums(
     literals: dict[int, int] = {}
 
     def total(column: Iterable[int]) -> int:
-        pending, found = list(column), []
+        pending = list(column)
+        found: list[int] = []
         while pending:
             term = pending.pop()
             if term in literals:

@@ -47,7 +47,7 @@ class Images:
         assert part is not None
         return self._bytes(part).view(dtype).reshape(shape)
 
-    def dense(self, name: str) -> npt.NDArray[np.signedinteger[Any]]:
+    def dense(self, name: str) -> npt.NDArray[np.signedinteger]:
         """Mantissas of a vector or table: int16 or int32 in the parameter's shape."""
         parameter = self._program.parameters[name]
         dtype = {16: np.dtype("<i2"), 32: np.dtype("<i4")}[parameter.bits]

@@ -112,8 +112,8 @@ def _codes(gram: Floats, target: Floats, codes: Floats) -> Floats:
 def _inner_scales(a: Floats, b: Floats, u: Floats, columns: Floats) -> Floats:
     """The scales of A' with the least squared error, [R]; `columns` are those of B', [N, R]."""
     gram = (columns.T @ columns) * (u @ u.T)
-    target = (columns * (b @ (a @ u.T))).sum(0)
-    return np.linalg.lstsq(gram, target, rcond=1e-9)[0]
+    target: Floats = (columns * (b @ (a @ u.T))).sum(0)
+    return np.asarray(np.linalg.lstsq(gram, target, rcond=1e-9)[0], np.float64)
 
 
 def _sign(scales: Floats) -> Floats:

@@ -15,7 +15,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
@@ -41,7 +41,7 @@ def whole_folder(
     shown: Path,
     ready: Callable[[], None] = lambda: None,
     hint: str | None = None,
-) -> Iterator[Path]:
+) -> Generator[Path]:
     """A folder to write into, which becomes `place` when nothing is raised.
 
     Args:
@@ -74,7 +74,7 @@ def whole_folder(
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Generator[Path]:
     """A file to write, which becomes `path` when nothing is raised; a device is written as it is.
 
     Raises:
@@ -114,7 +114,7 @@ def check_writable(path: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Generator[None]:
     """Gives errors of writing a file its name, which those of `write` and `close` have not."""
     try:
         yield
@@ -269,7 +269,7 @@ def _reason(path: Path, error: OSError) -> str:
 
 
 @contextmanager
-def _speaking_of(path: Path, partial: Path) -> Iterator[None]:
+def _speaking_of(path: Path, partial: Path) -> Generator[None]:
     """Errors of writing `partial` name what it was to become."""
     try:
         yield

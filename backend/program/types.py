@@ -173,9 +173,9 @@ class Program:
     positions: Sequence[int]
     logits: str
     token: str
-    domains: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    domains: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     """Tensors of each power domain; what is in none is always on."""
-    sites: Mapping[str, Site] = field(default_factory=dict)
+    sites: Mapping[str, Site] = field(default_factory=dict[str, Site])
     residents: int = 1
     """Adapters that the slots hold at once."""
 

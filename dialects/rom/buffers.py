@@ -217,7 +217,8 @@ def _declared(block: Block, name: str) -> Buffer | None:
     A model of many layers declares hundreds of buffers and names each many times; what was found
     last is looked at first.
     """
-    found = _DECLARED.get(block, {}).get(name)
+    declared = _DECLARED.get(block)
+    found = None if declared is None else declared.get(name)
     if found is not None and found.parent is block and found.sym_name.data == name:
         return found
     buffers = [op for op in block.ops if isinstance(op, Buffer)]
@@ -225,7 +226,7 @@ def _declared(block: Block, name: str) -> Buffer | None:
     return _DECLARED[block].get(name)
 
 
-def resolved_type(user: Operation, symbol: SymbolRefAttr, *kinds: type) -> Attribute:
+def resolved_type(user: Operation, symbol: SymbolRefAttr, *kinds: type[Attribute]) -> Attribute:
     """The type of the buffer that a symbol names, one of some kinds; else VerifyException."""
     type_ = resolve(user, symbol).type
     if not isinstance(type_, kinds):

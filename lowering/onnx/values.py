@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from xdsl.ir import SSAValue
 
-from intaglio.lowering.onnx.graph.model import FLOATS, Node, Tensor
+from intaglio.lowering.onnx.graph.model import FLOATS, Array, Node, Tensor
 from intaglio.lowering.onnx.known.constants import Constant
 from intaglio.lowering.onnx.known.expressions import Dims, Expression, dims_text, expression
 from intaglio.lowering.onnx.known.terms import Term
@@ -57,7 +56,7 @@ class Vector:
 class Known:
     """Numbers, or shapes and lengths as expressions (an object array)."""
 
-    array: npt.NDArray[Any]
+    array: Array
 
     kind = "a constant"
 
@@ -436,7 +435,7 @@ def is_token_major(dims: Dims) -> bool:
     return lengths in ([], ["batch"], ["sequence"], ["batch", "sequence"])
 
 
-def array_of(value: Value) -> npt.NDArray[Any] | None:
+def array_of(value: Value) -> Array | None:
     """The numbers of a small constant, or None."""
     match value:
         case Known():
@@ -450,7 +449,7 @@ def array_of(value: Value) -> npt.NDArray[Any] | None:
             return None
 
 
-def numbers(value: Value) -> npt.NDArray[Any] | None:
+def numbers(value: Value) -> Array | None:
     """The numbers of a small constant without lengths in it, or None."""
     array = array_of(value)
     if array is not None and array.dtype == object:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from xdsl.dialects.builtin import ArrayAttr, ModuleOp, SymbolRefAttr
 from xdsl.ir import BlockArgument, Operation, SSAValue
 from xdsl.utils.exceptions import PassFailedException
+from xdsl.utils.hints import isa
 
 from intaglio.dialects import rom
 from intaglio.dialects.fabric import EngraveOp
@@ -159,7 +160,7 @@ def _onnx(op: Operation) -> rom.Nodes | None:
     names = op.properties.get("onnx")
     if names is None:
         return None
-    assert isinstance(names, ArrayAttr)
+    assert isa(names, rom.Nodes)
     return ArrayAttr([names.data[0]])
 
 

@@ -28,6 +28,7 @@ from xdsl.dialects.builtin import (
 from xdsl.ir import Attribute, Block, Operation, OpResult, Region, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
+from xdsl.utils.hints import isa
 
 from intaglio.dialects import rom
 
@@ -339,8 +340,8 @@ def _replace_outside(
 def _onnx(op: Operation) -> Sequence[ArrayAttr[StringAttr]]:
     assert isinstance(op, rom.OperatorOp)
     names = op.properties["onnx"]
-    assert isinstance(names, ArrayAttr)
-    return [one for one in names if isinstance(one, ArrayAttr)]
+    assert isa(names, rom.Nodes)
+    return names.data
 
 
 def _slots(

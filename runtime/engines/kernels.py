@@ -41,7 +41,7 @@ from intaglio.runtime.engines.kernel_code import (
 
 __all__ = ["MAX_K", "PackedMatrix", "backend_name", "matmul", "matvec", "path_names"]
 
-IntArray = npt.NDArray[np.integer[Any]]
+IntArray = npt.NDArray[np.integer]
 
 _UNIT = 16
 """A group is a multiple of this many elements, or the whole row."""

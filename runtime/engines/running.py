@@ -361,13 +361,13 @@ _WORD = (1 << 64) - 1
 _FOREVER = 1 << 62
 
 
-def signed(values: npt.NDArray[np.unsignedinteger[Any]], width: int) -> npt.NDArray[np.int64]:
+def signed(values: npt.NDArray[np.unsignedinteger], width: int) -> npt.NDArray[np.int64]:
     """Samples of a port of up to 64 bits as two's complement."""
     places = np.uint64(64 - width)
     return (values.astype(np.uint64) << places).view(np.int64) >> np.int64(64 - width)
 
 
-def element_type(width: int) -> np.dtype[Any] | None:
+def element_type(width: int) -> np.dtype | None:
     """The unsigned type that holds a memory word; None beyond 64 bits."""
     for bits in (8, 16, 32, 64):
         if width <= bits:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -114,7 +113,7 @@ class ChangedImages(Images):
         super().__init__(program, folder)
         self._seed = int(rng.integers(1 << 62))
         self._fixed_rom = program.machine.rom == "logic"
-        self._dense: dict[str, npt.NDArray[np.signedinteger[Any]]] = {}
+        self._dense: dict[str, npt.NDArray[np.signedinteger]] = {}
         self._matrices: dict[str, Matrix] = {}
 
     def _rng(self, name: str) -> Random | None:
@@ -125,7 +124,7 @@ class ChangedImages(Images):
     def _is_logic(self, parameter: Parameter) -> bool:
         return self._fixed_rom and bool(parameter.pieces)
 
-    def dense(self, name: str) -> npt.NDArray[np.signedinteger[Any]]:
+    def dense(self, name: str) -> npt.NDArray[np.signedinteger]:
         """See `Images.dense`."""
         if name not in self._dense:
             found, rng = super().dense(name), self._rng(name)

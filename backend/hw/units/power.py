@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from intaglio.backend.hw.units.ports import POWER_BITS, WANTED, Bundle, Command, Give, Take
 from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.units.unit import Unit
-from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, cat, mux
+from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Signal, cat, mux
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.gating import NO_DOMAIN, wanted_only
 from intaglio.dialects.isa.power import Sleep, Wake
@@ -142,7 +142,7 @@ def build_power(
         now = mux(start, mux(wake, machine.power_wake, machine.power_sleep), left)
         left.drive(mux(now == 0, 0, now - 1).truncate(left.width))
         done = (now == 1).named("last_cycle")
-        bits = []
+        bits: list[Signal] = []
         for number, name in enumerate(domains):
             bit = m.register(f"on{number}", 1)
             on = wake_wanted if name in wanted_only else wake

@@ -23,13 +23,14 @@ gives one to an expression. Names within a module are made unique by a number at
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from xdsl.dialects import comb, hw, seq
 from xdsl.dialects.builtin import (
     ArrayAttr,
+    FixedBitwidthType,
     IntegerAttr,
     IntegerType,
     ModuleOp,
@@ -50,8 +51,12 @@ from intaglio.backend.hw.wires.circt_ops import (
 from intaglio.backend.hw.wires.reserved import RESERVED
 from intaglio.dialects.errors import CompilerBug
 
-Operand = Any
-"""A Signal or an integer."""
+Operand: TypeAlias = "Signal | int"
+
+
+def _bits(value: SSAValue) -> int:
+    assert isinstance(value.type, FixedBitwidthType)
+    return value.type.bitwidth
 
 
 def bits_for(low: int, high: int) -> tuple[int, bool]:
@@ -71,14 +76,15 @@ class Signal:
 
     Attributes:
         module: the module it belongs to.
-        width: wires.
+        wires: its SSA value; None for a constant.
+        width: their number.
         signed: whether they are two's complement.
         low: least value it can have.
         high: greatest value it can have; equal to `low` for a constant.
         stage: where in a pipeline it is; None outside.
     """
 
-    __slots__ = ("_value", "high", "low", "module", "signed", "stage", "width")
+    __slots__ = ("high", "low", "module", "signed", "stage", "width", "wires")
 
     def __init__(
         self,
@@ -93,7 +99,7 @@ class Signal:
         least, greatest = bounds_of(width, signed)
         self.stage = stage
         self.module = module
-        self._value = value
+        self.wires = value
         self.width = width
         self.signed = signed
         self.low = least if low is None else low
@@ -123,19 +129,19 @@ class Signal:
     def bits(self, width: int) -> SSAValue:
         """The SSA value at a width: extended by its own sign, or its low bits."""
         module = self.module
-        if self._value is None:
-            return module._constant(self.low, width)
+        if self.wires is None:
+            return module.number(self.low, width)
         if width == self.width:
-            return self._value
+            return self.wires
         if width < self.width:
-            return module._extract(self._value, 0, width)
+            return module.extract(self.wires, 0, width)
         more = width - self.width
         if not self.signed or self.low >= 0:
-            return module._concat([module._constant(0, more), self._value])
-        sign = module._extract(self._value, self.width - 1, 1)
-        return module._concat([module._replicate(sign, more), self._value])
+            return module.concat([module.number(0, more), self.wires])
+        sign = module.extract(self.wires, self.width - 1, 1)
+        return module.concat([module.replicate(sign, more), self.wires])
 
-    def _like(
+    def like(
         self,
         value: SSAValue | None,
         width: int,
@@ -150,8 +156,8 @@ class Signal:
 
     def named(self, name: str) -> Signal:
         """The same signal; its operation gets a name for waveforms, if it has none."""
-        if self._value is not None:
-            self.module._name(self._value, name)
+        if self.wires is not None:
+            self.module.name_value(self.wires, name)
         return self
 
     def extend(self, width: int, signed: bool | None = None) -> Signal:
@@ -166,14 +172,14 @@ class Signal:
             raise CompilerBug(f"{self} does not fit {width} bits, {signed=}")
         if width == self.width and signed == self.signed:
             return self
-        return self._like(self.bits(width), width, signed, self.low, self.high)
+        return self.like(self.bits(width), width, signed, self.low, self.high)
 
     def truncate(self, width: int, signed: bool = False) -> Signal:
         """The low bits, with a sign or without: what does not fit wraps around."""
         least, greatest = bounds_of(width, signed)
         fits = least <= self.low and self.high <= greatest
         low, high = (self.low, self.high) if fits else (None, None)
-        return self._like(self.bits(width), width, signed, low, high)
+        return self.like(self.bits(width), width, signed, low, high)
 
     def as_signed(self) -> Signal:
         """The same wires as two's complement."""
@@ -189,11 +195,11 @@ class Signal:
         if low == high:
             return self.module.constant(low)
         width, signed = bits_for(low, high)
-        return self._like(self.bits(width), width, signed, low, high)
+        return self.like(self.bits(width), width, signed, low, high)
 
     # Arithmetic
 
-    def _lift(self, other: Operand) -> Signal:
+    def lift(self, other: Operand) -> Signal:
         if not isinstance(other, Signal):
             return self.module.constant(int(other))
         if other.module is not self.module:
@@ -203,39 +209,39 @@ class Signal:
     def _arithmetic(
         self, other: Operand, op: type[Operation], function: Callable[[int, int], int]
     ) -> Signal:
-        a, b = in_step(self, self._lift(other))
+        a, b = in_step(self, self.lift(other))
         corners = [function(x, y) for x in (a.low, a.high) for y in (b.low, b.high)]
         low, high = min(corners), max(corners)
         if low == high:
             return self.module.constant(low)
         width, signed = bits_for(low, high)
-        value = self.module._binary(op, a.bits(width), b.bits(width))
+        value = self.module.binary(op, a.bits(width), b.bits(width))
         return joint(value, width, signed, low, high, a, b)
 
     def __add__(self, other: Operand) -> Signal:
-        b = self._lift(other)
+        b = self.lift(other)
         if b.constant == 0:
             return self
         return self._arithmetic(b, comb.AddOp, lambda x, y: x + y) if self.constant != 0 else b
 
     def __sub__(self, other: Operand) -> Signal:
-        b = self._lift(other)
+        b = self.lift(other)
         return self if b.constant == 0 else self._arithmetic(b, comb.SubOp, lambda x, y: x - y)
 
     def __mul__(self, other: Operand) -> Signal:
-        b = self._lift(other)
+        b = self.lift(other)
         if b.constant == 1:
             return self
         return b if self.constant == 1 else self._arithmetic(b, comb.MulOp, lambda x, y: x * y)
 
     def __radd__(self, other: int) -> Signal:
-        return self._lift(other) + self
+        return self.lift(other) + self
 
     def __rsub__(self, other: int) -> Signal:
-        return self._lift(other) - self
+        return self.lift(other) - self
 
     def __rmul__(self, other: int) -> Signal:
-        return self._lift(other) * self
+        return self.lift(other) * self
 
     def __neg__(self) -> Signal:
         return 0 - self
@@ -247,7 +253,7 @@ class Signal:
         return mux(self < 0, (-self).truncate(size.bit_length()), self.truncate(size.bit_length()))
 
     def __lshift__(self, other: Operand) -> Signal:
-        a, s = in_step(self, self._lift(other))
+        a, s = in_step(self, self.lift(other))
         if s.low < 0:
             raise CompilerBug(f"a shift by {s} may be negative")
         low = a.low << (s.high if a.low < 0 else s.low)
@@ -258,17 +264,17 @@ class Signal:
         if (places := s.constant) is not None:
             if not places:
                 return self
-            zeros = self.module._constant(0, places)
-            value = self.module._concat([a.bits(width - places), zeros])
-            return a._like(value, width, signed, low, high)
+            zeros = self.module.number(0, places)
+            value = self.module.concat([a.bits(width - places), zeros])
+            return a.like(value, width, signed, low, high)
         inside = max(width, s.width)
-        value = self.module._binary(comb.ShlOp, a.bits(inside), s.bits(inside))
-        value = self.module._extract(value, 0, width)
+        value = self.module.binary(comb.ShlOp, a.bits(inside), s.bits(inside))
+        value = self.module.extract(value, 0, width)
         return joint(value, width, signed, low, high, a, s)
 
     def __rshift__(self, other: Operand) -> Signal:
         """Floor division by a power of two."""
-        a, s = in_step(self, self._lift(other))
+        a, s = in_step(self, self.lift(other))
         if s.low < 0:
             raise CompilerBug(f"a shift by {s} may be negative")
         low = a.low >> (s.low if a.low < 0 else s.high)
@@ -280,29 +286,29 @@ class Signal:
             if not places:
                 return self
             places = min(places, a.width - 1)
-            value = self.module._extract(a.value, places, a.width - places)
-            shifted = a._like(value, a.width - places, a.signed)
-            return a._like(shifted.bits(width), width, signed, low, high)
+            value = self.module.extract(a.value, places, a.width - places)
+            shifted = a.like(value, a.width - places, a.signed)
+            return a.like(shifted.bits(width), width, signed, low, high)
         inside = max(a.width, s.width)
         op = comb.ShrSOp if a.signed else comb.ShrUOp
-        value = self.module._binary(op, a.bits(inside), s.bits(inside))
-        value = self.module._extract(value, 0, width)
+        value = self.module.binary(op, a.bits(inside), s.bits(inside))
+        value = self.module.extract(value, 0, width)
         return joint(value, width, signed, low, high, a, s)
 
     # Bits
 
     def _bitwise(self, other: Operand, op: type[Operation]) -> Signal:
-        a, b = in_step(self, self._lift(other))
+        a, b = in_step(self, self.lift(other))
         width, signed = bits_for(min(a.low, b.low), max(a.high, b.high))
         high = None
         if op is comb.AndOp and not signed:
             high = min(a.high, b.high)
             width, _ = bits_for(0, high)
-        value = self.module._binary(op, a.bits(width), b.bits(width))
+        value = self.module.binary(op, a.bits(width), b.bits(width))
         return joint(value, width, signed, None, high, a, b)
 
     def __and__(self, other: Operand) -> Signal:
-        b = self._lift(other)
+        b = self.lift(other)
         for one, two in ((self, b), (b, self)):
             if one.constant == 0:
                 return one
@@ -311,7 +317,7 @@ class Signal:
         return self._bitwise(b, comb.AndOp)
 
     def __or__(self, other: Operand) -> Signal:
-        b = self._lift(other)
+        b = self.lift(other)
         for one, two in ((self, b), (b, self)):
             if one.constant == 0:
                 return two
@@ -331,9 +337,9 @@ class Signal:
 
     def __invert__(self) -> Signal:
         """Every wire inverted; the width stays."""
-        ones = self.module._constant(-1, self.width)
-        value = self.module._binary(comb.XorOp, self.bits(self.width), ones)
-        return self._like(value, self.width, self.signed)
+        ones = self.module.number(-1, self.width)
+        value = self.module.binary(comb.XorOp, self.bits(self.width), ones)
+        return self.like(value, self.width, self.signed)
 
     def __getitem__(self, key: int | slice) -> Signal:
         """Wires as an unsigned number: ``x[i]`` one, ``x[low:high]`` those from `low` below
@@ -347,19 +353,19 @@ class Signal:
             stop = start + 1
             if not 0 <= start < self.width:
                 raise CompilerBug(f"no wire {key} in {self}")
-        value = self.module._extract(self.bits(self.width), start, stop - start)
-        return self._like(value, stop - start, False)
+        value = self.module.extract(self.bits(self.width), start, stop - start)
+        return self.like(value, stop - start, False)
 
     # Comparisons
 
     def _compare(self, other: Operand, name: str) -> Signal:
-        a, b = in_step(self, self._lift(other))
+        a, b = in_step(self, self.lift(other))
         known = _known(name, a, b)
         if known is not None:
             return self.module.constant(int(known))
         width, signed = bits_for(min(a.low, b.low), max(a.high, b.high))
         predicate = name if name in ("eq", "ne") else ("s" if signed else "u") + name
-        value = self.module._compare(predicate, a.bits(width), b.bits(width))
+        value = self.module.compare(predicate, a.bits(width), b.bits(width))
         return joint(value, 1, False, None, None, a, b)
 
     def __lt__(self, other: Operand) -> Signal:
@@ -410,7 +416,7 @@ class Signal:
         if self.stage is not None:
             raise CompilerBug(f"{self} is in a pipeline; use cut")
         signal = self
-        hint = self._value.name_hint if self._value is not None else None
+        hint = self.wires.name_hint if self.wires is not None else None
         base = name or (_next_name(hint) if hint else "stage")
         for i in range(cycles):
             label = base if i == cycles - 1 or not name else f"{base}_stage"
@@ -431,7 +437,7 @@ class Signal:
     def static(self) -> Signal:
         """The signal as one that does not change while a pipeline uses it: never registered."""
         return Signal(
-            self.module, self._value, self.width, self.signed, self.low, self.high, _STATIC
+            self.module, self.wires, self.width, self.signed, self.low, self.high, _STATIC
         )
 
 
@@ -555,12 +561,12 @@ class Register(Signal):
         """
         if self._op is None:
             raise CompilerBug(f"{self} is driven twice")
-        fitting = _outside(self._lift(value)).extend(self.width, self.signed)
+        fitting = _outside(self.lift(value)).extend(self.width, self.signed)
         wires = fitting.bits(self.width)
         if enable is not None:
-            wires = self.module._mux(enable, wires, self.bits(self.width))
+            wires = self.module.select(enable, wires, self.bits(self.width))
         self._op.operands[0] = wires
-        self.module._undriven.pop(self._op, None)
+        self.module.undriven.pop(self._op, None)
         self._op = None
 
 
@@ -581,8 +587,8 @@ class Wire(Signal):
         """
         if self._op is None:
             raise CompilerBug(f"{self} is assigned twice")
-        self._op.operands[0] = self._lift(value).extend(self.width, self.signed).bits(self.width)
-        self.module._undriven.pop(self._op, None)
+        self._op.operands[0] = self.lift(value).extend(self.width, self.signed).bits(self.width)
+        self.module.undriven.pop(self._op, None)
         self._op = None
 
 
@@ -605,7 +611,7 @@ def mux(condition: Operand, then: Operand, otherwise: Operand) -> Signal:
     width, signed = bits_for(low, high)
     if width <= a.width and a.width == b.width and a.signed == b.signed:
         width, signed = a.width, a.signed
-    value = module._mux(c, a.bits(width), b.bits(width))
+    value = module.select(c, a.bits(width), b.bits(width))
     return joint(value, width, signed, low, high, c, a, b)
 
 
@@ -613,13 +619,13 @@ def cat(*parts: Signal) -> Signal:
     """The wires of all parts as one unsigned number, the first part on top."""
     parts = in_step(*parts)
     width = sum(part.width for part in parts)
-    value = parts[0].module._concat([p.value for p in parts])
+    value = parts[0].module.concat([p.value for p in parts])
     return joint(value, width, False, None, None, *parts)
 
 
 def repeat(bit: Signal, count: int) -> Signal:
     """One wire, `count` times."""
-    return bit._like(bit.module._replicate(bit.bits(1), count), count, False)
+    return bit.like(bit.module.replicate(bit.bits(1), count), count, False)
 
 
 def tree(parts: Sequence[Signal], function: Callable[[Signal, Signal], Signal]) -> Signal:
@@ -638,7 +644,7 @@ def add_all(parts: Sequence[Signal]) -> Signal:
 
 def smaller(a: Signal, b: Operand) -> Signal:
     """The smaller of two."""
-    b = a._lift(b)
+    b = a.lift(b)
     least = mux(a < b, a, b)
     return (
         least if least.high <= min(a.high, b.high) else least.assume(least.low, min(a.high, b.high))
@@ -647,14 +653,14 @@ def smaller(a: Signal, b: Operand) -> Signal:
 
 def larger(a: Signal, b: Operand) -> Signal:
     """The larger of two."""
-    b = a._lift(b)
+    b = a.lift(b)
     most = mux(a > b, a, b)
     return most if most.low >= max(a.low, b.low) else most.assume(max(a.low, b.low), most.high)
 
 
 def choose(index: Signal, options: Sequence[Operand]) -> Signal:
     """``options[index]``; the last one for indices beyond. A tree of multiplexers."""
-    level = [index._lift(option) for option in options]
+    level = [index.lift(option) for option in options]
     for bit in range(index.width):
         if len(level) == 1:
             break
@@ -701,13 +707,13 @@ class ModuleBuilder:
         self._block = Block()
         self._arguments: dict[str, SSAValue] = {}
         self._outputs: dict[str, Signal] = {}
-        self._shared: dict[tuple[Any, ...], SSAValue] = {}
+        self._shared: dict[tuple[Hashable, ...], SSAValue] = {}
         self._names: dict[str, Operation | None] = {}
         """Names in use, with the operation that may be renamed when a port wants the name."""
         self._numbers: dict[str, int] = {}
         """The last number that a name needed at its end; all lower ones are in use."""
-        self._undriven: dict[Operation, str] = {}
-        self._external = False
+        self.undriven: dict[Operation, str] = {}
+        self.is_external = False
         self._finished: hw.HWModuleOp | hw.HWModuleExternOp | None = None
 
     def __repr__(self) -> str:
@@ -773,23 +779,23 @@ class ModuleBuilder:
     ) -> Register:
         """A register, to be driven later; `reset` is its value after reset (None: unreset)."""
         type_ = IntegerType(width)
-        place = self._constant(0, width)
+        place = self.number(0, width)
         with_reset = None
         if reset is not None:
-            with_reset = (self.reset.value, self._constant(reset, width))
+            with_reset = (self.reset.value, self.number(reset, width))
         op = seq.CompRegOp(place, self.clock, with_reset)
         assert op.data.type == type_
-        self._insert(op)
+        self.insert(op)
         op.data.name_hint = self._unique(name or "register", op)
-        self._undriven[op] = op.data.name_hint or ""
+        self.undriven[op] = op.data.name_hint or ""
         return Register(self, op, width, signed)
 
     def wire(self, name: str, width: int, signed: bool = False) -> Wire:
         """A signal to be assigned later."""
-        op = WireOp(self._constant(0, width))
-        self._insert(op)
+        op = WireOp(self.number(0, width))
+        self.insert(op)
         op.result.name_hint = self._unique(name, op)
-        self._undriven[op] = name
+        self.undriven[op] = name
         return Wire(self, op, width, signed)
 
     # Parts
@@ -834,7 +840,7 @@ class ModuleBuilder:
             operands,
             [(port.name, port.type) for port in results],
         )
-        self._insert(op)
+        self.insert(op)
         self._names[label] = op
         outputs: dict[str, Signal] = {}
         for port, value in zip(results, op.outputs, strict=True):
@@ -904,28 +910,25 @@ class ModuleBuilder:
     # Operations, shared
 
     def insert(self, op: Operation) -> None:
-        """Adds an operation that there is no method for."""
-        self._insert(op)
-
-    def _insert(self, op: Operation) -> None:
+        """Adds an operation."""
         if self._finished is not None:
             raise CompilerBug(f"module {self.name} is finished")
         self._block.add_op(op)
 
-    def _share(self, key: tuple[Any, ...], make: Callable[[], Operation]) -> SSAValue:
+    def _share(self, key: tuple[Hashable, ...], make: Callable[[], Operation]) -> SSAValue:
         value = self._shared.get(key)
         if value is None:
             op = make()
-            self._insert(op)
+            self.insert(op)
             value = self._shared[key] = op.results[0]
         return value
 
-    def _constant(self, value: int, width: int) -> SSAValue:
+    def number(self, value: int, width: int) -> SSAValue:
         value &= (1 << width) - 1
         key = ("constant", value, width)
         return self._share(key, lambda: hw.ConstantOp(value, width, truncate_bits=True))
 
-    def _binary(self, op: type[Operation], a: SSAValue, b: SSAValue) -> SSAValue:
+    def binary(self, op: type[Operation], a: SSAValue, b: SSAValue) -> SSAValue:
         if issubclass(op, comb.VariadicCombOperation):
             if (op, b, a) in self._shared:
                 return self._shared[op, b, a]
@@ -933,39 +936,38 @@ class ModuleBuilder:
         assert issubclass(op, comb.BinCombOperation)
         return self._share((op, a, b), lambda: op(a, b))
 
-    def _compare(self, predicate: str, a: SSAValue, b: SSAValue) -> SSAValue:
+    def compare(self, predicate: str, a: SSAValue, b: SSAValue) -> SSAValue:
         return self._share((predicate, a, b), lambda: comb.ICmpOp(a, b, predicate))
 
-    def _mux(self, condition: Signal, a: SSAValue, b: SSAValue) -> SSAValue:
+    def select(self, condition: Signal, a: SSAValue, b: SSAValue) -> SSAValue:
         c = condition.any().bits(1)
         return a if a is b else self._share(("mux", c, a, b), lambda: comb.MuxOp(c, a, b))
 
-    def _extract(self, value: SSAValue, low: int, width: int) -> SSAValue:
-        assert isinstance(value.type, IntegerType)
-        if not low and width == value.type.width.data:
+    def extract(self, value: SSAValue, low: int, width: int) -> SSAValue:
+        if not low and width == _bits(value):
             return value
         key = ("extract", value, low, width)
         return self._share(
             key, lambda: comb.ExtractOp(value, IntegerAttr(low, i32), IntegerType(width))
         )
 
-    def _concat(self, values: Sequence[SSAValue]) -> SSAValue:
+    def concat(self, values: Sequence[SSAValue]) -> SSAValue:
         if len(values) == 1:
             return values[0]
-        width = sum(v.type.width.data for v in values if isinstance(v.type, IntegerType))
+        width = sum(map(_bits, values))
         key = ("concat", *values)
         return self._share(key, lambda: comb.ConcatOp(values, IntegerType(width)))
 
-    def _replicate(self, bit: SSAValue, count: int) -> SSAValue:
+    def replicate(self, bit: SSAValue, count: int) -> SSAValue:
         if count == 1:
             return bit
         key = ("replicate", bit, count)
         return self._share(key, lambda: comb.ReplicateOp(bit, IntegerType(count)))
 
-    def _mark(self) -> _Mark:
+    def mark(self) -> _Mark:
         return self._block.last_op, dict(self._shared), dict(self._names), dict(self._numbers)
 
-    def _roll_back(self, mark: _Mark) -> None:
+    def roll_back(self, mark: _Mark) -> None:
         """Forgets the operations made since the mark."""
         last, self._shared, self._names, self._numbers = mark
         while (op := self._block.last_op) is not None and op is not last:
@@ -984,7 +986,7 @@ class ModuleBuilder:
         self._names[name] = op
         return name
 
-    def _name(self, value: SSAValue, name: str) -> None:
+    def name_value(self, value: SSAValue, name: str) -> None:
         if value.name_hint is None and isinstance(value.owner, Operation):
             self._label(value.owner, self._unique(name, value.owner))
 
@@ -1009,8 +1011,8 @@ class ModuleBuilder:
             CompilerBug: a register is not driven, or a wire not assigned.
         """
         if self._finished is None:
-            if self._undriven:
-                names = ", ".join(self._undriven.values())
+            if self.undriven:
+                names = ", ".join(self.undriven.values())
                 raise CompilerBug(f"module {self.name}: nothing drives {names}")
             ports = [
                 hw.ModulePort(
@@ -1021,12 +1023,12 @@ class ModuleBuilder:
                 for port in self.ports
             ]
             name, type_ = StringAttr(self.name), hw.ModuleType(ArrayAttr(ports))
-            if self._external:
+            if self.is_external:
                 self._finished = op = hw.HWModuleExternOp(name, type_)
                 return op
             for output in self._outputs:
                 self._free(output)
-            self._insert(hw.OutputOp([s.bits(s.width) for s in self._outputs.values()]))
+            self.insert(hw.OutputOp([s.bits(s.width) for s in self._outputs.values()]))
             op = hw.HWModuleOp(name, type_, Region(self._block))
             if self.comment:
                 op.attributes["comment"] = StringAttr(self.comment)
@@ -1037,7 +1039,7 @@ class ModuleBuilder:
 
 _Mark = tuple[
     Operation | None,
-    dict[tuple[Any, ...], SSAValue],
+    dict[tuple[Hashable, ...], SSAValue],
     dict[str, Operation | None],
     dict[str, int],
 ]
@@ -1100,7 +1102,7 @@ class Design:
     ) -> ModuleBuilder:
         """A module that is not part of the design: names and widths of its ports."""
         m = self.module(name)
-        m._external = True
+        m.is_external = True
         m.ports += [Port(port, False, width) for port, width in inputs.items()]
         m.ports += [Port(port, True, width) for port, width in outputs.items()]
         return m
@@ -1108,7 +1110,7 @@ class Design:
     @property
     def external_modules(self) -> list[ModuleBuilder]:
         """The modules that are not part of the design."""
-        return [module for module in self.modules.values() if module._external]
+        return [module for module in self.modules.values() if module.is_external]
 
     def shared(self, name: str, build: Callable[[ModuleBuilder], None]) -> ModuleBuilder:
         """The module of that name, built when it does not exist yet."""
@@ -1137,13 +1139,13 @@ class Design:
             type_ = FirMemType.of(depth, width, parts)
             # Without a symbol CIRCT folds a memory that nothing writes to zero.
             memory = FirMemOp(type_, inner_sym=hw.InnerSymAttr("mem"))
-            m._insert(memory)
+            m.insert(memory)
             memory.memory.name_hint = "mem"
             bits = type_.address.width.data
             for i in range(reads):
                 address = m.input(f"read{i}_address", bits)
                 read = FirMemReadOp(memory.memory, address.value, m.clock)
-                m._insert(read)
+                m.insert(read)
                 data = Signal(m, read.data, width, False)
                 m.output(f"read{i}_data", data.delay(latency - 1, name=f"read{i}"))
             ports = [
@@ -1164,7 +1166,7 @@ class Design:
                         enable = enable & ~meet
                     else:
                         mask = mask & ~(repeat(meet, parts) & later.mask)
-                m._insert(
+                m.insert(
                     FirMemWriteOp(
                         memory.memory,
                         port.address.value,
@@ -1192,10 +1194,10 @@ class Design:
                 [IntegerAttr(entry, type_, truncate_bits=True) for entry in reversed(full)]
             )
             op = AggregateConstantOp(fields, hw.ArrayType(type_, size))
-            m._insert(op)
+            m.insert(op)
             index = m.input("index", (size - 1).bit_length())
             get = hw.ArrayGetOp(op.result, index.value)
-            m._insert(get)
+            m.insert(get)
             bounds = (min(entries), max(entries))
             m.output("entry", Signal(m, get.result, width, False, *bounds))
 
@@ -1256,18 +1258,18 @@ def pipelined(
     def call(pipeline: Pipeline) -> list[Signal]:
         start = Level(pipeline, 0)
         staged = [
-            Signal(s.module, s._value, s.width, s.signed, s.low, s.high, start) for s in inputs
+            Signal(s.module, s.wires, s.width, s.signed, s.low, s.high, start) for s in inputs
         ]
         result = function(*staged)
         return [result] if isinstance(result, Signal) else list(result)
 
-    mark = module._mark()
+    mark = module.mark()
     stages = [s.stage for s in call(Pipeline(None, lambda level: False))]
-    module._roll_back(mark)
+    module.roll_back(mark)
     cuts = max((stage.number for stage in stages if isinstance(stage, Level)), default=0)
     chosen = {i * cuts // depth for i in range(depth)} if depth < cuts else set(range(depth))
     pipeline = Pipeline(valid, lambda level: level in chosen)
     last = max(cuts, depth)
     outputs = [pipeline.move(signal, last) for signal in call(pipeline)]
-    plain = [Signal(s.module, s._value, s.width, s.signed, s.low, s.high) for s in outputs]
+    plain = [Signal(s.module, s.wires, s.width, s.signed, s.low, s.high) for s in outputs]
     return Pipelined(tuple(plain), pipeline.valid(last), cuts)

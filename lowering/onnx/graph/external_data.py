@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from intaglio.dialects.errors import UserError
+from intaglio.lowering.onnx.graph.records import read_proto
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -18,6 +19,21 @@ if TYPE_CHECKING:
 
 _DIGITS = 18
 """Of an offset or length that a file can have."""
+
+
+class _External(Protocol):
+    """What an external tensor's entry says; the location's type is open in onnx_ir."""
+
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def location(self) -> object: ...
+    @property
+    def offset(self) -> int | None: ...
+    @property
+    def length(self) -> int | None: ...
+    @property
+    def shape(self) -> onnx_ir.Shape: ...
 
 
 class ExternalFiles:
@@ -29,7 +45,7 @@ class ExternalFiles:
         self.mapped: dict[str, npt.NDArray[np.uint8]] = {}
         self.paths: dict[str, Path] = {}
 
-    def bytes_of(self, tensor: onnx_ir.ExternalTensor, bits: int) -> npt.NDArray[np.uint8]:
+    def bytes_of(self, tensor: _External, bits: int) -> npt.NDArray[np.uint8]:
         """The bytes of an external tensor, as a view of its file.
 
         Raises:
@@ -98,10 +114,9 @@ def wrong_entry(model: Path) -> str | None:
 
     The libraries' own errors name neither tensor nor entry; this is asked when one was raised.
     """
-    import onnx
 
     try:
-        graph = onnx.load(model, load_external_data=False).graph
+        graph = read_proto(model).graph
     except Exception:  # the model may be damaged in any way
         return None
     inside = (a.t for node in graph.node for a in node.attribute if a.HasField("t"))

@@ -44,7 +44,7 @@ class _Scope:
 
     opsets: Mapping[str, int]
     names: dict[onnx_ir.Value, str] = field(default_factory=dict)
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, object] = field(default_factory=dict[str, object])
     calls: tuple[str, ...] = ()
     functions: tuple[onnx_ir.Function, ...] = ()
 
@@ -64,8 +64,9 @@ class Unfolding:
         self.functions = model.functions
         self.tensor = tensor
         self.found: list[Node] = []
-        self.named = {value.name for node in self.graph for value in node.outputs}
-        self.named |= {*self.graph.initializers, *(value.name for value in self.graph.inputs)}
+        outputs = (value for node in self.graph for value in node.outputs)
+        self.named = {value.name for value in (*outputs, *self.graph.inputs) if value.name}
+        self.named |= set(self.graph.initializers)
         self.titles: set[str] = {node.name for node in self.graph if node.name}
 
     def nodes(self) -> tuple[Node, ...]:
@@ -133,7 +134,7 @@ class Unfolding:
             scope.names[value] = self._unique(f"{scope.calls[-1]}/{value.name}", self.named)
         return scope.names[value]
 
-    def _unique(self, name: str, taken: set[Any]) -> str:
+    def _unique(self, name: str, taken: set[str]) -> str:
         found, count = name, 1
         while found in taken:
             count += 1
@@ -205,9 +206,9 @@ class Unfolding:
 
     # --- attributes -------------------------------------------------------------------------------
 
-    def _attributes(self, node: onnx_ir.Node, scope: _Scope) -> dict[str, Any]:
+    def _attributes(self, node: onnx_ir.Node, scope: _Scope) -> dict[str, object]:
         title = (node.outputs[0].name if node.outputs else node.name) or node.op_type
-        found: dict[str, Any] = {}
+        found: dict[str, object] = {}
         for name, attribute in node.attributes.items():
             if attribute.is_ref():
                 if (outer := attribute.ref_attr_name or "") in scope.attributes:
@@ -216,7 +217,7 @@ class Unfolding:
                 found[name] = self._value(name, attribute, scope, title)
         return found
 
-    def _value(self, name: str, attribute: onnx_ir.Attr, scope: _Scope, title: str) -> Any:
+    def _value(self, name: str, attribute: onnx_ir.Attr, scope: _Scope, title: str) -> object:
         import onnx_ir
 
         match attribute.type:

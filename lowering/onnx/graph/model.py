@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+Array: TypeAlias = np.ndarray
+"""An array whose element type the model's file decides; lengths stand in arrays of objects."""
 
 BITS = {
     "FLOAT": 32,
@@ -80,12 +83,12 @@ class Tensor:
         """Bits of an element."""
         return BITS[self.dtype]
 
-    def stored(self) -> npt.NDArray[Any]:
+    def stored(self) -> Array:
         """A view in the shape `dims`; bfloat16 as its 16 bits (uint16). Whole-byte types only."""
         dtype = "<u2" if self.dtype == "BFLOAT16" else _NUMPY[self.dtype]
         return self.read().view(dtype).reshape(self.dims)
 
-    def array(self) -> npt.NDArray[Any]:
+    def array(self) -> Array:
         """The elements in the shape `dims`; bfloat16 becomes float32. For small tensors."""
         if self.bits < 8:
             from intaglio.dialects.codes import unpack
@@ -119,7 +122,7 @@ class Node:
     op_type: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: dict[str, Any]
+    attributes: Mapping[str, object]
     version: int
     scopes: tuple[str, ...] = ()
     """Names of the modules it was exported from, where the exporter says so (torch)."""
@@ -133,6 +136,26 @@ class Node:
     def output(self, i: int) -> str:
         """The name of output i, empty when absent."""
         return self.outputs[i] if i < len(self.outputs) else ""
+
+    def integer(self, name: str, default: int = 0) -> int:
+        """An attribute that its schema says to be an integer."""
+        found = self.attributes.get(name, default)
+        assert isinstance(found, int)
+        return found
+
+    def real(self, name: str, default: float = 0.0) -> float:
+        """An attribute that its schema says to be a number."""
+        found = self.attributes.get(name, default)
+        assert isinstance(found, int | float)
+        return float(found)
+
+    def integers(self, name: str) -> list[int] | None:
+        """A list of integers, None where the node has none."""
+        found = self.attributes.get(name)
+        if found is None:
+            return None
+        assert isinstance(found, Sequence)
+        return [one for one in found if isinstance(one, int)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from intaglio.lowering.onnx.graph.external_data import ExternalFiles, wrong_entr
 from intaglio.lowering.onnx.graph.local_functions import Unfolding
 from intaglio.lowering.onnx.graph.model import BITS, Graph, Port, Tensor
 from intaglio.lowering.onnx.graph.other_formats import hub_hint, other_format
+from intaglio.lowering.onnx.graph.records import read_proto
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -46,7 +47,9 @@ def load(path: str | os.PathLike[str], *, allow_links: bool = False) -> Graph:
     files = ExternalFiles(file, allow_links)
     graph = _graph(file, model, files)
     for node in graph.nodes:
-        for name in (node.name, node.domain, node.op_type, *node.inputs, *node.outputs):
+        # Bytes that are no UTF-8 come as bytes, whatever the records' types say.
+        names: list[object] = [node.name, node.domain, node.op_type, *node.inputs, *node.outputs]
+        for name in names:
             if not isinstance(name, str):
                 raise UserError(
                     f"a name in the model is no text: {name}", file=str(file), hint=_WHOLE
@@ -66,7 +69,6 @@ def _open(file: Path) -> onnx_ir.Model:
     if file.stat().st_size == 0:
         raise UserError("the file is empty", file=str(file), hint=_WHOLE)
 
-    import onnx
     import onnx_ir
     from google.protobuf.message import DecodeError
 
@@ -77,7 +79,7 @@ def _open(file: Path) -> onnx_ir.Model:
         log.setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            records = onnx.load(str(file), load_external_data=False)
+            records = read_proto(file)
             wellformed.check(file, records)
             model = onnx_ir.from_proto(records)
     except DecodeError as error:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from intaglio.lowering.onnx.graph import contrib, schema
 from intaglio.lowering.onnx.graph.model import Graph, Node, Subgraph, Tensor, cast_type
@@ -174,11 +173,13 @@ def _is_of_kind(value: object, kind: str) -> bool:
             return True
 
 
-def _range_faults(node: Node, known: Attribute, value: Any) -> Iterator[str]:
+def _range_faults(node: Node, known: Attribute, value: object) -> Iterator[str]:
     name = known.name
     if known.kind == "bool" and value not in (0, 1):
         yield f"{name} = {value} is neither 0 nor 1"
-    elif known.kind == "int" and name not in _WIDE and not -(2**31) <= value < 2**31:
+    if not isinstance(value, int | float):
+        return
+    if known.kind == "int" and name not in _WIDE and not -(2**31) <= value < 2**31:
         yield f"{name} = {value} does not fit 32 bits, which is what kernels keep of it"
     elif known.kind == "float" and name in _FINITE and not math.isfinite(value):
         yield f"{name} = {value} is not a finite number"

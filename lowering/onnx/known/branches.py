@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from intaglio.lowering.onnx.graph.model import Graph, Node, Subgraph
 
@@ -82,7 +81,7 @@ def taken(graph: Graph, node: Node, branch: Subgraph) -> Graph:
 
 
 def _renamed(node: Node, names: Mapping[str, str]) -> Node:
-    attributes: dict[str, Any] = {
+    attributes: dict[str, object] = {
         key: _renamed_graph(value, names) if isinstance(value, Subgraph) else value
         for key, value in node.attributes.items()
     }

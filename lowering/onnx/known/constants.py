@@ -14,16 +14,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from intaglio.dialects.codes import unpack
-from intaglio.lowering.onnx.graph.model import Tensor, widen
+from intaglio.lowering.onnx.graph.model import Array, Tensor, widen
+from intaglio.lowering.onnx.known import functions
 from intaglio.lowering.parameters import row_chunks
 
-Array = npt.NDArray[Any]
 Dims = tuple[int, ...]
 Region = tuple[tuple[int, int], ...]
 """First element and end along each axis."""
@@ -46,7 +45,7 @@ class Constant(ABC):
     """
 
     dims: Dims
-    dtype: np.dtype[Any]
+    dtype: np.dtype
 
     @property
     def size(self) -> int:
@@ -83,7 +82,7 @@ class Given(Constant):
         return self.values.shape
 
     @property
-    def dtype(self) -> np.dtype[Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def dtype(self) -> np.dtype:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The type."""
         return self.values.dtype
 
@@ -162,7 +161,7 @@ class Elementwise(Constant):
         function: Callable[..., Array],
         arguments: Sequence[Constant],
         dims: Dims,
-        dtype: np.dtype[Any],
+        dtype: np.dtype,
     ) -> None:
         self.function = function
         self.arguments = tuple(arguments)
@@ -187,7 +186,7 @@ def _under(region: Region, dims: Dims) -> Region:
 
 
 def elementwise(
-    function: Callable[..., Any], arguments: Sequence[Constant], dtype: np.dtype[Any]
+    function: functions.Elementwise, arguments: Sequence[Constant], dtype: np.dtype
 ) -> Constant:
     """A function of constants, as a table where it is one of the bytes of a single tensor.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.lowering.onnx.graph.model import widen
+from intaglio.lowering.onnx.graph.model import Array, widen
 from intaglio.lowering.onnx.known.expressions import Expression, expression
 from intaglio.lowering.onnx.known.functions import FUNCTIONS
 from intaglio.lowering.onnx.known.terms import (
@@ -43,7 +43,7 @@ def _round_bfloat16(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return (rounded & np.uint32(0xFFFF0000)).view(np.float32).reshape(np.shape(x))
 
 
-def as_type(x: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+def as_type(x: Array, dtype: str) -> Array:
     """Numbers cast as ONNX Cast does."""
     if dtype == "BOOL":
         return x != 0
@@ -58,7 +58,7 @@ def as_type(x: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
 Environment = Mapping[str, npt.NDArray[np.int64]]
 
 
-def evaluate(term: Term, environment: Environment, *, clip: bool = False) -> npt.NDArray[Any]:
+def evaluate(term: Term, environment: Environment, *, clip: bool = False) -> Array:
     """The elements for arrays of values of the variables (broadcast against each other).
 
     With `clip`, indices outside of a constant read its edge: such elements are not chosen later.
@@ -116,10 +116,10 @@ def _named(name: str) -> str:
     return f"the index along axis {name[1:]}" if name.startswith("@") else f"'{name}'"
 
 
-def _joined(term: Pieces, environment: Environment) -> npt.NDArray[Any]:
+def _joined(term: Pieces, environment: Environment) -> Array:
     index = _polynomial(term.index, environment)
-    conditions: list[npt.NDArray[Any]] = []
-    values: list[npt.NDArray[Any]] = []
+    conditions: list[Array] = []
+    values: list[Array] = []
     end = expression(0)
     for size, part in term.parts:
         end = end + size

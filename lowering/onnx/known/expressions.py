@@ -140,7 +140,7 @@ class Expression:
     def __repr__(self) -> str:
         if not self.terms:
             return "0"
-        parts = []
+        parts: list[str] = []
         for key, value in sorted(self.terms.items(), reverse=True):
             factors = [*key] if value == 1 and key else [*key, str(value)]
             parts.append("*".join(factors))

@@ -7,12 +7,10 @@ values of its outputs. What a formula cannot say is refused.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from intaglio.lowering.onnx.graph.model import FLOATS, Node, Tensor, cast_type
+from intaglio.lowering.onnx.graph.model import FLOATS, Array, Node, Tensor, cast_type
 from intaglio.lowering.onnx.known import folding
 from intaglio.lowering.onnx.known.evaluation import FIELD_TYPES, evaluate
 from intaglio.lowering.onnx.known.expressions import (
@@ -77,7 +75,7 @@ def _elementwise(node: Node, fields: list[Field]) -> Value:
         term = terms[0]
         for other in terms[1:]:
             term = apply(op, [term, other], ranges)
-    elif op == "Mod" and int(node.attributes.get("fmod", 0)):
+    elif op == "Mod" and node.integer("fmod"):
         raise Refusal("fmod is not supported")
     else:
         term = apply(op, terms, ranges)
@@ -122,7 +120,7 @@ def _constants(node: Node, inputs: Inputs) -> list[Value] | None:
     return [folding.known(np.asarray(result), node)]
 
 
-def _dtype(array: npt.NDArray[Any]) -> str:
+def _dtype(array: Array) -> str:
     return {"b": "BOOL", "f": "FLOAT"}.get(array.dtype.kind, "INT64")
 
 
@@ -289,7 +287,7 @@ def _gather(node: Node, fields: list[Field]) -> Value:
 
 def _gather_nd(node: Node, fields: list[Field]) -> Value:
     data, indices = fields
-    if int(node.attributes.get("batch_dims", 0)) != 0:
+    if node.integer("batch_dims") != 0:
         raise Refusal("batch_dims must be 0")
     last = len(indices.dims) - 1
     depth = indices.dims[last].constant
@@ -340,7 +338,7 @@ def _constant_of_shape(node: Node, dims: Dims) -> Value:
 def _reduce(node: Node, inputs: Inputs, value: Field) -> Value:
     rank = len(value.dims)
     chosen = reduced_axes(node, inputs, rank)
-    keep = int(node.attributes.get("keepdims", 1))
+    keep = node.integer("keepdims", 1)
     term = value.term
     for axis in sorted(chosen):
         term = _reduced(node.op_type, term, axis, value.dims[axis])
@@ -379,10 +377,10 @@ def _cumulative(node: Node, inputs: Inputs, value: Field) -> Value:
     axis = places[0] % len(value.dims)
     if f"@{axis}" in variables(value.term) or not isinstance(value.term, Count):
         raise Refusal("a running sum of anything but equal integers")
-    number = axis_index(axis) + (0 if int(node.attributes.get("exclusive", 0)) else 1)
-    if int(node.attributes.get("reverse", 0)):
+    number = axis_index(axis) + (0 if node.integer("exclusive") else 1)
+    if node.integer("reverse"):
         number = value.dims[axis] - axis_index(axis)
-        number = number - (1 if int(node.attributes.get("exclusive", 0)) else 0)
+        number = number - (1 if node.integer("exclusive") else 0)
     return field(node, value.dims, Count(value.term.value * number), value.dtype)
 
 
@@ -392,7 +390,7 @@ def _trilu(node: Node, inputs: Inputs, value: Field) -> Value:
     if shift is None or len(shift) != 1 or rank < 2:
         raise Refusal("the diagonal is not known before the token")
     ahead = axis_index(rank - 1) - axis_index(rank - 2) - shift[0]
-    upper = bool(int(node.attributes.get("upper", 1)))
+    upper = bool(node.integer("upper", 1))
     limits = ranges_of(value.dims)
     kept = apply("GreaterOrEqual" if upper else "LessOrEqual", [Count(ahead), count(0)], limits)
     nought: Term = count(0)

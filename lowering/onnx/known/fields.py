@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from intaglio.lowering.onnx.graph.model import FLOATS, Node, Tensor
+from intaglio.lowering.onnx.graph.model import FLOATS, Array, Node, Tensor
 from intaglio.lowering.onnx.known import folding
 from intaglio.lowering.onnx.known.evaluation import evaluate
 from intaglio.lowering.onnx.known.expressions import (
@@ -121,7 +120,7 @@ def _lookup(value: Stored) -> Term:
     return Lookup(value.tensor, order, tuple(indices[::-1] if value.transposed else indices))
 
 
-def _known_field(array: npt.NDArray[Any]) -> Field | None:
+def _known_field(array: Array) -> Field | None:
     dims = tuple(expression(d) for d in array.shape)
     dtype = "BOOL" if array.dtype == np.bool_ else "INT64"
     flat = array.reshape(-1)

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from intaglio.lowering.onnx.graph.model import FLOATS, NUMPY, Node, Tensor, cast_type
+from intaglio.lowering.onnx.graph.model import FLOATS, NUMPY, Array, Node, Tensor, cast_type
 from intaglio.lowering.onnx.known.evaluation import as_type
 from intaglio.lowering.onnx.known.expressions import Dims, expression
 from intaglio.lowering.onnx.known.functions import divide
@@ -37,7 +36,7 @@ Fold = Callable[[Node, Inputs], list[Value] | None]
 _INT64_MAX = (1 << 63) - 1
 
 
-def known(array: npt.NDArray[Any], node: Node, i: int = 0) -> Value:
+def known(array: Array, node: Node, i: int = 0) -> Value:
     """A computed constant: floats become a tensor that parameters can be made of."""
     if array.dtype == object or array.dtype.kind in "iub":
         return Known(array)
@@ -48,7 +47,7 @@ def known(array: npt.NDArray[Any], node: Node, i: int = 0) -> Value:
     return Stored(tensor, tuple(data.shape))
 
 
-def _arrays(inputs: Inputs) -> list[npt.NDArray[Any]] | None:
+def _arrays(inputs: Inputs) -> list[Array] | None:
     arrays = [array_of(v) for v in inputs if v is not None]
     return None if any(a is None for a in arrays) else [a for a in arrays if a is not None]
 
@@ -74,9 +73,8 @@ def shape(node: Node, inputs: Inputs) -> list[Value] | None:
     dims = dims_of(inputs[0])
     if dims is None:
         return None
-    start = int(node.attributes.get("start", 0))
-    end = node.attributes.get("end")
-    dims = dims[start : None if end is None else int(end)]
+    start = node.integer("start")
+    dims = dims[start : node.integer("end", len(dims))]
     array = np.empty(len(dims), object)
     array[:] = dims
     return [Known(array)]
@@ -110,7 +108,7 @@ def gather(node: Node, inputs: Inputs) -> list[Value] | None:
     return [known(_object_like(data, taken), node)]
 
 
-def _object_like(like: npt.NDArray[Any], value: Any) -> npt.NDArray[Any]:
+def _object_like(like: Array, value: Any) -> Array:
     if like.dtype != object or (isinstance(value, np.ndarray) and value.dtype == object):
         return np.asarray(value)
     out = np.empty((), object)
@@ -292,8 +290,8 @@ def dequantize(node: Node, inputs: Inputs) -> list[Value] | None:
             codes=codes,
             scales=scales,
             zeros=zeros,
-            axis=int(node.attributes.get("axis", 1)),
-            block=int(node.attributes.get("block_size", 0)),
+            axis=node.integer("axis", 1),
+            block=node.integer("block_size"),
             dims=codes.dims,
         )
     ]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-COMPARISONS: dict[str, Callable[..., Any]] = {
+from intaglio.lowering.onnx.graph.model import Array
+
+Elementwise = Callable[..., Array]
+"""A function of arrays, element by element."""
+
+COMPARISONS: dict[str, Elementwise] = {
     "Equal": np.equal,
     "Greater": np.greater,
     "GreaterOrEqual": np.greater_equal,
@@ -16,7 +20,7 @@ COMPARISONS: dict[str, Callable[..., Any]] = {
     "LessOrEqual": np.less_equal,
 }
 
-LOGICAL: dict[str, Callable[..., Any]] = {
+LOGICAL: dict[str, Elementwise] = {
     "And": np.logical_and,
     "IsInf": np.isinf,
     "IsNaN": np.isnan,
@@ -27,7 +31,7 @@ LOGICAL: dict[str, Callable[..., Any]] = {
 """Other operators that give truth values."""
 
 
-def divide(x: Any, y: Any) -> Any:
+def divide(x: Array, y: Array) -> Array:
     """Div: integers are cut off towards 0; divided by 0 they give 0."""
     if np.asarray(x).dtype.kind in "iu":
         return (np.sign(x) * np.sign(y)) * (np.abs(x) // np.abs(y))
@@ -36,7 +40,24 @@ def divide(x: Any, y: Any) -> Any:
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
-ARITHMETIC: dict[str, Callable[..., Any]] = {
+
+def _erf_of(x: Array) -> Array:
+    return np.asarray(_erf(x)).astype(np.asarray(x).dtype)
+
+
+def _relu(x: Array) -> Array:
+    return np.maximum(x, 0)
+
+
+def _sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(np.negative(x)))
+
+
+def _softplus(x: Array) -> Array:
+    return np.logaddexp(0, x)
+
+
+ARITHMETIC: dict[str, Elementwise] = {
     "Abs": np.abs,
     "Add": np.add,
     "BitwiseAnd": np.bitwise_and,
@@ -46,7 +67,7 @@ ARITHMETIC: dict[str, Callable[..., Any]] = {
     "Ceil": np.ceil,
     "Cos": np.cos,
     "Div": divide,
-    "Erf": lambda x: _erf(x).astype(np.asarray(x).dtype),
+    "Erf": _erf_of,
     "Exp": np.exp,
     "Floor": np.floor,
     "Log": np.log,
@@ -57,19 +78,19 @@ ARITHMETIC: dict[str, Callable[..., Any]] = {
     "Neg": np.negative,
     "Pow": np.power,
     "Reciprocal": np.reciprocal,
-    "Relu": lambda x: np.maximum(x, 0),
+    "Relu": _relu,
     "Round": np.rint,
-    "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "Sigmoid": _sigmoid,
     "Sign": np.sign,
     "Sin": np.sin,
-    "Softplus": lambda x: np.logaddexp(0, x),
+    "Softplus": _softplus,
     "Sqrt": np.sqrt,
     "Sub": np.subtract,
     "Tanh": np.tanh,
 }
 """Operators whose result has the type of their first input. Max and Min are those of two inputs."""
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
+FUNCTIONS: dict[str, Elementwise] = {
     **ARITHMETIC,
     **COMPARISONS,
     **LOGICAL,

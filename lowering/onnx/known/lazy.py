@@ -7,12 +7,18 @@ stay expressions (`constants`) that whoever engraves the weights evaluates in bl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from intaglio.lowering.onnx.graph.model import FLOATS, NUMPY, Node, Tensor, cast_type, text_of
+from intaglio.lowering.onnx.graph.model import (
+    FLOATS,
+    NUMPY,
+    Array,
+    Node,
+    Tensor,
+    cast_type,
+    text_of,
+)
 from intaglio.lowering.onnx.known import folding
 from intaglio.lowering.onnx.known.constants import (
     Constant,
@@ -30,7 +36,13 @@ from intaglio.lowering.onnx.known.constants import (
     reshaped,
 )
 from intaglio.lowering.onnx.known.expressions import expression
-from intaglio.lowering.onnx.known.functions import ARITHMETIC, COMPARISONS, FUNCTIONS, LOGICAL
+from intaglio.lowering.onnx.known.functions import (
+    ARITHMETIC,
+    COMPARISONS,
+    FUNCTIONS,
+    LOGICAL,
+    Elementwise,
+)
 from intaglio.lowering.onnx.known.shapes import axis_of, new_dims, permutation, reduced_axes, slices
 from intaglio.lowering.onnx.values import (
     SMALL,
@@ -45,7 +57,6 @@ from intaglio.lowering.onnx.values import (
 )
 
 Inputs = list[Value | None]
-Array = npt.NDArray[Any]
 
 
 def constant_of(value: Value | None) -> Constant | None:
@@ -85,24 +96,35 @@ def _dequantised(value: Quantised) -> Constant | None:
 
     arguments = [codes, along(scales)]
     if zeros is None:
-        result = elementwise(lambda q, s: q.astype(s.dtype) * s, arguments, scales.dtype)
+        result = elementwise(_scaled, arguments, scales.dtype)
     else:
-        result = elementwise(
-            lambda q, s, z: (q.astype(np.int32) - z.astype(np.int32)).astype(s.dtype) * s,
-            [*arguments, along(zeros)],
-            scales.dtype,
-        )
+        result = elementwise(_shifted, [*arguments, along(zeros)], scales.dtype)
     return permuted(result, (1, 0)) if value.transposed else result
+
+
+def _scaled(codes: Array, scales: Array) -> Array:
+    return np.multiply(codes.astype(scales.dtype), scales)
+
+
+def _shifted(codes: Array, scales: Array, zeros: Array) -> Array:
+    return _scaled(codes.astype(np.int32) - zeros.astype(np.int32), scales)
 
 
 # --- elementwise operators -----------------------------------------------------------------------
 
 
-def _modulo(node: Node) -> Callable[..., Any]:
+def _as_type(x: Constant, dtype: np.dtype) -> Constant:
+    def cast(values: Array) -> Array:
+        return values.astype(dtype)
+
+    return elementwise(cast, [x], dtype)
+
+
+def _modulo(node: Node) -> Elementwise:
     return np.fmod if node.attributes.get("fmod", 0) else np.mod
 
 
-def _shift(node: Node) -> Callable[..., Any]:
+def _shift(node: Node) -> Elementwise:
     direction = text_of(node.attributes.get("direction", ""))
     if direction not in ("LEFT", "RIGHT"):
         raise Refusal(f"direction = {direction} is not LEFT or RIGHT")
@@ -193,12 +215,12 @@ def _build(node: Node, inputs: Inputs) -> Callable[[], Constant] | None:
     arguments = [one for one in constants if one is not None]
     x = arguments[0]
 
-    def of_type(function: Callable[..., Any]) -> Constant:
+    def of_type(function: Elementwise) -> Constant:
         # All inputs of these operators have one type, that of the tensor in the file.
         dtype = max(arguments, key=lambda one: one.size).dtype
         return elementwise(function, arguments, dtype)
 
-    def folded(function: Callable[..., Any]) -> Constant:
+    def folded(function: Elementwise) -> Constant:
         result = x
         for other in arguments[1:]:
             result = elementwise(function, [result, other], x.dtype)
@@ -221,7 +243,7 @@ def _build(node: Node, inputs: Inputs) -> Callable[[], Constant] | None:
             return lambda: _cast(node, x)
         case "CastLike":
             dtype = arguments[1].dtype
-            return lambda: elementwise(lambda a: a.astype(dtype), [x], dtype)
+            return lambda: _as_type(x, dtype)
         case "Where":
             dtype = arguments[1].dtype
             return lambda: elementwise(np.where, arguments, dtype)
@@ -262,7 +284,7 @@ def _cast(node: Node, x: Constant) -> Constant:
     dtype = np.dtype(NUMPY[name])
     if dtype == x.dtype:
         return x
-    return elementwise(lambda a: a.astype(dtype), [x], dtype)
+    return _as_type(x, dtype)
 
 
 def _clipped(node: Node, inputs: Inputs, x: Constant) -> Constant:

@@ -75,7 +75,7 @@ def axis_of(node: Node, rank: int, default: int = 0) -> int:
     Raises:
         Refusal: there is no such axis.
     """
-    axis = int(node.attributes.get("axis", default))
+    axis = node.integer("axis", default)
     return _axis(axis, rank)
 
 
@@ -91,7 +91,7 @@ def permutation(node: Node, rank: int) -> list[int]:
     Raises:
         Refusal: it is no permutation.
     """
-    perm = [int(p) for p in node.attributes.get("perm") or range(rank)[::-1]]
+    perm = node.integers("perm") or list(range(rank)[::-1])
     if sorted(perm) != list(range(rank)):
         raise Refusal(f"perm = {perm} is not a permutation of {rank} axes")
     return perm
@@ -108,8 +108,7 @@ def axes_of(node: Node, inputs: Inputs) -> list[int] | None:
         if axes is None:
             raise Refusal("the axes are not constant")
         return axes
-    axes = node.attributes.get("axes")
-    return None if axes is None else [int(a) for a in axes]
+    return node.integers("axes")
 
 
 def reduced_axes(node: Node, inputs: Inputs, rank: int) -> set[int]:
@@ -121,7 +120,7 @@ def reduced_axes(node: Node, inputs: Inputs, rank: int) -> set[int]:
     axes = axes_of(node, inputs)
     if axes:
         return {_axis(axis, rank) for axis in axes}
-    return set() if int(node.attributes.get("noop_with_empty_axes", 0)) else set(range(rank))
+    return set() if node.integer("noop_with_empty_axes") else set(range(rank))
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -136,7 +135,7 @@ def slices(node: Node, inputs: Inputs, rank: int) -> list[tuple[int, int, int, i
     lists: list[list[int] | None] = []
     for i, name in enumerate(("starts", "ends", "axes", "steps"), 1):
         value = inputs[i]
-        found = node.attributes.get(name) if value is None else integers(value)
+        found = node.integers(name) if value is None else integers(value)
         if value is not None and found is None:
             raise Refusal(f"'{name}' depends on lengths")
         lists.append(None if found is None else [int(v) for v in found])
@@ -172,8 +171,8 @@ def slices_of(
                 raise Refusal(f"'{name}' is not known before the token")
             lists.append(list(found))
         else:
-            given = node.attributes.get(name)
-            lists.append(None if given is None else [expression(int(v)) for v in given])
+            given = node.integers(name)
+            lists.append(None if given is None else [expression(v) for v in given])
     starts, ends, axes, steps = lists
     if starts is None or ends is None:
         raise Refusal("starts or ends are missing")
@@ -227,11 +226,11 @@ def split_sizes(node: Node, inputs: Inputs, dims: Dims, axis: int) -> list[int]:
     length = dims[axis].constant
     if length is None:
         raise Refusal(f"it cuts axis {axis} of {dims_text(dims)}, whose length varies")
-    sizes = node.attributes.get("split") if inputs[1] is None else integers(inputs[1])
+    sizes = node.integers("split") if inputs[1] is None else integers(inputs[1])
     if inputs[1] is not None and sizes is None:
         raise Refusal("the sizes of the parts are not constant")
     if sizes is None:
-        count = max(1, int(node.attributes.get("num_outputs", len(node.outputs))))
+        count = max(1, node.integer("num_outputs", len(node.outputs)))
         part = -(-length // count)
         sizes = [min(part, length - i * part) for i in range(count)]
     sizes = [int(size) for size in sizes]
@@ -281,7 +280,7 @@ def new_dims(node: Node, inputs: Inputs, dims: Dims) -> Dims:
             rest = iter(dims)
             return tuple(expression(1) if i in chosen else next(rest) for i in range(rank))
         case "Flatten":
-            axis = int(node.attributes.get("axis", 1))
+            axis = node.integer("axis", 1)
             axis = axis if axis == len(dims) else _axis(axis, len(dims))
             halves = [expression(1), expression(1)]
             for i, dim in enumerate(dims):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from intaglio.lowering.onnx.graph.model import Array
 from intaglio.lowering.onnx.known.evaluation import FIELD_TYPES, as_type, evaluate
 from intaglio.lowering.onnx.known.expressions import Expression, Ranges, expression, is_nonnegative
 from intaglio.lowering.onnx.known.functions import COMPARISONS, FUNCTIONS
@@ -146,7 +145,7 @@ def _is_constant(term: Term) -> bool:
     return isinstance(term, Number) or (isinstance(term, Count) and term.value.constant is not None)
 
 
-def _number(value: npt.NDArray[Any], like: str) -> Term:
+def _number(value: Array, like: str) -> Term:
     if value.dtype == np.bool_:
         return truth(bool(value))
     if value.dtype.kind in "iu":
@@ -266,6 +265,8 @@ def _logic(op: str, args: Sequence[Term], ranges: Ranges) -> Term | None:
             b,
         ) if _is_constant(b):
             return _compare_reduced(op, a, float(evaluate(b, {})), ranges)
+        case _:
+            pass
     return None
 
 

@@ -109,16 +109,16 @@ def variables(term: Term) -> frozenset[str]:
         case Count() | AtLeastZero():
             return term.value.variables
         case Lookup():
-            return frozenset().union(*(variables(i) for i in term.indices))
+            return frozenset[str]().union(*(variables(i) for i in term.indices))
         case Apply():
-            return frozenset().union(*(variables(a) for a in term.args))
+            return frozenset[str]().union(*(variables(a) for a in term.args))
         case Pieces():
             parts = (s.variables | variables(t) for s, t in term.parts)
             return term.index.variables.union(*parts)
         case Reduced():
             return (term.size.variables | variables(term.body)) - {term.index}
         case Either():
-            return frozenset().union(*(variables(t) for _, _, t in term.cases))
+            return frozenset[str]().union(*(variables(t) for _, _, t in term.cases))
 
 
 def is_truth(term: Term) -> bool:
@@ -155,7 +155,7 @@ def atoms(term: Term) -> frozenset[Expression]:
         case Count() if term.value.constant is not None:
             return frozenset()
         case Apply():
-            return frozenset().union(*(atoms(a) for a in term.args))
+            return frozenset[Expression]().union(*(atoms(a) for a in term.args))
         case Count():
             raise NoProof(f"its value depends on positions or lengths ({term.value})")
         case Lookup():

@@ -36,7 +36,7 @@ def gelu(step: Step, node: Node) -> None:
 def quick_gelu(step: Step, node: Node) -> None:
     """QuickGelu and Swish: x * sigmoid(alpha * x)."""
     default = 1.0 if node.op_type == "Swish" else 1.702
-    alpha = float(node.attributes.get("alpha", default))
+    alpha = node.real("alpha", default)
     if alpha == 1.0:
         kind = "silu"
     elif math.isclose(alpha, 1.702, rel_tol=1e-3):

@@ -54,17 +54,17 @@ def group_query_attention(step: Step, node: Node) -> None:
     v_scale, q_norm_weight, k_norm_weight.
     """
     attributes = node.attributes
-    heads, kv_heads = int(attributes.get("num_heads", 0)), int(attributes.get("kv_num_heads", 0))
+    heads, kv_heads = node.integer("num_heads"), node.integer("kv_num_heads")
     if heads < 1 or kv_heads < 1 or heads % kv_heads:
         raise Refusal(f"num_heads = {heads} is not a multiple of kv_num_heads = {kv_heads}")
     inputs = step.inputs(node)
     if inputs[11] is not None:
         raise Refusal("a head sink is not supported")
-    if int(attributes.get("smooth_softmax", 0)) > 0:
+    if node.integer("smooth_softmax") > 0:
         raise Refusal("smooth_softmax is not supported")
-    if int(attributes.get("qk_output", 0)) != 0:
+    if node.integer("qk_output") != 0:
         raise Refusal("qk_output is not supported")
-    if int(attributes.get("causal", 1)) != 1:
+    if node.integer("causal", 1) != 1:
         raise Refusal("tokens attend to later ones (causal = 0); a chip takes them one by one")
     if any(isinstance(v, Unknown) for v in inputs[5:]):
         raise Blocked
@@ -75,11 +75,11 @@ def group_query_attention(step: Step, node: Node) -> None:
     for i, x, count in ((14, q, heads), (15, k, kv_heads)):
         if inputs[i] is not None:
             gamma = step.dense(node, i, (width,), Role("the norm's weight", GAMMA.form))
-            eps = real(float(attributes.get("qk_norm_epsilon", 1e-6)))
+            eps = real(node.real("qk_norm_epsilon", 1e-6))
             op = step.emit(rom.RMSNormOp(x.ssa, gamma, eps, rom.nodes(node.name), groups=count))
             normed = Vector(op.output, x.dims)
             q, k = (normed, k) if i == 14 else (q, normed)
-    if int(attributes.get("do_rotary", 0)):
+    if node.integer("do_rotary"):
         tables = tables_of(step, node, Places(cos=7, sin=8, ids=9))
         interleaved = bool(attributes.get("rotary_interleaved", 0))
         q, k = (
@@ -94,14 +94,14 @@ def group_query_attention(step: Step, node: Node) -> None:
     ]
     for symbol, x in zip(symbols, (k, v), strict=True):
         step.emit(rom.AppendOp(x.ssa, symbol, step.position, rom.nodes(node.name)))
-    window = int(attributes.get("local_window_size", -1))
+    window = node.integer("local_window_size", -1)
     if window == 0:
         raise Refusal("local_window_size = 0 sees no token")
     if inputs[10] is not None:
         seen = scores.causal(step, window) + scores.mask_of(inputs[10], "the attention bias")
         dims = (step.batch, expression(heads), step.sequence, step.total)
         window = masks.window(seen, dims, step.sequence)
-    scale = float(attributes.get("scale", 0.0)) or 1.0 / math.sqrt(width)
+    scale = node.real("scale") or 1.0 / math.sqrt(width)
     attended = scores.emit_attention(
         step,
         q.ssa,
@@ -110,7 +110,7 @@ def group_query_attention(step: Step, node: Node) -> None:
         rom.nodes(node.name),
         heads=heads,
         scale=scale,
-        softcap=float(attributes.get("softcap", 0.0)),
+        softcap=node.real("softcap"),
         window=max(0, window),
     )
     step.result(node, attended, q.dims)
@@ -125,8 +125,8 @@ def multi_head_attention(step: Step, node: Node) -> None:
     Keys and values are those of all tokens [batch, tokens, heads * width], or those of the new
     tokens beside the past.
     """
-    attributes, inputs = node.attributes, step.inputs(node)
-    heads = int(attributes.get("num_heads", 0))
+    inputs = step.inputs(node)
+    heads = node.integer("num_heads")
     if heads < 1:
         raise Refusal(f"num_heads = {heads} must be positive")
     for i, what in ((3, "a bias"), (8, "an indirection of caches")):
@@ -142,7 +142,7 @@ def multi_head_attention(step: Step, node: Node) -> None:
     keys, values = _all_tokens(step, node, (1, 2), (6, 7), heads, width)
     seen = scores.mask_of(inputs[5], "the attention bias")
     seen += _padding(step, inputs[4])
-    if int(attributes.get("unidirectional", 0)):
+    if node.integer("unidirectional"):
         seen += scores.causal(step)
     dims = (step.batch, expression(heads), step.sequence, step.total)
     result = scores.attend(
@@ -151,7 +151,7 @@ def multi_head_attention(step: Step, node: Node) -> None:
         keys,
         values,
         heads=heads,
-        scale=float(attributes.get("scale", 0.0)) or 1.0 / math.sqrt(width),
+        scale=node.real("scale") or 1.0 / math.sqrt(width),
         softcap=0.0,
         window=masks.window(seen, dims, step.sequence),
         names=(node.name,),
@@ -179,13 +179,13 @@ def standard_attention(step: Step, node: Node) -> None:
     Its inputs: Q, K, V, attn_mask, past_key, past_value, nonpad_kv_seqlen. K and V are those of all
     tokens, or those of the new tokens beside the past.
     """
-    attributes, inputs = node.attributes, step.inputs(node)
+    inputs = step.inputs(node)
     if any(isinstance(v, Unknown) for v in inputs):
         raise Blocked
     if inputs[6] is not None:
         raise Refusal("nonpad_kv_seqlen is not supported")
     query = step.vector(node, 0)
-    heads = int(attributes.get("q_num_heads", 0))
+    heads = node.integer("q_num_heads")
     if len(query.dims) == 4:
         heads = query.dims[1].constant or 0
         if query.dims[2] != step.sequence:
@@ -196,18 +196,17 @@ def standard_attention(step: Step, node: Node) -> None:
     inner = inputs[4] is not None
     keys, values = _all_tokens(step, node, (1, 2), (4, 5), heads, width)
     seen = scores.mask_of(inputs[3], "the attention mask")
-    if int(attributes.get("is_causal", 0)):
+    if node.integer("is_causal"):
         seen += scores.causal(step, cached=inner)
     dims = (step.batch, expression(heads), step.sequence, step.total)
-    scale = attributes.get("scale")
     result = scores.attend(
         step,
         query,
         keys,
         values,
         heads=heads,
-        scale=1.0 / math.sqrt(width) if scale is None else float(scale),
-        softcap=float(attributes.get("softcap", 0.0)),
+        scale=node.real("scale", 1.0 / math.sqrt(width)),
+        softcap=node.real("softcap"),
         window=masks.window(seen, dims, step.sequence),
         names=(node.name,),
     )
@@ -246,7 +245,7 @@ def _new_tokens(step: Step, node: Node, place: int, past_place: int, what: str) 
     if len(x.dims) == 3:
         count = past.dims[1].constant
         if count is None:
-            count = int(node.attributes.get("kv_num_heads", node.attributes.get("num_heads", 0)))
+            count = node.integer("kv_num_heads", node.integer("num_heads"))
         if count < 1 or x.size % count:
             raise Refusal(f"{what} of {x.size} elements do not divide into {count} heads")
         shape = (x.dims[0], expression(count), x.dims[1], expression(x.size // count))
@@ -292,7 +291,7 @@ def _cache_format(node: Node, scale: Value | None, name: str) -> tuple[str, floa
         if scale is not None:
             raise Refusal(f"{name}_scale is given, but {name}_quant_type is NONE")
         return "float32", None
-    bits = int(node.attributes.get("kv_cache_bit_width", 0))
+    bits = node.integer("kv_cache_bit_width")
     if kind not in ("PER_TENSOR", "PER_CHANNEL") or bits not in (4, 8):
         raise Refusal(f"a cache quantised {kind} to {bits} bits is not supported")
     array = None if scale is None else numbers(scale)

@@ -38,7 +38,7 @@ def gather(step: Step, node: Node) -> None:
     if not isinstance(index, Ids):
         raise Refusal(f"the index is {kind_of(index)}; only token ids select rows of a table")
     if (
-        int(node.attributes.get("axis", 0)) != 0
+        node.integer("axis") != 0
         or not isinstance(data, Stored | Quantised | Computed)
         or len(data.dims) != 2
     ):
@@ -68,7 +68,7 @@ def dequantize(step: Step, node: Node) -> None:
         raise Refusal(
             f"it reads {kind_of(rows)}; only constants and rows of a table are dequantised"
         )
-    axis = int(node.attributes.get("axis", 1))
+    axis = node.integer("axis", 1)
     if axis % 3 != 2 and isinstance(inputs[1], Stored) and inputs[1].tensor.size != 1:
         raise Refusal("rows of a table are dequantised with a scale for each token of a call")
     whole = folding.dequantize(node, [rows.table, *inputs[1:]])

@@ -54,7 +54,7 @@ def fused_matmul(step: Step, node: Node) -> None:
     if attributes.get("transA") or attributes.get("transBatchA") or attributes.get("transBatchB"):
         raise Refusal("transA, transBatchA and transBatchB are not supported")
     row_axis = 0 if attributes.get("transB") else 1
-    _product(step, node, row_axis=row_axis, factor=float(attributes.get("alpha", 1.0)))
+    _product(step, node, row_axis=row_axis, factor=node.real("alpha", 1.0))
 
 
 def gemm(step: Step, node: Node) -> None:
@@ -62,10 +62,10 @@ def gemm(step: Step, node: Node) -> None:
     attributes = node.attributes
     if attributes.get("transA"):
         raise Refusal("transA is not supported")
-    if node.input(2) and float(attributes.get("beta", 1.0)) != 1.0:
+    if node.input(2) and node.real("beta", 1.0) != 1.0:
         raise Refusal("beta must be 1")
     row_axis = 0 if attributes.get("transB") else 1
-    _product(step, node, row_axis=row_axis, factor=float(attributes.get("alpha", 1.0)), bias=2)
+    _product(step, node, row_axis=row_axis, factor=node.real("alpha", 1.0), bias=2)
 
 
 def matmul_integer_to_float(step: Step, node: Node) -> None:

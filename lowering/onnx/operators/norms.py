@@ -22,7 +22,7 @@ def rms_norm(step: Step, node: Node) -> None:
     if width is None:
         raise Refusal(f"the last axis of {dims_text(x.dims)} varies in length")
     gamma = step.dense(node, 1, (width,), GAMMA)
-    eps = float(node.attributes.get("epsilon", 1e-5))
+    eps = node.real("epsilon", 1e-5)
     op = rom.RMSNormOp(x.ssa, gamma, real(eps), rom.nodes(node.name), groups=x.size // width)
     step.result(node, step.emit(op).output, x.dims)
 
@@ -41,7 +41,7 @@ def _emit_layer_norm(
     """A layer norm with constant inputs `gamma` and `beta`; `epsilon` is the default."""
     scale = step.dense(node, gamma, (x.size,), GAMMA)
     shift = step.dense(node, beta, (x.size,), BETA) if node.input(beta) else None
-    eps = float(node.attributes.get("epsilon", epsilon))
+    eps = node.real("epsilon", epsilon)
     op = rom.LayerNormOp(x.ssa, scale, shift, real(eps), rom.nodes(node.name))
     step.result(node, step.emit(op).output, x.dims)
 
@@ -50,7 +50,7 @@ def skip_rms_norm(step: Step, node: Node) -> None:
     """com.microsoft.SkipSimplifiedLayerNormalization: input, skip, gamma, bias."""
     total = _skip_sum(step, node, 3)
     gamma = step.dense(node, 2, (total.size,), GAMMA)
-    eps = float(node.attributes.get("epsilon", 1e-12))
+    eps = node.real("epsilon", 1e-12)
     op = rom.RMSNormOp(total.ssa, gamma, real(eps), rom.nodes(node.name))
     step.result(node, step.emit(op).output, total.dims)
 

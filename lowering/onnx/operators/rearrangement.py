@@ -60,7 +60,7 @@ def slice_(step: Step, node: Node) -> None:
         if last <= first:
             raise Refusal("it gives nothing")
         part = _part(step, node, Vector(ssa, tuple(dims)), axis, first, last - first)
-        ssa, dims = part.ssa, list(part.dims)
+        ssa, dims[:] = part.ssa, part.dims
     step.result(node, ssa, tuple(dims))
 
 

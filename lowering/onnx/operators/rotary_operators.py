@@ -29,7 +29,7 @@ from intaglio.lowering.onnx.written import lanes, rotary, rotary_tables
 
 def rotary_embedding(step: Step, node: Node) -> None:
     """com.microsoft.RotaryEmbedding: X, position_ids, cos_cache, sin_cache."""
-    if float(node.attributes.get("scale", 1.0)) != 1.0:
+    if node.real("scale", 1.0) != 1.0:
         raise Refusal("scale must be 1")
     if node.attributes.get("is_packed_batching"):
         raise Refusal("is_packed_batching is not supported")
@@ -58,10 +58,10 @@ def _rotary(step: Step, node: Node, places: Places) -> None:
         return
     tables = tables_of(step, node, places)
     x = step.vector(node, 0)
-    width = int(node.attributes.get("rotary_embedding_dim", 0))
+    width = node.integer("rotary_embedding_dim")
     if width and width != tables[2]:
         raise Refusal(f"rotary_embedding_dim = {width}, the tables are for {tables[2]}")
-    heads = int(node.attributes.get("num_heads", 0))
+    heads = node.integer("num_heads")
     if len(x.dims) == 4:
         head = x.dims[3].constant or 0
     elif heads:

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from intaglio.dialects import rom
 from intaglio.dialects.errors import UserError
 from intaglio.lowering.onnx.graph.model import Graph, Node
 from intaglio.lowering.onnx.graph.model_file import load
+from intaglio.lowering.onnx.graph.records import read_proto
 
 if TYPE_CHECKING:
     import onnx
@@ -102,10 +103,9 @@ def write_adapter_graph(model: Path, sites: Iterable[GraphSite], path: Path) -> 
     Raises:
         UserError: a site's nodes are not in the graph.
     """
-    import onnx
 
     graph = load(model, allow_links=True)
-    proto = onnx.load(model, load_external_data=False)
+    proto = read_proto(model)
     _Writer(graph, proto).add(sites)
     path.write_bytes(proto.SerializeToString(deterministic=True))
     return path
@@ -186,7 +186,7 @@ class _Writer:
             if node is None or node.op_type not in _THROUGH:
                 return onnx.TensorProto.FLOAT
             if node.op_type == "Cast":
-                return int(node.attributes["to"])
+                return node.integer("to")
             name = node.input(1 if node.op_type == "DequantizeLinear" else 0)
         dtype = self.graph.initializers[name].dtype
         is_float = dtype in ("FLOAT16", "BFLOAT16", "DOUBLE")
@@ -211,12 +211,11 @@ class _Writer:
             graph.initializer.append(numpy_helper.from_array(np.zeros(empty, np.float32), name))
         nodes: list[onnx.NodeProto] = []
 
-        def emit(op_type: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        def emit(op_type: str, inputs: list[str], name: str, to: int | None = None) -> str:
             output = f"{prefix}.{name}"
+            # `to` of a Cast; what is None is left out.
             nodes.append(
-                helper.make_node(
-                    op_type, inputs, [output], name=f"{prefix}.lora/{name}", **attributes
-                )
+                helper.make_node(op_type, inputs, [output], name=f"{prefix}.lora/{name}", to=to)
             )
             return output
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from intaglio.dialects.codes import container_bits
 from intaglio.dialects.errors import UserError
+from intaglio.lowering.onnx.graph.model import Array
+from intaglio.lowering.onnx.graph.records import read_proto
 from intaglio.lowering.onnx.weights.sources import RoundedSource
 from intaglio.lowering.onnx.weights.weights import Parameter
 from intaglio.lowering.parameters import row_chunks
@@ -44,13 +46,11 @@ def write_quantised(
     Raises:
         UserError: the groups are none that MatMulNBits knows.
     """
-    import onnx
-
-    proto = onnx.load(model, load_external_data=False)
+    proto = read_proto(model)
     graph = proto.graph
     path.parent.mkdir(parents=True, exist_ok=True)
     with data_file.open("wb") as data:
-        written: dict[tuple[Any, ...], tuple[str, str]] = {}
+        written: dict[tuple[object, ...], tuple[str, str]] = {}
         nodes = {node.output[0]: node for node in graph.node}
         for output, parameter in rounded.items():
             node = nodes[output]
@@ -118,14 +118,14 @@ def _write_matrix(
     row_bytes = blocks * block * bits // 8
     base = _base(source)
 
-    def codes() -> Iterator[npt.NDArray[Any]]:
+    def codes() -> Iterator[Array]:
         for first, last in row_chunks(n, row_bytes):
             rows = np.zeros((last - first, row_bytes), np.uint8)
             packed = source.packed_rows(first, last)
             rows[:, : packed.shape[1]] = packed
             yield rows
 
-    def scales() -> Iterator[npt.NDArray[Any]]:
+    def scales() -> Iterator[Array]:
         for first, last in row_chunks(n, 4 * blocks):
             yield source.scales(first, last).astype(real)
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from intaglio.dialects.codes import container_bits, pack, unpack
 from intaglio.dialects.errors import CompilerBug
-from intaglio.lowering.onnx.graph.model import FLOATS, Tensor, widen
+from intaglio.lowering.onnx.graph.model import FLOATS, Array, Tensor, widen
 from intaglio.lowering.onnx.known.constants import Constant, Leaf, Permuted
 from intaglio.lowering.parameters import (
     Float32Array,
@@ -30,7 +29,7 @@ SLAB_BYTES = 1 << 18
 """About how many codes of them are unpacked at a time, so that they stay in the cache."""
 
 
-def floats(tensor: Tensor, stored: npt.NDArray[Any]) -> Float32Array:
+def floats(tensor: Tensor, stored: Array) -> Float32Array:
     """A part of a tensor's stored elements as float32."""
     if tensor.dtype == "BFLOAT16":
         return widen(stored)
@@ -184,7 +183,7 @@ class RowBlockSource(_Matrix):
             return None
         return floats(self.zero_tensor, self._zero_rows(self.zero_tensor, r0, r1))
 
-    def _zero_rows(self, tensor: Tensor, r0: int, r1: int) -> npt.NDArray[Any]:
+    def _zero_rows(self, tensor: Tensor, r0: int, r1: int) -> Array:
         return tensor.stored().reshape(self.dims[0], -1)[r0:r1]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +60,7 @@ class Parameter:
 
     source: Source
     names: tuple[str, ...]
-    identity: tuple[Any, ...]
+    identity: tuple[object, ...]
 
 
 def _constant(value: Value | None, what: str) -> Stored:
@@ -209,9 +208,9 @@ def matmul_nbits(node: Node, inputs: list[Value | None]) -> Parameter:
     Raises:
         Refusal: an encoding that is not supported.
     """
-    n, k = int(node.attributes.get("N", 0)), int(node.attributes.get("K", 0))
-    bits = int(node.attributes.get("bits", 4))
-    block = int(node.attributes.get("block_size", 0))
+    n, k = node.integer("N"), node.integer("K")
+    bits = node.integer("bits", 4)
+    block = node.integer("block_size")
     if n < 1 or k < 1:
         raise Refusal("the attributes K and N are missing")
     g_idx = inputs[4]
@@ -235,9 +234,9 @@ def gather_block_quantized(node: Node, inputs: list[Value | None]) -> Parameter:
     """
     codes = _constant(inputs[0], "the table")
     scales = _float_tensor(inputs[2], "scales")
-    block = int(node.attributes.get("block_size", 128))
-    axis = int(node.attributes.get("quantize_axis", 1))
-    if int(node.attributes.get("gather_axis", 0)) != 0:
+    block = node.integer("block_size", 128)
+    axis = node.integer("quantize_axis", 1)
+    if node.integer("gather_axis") != 0:
         raise Refusal("gather_axis must be 0")
     if len(codes.dims) != 2 or axis not in (1, -1):
         raise Refusal("the table must be a matrix that is quantised along its rows")
@@ -250,7 +249,7 @@ def gather_block_quantized(node: Node, inputs: list[Value | None]) -> Parameter:
             "quantise the table with integer zero points",
         )
     if codes.tensor.dtype == "UINT8":
-        bits = int(node.attributes.get("bits", 4))
+        bits = node.integer("bits", 4)
         if bits not in CODES:
             raise Refusal(f"bits = {bits} is not supported", "use 2, 4 or 8 bits")
         return _row_blocks(codes, scales, zeros, (rows, columns * 8 // bits), bits, block)

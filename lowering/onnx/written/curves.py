@@ -18,7 +18,7 @@ from xdsl.ir import SSAValue
 
 from intaglio.dialects import rom
 from intaglio.lowering.onnx.graph.model import FLOATS, Node, cast_type
-from intaglio.lowering.onnx.known.functions import ARITHMETIC
+from intaglio.lowering.onnx.known.functions import ARITHMETIC, Elementwise
 from intaglio.lowering.onnx.step import Step, names_of
 from intaglio.lowering.onnx.values import (
     Curve,
@@ -93,10 +93,20 @@ def _chains(ssa: SSAValue, depth: int = _DEPTH) -> dict[SSAValue, Chain]:
             for root in left.keys() & right.keys():
                 (f, before), (g, more) = left[root], right[root]
                 names = tuple(dict.fromkeys((*before, *more, *names_of(owner))))
-                found.setdefault(root, (lambda x, f=f, g=g: join(f(x), g(x)), names))
+                found.setdefault(root, (_of_both(join, f, g), names))
         case _:
             pass
     return found
+
+
+def _after(outer: Function, inner: Function) -> Function:
+    """`outer` of `inner`."""
+    return lambda x: outer(inner(x))
+
+
+def _of_both(op: Elementwise, f: Function, g: Function) -> Function:
+    """An operator of the results of two functions."""
+    return lambda x: op(f(x), g(x))
 
 
 def _extend(
@@ -106,8 +116,7 @@ def _extend(
     depth: int,
 ) -> None:
     for root, (before, names) in _chains(owner.input, depth - 1).items():
-        chain = (lambda x, before=before: function(before(x)), (*names, *names_of(owner)))
-        found.setdefault(root, chain)
+        found.setdefault(root, (_after(function, before), (*names, *names_of(owner))))
 
 
 def _curve(value: Value, node: Node) -> Curve | None:
@@ -167,8 +176,7 @@ def convert(step: Step, node: Node, inputs: list[Value | None]) -> bool:
     if op in _UNARY and len(given) == 1:
         inner = _curve(given[0], node)
         assert inner is not None
-        outer, before = ARITHMETIC[op], inner.function
-        _bind(step, node, replace(inner, function=lambda x: outer(before(x))))
+        _bind(step, node, replace(inner, function=_after(ARITHMETIC[op], inner.function)))
         return True
     found = _joined(node, given) if op in _BINARY and len(given) == 2 else None
     if found is not None:
@@ -189,10 +197,12 @@ def _joined(node: Node, given: list[Value]) -> Curve | None:
         inner, constant = _curve(given[1 - place], node), np.asarray(values[place])
         if inner is None:
             return None
-        f = inner.function
-        if place == 1:
-            return replace(inner, function=lambda x: op(f(x), constant))
-        return replace(inner, function=lambda x: op(constant, f(x)))
+
+        def same(x: Samples) -> Samples:
+            return constant
+
+        operands = (inner.function, same) if place == 1 else (same, inner.function)
+        return replace(inner, function=_of_both(op, *operands))
     left, right = (_curve(v, node) for v in given)
     if left is None or right is None or left.dims != right.dims:
         return None
@@ -203,12 +213,12 @@ def _joined(node: Node, given: list[Value]) -> Curve | None:
     first = given[0] if isinstance(given[0], Curve) else given[1]
     assert isinstance(first, Curve)
     g, h = (
-        lambda x, outer=part.function, inner=chain[root][0]: outer(inner(x))
+        _after(part.function, chain[root][0])
         for part, chain in zip((left, right), chains, strict=True)
     )
     inner = (*chains[0][root][1], *chains[1][root][1])
     names = tuple(dict.fromkeys((*inner, *left.names, *right.names)))
-    return replace(first, input=root, function=lambda x: op(g(x), h(x)), names=names)
+    return replace(first, input=root, function=_of_both(op, g, h), names=names)
 
 
 def _bind(step: Step, node: Node, value: Curve) -> None:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.lowering.onnx.graph.model import Node
+from intaglio.lowering.onnx.graph.model import Array, Node
 from intaglio.lowering.onnx.known.expressions import Dims, dims_text, expression
 from intaglio.lowering.onnx.known.shapes import (
     axis_of,
@@ -58,7 +57,7 @@ def _mapped(
     value: Turned,
     node: Node,
     dims: Dims,
-    function: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
+    function: Callable[[Array], Array],
 ) -> Turned:
     """The same after a rearrangement of the lanes, given for one array of them."""
     terms = tuple(

@@ -117,8 +117,8 @@ def _bounded(node: Node, inputs: list[Value | None], value: TokenScale) -> Value
     if node.op_type == "Reciprocal":
         return TokenScale("scale", value.input, 1.0 / value.factor, -value.power, names)
     if node.op_type == "Clip":
-        low = node.attributes.get("min") if inputs[1] is None else _number(inputs[1])
-        high = node.attributes.get("max") if inputs[2] is None else _number(inputs[2])
+        low = _limit(node, "min", inputs[1])
+        high = _limit(node, "max", inputs[2])
         unlimited = high is None or float(high) >= 1e30
     elif node.op_type == "Max":
         low = next((n for n in map(_number, inputs[:2]) if n is not None), None)
@@ -142,6 +142,13 @@ def _number(value: Value | None) -> float | None:
     return float(array.reshape(-1)[0])
 
 
+def _limit(node: Node, name: str, value: Value | None) -> float | None:
+    """A limit of Clip: an input, an attribute before opset 11, or none."""
+    if value is not None:
+        return _number(value)
+    return node.real(name) if name in node.attributes else None
+
+
 # --- levels --------------------------------------------------------------------------------------
 
 
@@ -156,8 +163,8 @@ def _rounded(node: Node, inputs: list[Value | None], value: Levels) -> Value:
         case ("Round", "scaled"):
             return to("rounded")
         case ("Clip", "rounded" | "levels"):
-            low = node.attributes.get("min") if inputs[1] is None else _number(inputs[1])
-            high = node.attributes.get("max") if inputs[2] is None else _number(inputs[2])
+            low = _limit(node, "min", inputs[1])
+            high = _limit(node, "max", inputs[2])
             if low not in (-127.0, -128.0) or high != LEVELS:
                 raise Refusal(
                     f"rounded activations are clipped to {low:g}..{high:g}"

@@ -359,7 +359,7 @@ def _convert_products(step: Step, node: Node, keys: Cached) -> None:
         query,
         keys,
         transposed=bool(attributes.get("transB")),
-        scale=float(attributes.get("alpha", 1.0)),
+        scale=node.real("alpha", 1.0),
     )
     step.bind(node, scores)
 

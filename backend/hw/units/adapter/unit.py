@@ -139,7 +139,7 @@ def _h_unit(design: Design, model: AdapterModel) -> ModuleBuilder:
         place = m.input("place", 1).assume(0, model.passes - 1)
         flags = {name: m.input(name, 1) for name in ("sign", *model.mixed)}
         late = {name: flag.delay(name=f"{name}_q") for name, flag in flags.items()}
-        fp8, integer = "fp8" in model.formats, model.formats != {"fp8"}
+        fp8, integer = "fp8" in model.formats, model.formats != frozenset({"fp8"})
 
         def products(
             word: Signal,

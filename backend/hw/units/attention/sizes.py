@@ -107,7 +107,7 @@ class AttentionModel:
 
     program: Program
     row_bits: int = 16
-    heads_of: Mapping[str, int] = field(default_factory=dict)
+    heads_of: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @cached_property
     def machine(self) -> Machine:
@@ -136,18 +136,18 @@ class AttentionModel:
             for one in block.instructions:
                 if one.opcode not in ("query_key", "weighted_sum"):
                     continue
-                found += [(one, self._cache(one, instance)) for instance in block.instances]
+                found += [(one, self.cache_of(one, instance)) for instance in block.instances]
         return found
 
-    def _cache(self, one: Instruction, instance: Mapping[str, str]) -> Cache:
+    def cache_of(self, one: Instruction, instance: Mapping[str, str]) -> Cache:
         role = {"query_key": "keys", "weighted_sum": "values", "append": "cache"}[one.opcode]
         return self.program.caches[instance[one.uses[role]]]
 
-    def _heads(self, one: Instruction) -> int:
+    def query_heads(self, one: Instruction) -> int:
         kind = self.program.buffers[one.reads[0]].type
         return kind["groups"] if one.opcode == "query_key" else kind["heads"]
 
-    def _format(self, one: Instruction) -> str:
+    def format_of(self, one: Instruction) -> str:
         return self.program.buffers[one.reads[0]].type["format"]
 
     @cached_property
@@ -158,7 +158,7 @@ class AttentionModel:
     @cached_property
     def heads(self) -> int:
         """Most query heads."""
-        return max((self._heads(one) for one, _ in self._uses), default=1)
+        return max((self.query_heads(one) for one, _ in self._uses), default=1)
 
     @cached_property
     def kv_heads(self) -> int:
@@ -168,7 +168,7 @@ class AttentionModel:
     @cached_property
     def shared(self) -> int:
         """Most query heads that share a KV head."""
-        return max((self._heads(one) // cache.heads for one, cache in self._uses), default=1)
+        return max((self.query_heads(one) // cache.heads for one, cache in self._uses), default=1)
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
@@ -195,10 +195,10 @@ class AttentionModel:
         """Blocks of `h_units` tokens on the die, where there is external memory."""
         return self.machine.kv_on_die // self.machine.h_units
 
-    def _interval(self, one: Instruction, place: CachePlace) -> int:
+    def interval(self, one: Instruction, place: CachePlace) -> int:
         """Cycles of a block of cached tokens that are on the die."""
-        machine, shared = self.machine, self._heads(one) // place.cache.heads
-        work = -(-shared // machine.query_parallel) * place.words * _bytes(self._format(one))
+        machine, shared = self.machine, self.query_heads(one) // place.cache.heads
+        work = -(-shared // machine.query_parallel) * place.words * _bytes(self.format_of(one))
         if one.opcode == "weighted_sum":
             return work
         return max(work, shared * max(1, machine.h_units // machine.results_per_cycle))
@@ -214,7 +214,7 @@ class AttentionModel:
         machine, most = self.machine, 2
         for one, cache in self._uses:
             place = self.kv[cache.name]
-            interval = max(self._interval(one, place), place.beats)
+            interval = max(self.interval(one, place), place.beats)
             way = machine.broadcast + machine.external_latency + place.beats + 2
             most = max(most, 1 + -(-way // interval))
         return 1 << (most - 1).bit_length()
@@ -229,12 +229,12 @@ class AttentionModel:
     def shape(self) -> HShape:
         """What the H-Units must be able to do."""
         machine = self.machine
-        lefts = {self._format(one) for one, _ in self._uses}
+        lefts = {self.format_of(one) for one, _ in self._uses}
         rights = {cache.format for _, cache in self._uses}
         dots, sums = [2], [2]
         places = 0
         for one, cache in self._uses:
-            fmt = self._format(one)
+            fmt = self.format_of(one)
             places = max(places, _bytes(fmt) + _bytes(cache.format) - 2)
             if one.opcode == "query_key":
                 dots.append(query_key_bits(cache.width, fmt, cache.format))
@@ -366,10 +366,10 @@ def _encode_attention(
 ) -> dict[str, int]:
     machine, program = model.machine, model.program
     parallel = machine.query_parallel
-    place = model.kv[model._cache(one, instance).name]
-    cache, fmt = place.cache, model._format(one)
+    place = model.kv[model.cache_of(one, instance).name]
+    cache, fmt = place.cache, model.format_of(one)
     weighted = one.opcode == "weighted_sum"
-    heads = model._heads(one)
+    heads = model.query_heads(one)
     shared, output = heads // cache.heads, beat_elements(machine)
     _check_width(cache.width, machine)
     groups, passes = -(-shared // parallel), _bytes(fmt)
@@ -378,7 +378,7 @@ def _encode_attention(
     window = one.arguments["window"]
     static = ConstantScale.of(cache.static_scale) if cache.static_scale is not None else None
     factor, cap = Real(0, 0), _cap(one)
-    interval, frac = model._interval(one, place), SCORE_FRAC
+    interval, frac = model.interval(one, place), SCORE_FRAC
     if weighted:
         frac = program.buffers[one.writes[0]].type["fraction"]
     else:
@@ -431,7 +431,7 @@ def _encode_append(
     model: AttentionModel, one: Instruction, instance: Mapping[str, str]
 ) -> dict[str, int]:
     machine = model.machine
-    place = model.kv[model._cache(one, instance).name]
+    place = model.kv[model.cache_of(one, instance).name]
     cache, port = place.cache, machine.kv_port_bytes
     chunks = -(-cache.width // port)
     scale = 0 if place.static else SCALE_WORD // BYTE

@@ -724,8 +724,12 @@ class _Unit:
         m.output("query_group", self.fit(f["source"] + beats.head, model.row_bits))
         query_depth, _ = _scale_depths(self.machine)
         factor = Scale(f["factor_mantissa"].static(), f["factor_exponent"].as_signed().static())
+
+        def scaled(mantissa: Signal, exponent: Signal) -> Scale:
+            return datapaths.multiply(Scale(mantissa, exponent), factor)
+
         query = pipelined(
-            lambda mantissa, exponent: datapaths.multiply(Scale(mantissa, exponent), factor),
+            scaled,
             [
                 m.input("query_mantissa", SCALE_BITS),
                 m.input("query_exponent", OUTER_EXPONENT, True),

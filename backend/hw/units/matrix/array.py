@@ -441,11 +441,12 @@ class _Array:
             on = powered(address, banks, self.power, machine.bank_words)
             return {"powered": on.delay(machine.rom_read)}
         words: dict[str, Signal] = {}
-        images = self.logic.units(tile) if self.logic is not None else {}
+        images = self.logic.units(tile) if self.logic is not None else None
         read = self.active.delay(machine.broadcast - 1, reset=0, name="read") & self._works(tile)
         for unit in range(machine.l_units):
             words[f"rom_word{unit}"] = words[f"rom_scale{unit}"] = m.constant(0)
-            rom = build_unit_rom(m.design, config, tile, unit, self.logic, images.get(unit))
+            image = None if images is None else images.get(unit)
+            rom = build_unit_rom(m.design, config, tile, unit, self.logic, image)
             if rom is None:
                 continue
             inputs = {

@@ -157,7 +157,7 @@ class ImagesLike(Protocol):
         """A matrix of small codes."""
         ...
 
-    def dense(self, name: str) -> npt.NDArray[np.signedinteger[Any]]:
+    def dense(self, name: str) -> npt.NDArray[np.signedinteger]:
         """A dense table [rows, columns]."""
         ...
 
@@ -771,9 +771,9 @@ class LUnitImage(NamedTuple):
 
     tile: int
     l_unit: int
-    codes: npt.NDArray[np.unsignedinteger[Any]]
+    codes: npt.NDArray[np.unsignedinteger]
     """Lane i at bits ``i * plane_bits``: a digit, or of a ternary cell 01 for +1 and 10 for -1."""
-    scales: npt.NDArray[np.unsignedinteger[Any]]
+    scales: npt.NDArray[np.unsignedinteger]
     """The mantissa in the low 16 bits, the zero point above, the offset above that."""
 
 
@@ -818,7 +818,7 @@ def _element_bytes(bits: int) -> int:
     return next((size for size in (1, 2, 4, 8) if bits <= 8 * size), -(-bits // 8))
 
 
-def _elements(words: npt.NDArray[np.uint8]) -> npt.NDArray[np.unsignedinteger[Any]]:
+def _elements(words: npt.NDArray[np.uint8]) -> npt.NDArray[np.unsignedinteger]:
     size = words.shape[-1]
     return words.view(f"<u{size}")[..., 0] if size in (1, 2, 4, 8) else words
 

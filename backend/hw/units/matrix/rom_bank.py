@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -106,7 +106,7 @@ def bank_width(config: MatrixConfig, bank: int) -> int:
 
 
 def bank_words(
-    config: MatrixConfig, tile: int, bank: int, codes: npt.NDArray[np.unsignedinteger[Any]]
+    config: MatrixConfig, tile: int, bank: int, codes: npt.NDArray[np.unsignedinteger]
 ) -> list[int]:
     """The truth table of a bank: its words from address 0 on, up to the last that is used.
 
