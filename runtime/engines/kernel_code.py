@@ -24,11 +24,12 @@ Offsets of 32 bits add 2^18 * 128 * 2^31 = 2^56 at most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Any
+
+from intaglio.runtime.engines.llvm_ir import Builder, Module, Type, Value, library
 
 MAX_K = 1 << 18
 """Longest row for which every int32 intermediate is exact (see the module's docstring)."""
@@ -42,7 +43,7 @@ class Layout(Enum):
     COARSE = "coarse"
     """A group holds a whole number (>= 1) of chunks, or the whole row."""
     INDEXED = "indexed"
-    """Any other multiple of 16: a table gives the group of every 16 elements."""
+    """Value other multiple of 16: a table gives the group of every 16 elements."""
 
 
 class Points(Enum):
@@ -179,50 +180,47 @@ class Emitter:
     """An `llvmlite.ir` function under construction, with the few idioms the kernels share."""
 
     def __init__(self, path: Path, name: str) -> None:
-        from llvmlite import ir
-
-        self.ir = ir
+        self.ir = ir = library()
         self.path = path
         self.i1, self.i8, self.i16, self.i32, self.i64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
         self.ptr = ir.PointerType()
-        self.module = ir.Module(name=name)
+        self.module: Module = ir.Module(name=name)
         self.function = ir.Function(
             self.module, ir.FunctionType(ir.VoidType(), [self.ptr]), name=name
         )
-        self.b: Any = ir.IRBuilder(self.function.append_basic_block("entry"))
-        self.parameters = self.function.args[0]
+        self.b: Builder = ir.IRBuilder(self.function.append_basic_block("entry"))
+        self.parameters: Value = self.function.args[0]
 
     # -- values ---------------------------------------------------------------------------------
-    def vec(self, element: Any, count: int) -> Any:
+    def vec(self, element: Type, count: int) -> Type:
         return self.ir.VectorType(element, count)
 
-    def const(self, value: int, type_: Any | None = None) -> Any:
-        if type_ is None:
-            type_ = self.i64
-        if isinstance(type_, self.ir.VectorType):
-            return self.ir.Constant(type_, [value] * type_.count)
-        return self.ir.Constant(type_, value)
+    def const(self, value: int, type_: Type | None = None) -> Value:
+        kind: Type = self.i64 if type_ is None else type_
+        if isinstance(kind, self.ir.VectorType):
+            return self.ir.Constant(kind, [value] * kind.count)
+        return self.ir.Constant(kind, value)
 
-    def zero(self, type_: Any) -> Any:
+    def zero(self, type_: Type) -> Value:
         return self.ir.Constant(type_, None)
 
-    def parameter(self, which: Param) -> Any:
+    def parameter(self, which: Param) -> Value:
         place = self.at(self.parameters, self.const(int(which)), self.i64)
         value = self.b.load(place, typ=self.i64)
         if which in _POINTERS:
             return self.b.inttoptr(value, self.ptr)
         return value
 
-    def at(self, base: Any, offset: Any, element: Any | None = None) -> Any:
+    def at(self, base: Value, offset: Value, element: Type | None = None) -> Value:
         return self.b.gep(base, [offset], source_etype=self.i8 if element is None else element)
 
-    def load(self, pointer: Any, type_: Any) -> Any:
+    def load(self, pointer: Value, type_: Type) -> Value:
         return self.b.load(pointer, typ=type_, align=1)
 
-    def store(self, value: Any, pointer: Any) -> None:
+    def store(self, value: Value, pointer: Value) -> None:
         self.b.store(value, pointer, align=1)
 
-    def intrinsic(self, name: str, result: Any, arguments: Sequence[Any]) -> Any:
+    def intrinsic(self, name: str, result: Type, arguments: Sequence[Value]) -> Value:
         # A stack slot's type still names its element; a function takes plain pointers.
         types = [self.ptr if a.type.is_pointer else a.type for a in arguments]
         type_ = self.ir.FunctionType(result, types)
@@ -231,13 +229,13 @@ class Emitter:
             function = self.ir.Function(self.module, type_, name=name)
         return self.b.call(function, arguments)
 
-    def shuffle(self, vector: Any, order: Sequence[int], other: Any | None = None) -> Any:
+    def shuffle(self, vector: Value, order: Sequence[int], other: Value | None = None) -> Value:
         mask = self.ir.Constant(self.vec(self.i32, len(order)), list(order))
         undefined = self.ir.Constant(vector.type, self.ir.Undefined)
         return self.b.shuffle_vector(vector, undefined if other is None else other, mask)
 
     # -- control --------------------------------------------------------------------------------
-    def variable(self, value: Any) -> Any:
+    def variable(self, value: Value) -> Value:
         """A stack slot holding `value` (the optimiser turns it into a register)."""
         with self.b.goto_entry_block():
             slot = self.b.alloca(value.type)
@@ -245,7 +243,7 @@ class Emitter:
         return slot
 
     @contextmanager
-    def loop(self, start: Any, stop: Any) -> Iterator[Any]:
+    def loop(self, start: Value, stop: Value) -> Generator[Value]:
         """`for i in range(start, stop)` on int64."""
         b = self.b
         slot = self.variable(start)
@@ -260,10 +258,10 @@ class Emitter:
         b.branch(head)
         b.position_at_end(done)
 
-    def minimum(self, a: Any, c: Any) -> Any:
+    def minimum(self, a: Value, c: Value) -> Value:
         return self.b.select(self.b.icmp_signed("<", a, c), a, c)
 
-    def load_first(self, pointer: Any, type_: Any, count: Any) -> Any:
+    def load_first(self, pointer: Value, type_: Type, count: Value) -> Value:
         """The first `count` (1 or more) elements of a vector, the others 0; reads only those.
 
         The last row ends where the mapped file may end, hence no plain vector load.
@@ -286,7 +284,7 @@ class Emitter:
         return self.b.load(slot, typ=type_)
 
     # -- arithmetic -----------------------------------------------------------------------------
-    def phases(self, chunk: Any, bits: int) -> list[Any]:
+    def phases(self, chunk: Value, bits: int) -> list[Value]:
         """The unsigned codes of every phase of a chunk, a byte each."""
         if bits == 8:
             return [chunk]
@@ -297,7 +295,7 @@ class Emitter:
         )
         return [self.b.and_(value, mask) for value in shifted]
 
-    def dot(self, start: Any, codes: Sequence[Any], xs: Sequence[Any], bits: int) -> Any:
+    def dot(self, start: Value, codes: Sequence[Value], xs: Sequence[Value], bits: int) -> Value:
         """`start` plus the sums over phases and four bytes of unsigned codes times signed xs."""
         return {
             "vpdpbusd": self._dot_vnni,
@@ -305,20 +303,24 @@ class Emitter:
             "portable": self._dot_portable,
         }[self.path.dot](start, codes, xs, bits)
 
-    def _dot_vnni(self, start: Any, codes: Sequence[Any], xs: Sequence[Any], bits: int) -> Any:
+    def _dot_vnni(
+        self, start: Value, codes: Sequence[Value], xs: Sequence[Value], bits: int
+    ) -> Value:
         name = f"llvm.x86.avx512.vpdpbusd.{self.path.width * 8}"
         for code, x in zip(codes, xs, strict=True):
             operands = [start, self.b.bitcast(code, start.type), self.b.bitcast(x, start.type)]
             start = self.intrinsic(name, start.type, operands)
         return start
 
-    def _dot_avx2(self, start: Any, codes: Sequence[Any], xs: Sequence[Any], bits: int) -> Any:
+    def _dot_avx2(
+        self, start: Value, codes: Sequence[Value], xs: Sequence[Value], bits: int
+    ) -> Value:
         words = self.vec(self.i16, self.path.width // 2)
 
-        def bytes_to_words(code: Any, x: Any) -> Any:
+        def bytes_to_words(code: Value, x: Value) -> Value:
             return self.intrinsic("llvm.x86.avx2.pmadd.ub.sw", words, [code, x])
 
-        def words_to_lanes(word: Any, weight: int) -> Any:
+        def words_to_lanes(word: Value, weight: int) -> Value:
             operands = [word, self.const(weight, words)]
             return self.intrinsic("llvm.x86.avx2.pmadd.wd", start.type, operands)
 
@@ -335,12 +337,14 @@ class Emitter:
             total = self.b.add(total, bytes_to_words(code, x))
         return self.b.add(start, words_to_lanes(total, 1))
 
-    def _dot_portable(self, start: Any, codes: Sequence[Any], xs: Sequence[Any], bits: int) -> Any:
+    def _dot_portable(
+        self, start: Value, codes: Sequence[Value], xs: Sequence[Value], bits: int
+    ) -> Value:
         b = self.b
         words = self.vec(self.i16, self.path.width // 2)
         eight = self.const(8, words)
         sixteen = self.const(16, start.type)
-        sums: list[Any] = []
+        sums: list[Value] = []
         for code, x in zip(codes, xs, strict=True):
             code, x = b.bitcast(code, words), b.bitcast(x, words)
             # One product fits: 255 * 128 < 2^15.
@@ -356,12 +360,12 @@ class Emitter:
             start = b.add(start, b.ashr(pairs, sixteen))
         return start
 
-    def extend_low(self, quads: Any) -> Any:
+    def extend_low(self, quads: Value) -> Value:
         """Sign-extends the low halves of int64 lanes; `vpmuldq` then does the multiplication."""
         shift = self.const(32, quads.type)
         return self.b.ashr(self.b.shl(quads, shift), shift)
 
-    def split(self, lanes: Any, groups: int) -> list[Any]:
+    def split(self, lanes: Value, groups: int) -> list[Value]:
         """Int32 lanes as int64 vectors that a group's scale applies to.
 
         Where two neighbouring lanes are of one group they are added first (one vector), else the
@@ -375,7 +379,7 @@ class Emitter:
         both = b.add(lanes, b.bitcast(upper, lanes.type))
         return [self.extend_low(b.bitcast(both, quads.type))]
 
-    def spread(self, values: Any, signed: bool) -> list[Any]:
+    def spread(self, values: Value, signed: bool) -> list[Value]:
         """Per-group values of a chunk, brought to the lanes that `split` gives."""
         groups = values.type.count
         half = self.path.lanes // 2
@@ -387,12 +391,12 @@ class Emitter:
         extend = self.b.sext if signed else self.b.zext
         return [extend(self.shuffle(values, order), wide) for order in orders]
 
-    def finish(self) -> Any:
+    def finish(self) -> Module:
         self.b.ret_void()
         return self.module
 
 
-def emit_prepare(path: Path, bits: int) -> Any:
+def emit_prepare(path: Path, bits: int) -> Module:
     """IR of `prepare(parameters)`: permutes the activations and sums them over lanes.
 
     Reads SOURCE int8 [TOKENS, CHUNKS * elements of a chunk], zero-padded. Writes X in the same
@@ -429,177 +433,202 @@ def emit_prepare(path: Path, bits: int) -> Any:
     return e.finish()
 
 
-def emit_kernel(path: Path, spec: KernelSpec, prefetch: int) -> Any:
+class _Kernel(Emitter):
+    """`kernel(parameters)` under construction, with what all rows share."""
+
+    def __init__(self, path: Path, spec: KernelSpec, prefetch: int) -> None:
+        super().__init__(path, "kernel")
+        self.spec, self.prefetch = spec, prefetch
+        self.codes_in_byte = 8 // spec.bits
+        lanes = path.lanes
+        self.chunk, self.lanes = self.vec(self.i8, path.width), self.vec(self.i32, lanes)
+        self.quads = self.vec(self.i64, lanes // 2)
+        self.p = {which: self.parameter(which) for which in Param if which is not Param.NEXT_ROW}
+        self.counter = self.at(self.parameters, self.const(int(Param.NEXT_ROW)), self.i64)
+        self.has_tail = self.b.icmp_signed(">", self.p[Param.TAIL_BYTES], self.const(0))
+        first = self.b.insert_element(
+            self.zero(self.quads), self.p[Param.ZERO], self.const(0, self.i32)
+        )
+        self.one_zero = self.shuffle(first, [0] * (lanes // 2))
+
+    def per_group(
+        self, base: Value, element: Type, chunk: Value, partial: bool, signed: bool
+    ) -> list[Value]:
+        """Values of a row's groups in a chunk, on the lanes that `split` gives."""
+        b, p, count = self.b, self.p, self.spec.groups_per_chunk
+        type_ = self.vec(element, count)
+        if self.spec.layout is Layout.INDEXED:
+            values = self.zero(type_)
+            for u in range(count):
+                unit = b.add(b.mul(chunk, self.const(count)), self.const(u))
+                entry = self.load(self.at(p[Param.INDEX], unit, self.i32), self.i32)
+                group = b.sext(entry, self.i64)
+                value = self.load(self.at(base, group, element), element)
+                values = b.insert_element(values, value, self.const(u, self.i32))
+            return self.spread(values, signed)
+        first = b.mul(chunk, self.const(count))
+        place = self.at(base, first, element)
+        if partial:
+            left = b.sub(p[Param.GROUPS], first)
+            return self.spread(self.load_first(place, type_, left), signed)
+        return self.spread(self.load(place, type_), signed)
+
+
+class _Row:
+    """One row and the tokens from `first_token` on."""
+
+    def __init__(self, kernel: _Kernel, row: Value, first_token: Value) -> None:
+        k = self.k = kernel
+        b, p, self.tokens = k.b, k.p, k.spec.tokens
+        self.row, self.first_token = row, first_token
+        self.codes = k.at(p[Param.CODES], b.mul(row, p[Param.ROW_BYTES]))
+        first_group = b.mul(row, p[Param.GROUPS])
+        self.scales = k.at(p[Param.SCALES], first_group, k.i16)
+        point_type = k.i32 if k.spec.points is Points.OFFSETS else k.i8
+        self.points = k.at(p[Param.ZEROS], first_group, point_type)
+        self.xs: list[Value] = []
+        self.corrections: list[Value] = []
+        for t in range(self.tokens):
+            token = b.add(first_token, k.const(t))
+            self.xs.append(k.at(p[Param.X], b.mul(token, p[Param.X_STRIDE])))
+            self.corrections.append(
+                k.at(p[Param.CORRECTION], b.mul(token, p[Param.CORRECTION_STRIDE]), k.i32)
+            )
+        self.totals = [k.variable(k.zero(k.quads)) for _ in range(self.tokens)]
+
+    def correction(self, t: int, entry: Value) -> Value:
+        k = self.k
+        place = k.b.mul(entry, k.const(k.path.lanes))
+        return k.load(k.at(self.corrections[t], place, k.i32), k.lanes)
+
+    def start(self, t: int, entry: Value) -> Value:
+        k = self.k
+        return self.correction(t, entry) if k.spec.points is Points.ONE else k.zero(k.lanes)
+
+    def codes_of(self, chunk: Value, partial: bool) -> list[Value]:
+        k, bits = self.k, self.k.spec.bits
+        place = k.at(self.codes, k.b.mul(chunk, k.const(k.path.width)))
+        if partial:
+            return k.phases(k.load_first(place, k.chunk, k.p[Param.TAIL_BYTES]), bits)
+        if k.prefetch:
+            arguments = [k.at(place, k.const(k.prefetch))]
+            arguments += [k.const(v, k.i32) for v in (0, 3, 1)]
+            k.intrinsic("llvm.prefetch.p0", k.ir.VoidType(), arguments)
+        return k.phases(k.load(place, k.chunk), bits)
+
+    def accumulate(self, t: int, lanes: Value, chunk: Value, values: Sequence[Value]) -> Value:
+        k, width = self.k, self.k.path.width
+        offset = k.b.mul(chunk, k.const(k.codes_in_byte * width))
+        parts = [
+            k.load(k.at(self.xs[t], k.b.add(offset, k.const(f * width))), k.chunk)
+            for f in range(k.codes_in_byte)
+        ]
+        return k.dot(lanes, values, parts, k.spec.bits)
+
+    def scale(self, sums: Sequence[Value], entry: Value, partial: bool) -> None:
+        """Adds scale * (sums - zero * sum of x) of chunk or group `entry` to the totals.
+
+        With offsets less offset * sum of x.
+        """
+        k, b, count = self.k, self.k.b, self.k.spec.groups_per_chunk
+        factors = k.per_group(self.scales, k.i16, entry, partial, True)
+        offsets: list[Value] = []
+        zeros: list[Value] = []
+        match k.spec.points:
+            case Points.GROUPS:
+                zeros = k.per_group(self.points, k.i8, entry, partial, False)
+            case Points.OFFSETS:
+                offsets = k.per_group(self.points, k.i32, entry, partial, True)
+                zeros = [k.one_zero] * len(offsets)
+            case Points.ONE:
+                pass
+        for t, lanes in enumerate(sums):
+            pairs = k.split(lanes, count)
+            total = b.load(self.totals[t], typ=k.quads)
+            if zeros:
+                x_sums = k.split(self.correction(t, entry), count)
+                pairs = [
+                    k.extend_low(b.sub(pair, b.mul(zero, x_sum)))
+                    for pair, zero, x_sum in zip(pairs, zeros, x_sums, strict=True)
+                ]
+                for offset, x_sum in zip(offsets, x_sums, strict=False):
+                    total = b.sub(total, b.mul(x_sum, offset))
+            for pair, factor in zip(pairs, factors, strict=True):
+                total = b.add(total, b.mul(pair, factor))
+            b.store(total, self.totals[t])
+
+    def fine_chunk(self, chunk: Value, partial: bool) -> None:
+        values = self.codes_of(chunk, partial)
+        sums = [self.accumulate(t, self.start(t, chunk), chunk, values) for t in range(self.tokens)]
+        self.scale(sums, chunk, partial)
+
+    def coarse_group(self, group: Value, first: Value, stop: Value, last: bool) -> None:
+        k, b = self.k, self.k.b
+        slots = [k.variable(self.start(t, group)) for t in range(self.tokens)]
+
+        def add(chunk: Value, partial: bool) -> None:
+            values = self.codes_of(chunk, partial)
+            for t, slot in enumerate(slots):
+                b.store(self.accumulate(t, b.load(slot, typ=k.lanes), chunk, values), slot)
+
+        with k.loop(first, stop) as chunk:
+            add(chunk, False)
+        if last:
+            with b.if_then(k.has_tail):
+                add(stop, True)
+        self.scale([b.load(slot, typ=k.lanes) for slot in slots], group, False)
+
+    def emit(self) -> None:
+        """The whole row."""
+        k, b, p = self.k, self.k.b, self.k.p
+        full = p[Param.FULL_CHUNKS]
+        if k.spec.layout is Layout.COARSE:
+            per = p[Param.CHUNKS_PER_GROUP]
+            whole = b.sdiv(full, per)
+            with k.loop(k.const(0), whole) as group:
+                first = b.mul(group, per)
+                self.coarse_group(group, first, b.add(first, per), False)
+            with b.if_then(b.icmp_signed("<", whole, p[Param.GROUPS])):
+                self.coarse_group(whole, b.mul(whole, per), full, True)
+        else:
+            with k.loop(k.const(0), full) as chunk:
+                self.fine_chunk(chunk, False)
+            with b.if_then(k.has_tail):
+                self.fine_chunk(full, True)
+        sum_of_lanes = f"llvm.vector.reduce.add.v{k.path.lanes // 2}i64"
+        for t, slot in enumerate(self.totals):
+            total = k.intrinsic(sum_of_lanes, k.i64, [b.load(slot, typ=k.quads)])
+            token = b.add(self.first_token, k.const(t))
+            place = b.add(b.mul(token, p[Param.ROWS]), self.row)
+            b.store(total, k.at(p[Param.Y], place, k.i64))
+
+
+def emit_kernel(path: Path, spec: KernelSpec, prefetch: int) -> Module:
     """IR of `kernel(parameters)`: Y[token, row] for the rows it takes from the shared counter.
 
     Threads that run it with one parameter block take ROW_BLOCK rows at a time (NEXT_ROW is an
     atomic counter) and all TOKEN_BLOCKS * `spec.tokens` tokens for them, so a block of rows is
     read from memory once.
     """
-    e = Emitter(path, "kernel")
-    b = e.b
-    bits, count, tokens = spec.bits, spec.groups_per_chunk, spec.tokens
-    phases, width, lanes = 8 // bits, path.width, path.lanes
-    chunk_type, lane_type = e.vec(e.i8, width), e.vec(e.i32, lanes)
-    quad_type = e.vec(e.i64, lanes // 2)
-    p = {which: e.parameter(which) for which in Param if which is not Param.NEXT_ROW}
-    full, tail, groups = p[Param.FULL_CHUNKS], p[Param.TAIL_BYTES], p[Param.GROUPS]
-    counter = e.at(e.parameters, e.const(int(Param.NEXT_ROW)), e.i64)
-    has_tail = b.icmp_signed(">", tail, e.const(0))
-    one_zero = e.shuffle(
-        b.insert_element(e.zero(quad_type), p[Param.ZERO], e.const(0, e.i32)), [0] * (lanes // 2)
-    )
-
-    def row_body(row: Any, first_token: Any) -> None:
-        codes = e.at(p[Param.CODES], b.mul(row, p[Param.ROW_BYTES]))
-        first_group = b.mul(row, groups)
-        scales = e.at(p[Param.SCALES], first_group, e.i16)
-        point_type = e.i32 if spec.points is Points.OFFSETS else e.i8
-        points = e.at(p[Param.ZEROS], first_group, point_type)
-        xs, corrections = [], []
-        for t in range(tokens):
-            token = b.add(first_token, e.const(t))
-            xs.append(e.at(p[Param.X], b.mul(token, p[Param.X_STRIDE])))
-            corrections.append(
-                e.at(p[Param.CORRECTION], b.mul(token, p[Param.CORRECTION_STRIDE]), e.i32)
-            )
-        totals = [e.variable(e.zero(quad_type)) for _ in range(tokens)]
-
-        def correction(t: int, entry: Any) -> Any:
-            return e.load(e.at(corrections[t], b.mul(entry, e.const(lanes)), e.i32), lane_type)
-
-        def start(t: int, entry: Any) -> Any:
-            return correction(t, entry) if spec.points is Points.ONE else e.zero(lane_type)
-
-        def codes_of(chunk: Any, partial: bool) -> list[Any]:
-            place = e.at(codes, b.mul(chunk, e.const(width)))
-            if partial:
-                return e.phases(e.load_first(place, chunk_type, tail), bits)
-            if prefetch:
-                arguments = [e.at(place, e.const(prefetch))]
-                arguments += [e.const(v, e.i32) for v in (0, 3, 1)]
-                e.intrinsic("llvm.prefetch.p0", e.ir.VoidType(), arguments)
-            return e.phases(e.load(place, chunk_type), bits)
-
-        def accumulate(t: int, lanes_: Any, chunk: Any, values: Sequence[Any]) -> Any:
-            offset = b.mul(chunk, e.const(phases * width))
-            parts = [
-                e.load(e.at(xs[t], b.add(offset, e.const(f * width))), chunk_type)
-                for f in range(phases)
-            ]
-            return e.dot(lanes_, values, parts, bits)
-
-        def per_group(
-            base: Any, element: Any, chunk: Any, partial: bool, signed: bool
-        ) -> list[Any]:
-            type_ = e.vec(element, count)
-            if spec.layout is Layout.INDEXED:
-                values = e.zero(type_)
-                for u in range(count):
-                    unit = b.add(b.mul(chunk, e.const(count)), e.const(u))
-                    group = b.sext(e.load(e.at(p[Param.INDEX], unit, e.i32), e.i32), e.i64)
-                    value = e.load(e.at(base, group, element), element)
-                    values = b.insert_element(values, value, e.const(u, e.i32))
-                return e.spread(values, signed)
-            first = b.mul(chunk, e.const(count))
-            place = e.at(base, first, element)
-            if partial:
-                return e.spread(e.load_first(place, type_, b.sub(groups, first)), signed)
-            return e.spread(e.load(place, type_), signed)
-
-        def scale(sums: Sequence[Any], entry: Any, partial: bool) -> None:
-            """Adds scale * (sums - zero * sum of x) of chunk or group `entry` to the totals.
-
-            With offsets less offset * sum of x.
-            """
-            factors = per_group(scales, e.i16, entry, partial, True)
-            offsets: list[Any] = []
-            zeros: list[Any] = []
-            match spec.points:
-                case Points.GROUPS:
-                    zeros = per_group(points, e.i8, entry, partial, False)
-                case Points.OFFSETS:
-                    offsets = per_group(points, e.i32, entry, partial, True)
-                    zeros = [one_zero] * len(offsets)
-                case Points.ONE:
-                    pass
-            for t, lanes_ in enumerate(sums):
-                pairs = e.split(lanes_, count)
-                total = b.load(totals[t], typ=quad_type)
-                if zeros:
-                    x_sums = e.split(correction(t, entry), count)
-                    pairs = [
-                        e.extend_low(b.sub(pair, b.mul(zero, x_sum)))
-                        for pair, zero, x_sum in zip(pairs, zeros, x_sums, strict=True)
-                    ]
-                    for offset, x_sum in zip(offsets, x_sums, strict=False):
-                        total = b.sub(total, b.mul(x_sum, offset))
-                for pair, factor in zip(pairs, factors, strict=True):
-                    total = b.add(total, b.mul(pair, factor))
-                b.store(total, totals[t])
-
-        def fine_chunk(chunk: Any, partial: bool) -> None:
-            values = codes_of(chunk, partial)
-            scale(
-                [accumulate(t, start(t, chunk), chunk, values) for t in range(tokens)],
-                chunk,
-                partial,
-            )
-
-        def coarse_group(group: Any, first: Any, stop: Any, last: bool) -> None:
-            slots = [e.variable(start(t, group)) for t in range(tokens)]
-
-            def add(chunk: Any, partial: bool) -> None:
-                values = codes_of(chunk, partial)
-                for t, slot in enumerate(slots):
-                    b.store(accumulate(t, b.load(slot, typ=lane_type), chunk, values), slot)
-
-            with e.loop(first, stop) as chunk:
-                add(chunk, False)
-            if last:
-                with b.if_then(has_tail):
-                    add(stop, True)
-            scale([b.load(slot, typ=lane_type) for slot in slots], group, False)
-
-        if spec.layout is Layout.COARSE:
-            per = p[Param.CHUNKS_PER_GROUP]
-            whole = b.sdiv(full, per)
-            with e.loop(e.const(0), whole) as group:
-                first = b.mul(group, per)
-                coarse_group(group, first, b.add(first, per), False)
-            with b.if_then(b.icmp_signed("<", whole, groups)):
-                coarse_group(whole, b.mul(whole, per), full, True)
-        else:
-            with e.loop(e.const(0), full) as chunk:
-                fine_chunk(chunk, False)
-            with b.if_then(has_tail):
-                fine_chunk(full, True)
-        for t, slot in enumerate(totals):
-            total = e.intrinsic(
-                f"llvm.vector.reduce.add.v{lanes // 2}i64",
-                e.i64,
-                [b.load(slot, typ=quad_type)],
-            )
-            token = b.add(first_token, e.const(t))
-            b.store(total, e.at(p[Param.Y], b.add(b.mul(token, p[Param.ROWS]), row), e.i64))
-
+    k = _Kernel(path, spec, prefetch)
+    b, p = k.b, k.p
     take, work, done = (b.append_basic_block(name) for name in ("take", "work", "finished"))
     b.branch(take)
     b.position_at_end(take)
-    first_row = b.atomic_rmw("add", counter, p[Param.ROW_BLOCK], "monotonic")
+    first_row = b.atomic_rmw("add", k.counter, p[Param.ROW_BLOCK], "monotonic")
     b.cbranch(b.icmp_signed("<", first_row, p[Param.ROWS]), work, done)
     b.position_at_end(work)
-    stop_row = e.minimum(b.add(first_row, p[Param.ROW_BLOCK]), p[Param.ROWS])
-    with e.loop(e.const(0), p[Param.TOKEN_BLOCKS]) as block:
-        first_token = b.mul(block, e.const(tokens))
-        with e.loop(first_row, stop_row) as row:
-            row_body(row, first_token)
+    stop_row = k.minimum(b.add(first_row, p[Param.ROW_BLOCK]), p[Param.ROWS])
+    with k.loop(k.const(0), p[Param.TOKEN_BLOCKS]) as block:
+        first_token = b.mul(block, k.const(spec.tokens))
+        with k.loop(first_row, stop_row) as row:
+            _Row(k, row, first_token).emit()
     b.branch(take)
     b.position_at_end(done)
-    return e.finish()
+    return k.finish()
 
 
-def compile_module(path: Path, module: Any) -> tuple[Callable[[int], None], Any]:
+def compile_module(path: Path, module: Module) -> tuple[Callable[[int], None], object]:
     """Compiles a module of one function `void f(ptr)` to a callable that releases the GIL.
 
     Returns:
