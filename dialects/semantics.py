@@ -33,7 +33,6 @@ from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Constants, Eleme
 from intaglio.dialects.formulas.norms import (
     NORM_WIDTH,
     UNIT_FRAC,
-    NormConstants,
     NormValues,
     norm_constants,
 )
@@ -340,7 +339,7 @@ def embed(
 # Norms
 
 
-def rms_norm(
+def norm(
     x: Ints,
     gamma: npt.NDArray[np.integer[Any]],
     gamma_exponent: int,
@@ -349,8 +348,14 @@ def rms_norm(
     out_frac: int = 16,
     groups: int = 1,
     saturations: Saturations | None = None,
+    *,
+    centred: bool = False,
+    beta: Ints | None = None,
 ) -> Ints:
     """`formulas.norms.norm` of each group of n elements.
+
+    As they are: ``x / sqrt(mean(x**2) + eps) * weight``. Of `formulas.norms.centred` elements:
+    ``(x - mean) / sqrt(variance + eps) * weight + bias``.
 
     Args:
         x: Fixed [..., groups * n], ``|x| <= 2**31``.
@@ -361,70 +366,25 @@ def rms_norm(
         frac: fraction bits of `x`.
         out_frac: fraction bits of the result.
         groups: equal parts of the last axis that are normalised apart.
-        saturations: counts elements.
-
-    Raises:
-        ValueError: n is more than 2**14.
-    """
-    grouped = _grouped(np.asarray(x, np.int64), groups)
-    constants = norm_constants(eps, grouped.shape[-1], frac)
-    shift = UNIT_FRAC + gamma_exponent - out_frac
-    return _unit(Arrays(saturations), grouped, gamma, constants, shift).reshape(x.shape)
-
-
-def layer_norm(
-    x: Ints,
-    gamma: npt.NDArray[np.integer[Any]],
-    gamma_exponent: int,
-    beta: Ints | None,
-    eps: Real,
-    frac: int = 16,
-    out_frac: int = 16,
-    groups: int = 1,
-    saturations: Saturations | None = None,
-) -> Ints:
-    """``(x - mean) / sqrt(variance + eps) * weight + bias``, per group of n elements.
-
-    `formulas.norms.norm` of `formulas.norms.centred` elements.
-
-    Args:
-        x: Fixed [..., groups * n].
-        gamma: as in `rms_norm`.
-        gamma_exponent: its exponent.
+        saturations: counts elements, with `beta` at both places.
+        centred: whether the mean is taken off.
         beta: Fixed with `out_frac` fraction bits, [groups * n] or what broadcasts to it, or None.
-        eps: the graph's epsilon, not negative.
-        frac: fraction bits of `x`.
-        out_frac: fraction bits of the result.
-        groups: equal parts of the last axis that are normalised apart.
-        saturations: counts elements, at both places.
 
     Raises:
         ValueError: n is more than 2**14.
     """
     r, grouped = Arrays(saturations), _grouped(np.asarray(x, np.int64), groups)
     width = grouped.shape[-1]
-    constants = norm_constants(eps, width, frac, centred=True)
-    centred = norms.centred(r, lambda at: grouped, width)(None)
-    shift = UNIT_FRAC + gamma_exponent - out_frac
-    y = _unit(r, centred, gamma, constants, shift).reshape(x.shape)
-    return y if beta is None else add(y, beta, saturations)
-
-
-def _unit(
-    r: Arrays,
-    x: Ints,
-    gamma: npt.NDArray[np.integer[Any]],
-    constants: NormConstants,
-    shift: int,
-) -> Ints:
-    """The part that the two norms share, over the last axis of [..., groups, n]."""
-    width = x.shape[-1]
     if width > NORM_WIDTH:
         raise ValueError(f"norms take up to {NORM_WIDTH} elements, not {width}")
     weight = np.asarray(gamma, np.int64)
     if weight.shape[-1] != width:
-        weight = weight.reshape(x.shape[-2:])
-    return norms.norm(r, lambda at: x, lambda at: weight, NormValues.of(constants, shift))(None)
+        weight = weight.reshape(groups, width)
+    constants = norm_constants(eps, width, frac, centred)
+    values = NormValues.of(constants, UNIT_FRAC + gamma_exponent - out_frac)
+    elements = norms.centred(r, lambda at: grouped, width)(None) if centred else grouped
+    y = norms.norm(r, lambda at: elements, lambda at: weight, values)(None).reshape(x.shape)
+    return y if beta is None else operator("add", y, beta, saturations=saturations)
 
 
 # Attention
@@ -662,52 +622,24 @@ def elementwise(
     return one.body(Arrays(saturations), constants, x[0], x[-1])
 
 
-def activate(
-    x: Ints,
-    kind: str,
-    frac: int = 16,
-    out_frac: int | None = None,
-    saturations: Saturations | None = None,
-) -> Ints:
-    """An activation function, one of `ACTIVATIONS`; `out_frac` is `frac` unless stated."""
-    return _derived(kind, (x,), (frac,), frac if out_frac is None else out_frac, saturations)
-
-
-def softcap(
-    x: Ints,
-    inverse: Real,
-    cap: Real,
-    frac: int = 16,
-    out_frac: int = 16,
-    saturations: Saturations | None = None,
-) -> Ints:
-    """`formulas.elementwise.softcap`."""
-    return _derived("softcap", (x,), (frac,), out_frac, saturations, inverse=inverse, cap=cap)
-
-
-def mul(a: Ints, b: Ints, shift: int = 16, saturations: Saturations | None = None) -> Ints:
-    """`formulas.elementwise.mul`."""
-    return _derived("mul", (a, b), (shift, 0), 0, saturations)
-
-
-def add(a: Ints, b: Ints, saturations: Saturations | None = None) -> Ints:
-    """`formulas.elementwise.add`."""
-    return _derived("add", (a, b), (0, 0), 0, saturations)
-
-
-def scale(x: Ints, factor: Real, shift: int = 0, saturations: Saturations | None = None) -> Ints:
-    """`formulas.elementwise.scale`."""
-    return _derived("scale", (x,), (shift,), 0, saturations, factor=factor)
-
-
-def _derived(
+def operator(
     name: str,
-    operands: Sequence[Ints],
-    fractions: Sequence[int],
-    into: int,
-    saturations: Saturations | None,
+    *operands: Ints,
+    fractions: Sequence[int] = (16,),
+    into: int = 16,
+    saturations: Saturations | None = None,
     **given: Real,
 ) -> Ints:
+    """`elementwise` by name.
+
+    Args:
+        name: a key of `ELEMENTWISE`.
+        operands: Fixed [...], as many as it takes; they broadcast.
+        fractions: their fraction bits.
+        into: fraction bits of the result.
+        saturations: counts elements.
+        given: what an instruction says: `factor`, `inverse`, `cap`.
+    """
     one = ELEMENTWISE[name]
     return elementwise(one, operands, one.constants(fractions, into, given), saturations)
 

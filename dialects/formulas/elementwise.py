@@ -6,14 +6,20 @@ formula and an entry. Elements are Fixed with fraction bits of their own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.formulas.reader import K_co, Reader, V
 from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC
+
+Samples = npt.NDArray[np.float64]
 
 
 class Constants(NamedTuple, Generic[K_co]):
@@ -52,6 +58,7 @@ class Elementwise:
         constants: how its constants follow from what an instruction says.
         operands: 1 or 2.
         table: what the formula looks up.
+        real: what an activation function is of real numbers, for whoever recognises it.
         family: formulas that differ in tables and constants only have one.
     """
 
@@ -61,6 +68,7 @@ class Elementwise:
     operands: int = 1
     table: str | None = None
     family: str = ""
+    real: Callable[[Samples], Samples] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", self.family or self.name)
@@ -201,23 +209,32 @@ def _square(fractions: Sequence[int], into: int, _: Mapping[str, Real]) -> Const
     return Constants(second_shift=2 * fractions[0] - into)
 
 
-_GATES = {
-    "silu": "sigmoid",
-    "gelu_tanh": "gelu_tanh",
-    "gelu_erf": "gelu_erf",
-    "quick_gelu": "quick_gelu",
-}
-"""The activation functions ``x * G(x)`` with ``G(-x) = 1 - G(x)``, and the tables of their G."""
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def _gate(kind: str, table: str, real: Callable[[Samples], Samples]) -> Elementwise:
+    """``x * G(x)`` with ``G(-x) = 1 - G(x)``, and the table of its G."""
+    body, derive = partial(gate, table=table), partial(_shifted, GATE_FRAC)
+    return Elementwise(kind, body, derive, table=table, family="gate", real=lambda x: x * real(x))
+
+
+def _sigmoid(x: Samples) -> Samples:
+    return 1 / (1 + np.exp(-x))
+
 
 _ACTIVATIONS = (
-    *(
-        Elementwise(kind, partial(gate, table=of), partial(_shifted, GATE_FRAC), 1, of, "gate")
-        for kind, of in _GATES.items()
+    _gate("silu", "sigmoid", _sigmoid),
+    _gate(
+        "gelu_tanh",
+        "gelu_tanh",
+        lambda x: 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     ),
-    Elementwise("relu", relu, partial(_shifted, 0)),
-    Elementwise("relu2", relu2, _square),
-    Elementwise("sigmoid", sigmoid, _of_table, table="sigmoid"),
-    Elementwise("tanh", tanh, _of_table, table="tanh"),
+    _gate("gelu_erf", "gelu_erf", lambda x: 0.5 * (1 + _erf(x / math.sqrt(2)))),
+    _gate("quick_gelu", "quick_gelu", lambda x: _sigmoid(1.702 * x)),
+    Elementwise("relu", relu, partial(_shifted, 0), real=lambda x: np.maximum(x, 0)),
+    Elementwise("relu2", relu2, _square, real=lambda x: np.maximum(x, 0) ** 2),
+    Elementwise("sigmoid", sigmoid, _of_table, table="sigmoid", real=_sigmoid),
+    Elementwise("tanh", tanh, _of_table, table="tanh", real=np.tanh),
 )
 ACTIVATIONS = {one.name: one for one in _ACTIVATIONS}
 """The kinds of `rom.activate`."""

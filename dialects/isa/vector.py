@@ -51,7 +51,7 @@ class VectorInstruction(Instruction[V]):
         return Passes()
 
 
-class RMSNorm(VectorInstruction[V], opcode="rms_norm", queue=VECTOR, meaning=(semantics.rms_norm,)):
+class RMSNorm(VectorInstruction[V], opcode="rms_norm", queue=VECTOR, meaning=(semantics.norm,)):
     """``x / sqrt(mean(x**2) + eps) * gamma`` in each of equal groups."""
 
     input: V = read(Fixed)
@@ -65,9 +65,7 @@ class RMSNorm(VectorInstruction[V], opcode="rms_norm", queue=VECTOR, meaning=(se
         return Passes(3, reductions=2, lookups=True)
 
 
-class LayerNorm(
-    VectorInstruction[V], opcode="layer_norm", queue=VECTOR, meaning=(semantics.layer_norm,)
-):
+class LayerNorm(VectorInstruction[V], opcode="layer_norm", queue=VECTOR, meaning=(semantics.norm,)):
     """``(x - mean(x)) / sqrt(var(x) + eps) * gamma + beta``."""
 
     input: V = read(Fixed)

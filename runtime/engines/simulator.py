@@ -384,14 +384,18 @@ class Simulator:
         eps = real(one.arguments["eps"])
         fractions = self._fraction(one.reads[0]), self._fraction(one.writes[0])
         counter = self._counter
-        if one.opcode == "rms_norm":
-            groups = one.arguments["groups"]
-            return lambda c: self._ops.rms_norm(
-                reads[0](c), gamma, exponent, eps, *fractions, groups, counter
-            )
+        groups, centred = one.arguments.get("groups", 1), one.opcode == "layer_norm"
         beta = self._addend(uses["beta"], fractions[1]) if "beta" in uses else None
-        return lambda c: self._ops.layer_norm(
-            reads[0](c), gamma, exponent, beta, eps, *fractions, saturations=counter
+        return lambda c: self._ops.norm(
+            reads[0](c),
+            gamma,
+            exponent,
+            eps,
+            *fractions,
+            groups,
+            counter,
+            centred=centred,
+            beta=beta,
         )
 
     def _quantize(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:

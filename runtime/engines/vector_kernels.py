@@ -14,8 +14,8 @@ import ctypes
 import threading
 from array import array
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any
+from functools import cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,20 +39,21 @@ __all__ = [
     "dot",
     "elementwise",
     "embed",
-    "layer_norm",
     "multiply",
+    "norm",
     "quantize",
     "quantize_static",
     "query_key",
     "reciprocal_scale",
     "requantize",
-    "rms_norm",
     "rotary",
     "score_scale",
     "softmax",
     "weighted_sum",
 ]
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 IntArray = npt.NDArray[np.integer[Any]]
 
 _HEAD_WIDTH = 1024
@@ -102,23 +103,33 @@ def _ints(x: npt.ArrayLike) -> Ints:
     return np.ascontiguousarray(x, np.int64)
 
 
+def _or_semantics(function: Callable[Arguments, Result | None]) -> Callable[Arguments, Result]:
+    """A function that may say None: where no kernel covers its arguments, `semantics` gets them."""
+    whole: Callable[Arguments, Result] = getattr(semantics, function.__name__)
+
+    @wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        result = function(*args, **kwargs)
+        return whole(*args, **kwargs) if result is None else result
+
+    return call
+
+
 # Quantisation
 
 
-def quantize(x: Ints, fmt: str, frac: int = 16, groups: int = 1) -> Quantized:
+@_or_semantics
+def quantize(x: Ints, fmt: str, frac: int = 16, groups: int = 1) -> Quantized | None:
     """`semantics.quantize`."""
     x = np.asarray(x)
     if not x.size or not x.ndim or x.shape[-1] % groups:
-        return semantics.quantize(x, fmt, frac, groups)
+        return None
     source = _ints(x)
     codes = np.empty(x.shape, np.int64)
     rows = (*x.shape[:-1], groups)
     mantissa, exponent = np.empty(rows, np.int64), np.empty(rows, np.int64)
     arguments = (
-        _address(source),
-        _address(codes),
-        _address(mantissa),
-        _address(exponent),
+        *map(_address, (source, codes, mantissa, exponent)),
         mantissa.size,
         x.shape[-1] // groups,
         frac,
@@ -142,6 +153,7 @@ def quantize_static(
     return _elementwise(_kernel("quantize_static", fp8), (x,), constants, saturations)
 
 
+@_or_semantics
 def requantize(
     y: Ints,
     scale: Scale,
@@ -151,7 +163,7 @@ def requantize(
     bias: Ints | None = None,
     residual: Ints | None = None,
     saturations: Saturations | None = None,
-) -> Ints:
+) -> Ints | None:
     """`semantics.requantize`."""
     y = np.asarray(y)
     mantissa = scale.mantissa
@@ -165,21 +177,14 @@ def requantize(
         or (bias is not None and bias.shape != y.shape[-1:])
         or (residual is not None and residual.shape != y.shape)
     ):
-        return semantics.requantize(
-            y, scale, exponent, shift, out_frac, bias, residual, saturations
-        )
+        return None
     source, mantissa, power = _ints(y), _ints(mantissa), _ints(scale.exponent)
     # An absent operand has the address of another one, and is not read.
     added = source if bias is None else _ints(bias)
     stream = source if residual is None else _ints(residual)
     result = np.empty(y.shape, np.int64)
     arguments = (
-        _address(source),
-        _address(result),
-        _address(mantissa),
-        _address(power),
-        _address(added),
-        _address(stream),
+        *map(_address, (source, result, mantissa, power, added, stream)),
         0 if one else 1,
         y.size // y.shape[-1],
         groups,
@@ -195,7 +200,8 @@ def requantize(
 # Norms
 
 
-def rms_norm(
+@_or_semantics
+def norm(
     x: Ints,
     gamma: IntArray,
     gamma_exponent: int,
@@ -204,48 +210,11 @@ def rms_norm(
     out_frac: int = 16,
     groups: int = 1,
     saturations: Saturations | None = None,
-) -> Ints:
-    """`semantics.rms_norm`."""
-    y = _norm(x, gamma, gamma_exponent, eps, frac, out_frac, groups, saturations, False)
-    if y is None:
-        return semantics.rms_norm(
-            x, gamma, gamma_exponent, eps, frac, out_frac, groups, saturations
-        )
-    return y
-
-
-def layer_norm(
-    x: Ints,
-    gamma: IntArray,
-    gamma_exponent: int,
-    beta: Ints | None,
-    eps: Real,
-    frac: int = 16,
-    out_frac: int = 16,
-    groups: int = 1,
-    saturations: Saturations | None = None,
-) -> Ints:
-    """`semantics.layer_norm`."""
-    y = _norm(x, gamma, gamma_exponent, eps, frac, out_frac, groups, saturations, True)
-    if y is None:
-        return semantics.layer_norm(
-            x, gamma, gamma_exponent, beta, eps, frac, out_frac, groups, saturations
-        )
-    return y if beta is None else semantics.add(y, beta, saturations)
-
-
-def _norm(
-    x: Ints,
-    gamma: IntArray,
-    gamma_exponent: int,
-    eps: Real,
-    frac: int,
-    out_frac: int,
-    groups: int,
-    saturations: Saturations | None,
-    centred: bool,
+    *,
+    centred: bool = False,
+    beta: Ints | None = None,
 ) -> Ints | None:
-    """A norm without beta; None where there is no kernel for it."""
+    """`semantics.norm`."""
     if not x.size or not x.ndim or x.shape[-1] % groups:
         return None
     width = x.shape[-1] // groups
@@ -255,9 +224,7 @@ def _norm(
     source, weight = _ints(x), _ints(gamma)
     result = np.empty(x.shape, np.int64)
     arguments = (
-        _address(source),
-        _address(result),
-        _address(weight),
+        *map(_address, (source, result, weight)),
         0 if gamma.size == width else width,
         x.size // x.shape[-1],
         groups,
@@ -265,12 +232,15 @@ def _norm(
         *NormValues.of(constants, UNIT_FRAC + gamma_exponent - out_frac),
     )
     _run(_kernel("norm", centred), saturations, arguments)
-    return result
+    if beta is None:
+        return result
+    return semantics.operator("add", result, beta, saturations=saturations)
 
 
 # Attention
 
 
+@_or_semantics
 def rotary(
     x: Ints,
     cos: IntArray,
@@ -279,7 +249,7 @@ def rotary(
     interleaved: bool = False,
     saturations: Saturations | None = None,
     table_frac: int = ROTARY_FRAC,
-) -> Ints:
+) -> Ints | None:
     """`semantics.rotary`."""
     half = cos.shape[-1]
     if (
@@ -291,14 +261,11 @@ def rotary(
         or cos.dtype != np.int16
         or sin.dtype != np.int16
     ):
-        return semantics.rotary(x, cos, sin, heads, interleaved, saturations, table_frac)
+        return None
     source, cos, sin = _ints(x), np.ascontiguousarray(cos), np.ascontiguousarray(sin)
     result = np.empty(x.shape, np.int64)
     arguments = (
-        _address(source),
-        _address(result),
-        _address(cos),
-        _address(sin),
+        *map(_address, (source, result, cos, sin)),
         x.size // x.shape[-1],
         heads,
         x.shape[-1] // heads,
@@ -309,15 +276,16 @@ def rotary(
     return result
 
 
+@_or_semantics
 def query_key(
     q: IntArray,
     k: IntArray,
     q_format: str = "int8",
     k_format: str = "int8",
-) -> Ints:
+) -> Ints | None:
     """`semantics.query_key`; int8 and int16 keys are read where they lie."""
     if not _covers(q, k, q.shape[-1], q_format, k_format) or k.shape[-1] != q.shape[-1]:
-        return semantics.query_key(q, k, q_format, k_format)
+        return None
     narrow = k.itemsize == 1 and FORMATS[q_format].low < 0 and FORMATS[q_format].bits <= 8
     width = q.shape[-1]
     source, result = _ints(q), np.empty((*q.shape[:-1], k.shape[1]), np.int64)
@@ -327,16 +295,17 @@ def query_key(
     return result
 
 
+@_or_semantics
 def weighted_sum(
     p: IntArray,
     v: IntArray,
     p_format: str = "uint8",
     v_format: str = "int8",
-) -> Ints:
+) -> Ints | None:
     """`semantics.weighted_sum`; int8 and int16 values are read where they lie."""
     width, tokens = v.shape[-1], p.shape[-1]
     if not _covers(p, v, width, p_format, v_format) or v.shape[1] != tokens:
-        return semantics.weighted_sum(p, v, p_format, v_format)
+        return None
     source, result = _ints(p), np.empty((*p.shape[:-1], width), np.int64)
     rows = _shared_rows(p.shape[-2] // v.shape[0])
     addresses = _address(source), _address(result)
@@ -401,6 +370,7 @@ def _per_token(scale: Scale, tokens: int) -> tuple[Ints, Ints, int]:
     )
 
 
+@_or_semantics
 def score_scale(
     dots: Ints,
     q_scale: Scale,
@@ -408,23 +378,18 @@ def score_scale(
     factor: Real,
     shift: int,
     saturations: Saturations | None = None,
-) -> Ints:
+) -> Ints | None:
     """`semantics.score_scale`."""
     dots = np.asarray(dots)
     if not dots.size or q_scale.mantissa.shape != dots.shape[:-1]:
-        return semantics.score_scale(dots, q_scale, k_scale, factor, shift, saturations)
+        return None
     heads, tokens = dots.shape[-2:]
     key_mantissa, key_exponent, stride = _per_token(k_scale, tokens)
     kv_heads = key_mantissa.shape[0]
     source, mantissa, exponent = _ints(dots), _ints(q_scale.mantissa), _ints(q_scale.exponent)
     result = np.empty(dots.shape, np.int64)
     arguments = (
-        _address(source),
-        _address(result),
-        _address(mantissa),
-        _address(exponent),
-        _address(key_mantissa[0]),
-        _address(key_exponent[0]),
+        *map(_address, (source, result, mantissa, exponent, key_mantissa[0], key_exponent[0])),
         stride,
         factor.mantissa,
         factor.exponent,
@@ -438,17 +403,18 @@ def score_scale(
     return result
 
 
+@_or_semantics
 def softmax(
     scores: Ints,
     v_scale: Scale,
     fmt: str = "uint8",
     mask: npt.NDArray[np.bool_] | None = None,
     sink: Ints | None = None,
-) -> tuple[Quantized, Ints]:
+) -> tuple[Quantized, Ints] | None:
     """`semantics.softmax`."""
     scores = np.asarray(scores)
     if not scores.size or FORMATS[fmt].low < 0:
-        return semantics.softmax(scores, v_scale, fmt, mask, sink)
+        return None
     heads, tokens = scores.shape[-2:]
     v_mantissa, v_exponent, stride = _per_token(v_scale, tokens)
     kv_heads = v_mantissa.shape[0]
@@ -461,15 +427,8 @@ def softmax(
     codes = np.empty(scores.shape, np.int64)
     mantissa, exponent, total = (np.empty(scores.shape[:-1], np.int64) for _ in range(3))
     arguments = (
-        _address(source),
-        _address(v_mantissa[0]),
-        _address(v_exponent[0]),
-        _address(sinks),
-        _address(codes),
-        _address(mantissa),
-        _address(exponent),
-        _address(total),
-        _address(seen),
+        *map(_address, (source, v_mantissa[0], v_exponent[0], sinks)),
+        *map(_address, (codes, mantissa, exponent, total, seen)),
         stride,
         scores.size // (heads * tokens),
         kv_heads,
@@ -498,9 +457,7 @@ def reciprocal_scale(total: Ints, frac: int = PROBABILITY_FRAC) -> Scale:
     source = _ints(total)
     mantissa, exponent = np.empty(np.shape(total), np.int64), np.empty(np.shape(total), np.int64)
     arguments = (
-        _address(source),
-        _address(mantissa),
-        _address(exponent),
+        *map(_address, (source, mantissa, exponent)),
         source.size,
         frac,
     )
@@ -511,15 +468,16 @@ def reciprocal_scale(total: Ints, frac: int = PROBABILITY_FRAC) -> Scale:
 # Elementwise
 
 
+@_or_semantics
 def elementwise(
     one: Elementwise,
     operands: Sequence[Ints],
     constants: Constants[int],
     saturations: Saturations | None = None,
-) -> Ints:
+) -> Ints | None:
     """`semantics.elementwise`."""
     if any(np.shape(x) != np.shape(operands[0]) for x in operands):
-        return semantics.elementwise(one, operands, constants, saturations)
+        return None
     return _elementwise(_kernel("elementwise", one.name), operands, constants, saturations)
 
 

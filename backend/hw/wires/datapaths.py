@@ -11,11 +11,12 @@ Where a result saturates it comes as `Fixed`: the value, and how many of its pla
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from intaglio.backend.hw.wires.signal import Operand, Signal, cat, larger, mux, smaller
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
+from intaglio.dialects.formulas.reader import ScaleOf
 from intaglio.dialects.tables import Table
 
 _MANTISSA = (1 << SCALE_BITS) - 1
@@ -30,11 +31,8 @@ class Fixed(NamedTuple):
     """How many of the places where it may saturate did: what `Saturations` counts."""
 
 
-class Scale(NamedTuple):
-    """``mantissa * 2**-exponent``; the mantissa has 24 bits, the exponent a sign."""
-
-    mantissa: Signal
-    exponent: Signal
+Scale: TypeAlias = ScaleOf[Signal]
+"""``mantissa * 2**-exponent``; the mantissa has 24 bits, the exponent a sign."""
 
 
 # Fixed point

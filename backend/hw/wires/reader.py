@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from intaglio.backend.hw.wires import datapaths
-from intaglio.backend.hw.wires.datapaths import Fixed, Scale
+from intaglio.backend.hw.wires.datapaths import Fixed
 from intaglio.backend.hw.wires.signal import (
     ModuleBuilder,
     Signal,
@@ -88,8 +88,7 @@ class Wires(Groups[Signal, int]):
         return datapaths.shift_normal(x, z)
 
     def multiply(self, a: ScaleOf[Signal], b: ScaleOf[Signal]) -> ScaleOf[Signal]:
-        product = datapaths.multiply(Scale(a.mantissa, a.exponent), Scale(b.mantissa, b.exponent))
-        return ScaleOf(product.mantissa, product.exponent)
+        return datapaths.multiply(a, b)
 
     def lookup(self, name: str, argument: Signal) -> Signal:
         return datapaths.lookup(table(name), argument)

@@ -7,16 +7,15 @@ float32 can tell, the value is that `rom.activate`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 from xdsl.dialects.builtin import FloatAttr
 from xdsl.ir import SSAValue
 
 from intaglio.dialects import rom
+from intaglio.dialects.formulas.elementwise import ACTIVATIONS, Samples
 from intaglio.lowering.onnx.graph.model import FLOATS, Node, cast_type
 from intaglio.lowering.onnx.known.functions import ARITHMETIC, Elementwise
 from intaglio.lowering.onnx.step import Step, names_of
@@ -29,19 +28,9 @@ from intaglio.lowering.onnx.values import (
     number,
 )
 
-Samples = npt.NDArray[np.float64]
 Function = Callable[[Samples], Samples]
 
-KINDS: dict[str, Function] = {
-    "silu": lambda x: x / (1 + np.exp(-x)),
-    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
-    "gelu_erf": lambda x: 0.5 * x * (1 + ARITHMETIC["Erf"](x / math.sqrt(2))),
-    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
-    "relu": ARITHMETIC["Relu"],
-    "relu2": lambda x: np.maximum(x, 0) ** 2,
-    "sigmoid": ARITHMETIC["Sigmoid"],
-    "tanh": np.tanh,
-}
+KINDS = {kind: one.real for kind, one in ACTIVATIONS.items() if one.real is not None}
 """What the kinds of `rom.activate` compute."""
 
 _UNARY = frozenset(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from intaglio.dialects import semantics as sem
 from intaglio.dialects.codes import FORMATS, Matrix, e4m3_decode, e4m3_encode, pack
 from intaglio.dialects.fixed_point import Real, Saturations, Scale, multiply
-from intaglio.dialects.formulas.elementwise import ACTIVATIONS
+from intaglio.dialects.formulas.elementwise import ACTIVATIONS, ELEMENTWISE
 from intaglio.dialects.tables import lookup, table
 
 GATE_KINDS = [kind for kind in ACTIVATIONS if kind not in ("sigmoid", "tanh")]
@@ -463,17 +463,20 @@ def test_norms(
     other = rng.permutation(x).tolist()
     batch = np.array([x, other])
     rms = [slow_rms_norm(r, gamma.tolist(), gamma_exponent, eps, frac, 16) for r in (x, other)]
-    assert sem.rms_norm(batch, gamma, gamma_exponent, eps, frac).tolist() == rms
-    assert sem.rms_norm(batch[0], gamma, gamma_exponent, eps, frac).tolist() == rms[0]
+    assert sem.norm(batch, gamma, gamma_exponent, eps, frac).tolist() == rms
+    assert sem.norm(batch[0], gamma, gamma_exponent, eps, frac).tolist() == rms[0]
     layer = [
         slow_layer_norm(r, gamma.tolist(), gamma_exponent, beta.tolist(), eps, frac, 12)
         for r in (x, other)
     ]
-    assert sem.layer_norm(batch, gamma, gamma_exponent, beta, eps, frac, 12).tolist() == layer
+    assert (
+        sem.norm(batch, gamma, gamma_exponent, eps, frac, 12, centred=True, beta=beta).tolist()
+        == layer
+    )
     heads = np.array([x] * groups).ravel()
-    shared = sem.rms_norm(heads, gamma, gamma_exponent, eps, frac, groups=groups)
+    shared = sem.norm(heads, gamma, gamma_exponent, eps, frac, groups=groups)
     assert shared.tolist() == rms[0] * groups
-    apart = sem.rms_norm(heads, np.tile(gamma, groups), gamma_exponent, eps, frac, groups=groups)
+    apart = sem.norm(heads, np.tile(gamma, groups), gamma_exponent, eps, frac, groups=groups)
     assert apart.tolist() == shared.tolist()
 
 
@@ -484,15 +487,15 @@ def test_norms_at_the_extremes(n: int) -> None:
     for x in ([-INT32] * n, [-INT32] * (n // 2) + [INT32 - 1] * (n - n // 2), [1] * n):
         for eps in (Real.of(1e-5), Real.of(1e9)):
             expected = slow_rms_norm(x, gamma, 10, eps, 16, 16)
-            assert sem.rms_norm(np.array(x), np.array(gamma), 10, eps).tolist() == expected
+            assert sem.norm(np.array(x), np.array(gamma), 10, eps).tolist() == expected
             expected = slow_layer_norm(x, gamma, 10, [0] * n, eps, 16, 16)
-            found = sem.layer_norm(np.array(x), np.array(gamma), 10, None, eps)
+            found = sem.norm(np.array(x), np.array(gamma), 10, eps, centred=True)
             assert found.tolist() == expected
 
 
 def test_norms_refuse_wide_vectors() -> None:
     with pytest.raises(ValueError, match="16384"):
-        sem.rms_norm(np.zeros(16385, int), np.zeros(16385, int), 0, Real.of(1e-5))
+        sem.norm(np.zeros(16385, int), np.zeros(16385, int), 0, Real.of(1e-5))
 
 
 @pytest.mark.parametrize("size", [2**-9, 1, 3000])
@@ -505,7 +508,7 @@ def test_norm_accuracy(n: int, size: float) -> None:
     weight = gamma * 2.0**-16 / math.sqrt(n)
     eps = Real.of(1e-5)
     rms = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + 1e-5) * weight
-    y = sem.rms_norm(x, gamma, 16, eps, out_frac=24) / 2**24
+    y = sem.norm(x, gamma, 16, eps, out_frac=24) / 2**24
     # Against the root mean square of the result: what the next product sees.
     root = np.sqrt((rms**2).mean())
     assert np.abs(y - rms).max() < 2**-16 * root
@@ -513,7 +516,7 @@ def test_norm_accuracy(n: int, size: float) -> None:
     assert (np.abs(y - rms) / np.maximum(np.abs(rms), root))[large].max() < 2**-16
     mean = exact.mean(-1, keepdims=True)
     layer = (exact - mean) / np.sqrt(exact.var(-1, keepdims=True) + 1e-5) * weight
-    z = sem.layer_norm(x, gamma, 16, None, eps, out_frac=24) / 2**24
+    z = sem.norm(x, gamma, 16, eps, out_frac=24, centred=True) / 2**24
     assert np.abs(z - layer).max() < 2**-16 * np.sqrt((layer**2).mean())
 
 
@@ -521,7 +524,7 @@ def test_norm_of_tiny_vectors_keeps_epsilon() -> None:
     n = 2048
     x = np.zeros(n, np.int64)
     x[5] = 1
-    y = sem.rms_norm(x, np.full(n, 32767), 0, Real.of(1e-5), out_frac=20)
+    y = sem.norm(x, np.full(n, 32767), 0, Real.of(1e-5), out_frac=20)
     exact = (1 / 65536) / math.sqrt(65536.0**-2 / n + 1e-5) / math.sqrt(n) * 32767
     assert y[5] / 2**20 == pytest.approx(exact, rel=1e-4)
 
@@ -817,8 +820,9 @@ def test_attention_accuracy(q_fmt: str, p_fmt: str, kv: str, tolerance: float) -
 )
 def test_gate(x: list[int], kind: str, frac: int, out_frac: int | None) -> None:
     counter = Saturations()
-    found = sem.activate(np.array(x), kind, frac, out_frac, counter).tolist()
     places = frac if out_frac is None else out_frac
+    y = sem.operator(kind, np.array(x), fractions=(frac,), into=places, saturations=counter)
+    found = y.tolist()
     assert found == [slow_gate(v, kind, frac, places) for v in x]
     if places == frac and kind != "relu2":
         assert counter.count == 0
@@ -840,7 +844,7 @@ def test_gate(x: list[int], kind: str, frac: int, out_frac: int | None) -> None:
 def test_gate_accuracy(kind: str, function: Any) -> None:
     x = np.arange(-20 * 65536, 20 * 65536, 331)
     exact = np.array([function(v / 65536) for v in x.tolist()])
-    error = np.abs(sem.activate(x, kind) / 65536 - exact)
+    error = np.abs(sem.operator(kind, x) / 65536 - exact)
     assert (error <= np.abs(x / 65536) * 2**-18 + 2**-17).all()
 
 
@@ -854,8 +858,8 @@ def test_sigmoid_and_tanh(x: list[int], frac: int, out_frac: int) -> None:
         sigmoid.append(rshift(2**20 - g if v < 0 else g, 20 - out_frac))
         h = slow_lookup("tanh", a)
         tanh.append(rshift(-h if v < 0 else h, 20 - out_frac))
-    assert sem.activate(array, "sigmoid", frac, out_frac).tolist() == sigmoid
-    assert sem.activate(array, "tanh", frac, out_frac).tolist() == tanh
+    assert sem.operator("sigmoid", array, fractions=(frac,), into=out_frac).tolist() == sigmoid
+    assert sem.operator("tanh", array, fractions=(frac,), into=out_frac).tolist() == tanh
 
 
 @given(VECTOR, st.floats(0.1, 3000), st.integers(10, 20), st.integers(10, 24))
@@ -870,14 +874,15 @@ def test_softcap(x: list[int], cap: float, frac: int, out_frac: int) -> None:
         expected.append(clip32(wide))
         count += wide != clip32(wide)
     counter = Saturations()
-    found = sem.softcap(np.array(x), inverse, bound, frac, out_frac, counter)
+    given = {"fractions": (frac,), "into": out_frac, "saturations": counter}
+    found = sem.operator("softcap", np.array(x), inverse=inverse, cap=bound, **given)
     assert found.tolist() == expected
     assert counter.count == count
 
 
 def test_softcap_accuracy() -> None:
     x = np.arange(-200 * 65536, 200 * 65536, 1009)
-    y = sem.softcap(x, Real.of(1 / 30), Real.of(30.0)) / 65536
+    y = sem.operator("softcap", x, inverse=Real.of(1 / 30), cap=Real.of(30.0)) / 65536
     assert np.abs(y - 30 * np.tanh(x / 65536 / 30)).max() < 30 * 2**-16
 
 
@@ -893,9 +898,11 @@ def test_products_and_sums(pairs: list[tuple[int, int]], shift: int, value: floa
         ],
     }
     counter = Saturations()
-    assert sem.mul(a, b, shift, counter).tolist() == [clip32(x) for x in wide["mul"]]
-    assert sem.add(a, b, counter).tolist() == [clip32(x) for x in wide["add"]]
-    assert sem.scale(a, factor, shift, counter).tolist() == [clip32(x) for x in wide["scale"]]
+    given = {"fractions": (shift, 0), "into": 0, "factor": factor, "saturations": counter}
+    for name, values in wide.items():
+        operands = (a, b)[: ELEMENTWISE[name].operands]
+        found = sem.operator(name, *operands, **given)
+        assert found.tolist() == [clip32(x) for x in values]
     assert counter.count == sum(x != clip32(x) for values in wide.values() for x in values)
 
 
@@ -915,11 +922,11 @@ def test_functions_leave_their_arguments_alone(seed: int) -> None:
     sem.quantize(np.abs(x), "uint8")
     sem.quantize_static(x, "int8", Real.of(3.0))
     sem.requantize(x, Scale.of(0.5), 0, 0, bias=x, residual=x)
-    sem.rms_norm(x, x, 3, eps)
-    sem.layer_norm(x, x, 3, x, eps)
+    sem.norm(x, x, 3, eps)
+    sem.norm(x, x, 3, eps, centred=True, beta=x)
     sem.rotary(x, x[:2], x[2:4], 2)
     for kind in ACTIVATIONS:
-        sem.activate(x, kind)
-    sem.softcap(x, Real.of(0.1), Real.of(10.0))
+        sem.operator(kind, x)
+    sem.operator("softcap", x, inverse=Real.of(0.1), cap=Real.of(10.0))
     sem.softmax(x.reshape(2, 4), Scale.of(0.1), mask=np.array([True, True, False, True]))
     assert x.tolist() == before.tolist()

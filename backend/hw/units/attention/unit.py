@@ -64,7 +64,6 @@ from intaglio.backend.hw.wires.widths import index_bits, log2
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
 from intaglio.dialects.formulas.elementwise import Constants, scale, softcap
 from intaglio.dialects.formulas.products import requantize
-from intaglio.dialects.formulas.reader import ScaleOf
 from intaglio.dialects.formulas.softmax import PROBABILITY_FRAC, SCORE_FRAC, reciprocal_scale
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tables import GATE_FRAC
@@ -143,8 +142,8 @@ def _score_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
 
         def score(dot: Signal, mantissa: Signal, exponent: Signal) -> tuple[Signal, Signal]:
             r = Wires(m)
-            scale, more = ScaleOf(mantissa, exponent), -shift - SCORE_FRAC
-            plain = requantize(r, dot, scale, shift, more)
+            scale = Scale(mantissa, exponent)
+            plain = requantize(r, dot, scale, shift, -shift - SCORE_FRAC)
             if not model.caps:
                 return plain, r.saturated
             capped, saturated = _capped(m, plain.cut(), cap, model.caps)
@@ -192,7 +191,7 @@ def _sum_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
         def element(mantissa: Signal, exponent: Signal, *parts: Signal) -> tuple[Signal, Signal]:
             y = tree(parts, lambda a, b: (a + b).cut()).truncate(bits, True)
             r = Wires(m)
-            scale = ScaleOf(mantissa, exponent)
+            scale = Scale(mantissa, exponent)
             return requantize(r, y, scale, shift, -shift - frac), r.saturated
 
         value, saturated = pipelined(
@@ -837,9 +836,7 @@ class _Unit:
 
         def over(mantissa: Signal, exponent: Signal, total: Signal) -> Scale:
             inverse = reciprocal_scale(Wires(m), total, PROBABILITY_FRAC)
-            return datapaths.multiply(
-                Scale(mantissa, exponent), Scale(inverse.mantissa, inverse.exponent)
-            )
+            return datapaths.multiply(Scale(mantissa, exponent), inverse)
 
         depth = self.machine.table_lookup
         mantissa, exponent = pipelined(

@@ -148,9 +148,9 @@ def test_norms(path: str, seed: int) -> None:
     gamma = gamma.astype(s.pick(np.int16, np.int64))
     eps = s.pick(Real.of(1e-5), Real.of(1e-12), Real.of(1.0), Real(0, 0))
     exponent, fractions = s.pick(0, 8, 14, 20), (s.pick(10, 16, 20), s.pick(10, 16))
-    check("rms_norm", x, gamma, exponent, eps, *fractions, groups)
+    check("norm", x, gamma, exponent, eps, *fractions, groups)
     beta = s.fixed(groups * n) if s.pick(True, False) else None
-    check("layer_norm", x, gamma, exponent, beta, eps, *fractions, groups)
+    check("norm", x, gamma, exponent, eps, *fractions, groups, centred=True, beta=beta)
 
 
 @given(seeds)
@@ -239,9 +239,9 @@ def test_empty_and_read_only() -> None:
     x = np.arange(24).reshape(2, 12)
     x.setflags(write=False)
     check("quantize", x[:, ::2], "int8", 16, 2, counted=False)
-    check("rms_norm", x[:, :8], np.arange(8), 3, Real.of(1e-5))
+    check("norm", x[:, :8], np.arange(8), 3, Real.of(1e-5))
     with pytest.raises(ValueError, match="elements"):
-        vector_kernels.rms_norm(np.ones((1, 1 << 15), np.int64), x, 0, Real(0, 0))
+        vector_kernels.norm(np.ones((1, 1 << 15), np.int64), x, 0, Real(0, 0))
 
 
 def test_stands_in_for_semantics() -> None:

@@ -365,8 +365,9 @@ def test_attention(case: Case) -> None:
             inverse, cap, log2e = (
                 Real(*instruction.arguments[n]) for n in ("cap_inverse", "cap", "log2e")
             )
-            scores = semantics.softcap(scores, inverse, cap, saturations=counter)
-            scores = semantics.scale(scores, log2e, saturations=counter)
+            reals = {"inverse": inverse, "cap": cap, "factor": log2e}
+            for name in ("softcap", "scale"):
+                scores = semantics.operator(name, scores, saturations=counter, **reals)
         before[:, seen] = scores
         after = bench.words("scores", "scores", case.heads, case.capacity)
         np.testing.assert_array_equal(after, before)

@@ -31,7 +31,7 @@ from intaglio.dialects import semantics
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real, Saturations, Scale
 from intaglio.dialects.formula import Formula
-from intaglio.dialects.formulas.elementwise import ACTIVATIONS
+from intaglio.dialects.formulas.elementwise import ACTIVATIONS, ELEMENTWISE
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
@@ -402,7 +402,7 @@ def test_rms_norm(unit: Unit, eps: float) -> None:
                 constants={"gamma": (gamma, exponent)},
             )
             counter = Saturations()
-            expected = semantics.rms_norm(x, gamma, exponent, real, frac, into, groups, counter)
+            expected = semantics.norm(x, gamma, exponent, real, frac, into, groups, counter)
             after = unit.fixed(60, len(before))
             assert np.array_equal(after[: len(x)], expected)
             assert np.array_equal(after[len(x) :], before[len(x) :]), "wrote beyond the vector"
@@ -432,8 +432,8 @@ def test_layer_norm(unit: Unit, eps: float) -> None:
                 constants=constants,
             )
             counter = Saturations()
-            expected = semantics.layer_norm(
-                x, gamma, exponent, beta, real, frac, saturations=counter
+            expected = semantics.norm(
+                x, gamma, exponent, real, frac, saturations=counter, centred=True, beta=beta
             )
             assert np.array_equal(unit.fixed(60, width), expected)
             assert count == counter.count
@@ -487,75 +487,47 @@ def test_rotary(unit: Unit) -> None:
 
 
 @geometries
-@pytest.mark.parametrize("kind", ACTIVATIONS)
-def test_activate(unit: Unit, kind: str) -> None:
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_elementwise(unit: Unit, name: str) -> None:
+    """The lane, folded by hand, against the formula of each elementwise operator."""
+    rng, formula = unit.rng, ELEMENTWISE[name]
     for size in (3, 8 * unit.lanes, 5 * unit.lanes + 1):
-        for spread in (31, 21, 19):
-            x, frac = unit.values(size, spread), int(unit.rng.integers(12, 21))
-            into = int(unit.rng.integers(12, 21))
+        for spread in (31, 31, 21, 19, 10):
+            operands = [unit.values(size, spread) for _ in range(formula.operands)]
+            *fractions, into = (int(f) for f in rng.integers(12, 21, formula.operands + 1))
+            bound = float(rng.choice([30, 50, 5000]))
+            factor = Real.of(float(rng.normal() * 10.0 ** rng.integers(-12, 15)))
+            reals = {"factor": factor, "inverse": Real.of(1 / bound), "cap": Real.of(bound)}
+            given = {"scale": ("factor",), "softcap": ("inverse", "cap")}.get(name, ())
+            arguments: dict[str, Any] = {
+                one: [reals[one].mantissa, reals[one].exponent] for one in given
+            }
+            if name in ACTIVATIONS:
+                arguments["kind"] = name
+            places = zip((7, 30), operands, fractions, strict=False)
+            # Now and then in place.
+            row = int(rng.choice([7, 60]))
             count = unit.run(
-                "activate",
-                {"x": (7, x, frac)},
-                (60, fixed_type(size, into)),
+                "activate" if name in ACTIVATIONS else name,
+                {f"x{i}": one for i, one in enumerate(places)},
+                (row, fixed_type(size, into)),
                 durations.vector(unit.machine, size),
-                arguments={"kind": kind},
+                arguments=arguments,
             )
             counter = Saturations()
-            expected = semantics.activate(x, kind, frac, into, counter)
-            assert np.array_equal(unit.fixed(60, size), expected)
+            constants = formula.constants(fractions, into, reals)
+            expected = semantics.elementwise(formula, operands, constants, counter)
+            assert np.array_equal(unit.fixed(row, size), expected)
             assert count == counter.count
 
 
 @geometries
-def test_elementwise(unit: Unit) -> None:
-    rng = unit.rng
-    for size in (3, 8 * unit.lanes, 5 * unit.lanes + 1):
-        for spread in (31, 31, 20, 10):
-            a, b = unit.values(size, spread), unit.values(size, spread)
-            one, two, into = (int(f) for f in rng.integers(12, 21, 3))
-            kind, counter = fixed_type(size, into), Saturations()
-            duration = durations.vector(unit.machine, size)
-            reads = {"a": (7, a, one), "b": (30, b, two)}
-            count = unit.run("add", reads, (60, kind), duration)
-            assert np.array_equal(unit.fixed(60, size), semantics.add(a, b, counter))
-            assert count == counter.count
-            # In place.
-            counter = Saturations()
-            count = unit.run("mul", reads, (7, kind), duration)
-            expected = semantics.mul(a, b, one + two - into, counter)
-            assert np.array_equal(unit.fixed(7, size), expected)
-            assert count == counter.count
-            counter = Saturations()
-            reads = {"a": (7, a, one)}
-            factor = Real.of(float(rng.normal() * 10.0 ** rng.integers(-12, 15)))
-            count = unit.run(
-                "scale",
-                reads,
-                (60, kind),
-                duration,
-                arguments={"factor": [factor.mantissa, factor.exponent]},
-            )
-            expected = semantics.scale(a, factor, one - into, counter)
-            assert np.array_equal(unit.fixed(60, size), expected)
-            assert count == counter.count
-            assert unit.run("copy", reads, (60, kind), duration) == 0
-            assert np.array_equal(unit.fixed(60, size), a)
-            counter = Saturations()
-            bound = float(rng.choice([30, 50, 5000]))
-            inverse, cap = Real.of(1 / bound), Real.of(bound)
-            count = unit.run(
-                "softcap",
-                reads,
-                (60, kind),
-                duration,
-                arguments={
-                    "inverse": [inverse.mantissa, inverse.exponent],
-                    "cap": [cap.mantissa, cap.exponent],
-                },
-            )
-            expected = semantics.softcap(a, inverse, cap, one, into, counter)
-            assert np.array_equal(unit.fixed(60, size), expected)
-            assert count == counter.count
+def test_copy(unit: Unit) -> None:
+    size = 5 * unit.lanes + 1
+    x, kind = unit.values(size), fixed_type(size)
+    duration = durations.vector(unit.machine, size)
+    assert unit.run("copy", {"x": (7, x, 16)}, (60, kind), duration) == 0
+    assert np.array_equal(unit.fixed(60, size), x)
 
 
 @geometries
@@ -653,9 +625,9 @@ def test_long_vectors(unit: Unit) -> None:
             constants={"gamma": (gamma, 9)},
         )
         if centred:
-            expected = semantics.layer_norm(x, gamma, 9, None, real)
+            expected = semantics.norm(x, gamma, 9, real, centred=True)
         else:
-            expected = semantics.rms_norm(x, gamma, 9, real)
+            expected = semantics.norm(x, gamma, 9, real)
         assert np.array_equal(unit.fixed(120, size), expected)
     duration = durations.quantize(unit.machine, size, 1, static=False)
     unit.run("quantize", {"x": (7, x, 16)}, (120, quantized_type(1, size, "int8")), duration)
@@ -667,7 +639,7 @@ def test_only_what_a_llama_needs() -> None:
     test_quantize(unit, "int8")
     test_rms_norm(unit, 1e-5)
     test_rotary(unit)
-    test_activate(unit, "silu")
+    test_elementwise(unit, "silu")
     test_softmax(unit, "uint8", 0, False)
     test_sample(unit)
 
