@@ -117,7 +117,7 @@ def emit_reciprocal_scale(k: Kernel) -> None:
 
 
 def emit_norm(k: Kernel, centred: bool) -> None:
-    """`semantics.rms_norm`, or `layer_norm` without beta."""
+    """`semantics.norm` without beta."""
     x, y, gamma = k.arrays(3)
     step, tokens, groups, n = k.numbers(4)
     constants = NormValues(*k.numbers(len(NormValues._fields)))
