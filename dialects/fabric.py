@@ -213,7 +213,7 @@ def _machine(parameters: DictionaryAttr) -> Machine:
                 values[name] = value.value.data
             case StringAttr():
                 values[name] = value.data
-            case ArrayAttr():
+            case ArrayAttr() if all(isinstance(one, StringAttr) for one in value):
                 values[name] = tuple(v.data for v in value if isinstance(v, StringAttr))
             case _:
                 raise VerifyException(f"parameter {name} has an unexpected value {value}")

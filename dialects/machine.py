@@ -163,7 +163,11 @@ class Machine:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Machine:
-        """The inverse of `to_dict`; unknown or missing names raise `ValueError`."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: a name is unknown or missing, or a value is of another kind than its own.
+        """
         names = {f.name for f in fields(Machine)}
         optional = {f.name for f in fields(Machine) if f.default is not MISSING}
         if wrong := sorted((set(values) ^ names) - (optional - set(values))):
@@ -171,4 +175,24 @@ class Machine:
         given: dict[str, Any] = {
             n: tuple(v) if isinstance(v, list) else v for n, v in values.items()
         }
+        for field in fields(Machine):
+            name, kind = field.name, str(field.type)
+            if name in given and not _is_kind(given[name], kind):
+                raise ValueError(
+                    f"machine description: {name} is {given[name]!r}, not {_KINDS[kind]}"
+                )
         return Machine(**given)
+
+
+_KINDS = {"int": "an integer", "str": "a text", "tuple[str, ...]": "a list of texts"}
+"""What fields hold, as messages say it."""
+
+
+def _is_kind(value: object, kind: str) -> bool:
+    match kind:
+        case "int":
+            return isinstance(value, int) and not isinstance(value, bool)
+        case "str":
+            return isinstance(value, str)
+        case _:
+            return isinstance(value, tuple) and all(isinstance(one, str) for one in value)

@@ -86,6 +86,21 @@ class BufferOp(IRDLOperation):
             }
         )
 
+    def verify_(self) -> None:
+        """The buffer has bytes, and they are in the vector units' memory."""
+        name, first, size = self.sym_name.data, self.address.value.data, self.size.value.data
+        if first < 0 or size < 1:
+            raise VerifyException(f"buffer @{name} needs an address from 0 on and a size from 1 on")
+        program = self.parent_op()
+        module = None if program is None else program.parent_op()
+        around = module.ops if isinstance(module, ModuleOp) else ()
+        for machine in (op.machine for op in around if isinstance(op, MachineOp)):
+            if first + size > machine.vector_sram_bytes:
+                raise VerifyException(
+                    f"buffer @{name} ends at byte {first + size} of {machine.vector_sram_bytes} "
+                    "in the vector units' memory"
+                )
+
 
 @irdl_op_definition
 class InstructionOp(IRDLOperation):

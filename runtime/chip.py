@@ -301,7 +301,7 @@ def compile(  # noqa: A001
     out: str | Path | None = None,
     *,
     context: int | None = None,
-    settings: Sequence[str] | Mapping[str, Any] = (),
+    settings: str | Sequence[str] | Mapping[str, Any] = (),
     weights: str | None = None,
     adapter_slots: str | None = None,
     resident_adapters: int = 1,
@@ -318,7 +318,8 @@ def compile(  # noqa: A001
         target: name of a target, or path to its TOML file.
         out: the output folder; by default a temporary one that lives as long as the result.
         context: capacity of the KV cache in tokens.
-        settings: changes to the target, as `{"activations": "int16"}` or `["activations=int16"]`.
+        settings: changes to the target, as `{"activations": "int16"}`, `["activations=int16"]`, or
+            one as a text.
         weights: how float weights are quantised, such as `int4:128`.
         adapter_slots: `RANK` or `RANK:module,module`: slots for adapters of at most this rank.
         resident_adapters: how many adapters the slots hold at once, of which one is active.
@@ -342,6 +343,8 @@ def compile(  # noqa: A001
         )
     if isinstance(settings, Mapping):
         settings = [f"{key}={value}" for key, value in settings.items()]
+    elif isinstance(settings, str):
+        settings = [settings]
     rank, modules = parse_slots(adapter_slots)
     check_residents(resident_adapters, rank)
     keep = TemporaryDirectory(prefix="intaglio-") if out is None else None

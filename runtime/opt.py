@@ -15,11 +15,12 @@ from importlib.metadata import entry_points
 from typing import IO
 
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.passes import ModulePass
+from xdsl.passes import ModulePass, get_pass_option_infos
+from xdsl.utils.arg_spec import parse_pipeline
 from xdsl.utils.exceptions import DiagnosticException, ParseError, VerifyException
 from xdsl.xdsl_opt_main import xDSLOptMain
 
-from intaglio.dialects.errors import UserError
+from intaglio.dialects.errors import UserError, meant
 from intaglio.runtime.interrupts import Stopped, stopping
 from intaglio.runtime.text_places import PlacingParser, TextPlaces
 
@@ -81,6 +82,7 @@ class IntaglioOpt(xDSLOptMain):
         super().register_all_frontends()
 
         def parse_mlir(stream: IO[bytes]) -> ModuleOp:
+            self._refuse_onnx_options()
             parser = PlacingParser(self.ctx, stream.read(), self.get_input_name(), self._places)
             return parser.parse_module(not self.args.no_implicit_module)
 
@@ -102,6 +104,44 @@ class IntaglioOpt(xDSLOptMain):
             return imported.module
 
         self.available_frontends["onnx"] = import_onnx
+
+    def _refuse_onnx_options(self) -> None:
+        for option in ("context", "weights", "allow_links"):
+            if getattr(self.args, option) not in (None, False):
+                raise UserError(
+                    f"--{option.replace('_', '-')} is for ONNX input; this is the text of a module",
+                    hint="give the .onnx file, or leave the option out",
+                )
+
+    def setup_pipeline(self) -> None:
+        """As the base class; unknown passes and options are named, with what may be meant.
+
+        Raises:
+            UserError: a pass or an option is unknown, or has a value that it cannot have.
+        """
+        for spec in parse_pipeline(self.args.passes):
+            if spec.name not in self.available_passes:
+                close = meant(spec.name, self.available_passes)
+                raise UserError(
+                    f"no pass is called '{spec.name}'",
+                    hint=f"{close}`intaglio-opt --help` lists all",
+                )
+            options = get_pass_option_infos(one := self.available_passes[spec.name]())
+            # Postponed annotations are texts, which xDSL shows in quotes.
+            told = ", ".join(f"{o.name} ({o.expected_type})" for o in options).replace("'", "")
+            known = [option.name for option in options]
+            hint = f"options: {told}" if told else "it has no options"
+            for key in spec.normalize_parameter_names().parameters:
+                if key not in known:
+                    raise UserError(
+                        f"{spec.name} has no option '{key}'", hint=f"{meant(key, known)}{hint}"
+                    )
+            try:
+                one.from_spec(spec)
+            except ValueError as error:
+                told = str(error).removeprefix(f"{spec.name} ")
+                raise UserError(f"{spec.name}: {told}", hint=hint) from error
+        super().setup_pipeline()
 
     def parse_chunk(
         self, chunk: IO[bytes], file_extension: str, start_offset: int = 0

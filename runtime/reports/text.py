@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from intaglio.runtime.reports.tables import all_tables, headline, summary_lines
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 """Columns that the tables need."""
+_HANGING: dict[str, Any] = {
+    "subsequent_indent": " " * 10,
+    "break_long_words": False,
+    "break_on_hyphens": False,
+}
+"""How a line of the summary goes on: below its text, not below its name."""
 
 
 def inspect_text(content: Mapping[str, Any], width: int = WIDTH) -> str:
@@ -27,7 +34,7 @@ def inspect_text(content: Mapping[str, Any], width: int = WIDTH) -> str:
         console.print(line)
     console.print()
     for line in summary_lines(content):
-        console.print(f"  {line}")
+        console.print(fill(f"  {line}", width, **_HANGING), soft_wrap=True)
     for table in all_tables(content):
         _print(console, table)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"

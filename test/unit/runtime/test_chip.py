@@ -41,6 +41,15 @@ def test_compile_into_a_folder_and_load(model, tmp_path: Path):
     assert repr(again) == f"Chip({str(tmp_path / 'out')!r})"
 
 
+@pytest.mark.parametrize(
+    "settings",
+    ["activations=int16", ["activations=int16"], ("activations=int16",), {"activations": "int16"}],
+)
+def test_settings_in_every_form(model, settings):
+    chip = intaglio.compile(model("tied"), "roma-mini", settings=settings)
+    assert chip.program.machine.activations == "int16"
+
+
 def test_run_reports_as_the_command_does(compiled, capsys: pytest.CaptureFixture[str]):
     """The same figures and lines for a text, for ids, with draws and stops."""
     from intaglio.runtime import cli

@@ -1,5 +1,6 @@
 """The pass driver: input formats, round trips and errors."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,87 @@ def test_what_does_not_verify_has_a_place(tmp_path: Path, capsys, text: str, pla
     assert code == 1 and err.startswith(where) and "Traceback" not in err
     code, out, err = read(capsys, path, "--split-input-file", "--verify-diagnostics")
     assert code == 0 and where in out and err == ""
+
+
+@pytest.mark.parametrize(
+    ("stage", "old", "new", "begins", "told"),
+    [
+        ("rom", "int4, group 32>", "int5, group 32>", "  rom.parameter", "unknown code 'int5'"),
+        ("rom", r"tensor<\[64, ", "tensor<[0, ", "  rom.parameter", "every dimension must be"),
+        ("fabric", "rows 0 to ", "rows 9999 to ", "  fabric.engrave", "one row and one tile"),
+        (
+            "program",
+            'takes "',
+            'takes "foo + ',
+            "      program.instruction",
+            "not a formula: 'foo'",
+        ),
+        ("program", 'takes "', 'takes "1 // ', "      program.instruction", "not a formula: '1 //"),
+        ("program", "matrix = 0", "matrix = 70", "    program.block", "waits for 70 instructions"),
+        ("program", "matrix = 0", "tile = 0", "      program.instruction", "unknown queue 'tile'"),
+        ("program", r"reads \[@", "reads [@q", "      program.instruction", "no buffer @q"),
+        ("program", r"writes \[@", "writes [@q", "      program.instruction", "no buffer @q"),
+        ("program", '"rms_norm"', '"rms_nrom"', "      program.instruction", "opcode 'rms_nrom'"),
+        ("program", r"(buffer @\w+ at) 0", r"\1 -4", "    program.buffer", "an address from 0 on"),
+        ("program", r"(buffer .* size) ", r"\1 99999", "    program.buffer", "of 2097152 in the"),
+        ("integer", "tiles = 8 : i64", 'tiles = "8"', "  fabric.machine", "is '8', not an integer"),
+        ("integer", 'kv = "int8"', "kv = 8 : i64", "  fabric.machine", "kv is 8, not a text"),
+        (
+            "integer",
+            r'weights = \["',
+            'weights = [8, "',
+            "  fabric.machine",
+            "has an unexpected value",
+        ),
+    ],
+)
+def test_edited_stages(
+    tmp_path: Path, compiled, capsys, stage: str, old: str, new: str, begins: str, told: str
+):
+    text = (compiled("llama") / "ir" / f"{stage}.mlir").read_text()
+    path = tmp_path / "edited.mlir"
+    edited = re.sub(old, new, text, count=1)
+    assert edited != text
+    path.write_text(edited)
+    code, out, err = read(capsys, path)
+    assert code == 1 and out == "" and told in err and "Traceback" not in err
+    name, line, column = err.split(": ")[0].rsplit(":", 2)
+    assert name == str(path)
+    at = edited.splitlines()[int(line) - 1]
+    assert at.startswith(begins) and int(column) == len(begins) - len(begins.lstrip()) + 1
+    # What was edited stands there, or in what the operation at the place contains.
+    assert edited.splitlines()[: int(line) - 1] == text.splitlines()[: int(line) - 1]
+
+
+@pytest.mark.parametrize(
+    ("passes", "message", "help_"),
+    [
+        ("rom-legalise", "no pass is called 'rom-legalise'", "did you mean 'rom-legalize'? "),
+        ("fabric-plase", "no pass is called 'fabric-plase'", "did you mean 'fabric-place'? "),
+        (
+            "attach-target{traget=roma-mini}",
+            "attach-target has no option 'traget'",
+            "did you mean 'target'? options: target (str), set (",
+        ),
+        ("rom-legalize{rank=16}", "rom-legalize has no option 'rank'", "it has no options"),
+        ("attach-target", 'attach-target: requires argument "target"', "options: target (str)"),
+        ("rom-adapter-slots{rank=x}", "rom-adapter-slots: ", "options: rank (int), modules ("),
+        ("rom-adapter-slots{rank=1.5}", "rom-adapter-slots: ", "options: rank (int), modules ("),
+        ("rom-adapter-slots{rank=1,2}", "rom-adapter-slots: ", "options: rank (int), modules ("),
+    ],
+)
+def test_wrong_passes_and_options(compiled, capsys, passes: str, message: str, help_: str):
+    code, out, err = read(capsys, compiled("llama") / "ir" / "rom.mlir", "-p", passes)
+    assert code == 1 and out == "" and "Traceback" not in err
+    assert err.startswith(message) and f"\n  help: {help_}" in err
+
+
+@pytest.mark.parametrize(
+    "option", [["--context", "9"], ["--weights", "int4:32"], ["--allow-links"]]
+)
+def test_options_of_onnx_input_are_refused_for_text(compiled, capsys, option: list[str]):
+    code, out, err = read(capsys, *option, compiled("llama") / "ir" / "rom.mlir")
+    assert code == 1 and out == "" and err.startswith(f"{option[0]} is for ONNX input")
 
 
 def test_help_has_a_line_on_each_pass(capsys):

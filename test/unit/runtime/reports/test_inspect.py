@@ -1,6 +1,7 @@
 """Reports of a compiled model: their sums, and that they agree with the program."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from intaglio.backend.program.program import load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.reports.inspect import inspect_json
-from intaglio.runtime.reports.tables import size_text
+from intaglio.runtime.reports.tables import size_text, summary_lines
 from intaglio.runtime.reports.text import inspect_text
 from intaglio.runtime.reports.timing import token_cycles
 from intaglio.runtime.reports.wording import counted
@@ -183,6 +184,18 @@ def test_text_fits_its_width_and_shows_nodes(compiled):
         assert max(map(len, text.splitlines())) <= width
         assert "layer x 2" in text and "attn_qkv_proj" in text
         assert "/model/layers.1/input_layernorm/SkipLayerNorm" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_lines_of_the_summary_go_on_below_their_text(slotted: Path, width: int):
+    """No line but a title, and those of tables and their notes, begins at the margin."""
+    content = inspect_json(slotted)
+    text = inspect_text(content, width)
+    summary = text.split("\n\n")[1].splitlines()
+    assert all(len(line) <= width for line in summary)
+    assert all(re.match(r"  \S+ +\S| {10}\S", line) for line in summary)
+    words = " ".join(summary_lines(content)).split()
+    assert " ".join(summary).split() == words
 
 
 def test_missing_files_are_the_users_error(compiled, tmp_path: Path):
