@@ -60,6 +60,14 @@ def _opsets(model: onnx.ModelProto) -> Iterator[UserError]:
                 f"{versions[domain]} and {opset.version}",
                 hint=_EXPORT,
             )
+    # What operators of a later version mean is not known.
+    newest = onnx.defs.onnx_opset_version()
+    if (version := versions.get("", 1)) > newest:
+        yield UserError(
+            f"the operator set 'ai.onnx' has version {version}; onnx {onnx.__version__} knows 1 to "
+            f"{newest}",
+            hint=f"export with opset_version={newest} or older, or install a newer onnx",
+        )
 
 
 def _functions(model: onnx.ModelProto) -> Iterator[UserError]:

@@ -131,6 +131,18 @@ def test_operator_sets_twice(decoder, domain, version):
     assert f"and {version}" in refusal(decoder.save(), change)
 
 
+@pytest.mark.parametrize("version", [onnx.defs.onnx_opset_version() + 1, 99, 2**40])
+def test_operator_sets_that_are_not_released(decoder, version: int):
+    decoder.node("Relu", ["x"], ["y"])
+
+    def change(model):
+        model.opset_import[0].version = version
+
+    said = refusal(decoder.save(), change)
+    assert f"'ai.onnx' has version {version}; onnx" in said
+    assert f"opset_version={onnx.defs.onnx_opset_version()} or older" in said
+
+
 def test_functions_twice(decoder):
     for _ in range(2):
         decoder.function("F", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])])
