@@ -60,6 +60,8 @@ def _opsets(model: onnx.ModelProto) -> Iterator[UserError]:
                 f"{versions[domain]} and {opset.version}",
                 hint=_EXPORT,
             )
+    import onnx
+
     # What operators of a later version mean is not known.
     newest = onnx.defs.onnx_opset_version()
     if (version := versions.get("", 1)) > newest:
