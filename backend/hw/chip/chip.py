@@ -317,7 +317,7 @@ class _Chip:
             elif unit.name == name:
                 start = start & given[f"field_{name}"]
         inputs = {command.start: start}
-        for name, _ in command.fields:
+        for name in command.fields:
             port = ports[command.port(name)]
             inputs[port.name] = given[f"field_{name}"].truncate(port.width, port.signed)
         return inputs

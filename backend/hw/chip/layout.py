@@ -60,6 +60,7 @@ from intaglio.backend.hw.units.vector.interface import VectorUnit
 from intaglio.backend.hw.units.vector.shape import VectorShape
 from intaglio.dialects import hazards, sharing
 from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.isa.queues import POWER, QUEUES
 
@@ -80,7 +81,7 @@ class Layout:
         content: the same, in the form of program.json.
         units: all units.
         queues: what each queue executes.
-        fields: name and width of the descriptor fields of each queue's unit.
+        fields: of the descriptors of each queue's units.
         vector_rows: rows of the vector memory.
         code_rows: rows of the memory of quantised vectors.
         score_rows: rows of the score memory.
@@ -100,7 +101,7 @@ class Layout:
     content: Mapping[str, Any]
     units: tuple[Unit, ...]
     queues: Mapping[str, QueueProgram]
-    fields: Mapping[str, tuple[tuple[str, int], ...]]
+    fields: Mapping[str, Fields]
     vector_rows: int
     code_rows: int
     score_rows: int
@@ -252,19 +253,22 @@ def refusals(program: Program) -> list[UserError]:
     return found
 
 
-def queue_fields(units: Sequence[Unit]) -> dict[str, tuple[tuple[str, int], ...]]:
+def queue_fields(units: Sequence[Unit]) -> dict[str, Fields]:
     """The queues of all units, in the order of `isa.queues.QUEUES`, with their descriptors' fields.
 
     Where units share a queue, a field with the name of each but the first says that the
     instruction is its.
     """
-    found: dict[str, tuple[tuple[str, int], ...]] = {}
+    found: dict[str, tuple[Field, ...]] = {}
     for unit in units:
         for command in unit.commands:
             before = found.get(command.queue)
-            chosen = () if before is None else (*before, (unit.name, 1))
-            found[command.queue] = (*chosen, *command.fields)
-    return {queue: found[queue] for queue in QUEUES if queue in found}
+            own = command.fields.fields
+            if before is not None:
+                choice = Field(unit.name, 1, f"1: an instruction of the {unit.name} unit")
+                own = (*before, choice, *own)
+            found[command.queue] = own
+    return {queue: Fields(found[queue]) for queue in QUEUES if queue in found}
 
 
 _SHARING = ("quantized", "scores", "probabilities")
@@ -415,7 +419,8 @@ def unit_values(layout: Layout, queue: str, images: Images) -> Iterator[dict[str
             yield power.encode(tuple(program.domains), instruction, instance)
         elif instruction.opcode == "matvec":
             assert layout.adapters is not None
-            yield adapter_model.encode(layout.adapters, instruction, instance)
+            own = adapter_model.encode(layout.adapters, instruction, instance)
+            yield {**own, adapter_model.SELECT: 1}
         else:
             yield attention.encode(layout.attention, instruction, instance)
 

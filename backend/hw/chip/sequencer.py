@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Signal, mux
-from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.descriptor import Field, Fields
+from intaglio.dialects.errors import UserError
 from intaglio.dialects.timeline import Block
 
 SEQUENCE_BITS = 16
@@ -101,7 +102,7 @@ def count_bits(programs: Mapping[str, QueueProgram]) -> int:
     return max(1, max(len(program.entries).bit_length() for program in programs.values()))
 
 
-def wait_fields(queue: str, programs: Mapping[str, QueueProgram]) -> tuple[tuple[str, int], ...]:
+def wait_fields(queue: str, programs: Mapping[str, QueueProgram]) -> tuple[Field, ...]:
     """The fields of a queue's descriptors that say what an instruction waits for.
 
     A queue that no instruction of this one waits for has no field.
@@ -110,46 +111,21 @@ def wait_fields(queue: str, programs: Mapping[str, QueueProgram]) -> tuple[tuple
     for entry in programs[queue].entries:
         for other, count in entry.waits.items():
             most[other] = max(most.get(other, 0), count)
-    return tuple((f"wait_{q}", most[q].bit_length()) for q in programs if q in most)
+    return tuple(
+        Field(f"wait_{q}", most[q].bit_length(), f"instructions of {q} that must have finished")
+        for q in programs
+        if q in most
+    )
 
 
-@dataclass(frozen=True)
-class Descriptor:
-    """The word of a descriptor: its fields, the first in the lowest bits."""
-
-    fields: tuple[tuple[str, int], ...]
-
-    @property
-    def width(self) -> int:
-        """Bits of the word, one at least."""
-        return max(1, sum(bits for _, bits in self.fields))
-
-    def pack(self, values: Mapping[str, int]) -> int:
-        """The word; a field that is not given is 0.
-
-        Raises:
-            CompilerBug: a value does not fit its field, or has none.
-        """
-        word = place = 0
-        left = dict(values)
-        for name, bits in self.fields:
-            value = left.pop(name, 0)
-            if not 0 <= value < 1 << bits:
-                raise CompilerBug(f"{value} does not fit the {bits} bits of {name}")
-            word |= value << place
-            place += bits
-        if wrong := {name: value for name, value in left.items() if value}:
-            raise CompilerBug(f"the descriptor has no fields for {wrong}")
-        return word
-
-    def unpack(self, word: Signal) -> dict[str, Signal]:
-        """The fields of a word."""
-        signals: dict[str, Signal] = {}
-        place = 0
-        for name, bits in self.fields:
-            signals[name] = word[place : place + bits]
-            place += bits
-        return signals
+def _parts(fields: Fields, word: Signal) -> dict[str, Signal]:
+    """The fields of a word."""
+    signals: dict[str, Signal] = {}
+    place = 0
+    for name, bits in fields.items():
+        signals[name] = word[place : place + bits]
+        place += bits
+    return signals
 
 
 def refusals(issue: int) -> list[UserError]:
@@ -168,7 +144,7 @@ def build_sequencer(
     design: Design,
     queue: str,
     programs: Mapping[str, QueueProgram],
-    fields: Sequence[tuple[str, int]],
+    fields: Fields,
     issue: int,
 ) -> ModuleBuilder:
     """The module `sequencer_<queue>`.
@@ -194,7 +170,7 @@ def build_sequencer(
         design: gets the module.
         queue: whose sequencer it is.
         programs: of all queues.
-        fields: name and width of the fields that the unit wants.
+        fields: those that the unit wants.
         issue: cycles from an instruction's last condition to its start.
 
     Raises:
@@ -218,7 +194,7 @@ def build_sequencer(
     address = m.register("address", max(1, (len(program.entries) - 1).bit_length()))
     form = descriptor(queue, programs, fields)
     word = m.rom("descriptors", max(2, len(program.entries)), form.width, address)
-    parts = form.unpack(word)
+    parts = _parts(form, word)
 
     ready = (accept | running) & (before < length) & (accept | (issued == finished))
     for other, count in others.items():
@@ -234,7 +210,7 @@ def build_sequencer(
     address.drive(following.truncate(address.width), fire)
 
     m.output("start", fire.delay(issue, reset=0, name="start_q"))
-    for name, _ in fields:
+    for name in fields:
         m.output(f"field_{name}", parts[name].delay(enable=fire, name=f"{name}_q"))
     m.output("finish", done.delay(reset=0, name="finish_q"))
     sequence = (issued - 1).truncate(bits)
@@ -244,17 +220,15 @@ def build_sequencer(
     return m
 
 
-def descriptor(
-    queue: str, programs: Mapping[str, QueueProgram], fields: Sequence[tuple[str, int]]
-) -> Descriptor:
+def descriptor(queue: str, programs: Mapping[str, QueueProgram], fields: Fields) -> Fields:
     """The form of a queue's descriptors: the waits, then the unit's fields."""
-    return Descriptor((*wait_fields(queue, programs), *fields))
+    return Fields((*wait_fields(queue, programs), *fields.fields))
 
 
 def descriptors(
     queue: str,
     programs: Mapping[str, QueueProgram],
-    fields: Sequence[tuple[str, int]],
+    fields: Fields,
     values: Sequence[Mapping[str, int]],
 ) -> list[int]:
     """The words of a sequencer's ROM.
@@ -262,7 +236,7 @@ def descriptors(
     Args:
         queue: whose.
         programs: of all queues.
-        fields: name and width of the unit's fields.
+        fields: of the unit.
         values: the unit's fields for each of the queue's entries.
     """
     form = descriptor(queue, programs, fields)

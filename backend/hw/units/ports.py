@@ -12,6 +12,7 @@ from typing import Any
 
 from intaglio.backend.hw.units.memories import Memory
 from intaglio.backend.hw.wires.signal import RESET, ModuleBuilder
+from intaglio.dialects.descriptor import Fields
 from intaglio.dialects.errors import CompilerBug
 from intaglio.dialects.isa.instruction import Instruction
 
@@ -36,12 +37,12 @@ class Command(Bundle):
 
     Attributes:
         instructions: what it executes, all of one queue.
-        fields: name and width of its fields of the queue's descriptors.
+        fields: its fields of the queue's descriptors.
         prefix: what its ports' names begin with.
     """
 
     instructions: tuple[type[Instruction[Any]], ...]
-    fields: tuple[tuple[str, int], ...]
+    fields: Fields
     prefix: str = ""
 
     @property
@@ -62,7 +63,7 @@ class Command(Bundle):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return self.start, *(self.port(name) for name, _ in self.fields)
+        return self.start, *(self.port(name) for name in self.fields)
 
     @property
     def outputs(self) -> tuple[str, ...]:

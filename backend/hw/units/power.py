@@ -17,6 +17,7 @@ from intaglio.backend.hw.units.ports import POWER_BITS, WANTED, Bundle, Command,
 from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.units.unit import Unit
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Signal, cat, mux
+from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.gating import NO_DOMAIN, wanted_only
 from intaglio.dialects.isa.power import Sleep, Wake
@@ -72,13 +73,15 @@ class PowerUnit(Unit):
         return build_power(design, self.machine, self.domains, self.late)
 
 
-def power_fields(domains: Sequence[str]) -> tuple[tuple[str, int], ...]:
-    """The descriptor of an instruction: names and widths in bits.
-
-    `wake` is 1 to switch on and 0 to switch off, `domain` the number of the domain; the number
-    behind the last one stands for none.
-    """
-    return ("wake", 1), ("domain", max(1, len(domains).bit_length()))
+def power_fields(domains: Sequence[str]) -> Fields:
+    """The descriptor of an instruction."""
+    bits = max(1, len(domains).bit_length())
+    return Fields(
+        (
+            Field("wake", 1, "1: switch on, 0: switch off"),
+            Field("domain", bits, "number of the domain; the one behind the last: none"),
+        )
+    )
 
 
 def encode(
@@ -96,7 +99,8 @@ def encode(
     slot = instruction.uses["domain"]
     name = instance.get(slot, slot)
     number = len(domains) if name == NO_DOMAIN else list(domains).index(name)
-    return {"wake": int(instruction.opcode == "wake"), "domain": number}
+    values = {"wake": int(instruction.opcode == "wake"), "domain": number}
+    return power_fields(domains).checked(values, instruction.opcode)
 
 
 def _latencies(machine: Machine) -> dict[str, int]:
@@ -135,7 +139,7 @@ def build_power(
 
     def build(m: ModuleBuilder) -> None:
         start = m.input("start", 1)
-        fields = {name: m.input(name, width) for name, width in power_fields(domains)}
+        fields = {name: m.input(name, width) for name, width in power_fields(domains).items()}
         wake, domain = fields["wake"], fields["domain"]
         wake_wanted = wake & m.input("wanted", 1) if wanted_only else wake
         left = m.register("left", max(cycles.values()).bit_length())

@@ -17,7 +17,8 @@ from intaglio.backend.hw.units.attention.h_unit import BYTE
 from intaglio.backend.hw.units.attention.sizes import machine_refusals, number_bits
 from intaglio.backend.hw.wires.widths import index_bits
 from intaglio.dialects.codes import FORMATS
-from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.descriptor import Field, Fields
+from intaglio.dialects.errors import UserError
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.semantics import accumulator_bits, slot_bits
 
@@ -28,6 +29,12 @@ PLACES_BITS = EXPONENT_BITS + 2
 """Width of the signed number of places of a requantisation that the program knows."""
 SELECT = "adapter"
 """The field of the attention queue's descriptors that says whose instruction it is."""
+
+_MIXED = {
+    "source_fp8": "1: the vector is of E4M3, 0: of integers",
+    "weight_fp8": "1: the matrix is of E4M3, 0: of integers",
+}
+"""What is told only where a program has both."""
 
 
 @dataclass(frozen=True)
@@ -108,31 +115,66 @@ class AdapterModel:
         return tuple(name for name, on in found.items() if on)
 
     @cached_property
-    def fields(self) -> dict[str, int]:
-        """The descriptor of a product: names and widths in bits."""
+    def fields(self) -> Fields:
+        """The descriptor of a product: see `Fields`."""
         places = [place for _, place in self.uses]
         rows = max(place.parameter.dims[0] for place in places)
         units = self.machine.h_units
-        return {
-            "adapter_source": self.row_bits,
-            "adapter_target": self.row_bits,
-            "adapter_residual": 1,
-            "adapter_residual_row": self.row_bits,
-            "adapter_word": index_bits(self.places.depth),
-            "adapter_words": number_bits(*(place.words for place in places)),
-            "adapter_scale": index_bits(self.places.scale_depth),
-            "adapter_groups": number_bits(*(place.groups for place in places)),
-            "adapter_group_last": number_bits(*(place.group_words - 1 for place in places)),
-            "adapter_rows": number_bits(rows),
-            "adapter_blocks_last": index_bits(-(-rows // units)),
-            "adapter_passes_last": 1,
-            **{f"adapter_{name}": 1 for name in self.mixed},
-            "adapter_first": 1,
-            "adapter_second": 1,
-            "adapter_site": index_bits(len(self.places.sites)),
-            "adapter_pre_shift": number_bits(self.shift),
-            "adapter_places": PLACES_BITS,
-        }
+        return Fields(
+            (
+                Field("adapter_source", self.row_bits, "first row of the vector; also its scale's"),
+                Field("adapter_target", self.row_bits, "first row of the result"),
+                Field("adapter_residual", 1, "1: add a vector"),
+                Field("adapter_residual_row", self.row_bits, "first row of that vector"),
+                Field(
+                    "adapter_word",
+                    index_bits(self.places.depth),
+                    "first word of the matrix in every H-Unit",
+                ),
+                Field(
+                    "adapter_words",
+                    number_bits(*(place.words for place in places)),
+                    "words of a row",
+                ),
+                Field(
+                    "adapter_scale",
+                    index_bits(self.places.scale_depth),
+                    "place of the matrix's first scale in every H-Unit",
+                ),
+                Field(
+                    "adapter_groups",
+                    number_bits(*(place.groups for place in places)),
+                    "scales of a row",
+                ),
+                Field(
+                    "adapter_group_last",
+                    number_bits(*(place.group_words - 1 for place in places)),
+                    "words under one scale, less one",
+                ),
+                Field("adapter_rows", number_bits(rows), "rows of the matrix"),
+                Field(
+                    "adapter_blocks_last",
+                    index_bits(-(-rows // units)),
+                    "blocks of `h_units` rows, less one",
+                ),
+                Field("adapter_passes_last", 1, "bytes of an element of the vector, less one"),
+                *(Field(f"adapter_{name}", 1, _MIXED[name]) for name in self.mixed),
+                Field("adapter_first", 1, "1: the first matrix of a site"),
+                Field("adapter_second", 1, "1: the second matrix of a site"),
+                Field("adapter_site", index_bits(len(self.places.sites)), "number of the site"),
+                Field(
+                    "adapter_pre_shift",
+                    number_bits(self.shift),
+                    "places that a sum loses before it is scaled",
+                ),
+                Field(
+                    "adapter_places",
+                    PLACES_BITS,
+                    "places to shift the scaled sum by, without exponents that are loaded",
+                    True,
+                ),
+            )
+        )
 
 
 def refusals(program: Program) -> list[UserError]:
@@ -141,7 +183,7 @@ def refusals(program: Program) -> list[UserError]:
 
 
 def encode(model: AdapterModel, one: Instruction, instance: Mapping[str, str]) -> dict[str, int]:
-    """The descriptor of a product: every field of `AdapterModel.fields`, and `SELECT`.
+    """The descriptor of a product: a number for each of `AdapterModel.fields`.
 
     Args:
         model: of the program.
@@ -194,13 +236,7 @@ def encode(model: AdapterModel, one: Instruction, instance: Mapping[str, str]) -
         "adapter_pre_shift": shift,
         "adapter_places": exponent - shift - frac,
     }
-    for name, value in values.items():
-        width = model.fields[name]
-        least = -(1 << (width - 1)) if name == "adapter_places" else 0
-        if not least <= value < (1 << width) + least:
-            raise CompilerBug(f"{one.opcode}: {name}={value} does not fit {width} bits")
-    fields = {name: values[name] & ((1 << width) - 1) for name, width in model.fields.items()}
-    return {**fields, SELECT: 1}
+    return model.fields.checked(values, one.opcode)
 
 
 def _row(program: Program, name: str) -> int:

@@ -56,8 +56,8 @@ class AttentionUnit(Unit):
         model, machine = self.model, self.model.machine
         heads = machine.query_parallel
         return (
-            Command((QueryKey, WeightedSum), _pairs(model.fields), "attention_"),
-            Command((Append,), _pairs(model.append_fields), "append_"),
+            Command((QueryKey, WeightedSum), model.fields, "attention_"),
+            Command((Append,), model.append_fields, "append_"),
             Take("position", POSITION),
             *self._rows("append", machine.kv_port_bytes),
             entry(CODE_SCALES, "append", "group"),
@@ -98,7 +98,3 @@ class AttentionUnit(Unit):
     def build(self, design: Design, logic: LogicROM | None = None) -> ModuleBuilder:
         """See `Unit`."""
         return attention_unit(design, self.model)
-
-
-def _pairs(fields: dict[str, int]) -> tuple[tuple[str, int], ...]:
-    return tuple(fields.items())

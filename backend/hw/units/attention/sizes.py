@@ -22,7 +22,8 @@ from intaglio.backend.hw.units.attention.kv import (
 from intaglio.backend.hw.units.refusals import attempted
 from intaglio.backend.hw.wires.widths import index_bits
 from intaglio.dialects.codes import FORMATS
-from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.descriptor import Field, Fields
+from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, Real
 from intaglio.dialects.fixed_point import Scale as ConstantScale
 from intaglio.dialects.formulas.softmax import SCORE_FRAC
@@ -259,88 +260,151 @@ class AttentionModel:
         )
 
     @cached_property
-    def fields(self) -> dict[str, int]:
-        """The descriptor of an attention instruction: names and widths in bits."""
+    def fields(self) -> Fields:
+        """The descriptor of an attention instruction."""
         shape, machine, kv = self.shape, self.machine, self.kv
         most = max((place.words for place in kv.places.values()), default=1)
         interval = number_bits(
             max(1, shape.groups * shape.reads * 4),
             self.shared * max(1, machine.h_units // machine.results_per_cycle),
         )
-        return {
-            "weighted": 1,
-            "source": self.row_bits,
-            "source_stride": self.row_bits,
-            "head": self.head_bits,
-            "target": self.row_bits,
-            "target_stride": self.row_bits,
-            "word": index_bits(kv.depth),
-            "vector_words": number_bits(most),
-            "kv_heads": number_bits(self.kv_heads),
-            "shared": number_bits(self.shared),
-            "heads_last": index_bits(self.heads),
-            "groups_last": index_bits(shape.groups),
-            "reads_last": index_bits(shape.reads),
-            "planes_last": 1,
-            "passes_last": 1,
-            "interval_last": interval,
-            "beats_last": index_bits(-(-max(self.widths) // shape.output)),
-            "width": number_bits(max(self.widths)),
-            "reach": index_bits(self.capacity),
-            "query_fp8": 1,
-            "kv_fp8": 1,
-            "static": 1,
-            "scale_mantissa": SCALE_BITS,
-            "scale_exponent": OUTER_EXPONENT,
-            "scale_row": index_bits(kv.scale_depth),
-            "scale_stride": index_bits(kv.scale_depth),
-            "factor_mantissa": SCALE_BITS,
-            "factor_exponent": OUTER_EXPONENT,
-            "pre_shift": number_bits(max(1, self.shift)),
-            "frac": 6,
-            "cap": number_bits(max(1, len(self.caps))),
-            **self._external_fields(interval),
-        }
+        return Fields(
+            (
+                Field("weighted", 1, "1: `weighted_sum`, 0: `query_key`"),
+                Field(
+                    "source",
+                    self.row_bits,
+                    "first row of the codes that are read; also of their scales",
+                ),
+                Field("source_stride", self.row_bits, "rows from a head to the next one"),
+                Field("head", self.head_bits, "first entry of the probabilities' scales and sums"),
+                Field("target", self.row_bits, "first row of the result"),
+                Field("target_stride", self.row_bits, "rows of scores from a head to the next one"),
+                Field("word", index_bits(kv.depth), "first word of the cache in every H-Unit"),
+                Field("vector_words", number_bits(most), "words of a cached vector"),
+                Field("kv_heads", number_bits(self.kv_heads), "heads of the cache"),
+                Field(
+                    "shared", number_bits(self.shared), "query heads that share a head of the cache"
+                ),
+                Field("heads_last", index_bits(self.heads), "query heads, less one"),
+                Field(
+                    "groups_last",
+                    index_bits(shape.groups),
+                    "groups of `query_parallel` heads that share one, less one",
+                ),
+                Field(
+                    "reads_last",
+                    index_bits(shape.reads),
+                    "words of a plane of a cached vector, less one",
+                ),
+                Field("planes_last", 1, "bytes of a cached element, less one"),
+                Field(
+                    "passes_last",
+                    1,
+                    "bytes of an element of the query, or of a probability, less one",
+                ),
+                Field("interval_last", interval, "cycles of a block of cached tokens, less one"),
+                Field(
+                    "beats_last",
+                    index_bits(-(-max(self.widths) // shape.output)),
+                    "cycles in which a head's sums leave, less one",
+                ),
+                Field("width", number_bits(max(self.widths)), "elements of a head"),
+                Field(
+                    "reach",
+                    index_bits(self.capacity),
+                    "tokens that are seen before the one at hand",
+                ),
+                Field("query_fp8", 1, "1: the query is of E4M3"),
+                Field("kv_fp8", 1, "1: the cache is of E4M3"),
+                Field("static", 1, "1: the cache has one scale, the next two fields"),
+                Field("scale_mantissa", SCALE_BITS, "mantissa of the cache's one scale"),
+                Field("scale_exponent", OUTER_EXPONENT, "exponent of the cache's one scale", True),
+                Field("scale_row", index_bits(kv.scale_depth), "first row of the cache's scales"),
+                Field(
+                    "scale_stride",
+                    index_bits(kv.scale_depth),
+                    "rows of scales from a head to the next one",
+                ),
+                Field("factor_mantissa", SCALE_BITS, "mantissa of the factor of scores"),
+                Field("factor_exponent", OUTER_EXPONENT, "exponent of the factor of scores", True),
+                Field(
+                    "pre_shift",
+                    number_bits(max(1, self.shift)),
+                    "places that a sum loses before it is scaled",
+                ),
+                Field("frac", 6, "fraction bits of the result"),
+                Field(
+                    "cap",
+                    number_bits(max(1, len(self.caps))),
+                    "number of the soft cap, from 1; 0: none",
+                ),
+                *self._external_fields(interval),
+            )
+        )
 
-    def _external_fields(self, interval: int) -> dict[str, int]:
+    def _external_fields(self, interval: int) -> tuple[Field, ...]:
         if not self.external:
-            return {}
+            return ()
         beats = max(place.beats for place in self.kv.places.values())
-        return {
-            "external": index_bits(self.kv.external_depth),
-            "block_beats": number_bits(beats),
-            "slow_last": max(interval, number_bits(beats)),
-            "pause_last": number_bits(self.machine.external_latency + beats),
-        }
+        return (
+            Field(
+                "external",
+                index_bits(self.kv.external_depth),
+                "first row of the cache in external memory",
+            ),
+            Field("block_beats", number_bits(beats), "rows of a block there"),
+            Field(
+                "slow_last",
+                max(interval, number_bits(beats)),
+                "cycles of a block that comes from there, less one",
+            ),
+            Field(
+                "pause_last",
+                number_bits(self.machine.external_latency + beats),
+                "cycles until the first one is here, less one",
+            ),
+        )
 
     @cached_property
-    def append_fields(self) -> dict[str, int]:
-        """The descriptor of an append: names and widths in bits."""
+    def append_fields(self) -> Fields:
+        """The descriptor of an append."""
         kv, port = self.kv, self.machine.kv_port_bytes
         most = max((place.words for place in kv.places.values()), default=1)
         slots = 2 * -(-max(self.widths) // port) + 4
-        external = self._external_fields(1)
-        return {
-            "source": self.row_bits,
-            "source_stride": self.row_bits,
-            "word": index_bits(kv.depth),
-            "vector_words": number_bits(most),
-            "heads": number_bits(self.kv_heads),
-            "slots_last": number_bits(slots),
-            "chunks": number_bits(slots),
-            "planes_last": 1,
-            "dynamic": 1,
-            "scale_row": index_bits(kv.scale_depth),
-            "scale_stride": index_bits(kv.scale_depth),
-            **{name: external[name] for name in ("external", "block_beats") if external},
-        }
+        return Fields(
+            (
+                Field(
+                    "source",
+                    self.row_bits,
+                    "first row of the codes that are read; also of their scales",
+                ),
+                Field("source_stride", self.row_bits, "rows from a head to the next one"),
+                Field("word", index_bits(kv.depth), "first word of the cache in every H-Unit"),
+                Field("vector_words", number_bits(most), "words of a cached vector"),
+                Field("heads", number_bits(self.kv_heads), "heads of the cache"),
+                Field(
+                    "slots_last", number_bits(slots), "cycles of a head at the KV port, less one"
+                ),
+                Field("chunks", number_bits(slots), "words of the KV port of a plane"),
+                Field("planes_last", 1, "bytes of a cached element, less one"),
+                Field("dynamic", 1, "1: each vector has a scale of its own"),
+                Field("scale_row", index_bits(kv.scale_depth), "first row of the cache's scales"),
+                Field(
+                    "scale_stride",
+                    index_bits(kv.scale_depth),
+                    "rows of scales from a head to the next one",
+                ),
+                *self._external_fields(1)[:2],
+            )
+        )
 
 
 def encode(
     model: AttentionModel, instruction: Instruction, instance: Mapping[str, str]
 ) -> dict[str, int]:
-    """The descriptor of an instruction instance: every field of `AttentionModel.fields`, or of
-    `append_fields` for an append, as an unsigned number.
+    """The descriptor of an instruction instance: a number for each of `AttentionModel.fields`, or
+    of `append_fields` for an append.
 
     Args:
         model: of the program.
@@ -354,11 +418,7 @@ def encode(
         fields, values = model.append_fields, _encode_append(model, instruction, instance)
     else:
         fields, values = model.fields, _encode_attention(model, instruction, instance)
-    for name, value in values.items():
-        width = fields[name]
-        if not -(1 << (width - 1)) <= value < 1 << width:
-            raise CompilerBug(f"{instruction.opcode}: {name}={value} does not fit {width} bits")
-    return {name: values[name] & ((1 << width) - 1) for name, width in fields.items()}
+    return fields.checked(values, instruction.opcode)
 
 
 def _encode_attention(

@@ -115,7 +115,7 @@ class _Array:
         self.start = m.input("start", 1)
         self.given: dict[str, Signal] = {}
         self.held: dict[str, Signal] = {}
-        for field, bits in config.fields:
+        for field, bits in config.fields.items():
             self.given[field] = m.input(field, bits)
             held = self.given[field].delay(enable=self.start, name=f"{field}_held")
             self.held[field] = held
@@ -159,7 +159,7 @@ class _Array:
         """The counters: which word, plane and part each cycle takes."""
         m, start, config = self.m, self.start, self.config
         embed = self.field("embed")
-        widths = dict(config.fields)
+        widths = config.fields
         begin = start
         if slack := widths.get("slack"):
             waiting = self._counter("waiting", slack)
@@ -326,7 +326,7 @@ class _Array:
         """Which results leave the tiles, and which element of the result vector is first."""
         m, machine, config = self.m, self.machine, self.config
         before = machine.broadcast - 1
-        widths = dict(config.fields)
+        widths = config.fields
         last_step = self.final.delay(before + machine.mac_pipeline).delay(
             enable=self.capture, name="last_step"
         )

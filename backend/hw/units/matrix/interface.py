@@ -41,7 +41,6 @@ class MatrixUnit(Unit):
     def ports(self) -> tuple[Bundle, ...]:
         """See `Unit`."""
         config = self.config
-        held = {name for name, _ in config.fields}
         added = {"bias": CONSTANTS, "residual": VECTORS}
         return (
             Command((Matvec, Embed), config.fields),
@@ -49,7 +48,11 @@ class MatrixUnit(Unit):
             *((Take("power", POWER_BITS),) if config.domains else ()),
             *(row(CODES, f"input{i}", "address") for i in range(config.input_ports)),
             entry(CODE_SCALES, "scale", "address"),
-            *(row(memory, name, "address") for name, memory in added.items() if name in held),
+            *(
+                row(memory, name, "address")
+                for name, memory in added.items()
+                if name in config.fields
+            ),
             written_row(VECTORS, "write", "address", "mask"),
             Saturations("saturations"),
         )

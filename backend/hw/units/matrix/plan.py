@@ -19,6 +19,7 @@ import numpy.typing as npt
 from intaglio.backend.hw.units.refusals import attempted, refuse
 from intaglio.backend.hw.wires.widths import log2
 from intaglio.dialects.codes import FORMATS, Matrix, pack
+from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.formula import Formula
 from intaglio.dialects.machine import Machine
@@ -62,8 +63,11 @@ FIELDS: dict[str, str] = {
     "output_row": "first row of the result in the vector memory",
     "slack": "cycles to wait, where another instance of the instruction takes longer",
 }
-"""Fields of a descriptor: all unsigned, but for `places` and `mantissa` (two's complement). A field
-that is 0 in every instruction of a program does not exist in its hardware."""
+"""Fields of a descriptor, and what they say. One that is 0 in every instruction of a program does
+not exist in its hardware."""
+
+_SIGNED = ("places", "mantissa")
+"""Those in two's complement; the others are unsigned."""
 
 
 class ParameterLike(Protocol):
@@ -223,7 +227,7 @@ class MatrixConfig:
 
     Attributes:
         machine: geometry, formats and latencies.
-        fields: name and width of the descriptor's fields, in the order of `FIELDS`.
+        fields: of the descriptor, in the order of `FIELDS`.
         ways: how pieces deliver results, by split.
         forms: how tables lie on the tiles.
         accumulator_bits: of the widest accumulator.
@@ -243,7 +247,7 @@ class MatrixConfig:
     """
 
     machine: Machine
-    fields: tuple[tuple[str, int], ...]
+    fields: Fields
     ways: tuple[Way, ...]
     forms: tuple[Form, ...]
     accumulator_bits: int
@@ -420,7 +424,11 @@ def configure(
     scale_words = max(p.scale_base + p.scale_words(shapes[n], machine) for n, p in pieces.items())
     return MatrixConfig(
         machine=machine,
-        fields=tuple((field, widths[field]) for field in FIELDS if widths.get(field)),
+        fields=Fields(
+            Field(name, widths[name], meaning, name in _SIGNED)
+            for name, meaning in FIELDS.items()
+            if widths.get(name)
+        ),
         ways=ways,
         forms=forms,
         accumulator_bits=max(
@@ -656,7 +664,8 @@ def encode(
         if scales is None or name not in scales:
             raise CompilerBug(f"{name} has one scale, and nobody says which")
         values["mantissa"] = scales[name]
-    return {field: values[field] & ((1 << bits) - 1) for field, bits in config.fields}
+    values = {name: values[name] for name in config.fields}
+    return config.fields.checked(values, instruction.opcode)
 
 
 def single_scales(program: ProgramLike, images: ImagesLike) -> dict[str, int]:

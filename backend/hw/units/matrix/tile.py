@@ -68,7 +68,7 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
     - m - 1: `plane`, `part` (which shift), `clear` (begin with 0)
     - m: the sum has this word; with `capture` in this cycle it is on `result` from the next one on
     """
-    machine, fields = config.machine, dict(config.fields)
+    machine, fields = config.machine, config.fields
     comment = "The multipliers of a bank of ROM."
     m = design.module("l_unit", comment if config.logic else "ROM fused with its multipliers.")
     lanes, bits, plane_bits = machine.lanes, config.part_bits, machine.plane_bits
@@ -131,7 +131,7 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
 def has_sums(config: MatrixConfig) -> bool:
     """Whether sums of activations are needed: for zero points that are not part of what a cell
     holds, or offsets."""
-    return bool(config.zero_bits or config.offset_bits) or "zero" in dict(config.fields)
+    return bool(config.zero_bits or config.offset_bits) or "zero" in config.fields
 
 
 def _rom(m: ModuleBuilder, config: MatrixConfig) -> tuple[Signal, Signal]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from intaglio.backend.hw.units.refusals import attempted
 from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real, Scale
 from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Elementwise
@@ -58,54 +59,41 @@ FORMAT_CODES = {name: code for code, name in enumerate(FORMATS)}
 """Values of the field `number_format`."""
 
 
-class Field(NamedTuple):
-    """A field of the descriptor."""
-
-    name: str
-    width: int
-    signed: bool = False
-
-
-FIELDS = (
-    Field("operation", (len(OPERATIONS) - 1).bit_length()),
-    # First rows of what is read and written, in the memory that the operation means.
-    Field("read0", 20),
-    Field("read1", 20),
-    Field("write", 20),
-    Field("constant0", 20),
-    Field("constant1", 20),
-    # Groups: how many, beats of each, lanes used in the last beat, words from one to the next.
-    Field("groups", 12),
-    Field("beats", 16),
-    Field("lanes", 11),
-    Field("group_words", 20),
-    # A group's constants are the group's own, or those of the first group again.
-    Field("constant_restart", 1),
-    Field("offset", 1),
-    # Rotary: partner's distance in lanes or in rows, rows that turn, constant rows a position.
-    Field("exchange", 10),
-    Field("half_rows", 8),
-    Field("turning_rows", 8),
-    Field("position_rows", 8),
-    # Constants: layer_norm's n; two reals, with what their product is shifted by.
-    Field("elements", 15),
-    Field("first_mantissa", 25, True),
-    Field("first_shift", 10, True),
-    Field("second_mantissa", 25, True),
-    Field("second_shift", 10, True),
-    Field("fraction", 7, True),
-    Field("largest_shift", 8, True),
-    Field("gate_table", (len(GATE_TABLES) - 1).bit_length()),
-    Field("number_format", 3),
-    # Attention
-    Field("window", 20),
-    Field("static_scale", 1),
-    Field("shared", 8),
-    Field("scale_stride", 16),
+FIELDS = Fields(
+    (
+        Field("operation", (len(OPERATIONS) - 1).bit_length(), "number in `OPERATIONS`"),
+        # Rows are those of the memory that the operation means.
+        Field("read0", 20, "first row of what is read"),
+        Field("read1", 20, "first row of the second operand"),
+        Field("write", 20, "first row of what is written"),
+        Field("constant0", 20, "first row of the first constants; of a cache's scales"),
+        Field("constant1", 20, "first row of the second constants; first entry of the heads"),
+        Field("groups", 12, "groups"),
+        Field("beats", 16, "beats of a group"),
+        Field("lanes", 11, "lanes used in a group's last beat"),
+        Field("group_words", 20, "words from a group to the next one"),
+        Field("constant_restart", 1, "1: all groups have the constants of the first one"),
+        Field("offset", 1, "1: add the second constants"),
+        Field("exchange", 10, "lanes from a turning element to its partner"),
+        Field("half_rows", 8, "rows from a turning element to its partner"),
+        Field("turning_rows", 8, "rows of a head that turn"),
+        Field("position_rows", 8, "constant rows of a position"),
+        Field("elements", 15, "elements of a group whose mean is taken off"),
+        Field("first_mantissa", 25, "mantissa of the first real number", True),
+        Field("first_shift", 10, "places that its product is shifted by", True),
+        Field("second_mantissa", 25, "mantissa of the second real number", True),
+        Field("second_shift", 10, "places that its product is shifted by", True),
+        Field("fraction", 7, "fraction bits of what is read, less those that are wanted", True),
+        Field("largest_shift", 8, "largest shift that normalises", True),
+        Field("gate_table", (len(GATE_TABLES) - 1).bit_length(), "number in `GATE_TABLES`"),
+        Field("number_format", 3, "number in `FORMAT_CODES`"),
+        Field("window", 20, "tokens that attention sees; 0: all"),
+        Field("static_scale", 1, "1: the cache has one scale, the first real number"),
+        Field("shared", 8, "query heads that share a key-value head"),
+        Field("scale_stride", 16, "rows from a head's scales to the next one's"),
+    )
 )
-"""The fields of the vector unit's descriptor; signed ones are two's complement."""
-
-_FIELD = {one.name: one for one in FIELDS}
+"""The fields of the vector unit's descriptor."""
 
 Content = Mapping[str, Any]
 """program.json, or a part of it."""
@@ -282,7 +270,7 @@ def shape_refusals(program: Content) -> list[UserError]:
 def encode(
     program: Content, instruction: Content, instance: Mapping[str, str], places: Places
 ) -> dict[str, int]:
-    """The descriptor of an instruction instance: all `FIELDS`, as unsigned numbers.
+    """The descriptor of an instruction instance: a number for each of `FIELDS`.
 
     Args:
         program: the content of program.json.
@@ -293,13 +281,13 @@ def encode(
     Raises:
         UserError: a shape that the unit does not take; names the ONNX node.
     """
-    values = {one.name: 0 for one in FIELDS}
+    values = dict.fromkeys(FIELDS, 0)
     values |= {"groups": 1, "elements": 1, "shared": 1, "second_mantissa": 1}
     values |= {"largest_shift": 24}
     values |= _Encoder(program, instruction, instance, places).fields()
     # A product is shifted by no more than changes it.
     values["second_shift"] = min(max(values["second_shift"], -127), 127)
-    return {name: _wires(instruction, _FIELD[name], value) for name, value in values.items()}
+    return FIELDS.checked(values, instruction["opcode"], _node(instruction))
 
 
 def operations(program: Content) -> frozenset[str]:
@@ -361,23 +349,12 @@ def _size(program: Content, buffer: str) -> int:
 
 
 def _unfit(instruction: Content, what: str, hint: str | None = None) -> UserError:
-    names = [name for names in instruction["onnx"] for name in names]
-    return UserError(
-        what, node=names[0] if names else None, op_type=instruction["opcode"], hint=hint
-    )
+    return UserError(what, node=_node(instruction), op_type=instruction["opcode"], hint=hint)
 
 
-def _wires(instruction: Content, one: Field, value: int) -> int:
-    low, high = (
-        (-(1 << (one.width - 1)), 1 << (one.width - 1)) if one.signed else (0, 1 << one.width)
-    )
-    if not low <= value < high:
-        raise _unfit(
-            instruction,
-            f"the vector unit's descriptor has {one.width} bits for {one.name}, not enough for "
-            f"{value}",
-        )
-    return value & ((1 << one.width) - 1)
+def _node(instruction: Content) -> str | None:
+    """The first ONNX node that an instruction stands for."""
+    return next((name for names in instruction["onnx"] for name in names), None)
 
 
 def content_of(program: Program) -> dict[str, Any]:

@@ -73,9 +73,8 @@ class VectorUnit(Unit):
     @cached_property
     def ports(self) -> tuple[Bundle, ...]:
         """See `Unit`."""
-        fields = tuple((one.name, one.width) for one in FIELDS)
         return (
-            Command(INSTRUCTIONS, fields),
+            Command(INSTRUCTIONS, FIELDS),
             Take("position", POSITION),
             *self._reads(),
             *self._writes(),

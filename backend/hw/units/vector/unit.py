@@ -135,7 +135,7 @@ class _Vector:
         self.start = m.input("start", 1)
         position_bits = max(1, self.shape.positions.bit_length())
         self.position_now = position = m.input("position", position_bits)
-        self.raw = {one.name: m.input(one.name, one.width, one.signed) for one in FIELDS}
+        self.raw = {one.name: m.input(one.name, one.width, one.signed) for one in FIELDS.fields}
         self.fields = {
             name: signal.delay(enable=self.start, name=f"of_{name}")
             for name, signal in self.raw.items()

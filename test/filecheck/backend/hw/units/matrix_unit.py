@@ -6,6 +6,7 @@ from intaglio.backend.hw.units.matrix.plan import MatrixConfig, Way
 from intaglio.backend.hw.units.matrix.tile import build_matrix_unit
 from intaglio.backend.hw.wires.signal import Design
 from intaglio.backend.target.target import load_target
+from intaglio.dialects.descriptor import Fields
 
 design = Design()
 machine = load_target(sys.argv[1]).machine()
@@ -14,7 +15,7 @@ build_matrix_unit(
     design,
     MatrixConfig(
         machine=machine,
-        fields=(),
+        fields=Fields(()),
         ways=tuple(Way(split, 8) for split in (2, 4) if split <= machine.l_units) or (Way(1, 8),),
         forms=(),
         accumulator_bits=30,

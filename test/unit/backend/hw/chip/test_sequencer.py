@@ -18,6 +18,7 @@ from intaglio.backend.hw.chip.sequencer import (
     unroll,
 )
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Wire, mux
+from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.formula import constant
 from intaglio.dialects.isa.queues import QUEUES
@@ -27,7 +28,7 @@ from intaglio.runtime.engines.running import Model
 from intaglio.runtime.engines.verilator import VerilatorModel, compiler, verilator_root
 
 LONGEST = 20
-FIELDS = (("cycles", 5),)
+FIELDS = Fields((Field("cycles", 5),))
 Blocks = list[tuple[Block, bool]]
 
 

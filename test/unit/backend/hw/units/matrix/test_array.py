@@ -494,7 +494,7 @@ def _run(
         taken = instruction.issue.duration(tokens=1, rank=0)
         first = run.run(1)
         run.set("start", 0)
-        for name, bits in config.fields:
+        for name, bits in config.fields.items():
             # The descriptor is valid in the cycle of `start` alone.
             run.set(name, int(rng.integers(0, 1 << min(bits, 30))))
         if "token" in run.ports:
@@ -878,7 +878,7 @@ def test_least_hardware() -> None:
     model = _model(MINI)
     model.product(model.matrix(40, 64, 2, 64, 1, 4), bias=False, residual=False)
     config = configure(model.program)
-    assert {"bias", "residual", "embed", "split", "pre_shift"}.isdisjoint(dict(config.fields))
+    assert {"bias", "residual", "embed", "split", "pre_shift"}.isdisjoint(config.fields)
     design = Design()
     ports = {port.name for port in build_matrix(design, config).ports}
     assert {"token", "bias_data", "residual_data"}.isdisjoint(ports)

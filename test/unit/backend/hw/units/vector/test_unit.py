@@ -247,7 +247,9 @@ class Unit:
         places = dataclasses.replace(places or Places(), constants=placed)
         fields = encode(program, instruction, instance, places)
         # The descriptor is there in the first cycle only.
-        noise = {one.name: int(self.rng.integers(0, 1 << min(one.width, 16))) for one in FIELDS}
+        noise = {
+            one.name: int(self.rng.integers(0, 1 << min(one.width, 16))) for one in FIELDS.fields
+        }
         inputs: dict[str, Any] = {name: [value, noise[name]] for name, value in fields.items()}
         inputs |= {"start": [1, 0], "position": [position, int(self.rng.integers(POSITIONS))]}
         # Issued no sooner than one cycle after the finish of the instruction before.
@@ -704,7 +706,6 @@ def test_refusals() -> None:
 
 
 def test_fields_fit_the_lists() -> None:
-    widths = {one.name: one.width for one in FIELDS}
-    assert len(OPERATIONS) <= 1 << widths["operation"]
-    assert len(GATE_TABLES) <= 1 << widths["gate_table"]
-    assert max(vector_encode.FORMAT_CODES.values()) < 1 << widths["number_format"]
+    assert len(OPERATIONS) <= 1 << FIELDS["operation"]
+    assert len(GATE_TABLES) <= 1 << FIELDS["gate_table"]
+    assert max(vector_encode.FORMAT_CODES.values()) < 1 << FIELDS["number_format"]
