@@ -53,7 +53,7 @@ from intaglio.lowering.onnx.graph.external_data import companion_file
 from intaglio.lowering.onnx.weights.quantised_graph import DATA_FILE, write_quantised
 from intaglio.lowering.onnx.weights.rounding import HEAD_ROUNDING
 from intaglio.lowering.onnx.weights.weights import FLOAT_WEIGHTS_HINT
-from intaglio.lowering.place.mapping import left_out_warnings, mapping_of
+from intaglio.lowering.place.mapping import engraved, left_out_warnings, mapping_of
 from intaglio.lowering.step.fractions import Stream, stream_warnings
 from intaglio.lowering.step.legalize import RomLegalize, legalize, substituted
 from intaglio.lowering.step.loss_warning import NOTEWORTHY, loss_warnings
@@ -195,9 +195,8 @@ def _run_stages(
                     folder,
                     lambda name, size: progress(f"engraved {name} ({size / 1e6:.1f} MB)"),
                 )
-            mapping = mapping_of(module, machine_of(module))
-            write_json(folder / MAPPING, mapping)
-            found.warnings += _fabric_warnings(module, found.images, options, mapping)
+            write_json(folder / MAPPING, mapping_of(module, machine_of(module)))
+            found.warnings += _fabric_warnings(module, found.images, options)
         with watch.stage(f"print {stage}"):
             _write_ir(module, folder / "ir" / f"{stage}.mlir")
 
@@ -209,13 +208,11 @@ def _legalize(module: ModuleOp, found: _Found) -> None:
     found.warnings += stream_warnings(found.streams)
 
 
-def _fabric_warnings(
-    module: ModuleOp, images: WrittenImages, options: Options, mapping: dict[str, Any]
-) -> list[str]:
+def _fabric_warnings(module: ModuleOp, images: WrittenImages, options: Options) -> list[str]:
     """What tensors lose as they are written, and what a mapping file leaves to the compiler."""
     warnings = loss_warnings(images.losses.values(), MANTISSAS, MANTISSAS_HELP)
     if options.mapping is not None:
-        warnings += left_out_warnings(options.mapping, mapping, machine_of(module))
+        warnings += left_out_warnings(options.mapping, engraved(module), machine_of(module))
     return [*warnings, *clipped_warnings(images)]
 
 

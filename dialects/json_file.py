@@ -11,11 +11,14 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar
 
 from intaglio.dialects.errors import UserError
+
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
+"""What a JSON file can hold; tuples become lists."""
 
 LARGEST = 1 << 63
 """Integers are smaller than this in magnitude."""
@@ -41,7 +44,7 @@ class JSONFile:
     __slots__ = ("_keys", "file", "hint", "value")
 
     def __init__(
-        self, value: Any, file: str, hint: str | None = None, keys: _Keys | None = None
+        self, value: JSON, file: str, hint: str | None = None, keys: _Keys | None = None
     ) -> None:
         self.value = value
         self.file = file
@@ -83,18 +86,20 @@ class JSONFile:
         return UserError(f"{place}{what}", file=self.file, hint=self.hint)
 
     def __getitem__(self, key: str) -> JSONFile:
-        if key not in self._object():
+        content = self._object()
+        if key not in content:
             raise self.error(f"has no key '{key}'" if self.place else f"the key '{key}' is missing")
-        return self._at(key)
+        return self._at(key, content[key])
 
     def get(self, key: str) -> JSONFile | None:
         """The value of a key that may be missing; null is as missing."""
-        return self._at(key) if self._object().get(key) is not None else None
+        value = self._object().get(key)
+        return None if value is None else self._at(key, value)
 
     def items(self) -> Iterator[tuple[str, JSONFile]]:
         """Keys and values of an object."""
-        for key in self._object():
-            yield key, self._at(key)
+        for key, value in self._object().items():
+            yield key, self._at(key, value)
 
     def names(self) -> list[str]:
         """Keys of an object."""
@@ -102,8 +107,8 @@ class JSONFile:
 
     def values(self) -> Iterator[JSONFile]:
         """Values of an object."""
-        for key in self._object():
-            yield self._at(key)
+        for key, value in self._object().items():
+            yield self._at(key, value)
 
     def only(self, *keys: str) -> JSONFile:
         """The object itself, which has no other keys than these."""
@@ -119,7 +124,7 @@ class JSONFile:
             raise self.error(f"is {shown(value)}, not a list")
         if length is not None and len(value) != length:
             raise self.error(f"has {len(value)} entries, not {length}")
-        return [self._at(i) for i in range(len(value))]
+        return [self._at(i, one) for i, one in enumerate(value)]
 
     def text(self, *choices: str) -> str:
         """A text; one of some, where they are given."""
@@ -131,8 +136,10 @@ class JSONFile:
 
     def texts(self) -> list[str]:
         """A list of texts."""
-        if type(self.value) is list and all(type(one) is str for one in self.value):
-            return self.value
+        if isinstance(self.value, list):
+            found = [one for one in self.value if isinstance(one, str)]
+            if len(found) == len(self.value):
+                return found
         return [one.text() for one in self.list()]
 
     def integer(self, low: int = -LARGEST, high: int = LARGEST - 1) -> int:
@@ -149,11 +156,19 @@ class JSONFile:
         """An integer that is not negative, or at least `low`."""
         return self.integer(low)
 
+    def pair(self) -> tuple[int, int]:
+        """Two integers."""
+        first, second = self.list(2)
+        return first.integer(), second.integer()
+
     def counts(self) -> list[int]:
         """A list of integers that are not negative."""
         value = self.value
-        if type(value) is list and all(type(one) is int and 0 <= one < LARGEST for one in value):
-            return value
+        if isinstance(value, list):
+            # Long lists: one look at each.
+            found = [one for one in value if type(one) is int and 0 <= one < LARGEST]
+            if len(found) == len(value):
+                return found
         return [one.count() for one in self.list()]
 
     def number(self) -> float:
@@ -191,16 +206,16 @@ class JSONFile:
         except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
             raise self.error(f"is {shown(self.value)}, no {what}: {error}") from error
 
-    def _object(self) -> Mapping[str, Any]:
+    def _object(self) -> Mapping[str, JSON]:
         if not isinstance(self.value, dict):
             raise self.error(f"is {shown(self.value)}, not an object")
         return self.value
 
-    def _at(self, key: str | int) -> JSONFile:
-        return JSONFile(self.value[key], self.file, self.hint, (key, self._keys))
+    def _at(self, key: str | int, value: JSON) -> JSONFile:
+        return JSONFile(value, self.file, self.hint, (key, self._keys))
 
 
-def parse_json(data: bytes | str, file: str, hint: str | None = None) -> Any:
+def parse_json(data: bytes | str, file: str, hint: str | None = None) -> JSON:
     """The content of a JSON file.
 
     Raises:
@@ -215,7 +230,7 @@ def parse_json(data: bytes | str, file: str, hint: str | None = None) -> Any:
         raise UserError(what, file=file, hint=hint) from error
 
 
-def as_json(content: Any) -> Any:
+def as_json(content: JSON) -> JSON:
     """A value as it comes back from a JSON file: tuples are lists."""
     match content:
         case dict():
@@ -238,7 +253,7 @@ def long_number(error: ValueError) -> str | None:
     return f"has an integer of more than {_DIGITS} digits"
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value for messages, short."""
     match value:
         case dict():

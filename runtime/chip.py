@@ -70,7 +70,7 @@ class Chip(LoadedModel):
         """Where every matrix lies: the content of mapping.json."""
         content = JSONFile.read(self.folder / MAPPING, "compile the model again")
         self.files.verify([MAPPING])
-        return content.value
+        return {name: one.value for name, one in content.items()}
 
     def stream(
         self,

@@ -132,7 +132,7 @@ class LoadedModel:
 
         # The graph reads any of them by name.
         self.files.verify(self.files.below(REFERENCE))
-        return inside(self.folder, self.files.manifest["model"], MANIFEST)
+        return inside(self.folder, self.files.manifest["model"].text(), MANIFEST)
 
     @property
     def judged(self) -> Path:

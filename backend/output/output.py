@@ -11,12 +11,11 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from intaglio.backend.output.hardware_files import is_hardware_file
 from intaglio.backend.output.whole import naming, tidy, tidy_inside, whole_folder, write_text
 from intaglio.dialects.errors import UserError
-from intaglio.dialects.json_file import JSONFile
+from intaglio.dialects.json_file import JSON, JSONFile
 
 MANIFEST = "manifest.json"
 TIMINGS = "timings.json"
@@ -129,10 +128,10 @@ def _written(folder: Path) -> set[str] | None:
         manifest = read_manifest(folder)
     except UserError:
         return None
-    return {MANIFEST, TIMINGS, *manifest["inputs"], *manifest["outputs"]}
+    return {MANIFEST, TIMINGS, *manifest["inputs"].names(), *manifest["outputs"].names()}
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> JSONFile:
     """The manifest of an output folder.
 
     Raises:
@@ -143,7 +142,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError("this is no output of intaglio compile", file=str(folder))
     content = JSONFile.read(path, "compile the model again")
-    if "inputs" not in content.value or "outputs" not in content.value:
+    if not {"inputs", "outputs"} <= set(content.names()):
         raise UserError("this is no output of intaglio compile", file=str(folder))
     for part in ("inputs", "outputs"):
         for name, digest in content[part].items():
@@ -153,7 +152,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for key, check in _OPTIONAL.items():
         if (one := content.get(key)) is not None:
             check(one)
-    return content.value
+    return content
 
 
 _OPTIONAL: dict[str, Callable[[JSONFile], object]] = {
@@ -208,12 +207,12 @@ def adapters_in(out: Path) -> list[str]:
     return sorted(name for name in names if ADAPTER_NAME.fullmatch(name))
 
 
-def json_text(content: Any) -> str:
+def json_text(content: JSON) -> str:
     """JSON in one fixed form."""
     return json.dumps(content, indent=1) + "\n"
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: JSON) -> None:
     """Writes JSON in its fixed form."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json_text(content))

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from intaglio.backend.output.output import MANIFEST, inside, read_manifest, sha256_of, write_json
 from intaglio.backend.output.private_folder import STATE, NotPrivate, private_folder, user_folder
 from intaglio.backend.output.whole import whole_file
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.json_file import JSONFile
 
 SCHEMA = 1
 _FOLDER = "verified"
@@ -50,14 +50,15 @@ class OutputFiles:
         self._again = again
 
     @cached_property
-    def manifest(self) -> Mapping[str, Any]:
+    def manifest(self) -> JSONFile:
         """See `read_manifest`."""
         return read_manifest(self.folder)
 
     @property
     def digests(self) -> Mapping[str, str]:
         """SHA-256 of each file by its name, as the manifest has it."""
-        return {**self.manifest["inputs"], **self.manifest["outputs"]}
+        parts = (self.manifest["inputs"], self.manifest["outputs"])
+        return {name: one.text() for part in parts for name, one in part.items()}
 
     def below(self, folder: str) -> list[str]:
         """Names of the files that are in a folder, or should be."""
@@ -126,8 +127,9 @@ class OutputFiles:
         """Takes files that were written after the compile into the manifest."""
         known = dict(self._record)
         digests = {name: sha256_of(self.folder / name) for name in names}
-        manifest = dict(self.manifest)
-        manifest["outputs"] = dict(sorted({**manifest["outputs"], **digests}.items()))
+        outputs = {name: one.text() for name, one in self.manifest["outputs"].items()} | digests
+        manifest = {name: one.value for name, one in self.manifest.items()}
+        manifest["outputs"] = dict(sorted(outputs.items()))
         write_json(self.folder / MANIFEST, manifest)
         for of_old_manifest in ("manifest", "_identity", "_record"):
             self.__dict__.pop(of_old_manifest, None)

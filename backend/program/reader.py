@@ -170,7 +170,7 @@ def _part(content: JSONFile | None, folder: Path) -> Part | None:
     content.only("file", "offset", "size", "sha256")
     inside(folder, content["file"].text(), PROGRAM)
     return Part(
-        content["file"].value,
+        content["file"].text(),
         content["offset"].count(),
         content["size"].count(),
         content["sha256"].digest(),
@@ -305,11 +305,11 @@ def _instruction(
             node=next((name for names in onnx for name in names), None),
             hint=content.hint,
         ) from error
-    waits = content["waits"]
-    for name, one in waits.items():
+    waits: dict[str, int] = {}
+    for name, one in content["waits"].items():
         if name not in QUEUES:
-            raise waits.error(f"has the unknown queue '{name}'")
-        one.integer(0, issued[name])
+            raise content["waits"].error(f"has the unknown queue '{name}'")
+        waits[name] = one.integer(0, issued[name])
     return Instruction(
         opcode=opcode,
         queue=queue,
@@ -318,9 +318,7 @@ def _instruction(
         uses=uses,
         arguments=arguments,
         onnx=onnx,
-        issue=timeline.Issue(
-            queue, waits.value, content["duration"].read_as(_duration, "duration")
-        ),
+        issue=timeline.Issue(queue, waits, content["duration"].read_as(_duration, "duration")),
         start=content["start"].counts(),
         finish=content["finish"].counts(),
     )

@@ -13,7 +13,7 @@ from intaglio.backend.output.output import write_json
 from intaglio.backend.target.report import target_json
 from intaglio.backend.target.schema import KEYS, SCHEMA
 from intaglio.backend.target.target import Target
-from intaglio.backend.target.values import Parameter, wrong_value
+from intaglio.backend.target.values import Parameter, sound, wrong_value
 from intaglio.dialects.json_file import JSONFile, shown
 
 TARGET = "target.json"
@@ -51,27 +51,25 @@ def _parameter(name: str, content: JSONFile) -> Parameter:
     if name not in KEYS:
         raise content.error("is no figure that this version knows")
     content.only("meaning", *(field.name for field in fields(Parameter)))
-    for part in ("source", "formula", "reason"):
-        if (one := content.get(part)) is not None:
-            one.text()
-    content["origin"].text()
-    content["unit"].text()
-    value, limits = content["value"].value, content["range"].value
-    if isinstance(value, list):
-        value = tuple(value)
+    source, formula, reason = (
+        None if content[part].value is None else content[part].text()
+        for part in ("source", "formula", "reason")
+    )
+    given, limits = content["value"], None
+    value = tuple(given.texts()) if isinstance(given.value, list) else given.value
     if problem := wrong_value(KEYS[name], value):
-        raise content["value"].error(f"is {problem}")
-    if limits is not None:
+        raise given.error(f"is {problem}")
+    if content["range"].value is not None:
         limits = tuple(
             one.value if isinstance(one.value, str) else one.number()
             for one in content["range"].list()
         )
     return Parameter(
-        value,
-        content["origin"].value,
-        content["source"].value,
-        content["formula"].value,
+        sound(value),
+        content["origin"].text(),
+        source,
+        formula,
         limits,
-        content["reason"].value,
-        content["unit"].value,
+        reason,
+        content["unit"].text(),
     )

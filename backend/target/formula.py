@@ -9,29 +9,42 @@ from __future__ import annotations
 
 import ast
 import math
-import operator
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
-Lookup = Callable[[str], Any]
+Value: TypeAlias = int | float | str | tuple[str, ...]
+"""Of a parameter: a number, a text, or a list of choices."""
+Lookup = Callable[[str], Value]
 
-_BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
+_BINARY: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: a / b,
+    ast.FloorDiv: lambda a, b: a // b,
+    ast.Mod: lambda a, b: a % b,
 }
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
+_LARGEST_EXPONENT = 64
+
+
+def _round(value: float, digits: float | None = None) -> float:
+    if digits is None:
+        return round(value)
+    if abs(digits) > _LARGEST_EXPONENT:
+        raise FormulaError(f"rounds to more than {_LARGEST_EXPONENT} digits")
+    if not isinstance(digits, int):
+        raise FormulaError("rounds to a number of digits that is no integer")
+    return round(value, digits)
+
+
+_FUNCTIONS: dict[str, Callable[..., float]] = {
     "floor": math.floor,
     "ceil": math.ceil,
-    "round": lambda value, *digits: round(value, *map(_digits, digits)),
+    "round": _round,
     "log2": math.log2,
     "min": min,
     "max": max,
 }
-_LARGEST_EXPONENT = 64
 _LONGEST = 1000
 _MOST_BITS = 256
 """Of an integer on the way to a figure."""
@@ -41,15 +54,12 @@ class FormulaError(ValueError):
     """The formula is not in the grammar, or has no value."""
 
 
-def evaluate(text: str, lookup: Lookup) -> Any:
+def evaluate(text: str, lookup: Lookup) -> Value:
     """Value of a formula.
 
     Args:
         text: the formula.
         lookup: value of a parameter by its full name `section.key`; may raise `KeyError`.
-
-    Returns:
-        An int, a float or a string.
 
     Raises:
         FormulaError: outside the grammar, an unknown parameter, or no value (division by zero).
@@ -87,7 +97,7 @@ def _parse(text: str) -> ast.Expression:
         raise FormulaError("is not an arithmetic expression") from error
 
 
-def _value(node: ast.expr, lookup: Lookup) -> Any:
+def _value(node: ast.expr, lookup: Lookup) -> Value:
     match node:
         case ast.Constant(value=str() as value):
             return value
@@ -105,7 +115,7 @@ def _value(node: ast.expr, lookup: Lookup) -> Any:
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             return _number(_BINARY[type(op)], _value(left, lookup), _value(right, lookup))
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return _number(operator.neg, _value(operand, lookup))
+            return _number(_BINARY[ast.Sub], 0, _value(operand, lookup))
         case ast.IfExp(
             test=ast.Compare(left=left, ops=[ast.Eq() | ast.NotEq() as op], comparators=[right]),
             body=body,
@@ -119,12 +129,13 @@ def _value(node: ast.expr, lookup: Lookup) -> Any:
             raise FormulaError(f"may not contain '{ast.unparse(node)}'")
 
 
-def _number(function: Callable[..., Any], *operands: Any) -> Any:
+def _number(function: Callable[..., float], *operands: Value) -> float:
     # Python repeats and joins strings with the same operators.
-    if not all(isinstance(operand, int | float) for operand in operands):
+    numbers = [operand for operand in operands if isinstance(operand, int | float)]
+    if len(numbers) < len(operands):
         raise FormulaError("computes with something that is not a number")
     # No operation makes more than twice the bits of what it takes, so each is quick.
-    value = function(*operands)
+    value = function(*numbers)
     if isinstance(value, complex):
         raise FormulaError("has no value: it is the root of a negative number")
     if isinstance(value, float) and not math.isfinite(value):
@@ -134,13 +145,7 @@ def _number(function: Callable[..., Any], *operands: Any) -> Any:
     return value
 
 
-def _digits(count: float) -> Any:
-    if abs(count) > _LARGEST_EXPONENT:
-        raise FormulaError(f"rounds to more than {_LARGEST_EXPONENT} digits")
-    return count
-
-
-def _power(base: float, exponent: float) -> Any:
+def _power(base: float, exponent: float) -> float:
     if abs(exponent) > _LARGEST_EXPONENT:
         raise FormulaError(f"has an exponent beyond {_LARGEST_EXPONENT}")
     if isinstance(base, int) and base.bit_length() * abs(exponent) > 2 * _MOST_BITS:

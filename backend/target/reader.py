@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from intaglio.backend.target.formula import FormulaError, evaluate, names
+from intaglio.backend.target.formula import FormulaError, Value, evaluate, names
 from intaglio.backend.target.schema import (
     ENTRY_KEYS,
     KEYS,
@@ -18,7 +18,6 @@ from intaglio.backend.target.schema import (
 )
 from intaglio.backend.target.values import (
     Parameter,
-    Value,
     contradictions,
     derive,
     formula_result,
@@ -26,9 +25,11 @@ from intaglio.backend.target.values import (
     quoted,
     raise_all,
     shown,
+    sound,
     wrong_value,
 )
 from intaglio.dialects.errors import UserError, meant
+from intaglio.dialects.json_file import JSON
 
 _ENTRY = '{ value = ..., origin = "paper"|"secondary"|"derived"|"assumed", ... }'
 _AGREEMENT = 0.005
@@ -45,7 +46,7 @@ class Description:
     sources: dict[str, str]
 
 
-def read_document(document: dict[str, Any], file: str) -> Description:
+def read_document(document: Mapping[str, JSON], file: str) -> Description:
     """Check a parsed target file.
 
     Args:
@@ -69,7 +70,7 @@ class _Reader:
     def fault(self, what: str, hint: str | None = None) -> None:
         self.errors.append(UserError(what, file=self.file, hint=hint))
 
-    def read(self, document: dict[str, Any]) -> Description:
+    def read(self, document: Mapping[str, JSON]) -> Description:
         # Another version may differ in anything, so nothing else would be worth reporting.
         schema = document.get("schema")
         if type(schema) is not int or schema != SCHEMA:
@@ -84,7 +85,7 @@ class _Reader:
                     f"unknown {kind} '{name}'",
                     meant(name, sections) + f"sections: {', '.join(sections)}",
                 )
-        about = self._about(document.get("target"))
+        name, description = self._about(document.get("target"))
         self._sources(document.get("sources", {}))
         parameters = self._parameters(document)
         raise_all(self.errors)
@@ -93,34 +94,38 @@ class _Reader:
         for name, what in contradictions(parameters):
             self.fault(f"{_place(name)}: {what}")
         raise_all(self.errors)
-        return Description(about["name"], about["description"], parameters, self.sources)
+        return Description(name, description, parameters, self.sources)
 
-    def _about(self, section: Any) -> dict[str, str]:
+    def _about(self, section: JSON) -> list[str]:
+        """The texts of the section [target], in the order of their keys."""
         if not isinstance(section, dict):
             self.fault(
                 "section [target] is missing" if section is None else "[target] is not a section",
                 f"it has the keys {', '.join(TARGET_KEYS)}",
             )
-            return {}
+            return [""] * len(TARGET_KEYS)
         for key in section:
             if key not in TARGET_KEYS:
                 self.fault(
                     f"[target] {key}: unknown key",
                     meant(key, TARGET_KEYS) + f"keys: {', '.join(TARGET_KEYS)}",
                 )
+        texts: list[str] = []
         for key in TARGET_KEYS:
+            text = section.get(key)
             if key not in section:
                 self.fault(f"[target] {key}: is missing")
-            elif not isinstance(section[key], str) or not section[key].strip():
+            elif not isinstance(text, str) or not text.strip():
                 self.fault(f"[target] {key}: is not a text")
-            elif key == "name" and not re.fullmatch(r"[a-z][a-z0-9-]*", section[key]):
+            elif key == "name" and not re.fullmatch(r"[a-z][a-z0-9-]*", text):
                 self.fault(
-                    f"[target] name: '{section[key]}' is no name for a target",
+                    f"[target] name: '{text}' is no name for a target",
                     "small letters, digits and hyphens, a letter first",
                 )
-        return section
+            texts.append(str(text))
+        return texts
 
-    def _sources(self, section: Any) -> None:
+    def _sources(self, section: JSON) -> None:
         if not isinstance(section, dict):
             self.fault("[sources] is not a section")
             return
@@ -130,7 +135,7 @@ class _Reader:
             else:
                 self.sources[key] = text
 
-    def _parameters(self, document: dict[str, Any]) -> dict[str, Parameter]:
+    def _parameters(self, document: Mapping[str, JSON]) -> dict[str, Parameter]:
         found: dict[str, Parameter] = {}
         for section in SECTIONS:
             table = document.get(section, {})
@@ -161,7 +166,7 @@ class _Reader:
                     found[f"{section}.{key}"] = entry
         return found
 
-    def _entry(self, name: str, entry: Any) -> Parameter | None:
+    def _entry(self, name: str, entry: JSON) -> Parameter | None:
         """One parameter, or None when it has faults, which are recorded."""
         before = len(self.errors)
         place, spec = _place(name), KEYS[name]
@@ -174,8 +179,12 @@ class _Reader:
                     f"{place}: unknown part '{part}'",
                     meant(part, ENTRY_KEYS) + f"parts: {', '.join(ENTRY_KEYS)}",
                 )
+        texts: dict[str, str] = {}
         for part in ("source", "formula", "reason"):
-            if part in entry and (not isinstance(entry[part], str) or not entry[part].strip()):
+            text = entry.get(part)
+            if isinstance(text, str) and text.strip():
+                texts[part] = text
+            elif part in entry:
                 self.fault(f"{place}: {part} is not a text")
         origin = entry.get("origin")
         if origin is None:
@@ -197,16 +206,16 @@ class _Reader:
             return None
         assert isinstance(origin, str)
         return Parameter(
-            value,
+            sound(value),
             origin,
-            entry.get("source"),
-            entry.get("formula"),
+            texts.get("source"),
+            texts.get("formula"),
             limits,
-            entry.get("reason"),
+            texts.get("reason"),
             spec.unit,
         )
 
-    def _origin_parts(self, place: str, origin: Any, entry: dict[str, Any]) -> None:
+    def _origin_parts(self, place: str, origin: JSON, entry: Mapping[str, JSON]) -> None:
         needs = {
             "paper": {"source": "where it stands"},
             "secondary": {"source": "where it stands"},
@@ -238,30 +247,33 @@ class _Reader:
                 )
 
     def _range(
-        self, place: str, spec: Key, value: Value, limits: Any
+        self, place: str, spec: Key, value: JSON, limits: JSON
     ) -> tuple[int | float | str, ...] | None:
+        given: list[JSON] = limits if isinstance(limits, list) else []
         if spec.kind in ("choice", "choices", "text"):
             chosen = value if isinstance(value, tuple) else (value,)
-            listed = isinstance(limits, list) and len(limits) > 0
-            if not listed or any(_foreign(spec, item) for item in limits):
+            choices = [one for one in given if isinstance(one, str) and not _foreign(spec, one)]
+            if not choices or len(choices) < len(given):
                 self.fault(f"{place}: range is not a list of choices", f"allowed: {spec.allowed()}")
-            elif any(item not in limits for item in chosen):
+            elif any(item not in choices for item in chosen):
                 self.fault(f"{place}: value {shown(value)} is not in its own range")
             else:
-                return tuple(limits)
+                return tuple(choices)
             return None
-        numbers = isinstance(limits, list) and len(limits) == 2 and all(map(is_number, limits))
-        if not numbers or not limits[0] <= limits[1]:
+        numbers = [one for one in given if is_number(one)]
+        if not len(numbers) == len(given) == 2 or not numbers[0] <= numbers[1]:
             self.fault(f"{place}: range is not [low, high]")
-        elif not spec.low <= limits[0] <= limits[1] <= spec.high:
+            return None
+        low, high = numbers
+        if not spec.low <= low <= high <= spec.high:
             self.fault(
-                f"{place}: range {shown(tuple(limits))} leaves the bounds of sense",
+                f"{place}: range {shown((low, high))} leaves the bounds of sense",
                 f"allowed: {spec.low:g} to {spec.high:g}",
             )
-        elif not isinstance(value, int | float) or not limits[0] <= value <= limits[1]:
+        elif not isinstance(value, int | float) or not low <= value <= high:
             self.fault(f"{place}: value {shown(value)} is not in its own range")
         else:
-            return tuple(limits)
+            return low, high
         return None
 
     def _formulas(self, parameters: dict[str, Parameter]) -> None:
@@ -301,16 +313,14 @@ def _agree(stated: Value, computed: Value) -> bool:
     return stated == computed
 
 
-def _value_of(spec: Key, value: Any) -> Any:
+def _value_of(spec: Key, value: JSON) -> JSON:
     """A TOML value in the form parameters have: lists of choices as tuples."""
     return tuple(value) if spec.kind == "choices" and isinstance(value, list) else value
 
 
-def _foreign(spec: Key, item: Any) -> bool:
+def _foreign(spec: Key, item: str) -> bool:
     """Whether an item of a range cannot be a value."""
-    if spec.kind == "text":
-        return wrong_value(spec, item) is not None
-    return not isinstance(item, str) or item not in spec.choices
+    return wrong_value(spec, item) is not None if spec.kind == "text" else item not in spec.choices
 
 
 def _place(name: str) -> str:

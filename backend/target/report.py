@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping
-from typing import Any
 
+from intaglio.backend.target.formula import Value
 from intaglio.backend.target.schema import KEYS, SECTIONS
 from intaglio.backend.target.target import Target
-from intaglio.backend.target.values import Parameter, Value
+from intaglio.backend.target.values import Parameter
+from intaglio.dialects.json_file import JSON
 
 WIDTH = 100
 _NAME = 26
@@ -30,7 +31,7 @@ def list_text(targets: Iterable[Target]) -> str:
         for target in targets
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = []
+    lines: list[str] = []
     for row in rows:
         left = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
         room = max(WIDTH - len(left) - 2, 16)
@@ -38,7 +39,7 @@ def list_text(targets: Iterable[Target]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def list_json(targets: Iterable[Target]) -> dict[str, Any]:
+def list_json(targets: Iterable[Target]) -> dict[str, JSON]:
     """The list as JSON: `schema` and `targets`, each with name, description and totals."""
     return {
         "schema": 1,
@@ -118,7 +119,7 @@ def _power_text(target: Target) -> list[str]:
     ]
 
 
-def target_json(target: Target) -> dict[str, Any]:
+def target_json(target: Target) -> dict[str, JSON]:
     """A target as JSON, the same for the same target: parameters by full name, with meaning."""
     return {
         "schema": target.schema,
@@ -128,19 +129,23 @@ def target_json(target: Target) -> dict[str, Any]:
         "totals": _totals(target),
         "origins": _origins(target),
         "sources": dict(target.sources),
-        "parameters": {
-            name: {**parameter.to_dict(), "meaning": KEYS[name].meaning}
-            for name, parameter in target.parameters.items()
-        },
+        "parameters": _parameters(target),
     }
 
 
-def shown_json(target: Target) -> dict[str, Any]:
+def _parameters(target: Target) -> dict[str, dict[str, JSON]]:
+    return {
+        name: {**parameter.to_dict(), "meaning": KEYS[name].meaning}
+        for name, parameter in target.parameters.items()
+    }
+
+
+def shown_json(target: Target) -> dict[str, JSON]:
     """`target_json` as it is shown: sources by what is public."""
-    content = target_json(target)
-    for parameter in content["parameters"].values():
-        parameter["source"] = source_keys(parameter["source"])
-    return content
+    parameters = _parameters(target)
+    for name, parameter in target.parameters.items():
+        parameters[name]["source"] = source_keys(parameter.source)
+    return {**target_json(target), "parameters": parameters}
 
 
 def _totals(target: Target) -> dict[str, int]:

@@ -12,13 +12,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from intaglio.backend.target.formula import Value
 from intaglio.backend.target.reader import read_document
 from intaglio.backend.target.schema import KEYS, SCHEMA, Key
 from intaglio.backend.target.values import (
     Parameter,
-    Value,
     contradictions,
     derive,
     is_settable,
@@ -346,7 +345,7 @@ def load_target(name_or_path: str | Path) -> Target:
     return Target(read.name, SCHEMA, read.description, read.parameters, read.sources)
 
 
-def _parse(spec: Key, text: str) -> Any:
+def _parse(spec: Key, text: str) -> Value:
     """An option's text as a value; what cannot be one stays text and is refused later."""
     if spec.kind == "choices":
         return tuple(item.strip() for item in text.split(","))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeGuard
 
-from intaglio.backend.target.formula import FormulaError, evaluate, names
+from intaglio.backend.target.formula import FormulaError, Value, evaluate, names
 from intaglio.backend.target.schema import FOLLOWS_MESH, KEYS, MESH, Key
 from intaglio.dialects.errors import UserError, UserErrors
-
-Value = int | float | str | tuple[str, ...]
+from intaglio.dialects.json_file import JSON
 
 _TOGETHER = {
     "external.kv_on_die_tokens": ("external.bytes_per_cycle", "external.latency_cycles"),
@@ -38,7 +37,7 @@ class Parameter:
     reason: str | None = None
     unit: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, JSON]:
         """JSON form; absent parts are null."""
         return {
             "value": list(self.value) if isinstance(self.value, tuple) else self.value,
@@ -94,7 +93,7 @@ def derive(parameters: dict[str, Parameter], changed: set[str]) -> None:
         update(name, ())
 
 
-def formula_result(name: str, value: Any) -> Value:
+def formula_result(name: str, value: Value) -> Value:
     """A formula's value in the type of its parameter."""
     spec = KEYS[name]
     if spec.kind == "int" and isinstance(value, float) and value.is_integer():
@@ -168,12 +167,12 @@ def is_settable(name: str, parameters: Mapping[str, Parameter]) -> bool:
     return KEYS[name].settable
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a TOML value is an integer or a float; `true` and `false` are neither."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def wrong_value(spec: Key, value: Any) -> str | None:
+def wrong_value(spec: Key, value: JSON) -> str | None:
     """What is wrong with a value, to stand after "is", or None."""
     if spec.kind == "choices":
         if not isinstance(value, tuple) or not value:
@@ -190,25 +189,33 @@ def wrong_value(spec: Key, value: Any) -> str | None:
         if isinstance(value, str) and value in spec.choices:
             return None
         return f"{quoted(value)}, not among the choices"
-    if not is_number(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return f"{quoted(value)}, not a number"
     if spec.kind == "int" and not isinstance(value, int):
         return f"{value!r}, not an integer"
     if not spec.low <= value <= spec.high:
         return f"{shown(value)}, outside {spec.low:g} to {spec.high:g}"
-    if spec.power_of_two and value & (value - 1):
+    if spec.power_of_two and isinstance(value, int) and value & (value - 1):
         return f"{shown(value)}, not a power of two"
     return None
 
 
-def shown(value: Any) -> str:
+def sound(value: JSON) -> Value:
+    """A value with which nothing is wrong, by its type."""
+    if isinstance(value, tuple):
+        return tuple(map(str, value))
+    assert isinstance(value, int | float | str)
+    return value
+
+
+def shown(value: JSON) -> str:
     """A value for messages: floats with six digits, lists with commas."""
     if isinstance(value, tuple):
         return ", ".join(map(shown, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def quoted(value: Any) -> str:
+def quoted(value: JSON) -> str:
     """A value as it was written: texts in quotes."""
     return f"'{value}'" if isinstance(value, str) else repr(value)
 

@@ -6,17 +6,16 @@ Addresses (`at`) may be left out; they are then assigned in the file's order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from xdsl.dialects.builtin import ModuleOp
 
 from intaglio.dialects import rom
 from intaglio.dialects.errors import UserError, meant
 from intaglio.dialects.fabric import ConstantOp, EngraveOp, ReserveOp, places
-from intaglio.dialects.json_file import JSONFile, shown
+from intaglio.dialects.json_file import JSON, JSONFile, shown
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece
 
@@ -33,7 +32,7 @@ class Mapping:
     """What a mapping file says of matrices, by parameter name."""
 
     file: str
-    pieces: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    pieces: dict[str, list[JSONFile]] = field(default_factory=dict[str, list[JSONFile]])
 
     def place(self, name: str, shape: MatrixShape, machine: Machine, fill: Fill) -> Iterator[Piece]:
         """The pieces of a matrix, checked against its shape and the chip.
@@ -43,8 +42,8 @@ class Mapping:
         """
         row = 0
         for entry in self.pieces[name]:
-            (first_row, last_row), (first, last) = entry["rows"], entry["tiles"]
-            split, at = entry["split"], entry.get("at")
+            (first_row, last_row), (first, last) = entry["rows"].pair(), entry["tiles"].pair()
+            split, stated = entry["split"].integer(), entry.get("at")
             if first_row != row or last_row <= first_row:
                 raise self._wrong(name, f"has rows {first_row} to {last_row}, expected from {row}")
             if not 0 <= first < last <= machine.tiles:
@@ -52,7 +51,8 @@ class Mapping:
             if not 1 <= split <= machine.l_units:
                 raise self._wrong(name, f"has split {split}, a tile has {machine.l_units} L-Units")
             base, scale_base = fill(first, last - first)
-            if at is not None:
+            if stated is not None:
+                at = stated.pair()
                 if at[0] < base or at[1] < scale_base:
                     raise self._wrong(
                         name,
@@ -92,12 +92,12 @@ def read_mapping(path: str, machine: Machine) -> Mapping:
     """
     content = JSONFile.read(Path(path))
     check_mapping(content)
-    _check_machine(path, content.value, machine)
-    pieces: dict[str, list[dict[str, Any]]] = {}
-    for one in content.value["matrices"]:
-        if one["name"] in pieces:
-            raise UserError(f"the mapping places {one['name']} twice", file=path)
-        pieces[one["name"]] = one["pieces"]
+    _check_machine(content, machine)
+    pieces: dict[str, list[JSONFile]] = {}
+    for one in content["matrices"].list():
+        if (name := one["name"].text()) in pieces:
+            raise UserError(f"the mapping places {name} twice", file=path)
+        pieces[name] = one["pieces"].list()
     return Mapping(path, pieces)
 
 
@@ -120,12 +120,10 @@ def check_mapping(content: JSONFile, *, whole: bool = False) -> None:
             extra.boolean()
         for piece in one["pieces"].list():
             for key in ("rows", "tiles", *(("at",) if whole else ())):
-                for number in piece[key].list(2):
-                    number.integer()
+                piece[key].pair()
             piece["split"].integer()
             if (at := piece.get("at")) is not None:
-                for number in at.list(2):
-                    number.integer()
+                at.pair()
     for key in ("constants", "sram") if whole else ():
         for one in content[key].list():
             one["name"].text()
@@ -155,7 +153,7 @@ def _check_keys(content: JSONFile) -> None:
                 )
 
 
-def _check_machine(path: str, content: dict[str, Any], machine: Machine) -> None:
+def _check_machine(content: JSONFile, machine: Machine) -> None:
     """Refuses a mapping for another chip.
 
     Raises:
@@ -166,27 +164,33 @@ def _check_machine(path: str, content: dict[str, Any], machine: Machine) -> None
         ("tiles", machine.tiles),
         ("l_units", machine.l_units),
     ):
-        if (stated := content.get(key, value)) != value:
+        if key in content.names() and (stated := content[key].value) != value:
             raise UserError(
                 f"the mapping is for another chip: {key} is {stated}, here it is {value}",
-                file=path,
+                file=content.file,
                 hint="take mapping.json of a compile for this target with these settings, or "
                 f"leave out '{key}' where the pieces are meant for both",
             )
 
 
-def mapping_of(module: ModuleOp, machine: Machine) -> dict[str, Any]:
+def engraved(module: ModuleOp) -> list[str]:
+    """Names of the matrices that were placed."""
+    places_ = (place for place in places(module) if isinstance(place, EngraveOp))
+    return [place.buffer.root_reference.data for place in places_]
+
+
+def mapping_of(module: ModuleOp, machine: Machine) -> dict[str, JSON]:
     """The placement of a module as the content of a mapping file."""
     keys = {op.sym_name.data: op.source for op in module.ops if isinstance(op, rom.ParameterOp)}
-    matrices: list[dict[str, Any]] = []
-    constants: list[dict[str, Any]] = []
-    sram: list[dict[str, Any]] = []
+    matrices: list[JSON] = []
+    constants: list[JSON] = []
+    sram: list[JSON] = []
     for place in places(module):
         name = place.buffer.root_reference.data
         match place:
             case EngraveOp():
                 pieces = [piece_content(attr.piece) for attr in place.pieces]
-                extra = {} if place.extra is None else {"extra": True}
+                extra: dict[str, JSON] = {} if place.extra is None else {"extra": True}
                 matrices.append({"name": name, "key": keys[name], **extra, "pieces": pieces})
             case ConstantOp():
                 constants.append({"name": name, "address": place.address.value.data})
@@ -214,16 +218,15 @@ _NAMED = 4
 """How many matrices that a mapping leaves out are named."""
 
 
-def left_out_warnings(path: str, placed: dict[str, Any], machine: Machine) -> list[str]:
+def left_out_warnings(path: str, names: Sequence[str], machine: Machine) -> list[str]:
     """Says which matrices a mapping file leaves to the compiler, if any.
 
     Args:
         path: the file that was followed.
-        placed: what became of it, as `mapping_of` gives it.
+        names: of the matrices that were placed.
         machine: the chip.
     """
     given = read_mapping(path, machine).pieces
-    names = [one["name"] for one in placed["matrices"]]
     if not (left := [name for name in names if name not in given]):
         return []
     more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
@@ -231,14 +234,16 @@ def left_out_warnings(path: str, placed: dict[str, Any], machine: Machine) -> li
     return [f"{what}: the compiler places what a mapping leaves out"]
 
 
-def piece_of(content: dict[str, Any]) -> Piece:
+def piece_of(content: JSONFile) -> Piece:
     """The inverse of `piece_content`."""
-    (first_row, last_row), (first_tile, last_tile) = content["rows"], content["tiles"]
+    (first_row, last_row), (first_tile, last_tile) = content["rows"].pair(), content["tiles"].pair()
     rows, tiles = last_row - first_row, last_tile - first_tile
-    return Piece(first_row, rows, first_tile, tiles, content["split"], *content["at"])
+    return Piece(
+        first_row, rows, first_tile, tiles, content["split"].integer(), *content["at"].pair()
+    )
 
 
-def piece_content(piece: Piece) -> dict[str, Any]:
+def piece_content(piece: Piece) -> dict[str, JSON]:
     """A piece as JSON."""
     return {
         "rows": [piece.first_row, piece.first_row + piece.rows],

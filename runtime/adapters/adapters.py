@@ -241,7 +241,7 @@ class Adapters:
         manifest = read_manifest(self._out)
         for name, digest in manifest["inputs"].items():
             if Path(name).name not in COMPANIONS:
-                yield digest
+                yield digest.text()
 
     def _write(
         self,
@@ -452,7 +452,7 @@ def write_floats(sites: Mapping[str, FloatSite], path: Path) -> None:
     file.export_adapter(str(path))  # pyright: ignore[reportArgumentType]
 
 
-def judged_with(folder: Path, manifest: Mapping[str, Any]) -> Path:
+def judged_with(folder: Path, manifest: JSONFile) -> Path:
     """The graph of an output folder that judges adapters.
 
     Raises:
@@ -460,9 +460,12 @@ def judged_with(folder: Path, manifest: Mapping[str, Any]) -> Path:
     """
     from intaglio.lowering.onnx.weights.adapter_graph import GRAPH_FILE
 
-    model = Path(manifest["model"])
+    model = Path(manifest["model"].text())
     # Earlier versions wrote it under one name and did not say so.
-    name = manifest.get("adapter_graph", model.with_name(GRAPH_FILE).as_posix())
+    stated = manifest.get("adapter_graph")
+    name = stated.text() if stated is not None else None
+    if "adapter_graph" not in manifest.names():
+        name = model.with_name(GRAPH_FILE).as_posix()
     if name is not None and (path := inside(folder, name, MANIFEST)).is_file():
         return path
     raise UserError(

@@ -16,6 +16,7 @@ import numpy as np
 
 from intaglio.backend.program.program import Program
 from intaglio.dialects.codes import SLOT_BITS
+from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.search import largest
 from intaglio.runtime.reports.traffic import traffic
@@ -57,7 +58,7 @@ class Demand:
         return self.kv_bytes - self.scale_bytes
 
 
-def demand_of(program: Program, possible: Sequence[Mapping[str, Any]] = ()) -> Demand:
+def demand_of(program: Program, possible: Sequence[JSONFile] = ()) -> Demand:
     """The demand of a compiled model.
 
     Args:
@@ -73,7 +74,8 @@ def demand_of(program: Program, possible: Sequence[Mapping[str, Any]] = ()) -> D
     scales = sum(one.heads * SCALE_BYTES for one in caches if one.static_scale is None)
     sites = [(site.rows, site.columns) for site in program.sites.values()]
     if not sites:
-        sites = [(one["rows"], one["columns"]) for one in possible for _ in range(one["sites"])]
+        for one in possible:
+            sites += [(one["rows"].count(), one["columns"].count())] * one["sites"].count()
     fixed = [
         (p.dims[0], -(-(p.codes.size + (p.scales.size if p.scales else 0)) // p.dims[0]))
         for p in program.parameters.values()
@@ -157,7 +159,7 @@ def external_reads(on_die: int, tokens: int) -> int:
     return outside * (outside + 1) // 2
 
 
-def budget(program: Program, possible: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def budget(program: Program, possible: Sequence[JSONFile] = ()) -> dict[str, Any]:
     """The trade as data, for `intaglio inspect`; `possible` as in `demand_of`.
 
     Keys: `format`, `sites` (their number), `has_slots`, `residents`, `default_sites` (roles that

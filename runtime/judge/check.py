@@ -372,11 +372,13 @@ def _judged(
     is_wide = "int16" in program.machine.activations
     judge = FLOAT_ACTIVATIONS if is_wide else nearer
     manifest = chip.files.manifest
+    quantised = manifest.get("quantised")
+    judged_other = quantised is not None and bool(quantised.value)
     result: dict[str, Any] = {
         "tokens_compared": against[judge].tokens,
         "windows": len(parts),
         "judged_graph": chip.judged.relative_to(chip.folder).as_posix(),
-        "judged_weights": manifest["weights"] if manifest.get("quantised") else None,
+        "judged_weights": manifest["weights"].value if judged_other else None,
         "judge": judge,
         "judge_error": None,
         "judge_changes": list(references[judge].changes),

@@ -248,9 +248,10 @@ def model_of(folder: Path) -> Path:
     from intaglio.backend.output.output import read_manifest
 
     manifest = read_manifest(folder)
-    model = folder / manifest["model"]
+    model = folder / manifest["model"].text()
     if not model.is_file():
-        left_out = not manifest.get("reference", True)
+        stated = manifest.get("reference")
+        left_out = stated is not None and not stated.boolean()
         raise CannotJudge(
             "the output folder holds no model to compare with",
             file=str(model),

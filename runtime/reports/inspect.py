@@ -15,6 +15,7 @@ from intaglio.backend.program.program import Program, load_program
 from intaglio.backend.target.file import read_target
 from intaglio.backend.target.target import Target
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
 from intaglio.runtime.adapters.budget import adapter_bytes, budget, demand_of
 from intaglio.runtime.adapters.slots import load_cycles_of
@@ -61,6 +62,8 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
     stated = list(program.positions) if positions is None else list(positions)
     check_positions(program, stated)
     manifest = read_manifest(out)
+    rounding, sites = manifest.get("rounding"), manifest.get("adapter_sites")
+    largest = None if rounding is None else rounding.get("largest_relative_error")
     mapping = read_placement(out, program)
     target = read_target(out)
     placed = placed_matrices(program, mapping)
@@ -73,8 +76,8 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
     return {
         "schema": SCHEMA,
         "target": program.machine.name,
-        "settings": manifest.get("settings", []),
-        "model": manifest.get("model"),
+        "settings": settings.texts() if (settings := manifest.get("settings")) else [],
+        "model": manifest["model"].text(),
         "folder": out.resolve().name,
         "shape": model_shape(program),
         "clock_hz": program.machine.clock_hz,
@@ -85,12 +88,12 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
             "probabilities": program.machine.probabilities,
             "fraction_bits": _fraction_bits(program),
         },
-        "rounding": manifest.get("rounding", {}).get("largest_relative_error"),
+        "rounding": None if largest is None else largest.value,
         "rom": _rom(program, placed),
-        "zeros": _zeros(program, manifest.get("zeros", {})),
+        "zeros": _zeros(program, manifest.get("zeros")),
         "constants": _constants(program),
         "sram": _sram(program, mapping),
-        "budget": budget(program, manifest.get("adapter_sites", ())),
+        "budget": budget(program, [] if sites is None else sites.list()),
         "vector_memory": {
             "capacity_bytes": program.machine.vector_sram_bytes,
             "used_bytes": max((b.address + b.size for b in program.buffers.values()), default=0),
@@ -224,14 +227,14 @@ def _rom(program: Program, placed: Mapping[str, Placed]) -> dict[str, Any]:
     }
 
 
-def _zeros(program: Program, counted: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+def _zeros(program: Program, counted: JSONFile | None) -> dict[str, dict[str, int]]:
     """The manifest's counts of zeros (`backend/images/zeros.py`) by class of tensor."""
     classes = _classes(program)
     found: dict[str, dict[str, int]] = {}
-    for name, counts in counted.items():
-        entry = found.setdefault(classes.get(name, name), dict.fromkeys(counts, 0))
+    for name, counts in counted.items() if counted is not None else ():
+        entry = found.setdefault(classes.get(name, name), dict.fromkeys(counts.names(), 0))
         for key, value in counts.items():
-            entry[key] += value
+            entry[key] += value.count()
     return found
 
 
@@ -246,21 +249,22 @@ def _constants(program: Program) -> dict[str, Any]:
     return {"used_bytes": sum(by_class.values()), "by_class": by_class}
 
 
-def _sram(program: Program, mapping: Mapping[str, Any]) -> dict[str, Any]:
+def _sram(program: Program, mapping: JSONFile) -> dict[str, Any]:
     """SRAM of all H-Units together; the mapping states what one of them holds."""
     # Imported when used, as xDSL is that it needs.
     from intaglio.lowering.place.sram import cache_bytes, tokens_on_die
 
     tiles = program.machine.h_units
     use = {"kv_bytes": 0, "graph_adapter_bytes": 0, "adapter_slot_bytes": 0}
-    for entry in mapping["sram"]:
-        if entry["name"] in program.slots:
+    for entry in mapping["sram"].list():
+        name = entry["name"].text()
+        if name in program.slots:
             kind = "adapter_slot_bytes"
         else:
-            kind = "kv_bytes" if entry["name"] in program.caches else "graph_adapter_bytes"
-        parameter = program.parameters.get(entry["name"])
+            kind = "kv_bytes" if name in program.caches else "graph_adapter_bytes"
+        parameter = program.parameters.get(name)
         # An adapter of few rows lies on as many units.
-        use[kind] += entry["size"] * (min(tiles, parameter.dims[0]) if parameter else tiles)
+        use[kind] += entry["size"].count() * (min(tiles, parameter.dims[0]) if parameter else tiles)
     machine, demand, capacity = program.machine, demand_of(program), program.capacity
     return {
         "capacity_bytes": machine.sram_bytes * tiles,

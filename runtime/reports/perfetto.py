@@ -19,6 +19,7 @@ from typing import Any
 from intaglio.backend.program.program import Program, load_program
 from intaglio.dialects import timeline
 from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
 from intaglio.runtime.reports.inspect import check_positions
 from intaglio.runtime.reports.power import on_times
@@ -56,7 +57,7 @@ def perfetto_text(out: str | Path, position: int | None = None) -> str:
     )
 
 
-def _events(program: Program, mapping: Mapping[str, Any], position: int) -> Iterator[Event]:
+def _events(program: Program, mapping: JSONFile, position: int) -> Iterator[Event]:
     path = critical_path(program, position)
     critical = {(span.block, span.instance, span.instruction) for span in path}
     yield _name("process_name", UNITS, 0, f"{program.machine.name}, position {position}")
@@ -135,9 +136,7 @@ def _arrows(program: Program, found: Sequence[Step], threads: Mapping[str, int])
                 }
 
 
-def _counters(
-    program: Program, mapping: Mapping[str, Any], found: Sequence[Step]
-) -> Iterator[Event]:
+def _counters(program: Program, mapping: JSONFile, found: Sequence[Step]) -> Iterator[Event]:
     """Lanes of the L-Units that multiply, and queues that work.
 
     Within a product lanes are stated by their average: its multiplications over its cycles.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from intaglio.backend.output.output import MAPPING
 from intaglio.backend.program.program import Parameter, Program
@@ -50,7 +48,7 @@ class Placed:
         return words * machine.l_units * passes
 
 
-def read_placement(out: Path, program: Program) -> dict[str, Any]:
+def read_placement(out: Path, program: Program) -> JSONFile:
     """The content of an output folder's mapping.json.
 
     Raises:
@@ -65,10 +63,10 @@ def read_placement(out: Path, program: Program) -> dict[str, Any]:
         name = one["name"].text()
         if name not in program.parameters:
             raise one["name"].error(f"is '{name}', which the program does not have")
-    return content.value
+    return content
 
 
-def placed_matrices(program: Program, mapping: Mapping[str, Any]) -> dict[str, Placed]:
+def placed_matrices(program: Program, mapping: JSONFile) -> dict[str, Placed]:
     """Every engraved matrix by its parameter's name.
 
     Args:
@@ -80,11 +78,13 @@ def placed_matrices(program: Program, mapping: Mapping[str, Any]) -> dict[str, P
     from intaglio.lowering.place.mapping import piece_of
 
     found: dict[str, Placed] = {}
-    for entry in mapping["matrices"]:
-        parameter = program.parameters[entry["name"]]
-        pieces = tuple(map(piece_of, entry["pieces"]))
-        extra = entry.get("extra", False)
-        found[entry["name"]] = Placed(parameter, shape_of(parameter), pieces, extra)
+    for entry in mapping["matrices"].list():
+        name, extra = entry["name"].text(), entry.get("extra")
+        parameter = program.parameters[name]
+        pieces = tuple(map(piece_of, entry["pieces"].list()))
+        found[name] = Placed(
+            parameter, shape_of(parameter), pieces, extra is not None and extra.boolean()
+        )
     return found
 
 

@@ -15,6 +15,7 @@ from intaglio.backend.program.program import load_program
 from intaglio.backend.stages import Options
 from intaglio.backend.target.file import read_target
 from intaglio.backend.target.target import load_target
+from intaglio.dialects.json_file import JSONFile
 from intaglio.runtime.reports.inspect import inspect_json
 from intaglio.runtime.reports.power import OnTimes, RomBits, on_times, power, ungated
 from intaglio.runtime.reports.rom_use import Placed, placed_matrices
@@ -32,9 +33,8 @@ def gated(model: Named, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def placed_of(out: Path) -> dict[str, Placed]:
-    import json
 
-    return placed_matrices(load_program(out), json.loads((out / "mapping.json").read_text()))
+    return placed_matrices(load_program(out), JSONFile.read(out / "mapping.json"))
 
 
 def power_note(out: Path) -> str:

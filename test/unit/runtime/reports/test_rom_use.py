@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from intaglio.backend.compile import compile_model
 from intaglio.backend.program.program import load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects.fabric import matrix_shape
+from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.rom import AdapterType, ParameterOp, ROMTensorType
 from intaglio.runtime.reports.rom_use import placed_matrices
 from intaglio.universe import INTAGLIO
@@ -30,7 +30,7 @@ def test_placed_matrices(
     options = Options(target, context=16, emit="program")
     out = compile_model(model(name), tmp_path / "out", options).folder
     program = load_program(out)
-    placed = placed_matrices(program, json.loads((out / "mapping.json").read_text()))
+    placed = placed_matrices(program, JSONFile.read(out / "mapping.json"))
     context = Context()
     context.load_dialect(Builtin)
     for dialect, factory in INTAGLIO.all_dialects.items():
