@@ -19,6 +19,7 @@ from intaglio.backend.program.types import (
     Site,
     real,
 )
+from intaglio.backend.stages import IR_STAGES
 from intaglio.dialects import gating, hazards, stated_cycles
 from intaglio.dialects.clocks import At
 from intaglio.dialects.errors import UserError
@@ -49,6 +50,18 @@ def program_of(content: Mapping[str, Any]) -> Program:
     return read_program(JSONFile(as_json(content), PROGRAM), Path())
 
 
+def _no_program(out: Path) -> UserError:
+    """What is there instead of a compiled program, and what makes one."""
+    hint = "intaglio compile MODEL.onnx --target T -o OUT writes one"
+    if out.is_file():
+        return UserError("is a file, not the output folder of a compile", file=str(out), hint=hint)
+    stages = [stage for stage in IR_STAGES if (out / "ir" / f"{stage}.mlir").is_file()]
+    if stages:
+        said = f"the compile of this folder stopped at {stages[-1]}, before there was a program"
+        return UserError(said, file=str(out), hint="compile without --emit, or with a later stage")
+    return UserError("this folder holds no compiled program", file=str(out), hint=hint)
+
+
 def load_program(out: str | Path) -> Program:
     """Reads the program of an output folder.
 
@@ -58,11 +71,7 @@ def load_program(out: str | Path) -> Program:
     """
     path = Path(out) / PROGRAM
     if not path.exists():
-        raise UserError(
-            "this folder holds no compiled program",
-            file=str(out),
-            hint="intaglio compile MODEL.onnx --target T -o OUT writes one",
-        )
+        raise _no_program(Path(out))
     content = JSONFile.read(path, "compile the model again")
     if (schema := content["schema"].value) != SCHEMA:
         raise content.error(f"has schema {shown(schema)}, this version reads {SCHEMA}")

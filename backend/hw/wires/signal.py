@@ -616,7 +616,13 @@ def mux(condition: Operand, then: Operand, otherwise: Operand) -> Signal:
 
 
 def cat(*parts: Signal) -> Signal:
-    """The wires of all parts as one unsigned number, the first part on top."""
+    """The wires of all parts as one unsigned number, the first part on top; a number of numbers."""
+    known = [part.constant for part in parts]
+    if all(value is not None for value in known):
+        whole = 0
+        for part, value in zip(parts, known, strict=True):
+            whole = whole << part.width | ((value or 0) & ((1 << part.width) - 1))
+        return parts[0].module.constant(whole, sum(part.width for part in parts))
     parts = in_step(*parts)
     width = sum(part.width for part in parts)
     value = parts[0].module.concat([p.value for p in parts])
@@ -625,6 +631,8 @@ def cat(*parts: Signal) -> Signal:
 
 def repeat(bit: Signal, count: int) -> Signal:
     """One wire, `count` times."""
+    if bit.constant is not None:
+        return cat(*[bit] * count)
     return bit.like(bit.module.replicate(bit.bits(1), count), count, False)
 
 

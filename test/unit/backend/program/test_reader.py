@@ -186,3 +186,19 @@ def misread(content: Content, folder: Path) -> str:
     except UserError as error:
         return error.what
     return ""
+
+
+def test_what_is_no_compiled_program(tmp_path):
+    (tmp_path / "ir").mkdir()
+    for stage, said in (
+        (None, "this folder holds no compiled program"),
+        ("rom", "stopped at rom"),
+        ("fabric", "stopped at fabric"),
+    ):
+        if stage:
+            (tmp_path / "ir" / f"{stage}.mlir").touch()
+        with pytest.raises(UserError, match=said):
+            load_program(tmp_path)
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(UserError, match="is a file, not the output folder"):
+        load_program(tmp_path / "model.onnx")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_chip import SMALL
 
 from intaglio.backend.compile import compile_model
 from intaglio.backend.hw.units.power import NO_DOMAIN
@@ -124,6 +125,18 @@ def test_chip_with_adapters(
     assert ("external_kv/memory" in chip.model.memories) == (target == "bitrom-mini")
     if tokens > inside > 0:
         assert seen[inside] > seen[inside - 1]
+    chip.close()
+
+
+@pytest.mark.parametrize("context", [1, 2, 3])
+def test_caches_of_few_tokens(context: int, model: Callable[[str], Path], tmp_path: Path) -> None:
+    options = Options("roma-mini", SMALL, context=context, emit="program")
+    out = compile_model(model("llama"), tmp_path / "out", options).folder
+    program = load_program(out)
+    chip, simulator = RTLChip(program, out, cache=False, opt=0), Simulator(program, out)
+    for position in range(context):
+        result = compare_token(simulator, chip, 3 + position, position)
+        assert result.equal, str(result.difference)
     chip.close()
 
 

@@ -171,6 +171,9 @@ def test_constants_fold_and_expressions_are_shared() -> None:
     assert (a == 300).constant == 0
     assert (a >> 8).constant == 0
     assert mux(m.constant(1), a, b) is a
+    joint = cat(m.constant(1, 2), m.constant(-1), m.constant(2, 3))
+    assert (joint.constant, joint.width) == (0b01_1_010, 6)
+    assert repeat(m.constant(1), 5).constant == 31 and repeat(m.constant(0), 3).width == 3
     one, two = (a + b) * 3, (b + a) * 3
     assert one.value is two.value
     m.output("y", one)
