@@ -30,12 +30,7 @@ from intaglio.dialects.formulas import norms, products, quantise
 from intaglio.dialects.formulas import softmax as softmax_formulas
 from intaglio.dialects.formulas.arrays import Arrays
 from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Constants, Elementwise
-from intaglio.dialects.formulas.norms import (
-    NORM_WIDTH,
-    UNIT_FRAC,
-    NormValues,
-    norm_constants,
-)
+from intaglio.dialects.formulas.norms import norm_values
 from intaglio.dialects.formulas.products import PRODUCT_BITS, ROTARY_FRAC
 from intaglio.dialects.formulas.quantise import format_values
 from intaglio.dialects.formulas.reader import ScaleOf
@@ -375,13 +370,10 @@ def norm(
     """
     r, grouped = Arrays(saturations), _grouped(np.asarray(x, np.int64), groups)
     width = grouped.shape[-1]
-    if width > NORM_WIDTH:
-        raise ValueError(f"norms take up to {NORM_WIDTH} elements, not {width}")
+    values = norm_values(eps, width, frac, centred, gamma_exponent - out_frac)
     weight = np.asarray(gamma, np.int64)
     if weight.shape[-1] != width:
         weight = weight.reshape(groups, width)
-    constants = norm_constants(eps, width, frac, centred)
-    values = NormValues.of(constants, UNIT_FRAC + gamma_exponent - out_frac)
     elements = norms.centred(r, lambda at: grouped, width)(None) if centred else grouped
     y = norms.norm(r, lambda at: elements, lambda at: weight, values)(None).reshape(x.shape)
     return y if beta is None else operator("add", y, beta, saturations=saturations)

@@ -49,11 +49,18 @@ class NormValues(NamedTuple, Generic[K_co]):
     shift: K_co | int
     """``24 + gamma_exponent - out_frac``."""
 
-    @staticmethod
-    def of(constants: NormConstants, shift: int) -> NormValues[int]:
-        """As integers."""
-        epsilon, largest_shift = constants
-        return NormValues(epsilon.mantissa, epsilon.exponent, largest_shift, shift)
+
+@functools.cache
+def norm_values(eps: Real, width: int, frac: int, centred: bool, more: int) -> NormValues[int]:
+    """As integers; `more` is ``gamma_exponent - out_frac``.
+
+    Raises:
+        ValueError: vectors of this width are too long.
+    """
+    if width > NORM_WIDTH:
+        raise ValueError(f"norms take up to {NORM_WIDTH} elements, not {width}")
+    epsilon, largest_shift = norm_constants(eps, width, frac, centred)
+    return NormValues(epsilon.mantissa, epsilon.exponent, largest_shift, UNIT_FRAC + more)
 
 
 def centred(r: Groups[V, P], x: Callable[[P], V], n: V | int) -> Callable[[P], V]:

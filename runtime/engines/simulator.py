@@ -511,9 +511,10 @@ class Simulator:
         formula = ELEMENTWISE[given.pop("kind", one.opcode)]
         reals = {name: real(value) for name, value in given.items()}
         constants = formula.constants(fractions, into, reals)
-        return lambda c: self._ops.elementwise(
-            formula, [read(c) for read in reads], constants, counter
-        )
+        first, last = reads[0], reads[-1]
+        if formula.operands == 1:
+            return lambda c: self._ops.elementwise(formula, (first(c),), constants, counter)
+        return lambda c: self._ops.elementwise(formula, (first(c), last(c)), constants, counter)
 
     def _switch(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:
         """ROM banks on or off: that they are on when they are read is a matter of time."""

@@ -14,8 +14,8 @@ import ctypes
 import threading
 from array import array
 from collections.abc import Callable, Sequence
-from functools import cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from intaglio.dialects import fixed_point, semantics
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import Ints, Real, Saturations, Scale
 from intaglio.dialects.formulas.elementwise import Constants, Elementwise
-from intaglio.dialects.formulas.norms import NORM_WIDTH, UNIT_FRAC, NormValues, norm_constants
+from intaglio.dialects.formulas.norms import norm_values
 from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.formulas.quantise import format_values
 from intaglio.dialects.formulas.softmax import PROBABILITY_FRAC
@@ -52,8 +52,6 @@ __all__ = [
     "weighted_sum",
 ]
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 IntArray = npt.NDArray[np.integer[Any]]
 
 _HEAD_WIDTH = 1024
@@ -77,13 +75,12 @@ def _kernel(name: str, *variant: Any) -> Callable[[int], None]:
         return function
 
 
-def _run(
-    kernel: Callable[[int], None], saturations: Saturations | None, arguments: tuple[int, ...]
-) -> None:
-    block = array("q", (0, *arguments))
-    kernel(block.buffer_info()[0])
+def _run(kernel: Callable[[int], None], saturations: Saturations | None, *block: int) -> None:
+    """Calls a kernel; the block begins with the place of the saturations."""
+    arguments = array("q", block)
+    kernel(arguments.buffer_info()[0])
     if saturations is not None:
-        saturations.count += block[0]
+        saturations.count += arguments[0]
 
 
 _buffer: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
@@ -103,39 +100,31 @@ def _ints(x: npt.ArrayLike) -> Ints:
     return np.ascontiguousarray(x, np.int64)
 
 
-def _or_semantics(function: Callable[Arguments, Result | None]) -> Callable[Arguments, Result]:
-    """A function that may say None: where no kernel covers its arguments, `semantics` gets them."""
-    whole: Callable[Arguments, Result] = getattr(semantics, function.__name__)
-
-    @wraps(function)
-    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        result = function(*args, **kwargs)
-        return whole(*args, **kwargs) if result is None else result
-
-    return call
-
-
 # Quantisation
 
 
-@_or_semantics
-def quantize(x: Ints, fmt: str, frac: int = 16, groups: int = 1) -> Quantized | None:
+def quantize(x: Ints, fmt: str, frac: int = 16, groups: int = 1) -> Quantized:
     """`semantics.quantize`."""
     x = np.asarray(x)
     if not x.size or not x.ndim or x.shape[-1] % groups:
-        return None
+        return semantics.quantize(x, fmt, frac, groups)
     source = _ints(x)
     codes = np.empty(x.shape, np.int64)
     rows = (*x.shape[:-1], groups)
     mantissa, exponent = np.empty(rows, np.int64), np.empty(rows, np.int64)
-    arguments = (
-        *map(_address, (source, codes, mantissa, exponent)),
+    _run(
+        _kernel("quantize", fmt == "fp8"),
+        None,
+        0,
+        _address(source),
+        _address(codes),
+        _address(mantissa),
+        _address(exponent),
         mantissa.size,
         x.shape[-1] // groups,
         frac,
         *format_values(fmt),
     )
-    _run(_kernel("quantize", fmt == "fp8"), None, arguments)
     return Quantized(codes, Scale(mantissa, exponent), fmt)
 
 
@@ -153,7 +142,6 @@ def quantize_static(
     return _elementwise(_kernel("quantize_static", fp8), (x,), constants, saturations)
 
 
-@_or_semantics
 def requantize(
     y: Ints,
     scale: Scale,
@@ -163,7 +151,7 @@ def requantize(
     bias: Ints | None = None,
     residual: Ints | None = None,
     saturations: Saturations | None = None,
-) -> Ints | None:
+) -> Ints:
     """`semantics.requantize`."""
     y = np.asarray(y)
     mantissa = scale.mantissa
@@ -177,14 +165,25 @@ def requantize(
         or (bias is not None and bias.shape != y.shape[-1:])
         or (residual is not None and residual.shape != y.shape)
     ):
-        return None
+        return semantics.requantize(
+            y, scale, exponent, shift, out_frac, bias, residual, saturations
+        )
     source, mantissa, power = _ints(y), _ints(mantissa), _ints(scale.exponent)
     # An absent operand has the address of another one, and is not read.
     added = source if bias is None else _ints(bias)
     stream = source if residual is None else _ints(residual)
     result = np.empty(y.shape, np.int64)
-    arguments = (
-        *map(_address, (source, result, mantissa, power, added, stream)),
+    kernel = _kernel("requantize", bias is not None, residual is not None)
+    _run(
+        kernel,
+        saturations,
+        0,
+        _address(source),
+        _address(result),
+        _address(mantissa),
+        _address(power),
+        _address(added),
+        _address(stream),
         0 if one else 1,
         y.size // y.shape[-1],
         groups,
@@ -192,15 +191,12 @@ def requantize(
         shift,
         exponent - shift - out_frac,
     )
-    kernel = _kernel("requantize", bias is not None, residual is not None)
-    _run(kernel, saturations, arguments)
     return result
 
 
 # Norms
 
 
-@_or_semantics
 def norm(
     x: Ints,
     gamma: IntArray,
@@ -213,25 +209,37 @@ def norm(
     *,
     centred: bool = False,
     beta: Ints | None = None,
-) -> Ints | None:
+) -> Ints:
     """`semantics.norm`."""
-    if not x.size or not x.ndim or x.shape[-1] % groups:
-        return None
     width = x.shape[-1] // groups
-    if width > NORM_WIDTH or gamma.shape not in ((width,), x.shape[-1:]):
-        return None
-    constants = norm_constants(eps, width, frac, centred)
+    if not x.size or x.shape[-1] % groups or gamma.shape not in ((width,), x.shape[-1:]):
+        return semantics.norm(
+            x,
+            gamma,
+            gamma_exponent,
+            eps,
+            frac,
+            out_frac,
+            groups,
+            saturations,
+            centred=centred,
+            beta=beta,
+        )
     source, weight = _ints(x), _ints(gamma)
     result = np.empty(x.shape, np.int64)
-    arguments = (
-        *map(_address, (source, result, weight)),
+    _run(
+        _kernel("norm", centred),
+        saturations,
+        0,
+        _address(source),
+        _address(result),
+        _address(weight),
         0 if gamma.size == width else width,
         x.size // x.shape[-1],
         groups,
         width,
-        *NormValues.of(constants, UNIT_FRAC + gamma_exponent - out_frac),
+        *norm_values(eps, width, frac, centred, gamma_exponent - out_frac),
     )
-    _run(_kernel("norm", centred), saturations, arguments)
     if beta is None:
         return result
     return semantics.operator("add", result, beta, saturations=saturations)
@@ -240,7 +248,6 @@ def norm(
 # Attention
 
 
-@_or_semantics
 def rotary(
     x: Ints,
     cos: IntArray,
@@ -249,7 +256,7 @@ def rotary(
     interleaved: bool = False,
     saturations: Saturations | None = None,
     table_frac: int = ROTARY_FRAC,
-) -> Ints | None:
+) -> Ints:
     """`semantics.rotary`."""
     half = cos.shape[-1]
     if (
@@ -261,51 +268,54 @@ def rotary(
         or cos.dtype != np.int16
         or sin.dtype != np.int16
     ):
-        return None
+        return semantics.rotary(x, cos, sin, heads, interleaved, saturations, table_frac)
     source, cos, sin = _ints(x), np.ascontiguousarray(cos), np.ascontiguousarray(sin)
     result = np.empty(x.shape, np.int64)
-    arguments = (
-        *map(_address, (source, result, cos, sin)),
+    _run(
+        _kernel("rotary", interleaved),
+        saturations,
+        0,
+        _address(source),
+        _address(result),
+        _address(cos),
+        _address(sin),
         x.size // x.shape[-1],
         heads,
         x.shape[-1] // heads,
         half,
         table_frac,
     )
-    _run(_kernel("rotary", interleaved), saturations, arguments)
     return result
 
 
-@_or_semantics
 def query_key(
     q: IntArray,
     k: IntArray,
     q_format: str = "int8",
     k_format: str = "int8",
-) -> Ints | None:
+) -> Ints:
     """`semantics.query_key`; int8 and int16 keys are read where they lie."""
     if not _covers(q, k, q.shape[-1], q_format, k_format) or k.shape[-1] != q.shape[-1]:
-        return None
+        return semantics.query_key(q, k, q_format, k_format)
     narrow = k.itemsize == 1 and FORMATS[q_format].low < 0 and FORMATS[q_format].bits <= 8
     width = q.shape[-1]
     source, result = _ints(q), np.empty((*q.shape[:-1], k.shape[1]), np.int64)
     rows = _shared_rows(q.shape[-2] // k.shape[0])
     kernel = _kernel("query_key", width, rows, 8 * k.itemsize, narrow)
-    _run(kernel, None, (_address(source), _address(result), *_cache_shape(q, k, rows)))
+    _run(kernel, None, 0, _address(source), _address(result), *_cache_shape(q, k, rows))
     return result
 
 
-@_or_semantics
 def weighted_sum(
     p: IntArray,
     v: IntArray,
     p_format: str = "uint8",
     v_format: str = "int8",
-) -> Ints | None:
+) -> Ints:
     """`semantics.weighted_sum`; int8 and int16 values are read where they lie."""
     width, tokens = v.shape[-1], p.shape[-1]
     if not _covers(p, v, width, p_format, v_format) or v.shape[1] != tokens:
-        return None
+        return semantics.weighted_sum(p, v, p_format, v_format)
     source, result = _ints(p), np.empty((*p.shape[:-1], width), np.int64)
     rows = _shared_rows(p.shape[-2] // v.shape[0])
     addresses = _address(source), _address(result)
@@ -314,10 +324,10 @@ def weighted_sum(
         stride = -(-tokens // 4) * 4
         scratch = np.zeros(p.size // tokens * stride, np.uint8)
         kernel = _kernel("weighted_sum_bytes", width, rows)
-        _run(kernel, None, (*addresses, _address(scratch), stride, *shape))
+        _run(kernel, None, 0, *addresses, _address(scratch), stride, *shape)
     else:
         kernel = _kernel("weighted_sum", width, rows, 8 * v.itemsize)
-        _run(kernel, None, (*addresses, *shape))
+        _run(kernel, None, 0, *addresses, *shape)
     return result
 
 
@@ -370,7 +380,6 @@ def _per_token(scale: Scale, tokens: int) -> tuple[Ints, Ints, int]:
     )
 
 
-@_or_semantics
 def score_scale(
     dots: Ints,
     q_scale: Scale,
@@ -378,18 +387,26 @@ def score_scale(
     factor: Real,
     shift: int,
     saturations: Saturations | None = None,
-) -> Ints | None:
+) -> Ints:
     """`semantics.score_scale`."""
     dots = np.asarray(dots)
     if not dots.size or q_scale.mantissa.shape != dots.shape[:-1]:
-        return None
+        return semantics.score_scale(dots, q_scale, k_scale, factor, shift, saturations)
     heads, tokens = dots.shape[-2:]
     key_mantissa, key_exponent, stride = _per_token(k_scale, tokens)
     kv_heads = key_mantissa.shape[0]
     source, mantissa, exponent = _ints(dots), _ints(q_scale.mantissa), _ints(q_scale.exponent)
     result = np.empty(dots.shape, np.int64)
-    arguments = (
-        *map(_address, (source, result, mantissa, exponent, key_mantissa[0], key_exponent[0])),
+    _run(
+        _kernel("score_scale"),
+        saturations,
+        0,
+        _address(source),
+        _address(result),
+        _address(mantissa),
+        _address(exponent),
+        _address(key_mantissa[0]),
+        _address(key_exponent[0]),
         stride,
         factor.mantissa,
         factor.exponent,
@@ -399,22 +416,20 @@ def score_scale(
         tokens,
         shift,
     )
-    _run(_kernel("score_scale"), saturations, arguments)
     return result
 
 
-@_or_semantics
 def softmax(
     scores: Ints,
     v_scale: Scale,
     fmt: str = "uint8",
     mask: npt.NDArray[np.bool_] | None = None,
     sink: Ints | None = None,
-) -> tuple[Quantized, Ints] | None:
+) -> tuple[Quantized, Ints]:
     """`semantics.softmax`."""
     scores = np.asarray(scores)
     if not scores.size or FORMATS[fmt].low < 0:
-        return None
+        return semantics.softmax(scores, v_scale, fmt, mask, sink)
     heads, tokens = scores.shape[-2:]
     v_mantissa, v_exponent, stride = _per_token(v_scale, tokens)
     kv_heads = v_mantissa.shape[0]
@@ -426,9 +441,19 @@ def softmax(
     sinks = source if sink is None else _ints(sink)
     codes = np.empty(scores.shape, np.int64)
     mantissa, exponent, total = (np.empty(scores.shape[:-1], np.int64) for _ in range(3))
-    arguments = (
-        *map(_address, (source, v_mantissa[0], v_exponent[0], sinks)),
-        *map(_address, (codes, mantissa, exponent, total, seen)),
+    _run(
+        _kernel("softmax", mask is not None, sink is not None),
+        None,
+        0,
+        _address(source),
+        _address(v_mantissa[0]),
+        _address(v_exponent[0]),
+        _address(sinks),
+        _address(codes),
+        _address(mantissa),
+        _address(exponent),
+        _address(total),
+        _address(seen),
         stride,
         scores.size // (heads * tokens),
         kv_heads,
@@ -436,7 +461,6 @@ def softmax(
         tokens,
         *format_values(fmt),
     )
-    _run(_kernel("softmax", mask is not None, sink is not None), None, arguments)
     return Quantized(codes, Scale(mantissa, exponent), fmt), total
 
 
@@ -448,7 +472,7 @@ def multiply(a: Scale, b: Scale) -> Scale:
     shape = a.mantissa.shape
     mantissa, exponent = np.empty(shape, np.int64), np.empty(shape, np.int64)
     results = _address(mantissa), _address(exponent), mantissa.size
-    _run(_kernel("multiply"), None, (*map(_address, operands), *results))
+    _run(_kernel("multiply"), None, 0, *map(_address, operands), *results)
     return Scale(mantissa, exponent)
 
 
@@ -456,28 +480,31 @@ def reciprocal_scale(total: Ints, frac: int = PROBABILITY_FRAC) -> Scale:
     """`semantics.reciprocal_scale`."""
     source = _ints(total)
     mantissa, exponent = np.empty(np.shape(total), np.int64), np.empty(np.shape(total), np.int64)
-    arguments = (
-        *map(_address, (source, mantissa, exponent)),
+    _run(
+        _kernel("reciprocal_scale"),
+        None,
+        0,
+        _address(source),
+        _address(mantissa),
+        _address(exponent),
         source.size,
         frac,
     )
-    _run(_kernel("reciprocal_scale"), None, arguments)
     return Scale(mantissa, exponent)
 
 
 # Elementwise
 
 
-@_or_semantics
 def elementwise(
     one: Elementwise,
     operands: Sequence[Ints],
     constants: Constants[int],
     saturations: Saturations | None = None,
-) -> Ints | None:
+) -> Ints:
     """`semantics.elementwise`."""
-    if any(np.shape(x) != np.shape(operands[0]) for x in operands):
-        return None
+    if operands[0].shape != operands[-1].shape:
+        return semantics.elementwise(one, operands, constants, saturations)
     return _elementwise(_kernel("elementwise", one.name), operands, constants, saturations)
 
 
@@ -491,6 +518,5 @@ def _elementwise(
     sources = [_ints(x) for x in operands]
     result = np.empty(np.shape(operands[0]), np.int64)
     addresses = [_address(x) for x in sources]
-    arguments = *addresses, _address(result), result.size, *constants
-    _run(kernel, saturations, arguments)
+    _run(kernel, saturations, 0, *addresses, _address(result), result.size, *constants)
     return result

@@ -360,13 +360,11 @@ formula(
 
 
 def _norm(r: Any, centred: bool, width: int, eps: float, gamma: Any, **x: Any) -> list[Any]:
-    constants = norms.norm_constants(Real.of(eps), width, 16, centred)
+    constants = norms.norm_values(Real.of(eps), width, 16, centred, -4)
     parts = elements(r, *x.values())
     if centred:
         parts = norms.centred(r, parts, width)
-    element = norms.norm(
-        r, parts, elements(r, *[gamma] * GROUP), norms.NormValues.of(constants, 20)
-    )
+    element = norms.norm(r, parts, elements(r, *[gamma] * GROUP), constants)
     return each(r, element)
 
 
