@@ -96,6 +96,11 @@ def _address(operand: npt.NDArray[Any]) -> int:
         return operand.ctypes.data
 
 
+def _plain(constants: tuple[int, ...]) -> tuple[int, ...]:
+    """Constants as the numbers they are: type checkers cannot unpack generic named tuples."""
+    return constants
+
+
 def _ints(x: npt.ArrayLike) -> Ints:
     return np.ascontiguousarray(x, np.int64)
 
@@ -123,7 +128,7 @@ def quantize(x: Ints, fmt: str, frac: int = 16, groups: int = 1) -> Quantized:
         mantissa.size,
         x.shape[-1] // groups,
         frac,
-        *format_values(fmt),
+        *_plain(format_values(fmt)),
     )
     return Quantized(codes, Scale(mantissa, exponent), fmt)
 
@@ -227,6 +232,7 @@ def norm(
         )
     source, weight = _ints(x), _ints(gamma)
     result = np.empty(x.shape, np.int64)
+    more = gamma_exponent - out_frac
     _run(
         _kernel("norm", centred),
         saturations,
@@ -238,7 +244,7 @@ def norm(
         x.size // x.shape[-1],
         groups,
         width,
-        *norm_values(eps, width, frac, centred, gamma_exponent - out_frac),
+        *_plain(norm_values(eps, width, frac, centred, more)),
     )
     if beta is None:
         return result
@@ -459,7 +465,7 @@ def softmax(
         kv_heads,
         heads // kv_heads,
         tokens,
-        *format_values(fmt),
+        *_plain(format_values(fmt)),
     )
     return Quantized(codes, Scale(mantissa, exponent), fmt), total
 
