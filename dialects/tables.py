@@ -15,10 +15,11 @@ machine; they are computed when a table is first asked for.
 | gelu_erf   | x in Q16, entries to 8    | (1 + erf(x / sqrt(2))) / 2, Q20         | 2**-18 abs. |
 | quick_gelu | x in Q16, entries to 16   | 1 / (1 + exp(-1.702 * x)), Q20          | 2**-18 abs. |
 | tanh       | x in Q16, entries to 8    | tanh(x), Q20                            | 2**-18 abs. |
+| softplus   | x in Q16, entries to 16   | log(1 + exp(-x)), Q20                   | 2**-18 abs. |
 
 The 24-bit tables clip a value of 2**24 (reached at the first argument only) to 2**24 - 1, so that
 24 wires carry every value. Beyond the last argument of a gate table the value is the function's
-limit, 1.
+limit, 1 (softplus: 0).
 """
 
 from __future__ import annotations
@@ -131,15 +132,17 @@ def _exp2() -> Table:
     return Table("exp2", 0, tuple(values), 7, 0)
 
 
-def _gate(name: str, end: int, intervals: int, function: Callable[[Decimal], Decimal]) -> Table:
+def _gate(
+    name: str, end: int, intervals: int, function: Callable[[Decimal], Decimal], limit: int = 1
+) -> Table:
     step = Decimal(end) / intervals
     entries: list[int] = []
     for i in range(intervals):
         entries.append(_rounded(function(i * step) * 2**GATE_FRAC))
-        if entries[-1] == 1 << GATE_FRAC:
+        if entries[-1] == limit << GATE_FRAC:
             break
-    # The functions rise: once one rounds to its limit it stays there.
-    entries += [1 << GATE_FRAC] * (intervals + 1 - len(entries))
+    # The functions are monotonic: once one rounds to its limit it stays there.
+    entries += [limit << GATE_FRAC] * (intervals + 1 - len(entries))
     step_bits = (end << ARGUMENT_FRAC).bit_length() - intervals.bit_length()
     return Table(name, 0, tuple(entries), step_bits, GATE_FRAC)
 
@@ -184,6 +187,7 @@ _BUILDERS: dict[str, Callable[[], Table]] = {
     "gelu_erf": lambda: _gate("gelu_erf", 8, 1024, _normal_cdf),
     "quick_gelu": lambda: _gate("quick_gelu", 16, 2048, lambda x: _sigmoid(Decimal("1.702") * x)),
     "tanh": lambda: _gate("tanh", 8, 2048, lambda x: 2 * _sigmoid(2 * x) - 1),
+    "softplus": lambda: _gate("softplus", 16, 2048, lambda x: (1 + (-x).exp()).ln(), limit=0),
 }
 TABLES = tuple(_BUILDERS)
 """The names of all tables."""

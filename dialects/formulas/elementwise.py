@@ -121,6 +121,24 @@ def tanh(r: Reader[V], c: Constants[V | int], x: V, _: V, /) -> V:
     return r.shift_saturate(_odd(r, c.places, x), c.second_shift, counted=False)
 
 
+def softplus(r: Reader[V], c: Constants[V | int], x: V, _: V, /) -> V:
+    """``log(1 + exp(x))`` as ``max(x, 0) + log(1 + exp(-|x|))``; ONNX Softplus.
+
+    With the table T of 20 fraction bits, and powers of two that give both terms the fraction bits
+    of the finer one::
+
+        t = T(round_shift(|x|, frac - 16))                         20 bits
+        y = shift_saturate(max(x, 0) * first + t * second,         52 -> 32
+                           max(frac, 20) - out_frac)
+
+    Error at most 2**-18 plus half a unit.
+    """
+    t = _of_magnitude(r, c.places, x, "softplus")
+    return r.shift_saturate(
+        r.product(r.larger(x, 0), c.first) + r.product(t, c.second), c.second_shift
+    )
+
+
 def _of_magnitude(r: Reader[V], places: V | int, x: V, table: str) -> V:
     return r.lookup(table, r.round_shift(r.cut(abs(x)), places))
 
@@ -205,6 +223,17 @@ def _of_table(fractions: Sequence[int], into: int, _: Mapping[str, Real]) -> Con
     return Constants(second_shift=GATE_FRAC - into, places=fractions[0] - ARGUMENT_FRAC)
 
 
+def _aligned(fractions: Sequence[int], into: int, _: Mapping[str, Real]) -> Constants[int]:
+    """Of a sum of the element and a table's value."""
+    finer = max(fractions[0], GATE_FRAC)
+    return Constants(
+        first=1 << (finer - fractions[0]),
+        second=1 << (finer - GATE_FRAC),
+        second_shift=finer - into,
+        places=fractions[0] - ARGUMENT_FRAC,
+    )
+
+
 def _square(fractions: Sequence[int], into: int, _: Mapping[str, Real]) -> Constants[int]:
     return Constants(second_shift=2 * fractions[0] - into)
 
@@ -235,6 +264,9 @@ _ACTIVATIONS = (
     Elementwise("relu2", relu2, _square, real=lambda x: np.maximum(x, 0) ** 2),
     Elementwise("sigmoid", sigmoid, _of_table, table="sigmoid", real=_sigmoid),
     Elementwise("tanh", tanh, _of_table, table="tanh", real=np.tanh),
+    Elementwise(
+        "softplus", softplus, _aligned, table="softplus", real=lambda x: np.logaddexp(x, 0.0)
+    ),
 )
 ACTIVATIONS = {one.name: one for one in _ACTIVATIONS}
 """The kinds of `rom.activate`."""

@@ -175,6 +175,10 @@ def slow_gate(x: int, kind: str, frac: int, out_frac: int) -> int:
     if kind == "relu2":
         return clip32(rshift(wires(max(x, 0) ** 2, 64), 2 * frac - out_frac))
     g = slow_lookup(ACTIVATIONS[kind].table, rshift(abs(x), frac - 16))
+    if kind == "softplus":
+        finer = max(frac, 20)
+        terms = max(x, 0) << (finer - frac), g << (finer - 20)
+        return clip32(rshift(wires(sum(terms), 64), finer - out_frac))
     g = 2**20 - g if x < 0 else g
     return clip32(rshift(wires(x * g, 53), 20 + frac - out_frac))
 

@@ -16,6 +16,7 @@ GATE_FUNCTIONS = {
     "gelu_erf": lambda x: (1 + math.erf(x / math.sqrt(2))) / 2,
     "quick_gelu": lambda x: 1 / (1 + math.exp(-1.702 * x)),
     "tanh": math.tanh,
+    "softplus": lambda x: math.log1p(math.exp(-x)),
 }
 
 
@@ -47,7 +48,7 @@ def test_values_and_differences_have_the_stated_widths(name: str) -> None:
     assert all(0 <= entry < limit for entry in t.entries)
     deltas = np.diff(np.array(t.entries))
     assert np.abs(deltas).max() < 1 << (t.delta_bits - 1)
-    assert t.value_bits == (GATE_FRAC + 1 if t.out_frac else 24)
+    assert t.value_bits in ((GATE_FRAC, GATE_FRAC + 1) if t.out_frac else (24,))
 
 
 def test_reciprocal_everywhere() -> None:
@@ -82,8 +83,9 @@ def test_gates(name: str) -> None:
     exact = np.vectorize(GATE_FUNCTIONS[name])(x / 2**16)
     y = lookup(table(name), x)
     assert np.abs(y / 2**GATE_FRAC - exact).max() < 2**-18
-    assert y[-1] == 1 << GATE_FRAC
-    assert (np.diff(y) >= 0).all()
+    limit = round(GATE_FUNCTIONS[name](40)) << GATE_FRAC
+    assert y[-1] == limit
+    assert (np.diff(y) * (1 if limit else -1) >= 0).all()
 
 
 @pytest.mark.parametrize("name", GATE_FUNCTIONS)
@@ -97,7 +99,7 @@ def test_gate_entries_are_nearest(name: str) -> None:
 def test_entries_never_change() -> None:
     # What is etched must be what was verified: the bits of all tables, forever.
     text = repr([(t.name, t.lo_index, t.step_bits, t.entries) for t in map(table, TABLES)])
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "7182904f0d588bb9"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "fb994c417856dd0b"
 
 
 def test_unknown_name() -> None:

@@ -34,6 +34,7 @@ LANE_SETTINGS: Mapping[str, frozenset[str]] = {
     "relu": frozenset({"rectified", "counted"}),
     "relu2": frozenset({"rectified", "doubled", "counted"}),
     "softcap": frozenset({"capped", "bare", "odd", "counted"}),
+    "softplus": frozenset({"bare", "even", "joined", "counted"}),
 }
 """What of `LaneControl` is 1 for an elementwise operation, by the formula's family."""
 

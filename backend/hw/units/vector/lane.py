@@ -89,6 +89,8 @@ class LaneControl:
         gated: element times table.
         bare: table times constant.
         odd: the table's other side is ``-G(x)`` instead of ``1 - G(x)``.
+        even: the table's other side is ``G(x)`` itself.
+        joined: the first product, of the element where it is positive, is added (softplus).
         rectified: negative elements count as 0.
         doubled: element by itself (relu2).
         paired: element by the second operand (mul).
@@ -116,6 +118,8 @@ class LaneControl:
     gated: Signal
     bare: Signal
     odd: Signal
+    even: Signal
+    joined: Signal
     rectified: Signal
     doubled: Signal
     paired: Signal
@@ -253,8 +257,11 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
     # First product
     first = zero
     capped = features.sets("capped")
-    if capped or features.has(*_NORMS, "rotary"):
+    joined = features.sets("joined")
+    if capped or joined or features.has(*_NORMS, "rotary"):
         left, right = x, control.first
+        if joined:
+            left = mux(control.joined, larger(x, 0), left)
         if features.has("rotary"):
             sine = given.sin.assume(-(1 << 16), 1 << 16)
             sine = mux(given.negative, -sine, sine)
@@ -298,8 +305,9 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
         a, b = mux(control.weighted, g, a), mux(control.weighted, given.value_mantissa, b)
     second = (a * b).cut()
     q = second
-    if features.has("rotary"):
-        q = (second + mux(control.turned, first, 0)).assume(-(1 << 63), (1 << 63) - 1)
+    if joined or features.has("rotary"):
+        other = mux(control.turned | control.joined, first, 0)
+        q = (second + other).assume(-(1 << 63), (1 << 63) - 1)
 
     # Shift, add
     shift = control.second_shift
@@ -375,7 +383,10 @@ def _table(given: LaneInputs, control: LaneControl, features: Features, shifted:
     if features.gate_tables:
         one = 1 << GATE_FRAC
         part = value.assume(0, one)
-        g = mux(negative, mux(control.odd, -part, one - part), part)
+        other = mux(control.odd, -part, one - part)
+        if features.sets("even"):
+            other = mux(control.even, part, other)
+        g = mux(negative, other, part)
     if features.has("softmax"):
         # Beyond 25 places nothing of 24 bits is left.
         p = round_shift(value, smaller(distance[16:], 25))

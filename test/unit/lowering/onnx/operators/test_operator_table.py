@@ -269,7 +269,9 @@ def log(e):
 
 
 def softplus(e):
-    e.write("Exp", e.write("Neg", e.it(e.write("Neg", "x"))), output="y")
+    # By itself, and as a part: exp(-softplus(-x)) is a sigmoid.
+    gate = e.write("Exp", e.write("Neg", e.write("Softplus", e.write("Neg", "x"))))
+    e.write("Mul", e.it("x"), gate, output="y")
 
 
 def norm_written_out(e):
