@@ -16,6 +16,7 @@ machine; they are computed when a table is first asked for.
 | quick_gelu | x in Q16, entries to 16   | 1 / (1 + exp(-1.702 * x)), Q20          | 2**-18 abs. |
 | tanh       | x in Q16, entries to 8    | tanh(x), Q20                            | 2**-18 abs. |
 | softplus   | x in Q16, entries to 16   | log(1 + exp(-x)), Q20                   | 2**-18 abs. |
+| mish       | x + 16 in Q16, to 32      | tanh(log(1 + exp(x))), Q20              | 2**-18 abs. |
 
 The 24-bit tables clip a value of 2**24 (reached at the first argument only) to 2**24 - 1, so that
 24 wires carry every value. Beyond the last argument of a gate table the value is the function's
@@ -38,6 +39,8 @@ GATE_FRAC = 20
 """Fraction bits of the gate tables' values."""
 ARGUMENT_FRAC = 16
 """Fraction bits of the gate tables' arguments."""
+WHOLE = 16
+"""What is added to the argument of a table for both signs; below its negative the value is 0."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,12 @@ def _normal_cdf(x: Decimal) -> Decimal:
     return Decimal("0.5") + total * (-square / 2).exp() / (2 * _PI).sqrt()
 
 
+def _mish(x: Decimal) -> Decimal:
+    # tanh(log(1 + e)) with e = exp(x), without a difference of what is nearly equal.
+    e = x.exp()
+    return e * (e + 2) / (e * (e + 2) + 2)
+
+
 @functools.cache
 def table(name: str) -> Table:
     """The table of that name, computed on first use.
@@ -188,6 +197,7 @@ _BUILDERS: dict[str, Callable[[], Table]] = {
     "quick_gelu": lambda: _gate("quick_gelu", 16, 2048, lambda x: _sigmoid(Decimal("1.702") * x)),
     "tanh": lambda: _gate("tanh", 8, 2048, lambda x: 2 * _sigmoid(2 * x) - 1),
     "softplus": lambda: _gate("softplus", 16, 2048, lambda x: (1 + (-x).exp()).ln(), limit=0),
+    "mish": lambda: _gate("mish", 2 * WHOLE, 4096, lambda x: _mish(x - WHOLE)),
 }
 TABLES = tuple(_BUILDERS)
 """The names of all tables."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.formulas.reader import K_co, Reader, V
-from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC
+from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC, WHOLE
 
 Samples = npt.NDArray[np.float64]
 
@@ -137,6 +137,20 @@ def softplus(r: Reader[V], c: Constants[V | int], x: V, _: V, /) -> V:
     return r.shift_saturate(
         r.product(r.larger(x, 0), c.first) + r.product(t, c.second), c.second_shift
     )
+
+
+def mish(r: Reader[V], c: Constants[V | int], x: V, _: V, /) -> V:
+    """``x * tanh(log(1 + exp(x)))``; ONNX Mish.
+
+    G, tanh of the softplus, has no symmetry: its table of 20 fraction bits is of both signs::
+
+        a = max(round_shift(x, frac - 16) + 16 * 2**16, 0)
+        y = shift_saturate(x * G(a), 20 + frac - out_frac)    53 -> 32 bits
+
+    Error at most ``|x| * 2**-18`` plus half a unit.
+    """
+    a = r.larger(r.round_shift(r.cut(x), c.places) + (WHOLE << ARGUMENT_FRAC), 0)
+    return r.shift_saturate(r.product(x, r.lookup("mish", a)), c.second_shift)
 
 
 def _of_magnitude(r: Reader[V], places: V | int, x: V, table: str) -> V:
@@ -266,6 +280,13 @@ _ACTIVATIONS = (
     Elementwise("tanh", tanh, _of_table, table="tanh", real=np.tanh),
     Elementwise(
         "softplus", softplus, _aligned, table="softplus", real=lambda x: np.logaddexp(x, 0.0)
+    ),
+    Elementwise(
+        "mish",
+        mish,
+        partial(_shifted, GATE_FRAC),
+        table="mish",
+        real=lambda x: x * np.tanh(np.logaddexp(x, 0.0)),
     ),
 )
 ACTIVATIONS = {one.name: one for one in _ACTIVATIONS}

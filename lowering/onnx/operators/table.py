@@ -289,6 +289,9 @@ def supported_operators() -> list[OperatorSupport]:
             fold=lazy.small,
         ),
         OperatorSupport(
+            "", "Mish", 18, "rom.activate", "", convert=activations.activation("mish"),
+        ),
+        OperatorSupport(
             "", "Mod", 10, _NONE, "of constants, lengths, positions and masks", ("fmod",),
             inputs=2, fold=lazy.small,
         ),

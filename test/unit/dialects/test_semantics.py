@@ -174,6 +174,9 @@ def slow_gate(x: int, kind: str, frac: int, out_frac: int) -> int:
         return clip32(rshift(max(x, 0), frac - out_frac))
     if kind == "relu2":
         return clip32(rshift(wires(max(x, 0) ** 2, 64), 2 * frac - out_frac))
+    if kind == "mish":
+        g = slow_lookup("mish", max(rshift(x, frac - 16) + (16 << 16), 0))
+        return clip32(rshift(wires(x * g, 53), 20 + frac - out_frac))
     g = slow_lookup(ACTIVATIONS[kind].table, rshift(abs(x), frac - 16))
     if kind == "softplus":
         finer = max(frac, 20)

@@ -35,6 +35,7 @@ LANE_SETTINGS: Mapping[str, frozenset[str]] = {
     "relu2": frozenset({"rectified", "doubled", "counted"}),
     "softcap": frozenset({"capped", "bare", "odd", "counted"}),
     "softplus": frozenset({"bare", "even", "joined", "counted"}),
+    "mish": frozenset({"gated", "even", "whole", "counted"}),
 }
 """What of `LaneControl` is 1 for an elementwise operation, by the formula's family."""
 

@@ -34,7 +34,7 @@ from intaglio.backend.hw.wires.signal import (
 )
 from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.formulas.products import ROTARY_FRAC
-from intaglio.dialects.tables import GATE_FRAC, table
+from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC, WHOLE, table
 
 CODE_BITS = 16
 """Width of a stored code."""
@@ -90,6 +90,7 @@ class LaneControl:
         bare: table times constant.
         odd: the table's other side is ``-G(x)`` instead of ``1 - G(x)``.
         even: the table's other side is ``G(x)`` itself.
+        whole: the table is of both signs (mish).
         joined: the first product, of the element where it is positive, is added (softplus).
         rectified: negative elements count as 0.
         doubled: element by itself (relu2).
@@ -119,6 +120,7 @@ class LaneControl:
     bare: Signal
     odd: Signal
     even: Signal
+    whole: Signal
     joined: Signal
     rectified: Signal
     doubled: Signal
@@ -369,11 +371,17 @@ def _table(given: LaneInputs, control: LaneControl, features: Features, shifted:
         if features.sets("capped"):
             source = mux(control.capped, shifted, x)
         negative = source < 0
-        size = abs(source).cut()
+        size = abs(source)
+        if features.sets("whole"):
+            size = mux(control.whole, source, size)
+        size = size.cut()
         # The argument has 16 fraction bits; an element 12 to 20, as a rule.
         right = smaller(larger(control.gate_shift, 0), 16)
         left = smaller(larger(-control.gate_shift, 0), 16)
         argument = mux(control.gate_shift < 0, size << left, round_shift(size, right))
+        if features.sets("whole"):
+            argument = argument + mux(control.whole, WHOLE << ARGUMENT_FRAC, 0)
+            argument = larger(argument, 0)
     if features.has("softmax"):
         distance = (given.top - x).truncate(33)
         argument = mux(control.weighted, distance[:16], argument)

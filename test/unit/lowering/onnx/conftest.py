@@ -220,6 +220,8 @@ def _activate(kind: str, x: np.ndarray) -> np.ndarray:
             return np.maximum(x, 0) ** 2
         case "tanh":
             return np.tanh(x)
+        case "mish":
+            return x * np.tanh(np.log1p(np.exp(x)))
         case "softplus":
             return np.log1p(np.exp(x))
     raise AssertionError(kind)
