@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.backend import circt
-from intaglio.backend.circt import StateLayout
+from intaglio.backend.circt import StateLayout, StatePort
 from intaglio.dialects.errors import CompilerBug
 from intaglio.runtime.engines.code_cache import kept
 from intaglio.runtime.engines.running import CompiledModel, ModelPort, Recorder, element_type
@@ -127,20 +127,11 @@ def _load(code: bytes, layout: StateLayout) -> ArcProgram:
     return ArcProgram(layout, run, sample, initial, engine)
 
 
-def _driver(layout: StateLayout) -> str:
-    """The two functions of `CompiledModel`, as LLVM IR."""
-    eval_ = f"call void @{layout.top}_eval(ptr %state)"
-    clock = next((p for p in layout.ports if p.name == "clk" and not p.output), None)
-
-    def set_clock(level: int) -> str:
-        if clock is None or clock.offset is None:
-            return ""
-        return (
-            f"%clk{level} = getelementptr i8, ptr %state, i64 {clock.offset}\n"
-            f"store i1 {level}, ptr %clk{level}\n"
-        )
-
-    apply, sample, place = [], [], {False: 0, True: 0}
+def _port_code(layout: StateLayout) -> tuple[list[str], list[str], dict[bool, int]]:
+    """LLVM IR that copies the inputs into a state, the outputs out of it; words of each row."""
+    apply: list[str] = []
+    sample: list[str] = []
+    place, clock = {False: 0, True: 0}, _clock(layout)
     for number, port in enumerate(layout.ports):
         if port is clock:
             continue
@@ -166,6 +157,27 @@ def _driver(layout: StateLayout) -> str:
             lines.append(f"%{name}w = {change} {from_} {value} to {to}")
             value = f"%{name}w"
         lines.append(f"store {to} {value}, ptr %{name}{target}, align 1")
+    return apply, sample, place
+
+
+def _clock(layout: StateLayout) -> StatePort | None:
+    return next((p for p in layout.ports if p.name == "clk" and not p.output), None)
+
+
+def _driver(layout: StateLayout) -> str:
+    """The two functions of `CompiledModel`, as LLVM IR."""
+    eval_ = f"call void @{layout.top}_eval(ptr %state)"
+    clock = _clock(layout)
+
+    def set_clock(level: int) -> str:
+        if clock is None or clock.offset is None:
+            return ""
+        return (
+            f"%clk{level} = getelementptr i8, ptr %state, i64 {clock.offset}\n"
+            f"store i1 {level}, ptr %clk{level}\n"
+        )
+
+    apply, sample, place = _port_code(layout)
     inputs, outputs = place[False], place[True]
     newline = "\n"
     return f"""

@@ -8,7 +8,10 @@ Products of bytes are summed exactly; bytes of higher weight are shifted on the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
 
 from intaglio.backend.hw.wires.signal import (
     Design,
@@ -95,7 +98,24 @@ def h_unit(design: Design, machine: Machine, shape: HShape) -> ModuleBuilder:
     """
 
     def build(m: ModuleBuilder) -> None:
-        lanes, heads = machine.attention_lanes, machine.query_parallel
+        _HUnit(m, machine, shape).build()
+
+    return design.shared("h_unit", build)
+
+
+_FLAGS = ("weighted", "first", "query_sign", "kv_sign", "query_fp8", "kv_fp8", "present")
+
+
+class _HUnit:
+    """The module under construction."""
+
+    def __init__(self, m: ModuleBuilder, machine: Machine, shape: HShape) -> None:
+        self.m, self.machine, self.shape = m, machine, shape
+        self.lanes, self.heads = machine.attention_lanes, machine.query_parallel
+
+    def build(self) -> None:
+        m, machine, shape = self.m, self.machine, self.shape
+        lanes, heads = self.lanes, self.heads
         parts = lanes // machine.kv_port_bytes
         write = Write(
             m.input("write_address", index_bits(shape.depth)),
@@ -105,18 +125,7 @@ def h_unit(design: Design, machine: Machine, shape: HShape) -> ModuleBuilder:
         )
         step = m.input("step", 1)
         address = m.input("address", index_bits(shape.depth))
-        flags = {
-            name: m.input(name, 1)
-            for name in (
-                "weighted",
-                "first",
-                "query_sign",
-                "kv_sign",
-                "query_fp8",
-                "kv_fp8",
-                "present",
-            )
-        }
+        flags = {name: m.input(name, 1) for name in _FLAGS}
         group = m.input("group", index_bits(shape.groups))
         read = m.input("read", index_bits(shape.reads))
         place = m.input("place", 2).assume(0, shape.places)
@@ -138,47 +147,10 @@ def h_unit(design: Design, machine: Machine, shape: HShape) -> ModuleBuilder:
         late = {name: signal.delay(name=f"{name}_q") for name, signal in flags.items()}
         counts = repeat_bits(flags["weighted"], flags["present"], mask).delay(name="counts")
         step_q = step.delay(reset=0, name="step_q")
-
-        def products(
-            word: Signal,
-            left: Signal,
-            counts: Signal,
-            query_sign: Signal,
-            kv_sign: Signal,
-            query_fp8: Signal,
-            kv_fp8: Signal,
-            place: Signal,
-        ) -> list[Signal]:
-            cached = [
-                element(
-                    word[BYTE * i : BYTE * (i + 1)], kv_sign, kv_fp8, shape.kv_fp8, shape.kv_integer
-                )
-                for i in range(lanes)
-            ]
-            sums: list[Signal] = []
-            singles: list[Signal] = []
-            for p in range(heads):
-                row: list[Signal] = []
-                for i in range(lanes):
-                    low = BYTE * (p * lanes + i)
-                    a = element(
-                        left[low : low + BYTE],
-                        query_sign,
-                        query_fp8,
-                        shape.query_fp8,
-                        shape.query_integer,
-                    )
-                    b = cached[i]
-                    product = mux(counts[i], a.mantissa * b.mantissa, 0)
-                    row.append(product << (a.exponent + b.exponent))
-                row = [one.cut() for one in row]
-                sums.append((add_all(row) << (place << 3)).cut())
-                singles += [one << (place << 3) for one in row]
-            return [*sums, *singles]
-
         late_left = cat(*reversed(left)).delay(name="left")
+        more = machine.attention_pipeline - 2
         staged = pipelined(
-            products,
+            self.products,
             [
                 word,
                 late_left,
@@ -189,48 +161,90 @@ def h_unit(design: Design, machine: Machine, shape: HShape) -> ModuleBuilder:
                 late["kv_fp8"],
                 place.delay(name="place_q"),
             ],
-            machine.attention_pipeline - 2,
+            more,
         ).outputs
-        sums, singles = staged[:heads], staged[heads:]
-        more = machine.attention_pipeline - 2
-        now = step_q.delay(more, reset=0, name="now")
-        now_weighted = late["weighted"].delay(more, name="now_weighted")
-        now_first = late["first"].delay(more, name="now_first")
-        now_group = group.delay(1 + more, name="now_group")
-        now_read = read.delay(1 + more, name="now_read")
+        step = _Accumulating(
+            step_q.delay(more, reset=0, name="now"),
+            late["weighted"].delay(more, name="now_weighted"),
+            late["first"].delay(more, name="now_first"),
+            group.delay(1 + more, name="now_group"),
+            read.delay(1 + more, name="now_read"),
+        )
+        self.dots(step, staged[:heads])
+        self.sums(step, staged[heads:])
 
+    def products(
+        self,
+        word: Signal,
+        left: Signal,
+        counts: Signal,
+        query_sign: Signal,
+        kv_sign: Signal,
+        query_fp8: Signal,
+        kv_fp8: Signal,
+        place: Signal,
+    ) -> list[Signal]:
+        """The sums of a step's products over the lanes, a head each, and all of them singly."""
+        shape, lanes = self.shape, self.lanes
+        cached = [
+            element(
+                word[BYTE * i : BYTE * (i + 1)], kv_sign, kv_fp8, shape.kv_fp8, shape.kv_integer
+            )
+            for i in range(lanes)
+        ]
+        sums: list[Signal] = []
+        singles: list[Signal] = []
+        for p in range(self.heads):
+            row: list[Signal] = []
+            for i in range(lanes):
+                low = BYTE * (p * lanes + i)
+                a = element(
+                    left[low : low + BYTE],
+                    query_sign,
+                    query_fp8,
+                    shape.query_fp8,
+                    shape.query_integer,
+                )
+                b = cached[i]
+                both = mux(counts[i], a.mantissa * b.mantissa, 0)
+                row.append(both << (a.exponent + b.exponent))
+            row = [one.cut() for one in row]
+            sums.append((add_all(row) << (place << 3)).cut())
+            singles += [one << (place << 3) for one in row]
+        return [*sums, *singles]
+
+    def dots(self, step: _Accumulating, sums: Sequence[Signal]) -> None:
+        """The accumulators of queries times keys, and the copies that wait to leave."""
+        m, shape = self.m, self.shape
         dots: list[Signal] = []
         for g in range(shape.groups):
-            enable = now & ~now_weighted & (now_group == g)
-            dots += [_accumulator(m, "dot", shape.dot_bits, s, now_first, enable) for s in sums]
+            enable = step.now & ~step.weighted & (step.group == g)
+            dots += [_accumulator(m, "dot", shape.dot_bits, s, step.first, enable) for s in sums]
         load = m.input("load", 1)
         waiting = [dot.delay(enable=load, name="waiting") for dot in dots]
         m.output("dot", choose(m.input("dot_head", index_bits(len(dots))), waiting))
 
+    def sums(self, step: _Accumulating, singles: Sequence[Signal]) -> None:
+        """The accumulators of weighted sums."""
+        m, shape, lanes, heads = self.m, self.shape, self.lanes, self.heads
         enables = [
-            [now & now_weighted & (now_group == g) & (now_read == r) for r in range(shape.reads)]
+            [
+                step.now & step.weighted & (step.group == g) & (step.read == r)
+                for r in range(shape.reads)
+            ]
             for g in range(shape.groups)
         ]
         sum_group = m.input("sum_group", index_bits(shape.groups))
         sum_head = m.input("sum_head", index_bits(heads))
-        per_word = lanes // shape.output
-        sum_beat = m.input("sum_beat", index_bits(shape.reads * per_word))
+        beats = shape.reads * (lanes // shape.output)
+        sum_beat = m.input("sum_beat", index_bits(beats))
         columns: list[list[Signal]] = [[] for _ in range(shape.output)]
-        for g in range(shape.groups):
-            for p in range(heads):
-                for r in range(shape.reads):
-                    for i in range(lanes):
-                        columns[i % shape.output].append(
-                            _accumulator(
-                                m,
-                                "sum",
-                                shape.sum_bits,
-                                singles[p * lanes + i],
-                                now_first,
-                                enables[g][r],
-                            )
-                        )
-        beats = shape.reads * per_word
+        for g, p, r, i in product(*map(range, (shape.groups, heads, shape.reads, lanes))):
+            columns[i % shape.output].append(
+                _accumulator(
+                    m, "sum", shape.sum_bits, singles[p * lanes + i], step.first, enables[g][r]
+                )
+            )
         out: list[Signal] = []
         for column in columns:
             by_head = [
@@ -244,7 +258,15 @@ def h_unit(design: Design, machine: Machine, shape: HShape) -> ModuleBuilder:
             out.append(choose(sum_group, by_group))
         m.output("sums", cat(*reversed([one.extend(shape.sum_bits, True) for one in out])))
 
-    return design.shared("h_unit", build)
+
+class _Accumulating(NamedTuple):
+    """A step as the accumulators see it."""
+
+    now: Signal
+    weighted: Signal
+    first: Signal
+    group: Signal
+    read: Signal
 
 
 def _from_buffer(m: ModuleBuilder, lanes: int, shape: HShape, word: Signal) -> Signal:

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from intaglio.backend.hw.units.attention.h_unit import BYTE, h_unit
 from intaglio.backend.hw.units.attention.kv import EXPONENT_BITS, SCALE_WORD
@@ -530,7 +531,25 @@ class _Unit:
         self.prelude = prelude
         self.prelude_head = count
 
-        # Steps: counters from the inside to the outside.
+        steps = self.steps(start, first)
+        beat_end, final = self.beat_counters(steps)
+
+        # A weighted sum pauses while its sums leave.
+        advance = (mux(weighted, beat_end, steps.head_end)).named("advance")
+        over = advance & mux(weighted, final, steps.kv_end)
+        resume = prelude_end | (weighted & beat_end & ~final)
+        stop = steps.head_end & (weighted | steps.kv_end)
+        steps.stepping.drive(mux(begin, ~begin_weighted, resume | (steps.stepping & ~stop)))
+        kv, base = self.kv, self.base
+        kv.drive(mux(start | over, 0, mux(advance, _up(kv), kv)))
+        next_base = self.fit(base + f["shared"], base.width)
+        base.drive(mux(start | over, 0, mux(advance, next_base, base)))
+        done = (beat_end & final).delay(self.early + self.late, reset=0, name="attention_done")
+        m.output("attention_done", done)
+
+    def steps(self, start: Signal, first: Signal) -> _Steps:
+        """Counters of steps from the inside to the outside; `kv` and `base` are driven later."""
+        m, model, f = self.m, self.model, self.f
         stepping = m.register("stepping", 1)
         inner_done = m.register("inner_done", 1)
         step = (stepping & ~inner_done).named("step")
@@ -557,8 +576,8 @@ class _Unit:
         slot_end = (stepping & (interval == interval_last)).named("slot_end")
         interval.drive(mux(stepping & ~slot_end, _up(interval), 0))
         inner_done.drive((inner_done | carry) & ~slot_end & ~start)
-        kv = m.register("kv_head", index_bits(model.kv_heads))
-        base = m.register("head_base", index_bits(model.heads))
+        self.kv = kv = m.register("kv_head", index_bits(model.kv_heads))
+        self.base = m.register("head_base", index_bits(model.heads))
         block_end = (block == self.last_block).named("block_end")
         kv_end = ((kv + 1) == f["kv_heads"]).named("kv_end")
         head_end = slot_end & block_end
@@ -568,16 +587,19 @@ class _Unit:
                 0, (1 << block_bits) - 1
             )
         )
-        self.kv, self.base = kv, base
         if model.external:
             self.fetched = self.fetch(start, slot_end & self.outside)
             buffer = m.register("step_buffer", log2(model.buffers))
             used = slot_end & self.outside
             buffer.drive(mux(start, 0, mux(used, _up(buffer), buffer)))
             self.step_buffer = buffer
+        return _Steps(stepping, slot_end, block_end, kv_end, head_end)
 
-        # Beats.
-        self.trigger = trigger = (slot_end & (~weighted | block_end)).named("trigger")
+    def beat_counters(self, steps: _Steps) -> tuple[Signal, Signal]:
+        """The end of a head's beats, and whether they are the last of the instruction."""
+        m, model, machine, f = self.m, self.model, self.machine, self.f
+        weighted = f["weighted"]
+        self.trigger = trigger = (steps.slot_end & (~weighted | steps.block_end)).named("trigger")
         on = m.register("beat", 1)
         part = m.register("beat_part", self.part_bits)
         lane = m.register("beat_lane", index_bits(machine.query_parallel))
@@ -595,26 +617,15 @@ class _Unit:
         lane.drive(mux(again, 0, mux(head_done, mux(lane_end, 0, _up(lane)), lane)))
         group.drive(mux(again, 0, mux(head_done & lane_end, _up(group), group)))
         member.drive(mux(again, 0, mux(head_done, _up(member), member)))
-        final = (kv_end & block_end).delay(enable=trigger, name="beat_final")
-        beat_kv = kv.delay(enable=trigger, name="beat_kv")
-        beat_base = base.delay(enable=trigger, name="beat_base")
-        beat_block = block.delay(enable=trigger, name="beat_block")
+        final = (steps.kv_end & steps.block_end).delay(enable=trigger, name="beat_final")
+        beat_kv = self.kv.delay(enable=trigger, name="beat_kv")
+        beat_base = self.base.delay(enable=trigger, name="beat_base")
+        beat_block = self.block.delay(enable=trigger, name="beat_block")
         self.beats = _Beats(
             on, group, lane, self.fit(beat_base + member, index_bits(model.heads)), part,
             beat_kv, beat_block, weighted,
         )  # fmt: skip
-
-        # A weighted sum pauses while its sums leave.
-        advance = (mux(weighted, beat_end, head_end)).named("advance")
-        over = advance & mux(weighted, final, kv_end)
-        resume = prelude_end | (weighted & beat_end & ~final)
-        stop = head_end & (weighted | kv_end)
-        stepping.drive(mux(begin, ~begin_weighted, resume | (stepping & ~stop)))
-        kv.drive(mux(start | over, 0, mux(advance, _up(kv), kv)))
-        next_base = self.fit(base + f["shared"], base.width)
-        base.drive(mux(start | over, 0, mux(advance, next_base, base)))
-        done = (beat_end & final).delay(self.early + self.late, reset=0, name="attention_done")
-        m.output("attention_done", done)
+        return beat_end, final
 
     @property
     def part_bits(self) -> int:
@@ -937,6 +948,16 @@ def _delayed(
     (width,) = {signal.width for signal in signals}
     word = cat(*reversed(signals)).delay(cycles, reset=reset, name=name)
     return [word[width * i : width * (i + 1)] for i in range(len(signals))]
+
+
+class _Steps(NamedTuple):
+    """Where the steps of an instruction are."""
+
+    stepping: Register
+    slot_end: Signal
+    block_end: Signal
+    kv_end: Signal
+    head_end: Signal
 
 
 def _up(counter: Signal) -> Signal:
