@@ -96,6 +96,8 @@ def emit_hardware(
     """
     circt.check_installed()
     layout = layout_of(program)
+    # Every descriptor is there before anything is written.
+    _ = layout.encoded
     progress("building the hardware")
     # Of a chip of full size the banks are instances of external modules.
     if banks is None and logic_size(layout) > LOGIC_LIMIT:

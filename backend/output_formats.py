@@ -41,6 +41,21 @@ class ProgramJSON(Target):
 
 
 @dataclass(frozen=True)
+class DescriptorListing(Target):
+    """The words of an encoded program's descriptors, each taken apart again into its fields."""
+
+    name = "descriptor-listing"
+
+    def emit(self, ctx: Context, module: ModuleOp, output: IO[str]) -> None:
+        from intaglio.dialects.encoded import QueueOp, listing
+
+        queues = [one for one in module.ops if isinstance(one, QueueOp)]
+        if not queues:
+            raise PassFailedException("the program is not encoded; run program-encode first")
+        output.writelines(f"{line}\n" for line in listing(queues))
+
+
+@dataclass(frozen=True)
 class SystemVerilog(Target):
     """The SystemVerilog of a module of hw, comb and seq; memories are without content."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from intaglio.backend import circt
 from intaglio.backend.hw.chip.chip import TOP
-from intaglio.backend.hw.chip.layout import layout_of, unit_values
+from intaglio.backend.hw.chip.layout import descriptor_wires, layout_of
 from intaglio.backend.images.read import Images
 from intaglio.backend.program.program import Program
 
@@ -124,8 +124,8 @@ def constant_inputs(program: Program, folder: Path, text: str) -> Mapping[str, C
     layout, images = layout_of(program), Images(program, folder)
     fields: dict[tuple[str, str], tuple[int, int]] = {}
     for queue in layout.queues:
-        every = list(unit_values(layout, queue, images))
-        for name, width in layout.fields[queue]:
+        every = descriptor_wires(layout, queue, images)
+        for name, width in layout.fields[queue].items():
             numbers = [one.get(name, 0) for one in every]
             moving = 0
             for number in numbers:

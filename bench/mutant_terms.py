@@ -26,7 +26,7 @@ from typing import Any
 import z3
 
 from intaglio.backend.hw.chip.chip import TOP
-from intaglio.backend.hw.chip.layout import layout_of, unit_values
+from intaglio.backend.hw.chip.layout import descriptor_wires, layout_of
 from intaglio.backend.images.read import Images
 from intaglio.backend.program.program import Program
 
@@ -255,8 +255,8 @@ def fields_of(program: Program, folder: Path) -> dict[tuple[str, str], Bits]:
     layout, images = layout_of(program), Images(program, folder)
     found: dict[tuple[str, str], Bits] = {}
     for queue in layout.queues:
-        every = list(unit_values(layout, queue, images))
-        for name, width in layout.fields[queue] if every else ():
+        every = descriptor_wires(layout, queue, images)
+        for name, width in layout.fields[queue].items() if every else ():
             zero = one = 0
             for values in every:
                 low, high = _exactly(values.get(name, 0), width)

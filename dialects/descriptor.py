@@ -126,3 +126,23 @@ class Fields(Mapping[str, int]):
             values[one.name] = value if value in one.range else value - (1 << one.width)
             word >>= one.width
         return values
+
+
+def wait_fields(waits: Iterable[Mapping[str, int]], queues: Iterable[str]) -> tuple[Field, ...]:
+    """The fields of a queue's descriptors that say what an instruction waits for.
+
+    A queue that no instruction of this one waits for has no field.
+
+    Args:
+        waits: of each descriptor, how many instructions of other queues must have finished.
+        queues: all of them, in order.
+    """
+    most: dict[str, int] = {}
+    for one in waits:
+        for queue, count in one.items():
+            most[queue] = max(most.get(queue, 0), count)
+    return tuple(
+        Field(f"wait_{q}", most[q].bit_length(), f"instructions of {q} that must have finished")
+        for q in queues
+        if most.get(q)
+    )

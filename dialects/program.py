@@ -41,6 +41,7 @@ from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects import formula, gating, hazards, rom, stated_cycles, timeline
 from intaglio.dialects.clocks import At
+from intaglio.dialects.encoded import DescriptorOp, FieldAttr, QueueOp
 from intaglio.dialects.fabric import DomainOp, MachineOp
 from intaglio.dialects.formula import Formula
 from intaglio.dialects.gating import NO_DOMAIN
@@ -541,4 +542,8 @@ def _symbols(names: DictionaryAttr) -> dict[str, str]:
     }
 
 
-PROGRAM = Dialect("program", [ProgramOp, BlockOp, InstructionOp, BufferOp], [])
+PROGRAM = Dialect(
+    "program",
+    [ProgramOp, BlockOp, InstructionOp, BufferOp, QueueOp, DescriptorOp],
+    [FieldAttr],
+)

@@ -41,11 +41,13 @@ INTAGLIO = Universe(
         "rom-fuse-residual": _pass("lowering.step.fuse_residual", "RomFuseResidual"),
         "fabric-place": _pass("lowering.place.place", "FabricPlace"),
         "program-schedule": _pass("lowering.schedule.schedule", "ProgramSchedule"),
+        "program-encode": _pass("backend.program_encode", "ProgramEncode"),
         "program-to-hw": _pass("backend.program_to_hw", "ProgramToHW"),
     },
     all_targets={
         "mapping-json": _format("MappingJSON"),
         "program-json": _format("ProgramJSON"),
+        "descriptor-listing": _format("DescriptorListing"),
         "system-verilog": _format("SystemVerilog"),
     },
 )

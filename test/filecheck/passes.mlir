@@ -9,4 +9,5 @@
 // CHECK-DAG: rom-fuse-residual,
 // CHECK-DAG: fabric-place,
 // CHECK-DAG: program-schedule,
+// CHECK-DAG: program-encode,
 // CHECK-DAG: program-to-hw,

@@ -23,13 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from intaglio.backend.hw.chip import sequencer
-from intaglio.backend.hw.chip.sequencer import QueueProgram
+from intaglio.backend.hw.chip.sequencer import Entry, QueueProgram
 from intaglio.backend.hw.units import power
 from intaglio.backend.hw.units.adapter import sizes as adapter_model
 from intaglio.backend.hw.units.adapter.interface import AdapterUnit
@@ -52,7 +53,7 @@ from intaglio.backend.hw.units.memories import (
     VECTORS,
 )
 from intaglio.backend.hw.units.power import PowerUnit
-from intaglio.backend.hw.units.refusals import refuse
+from intaglio.backend.hw.units.refusals import attempted, refuse
 from intaglio.backend.hw.units.unit import Unit
 from intaglio.backend.hw.units.vector import encode as vector_encode
 from intaglio.backend.hw.units.vector.encode import ConstantRows, Places, content_of
@@ -61,8 +62,9 @@ from intaglio.backend.hw.units.vector.shape import VectorShape
 from intaglio.dialects import hazards, sharing
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.descriptor import Field, Fields
+from intaglio.dialects.encoded import DescriptorOp, QueueOp, Value, word_of
 from intaglio.dialects.errors import UserError
-from intaglio.dialects.isa.queues import POWER, QUEUES
+from intaglio.dialects.isa.queues import MATRIX, POWER, QUEUES, VECTOR
 
 if TYPE_CHECKING:
     from intaglio.backend.images.read import Images
@@ -128,6 +130,11 @@ class Layout:
             HEADS.name: self.head_entries,
             CONSTANTS.name: self.constant_rows,
         }
+
+    @cached_property
+    def encoded(self) -> dict[str, QueueOp]:
+        """The descriptors of each queue."""
+        return encode(self)
 
     @property
     def lanes(self) -> int:
@@ -394,43 +401,133 @@ def constant_words(layout: Layout, images: Images) -> Words:
     return as_words(rows.astype("<i4").view(np.uint8).reshape(len(rows), -1))
 
 
-def unit_values(layout: Layout, queue: str, images: Images) -> Iterator[dict[str, int]]:
-    """The unit's fields of every instruction instance of a queue, in order.
+def unit_values(
+    layout: Layout, queue: str, entry: Entry, scales: Mapping[str, int]
+) -> dict[str, int]:
+    """The unit's fields of an instruction instance of a queue.
+
+    Args:
+        layout: of the program.
+        queue: whose.
+        entry: of the queue.
+        scales: mantissas of the matrices with one scale.
 
     Raises:
-        UserError: the unit cannot execute an instruction; says why.
+        UserError: the unit cannot execute the instruction; says why.
     """
     program, content = layout.program, layout.content
-    scales = matrix_plan.single_scales(program, images) if queue == "matrix" else {}
-    for entry in layout.queues[queue].entries:
-        block = program.blocks[entry.block]
-        instruction, instance = (
-            block.instructions[entry.instruction],
-            block.instances[entry.instance],
+    block = program.blocks[entry.block]
+    instruction, instance = block.instructions[entry.instruction], block.instances[entry.instance]
+    if queue == MATRIX:
+        return matrix_plan.encode(
+            program, instruction, instance, layout.matrix, layout.biases, scales
         )
-        if queue == "matrix":
-            yield matrix_plan.encode(
-                program, instruction, instance, layout.matrix, layout.biases, scales
+    if queue == VECTOR:
+        one = content["blocks"][entry.block]["instructions"][entry.instruction]
+        return vector_encode.encode(content, one, instance, layout.places)
+    if queue == POWER:
+        return power.encode(tuple(program.domains), instruction, instance)
+    if instruction.opcode == "matvec":
+        assert layout.adapters is not None
+        own = adapter_model.encode(layout.adapters, instruction, instance)
+        return {**own, adapter_model.SELECT: 1}
+    return attention.encode(layout.attention, instruction, instance)
+
+
+def encode(layout: Layout) -> dict[str, QueueOp]:
+    """The descriptors of all queues.
+
+    Raises:
+        UserError: units cannot execute instructions; all of them, and why.
+    """
+    found: list[UserError] = []
+    encoded: dict[str, QueueOp] = {}
+    single = matrix_plan.single_scaled(layout.program)
+    for queue, executed in layout.queues.items():
+        descriptors: list[DescriptorOp] = []
+        for entry in executed.entries:
+            found += attempted(
+                lambda queue=queue, entry=entry, into=descriptors: into.append(
+                    _descriptor(layout, queue, entry, single)
+                )
             )
-        elif queue == "vector":
-            one = content["blocks"][entry.block]["instructions"][entry.instruction]
-            yield vector_encode.encode(content, one, instance, layout.places)
-        elif queue == POWER:
-            yield power.encode(tuple(program.domains), instruction, instance)
-        elif instruction.opcode == "matvec":
-            assert layout.adapters is not None
-            own = adapter_model.encode(layout.adapters, instruction, instance)
-            yield {**own, adapter_model.SELECT: 1}
-        else:
-            yield attention.encode(layout.attention, instruction, instance)
+        encoded[queue] = QueueOp(queue, executed.short, layout.fields[queue], descriptors)
+    refuse(found)
+    return encoded
+
+
+def with_queues(layout: Layout, queues: Sequence[QueueOp]) -> Layout:
+    """The layout of hardware whose sequencers hold other descriptors.
+
+    Args:
+        layout: of the hardware.
+        queues: what its queues execute.
+
+    Raises:
+        ValueError: they are not the queues of its units, or have other fields.
+    """
+    given = {one.queue.data: one for one in queues}
+    if len(given) != len(queues) or given.keys() != layout.queues.keys():
+        raise ValueError(f"the chip has a queue each of {', '.join(layout.queues)}")
+    numbers = {block.name: number for number, block in enumerate(layout.program.blocks)}
+    programs: dict[str, QueueProgram] = {}
+    for queue, fields in layout.fields.items():
+        stated = given[queue].unit_fields
+        if list(stated.items()) != list(fields.items()):
+            other = [f"'{n}'" for n in {**fields, **stated} if fields.get(n) != stated.get(n)]
+            what = f"field {other[0]} is another" if other else "fields stand in another order"
+            raise ValueError(f"the units of queue '{queue}' have other fields: {what}")
+        entries: list[Entry] = []
+        for one in given[queue].descriptors:
+            block, instance, number = one.at
+            if block not in numbers:
+                raise ValueError(f"a descriptor of queue '{queue}' is of no block @{block}")
+            entries.append(Entry(numbers[block], instance, number, one.counts))
+        programs[queue] = QueueProgram(tuple(entries), given[queue].short.value.data)
+    changed = replace(layout, queues=programs)
+    changed.__dict__["encoded"] = given
+    return changed
+
+
+def _descriptor(layout: Layout, queue: str, entry: Entry, single: Collection[str]) -> DescriptorOp:
+    block = layout.program.blocks[entry.block]
+    instruction = block.instructions[entry.instruction]
+    own = unit_values(layout, queue, entry, dict.fromkeys(single, 0))
+    values: dict[str, Value] = {**dict.fromkeys(layout.fields[queue], 0), **own}
+    if queue == MATRIX:
+        instance = block.instances[entry.instance]
+        matrix = matrix_plan.tensor(matrix_plan.Use(instruction, instance))
+        if matrix in single:
+            values["mantissa"] = matrix
+    names = instruction.onnx
+    return DescriptorOp(
+        instruction.opcode,
+        (block.name, entry.instance, entry.instruction),
+        entry.waits,
+        values,
+        names[min(entry.instance, len(names) - 1)] if names else (),
+    )
+
+
+def descriptor_wires(layout: Layout, queue: str, images: Images) -> list[dict[str, int]]:
+    """The units' fields of each descriptor of a queue, as wires carry them: unsigned."""
+    scales = matrix_plan.single_scales(layout.program, images) if queue == MATRIX else {}
+    return [
+        {
+            name: (scales[one] if isinstance(one, str) else one) & (1 << width) - 1
+            for name, width in layout.fields[queue].items()
+            for one in (values[name],)
+        }
+        for values in (descriptor.numbers for descriptor in layout.encoded[queue].descriptors)
+    ]
 
 
 def descriptor_words(layout: Layout, queue: str, images: Images) -> Words:
     """The content of a sequencer's ROM."""
-    fields = layout.fields[queue]
-    form = sequencer.descriptor(queue, layout.queues, fields)
-    values = list(unit_values(layout, queue, images))
-    words = sequencer.descriptors(queue, layout.queues, fields, values)
+    encoded = layout.encoded[queue]
+    form = encoded.form
+    scales = matrix_plan.single_scales(layout.program, images) if queue == MATRIX else {}
+    words = [word_of(form, one, scales) for one in encoded.descriptors]
     words += [0] * (max(2, len(words)) - len(words))
     size = -(-form.width // 8)
     data = b"".join(word.to_bytes(size, "little") for word in words)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Signal, mux
-from intaglio.dialects.descriptor import Field, Fields
+from intaglio.dialects.descriptor import Fields, wait_fields
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.timeline import Block
 
@@ -102,22 +102,6 @@ def count_bits(programs: Mapping[str, QueueProgram]) -> int:
     return max(1, max(len(program.entries).bit_length() for program in programs.values()))
 
 
-def wait_fields(queue: str, programs: Mapping[str, QueueProgram]) -> tuple[Field, ...]:
-    """The fields of a queue's descriptors that say what an instruction waits for.
-
-    A queue that no instruction of this one waits for has no field.
-    """
-    most: dict[str, int] = {}
-    for entry in programs[queue].entries:
-        for other, count in entry.waits.items():
-            most[other] = max(most.get(other, 0), count)
-    return tuple(
-        Field(f"wait_{q}", most[q].bit_length(), f"instructions of {q} that must have finished")
-        for q in programs
-        if q in most
-    )
-
-
 def _parts(fields: Fields, word: Signal) -> dict[str, Signal]:
     """The fields of a word."""
     signals: dict[str, Signal] = {}
@@ -164,7 +148,7 @@ def build_sequencer(
     - out `finished`: count of finished instructions of the token.
     - out `idle`: the token's last instruction has finished.
 
-    The memory `descriptors` holds `descriptor(queue, programs, fields)` words.
+    The memory `descriptors` holds words of `descriptor(queue, programs, fields)`.
 
     Args:
         design: gets the module.
@@ -222,29 +206,8 @@ def build_sequencer(
 
 def descriptor(queue: str, programs: Mapping[str, QueueProgram], fields: Fields) -> Fields:
     """The form of a queue's descriptors: the waits, then the unit's fields."""
-    return Fields((*wait_fields(queue, programs), *fields.fields))
-
-
-def descriptors(
-    queue: str,
-    programs: Mapping[str, QueueProgram],
-    fields: Fields,
-    values: Sequence[Mapping[str, int]],
-) -> list[int]:
-    """The words of a sequencer's ROM.
-
-    Args:
-        queue: whose.
-        programs: of all queues.
-        fields: of the unit.
-        values: the unit's fields for each of the queue's entries.
-    """
-    form = descriptor(queue, programs, fields)
-    words: list[int] = []
-    for entry, own in zip(programs[queue].entries, values, strict=True):
-        waits = {f"wait_{other}": count for other, count in entry.waits.items()}
-        words.append(form.pack({**waits, **own}))
-    return words
+    waits = wait_fields((entry.waits for entry in programs[queue].entries), programs)
+    return Fields((*waits, *fields.fields))
 
 
 def build_token_port(design: Design, position_bits: int) -> ModuleBuilder:

@@ -4,11 +4,11 @@
 // RUN: xdsl-opt -t program-json %t.mlir | filecheck %s --check-prefix=WHOLE
 // RUN: sed 's/{gamma = @g} waits {matrix = 0 : i64}/{gamma = @g} waits {}/' %t.mlir > %t.read.mlir
 // RUN: not xdsl-opt -t program-json %t.read.mlir 2>&1 | filecheck %s --check-prefix=READ
-// RUN: not xdsl-opt -p program-to-hw %t.read.mlir 2>&1 | filecheck %s --check-prefix=READ
+// RUN: not xdsl-opt -p program-encode %t.read.mlir 2>&1 | filecheck %s --check-prefix=READ
 // RUN: sed 's/keys = @k} waits {vector = 7 : i64, kv = 1 : i64}/keys = @k} waits {vector = 7 : i64, kv = 0 : i64}/' %t.mlir > %t.cache.mlir
-// RUN: not xdsl-opt -p program-to-hw %t.cache.mlir 2>&1 | filecheck %s --check-prefix=CACHE
+// RUN: not xdsl-opt -p program-encode %t.cache.mlir 2>&1 | filecheck %s --check-prefix=CACHE
 // RUN: sed 's/waits {matrix = 0 : i64, attention = 2 : i64}/waits {matrix = 0 : i64, attention = 1 : i64}/' %t.mlir > %t.count.mlir
-// RUN: not intaglio-opt -p program-to-hw %t.count.mlir 2>&1 | filecheck %s --check-prefix=COUNT
+// RUN: not intaglio-opt -p program-encode %t.count.mlir 2>&1 | filecheck %s --check-prefix=COUNT
 // RUN: sed 's/takes "46"/takes "45"/' %t.mlir > %t.cycles.mlir
 // RUN: not xdsl-opt -t program-json %t.cycles.mlir 2>&1 | filecheck %s --check-prefix=CYCLES
 

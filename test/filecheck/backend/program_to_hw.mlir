@@ -1,4 +1,4 @@
-// RUN: intaglio-opt %s -p "attach-target{target=roma-mini},rom-legalize,rom-fuse-residual,fabric-place,program-schedule,program-to-hw" | filecheck %s
+// RUN: intaglio-opt %s -p "attach-target{target=roma-mini},rom-legalize,rom-fuse-residual,fabric-place,program-schedule,program-encode,program-to-hw" | filecheck %s
 
 // The chip of a decoder with two layers: one module for each kind of part, instances of it, and
 // memories whose contents are files. No weight stands in the IR.

@@ -12,7 +12,7 @@
 // RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-legalize,program-schedule' %s --verify-diagnostics | filecheck %s --check-prefix=PLACE
 // PLACE: @w has no place; run fabric-place first
 
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-legalize,fabric-place,program-to-hw' %s --verify-diagnostics | filecheck %s --check-prefix=PROGRAM
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-legalize,fabric-place,program-encode' %s --verify-diagnostics | filecheck %s --check-prefix=PROGRAM
 // PROGRAM: expected one program, found 0; run program-schedule first
 
 // RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-legalize,rom-legalize' %s --verify-diagnostics | filecheck %s --check-prefix=LEGALISED

@@ -82,6 +82,6 @@ def test_hardware_that_is_asked_for_is_an_error(tmp_path: Path, capsys, stage: s
 @pytest.mark.usefixtures("without_hardware")
 def test_passes_name_the_extra(compiled, capsys):
     path = compiled("llama") / "ir" / "program.mlir"
-    code = opt.main([str(path), "-p", "program-to-hw", "-t", "system-verilog"])
+    code = opt.main([str(path), "-p", "program-encode,program-to-hw", "-t", "system-verilog"])
     captured = capsys.readouterr()
     assert code == 1 and captured.out == "" and EXTRA in captured.err

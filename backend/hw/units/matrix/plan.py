@@ -395,7 +395,7 @@ def configure(
     machine = program.machine
     uses = list(matrix_uses(program))
     named = {
-        opcode: {_tensor(u): None for u in uses if u.instruction.opcode == opcode}
+        opcode: {tensor(u): None for u in uses if u.instruction.opcode == opcode}
         for opcode in ("matvec", "embed")
     }
     products, tables = ([program.parameters[n] for n in names] for names in named.values())
@@ -517,7 +517,8 @@ def rows_of(buffer: BufferLike, machine: Machine) -> range:
     return range(first, -(-(buffer.address + buffer.size) // (4 * lanes)))
 
 
-def _tensor(use: Use) -> str:
+def tensor(use: Use) -> str:
+    """The matrix or table of an instruction instance."""
     role = "table" if use.instruction.opcode == "embed" else "weights"
     return use.instance[use.instruction.uses[role]]
 
@@ -563,7 +564,7 @@ def refusals(program: ProgramLike) -> list[UserError]:
     found = machine_refusals(machine)
     if not uses:
         return [*found, UserError("the program has no matrices")]
-    tensors = {_tensor(use): use.instruction.opcode == "embed" for use in uses}
+    tensors = {tensor(use): use.instruction.opcode == "embed" for use in uses}
     pieces: dict[str, Piece] = {}
 
     def place(name: str, table: bool) -> None:
@@ -653,7 +654,7 @@ def encode(
         UserError: the hardware cannot execute the instruction, with the reason.
     """
     use = Use(instruction, instance)
-    name = _tensor(use)
+    name = tensor(use)
     parameter, table = program.parameters[name], instruction.opcode == "embed"
     piece = piece_of(parameter, program.machine, table=table)
     values = _descriptor(program, use, constant_rows or {}, {name: piece})
@@ -668,14 +669,15 @@ def encode(
     return config.fields.checked(values, instruction.opcode)
 
 
+def single_scaled(program: ProgramLike) -> list[str]:
+    """The matrices with one scale that the matrix queue uses."""
+    names = dict.fromkeys(tensor(use) for use in matrix_uses(program))
+    return [name for name in names if is_single(program.parameters[name])]
+
+
 def single_scales(program: ProgramLike, images: ImagesLike) -> dict[str, int]:
     """The mantissa of each matrix with one scale that the matrix queue uses."""
-    names = dict.fromkeys(_tensor(use) for use in matrix_uses(program))
-    return {
-        name: int(images.matrix(name).scales[0, 0])
-        for name in names
-        if is_single(program.parameters[name])
-    }
+    return {name: int(images.matrix(name).scales[0, 0]) for name in single_scaled(program)}
 
 
 def _descriptor(
@@ -683,7 +685,7 @@ def _descriptor(
 ) -> dict[str, int]:
     """All fields but `way`, `form` and `mantissa`; `places` signed."""
     machine, instruction = program.machine, use.instruction
-    name = _tensor(use)
+    name = tensor(use)
     parameter, piece = program.parameters[name], pieces[name]
     shape = shape_of(parameter)
     row_bytes = 4 * machine.vector_lanes
@@ -805,7 +807,7 @@ def tile_images(
 ) -> Iterator[LUnitImage]:
     """The contents of the ROMs of one tile; see `l_unit_images`."""
     machine = config.machine
-    names = dict.fromkeys(_tensor(use) for use in matrix_uses(program))
+    names = dict.fromkeys(tensor(use) for use in matrix_uses(program))
     word_bytes = _element_bytes(config.word_bits)
     codes = np.zeros((machine.l_units, config.code_words, word_bytes), np.uint8)
     scales = np.zeros((machine.l_units, config.scale_words), np.uint64)

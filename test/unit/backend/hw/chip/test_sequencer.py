@@ -14,7 +14,7 @@ from intaglio.backend.hw.chip.sequencer import (
     QueueProgram,
     build_sequencer,
     build_token_port,
-    descriptors,
+    descriptor,
     unroll,
 )
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Wire, mux
@@ -87,13 +87,23 @@ def dummy(design: Design) -> ModuleBuilder:
     return m
 
 
+def words(blocks: Blocks, queue: str, programs: dict[str, QueueProgram]) -> list[int]:
+    """The content of a sequencer's memory."""
+    form = descriptor(queue, programs, FIELDS)
+    entries = programs[queue].entries
+    return [
+        form.pack({**{f"wait_{q}": n for q, n in entry.waits.items()}, **own})
+        for entry, own in zip(entries, values(blocks, programs[queue]), strict=True)
+    ]
+
+
 def build(blocks: Blocks, issue: int) -> tuple[str, dict[str, list[int]]]:
     """A chip of dummies, and the contents of its sequencers' memories."""
     design = Design()
     gated = any(one.queue == QUEUES[-1] for block, _ in blocks for one in block.issues)
     queues = QUEUES if gated else QUEUES[:-1]
     programs = unroll(blocks, queues)
-    contents = {q: descriptors(q, programs, FIELDS, values(blocks, programs[q])) for q in programs}
+    contents = {q: words(blocks, q, programs) for q in programs}
     unit = dummy(design)
     sequencers = {q: build_sequencer(design, q, programs, FIELDS, issue) for q in programs}
     port = build_token_port(design, 4)
