@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from intaglio.backend.images.read import Images
 from intaglio.runtime.loaded_model import LoadedModel
 from intaglio.runtime.reports.timing import token_cycles
+from intaglio.runtime.reports.wording import counted
 
 LARGE = 8192
 """Multipliers of a chip above which a user is told of smaller ones; a mini target has some 500."""
@@ -32,7 +33,7 @@ def work_lines(chip: LoadedModel, engine: str, tokens: int) -> Iterator[str]:
         "unless it is kept from before, and simulates every cycle"
     )
     yield (
-        f"  at most {last + 1:,} tokens of {instructions:,} instructions and up to {cycles:,} "
+        f"  at most {counted(last + 1, 'token')} of {instructions:,} instructions and up to {cycles:,} "
         "cycles each"
     )
     if multipliers > LARGE:

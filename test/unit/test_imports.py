@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -86,6 +87,13 @@ def test_imports_run_one_way(folder):
 
 def test_no_module_imports_itself_in_a_circle():
     assert not circle(imports())
+
+
+def test_wheels_have_every_folder():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent for name in ORDER for path in (ROOT / name).rglob("__init__.py")}
+    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert {name.removeprefix("intaglio.") for name in listed} == found
 
 
 def test_a_circle_is_found():
