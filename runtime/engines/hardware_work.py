@@ -33,8 +33,8 @@ def work_lines(chip: LoadedModel, engine: str, tokens: int) -> Iterator[str]:
         "unless it is kept from before, and simulates every cycle"
     )
     yield (
-        f"  at most {counted(last + 1, 'token')} of {instructions:,} instructions and up to {cycles:,} "
-        "cycles each"
+        f"  at most {counted(last + 1, 'token')} of {instructions:,} instructions and up "
+        f"to {cycles:,} cycles each"
     )
     if multipliers > LARGE:
         yield "  a chip of this size takes long to build and to run; targets called -mini are small"
