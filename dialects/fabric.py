@@ -43,6 +43,7 @@ from xdsl.utils.exceptions import PassFailedException, VerifyException
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import SCALE_BYTES
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.memories import Memory
 from intaglio.dialects.occupancy import Claim, first_overlap
 from intaglio.dialects.rom import (
     AdapterType,
@@ -199,6 +200,7 @@ class MachineOp(IRDLOperation):
         """
         machine = self.machine
         if isinstance(module := self.parent_op(), ModuleOp):
+            memories(module)
             _verify_apart(module, machine)
             _verify_domains(module)
 
@@ -235,6 +237,79 @@ def machine_of(module: ModuleOp) -> Machine:
         if isinstance(op, MachineOp):
             return op.machine
     raise VerifyException("the module has no fabric.machine; run attach-target first")
+
+
+@irdl_op_definition
+class MemoryOp(IRDLOperation):
+    """A memory that the chip has: rows of equal elements, in each of so many units.
+
+    Memories have names of their own: a parameter may have the same. `dialects/memories.py` says
+    what lies in which.
+
+    Example:
+    ```
+    fabric.memory @vectors rows 640 of 16 x 32
+    fabric.memory @kv rows 4096 of 16 x 8 in 8
+    ```
+    """
+
+    name = "fabric.memory"
+    memory = prop_def(SymbolNameConstraint())
+    rows = prop_def(IntegerAttr[I64])
+    lanes = prop_def(IntegerAttr[I64])
+    """Elements of a row."""
+    bits = prop_def(IntegerAttr[I64])
+    """Of an element."""
+    units = opt_prop_def(IntegerAttr[I64])
+    """That have one each (1 where it is not said)."""
+    assembly_format = "$memory `rows` $rows `of` $lanes `x` $bits (`in` $units^)? attr-dict"
+    irdl_options = (ParsePropInAttrDict(),)
+
+    def __init__(self, name: str, memory: Memory) -> None:
+        units = None if memory.units == 1 else IntegerAttr(memory.units, i64)
+        super().__init__(
+            properties={
+                "memory": StringAttr(name),
+                "rows": IntegerAttr(memory.rows, i64),
+                "lanes": IntegerAttr(memory.lanes, i64),
+                "bits": IntegerAttr(memory.bits, i64),
+                "units": units,
+            }
+        )
+
+    @property
+    def content(self) -> Memory:
+        """The memory in plain Python."""
+        numbers = (self.rows, self.lanes, self.bits)
+        rows, lanes, bits = (one.value.data for one in numbers)
+        return Memory(rows, lanes, bits, 1 if self.units is None else self.units.value.data)
+
+    def verify_(self) -> None:
+        """There is something of it."""
+        one = self.content
+        for what, number in (
+            ("rows", one.rows),
+            ("elements of a row", one.lanes),
+            ("bits of an element", one.bits),
+            ("units", one.units),
+        ):
+            if number < 1:
+                raise VerifyException(f"memory @{self.memory.data} has {number} {what}")
+
+
+def memories(module: ModuleOp) -> dict[str, Memory]:
+    """The memories that a module states, by name.
+
+    Raises:
+        VerifyException: one is stated twice.
+    """
+    found: dict[str, Memory] = {}
+    for op in module.ops:
+        if isinstance(op, MemoryOp):
+            if op.memory.data in found:
+                raise VerifyException(f"memory @{op.memory.data} is stated twice")
+            found[op.memory.data] = op.content
+    return found
 
 
 class _PlacesBuffer(SymbolUserOpInterface):
@@ -575,6 +650,6 @@ def _common(one: Claim, other: Claim) -> int:
 
 FABRIC = Dialect(
     "fabric",
-    [MachineOp, EngraveOp, ConstantOp, ReserveOp, DomainOp],
+    [MachineOp, MemoryOp, EngraveOp, ConstantOp, ReserveOp, DomainOp],
     [PieceAttr],
 )

@@ -1,7 +1,7 @@
 """Whether a program's waits order its reads and writes: the rule that every program follows.
 
 The meaning of a program is that of its instructions one after the other. So of two that touch the
-same bytes of the vector memory or the same cache, and of which one writes, the later one must start
+same elements of a memory or the same cache, and of which one writes, the later one must start
 after the earlier one has finished: a read after the write, a write after the read, a write after
 the write. Units that share the adders of the matrix tiles take turns in the same way. As with power
 (`dialects/gating.py`) this must follow from the program's order, not from its timing: durations
@@ -28,7 +28,7 @@ ADDERS = ("matrix", "attention")
 """Queues whose units take turns where they share the adders of the matrix tiles."""
 
 Bytes = tuple[int, int]
-"""First byte in the vector memory, and the one after the last."""
+"""First element, and the one after the last; memories one after the other (`memories.numbered`)."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Race:
             done = "written" if self.has == "write" else "read"
             reason = (
                 f"{self.may} {mark}{self.what} before {earlier} has {done} {mark}{self.had}, "
-                "which shares bytes with it"
+                "which shares places with it"
             )
         return f"{later} may {reason}: no wait orders them ({self.may} after {self.has})"
 
@@ -118,7 +118,7 @@ def first_race(
         blocks: the program, in order.
         accesses: of each block's instructions.
         instances: for each block what its instances bind slots to.
-        buffers: the bytes of each buffer.
+        buffers: where each buffer lies.
         sampled: of each block, whether only tokens run it whose successor is wanted; all do when
             left out.
         shared_adders: whether matrix tiles and H-Units take turns (`Machine.shared_arrays`).
@@ -148,7 +148,7 @@ def first_race(
 def _parts(
     accesses: Sequence[Sequence[Access]], buffers: Mapping[str, Bytes]
 ) -> dict[str, list[int]]:
-    """The vector memory cut where a buffer begins or ends: the parts that each buffer has."""
+    """The memories cut where a buffer begins or ends: the parts that each buffer has."""
     used = {
         name: buffers[name]
         for block in accesses
@@ -204,7 +204,7 @@ def _first_race(
     parts: Mapping[str, list[int]],
     shared_adders: bool,
 ) -> Race | None:
-    # Parts of the vector memory have the first numbers, caches those after them.
+    # Parts of the memories have the first numbers, caches those after them.
     count = 1 + max((n for own in parts.values() for n in own), default=-1)
     numbers: dict[str, int] = {f"\0{n}": n for n in range(count)}
     queues = [[QUEUES.index(i.queue) for i in block.issues] for block in blocks]

@@ -1,14 +1,16 @@
 """The program dialect says *when*: instructions on queues, what they wait for, how long they take.
 
 A `program.program` is a list of blocks. A block runs once for each of its instances; its
-instructions name buffers of the vector memory and, through slots, engraved tensors and caches.
+instructions name buffers of the chip's memories and, through slots, engraved tensors and caches.
 `waits`, durations, start and finish follow `dialects/timeline.py`. See docs/dialects/program.md for
 the rationale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 from xdsl.dialects.builtin import (
     I64,
@@ -42,7 +44,7 @@ from xdsl.utils.exceptions import VerifyException
 from intaglio.dialects import formula, gating, hazards, rom, stated_cycles, timeline
 from intaglio.dialects.clocks import At
 from intaglio.dialects.encoded import DescriptorOp, FieldAttr, QueueOp
-from intaglio.dialects.fabric import DomainOp, MachineOp
+from intaglio.dialects.fabric import DomainOp, MachineOp, memories
 from intaglio.dialects.formula import Formula
 from intaglio.dialects.gating import NO_DOMAIN
 from intaglio.dialects.isa import values
@@ -52,55 +54,121 @@ from intaglio.dialects.isa.instruction import Instruction
 from intaglio.dialects.isa.parts import Store
 from intaglio.dialects.isa.queues import QUEUES
 from intaglio.dialects.isa.registry import instruction_of
-from intaglio.dialects.rom import Nodes
+from intaglio.dialects.memories import OF_KIND, Span, numbered, span_of
+from intaglio.dialects.rom import CacheOp, KVType, Nodes
 
 
 @irdl_op_definition
 class BufferOp(IRDLOperation):
-    """A place in the vector units' memory for a value: first byte, bytes, type.
+    """A place for a value: a memory of the chip, first row, type.
 
     Buffers may overlap when their values do not live at the same time, or when one is a part of
-    the other.
+    the other. A part that begins inside a row has the number of its first `element` there. A
+    token's number is in a register of the token port, in no memory.
 
     Example:
     ```
-    program.buffer @x at 0 size 256 : !rom.fixed<64, 16>
+    program.buffer @x in @vectors at 4 : !rom.fixed<64, 16>
+    program.buffer @part0_of_x in @vectors at 5 : !rom.fixed<8, 16> {element = 8 : i64}
+    program.buffer @token : i32
     ```
     """
 
     name = "program.buffer"
     sym_name = prop_def(SymbolNameConstraint())
-    address = prop_def(IntegerAttr[I64])
-    size = prop_def(IntegerAttr[I64])
+    memory = opt_prop_def(SymbolRefAttr)
+    row = opt_prop_def(IntegerAttr[I64])
+    element = opt_prop_def(IntegerAttr[I64])
     type = prop_def(AnyAttr())
-    assembly_format = "$sym_name `at` $address `size` $size `:` $type attr-dict"
+    assembly_format = "$sym_name (`in` $memory^ `at` $row)? `:` $type attr-dict"
     irdl_options = (ParsePropInAttrDict(),)
     traits = lazy_traits_def(lambda: (SymbolOpInterface(), HasParent(ProgramOp)))
 
-    def __init__(self, name: str, address: int, size: int, type_: Attribute) -> None:
+    def __init__(
+        self, name: str, type_: Attribute, memory: str | None = None, row: int = 0, element: int = 0
+    ) -> None:
         super().__init__(
             properties={
                 "sym_name": StringAttr(name),
-                "address": IntegerAttr(address, i64),
-                "size": IntegerAttr(size, i64),
+                "memory": None if memory is None else SymbolRefAttr(memory),
+                "row": None if memory is None else IntegerAttr(row, i64),
+                "element": IntegerAttr(element, i64) if element else None,
                 "type": type_,
             }
         )
 
+    @property
+    def kind(self) -> dict[str, Any]:
+        """The type of the value as program.json has it.
+
+        Raises:
+            VerifyException: no value has this type.
+        """
+        if (found := described(self.type)) is None:
+            raise VerifyException(f"@{self.sym_name.data} has a type that no value has")
+        return found
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """First row, and the first element there."""
+        row, element = self.row, self.element
+        return (
+            0 if row is None else row.value.data,
+            0 if element is None else element.value.data,
+        )
+
     def verify_(self) -> None:
-        """The buffer has bytes, and they are in the vector units' memory."""
-        name, first, size = self.sym_name.data, self.address.value.data, self.size.value.data
-        if first < 0 or size < 1:
-            raise VerifyException(f"buffer @{name} needs an address from 0 on and a size from 1 on")
+        """The value lies in the memory of its kind, which is large enough."""
+        name, kind = self.sym_name.data, self.kind
+        wanted = OF_KIND.get(kind["kind"])
+        memory = None if self.memory is None else self.memory.root_reference.data
+        if memory != wanted:
+            place = "no memory" if wanted is None else f"memory @{wanted}"
+            raise VerifyException(f"@{name} lies in {place}, being of {kind['kind']}")
         program = self.parent_op()
-        module = None if program is None else program.parent_op()
-        around = module.ops if isinstance(module, ModuleOp) else ()
-        for machine in (op.machine for op in around if isinstance(op, MachineOp)):
-            if first + size > machine.vector_sram_bytes:
-                raise VerifyException(
-                    f"buffer @{name} ends at byte {first + size} of {machine.vector_sram_bytes} "
-                    "in the vector units' memory"
-                )
+        module = program.parent_op() if program is not None else None
+        if memory is None or not isinstance(module, ModuleOp):
+            return
+        chip = memories(module)
+        if memory not in chip:
+            raise VerifyException(
+                f"@{name} lies in memory @{memory}, which the module does not state"
+            )
+        row, element = self.place
+        one = chip[memory]
+        if row < 0 or not 0 <= element < one.lanes:
+            raise VerifyException(f"@{name} begins at row {row}, element {element}")
+        where = span_of(kind, row, element, one.lanes, longest(module))
+        assert where is not None
+        if where.last > one.rows * one.lanes:
+            end = -(-where.last // one.lanes)
+            raise VerifyException(f"@{name} ends at row {end}, memory @{memory} has {one.rows}")
+
+
+def described(type_: Attribute) -> dict[str, Any] | None:
+    """The type of a value as program.json has it: its kind and its numbers; None: no value's."""
+    if (kind := _KINDS.get(type(type_))) is None:
+        return None
+    numbers = {one.name: getattr(type_, one.name).data for one in fields(kind)}
+    return {"kind": kind.kind, **numbers}
+
+
+def longest(module: ModuleOp) -> int:
+    """Tokens of the longest context, which scores are stored for."""
+    kinds = (op.type for op in module.ops if isinstance(op, CacheOp))
+    return max((kind.capacity.data for kind in kinds if isinstance(kind, KVType)), default=1)
+
+
+def spans(module: ModuleOp | None, buffers: Iterable[BufferOp]) -> dict[str, tuple[int, int]]:
+    """The buffers' places as ranges that overlap where the buffers do (`memories.numbered`)."""
+    chip = {} if module is None else memories(module)
+    capacity = 1 if module is None else longest(module)
+
+    def where(one: BufferOp) -> Span | None:
+        memory = None if one.memory is None else chip.get(one.memory.root_reference.data)
+        return span_of(one.kind, *one.place, memory.lanes if memory else 1, capacity)
+
+    return numbered({one.sym_name.data: where(one) for one in buffers})
 
 
 @irdl_op_definition
@@ -319,7 +387,7 @@ class BlockOp(IRDLOperation):
 
 @irdl_op_definition
 class ProgramOp(IRDLOperation):
-    """The program of one token: buffers of the vector memory, then blocks.
+    """The program of one token: buffers of the memories, then blocks.
 
     `positions` are those at which start and finish are stated; `token`, `logits` name the buffers
     the result is read from.
@@ -362,7 +430,7 @@ class ProgramOp(IRDLOperation):
 
     @property
     def buffers(self) -> Iterator[BufferOp]:
-        """The buffers of the vector memory."""
+        """The places of values."""
         return (op for op in self.body.block.ops if isinstance(op, BufferOp))
 
     @property
@@ -386,7 +454,8 @@ class ProgramOp(IRDLOperation):
         whole = _Whole(list(self.blocks))
         whole.check_kinds(self.buffers, around)
         machine = next((op.machine for op in around if isinstance(op, MachineOp)), None)
-        whole.check_order(self.buffers, shared=machine is not None and bool(machine.shared_arrays))
+        places = spans(module if isinstance(module, ModuleOp) else None, self.buffers)
+        whole.check_order(places, shared=machine is not None and bool(machine.shared_arrays))
         whole.check_power(
             {
                 tensor: op.sym_name.data
@@ -435,7 +504,7 @@ class _Whole:
                 except Misfit as error:
                     raise VerifyException(f"{_place(one, block)}: {error}") from error
 
-    def check_order(self, buffers: Iterable[BufferOp], shared: bool) -> None:
+    def check_order(self, buffers: Mapping[str, tuple[int, int]], shared: bool) -> None:
         """Waits order reads and writes; `shared` says that tiles and H-Units share adders."""
         race = hazards.first_race(
             self.timing,
@@ -447,13 +516,7 @@ class _Whole:
                 for own, used in zip(self.instructions, self.uses, strict=True)
             ],
             self.slots,
-            {
-                one.sym_name.data: (
-                    one.address.value.data,
-                    one.address.value.data + one.size.value.data,
-                )
-                for one in buffers
-            },
+            buffers,
             sampled=[block.sampled is not None for block in self.blocks],
             shared_adders=shared,
         )

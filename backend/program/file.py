@@ -6,12 +6,12 @@ and never the IR. Keys are those of the dialects; reals are [mantissa, exponent]
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from xdsl.dialects.builtin import (
     ArrayAttr,
     IntegerAttr,
-    IntegerType,
     ModuleOp,
     StringAttr,
     SymbolRefAttr,
@@ -21,7 +21,14 @@ from xdsl.ir import Attribute
 from xdsl.utils.exceptions import PassFailedException
 
 from intaglio.dialects import rom
-from intaglio.dialects.fabric import DomainOp, EngraveOp, ReserveOp, machine_of, places
+from intaglio.dialects.fabric import (
+    DomainOp,
+    EngraveOp,
+    ReserveOp,
+    machine_of,
+    memories,
+    places,
+)
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
 from intaglio.lowering.place.mapping import piece_content
 from intaglio.lowering.place.sram import residents_of
@@ -57,6 +64,7 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "machine": machine_of(module).to_dict(),
+        "memories": {name: asdict(one) for name, one in memories(module).items()},
         "parameters": {
             op.sym_name.data: _parameter(
                 op, pieces.get(op.sym_name.data), reserved.get(op.sym_name.data)
@@ -160,7 +168,13 @@ def _cache(op: rom.CacheOp, address: int) -> dict[str, Any]:
 
 
 def _buffer(op: BufferOp) -> dict[str, Any]:
-    return {"address": op.address.value.data, "size": op.size.value.data, "type": plain(op.type)}
+    content: dict[str, Any] = {"type": op.kind}
+    if op.memory is not None:
+        row, element = op.place
+        content["memory"], content["row"] = op.memory.root_reference.data, row
+        if element:
+            content["element"] = element
+    return content
 
 
 def _block(op: BlockOp) -> dict[str, Any]:
@@ -210,32 +224,5 @@ def plain(attribute: Attribute) -> Any:
             return [plain(one) for one in attribute]
         case rom.RealAttr():
             return [attribute.mantissa.data, attribute.exponent.data]
-        case rom.FixedType():
-            return {
-                "kind": "fixed",
-                "size": attribute.size.data,
-                "fraction": attribute.fraction.data,
-            }
-        case rom.QuantizedType():
-            return {
-                "kind": "quantized",
-                "groups": attribute.groups.data,
-                "width": attribute.width.data,
-                "format": attribute.format.data,
-            }
-        case rom.ScoresType():
-            return {
-                "kind": "scores",
-                "heads": attribute.heads.data,
-                "fraction": attribute.fraction.data,
-            }
-        case rom.ProbabilitiesType():
-            return {
-                "kind": "probabilities",
-                "heads": attribute.heads.data,
-                "format": attribute.format.data,
-            }
-        case IntegerType():
-            return {"kind": "token"}
         case _:
             raise ValueError(f"{attribute} has no form in program.json")

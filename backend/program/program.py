@@ -24,6 +24,7 @@ from intaglio.dialects import gating, hazards, stated_cycles
 from intaglio.dialects.clocks import At
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.json_file import JSONFile, as_json, shown
+from intaglio.dialects.memories import numbered
 
 __all__ = [
     "PARTS",
@@ -115,7 +116,7 @@ def _check_order(program: Program, path: Path) -> None:
             for block in program.blocks
         ],
         [block.instances for block in program.blocks],
-        {one.name: (one.address, one.address + one.size) for one in program.buffers.values()},
+        numbered({name: program.span(name) for name in program.buffers}),
         sampled=[block.sampled for block in program.blocks],
         shared_adders=bool(program.machine.shared_arrays),
     )

@@ -35,6 +35,7 @@ from intaglio.dialects.isa.registry import instruction_of
 from intaglio.dialects.isa.values import KINDS, Value, read_value
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.memories import OF_KIND, Memory, span_of
 from intaglio.dialects.tiling import Piece
 
 PROGRAM = "program.json"
@@ -62,7 +63,11 @@ def read_program(content: JSONFile, folder: Path) -> Program:
     caches = {name: _cache(name, one) for name, one in content["caches"].items()}
     if not caches:
         raise content["caches"].error("is empty: a decoder has caches")
-    buffers = {name: _buffer(name, one, machine) for name, one in content["buffers"].items()}
+    memories = {name: _memory(one) for name, one in content["memories"].items()}
+    capacity = max(cache.capacity for cache in caches.values())
+    buffers = {
+        name: _buffer(name, one, memories, capacity) for name, one in content["buffers"].items()
+    }
     logits = _named(content["logits"], buffers, "buffer")
     if buffers[logits].type["kind"] != "fixed":
         raise content["logits"].error(f"is the buffer '{logits}', which holds no fixed numbers")
@@ -88,6 +93,7 @@ def read_program(content: JSONFile, folder: Path) -> Program:
     used = _Used({name: KINDS[one.type["kind"]] for name, one in buffers.items()}, stores)
     return Program(
         machine=machine,
+        memories=memories,
         name=content["name"].text(),
         vocabulary=vocabulary,
         parameters=parameters,
@@ -220,13 +226,26 @@ def _real(content: JSONFile) -> Real:
     return Real(mantissa.integer(), exponent.integer(-1024, 1024))
 
 
-def _buffer(name: str, content: JSONFile, machine: Machine) -> Buffer:
-    content.only("address", "size", "type")
-    address, size = content["address"].count(), content["size"].count()
-    if address + size > machine.vector_sram_bytes:
-        end, whole = address + size, machine.vector_sram_bytes
-        raise content.error(f"ends at byte {end}, the vector memory has {whole}")
-    return Buffer(name, address, size, read_value(content["type"]).plain)
+def _memory(content: JSONFile) -> Memory:
+    content.only("rows", "lanes", "bits", "units")
+    return Memory(*(content[key].count(1) for key in ("rows", "lanes", "bits", "units")))
+
+
+def _buffer(name: str, content: JSONFile, memories: Mapping[str, Memory], capacity: int) -> Buffer:
+    kind = read_value(content["type"]).plain
+    if (memory := OF_KIND.get(str(kind["kind"]))) is None:
+        content.only("type")
+        return Buffer(name, kind, None)
+    content.only("memory", "row", "element", "type")
+    _ = content["memory"].text(memory)
+    _ = _named(content["memory"], memories, "memory")
+    row, found = content["row"].count(), content.get("element")
+    element, one = 0 if found is None else found.count(), memories[memory]
+    where = span_of(kind, row, element, one.lanes, capacity)
+    if where is not None and where.last > one.rows * one.lanes:
+        end = -(-where.last // one.lanes)
+        raise content.error(f"ends at row {end}, the memory {memory} has {one.rows}")
+    return Buffer(name, kind, memory, row, element)
 
 
 def _site(name: str, content: JSONFile, parameters: Mapping[str, Parameter]) -> Site:

@@ -14,6 +14,7 @@ from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.isa import instruction as isa
 from intaglio.dialects.isa.registry import instruction_of
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.memories import Memory, Span, span_of
 from intaglio.dialects.tiling import Piece
 
 
@@ -112,12 +113,21 @@ class Cache:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A place in the vector memory, in bytes, and the type of its value."""
+    """A place for a value, and its type.
+
+    Attributes:
+        name: of the buffer.
+        type: of the value: its kind and its numbers.
+        memory: where it lies; None: a token, in a register of the token port.
+        row: the first one.
+        element: the first one there.
+    """
 
     name: str
-    address: int
-    size: int
     type: Mapping[str, Any]
+    memory: str | None
+    row: int = 0
+    element: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,11 +188,24 @@ class Program:
     sites: Mapping[str, Site] = field(default_factory=dict[str, Site])
     residents: int = 1
     """Adapters that the slots hold at once."""
+    memories: Mapping[str, Memory] = field(default_factory=dict)
+    """That the chip has, by name."""
 
     @property
     def capacity(self) -> int:
         """Tokens that the caches hold."""
         return min(cache.capacity for cache in self.caches.values())
+
+    @property
+    def rows_of_head(self) -> int:
+        """Rows of a head's scores, and of its probabilities."""
+        longest = max(cache.capacity for cache in self.caches.values())
+        return -(-longest // self.machine.vector_lanes)
+
+    def span(self, buffer: str) -> Span | None:
+        """Where a value lies; None: in no memory."""
+        one, longest = self.buffers[buffer], max(c.capacity for c in self.caches.values())
+        return span_of(one.type, one.row, one.element, self.machine.vector_lanes, longest)
 
     @cached_property
     def power_roles(self) -> Mapping[At, gating.Role]:

@@ -1,40 +1,27 @@
-"""Where values lie in the vector units' memory.
+"""Where values lie in the memories of the vector units: of each kind of value its own.
 
-Values that live across blocks keep their place for the whole program; the others of a block share
-what is left, by first fit over their live ranges. A slice of a value is a view: it lies within it.
+Values share rows where the waits that the program has anyway order what is done with them
+(`dialects/sharing.py`), so that a value's place costs nothing. Where that takes more than the chip
+has, values lie where others were by their live ranges alone: then whoever writes there waits for
+the last reader (`lowering/schedule/waits.py`). A slice of a value is a view: it lies within it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from xdsl.ir import SSAValue
 
-from intaglio.dialects import rom
+from intaglio.dialects import hazards, memories, rom, sharing, timeline
 from intaglio.dialects.errors import DoesNotFit, Way
-from intaglio.dialects.fixed_point import SCALE_BYTES
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.program import BufferOp
+from intaglio.dialects.memories import OF_KIND, Memory, Span
+from intaglio.dialects.program import BufferOp, described
 from intaglio.lowering.place.search import largest as largest_number
 from intaglio.lowering.schedule.draft import DraftBlock
 
-WORD_BYTES = 4
-"""Bytes of a fixed-point value."""
-SUM_BYTES = 8
-"""Bytes of a head's sum of probabilities."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """A range of bytes of the vector memory."""
-
-    first: int
-    last: int
-
-    def overlaps(self, other: Place) -> bool:
-        """Whether they share a byte."""
-        return self.first < other.last and other.first < self.last
+Timing = Callable[[Sequence[DraftBlock]], Sequence[timeline.Block]]
 
 
 class VectorMemory:
@@ -51,12 +38,16 @@ class VectorMemory:
         self.persistent: dict[SSAValue, SSAValue] = {}
         """Values that live across blocks, each with the value whose place it shares."""
         self._views: dict[SSAValue, tuple[SSAValue, int]] = {}
-        self._places: dict[SSAValue, Place] = {}
         self._names: dict[SSAValue, str] = {}
+        self._kinds: dict[SSAValue, Mapping[str, Any]] = {}
+        self._rows: dict[SSAValue, int] = {}
+        self._heights: dict[str, int] = {}
+        self._ordered = True
+        """Whether places are shared only where waits order what is done there anyway."""
 
     def add_view(self, value: SSAValue, of: SSAValue, first_element: int) -> None:
         """Makes a value a part of another, from an element on."""
-        self._views[value] = (of, first_element * WORD_BYTES)
+        self._views[value] = (of, first_element)
 
     def is_view(self, value: SSAValue) -> bool:
         """Whether a value is part of another."""
@@ -73,13 +64,21 @@ class VectorMemory:
         source = self.source(value)
         return self.persistent.get(source, source)
 
-    def place(self, value: SSAValue) -> Place:
-        """The bytes of a value."""
-        if value in self._views:
-            source, offset = self._views[value]
-            first = self.place(source).first + offset
-            return Place(first, first + self._size(value))
-        return self._places[self.persistent.get(value, value)]
+    def conflicts(self, one: SSAValue, other: SSAValue) -> bool:
+        """Whether two values share elements, so that waits must order what is done with them."""
+        if self._ordered and self.root(one) is not self.root(other):
+            return False
+        if self._kind(one)["kind"] == "token" or self._kind(other)["kind"] == "token":
+            return self.root(one) is self.root(other)
+        return self.place(one).overlaps(self.place(other))
+
+    def place(self, value: SSAValue) -> Span:
+        """Where a value lies."""
+        row, element = self._place(value)
+        lanes = self.machine.vector_lanes
+        found = memories.span_of(self._kind(value), row, element, lanes, self.capacity)
+        assert found is not None
+        return found
 
     def name(self, value: SSAValue) -> str:
         """The name of a value's buffer."""
@@ -89,44 +88,87 @@ class VectorMemory:
 
     def buffers(self) -> Iterator[BufferOp]:
         """The buffers of all places, then those of views."""
-        roots = (v for v in self._places if self.persistent.get(v, v) is v)
-        for value in (*roots, *self._views):
-            place = self.place(value)
-            size = place.last - place.first
-            yield BufferOp(self._names[value], place.first, size, value.type)
+        for value in (*self._roots, *self._views):
+            memory = OF_KIND.get(self._kind(value)["kind"])
+            place = (0, 0) if memory is None else self._place(value)
+            yield BufferOp(self._names[value], value.type, memory, *place)
+
+    def memories(self) -> dict[str, Memory]:
+        """The memories that the chip has for values."""
+        return memories.of_values(self._heights, self.machine.vector_lanes, self.capacity)
 
     @property
-    def _row_bytes(self) -> int:
-        """Bytes of a row of the vector memory: one word a lane."""
-        return self.machine.vector_lanes * WORD_BYTES
+    def _roots(self) -> list[SSAValue]:
+        return [value for value in self._names if value not in self._views]
+
+    def _kind(self, value: SSAValue) -> Mapping[str, Any]:
+        if value not in self._kinds:
+            found = described(value.type)
+            assert found is not None
+            self._kinds[value] = found
+        return self._kinds[value]
+
+    def _place(self, value: SSAValue) -> tuple[int, int]:
+        """First row and the first element there."""
+        offset = 0
+        while value in self._views:
+            value, first = self._views[value]
+            offset += first
+        rows, element = divmod(offset, self.machine.vector_lanes)
+        return self._rows[self.persistent.get(value, value)] + rows, element
 
     def _size(self, value: SSAValue) -> int:
-        match value.type:
-            case rom.FixedType() as fixed:
-                return fixed.size.data * WORD_BYTES
-            case rom.QuantizedType() as quantized:
-                # Codes have a memory of their own with the rows of the vector memory; every group
-                # begins in a row.
-                rows = -(-quantized.width.data // self.machine.vector_lanes)
-                return quantized.groups.data * rows * self._row_bytes
-            case rom.ScoresType() as scores:
-                return scores.heads.data * self.capacity * WORD_BYTES
-            case rom.ProbabilitiesType() as probabilities:
-                width = 2 if probabilities.format.data == "uint16" else 1
-                head = self.capacity * width + SCALE_BYTES + SUM_BYTES
-                return probabilities.heads.data * head
-            case _:
-                return WORD_BYTES
+        """Rows of a value."""
+        return memories.rows_of(self._kind(value), self.machine.vector_lanes, self.capacity)
 
-    def allocate(self, blocks: Sequence[DraftBlock], step: rom.StepOp) -> None:
+    def allocate(self, blocks: Sequence[DraftBlock], step: rom.StepOp, timing: Timing) -> None:
         """Gives every value of the blocks its place.
 
+        Args:
+            blocks: of the program, in order.
+            step: that they stand for.
+            timing: what the timeline needs of blocks, with their waits.
+
         Raises:
-            DoesNotFit: the memory is too small, with the largest values.
+            DoesNotFit: the memories are too small, with the largest values.
         """
-        token = step.body.block.args[0]
         emit = step.body.block.last_op
         assert isinstance(emit, rom.EmitOp)
+        self._name(blocks, step.body.block.args[0], emit)
+        limit = self.machine.vector_sram_bytes
+        kinds = {OF_KIND.get(self._kind(value)["kind"]) for value in self._roots}
+        self._of = {
+            memory: [v for v in self._roots if OF_KIND.get(self._kind(v)["kind"]) == memory]
+            for memory in OF_KIND.values()
+            if memory in kinds
+        }
+        # Each has a place of its own while it is asked what waits for what.
+        self._rows = dict.fromkeys(self._roots, 0)
+        apart = self._apart(blocks, timing(blocks), self.source(emit.logits))
+        self._take(*self._ordered_rows(apart))
+        if self._bytes <= limit:
+            return
+        ordered = self._bytes
+        self._ordered = False
+        rest = max(len(block.drafts) for block in blocks)
+        while True:
+            self._take(*self._live_rows(blocks, rest))
+            if self._bytes <= limit:
+                return
+            if not rest:
+                break
+            rest //= 2
+        self._overflow(blocks, apart, min(ordered, self._bytes))
+
+    @property
+    def _bytes(self) -> int:
+        return memories.size_of(self.memories().values())
+
+    def _take(self, rows: dict[SSAValue, int], heights: dict[str, int]) -> None:
+        self._rows, self._heights = rows, heights
+
+    def _name(self, blocks: Sequence[DraftBlock], token: SSAValue, emit: rom.EmitOp) -> None:
+        """Finds what lives across blocks, and gives every value the name of its buffer."""
         for value in (token, emit.logits, emit.token):
             self.persistent.setdefault(self.source(value), self.source(value))
         home: dict[SSAValue, int] = {}
@@ -136,86 +178,141 @@ class VectorMemory:
                     source = self.source(value)
                     if home.setdefault(source, number) != number:
                         self.persistent.setdefault(source, source)
-        top = self._place(blocks)
+        for number, root in enumerate(dict.fromkeys(self.persistent.values())):
+            self._names[root] = f"persistent{number}"
+        for block in blocks:
+            for number, value in enumerate(self._ranges(block)):
+                self._names[value] = f"{block.name}_v{number}"
         self._names[self.persistent[token]] = "token"
         self._names[self.persistent[emit.token]] = "next"
-        self._names.setdefault(self.persistent[self.source(emit.logits)], "logits")
         for number, value in enumerate(self._views):
             self._names[value] = f"part{number}_of_{self._names[self.root(value)]}"
-        if top > self.machine.vector_sram_bytes:
-            self._overflow(blocks, top)
 
-    def _place(self, blocks: Sequence[DraftBlock]) -> int:
-        """Gives every value a place; returns the end of the highest one."""
-        row = self._row_bytes
-        floor = 0
-        for number, root in enumerate(dict.fromkeys(self.persistent.values())):
-            self._places[root] = Place(floor, floor + self._size(root))
-            self._names[root] = f"persistent{number}"
-            floor += -(-self._size(root) // row) * row
-        return max((self._allocate_block(block, floor, row) for block in blocks), default=floor)
-
-    def _allocate_block(self, block: DraftBlock, floor: int, row: int) -> int:
-        """First fit over the block's live ranges; returns the end of the highest place.
-
-        Whoever writes where another value was must wait for that value's last reader, so a place
-        stays empty for as many instructions as the memory is large enough for.
-        """
-        rest = len(block.drafts)
-        while True:
-            top = self._first_fit(block, floor, row, rest)
-            if top <= self.machine.vector_sram_bytes or not rest:
-                return top
-            rest //= 2
-
-    def _first_fit(self, block: DraftBlock, floor: int, row: int, rest: int) -> int:
-        """Gives each value of a block the first place that is not taken.
-
-        Args:
-            block: whose values are placed.
-            floor: first byte that may be used.
-            row: bytes of a row; places begin with one.
-            rest: for how many instructions after its last reader a place is not used again.
-        """
-        first: dict[SSAValue, int] = {}
-        last: dict[SSAValue, int] = {}
+    def _ranges(self, block: DraftBlock) -> dict[SSAValue, tuple[int, int]]:
+        """The first and the last instruction that touches each value of the block alone."""
+        found: dict[SSAValue, tuple[int, int]] = {}
         for index, draft in enumerate(block.drafts):
             for value in (*draft.reads, *draft.writes):
                 source = self.source(value)
                 if source not in self.persistent:
-                    first.setdefault(source, index)
-                    last[source] = index
-        top = floor
-        placed: list[SSAValue] = []
-        for number, value in enumerate(first):
-            size = -(-self._size(value) // row) * row
-            taken = sorted(
-                (self._places[other].first, -(-self._places[other].last // row) * row)
-                for other in placed
-                if last[other] + rest >= first[value] and last[value] >= first[other]
-            )
-            address = floor
-            for begin, end in taken:
-                if address + size <= begin:
-                    break
-                address = max(address, end)
-            self._places[value] = Place(address, address + self._size(value))
-            self._names[value] = f"{block.name}_v{number}"
-            placed.append(value)
-            top = max(top, address + size)
-        return top
+                    found[source] = found.get(source, (index, index))[0], index
+        return found
 
-    def _overflow(self, blocks: Sequence[DraftBlock], top: int) -> None:
-        limit = self.machine.vector_sram_bytes
-        largest = sorted(self._places, key=lambda v: -self._size(v))[:5]
+    # Rows that waits allow
+
+    def _apart(
+        self, blocks: Sequence[DraftBlock], timing: Sequence[timeline.Block], logits: SSAValue
+    ) -> dict[str, dict[str, set[str]]]:
+        """For each memory, and each value there by name, those that may not share rows with it."""
+
+        def names(values: Sequence[SSAValue]) -> list[str]:
+            return list(dict.fromkeys(self._names[self.root(value)] for value in values))
+
+        accesses = [
+            [hazards.Access(names(d.reads), names(d.writes)) for d in block.drafts]
+            for block in blocks
+        ]
+        found = {
+            memory: sharing.kept_apart(timing, accesses, {self._names[v] for v in values})
+            for memory, values in self._of.items()
+        }
+        # Whoever runs the chip reads the logits after the last instruction.
+        last = self._names[self.root(logits)]
+        order = [one for block in accesses for one in block]
+        writer = max((i for i, one in enumerate(order) if last in one.writes), default=len(order))
+        for name in {name for one in order[writer + 1 :] for name in one.writes} - {last}:
+            for apart in found.values():
+                if name in apart and last in apart:
+                    apart[name].add(last)
+                    apart[last].add(name)
+        return found
+
+    def _ordered_rows(
+        self, apart: Mapping[str, Mapping[str, set[str]]]
+    ) -> tuple[dict[SSAValue, int], dict[str, int]]:
+        """Rows of all values, and how many rows each memory has."""
+        rows: dict[SSAValue, int] = {}
+        heights: dict[str, int] = {}
+        for memory, values in self._of.items():
+            sizes = {self._names[value]: self._size(value) for value in values}
+            first, heights[memory] = sharing.rows_for(sizes, apart[memory])
+            rows |= {value: first[self._names[value]] for value in values}
+        return rows, heights
+
+    # Rows by live ranges
+
+    def _live_rows(
+        self, blocks: Sequence[DraftBlock], rest: int
+    ) -> tuple[dict[SSAValue, int], dict[str, int]]:
+        """The same by first fit over the blocks' live ranges.
+
+        What lives across blocks keeps its place for the whole program. Whoever writes where another
+        value was must wait for that value's last reader, so a place stays empty for `rest`
+        instructions.
+        """
+        rows: dict[SSAValue, int] = {}
+        floor: dict[str, int] = dict.fromkeys(self._of, 0)
+        for memory, values in self._of.items():
+            for value in values:
+                if value in self.persistent:
+                    rows[value] = floor[memory]
+                    floor[memory] += self._size(value)
+        heights = dict(floor)
+        for block in blocks:
+            ranges = self._ranges(block)
+            placed: dict[str, list[SSAValue]] = {memory: [] for memory in self._of}
+            for value, (first, last) in ranges.items():
+                memory = OF_KIND.get(self._kind(value)["kind"])
+                if memory is None:
+                    continue
+                size, row = self._size(value), floor[memory]
+                taken = sorted(
+                    (rows[other], rows[other] + self._size(other))
+                    for other in placed[memory]
+                    if ranges[other][1] + rest >= first and last >= ranges[other][0]
+                )
+                for begin, end in taken:
+                    if row + size <= begin:
+                        break
+                    row = max(row, end)
+                rows[value] = row
+                placed[memory].append(value)
+                heights[memory] = max(heights[memory], row + size)
+        return rows, heights
+
+    def _overflow(
+        self,
+        blocks: Sequence[DraftBlock],
+        apart: Mapping[str, Mapping[str, set[str]]],
+        needed: int,
+    ) -> None:
+        limit, capacity = self.machine.vector_sram_bytes, self.capacity
+
+        def size(value: SSAValue) -> int:
+            memory = OF_KIND.get(self._kind(value)["kind"])
+            if memory is None:
+                return 0
+            own = memories.of_values(
+                {memory: self._size(value)}, self.machine.vector_lanes, self.capacity
+            )
+            return own[memory].size
+
         first = (
-            f"the vector units of {self.machine.name} hold {self.machine.vector_sram_bytes} bytes, "
-            f"the program needs {top}"
+            f"the vector units of {self.machine.name} hold {limit} bytes, the program needs "
+            f"{needed}"
         )
-        lines = [first]
-        lines += [f"    {self._size(v):10d} bytes  {v.type}" for v in largest]
-        capacity = self.capacity
-        context = largest_number(lambda tokens: self._top(blocks, tokens) <= limit, capacity - 1)
+        largest = sorted(self._roots, key=lambda value: -size(value))[:5]
+        lines = [first, *(f"    {size(v):10d} bytes  {v.type}" for v in largest)]
+
+        def fits(tokens: int) -> bool:
+            self.capacity = tokens
+            for rows in (self._ordered_rows(apart), self._live_rows(blocks, 0)):
+                self._take(*rows)
+                if self._bytes <= limit:
+                    return True
+            return False
+
+        context = largest_number(fits, capacity - 1)
         self.capacity = capacity
         raise DoesNotFit(
             "\n".join(lines),
@@ -223,8 +320,3 @@ class VectorMemory:
             ways=[Way(context=context)] if context else [],
             others=["a larger target"],
         )
-
-    def _top(self, blocks: Sequence[DraftBlock], tokens: int) -> int:
-        """The least that the program needs with another context; moves all values."""
-        self.capacity = tokens
-        return self._place(blocks)

@@ -1,7 +1,7 @@
 """`program-schedule`: from placed operators to instructions with buffers, waits and cycles.
 
 The step is cut into blocks (`lowering/schedule/blocks.py`), whose operators become instructions
-(`lowering/schedule/selection.py`); their values get places in the vector units' memory
+(`lowering/schedule/selection.py`); their values get places in the vector units' memories
 (`lowering/place/vector_memory.py`). What an instruction must wait for follows from the places that
 it shares with instructions of other queues (`lowering/schedule/waits.py`), and from the power of
 the ROM that it reads (`lowering/schedule/power.py`).
@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from xdsl.context import Context
 from xdsl.dialects.builtin import DenseArrayBase, ModuleOp, SymbolRefAttr, i64
 from xdsl.passes import ModulePass
-from xdsl.rewriter import Rewriter
+from xdsl.rewriter import InsertPoint, Rewriter
 from xdsl.utils.exceptions import PassFailedException
 
 from intaglio.dialects import rom, timeline
 from intaglio.dialects.errors import DoesNotFit, Way
-from intaglio.dialects.fabric import machine_of
+from intaglio.dialects.fabric import MemoryOp, machine_of
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.memories import Memory
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
 from intaglio.lowering.buffers import context, name_of
 from intaglio.lowering.order import check_before, check_legalised
@@ -46,8 +47,11 @@ class ProgramSchedule(ModulePass):
         steps = [found for found in op.ops if isinstance(found, rom.StepOp)]
         if len(steps) != 1:
             raise PassFailedException(f"expected one rom.step, found {len(steps)}")
-        program = _schedule(op, steps[0], machine)
+        program, chip = _schedule(op, steps[0], machine)
         layers = [found for found in op.ops if isinstance(found, rom.LayerOp)]
+        Rewriter.insert_op(
+            [MemoryOp(name, one) for name, one in chip.items()], InsertPoint.before(steps[0])
+        )
         Rewriter.replace_op(steps[0], program, [])
         for layer in layers:
             Rewriter.erase_op(layer)
@@ -154,11 +158,13 @@ def _largest_ranks(program: ProgramOp) -> timeline.Ranks:
     return found
 
 
-def _schedule(module: ModuleOp, step: rom.StepOp, machine: Machine) -> ProgramOp:
+def _schedule(
+    module: ModuleOp, step: rom.StepOp, machine: Machine
+) -> tuple[ProgramOp, dict[str, Memory]]:
+    """The program of a step, and the memories that the chip has for its values."""
     capacity = context(module)
     memory = VectorMemory(machine, capacity)
     blocks = list(BlockCutter(module, machine, memory).blocks(step))
-    memory.allocate(blocks, step)
 
     def timing(blocks: Sequence[DraftBlock]) -> list[timeline.Block]:
         return [
@@ -173,6 +179,7 @@ def _schedule(module: ModuleOp, step: rom.StepOp, machine: Machine) -> ProgramOp
             for block, block_waits in zip(blocks, waits(blocks, memory, machine), strict=True)
         ]
 
+    memory.allocate(blocks, step, timing)
     if domains := power.domains_of(module):
         power.switch(blocks, domains, machine, timing)
     emit = step.body.block.last_op
@@ -194,10 +201,11 @@ def _schedule(module: ModuleOp, step: rom.StepOp, machine: Machine) -> ProgramOp
             for draft, needed in zip(block.drafts, block_waits, strict=True)
         ]
         ops.append(BlockOp(block.name, block.instances, instructions, block.sampled))
-    return ProgramOp(
+    program = ProgramOp(
         step.sym_name.data,
         sorted({0, capacity - 1}),
         memory.name(emit.logits),
         memory.name(emit.token),
         ops,
     )
+    return program, memory.memories()

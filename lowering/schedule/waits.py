@@ -84,7 +84,7 @@ def _share_caches(
 
 
 def _share_places(earlier: Draft, later: Draft, memory: VectorMemory, machine: Machine) -> bool:
-    """Whether one writes bytes that the other reads or writes, or both need the same adders."""
+    """Whether one writes elements that the other reads or writes, or both need the same adders."""
     if machine.shared_arrays and {earlier.queue, later.queue} == set(ADDERS):
         return True
     pairs = (
@@ -92,6 +92,4 @@ def _share_places(earlier: Draft, later: Draft, memory: VectorMemory, machine: M
         (earlier.reads, later.writes),
         (earlier.writes, later.writes),
     )
-    return any(
-        memory.place(a).overlaps(memory.place(b)) for one, two in pairs for a in one for b in two
-    )
+    return any(memory.conflicts(a, b) for one, two in pairs for a in one for b in two)

@@ -581,12 +581,12 @@ def _readers(program: Program, block: Block) -> list[list[Action]]:
 
 
 def _part(program: Program, name: str, order: Sequence[str]) -> Action:
-    part = program.buffers[name]
+    part = program.span(name)
     for source_name in reversed(order):
-        source = program.buffers[source_name]
-        offset = part.address - source.address
-        if offset >= 0 and offset + part.size <= source.size and source.type["kind"] == "fixed":
-            word = source.size // source.type["size"]
-            where = slice(offset // word, offset // word + part.type["size"])
+        source = program.span(source_name)
+        if part is None or source is None or program.buffers[source_name].type["kind"] != "fixed":
+            continue
+        if part.memory == source.memory and source.first <= part.first and part.last <= source.last:
+            where = slice(part.first - source.first, part.last - source.first)
             return lambda c: c.values[source_name][:, where]
     raise CompilerBug(f"nothing writes buffer {name} before it is read")

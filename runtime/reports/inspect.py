@@ -16,6 +16,7 @@ from intaglio.backend.target.file import read_target
 from intaglio.backend.target.target import Target
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.json_file import JSONFile
+from intaglio.dialects.memories import OF_VALUES, size_of
 from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
 from intaglio.runtime.adapters.budget import adapter_bytes, budget, demand_of
 from intaglio.runtime.adapters.slots import load_cycles_of
@@ -96,7 +97,9 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
         "budget": budget(program, [] if sites is None else sites.list()),
         "vector_memory": {
             "capacity_bytes": program.machine.vector_sram_bytes,
-            "used_bytes": max((b.address + b.size for b in program.buffers.values()), default=0),
+            "used_bytes": size_of(
+                one for name, one in program.memories.items() if name in OF_VALUES
+            ),
         },
         "lower_bound": {
             "cycles": bound,

@@ -103,8 +103,8 @@ def heads(program: Program) -> set[str]:
     """The matrices that give the logits: no other product comes between."""
 
     def overlap(one: str, other: str) -> bool:
-        a, b = program.buffers[one], program.buffers[other]
-        return a.address < b.address + b.size and b.address < a.address + a.size
+        a, b = program.span(one), program.span(other)
+        return a is not None and b is not None and a.overlaps(b)
 
     wanted, found = {program.logits}, set[str]()
     for block in reversed(program.blocks):

@@ -1,22 +1,10 @@
-"""Where the chip keeps what: rows of every memory, and the contents of those that are ROM.
+"""What the chip's modules and images are made of: the program in the forms that units take.
 
-program.json places all values of a token in one memory, by bytes. The hardware has a memory for
-each kind of value, all with rows of W = `vector_lanes` elements:
+Where values lie, and how large the memories are, the program says (`dialects/memories.py`). Scales
+of quantised vectors lie in a file of their own at the value's first row plus the group's number;
+those of probabilities, with their sums, have a file with an entry for each head.
 
-| memory        | a row holds                       | a value begins at                           |
-|---------------|-----------------------------------|---------------------------------------------|
-| vectors       | W fixed-point numbers of 32 bits  | row ``address / (4 W)``, as in program.json |
-| codes         | W codes of 16 bits                | rows of this memory; each group at a row    |
-| scores        | W scores of 32 bits               | rows of this memory; each head at a row     |
-| probabilities | W codes of 16 bits                | rows of this memory; each head at a row     |
-
-Values of the last three kinds share rows where the program's order allows it (`dialects/sharing`).
-Scales of quantised vectors lie in a file of their own at the buffer's first row plus the group's
-number. Those of probabilities, with their sums, have a file with an entry for each head.
-
-`layout_of` gives all that, in the form of a program whose buffers have such rows for addresses
-(times 4 W, so that the units' encoders need not know). `constant_words` is the constant ROM,
-`descriptor_words` the sequencers'.
+`constant_words` is the constant ROM, `descriptor_words` the sequencers'.
 """
 
 from __future__ import annotations
@@ -43,15 +31,7 @@ from intaglio.backend.hw.units.matrix import plan as matrix_plan
 from intaglio.backend.hw.units.matrix.interface import MatrixUnit
 from intaglio.backend.hw.units.matrix.plan import MatrixConfig
 from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
-from intaglio.backend.hw.units.memories import (
-    CODE_SCALES,
-    CODES,
-    CONSTANTS,
-    HEADS,
-    PROBABILITIES,
-    SCORES,
-    VECTORS,
-)
+from intaglio.backend.hw.units.memories import CONSTANTS
 from intaglio.backend.hw.units.power import PowerUnit
 from intaglio.backend.hw.units.refusals import attempted, refuse
 from intaglio.backend.hw.units.unit import Unit
@@ -59,7 +39,7 @@ from intaglio.backend.hw.units.vector import encode as vector_encode
 from intaglio.backend.hw.units.vector.encode import ConstantRows, Places, content_of
 from intaglio.backend.hw.units.vector.interface import VectorUnit
 from intaglio.backend.hw.units.vector.shape import VectorShape
-from intaglio.dialects import hazards, sharing
+from intaglio.dialects import memories
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.encoded import DescriptorOp, QueueOp, Value, word_of
@@ -68,7 +48,7 @@ from intaglio.dialects.isa.queues import MATRIX, POWER, QUEUES, VECTOR
 
 if TYPE_CHECKING:
     from intaglio.backend.images.read import Images
-    from intaglio.backend.program.program import Buffer, Instruction, Program
+    from intaglio.backend.program.program import Instruction, Program
 
 Words = npt.NDArray[np.unsignedinteger[Any]]
 """Memory words: unsigned [depth] up to 64 bits, else bytes [depth, bytes], low byte first."""
@@ -79,16 +59,11 @@ class Layout:
     """All that the chip's modules and images are made of.
 
     Attributes:
-        program: the program, its buffers at the addresses of the hardware's memories.
+        program: the program.
         content: the same, in the form of program.json.
         units: all units.
         queues: what each queue executes.
         fields: of the descriptors of each queue's units.
-        vector_rows: rows of the vector memory.
-        code_rows: rows of the memory of quantised vectors.
-        score_rows: rows of the score memory.
-        probability_rows: rows of the memory of probabilities.
-        head_entries: entries of the file of the probabilities' scales and sums.
         constant_rows: rows of the constant ROM.
         vector_constants: first row of what the vector unit reads there.
         biases: first row of what the matrix array reads there.
@@ -104,11 +79,6 @@ class Layout:
     units: tuple[Unit, ...]
     queues: Mapping[str, QueueProgram]
     fields: Mapping[str, Fields]
-    vector_rows: int
-    code_rows: int
-    score_rows: int
-    probability_rows: int
-    head_entries: int
     constant_rows: int
     vector_constants: Mapping[ConstantRows, int]
     biases: Mapping[str, int]
@@ -121,15 +91,8 @@ class Layout:
     @property
     def rows(self) -> dict[str, int]:
         """Words of each memory beside the units, by its name."""
-        return {
-            VECTORS.name: self.vector_rows,
-            CODES.name: self.code_rows,
-            CODE_SCALES.name: self.code_rows,
-            SCORES.name: self.score_rows,
-            PROBABILITIES.name: self.probability_rows,
-            HEADS.name: self.head_entries,
-            CONSTANTS.name: self.constant_rows,
-        }
+        rows = {name: one.rows for name, one in self.program.memories.items()}
+        return {**rows, CONSTANTS.name: self.constant_rows}
 
     @cached_property
     def encoded(self) -> dict[str, QueueOp]:
@@ -143,7 +106,7 @@ class Layout:
 
     def row_of(self, buffer: str) -> int:
         """The first row of a buffer in its memory."""
-        return self.program.buffers[buffer].address // (4 * self.lanes)
+        return self.program.buffers[buffer].row
 
     def entry(self, queue: str, number: int) -> tuple[Instruction, Mapping[str, str]]:
         """The instruction that a queue executes as its `number`-th, and what its slots bind."""
@@ -160,55 +123,49 @@ def layout_of(program: Program) -> Layout:
     """
     refuse(refusals(program))
     machine = program.machine
-    lanes = machine.vector_lanes
-    score_rows_of_head = -(-max(c.capacity for c in program.caches.values()) // lanes)
-    buffers, vector_rows = _vectors(program)
-    rows = {kind: _shared(program, kind, score_rows_of_head) for kind in _SHARING}
-    for first, _ in rows.values():
-        for name, row in first.items():
-            buffers[name] = replace(buffers[name], address=4 * lanes * row)
-    for name, buffer in program.buffers.items():
-        if buffer.type["kind"] == "token":
-            buffers[name] = replace(buffer, address=0)
-    heads, head_entries = _shared(program, "probabilities", 1)
-    placed = replace(program, buffers=buffers)
-    content = content_of(placed)
-    constants, biases, constant_rows = _constants(placed, content)
-    code_rows, score_rows, probability_rows = (max(2, rows[kind][1]) for kind in _SHARING)
-    head_entries = max(2, head_entries)
+    if missing := [name for name in memories.OF_VALUES if name not in program.memories]:
+        raise UserError(f"the hardware needs a program with values in {', '.join(missing)}")
+    rows = {name: program.memories[name].rows for name in memories.OF_VALUES}
+    content = content_of(program)
+    constants, biases, constant_rows = _constants(program, content)
+    vector_depth = max(rows[memories.VECTORS], rows[memories.CODES])
 
     matrix = matrix_plan.configure(
-        placed,
+        program,
         biases,
-        vector_depth=max(vector_rows, code_rows),
+        vector_depth=vector_depth,
         constant_depth=max(2, constant_rows),
     )
-    row_bits = max(code_rows, score_rows, probability_rows, vector_rows).bit_length()
-    attention_model = AttentionModel(placed, max(row_bits, 2), heads)
-    adapter_places = places_of(placed, attention_model.kv.depth * machine.attention_lanes)
+    heads = {
+        name: one.row // program.rows_of_head
+        for name, one in program.buffers.items()
+        if one.memory == memories.PROBABILITIES
+    }
+    row_bits = max(rows[name] for name in memories.OF_KIND.values()).bit_length()
+    attention_model = AttentionModel(program, max(row_bits, 2), heads)
+    adapter_places = places_of(program, attention_model.kv.depth * machine.attention_lanes)
     adapters = None
     if adapter_places is not None:
-        adapters = AdapterModel(placed, adapter_places, attention_model.row_bits)
+        adapters = AdapterModel(program, adapter_places, attention_model.row_bits)
     shape = VectorShape.of(
         content,
         constant_rows=max(2, constant_rows),
-        score_rows=score_rows,
-        probability_rows=probability_rows,
+        score_rows=rows[memories.SCORES],
+        probability_rows=rows[memories.PROBABILITIES],
         scale_rows=attention_model.kv.scale_depth,
     )
-    shape = replace(shape, rows=max(vector_rows, code_rows), scales=max(code_rows, head_entries))
+    scales = max(rows[memories.CODE_SCALES], rows[memories.HEADS])
+    shape = replace(shape, rows=vector_depth, scales=scales)
     places = Places(
         constants=constants,
-        scores=rows["scores"][0],
-        probabilities=rows["probabilities"][0],
         heads=heads,
         value_scales={name: place.scale_row for name, place in attention_model.kv.places.items()},
-        score_rows=score_rows_of_head,
+        score_rows=program.rows_of_head,
     )
     units = tuple(
         unit
         for unit in (
-            PowerUnit.of(placed),
+            PowerUnit.of(program),
             MatrixUnit(matrix),
             AttentionUnit(attention_model),
             None if adapters is None else AdapterUnit(adapters),
@@ -218,18 +175,13 @@ def layout_of(program: Program) -> Layout:
     )
     fields = queue_fields(units)
     return Layout(
-        program=placed,
+        program=program,
         content=content,
         units=units,
         queues=sequencer.unroll(
             [(one.timing, one.sampled) for one in program.blocks], list(fields)
         ),
         fields=fields,
-        vector_rows=max(2, vector_rows),
-        code_rows=code_rows,
-        score_rows=score_rows,
-        probability_rows=probability_rows,
-        head_entries=head_entries,
         constant_rows=max(2, constant_rows),
         vector_constants=constants,
         biases=biases,
@@ -278,37 +230,6 @@ def queue_fields(units: Sequence[Unit]) -> dict[str, Fields]:
     return {queue: Fields(found[queue]) for queue in QUEUES if queue in found}
 
 
-_SHARING = ("quantized", "scores", "probabilities")
-"""Kinds of value whose memories share rows: of codes, of scores, of probabilities."""
-
-
-def _shared(program: Program, kind: str, rows_of_head: int) -> tuple[dict[str, int], int]:
-    """First rows of the values of a kind in their memory, and the rows of the memory.
-
-    Args:
-        program: the program.
-        kind: of the values.
-        rows_of_head: rows of a head's scores or probabilities.
-    """
-    lanes = program.machine.vector_lanes
-    sizes = {
-        name: one.type["groups"] * -(-one.type["width"] // lanes)
-        if kind == "quantized"
-        else one.type["heads"] * rows_of_head
-        for name, one in program.buffers.items()
-        if one.type["kind"] == kind
-    }
-    apart = sharing.kept_apart(
-        [block.timing for block in program.blocks],
-        [
-            [hazards.Access.of(i.opcode, i.reads, i.writes, i.uses) for i in block.instructions]
-            for block in program.blocks
-        ],
-        sizes.keys(),
-    )
-    return sharing.rows_for(sizes, apart)
-
-
 def layout_with(layout: Layout, program: Program) -> Layout:
     """The layout of the same hardware with the descriptors of another program.
 
@@ -317,39 +238,6 @@ def layout_with(layout: Layout, program: Program) -> Layout:
         program: that of the layout with other exponents and constants of instructions.
     """
     return replace(layout, program=program, content=content_of(program))
-
-
-def _vectors(program: Program) -> tuple[dict[str, Buffer], int]:
-    """Buffers whose fixed-point ones begin at rows, and the rows of the vector memory.
-
-    Addresses stay as they are if they all are rows already. If not, every value that is written
-    gets rows of its own, and its parts move with it.
-    """
-    row_bytes = 4 * program.machine.vector_lanes
-    buffers = dict(program.buffers)
-    fixed = {name: one for name, one in buffers.items() if one.type["kind"] == "fixed"}
-    if all(one.address % row_bytes == 0 for one in fixed.values()):
-        end = max((one.address + one.size for one in fixed.values()), default=0)
-        return buffers, -(-end // row_bytes)
-    instructions = [one for block in program.blocks for one in block.instructions]
-    written = [n for one in instructions for n in one.writes if n in fixed]
-    rows = 0
-    for name in dict.fromkeys(written):
-        buffers[name] = replace(fixed[name], address=rows * row_bytes)
-        rows += -(-4 * fixed[name].type["size"] // row_bytes)
-    before: list[str] = []
-    for one in instructions:
-        for name in one.reads:
-            if name in fixed and name not in written:
-                part = fixed[name]
-                for source in (fixed[s] for s in reversed(before)):
-                    offset = part.address - source.address
-                    if offset >= 0 and offset + part.size <= source.size:
-                        moved = buffers[source.name].address + offset
-                        buffers[name] = replace(part, address=moved)
-                        break
-        before += [name for name in one.writes if name in fixed]
-    return buffers, rows
 
 
 def _constants(

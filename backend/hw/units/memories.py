@@ -1,6 +1,6 @@
 """The memories that units share: what a word of each is.
 
-Depths are the program's (`backend/hw/chip/layout.py`). A row has an element for each of the W =
+Depths are the program's (`dialects/memories.py`). A row has an element for each of the W =
 `vector_lanes` lanes, lane 0 at the low bits.
 """
 
@@ -9,14 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from intaglio.dialects import memories
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS, SCALE_BYTES
-
-CODE_BITS = 16
-"""Bits of a code of a quantised vector, or of a probability."""
-EXPONENT_BITS = 10
-"""Bits of a scale's exponent, with its sign."""
-TOTAL_BITS = 40
-"""Bits of a head's sum of softmax numerators."""
+from intaglio.dialects.memories import CODE_BITS, EXPONENT_BITS, SUM_BITS
 
 _SCALE = {"mantissa": SCALE_BITS, "exponent": EXPONENT_BITS}
 
@@ -42,17 +37,17 @@ class Memory:
         return {"data": self.element * lanes} if self.element else dict(self.parts)
 
 
-VECTORS = Memory("vectors", FIXED_BITS, masked=True)
+VECTORS = Memory(memories.VECTORS, FIXED_BITS, masked=True)
 """Numbers in fixed point."""
-CODES = Memory("codes", CODE_BITS)
+CODES = Memory(memories.CODES, CODE_BITS)
 """Quantised vectors."""
-CODE_SCALES = Memory("code_scales", parts=_SCALE)
+CODE_SCALES = Memory(memories.CODE_SCALES, parts=_SCALE)
 """A scale for each group of a quantised vector."""
-SCORES = Memory("scores", FIXED_BITS, masked=True)
+SCORES = Memory(memories.SCORES, FIXED_BITS, masked=True)
 """Scores of cached tokens, then numerators of the softmax."""
-PROBABILITIES = Memory("probabilities", CODE_BITS)
+PROBABILITIES = Memory(memories.PROBABILITIES, CODE_BITS)
 """Codes that the softmax writes."""
-HEADS = Memory("heads", parts={**_SCALE, "total": TOTAL_BITS})
+HEADS = Memory(memories.HEADS, parts={**_SCALE, "total": SUM_BITS})
 """Scale and sum of each head's probabilities."""
 CONSTANTS = Memory("constants", FIXED_BITS)
 """Constant ROM."""

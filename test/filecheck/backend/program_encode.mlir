@@ -27,7 +27,7 @@
 // CHECK:      program.queue "vector" short
 // CHECK:      program.queue "kv" short
 
-// WORDS: matrix: 80 bits
+// WORDS: matrix: 78 bits
 // WORDS: 1: {{[0-9a-f]+}} decoder[0] matvec wait_vector=2 embed=0
 // WORDS: kv:
 

@@ -145,7 +145,7 @@ WRITE = Access([], ["b"])
         (
             Access([], ["over"]),
             READ,
-            "later may read @b before earlier has written @over, which shares bytes with it",
+            "later may read @b before earlier has written @over, which shares places with it",
         ),
         (Access([], [], [], ["k"]), Access([], [], ["k"]), "may read @c0 before earlier has wri"),
         (READ, READ, None),

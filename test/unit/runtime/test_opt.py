@@ -143,8 +143,8 @@ def test_what_does_not_verify_has_a_place(tmp_path: Path, capsys, text: str, pla
         ("program", r"reads \[@", "reads [@q", "      program.instruction", "no buffer @q"),
         ("program", r"writes \[@", "writes [@q", "      program.instruction", "no buffer @q"),
         ("program", '"rms_norm"', '"rms_nrom"', "      program.instruction", "opcode 'rms_nrom'"),
-        ("program", r"(buffer @\w+ at) 0", r"\1 -4", "    program.buffer", "an address from 0 on"),
-        ("program", r"(buffer .* size) ", r"\1 99999", "    program.buffer", "of 2097152 in the"),
+        ("program", r"(in @vectors at) 0", r"\1 -4", "    program.buffer", "begins at row -4"),
+        ("program", r"(in @vectors at) 0", r"\1 99999", "    program.buffer", "@vectors has"),
         ("integer", "tiles = 8 : i64", 'tiles = "8"', "  fabric.machine", "is '8', not an integer"),
         ("integer", 'kv = "int8"', "kv = 8 : i64", "  fabric.machine", "kv is 8, not a text"),
         (

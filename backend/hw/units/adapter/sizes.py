@@ -241,11 +241,10 @@ def encode(model: AdapterModel, one: Instruction, instance: Mapping[str, str]) -
 
 def _row(program: Program, name: str) -> int:
     """The row of a buffer in the memories outside."""
-    size = 4 * program.machine.vector_lanes
-    address = program.buffers[name].address
-    if address % size:
+    buffer = program.buffers[name]
+    if buffer.element:
         raise UserError(
             f"{name} begins inside a row of the vector memory; the hardware needs slices at "
             f"multiples of {program.machine.vector_lanes} elements"
         )
-    return address // size
+    return buffer.row

@@ -516,7 +516,7 @@ def _encode_append(
 
 def row_of(program: Program, name: str) -> int:
     """The row of a buffer in the memories outside."""
-    return program.buffers[name].address // (4 * program.machine.vector_lanes)
+    return program.buffers[name].row
 
 
 def _check_width(width: int, machine: Machine) -> None:

@@ -23,6 +23,7 @@ from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.formula import Formula
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.memories import rows_of
 from intaglio.dialects.semantics import accumulator_bits
 from intaglio.dialects.tiling import SCALE_BITS, MatrixShape, Piece, activation_passes
 from intaglio.lowering.schedule import durations
@@ -97,9 +98,9 @@ class BufferLike(Protocol):
     """A buffer as `backend.program.program.Buffer` describes it."""
 
     @property
-    def address(self) -> int: ...
+    def row(self) -> int: ...
     @property
-    def size(self) -> int: ...
+    def element(self) -> int: ...
     @property
     def type(self) -> Mapping[str, Any]: ...
 
@@ -419,7 +420,9 @@ def configure(
     if not grouped:
         # All have one scale then, but for dense tables, which are told apart already.
         widths |= dict.fromkeys(("single", "scale_base", "slice_groups", "group_shift"), 0)
-    rows = max(rows_of(buffer, machine).stop for buffer in program.buffers.values())
+    rows = max(
+        one.row + rows_of(one.type, machine.vector_lanes, 1) for one in program.buffers.values()
+    )
     code_words = max(p.base + p.code_words(shapes[n], machine) for n, p in pieces.items())
     scale_words = max(p.scale_base + p.scale_words(shapes[n], machine) for n, p in pieces.items())
     return MatrixConfig(
@@ -502,19 +505,6 @@ def _banks(
         tuple(rows[row][0] if row in rows else None for row in range(max(rows, default=-1) + 1))
         for rows in found
     )
-
-
-def rows_of(buffer: BufferLike, machine: Machine) -> range:
-    """Rows that a buffer takes in the vector memory, or in that of quantised vectors.
-
-    Both number their rows alike, but a row of the latter has as many codes as one of the former has
-    numbers, so quantised vectors take more rows than their bytes do; each group begins a row.
-    """
-    lanes = machine.vector_lanes
-    first, kind = buffer.address // (4 * lanes), buffer.type
-    if kind["kind"] == "quantized":
-        return range(first, first + kind["groups"] * -(-kind["width"] // lanes))
-    return range(first, -(-(buffer.address + buffer.size) // (4 * lanes)))
 
 
 def tensor(use: Use) -> str:
@@ -688,16 +678,14 @@ def _descriptor(
     name = tensor(use)
     parameter, piece = program.parameters[name], pieces[name]
     shape = shape_of(parameter)
-    row_bytes = 4 * machine.vector_lanes
 
     def row_of(buffer: str) -> int:
-        row, rest = divmod(program.buffers[buffer].address, row_bytes)
-        if rest:
+        if program.buffers[buffer].element:
             raise UserError(
                 f"the hardware of {machine.name} needs buffer {buffer} at a multiple of "
-                f"{row_bytes} bytes"
+                f"{machine.vector_lanes} elements"
             )
-        return row
+        return program.buffers[buffer].row
 
     planes, words = shape.planes(machine), piece.words(shape, machine)
     single = shape.group >= shape.columns

@@ -157,20 +157,16 @@ class ConstantRows:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the chip keeps what is not in the vector memory: first rows.
+    """Where the chip keeps what is no value: first rows.
 
     Attributes:
         constants: of each of `constant_rows`.
-        scores: of each scores buffer in the score memory.
-        probabilities: of each probabilities buffer in the probability memory.
         heads: of each probabilities buffer, its first entry in the file of scales and totals.
         value_scales: of each cache with scales of its tokens in the value scale memory.
         score_rows: rows of a head in score and probability memory.
     """
 
     constants: Mapping[ConstantRows, int] = field(default_factory=dict)
-    scores: Mapping[str, int] = field(default_factory=dict)
-    probabilities: Mapping[str, int] = field(default_factory=dict)
     heads: Mapping[str, int] = field(default_factory=dict)
     value_scales: Mapping[str, int] = field(default_factory=dict)
     score_rows: int = 1
@@ -382,7 +378,7 @@ def content_of(program: Program) -> dict[str, Any]:
             for name, one in program.caches.items()
         },
         "buffers": {
-            name: {"address": one.address, "size": one.size, "type": dict(one.type)}
+            name: {"row": one.row, "element": one.element, "type": dict(one.type)}
             for name, one in program.buffers.items()
         },
         "blocks": [
@@ -447,15 +443,15 @@ class _Encoder:
         return self.program["buffers"][buffer]["type"]
 
     def row(self, buffer: str) -> int:
-        address, words = self.program["buffers"][buffer]["address"], 4 * self.lanes
-        if address % words:
+        place = self.program["buffers"][buffer]
+        if place["element"]:
             raise _unfit(
                 self.instruction,
-                f"a value begins inside a row of the vector memory (byte {address}, rows of "
-                f"{words})",
+                f"a value begins inside a row of the vector memory (element {place['element']} "
+                f"of {self.lanes})",
                 f"parts of a vector must begin at a multiple of {self.lanes} elements",
             )
-        return address // words
+        return place["row"]
 
     @property
     def fraction(self) -> int:
@@ -586,8 +582,8 @@ class _Encoder:
         name = self.instance[self.instruction["uses"]["values"]]
         cache = self.program["caches"][name]
         values = {
-            "read0": self.places.scores[scores],
-            "write": self.places.probabilities[probabilities],
+            "read0": self.row(scores),
+            "write": self.row(probabilities),
             "constant1": self.places.heads[probabilities],
             "groups": heads,
             "group_words": self.places.score_rows * self.lanes,

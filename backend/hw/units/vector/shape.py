@@ -15,6 +15,7 @@ from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.memories import rows_of
 
 _LEAST_LATENCIES = {"vector_pipeline": 3, "vector_reduce": 1, "table_lookup": 1, "sample": 1}
 """Operand read, work, write; an accumulator; a file of groups; the token's register."""
@@ -61,27 +62,21 @@ class VectorShape:
     ) -> VectorShape:
         """For a program (the content of program.json) and memories of known size."""
         lanes = program["machine"]["vector_lanes"]
-        buffers = program["buffers"].values()
-        rows = max(-(-(one["address"] + one["size"]) // (4 * lanes)) for one in buffers)
-        # A quantised vector of many narrow groups takes more rows than bytes.
-        groups = 1
-        for one in buffers:
+        longest = max((cache["capacity"] for cache in program["caches"].values()), default=1)
+        rows = groups = 1
+        for one in program["buffers"].values():
             kind = one["type"]
-            if kind["kind"] == "quantized":
-                beats = kind["groups"] * -(-kind["width"] // lanes)
-                rows = max(rows, one["address"] // (4 * lanes) + beats)
-                groups = max(groups, kind["groups"])
-            groups = max(groups, kind.get("heads", 1))
+            rows = max(rows, one["row"] + rows_of(kind, lanes, longest))
+            groups = max(groups, kind.get("groups", 1), kind.get("heads", 1))
         for block in program["blocks"]:
             for one in block["instructions"]:
                 groups = max(groups, one["arguments"].get("groups", 1))
-        capacities = [cache["capacity"] for cache in program["caches"].values()]
         return VectorShape(
             operations(program),
             gate_tables(program),
             tuple(name for name in FORMATS if name in formats(program)),
             groups,
-            max(capacities, default=1),
+            longest,
             rows,
             constant_rows,
             score_rows,

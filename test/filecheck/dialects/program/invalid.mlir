@@ -1,7 +1,9 @@
 // RUN: xdsl-opt %s --split-input-file --parsing-diagnostics --verify-diagnostics | filecheck %s
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @y token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
     program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
@@ -10,8 +12,10 @@ program.program @p positions [0] logits @y token @x {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @z {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
     program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
@@ -20,8 +24,10 @@ program.program @p positions [0] logits @x token @z {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [] {
     program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
@@ -30,8 +36,10 @@ program.program @p positions [0] logits @x token @x {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}, {v = @w}] {
     program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
@@ -40,8 +48,10 @@ program.program @p positions [0] logits @x token @x {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
     program.instruction "multiply" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
@@ -50,8 +60,10 @@ program.program @p positions [0] logits @x token @x {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
     program.instruction "copy" on "matrix" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
@@ -60,8 +72,10 @@ program.program @p positions [0] logits @x token @x {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
     program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "tokens - 1" {onnx = [["n"]]}
   }
@@ -70,8 +84,10 @@ program.program @p positions [0] logits @x token @x {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
     program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "2 *" {onnx = [["n"]]}
   }
@@ -80,8 +96,10 @@ program.program @p positions [0] logits @x token @x {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
     program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "seconds" {onnx = [["n"]]}
   }
@@ -90,8 +108,10 @@ program.program @p positions [0] logits @x token @x {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
     program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {tile = 1 : i64} takes "1" {onnx = [["n"]]}
   }
@@ -100,8 +120,10 @@ program.program @p positions [0] logits @x token @x {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
     program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {vector = "all"} takes "1" {onnx = [["n"]]}
   }
@@ -110,8 +132,10 @@ program.program @p positions [0] logits @x token @x {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
     program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {vector = -1 : i64} takes "1" {onnx = [["n"]]}
   }
@@ -120,8 +144,10 @@ program.program @p positions [0] logits @x token @x {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
     program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {vector = 1 : i64} takes "1" {onnx = [["n"]]}
     program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
@@ -131,8 +157,10 @@ program.program @p positions [0] logits @x token @x {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
     program.instruction "copy" on "vector" reads [@u] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
@@ -141,8 +169,10 @@ program.program @p positions [0] logits @x token @x {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
     program.instruction "copy" on "vector" reads [@x] writes [@u] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
@@ -151,8 +181,10 @@ program.program @p positions [0] logits @x token @x {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
     program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {weights = @v} waits {} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
   }
@@ -161,8 +193,10 @@ program.program @p positions [0] logits @x token @x {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
     program.instruction "matvec" on "matrix" reads [@x] writes [@x] uses {weights = 3 : i64} waits {} takes "1" {onnx = [["n"]]}
   }
@@ -178,7 +212,7 @@ program.block @b instances [{}] {
 
 // -----
 
-program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
 // CHECK: 'program.buffer' expects parent op 'program.program'
 
 // -----
@@ -190,9 +224,11 @@ program.instruction "add" on "vector" reads [] writes [] uses {} waits {} takes 
 
 rom.parameter @w : !rom.tensor<[4, 4], ternary> {key = "w"}
 fabric.domain @power0 [@w]
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
   program.block @b instances [{power = @power0, w = @w}] {
     program.instruction "wake" on "power" reads [] writes [] uses {domain = @power} waits {} takes "9" {onnx = [["n"]]}
     program.instruction "matvec" on "matrix" reads [@q] writes [@x] uses {weights = @w} waits {} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
@@ -203,10 +239,12 @@ program.program @p positions [0] logits @x token @x {
 // -----
 
 // As an instruction is declared (dialects/isa): values by number and kind, roles, arguments.
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @t {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
-  program.buffer @t at 8 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
+  program.buffer @t : i32
   program.block @b instances [{w = @w}] {
     program.instruction "matvec" on "matrix" reads [] writes [] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
@@ -215,10 +253,12 @@ program.program @p positions [0] logits @x token @t {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @t {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
-  program.buffer @t at 8 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
+  program.buffer @t : i32
   program.block @b instances [{w = @w}] {
     program.instruction "softcap" on "vector" reads [@t, @t, @t] writes [@x] uses {banana = @w} waits {} takes "1" {arguments = {pear = 3 : i64}, onnx = [["n"]]}
   }
@@ -227,10 +267,12 @@ program.program @p positions [0] logits @x token @t {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @t {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
-  program.buffer @t at 8 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
+  program.buffer @t : i32
   program.block @b instances [{w = @w}] {
     program.instruction "softcap" on "vector" reads [@x] writes [@x] uses {banana = @w} waits {} takes "1" {arguments = {cap = #rom.real<1, 0>, inverse = #rom.real<1, 0>}, onnx = [["n"]]}
   }
@@ -239,10 +281,12 @@ program.program @p positions [0] logits @x token @t {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @t {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
-  program.buffer @t at 8 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
+  program.buffer @t : i32
   program.block @b instances [{w = @w}] {
     program.instruction "softcap" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {arguments = {cap = #rom.real<1, 0>, inverse = #rom.real<1, 0>, pear = 3 : i64}, onnx = [["n"]]}
   }
@@ -251,10 +295,12 @@ program.program @p positions [0] logits @x token @t {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @t {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
-  program.buffer @t at 8 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
+  program.buffer @t : i32
   program.block @b instances [{w = @w}] {
     program.instruction "softcap" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {arguments = {cap = #rom.real<1, 0>}, onnx = [["n"]]}
   }
@@ -263,10 +309,12 @@ program.program @p positions [0] logits @x token @t {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @t {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
-  program.buffer @t at 8 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
+  program.buffer @t : i32
   program.block @b instances [{w = @w}] {
     program.instruction "softcap" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {arguments = {cap = #rom.real<1, 0>, inverse = 1 : i64}, onnx = [["n"]]}
   }
@@ -275,10 +323,12 @@ program.program @p positions [0] logits @x token @t {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @t {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
-  program.buffer @t at 8 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
+  program.buffer @t : i32
   program.block @b instances [{w = @w}] {
     program.instruction "softcap" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {arguments = {cap = #rom.real<16777216, 0>, inverse = #rom.real<1, 0>}, onnx = [["n"]]}
   }
@@ -287,10 +337,12 @@ program.program @p positions [0] logits @x token @t {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @t {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
-  program.buffer @t at 8 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
+  program.buffer @t : i32
   program.block @b instances [{w = @w}] {
     program.instruction "softcap" on "vector" reads [@t] writes [@x] uses {} waits {} takes "1" {arguments = {cap = #rom.real<1, 0>, inverse = #rom.real<1, 0>}, onnx = [["n"]]}
   }
@@ -299,10 +351,12 @@ program.program @p positions [0] logits @x token @t {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @t {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
-  program.buffer @t at 8 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
+  program.buffer @t : i32
   program.block @b instances [{w = @w}] {
     program.instruction "matvec" on "matrix" reads [@q] writes [@x] uses {weights = @w} waits {} takes "1" {arguments = {pre_shift = 64 : i64}, onnx = [["n"]]}
   }
@@ -311,10 +365,12 @@ program.program @p positions [0] logits @x token @t {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @t {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
-  program.buffer @t at 8 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
+  program.buffer @t : i32
   program.block @b instances [{w = @w}] {
     program.instruction "matvec" on "matrix" reads [@q] writes [@x] uses {weights = @w} waits {} takes "1" {arguments = {pre_shift = 1.0 : f32}, onnx = [["n"]]}
   }
@@ -323,10 +379,12 @@ program.program @p positions [0] logits @x token @t {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @t {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
-  program.buffer @t at 8 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
+  program.buffer @t : i32
   program.block @b instances [{w = @w}] {
     program.instruction "matvec" on "matrix" reads [@q] writes [@x] uses {} waits {} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
   }
@@ -338,10 +396,12 @@ program.program @p positions [0] logits @x token @t {
 rom.parameter @w : !rom.tensor<[4, 4], int4, group 4> {key = "w"}
 rom.parameter @g : !rom.tensor<[4], fixed16> {key = "g"}
 rom.cache @k : !rom.kv<8, 1, 4, int8>
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @t {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
-  program.buffer @t at 8 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
+  program.buffer @t : i32
   program.block @b instances [{w = @k}] {
     program.instruction "matvec" on "matrix" reads [@q] writes [@x] uses {weights = @w} waits {} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
   }
@@ -353,10 +413,12 @@ program.program @p positions [0] logits @x token @t {
 rom.parameter @w : !rom.tensor<[4, 4], int4, group 4> {key = "w"}
 rom.parameter @g : !rom.tensor<[4], fixed16> {key = "g"}
 rom.cache @k : !rom.kv<8, 1, 4, int8>
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @t {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
-  program.buffer @t at 8 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
+  program.buffer @t : i32
   program.block @b instances [{w = @g}] {
     program.instruction "matvec" on "matrix" reads [@q] writes [@x] uses {weights = @w} waits {} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
   }
@@ -368,10 +430,12 @@ program.program @p positions [0] logits @x token @t {
 rom.parameter @w : !rom.tensor<[4, 4], int4, group 4> {key = "w"}
 rom.parameter @g : !rom.tensor<[4], fixed16> {key = "g"}
 rom.cache @k : !rom.kv<8, 1, 4, int8>
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @t {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
-  program.buffer @t at 8 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
+  program.buffer @t : i32
   program.block @b instances [{w = @w}] {
     program.instruction "matvec" on "attention" reads [@q] writes [@x] uses {weights = @w} waits {} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
   }
@@ -383,10 +447,12 @@ program.program @p positions [0] logits @x token @t {
 rom.parameter @w : !rom.tensor<[4, 4], int4, group 4> {key = "w"}
 rom.parameter @g : !rom.tensor<[4], fixed16> {key = "g"}
 rom.cache @k : !rom.kv<8, 1, 4, int8>
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @t {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
-  program.buffer @t at 8 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
+  program.buffer @t : i32
   program.block @b instances [{w = @v}] {
     program.instruction "matvec" on "matrix" reads [@q] writes [@x] uses {weights = @w} waits {} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
   }
@@ -398,10 +464,12 @@ program.program @p positions [0] logits @x token @t {
 rom.parameter @w : !rom.tensor<[4, 4], int4, group 4> {key = "w"}
 rom.parameter @g : !rom.tensor<[4], fixed16> {key = "g"}
 rom.cache @k : !rom.kv<8, 1, 4, int8>
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @t {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
-  program.buffer @t at 8 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
+  program.buffer @t : i32
   program.block @b instances [{k = @k}] {
     program.instruction "quantize" on "vector" reads [@x] writes [@q] uses {scale_of = @k} waits {} takes "1" {onnx = [["n"]]}
   }
@@ -410,12 +478,71 @@ program.program @p positions [0] logits @x token @t {
 
 // -----
 
+fabric.memory @vectors rows 2 of 16 x 32
+fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @t {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
-  program.buffer @q at 4 size 4 : !rom.quantized<1, 4, int8>
-  program.buffer @t at 8 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 4, int8>
+  program.buffer @t : i32
   program.block @b instances [{k = @k}] {
     program.instruction "query_key" on "attention" reads [@q] writes [@x] uses {keys = @k} waits {} takes "1" {arguments = {cap = #rom.real<1, 0>, log2e = #rom.real<1, 0>, score_scale = #rom.real<1, 0>, pre_shift = 0 : i64, window = 0 : i64}, onnx = [["n"]]}
   }
 }
 // CHECK: instruction 0 of @b: 'query_key' has no argument 'cap_inverse'; it takes cap, cap_inverse, log2e together
+
+// -----
+
+fabric.memory @vectors rows 4 of 16 x 32
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x in @codes at 0 : !rom.fixed<16, 16>
+}
+// CHECK: @x lies in memory @vectors, being of fixed
+
+// -----
+
+fabric.memory @vectors rows 4 of 16 x 32
+program.program @p positions [0] logits @x token @t {
+  program.buffer @t in @vectors at 0 : i32
+}
+// CHECK: @t lies in no memory, being of token
+
+// -----
+
+fabric.memory @vectors rows 4 of 16 x 32
+program.program @p positions [0] logits @x token @t {
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 16, int8>
+}
+// CHECK: @q lies in memory @codes, which the module does not state
+
+// -----
+
+fabric.memory @vectors rows 4 of 16 x 32
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x in @vectors at 3 : !rom.fixed<17, 16>
+}
+// CHECK: @x ends at row 5, memory @vectors has 4
+
+// -----
+
+fabric.memory @vectors rows 4 of 16 x 32
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x in @vectors at 3 : !rom.fixed<8, 16> {element = 16 : i64}
+}
+// CHECK: @x begins at row 3, element 16
+
+// -----
+
+// Scores take rows for the longest context: of two heads seven each.
+rom.cache @k : !rom.kv<100, 2, 16, int8>
+fabric.memory @scores rows 13 of 16 x 32
+program.program @p positions [0] logits @x token @t {
+  program.buffer @s in @scores at 0 : !rom.scores<2, 16>
+}
+// CHECK: @s ends at row 14, memory @scores has 13
+
+// -----
+
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x : index
+}
+// CHECK: @x has a type that no value has

@@ -5,10 +5,14 @@ rom.parameter @w0 : !rom.tensor<[64, 64], int4, group 32> {key = "w0"}
 rom.parameter @w1 : !rom.tensor<[64, 64], int4, group 32> {key = "w1"}
 rom.parameter @head : !rom.tensor<[256, 64], int4, group 32> {key = "head"}
 
+fabric.memory @vectors rows 17 of 16 x 32
+fabric.memory @codes rows 4 of 16 x 16
+
 program.program @decode positions [0, 127] logits @y token @t {
-  program.buffer @x at 0 size 68 : !rom.quantized<1, 64, int8>
-  program.buffer @y at 128 size 1024 : !rom.fixed<256, 16>
-  program.buffer @t at 1152 size 4 : i32
+  program.buffer @x in @codes at 0 : !rom.quantized<1, 64, int8>
+  program.buffer @y in @vectors at 1 : !rom.fixed<256, 16>
+  program.buffer @part0_of_y in @vectors at 2 : !rom.fixed<8, 16> {element = 8 : i64}
+  program.buffer @t : i32
   program.block @decoder instances [{w = @w0}, {w = @w1}] {
     program.instruction "quantize" on "vector" reads [@y] writes [@x] uses {} waits {matrix = 0 : i64} takes "34" {onnx = [["a"], ["b"]]}
     program.instruction "matvec" on "matrix" reads [@x] writes [@y] uses {weights = @w} waits {vector = 1 : i64} takes "17 + max(ceildiv(2 * tokens, 8), rank)" {arguments = {pre_shift = 3 : i64}, start = array<i64: 1, 2, 3, 4>, finish = array<i64: 19, 51, 21, 53>, onnx = [["a"], ["b"]]}
@@ -19,9 +23,10 @@ program.program @decode positions [0, 127] logits @y token @t {
   }
 }
 // CHECK:      program.program @decode positions [0, 127] logits @y token @t {
-// CHECK-NEXT:   program.buffer @x at 0 size 68 : !rom.quantized<1, 64, int8>
-// CHECK-NEXT:   program.buffer @y at 128 size 1024 : !rom.fixed<256, 16>
-// CHECK-NEXT:   program.buffer @t at 1152 size 4 : i32
+// CHECK-NEXT:   program.buffer @x in @codes at 0 : !rom.quantized<1, 64, int8>
+// CHECK-NEXT:   program.buffer @y in @vectors at 1 : !rom.fixed<256, 16>
+// CHECK-NEXT:   program.buffer @part0_of_y in @vectors at 2 : !rom.fixed<8, 16> {element = 8 : i64}
+// CHECK-NEXT:   program.buffer @t : i32
 // CHECK-NEXT:   program.block @decoder instances [{w = @w0}, {w = @w1}] {
 // CHECK-NEXT:     program.instruction "quantize" on "vector" reads [@y] writes [@x] uses {}
 // CHECK-SAME:       waits {matrix = 0 : i64} takes "34" {onnx = {{\[}}["a"], ["b"]]}

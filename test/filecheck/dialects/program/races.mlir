@@ -3,11 +3,14 @@
 // A read after the write: the product may find the vector not yet quantised.
 rom.parameter @w0 : !rom.tensor<[16, 16], int4, group 16> {key = "w0"}
 rom.parameter @w1 : !rom.tensor<[16, 16], int4, group 16> {key = "w1"}
+fabric.memory @vectors rows 4 of 16 x 32
+fabric.memory @codes rows 4 of 16 x 16
+fabric.memory @scores rows 4 of 16 x 32
 program.program @p positions [0] logits @y token @t {
-  program.buffer @x at 0 size 64 : !rom.fixed<16, 16>
-  program.buffer @q at 64 size 64 : !rom.quantized<1, 16, int8>
-  program.buffer @y at 128 size 64 : !rom.fixed<16, 16>
-  program.buffer @t at 192 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<16, 16>
+  program.buffer @q in @codes at 1 : !rom.quantized<1, 16, int8>
+  program.buffer @y in @vectors at 2 : !rom.fixed<16, 16>
+  program.buffer @t : i32
   program.block @b instances [{w = @w0}, {w = @w1}] {
     program.instruction "quantize" on "vector" reads [@x] writes [@q] uses {} waits {matrix = 0 : i64} takes "9" {onnx = [["n"]]}
     program.instruction "matvec" on "matrix" reads [@q] writes [@y] uses {weights = @w} waits {} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
@@ -19,11 +22,14 @@ program.program @p positions [0] logits @y token @t {
 
 // A wait that is too small: for the first of two instructions.
 rom.parameter @w0 : !rom.tensor<[16, 16], int4, group 16> {key = "w0"}
+fabric.memory @vectors rows 4 of 16 x 32
+fabric.memory @codes rows 4 of 16 x 16
+fabric.memory @scores rows 4 of 16 x 32
 program.program @p positions [0] logits @y token @t {
-  program.buffer @x at 0 size 64 : !rom.fixed<16, 16>
-  program.buffer @q at 64 size 64 : !rom.quantized<1, 16, int8>
-  program.buffer @y at 128 size 64 : !rom.fixed<16, 16>
-  program.buffer @t at 192 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<16, 16>
+  program.buffer @q in @codes at 1 : !rom.quantized<1, 16, int8>
+  program.buffer @y in @vectors at 2 : !rom.fixed<16, 16>
+  program.buffer @t : i32
   program.block @b instances [{w = @w0}] {
     program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "9" {onnx = [["n"]]}
     program.instruction "quantize" on "vector" reads [@x] writes [@q] uses {} waits {} takes "9" {onnx = [["n"]]}
@@ -37,11 +43,14 @@ program.program @p positions [0] logits @y token @t {
 // A write after the read, by the next instance: it overwrites what the product still reads.
 rom.parameter @w0 : !rom.tensor<[16, 16], int4, group 16> {key = "w0"}
 rom.parameter @w1 : !rom.tensor<[16, 16], int4, group 16> {key = "w1"}
+fabric.memory @vectors rows 4 of 16 x 32
+fabric.memory @codes rows 4 of 16 x 16
+fabric.memory @scores rows 4 of 16 x 32
 program.program @p positions [0] logits @y token @t {
-  program.buffer @x at 0 size 64 : !rom.fixed<16, 16>
-  program.buffer @q at 64 size 64 : !rom.quantized<1, 16, int8>
-  program.buffer @y at 128 size 64 : !rom.fixed<16, 16>
-  program.buffer @t at 192 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<16, 16>
+  program.buffer @q in @codes at 1 : !rom.quantized<1, 16, int8>
+  program.buffer @y in @vectors at 2 : !rom.fixed<16, 16>
+  program.buffer @t : i32
   program.block @b instances [{w = @w0}, {w = @w1}] {
     program.instruction "quantize" on "vector" reads [@x] writes [@q] uses {} waits {} takes "9" {onnx = [["n"]]}
     program.instruction "matvec" on "matrix" reads [@q] writes [@y] uses {weights = @w} waits {vector = 1 : i64} takes "1" {arguments = {pre_shift = 0 : i64}, onnx = [["n"]]}
@@ -51,30 +60,36 @@ program.program @p positions [0] logits @y token @t {
 
 // -----
 
-// A write after a write, where values share rows: only some bytes are the same.
+// A write after a write, where values share rows: only some elements are the same.
 rom.parameter @w0 : !rom.tensor<[16, 16], int4, group 16> {key = "w0"}
+fabric.memory @vectors rows 4 of 16 x 32
+fabric.memory @codes rows 4 of 16 x 16
+fabric.memory @scores rows 4 of 16 x 32
 program.program @p positions [0] logits @y token @t {
-  program.buffer @x at 0 size 64 : !rom.fixed<16, 16>
-  program.buffer @q at 96 size 64 : !rom.quantized<1, 16, int8>
-  program.buffer @y at 128 size 64 : !rom.fixed<16, 16>
-  program.buffer @t at 192 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<16, 16>
+  program.buffer @q in @vectors at 1 : !rom.fixed<24, 16>
+  program.buffer @y in @vectors at 2 : !rom.fixed<16, 16>
+  program.buffer @t : i32
   program.block @b instances [{w = @w0}] {
-    program.instruction "quantize" on "vector" reads [@x] writes [@q] uses {} waits {} takes "9" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@q] uses {} waits {} takes "9" {onnx = [["n"]]}
     program.instruction "embed" on "matrix" reads [@t] writes [@y] uses {table = @w} waits {} takes "1" {onnx = [["n"]]}
   }
 }
-// CHECK: 'embed' number 1 of instance 0 of @b (queue matrix) may write @y before 'quantize' number 0 of instance 0 of @b (queue vector) has written @q, which shares bytes with it: no wait orders them (write after write)
+// CHECK: 'embed' number 1 of instance 0 of @b (queue matrix) may write @y before 'copy' number 0 of instance 0 of @b (queue vector) has written @q, which shares places with it: no wait orders them (write after write)
 
 // -----
 
 // A cache: keys are read before this token's are appended.
 rom.cache @k0 : !rom.kv<8, 1, 16, int8>
 rom.cache @k1 : !rom.kv<8, 1, 16, int8>
+fabric.memory @vectors rows 4 of 16 x 32
+fabric.memory @codes rows 4 of 16 x 16
+fabric.memory @scores rows 4 of 16 x 32
 program.program @p positions [0] logits @y token @t {
-  program.buffer @q at 0 size 64 : !rom.quantized<1, 16, int8>
-  program.buffer @s at 64 size 64 : !rom.scores<1, 16>
-  program.buffer @y at 128 size 64 : !rom.fixed<16, 16>
-  program.buffer @t at 192 size 4 : i32
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 16, int8>
+  program.buffer @s in @scores at 1 : !rom.scores<1, 16>
+  program.buffer @y in @vectors at 2 : !rom.fixed<16, 16>
+  program.buffer @t : i32
   program.block @b instances [{k = @k0}, {k = @k1}] {
     program.instruction "append" on "kv" reads [@q] writes [] uses {cache = @k} waits {} takes "9" {onnx = [["n"]]}
     program.instruction "query_key" on "attention" reads [@q] writes [@s] uses {keys = @k} waits {} takes "1" {arguments = {score_scale = #rom.real<1, 0>, pre_shift = 0 : i64, window = 0 : i64}, onnx = [["n"]]}
@@ -86,11 +101,14 @@ program.program @p positions [0] logits @y token @t {
 
 // A cache that two instances share, and the last one writes while the first still reads.
 rom.cache @k0 : !rom.kv<8, 1, 16, int8>
+fabric.memory @vectors rows 4 of 16 x 32
+fabric.memory @codes rows 4 of 16 x 16
+fabric.memory @scores rows 4 of 16 x 32
 program.program @p positions [0] logits @y token @t {
-  program.buffer @q at 0 size 64 : !rom.quantized<1, 16, int8>
-  program.buffer @s at 64 size 64 : !rom.scores<1, 16>
-  program.buffer @y at 128 size 64 : !rom.fixed<16, 16>
-  program.buffer @t at 192 size 4 : i32
+  program.buffer @q in @codes at 0 : !rom.quantized<1, 16, int8>
+  program.buffer @s in @scores at 1 : !rom.scores<1, 16>
+  program.buffer @y in @vectors at 2 : !rom.fixed<16, 16>
+  program.buffer @t : i32
   program.block @b instances [{k = @k0}, {k = @k0}] {
     program.instruction "append" on "kv" reads [@q] writes [] uses {cache = @k} waits {} takes "9" {onnx = [["n"]]}
     program.instruction "query_key" on "attention" reads [@q] writes [@s] uses {keys = @k} waits {kv = 1 : i64} takes "1" {arguments = {score_scale = #rom.real<1, 0>, pre_shift = 0 : i64, window = 0 : i64}, onnx = [["n"]]}
@@ -103,11 +121,14 @@ program.program @p positions [0] logits @y token @t {
 // Ordered through another queue, and by the order of the own one: nothing to refuse.
 rom.parameter @w0 : !rom.tensor<[16, 16], int4, group 16> {key = "w0"}
 rom.cache @k0 : !rom.kv<8, 1, 16, int8>
+fabric.memory @vectors rows 4 of 16 x 32
+fabric.memory @codes rows 4 of 16 x 16
+fabric.memory @scores rows 4 of 16 x 32
 program.program @good positions [0] logits @y token @t {
-  program.buffer @x at 0 size 64 : !rom.fixed<16, 16>
-  program.buffer @q at 64 size 64 : !rom.quantized<1, 16, int8>
-  program.buffer @y at 128 size 64 : !rom.fixed<16, 16>
-  program.buffer @t at 192 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<16, 16>
+  program.buffer @q in @codes at 1 : !rom.quantized<1, 16, int8>
+  program.buffer @y in @vectors at 2 : !rom.fixed<16, 16>
+  program.buffer @t : i32
   program.block @b instances [{k = @k0, w = @w0}] {
     program.instruction "quantize" on "vector" reads [@x] writes [@q] uses {} waits {} takes "9" {onnx = [["n"]]}
     program.instruction "append" on "kv" reads [@q] writes [] uses {cache = @k} waits {vector = 1 : i64} takes "9" {onnx = [["n"]]}
@@ -121,11 +142,14 @@ program.program @good positions [0] logits @y token @t {
 
 // What a token leaves out orders nothing: a sampled block before another.
 rom.parameter @w0 : !rom.tensor<[16, 16], int4, group 16> {key = "w0"}
+fabric.memory @vectors rows 4 of 16 x 32
+fabric.memory @codes rows 4 of 16 x 16
+fabric.memory @scores rows 4 of 16 x 32
 program.program @p positions [0] logits @y token @t {
-  program.buffer @x at 0 size 64 : !rom.fixed<16, 16>
-  program.buffer @q at 64 size 64 : !rom.quantized<1, 16, int8>
-  program.buffer @y at 128 size 64 : !rom.fixed<16, 16>
-  program.buffer @t at 192 size 4 : i32
+  program.buffer @x in @vectors at 0 : !rom.fixed<16, 16>
+  program.buffer @q in @codes at 1 : !rom.quantized<1, 16, int8>
+  program.buffer @y in @vectors at 2 : !rom.fixed<16, 16>
+  program.buffer @t : i32
   program.block @a instances [{}] {
     program.instruction "quantize" on "vector" reads [@x] writes [@q] uses {} waits {} takes "9" {onnx = [["n"]]}
   }
@@ -141,8 +165,11 @@ program.program @p positions [0] logits @y token @t {
 // -----
 
 // A stated finish that the duration does not give.
+fabric.memory @vectors rows 4 of 16 x 32
+fabric.memory @codes rows 4 of 16 x 16
+fabric.memory @scores rows 4 of 16 x 32
 program.program @p positions [0, 7] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
     program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1 + tokens" {start = array<i64: 1, 1>, finish = array<i64: 3, 9>, onnx = [["n"]]}
   }
@@ -151,8 +178,11 @@ program.program @p positions [0, 7] logits @x token @x {
 
 // -----
 
+fabric.memory @vectors rows 4 of 16 x 32
+fabric.memory @codes rows 4 of 16 x 16
+fabric.memory @scores rows 4 of 16 x 32
 program.program @p positions [0, 7] logits @x token @x {
-  program.buffer @x at 0 size 4 : !rom.fixed<1, 0>
+  program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}, {w = @v}] {
     program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {start = array<i64: 1, 1>, onnx = [["n"]]}
   }

@@ -41,17 +41,18 @@ rom.step @decode context 128 {
 // CHECK-NOT:  rom.layer
 // CHECK-NOT:  rom.step
 // CHECK:      program.program @decode positions [0, 99] logits @[[LOGITS:\w+]] token @next {
-// The carried value has one buffer; a slice is a part of another; scores take the whole capacity.
-// CHECK-NEXT:   program.buffer @[[X:\w+]] at 0 size 256 : !rom.fixed<64, 16>
-// CHECK-NEXT:   program.buffer @token at 256 size 4 : i32
-// CHECK-NEXT:   program.buffer @[[LOGITS]] at {{[0-9]+}} size 1024 : !rom.fixed<256, 16>
-// CHECK-NEXT:   program.buffer @next at {{[0-9]+}} size 4 : i32
-// CHECK:        program.buffer @[[C:\w+]] at {{[0-9]+}} size 256 : !rom.quantized<1, 64, int8>
-// CHECK:        program.buffer @[[Y:\w+]] at [[YA:[0-9]+]] size 384 : !rom.fixed<96, 16>
-// CHECK:        program.buffer @{{\w+}} at {{[0-9]+}} size 1600 : !rom.scores<4, 16>
-// CHECK-NEXT:   program.buffer @{{\w+}} at {{[0-9]+}} size 448 : !rom.probabilities<4, uint8>
-// CHECK:        program.buffer @[[Q:\w+]] at [[YA]] size 256 : !rom.fixed<64, 16>
-// CHECK-NEXT:   program.buffer @[[K:\w+]] at {{[0-9]+}} size 128 : !rom.fixed<32, 16>
+// The carried value has one buffer, whose rows the logits take over; a slice is a part of another;
+// scores take the whole capacity.
+// CHECK-NEXT:   program.buffer @[[X:\w+]] in @vectors at 0 : !rom.fixed<64, 16>
+// CHECK-NEXT:   program.buffer @token : i32
+// CHECK-NEXT:   program.buffer @[[LOGITS]] in @vectors at 0 : !rom.fixed<256, 16>
+// CHECK-NEXT:   program.buffer @next : i32
+// CHECK:        program.buffer @[[C:\w+]] in @codes at {{[0-9]+}} : !rom.quantized<1, 64, int8>
+// CHECK:        program.buffer @[[Y:\w+]] in @vectors at [[YA:[0-9]+]] : !rom.fixed<96, 16>
+// CHECK:        program.buffer @{{\w+}} in @scores at 0 : !rom.scores<4, 16>
+// CHECK-NEXT:   program.buffer @{{\w+}} in @probabilities at 0 : !rom.probabilities<4, uint8>
+// CHECK:        program.buffer @[[Q:part0_\w+]] in @vectors at [[YA]] : !rom.fixed<64, 16>
+// CHECK-NEXT:   program.buffer @[[K:\w+]] in @vectors at {{[0-9]+}} : !rom.fixed<32, 16>
 
 // CHECK-NEXT:   program.block @part0 instances [{emb = @emb}] {
 // CHECK-NEXT:     program.instruction "embed" on "matrix" reads [@token] writes [@[[X]]] uses {table = @emb} waits {} takes
@@ -79,5 +80,5 @@ rom.step @decode context 128 {
 // CHECK-NEXT: }
 
 // SRAM: the vector units of roma-mini hold 1024 bytes, the program needs {{[0-9]+}}
-// SRAM-NEXT: 1600 bytes{{ +}}!rom.scores<4, 16>
+// SRAM-NEXT: 1792 bytes{{ +}}!rom.scores<4, 16>
 // SRAM: help: {{.*}}a larger target

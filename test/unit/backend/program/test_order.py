@@ -62,11 +62,10 @@ def conflicts(program: Program, positions: list[int], ranks: timeline.Ranks) -> 
     spans = timeline.simulate([b.timing for b in program.blocks], program.machine.issue, positions)
     written: dict[object, np.ndarray] = {}
     touched: dict[object, np.ndarray] = {}
-    row = 4 * program.machine.vector_lanes
 
     def rows(names: tuple[str, ...]) -> set[object]:
-        places = (program.buffers[name] for name in names)
-        return {i for b in places for i in range(b.address // row, -(-(b.address + b.size) // row))}
+        places = (program.span(name) for name in names)
+        return {(one.memory, i) for one in places if one for i in range(one.first, one.last)}
 
     for span in spans:
         block = program.blocks[span.block]

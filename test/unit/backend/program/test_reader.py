@@ -47,7 +47,7 @@ def places(content: Content) -> Iterator[tuple[str, tuple[str | int, ...]]]:
     for path in ((cache, "width"), (cache, "capacity")):
         if path[1] in content["caches"][cache]:
             yield f"caches.{path[0]}.{path[1]}", ("caches", *path)
-    for key in ("address", "size", "type"):
+    for key in ("memory", "row", "type"):
         yield f"buffers.{buffer}.{key}", ("buffers", buffer, key)
     for key in ("name", "sampled", "instances", "instructions"):
         yield f"blocks[0].{key}", ("blocks", 0, key)

@@ -48,9 +48,11 @@ def test_scores_and_probabilities_do_not_count_each_other(layout: Layout) -> Non
         for kind in ("scores", "probabilities")
     }
     rows = -(-CONTEXT // layout.lanes)
-    assert layout.score_rows == max(2, max(heads["scores"]) * rows)
-    assert layout.probability_rows == max(2, max(heads["probabilities"]) * rows)
-    assert layout.head_entries == max(2, max(heads["probabilities"]))
+    assert layout.program.memories["scores"].rows == max(2, max(heads["scores"]) * rows)
+    assert layout.program.memories["probabilities"].rows == max(
+        2, max(heads["probabilities"]) * rows
+    )
+    assert layout.program.memories["heads"].rows == max(2, max(heads["probabilities"]))
 
 
 def test_quantised_values_share_rows(layout: Layout) -> None:
@@ -59,8 +61,10 @@ def test_quantised_values_share_rows(layout: Layout) -> None:
         for name, one in layout.program.buffers.items()
         if one.type["kind"] == "quantized"
     }
-    assert max(sizes.values()) <= layout.code_rows < sum(sizes.values())
-    assert layout.code_rows == max(2, *(layout.row_of(n) + size for n, size in sizes.items()))
+    assert max(sizes.values()) <= layout.program.memories["codes"].rows < sum(sizes.values())
+    assert layout.program.memories["codes"].rows == max(
+        2, *(layout.row_of(n) + size for n, size in sizes.items())
+    )
 
 
 @pytest.mark.parametrize("kind", ["quantized", "scores", "probabilities", "fixed"])

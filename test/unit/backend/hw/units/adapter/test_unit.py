@@ -24,6 +24,7 @@ from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Saturations
 from intaglio.dialects.formula import Formula
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.memories import CODES, VECTORS
 from intaglio.dialects.tiling import MatrixShape
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
@@ -86,12 +87,12 @@ class Setting(NamedTuple):
 
 def fixed(name: str, row: int, size: int, machine: Machine, fraction: int = 16) -> Buffer:
     kind = {"kind": "fixed", "size": size, "fraction": fraction}
-    return Buffer(name, row * 4 * machine.vector_lanes, 4 * size, kind)
+    return Buffer(name, kind, VECTORS, row)
 
 
 def quantized(name: str, row: int, width: int, machine: Machine) -> Buffer:
     kind = {"kind": "quantized", "groups": 1, "width": width, "format": machine.activations}
-    return Buffer(name, row * 4 * machine.vector_lanes, 2 * width, kind)
+    return Buffer(name, kind, CODES, row)
 
 
 def product(
@@ -239,7 +240,7 @@ class Bench:
         self.chip.set("load_enable", 0)
 
     def row(self, name: str) -> int:
-        return self.program.buffers[name].address // (4 * self.lanes)
+        return self.program.buffers[name].row
 
     def fill(self, name: str, q: semantics.Quantized) -> None:
         """A quantised vector; what lies beyond is garbage."""
@@ -606,7 +607,7 @@ def test_refusals() -> None:
     one = replace(found.blocks[0].instructions[0], uses={"weights": "a", "bias": "c"})
     with pytest.raises(UserError, match="bias"):
         adapter_model.encode(AdapterModel(found, places), one, found.blocks[0].instances[0])
-    buffers = {**found.buffers, "u": replace(found.buffers["u"], address=4)}
+    buffers = {**found.buffers, "u": replace(found.buffers["u"], element=4)}
     moved = AdapterModel(replace(found, buffers=buffers), places)
     one = found.blocks[0].instructions[0]
     with pytest.raises(UserError, match="multiples of 16"):

@@ -25,6 +25,7 @@ from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real, Saturations, Scale, multiply
 from intaglio.dialects.formula import Formula
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.memories import OF_KIND
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
 
@@ -95,7 +96,7 @@ CASES = [
 
 
 def program_of(case: Case) -> Program:
-    machine, row = case.machine, 4 * case.machine.vector_lanes
+    machine = case.machine
     static = (Real.of(1 / 60), Real.of(60)) if case.static else (None, None)
     caches = {
         name: Cache(name, case.capacity, case.kv_heads, case.width, machine.kv, address, *static)
@@ -106,7 +107,7 @@ def program_of(case: Case) -> Program:
         return {"kind": "quantized", "groups": groups, "width": case.width, "format": fmt}
 
     def buffer(name: str, first_row: int, kind: dict[str, Any]) -> Buffer:
-        return Buffer(name, first_row * row, row, kind)
+        return Buffer(name, kind, OF_KIND[kind["kind"]], first_row)
 
     buffers = [
         buffer("q", 3, quantized(case.heads, machine.activations)),

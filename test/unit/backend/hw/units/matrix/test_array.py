@@ -44,6 +44,7 @@ from intaglio.dialects.codes import FORMATS, Matrix, container_bits, pack
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Saturations, Scale
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.memories import OF_KIND
 from intaglio.dialects.tiling import Piece
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
@@ -159,8 +160,7 @@ class Model:
 
     def _buffer(self, name: str, elements: int, **type_: Any) -> str:
         rows = -(-elements // self.machine.vector_lanes)
-        width = 4 * self.machine.vector_lanes
-        self.buffers[name] = Buffer(name, self.rows * width, rows * width, type_)
+        self.buffers[name] = Buffer(name, type_, OF_KIND[type_["kind"]], self.rows)
         self.rows += rows
         return name
 
@@ -502,7 +502,7 @@ def _run(
         rest = run.run(int(taken) + 50, stop="done")
         assert first.outputs["done"][0] == 0
         assert first.cycles + rest.cycles == taken, (instruction, parameter)
-        found = _read(vmem, written.address // (4 * lanes), len(expected), lanes)
+        found = _read(vmem, written.row, len(expected), lanes)
         np.testing.assert_array_equal(found, expected, err_msg=f"{instruction} {parameter}")
         assert (rest.outputs["write"][-1] == 1).all()
         counted += counter.count
@@ -510,7 +510,7 @@ def _run(
         assert seen == counted, (seen, counted)
         # Nothing else is written: neither other rows nor lanes beyond the vector's end.
         last, used = divmod(len(expected), lanes)
-        mine = slice(written.address // (4 * lanes), written.address // (4 * lanes) + last)
+        mine = slice(written.row, written.row + last)
         after = vmem.copy()
         after[mine] = before[mine]
         if used:
@@ -556,7 +556,7 @@ def _product(
     else:
         codes = rng.integers(FORMATS[fmt].low, FORMATS[fmt].high + 1, columns)
         codes[: columns // 8] = FORMATS[fmt].low
-    row = model.buffers[instruction.reads[0]].address // (4 * lanes)
+    row = model.buffers[instruction.reads[0]].row
     for p in range(len([n for n in run.memories if n.startswith("qmem")])):
         _fill(run.memory(f"qmem{p}"), row, _rows(codes, lanes, FORMATS[fmt].memory_bits))
     y = semantics.dot(codes, matrix, fmt)
@@ -571,7 +571,7 @@ def _product(
     residual = None
     if len(instruction.reads) > 1:
         residual = rng.integers(-(1 << 31), 1 << 31, rows)
-        first = model.buffers[instruction.reads[1]].address // (4 * lanes)
+        first = model.buffers[instruction.reads[1]].row
         _fill(run.memory("vmem"), first, _rows(residual, lanes, 32))
     return semantics.requantize(
         y,

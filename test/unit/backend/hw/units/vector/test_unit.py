@@ -204,7 +204,6 @@ class Unit:
             uses: caches by role.
             places: of scores and scales.
         """
-        row_bytes = 4 * self.lanes
         constants = constants or {}
         buffers: dict[str, Any] = {}
         for name, (row, values, fraction) in reads.items():
@@ -214,8 +213,8 @@ class Unit:
             else:
                 flat = self.memory("vector_memory", "<i4").reshape(-1)
                 flat[row * self.lanes : row * self.lanes + len(values)] = values
-            buffers[name] = {"address": row * row_bytes, "type": kind}
-        buffers["out"] = {"address": write[0] * row_bytes, "type": write[1]}
+            buffers[name] = {"row": row, "element": 0, "type": kind}
+        buffers["out"] = {"row": write[0], "element": 0, "type": write[1]}
         program = {
             "machine": self.machine.to_dict(),
             "buffers": buffers,
@@ -556,8 +555,6 @@ def test_softmax(unit: Unit, fmt: str, window: int, static: bool) -> None:
     rows = -(-POSITIONS // lanes)
     heads, kv_heads = 4, 2
     names = Places(
-        scores={"x": 2},
-        probabilities={"out": 5},
         heads={"out": 9},
         value_scales={"v": 4},
         score_rows=rows,
@@ -587,8 +584,8 @@ def test_softmax(unit: Unit, fmt: str, window: int, static: bool) -> None:
                 scale = Scale.of(real)
             saturated = unit.run(
                 "softmax",
-                {"x": (0, scores, 16)},
-                (0, {"kind": "probabilities", "heads": heads, "format": fmt}),
+                {"x": (2, scores, 16)},
+                (5, {"kind": "probabilities", "heads": heads, "format": fmt}),
                 durations.softmax(unit.machine, heads, window),
                 arguments={"window": window},
                 position=position,
@@ -678,9 +675,9 @@ def test_refusals() -> None:
     program = {
         "machine": Geometry(lanes).machine.to_dict(),
         "buffers": {
-            "x": {"address": 0, "type": fixed_type(120)},
-            "y": {"address": 8, "type": fixed_type(120)},
-            "q": {"address": 0, "type": quantized_type(5, 24, "int8")},
+            "x": {"row": 0, "element": 0, "type": fixed_type(120)},
+            "y": {"row": 0, "element": 2, "type": fixed_type(120)},
+            "q": {"row": 0, "element": 0, "type": quantized_type(5, 24, "int8")},
         },
     }
     one = {

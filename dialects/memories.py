@@ -1,0 +1,153 @@
+"""The memories of a chip, and how many of their rows a value takes.
+
+A memory is rows of equal elements. Values of a token lie in four of them, by their kind:
+
+| memory          | an element                  | a value begins at a row, and so does           |
+|-----------------|-----------------------------|------------------------------------------------|
+| `vectors`       | a fixed-point number        |                                                |
+| `codes`         | a code of a quantised value | each of its groups                             |
+| `scores`        | a score                     | each head                                      |
+| `probabilities` | a code of a probability     | each head                                      |
+
+Beside these lie two with one element a row: `code_scales` has the scale of the group that begins at
+the same row of `codes`; `heads` has scale and sum of a head of probabilities, which begins at row
+``rows of a head * entry``. A token's number is in a register of the token port, in no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
+
+VECTORS, CODES, SCORES, PROBABILITIES = "vectors", "codes", "scores", "probabilities"
+CODE_SCALES, HEADS = "code_scales", "heads"
+
+OF_VALUES = (VECTORS, CODES, CODE_SCALES, SCORES, PROBABILITIES, HEADS)
+"""All of them, in the order of their declarations."""
+
+CODE_BITS = 16
+"""Of a lane of `codes` and `probabilities`, whatever the format."""
+EXPONENT_BITS = 10
+"""Of a scale beside its mantissa of `SCALE_BITS`."""
+SUM_BITS = 40
+"""Of a head's sum of probabilities."""
+LEAST_ROWS = 2
+"""Of a memory in hardware: its address has a wire at least."""
+
+OF_KIND: Mapping[str, str] = {
+    "fixed": VECTORS,
+    "quantized": CODES,
+    "scores": SCORES,
+    "probabilities": PROBABILITIES,
+}
+"""The memory of each kind of value; tokens have none."""
+_LANE_BITS: Mapping[str, int] = {
+    VECTORS: FIXED_BITS,
+    CODES: CODE_BITS,
+    SCORES: FIXED_BITS,
+    PROBABILITIES: CODE_BITS,
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A memory: `rows` rows of `lanes` elements of `bits` bits, in each of `units` equal units."""
+
+    rows: int
+    lanes: int
+    bits: int
+    units: int = 1
+
+    @property
+    def size(self) -> int:
+        """Bytes, of all units together."""
+        return -(-self.units * self.rows * self.lanes * self.bits // 8)
+
+
+class Span(NamedTuple):
+    """Where a value lies: elements `first` to `last` (not included), counted from row 0."""
+
+    memory: str
+    first: int
+    last: int
+
+    def overlaps(self, other: Span) -> bool:
+        """Whether they share an element."""
+        return self.memory == other.memory and self.first < other.last and other.first < self.last
+
+
+def rows_of(kind: Mapping[str, Any], lanes: int, capacity: int) -> int:
+    """Rows that a value takes.
+
+    Args:
+        kind: the value's type, as program.json has it: its kind and its numbers.
+        lanes: elements of a row.
+        capacity: tokens of the longest context, which scores are stored for.
+    """
+    match kind["kind"]:
+        case "fixed":
+            return -(-kind["size"] // lanes)
+        case "quantized":
+            return kind["groups"] * -(-kind["width"] // lanes)
+        case "scores" | "probabilities":
+            return kind["heads"] * -(-capacity // lanes)
+        case _:
+            return 0
+
+
+def span_of(
+    kind: Mapping[str, Any], row: int, element: int, lanes: int, capacity: int
+) -> Span | None:
+    """Where a value lies whose first element is the `element`-th of a row; None: in no memory."""
+    if (memory := OF_KIND.get(kind["kind"])) is None:
+        return None
+    first = row * lanes + element
+    return Span(memory, first, first + kind.get("size", rows_of(kind, lanes, capacity) * lanes))
+
+
+def numbered(spans: Mapping[str, Span | None]) -> dict[str, tuple[int, int]]:
+    """All values on one line: ranges that overlap exactly where the values share elements."""
+    ends: dict[str, int] = {}
+    for one in spans.values():
+        if one is not None:
+            ends[one.memory] = max(ends.get(one.memory, 0), one.last)
+    base: dict[str, int] = {}
+    top = 0
+    for memory, end in ends.items():
+        base[memory], top = top, top + end
+    found: dict[str, tuple[int, int]] = {}
+    for name, one in spans.items():
+        if one is None:
+            found[name], top = (top, top + 1), top + 1
+        else:
+            found[name] = base[one.memory] + one.first, base[one.memory] + one.last
+    return found
+
+
+def of_values(rows: Mapping[str, int], lanes: int, capacity: int) -> dict[str, Memory]:
+    """The memories for values, those beside them too.
+
+    Args:
+        rows: that values take, of the memories that there are.
+        lanes: elements of a row.
+        capacity: tokens of the longest context.
+    """
+    found: dict[str, Memory] = {}
+    for name in OF_VALUES:
+        if (lane := _LANE_BITS.get(name)) is not None and name in rows:
+            found[name] = Memory(max(LEAST_ROWS, rows[name]), lanes, lane)
+        elif name == CODE_SCALES and CODES in rows:
+            found[name] = Memory(found[CODES].rows, 1, SCALE_BITS + EXPONENT_BITS)
+        elif name == HEADS and PROBABILITIES in rows:
+            heads = rows[PROBABILITIES] // -(-capacity // lanes)
+            bits = SCALE_BITS + EXPONENT_BITS + SUM_BITS
+            found[name] = Memory(max(LEAST_ROWS, heads), 1, bits)
+    return found
+
+
+def size_of(memories: Iterable[Memory]) -> int:
+    """Bytes of memories together."""
+    return sum(memory.size for memory in memories)
