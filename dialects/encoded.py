@@ -22,7 +22,6 @@ from xdsl.dialects.builtin import (
 )
 from xdsl.ir import Attribute, Block, ParametrizedAttribute, Region
 from xdsl.irdl import (
-    IRDLOperation,
     ParsePropInAttrDict,
     irdl_attr_definition,
     irdl_op_definition,
@@ -41,6 +40,7 @@ from intaglio.dialects.descriptor import Field, Fields, wait_fields
 from intaglio.dialects.isa.check import Misfit
 from intaglio.dialects.isa.queues import QUEUES
 from intaglio.dialects.isa.registry import declared
+from intaglio.dialects.plain import PlainOp, counts
 
 Value = int | str
 """What a field holds: a number, or the name of the matrix whose one scale it is."""
@@ -108,7 +108,7 @@ def _number(value: int) -> IntegerAttr[I64]:
 
 
 @irdl_op_definition
-class DescriptorOp(IRDLOperation):
+class DescriptorOp(PlainOp):
     """An instruction instance as its unit is told it.
 
     `waits` counts the other queues' instructions since the token's acceptance that must have
@@ -151,21 +151,19 @@ class DescriptorOp(IRDLOperation):
     ) -> None:
         block, instance, number = at
         names = [StringAttr(name) for name in onnx]
-        super().__init__(
-            properties={
-                "opcode": StringAttr(opcode),
-                "block": SymbolRefAttr(block),
-                "instance": IntegerAttr(instance, i64),
-                "number": IntegerAttr(number, i64),
-                "waits": DictionaryAttr({q: IntegerAttr(n, i64) for q, n in waits.items()}),
-                "values": DictionaryAttr(
-                    {
-                        name: SymbolRefAttr(one) if isinstance(one, str) else _number(one)
-                        for name, one in values.items()
-                    }
-                ),
-                "onnx": ArrayAttr(names) if names else None,
-            }
+        self._build(
+            opcode=opcode,
+            block=block,
+            instance=instance,
+            number=number,
+            waits=DictionaryAttr({queue: _number(n) for queue, n in waits.items()}),
+            values=DictionaryAttr(
+                {
+                    name: SymbolRefAttr(one) if isinstance(one, str) else _number(one)
+                    for name, one in values.items()
+                }
+            ),
+            onnx=ArrayAttr(names) if names else None,
         )
 
     @property
@@ -180,11 +178,7 @@ class DescriptorOp(IRDLOperation):
     @property
     def counts(self) -> dict[str, int]:
         """`waits` in plain Python."""
-        return {
-            queue: count.value.data
-            for queue, count in self.waits.data.items()
-            if isinstance(count, IntegerAttr)
-        }
+        return counts(self.waits)
 
     @property
     def numbers(self) -> dict[str, Value]:
@@ -226,7 +220,7 @@ class DescriptorOp(IRDLOperation):
 
 
 @irdl_op_definition
-class QueueOp(IRDLOperation):
+class QueueOp(PlainOp):
     """What a queue executes for a token: its descriptors in order, the first `short` of them for a
     token whose successor is not wanted.
 
@@ -252,13 +246,11 @@ class QueueOp(IRDLOperation):
     def __init__(
         self, queue: str, short: int, fields: Fields, descriptors: Iterable[DescriptorOp]
     ) -> None:
-        super().__init__(
-            properties={
-                "queue": StringAttr(queue),
-                "short": IntegerAttr(short, i64),
-                "fields": ArrayAttr([FieldAttr.of(one) for one in fields.fields]),
-            },
+        self._build(
             regions=[Region(Block(list(descriptors)))],
+            queue=queue,
+            short=short,
+            fields=ArrayAttr([FieldAttr.of(one) for one in fields.fields]),
         )
 
     @property
@@ -273,10 +265,7 @@ class QueueOp(IRDLOperation):
         Raises:
             VerifyException: two have one name.
         """
-        names = [one.field_name.data for one in self.fields]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise VerifyException(f"two fields are named '{twice}'")
-        return Fields(one.field for one in self.fields)
+        return _fields(self.fields)
 
     @property
     def form(self) -> Fields:
@@ -297,6 +286,15 @@ class QueueOp(IRDLOperation):
                 f"{self.short.value.data} of {count} descriptors run for a token whose successor "
                 f"is not wanted"
             )
+
+
+@lru_cache(16)
+def _fields(attributes: ArrayAttr[FieldAttr]) -> Fields:
+    """What a queue's `fields` say; every descriptor asks for it when it is verified."""
+    names = [one.field_name.data for one in attributes]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise VerifyException(f"two fields are named '{twice}'")
+    return Fields(one.field for one in attributes)
 
 
 def word_of(form: Fields, one: DescriptorOp, scales: Mapping[str, int] | None = None) -> int:

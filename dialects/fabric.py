@@ -45,6 +45,7 @@ from intaglio.dialects.fixed_point import SCALE_BYTES
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import Memory
 from intaglio.dialects.occupancy import Claim, first_overlap
+from intaglio.dialects.plain import PlainOp
 from intaglio.dialects.rom import (
     AdapterType,
     CacheOp,
@@ -240,7 +241,7 @@ def machine_of(module: ModuleOp) -> Machine:
 
 
 @irdl_op_definition
-class MemoryOp(IRDLOperation):
+class MemoryOp(PlainOp):
     """A memory that the chip has: rows of equal elements, in each of so many units.
 
     Memories have names of their own: a parameter may have the same. `dialects/memories.py` says
@@ -266,15 +267,12 @@ class MemoryOp(IRDLOperation):
     irdl_options = (ParsePropInAttrDict(),)
 
     def __init__(self, name: str, memory: Memory) -> None:
-        units = None if memory.units == 1 else IntegerAttr(memory.units, i64)
-        super().__init__(
-            properties={
-                "memory": StringAttr(name),
-                "rows": IntegerAttr(memory.rows, i64),
-                "lanes": IntegerAttr(memory.lanes, i64),
-                "bits": IntegerAttr(memory.bits, i64),
-                "units": units,
-            }
+        self._build(
+            memory=name,
+            rows=memory.rows,
+            lanes=memory.lanes,
+            bits=memory.bits,
+            units=None if memory.units == 1 else memory.units,
         )
 
     @property

@@ -66,6 +66,10 @@ class Memory:
         """Bytes, of all units together."""
         return -(-self.units * self.rows * self.lanes * self.bits // 8)
 
+    def row_after(self, where: Span) -> int:
+        """The first row that a value leaves free behind it."""
+        return -(-where.last // self.lanes)
+
 
 class Span(NamedTuple):
     """Where a value lies: elements `first` to `last` (not included), counted from row 0."""

@@ -55,6 +55,7 @@ from intaglio.dialects.isa.parts import Store
 from intaglio.dialects.isa.queues import QUEUES
 from intaglio.dialects.isa.registry import instruction_of
 from intaglio.dialects.memories import OF_KIND, Span, numbered, span_of
+from intaglio.dialects.plain import counts
 from intaglio.dialects.rom import CacheOp, KVType, Nodes
 
 
@@ -140,8 +141,7 @@ class BufferOp(IRDLOperation):
             raise VerifyException(f"@{name} begins at row {row}, element {element}")
         where = span_of(kind, row, element, one.lanes, longest(module))
         assert where is not None
-        if where.last > one.rows * one.lanes:
-            end = -(-where.last // one.lanes)
+        if (end := one.row_after(where)) > one.rows:
             raise VerifyException(f"@{name} ends at row {end}, memory @{memory} has {one.rows}")
 
 
@@ -234,11 +234,7 @@ class InstructionOp(IRDLOperation):
     @property
     def issue(self) -> timeline.Issue:
         """What the timeline needs of this instruction."""
-        waits = {
-            queue: count.value.data
-            for queue, count in self.waits.data.items()
-            if isinstance(count, IntegerAttr)
-        }
+        waits = counts(self.waits)
         return timeline.Issue(self.queue.data, waits, formula.parse(self.duration.data))
 
     @property

@@ -11,11 +11,8 @@ from typing import Any
 
 from xdsl.dialects.builtin import (
     ArrayAttr,
-    IntegerAttr,
     ModuleOp,
-    StringAttr,
     SymbolRefAttr,
-    UnitAttr,
 )
 from xdsl.ir import Attribute
 from xdsl.utils.exceptions import PassFailedException
@@ -29,7 +26,7 @@ from intaglio.dialects.fabric import (
     memories,
     places,
 )
-from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
+from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp, plain_argument
 from intaglio.lowering.place.mapping import piece_content
 from intaglio.lowering.place.sram import residents_of
 
@@ -212,17 +209,11 @@ def plain(attribute: Attribute) -> Any:
         ValueError: the attribute has no such form.
     """
     match attribute:
-        case IntegerAttr():
-            return attribute.value.data
-        case StringAttr():
-            return attribute.data
         case SymbolRefAttr():
             return attribute.root_reference.data
-        case UnitAttr():
-            return True
         case ArrayAttr():
             return [plain(one) for one in attribute]
-        case rom.RealAttr():
-            return [attribute.mantissa.data, attribute.exponent.data]
         case _:
+            if not isinstance(found := plain_argument(attribute), Attribute):
+                return found
             raise ValueError(f"{attribute} has no form in program.json")

@@ -242,8 +242,7 @@ def _buffer(name: str, content: JSONFile, memories: Mapping[str, Memory], capaci
     row, found = content["row"].count(), content.get("element")
     element, one = 0 if found is None else found.count(), memories[memory]
     where = span_of(kind, row, element, one.lanes, capacity)
-    if where is not None and where.last > one.rows * one.lanes:
-        end = -(-where.last // one.lanes)
+    if where is not None and (end := one.row_after(where)) > one.rows:
         raise content.error(f"ends at row {end}, the memory {memory} has {one.rows}")
     return Buffer(name, kind, memory, row, element)
 

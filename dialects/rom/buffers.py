@@ -33,7 +33,7 @@ from xdsl.traits import (
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects.names import escaped, unescaped
-from intaglio.dialects.rom.plain import PlainOp
+from intaglio.dialects.plain import PlainOp
 from intaglio.dialects.rom.types import (
     BUFFER,
     MIDDLES,

@@ -42,8 +42,8 @@ from xdsl.traits import (
 )
 from xdsl.utils.exceptions import VerifyException
 
+from intaglio.dialects.plain import PlainOp
 from intaglio.dialects.rom.buffers import SlotOp, resolve
-from intaglio.dialects.rom.plain import PlainOp
 from intaglio.dialects.rom.types import POSITION, SYMBOL, TOKEN, VECTOR
 
 
@@ -143,18 +143,12 @@ class RepeatOp(PlainOp):
         inputs: Sequence[SSAValue],
         instances: Sequence[dict[str, str]],
     ) -> None:
-        super().__init__(
-            operands=[position, inputs],
-            result_types=[[v.type for v in inputs]],
-            properties={
-                "layer": SymbolRefAttr(layer),
-                "instances": ArrayAttr(
-                    [
-                        DictionaryAttr({slot: SymbolRefAttr(b) for slot, b in one.items()})
-                        for one in instances
-                    ]
-                ),
-            },
+        bound = [{slot: SymbolRefAttr(b) for slot, b in one.items()} for one in instances]
+        self._build(
+            [position, inputs],
+            [[v.type for v in inputs]],
+            layer=layer,
+            instances=ArrayAttr([DictionaryAttr(one) for one in bound]),
         )
 
     def verify_(self) -> None:

@@ -36,8 +36,8 @@ from xdsl.traits import (
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects.formulas.elementwise import ACTIVATIONS
+from intaglio.dialects.plain import PlainOp
 from intaglio.dialects.rom.buffers import resolved_type
-from intaglio.dialects.rom.plain import PlainOp
 from intaglio.dialects.rom.types import (
     ACTIVATION_CODES,
     POSITION,
@@ -478,8 +478,20 @@ def verify_heads(heads: int, cache: KVType) -> None:
         )
 
 
+class _UnaryOp(OperatorOp):
+    input = operand_def(VECTOR)
+    onnx = prop_def(Nodes)
+    output = result_def(VECTOR)
+    assembly_format = "$input attr-dict `:` type($input) `->` type($output)"
+    traits = traits_def(Pure())
+
+    def verify_(self) -> None:
+        """All sizes are equal."""
+        same_size(self, self.input, self.output)
+
+
 @irdl_op_definition
-class ActivateOp(OperatorOp):
+class ActivateOp(_UnaryOp):
     """An activation function of each element; `kind` is one of `elementwise.ACTIVATIONS`.
 
     Example:
@@ -490,12 +502,7 @@ class ActivateOp(OperatorOp):
     """
 
     name = "rom.activate"
-    input = operand_def(VECTOR)
     kind = prop_def(StringAttr)
-    onnx = prop_def(Nodes)
-    output = result_def(VECTOR)
-    assembly_format = "$input attr-dict `:` type($input) `->` type($output)"
-    traits = traits_def(Pure())
 
     def __init__(
         self, x: SSAValue, kind: str, onnx: Nodes, output: Attribute | None = None
@@ -503,7 +510,7 @@ class ActivateOp(OperatorOp):
         self._build([x], [output or x.type], kind=kind, onnx=onnx)
 
     def verify_(self) -> None:
-        """The kind is known."""
+        """All sizes are equal; the kind is known."""
         same_size(self, self.input, self.output)
         if self.kind.data not in ACTIVATIONS:
             raise VerifyException(
@@ -556,7 +563,7 @@ class MulOp(_BinaryOp):
 
 
 @irdl_op_definition
-class ScaleOp(OperatorOp):
+class ScaleOp(_UnaryOp):
     """x * factor of each element.
 
     Example:
@@ -566,25 +573,16 @@ class ScaleOp(OperatorOp):
     """
 
     name = "rom.scale"
-    input = operand_def(VECTOR)
     factor = prop_def(REAL)
-    onnx = prop_def(Nodes)
-    output = result_def(VECTOR)
-    assembly_format = "$input attr-dict `:` type($input) `->` type($output)"
-    traits = traits_def(Pure())
 
     def __init__(
         self, x: SSAValue, factor: Attribute, onnx: Nodes, output: Attribute | None = None
     ) -> None:
         self._build([x], [output or x.type], factor=factor, onnx=onnx)
 
-    def verify_(self) -> None:
-        """All sizes are equal."""
-        same_size(self, self.input, self.output)
-
 
 @irdl_op_definition
-class SoftcapOp(OperatorOp):
+class SoftcapOp(_UnaryOp):
     """cap * tanh(x / cap) of each element (Gemma 2's final logits).
 
     Example:
@@ -595,14 +593,9 @@ class SoftcapOp(OperatorOp):
     """
 
     name = "rom.softcap"
-    input = operand_def(VECTOR)
     cap = prop_def(REAL)
     inverse = opt_prop_def(RealAttr)
     """1 / cap, in the integer stage."""
-    onnx = prop_def(Nodes)
-    output = result_def(VECTOR)
-    assembly_format = "$input attr-dict `:` type($input) `->` type($output)"
-    traits = traits_def(Pure())
 
     def __init__(
         self,
@@ -613,10 +606,6 @@ class SoftcapOp(OperatorOp):
         output: Attribute | None = None,
     ) -> None:
         self._build([x], [output or x.type], cap=cap, inverse=inverse, onnx=onnx)
-
-    def verify_(self) -> None:
-        """All sizes are equal."""
-        same_size(self, self.input, self.output)
 
 
 @irdl_op_definition

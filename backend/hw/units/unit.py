@@ -1,6 +1,6 @@
 """A unit of the chip: what it executes, how it is joined to the rest, what it cannot do.
 
-Units stand beside one another: none knows another one. `backend/hw/chip/units.py` has those of a
+Units stand beside one another: none knows another one. `backend/hw/chip/layout.py` has those of a
 program.
 """
 

@@ -402,7 +402,9 @@ def supported_operators() -> list[OperatorSupport]:
             "of attention scores over the tokens, in attention written out",
             ("axis",),
         ),
-        OperatorSupport("", "Softplus", 1, "rom.activate", ""),
+        OperatorSupport(
+            "", "Softplus", 1, "rom.activate", "", convert=activations.activation("softplus"),
+        ),
         OperatorSupport(
             "", "Split", 2, "rom.slice",
             "contiguous parts of a token's elements; parts of heads in a rotary embedding written "

@@ -50,7 +50,7 @@ _UNARY = frozenset(
 )
 _BINARY = frozenset({"Add", "Div", "Mul", "Pow", "Sub"})
 
-_BEGIN = frozenset({"Erf", "Exp", "Log", "Softplus"})
+_BEGIN = frozenset({"Erf", "Exp", "Log"})
 """Operators that have no meaning of their own for a chip."""
 
 _POINTS: Samples = np.linspace(-12.0, 12.0, 2402)

@@ -1,12 +1,20 @@
-"""Properties of operations from plain values: a text, a number, a truth, or nothing."""
+"""Properties of operations from plain values: a text, a number, a truth, or nothing; and back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from xdsl.dialects.builtin import FloatAttr, IntegerAttr, StringAttr, SymbolRefAttr, UnitAttr, i64
+from xdsl.dialects.builtin import (
+    DictionaryAttr,
+    FloatAttr,
+    IntegerAttr,
+    StringAttr,
+    SymbolRefAttr,
+    UnitAttr,
+    i64,
+)
 from xdsl.ir import Attribute, Region, SSAValue
-from xdsl.irdl import BaseAttr, IRDLOperation
+from xdsl.irdl import BaseAttr, IRDLOperation, PropertyDef
 
 Plain = Attribute | str | int | float | None
 """What a property is given as: None and False leave it out."""
@@ -36,14 +44,19 @@ class PlainOp(IRDLOperation):
 
     @classmethod
     def _attributes(cls, plain: Mapping[str, Plain]) -> dict[str, Attribute | None]:
-        wanted = {
-            name: one.constr.attr if isinstance(one.constr, BaseAttr) else None
-            for name, one in cls.get_irdl_definition().properties.items()
-        }
-        return {name: _attribute(value, wanted[name]) for name, value in plain.items()}
+        defined = cls.get_irdl_definition().properties
+        return {name: _attribute(value, defined[name]) for name, value in plain.items()}
 
 
-def _attribute(value: Plain, wanted: type[Attribute] | None) -> Attribute | None:
+def counts(numbers: DictionaryAttr) -> dict[str, int]:
+    """The integers of a dictionary by name; what is none is left to the verifier."""
+    return {
+        name: one.value.data for name, one in numbers.data.items() if isinstance(one, IntegerAttr)
+    }
+
+
+def _attribute(value: Plain, defined: PropertyDef) -> Attribute | None:
+    wanted = defined.constr.attr if isinstance(defined.constr, BaseAttr) else None
     match value:
         case str():
             return SymbolRefAttr(value) if wanted is SymbolRefAttr else StringAttr(value)
