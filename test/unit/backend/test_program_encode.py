@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from xdsl.context import Context
 from xdsl.dialects.builtin import Builtin, ModuleOp
 from xdsl.parser import Parser
 
-from intaglio.backend.compile import compile_model
 from intaglio.backend.hw.chip.chip import chip_design
 from intaglio.backend.hw.chip.layout import (
     descriptor_wires,
@@ -23,26 +21,11 @@ from intaglio.backend.hw.chip.layout import (
 from intaglio.backend.hw.units.matrix.plan import single_scales
 from intaglio.backend.hw.units.vector.encode import content_of as content
 from intaglio.backend.images.read import Images
-from intaglio.backend.program.program import Program, load_program
-from intaglio.backend.stages import Options
+from intaglio.backend.program.program import Program
 from intaglio.dialects.encoded import QueueOp, word_of
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.program import PROGRAM
 from intaglio.dialects.rom import ROM
-
-CHIPS = (("llama", "roma-mini", 4), ("ternary", "tom-mini", 0), ("ternary", "bitrom-mini", 0))
-
-
-@pytest.fixture(scope="module", params=CHIPS, ids=lambda param: param[1])
-def compiled_chip(
-    request: pytest.FixtureRequest,
-    model: Callable[[str], Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Program, Path]:
-    name, target, rank = request.param
-    out = tmp_path_factory.mktemp("encoded") / "out"
-    compile_model(model(name), out, Options(target, context=40, adapter_rank=rank, emit="program"))
-    return load_program(out), out
 
 
 def parsed(queues: list[QueueOp]) -> list[QueueOp]:

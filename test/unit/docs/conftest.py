@@ -9,13 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from small_chip import SMALL
 
 ROOT = Path(__file__).parents[3]
-SMALL = (
-    *("array.rows=3", "array.l_units=2", "l_unit.lanes=8", "vector.lanes=4"),
-    *("network.results_per_cycle=8", "h_unit.attention_lanes=8", "h_unit.kv_port_bytes=8"),
-)
-"""A chip that foreign simulators build and run in seconds."""
 
 
 @pytest.fixture(scope="session")

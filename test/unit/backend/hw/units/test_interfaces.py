@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from intaglio.backend.compile import compile_model
 from intaglio.backend.hw.chip.layout import Layout, layout_of
 from intaglio.backend.hw.units.memories import CODES, SHARED, VALUE_SCALES
 from intaglio.backend.hw.units.ports import (
@@ -25,26 +23,15 @@ from intaglio.backend.hw.units.ports import (
     row,
 )
 from intaglio.backend.hw.wires.signal import Design
-from intaglio.backend.program.program import Program, load_program
-from intaglio.backend.stages import Options
+from intaglio.backend.program.program import Program
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.isa.queues import QUEUES
 from intaglio.dialects.isa.registry import INSTRUCTIONS
 
-CHIPS = (("llama", "roma-mini", 4), ("ternary", "tom-mini", 0), ("ternary", "bitrom-mini", 0))
 
-
-@pytest.fixture(scope="module", params=CHIPS, ids=lambda param: param[1])
-def program(
-    request: pytest.FixtureRequest,
-    model: Callable[[str], Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Program:
-    name, target, rank = request.param
-    out = tmp_path_factory.mktemp("chip") / "out"
-    options = Options(target, context=40, adapter_rank=rank, emit="program")
-    compile_model(model(name), out, options)
-    return load_program(out)
+@pytest.fixture
+def program(compiled_chip: tuple[Program, Path]) -> Program:
+    return compiled_chip[0]
 
 
 def bundles(layout: Layout) -> list[Bundle]:
