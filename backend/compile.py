@@ -49,6 +49,7 @@ from intaglio.dialects.errors import (
     gathered,
 )
 from intaglio.dialects.fabric import machine_of
+from intaglio.dialects.json_file import JSON
 from intaglio.lowering.onnx.graph.external_data import companion_file
 from intaglio.lowering.onnx.weights.quantised_graph import DATA_FILE, write_quantised
 from intaglio.lowering.onnx.weights.rounding import HEAD_ROUNDING
@@ -466,13 +467,13 @@ def _adapter_graph(
     return replace(reference, adapter_graph=name), []
 
 
-def _slots(options: Options) -> dict[str, Any] | None:
+def _slots(options: Options) -> dict[str, JSON] | None:
     """What `--adapter-slots` asked for; no modules leave the sites to the target."""
     if not options.adapter_rank:
         return None
-    slots = {"rank": options.adapter_rank, "modules": list(options.adapter_modules)}
     residents = options.resident_adapters
-    return slots | ({"residents": residents} if residents != 1 else {})
+    more = {"residents": residents} if residents != 1 else {}
+    return {"rank": options.adapter_rank, "modules": list(options.adapter_modules), **more}
 
 
 def _version(package: str) -> str | None:
@@ -489,7 +490,7 @@ def _manifest(
     reference: _Reference,
     found: _Found,
     folder: Path,
-) -> dict[str, Any]:
+) -> dict[str, JSON]:
     # A model that was quantised on request stands for the one that was given.
     given = reference.given
     inputs = {reference.model, *given}

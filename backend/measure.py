@@ -7,7 +7,8 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from intaglio.dialects.json_file import JSON
 
 _INTERVAL_SECONDS = 0.02
 _STATUS = Path("/proc/self/status")
@@ -30,7 +31,7 @@ class Stopwatch:
     """Measures named stages, one after the other."""
 
     def __init__(self) -> None:
-        self.stages: list[dict[str, Any]] = []
+        self.stages: list[dict[str, JSON]] = []
 
     @contextmanager
     def stage(self, name: str) -> Generator[None]:

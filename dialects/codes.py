@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -361,7 +361,7 @@ def mantissa_exponent(largest: float, bits: int) -> int:
     return exponent - (round(math.ldexp(largest, exponent)) >= 1 << (bits - 1))
 
 
-def scaled(values: npt.NDArray[Any], exponent: int) -> npt.NDArray[np.float64]:
+def scaled(values: npt.NDArray[np.number], exponent: int) -> npt.NDArray[np.float64]:
     """Numbers times a power of two, rounded at most once (where the result is subnormal)."""
     # A product is several times as fast as ldexp; the power must be a normal float64.
     if abs(exponent) <= 1022:

@@ -19,7 +19,7 @@ Conventions (`fixed_point` defines the words):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -199,7 +199,7 @@ def quantize_static(
 # Matrix products
 
 
-def dot(codes: npt.NDArray[np.integer[Any]], weights: Matrix | AdapterMatrix, fmt: str) -> Ints:
+def dot(codes: npt.NDArray[np.integer], weights: Matrix | AdapterMatrix, fmt: str) -> Ints:
     """The exact product of an activation vector and a weight matrix.
 
     ``Y[..., n] = sum_g s[n, g] * sum_(k in g) (q[n, k] - zero[n, g]) * decode(code[..., k])``; the
@@ -336,7 +336,7 @@ def embed(
 
 def norm(
     x: Ints,
-    gamma: npt.NDArray[np.integer[Any]],
+    gamma: npt.NDArray[np.integer],
     gamma_exponent: int,
     eps: Real,
     frac: int = 16,
@@ -384,8 +384,8 @@ def norm(
 
 def rotary(
     x: Ints,
-    cos: npt.NDArray[np.integer[Any]],
-    sin: npt.NDArray[np.integer[Any]],
+    cos: npt.NDArray[np.integer],
+    sin: npt.NDArray[np.integer],
     heads: int,
     interleaved: bool = False,
     saturations: Saturations | None = None,
@@ -420,7 +420,7 @@ def rotary(
 
 
 def attention_mask(
-    positions: int | npt.NDArray[np.integer[Any]], tokens: int, window: int | None = None
+    positions: int | npt.NDArray[np.integer], tokens: int, window: int | None = None
 ) -> npt.NDArray[np.bool_]:
     """Which of the cached tokens 0 to `tokens` - 1 a query sees: True for ``p - window < j <= p``.
 
@@ -439,8 +439,8 @@ def attention_mask(
 
 
 def query_key(
-    q: npt.NDArray[np.integer[Any]],
-    k: npt.NDArray[np.integer[Any]],
+    q: npt.NDArray[np.integer],
+    k: npt.NDArray[np.integer],
     q_format: str = "int8",
     k_format: str = "int8",
 ) -> Ints:
@@ -466,8 +466,8 @@ def query_key(
 
 
 def weighted_sum(
-    p: npt.NDArray[np.integer[Any]],
-    v: npt.NDArray[np.integer[Any]],
+    p: npt.NDArray[np.integer],
+    v: npt.NDArray[np.integer],
     p_format: str = "uint8",
     v_format: str = "int8",
 ) -> Ints:
@@ -489,9 +489,7 @@ def weighted_sum(
     return _by_kv_head(p, decode(v, v_format), bound)
 
 
-def _by_kv_head(
-    a: npt.NDArray[np.integer[Any]], b: npt.NDArray[np.integer[Any]], bound: int
-) -> Ints:
+def _by_kv_head(a: npt.NDArray[np.integer], b: npt.NDArray[np.integer], bound: int) -> Ints:
     """[..., heads, I] by [kv_heads, I, J] is [..., heads, J], exactly."""
     kind = _exact_type(bound)
     lead, heads, kv_heads = a.shape[:-2], a.shape[-2], b.shape[0]
@@ -641,5 +639,5 @@ def argmax(x: Ints) -> Ints:
     return np.argmax(x, axis=-1).astype(np.int64)
 
 
-def _grouped(x: npt.NDArray[Any], groups: int) -> npt.NDArray[Any]:
+def _grouped(x: np.ndarray, groups: int) -> np.ndarray:
     return x.reshape(*x.shape[:-1], groups, -1)

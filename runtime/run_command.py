@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from intaglio.backend.output.whole import naming, whole_file
 from intaglio.dialects.errors import UserError
@@ -27,6 +27,8 @@ from intaglio.runtime.terminal import progress_line, warn, write, write_json, wr
 from intaglio.runtime.text.generation import DEFAULT_TOKENS as GENERATED_TOKENS
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from intaglio.runtime.chip import Chip
     from intaglio.runtime.text.sampling import Sampler
 
@@ -162,7 +164,7 @@ def _generate(args: argparse.Namespace, logits_file: Path | None) -> int:
         steps = iter(generation)
         first = next(steps)
     tokens: list[int] = []
-    logits: list[Any] = []
+    logits: list[np.ndarray] = []
     seconds: list[float] = []
     parts: list[str] = []
 
@@ -204,7 +206,7 @@ def _generate(args: argparse.Namespace, logits_file: Path | None) -> int:
     return 0
 
 
-def _save(path: Path, logits: Sequence[Any]) -> None:
+def _save(path: Path, logits: Sequence[np.ndarray]) -> None:
     import numpy as np
 
     with naming(path), path.open("wb") as file:

@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import TextIO
 
 from intaglio.backend.output.output import json_text
 from intaglio.dialects.errors import UserError, printable
+from intaglio.dialects.json_file import JSON
 
 
 def warn(text: str) -> None:
@@ -62,7 +63,7 @@ def forget_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def write_json(content: Any) -> None:
+def write_json(content: JSON) -> None:
     """Writes the result of a command as JSON."""
     write(json_text(content))
 

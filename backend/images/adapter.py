@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,10 @@ from intaglio.dialects.codes import (
     unpack,
 )
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.json_file import JSON
+
+if TYPE_CHECKING:
+    from intaglio.backend.program.types import Parameter
 
 SCHEMA = 1
 
@@ -255,7 +259,7 @@ def product_error(a: Floats, b: Floats, stored_a: Floats, stored_b: Floats) -> f
 # --- identity of the base -----------------------------------------------------------------------
 
 
-def base_hash(parameters: Mapping[str, Any]) -> str:
+def base_hash(parameters: Mapping[str, Parameter]) -> str:
     """SHA-256 that identifies what is engraved: keys and contents of all parameters.
 
     Args:
@@ -276,7 +280,7 @@ def base_hash(parameters: Mapping[str, Any]) -> str:
 # --- files --------------------------------------------------------------------------------------
 
 
-def write_image(image: AdapterImage, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
+def write_image(image: AdapterImage, folder: Path, notes: Mapping[str, JSON] | None = None) -> None:
     """Writes `adapter.json` and `adapter.bin` into a folder; the same image gives the same bytes.
 
     Args:
@@ -285,7 +289,7 @@ def write_image(image: AdapterImage, folder: Path, notes: Mapping[str, Any] | No
         notes: more that `adapter.json` is to say, such as where the adapter came from.
     """
     data = bytearray()
-    sites: dict[str, Any] = {}
+    sites: dict[str, JSON] = {}
 
     def put(content: bytes) -> dict[str, int]:
         part = {"offset": len(data), "size": len(content)}
@@ -293,7 +297,7 @@ def write_image(image: AdapterImage, folder: Path, notes: Mapping[str, Any] | No
         return part
 
     for name, site in image.sites.items():
-        entry: dict[str, Any] = {"rank": site.rank, "loss": site.loss}
+        entry: dict[str, JSON] = {"rank": site.rank, "loss": site.loss}
         if site.lines is not None:
             entry["lines"] = asdict(site.lines)
         for half, matrix in (("a", site.a), ("b", site.b)):

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +42,7 @@ class Images:
             )
         return data
 
-    def _array(self, part: Part | None, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    def _array(self, part: Part | None, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
         assert part is not None
         return self._bytes(part).view(dtype).reshape(shape)
 

@@ -20,7 +20,6 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from intaglio.dialects.errors import UserError
 
@@ -238,7 +237,7 @@ def _beside(path: Path, role: str, number: int = 0) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}{more}.{role}")
 
 
-def _claimed(path: Path, make: Callable[[Path], Any]) -> tuple[Path, int]:
+def _claimed(path: Path, make: Callable[[Path], object]) -> tuple[Path, int]:
     """A new file or folder beside a path, and the descriptor that holds its lock."""
     for number in count():
         partial = _beside(path, "partial", number)
@@ -352,7 +351,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 @cache
-def _renameat2() -> Any:
+def _renameat2() -> Callable[..., int] | None:
     """The function of the C library, where it has one."""
     try:
         function = ctypes.CDLL(None, use_errno=True).renameat2

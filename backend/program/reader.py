@@ -6,10 +6,9 @@ needs no further look: what is wrong is said with the file and the key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from intaglio.backend.output.output import inside
 from intaglio.backend.program.types import (
@@ -125,7 +124,7 @@ _MACHINE_TEXTS = frozenset(
 )
 
 
-def _named(content: JSONFile, known: Mapping[str, Any], kind: str) -> str:
+def _named(content: JSONFile, known: Container[str], kind: str) -> str:
     name = content.text()
     if name not in known:
         raise content.error(f"is '{name}', and there is no {kind} of this name")

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +40,7 @@ from intaglio.backend.output.output import (
 from intaglio.backend.output.whole import remove_folder, whole_folder
 from intaglio.backend.program.program import Program, Site
 from intaglio.dialects.errors import UserError
-from intaglio.dialects.json_file import JSONFile
+from intaglio.dialects.json_file import JSON, JSONFile
 from intaglio.lowering.step.loss_warning import Loss, loss_warnings
 from intaglio.runtime.adapters.files import (
     AdapterFile,
@@ -97,7 +96,7 @@ class AdapterSummary:
     is_for_base: bool
     warnings: tuple[str, ...] = ()
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, JSON]:
         """As JSON."""
         return {
             "name": self.name,
@@ -248,7 +247,7 @@ class Adapters:
         name: str,
         image: AdapterImage,
         matched: Mapping[str, FloatSite],
-        notes: Mapping[str, Any],
+        notes: Mapping[str, JSON],
     ) -> None:
         place = self._folder / name
         try:
@@ -372,7 +371,7 @@ def _lost_lines(image: AdapterImage) -> list[str]:
 # --- reports ------------------------------------------------------------------------------------
 
 
-def list_content(adapters: Adapters) -> dict[str, Any]:
+def list_content(adapters: Adapters) -> dict[str, JSON]:
     """The content of `intaglio adapter list --json`."""
     program = adapters.program
     return {

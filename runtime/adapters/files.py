@@ -22,13 +22,13 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from intaglio.backend.output.output import ADAPTER_DESCRIPTION, ADAPTER_FLOATS, some_of
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.json_file import JSON
 from intaglio.runtime.text.patterns import Pattern, UnsupportedPattern, Work
 
 Floats = npt.NDArray[np.float32]
@@ -153,7 +153,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, Floats], dict[str, str]]:
             metadata = file.metadata()
             entries = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             _check_entries(path, {name: one.get_shape() for name, one in entries.items()})
-        tensors = {name: _tensor(path, name, entry) for name, entry in deserialize(_bytes_of(path))}
+        tensors = {
+            name: _tensor(path, name, one["dtype"], one["data"], one["shape"])
+            for name, one in deserialize(_bytes_of(path))
+        }
     except SafetensorError as error:
         raise UserError(
             f"is no whole safetensors file: {error}", file=str(path), hint=_WHOLE
@@ -161,22 +164,23 @@ def read_safetensors(path: Path) -> tuple[dict[str, Floats], dict[str, str]]:
     return tensors, metadata or {}
 
 
-def _tensor(path: Path, name: str, entry: Mapping[str, Any]) -> Floats:
+def _tensor(
+    path: Path, name: str, kind: str, data: bytes | bytearray, shape: Sequence[int]
+) -> Floats:
     # `safetensors.numpy` would do, but for BF16, which numpy has not.
-    kind = entry["dtype"]
     if kind not in _DTYPES:
         raise UserError(
             f"tensor '{name}' is {kind}; float16, bfloat16 and float32 are understood",
             file=str(path),
             hint="save the adapter in floating point",
         )
-    stored = np.frombuffer(entry["data"], _DTYPES[kind]).reshape(entry["shape"])
+    stored = np.frombuffer(data, _DTYPES[kind]).reshape(shape)
     if kind == "BF16":
         stored = (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return _narrowed(path, f"tensor '{name}'", stored)
 
 
-def _narrowed(path: Path, what: str, values: npt.NDArray[Any]) -> Floats:
+def _narrowed(path: Path, what: str, values: np.ndarray) -> Floats:
     """Values as float32.
 
     Raises:
@@ -322,7 +326,7 @@ def _check_npz(path: Path) -> None:
     _check_entries(path, shapes)
 
 
-def _float32(path: Path, name: str, array: npt.NDArray[Any]) -> Floats:
+def _float32(path: Path, name: str, array: np.ndarray) -> Floats:
     if array.dtype.kind == "f":
         return _narrowed(path, f"tensor '{name}'", array)
     if any(part in name for part in ("_Q4", "_Q8", "_scales", "quant")):
@@ -461,7 +465,7 @@ def _read_peft(folder: Path) -> AdapterFile:
 
 
 def _used(
-    weights: Path, config: Mapping[str, Any], pairs: Sequence[Pair]
+    weights: Path, config: Mapping[str, JSON], pairs: Sequence[Pair]
 ) -> tuple[tuple[Pair, ...], list[str]]:
     """The pairs that PEFT would load, and a warning of the others.
 
@@ -505,12 +509,12 @@ def _used(
     return used, [warning]
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def _json_object(path: Path) -> dict[str, JSON]:
     _check_readable(path)
     if path.stat().st_size > _LARGEST_CONFIG:
         raise UserError(f"is larger than {_LARGEST_CONFIG >> 20} MiB", file=str(path))
     try:
-        content = json.loads(_bytes_of(path))
+        content: JSON = json.loads(_bytes_of(path))
     except RecursionError:
         raise UserError("is nested too deeply", file=str(path), hint=_WHOLE) from None
     except ValueError as error:
@@ -527,7 +531,7 @@ _MLX_HINT = (
 )
 
 
-def _is_mlx(folder: Path, config: Mapping[str, Any]) -> bool:
+def _is_mlx(folder: Path, config: Mapping[str, JSON]) -> bool:
     keys = ("lora_parameters", "fine_tune_type", "num_layers", "lora_layers")
     return (folder / "adapters.safetensors").is_file() or any(key in config for key in keys)
 
@@ -546,16 +550,17 @@ def _no_weights(folder: Path) -> UserError:
     return UserError(what, file=str(folder), hint=hint)
 
 
-def _layers(given: Any) -> tuple[int, ...] | None:
+def _layers(given: JSON) -> tuple[int, ...] | None:
     """The layers that `layers_to_transform` lists; None where it does not."""
-    numbers = given if isinstance(given, list) else [given]
-    return tuple(numbers) if all(type(one) is int for one in numbers) and numbers else None
+    listed = given if isinstance(given, list) else [given]
+    numbers = tuple(one for one in listed if type(one) is int)
+    return numbers if numbers and len(numbers) == len(listed) else None
 
 
 _CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """Initialisations that subtract from the base weights, so that the adapter fits no other."""
 
-_UNSUPPORTED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+_UNSUPPORTED: tuple[tuple[str, Callable[[JSON], bool], str], ...] = (
     ("use_dora", bool, "DoRA rescales the base weights, which are engraved"),
     ("modules_to_save", bool, "whole modules are replaced, but the chip's are engraved"),
     ("bias", lambda value: value not in (None, "none"), "biases are trained, but engraved"),
@@ -590,13 +595,13 @@ _PLAIN = (
 """What is read here, or says how a plain LoRA was initialised or trained."""
 
 
-def _json(value: Any) -> str:
+def _json(value: JSON) -> str:
     """A value as a message shows it."""
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-def _check_known(path: Path, config: Mapping[str, Any]) -> None:
+def _check_known(path: Path, config: Mapping[str, JSON]) -> None:
     """Whether no unknown variant of LoRA is switched on: PEFT does it with such keys."""
     known = {*_PLAIN, *(key for key, _, _ in _UNSUPPORTED)}
     for key, value in config.items():
@@ -608,7 +613,7 @@ def _check_known(path: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _check_config(path: Path, config: Mapping[str, Any]) -> None:
+def _check_config(path: Path, config: Mapping[str, JSON]) -> None:
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         raise UserError(
@@ -627,7 +632,7 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
                 "(path_initial_model_for_weight_conversion)",
             )
     _check_known(path, config)
-    numbers: dict[str, Any] = {key: config.get(key) for key in ("r", "lora_alpha")}
+    numbers: dict[str, JSON] = {key: config.get(key) for key in ("r", "lora_alpha")}
     for pattern in ("rank_pattern", "alpha_pattern"):
         given = config.get(pattern) or {}
         if not isinstance(given, dict):
@@ -635,11 +640,21 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
         numbers |= {f"{pattern}['{key}']": value for key, value in given.items()}
     for key, value in numbers.items():
         is_rank = key.startswith("r")
-        known = (int,) if is_rank else (int, float)
         # Beyond these a quotient would be no float.
-        if type(value) not in known or not abs(value) < 1e9 or (is_rank and value < 1):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int if is_rank else int | float)
+            or not abs(value) < 1e9
+            or (is_rank and value < 1)
+        ):
             what = "no rank" if is_rank else "no number of a usual size"
             raise UserError(f"{key} is {_json(value)}, {what}", file=str(path))
+
+
+def _number(value: JSON) -> float:
+    """One that `_check_config` saw."""
+    assert isinstance(value, int | float)
+    return value
 
 
 @dataclass(frozen=True)
@@ -647,7 +662,7 @@ class _Scalings:
     """Ranks and scalings that a PEFT configuration states, and what they come to."""
 
     path: Path
-    config: Mapping[str, Any]
+    config: Mapping[str, JSON]
     work: Work = field(default_factory=Work)
     compiled: dict[str, Pattern] = field(default_factory=dict)
     unscaled: list[str] = field(default_factory=list)
@@ -681,10 +696,11 @@ class _Scalings:
         for name, value in self._patterns(pattern).items():
             if self._matches(pattern, name, module):
                 return value
-        return self.config[key]
+        return _number(self.config[key])
 
-    def _patterns(self, pattern: str) -> Mapping[str, Any]:
-        return self.config.get(pattern) or {}
+    def _patterns(self, pattern: str) -> Mapping[str, float]:
+        given = self.config.get(pattern)
+        return {k: _number(one) for k, one in given.items()} if isinstance(given, dict) else {}
 
     def _matches(self, pattern: str, name: str, module: str) -> bool:
         try:
@@ -716,12 +732,12 @@ class _Scalings:
                 )
 
 
-def _check_targets(path: Path, config: Mapping[str, Any], pairs: Sequence[Pair]) -> None:
+def _check_targets(path: Path, config: Mapping[str, JSON], pairs: Sequence[Pair]) -> None:
     """Whether every listed target module has matrices."""
     targets, excluded = config.get("target_modules"), config.get("exclude_modules") or []
     if not isinstance(targets, list) or not isinstance(excluded, list):
         return  # Which modules a regular expression is for, the base's names say.
-    for target in targets:
+    for target in map(str, targets):
         if any(f".{one}".endswith(f".{target}") or target.endswith(f".{one}") for one in excluded):
             continue
         if not any(p.module == target or p.module.endswith(f".{target}") for p in pairs):

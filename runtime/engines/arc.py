@@ -309,7 +309,7 @@ class ArcModel(CompiledModel):
         """See `Model.memories`."""
         return list(self.layout.memories)
 
-    def memory(self, name: str) -> npt.NDArray[Any]:
+    def memory(self, name: str) -> npt.NDArray[np.unsignedinteger]:
         """See `Model.memory`."""
         if name not in self.layout.memories:
             known = ", ".join(self.layout.memories) or "none"

@@ -80,7 +80,7 @@ def choose_path(name: str | None) -> Path:
     return _paths()[name]
 
 
-_engines: list[Any] = []
+_engines: list[object] = []
 
 
 @cache
@@ -205,7 +205,7 @@ class PackedMatrix:
         return plan
 
 
-def _check(name: str, array: np.ndarray, dtype: Any, shape: tuple[int, ...]) -> None:
+def _check(name: str, array: np.ndarray, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
     if array.dtype != np.dtype(dtype) or array.shape != shape or not array.flags.c_contiguous:
         raise ValueError(
             f"{name} must be {np.dtype(dtype)} {list(shape)} in C order, "

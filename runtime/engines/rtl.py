@@ -451,11 +451,13 @@ class RTLChip:
 
     # Memories
 
-    def memory(self, name: str) -> npt.NDArray[Any]:
+    def memory(self, name: str) -> npt.NDArray[np.unsignedinteger]:
         """The content of a memory of the chip, as `runtime.engines.running.Model` gives it."""
         return self.model.memory(name)
 
-    def _lanes(self, memory: str, first: int, rows: int, bits: int) -> npt.NDArray[Any]:
+    def _lanes(
+        self, memory: str, first: int, rows: int, bits: int
+    ) -> npt.NDArray[np.unsignedinteger]:
         """Rows of a memory of lanes: [rows, W], signed."""
         lanes = self.layout.lanes
         content = word_bytes(self.memory(memory)[first : first + rows], bits // 8 * lanes)
@@ -541,7 +543,7 @@ class RTLChip:
         write_words(self.memory(memory), row, content)
 
     @property
-    def _external(self) -> npt.NDArray[Any] | None:
+    def _external(self) -> npt.NDArray[np.unsignedinteger] | None:
         path = "external_kv/memory"
         return self.memory(path) if path in self._memories else None
 
@@ -572,7 +574,7 @@ class RTLChip:
         return found
 
 
-def _codes(words: npt.NDArray[Any], fmt: str) -> Ints:
+def _codes(words: npt.NDArray[np.unsignedinteger], fmt: str) -> Ints:
     """Codes of 16 bits as the simulator has them: signed, or from 0 for unsigned formats."""
     bits = FORMATS[fmt].bits
     codes = words.astype(np.int64) & ((1 << bits) - 1)
@@ -681,7 +683,9 @@ class _Check:
 
     result: Comparison = field(default_factory=Comparison)
 
-    def value(self, where: str, what: str, expected: Any, seen: Any, step: Step | None) -> bool:
+    def value(
+        self, where: str, what: str, expected: object, seen: object, step: Step | None
+    ) -> bool:
         """Whether two arrays are equal."""
         want, got = np.asarray(expected, np.int64), np.asarray(seen, np.int64)
         self.result.values += want.size
@@ -697,7 +701,9 @@ class _Check:
         self.differ(where, place, want[index], f"{got[index]}{more}", step)
         return False
 
-    def differ(self, where: str, what: str, expected: Any, seen: Any, step: Step | None) -> None:
+    def differ(
+        self, where: str, what: str, expected: object, seen: object, step: Step | None
+    ) -> None:
         if self.result.difference is None:
             self.result.difference = Difference(where, what, str(expected), str(seen), step)
 

@@ -98,7 +98,7 @@ class Model(Protocol):
         """Hierarchical names of the memories, `unit/part/memory`."""
         ...
 
-    def memory(self, name: str) -> npt.NDArray[Any]:
+    def memory(self, name: str) -> npt.NDArray[np.unsignedinteger]:
         """A view of a memory's content; writing to it writes the memory.
 
         Returns:

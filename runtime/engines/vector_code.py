@@ -7,13 +7,13 @@ of products with caches are written by hand for speed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from intaglio.dialects.formulas import norms, products, quantise, softmax
 from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Constants
 from intaglio.dialects.formulas.norms import NormValues
 from intaglio.dialects.formulas.quantise import FormatValues
 from intaglio.dialects.formulas.reader import ScaleOf
+from intaglio.runtime.engines import llvm_ir
 from intaglio.runtime.engines.kernel_code import Path
 from intaglio.runtime.engines.vector_reader import (
     Array,
@@ -211,7 +211,7 @@ def _pieces(width: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(size, width - start)) for start in range(0, width, size)]
 
 
-def _widened(k: Kernel, raw: Any, size: int) -> Any:
+def _widened(k: Kernel, raw: llvm_ir.Value, size: int) -> llvm_ir.Value:
     """A shorter vector with zeros after it."""
     have = raw.type.count
     if have == size:
@@ -220,14 +220,14 @@ def _widened(k: Kernel, raw: Any, size: int) -> Any:
     return k.shuffle(raw, order, k.zero(raw.type))
 
 
-def _lane_sum(k: Kernel, lanes: Any) -> Value:
+def _lane_sum(k: Kernel, lanes: llvm_ir.Value) -> Value:
     """The sum of an accumulator's lanes."""
     kind = f"v{lanes.type.count}i{lanes.type.element.width}"
     one = k.intrinsic(f"llvm.vector.reduce.add.{kind}", lanes.type.element, [lanes])
     return Value(k, one if lanes.type.element.width == 64 else k.b.sext(one, k.i64))
 
 
-def _accumulators(k: Kernel, count: int, start: Any) -> list[Any]:
+def _accumulators(k: Kernel, count: int, start: llvm_ir.Value) -> list[llvm_ir.Value]:
     return [k.variable(start) for _ in range(count)]
 
 
@@ -247,7 +247,7 @@ def emit_query_key(k: Kernel, width: int, block: int, bits: int, narrow: bool) -
         queries, result = q.at(row * width), y.at(row * n)
         key_head = keys + kv_head * head_bytes
 
-        def query(r: int, piece: tuple[int, int]) -> Any:
+        def query(r: int, piece: tuple[int, int]) -> llvm_ir.Value:
             start, length = piece
             raw = k.load(queries.pointer(r * width + start), k.vec(k.i64, length))
             if narrow:
@@ -256,7 +256,7 @@ def emit_query_key(k: Kernel, width: int, block: int, bits: int, narrow: bool) -
 
         zero = k.zero(k.vec(k.i32, k.path.lanes) if narrow else k.vec(k.i64, k.width))
         starts = [zero] * block
-        loaded: list[list[Any]] = []
+        loaded: list[list[llvm_ir.Value]] = []
         if narrow:
             loaded = [[query(r, piece) for piece in pieces] for r in range(block)]
             offset = k.const(-128, k.vec(k.i8, size))
@@ -312,7 +312,7 @@ def emit_weighted_sum(k: Kernel, width: int, block: int, bits: int) -> None:
                     )
 
 
-def _store_first(k: Kernel, quads: Any, result: Array, offset: int, length: int) -> None:
+def _store_first(k: Kernel, quads: llvm_ir.Value, result: Array, offset: int, length: int) -> None:
     """Writes the first `length` int64 of a vector."""
     if length < quads.type.count:
         quads = k.shuffle(quads, range(length))
@@ -337,7 +337,7 @@ def emit_weighted_sum_bytes(k: Kernel, width: int, block: int) -> None:
         source, into = p.at(row * n), scratch.at(row * stride)
         k.each(n, lambda at: into.store(at, source.load(at)))
 
-    def interleave(a: Any, b: Any, element: int, high: bool) -> Any:
+    def interleave(a: llvm_ir.Value, b: llvm_ir.Value, element: int, high: bool) -> llvm_ir.Value:
         """Elements of `element` bytes by turns from the low or high half of every 16 bytes."""
         kind = k.vec(k.ir.IntType(8 * element), size // element)
         per = 16 // element
@@ -356,7 +356,7 @@ def emit_weighted_sum_bytes(k: Kernel, width: int, block: int) -> None:
             slots = [_accumulators(k, 4, zero) for _ in range(block)]
             with k.range(stride >> 2) as four:
                 t = four << 2
-                raw: list[Any] = []
+                raw: list[llvm_ir.Value] = []
                 for step in range(4):
                     # Beyond the end any row does: its probability is 0.
                     place = smaller(t + step, n - 1)
@@ -412,7 +412,7 @@ EMITTERS: dict[str, Callable[..., None]] = {
 }
 
 
-def emit(path: Path, name: str, *variant: Any) -> Any:
+def emit(path: Path, name: str, *variant: int | str) -> llvm_ir.Module:
     """The module of a kernel, with one function of its name."""
     kernel = Kernel(path, name)
     EMITTERS[name](kernel, *variant)

@@ -52,7 +52,7 @@ __all__ = [
     "weighted_sum",
 ]
 
-IntArray = npt.NDArray[np.integer[Any]]
+IntArray = npt.NDArray[np.integer]
 
 _HEAD_WIDTH = 1024
 """Widest head that the attention kernels take: they are unrolled over a head."""
@@ -62,11 +62,11 @@ _ROWS = 4
 """Most rows that share one pass over the cache: their accumulators stay in registers."""
 
 _compile_lock = threading.RLock()
-_engines: list[Any] = []
+_engines: list[object] = []
 
 
 @cache
-def _kernel(name: str, *variant: Any) -> Callable[[int], None]:
+def _kernel(name: str, *variant: int | str) -> Callable[[int], None]:
     """The compiled kernel; it takes the address of its arguments."""
     with _compile_lock:
         path = choose_path(None)
@@ -87,7 +87,7 @@ _buffer: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
 _addressof = ctypes.addressof
 
 
-def _address(operand: npt.NDArray[Any]) -> int:
+def _address(operand: np.ndarray) -> int:
     try:
         # Several times faster than `ctypes.data`.
         return _addressof(_buffer(operand))
@@ -441,7 +441,7 @@ def softmax(
     kv_heads = v_mantissa.shape[0]
     source = _ints(scores)
     # An absent operand has the address of another one, and is not read.
-    seen: npt.NDArray[Any] = source
+    seen: np.ndarray = source
     if mask is not None:
         seen = np.ascontiguousarray(np.broadcast_to(mask, (*scores.shape[:-2], tokens)))
     sinks = source if sink is None else _ints(sink)

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS, Ints
 from intaglio.dialects.formulas.reader import Groups, Reduction, ScaleOf
 from intaglio.dialects.tables import table
+from intaglio.runtime.engines import llvm_ir
 from intaglio.runtime.engines.kernel_code import Emitter, Path
 
 Operand: TypeAlias = "Value | int"
@@ -28,7 +29,7 @@ class Value:
 
     __slots__ = ("kernel", "value")
 
-    def __init__(self, kernel: Kernel, value: Any) -> None:
+    def __init__(self, kernel: Kernel, value: llvm_ir.Value) -> None:
         self.kernel = kernel
         self.value = value
 
@@ -110,7 +111,7 @@ class Array:
     def _bytes(self, offset: Operand) -> Operand:
         return offset * (self.bits // 8)
 
-    def pointer(self, offset: Operand) -> Any:
+    def pointer(self, offset: Operand) -> llvm_ir.Value:
         """The address of an element."""
         k = self.kernel
         base = k.b.inttoptr(self.address.value, k.ptr)
@@ -173,7 +174,7 @@ class Kernel(Emitter):
     def number(self, value: int) -> Value:
         return Value(self, self.const(value))
 
-    def integers(self, bits: int, lanes: int) -> Any:
+    def integers(self, bits: int, lanes: int) -> llvm_ir.Type:
         """The type of `lanes` integers."""
         element = self.ir.IntType(bits)
         return element if lanes == 1 else self.vec(element, lanes)
@@ -189,7 +190,7 @@ class Kernel(Emitter):
         """The next `count` arguments as addresses of arrays."""
         return [Array(self, address, bits) for address in self.numbers(count)]
 
-    def splat(self, value: Operand, lanes: int) -> Any:
+    def splat(self, value: Operand, lanes: int) -> llvm_ir.Value:
         """A value in every lane of a vector."""
         if isinstance(value, int):
             return self.const(value, self.integers(64, lanes))
@@ -200,7 +201,7 @@ class Kernel(Emitter):
             self.b.insert_element(first, value.value, self.const(0, self.i32)), [0] * lanes
         )
 
-    def alike(self, a: Operand, b: Operand) -> tuple[Any, Any]:
+    def alike(self, a: Operand, b: Operand) -> tuple[llvm_ir.Value, llvm_ir.Value]:
         """Both with as many lanes as the wider one."""
         lanes = max(v.lanes for v in (a, b) if isinstance(v, Value))
         return self.splat(a, lanes), self.splat(b, lanes)
@@ -238,7 +239,7 @@ class Kernel(Emitter):
             result = self.b.insert_element(result, one.value, place)
         return Value(self, result)
 
-    def end(self) -> Any:
+    def end(self) -> llvm_ir.Module:
         """Writes the saturations and ends the function."""
         self.store(self.saturations.value.value, self.parameters)
         return self.finish()

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -157,7 +156,7 @@ class VerilatorModel(CompiledModel):
         """See `Model.memories`."""
         return list(self._memories)
 
-    def memory(self, name: str) -> npt.NDArray[Any]:
+    def memory(self, name: str) -> npt.NDArray[np.unsignedinteger]:
         """See `Model.memory`."""
         if name not in self._memories:
             known = ", ".join(self._memories) or "none"

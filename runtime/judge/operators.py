@@ -160,7 +160,7 @@ def check_operators(chip: LoadedModel, ids: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _token_major(value: npt.NDArray[Any], shape: tuple[int, ...]) -> Array | None:
+def _token_major(value: np.ndarray, shape: tuple[int, ...]) -> Array | None:
     """A value of the graph, batch 1, as [S, N]; None when it is of another size."""
     if value.size != math.prod(shape) or value.ndim not in (3, 4):
         return None

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,7 +130,7 @@ class Reference:
         self._options = None if self._adapter is None else _options_with(self._adapter)
         self._ports = _classify(self.model, self._session)
         self._head_width = head_width
-        self._past: dict[str, npt.NDArray[Any]] = {}
+        self._past: dict[str, np.ndarray] = {}
         self.position = 0
         """Tokens in the cache."""
         self.reset()
@@ -185,19 +186,19 @@ class Reference:
             return np.concatenate([self.feed([int(token)]) for token in tokens])
         return self._run(tokens)[0]
 
-    def observe(self, tokens: Tokens) -> tuple[Logits, dict[str, npt.NDArray[Any]]]:
+    def observe(self, tokens: Tokens) -> tuple[Logits, dict[str, np.ndarray]]:
         """As `feed`, with the values inside the graph that the session was made for."""
         logits, values = self._run(tokens)
         return logits, dict(zip(self.observed, values, strict=True))
 
-    def _run(self, tokens: Tokens) -> tuple[Logits, list[npt.NDArray[Any]]]:
+    def _run(self, tokens: Tokens) -> tuple[Logits, list[np.ndarray]]:
         ports, count = self._ports, len(tokens)
         # Not all of onnxruntime's embedding kernels look at the range themselves.
         for token in tokens:
             if not 0 <= token < (self.vocabulary or token + 1):
                 raise UserError(f"token id {token} is out of range", file=str(self.model))
         total = self.position + count
-        feeds: dict[str, npt.NDArray[Any]] = dict(self._past)
+        feeds: dict[str, np.ndarray] = dict(self._past)
         feeds[ports.tokens.name] = np.asarray(tokens, ports.tokens.dtype).reshape(1, count)
         if ports.mask is not None:
             feeds[ports.mask.name] = np.ones((1, total), ports.mask.dtype)
@@ -211,8 +212,8 @@ class Reference:
             *self.observed,
         ]
         with _as_user_error(self.model, "onnxruntime cannot run the model", CannotJudge):
-            results: list[Any] = list(self._session.run(wanted, feeds, self._options))
-        logits, *rest = results
+            results = self._session.run(wanted, feeds, self._options)
+        logits, *rest = map(np.asarray, results)
         for (past, _), present in zip(ports.caches, rest, strict=False):
             self._past[past.name] = present
         self.position = total
@@ -439,7 +440,12 @@ class _as_user_error:  # noqa: N801
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if not isinstance(error, Exception):
             return
         lines = [line for line in str(error).splitlines() if line.strip()]

@@ -10,20 +10,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from intaglio.dialects import rom
 from intaglio.dialects.codes import Matrix, container_bits
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.semantics import dot
+from intaglio.lowering.onnx.graph.records import read_proto
 from intaglio.lowering.onnx.importer import import_model
 from intaglio.lowering.onnx.step import names_of
 from intaglio.lowering.onnx.weights.sources import Matrix as MatrixSource
 from intaglio.lowering.onnx.weights.sources import RowsSource, ScaledSource
 from intaglio.runtime.judge.reference import Reference
+
+if TYPE_CHECKING:
+    import onnx
 
 LEVELS = 127
 _PRODUCTS = ("MatMul", "MatMulInteger", "FusedMatMul")
@@ -70,16 +73,14 @@ def compare_sums(model: str | Path, tokens: Sequence[int]) -> list[Sums]:
         UserError: the model cannot be imported or run, or a matrix has several scales, or zero
             points that are no integers.
     """
-    import onnx
-
-    watched = _watched(Path(model), onnx.load(str(model), load_external_data=False).graph)
+    watched = _watched(Path(model), read_proto(Path(model)).graph)
     names = list(dict.fromkeys(n for one in watched for n in (one.levels, one.sums)))
     reference = Reference(model, float_activations=True, observed=names)
     _, values = reference.observe(list(tokens))
     return [_compared(one, values) for one in watched]
 
 
-def _watched(model: Path, graph: Any) -> list[_Watched]:
+def _watched(model: Path, graph: onnx.GraphProto) -> list[_Watched]:
     imported = import_model(model, weights="int8:32")
     nodes = {node.name: node for node in graph.node}
     keys = {
@@ -103,11 +104,11 @@ def _watched(model: Path, graph: Any) -> list[_Watched]:
     return found
 
 
-def _is_product(node: Any) -> bool:
+def _is_product(node: onnx.NodeProto | None) -> bool:
     return node is not None and node.op_type in _PRODUCTS
 
 
-def _compared(one: _Watched, values: dict[str, npt.NDArray[Any]]) -> Sums:
+def _compared(one: _Watched, values: dict[str, np.ndarray]) -> Sums:
     n, k = one.source.dims
     x = np.asarray(values[one.levels], np.float64).reshape(-1, k)
     y = np.asarray(values[one.sums], np.float64).reshape(-1, n)

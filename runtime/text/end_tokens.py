@@ -12,8 +12,8 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from intaglio.dialects.json_file import JSON
 from intaglio.runtime.text.tokenizer import Tokenizer
 
 _IDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
@@ -69,10 +69,10 @@ class _Reader:
         self.ends: dict[int, str] = {}
         self.special: set[int] = set()
         self.warnings: list[str] = []
-        self._files: dict[str, dict[str, Any]] = {}
+        self._files: dict[str, dict[str, JSON]] = {}
 
     def read_ids(self, name: str, place: tuple[str, ...]) -> None:
-        content: Any = self._content(name)
+        content: JSON = self._content(name)
         for key in place:
             content = content.get(key) if isinstance(content, dict) else None
         if not isinstance(content, dict):
@@ -102,7 +102,7 @@ class _Reader:
                 return token[1]
         return None if self.tokenizer is None else self.tokenizer.id_of(text)
 
-    def _added(self) -> Iterator[tuple[Any, int]]:
+    def _added(self) -> Iterator[tuple[JSON, int]]:
         """Texts and ids of the tokens that files list beside the vocabulary."""
         listed = self._content("tokenizer_config.json").get("added_tokens_decoder")
         for key, value in listed.items() if isinstance(listed, dict) else ():
@@ -112,7 +112,7 @@ class _Reader:
             if type(value) is int:
                 yield key, value
 
-    def _add(self, name: str, key: str, value: Any, *, ends: bool) -> None:
+    def _add(self, name: str, key: str, value: JSON, *, ends: bool) -> None:
         if type(value) is int and 0 <= value < self.vocabulary:
             self.special.add(value)
             if ends:
@@ -123,12 +123,12 @@ class _Reader:
             what = f"{key} is {shown}, no token of a vocabulary of {self.vocabulary}"
             self._warn(name, what)
 
-    def _content(self, name: str) -> dict[str, Any]:
+    def _content(self, name: str) -> dict[str, JSON]:
         if name not in self._files:
             self._files[name] = self._read(name)
         return self._files[name]
 
-    def _read(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str) -> dict[str, JSON]:
         path = self.folder / name
         if not path.is_file():
             return {}

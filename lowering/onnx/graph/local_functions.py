@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from intaglio.dialects.errors import UserError
 from intaglio.lowering.onnx.graph.contrib import is_operator
@@ -27,7 +27,7 @@ from intaglio.lowering.onnx.graph.model import Node, Subgraph, Tensor
 if TYPE_CHECKING:
     import onnx_ir
 
-ReadTensor = Callable[[str, Any], Tensor | None]
+ReadTensor = Callable[[str, "onnx_ir.TensorProtocol"], Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -116,7 +116,7 @@ def _graph(file: Path, model: onnx_ir.Model, files: ExternalFiles) -> Graph:
     errors: list[UserError] = []
     source = model.graph
 
-    def tensor(name: str, value: Any) -> Tensor | None:
+    def tensor(name: str, value: onnx_ir.TensorProtocol) -> Tensor | None:
         try:
             return _tensor(file, files, name, value)
         except UserError as error:
@@ -148,7 +148,9 @@ def _graph(file: Path, model: onnx_ir.Model, files: ExternalFiles) -> Graph:
     return empty.with_nodes(nodes, initializers)
 
 
-def _tensor(file: Path, files: ExternalFiles, name: str, value: Any) -> Tensor | None:
+def _tensor(
+    file: Path, files: ExternalFiles, name: str, value: onnx_ir.TensorProtocol
+) -> Tensor | None:
     """A tensor of the file; None for text, which nothing here reads.
 
     Raises:
@@ -175,7 +177,9 @@ def _tensor(file: Path, files: ExternalFiles, name: str, value: Any) -> Tensor |
     return Tensor(name, dtype, dims, _inline(file, name, value))
 
 
-def _inline(file: Path, name: str, value: Any) -> Callable[[], npt.NDArray[np.uint8]]:
+def _inline(
+    file: Path, name: str, value: onnx_ir.TensorProtocol
+) -> Callable[[], npt.NDArray[np.uint8]]:
     kept: list[npt.NDArray[np.uint8]] = []
 
     def read() -> npt.NDArray[np.uint8]:

@@ -14,9 +14,9 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.json_file import JSON
 
 _HEADER = 64 << 20
 """Bytes of a header that are read."""
@@ -100,9 +100,10 @@ def _checkpoint(folder: Path) -> UserError | None:
     parts = [f"architecture {_architecture(config)}"]
     if dtype := config.get("dtype", config.get("torch_dtype")):
         parts.append(f"{str(dtype)[:20]}")
-    mlx = isinstance(config.get("quantization"), dict) and "bits" in config["quantization"]
-    if mlx:
-        parts.append(f"quantised by MLX to {str(config['quantization']['bits'])[:5]} bits")
+    by_mlx = config.get("quantization")
+    mlx = isinstance(by_mlx, dict) and "bits" in by_mlx
+    if isinstance(by_mlx, dict) and "bits" in by_mlx:
+        parts.append(f"quantised by MLX to {str(by_mlx['bits'])[:5]} bits")
     elif isinstance(quantised := config.get("quantization_config"), dict):
         method = str(quantised.get("quant_method", "a method without a name"))[:40]
         bits = quantised.get("bits")
@@ -122,7 +123,7 @@ def _checkpoint(folder: Path) -> UserError | None:
     return UserError(what, file=str(folder), hint=hint)
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
+def _architecture(config: Mapping[str, JSON]) -> str:
     named = config.get("architectures")
     if isinstance(named, list) and named and isinstance(named[0], str):
         return named[0][:80]
@@ -187,16 +188,16 @@ def _torch(path: Path, what: str) -> UserError:
     return UserError(f"this is {what}, not an ONNX file", file=str(path), hint=hint)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, JSON]:
     try:
         return _object(path.read_bytes()) if path.stat().st_size <= _HEADER else {}
     except OSError:
         return {}
 
 
-def _object(text: bytes) -> dict[str, Any]:
+def _object(text: bytes) -> dict[str, JSON]:
     try:
-        content = json.loads(text)
+        content: JSON = json.loads(text)
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -269,7 +270,7 @@ class _GGUF:
         self.place = 4
         self.left = _ENTRIES
 
-    def number(self, code: str) -> Any:
+    def number(self, code: str) -> int:
         size = struct.calcsize(f"<{code}")
         if self.place + size > min(len(self.data), _HEADER):
             raise _Damaged
@@ -294,7 +295,7 @@ class _GGUF:
             raise _Damaged
         return number
 
-    def value(self, kind: int, depth: int = 0) -> Any:
+    def value(self, kind: int, depth: int = 0) -> JSON:
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind == _STRING:
@@ -311,7 +312,7 @@ class _GGUF:
 
 
 def _gguf(path: Path) -> UserError:
-    known: dict[str, Any] = {}
+    known: dict[str, JSON] = {}
     kinds: Counter[str] = Counter()
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -333,7 +334,7 @@ def _gguf(path: Path) -> UserError:
     )
 
 
-def _read_gguf(reader: _GGUF, known: dict[str, Any], kinds: Counter[str]) -> None:
+def _read_gguf(reader: _GGUF, known: dict[str, JSON], kinds: Counter[str]) -> None:
     if reader.number("I") not in (2, 3):
         raise _Damaged
     tensors, pairs = reader.number("Q"), reader.number("Q")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,7 @@ from intaglio.lowering.onnx.known.terms import (
     Term,
 )
 
-FIELD_TYPES: dict[str, Any] = {
+FIELD_TYPES: dict[str, type[np.generic]] = {
     "FLOAT": np.float32,
     "FLOAT16": np.float16,
     "BFLOAT16": np.float32,

@@ -96,7 +96,7 @@ def _constants(node: Node, inputs: Inputs) -> list[Value] | None:
         found = np.broadcast_arrays(*known)
         out = np.empty(found[0].shape, object)
         for place in np.ndindex(out.shape):
-            items = [scalar(f[place], _dtype(f)) for f in found]
+            items = [scalar(f.item(place), _dtype(f)) for f in found]
             term = apply(op, items, {})
             if isinstance(term, Count):
                 out[place] = term.value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -103,7 +102,7 @@ def _type(value: Stored) -> str:
     return "INT64"
 
 
-def scalar(item: Any, dtype: str) -> Term:
+def scalar(item: Expression | float, dtype: str) -> Term:
     """A number, truth value or length as a formula."""
     if isinstance(item, Expression):
         return Count(item)

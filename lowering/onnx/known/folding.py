@@ -7,14 +7,13 @@ when an input is no constant, shape or mask (then the node works on activations)
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from intaglio.lowering.onnx.graph.model import FLOATS, NUMPY, Array, Node, Tensor, cast_type
 from intaglio.lowering.onnx.known.evaluation import as_type
 from intaglio.lowering.onnx.known.expressions import Dims, expression
-from intaglio.lowering.onnx.known.functions import divide
+from intaglio.lowering.onnx.known.functions import Elementwise, divide
 from intaglio.lowering.onnx.known.shapes import axis_of, dims_of, new_dims, permutation, slices
 from intaglio.lowering.onnx.values import (
     SMALL,
@@ -108,7 +107,7 @@ def gather(node: Node, inputs: Inputs) -> list[Value] | None:
     return [known(_object_like(data, taken), node)]
 
 
-def _object_like(like: Array, value: Any) -> Array:
+def _object_like(like: Array, value: object) -> Array:
     if like.dtype != object or (isinstance(value, np.ndarray) and value.dtype == object):
         return np.asarray(value)
     out = np.empty((), object)
@@ -150,7 +149,7 @@ def cast(node: Node, inputs: Inputs) -> list[Value] | None:
             return None
 
 
-def elementwise(function: Callable[[Any, Any], Any]) -> Fold:
+def elementwise(function: Elementwise) -> Fold:
     """Add, Sub, Mul, Div on constants and lengths."""
 
     def fold(node: Node, inputs: Inputs) -> list[Value] | None:
@@ -176,15 +175,9 @@ def elementwise(function: Callable[[Any, Any], Any]) -> Fold:
     return fold
 
 
-def exact_divide(x: Any, y: Any) -> Any:
+def exact_divide(x: Array, y: Array) -> Array:
     """Division of arrays or lengths."""
-    if (
-        isinstance(x, np.ndarray)
-        and x.dtype != object
-        and not (isinstance(y, np.ndarray) and y.dtype == object)
-    ):
-        return x / y
-    return x // y
+    return x // y if object in (x.dtype, y.dtype) else x / y
 
 
 def concat(node: Node, inputs: Inputs) -> list[Value] | None:
