@@ -17,9 +17,10 @@ if _TYPE_CHECKING:
 __all__ = ["Chip", "UserError", "compile", "load"]
 
 # In a checkout the subpackages are folders beside this one (see pyproject.toml, package-dir);
-# without this line Python started in the checkout's root would find this folder and not them.
+# without this line Python started in the checkout's root would find this folder and not them. Found
+# there again as `intaglio.intaglio` it stays as it is, or walks over packages would have no end.
 _root = _Path(__file__).resolve().parent.parent
-if (_root / "dialects" / "program.py").is_file():
+if __name__ == "intaglio" and (_root / "dialects" / "program.py").is_file():
     __path__.append(str(_root))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -94,6 +96,16 @@ def test_wheels_have_every_folder():
     folders = {path.parent for name in ORDER for path in (ROOT / name).rglob("__init__.py")}
     found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     assert {name.removeprefix("intaglio.") for name in listed} == found
+
+
+def test_a_walk_over_packages_in_a_checkout_ends():
+    """`intaglio/` lies in the folder that its path names, so it finds itself there: once."""
+    walk = "print(*(one.name for one in pkgutil.walk_packages(intaglio.__path__, 'intaglio.')))"
+    command = [sys.executable, "-c", f"import intaglio, pkgutil; {walk}"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=60)
+    names = set(found.stdout.decode().split())
+    assert {"intaglio.dialects.program", "intaglio.runtime.cli", "intaglio.universe"} <= names
+    assert not any(name.startswith("intaglio.intaglio.intaglio") for name in names)
 
 
 def test_a_circle_is_found():
