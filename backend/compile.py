@@ -281,11 +281,13 @@ def _hardware(
     from intaglio.backend.emit_hardware import emit_hardware
     from intaglio.backend.hw.units.vector.encode import misfits
     from intaglio.backend.images.read import Images
-    from intaglio.backend.program.program import load_program
+    from intaglio.backend.program.program import load_program, program_of
 
     stage = options.emit or load_target(options.target).text("policy.emit")
     if stage not in HARDWARE_STAGES:
-        return [f"this program has no hardware: {misfit}" for misfit in misfits(content)]
+        return [
+            f"this program has no hardware: {misfit}" for misfit in misfits(program_of(content))
+        ]
     program = load_program(folder)
     try:
         written = emit_hardware(

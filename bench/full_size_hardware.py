@@ -56,6 +56,7 @@ from intaglio.backend.hw.units.matrix.plan import (
     encode,
     matrix_uses,
     shape_of,
+    tensor,
     tile_images,
 )
 from intaglio.backend.hw.units.matrix.tile import build_matrix_unit
@@ -65,6 +66,7 @@ from intaglio.backend.program.program import Parameter, Program, load_program
 from intaglio.dialects import semantics
 from intaglio.dialects.codes import FORMATS, Matrix, decode
 from intaglio.dialects.fixed_point import Saturations, Scale
+from intaglio.dialects.isa.matrix import Embed
 from intaglio.runtime.engines.arc import ArcModel
 from intaglio.runtime.engines.running import signed
 
@@ -386,9 +388,9 @@ def simulate_tiles(out: Path, count: int, seed: int) -> bool:
     products: dict[str, Parameter] = {}
     tables: dict[str, Parameter] = {}
     for use in matrix_uses(program):
-        role = "table" if use.instruction.opcode == "embed" else "weights"
-        name = use.instance[use.instruction.uses[role]]
-        (tables if role == "table" else products)[name] = program.parameters[name]
+        name = tensor(use)
+        found = tables if isinstance(use.does, Embed) else products
+        found[name] = program.parameters[name]
     print(
         f"sample: seed {seed}, tiles {', '.join(map(str, chosen))}; on each all {len(products)} "
         f"matrices with a random vector, and 16 random rows of {', '.join(tables) or 'no table'}"
@@ -470,15 +472,14 @@ class Array:
             inputs[name][0] = value
         counter = Saturations()
         memories: dict[str, tuple[int, npt.NDArray[np.uint8]]] = {}
-        if instruction.opcode == "embed":
-            parameter = program.parameters[instance[instruction.uses["table"]]]
+        parameter = program.parameters[tensor(use)]
+        if isinstance(use.does, Embed):
             token = int(rng.choice(_rows_on(parameter, config, self.tile)))
             inputs["token"] = np.zeros(duration, np.int64)
             inputs["token"][0] = token
             row = self.images.matrix(parameter.name).values(np.array([token]))[0]
             expected = semantics.embed(row, parameter.exponent, 16, saturations=counter)
         else:
-            parameter = program.parameters[instance[instruction.uses["weights"]]]
             expected = self._operands(use, parameter, inputs, memories, duration, counter)
         addresses = self.model.run(duration, inputs).outputs
         for port, (first, rows) in memories.items():
@@ -551,7 +552,7 @@ class Array:
             y,
             Scale(np.array(mantissa), np.array(exponent)),
             matrix.exponent,
-            instruction.arguments["pre_shift"],
+            instruction.does.pre_shift,
             16,
             None,
             residual,
@@ -608,10 +609,7 @@ def simulate_array(out: Path, seed: int) -> bool:
     sample = [uses[0], *uses[1 : 1 + of_layer], *uses[1 + layer * of_layer :][:of_layer], uses[-1]]
     start = time.perf_counter()
     right = [array.execute(use) for use in sample]
-    names = ", ".join(
-        use.instance[use.instruction.uses.get("weights") or use.instruction.uses["table"]]
-        for use in sample
-    )
+    names = ", ".join(tensor(use) for use in sample)
     print(f"  sample: seed {seed}, layers 0 and {layer}: {names}")
     for line in array.wrong[:20]:
         print(f"  differs: {line}")

@@ -17,14 +17,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Literal
+from enum import Enum, auto
 
 from intaglio.dialects import timeline
 from intaglio.dialects.clocks import At, Clock, clocks
-from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.instruction import Instruction
+from intaglio.dialects.isa.matrix import Matvec
+from intaglio.dialects.isa.power import Switch, Wake
+from intaglio.dialects.isa.queues import MATRIX, POWER, QUEUES
 
 NO_DOMAIN = "none"
 """The name of the domain without tensors, for an instance with nothing to switch."""
+
+
+class Kind(Enum):
+    """What can be done with a power domain: switch it on or off, multiply with what is in it."""
+
+    ON = auto()
+    OFF = auto()
+    PRODUCT = auto()
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class Role:
     Switches stand in the queue `power`, products in `matrix`.
     """
 
-    kind: Literal["wake", "sleep", "product"]
+    kind: Kind
     domain: str
 
 
@@ -57,16 +68,16 @@ def first_unpowered(blocks: Sequence[timeline.Block], roles: Mapping[At, Role]) 
     """
     switches: dict[str, list[tuple[int, bool, Clock]]] = {}
     products: list[tuple[At, str, Clock]] = []
-    power, matrix = QUEUES.index("power"), QUEUES.index("matrix")
+    power, matrix = QUEUES.index(POWER), QUEUES.index(MATRIX)
     for at, clock in clocks(blocks):
         role = roles.get(at)
         if role is None or role.domain == NO_DOMAIN:
             continue
-        if role.kind == "product":
+        if role.kind is Kind.PRODUCT:
             products.append((at, role.domain, clock))
         else:
             # Queues are in order: the clock counts all of the queue that were issued before.
-            switch = clock[power], role.kind == "wake", clock
+            switch = clock[power], role.kind is Kind.ON, clock
             switches.setdefault(role.domain, []).append(switch)
     for at, domain, clock in products:
         before = [on for index, on, _ in switches.get(domain, []) if index < clock[power]]
@@ -83,30 +94,32 @@ def first_unpowered(blocks: Sequence[timeline.Block], roles: Mapping[At, Role]) 
 
 
 def roles_of(
-    blocks: Sequence[Sequence[tuple[str, str, Mapping[str, str]]]],
+    blocks: Sequence[Sequence[Instruction[str]]],
     instances: Sequence[Sequence[Mapping[str, str]]],
     domains: Mapping[str, str],
 ) -> dict[At, Role]:
     """The roles of a program's instruction instances.
 
     Args:
-        blocks: for each block its instructions: opcode, queue, slots by use.
+        blocks: for each block its instructions.
         instances: for each block what its instances bind slots to.
         domains: the power domain of each tensor that has one.
     """
     roles: dict[At, Role] = {}
     for block, (instructions, bound) in enumerate(zip(blocks, instances, strict=True)):
-        for number, (opcode, queue, uses) in enumerate(instructions):
+        for number, one in enumerate(instructions):
             for instance, slots in enumerate(bound):
-                if opcode in ("wake", "sleep"):
-                    role = Role(opcode, slots.get(uses["domain"], uses["domain"]))
-                elif queue == "matrix" and "weights" in uses:
-                    tensor = slots.get(uses["weights"], uses["weights"])
-                    if tensor not in domains:
+                match one:
+                    case Switch():
+                        kind = Kind.ON if isinstance(one, Wake) else Kind.OFF
+                        role = Role(kind, slots.get(one.domain, one.domain))
+                    case Matvec():
+                        tensor = slots.get(one.weights, one.weights)
+                        if tensor not in domains:
+                            continue
+                        role = Role(Kind.PRODUCT, domains[tensor])
+                    case _:
                         continue
-                    role = Role("product", domains[tensor])
-                else:
-                    continue
                 roles[block, instance, number] = role
     return roles
 
@@ -118,6 +131,6 @@ def wanted_only(roles: Mapping[At, Role], sampled: Sequence[bool]) -> Set[str]:
         roles: of the program's instruction instances.
         sampled: of each block, whether it runs only for such tokens.
     """
-    products = [(at[0], role.domain) for at, role in roles.items() if role.kind == "product"]
+    products = [(at[0], role.domain) for at, role in roles.items() if role.kind is Kind.PRODUCT]
     always = {domain for block, domain in products if not sampled[block]}
     return {domain for _, domain in products} - always

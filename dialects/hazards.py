@@ -18,13 +18,10 @@ from itertools import pairwise
 
 from intaglio.dialects import timeline
 from intaglio.dialects.clocks import At, clocks
-from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.instruction import Instruction
+from intaglio.dialects.isa.queues import ATTENTION, MATRIX, QUEUES
 
-CACHE_WRITES: Mapping[str, str] = {"append": "cache"}
-"""Opcodes that write a cache, with the role of the slot that it is bound to."""
-CACHE_READS = ("keys", "values")
-"""Roles of slots of caches that are read."""
-ADDERS = ("matrix", "attention")
+ADDERS = (MATRIX, ATTENTION)
 """Queues whose units take turns where they share the adders of the matrix tiles."""
 
 Bytes = tuple[int, int]
@@ -41,17 +38,9 @@ class Access:
     written_caches: Sequence[str] = ()
 
     @staticmethod
-    def of(
-        opcode: str, reads: Sequence[str], writes: Sequence[str], uses: Mapping[str, str]
-    ) -> Access:
-        """The accesses of an instruction, from its operands and its slots by role."""
-        written = CACHE_WRITES.get(opcode)
-        return Access(
-            reads,
-            writes,
-            [slot for role, slot in uses.items() if role in CACHE_READS],
-            [slot for role, slot in uses.items() if role == written],
-        )
+    def of(one: Instruction[str]) -> Access:
+        """The accesses of an instruction."""
+        return Access(one.reads, one.writes, one.read_caches, one.written_caches)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
+from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores, Value
 
 VECTORS, CODES, SCORES, PROBABILITIES = "vectors", "codes", "scores", "probabilities"
 CODE_SCALES, HEADS = "code_scales", "heads"
@@ -37,11 +38,11 @@ SUM_BITS = 40
 LEAST_ROWS = 2
 """Of a memory in hardware: its address has a wire at least."""
 
-OF_KIND: Mapping[str, str] = {
-    "fixed": VECTORS,
-    "quantized": CODES,
-    "scores": SCORES,
-    "probabilities": PROBABILITIES,
+OF_KIND: Mapping[type[Value], str] = {
+    Fixed: VECTORS,
+    Quantized: CODES,
+    Scores: SCORES,
+    Probabilities: PROBABILITIES,
 }
 """The memory of each kind of value; tokens have none."""
 _LANE_BITS: Mapping[str, int] = {
@@ -83,33 +84,37 @@ class Span(NamedTuple):
         return self.memory == other.memory and self.first < other.last and other.first < self.last
 
 
-def rows_of(kind: Mapping[str, Any], lanes: int, capacity: int) -> int:
+def memory_of(value: Value) -> str | None:
+    """The memory that a value lies in; None: in none."""
+    return OF_KIND.get(type(value))
+
+
+def rows_of(value: Value, lanes: int, capacity: int) -> int:
     """Rows that a value takes.
 
     Args:
-        kind: the value's type, as program.json has it: its kind and its numbers.
+        value: its kind and its numbers.
         lanes: elements of a row.
         capacity: tokens of the longest context, which scores are stored for.
     """
-    match kind["kind"]:
-        case "fixed":
-            return -(-kind["size"] // lanes)
-        case "quantized":
-            return kind["groups"] * -(-kind["width"] // lanes)
-        case "scores" | "probabilities":
-            return kind["heads"] * -(-capacity // lanes)
+    match value:
+        case Fixed():
+            return -(-value.size // lanes)
+        case Quantized():
+            return value.groups * -(-value.width // lanes)
+        case Scores() | Probabilities():
+            return value.heads * -(-capacity // lanes)
         case _:
             return 0
 
 
-def span_of(
-    kind: Mapping[str, Any], row: int, element: int, lanes: int, capacity: int
-) -> Span | None:
+def span_of(value: Value, row: int, element: int, lanes: int, capacity: int) -> Span | None:
     """Where a value lies whose first element is the `element`-th of a row; None: in no memory."""
-    if (memory := OF_KIND.get(kind["kind"])) is None:
+    if (memory := memory_of(value)) is None:
         return None
     first = row * lanes + element
-    return Span(memory, first, first + kind.get("size", rows_of(kind, lanes, capacity) * lanes))
+    size = value.size if isinstance(value, Fixed) else rows_of(value, lanes, capacity) * lanes
+    return Span(memory, first, first + size)
 
 
 def numbered(spans: Mapping[str, Span | None]) -> dict[str, tuple[int, int]]:

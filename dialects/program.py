@@ -9,8 +9,6 @@ the rationale.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
-from typing import Any
 
 from xdsl.dialects.builtin import (
     I64,
@@ -45,6 +43,7 @@ from intaglio.dialects import formula, gating, hazards, rom, stated_cycles, time
 from intaglio.dialects.clocks import At
 from intaglio.dialects.encoded import DescriptorOp, FieldAttr, QueueOp
 from intaglio.dialects.fabric import DomainOp, MachineOp, memories
+from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.formula import Formula
 from intaglio.dialects.gating import NO_DOMAIN
 from intaglio.dialects.isa import values
@@ -54,7 +53,7 @@ from intaglio.dialects.isa.instruction import Instruction
 from intaglio.dialects.isa.parts import Store
 from intaglio.dialects.isa.queues import QUEUES
 from intaglio.dialects.isa.registry import instruction_of
-from intaglio.dialects.memories import OF_KIND, Span, numbered, span_of
+from intaglio.dialects.memories import Span, memory_of, numbered, span_of
 from intaglio.dialects.plain import counts
 from intaglio.dialects.rom import CacheOp, KVType, Nodes
 
@@ -99,13 +98,13 @@ class BufferOp(IRDLOperation):
         )
 
     @property
-    def kind(self) -> dict[str, Any]:
-        """The type of the value as program.json has it.
+    def value(self) -> values.Value:
+        """What is said of the value.
 
         Raises:
             VerifyException: no value has this type.
         """
-        if (found := described(self.type)) is None:
+        if (found := value_of(self.type)) is None:
             raise VerifyException(f"@{self.sym_name.data} has a type that no value has")
         return found
 
@@ -120,12 +119,12 @@ class BufferOp(IRDLOperation):
 
     def verify_(self) -> None:
         """The value lies in the memory of its kind, which is large enough."""
-        name, kind = self.sym_name.data, self.kind
-        wanted = OF_KIND.get(kind["kind"])
+        name, value = self.sym_name.data, self.value
+        wanted = memory_of(value)
         memory = None if self.memory is None else self.memory.root_reference.data
         if memory != wanted:
             place = "no memory" if wanted is None else f"memory @{wanted}"
-            raise VerifyException(f"@{name} lies in {place}, being of {kind['kind']}")
+            raise VerifyException(f"@{name} lies in {place}, being of {value.kind}")
         program = self.parent_op()
         module = program.parent_op() if program is not None else None
         if memory is None or not isinstance(module, ModuleOp):
@@ -139,18 +138,10 @@ class BufferOp(IRDLOperation):
         one = chip[memory]
         if row < 0 or not 0 <= element < one.lanes:
             raise VerifyException(f"@{name} begins at row {row}, element {element}")
-        where = span_of(kind, row, element, one.lanes, longest(module))
+        where = span_of(value, row, element, one.lanes, longest(module))
         assert where is not None
         if (end := one.row_after(where)) > one.rows:
             raise VerifyException(f"@{name} ends at row {end}, memory @{memory} has {one.rows}")
-
-
-def described(type_: Attribute) -> dict[str, Any] | None:
-    """The type of a value as program.json has it: its kind and its numbers; None: no value's."""
-    if (kind := _KINDS.get(type(type_))) is None:
-        return None
-    numbers = {one.name: getattr(type_, one.name).data for one in fields(kind)}
-    return {"kind": kind.kind, **numbers}
 
 
 def longest(module: ModuleOp) -> int:
@@ -166,7 +157,7 @@ def spans(module: ModuleOp | None, buffers: Iterable[BufferOp]) -> dict[str, tup
 
     def where(one: BufferOp) -> Span | None:
         memory = None if one.memory is None else chip.get(one.memory.root_reference.data)
-        return span_of(one.kind, *one.place, memory.lanes if memory else 1, capacity)
+        return span_of(one.value, *one.place, memory.lanes if memory else 1, capacity)
 
     return numbered({one.sym_name.data: where(one) for one in buffers})
 
@@ -206,24 +197,20 @@ class InstructionOp(IRDLOperation):
     traits = lazy_traits_def(lambda: (HasParent(BlockOp),))
 
     def __init__(
-        self,
-        opcode: str,
-        queue: str,
-        reads: Sequence[str],
-        writes: Sequence[str],
-        uses: dict[str, str],
-        waits: dict[str, int],
-        duration: Formula,
-        onnx: Nodes,
-        arguments: dict[str, Attribute] | None = None,
+        self, does: Instruction[str], waits: Mapping[str, int], duration: Formula, onnx: Nodes
     ) -> None:
+        arguments = {
+            one.name: value
+            for one in does.form.arguments
+            if (value := _argument(getattr(does, one.name))) is not None
+        }
         super().__init__(
             properties={
-                "opcode": StringAttr(opcode),
-                "queue": StringAttr(queue),
-                "reads": ArrayAttr([SymbolRefAttr(b) for b in reads]),
-                "writes": ArrayAttr([SymbolRefAttr(b) for b in writes]),
-                "uses": DictionaryAttr({r: SymbolRefAttr(s) for r, s in uses.items()}),
+                "opcode": StringAttr(does.opcode),
+                "queue": StringAttr(does.queue),
+                "reads": ArrayAttr([SymbolRefAttr(b) for b in does.reads]),
+                "writes": ArrayAttr([SymbolRefAttr(b) for b in does.writes]),
+                "uses": DictionaryAttr({r: SymbolRefAttr(s) for r, s in does.uses.items()}),
                 "waits": DictionaryAttr({q: IntegerAttr(n, i64) for q, n in waits.items()}),
                 "duration": StringAttr(str(duration)),
                 "arguments": DictionaryAttr(arguments) if arguments else None,
@@ -285,6 +272,21 @@ class InstructionOp(IRDLOperation):
                     raise VerifyException(
                         f"no instance of @{block.sym_name.data} binds slot @{slot}"
                     )
+
+
+def _argument(value: int | str | bool | Real | None) -> Attribute | None:
+    """An argument as an attribute; None for what is left out."""
+    match value:
+        case bool():
+            return UnitAttr() if value else None
+        case int():
+            return IntegerAttr(value, i64)
+        case str():
+            return StringAttr(value)
+        case Real():
+            return rom.RealAttr(value.mantissa, value.exponent)
+        case None:
+            return None
 
 
 def plain_argument(attribute: Attribute) -> Plain | Attribute:
@@ -350,6 +352,11 @@ class BlockOp(IRDLOperation):
     def instructions(self) -> Iterator[InstructionOp]:
         """The instructions in order."""
         return (op for op in self.body.block.ops if isinstance(op, InstructionOp))
+
+    @property
+    def bindings(self) -> list[dict[str, str]]:
+        """What each instance binds slots to."""
+        return [_symbols(one) for one in self.instances]
 
     @property
     def timing(self) -> timeline.Block:
@@ -472,8 +479,8 @@ class _Whole:
         self.blocks = blocks
         self.instructions = [list(block.instructions) for block in blocks]
         self.timing = [block.timing for block in blocks]
-        self.slots = [[_symbols(one) for one in block.instances] for block in blocks]
-        self.uses = [[_symbols(one.uses) for one in own] for own in self.instructions]
+        self.slots = [block.bindings for block in blocks]
+        self.does = [[one.does for one in own] for own in self.instructions]
 
     def name(self, at: At) -> str:
         """An instruction instance, as messages name it."""
@@ -491,26 +498,21 @@ class _Whole:
             buffers: of the program.
             around: the operations of its module.
         """
-        kinds = {one.sym_name.data: _KINDS.get(type(one.type)) for one in buffers}
+        found = {one.sym_name.data: value_of(one.type) for one in buffers}
+        kinds = {name: None if one is None else type(one) for name, one in found.items()}
         stores = _stores(around)
-        for block, own, instances in zip(self.blocks, self.instructions, self.slots, strict=True):
-            for one in own:
+        for number, instances in enumerate(self.slots):
+            for op, does in zip(self.instructions[number], self.does[number], strict=True):
                 try:
-                    check_kinds(one.does, kinds, instances, stores)
+                    check_kinds(does, kinds, instances, stores)
                 except Misfit as error:
-                    raise VerifyException(f"{_place(one, block)}: {error}") from error
+                    raise VerifyException(f"{_place(op, self.blocks[number])}: {error}") from error
 
     def check_order(self, buffers: Mapping[str, tuple[int, int]], shared: bool) -> None:
         """Waits order reads and writes; `shared` says that tiles and H-Units share adders."""
         race = hazards.first_race(
             self.timing,
-            [
-                [
-                    hazards.Access.of(one.opcode.data, _roots(one.reads), _roots(one.writes), uses)
-                    for one, uses in zip(own, used, strict=True)
-                ]
-                for own, used in zip(self.instructions, self.uses, strict=True)
-            ],
+            [[hazards.Access.of(one) for one in own] for own in self.does],
             self.slots,
             buffers,
             sampled=[block.sampled is not None for block in self.blocks],
@@ -523,11 +525,7 @@ class _Whole:
         """Every product finds its domain on; `domains` has that of each tensor."""
         if not domains:
             return
-        uses = [
-            [(one.opcode.data, one.queue.data, use) for one, use in zip(own, used, strict=True)]
-            for own, used in zip(self.instructions, self.uses, strict=True)
-        ]
-        found = gating.first_unpowered(self.timing, gating.roles_of(uses, self.slots, domains))
+        found = gating.first_unpowered(self.timing, gating.roles_of(self.does, self.slots, domains))
         if found is not None:
             raise VerifyException(
                 f"{self.name(found.at)} may find power domain @{found.domain} off: {found.reason}"
@@ -556,14 +554,21 @@ class _Whole:
             )
 
 
-_KINDS: dict[type[Attribute], type[values.Value]] = {
-    rom.FixedType: values.Fixed,
-    rom.QuantizedType: values.Quantized,
-    rom.ScoresType: values.Scores,
-    rom.ProbabilitiesType: values.Probabilities,
-    IntegerType: values.Token,
-}
-"""What the types of buffers stand for."""
+def value_of(type_: Attribute) -> values.Value | None:
+    """What the type of a buffer says of its value; None for one that no program has."""
+    match type_:
+        case rom.FixedType():
+            return values.Fixed(type_.size.data, type_.fraction.data)
+        case rom.QuantizedType():
+            return values.Quantized(type_.groups.data, type_.width.data, type_.format.data)
+        case rom.ScoresType():
+            return values.Scores(type_.heads.data, type_.fraction.data)
+        case rom.ProbabilitiesType():
+            return values.Probabilities(type_.heads.data, type_.format.data)
+        case IntegerType():
+            return values.Token()
+        case _:
+            return None
 
 
 def _stores(around: Iterable[Operation]) -> dict[str, Store]:

@@ -10,11 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 from xdsl.dialects.builtin import (
-    ArrayAttr,
     ModuleOp,
-    SymbolRefAttr,
 )
-from xdsl.ir import Attribute
 from xdsl.utils.exceptions import PassFailedException
 
 from intaglio.dialects import rom
@@ -26,7 +23,8 @@ from intaglio.dialects.fabric import (
     memories,
     places,
 )
-from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp, plain_argument
+from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
+from intaglio.lowering.buffers import name_of
 from intaglio.lowering.place.mapping import piece_content
 from intaglio.lowering.place.sram import residents_of
 
@@ -138,12 +136,12 @@ def _site(op: rom.SiteOp, module: ModuleOp) -> dict[str, Any]:
     rank, columns = slot.dims
     first, last = op.first_row.value.data, op.last_row.value.data
     return {
-        "a": plain(op.a),
-        "b": plain(op.b),
+        "a": name_of(op.a),
+        "b": name_of(op.b),
         "rows": last - first,
         "columns": columns,
         "rank": rank,
-        "matrix": plain(op.matrix),
+        "matrix": name_of(op.matrix),
         "first_row": first,
         "onnx": rom.node_names(op.onnx)[0],
     }
@@ -158,14 +156,18 @@ def _cache(op: rom.CacheOp, address: int) -> dict[str, Any]:
         "format": op.type.format.data,
         "address": address,
     }
-    if op.static_scale is not None and op.static_inverse is not None:
-        content["static_scale"] = plain(op.static_scale)
-        content["static_inverse"] = plain(op.static_inverse)
+    if isinstance(op.static_scale, rom.RealAttr) and op.static_inverse is not None:
+        content["static_scale"] = _real(op.static_scale)
+        content["static_inverse"] = _real(op.static_inverse)
     return content
 
 
+def _real(attribute: rom.RealAttr) -> list[int]:
+    return [attribute.mantissa.data, attribute.exponent.data]
+
+
 def _buffer(op: BufferOp) -> dict[str, Any]:
-    content: dict[str, Any] = {"type": op.kind}
+    content: dict[str, Any] = {"type": op.value.plain}
     if op.memory is not None:
         row, element = op.place
         content["memory"], content["row"] = op.memory.root_reference.data, row
@@ -178,42 +180,23 @@ def _block(op: BlockOp) -> dict[str, Any]:
     return {
         "name": op.sym_name.data,
         "sampled": op.sampled is not None,
-        "instances": [
-            {slot: plain(buffer) for slot, buffer in one.data.items()} for one in op.instances
-        ],
+        "instances": op.bindings,
         "instructions": [_instruction(instruction) for instruction in op.instructions],
     }
 
 
 def _instruction(op: InstructionOp) -> dict[str, Any]:
-    arguments = {} if op.arguments is None else op.arguments.data
+    does = op.does
     return {
-        "opcode": op.opcode.data,
-        "queue": op.queue.data,
-        "reads": plain(op.reads),
-        "writes": plain(op.writes),
-        "uses": {role: plain(slot) for role, slot in op.uses.data.items()},
-        "waits": {queue: plain(count) for queue, count in op.waits.data.items()},
+        "opcode": does.opcode,
+        "queue": does.queue,
+        "reads": list(does.reads),
+        "writes": list(does.writes),
+        "uses": does.uses,
+        "waits": dict(op.issue.waits),
         "duration": op.duration.data,
-        "arguments": {name: plain(value) for name, value in arguments.items()},
+        "arguments": does.arguments,
         "onnx": rom.node_names(op.onnx),
         "start": [] if op.start is None else list(op.start.get_values()),
         "finish": [] if op.finish is None else list(op.finish.get_values()),
     }
-
-
-def plain(attribute: Attribute) -> Any:
-    """An attribute as JSON.
-
-    Raises:
-        ValueError: the attribute has no such form.
-    """
-    match attribute:
-        case SymbolRefAttr():
-            return attribute.root_reference.data
-        case ArrayAttr():
-            return [plain(one) for one in attribute]
-        case _:
-            if not isinstance(found := plain_argument(attribute), Attribute):
-                return found
-            raise ValueError(f"{attribute} has no form in program.json")

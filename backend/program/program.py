@@ -17,7 +17,6 @@ from intaglio.backend.program.types import (
     Part,
     Program,
     Site,
-    real,
 )
 from intaglio.backend.stages import IR_STAGES
 from intaglio.dialects import gating, hazards, stated_cycles
@@ -40,7 +39,6 @@ __all__ = [
     "Site",
     "load_program",
     "program_of",
-    "real",
 ]
 
 SCHEMA = 1
@@ -111,10 +109,7 @@ def _check_order(program: Program, path: Path) -> None:
     """
     race = hazards.first_race(
         [block.timing for block in program.blocks],
-        [
-            [hazards.Access.of(i.opcode, i.reads, i.writes, i.uses) for i in block.instructions]
-            for block in program.blocks
-        ],
+        program.accesses,
         [block.instances for block in program.blocks],
         numbered({name: program.span(name) for name in program.buffers}),
         sampled=[block.sampled for block in program.blocks],

@@ -31,10 +31,10 @@ from intaglio.dialects.isa.check import Misfit, check_kinds
 from intaglio.dialects.isa.parts import Store
 from intaglio.dialects.isa.queues import QUEUES
 from intaglio.dialects.isa.registry import instruction_of
-from intaglio.dialects.isa.values import KINDS, Value, read_value
+from intaglio.dialects.isa.values import Fixed, Value, read_value
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.memories import OF_KIND, Memory, span_of
+from intaglio.dialects.memories import Memory, memory_of, span_of
 from intaglio.dialects.tiling import Piece
 
 PROGRAM = "program.json"
@@ -68,12 +68,12 @@ def read_program(content: JSONFile, folder: Path) -> Program:
         name: _buffer(name, one, memories, capacity) for name, one in content["buffers"].items()
     }
     logits = _named(content["logits"], buffers, "buffer")
-    if buffers[logits].type["kind"] != "fixed":
+    result = buffers[logits].type
+    if not isinstance(result, Fixed):
         raise content["logits"].error(f"is the buffer '{logits}', which holds no fixed numbers")
     vocabulary = content["vocabulary"].count(1)
-    if vocabulary != buffers[logits].type["size"]:
-        size = buffers[logits].type["size"]
-        raise content["vocabulary"].error(f"is {vocabulary}, the logits have {size}")
+    if vocabulary != result.size:
+        raise content["vocabulary"].error(f"is {vocabulary}, the logits have {result.size}")
     domains = {
         name: [_named(each, parameters, "parameter") for each in one.list()]
         for name, one in content["domains"].items()
@@ -89,7 +89,7 @@ def read_program(content: JSONFile, folder: Path) -> Program:
             for name, one in caches.items()
         },
     }
-    used = _Used({name: KINDS[one.type["kind"]] for name, one in buffers.items()}, stores)
+    used = _Used({name: type(one.type) for name, one in buffers.items()}, stores)
     return Program(
         machine=machine,
         memories=memories,
@@ -231,19 +231,19 @@ def _memory(content: JSONFile) -> Memory:
 
 
 def _buffer(name: str, content: JSONFile, memories: Mapping[str, Memory], capacity: int) -> Buffer:
-    kind = read_value(content["type"]).plain
-    if (memory := OF_KIND.get(str(kind["kind"]))) is None:
+    value = read_value(content["type"])
+    if (memory := memory_of(value)) is None:
         content.only("type")
-        return Buffer(name, kind, None)
+        return Buffer(name, value, None)
     content.only("memory", "row", "element", "type")
     _ = content["memory"].text(memory)
     _ = _named(content["memory"], memories, "memory")
     row, found = content["row"].count(), content.get("element")
     element, one = 0 if found is None else found.count(), memories[memory]
-    where = span_of(kind, row, element, one.lanes, capacity)
+    where = span_of(value, row, element, one.lanes, capacity)
     if where is not None and (end := one.row_after(where)) > one.rows:
         raise content.error(f"ends at row {end}, the memory {memory} has {one.rows}")
-    return Buffer(name, kind, memory, row, element)
+    return Buffer(name, value, memory, row, element)
 
 
 def _site(name: str, content: JSONFile, parameters: Mapping[str, Parameter]) -> Site:
@@ -328,12 +328,7 @@ def _instruction(
             raise content["waits"].error(f"has the unknown queue '{name}'")
         waits[name] = one.integer(0, issued[name])
     return Instruction(
-        opcode=opcode,
-        queue=queue,
-        reads=tuple(reads),
-        writes=tuple(writes),
-        uses=uses,
-        arguments=arguments,
+        does=does,
         onnx=onnx,
         issue=timeline.Issue(queue, waits, content["duration"].read_as(_duration, "duration")),
         start=content["start"].counts(),

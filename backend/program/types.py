@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TypeVar
 
-from intaglio.dialects import gating, timeline
+from intaglio.dialects import gating, hazards, timeline
 from intaglio.dialects.clocks import At
 from intaglio.dialects.codes import SLOT_BITS
+from intaglio.dialects.errors import CompilerBug
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.isa import instruction as isa
-from intaglio.dialects.isa.registry import instruction_of
+from intaglio.dialects.isa.matrix import Embed
+from intaglio.dialects.isa.values import Fixed, Value
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import Memory, Span, span_of
 from intaglio.dialects.tiling import Piece
+
+V = TypeVar("V", bound=Value)
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class Buffer:
     """
 
     name: str
-    type: Mapping[str, Any]
+    type: Value
     memory: str | None
     row: int = 0
     element: int = 0
@@ -134,23 +138,31 @@ class Buffer:
 class Instruction:
     """What it does; `onnx`, `start` and `finish` have an entry for each instance."""
 
-    opcode: str
-    queue: str
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    uses: Mapping[str, str]
-    arguments: Mapping[str, Any]
+    does: isa.Instruction[str]
     onnx: Sequence[Sequence[str]]
     issue: timeline.Issue
     start: Sequence[int]
     finish: Sequence[int]
 
     @property
-    def does(self) -> isa.Instruction[str]:
-        """What it does, by the names of buffers and slots."""
-        return instruction_of(
-            self.opcode, self.queue, self.reads, self.writes, self.uses, self.arguments
-        )
+    def opcode(self) -> str:
+        """Its name."""
+        return self.does.opcode
+
+    @property
+    def queue(self) -> str:
+        """Where it stands."""
+        return self.does.queue
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The buffers that it reads, in order."""
+        return self.does.reads
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The buffers that it writes, in order."""
+        return self.does.writes
 
 
 @dataclass(frozen=True)
@@ -207,11 +219,33 @@ class Program:
         one, longest = self.buffers[buffer], max(c.capacity for c in self.caches.values())
         return span_of(one.type, one.row, one.element, self.machine.vector_lanes, longest)
 
+    def value(self, buffer: str, kind: type[V]) -> V:
+        """What is said of a buffer's value, of which the instruction that names it has the kind."""
+        found = self.buffers[buffer].type
+        if not isinstance(found, kind):
+            raise CompilerBug(f"{buffer} holds {found.told}, not {kind.told}")
+        return found
+
+    def fraction(self, buffer: str) -> int:
+        """Fraction bits of a buffer of fixed-point numbers."""
+        return self.value(buffer, Fixed).fraction
+
+    @cached_property
+    def accepted(self) -> frozenset[str]:
+        """Buffers of the token that is taken in."""
+        instructions = (one.does for block in self.blocks for one in block.instructions)
+        return frozenset(one.token for one in instructions if isinstance(one, Embed))
+
+    @cached_property
+    def accesses(self) -> Sequence[Sequence[hazards.Access]]:
+        """What the instructions of each block touch."""
+        return [[hazards.Access.of(one.does) for one in b.instructions] for b in self.blocks]
+
     @cached_property
     def power_roles(self) -> Mapping[At, gating.Role]:
         """What the instruction instances do with power domains, of those that do."""
         return gating.roles_of(
-            [[(one.opcode, one.queue, one.uses) for one in b.instructions] for b in self.blocks],
+            [[one.does for one in block.instructions] for block in self.blocks],
             [block.instances for block in self.blocks],
             {tensor: name for name, tensors in self.domains.items() for tensor in tensors},
         )
@@ -224,9 +258,3 @@ class Program:
             for site in self.sites.values()
             for half, slot in (("a", site.a), ("b", site.b))
         }
-
-
-def real(value: Sequence[int]) -> Real:
-    """A constant from its [mantissa, exponent]."""
-    mantissa, exponent = value
-    return Real(mantissa, exponent)

@@ -7,17 +7,14 @@ ROM: which of the two an instruction is, its queue says.
 from __future__ import annotations
 
 from intaglio.dialects import semantics
-from intaglio.dialects.isa.instruction import Instruction, V
-from intaglio.dialects.isa.parts import Store, integer, read, use, write
+from intaglio.dialects.isa.instruction import V
+from intaglio.dialects.isa.matrix import Product
+from intaglio.dialects.isa.parts import Store, use
 from intaglio.dialects.isa.queues import ATTENTION
-from intaglio.dialects.isa.values import Fixed, Quantized
 
 
 class AdapterMatvec(
-    Instruction[V],
-    opcode="matvec",
-    queue=ATTENTION,
-    meaning=(semantics.dot, semantics.requantize),
+    Product[V], opcode="matvec", queue=ATTENTION, meaning=(semantics.dot, semantics.requantize)
 ):
     """A matrix of an adapter by a vector, scaled to fixed point; bias and residual are added.
 
@@ -25,9 +22,4 @@ class AdapterMatvec(
     in use has there.
     """
 
-    input: V = read(Quantized)
-    residual: V | None = read(Fixed, elementwise=True, default=None)
-    output: V = write(Fixed)
     weights: str = use(Store.ADAPTER)
-    bias: str | None = use(Store.VECTOR, default=None)
-    pre_shift: int = integer(6)

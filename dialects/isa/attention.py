@@ -6,6 +6,7 @@ from intaglio.dialects import semantics
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.formulas import elementwise
 from intaglio.dialects.isa.instruction import Instruction, V
+from intaglio.dialects.isa.matrix import SHIFT_BITS
 from intaglio.dialects.isa.parts import Store, integer, number, read, use, write
 from intaglio.dialects.isa.queues import ATTENTION
 from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores
@@ -14,8 +15,18 @@ WINDOW_BITS = 31
 """Width of the number of tokens that attention sees; 0 stands for all."""
 
 
+class OverTokens(Instruction[V]):
+    """Base of what passes over the cached tokens: all of them, or those in a window before one."""
+
+    window: int = integer(WINDOW_BITS)
+
+    def first(self, position: int) -> int:
+        """The first token that the one at a position sees."""
+        return max(0, position - self.window + 1) if self.window else 0
+
+
 class QueryKey(
-    Instruction[V],
+    OverTokens[V],
     opcode="query_key",
     queue=ATTENTION,
     meaning=(semantics.query_key, semantics.score_scale, elementwise.softcap, elementwise.scale),
@@ -27,15 +38,21 @@ class QueryKey(
     output: V = write(Scores)
     keys: str = use(Store.CACHE)
     score_scale: Real = number()
-    pre_shift: int = integer(6)
-    window: int = integer(WINDOW_BITS)
+    pre_shift: int = integer(SHIFT_BITS)
     cap: Real | None = number(default=None)
     cap_inverse: Real | None = number(default=None)
     log2e: Real | None = number(default=None)
 
+    @property
+    def softcap(self) -> tuple[Real, Real, Real] | None:
+        """The soft cap: one over it, itself, log2(e); None: there is none."""
+        if self.cap_inverse is None or self.cap is None or self.log2e is None:
+            return None
+        return self.cap_inverse, self.cap, self.log2e
+
 
 class WeightedSum(
-    Instruction[V],
+    OverTokens[V],
     opcode="weighted_sum",
     queue=ATTENTION,
     meaning=(semantics.weighted_sum, semantics.reciprocal_scale, semantics.requantize),
@@ -45,5 +62,4 @@ class WeightedSum(
     probabilities: V = read(Probabilities)
     output: V = write(Fixed)
     values: str = use(Store.CACHE)
-    pre_shift: int = integer(6)
-    window: int = integer(WINDOW_BITS)
+    pre_shift: int = integer(SHIFT_BITS)

@@ -19,9 +19,9 @@ selection, the simulator, the encoders, hazards, power and the reference page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import Field, dataclass, fields
-from typing import Any, ClassVar, Generic, TypeVar, dataclass_transform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import Field, dataclass, fields, replace
+from typing import Any, ClassVar, Generic, Self, TypeVar, dataclass_transform
 
 from intaglio.dialects.isa.arguments import Plain
 from intaglio.dialects.isa.parts import (
@@ -49,6 +49,7 @@ W = TypeVar("W")
     frozen_default=True,
     field_specifiers=(read, write, use, integer, number, choice, flag, argument),
 )
+@dataclass(frozen=True, kw_only=True)
 class Instruction(Generic[V]):
     """An instruction of a queue: base of all declarations.
 
@@ -118,20 +119,19 @@ class Instruction(Generic[V]):
             if (value := getattr(self, one.name)) is not None and value is not False
         }
 
-    def slots(self, access: Access, *stores: Store) -> list[str]:
-        """The slots of roles for some kinds of buffers, with which it does something.
+    @property
+    def read_caches(self) -> tuple[str, ...]:
+        """Slots of caches of which it reads codes or scales."""
+        return self.slots(Store.CACHE, Access.READ, Access.SCALES)
 
-        Args:
-            access: what it does with their content.
-            stores: kinds, any of which the role may take.
-        """
-        return [
-            slot
-            for one in self.form.roles
-            if one.access is access
-            and any(store in one.stores for store in stores)
-            and (slot := getattr(self, one.name)) is not None
-        ]
+    @property
+    def written_caches(self) -> tuple[str, ...]:
+        """Slots of caches that it writes."""
+        return self.slots(Store.CACHE, Access.WRITE)
+
+    def bound(self, instance: Mapping[str, str]) -> Self:
+        """The instruction of an instance: its roles are what the instance binds the slots to."""
+        return replace(self, **{role: instance.get(slot, slot) for role, slot in self.uses.items()})
 
     def with_values(self, of: Callable[[V], W]) -> Instruction[W]:
         """The same instruction, with other things that stand for its values."""
@@ -143,6 +143,15 @@ class Instruction(Generic[V]):
                 name: of(value) if name in operands and value is not None else value
                 for name, value in content.items()
             }
+        )
+
+    def slots(self, store: Store, *access: Access) -> tuple[str, ...]:
+        """Slots of roles that take a kind of buffer, and do one of some things with it."""
+        uses = self.uses
+        return tuple(
+            uses[one.name]
+            for one in self.form.roles
+            if one.access in access and store in one.stores and one.name in uses
         )
 
     def _given(self, operands: Sequence[Operand]) -> tuple[V, ...]:

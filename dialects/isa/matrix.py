@@ -8,6 +8,9 @@ from intaglio.dialects.isa.parts import Store, integer, read, use, write
 from intaglio.dialects.isa.queues import MATRIX
 from intaglio.dialects.isa.values import Fixed, Quantized, Token
 
+SHIFT_BITS = 6
+"""Width of the number of places that an accumulator loses before it is scaled."""
+
 
 class Embed(Instruction[V], opcode="embed", queue=MATRIX, meaning=(semantics.embed,)):
     """A token's row of a table."""
@@ -17,17 +20,18 @@ class Embed(Instruction[V], opcode="embed", queue=MATRIX, meaning=(semantics.emb
     table: str = use(Store.MATRIX, Store.TABLE)
 
 
-class Matvec(
-    Instruction[V],
-    opcode="matvec",
-    queue=MATRIX,
-    meaning=(semantics.dot, semantics.requantize),
-):
-    """A matrix by a vector, scaled to fixed point; bias and residual are added."""
+class Product(Instruction[V]):
+    """Base of products of a matrix and a vector: scaled to fixed point; bias and residual added."""
 
     input: V = read(Quantized)
     residual: V | None = read(Fixed, elementwise=True, default=None)
     output: V = write(Fixed)
     weights: str = use(Store.MATRIX)
     bias: str | None = use(Store.VECTOR, default=None)
-    pre_shift: int = integer(6)
+    pre_shift: int = integer(SHIFT_BITS)
+
+
+class Matvec(
+    Product[V], opcode="matvec", queue=MATRIX, meaning=(semantics.dot, semantics.requantize)
+):
+    """A matrix by a vector, scaled to fixed point; bias and residual are added."""

@@ -40,6 +40,7 @@ class Access(Enum):
 
     READ = "read"
     WRITE = "written"
+    SCALES = "the scales of its tokens are read"
     NONE = "only what the program says of it"
 
 

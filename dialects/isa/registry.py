@@ -20,7 +20,7 @@ INSTRUCTIONS: tuple[type[Instruction[Any]], ...] = (
     vector.Activate,
     vector.Add,
     vector.Mul,
-    vector.Scale,
+    vector.ScaleBy,
     vector.Softcap,
     vector.Copy,
     vector.Softmax,

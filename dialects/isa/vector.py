@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from intaglio.dialects import semantics
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.formulas import elementwise
-from intaglio.dialects.isa.attention import WINDOW_BITS
+from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Elementwise
+from intaglio.dialects.isa.attention import OverTokens
 from intaglio.dialects.isa.instruction import Instruction, V
 from intaglio.dialects.isa.parts import (
     Access,
@@ -45,10 +48,8 @@ class Passes:
 class VectorInstruction(Instruction[V]):
     """Base of all that pass over a vector."""
 
-    @property
-    def passes(self) -> Passes:
-        """What the unit does of the vector."""
-        return Passes()
+    passes: ClassVar[Passes] = Passes()
+    """What the unit does of the vector."""
 
 
 class RMSNorm(VectorInstruction[V], opcode="rms_norm", queue=VECTOR, meaning=(semantics.norm,)):
@@ -60,9 +61,7 @@ class RMSNorm(VectorInstruction[V], opcode="rms_norm", queue=VECTOR, meaning=(se
     eps: Real = number()
     groups: int = integer(COUNT_BITS)
 
-    @property
-    def passes(self) -> Passes:
-        return Passes(3, reductions=2, lookups=True)
+    passes = Passes(3, reductions=2, lookups=True)
 
 
 class LayerNorm(VectorInstruction[V], opcode="layer_norm", queue=VECTOR, meaning=(semantics.norm,)):
@@ -74,9 +73,7 @@ class LayerNorm(VectorInstruction[V], opcode="layer_norm", queue=VECTOR, meaning
     beta: str | None = use(Store.VECTOR, default=None)
     eps: Real = number()
 
-    @property
-    def passes(self) -> Passes:
-        return Passes(4, reductions=3, lookups=True)
+    passes = Passes(4, reductions=3, lookups=True)
 
 
 class Quantize(
@@ -91,11 +88,8 @@ class Quantize(
     output: V = write(Quantized)
     scale_of: str | None = use(Store.STATIC_CACHE, access=Access.NONE, default=None)
 
-    @property
-    def passes(self) -> Passes:
-        if self.scale_of is not None:
-            return Passes()
-        return Passes(2, reductions=1, lookups=True)
+    passes = Passes(2, reductions=1, lookups=True)
+    """Of the dynamic scale; with a static one it is one pass."""
 
 
 class Rotary(VectorInstruction[V], opcode="rotary", queue=VECTOR, meaning=(semantics.rotary,)):
@@ -110,8 +104,23 @@ class Rotary(VectorInstruction[V], opcode="rotary", queue=VECTOR, meaning=(seman
     interleaved: bool = flag()
 
 
+class ElementwiseInstruction(VectorInstruction[V]):
+    """Base of what computes each element by itself: its formula is one of `ELEMENTWISE`."""
+
+    @property
+    def formula(self) -> Elementwise:
+        """What is computed of each element."""
+        return ELEMENTWISE[self.opcode]
+
+    @property
+    def constants(self) -> Mapping[str, Real]:
+        """The constants of the formula, by argument."""
+        given = {one.name: getattr(self, one.name) for one in self.form.arguments}
+        return {name: value for name, value in given.items() if isinstance(value, Real)}
+
+
 class Activate(
-    VectorInstruction[V],
+    ElementwiseInstruction[V],
     opcode="activate",
     queue=VECTOR,
     meaning=(elementwise.gate, elementwise.sigmoid, elementwise.tanh),
@@ -122,8 +131,12 @@ class Activate(
     output: V = write(Fixed)
     kind: str = choice(*elementwise.ACTIVATIONS)
 
+    @property
+    def formula(self) -> Elementwise:
+        return elementwise.ACTIVATIONS[self.kind]
 
-class Add(VectorInstruction[V], opcode="add", queue=VECTOR, meaning=(elementwise.add,)):
+
+class Add(ElementwiseInstruction[V], opcode="add", queue=VECTOR, meaning=(elementwise.add,)):
     """The sum of two vectors."""
 
     lhs: V = read(Fixed, elementwise=True)
@@ -131,7 +144,7 @@ class Add(VectorInstruction[V], opcode="add", queue=VECTOR, meaning=(elementwise
     output: V = write(Fixed)
 
 
-class Mul(VectorInstruction[V], opcode="mul", queue=VECTOR, meaning=(elementwise.mul,)):
+class Mul(ElementwiseInstruction[V], opcode="mul", queue=VECTOR, meaning=(elementwise.mul,)):
     """The product of two vectors, element by element."""
 
     lhs: V = read(Fixed, elementwise=True)
@@ -139,7 +152,9 @@ class Mul(VectorInstruction[V], opcode="mul", queue=VECTOR, meaning=(elementwise
     output: V = write(Fixed)
 
 
-class Scale(VectorInstruction[V], opcode="scale", queue=VECTOR, meaning=(elementwise.scale,)):
+class ScaleBy(
+    ElementwiseInstruction[V], opcode="scale", queue=VECTOR, meaning=(elementwise.scale,)
+):
     """A vector times a constant."""
 
     input: V = read(Fixed, elementwise=True)
@@ -147,7 +162,9 @@ class Scale(VectorInstruction[V], opcode="scale", queue=VECTOR, meaning=(element
     factor: Real = number()
 
 
-class Softcap(VectorInstruction[V], opcode="softcap", queue=VECTOR, meaning=(elementwise.softcap,)):
+class Softcap(
+    ElementwiseInstruction[V], opcode="softcap", queue=VECTOR, meaning=(elementwise.softcap,)
+):
     """``cap * tanh(x / cap)``."""
 
     input: V = read(Fixed, elementwise=True)
@@ -163,17 +180,20 @@ class Copy(VectorInstruction[V], opcode="copy", queue=VECTOR):
     output: V = write(Fixed)
 
 
-class Softmax(VectorInstruction[V], opcode="softmax", queue=VECTOR, meaning=(semantics.softmax,)):
+class Softmax(
+    OverTokens[V],
+    VectorInstruction[V],
+    opcode="softmax",
+    queue=VECTOR,
+    meaning=(semantics.softmax,),
+):
     """Powers of two of the scores times the values' scales: codes, their scale and their sum."""
 
     scores: V = read(Scores)
     output: V = write(Probabilities)
-    values: str = use(Store.CACHE)
-    window: int = integer(WINDOW_BITS)
+    values: str = use(Store.CACHE, access=Access.SCALES)
 
-    @property
-    def passes(self) -> Passes:
-        return Passes(3, reductions=2, lookups=True)
+    passes = Passes(3, reductions=2, lookups=True)
 
 
 class Sample(VectorInstruction[V], opcode="sample", queue=VECTOR, meaning=(semantics.argmax,)):
@@ -182,6 +202,4 @@ class Sample(VectorInstruction[V], opcode="sample", queue=VECTOR, meaning=(seman
     input: V = read(Fixed)
     token: V = write(Token)
 
-    @property
-    def passes(self) -> Passes:
-        return Passes(1, reductions=1)
+    passes = Passes(1, reductions=1)

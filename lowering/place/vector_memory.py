@@ -9,15 +9,15 @@ the last reader (`lowering/schedule/waits.py`). A slice of a value is a view: it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from xdsl.ir import SSAValue
 
 from intaglio.dialects import hazards, memories, rom, sharing, timeline
 from intaglio.dialects.errors import DoesNotFit, Way
+from intaglio.dialects.isa.values import Value
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.memories import OF_KIND, Memory, Span
-from intaglio.dialects.program import BufferOp, described
+from intaglio.dialects.memories import OF_KIND, Memory, Span, memory_of
+from intaglio.dialects.program import BufferOp, value_of
 from intaglio.lowering.place.search import largest as largest_number
 from intaglio.lowering.schedule.draft import DraftBlock
 
@@ -39,7 +39,7 @@ class VectorMemory:
         """Values that live across blocks, each with the value whose place it shares."""
         self._views: dict[SSAValue, tuple[SSAValue, int]] = {}
         self._names: dict[SSAValue, str] = {}
-        self._kinds: dict[SSAValue, Mapping[str, Any]] = {}
+        self._kinds: dict[SSAValue, Value] = {}
         self._rows: dict[SSAValue, int] = {}
         self._heights: dict[str, int] = {}
         self._ordered = True
@@ -68,7 +68,7 @@ class VectorMemory:
         """Whether two values share elements, so that waits must order what is done with them."""
         if self._ordered and self.root(one) is not self.root(other):
             return False
-        if self._kind(one)["kind"] == "token" or self._kind(other)["kind"] == "token":
+        if memory_of(self._kind(one)) is None or memory_of(self._kind(other)) is None:
             return self.root(one) is self.root(other)
         return self.place(one).overlaps(self.place(other))
 
@@ -89,7 +89,7 @@ class VectorMemory:
     def buffers(self) -> Iterator[BufferOp]:
         """The buffers of all places, then those of views."""
         for value in (*self._roots, *self._views):
-            memory = OF_KIND.get(self._kind(value)["kind"])
+            memory = memory_of(self._kind(value))
             place = (0, 0) if memory is None else self._place(value)
             yield BufferOp(self._names[value], value.type, memory, *place)
 
@@ -101,9 +101,9 @@ class VectorMemory:
     def _roots(self) -> list[SSAValue]:
         return [value for value in self._names if value not in self._views]
 
-    def _kind(self, value: SSAValue) -> Mapping[str, Any]:
+    def _kind(self, value: SSAValue) -> Value:
         if value not in self._kinds:
-            found = described(value.type)
+            found = value_of(value.type)
             assert found is not None
             self._kinds[value] = found
         return self._kinds[value]
@@ -136,9 +136,9 @@ class VectorMemory:
         assert isinstance(emit, rom.EmitOp)
         self._name(blocks, step.body.block.args[0], emit)
         limit = self.machine.vector_sram_bytes
-        kinds = {OF_KIND.get(self._kind(value)["kind"]) for value in self._roots}
+        kinds = {memory_of(self._kind(value)) for value in self._roots}
         self._of = {
-            memory: [v for v in self._roots if OF_KIND.get(self._kind(v)["kind"]) == memory]
+            memory: [v for v in self._roots if memory_of(self._kind(v)) == memory]
             for memory in OF_KIND.values()
             if memory in kinds
         }
@@ -262,7 +262,7 @@ class VectorMemory:
             ranges = self._ranges(block)
             placed: dict[str, list[SSAValue]] = {memory: [] for memory in self._of}
             for value, (first, last) in ranges.items():
-                memory = OF_KIND.get(self._kind(value)["kind"])
+                memory = memory_of(self._kind(value))
                 if memory is None:
                     continue
                 size, row = self._size(value), floor[memory]
@@ -289,7 +289,7 @@ class VectorMemory:
         limit, capacity = self.machine.vector_sram_bytes, self.capacity
 
         def size(value: SSAValue) -> int:
-            memory = OF_KIND.get(self._kind(value)["kind"])
+            memory = memory_of(self._kind(value))
             if memory is None:
                 return 0
             own = memories.of_values(

@@ -16,6 +16,7 @@ from xdsl.utils.hints import isa
 
 from intaglio.dialects import rom
 from intaglio.dialects.fabric import EngraveOp
+from intaglio.dialects.isa.vector import Copy
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule import durations
@@ -68,7 +69,7 @@ class BlockCutter:
     def _flat_block(self, name: str, ops: Sequence[Operation], sampled: bool = False) -> DraftBlock:
         selector = Selector(self.module, self.machine, self.pieces)
         drafts = self._drafts(selector, ops)
-        symbols = {slot: slot for draft in drafts for slot in draft.uses.values()}
+        symbols = {slot: slot for draft in drafts for slot in draft.does.uses.values()}
         return DraftBlock(name, drafts, [symbols], sampled)
 
     def _layer_block(self, op: rom.RepeatOp) -> DraftBlock:
@@ -102,7 +103,7 @@ class BlockCutter:
             else:
                 drafts.append(self._write_back(argument, value, drafts))
         # Buffers that all layers share (rotary tables) are no slots; they are bound to themselves.
-        used = {slot: slot for draft in drafts for slot in draft.uses.values()}
+        used = {slot: slot for draft in drafts for slot in draft.does.uses.values()}
         return DraftBlock(layer.sym_name.data, drafts, [{**used, **one} for one in instances])
 
     def _bind_carried(self, op: rom.RepeatOp) -> list[Draft]:
@@ -126,12 +127,12 @@ class BlockCutter:
     def _copy(self, source: SSAValue, target: SSAValue, layer: rom.LayerOp) -> Draft:
         onnx = next(found for o in layer.body.block.ops if (found := _onnx(o)) is not None)
         duration = durations.vector(self.machine, rom.vector_size(source.type))
-        return Draft("copy", "vector", [source], [target], {}, duration, onnx)
+        return Draft(Copy(input=source, output=target), duration, onnx)
 
     def _write_back(self, argument: SSAValue, value: SSAValue, drafts: list[Draft]) -> Draft:
         onnx = next((d.onnx for d in reversed(drafts) if value in d.writes), drafts[-1].onnx)
         duration = durations.vector(self.machine, rom.vector_size(value.type))
-        return Draft("copy", "vector", [value], [argument], {}, duration, onnx)
+        return Draft(Copy(input=value, output=argument), duration, onnx)
 
     def _can_overwrite(self, drafts: list[Draft], argument: SSAValue, value: SSAValue) -> bool:
         """Whether a layer's result may be written where its carried value lies."""
@@ -141,7 +142,7 @@ class BlockCutter:
         for index, draft in enumerate(drafts):
             if argument not in {self.memory.source(v) for v in draft.reads}:
                 continue
-            if index > writer or (index == writer and argument not in draft.in_place):
+            if index > writer or (index == writer and argument not in draft.does.overwritten):
                 return False
         return True
 

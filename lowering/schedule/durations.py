@@ -19,6 +19,15 @@ from intaglio.dialects.formula import (
     maximum,
     minimum,
 )
+from intaglio.dialects.isa.vector import (
+    LayerNorm,
+    Passes,
+    Quantize,
+    RMSNorm,
+    Sample,
+    Softmax,
+    VectorInstruction,
+)
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
 
@@ -158,59 +167,50 @@ def embed(machine: Machine, shape: MatrixShape) -> Formula:
 
 
 def vector(
-    machine: Machine,
-    elements: int,
-    passes: int = 1,
-    *,
-    groups: int = 1,
-    reductions: int = 0,
-    lookups: int = 0,
+    machine: Machine, elements: int, passes: Passes = VectorInstruction.passes, *, groups: int = 1
 ) -> Formula:
     """Passes of the vector unit over a vector.
 
     Args:
         machine: the chip.
         elements: of the vector.
-        passes: how often the vector is read.
+        passes: what it does of the vector.
         groups: equal parts that are treated apart; each begins in a beat of its own.
-        reductions: passes that end in a reduction over the lanes.
-        lookups: scalar table functions; the table unit starts one a cycle.
     """
     beats = groups * -(-elements // (groups * machine.vector_lanes))
-    return _passes(machine, constant(beats), passes, reductions, lookups)
+    return _passes(machine, constant(beats), passes, groups)
 
 
-def _passes(
-    machine: Machine, beats: Formula, passes: int, reductions: int, lookups: int
-) -> Formula:
-    fixed = passes * machine.vector_pipeline + reductions * machine.vector_reduce
-    if lookups:
-        fixed += machine.table_lookup + lookups - 1
-    return fixed + passes * beats
+def _passes(machine: Machine, beats: Formula, passes: Passes, groups: int) -> Formula:
+    """Each pass fills the pipeline, each reduction the adders; a table is read once a group."""
+    count = passes.passes
+    fixed = count * machine.vector_pipeline + passes.reductions * machine.vector_reduce
+    if passes.lookups:
+        fixed += machine.table_lookup + groups - 1
+    return fixed + count * beats
 
 
 def norm(machine: Machine, elements: int, groups: int, *, centred: bool) -> Formula:
     """Maximum, sum of squares, scaling; centring takes a pass and a sum before them."""
-    extra = int(centred)
-    return vector(machine, elements, 3 + extra, groups=groups, reductions=2 + extra, lookups=groups)
+    passes = LayerNorm.passes if centred else RMSNorm.passes
+    return vector(machine, elements, passes, groups=groups)
 
 
 def quantize(machine: Machine, elements: int, groups: int, *, static: bool) -> Formula:
     """Maximum and scaling, or scaling alone."""
-    if static:
-        return vector(machine, elements, groups=groups)
-    return vector(machine, elements, 2, groups=groups, reductions=1, lookups=groups)
+    passes = VectorInstruction.passes if static else Quantize.passes
+    return vector(machine, elements, passes, groups=groups)
 
 
 def softmax(machine: Machine, heads: int, window: int) -> Formula:
     """Maximum; powers of two, sum and largest product; scaling."""
     beats = heads * attended(window, machine.vector_lanes)
-    return _passes(machine, beats, 3, reductions=2, lookups=heads)
+    return _passes(machine, beats, Softmax.passes, heads)
 
 
 def sample(machine: Machine, elements: int) -> Formula:
     """Arg-max over the logits, to the token port."""
-    return vector(machine, elements, 1, reductions=1) + machine.sample
+    return vector(machine, elements, Sample.passes) + machine.sample
 
 
 def append(machine: Machine, heads: int, vector_bytes: int) -> Formula:

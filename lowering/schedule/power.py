@@ -17,7 +17,9 @@ from xdsl.dialects.builtin import ArrayAttr, ModuleOp
 from intaglio.dialects import rom, timeline
 from intaglio.dialects.fabric import DomainOp
 from intaglio.dialects.gating import NO_DOMAIN
-from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.matrix import Matvec
+from intaglio.dialects.isa.power import Sleep, Wake
+from intaglio.dialects.isa.queues import MATRIX, POWER, QUEUES
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.schedule import durations
 from intaglio.lowering.schedule.draft import Draft, DraftBlock
@@ -68,7 +70,7 @@ def _domains_used(
     block: DraftBlock, instance: Mapping[str, str], domains: Mapping[str, str]
 ) -> list[str]:
     """Domains that the products of an instance need, in their order."""
-    tensors = (instance[d.uses["weights"]] for d in block.drafts if _is_product(d))
+    tensors = (instance[d.does.weights] for d in block.drafts if isinstance(d.does, Matvec))
     return list(dict.fromkeys(domains[tensor] for tensor in tensors if tensor in domains))
 
 
@@ -95,17 +97,13 @@ def _woken_ahead(
     return NO_DOMAIN if blocks[number].sampled and domain in always else domain
 
 
-def _is_product(draft: Draft) -> bool:
-    return draft.queue == "matrix" and "weights" in draft.uses
-
-
 def _gated(block: DraftBlock, domains: Mapping[str, str]) -> list[int]:
     """Places of the products that need a domain."""
     return [
         place
         for place, draft in enumerate(block.drafts)
-        if _is_product(draft)
-        and any(one[draft.uses["weights"]] in domains for one in block.instances)
+        if isinstance(draft.does, Matvec)
+        and any(one[draft.does.weights] in domains for one in block.instances)
     ]
 
 
@@ -115,18 +113,16 @@ def _names(draft: Draft, instances: int) -> rom.Nodes:
 
 
 def _wake(slot: str, machine: Machine, onnx: rom.Nodes, waits: dict[str, int]) -> Draft:
-    duration = durations.wake(machine)
-    return Draft("wake", "power", [], [], {"domain": slot}, duration, onnx, also_waits=waits)
+    return Draft(Wake(domain=slot), durations.wake(machine), onnx, waits)
 
 
 def _sleep(slot: str, machine: Machine, onnx: rom.Nodes, waits: dict[str, int]) -> Draft:
-    duration = durations.sleep(machine)
-    return Draft("sleep", "power", [], [], {"domain": slot}, duration, onnx, also_waits=waits)
+    return Draft(Sleep(domain=slot), durations.sleep(machine), onnx, waits)
 
 
 def _matrix_count(block: DraftBlock, place: int) -> int:
     """Instructions of the matrix queue up to a place of a block, that one included."""
-    return sum(draft.queue == "matrix" for draft in block.drafts[: place + 1])
+    return sum(draft.queue == MATRIX for draft in block.drafts[: place + 1])
 
 
 def _gate_once(
@@ -141,13 +137,13 @@ def _gate_once(
     (instance,) = block.instances
     first, last = block.drafts[places[0]], block.drafts[places[-1]]
     count = _matrix_count(block, places[-1])
-    before = sum(draft.queue == "power" for draft in block.drafts)
+    before = sum(draft.queue == POWER for draft in block.drafts)
     slots = [f"{THIS}{number}" for number in range(len(own))]
     late = [slot for slot, domain in zip(slots, own, strict=True) if domain != ahead]
     for place in places:
-        block.drafts[place].also_waits["power"] = before + len(late)
+        block.drafts[place].also_waits[POWER] = before + len(late)
     instance.update(zip(slots, own, strict=True))
-    asleep = [_sleep(slot, machine, _names(last, 1), {"matrix": count}) for slot in slots]
+    asleep = [_sleep(slot, machine, _names(last, 1), {MATRIX: count}) for slot in slots]
     block.drafts[places[-1] + 1 : places[-1] + 1] = asleep
     awake = [_wake(slot, machine, _names(first, 1), {}) for slot in late]
     block.drafts[before:before] = awake
@@ -167,10 +163,10 @@ def _gate_layers(
         instance[THIS], instance[NEXT] = _only(this), _only(following)
     for place in places:
         # All power instructions before this layer: its domain is awake.
-        block.drafts[place].also_waits["power"] = 0
+        block.drafts[place].also_waits[POWER] = 0
     count, instances = _matrix_count(block, places[-1]), len(block.instances)
     last = block.drafts[places[-1]]
-    asleep = _sleep(THIS, machine, _names(last, instances), {"matrix": count})
+    asleep = _sleep(THIS, machine, _names(last, instances), {MATRIX: count})
     at, waits = (-1, {}) if anchor is None else (anchor[0], {anchor[1]: anchor[2]})
     awake = _wake(NEXT, machine, _names(block.drafts[places[0]], instances), waits)
     # The later one first: places before it stay.
@@ -199,8 +195,8 @@ def _wake_first(
     draft = before.drafts[0]
     before.drafts.insert(0, _wake(slot, machine, _names(draft, 1), {}))
     for later in before.drafts[1:]:
-        if later.queue == "matrix" and later.also_waits.get("power"):
-            later.also_waits["power"] += 1
+        if later.queue == MATRIX and later.also_waits.get(POWER):
+            later.also_waits[POWER] += 1
 
 
 def _anchors(

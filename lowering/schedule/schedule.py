@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xdsl.context import Context
-from xdsl.dialects.builtin import DenseArrayBase, ModuleOp, SymbolRefAttr, i64
+from xdsl.dialects.builtin import DenseArrayBase, ModuleOp, i64
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
 from xdsl.utils.exceptions import PassFailedException
@@ -21,6 +21,7 @@ from xdsl.utils.exceptions import PassFailedException
 from intaglio.dialects import rom, timeline
 from intaglio.dialects.errors import DoesNotFit, Way
 from intaglio.dialects.fabric import MemoryOp, machine_of
+from intaglio.dialects.isa.matrix import Product
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import Memory
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
@@ -148,13 +149,11 @@ def _largest_ranks(program: ProgramOp) -> timeline.Ranks:
     found: dict[tuple[int, int, int], int] = {}
     for number, block in enumerate(program.blocks):
         for index, one in enumerate(block.instructions):
-            weights = one.uses.data.get("weights")
-            if not isinstance(weights, SymbolRefAttr):
-                continue
-            for instance, bound in enumerate(block.instances):
-                buffer = bound.data.get(name_of(weights))
-                if isinstance(buffer, SymbolRefAttr) and (rank := ranks.get(name_of(buffer))):
-                    found[number, instance, index] = rank
+            does = one.does
+            if isinstance(does, Product):
+                for instance, bound in enumerate(block.bindings):
+                    if rank := ranks.get(bound[does.weights]):
+                        found[number, instance, index] = rank
     return found
 
 
@@ -187,17 +186,7 @@ def _schedule(
     ops: list[BufferOp | BlockOp] = [*memory.buffers()]
     for block, block_waits in zip(blocks, waits(blocks, memory, machine), strict=True):
         instructions = [
-            InstructionOp(
-                draft.opcode,
-                draft.queue,
-                [memory.name(value) for value in draft.reads],
-                [memory.name(value) for value in draft.writes],
-                draft.uses,
-                needed,
-                draft.duration,
-                draft.onnx,
-                draft.arguments,
-            )
+            InstructionOp(draft.does.with_values(memory.name), needed, draft.duration, draft.onnx)
             for draft, needed in zip(block.drafts, block_waits, strict=True)
         ]
         ops.append(BlockOp(block.name, block.instances, instructions, block.sampled))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 
 from intaglio.dialects.hazards import ADDERS
 from intaglio.dialects.isa.queues import QUEUES
@@ -71,15 +71,15 @@ def _share_caches(
         after: likewise.
     """
 
-    def bound(slots: Set[str], instances: Sequence[Mapping[str, str]]) -> Set[str]:
+    def bound(slots: Collection[str], instances: Sequence[Mapping[str, str]]) -> Set[str]:
         return {one.get(slot, slot) for one in instances for slot in slots}
 
-    written, read = earlier.written_caches, earlier.read_caches
+    written, read = earlier.does.written_caches, earlier.does.read_caches
     if not (written or read):
         return False
-    writes = bound(later.written_caches, after)
-    return not writes.isdisjoint(bound(written | read, before)) or not bound(
-        later.read_caches, after
+    writes = bound(later.does.written_caches, after)
+    return not writes.isdisjoint(bound((*written, *read), before)) or not bound(
+        later.does.read_caches, after
     ).isdisjoint(bound(written, before))
 
 

@@ -34,6 +34,9 @@ from intaglio.backend.program.program import PROGRAM, Instruction, Program, load
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, Scale
+from intaglio.dialects.isa import values
+from intaglio.dialects.isa.attention import OverTokens
+from intaglio.dialects.isa.vector import Quantize, Sample
 from intaglio.dialects.semantics import Quantized
 from intaglio.runtime.adapters.slots import Residents, Switch, check_fits, ranks_of
 from intaglio.runtime.engines.code_cache import kept
@@ -178,7 +181,7 @@ class RTLChip:
         self.engine = engine
         self.vocabulary = program.vocabulary
         self.capacity = program.capacity
-        self.fraction_bits: int = program.buffers[program.logits].type["fraction"]
+        self.fraction_bits = program.fraction(program.logits)
         self.layout = layout_of(program)
         self.model = _model(
             program, Path(folder), engine, cache, opt, text, waveform, handed_out or bool(waveform)
@@ -486,30 +489,26 @@ class RTLChip:
         """
         kind = self.program.buffers[buffer].type
         row, lanes = self.layout.row_of(buffer), self.layout.lanes
-        match kind["kind"]:
-            case "fixed":
-                size = kind["size"]
+        match kind:
+            case values.Fixed(size=size):
                 rows = self._lanes("vectors", row, -(-size // lanes), 32)
                 return rows.reshape(-1)[:size].astype(np.int64)
-            case "quantized":
-                groups, width = kind["groups"], kind["width"]
+            case values.Quantized(groups=groups, width=width):
                 beats = -(-width // lanes)
                 rows = self._lanes("codes", row, groups * beats, 16)
-                codes = _codes(rows.reshape(groups, -1)[:, :width], kind["format"])
+                codes = _codes(rows.reshape(groups, -1)[:, :width], kind.format)
                 scale, _ = self._scales("code_scales", row, groups)
-                return Quantized(codes.reshape(-1), scale, kind["format"])
-            case "scores":
-                heads = kind["heads"]
+                return Quantized(codes.reshape(-1), scale, kind.format)
+            case values.Scores(heads=heads):
                 rows = self._lanes("scores", row, heads * self.layout.places.score_rows, 32)
                 return rows.reshape(heads, -1)[:, first : last + 1].astype(np.int64)
-            case "probabilities":
-                heads = kind["heads"]
+            case values.Probabilities(heads=heads):
                 rows = self._lanes("probabilities", row, heads * self.layout.places.score_rows, 16)
-                codes = _codes(rows.reshape(heads, -1)[:, first : last + 1], kind["format"])
+                codes = _codes(rows.reshape(heads, -1)[:, first : last + 1], kind.format)
                 scale, total = self._scales("heads", self.layout.places.heads[buffer], heads)
-                return Probabilities(Quantized(codes, scale, kind["format"]), total, first)
-            case other:
-                raise CompilerBug(f"buffer {buffer} of kind {other} is in no memory")
+                return Probabilities(Quantized(codes, scale, kind.format), total, first)
+            case _:
+                raise CompilerBug(f"buffer {buffer} of kind {kind.kind} is in no memory")
 
     def write(self, buffer: str, value: Ints | Quantized, first: int = 0) -> None:
         """Gives a buffer of numbers, scores or codes a value, as `read` gives it.
@@ -519,10 +518,10 @@ class RTLChip:
             value: [N], or [heads, T] of scores.
             first: of scores, the first cached token.
         """
-        kind = self.program.buffers[buffer].type
         row, lanes = self.layout.row_of(buffer), self.layout.lanes
         if isinstance(value, Quantized):
-            groups, width = kind["groups"], kind["width"]
+            coded = self.program.value(buffer, values.Quantized)
+            groups, width = coded.groups, coded.width
             rows = self._lanes("codes", row, groups * -(-width // lanes), 16).copy()
             rows.reshape(groups, -1)[:, :width] = value.codes.reshape(groups, width)
             content = rows.astype("<i2").view(np.uint8).reshape(len(rows), -1)
@@ -532,10 +531,11 @@ class RTLChip:
             scales = words.view(np.uint8).reshape(groups, 8)
             write_words(self.memory("code_scales"), row, scales[:, :_SCALE_BYTES])
             return
-        if kind["kind"] == "fixed":
-            memory, depth, heads = "vectors", -(-kind["size"] // lanes), 1
+        kind = self.program.buffers[buffer].type
+        if isinstance(kind, values.Fixed):
+            memory, depth, heads = "vectors", -(-kind.size // lanes), 1
         else:
-            memory, heads = "scores", kind["heads"]
+            memory, heads = "scores", self.program.value(buffer, values.Scores).heads
             depth = self.layout.places.score_rows
         rows = self._lanes(memory, row, heads * depth, 32).copy()
         rows.reshape(heads, -1)[:, first : first + value.shape[-1]] = value
@@ -791,8 +791,7 @@ def _first_token(value: Quantized) -> Quantized:
 
 def _first_seen(one: Instruction, position: int) -> int:
     """The first cached token that an instruction of a token sees."""
-    window = one.arguments.get("window", 0)
-    return max(0, position - window + 1) if window else 0
+    return one.does.first(position) if isinstance(one.does, OverTokens) else 0
 
 
 def _values(
@@ -803,7 +802,7 @@ def _values(
     Appends give None.
     """
     context = Context(np.array([token], np.int64), position)
-    context.values["token"] = context.tokens
+    context.values.update(dict.fromkeys(simulator.program.accepted, context.tokens))
     for block, instances in simulator._steps:
         if block.sampled and not sample:
             continue
@@ -818,7 +817,7 @@ def _values(
 
 def _compare_value(check: _Check, chip: RTLChip, step: Step, value: Any, position: int) -> None:
     one = step.instruction
-    if one.opcode in ("append", "sample", "wake", "sleep") or not one.writes:
+    if not one.writes or isinstance(one.does, Sample):
         return
     (name,) = one.writes
     seen = chip.read(name, _first_seen(one, position), position)
@@ -826,7 +825,7 @@ def _compare_value(check: _Check, chip: RTLChip, step: Step, value: Any, positio
     match value, seen:
         case Quantized(), Quantized():
             check.value(where, "code", value.codes[0], seen.codes, step)
-            if "scale_of" not in one.uses:
+            if not (isinstance(one.does, Quantize) and one.does.scale_of is not None):
                 _compare_scale(check, where, value.scale, seen.scale, step)
         case Probabilities(), Probabilities():
             check.value(where, "code", value.quantized.codes[0], seen.quantized.codes, step)

@@ -20,13 +20,31 @@ import numpy.typing as npt
 
 from intaglio.backend.images.adapter import AdapterImage, SiteImage
 from intaglio.backend.images.read import Images
-from intaglio.backend.program.program import Block, Cache, Instruction, Program, real
+from intaglio.backend.program.program import Block, Cache, Instruction, Program
 from intaglio.dialects import semantics
 from intaglio.dialects.codes import FORMATS, Matrix, decode
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Saturations, Scale, shift_saturate
-from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Constants, Elementwise
+from intaglio.dialects.formulas.elementwise import Constants, Elementwise
 from intaglio.dialects.formulas.softmax import SCORE_FRAC
+from intaglio.dialects.isa import values
+from intaglio.dialects.isa.attention import OverTokens, QueryKey, WeightedSum
+from intaglio.dialects.isa.cache import Append
+from intaglio.dialects.isa.instruction import Instruction as Does
+from intaglio.dialects.isa.matrix import Embed, Product
+from intaglio.dialects.isa.power import Switch
+from intaglio.dialects.isa.vector import (
+    Copy,
+    ElementwiseInstruction,
+    LayerNorm,
+    Quantize,
+    RMSNorm,
+    Rotary,
+    Sample,
+    ScaleBy,
+    Softcap,
+    Softmax,
+)
 from intaglio.dialects.semantics import Quantized
 from intaglio.runtime.adapters.slots import Residents, check_fits, ranks_of
 from intaglio.runtime.engines import vector_kernels
@@ -123,7 +141,7 @@ class Simulator:
         self.program, self._folder = program, folder
         self.vocabulary = program.vocabulary
         self.capacity = program.capacity
-        self.fraction_bits: int = program.buffers[program.logits].type["fraction"]
+        self.fraction_bits = program.fraction(program.logits)
         self._images = Images(program, folder) if images is None else images
         self._reference = reference
         self._ops: ModuleType = semantics if reference else vector_kernels
@@ -143,8 +161,8 @@ class Simulator:
         engraved here. The active adapter is the same.
         """
         buffers = {
-            name: replace(one, type={**one.type, "fraction": bits})
-            if one.type["kind"] == "fixed"
+            name: replace(one, type=replace(one.type, fraction=bits))
+            if isinstance(one.type, values.Fixed)
             else one
             for name, one in self.program.buffers.items()
         }
@@ -235,7 +253,7 @@ class Simulator:
                 hint="compile with a longer --context",
             )
         context = Context(tokens, first)
-        context.values["token"] = tokens
+        context.values.update(dict.fromkeys(self.program.accepted, tokens))
         for block, instances in self._steps:
             if block.sampled and not sample:
                 continue
@@ -258,7 +276,10 @@ class Simulator:
                     codes, scale, _ = result.quantized
                     floats.append(codes * scale.values[..., None])
                 case _:
-                    fraction = self.program.buffers[name].type.get("fraction", 0)
+                    kind = self.program.buffers[name].type
+                    fraction = (
+                        kind.fraction if isinstance(kind, values.Fixed | values.Scores) else 0
+                    )
                     floats.append(np.ldexp(result.astype(np.float64), -fraction))
         return floats
 
@@ -267,15 +288,45 @@ class Simulator:
     def _prepare(self, block: Block) -> Iterator[list[Action]]:
         readers = _readers(self.program, block)
         for instance in block.instances:
-            actions: list[Action] = []
-            for instruction, reads in zip(block.instructions, readers, strict=True):
-                uses = {role: instance[slot] for role, slot in instruction.uses.items()}
-                bind = _BINDERS[instruction.opcode]
-                actions.append(bind(self, instruction, uses, reads))
-            yield actions
+            yield [
+                self._bind(one.does.bound(instance), reads)
+                for one, reads in zip(block.instructions, readers, strict=True)
+            ]
 
-    def _fraction(self, name: str) -> int:
-        return self.program.buffers[name].type["fraction"]
+    def _bind(self, one: Does[str], reads: Sequence[Action]) -> Action:
+        """What computes an instruction instance, from what gives its operands."""
+        match one:
+            case Embed():
+                return self._embed(one)
+            case Product() if one.weights in self.program.slots:
+                return self._slot(one, reads)
+            case Product():
+                return self._matvec(one, reads)
+            case RMSNorm() | LayerNorm():
+                return self._norm(one, reads)
+            case Quantize():
+                return self._quantize(one, reads)
+            case Rotary():
+                return self._rotary(one, reads)
+            case Append():
+                return lambda c: self.stores[one.cache].append(reads[0](c), c.first)
+            case QueryKey():
+                return self._query_key(one, reads)
+            case Softmax():
+                return self._softmax(one, reads)
+            case WeightedSum():
+                return self._weighted_sum(one, reads)
+            case ElementwiseInstruction():
+                return self._elementwise(one, reads)
+            case Copy():
+                return reads[0]
+            case Sample():
+                return lambda c: self._ops.argmax(reads[0](c))
+            case Switch():
+                # That banks are on when they are read is a matter of time.
+                return lambda c: None
+            case _:
+                raise CompilerBug(f"the simulator cannot execute {one.opcode}")
 
     def _vector(self, name: str) -> Ints:
         return self._images.dense(name).astype(np.int64)
@@ -313,9 +364,9 @@ class Simulator:
 
         return product
 
-    def _embed(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:
-        parameter = self.program.parameters[uses["table"]]
-        frac, counter = self._fraction(one.writes[0]), self._counter
+    def _embed(self, one: Embed[str]) -> Action:
+        parameter = self.program.parameters[one.table]
+        frac, counter = self.program.fraction(one.output), self._counter
         if parameter.code.startswith("fixed"):
             table = self._images.dense(parameter.name)
             return lambda c: self._ops.embed(
@@ -326,17 +377,17 @@ class Simulator:
             matrix.values(c.tokens), matrix.exponent, frac, saturations=counter
         )
 
-    def _slot(self, one: Instruction, slot: str, reads: Sequence[Action]) -> Action:
+    def _slot(self, one: Product[str], reads: Sequence[Action]) -> Action:
         """The product with A or B of whatever adapter is loaded."""
-        site, half = self.program.slots[slot]
-        fmt = self.program.buffers[one.reads[0]].type["format"]
-        shift, frac = one.arguments["pre_shift"], self._fraction(one.writes[0])
+        site, half = self.program.slots[one.weights]
+        fmt = self.program.value(one.input, values.Quantized).format
+        shift, frac = one.pre_shift, self.program.fraction(one.output)
         size, counter = site.rank if half == "a" else site.rows, self._counter
 
         def run(c: Context) -> Ints:
             x: Quantized = reads[0](c)
             residual = reads[1](c) if len(reads) > 1 else None
-            adapter = self._adapter.get(slot)
+            adapter = self._adapter.get(one.weights)
             if adapter is None:
                 return np.zeros((len(x.codes), size), np.int64) if residual is None else residual
             if half == "a":
@@ -352,14 +403,12 @@ class Simulator:
 
         return run
 
-    def _matvec(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:
-        if uses["weights"] in self.program.slots:
-            return self._slot(one, uses["weights"], reads)
-        fmt = self.program.buffers[one.reads[0]].type["format"]
-        matrix = self._images.matrix(uses["weights"])
+    def _matvec(self, one: Product[str], reads: Sequence[Action]) -> Action:
+        fmt = self.program.value(one.input, values.Quantized).format
+        matrix = self._images.matrix(one.weights)
         product = self._product(matrix, fmt)
-        shift, frac = one.arguments["pre_shift"], self._fraction(one.writes[0])
-        bias = self._addend(uses["bias"], frac) if "bias" in uses else None
+        shift, frac = one.pre_shift, self.program.fraction(one.output)
+        bias = None if one.bias is None else self._addend(one.bias, frac)
         counter = self._counter
 
         def run(c: Context) -> Ints:
@@ -378,14 +427,15 @@ class Simulator:
 
         return run
 
-    def _norm(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:
-        gamma = self._vector(uses["gamma"])
-        exponent = self.program.parameters[uses["gamma"]].exponent
-        eps = real(one.arguments["eps"])
-        fractions = self._fraction(one.reads[0]), self._fraction(one.writes[0])
+    def _norm(self, one: RMSNorm[str] | LayerNorm[str], reads: Sequence[Action]) -> Action:
+        gamma, eps = self._vector(one.gamma), one.eps
+        exponent = self.program.parameters[one.gamma].exponent
+        fractions = self.program.fraction(one.input), self.program.fraction(one.output)
         counter = self._counter
-        groups, centred = one.arguments.get("groups", 1), one.opcode == "layer_norm"
-        beta = self._addend(uses["beta"], fractions[1]) if "beta" in uses else None
+        groups = one.groups if isinstance(one, RMSNorm) else 1
+        beta = None
+        if isinstance(one, LayerNorm) and one.beta is not None:
+            beta = self._addend(one.beta, fractions[1])
         return lambda c: self._ops.norm(
             reads[0](c),
             gamma,
@@ -394,17 +444,17 @@ class Simulator:
             *fractions,
             groups,
             counter,
-            centred=centred,
+            centred=isinstance(one, LayerNorm),
             beta=beta,
         )
 
-    def _quantize(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:
-        frac = self._fraction(one.reads[0])
-        kind = self.program.buffers[one.writes[0]].type
-        fmt, groups, counter = kind["format"], kind["groups"], self._counter
-        if "scale_of" not in uses:
+    def _quantize(self, one: Quantize[str], reads: Sequence[Action]) -> Action:
+        frac = self.program.fraction(one.input)
+        kind = self.program.value(one.output, values.Quantized)
+        fmt, groups, counter = kind.format, kind.groups, self._counter
+        if one.scale_of is None:
             return lambda c: self._ops.quantize(reads[0](c), fmt, frac, groups)
-        cache = self.program.caches[uses["scale_of"]]
+        cache = self.program.caches[one.scale_of]
         assert cache.static_scale is not None and cache.static_inverse is not None
         inverse, scale = cache.static_inverse, Scale.of(cache.static_scale)
 
@@ -421,40 +471,36 @@ class Simulator:
 
         return run
 
-    def _rotary(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:
+    def _rotary(self, one: Rotary[str], reads: Sequence[Action]) -> Action:
         # Indexing a memory map itself costs more than the whole operator.
-        cos, sin = (np.asarray(self._images.dense(uses[name])) for name in ("cos", "sin"))
-        heads, counter = one.arguments["heads"], self._counter
-        interleaved = one.arguments.get("interleaved", False)
-        frac = self.program.parameters[uses["cos"]].exponent
+        cos, sin = (np.asarray(self._images.dense(name)) for name in (one.cos, one.sin))
+        heads, interleaved, counter = one.heads, one.interleaved, self._counter
+        frac = self.program.parameters[one.cos].exponent
         return lambda c: self._ops.rotary(
             reads[0](c), cos[c.positions], sin[c.positions], heads, interleaved, counter, frac
         )
 
-    def _append(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:
-        name = uses["cache"]
-        return lambda c: self.stores[name].append(reads[0](c), c.first)
-
-    def _query_key(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:
-        name, cache = uses["keys"], self.program.caches[uses["keys"]]
-        kind = self.program.buffers[one.reads[0]].type
-        heads, width, fmt = kind["groups"], kind["width"], kind["format"]
-        factor, shift = real(one.arguments["score_scale"]), one.arguments["pre_shift"]
-        window, counter = one.arguments["window"], self._counter
+    def _query_key(self, one: QueryKey[str], reads: Sequence[Action]) -> Action:
+        name, cache = one.keys, self.program.caches[one.keys]
+        kind = self.program.value(one.query, values.Quantized)
+        heads, width, fmt = kind.groups, kind.width, kind.format
+        factor, shift, counter = one.score_scale, one.pre_shift, self._counter
         after: list[tuple[Elementwise, Constants[int]]] = []
-        if "cap" in one.arguments:
-            inverse, cap, log2e = (real(one.arguments[n]) for n in ("cap_inverse", "cap", "log2e"))
-            capped, scaled = ELEMENTWISE["softcap"], ELEMENTWISE["scale"]
-            fractions = (SCORE_FRAC,), SCORE_FRAC
+        if one.softcap is not None:
+            inverse, cap, log2e = one.softcap
+            parts = (
+                Softcap(input=one.query, output=one.output, inverse=inverse, cap=cap),
+                ScaleBy(input=one.query, output=one.output, factor=log2e),
+            )
             after = [
-                (capped, capped.constants(*fractions, {"inverse": inverse, "cap": cap})),
-                (scaled, scaled.constants(*fractions, {"factor": log2e})),
+                (part.formula, part.formula.constants((SCORE_FRAC,), SCORE_FRAC, part.constants))
+                for part in parts
             ]
 
         def run(c: Context) -> Ints:
             q: Quantized = reads[0](c)
             codes = q.codes.reshape(len(q.codes), heads, width)
-            keys, scale = self.stores[name].read(_span(c, window))
+            keys, scale = self.stores[name].read(_span(c, one))
             dots = self._ops.query_key(codes, keys, fmt, cache.format)
             scores = self._ops.score_scale(dots, q.scale, scale, factor, shift, counter)
             for formula, constants in after:
@@ -463,12 +509,12 @@ class Simulator:
 
         return run
 
-    def _softmax(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:
-        name, window = uses["values"], one.arguments["window"]
-        fmt = self.program.buffers[one.writes[0]].type["format"]
+    def _softmax(self, one: Softmax[str], reads: Sequence[Action]) -> Action:
+        name, window = one.values, one.window
+        fmt = self.program.value(one.output, values.Probabilities).format
 
         def run(c: Context) -> Probabilities:
-            span = _span(c, window)
+            span = _span(c, one)
             _, scale = self.stores[name].read(span)
             mask = None
             if len(c.tokens) > 1:
@@ -480,18 +526,16 @@ class Simulator:
 
         return run
 
-    def _weighted_sum(
-        self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]
-    ) -> Action:
-        name, cache = uses["values"], self.program.caches[uses["values"]]
-        shift, frac = one.arguments["pre_shift"], self._fraction(one.writes[0])
-        window, counter = one.arguments["window"], self._counter
+    def _weighted_sum(self, one: WeightedSum[str], reads: Sequence[Action]) -> Action:
+        name, cache = one.values, self.program.caches[one.values]
+        shift, frac = one.pre_shift, self.program.fraction(one.output)
+        counter = self._counter
 
         def run(c: Context) -> Ints:
             p: Probabilities = reads[0](c)
-            values, _ = self.stores[name].read(_span(c, window))
+            cached, _ = self.stores[name].read(_span(c, one))
             sums = self._ops.weighted_sum(
-                p.quantized.codes, values, p.quantized.format, cache.format
+                p.quantized.codes, cached, p.quantized.format, cache.format
             )
             scale = self._ops.multiply(p.quantized.scale, self._ops.reciprocal_scale(p.total))
             return self._ops.requantize(
@@ -500,57 +544,19 @@ class Simulator:
 
         return run
 
-    def _elementwise(
-        self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]
-    ) -> Action:
-        into, counter = self._fraction(one.writes[0]), self._counter
-        fractions = [self._fraction(name) for name in one.reads]
-        if one.opcode == "copy":
-            return reads[0]
-        given = dict(one.arguments)
-        formula = ELEMENTWISE[given.pop("kind", one.opcode)]
-        reals = {name: real(value) for name, value in given.items()}
-        constants = formula.constants(fractions, into, reals)
+    def _elementwise(self, one: ElementwiseInstruction[str], reads: Sequence[Action]) -> Action:
+        formula, counter, (target,) = one.formula, self._counter, one.writes
+        fractions = [self.program.fraction(name) for name in one.reads]
+        constants = formula.constants(fractions, self.program.fraction(target), one.constants)
         first, last = reads[0], reads[-1]
         if formula.operands == 1:
             return lambda c: self._ops.elementwise(formula, (first(c),), constants, counter)
         return lambda c: self._ops.elementwise(formula, (first(c), last(c)), constants, counter)
 
-    def _switch(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:
-        """ROM banks on or off: that they are on when they are read is a matter of time."""
-        return lambda c: None
 
-    def _sample(self, one: Instruction, uses: dict[str, str], reads: Sequence[Action]) -> Action:
-        return lambda c: self._ops.argmax(reads[0](c))
-
-
-_BINDERS: dict[str, Callable[..., Action]] = {
-    "embed": Simulator._embed,
-    "matvec": Simulator._matvec,
-    "rms_norm": Simulator._norm,
-    "layer_norm": Simulator._norm,
-    "quantize": Simulator._quantize,
-    "rotary": Simulator._rotary,
-    "append": Simulator._append,
-    "query_key": Simulator._query_key,
-    "softmax": Simulator._softmax,
-    "weighted_sum": Simulator._weighted_sum,
-    "add": Simulator._elementwise,
-    "mul": Simulator._elementwise,
-    "scale": Simulator._elementwise,
-    "softcap": Simulator._elementwise,
-    "activate": Simulator._elementwise,
-    "copy": Simulator._elementwise,
-    "sample": Simulator._sample,
-    "wake": Simulator._switch,
-    "sleep": Simulator._switch,
-}
-
-
-def _span(context: Context, window: int) -> slice:
+def _span(context: Context, one: OverTokens[str]) -> slice:
     """Cached tokens that any of the tokens at hand sees."""
-    first = max(0, context.first - window + 1) if window else 0
-    return slice(first, context.first + len(context.tokens))
+    return slice(one.first(context.first), context.first + len(context.tokens))
 
 
 def _readers(program: Program, block: Block) -> list[list[Action]]:
@@ -571,7 +577,7 @@ def _readers(program: Program, block: Block) -> list[list[Action]]:
     for one in block.instructions:
         actions: list[Action] = []
         for name in one.reads:
-            if name in written or name == "token":
+            if name in written or name in program.accepted:
                 actions.append(lambda c, name=name: c.values[name])
                 continue
             actions.append(_part(program, name, order))
@@ -584,7 +590,8 @@ def _part(program: Program, name: str, order: Sequence[str]) -> Action:
     part = program.span(name)
     for source_name in reversed(order):
         source = program.span(source_name)
-        if part is None or source is None or program.buffers[source_name].type["kind"] != "fixed":
+        is_fixed = isinstance(program.buffers[source_name].type, values.Fixed)
+        if part is None or source is None or not is_fixed:
             continue
         if part.memory == source.memory and source.first <= part.first and part.last <= source.last:
             where = slice(part.first - source.first, part.last - source.first)

@@ -11,6 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.backend.program.program import Block, Instruction
+from intaglio.dialects.isa.attention import WeightedSum
+from intaglio.dialects.isa.matrix import Product
+from intaglio.dialects.isa.values import Fixed
+from intaglio.dialects.isa.vector import Copy, LayerNorm, RMSNorm
 from intaglio.runtime.judge.defaults import OPERATOR_THRESHOLD
 from intaglio.runtime.judge.reference import nodes_of
 from intaglio.runtime.loaded_model import LoadedModel
@@ -40,8 +44,6 @@ class _Observed:
     value: str
 
 
-_INNER = {"quantize", "append", "query_key", "softmax", "copy", "sample"}
-"""Opcodes whose results are no values of an ONNX graph."""
 _RESIDUAL_OUTPUT = 3
 """The output of a Skip...Normalization that holds the sum."""
 _ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention")
@@ -49,9 +51,12 @@ _ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention")
 
 def _value_of(one: Instruction, op_type: str, outputs: Sequence[str]) -> str | None:
     """The output of its last node that an instruction computes, if any."""
-    if one.opcode in _INNER or (op_type in _ATTENTION and one.opcode != "weighted_sum"):
+    does = one.does
+    # Values of an ONNX graph are the fixed-point ones; a copy's is another instruction's.
+    is_inner = isinstance(does, Copy) or [out.kind for out in does.form.writes] != [Fixed]
+    if is_inner or (op_type in _ATTENTION and not isinstance(does, WeightedSum)):
         return None
-    is_norm = one.opcode in ("rms_norm", "layer_norm")
+    is_norm = isinstance(does, RMSNorm | LayerNorm)
     number = _RESIDUAL_OUTPUT if op_type.startswith("Skip") and not is_norm else 0
     return (outputs[number] or None) if number < len(outputs) else None
 
@@ -75,7 +80,7 @@ def _names(
         return next(
             other.onnx[min(instance, len(other.onnx) - 1)]
             for other in block.instructions
-            if buffers.get(other.uses.get("weights", "")) == site.matrix
+            if isinstance(other.does, Product) and buffers[other.does.weights] == site.matrix
         )
     is_base = any(site.matrix == weights for site in program.sites.values())
     return () if is_base and chip.adapter is not None else own
@@ -88,7 +93,7 @@ def _observations(chip: LoadedModel) -> Iterator[tuple[Instruction, _Observed | 
     for block in chip.program.blocks:
         for instance, buffers in enumerate(block.instances):
             for index, one in enumerate(block.instructions):
-                weights = buffers.get(one.uses.get("weights", ""), "")
+                weights = buffers[one.does.weights] if isinstance(one.does, Product) else ""
                 names = _names(chip, block, instance, one, weights)
                 observed = None
                 if names and names[-1] in nodes:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.dialects.isa.values import Fixed
+
 if TYPE_CHECKING:
     from intaglio.backend.program.program import Instruction
     from intaglio.runtime.engines.simulator import Simulator
@@ -57,7 +59,8 @@ def saturation(
 
     simulator.reset()
     error = _error(simulator, simulator.forward(ids, observe=observe), judged)
-    most = max(one.type["fraction"] for one in _fixed(simulator))
+    buffers = simulator.program.buffers.values()
+    most = max(one.type.fraction for one in buffers if isinstance(one.type, Fixed))
     tried: list[dict[str, Any]] = []
     for bits in TRIED if seen else ():
         if bits >= most:
@@ -86,11 +89,6 @@ def saturation(
         "tried": tried,
         "remedy": min(better, key=lambda one: one["saturations"], default=None),
     }
-
-
-def _fixed(simulator: Simulator) -> list[Any]:
-    buffers = simulator.program.buffers.values()
-    return [one for one in buffers if one.type["kind"] == "fixed"]
 
 
 def _error(

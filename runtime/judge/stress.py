@@ -21,6 +21,9 @@ import numpy as np
 from intaglio.backend.images.read import Images
 from intaglio.backend.program.program import Instruction
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.isa.attention import OverTokens
+from intaglio.dialects.isa.cache import Append
+from intaglio.dialects.isa.vector import Quantize
 from intaglio.dialects.semantics import Quantized
 from intaglio.runtime.engines.rtl import Difference, RTLChip, compare_token
 from intaglio.runtime.engines.simulator import Simulator
@@ -134,10 +137,10 @@ class _Round:
         """Of the first token: an end, or beside a place where a block or a window ends."""
         capacity, machine = self.program.capacity, self.program.machine
         windows = {
-            window
+            one.does.window
             for block in self.program.blocks
             for one in block.instructions
-            if (window := one.arguments.get("window", 0))
+            if isinstance(one.does, OverTokens) and one.does.window
         }
         steps = (machine.h_units, machine.vector_lanes, machine.kv_on_die or capacity, *windows)
         places = {0, 1, capacity - 2, capacity - 1, *(s + d for s in steps for d in (-1, 0, 1))}
@@ -271,11 +274,11 @@ class _Round:
         if not one.writes:
             return None
         name = one.writes[0]
-        if self.program.buffers[name].type["kind"] not in stress_content.CHANGED:
+        if not isinstance(self.program.buffers[name].type, stress_content.CHANGED):
             return None
         if isinstance(value, Quantized):
             # A scale that is known at compile time is nobody's to change.
-            is_static = "scale_of" in one.uses
+            is_static = isinstance(one.does, Quantize) and one.does.scale_of is not None
             is_cached = name in self._appended
             return None if is_static else stress_content.quantized(value, is_cached, self.rng)
         return stress_content.fixed(np.shape(value), self.rng)
@@ -283,8 +286,8 @@ class _Round:
     @cached_property
     def _appended(self) -> frozenset[str]:
         """Buffers that go into caches."""
-        every = (one for block in self.program.blocks for one in block.instructions)
-        return frozenset(one.reads[0] for one in every if one.opcode == "append")
+        every = (one.does for block in self.program.blocks for one in block.instructions)
+        return frozenset(one.input for one in every if isinstance(one, Append))
 
     def _disturb(self) -> None:
         """Inputs that mean nothing while a token is worked on."""

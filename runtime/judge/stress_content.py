@@ -20,11 +20,19 @@ from intaglio.backend.program.program import Cache, Instruction, Parameter, Prog
 from intaglio.dialects import semantics
 from intaglio.dialects.codes import FORMATS, SLOT_BITS, AdapterMatrix, Matrix, container_bits
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS, Ints, Real, Scale
+from intaglio.dialects.isa import values
+from intaglio.dialects.isa.attention import QueryKey, WeightedSum
+from intaglio.dialects.isa.instruction import Instruction as Does
+from intaglio.dialects.isa.matrix import Product
+from intaglio.dialects.isa.vector import LayerNorm, RMSNorm, Rotary, ScaleBy
 from intaglio.dialects.semantics import Quantized
 
 Random = np.random.Generator
 
-CHANGED = ("fixed", "scores", "quantized")
+SHIFTED = (Product, QueryKey, WeightedSum)
+"""Instructions whose accumulators are shifted before they are scaled."""
+
+CHANGED = (values.Fixed, values.Scores, values.Quantized)
 """Kinds of buffers whose contents are changed between instructions."""
 _STORED_EXPONENTS, _CACHED_EXPONENTS = 512, 128
 """Exponents of quantised vectors, and of those that go into a cache: signed numbers below this."""
@@ -219,12 +227,11 @@ def changed_program(program: Program, rng: Random) -> Program:
     """
     # Their fraction is that of what they meet: no instruction has a shift for it.
     placed = {
-        instance.get(one.uses[role], one.uses[role])
+        name
         for block in program.blocks
         for instance in block.instances
         for one in block.instructions
-        for role in ("cos", "sin", "bias", "beta")
-        if role in one.uses
+        for name in _added_or_turned(one.does.bound(instance))
     }
     parameters = {
         name: one if name in placed else _changed_exponent(one, rng)
@@ -233,9 +240,9 @@ def changed_program(program: Program, rng: Random) -> Program:
     most: dict[str, int] = {}
     for block in program.blocks:
         for one in block.instructions:
-            if "pre_shift" in one.arguments:
+            if isinstance(one.does, SHIFTED):
                 kind = _unit_of(one)
-                most[kind] = max(most.get(kind, 0), one.arguments["pre_shift"])
+                most[kind] = max(most.get(kind, 0), one.does.pre_shift)
     blocks = [
         replace(block, instructions=[_changed(one, most, rng) for one in block.instructions])
         for block in program.blocks
@@ -253,31 +260,40 @@ def _changed_exponent(parameter: Parameter, rng: Random) -> Parameter:
     return replace(parameter, exponent=parameter.exponent + _step(rng))
 
 
+def _added_or_turned(one: Does[str]) -> tuple[str | None, ...]:
+    match one:
+        case Product():
+            return (one.bias,)
+        case LayerNorm():
+            return (one.beta,)
+        case Rotary():
+            return one.cos, one.sin
+        case _:
+            return ()
+
+
 def _changed(one: Instruction, most: Mapping[str, int], rng: Random) -> Instruction:
     """An instruction with other constants: a shift between its own and the unit's largest."""
-    arguments = dict(one.arguments)
-    for name, value in one.arguments.items():
-        if rng.integers(2):
-            continue
-        match name:
-            case "pre_shift":
-                arguments[name] = int(rng.integers(value, most[_unit_of(one)] + 1))
-            case "eps":
-                arguments[name] = _pair(Real.of(float(rng.choice(_EPSILONS))))
-            case "score_scale" | "factor":
-                # A mantissa of 24 bits, with ones at both ends now and then.
-                top = 1 << (SCALE_BITS - 1)
-                mantissa = int(rng.choice([top, 2 * top - 1, top | int(rng.integers(top))]))
-                exponent = value[1] + _step(rng)
-                sign = -1 if name == "factor" and rng.integers(2) else 1
-                arguments[name] = [sign * mantissa, exponent]
-            case _:
-                pass
-    return replace(one, arguments=arguments)
+    does = one.does
+    if isinstance(does, SHIFTED) and rng.integers(2):
+        shift = int(rng.integers(does.pre_shift, most[_unit_of(one)] + 1))
+        does = replace(does, pre_shift=shift)
+    if isinstance(does, RMSNorm | LayerNorm) and rng.integers(2):
+        does = replace(does, eps=Real.of(float(rng.choice(_EPSILONS))))
+    if isinstance(does, QueryKey) and rng.integers(2):
+        does = replace(does, score_scale=_scaled(does.score_scale, rng))
+    if isinstance(does, ScaleBy) and rng.integers(2):
+        factor = _scaled(does.factor, rng)
+        sign = -1 if rng.integers(2) else 1
+        does = replace(does, factor=Real(sign * factor.mantissa, factor.exponent))
+    return replace(one, does=does)
 
 
-def _pair(value: Real) -> list[int]:
-    return [value.mantissa, value.exponent]
+def _scaled(value: Real, rng: Random) -> Real:
+    """Another number of about the size: 24 bits of mantissa, with ones at both ends at times."""
+    top = 1 << (SCALE_BITS - 1)
+    mantissa = int(rng.choice([top, 2 * top - 1, top | int(rng.integers(top))]))
+    return Real(mantissa, value.exponent + _step(rng))
 
 
 def fixed(shape: tuple[int, ...], rng: Random) -> Ints | None:

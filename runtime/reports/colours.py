@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from intaglio.dialects.isa import attention, cache, matrix, power, vector
+
 PAPER = ("#ffffff", "#16191d")
 """The page: light, dark."""
 
@@ -46,25 +48,25 @@ PATTERNS: dict[str, tuple[int, int, str]] = {
 """Size of a tile, degrees it is turned by, and what is drawn on it in the page's colour."""
 
 _OPCODE_PATTERNS = {
-    "matvec": "solid",
-    "embed": "dots",
-    "query_key": "diagonal",
-    "weighted_sum": "lines",
-    "softmax": "solid",
-    "rms_norm": "diagonal",
-    "layer_norm": "back",
-    "quantize": "dots",
-    "rotary": "bars",
-    "activate": "broad-lines",
-    "add": "grid",
-    "mul": "net",
-    "scale": "broad-diagonal",
-    "softcap": "rings",
-    "copy": "lines",
-    "sample": "broad-bars",
-    "append": "solid",
-    "wake": "solid",
-    "sleep": "diagonal",
+    matrix.Matvec.opcode: "solid",
+    matrix.Embed.opcode: "dots",
+    attention.QueryKey.opcode: "diagonal",
+    attention.WeightedSum.opcode: "lines",
+    vector.Softmax.opcode: "solid",
+    vector.RMSNorm.opcode: "diagonal",
+    vector.LayerNorm.opcode: "back",
+    vector.Quantize.opcode: "dots",
+    vector.Rotary.opcode: "bars",
+    vector.Activate.opcode: "broad-lines",
+    vector.Add.opcode: "grid",
+    vector.Mul.opcode: "net",
+    vector.ScaleBy.opcode: "broad-diagonal",
+    vector.Softcap.opcode: "rings",
+    vector.Copy.opcode: "lines",
+    vector.Sample.opcode: "broad-bars",
+    cache.Append.opcode: "solid",
+    power.Wake.opcode: "solid",
+    power.Sleep.opcode: "diagonal",
 }
 
 

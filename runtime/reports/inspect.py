@@ -15,6 +15,9 @@ from intaglio.backend.program.program import Program, load_program
 from intaglio.backend.target.file import read_target
 from intaglio.backend.target.target import Target
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.isa.matrix import Embed, Product
+from intaglio.dialects.isa.values import Fixed
+from intaglio.dialects.isa.vector import Sample
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.memories import OF_VALUES, size_of
 from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
@@ -131,16 +134,15 @@ def check_positions(program: Program, positions: Sequence[int]) -> None:
 def _fraction_bits(program: Program) -> dict[str, Any]:
     """Fraction bits of fixed-point values: of embeddings, of the logits, and all that occur."""
     fractions = {
-        name: one.type["fraction"]
+        name: one.type.fraction
         for name, one in program.buffers.items()
-        if one.type["kind"] == "fixed"
+        if isinstance(one.type, Fixed)
     }
     embedded = [
-        fractions[name]
+        fractions[one.does.output]
         for block in program.blocks
         for one in block.instructions
-        if one.opcode == "embed"
-        for name in one.writes
+        if isinstance(one.does, Embed)
     ]
     return {
         "embedding": max(embedded),
@@ -295,7 +297,7 @@ def _position(
         busy[one.queue] = busy.get(one.queue, 0) + finish - int(span.start[0])
         own[one.queue] = own.get(one.queue, 0) + finish - int(span.start[0]) + program.machine.issue
         period = max(period, finish)
-        if one.opcode == "sample":
+        if isinstance(one.does, Sample):
             out = finish
     by_queue: dict[str, int] = {}
     by_opcode: dict[str, int] = {}
@@ -307,8 +309,8 @@ def _position(
         block = program.blocks[span.block]
         one = block.instructions[span.instruction]
         cycles = int(span.finish[0] - span.start[0])
-        weights = one.uses.get("weights", "")
-        if block.instances[span.instance].get(weights, weights) in program.slots:
+        does = one.does.bound(block.instances[span.instance])
+        if isinstance(does, Product) and does.weights in program.slots:
             in_slots += cycles + program.machine.issue
         by_queue[one.queue] = by_queue.get(one.queue, 0) + cycles
         by_opcode[one.opcode] = by_opcode.get(one.opcode, 0) + cycles

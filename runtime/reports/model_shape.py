@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from math import prod
 
 from intaglio.backend.program.program import Parameter, Program
+from intaglio.dialects.isa.attention import QueryKey
+from intaglio.dialects.isa.matrix import Embed
+from intaglio.dialects.isa.values import Fixed
+from intaglio.dialects.isa.vector import Rotary
 from intaglio.runtime.reports.wording import counted
 
 
@@ -21,16 +25,17 @@ def model_shape(program: Program) -> dict[str, int]:
     others: dict[str, Parameter] = {}
     for block in program.blocks:
         for one in block.instructions:
-            layers += len(block.instances) * (one.opcode == "query_key")
-            if one.opcode == "embed":
-                hidden = max(hidden, *(program.buffers[n].type["size"] for n in one.writes))
-            for role, slot in one.uses.items():
-                for bound in block.instances:
-                    name = bound.get(slot, slot)
+            layers += len(block.instances) * isinstance(one.does, QueryKey)
+            if isinstance(one.does, Embed):
+                hidden = max(hidden, program.value(one.does.output, Fixed).size)
+            if isinstance(one.does, Rotary):
+                continue
+            for bound in block.instances:
+                for name in one.does.bound(bound).uses.values():
                     parameter = program.parameters.get(name)
-                    if parameter is None or parameter.is_slot or role in ("cos", "sin"):
+                    if parameter is None or parameter.is_slot:
                         continue
-                    (tables if role == "table" else others)[name] = parameter
+                    (tables if isinstance(one.does, Embed) else others)[name] = parameter
     # A key names the tensors of the model, and numbers those that are stored in several forms.
     known = {one.key.partition("#")[0] for one in others.values()}
     counted_once = [one for one in tables.values() if one.key.partition("#")[0] not in known]

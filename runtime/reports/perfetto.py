@@ -18,6 +18,7 @@ from typing import Any
 
 from intaglio.backend.program.program import Program, load_program
 from intaglio.dialects import timeline
+from intaglio.dialects.isa.matrix import Product
 from intaglio.dialects.isa.queues import QUEUES
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
@@ -154,9 +155,9 @@ def _counters(program: Program, mapping: JSONFile, found: Sequence[Step]) -> Ite
         start, finish = int(span.start[0]), int(span.finish[0])
         queues[start] = queues.get(start, 0) + 1
         queues[finish] = queues.get(finish, 0) - 1
-        slot = one.uses.get("weights", "")
-        matrix = placed.get(block.instances[span.instance].get(slot, slot))
-        if one.opcode == "matvec" and matrix is not None and finish > start:
+        does = one.does.bound(block.instances[span.instance])
+        matrix = placed.get(does.weights) if isinstance(does, Product) else None
+        if matrix is not None and finish > start:
             # One queue: a product starts after the last one's finish.
             bound = lower_bound_cycles(matrix.shape, machine, passes)
             busy[start] = lanes * bound / (finish - start)
@@ -200,7 +201,7 @@ def _instruction(
             "queue": one.queue,
             "reads": list(one.reads),
             "writes": list(one.writes),
-            "uses": {slot: bound.get(name, name) for slot, name in one.uses.items()},
+            "uses": one.does.bound(bound).uses,
             "duration": str(one.issue.duration),
         },
     )

@@ -216,7 +216,7 @@ def _boxes(program: Program, position: int) -> tuple[dict[str, list[Box]], int]:
         )
         nodes = one.onnx[span.instance if len(one.onnx) > 1 else 0]
         bound = block.instances[span.instance]
-        tensors = [f"{role} {bound.get(slot, slot)}" for role, slot in one.uses.items()]
+        tensors = [f"{role} {bound.get(slot, slot)}" for role, slot in one.does.uses.items()]
         found[one.queue].append(
             Box(
                 start,

@@ -24,6 +24,7 @@ from intaglio.backend.program.program import Program
 from intaglio.backend.target.formula import names
 from intaglio.backend.target.report import source_keys
 from intaglio.backend.target.target import Target
+from intaglio.dialects.isa.power import Switch, Wake
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import activation_passes
 from intaglio.runtime.reports.rom_use import Placed, products
@@ -84,13 +85,13 @@ def on_times(program: Program, position: int, ranks: Ranks | None = None) -> OnT
         one = block.instructions[span.instruction]
         start, finish = int(span.start[0]), int(span.finish[0])
         period = max(period, finish)
-        if one.opcode not in ("wake", "sleep"):
+        does = one.does.bound(block.instances[span.instance])
+        if not isinstance(does, Switch):
             continue
-        slot = one.uses["domain"]
-        domain = block.instances[span.instance].get(slot, slot)
+        domain = does.domain
         if domain not in domains:
             continue
-        if one.opcode == "wake":
+        if isinstance(does, Wake):
             since.setdefault(domain, start)
         else:
             domains[domain].append((since.pop(domain, 0), finish))

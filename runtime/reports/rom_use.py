@@ -7,6 +7,7 @@ from pathlib import Path
 
 from intaglio.backend.output.output import MAPPING
 from intaglio.backend.program.program import Parameter, Program
+from intaglio.dialects.isa.matrix import Matvec, Product
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import SCALE_BITS, MatrixShape, Piece
@@ -91,11 +92,11 @@ def placed_matrices(program: Program, mapping: JSONFile) -> dict[str, Placed]:
 def products(program: Program) -> list[str]:
     """The matrix of every product that one token with a wanted successor takes."""
     return [
-        instance[one.uses["weights"]]
+        instance[one.does.weights]
         for block in program.blocks
         for instance in block.instances
         for one in block.instructions
-        if one.opcode == "matvec" and one.queue == "matrix"
+        if isinstance(one.does, Matvec)
     ]
 
 
@@ -113,10 +114,9 @@ def heads(program: Program) -> set[str]:
         for one in reversed(block.instructions):
             if not any(overlap(name, other) for name in one.writes for other in wanted):
                 continue
-            product = one.opcode == "matvec"
-            if product and one.queue == "matrix":
-                found.add(block.instances[0][one.uses["weights"]])
+            if isinstance(one.does, Matvec):
+                found.add(block.instances[0][one.does.weights])
             # A buffer may be read where it is written; its value before is another's.
             wanted = {name for name in wanted if not any(overlap(name, w) for w in one.writes)}
-            wanted |= set(one.reads[1:] if product else one.reads)
+            wanted |= set(one.reads[1:] if isinstance(one.does, Product) else one.reads)
     return found

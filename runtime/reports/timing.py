@@ -17,7 +17,9 @@ import numpy.typing as npt
 
 from intaglio.backend.program.program import Program
 from intaglio.dialects import timeline
+from intaglio.dialects.isa.adapter import AdapterMatvec
 from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.vector import Sample
 from intaglio.dialects.timeline import Span
 
 Cycles = npt.NDArray[np.int64]
@@ -83,10 +85,12 @@ def _instruction_ranks(program: Program, kept: Sequence[int], ranks: Ranks) -> t
     found: dict[tuple[int, int, int], int] = {}
     for number, block in enumerate(program.blocks[i] for i in kept):
         for instruction, one in enumerate(block.instructions):
+            if not isinstance(one.does, AdapterMatvec):
+                continue
             if "rank" not in one.issue.duration.variables:
                 continue
             for instance, bound in enumerate(block.instances):
-                site, _ = program.slots[bound[one.uses["weights"]]]
+                site, _ = program.slots[bound[one.does.weights]]
                 if rank := ranks.get(site.name, 0):
                     found[number, instance, instruction] = rank
     return found
@@ -108,7 +112,7 @@ def token_cycles(
     out: Cycles | None = None
     for span, block in spans(program, where, sampled, ranks):
         period = np.maximum(period, span.finish)
-        if program.blocks[block].instructions[span.instruction].opcode == "sample":
+        if isinstance(program.blocks[block].instructions[span.instruction].does, Sample):
             out = span.finish
     return TokenCycles(period, period if out is None else out)
 

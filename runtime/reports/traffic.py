@@ -17,13 +17,12 @@ import numpy.typing as npt
 
 from intaglio.backend.program.program import Cache, Program
 from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.isa.attention import OverTokens
+from intaglio.dialects.isa.parts import Access, Store
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.schedule import durations
 
 Bytes = npt.NDArray[np.int64]
-
-_READS = {"query_key": "keys", "weighted_sum": "values"}
-_WRITES = {"append": "cache"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,9 @@ def traffic(program: Program, positions: npt.ArrayLike, on_die: int | None = Non
         read = read + count * heads * block * outside
         blocks = durations.attended(window, machine.h_units)(tokens=where + 1)
         every = every + count * heads * block * blocks
-    vectors = sum(cache.heads * _port_bytes(cache, machine) for cache, _ in _uses(program, _WRITES))
+    vectors = sum(
+        cache.heads * _port_bytes(cache, machine) for cache, _ in _uses(program, Access.WRITE)
+    )
     written = np.where(where >= machine.kv_on_die, vectors, 0)
     return Traffic(read, written, every)
 
@@ -68,19 +69,19 @@ def traffic(program: Program, positions: npt.ArrayLike, on_die: int | None = Non
 def _passes(program: Program) -> Counter[tuple[int, int, str, int]]:
     """How often attention passes over a cache of so many heads, with such vectors and window."""
     return Counter(
-        (cache.heads, cache.width, cache.format, window) for cache, window in _uses(program, _READS)
+        (cache.heads, cache.width, cache.format, window)
+        for cache, window in _uses(program, Access.READ)
     )
 
 
-def _uses(program: Program, opcodes: dict[str, str]) -> Iterator[tuple[Cache, int]]:
-    """The cache of each instruction instance of some opcodes, and its window; 0: all tokens."""
+def _uses(program: Program, access: Access) -> Iterator[tuple[Cache, int]]:
+    """The caches whose codes instruction instances read or write, and windows; 0: all tokens."""
     for block in program.blocks:
         for one in block.instructions:
-            if one.opcode in opcodes:
-                slot = one.uses[opcodes[one.opcode]]
+            window = one.does.window if isinstance(one.does, OverTokens) else 0
+            for slot in one.does.slots(Store.CACHE, access):
                 for instance in block.instances:
-                    cache = program.caches[instance.get(slot, slot)]
-                    yield cache, one.arguments.get("window", 0)
+                    yield program.caches[instance.get(slot, slot)], window
 
 
 def _port_bytes(cache: Cache, machine: Machine) -> int:

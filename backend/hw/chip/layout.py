@@ -36,7 +36,7 @@ from intaglio.backend.hw.units.power import PowerUnit
 from intaglio.backend.hw.units.refusals import attempted, refuse
 from intaglio.backend.hw.units.unit import Unit
 from intaglio.backend.hw.units.vector import encode as vector_encode
-from intaglio.backend.hw.units.vector.encode import ConstantRows, Places, content_of
+from intaglio.backend.hw.units.vector.encode import ConstantRows, Places
 from intaglio.backend.hw.units.vector.interface import VectorUnit
 from intaglio.backend.hw.units.vector.shape import VectorShape
 from intaglio.dialects import memories
@@ -44,6 +44,8 @@ from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.encoded import DescriptorOp, QueueOp, Value, word_of
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.isa.adapter import AdapterMatvec
+from intaglio.dialects.isa.matrix import Product
 from intaglio.dialects.isa.queues import MATRIX, POWER, QUEUES, VECTOR
 
 if TYPE_CHECKING:
@@ -60,7 +62,6 @@ class Layout:
 
     Attributes:
         program: the program.
-        content: the same, in the form of program.json.
         units: all units.
         queues: what each queue executes.
         fields: of the descriptors of each queue's units.
@@ -75,7 +76,6 @@ class Layout:
     """
 
     program: Program
-    content: Mapping[str, Any]
     units: tuple[Unit, ...]
     queues: Mapping[str, QueueProgram]
     fields: Mapping[str, Fields]
@@ -126,8 +126,7 @@ def layout_of(program: Program) -> Layout:
     if missing := [name for name in memories.OF_VALUES if name not in program.memories]:
         raise UserError(f"the hardware needs a program with values in {', '.join(missing)}")
     rows = {name: program.memories[name].rows for name in memories.OF_VALUES}
-    content = content_of(program)
-    constants, biases, constant_rows = _constants(program, content)
+    constants, biases, constant_rows = _constants(program)
     vector_depth = max(rows[memories.VECTORS], rows[memories.CODES])
 
     matrix = matrix_plan.configure(
@@ -148,7 +147,7 @@ def layout_of(program: Program) -> Layout:
     if adapter_places is not None:
         adapters = AdapterModel(program, adapter_places, attention_model.row_bits)
     shape = VectorShape.of(
-        content,
+        program,
         constant_rows=max(2, constant_rows),
         score_rows=rows[memories.SCORES],
         probability_rows=rows[memories.PROBABILITIES],
@@ -176,7 +175,6 @@ def layout_of(program: Program) -> Layout:
     fields = queue_fields(units)
     return Layout(
         program=program,
-        content=content,
         units=units,
         queues=sequencer.unroll(
             [(one.timing, one.sampled) for one in program.blocks], list(fields)
@@ -237,28 +235,24 @@ def layout_with(layout: Layout, program: Program) -> Layout:
         layout: of the hardware.
         program: that of the layout with other exponents and constants of instructions.
     """
-    return replace(layout, program=program, content=content_of(program))
+    return replace(layout, program=program)
 
 
-def _constants(
-    program: Program, content: Mapping[str, Any]
-) -> tuple[dict[ConstantRows, int], dict[str, int], int]:
+def _constants(program: Program) -> tuple[dict[ConstantRows, int], dict[str, int], int]:
     """First rows in the constant ROM: for the vector unit, for biases; and how many rows."""
     lanes = program.machine.vector_lanes
     constants: dict[ConstantRows, int] = {}
     biases: dict[str, int] = {}
     rows = 0
-    for block in content["blocks"]:
-        for instance in block["instances"]:
-            for one in block["instructions"]:
-                if one["queue"] == "vector":
-                    used = vector_encode.constant_rows(content, one, instance)
-                    for form in used.values():
-                        if form not in constants:
-                            constants[form] = rows
-                            rows += _constant_depth(program, form)
-                elif "bias" in one["uses"]:
-                    name = instance[one["uses"]["bias"]]
+    for block in program.blocks:
+        for instance in block.instances:
+            for one in block.instructions:
+                for form in vector_encode.constant_rows(program, one, instance):
+                    if form not in constants:
+                        constants[form] = rows
+                        rows += _constant_depth(program, form)
+                if isinstance(one.does, Product) and one.does.bias is not None:
+                    name = instance[one.does.bias]
                     if name not in biases:
                         biases[name] = rows
                         rows += -(-program.parameters[name].dims[-1] // lanes)
@@ -303,7 +297,7 @@ def unit_values(
     Raises:
         UserError: the unit cannot execute the instruction; says why.
     """
-    program, content = layout.program, layout.content
+    program = layout.program
     block = program.blocks[entry.block]
     instruction, instance = block.instructions[entry.instruction], block.instances[entry.instance]
     if queue == MATRIX:
@@ -311,11 +305,10 @@ def unit_values(
             program, instruction, instance, layout.matrix, layout.biases, scales
         )
     if queue == VECTOR:
-        one = content["blocks"][entry.block]["instructions"][entry.instruction]
-        return vector_encode.encode(content, one, instance, layout.places)
+        return vector_encode.encode(program, instruction, instance, layout.places)
     if queue == POWER:
         return power.encode(tuple(program.domains), instruction, instance)
-    if instruction.opcode == "matvec":
+    if isinstance(instruction.does, AdapterMatvec):
         assert layout.adapters is not None
         own = adapter_model.encode(layout.adapters, instruction, instance)
         return {**own, adapter_model.SELECT: 1}

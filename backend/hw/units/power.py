@@ -20,7 +20,7 @@ from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Signal, cat,
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.gating import NO_DOMAIN, wanted_only
-from intaglio.dialects.isa.power import Sleep, Wake
+from intaglio.dialects.isa.power import Sleep, Switch, Wake
 from intaglio.dialects.isa.queues import POWER
 from intaglio.dialects.machine import Machine
 
@@ -94,13 +94,12 @@ def encode(
         instruction: `wake` or `sleep`.
         instance: what the block's instance binds its slots to.
     """
-    if instruction.opcode not in ("wake", "sleep"):
-        raise CompilerBug(f"the power queue cannot execute {instruction.opcode}")
-    slot = instruction.uses["domain"]
-    name = instance.get(slot, slot)
-    number = len(domains) if name == NO_DOMAIN else list(domains).index(name)
-    values = {"wake": int(instruction.opcode == "wake"), "domain": number}
-    return power_fields(domains).checked(values, instruction.opcode)
+    one = instruction.does.bound(instance)
+    if not isinstance(one, Switch):
+        raise CompilerBug(f"the power queue cannot execute {one.opcode}")
+    number = len(domains) if one.domain == NO_DOMAIN else list(domains).index(one.domain)
+    values = {"wake": int(isinstance(one, Wake)), "domain": number}
+    return power_fields(domains).checked(values, one.opcode)
 
 
 def _latencies(machine: Machine) -> dict[str, int]:

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from intaglio.backend.hw.units.vector.encode import misfits
+from intaglio.backend.program.types import Block, Buffer, Instruction, Parameter, Program
+from intaglio.backend.target.target import load_target
+from intaglio.dialects import formula, timeline
+from intaglio.dialects.isa.queues import VECTOR
+from intaglio.dialects.isa.values import Fixed
+from intaglio.dialects.isa.vector import Rotary
 
 
-def program(
-    width: int, turning: int, lanes: int, *, interleaved: bool = False
-) -> dict[str, object]:
-    instruction = {
-        "queue": "vector",
-        "opcode": "rotary",
-        "onnx": [["q_rotary"]],
-        "reads": ["q"],
-        "uses": {"cos": "cos", "sin": "sin"},
-        "arguments": {"heads": 2, "rotary_dim": turning, "interleaved": False},
-    }
-    return {
-        "machine": {"vector_lanes": lanes},
-        "buffers": {"q": {"type": {"size": 2 * width}}},
-        "parameters": {"cos": {"exponent": 14}, "sin": {"exponent": 14}},
-        "blocks": [
-            {
-                "instructions": [instruction, {**instruction, "onnx": [["k_rotary"]]}],
-                "instances": [{"cos": "cos", "sin": "sin"}],
-            }
-        ],
-    }
+def program(width: int, turning: int, lanes: int) -> Program:
+    machine = replace(load_target("roma-mini").machine(), vector_lanes=lanes)
+    issue = timeline.Issue(VECTOR, {}, formula.constant(1))
+    does = Rotary(input="q", output="q", cos="cos", sin="sin", heads=2, rotary_dim=turning)
+    instructions = [Instruction(does, [[node]], issue, [], []) for node in ("q_rotary", "k_rotary")]
+    return Program(
+        machine=machine,
+        name="rotary",
+        vocabulary=1,
+        parameters={
+            name: Parameter(name, name, "rom.tensor", (8, turning // 2), "fixed16", 16, 0, 14)
+            for name in ("cos", "sin")
+        },
+        caches={},
+        buffers={"q": Buffer("q", Fixed(2 * width, 16), "vectors")},
+        blocks=[Block("layer", False, [{"cos": "cos", "sin": "sin"}], instructions)],
+        positions=[],
+        logits="q",
+        token="q",
+    )
 
 
 @pytest.mark.parametrize(

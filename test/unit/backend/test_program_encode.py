@@ -19,7 +19,6 @@ from intaglio.backend.hw.chip.layout import (
     with_queues,
 )
 from intaglio.backend.hw.units.matrix.plan import single_scales
-from intaglio.backend.hw.units.vector.encode import content_of as content
 from intaglio.backend.images.read import Images
 from intaglio.backend.program.program import Program
 from intaglio.dialects.encoded import QueueOp, word_of
@@ -95,12 +94,12 @@ def test_all_that_cannot_be_encoded_is_said(compiled_chip: tuple[Program, Path])
     ]
     assert len(norms) > 1
     buffers = {
-        name: replace(one, type={**one.type, "fraction": 4000}) if name in norms else one
+        name: replace(one, type=replace(one.type, fraction=4000)) if name in norms else one
         for name, one in layout.program.buffers.items()
     }
     changed = replace(layout.program, buffers=buffers)
     with pytest.raises(UserError) as error:
-        _ = replace(layout, program=changed, content=content(changed)).encoded
+        _ = replace(layout, program=changed).encoded
     said = str(error.value)
     assert "does not fit the 7 signed bits of 'fraction'" in said
     assert said.count("node '") > 1 and "(quantize)" in said

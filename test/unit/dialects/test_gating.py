@@ -10,17 +10,22 @@ from intaglio.dialects.clocks import At
 from intaglio.dialects.formula import constant
 from intaglio.dialects.gating import (
     NO_DOMAIN,
+    Kind,
     Role,
     first_unpowered,
     roles_of,
     wanted_only,
 )
+from intaglio.dialects.isa.adapter import AdapterMatvec
+from intaglio.dialects.isa.matrix import Embed, Matvec
+from intaglio.dialects.isa.power import Wake
 from intaglio.dialects.timeline import Block, Issue, simulate
 
 Step = tuple[str, dict[str, int]]
 """What an instruction does (`wake`, `sleep`, `product` or a queue), and its waits."""
 
 STEPS = ("wake", "sleep", "product", "vector", "attention")
+KINDS = {"wake": Kind.ON, "sleep": Kind.OFF, "product": Kind.PRODUCT}
 QUEUE = {"wake": "power", "sleep": "power", "product": "matrix"}
 
 
@@ -33,10 +38,10 @@ def program(
         for n, (kind, waits) in enumerate(steps)
     ]
     roles = {
-        (0, i, n): Role(kind, "d")
+        (0, i, n): Role(KINDS[kind], "d")
         for n, (kind, _) in enumerate(steps)
         for i in range(instances)
-        if kind == "wake" or kind == "sleep" or kind == "product"
+        if kind in KINDS
     }
     return Block("b", issues, instances), roles
 
@@ -137,26 +142,26 @@ def test_the_second_instance_is_looked_at_too() -> None:
 
 def test_roles() -> None:
     block = [
-        ("wake", "power", {"domain": "next"}),
-        ("matvec", "matrix", {"weights": "w"}),
-        ("matvec", "attention", {"weights": "w"}),
-        ("embed", "matrix", {"table": "w"}),
+        Wake(domain="next"),
+        Matvec(input="x", output="y", weights="w", pre_shift=0),
+        AdapterMatvec(input="x", output="y", weights="w", pre_shift=0),
+        Embed(token="t", output="y", table="w"),
     ]
     bound = [{"next": "d1", "w": "a"}, {"next": NO_DOMAIN, "w": "b"}]
     assert roles_of([block], [bound], {"a": "d0"}) == {
-        (0, 0, 0): Role("wake", "d1"),
-        (0, 1, 0): Role("wake", NO_DOMAIN),
-        (0, 0, 1): Role("product", "d0"),
+        (0, 0, 0): Role(Kind.ON, "d1"),
+        (0, 1, 0): Role(Kind.ON, NO_DOMAIN),
+        (0, 0, 1): Role(Kind.PRODUCT, "d0"),
     }
 
 
 def test_domains_that_only_wanted_tokens_need() -> None:
     """Products count, switches do not."""
     roles = {
-        (0, 0, 0): Role("product", "layer"),
-        (0, 1, 0): Role("wake", "head"),
-        (1, 0, 0): Role("product", "layer"),
-        (1, 0, 1): Role("product", "head"),
+        (0, 0, 0): Role(Kind.PRODUCT, "layer"),
+        (0, 1, 0): Role(Kind.ON, "head"),
+        (1, 0, 0): Role(Kind.PRODUCT, "layer"),
+        (1, 0, 1): Role(Kind.PRODUCT, "head"),
     }
     assert wanted_only(roles, [False, True]) == {"head"}
     assert wanted_only(roles, [True, True]) == {"head", "layer"}

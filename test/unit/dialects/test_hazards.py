@@ -10,9 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intaglio.dialects.clocks import At
+from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.formula import constant
 from intaglio.dialects.hazards import Access, Race, first_race
+from intaglio.dialects.isa.attention import QueryKey
+from intaglio.dialects.isa.cache import Append
+from intaglio.dialects.isa.power import Wake
 from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.vector import Copy, Quantize, Softmax
 from intaglio.dialects.timeline import Block, Issue, simulate
 
 BUFFERS = {"a": (0, 8), "a1": (0, 4), "a2": (4, 8), "b": (8, 12), "over": (6, 10)}
@@ -170,9 +175,17 @@ def test_units_that_share_adders_take_turns() -> None:
     assert race is not None and "may take the adders of the tiles before" in race.told(str)
 
 
-def test_of_opcodes() -> None:
-    uses = {"cache": "k", "weights": "w"}
-    assert Access.of("append", ["b"], [], uses) == Access(["b"], [], [], ["k"])
-    assert Access.of("copy", ["b"], [], uses) == Access(["b"], [], [], [])
-    both = Access.of("softmax", [], [], {"values": "v", "keys": "k", "scale_of": "s"})
-    assert both == Access([], [], ["v", "k"], [])
+def test_of_instructions() -> None:
+    append = Append(input="b", cache="k")
+    assert Access.of(append) == Access(("b",), (), (), ("k",))
+    assert Access.of(Copy(input="b", output="c")) == Access(("b",), ("c",), (), ())
+    softmax = Softmax(scores="s", output="p", values="v", window=0)
+    assert Access.of(softmax) == Access(("s",), ("p",), ("v",), ())
+    # The static scale of a cache is none of its content.
+    quantize = Quantize(input="b", output="q", scale_of="k")
+    assert Access.of(quantize) == Access(("b",), ("q",), (), ())
+    scores = QueryKey(
+        query="q", output="s", keys="k", score_scale=Real(1, 0), pre_shift=0, window=0
+    )
+    assert Access.of(scores) == Access(("q",), ("s",), ("k",), ())
+    assert Access.of(Wake(domain="d")) == Access((), (), (), ())

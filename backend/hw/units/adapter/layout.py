@@ -47,6 +47,7 @@ from intaglio.backend.hw.units.refusals import attempted, refuse
 from intaglio.backend.hw.wires.widths import index_bits, log2
 from intaglio.dialects.codes import SLOT_BITS, AdapterMatrix, Matrix
 from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.isa.adapter import AdapterMatvec
 from intaglio.dialects.machine import Machine
 
 if TYPE_CHECKING:
@@ -382,11 +383,11 @@ class AdapterPlaces:
 def products(program: Program) -> list[str]:
     """Names of the adapters that instructions multiply with, in the program's order."""
     names = [
-        instance.get(one.uses["weights"], one.uses["weights"])
+        instance.get(one.does.weights, one.does.weights)
         for block in program.blocks
         for instance in block.instances
         for one in block.instructions
-        if one.queue == "attention" and one.opcode == "matvec"
+        if isinstance(one.does, AdapterMatvec)
     ]
     return list(dict.fromkeys(names))
 

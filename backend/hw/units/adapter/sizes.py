@@ -18,7 +18,9 @@ from intaglio.backend.hw.units.attention.sizes import machine_refusals, number_b
 from intaglio.backend.hw.wires.widths import index_bits
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.descriptor import Field, Fields
-from intaglio.dialects.errors import UserError
+from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.isa.adapter import AdapterMatvec
+from intaglio.dialects.isa.values import Quantized
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.semantics import accumulator_bits, slot_bits
 
@@ -57,24 +59,19 @@ class AdapterModel:
         return self.program.machine
 
     @cached_property
-    def uses(self) -> list[tuple[Instruction, MatrixPlace]]:
+    def uses(self) -> list[tuple[AdapterMatvec[str], MatrixPlace]]:
         """The instructions with the matrices of all their instances."""
         return [
-            (one, self.place(one, instance))
+            (one.does, self.places.places[one.does.bound(instance).weights])
             for block in self.program.blocks
             for one in block.instructions
-            if one.queue == "attention" and one.opcode == "matvec"
+            if isinstance(one.does, AdapterMatvec)
             for instance in block.instances
         ]
 
-    def place(self, one: Instruction, instance: Mapping[str, str]) -> MatrixPlace:
-        """Where the matrix of an instruction instance is."""
-        slot = one.uses["weights"]
-        return self.places.places[instance.get(slot, slot)]
-
-    def format(self, one: Instruction) -> str:
+    def format(self, one: AdapterMatvec[str]) -> str:
         """The format of an instruction's vector."""
-        return self.program.buffers[one.reads[0]].type["format"]
+        return self.program.value(one.input, Quantized).format
 
     @cached_property
     def accumulator_bits(self) -> int:
@@ -90,7 +87,7 @@ class AdapterModel:
     @cached_property
     def shift(self) -> int:
         """Largest `pre_shift`."""
-        return max(one.arguments["pre_shift"] for one, _ in self.uses)
+        return max(one.pre_shift for one, _ in self.uses)
 
     @cached_property
     def formats(self) -> frozenset[str]:
@@ -182,43 +179,46 @@ def refusals(program: Program) -> list[UserError]:
     return machine_refusals(program.machine) + place_refusals(program)
 
 
-def encode(model: AdapterModel, one: Instruction, instance: Mapping[str, str]) -> dict[str, int]:
+def encode(
+    model: AdapterModel, instruction: Instruction, instance: Mapping[str, str]
+) -> dict[str, int]:
     """The descriptor of a product: a number for each of `AdapterModel.fields`.
 
     Args:
         model: of the program.
-        one: a `matvec` of the attention queue.
+        instruction: a `matvec` of the attention queue.
         instance: what the block's instance binds its slots to.
 
     Raises:
         UserError: a size that the hardware does not take.
     """
     program = model.program
-    place = model.place(one, instance)
+    one = instruction.does.bound(instance)
+    if not isinstance(one, AdapterMatvec):
+        raise CompilerBug(f"the adapter unit cannot execute {one.opcode}")
+    place = model.places.places[one.weights]
     parameter = place.parameter
     rows, _ = parameter.dims
-    if "bias" in one.uses:
+    if one.bias is not None:
         raise UserError(
             f"the hardware adds no bias to products with adapters: {parameter.key}",
             op_type=one.opcode,
         )
     fmt = model.format(one)
-    if program.buffers[one.reads[0]].type["groups"] != 1:
+    if program.value(one.input, Quantized).groups != 1:
         raise UserError("the hardware multiplies adapters with vectors of one scale")
-    frac = program.buffers[one.writes[0]].type["fraction"]
-    source, *others = one.reads
-    residual = others[0] if others else None
+    frac, residual = program.fraction(one.output), one.residual
     exponent = 0 if parameter.is_slot else parameter.exponent
     site, first, second = 0, False, False
     if parameter.is_slot:
         found, half = program.slots[parameter.name]
         site = [one.name for one in model.places.sites].index(found.name)
         first, second = half == "a", half == "b"
-    shift = one.arguments["pre_shift"]
+    shift = one.pre_shift
     kinds = {"source_fp8": fmt, "weight_fp8": parameter.code}
     values = {
-        "adapter_source": _row(program, source),
-        "adapter_target": _row(program, one.writes[0]),
+        "adapter_source": _row(program, one.input),
+        "adapter_target": _row(program, one.output),
         "adapter_residual": int(residual is not None),
         "adapter_residual_row": 0 if residual is None else _row(program, residual),
         "adapter_word": place.word,

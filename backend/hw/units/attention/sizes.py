@@ -23,10 +23,13 @@ from intaglio.backend.hw.units.refusals import attempted
 from intaglio.backend.hw.wires.widths import index_bits
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.descriptor import Field, Fields
-from intaglio.dialects.errors import UserError
+from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, Real
 from intaglio.dialects.fixed_point import Scale as ConstantScale
 from intaglio.dialects.formulas.softmax import SCORE_FRAC
+from intaglio.dialects.isa.attention import QueryKey, WeightedSum
+from intaglio.dialects.isa.cache import Append
+from intaglio.dialects.isa.values import Probabilities, Quantized
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.semantics import query_key_bits, weighted_sum_bits
 
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 
 OUTER_EXPONENT = 10
 """Bits of the exponents of scales from outside, signed."""
+
+OverCache = QueryKey[str] | WeightedSum[str]
+"""What passes over a cache."""
 
 Cap = tuple[Real, Real, Real]
 """A soft cap: one over it, itself, log2(e)."""
@@ -120,8 +126,8 @@ class AttentionModel:
         """Width of the entries' numbers in the file of scales and sums."""
         if not self.heads_of:
             return self.row_bits
-        buffers = self.program.buffers
-        ends = (first + buffers[name].type["heads"] for name, first in self.heads_of.items())
+        value = self.program.value
+        ends = (first + value(name, Probabilities).heads for name, first in self.heads_of.items())
         return index_bits(max(ends))
 
     @cached_property
@@ -130,26 +136,32 @@ class AttentionModel:
         return kv_places(self.machine, self.program.caches.values())
 
     @cached_property
-    def _uses(self) -> list[tuple[Instruction, Cache]]:
+    def _uses(self) -> list[tuple[OverCache, Cache]]:
         """The attention's instructions with the caches of all their instances."""
-        found: list[tuple[Instruction, Cache]] = []
-        for block in self.program.blocks:
-            for one in block.instructions:
-                if one.opcode not in ("query_key", "weighted_sum"):
-                    continue
-                found += [(one, self.cache_of(one, instance)) for instance in block.instances]
-        return found
+        return [
+            (one, self.cache_of(one))
+            for block in self.program.blocks
+            for found in block.instructions
+            if isinstance(found.does, QueryKey | WeightedSum)
+            for instance in block.instances
+            for one in (found.does.bound(instance),)
+        ]
 
-    def cache_of(self, one: Instruction, instance: Mapping[str, str]) -> Cache:
-        role = {"query_key": "keys", "weighted_sum": "values", "append": "cache"}[one.opcode]
-        return self.program.caches[instance[one.uses[role]]]
+    def cache_of(self, one: OverCache) -> Cache:
+        """The cache that an instruction instance passes over."""
+        return self.program.caches[one.keys if isinstance(one, QueryKey) else one.values]
 
-    def query_heads(self, one: Instruction) -> int:
-        kind = self.program.buffers[one.reads[0]].type
-        return kind["groups"] if one.opcode == "query_key" else kind["heads"]
+    def query_heads(self, one: OverCache) -> int:
+        """Its query heads."""
+        if isinstance(one, QueryKey):
+            return self.program.value(one.query, Quantized).groups
+        return self.program.value(one.probabilities, Probabilities).heads
 
-    def format_of(self, one: Instruction) -> str:
-        return self.program.buffers[one.reads[0]].type["format"]
+    def format_of(self, one: OverCache) -> str:
+        """The format of the vector that it multiplies with."""
+        if isinstance(one, QueryKey):
+            return self.program.value(one.query, Quantized).format
+        return self.program.value(one.probabilities, Probabilities).format
 
     @cached_property
     def capacity(self) -> int:
@@ -179,12 +191,18 @@ class AttentionModel:
     @cached_property
     def shift(self) -> int:
         """Largest `pre_shift`."""
-        return max((one.arguments["pre_shift"] for one, _ in self._uses), default=0)
+        return max((one.pre_shift for one, _ in self._uses), default=0)
 
     @cached_property
     def caps(self) -> tuple[Cap, ...]:
         """The soft caps of scores."""
-        return tuple(dict.fromkeys(c for one, _ in self._uses if (c := _cap(one)) is not None))
+        return tuple(
+            dict.fromkeys(
+                c
+                for one, _ in self._uses
+                if isinstance(one, QueryKey) and (c := one.softcap) is not None
+            )
+        )
 
     @property
     def external(self) -> bool:
@@ -196,11 +214,11 @@ class AttentionModel:
         """Blocks of `h_units` tokens on the die, where there is external memory."""
         return self.machine.kv_on_die // self.machine.h_units
 
-    def interval(self, one: Instruction, place: CachePlace) -> int:
+    def interval(self, one: OverCache, place: CachePlace) -> int:
         """Cycles of a block of cached tokens that are on the die."""
         machine, shared = self.machine, self.query_heads(one) // place.cache.heads
         work = -(-shared // machine.query_parallel) * place.words * _bytes(self.format_of(one))
-        if one.opcode == "weighted_sum":
+        if isinstance(one, WeightedSum):
             return work
         return max(work, shared * max(1, machine.h_units // machine.results_per_cycle))
 
@@ -237,7 +255,7 @@ class AttentionModel:
         for one, cache in self._uses:
             fmt = self.format_of(one)
             places = max(places, _bytes(fmt) + _bytes(cache.format) - 2)
-            if one.opcode == "query_key":
+            if isinstance(one, QueryKey):
                 dots.append(query_key_bits(cache.width, fmt, cache.format))
             else:
                 sums.append(weighted_sum_bits(cache.capacity, fmt, cache.format))
@@ -414,35 +432,36 @@ def encode(
     Raises:
         UserError: a size that the hardware does not take.
     """
-    if instruction.opcode == "append":
-        fields, values = model.append_fields, _encode_append(model, instruction, instance)
-    else:
-        fields, values = model.fields, _encode_attention(model, instruction, instance)
+    match instruction.does.bound(instance):
+        case Append() as one:
+            fields, values = model.append_fields, _encode_append(model, one)
+        case QueryKey() | WeightedSum() as one:
+            fields, values = model.fields, _encode_attention(model, one)
+        case other:
+            raise CompilerBug(f"the attention unit cannot execute {other.opcode}")
     return fields.checked(values, instruction.opcode)
 
 
-def _encode_attention(
-    model: AttentionModel, one: Instruction, instance: Mapping[str, str]
-) -> dict[str, int]:
+def _encode_attention(model: AttentionModel, one: OverCache) -> dict[str, int]:
     machine, program = model.machine, model.program
     parallel = machine.query_parallel
-    place = model.kv[model.cache_of(one, instance).name]
+    place = model.kv[model.cache_of(one).name]
     cache, fmt = place.cache, model.format_of(one)
-    weighted = one.opcode == "weighted_sum"
+    weighted = isinstance(one, WeightedSum)
+    source = one.probabilities if isinstance(one, WeightedSum) else one.query
     heads = model.query_heads(one)
     shared, output = heads // cache.heads, beat_elements(machine)
     _check_width(cache.width, machine)
     groups, passes = -(-shared // parallel), _bytes(fmt)
     token_rows = -(-cache.capacity // machine.vector_lanes)
     vector_rows = -(-cache.width // machine.vector_lanes)
-    window = one.arguments["window"]
     static = ConstantScale.of(cache.static_scale) if cache.static_scale is not None else None
-    factor, cap = Real(0, 0), _cap(one)
+    factor, cap = Real(0, 0), one.softcap if isinstance(one, QueryKey) else None
     interval, frac = model.interval(one, place), SCORE_FRAC
-    if weighted:
-        frac = program.buffers[one.writes[0]].type["fraction"]
+    if isinstance(one, QueryKey):
+        factor = _normal(one.score_scale)
     else:
-        factor = _normal(one.arguments["score_scale"])
+        frac = program.fraction(one.output)
     external: dict[str, int] = {}
     if model.external:
         external = {
@@ -453,10 +472,10 @@ def _encode_attention(
         }
     return {
         "weighted": int(weighted),
-        "source": row_of(program, one.reads[0]),
+        "source": row_of(program, source),
         "source_stride": token_rows if weighted else vector_rows,
-        "head": model.heads_of.get(one.reads[0], row_of(program, one.reads[0])) if weighted else 0,
-        "target": row_of(program, one.writes[0]),
+        "head": model.heads_of.get(source, row_of(program, source)) if weighted else 0,
+        "target": row_of(program, one.output),
         "target_stride": 0 if weighted else token_rows,
         "word": place.word,
         "vector_words": place.words,
@@ -470,7 +489,7 @@ def _encode_attention(
         "interval_last": interval - 1,
         "beats_last": -(-cache.width // output) - 1,
         "width": cache.width,
-        "reach": min(window, model.capacity) - 1 if window else model.capacity - 1,
+        "reach": min(one.window, model.capacity) - 1 if one.window else model.capacity - 1,
         "query_fp8": int(fmt == "fp8"),
         "kv_fp8": int(cache.format == "fp8"),
         "static": int(place.static),
@@ -480,18 +499,16 @@ def _encode_attention(
         "scale_stride": 0 if place.static else place.scale_rows,
         "factor_mantissa": factor.mantissa,
         "factor_exponent": factor.exponent,
-        "pre_shift": one.arguments["pre_shift"],
+        "pre_shift": one.pre_shift,
         "frac": frac,
-        "cap": 0 if cap is None or weighted else 1 + model.caps.index(cap),
+        "cap": 0 if cap is None else 1 + model.caps.index(cap),
         **external,
     }
 
 
-def _encode_append(
-    model: AttentionModel, one: Instruction, instance: Mapping[str, str]
-) -> dict[str, int]:
+def _encode_append(model: AttentionModel, one: Append[str]) -> dict[str, int]:
     machine = model.machine
-    place = model.kv[model.cache_of(one, instance).name]
+    place = model.kv[one.cache]
     cache, port = place.cache, machine.kv_port_bytes
     chunks = -(-cache.width // port)
     scale = 0 if place.static else SCALE_WORD // BYTE
@@ -499,7 +516,7 @@ def _encode_append(
     if model.external:
         external = {"external": place.external, "block_beats": place.beats}
     return {
-        "source": row_of(model.program, one.reads[0]),
+        "source": row_of(model.program, one.input),
         "source_stride": -(-cache.width // machine.vector_lanes),
         "word": place.word,
         "vector_words": place.words,
@@ -529,16 +546,9 @@ def _check_width(width: int, machine: Machine) -> None:
         )
 
 
-def _cap(one: Instruction) -> Cap | None:
-    if "cap" not in one.arguments:
-        return None
-    inverse, cap, log2e = (Real(*one.arguments[n]) for n in ("cap_inverse", "cap", "log2e"))
-    return inverse, cap, log2e
-
-
-def _normal(value: tuple[int, int]) -> Real:
+def _normal(value: Real) -> Real:
     """A positive constant with a mantissa of 24 bits, as `score_scale` takes it."""
-    scale = ConstantScale.of(Real(*value))
+    scale = ConstantScale.of(value)
     return Real(int(scale.mantissa), int(scale.exponent))
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from intaglio.backend.hw.units.matrix.array import build_matrix
-from intaglio.backend.hw.units.matrix.plan import MatrixConfig, ProgramLike, refusals
+from intaglio.backend.hw.units.matrix.plan import MatrixConfig, refusals
 from intaglio.backend.hw.units.memories import CODE_SCALES, CODES, CONSTANTS, VECTORS
 from intaglio.backend.hw.units.ports import (
     POWER_BITS,
@@ -26,6 +26,7 @@ from intaglio.dialects.isa.matrix import Embed, Matvec
 if TYPE_CHECKING:
     from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
     from intaglio.backend.hw.wires.signal import Design, ModuleBuilder
+    from intaglio.backend.program.types import Program
     from intaglio.dialects.errors import UserError
 
 
@@ -58,7 +59,7 @@ class MatrixUnit(Unit):
         )
 
     @staticmethod
-    def refusals(program: ProgramLike) -> list[UserError]:
+    def refusals(program: Program) -> list[UserError]:
         """See `Unit`."""
         return refusals(program)
 

@@ -8,20 +8,23 @@ in `backend/hw/units/matrix/array.py` and `backend/hw/units/matrix/tile.py`. Lay
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from intaglio.backend.hw.units.refusals import attempted, refuse
 from intaglio.backend.hw.wires.widths import log2
+from intaglio.backend.program.types import Instruction, Parameter, Program
 from intaglio.dialects.codes import FORMATS, Matrix, pack
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug, UserError
-from intaglio.dialects.formula import Formula
+from intaglio.dialects.isa.instruction import Instruction as Does
+from intaglio.dialects.isa.matrix import Embed, Matvec
+from intaglio.dialects.isa.values import Quantized
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import rows_of
 from intaglio.dialects.semantics import accumulator_bits
@@ -71,90 +74,6 @@ _SIGNED = ("places", "mantissa")
 """Those in two's complement; the others are unsigned."""
 
 
-class ParameterLike(Protocol):
-    """A tensor as `backend.program.program.Parameter` describes it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def dims(self) -> tuple[int, ...]: ...
-    @property
-    def code(self) -> str: ...
-    @property
-    def bits(self) -> int: ...
-    @property
-    def group(self) -> int: ...
-    @property
-    def exponent(self) -> int: ...
-    @property
-    def zero(self) -> int | None: ...
-    @property
-    def offset_bits(self) -> int: ...
-    @property
-    def pieces(self) -> Sequence[Piece]: ...
-
-
-class BufferLike(Protocol):
-    """A buffer as `backend.program.program.Buffer` describes it."""
-
-    @property
-    def row(self) -> int: ...
-    @property
-    def element(self) -> int: ...
-    @property
-    def type(self) -> Mapping[str, Any]: ...
-
-
-class IssueLike(Protocol):
-    """The timing of an instruction (`timeline.Issue`)."""
-
-    @property
-    def duration(self) -> Formula: ...
-
-
-class InstructionLike(Protocol):
-    """An instruction as `backend.program.program.Instruction` describes it."""
-
-    @property
-    def opcode(self) -> str: ...
-    @property
-    def queue(self) -> str: ...
-    @property
-    def reads(self) -> Sequence[str]: ...
-    @property
-    def writes(self) -> Sequence[str]: ...
-    @property
-    def uses(self) -> Mapping[str, str]: ...
-    @property
-    def arguments(self) -> Mapping[str, Any]: ...
-    @property
-    def issue(self) -> IssueLike: ...
-
-
-class BlockLike(Protocol):
-    """A block as `backend.program.program.Block` describes it."""
-
-    @property
-    def instances(self) -> Sequence[Mapping[str, str]]: ...
-    @property
-    def instructions(self) -> Sequence[InstructionLike]: ...
-
-
-class ProgramLike(Protocol):
-    """A program as `backend.program.program.Program` describes it."""
-
-    @property
-    def machine(self) -> Machine: ...
-    @property
-    def parameters(self) -> Mapping[str, ParameterLike]: ...
-    @property
-    def buffers(self) -> Mapping[str, BufferLike]: ...
-    @property
-    def blocks(self) -> Sequence[BlockLike]: ...
-    @property
-    def domains(self) -> Mapping[str, Sequence[str]]: ...
-
-
 class ImagesLike(Protocol):
     """Where the tensors' integers come from: `backend.images.read.Images`."""
 
@@ -167,17 +86,17 @@ class ImagesLike(Protocol):
         ...
 
 
-def is_dense(parameter: ParameterLike) -> bool:
+def is_dense(parameter: Parameter) -> bool:
     """Whether a tensor is of numbers, not of codes."""
     return parameter.code.startswith("fixed")
 
 
-def is_single(parameter: ParameterLike) -> bool:
+def is_single(parameter: Parameter) -> bool:
     """Whether a tensor is of codes with one scale for all."""
     return not parameter.group and not is_dense(parameter)
 
 
-def shape_of(parameter: ParameterLike) -> MatrixShape:
+def shape_of(parameter: Parameter) -> MatrixShape:
     """A parameter as tiling sees it; see `fabric.matrix_shape`."""
     zeros = parameter.zero is None and not is_dense(parameter)
     return MatrixShape.of(
@@ -360,21 +279,26 @@ class MatrixConfig:
 class Use(NamedTuple):
     """An instance of a matrix instruction."""
 
-    instruction: InstructionLike
+    instruction: Instruction
     instance: Mapping[str, str]
 
+    @property
+    def does(self) -> Does[str]:
+        """What it does, by the names of parameters."""
+        return self.instruction.does.bound(self.instance)
 
-def matrix_uses(program: ProgramLike) -> Iterator[Use]:
+
+def matrix_uses(program: Program) -> Iterator[Use]:
     """The instruction instances of the matrix queue in program order."""
     for block in program.blocks:
         for instance in block.instances:
             for instruction in block.instructions:
-                if instruction.queue == "matrix":
+                if isinstance(instruction.does, Embed | Matvec):
                     yield Use(instruction, instance)
 
 
 def configure(
-    program: ProgramLike,
+    program: Program,
     constant_rows: Mapping[str, int] | None = None,
     *,
     vector_depth: int | None = None,
@@ -395,11 +319,13 @@ def configure(
     refuse(refusals(program))
     machine = program.machine
     uses = list(matrix_uses(program))
-    named = {
-        opcode: {tensor(u): None for u in uses if u.instruction.opcode == opcode}
-        for opcode in ("matvec", "embed")
-    }
-    products, tables = ([program.parameters[n] for n in names] for names in named.values())
+    products, tables = (
+        [
+            program.parameters[name]
+            for name in dict.fromkeys(tensor(u) for u in uses if isinstance(u.does, kind))
+        ]
+        for kind in (Matvec, Embed)
+    )
     shapes = {p.name: shape_of(p) for p in (*products, *tables)}
     pieces = {p.name: piece_of(p, machine) for p in products}
     pieces |= {p.name: piece_of(p, machine, table=True) for p in tables}
@@ -475,9 +401,7 @@ def form_of(piece: Piece) -> Form:
     return Form(piece.split, piece.tiles)
 
 
-def _banks(
-    program: ProgramLike, pieces: Mapping[str, Piece]
-) -> tuple[tuple[BankRow | None, ...], ...]:
+def _banks(program: Program, pieces: Mapping[str, Piece]) -> tuple[tuple[BankRow | None, ...], ...]:
     """The rows of banks of each tile; see `MatrixConfig.banks`."""
     machine = program.machine
     size = machine.bank_words
@@ -509,8 +433,11 @@ def _banks(
 
 def tensor(use: Use) -> str:
     """The matrix or table of an instruction instance."""
-    role = "table" if use.instruction.opcode == "embed" else "weights"
-    return use.instance[use.instruction.uses[role]]
+    match use.does:
+        case Embed(table=name) | Matvec(weights=name):
+            return name
+        case other:
+            raise CompilerBug(f"the matrix array cannot execute {other.opcode}")
 
 
 def machine_refusals(machine: Machine) -> list[UserError]:
@@ -547,14 +474,14 @@ def machine_refusals(machine: Machine) -> list[UserError]:
     return [UserError(what) for what in found]
 
 
-def refusals(program: ProgramLike) -> list[UserError]:
+def refusals(program: Program) -> list[UserError]:
     """Why there is no matrix array for a program: machine and placement."""
     machine = program.machine
     uses = list(matrix_uses(program))
     found = machine_refusals(machine)
     if not uses:
         return [*found, UserError("the program has no matrices")]
-    tensors = {tensor(use): use.instruction.opcode == "embed" for use in uses}
+    tensors = {tensor(use): isinstance(use.does, Embed) for use in uses}
     pieces: dict[str, Piece] = {}
 
     def place(name: str, table: bool) -> None:
@@ -566,7 +493,7 @@ def refusals(program: ProgramLike) -> list[UserError]:
     return found
 
 
-def piece_of(parameter: ParameterLike, machine: Machine, *, table: bool = False) -> Piece:
+def piece_of(parameter: Parameter, machine: Machine, *, table: bool = False) -> Piece:
     """The one piece of a matrix.
 
     Args:
@@ -613,18 +540,18 @@ def piece_of(parameter: ParameterLike, machine: Machine, *, table: bool = False)
     return piece
 
 
-def duration(machine: Machine, parameter: ParameterLike, opcode: str) -> int:
+def duration(machine: Machine, parameter: Parameter, *, table: bool) -> int:
     """Cycles from start to finish that the array takes by itself."""
     shape = shape_of(parameter)
-    if opcode == "embed":
+    if table:
         return int(durations.embed(machine, shape)(tokens=1, rank=0))
     pieces = [piece_of(parameter, machine)]
     return int(durations.product(machine, shape, pieces)(tokens=1, rank=0))
 
 
 def encode(
-    program: ProgramLike,
-    instruction: InstructionLike,
+    program: Program,
+    instruction: Instruction,
     instance: Mapping[str, str],
     config: MatrixConfig,
     constant_rows: Mapping[str, int] | None = None,
@@ -645,7 +572,7 @@ def encode(
     """
     use = Use(instruction, instance)
     name = tensor(use)
-    parameter, table = program.parameters[name], instruction.opcode == "embed"
+    parameter, table = program.parameters[name], isinstance(instruction.does, Embed)
     piece = piece_of(parameter, program.machine, table=table)
     values = _descriptor(program, use, constant_rows or {}, {name: piece})
     values["way"] = config.ways.index(way_of(piece, program.machine))
@@ -659,19 +586,19 @@ def encode(
     return config.fields.checked(values, instruction.opcode)
 
 
-def single_scaled(program: ProgramLike) -> list[str]:
+def single_scaled(program: Program) -> list[str]:
     """The matrices with one scale that the matrix queue uses."""
     names = dict.fromkeys(tensor(use) for use in matrix_uses(program))
     return [name for name in names if is_single(program.parameters[name])]
 
 
-def single_scales(program: ProgramLike, images: ImagesLike) -> dict[str, int]:
+def single_scales(program: Program, images: ImagesLike) -> dict[str, int]:
     """The mantissa of each matrix with one scale that the matrix queue uses."""
     return {name: int(images.matrix(name).scales[0, 0]) for name in single_scaled(program)}
 
 
 def _descriptor(
-    program: ProgramLike, use: Use, constant_rows: Mapping[str, int], pieces: Mapping[str, Piece]
+    program: Program, use: Use, constant_rows: Mapping[str, int], pieces: Mapping[str, Piece]
 ) -> dict[str, int]:
     """All fields but `way`, `form` and `mantissa`; `places` signed."""
     machine, instruction = program.machine, use.instruction
@@ -693,11 +620,11 @@ def _descriptor(
     group_shift = (
         (words * piece.split).bit_length() if single else log2(shape.words_per_group(machine))
     )
-    embed = instruction.opcode == "embed"
-    fraction = program.buffers[instruction.writes[0]].type["fraction"]
+    does = use.does
+    fraction = program.fraction(does.writes[0])
     values = dict.fromkeys(FIELDS, 0)
     values |= {
-        "embed": int(embed),
+        "embed": int(isinstance(does, Embed)),
         "first_tile": piece.first_tile,
         "last_tile": piece.first_tile + piece.tiles - 1,
         "code_base": piece.base,
@@ -709,9 +636,9 @@ def _descriptor(
         "columns": shape.columns,
         "zero": 0 if machine.cell == "ternary" else parameter.zero or 0,
         "single": int(is_single(parameter)),
-        "output_row": row_of(instruction.writes[0]),
+        "output_row": row_of(does.writes[0]),
     }
-    if embed:
+    if not isinstance(does, Matvec):
         period = max(planes, durations.table_beats(machine))
         values |= {
             "dense": int(is_dense(parameter)),
@@ -723,36 +650,35 @@ def _descriptor(
             "places": parameter.exponent - fraction,
         }
     else:
-        kind = program.buffers[instruction.reads[0]].type
-        if kind["groups"] != 1 or kind["format"] != machine.activations:
+        kind = program.value(does.input, Quantized)
+        if kind.groups != 1 or kind.format != machine.activations:
             raise UserError(
                 f"the hardware of {machine.name} multiplies vectors with one scale and of "
-                f"{machine.activations}, not {kind['groups']} scales and {kind['format']}"
+                f"{machine.activations}, not {kind.groups} scales and {kind.format}"
             )
-        shift = instruction.arguments["pre_shift"]
+        shift = does.pre_shift
         cycles = piece.step_cycles(shape, machine, activation_passes(machine.activations, machine))
         values |= {
             "step_slots": cycles - 1,
             "slots": cycles * piece.steps(machine) - 1,
             "beats": piece.drain_cycles(machine) - 1,
             "last": shape.rows - 1,
-            "input_row": row_of(instruction.reads[0]),
+            "input_row": row_of(does.input),
             "pre_shift": shift,
             "places": parameter.exponent - shift - fraction,
         }
-        if "bias" in instruction.uses:
-            bias = use.instance[instruction.uses["bias"]]
-            if bias not in constant_rows:
-                raise CompilerBug(f"bias {bias} has no row in the constant ROM")
-            values |= {"bias": 1, "bias_row": constant_rows[bias]}
-        if len(instruction.reads) > 1:
-            values |= {"residual": 1, "residual_row": row_of(instruction.reads[1])}
+        if does.bias is not None:
+            if does.bias not in constant_rows:
+                raise CompilerBug(f"bias {does.bias} has no row in the constant ROM")
+            values |= {"bias": 1, "bias_row": constant_rows[does.bias]}
+        if does.residual is not None:
+            values |= {"residual": 1, "residual_row": row_of(does.residual)}
     if abs(values["places"]) >= 1 << (PLACES_BITS - 2):
         raise UserError(
             f"the hardware of {machine.name} cannot shift {name} by {values['places']} places"
         )
     stated = int(instruction.issue.duration(tokens=1, rank=0))
-    values["slack"] = stated - duration(machine, parameter, instruction.opcode)
+    values["slack"] = stated - duration(machine, parameter, table=isinstance(does, Embed))
     if values["slack"] < 0:
         raise CompilerBug(
             f"{instruction.opcode} of {name} is to take {stated} cycles, {-values['slack']} more "
@@ -777,7 +703,7 @@ class LUnitImage(NamedTuple):
 
 
 def l_unit_images(
-    program: ProgramLike, images: ImagesLike, config: MatrixConfig
+    program: Program, images: ImagesLike, config: MatrixConfig
 ) -> Iterator[LUnitImage]:
     """The contents of all ROMs, tile after tile; one tile's are in memory at a time.
 
@@ -791,7 +717,7 @@ def l_unit_images(
 
 
 def tile_images(
-    program: ProgramLike, images: ImagesLike, config: MatrixConfig, tile: int
+    program: Program, images: ImagesLike, config: MatrixConfig, tile: int
 ) -> Iterator[LUnitImage]:
     """The contents of the ROMs of one tile; see `l_unit_images`."""
     machine = config.machine
@@ -823,7 +749,7 @@ def _elements(words: npt.NDArray[np.uint8]) -> npt.NDArray[np.unsignedinteger]:
 
 
 def _engrave(
-    parameter: ParameterLike,
+    parameter: Parameter,
     piece: Piece,
     images: ImagesLike,
     config: MatrixConfig,

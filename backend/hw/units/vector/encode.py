@@ -7,22 +7,36 @@ emission.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from intaglio.backend.hw.units.refusals import attempted
+from intaglio.backend.program.types import Instruction, Program
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.descriptor import Field, Fields
-from intaglio.dialects.errors import UserError
-from intaglio.dialects.fixed_point import Real, Scale
-from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Elementwise
+from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.fixed_point import Scale
+from intaglio.dialects.formulas.elementwise import ELEMENTWISE
 from intaglio.dialects.formulas.norms import NORM_WIDTH, UNIT_FRAC, norm_constants
 from intaglio.dialects.formulas.products import ROTARY_FRAC
+from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores
+from intaglio.dialects.isa.vector import (
+    Copy,
+    ElementwiseInstruction,
+    LayerNorm,
+    Quantize,
+    RMSNorm,
+    Rotary,
+    Sample,
+    ScaleBy,
+    Softmax,
+    VectorInstruction,
+)
 
 LANE_SETTINGS: Mapping[str, frozenset[str]] = {
     "scale": frozenset({"counted"}),
@@ -39,18 +53,18 @@ LANE_SETTINGS: Mapping[str, frozenset[str]] = {
 }
 """What of `LaneControl` is 1 for an elementwise operation, by the formula's family."""
 
-if TYPE_CHECKING:
-    from intaglio.backend.program.program import Program
+QUANTIZE_STATIC = "quantize_static"
+"""The operation of a `quantize` with a static scale."""
 
 OPERATIONS = (
     *LANE_SETTINGS,
-    "rotary",
-    "rms_norm",
-    "layer_norm",
-    "quantize",
-    "quantize_static",
-    "softmax",
-    "sample",
+    Rotary.opcode,
+    RMSNorm.opcode,
+    LayerNorm.opcode,
+    Quantize.opcode,
+    QUANTIZE_STATIC,
+    Softmax.opcode,
+    Sample.opcode,
 )
 """What the unit distinguishes. `copy` is a `scale` by 1."""
 
@@ -96,9 +110,6 @@ FIELDS = Fields(
     )
 )
 """The fields of the vector unit's descriptor."""
-
-Content = Mapping[str, Any]
-"""program.json, or a part of it."""
 
 
 @dataclass(frozen=True)
@@ -173,56 +184,51 @@ class Places:
 
 
 def constant_rows(
-    program: Content, instruction: Content, instance: Mapping[str, str]
-) -> dict[str, ConstantRows]:
-    """The constants that an instruction reads, by role: `gamma`, `beta`, `cos`, `sin`.
+    program: Program, one: Instruction, instance: Mapping[str, str]
+) -> tuple[ConstantRows, ...]:
+    """The constants that an instruction reads, one for each port: gamma and beta, or cosines and
+    sines.
 
     Raises:
         UserError: a shape that the unit does not take.
     """
-    lanes = program["machine"]["vector_lanes"]
-    names = {role: instance[slot] for role, slot in instruction["uses"].items()}
-    arguments = instruction["arguments"]
-    match instruction["opcode"]:
-        case "rms_norm" | "layer_norm":
-            groups = arguments.get("groups", 1)
-            width = _size(program, instruction["reads"][0]) // groups
-            own = program["parameters"][names["gamma"]]["dims"][-1] != width
+    lanes = program.machine.vector_lanes
+    match one.does.bound(instance):
+        case RMSNorm() | LayerNorm() as norm:
+            groups = norm.groups if isinstance(norm, RMSNorm) else 1
+            width = program.value(norm.input, Fixed).size // groups
+            own = program.parameters[norm.gamma].dims[-1] != width
             kind = "repeated" if width < lanes and groups > 1 and not own else "plain"
-            return {
-                role: ConstantRows(names[role], kind, lanes, width)
-                for role in ("gamma", "beta")
-                if role in names
-            }
-        case "rotary":
-            width = _size(program, instruction["reads"][0]) // arguments["heads"]
-            turning = arguments["rotary_dim"]
-            kind = _rotary_kind(lanes, width, turning, bool(arguments.get("interleaved")))
+            names = [norm.gamma]
+            if isinstance(norm, LayerNorm) and norm.beta is not None:
+                names.append(norm.beta)
+            return tuple(ConstantRows(name, kind, lanes, width) for name in names)
+        case Rotary() as rotary:
+            width = program.value(rotary.input, Fixed).size // rotary.heads
+            turning = rotary.rotary_dim
+            kind = _rotary_kind(lanes, width, turning, rotary.interleaved)
             if kind is None:
                 raise _unfit(
-                    instruction,
+                    one,
                     f"heads of {width} elements, of which {turning} turn, do not fit "
                     f"{lanes} vector lanes",
                     "half of the turning elements must be a multiple of the lanes, or a power of "
                     "two below them",
                 )
-            return {
-                r: ConstantRows(
-                    names[r],
+            return tuple(
+                ConstantRows(
+                    name,
                     kind,
                     lanes,
                     width,
                     turning,
-                    kind != "halves" and r == "sin",
-                    program["parameters"][names[r]]["exponent"],
+                    kind != "halves" and sine,
+                    program.parameters[name].exponent,
                 )
-                for r in _ANGLES
-            }
+                for name, sine in ((rotary.cos, False), (rotary.sin, True))
+            )
         case _:
-            return {}
-
-
-_ANGLES = ("cos", "sin")
+            return ()
 
 
 def _rotary_kind(lanes: int, width: int, turning: int, interleaved: bool) -> str | None:
@@ -236,12 +242,8 @@ def _rotary_kind(lanes: int, width: int, turning: int, interleaved: bool) -> str
     return "pairs" if half & (half - 1) == 0 and turning <= lanes else None
 
 
-def misfits(program: Content) -> list[str]:
-    """Shapes of a program that the vector unit does not take: a line each, with the first node.
-
-    Args:
-        program: the content of program.json.
-    """
+def misfits(program: Program) -> list[str]:
+    """Shapes of a program that the vector unit does not take: a line each, with the first node."""
     found: dict[str, list[UserError]] = {}
     for error in shape_refusals(program):
         found.setdefault(error.what, []).append(error)
@@ -253,26 +255,25 @@ def misfits(program: Content) -> list[str]:
     ]
 
 
-def shape_refusals(program: Content) -> list[UserError]:
+def shape_refusals(program: Program) -> list[UserError]:
     """Instructions whose shapes the vector unit does not take."""
     return attempted(
         *[
-            partial(constant_rows, program, one, block["instances"][0])
-            for block in program["blocks"]
-            for one in block["instructions"]
-            if one["queue"] == "vector"
+            partial(constant_rows, program, one, block.instances[0])
+            for block in program.blocks
+            for one in block.instructions
         ]
     )
 
 
 def encode(
-    program: Content, instruction: Content, instance: Mapping[str, str], places: Places
+    program: Program, one: Instruction, instance: Mapping[str, str], places: Places
 ) -> dict[str, int]:
     """The descriptor of an instruction instance: a number for each of `FIELDS`.
 
     Args:
-        program: the content of program.json.
-        instruction: one of a block's instructions, of the vector queue.
+        program: its buffers at rows of the memories outside.
+        one: one of a block's instructions, of the vector queue.
         instance: what the block's slots are bound to.
         places: where the chip keeps constants, scores and scales.
 
@@ -282,193 +283,120 @@ def encode(
     values = dict.fromkeys(FIELDS, 0)
     values |= {"groups": 1, "elements": 1, "shared": 1, "second_mantissa": 1}
     values |= {"largest_shift": 24}
-    values |= _Encoder(program, instruction, instance, places).fields()
+    values |= _Encoder(program, one, instance, places).fields()
     # A product is shifted by no more than changes it.
     values["second_shift"] = min(max(values["second_shift"], -127), 127)
-    return FIELDS.checked(values, instruction["opcode"], _node(instruction))
+    return FIELDS.checked(values, one.opcode, _node(one))
 
 
-def operations(program: Content) -> frozenset[str]:
+def operations(program: Program) -> frozenset[str]:
     """The members of `OPERATIONS` that a program uses."""
     return frozenset(_operation(one) for one in _vector_instructions(program))
 
 
-def gate_tables(program: Content) -> frozenset[str]:
+def gate_tables(program: Program) -> frozenset[str]:
     """The members of `GATE_TABLES` that a program uses."""
-    formulas = (_formula(one) for one in _vector_instructions(program))
-    return frozenset(one.table for one in formulas if one is not None and one.table is not None)
-
-
-def formats(program: Content) -> frozenset[str]:
-    """The formats that a program's vector instructions write."""
-    buffers = program["buffers"]
     return frozenset(
-        buffers[one["writes"][0]]["type"]["format"]
+        one.formula.table
         for one in _vector_instructions(program)
-        if one["opcode"] in ("quantize", "softmax")
+        if isinstance(one, ElementwiseInstruction) and one.formula.table is not None
     )
 
 
-def rotary_fraction(program: Content) -> int:
+def formats(program: Program) -> frozenset[str]:
+    """The formats that a program's vector instructions write."""
+    values = (program.buffers[n].type for i in _vector_instructions(program) for n in i.writes)
+    return frozenset(one.format for one in values if isinstance(one, Quantized | Probabilities))
+
+
+def rotary_fraction(program: Program) -> int:
     """Fraction bits of a program's tables of cosines and sines, which are alike."""
-    for block in program["blocks"]:
-        for one in block["instructions"]:
-            if one["opcode"] == "rotary":
-                table = block["instances"][0][one["uses"]["cos"]]
-                return program["parameters"][table]["exponent"]
+    for block in program.blocks:
+        for one in block.instructions:
+            if isinstance(one.does, Rotary):
+                table = block.instances[0][one.does.cos]
+                return program.parameters[table].exponent
     return ROTARY_FRAC
 
 
-def _vector_instructions(program: Content) -> Iterable[Content]:
-    for block in program["blocks"]:
-        for one in block["instructions"]:
-            if one["queue"] == "vector":
-                yield one
+def _vector_instructions(program: Program) -> Iterator[VectorInstruction[str]]:
+    for block in program.blocks:
+        for one in block.instructions:
+            if isinstance(one.does, VectorInstruction):
+                yield one.does
 
 
-def _operation(instruction: Content) -> str:
-    match instruction["opcode"]:
-        case "copy":
-            return "scale"
-        case "quantize" if "scale_of" in instruction["uses"]:
-            return "quantize_static"
-        case opcode:
-            formula = _formula(instruction)
-            return opcode if formula is None else formula.family
+def _operation(one: VectorInstruction[str]) -> str:
+    match one:
+        case Copy():
+            return ScaleBy.opcode
+        case Quantize() if one.scale_of is not None:
+            return QUANTIZE_STATIC
+        case ElementwiseInstruction():
+            return one.formula.family
+        case _:
+            return one.opcode
 
 
-def _formula(instruction: Content) -> Elementwise | None:
-    """That of an elementwise operator; `copy` has none."""
-    return ELEMENTWISE.get(instruction["arguments"].get("kind", instruction["opcode"]))
+def _unfit(one: Instruction, what: str, hint: str | None = None) -> UserError:
+    return UserError(what, node=_node(one), op_type=one.opcode, hint=hint)
 
 
-def _size(program: Content, buffer: str) -> int:
-    return program["buffers"][buffer]["type"]["size"]
-
-
-def _unfit(instruction: Content, what: str, hint: str | None = None) -> UserError:
-    return UserError(what, node=_node(instruction), op_type=instruction["opcode"], hint=hint)
-
-
-def _node(instruction: Content) -> str | None:
+def _node(one: Instruction) -> str | None:
     """The first ONNX node that an instruction stands for."""
-    return next((name for names in instruction["onnx"] for name in names), None)
-
-
-def content_of(program: Program) -> dict[str, Any]:
-    """What is read here of a program, in the form of program.json."""
-    return {
-        "machine": program.machine.to_dict(),
-        "parameters": {
-            name: {"dims": list(one.dims), "bits": one.bits, "exponent": one.exponent}
-            for name, one in program.parameters.items()
-        },
-        "caches": {
-            name: {
-                "capacity": one.capacity,
-                "heads": one.heads,
-                "width": one.width,
-                "format": one.format,
-                **{
-                    key: [real.mantissa, real.exponent]
-                    for key in ("static_scale", "static_inverse")
-                    if (real := getattr(one, key)) is not None
-                },
-            }
-            for name, one in program.caches.items()
-        },
-        "buffers": {
-            name: {"row": one.row, "element": one.element, "type": dict(one.type)}
-            for name, one in program.buffers.items()
-        },
-        "blocks": [
-            {
-                "name": block.name,
-                "sampled": block.sampled,
-                "instances": [dict(one) for one in block.instances],
-                "instructions": [
-                    {
-                        "opcode": one.opcode,
-                        "queue": one.queue,
-                        "reads": list(one.reads),
-                        "writes": list(one.writes),
-                        "uses": dict(one.uses),
-                        "arguments": dict(one.arguments),
-                        "onnx": one.onnx,
-                    }
-                    for one in block.instructions
-                ],
-            }
-            for block in program.blocks
-        ],
-    }
+    return next((name for names in one.onnx for name in names), None)
 
 
 @dataclass(frozen=True)
 class _Encoder:
-    program: Content
-    instruction: Content
+    program: Program
+    instruction: Instruction
     instance: Mapping[str, str]
     places: Places
 
     @property
     def lanes(self) -> int:
-        return self.program["machine"]["vector_lanes"]
-
-    @property
-    def arguments(self) -> Content:
-        return self.instruction["arguments"]
+        return self.program.machine.vector_lanes
 
     def fields(self) -> dict[str, int]:
-        operation = _operation(self.instruction)
-        values = {"operation": OPERATIONS.index(operation)}
-        if operation == "softmax":
-            return values | self.softmax()
-        values["read0"] = values["read1"] = self.row(self.instruction["reads"][0])
-        if operation != "sample":
-            values["write"] = self.row(self.instruction["writes"][0])
-        match operation:
-            case "rms_norm" | "layer_norm":
-                return values | self.norm(operation == "layer_norm")
-            case "quantize" | "quantize_static":
-                return values | self.quantize(operation == "quantize_static")
-            case "rotary":
-                return values | self.rotary()
+        one = self.instruction.does.bound(self.instance)
+        if not isinstance(one, VectorInstruction):
+            raise CompilerBug(f"the vector unit has no operation {one.opcode}")
+        values = {"operation": OPERATIONS.index(_operation(one))}
+        if isinstance(one, Softmax):
+            return values | self.softmax(one)
+        values["read0"] = values["read1"] = self.row(one.reads[0])
+        if isinstance(one, Sample):
+            return values | self.grouped(1, self.size(one.input))
+        values["write"] = self.row(one.writes[0])
+        match one:
+            case RMSNorm() | LayerNorm():
+                return values | self.norm(one)
+            case Quantize():
+                return values | self.quantize(one)
+            case Rotary():
+                return values | self.rotary(one)
             case _:
-                return values | self.whole() | self.elementwise()
+                values |= self.grouped(1, self.size(one.reads[0]))
+        return values | self.elementwise(one) if isinstance(one, ElementwiseInstruction) else values
 
     # Buffers
 
-    def type_of(self, buffer: str) -> Content:
-        return self.program["buffers"][buffer]["type"]
-
     def row(self, buffer: str) -> int:
-        place = self.program["buffers"][buffer]
-        if place["element"]:
+        place = self.program.buffers[buffer]
+        if place.element:
             raise _unfit(
                 self.instruction,
-                f"a value begins inside a row of the vector memory (element {place['element']} "
+                f"a value begins inside a row of the vector memory (element {place.element} "
                 f"of {self.lanes})",
                 f"parts of a vector must begin at a multiple of {self.lanes} elements",
             )
-        return place["row"]
+        return place.row
 
-    @property
-    def fraction(self) -> int:
-        return self.type_of(self.instruction["reads"][0])["fraction"]
-
-    @property
-    def result_fraction(self) -> int:
-        return self.type_of(self.instruction["writes"][0])["fraction"]
-
-    def constant(self, argument: str) -> tuple[int, int]:
-        mantissa, exponent = self.arguments[argument]
-        return mantissa, exponent
+    def size(self, buffer: str) -> int:
+        return self.program.value(buffer, Fixed).size
 
     # Groups
-
-    def whole(self) -> dict[str, int]:
-        return self.grouped(1, _size(self.program, self.instruction["reads"][0]))
 
     def grouped(self, groups: int, width: int) -> dict[str, int]:
         lanes = self.lanes
@@ -488,14 +416,10 @@ class _Encoder:
 
     # Operations
 
-    def elementwise(self) -> dict[str, int]:
-        one = self.instruction
-        formula = _formula(one)
-        if formula is None:
-            return {}
-        fractions = [self.type_of(name)["fraction"] for name in one["reads"]]
-        reals = {name: Real(*v) for name, v in self.arguments.items() if name != "kind"}
-        c = formula.constants(fractions, self.result_fraction, reals)
+    def elementwise(self, one: ElementwiseInstruction[str]) -> dict[str, int]:
+        formula, (target,) = one.formula, one.writes
+        fractions = [self.program.fraction(name) for name in one.reads]
+        c = formula.constants(fractions, self.program.fraction(target), one.constants)
         values = {
             "first_mantissa": c.first,
             "first_shift": min(max(c.first_shift, -127), 127),
@@ -503,70 +427,65 @@ class _Encoder:
             "second_shift": c.second_shift,
         }
         if formula.operands == 2:
-            values["read1"] = self.row(one["reads"][1])
+            values["read1"] = self.row(one.reads[1])
         if formula.table is not None:
             values |= {"fraction": c.places, "gate_table": GATE_TABLES.index(formula.table)}
         return values
 
-    def constant_fields(self, roles: tuple[str, str]) -> dict[str, int]:
+    def constant_fields(self) -> dict[str, int]:
         used = constant_rows(self.program, self.instruction, self.instance)
-        return {
-            f"constant{i}": self.places.constants[used[role]]
-            for i, role in enumerate(roles)
-            if role in used
-        }
+        return {f"constant{i}": self.places.constants[form] for i, form in enumerate(used)}
 
-    def norm(self, centred: bool) -> dict[str, int]:
-        groups = self.arguments.get("groups", 1)
-        width = _size(self.program, self.instruction["reads"][0]) // groups
+    def norm(self, one: RMSNorm[str] | LayerNorm[str]) -> dict[str, int]:
+        centred = isinstance(one, LayerNorm)
+        groups = 1 if isinstance(one, LayerNorm) else one.groups
+        width = self.size(one.input) // groups
         if width > NORM_WIDTH:
             raise _unfit(self.instruction, f"norms take up to {NORM_WIDTH} elements, not {width}")
-        gamma = self.program["parameters"][self.instance[self.instruction["uses"]["gamma"]]]
-        eps = Real(*self.constant("eps"))
-        constants = norm_constants(eps, width, self.fraction, centred)
+        gamma, fraction = self.program.parameters[one.gamma], self.program.fraction(one.input)
+        constants = norm_constants(one.eps, width, fraction, centred)
         return {
             **self.grouped(groups, width),
-            **self.constant_fields(("gamma", "beta")),
-            "constant_restart": int(gamma["dims"][-1] == width),
-            "offset": int("beta" in self.instruction["uses"]),
+            **self.constant_fields(),
+            "constant_restart": int(gamma.dims[-1] == width),
+            "offset": int(isinstance(one, LayerNorm) and one.beta is not None),
             "elements": width if centred else 1,
             "first_mantissa": constants.epsilon.mantissa,
             "first_shift": constants.epsilon.exponent,
             "largest_shift": constants.largest_shift,
-            "second_shift": UNIT_FRAC + gamma["exponent"] - self.result_fraction,
+            "second_shift": UNIT_FRAC + gamma.exponent - self.program.fraction(one.output),
         }
 
-    def quantize(self, static: bool) -> dict[str, int]:
-        kind = self.type_of(self.instruction["writes"][0])
-        fmt = FORMATS[kind["format"]]
-        values = self.grouped(kind["groups"], kind["width"])
-        values |= {"number_format": FORMAT_CODES[fmt.name], "fraction": self.fraction}
+    def quantize(self, one: Quantize[str]) -> dict[str, int]:
+        kind, fraction = self.program.value(one.output, Quantized), self.program.fraction(one.input)
+        fmt = FORMATS[kind.format]
+        values = self.grouped(kind.groups, kind.width)
+        values |= {"number_format": FORMAT_CODES[fmt.name], "fraction": fraction}
         # E4M3 takes its argument with 8 fraction bits.
         finer = 8 if fmt.name == "fp8" else 0
-        if not static:
+        if one.scale_of is None:
             return values | {"second_shift": 47 - fmt.limit.bit_length() - finer}
-        cache = self.program["caches"][self.instance[self.instruction["uses"]["scale_of"]]]
-        mantissa, exponent = cache["static_inverse"]
+        inverse = self.program.caches[one.scale_of].static_inverse
+        assert inverse is not None
         return values | {
-            "second_mantissa": mantissa,
-            "second_shift": exponent + self.fraction - finer,
+            "second_mantissa": inverse.mantissa,
+            "second_shift": inverse.exponent + fraction - finer,
         }
 
-    def rotary(self) -> dict[str, int]:
-        size, lanes = _size(self.program, self.instruction["reads"][0]), self.lanes
-        heads, turning = self.arguments["heads"], self.arguments["rotary_dim"]
-        width = size // heads
-        used = constant_rows(self.program, self.instruction, self.instance)["cos"]
+    def rotary(self, one: Rotary[str]) -> dict[str, int]:
+        size, lanes, turning = self.size(one.input), self.lanes, one.rotary_dim
+        width = size // one.heads
+        used = constant_rows(self.program, self.instruction, self.instance)[0]
         if width < lanes:
             # Whole rows are the groups: each holds heads that turn alike.
             rows = -(-size // lanes)
             values = {"groups": rows, "beats": 1, "group_words": lanes}
             values["lanes"] = size - (rows - 1) * lanes
         else:
-            values = self.grouped(heads, width)
+            values = self.grouped(one.heads, width)
         return {
             **values,
-            **self.constant_fields(("cos", "sin")),
+            **self.constant_fields(),
             "constant_restart": 1,
             "exchange": {"halves": 0, "pairs": turning // 2, "adjacent": 1}[used.kind],
             "half_rows": turning // 2 // lanes if used.kind == "halves" else 0,
@@ -575,31 +494,29 @@ class _Encoder:
             "second_shift": used.fraction,
         }
 
-    def softmax(self) -> dict[str, int]:
-        scores, probabilities = self.instruction["reads"][0], self.instruction["writes"][0]
-        heads = self.type_of(scores)["heads"]
-        fmt = FORMATS[self.type_of(probabilities)["format"]]
-        name = self.instance[self.instruction["uses"]["values"]]
-        cache = self.program["caches"][name]
+    def softmax(self, one: Softmax[str]) -> dict[str, int]:
+        heads = self.program.value(one.scores, Scores).heads
+        fmt = FORMATS[self.program.value(one.output, Probabilities).format]
+        cache = self.program.caches[one.values]
         values = {
-            "read0": self.row(scores),
-            "write": self.row(probabilities),
-            "constant1": self.places.heads[probabilities],
+            "read0": self.row(one.scores),
+            "write": self.row(one.output),
+            "constant1": self.places.heads[one.output],
             "groups": heads,
             "group_words": self.places.score_rows * self.lanes,
             "number_format": FORMAT_CODES[fmt.name],
             "second_shift": 47 - fmt.limit.bit_length(),
-            "window": self.arguments["window"],
-            "shared": heads // cache["heads"],
+            "window": one.window,
+            "shared": heads // cache.heads,
         }
-        if "static_scale" in cache:
-            scale = Scale.of(Real(*cache["static_scale"]))
+        if cache.static_scale is not None:
+            scale = Scale.of(cache.static_scale)
             return values | {
                 "static_scale": 1,
                 "first_mantissa": int(scale.mantissa),
                 "first_shift": int(scale.exponent),
             }
         return values | {
-            "constant0": self.places.value_scales[name],
-            "scale_stride": -(-cache["capacity"] // self.lanes),
+            "constant0": self.places.value_scales[one.values],
+            "scale_stride": -(-cache.capacity // self.lanes),
         }

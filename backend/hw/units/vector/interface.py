@@ -32,7 +32,7 @@ from intaglio.backend.hw.units.ports import (
     written_row,
 )
 from intaglio.backend.hw.units.unit import Unit
-from intaglio.backend.hw.units.vector.encode import FIELDS, content_of, shape_refusals
+from intaglio.backend.hw.units.vector.encode import FIELDS, shape_refusals
 from intaglio.backend.hw.units.vector.shape import VectorShape, machine_refusals
 from intaglio.backend.hw.units.vector.unit import build_vector
 from intaglio.dialects.isa import vector
@@ -53,7 +53,7 @@ INSTRUCTIONS = (
     vector.Activate,
     vector.Add,
     vector.Mul,
-    vector.Scale,
+    vector.ScaleBy,
     vector.Softcap,
     vector.Copy,
     vector.Softmax,
@@ -120,7 +120,7 @@ class VectorUnit(Unit):
     @staticmethod
     def refusals(program: Program) -> list[UserError]:
         """See `Unit`."""
-        return machine_refusals(program.machine) + shape_refusals(content_of(program))
+        return machine_refusals(program.machine) + shape_refusals(program)
 
     def build(self, design: Design, logic: LogicROM | None = None) -> ModuleBuilder:
         """See `Unit`."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from intaglio.backend.hw.units.vector.encode import (
-    Content,
     formats,
     gate_tables,
     operations,
     rotary_fraction,
 )
+from intaglio.backend.program.types import Program
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.formulas.products import ROTARY_FRAC
+from intaglio.dialects.isa.values import Probabilities, Quantized, Scores
+from intaglio.dialects.isa.vector import RMSNorm
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import rows_of
 
@@ -53,24 +55,30 @@ class VectorShape:
 
     @staticmethod
     def of(
-        program: Content,
+        program: Program,
         *,
         constant_rows: int,
         score_rows: int,
         probability_rows: int,
         scale_rows: int,
     ) -> VectorShape:
-        """For a program (the content of program.json) and memories of known size."""
-        lanes = program["machine"]["vector_lanes"]
-        longest = max((cache["capacity"] for cache in program["caches"].values()), default=1)
+        """For a program, and memories of known size."""
+        lanes = program.machine.vector_lanes
+        longest = max((cache.capacity for cache in program.caches.values()), default=1)
         rows = groups = 1
-        for one in program["buffers"].values():
-            kind = one["type"]
-            rows = max(rows, one["row"] + rows_of(kind, lanes, longest))
-            groups = max(groups, kind.get("groups", 1), kind.get("heads", 1))
-        for block in program["blocks"]:
-            for one in block["instructions"]:
-                groups = max(groups, one["arguments"].get("groups", 1))
+        for one in program.buffers.values():
+            rows = max(rows, one.row + rows_of(one.type, lanes, longest))
+            match one.type:
+                case Quantized() as kind:
+                    groups = max(groups, kind.groups)
+                case Scores() | Probabilities() as kind:
+                    groups = max(groups, kind.heads)
+                case _:
+                    pass
+        for block in program.blocks:
+            for one in block.instructions:
+                if isinstance(one.does, RMSNorm):
+                    groups = max(groups, one.does.groups)
         return VectorShape(
             operations(program),
             gate_tables(program),

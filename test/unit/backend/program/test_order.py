@@ -71,8 +71,8 @@ def conflicts(program: Program, positions: list[int], ranks: timeline.Ranks) -> 
         block = program.blocks[span.block]
         one, bound = block.instructions[span.instruction], block.instances[span.instance]
         reads, writes = rows(one.reads), rows(one.writes)
-        reads |= {bound[s] for r, s in one.uses.items() if r in ("keys", "values")}
-        writes |= {bound[s] for r, s in one.uses.items() if r == "cache"}
+        reads |= {bound[s] for r, s in one.does.uses.items() if r in ("keys", "values")}
+        writes |= {bound[s] for r, s in one.does.uses.items() if r == "cache"}
         if program.machine.shared_arrays and one.queue in ("matrix", "attention"):
             writes.add("adders")
         for before, what in ((written, reads), (touched, writes)):
@@ -91,7 +91,7 @@ def most_ranks(program: Program) -> timeline.Ranks:
         for number, block in enumerate(program.blocks)
         for instance, bound in enumerate(block.instances)
         for i, one in enumerate(block.instructions)
-        if bound.get(one.uses.get("weights", "")) in program.slots
+        if bound.get(one.does.uses.get("weights", "")) in program.slots
     }
 
 

@@ -119,21 +119,20 @@ def test_products_equal_a_restatement_in_rational_numbers(
     image = SiteImage(rank, matrix(rank, site.columns), matrix(site.rows, rank))
     simulator.load_adapter(AdapterImage("one", "", {name: image}))
     for half, slot, columns in (("a", site.a, site.columns), ("b", site.b, RANK)):
-        block, one = next(
-            (b, i)
+        bound, one = next(
+            (bound, i)
             for b in program.blocks
             for i in b.instructions
             for bound in b.instances
-            if bound.get(i.uses.get("weights", "")) == slot
+            if bound.get(i.does.uses.get("weights", "")) == slot
         )
-        assert block.instances
         x = random.integers(-(1 << 20), 1 << 20, (2, columns)) >> random.integers(0, 18)
         if half == "b":
             x[:, rank:] = 0
         q = quantize(x, activations)
         residual = random.integers(-(1 << 31), 1 << 31, (2, site.rows))
         reads = [lambda c, q=q: q, lambda c, r=residual: r][: len(one.reads)]
-        y = simulator._slot(one, slot, reads)(SimpleNamespace())
+        y = simulator._slot(one.does.bound(bound), reads)(SimpleNamespace())
         part = image.a if half == "a" else image.b
         for token in range(2):
             codes = q.codes[token]
@@ -143,7 +142,7 @@ def test_products_equal_a_restatement_in_rational_numbers(
                 numbers[: part.columns],
                 scale,
                 part,
-                one.arguments["pre_shift"],
+                one.does.arguments["pre_shift"],
                 residual[token].tolist() if half == "b" else None,
             )
             if half == "a":
@@ -160,14 +159,15 @@ def test_rank_zero_gives_the_residual_or_nothing(chips: Any) -> None:
     seen = 0
     for block in program.blocks:
         for one in block.instructions:
-            slot = block.instances[0].get(one.uses.get("weights", ""), "")
+            slot = block.instances[0].get(one.does.uses.get("weights", ""), "")
             if slot not in slots:
                 continue
             seen += 1
             x = Quantized(np.ones((1, 400), np.int64), Scale.of(1.0), "int8")
             residual = np.array([[2**31 - 1, -(2**31), 0, 5]])
             reads = [lambda c, x=x: x, lambda c, r=residual: r][: len(one.reads)]
-            y = simulator._slot(one, slot, reads)(SimpleNamespace())
+            product = one.does.bound(block.instances[0])
+            y = simulator._slot(product, reads)(SimpleNamespace())
             assert np.array_equal(y, residual) if slots[slot] == "b" else not y.any()
     assert seen == 14 and simulator.saturations == 0
 
@@ -338,7 +338,7 @@ def test_an_adapter_does_what_its_floats_say(chips: Any, name: str) -> None:
 
     def observe(one: Any, instance: int, written: list[Any]) -> None:
         if instance == 0 and one.writes:
-            slot = first_block.instances[0].get(one.uses.get("weights", ""), "")
+            slot = first_block.instances[0].get(one.does.uses.get("weights", ""), "")
             if slot:
                 values[slot] = written[0]
                 values[f"{slot} of"] = sources[one.reads[0]]
@@ -409,7 +409,7 @@ def test_durations_follow_the_rank_of_each_site(chips: Any) -> None:
     for span, block in spans(program, [9], ranks=ranks):
         one = program.blocks[block].instructions[span.instruction]
         bound = program.blocks[block].instances[span.instance]
-        slot = bound.get(one.uses.get("weights", ""), "")
+        slot = bound.get(one.does.uses.get("weights", ""), "")
         rank = ranks[program.slots[slot][0].name] if slot in program.slots else 0
         wanted = one.issue.duration(tokens=10, rank=rank)
         assert int(span.finish[0] - span.start[0]) == wanted

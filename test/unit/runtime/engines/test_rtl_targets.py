@@ -192,7 +192,7 @@ def test_domains_are_on_when_the_program_says(model: Callable[[str], Path], tmp_
             event, one = step.event, step.instruction
             if event.queue != "power":
                 continue
-            name = program.blocks[step.block].instances[step.instance][one.uses["domain"]]
+            name = program.blocks[step.block].instances[step.instance][one.does.uses["domain"]]
             if one.opcode == "wake":
                 woken[name] = event.finish
             else:

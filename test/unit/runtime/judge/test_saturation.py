@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from intaglio.backend.compile import compile_model
 from intaglio.backend.stages import Options
+from intaglio.dialects.isa.values import Fixed
 from intaglio.runtime.chip import load
 from intaglio.runtime.engines.simulator import Simulator
 from intaglio.runtime.judge.check import check
@@ -90,8 +91,7 @@ class Chosen:
 
     def __init__(self, outcomes: dict[int, tuple[int, float]], bits: int = 20) -> None:
         self.outcomes, self.fraction_bits = outcomes, bits
-        kind = {"kind": "fixed", "fraction": bits}
-        self.program = SimpleNamespace(buffers={"x": SimpleNamespace(type=kind)})
+        self.program = SimpleNamespace(buffers={"x": SimpleNamespace(type=Fixed(1, bits))})
         self.reset()
 
     def reset(self) -> None:

@@ -55,7 +55,7 @@ def test_on_times_against_every_cycle(gated: Path, position: int, rank: int):
         one = block.instructions[span.instruction]
         if one.queue != "power":
             continue
-        domain = block.instances[span.instance][one.uses["domain"]]
+        domain = block.instances[span.instance][one.does.uses["domain"]]
         if one.opcode == "wake":
             woken[domain] = int(span.start[0])
         else:
@@ -194,7 +194,7 @@ def test_energy_of_l_units(compiled: Named):
         for instance in block.instances:
             for one in block.instructions:
                 if one.opcode == "matvec":
-                    name = instance[one.uses["weights"]]
+                    name = instance[one.does.weights]
                     placed = placed_of(out)[name]
                     words += sum(
                         piece.code_words(placed.shape, machine) * piece.tiles

@@ -9,6 +9,10 @@ import pytest
 from intaglio.backend.program.program import Block, Instruction, Program, load_program
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import formula, timeline
+from intaglio.dialects.isa.cache import Append
+from intaglio.dialects.isa.instruction import Instruction as Does
+from intaglio.dialects.isa.matrix import Embed, Matvec
+from intaglio.dialects.isa.vector import Sample
 from intaglio.runtime.reports.timing import (
     GenerationCycles,
     critical_path,
@@ -17,12 +21,19 @@ from intaglio.runtime.reports.timing import (
     token_cycles,
 )
 
+DOES: dict[str, Does[str]] = {
+    "embed": Embed(token="t", output="x", table="w"),
+    "matvec": Matvec(input="x", output="y", weights="w", pre_shift=0),
+    "append": Append(input="x", cache="k"),
+    "sample": Sample(input="y", token="t"),
+}
+
 
 def instruction(
     opcode: str, queue: str, duration: str, waits: dict[str, int] | None = None
 ) -> Instruction:
     issue = timeline.Issue(queue, waits or {}, formula.parse(duration))
-    return Instruction(opcode, queue, (), (), {}, {}, [[]], issue, [], [])
+    return Instruction(DOES[opcode], [[]], issue, [], [])
 
 
 def program(*blocks: Block) -> Program:

@@ -12,6 +12,7 @@ from intaglio.backend.compile import compile_model
 from intaglio.backend.hw.units.attention.kv import SCALE_WORD, kv_places
 from intaglio.backend.program.program import load_program
 from intaglio.backend.stages import Options
+from intaglio.dialects.isa.attention import OverTokens
 from intaglio.runtime.reports.inspect import inspect_json
 from intaglio.runtime.reports.text import inspect_text
 from intaglio.runtime.reports.traffic import traffic
@@ -55,8 +56,8 @@ def test_windows_and_words(outside: Path):
         replace(
             block,
             instructions=[
-                replace(one, arguments={**one.arguments, "window": 9})
-                if one.opcode in ("query_key", "weighted_sum")
+                replace(one, does=replace(one.does, window=9))
+                if isinstance(one.does, OverTokens)
                 else one
                 for one in block.instructions
             ],

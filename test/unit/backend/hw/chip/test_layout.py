@@ -12,6 +12,7 @@ from intaglio.backend.hw.chip.layout import Layout, layout_of
 from intaglio.backend.program.program import load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects import hazards
+from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores, Value
 
 CONTEXT = 40
 
@@ -44,22 +45,20 @@ def layout(
 def test_scores_and_probabilities_do_not_count_each_other(layout: Layout) -> None:
     """All layers share a block, and with it the buffers: the memories hold one layer's."""
     heads = {
-        kind: [b.type["heads"] for b in layout.program.buffers.values() if b.type["kind"] == kind]
-        for kind in ("scores", "probabilities")
+        kind: [b.type.heads for b in layout.program.buffers.values() if isinstance(b.type, kind)]
+        for kind in (Scores, Probabilities)
     }
     rows = -(-CONTEXT // layout.lanes)
-    assert layout.program.memories["scores"].rows == max(2, max(heads["scores"]) * rows)
-    assert layout.program.memories["probabilities"].rows == max(
-        2, max(heads["probabilities"]) * rows
-    )
-    assert layout.program.memories["heads"].rows == max(2, max(heads["probabilities"]))
+    assert layout.program.memories["scores"].rows == max(2, max(heads[Scores]) * rows)
+    assert layout.program.memories["probabilities"].rows == max(2, max(heads[Probabilities]) * rows)
+    assert layout.program.memories["heads"].rows == max(2, max(heads[Probabilities]))
 
 
 def test_quantised_values_share_rows(layout: Layout) -> None:
     sizes = {
-        name: one.type["groups"] * -(-one.type["width"] // layout.lanes)
+        name: one.type.groups * -(-one.type.width // layout.lanes)
         for name, one in layout.program.buffers.items()
-        if one.type["kind"] == "quantized"
+        if isinstance(one.type, Quantized)
     }
     assert max(sizes.values()) <= layout.program.memories["codes"].rows < sum(sizes.values())
     assert layout.program.memories["codes"].rows == max(
@@ -67,24 +66,26 @@ def test_quantised_values_share_rows(layout: Layout) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["quantized", "scores", "probabilities", "fixed"])
-def test_what_shares_rows_is_ordered(layout: Layout, kind: str) -> None:
+@pytest.mark.parametrize("kind", [Quantized, Scores, Probabilities, Fixed])
+def test_what_shares_rows_is_ordered(layout: Layout, kind: type[Value]) -> None:
     """The rows that the hardware has, held against the waits, kind by kind."""
     program, lanes = layout.program, layout.lanes
     rows_of_head = layout.places.score_rows
 
     def rows(name: str) -> tuple[int, int]:
         one, first = program.buffers[name].type, layout.row_of(name)
-        match kind:
-            case "quantized":
-                size = one["groups"] * -(-one["width"] // lanes)
-            case "fixed":
-                size = -(-one["size"] // lanes)
+        match one:
+            case Quantized():
+                size = one.groups * -(-one.width // lanes)
+            case Fixed():
+                size = -(-one.size // lanes)
+            case Scores() | Probabilities():
+                size = one.heads * rows_of_head
             case _:
-                size = one["heads"] * rows_of_head
+                raise AssertionError(one)
         return first, first + size
 
-    names = {name for name, one in program.buffers.items() if one.type["kind"] == kind}
+    names = {name for name, one in program.buffers.items() if isinstance(one.type, kind)}
     accesses = [
         [
             hazards.Access([n for n in i.reads if n in names], [n for n in i.writes if n in names])

@@ -13,6 +13,8 @@ from intaglio.backend.program.program import Instruction
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import timeline
 from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.isa.power import Sleep, Switch, Wake
+from intaglio.dialects.isa.vector import Copy
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
@@ -24,10 +26,9 @@ def machine(wake: int, sleep: int) -> Machine:
     return replace(load_target("roma-mini").machine(), power_wake=wake, power_sleep=sleep)
 
 
-def instruction(opcode: str, machine: Machine) -> Instruction:
-    duration = {"wake": durations.wake, "sleep": durations.sleep}.get(opcode, durations.wake)
-    issue = timeline.Issue("power", {}, duration(machine))
-    return Instruction(opcode, "power", (), (), {"domain": "slot"}, {}, [], issue, [], [])
+def instruction(does: Switch[str] | Copy[str], machine: Machine) -> Instruction:
+    duration = durations.sleep if isinstance(does, Sleep) else durations.wake
+    return Instruction(does, [], timeline.Issue(does.queue, {}, duration(machine)), [], [])
 
 
 @pytest.mark.parametrize(("wake", "sleep"), [(5, 2), (1, 1), (2, 9)])
@@ -44,9 +45,9 @@ def test_bits_follow_the_instructions(wake: int, sleep: int) -> None:
         assert model.get("power") == 0
         on = [0] * len(DOMAINS)
         for _ in range(40):
-            opcode = str(rng.choice(["wake", "sleep"]))
+            kind = Wake if rng.integers(2) else Sleep
             name = str(rng.choice([*DOMAINS, NO_DOMAIN]))
-            one = instruction(opcode, chip)
+            one = instruction(kind(domain="slot"), chip)
             fields = encode(DOMAINS, one, {"slot": name})
             for field, value in fields.items():
                 model.set(field, value)
@@ -56,7 +57,7 @@ def test_bits_follow_the_instructions(wake: int, sleep: int) -> None:
             before = sum(bit << i for i, bit in enumerate(on))
             if name != NO_DOMAIN:
                 stays_off = name == "head" and not wanted
-                on[DOMAINS.index(name)] = int(opcode == "wake" and not stays_off)
+                on[DOMAINS.index(name)] = int(kind is Wake and not stays_off)
             after = sum(bit << i for i, bit in enumerate(on))
             idle = int(rng.integers(0, 3))
             trace = model.run(cycles + idle, {"start": [1, *[0] * (cycles + idle - 1)]})
@@ -69,5 +70,5 @@ def test_bits_follow_the_instructions(wake: int, sleep: int) -> None:
 def test_refusals() -> None:
     with pytest.raises(UserError, match="power_sleep"):
         build_power(Design(), machine(3, 0), DOMAINS, set())
-    with pytest.raises(CompilerBug, match="matvec"):
-        encode(DOMAINS, instruction("matvec", machine(1, 1)), {"slot": "head"})
+    with pytest.raises(CompilerBug, match="copy"):
+        encode(DOMAINS, instruction(Copy(input="x", output="y"), machine(1, 1)), {"slot": "head"})

@@ -23,6 +23,8 @@ from intaglio.dialects.codes import FORMATS, SLOT_BITS, AdapterMatrix, Matrix, e
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Saturations
 from intaglio.dialects.formula import Formula
+from intaglio.dialects.isa.adapter import AdapterMatvec
+from intaglio.dialects.isa.values import Fixed, Quantized
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import CODES, VECTORS
 from intaglio.dialects.tiling import MatrixShape
@@ -86,22 +88,21 @@ class Setting(NamedTuple):
 
 
 def fixed(name: str, row: int, size: int, machine: Machine, fraction: int = 16) -> Buffer:
-    kind = {"kind": "fixed", "size": size, "fraction": fraction}
-    return Buffer(name, kind, VECTORS, row)
+    return Buffer(name, Fixed(size, fraction), VECTORS, row)
 
 
 def quantized(name: str, row: int, width: int, machine: Machine) -> Buffer:
-    kind = {"kind": "quantized", "groups": 1, "width": width, "format": machine.activations}
-    return Buffer(name, kind, CODES, row)
+    return Buffer(name, Quantized(1, width, machine.activations), CODES, row)
 
 
 def product(
     weights: str, read: str, write: str, residual: str | None, shift: int, duration: Formula
 ) -> Instruction:
-    reads = (read,) if residual is None else (read, residual)
     issue = timeline.Issue("attention", {}, duration)
-    return Instruction("matvec", "attention", reads, (write,), {"weights": weights},
-                       {"pre_shift": shift}, [], issue, [], [])  # fmt: skip
+    does = AdapterMatvec(
+        input=read, residual=residual, output=write, weights=weights, pre_shift=shift
+    )
+    return Instruction(does, [], issue, [], [])
 
 
 def program_of(machine: Machine, **parts: Any) -> Program:
@@ -255,7 +256,7 @@ class Bench:
 
     def vector(self, name: str, value: Ints | None = None) -> Ints:
         """A fixed-point vector, after it was written if a value is given."""
-        size = self.program.buffers[name].type["size"]
+        size = self.program.buffers[name].type.size
         rows = -(-size // self.lanes)
         words = self.chip.memory("vectors")[self.row(name) : self.row(name) + rows]
         raw = np.ascontiguousarray(word_bytes(np.ascontiguousarray(words), 4 * self.lanes))
@@ -350,7 +351,7 @@ def check_slots(case: Case, engine: str = "rtl") -> None:
             bench.run(0, instance, rank_here)
             u = np.zeros(case.rank, np.int64)
             if image:
-                shift = bench.program.blocks[0].instructions[0].arguments["pre_shift"]
+                shift = bench.program.blocks[0].instructions[0].does.pre_shift
                 u[:rank_here] = semantics.requantize(
                     semantics.dot(x.codes, image.a, fmt), x.scale, image.a.exponent, shift, frac,
                     saturations=counter,
@@ -367,7 +368,7 @@ def check_slots(case: Case, engine: str = "rtl") -> None:
             bench.run(1, instance, rank_here)
             y = base
             if image:
-                shift = bench.program.blocks[0].instructions[1].arguments["pre_shift"]
+                shift = bench.program.blocks[0].instructions[1].does.pre_shift
                 y = semantics.requantize(
                     semantics.dot(uq.codes[:rank_here], image.b, fmt), uq.scale, image.b.exponent,
                     shift, frac, residual=base, saturations=counter,
@@ -445,7 +446,7 @@ def check_residents(case: Case, residents: int, engine: str = "rtl") -> None:
         bench.run(0, instance, rank)
         u = np.zeros(case.rank, np.int64)
         if image:
-            shift = block.instructions[0].arguments["pre_shift"]
+            shift = block.instructions[0].does.pre_shift
             dot = semantics.dot(x.codes, image.a, fmt)
             u[:rank] = semantics.requantize(dot, x.scale, image.a.exponent, shift, frac)
         np.testing.assert_array_equal(bench.vector("u"), u)
@@ -462,7 +463,7 @@ def check_residents(case: Case, residents: int, engine: str = "rtl") -> None:
         bench.run(1, instance, rank)
         y = base
         if image:
-            shift = block.instructions[1].arguments["pre_shift"]
+            shift = block.instructions[1].does.pre_shift
             dot = semantics.dot(uq.codes[:rank], image.b, fmt)
             y = semantics.requantize(dot, uq.scale, image.b.exponent, shift, frac, residual=base)
         np.testing.assert_array_equal(bench.vector("y"), y)
@@ -604,7 +605,8 @@ def test_refusals() -> None:
     ):
         with pytest.raises(UserError, match=named):
             places_of(replace(found, machine=replace(found.machine, **change)))
-    one = replace(found.blocks[0].instructions[0], uses={"weights": "a", "bias": "c"})
+    one = found.blocks[0].instructions[0]
+    one = replace(one, does=replace(one.does, bias="c"))
     with pytest.raises(UserError, match="bias"):
         adapter_model.encode(AdapterModel(found, places), one, found.blocks[0].instances[0])
     buffers = {**found.buffers, "u": replace(found.buffers["u"], element=4)}

@@ -24,8 +24,12 @@ from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real, Saturations, Scale, multiply
 from intaglio.dialects.formula import Formula
+from intaglio.dialects.isa import values
+from intaglio.dialects.isa.attention import QueryKey, WeightedSum
+from intaglio.dialects.isa.cache import Append
+from intaglio.dialects.isa.instruction import Instruction as Does
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.memories import OF_KIND
+from intaglio.dialects.memories import memory_of
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
 
@@ -103,57 +107,53 @@ def program_of(case: Case) -> Program:
         for name, address in (("k", 1 << 12), ("v", 0))
     }
 
-    def quantized(groups: int, fmt: str) -> dict[str, Any]:
-        return {"kind": "quantized", "groups": groups, "width": case.width, "format": fmt}
+    def quantized(groups: int, fmt: str) -> values.Quantized:
+        return values.Quantized(groups, case.width, fmt)
 
-    def buffer(name: str, first_row: int, kind: dict[str, Any]) -> Buffer:
-        return Buffer(name, kind, OF_KIND[kind["kind"]], first_row)
+    def buffer(name: str, first_row: int, kind: values.Value) -> Buffer:
+        return Buffer(name, kind, memory_of(kind), first_row)
 
     buffers = [
         buffer("q", 3, quantized(case.heads, machine.activations)),
         buffer("kq", 1 + 200, quantized(case.kv_heads, machine.kv)),
         buffer("vq", 300, quantized(case.kv_heads, machine.kv)),
-        buffer("scores", 5, {"kind": "scores", "heads": case.heads, "fraction": 16}),
-        buffer("p", 9, {
-            "kind": "probabilities", "heads": case.heads, "format": machine.probabilities
-        }),
-        buffer("y", 2, {
-            "kind": "fixed", "size": case.heads * case.width, "fraction": case.fraction
-        }),
-    ]  # fmt: skip
+        buffer("scores", 5, values.Scores(case.heads, 16)),
+        buffer("p", 9, values.Probabilities(case.heads, machine.probabilities)),
+        buffer("y", 2, values.Fixed(case.heads * case.width, case.fraction)),
+    ]
     shape = (machine, case.heads, case.kv_heads, case.width, case.window, machine.kv)
     dot_bits = semantics.query_key_bits(case.width, machine.activations, machine.kv)
     sum_bits = semantics.weighted_sum_bits(case.capacity, machine.probabilities, machine.kv)
-    factor = Real.of(case.factor)
-    arguments: dict[str, Any] = {
-        "score_scale": (factor.mantissa, factor.exponent),
-        "pre_shift": semantics.pre_shift(dot_bits),
-        "window": case.window,
-    }
-    if case.cap:
-        for name, value in (("cap_inverse", 1 / 3.0), ("cap", 3.0), ("log2e", 1.4427)):
-            real = Real.of(value)
-            arguments[name] = (real.mantissa, real.exponent)
+    inverse, cap, log2e = (Real.of(value) for value in (1 / 3.0, 3.0, 1.4427))
+    scores = QueryKey(
+        query="q",
+        output="scores",
+        keys="keys_slot",
+        score_scale=Real.of(case.factor),
+        pre_shift=semantics.pre_shift(dot_bits),
+        window=case.window,
+        **{"cap": cap, "cap_inverse": inverse, "log2e": log2e} if case.cap else {},
+    )
+    sums = WeightedSum(
+        probabilities="p",
+        output="y",
+        values="values_slot",
+        pre_shift=semantics.pre_shift(sum_bits),
+        window=case.window,
+    )
     bytes_ = case.width * FORMATS[machine.kv].bits // 8 + (0 if case.static else 4)
 
-    def one(
-        opcode: str, queue: str, read: str, writes: tuple[str, ...], uses: dict[str, str],
-        arguments: dict[str, Any], duration: Formula,
-    ) -> Instruction:  # fmt: skip
-        issue = timeline.Issue(queue, {}, duration)
-        return Instruction(opcode, queue, (read,), writes, uses, arguments, [], issue, [], [])
-
+    append = durations.append(machine, case.kv_heads, bytes_)
+    found: list[tuple[Does[str], Formula]] = [
+        (Append(input="kq", cache="keys_slot"), append),
+        (Append(input="vq", cache="values_slot"), append),
+        (scores, durations.query_key(*shape)),
+        (sums, durations.weighted_sum(*shape)),
+    ]
     instructions = [
-        one("append", "kv", "kq", (), {"cache": "keys_slot"}, {},
-            durations.append(machine, case.kv_heads, bytes_)),
-        one("append", "kv", "vq", (), {"cache": "values_slot"}, {},
-            durations.append(machine, case.kv_heads, bytes_)),
-        one("query_key", "attention", "q", ("scores",), {"keys": "keys_slot"}, arguments,
-            durations.query_key(*shape)),
-        one("weighted_sum", "attention", "p", ("y",), {"values": "values_slot"},
-            {"pre_shift": semantics.pre_shift(sum_bits), "window": case.window},
-            durations.weighted_sum(*shape)),
-    ]  # fmt: skip
+        Instruction(does, [], timeline.Issue(does.queue, {}, duration), [], [])
+        for does, duration in found
+    ]
     block = Block("layer", False, [{"keys_slot": "k", "values_slot": "v"}], instructions)
     return Program(
         machine=machine,
@@ -356,16 +356,15 @@ def test_attention(case: Case) -> None:
         before = bench.words("scores", "scores", case.heads, case.capacity)
         # The values of this token arrive while its scores are computed.
         bench.run(position, 1, 2)
-        instruction, _ = bench.instruction(2)
+        does = bench.instruction(2)[0].does
+        assert isinstance(does, QueryKey)
         dots = semantics.query_key(query.codes, k_codes[:, seen], machine.activations, machine.kv)
-        factor = Real(*instruction.arguments["score_scale"])
+        factor = does.score_scale
         scores = semantics.score_scale(
-            dots, query.scale, scales(k_scale), factor, instruction.arguments["pre_shift"], counter
+            dots, query.scale, scales(k_scale), factor, does.pre_shift, counter
         )
-        if case.cap:
-            inverse, cap, log2e = (
-                Real(*instruction.arguments[n]) for n in ("cap_inverse", "cap", "log2e")
-            )
+        if does.softcap is not None:
+            inverse, cap, log2e = does.softcap
             reals = {"inverse": inverse, "cap": cap, "factor": log2e}
             for name in ("softcap", "scale"):
                 scores = semantics.operator(name, scores, saturations=counter, **reals)
@@ -382,12 +381,14 @@ def test_attention(case: Case) -> None:
         row = bench.row["p"]
         bench.chip.memory("head_totals")[row : row + case.heads] = total
         bench.run(position, 3)
+        does = bench.instruction(3)[0].does
+        assert isinstance(does, WeightedSum)
         sums = semantics.weighted_sum(p.codes, v_codes[:, seen], machine.probabilities, machine.kv)
         y = semantics.requantize(
             sums.reshape(-1),
             multiply(p.scale, semantics.reciprocal_scale(total)),
             0,
-            bench.instruction(3)[0].arguments["pre_shift"],
+            does.pre_shift,
             case.fraction,
             saturations=counter,
         )

@@ -43,8 +43,11 @@ from intaglio.dialects import formula, semantics, timeline
 from intaglio.dialects.codes import FORMATS, Matrix, container_bits, pack
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Saturations, Scale
+from intaglio.dialects.isa import values
+from intaglio.dialects.isa.instruction import Instruction as Does
+from intaglio.dialects.isa.matrix import Embed, Matvec
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.memories import OF_KIND
+from intaglio.dialects.memories import memory_of
 from intaglio.dialects.tiling import Piece
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
@@ -158,9 +161,9 @@ class Model:
             self.domains.setdefault(self.domain, []).append(parameter.name)
         return self.parameters[parameter.name]
 
-    def _buffer(self, name: str, elements: int, **type_: Any) -> str:
+    def _buffer(self, name: str, elements: int, kind: values.Value) -> str:
         rows = -(-elements // self.machine.vector_lanes)
-        self.buffers[name] = Buffer(name, type_, OF_KIND[type_["kind"]], self.rows)
+        self.buffers[name] = Buffer(name, kind, memory_of(kind), self.rows)
         self.rows += rows
         return name
 
@@ -235,58 +238,42 @@ class Model:
         """An instruction for a matrix."""
         machine, parameter = self.machine, self.parameters[weights]
         rows, columns = parameter.dims
-        uses, reads = (
-            {"weights": weights},
-            [
-                self._buffer(
-                    f"q{weights}",
-                    columns,
-                    kind="quantized",
-                    groups=1,
-                    width=columns,
-                    format=machine.activations,
-                )
-            ],
-        )
+        kind = values.Quantized(1, columns, machine.activations)
+        x = self._buffer(f"q{weights}", columns, kind)
         if bias:
-            uses["bias"] = f"b{weights}"
             self.biases[f"b{weights}"] = self.rng.integers(-(1 << 31), 1 << 31, rows)
-        if residual:
-            reads.append(self._buffer(f"r{weights}", rows, kind="fixed", size=rows, fraction=16))
-        y = self._buffer(f"y{weights}", rows, kind="fixed", size=rows, fraction=16)
+        fixed = values.Fixed(rows, 16)
+        r = self._buffer(f"r{weights}", rows, fixed) if residual else None
+        y = self._buffer(f"y{weights}", rows, fixed)
         bits = semantics.accumulator_bits(
             parameter.bits, columns, machine.activations, offset_bits=parameter.offset_bits
         )
         taken = durations.product(machine, shape_of(parameter), parameter.pieces)
-        self._add("matvec", reads, y, uses, {"pre_shift": semantics.pre_shift(bits)}, taken + slack)
+        does = Matvec(
+            input=x,
+            residual=r,
+            output=y,
+            weights=weights,
+            bias=f"b{weights}" if bias else None,
+            pre_shift=semantics.pre_shift(bits),
+        )
+        self._add(does, taken + slack)
 
     def embed(self, table: str) -> None:
         """An instruction that reads a row of a table or matrix."""
         parameter = self.parameters[table]
         columns = parameter.dims[1]
-        x = self._buffer(f"x{table}", columns, kind="fixed", size=columns, fraction=16)
+        x = self._buffer(f"x{table}", columns, values.Fixed(columns, 16))
         taken = durations.embed(self.machine, shape_of(parameter))
-        self._add("embed", ["token"], x, {"table": table}, {}, taken)
+        self._add(Embed(token="token", output=x, table=table), taken)
 
-    def _add(
-        self,
-        opcode: str,
-        reads: list[str],
-        write: str,
-        uses: dict[str, str],
-        arguments: dict[str, Any],
-        taken: formula.Formula,
-    ) -> None:
-        issue = timeline.Issue("matrix", {}, taken)
-        self.instructions.append(
-            Instruction(
-                opcode, "matrix", tuple(reads), (write,), uses, arguments, [], issue, [], []
-            )
-        )
+    def _add(self, does: Does[str], taken: formula.Formula) -> None:
+        issue = timeline.Issue(does.queue, {}, taken)
+        self.instructions.append(Instruction(does, [], issue, [], []))
 
     @property
     def program(self) -> Program:
-        names = {n: n for one in self.instructions for n in one.uses.values()}
+        names = {n: n for one in self.instructions for n in one.does.uses.values()}
         block = Block("all", False, [names], self.instructions)
         return Program(
             machine=self.machine,
@@ -321,9 +308,8 @@ class Compiled(Model):
         images = Images(program, folder)
         self.parameters, self.buffers = dict(program.parameters), dict(program.buffers)
         for use in matrix_uses(program):
-            for role, slot in use.instruction.uses.items():
-                name = use.instance[slot]
-                if role == "bias":
+            for name in use.does.uses.values():
+                if isinstance(use.does, Matvec) and name == use.does.bias:
                     self.biases[name] = images.dense(name).astype(np.int64)
                 elif self.parameters[name].code.startswith("fixed"):
                     self.tables[name] = np.asarray(images.dense(name)).astype(np.int16)
@@ -460,8 +446,9 @@ def _run(
     counted = 0
     for instruction, instance in matrix_uses(program):
         fields = encode(program, instruction, instance, config, at, scales)
-        named = {role: instance[slot] for role, slot in instruction.uses.items()}
-        parameter = model.parameters[named.get("table") or named["weights"]]
+        does = instruction.does.bound(instance)
+        assert isinstance(does, Embed | Matvec)
+        parameter = model.parameters[does.table if isinstance(does, Embed) else does.weights]
         # Other domains are off.
         domain = next((d for d, names in model.domains.items() if parameter.name in names), None)
         if config.domains:
@@ -469,7 +456,7 @@ def _run(
             run.set("power", 1 << config.domains.index(domain) if lit and domain else 0)
         counter = Saturations()
         written = program.buffers[instruction.writes[0]]
-        if instruction.opcode == "embed":
+        if isinstance(does, Embed):
             token = int(rng.integers(0, parameter.dims[0]))
             run.set("token", token)
             if parameter.name in model.tables:
@@ -482,7 +469,7 @@ def _run(
                 )[0]
             expected = semantics.embed(row, parameter.exponent, 16, saturations=counter)
         else:
-            bias = model.biases[named["bias"]] if "bias" in named else None
+            bias = None if does.bias is None else model.biases[does.bias]
             matrix = model.matrices[parameter.name]
             if domain and domain == dark:
                 matrix = _erased(matrix, machine)
@@ -577,7 +564,7 @@ def _product(
         y,
         Scale(np.array(mantissa), np.array(exponent)),
         matrix.exponent,
-        instruction.arguments["pre_shift"],
+        instruction.does.pre_shift,
         16,
         bias,
         residual,

@@ -26,13 +26,20 @@ from intaglio.backend.hw.units.vector.encode import (
 from intaglio.backend.hw.units.vector.shape import VectorShape, machine_refusals
 from intaglio.backend.hw.units.vector.unit import build_vector
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Write, cat
+from intaglio.backend.program.types import Buffer, Cache, Instruction, Parameter, Program
 from intaglio.backend.target.target import load_target
-from intaglio.dialects import semantics
+from intaglio.dialects import semantics, timeline
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real, Saturations, Scale
-from intaglio.dialects.formula import Formula
+from intaglio.dialects.formula import Formula, constant
 from intaglio.dialects.formulas.elementwise import ACTIVATIONS, ELEMENTWISE
+from intaglio.dialects.isa import values as kinds
+from intaglio.dialects.isa.instruction import Instruction as Does
+from intaglio.dialects.isa.queues import VECTOR
+from intaglio.dialects.isa.registry import instruction_of
+from intaglio.dialects.isa.vector import Quantize, Rotary
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.memories import CODES, VECTORS, memory_of
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
 
@@ -180,13 +187,13 @@ class Unit:
         self,
         opcode: str,
         reads: Mapping[str, tuple[int, Ints, int]],
-        write: tuple[int, Mapping[str, Any]],
+        write: tuple[int, kinds.Value],
         duration: Formula,
         *,
         arguments: Mapping[str, Any] | None = None,
         constants: Mapping[str, tuple[Ints, int]] | None = None,
         position: int = 0,
-        caches: Mapping[str, Any] | None = None,
+        caches: Mapping[str, Cache] | None = None,
         uses: Mapping[str, str] | None = None,
         places: Places | None = None,
     ) -> int:
@@ -205,46 +212,40 @@ class Unit:
             places: of scores and scales.
         """
         constants = constants or {}
-        buffers: dict[str, Any] = {}
+        buffers: dict[str, Buffer] = {}
         for name, (row, values, fraction) in reads.items():
-            kind = {"kind": "fixed", "size": len(values), "fraction": fraction}
+            kind: kinds.Value = kinds.Fixed(len(values), fraction)
             if opcode == "softmax":
-                kind = {"kind": "scores", "heads": len(values)}
+                kind = kinds.Scores(len(values), fraction)
             else:
                 flat = self.memory("vector_memory", "<i4").reshape(-1)
                 flat[row * self.lanes : row * self.lanes + len(values)] = values
-            buffers[name] = {"row": row, "element": 0, "type": kind}
-        buffers["out"] = {"row": write[0], "element": 0, "type": write[1]}
-        program = {
-            "machine": self.machine.to_dict(),
-            "buffers": buffers,
-            "caches": caches or {},
-            "parameters": {
-                role: {"dims": list(values.shape), "exponent": exponent}
+            buffers[name] = Buffer(name, kind, memory_of(kind), row)
+        buffers["out"] = Buffer("out", write[1], memory_of(write[1]), write[0])
+        roles = {**{role: role for role in constants}, **(uses or {})}
+        does = instruction_of(opcode, VECTOR, list(reads), ["out"], roles, arguments or {})
+        instruction = Instruction(
+            does, [["the_node"]], timeline.Issue(VECTOR, {}, duration), [], []
+        )
+        program = program_of(
+            self.machine,
+            buffers,
+            {
+                role: Parameter(role, role, "rom.tensor", values.shape, "fixed16", 16, 0, exponent)
                 for role, (values, exponent) in constants.items()
             },
-        }
-        roles = {**{role: role for role in constants}, **(uses or {})}
-        instruction = {
-            "opcode": opcode,
-            "queue": "vector",
-            "reads": list(reads),
-            "writes": ["out"],
-            "uses": roles,
-            "arguments": arguments or {},
-            "onnx": [["the_node"]],
-        }
-        instance = {slot: slot for slot in roles.values()}
-        rows = constant_rows(program, instruction, instance)
+            caches or {},
+        )
+        rows = constant_rows(program, instruction, {})
         first, placed = 3, dict[ConstantRows, int]()
-        for number, (role, layout) in enumerate(rows.items()):
-            content = layout.rows(constants[role][0])
+        for number, layout in enumerate(rows):
+            content = layout.rows(constants[layout.parameter][0])
             placed[layout] = first
             port = "constant1" if number else "constant0"
             self.memory(f"{port}_memory", "<i4")[first : first + len(content)] = content
             first += len(content)
         places = dataclasses.replace(places or Places(), constants=placed)
-        fields = encode(program, instruction, instance, places)
+        fields = encode(program, instruction, {}, places)
         # The descriptor is there in the first cycle only.
         noise = {
             one.name: int(self.rng.integers(0, 1 << min(one.width, 16))) for one in FIELDS.fields
@@ -311,12 +312,32 @@ def running(machine: Machine, model: ArcModel, rotary: int = 14) -> Unit:
     return Unit(machine, model, rotary)
 
 
-def fixed_type(size: int, fraction: int = 16) -> dict[str, Any]:
-    return {"kind": "fixed", "size": size, "fraction": fraction}
+def fixed_type(size: int, fraction: int = 16) -> kinds.Fixed:
+    return kinds.Fixed(size, fraction)
 
 
-def quantized_type(groups: int, width: int, fmt: str) -> dict[str, Any]:
-    return {"kind": "quantized", "groups": groups, "width": width, "format": fmt}
+def quantized_type(groups: int, width: int, fmt: str) -> kinds.Quantized:
+    return kinds.Quantized(groups, width, fmt)
+
+
+def program_of(
+    machine: Machine,
+    buffers: Mapping[str, Buffer],
+    parameters: Mapping[str, Parameter] | None = None,
+    caches: Mapping[str, Cache] | None = None,
+) -> Program:
+    return Program(
+        machine=machine,
+        name="vector",
+        vocabulary=1,
+        parameters=parameters or {},
+        caches=caches or {},
+        buffers=buffers,
+        blocks=[],
+        positions=[],
+        logits="",
+        token="",
+    )
 
 
 def shapes(lanes: int) -> list[tuple[int, int]]:
@@ -357,11 +378,7 @@ def test_quantize_static(unit: Unit, fmt: str) -> None:
                 # Between 448 and its successor, which E4M3 does not have: rounding, then clipping.
                 inverse = Real.of(256)
                 x = unit.rng.integers(460 << 17, 468 << 17, len(x)) * unit.rng.choice([-1, 1])
-            cache = {
-                "capacity": POSITIONS,
-                "heads": groups,
-                "static_inverse": [inverse.mantissa, inverse.exponent],
-            }
+            cache = Cache("cache", POSITIONS, groups, width, fmt, 0, Real(1, 0), inverse)
             duration = durations.quantize(unit.machine, len(x), groups, static=True)
             kind = quantized_type(groups, width, fmt)
             count = unit.run(
@@ -538,7 +555,7 @@ def test_sample(unit: Unit) -> None:
             x = unit.values(size, spread)
             if spread == 0:
                 x[:] = -EXTREME - 1
-            kind = {"kind": "token"}
+            kind = kinds.Token()
             unit.run("sample", {"x": (7, x, 16)}, (0, kind), durations.sample(unit.machine, size))
             assert unit.model.get("token") == semantics.argmax(x)
             assert unit.model.get("token_valid")
@@ -575,17 +592,17 @@ def test_softmax(unit: Unit, fmt: str, window: int, static: bool) -> None:
             memory.reshape(heads, -1)[:, :POSITIONS] = scores
             memory = unit.memory("value_scale_memory", "<u4")[4 : 4 + kv_heads * rows]
             memory.reshape(kv_heads, -1)[:, :POSITIONS] = mantissa | exponent << 24
-            cache: dict[str, Any] = {"capacity": POSITIONS, "heads": kv_heads}
+            cache = Cache("v", POSITIONS, kv_heads, 1, "int8", 0)
             where = slice(first, position + 1)
             scale = Scale(mantissa[:, where], exponent[:, where])
             if static:
                 real = Real.of(0.037)
-                cache["static_scale"] = [real.mantissa, real.exponent]
+                cache = dataclasses.replace(cache, static_scale=real)
                 scale = Scale.of(real)
             saturated = unit.run(
                 "softmax",
                 {"x": (2, scores, 16)},
-                (5, {"kind": "probabilities", "heads": heads, "format": fmt}),
+                (5, kinds.Probabilities(heads, fmt)),
                 durations.softmax(unit.machine, heads, window),
                 arguments={"window": window},
                 position=position,
@@ -672,34 +689,27 @@ def test_machines_that_cannot_be_built() -> None:
 
 def test_refusals() -> None:
     lanes = 16
-    program = {
-        "machine": Geometry(lanes).machine.to_dict(),
-        "buffers": {
-            "x": {"row": 0, "element": 0, "type": fixed_type(120)},
-            "y": {"row": 0, "element": 2, "type": fixed_type(120)},
-            "q": {"row": 0, "element": 0, "type": quantized_type(5, 24, "int8")},
+    program = program_of(
+        Geometry(lanes).machine,
+        {
+            "x": Buffer("x", fixed_type(120), VECTORS),
+            "y": Buffer("y", fixed_type(120), VECTORS, 0, 2),
+            "q": Buffer("q", quantized_type(5, 24, "int8"), CODES),
         },
-    }
-    one = {
-        "opcode": "quantize",
-        "reads": ["x"],
-        "writes": ["q"],
-        "uses": {},
-        "arguments": {},
-        "onnx": [["the_node"]],
-    }
-    with pytest.raises(UserError, match=r"the_node.*5 groups of 24 elements do not fit 16"):
-        encode(program, one, {}, Places())
-    with pytest.raises(UserError, match="begins inside a row"):
-        encode(program, {**one, "reads": ["y"]}, {}, Places())
-    turn = {
-        **one,
-        "opcode": "rotary",
-        "uses": {"cos": "cos", "sin": "sin"},
-        "arguments": {"heads": 5, "rotary_dim": 24},
-    }
-    with pytest.raises(UserError, match=r"the_node.*heads of 24 elements, of which 24 turn"):
-        encode(program, turn, {"cos": "cos", "sin": "sin"}, Places())
+    )
+
+    def said(does: Does[str]) -> str:
+        issue = timeline.Issue(VECTOR, {}, constant(1))
+        one = Instruction(does, [["the_node"]], issue, [], [])
+        with pytest.raises(UserError) as caught:
+            encode(program, one, {}, Places())
+        assert caught.value.node == "the_node"
+        return caught.value.what
+
+    assert "5 groups of 24 elements do not fit 16" in said(Quantize(input="x", output="q"))
+    assert "begins inside a row" in said(Quantize(input="y", output="q"))
+    turn = Rotary(input="x", output="x", cos="cos", sin="sin", heads=5, rotary_dim=24)
+    assert "heads of 24 elements, of which 24 turn" in said(turn)
 
 
 def test_fields_fit_the_lists() -> None:
