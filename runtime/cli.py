@@ -183,6 +183,11 @@ def _parser() -> argparse.ArgumentParser:
     targets.add_argument("--json", action="store_true")
 
     ops = command("ops", _ops, "List the ONNX operators that are supported.")
+    ops.add_argument(
+        "--instructions",
+        action="store_true",
+        help="the chip's instructions instead: values, roles, arguments with their widths",
+    )
     ops.add_argument("--json", action="store_true")
     return parser
 
@@ -537,9 +542,23 @@ def _targets(args: argparse.Namespace) -> int:
     return SUCCESS
 
 
+def _instructions(as_json: bool) -> int:
+    from dataclasses import asdict
+
+    from intaglio.dialects.isa.reference import entries, lines
+
+    if as_json:
+        write_json({"schema": 1, "instructions": [asdict(entry) for entry in entries()]})
+        return SUCCESS
+    write("\n\n".join("\n".join(lines(entry)) for entry in entries()) + "\n")
+    return SUCCESS
+
+
 def _ops(args: argparse.Namespace) -> int:
     import textwrap
 
+    if args.instructions:
+        return _instructions(args.json)
     from intaglio.lowering.onnx.operators.table import table
 
     entries = [

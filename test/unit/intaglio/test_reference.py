@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from intaglio.dialects.isa.registry import INSTRUCTIONS
 from intaglio.reference import pages
 from intaglio.universe import INTAGLIO
 
@@ -45,3 +46,18 @@ def test_texts_under_definitions_are_in_the_page():
         in pages()["rom.md"]
     )
     assert "Else `1`." in pages()["rom.md"].partition("## `rom.rms_norm`")[2]
+
+
+def test_every_instruction_has_its_place():
+    page = pages()["instructions.md"]
+    for one in INSTRUCTIONS:
+        section = page.partition(f"## `{one.opcode}` (queue `{one.queue}`)\n")[2]
+        rows = section.partition("\n## ")[0]
+        for key, parts in (
+            ("reads", one.form.reads),
+            ("writes", one.form.writes),
+            ("uses", one.form.roles),
+            ("arguments", one.form.arguments),
+        ):
+            assert rows.count(f"| {key} |") == len(parts)
+            assert all(f"| {key} | `{part.name}` |" in rows for part in parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.isa.registry import INSTRUCTIONS
 from intaglio.runtime import cli
 from intaglio.runtime.chip import load
 
@@ -572,6 +574,27 @@ def test_ops(run: Run):
     assert {("com.microsoft", "MatMulNBits"), ("ai.onnx", "LayerNormalization")} <= names
     text = run("ops").out
     assert all(f"  {name} (since" in text for _, name in names)
+
+
+def test_the_instructions(run: Run):
+    found = run("ops", "--instructions", "--json").json["instructions"]
+    assert [(one["opcode"], one["queue"]) for one in found] == [
+        (one.opcode, one.queue) for one in INSTRUCTIONS
+    ]
+    softcap = next(one for one in found if one["opcode"] == "softcap")
+    number = "[mantissa (signed, 25 bits), exponent (signed, 11 bits)]"
+    assert softcap["arguments"] == [
+        {"name": name, "of": number, "optional": False} for name in ("inverse", "cap")
+    ]
+    assert softcap["meaning"] == ["elementwise.softcap"]
+    text = run("ops", "--instructions").out
+    for one in found:
+        (entry,) = re.findall(
+            rf"^{one['opcode']} \(queue {one['queue']}\)\n(?:  .*\n|\n(?=  ))*", text, re.M
+        )
+        for key in ("reads", "writes", "uses", "arguments"):
+            named = re.findall(rf"^    {key} +(\w+)", entry, re.M)
+            assert named == [part["name"] for part in one[key]]
 
 
 def test_inspect_to_a_file(run: Run, compiled, tmp_path: Path, refused):
