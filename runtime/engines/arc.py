@@ -21,7 +21,7 @@ from intaglio.backend import circt
 from intaglio.backend.circt import StateLayout, StatePort
 from intaglio.dialects.errors import CompilerBug
 from intaglio.runtime.engines.code_cache import kept
-from intaglio.runtime.engines.running import CompiledModel, ModelPort, Recorder, element_type
+from intaglio.runtime.engines.running import Model, ModelPort, Recorder, element_type
 from intaglio.runtime.engines.vcd import PERIOD, Signal, VCDWriter, check_waveform
 
 TRACED_DEPTH = 32
@@ -165,20 +165,21 @@ def _clock(layout: StateLayout) -> StatePort | None:
 
 
 def _driver(layout: StateLayout) -> str:
-    """The two functions of `CompiledModel`, as LLVM IR."""
+    """The two functions of `Model`, as LLVM IR."""
     eval_ = f"call void @{layout.top}_eval(ptr %state)"
     clock = _clock(layout)
 
-    def set_clock(level: int) -> str:
+    def settled(level: int) -> str:
+        """The logic with the clock at a level; without a clock no edge changes it."""
         if clock is None or clock.offset is None:
-            return ""
+            return "" if level and clock is None else eval_
         return (
             f"%clk{level} = getelementptr i8, ptr %state, i64 {clock.offset}\n"
-            f"store i1 {level}, ptr %clk{level}\n"
+            f"store i1 {level}, ptr %clk{level}\n{eval_}"
         )
 
-    apply, sample, place = _port_code(layout)
-    inputs, outputs = place[False], place[True]
+    apply, sample, words = _port_code(layout)
+    low, high = settled(0), settled(1)
     newline = "\n"
     return f"""
 define internal void @model_apply(ptr %state, ptr %in) alwaysinline {{
@@ -191,10 +192,23 @@ ret void
 }}
 define void @model_sample(ptr %state, ptr %in, ptr %out) {{
 call void @model_apply(ptr %state, ptr %in)
-{set_clock(0)}{eval_}
+{low}
 call void @model_read(ptr %state, ptr %out)
 ret void
 }}
+{_run_function(words[False], words[True], low, high)}"""
+
+
+def _run_function(inputs: int, outputs: int, low: str, high: str) -> str:
+    """The loop over cycles, as LLVM IR.
+
+    Args:
+        inputs: words of a row of inputs.
+        outputs: words of a row of outputs.
+        low: settles the logic with the clock low: a cycle up to its edge.
+        high: the edge.
+    """
+    return f"""\
 define void @model_run(ptr %state, ptr %inputs, i64 %rows, i64 %cycles, ptr %outputs, ptr %at,
                        i64 %samples, i64 %watch, i64 %stop, ptr %done, i64 %first.traced,
                        i64 %last.traced, ptr %observe) {{
@@ -214,7 +228,7 @@ apply:
   call void @model_apply(ptr %state, ptr %in)
   br label %settle
 settle:
-  {set_clock(0)}{eval_}
+  {low}
   %room = icmp slt i64 %count, %samples
   %at.out = mul i64 %count, {outputs}
   %out.row = getelementptr i64, ptr %outputs, i64 %at.out
@@ -255,7 +269,7 @@ ask:
   br label %rise
 rise:
   %halt = phi i1 [ false, %edge ], [ %stop.on, %ask ]
-  {set_clock(1)}{eval_ if clock is not None else ""}
+  {high}
   %t.next = add i64 %t, 1
   %over = icmp sge i64 %t.next, %cycles
   %limited = icmp sgt i64 %samples, 0
@@ -277,7 +291,7 @@ end:
 """
 
 
-class ArcModel(CompiledModel):
+class ArcModel(Model):
     """A running instance of a module; see `runtime.engines.running.Model`.
 
     Args:

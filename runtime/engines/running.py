@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -54,88 +55,6 @@ class Trace(NamedTuple):
     outputs: Mapping[str, Words]
 
 
-class Model(Protocol):
-    """A running hardware module. Inputs keep their values until they are set again."""
-
-    ports: Mapping[str, ModelPort]
-    cycle: int
-    """Cycles run so far."""
-
-    def set(self, name: str, value: int) -> None:
-        """Gives an input a value; negative numbers in two's complement."""
-        ...
-
-    def get(self, name: str) -> int:
-        """An output's value (unsigned) now: for the inputs as they are, before the next edge."""
-        ...
-
-    def step(self, cycles: int = 1) -> None:
-        """Runs cycles with the inputs as they are."""
-        ...
-
-    def run(
-        self,
-        cycles: int,
-        inputs: Mapping[str, npt.ArrayLike] | None = None,
-        watch: str | None = None,
-        stop: str | None = None,
-        samples: int | None = None,
-    ) -> Trace:
-        """Runs cycles in a compiled loop and samples the outputs.
-
-        Args:
-            cycles: how many, at most.
-            inputs: for some inputs their values, one a cycle (the last one stays): integers [n],
-                or uint64 [n, words]; all of one length.
-            watch: take a sample only in cycles in which this output is not 0.
-            stop: end with the first cycle in which this output is not 0 (its edge included).
-            samples: end when so many are taken (default: `cycles`).
-        """
-        ...
-
-    @property
-    def memories(self) -> Sequence[str]:
-        """Hierarchical names of the memories, `unit/part/memory`."""
-        ...
-
-    def memory(self, name: str) -> npt.NDArray[np.unsignedinteger]:
-        """A view of a memory's content; writing to it writes the memory.
-
-        Returns:
-            An unsigned array [depth] for words up to 64 bits, else uint8 [depth, bytes]. Bits
-            above a word's width must stay 0.
-        """
-        ...
-
-    def register(self, name: str) -> int:
-        """The value (unsigned) of a register by its hierarchical name."""
-        ...
-
-    def trace(self, path: Path, first: int = 0, last: int | None = None) -> None:
-        """Writes the waveform of cycles to come into a file.
-
-        The file is there, whole, when the last of them has been run, at `trace_end` or at `close`;
-        until then an earlier one stays. See `runtime.engines.vcd` for its times.
-
-        Args:
-            path: its suffix is the format.
-            first: the first cycle, counted as `cycle` is.
-            last: and the last one; None: all that are run.
-
-        Raises:
-            UserError: the file cannot be written, or the cycles are over.
-        """
-        ...
-
-    def trace_end(self, keep: bool = True) -> None:
-        """Completes the file of `trace`, if one is open; or forgets what was written of it."""
-        ...
-
-    def close(self) -> None:
-        """Frees what the model holds."""
-        ...
-
-
 class Recorder(Protocol):
     """Writes a waveform."""
 
@@ -148,15 +67,15 @@ class Recorder(Protocol):
         ...
 
 
-class CompiledModel:
-    """A `Model` around two compiled functions.
+class Model(ABC):
+    """A running hardware module. Inputs keep their values until they are set again.
 
-    ``run(state, inputs, rows, cycles, outputs, at, samples, watch, stop, done, first, last,
-    observe)`` does what `Model.run` says: a row of `inputs` or `outputs` holds all ports of that
-    direction in order, 64 bits a word; `watch` and `stop` are numbers of words in an output row
-    (-1: none); ``done[0]`` and ``done[1]`` receive cycles and samples; ``observe(t)`` is called in
-    the cycles `first` to `last` of this run when they have settled. ``sample(state, inputs,
-    outputs)`` applies one row, settles, and reads one.
+    It is made around two compiled functions. ``run(state, inputs, rows, cycles, outputs, at,
+    samples, watch, stop, done, first, last, observe)`` does what `run` says: a row of `inputs` or
+    `outputs` holds all ports of that direction in order, 64 bits a word; `watch` and `stop` are
+    numbers of words in an output row (-1: none); ``done[0]`` and ``done[1]`` receive cycles and
+    samples; ``observe(t)`` is called in the cycles `first` to `last` of this run when they have
+    settled. ``sample(state, inputs, outputs)`` applies one row, settles, and reads one.
     """
 
     def __init__(
@@ -164,6 +83,7 @@ class CompiledModel:
     ) -> None:
         self.ports: Mapping[str, ModelPort] = {port.name: port for port in ports}
         self.cycle = 0
+        """Cycles run so far."""
         self._state = state
         pointer, count = ctypes.c_void_p, ctypes.c_int64
         self._run = ctypes.CFUNCTYPE(
@@ -186,7 +106,7 @@ class CompiledModel:
         self._failure: Exception | None = None
 
     def set(self, name: str, value: int) -> None:
-        """See `Model.set`."""
+        """Gives an input a value; negative numbers in two's complement."""
         port = self._port(name, False)
         place, value = self._places[name], int(value)
         if not -(1 << (port.width - 1)) <= value < 1 << port.width:
@@ -196,7 +116,7 @@ class CompiledModel:
             self._inputs[place + i] = value >> (64 * i) & _WORD
 
     def get(self, name: str) -> int:
-        """See `Model.get`."""
+        """An output's value (unsigned) now: for the inputs as they are, before the next edge."""
         port = self._port(name, True)
         self._sample(self._state, self._inputs.ctypes.data, self._outputs.ctypes.data)
         place = self._places[name]
@@ -204,7 +124,7 @@ class CompiledModel:
         return sum(word << (64 * i) for i, word in enumerate(words))
 
     def step(self, cycles: int = 1) -> None:
-        """See `Model.step`."""
+        """Runs cycles with the inputs as they are."""
         done = np.zeros(2, np.int64)
         self._call(self._inputs[None], cycles, None, None, 0, -1, -1, done)
         self.cycle += cycles
@@ -217,7 +137,16 @@ class CompiledModel:
         stop: str | None = None,
         samples: int | None = None,
     ) -> Trace:
-        """See `Model.run`."""
+        """Runs cycles in a compiled loop and samples the outputs.
+
+        Args:
+            cycles: how many, at most.
+            inputs: for some inputs their values, one a cycle (the last one stays): integers [n],
+                or uint64 [n, words]; all of one length.
+            watch: take a sample only in cycles in which this output is not 0.
+            stop: end with the first cycle in which this output is not 0 (its edge included).
+            samples: end when so many are taken (default: `cycles`).
+        """
         rows = self._rows(inputs or {})
         capacity = cycles if samples is None else min(samples, cycles)
         outputs = np.empty((capacity, len(self._outputs)), np.uint64)
@@ -241,7 +170,19 @@ class CompiledModel:
         return Trace(count, at, seen)
 
     def trace(self, path: Path, first: int = 0, last: int | None = None) -> None:
-        """See `Model.trace`."""
+        """Writes the waveform of cycles to come into a file.
+
+        The file is there, whole, when the last of them has been run, at `trace_end` or at `close`;
+        until then an earlier one stays. See `runtime.engines.vcd` for its times.
+
+        Args:
+            path: its suffix is the format.
+            first: the first cycle, counted as `cycle` is.
+            last: and the last one; None: all that are run.
+
+        Raises:
+            UserError: the file cannot be written, or the cycles are over.
+        """
         self.trace_end()
         last = _FOREVER if last is None else last
         if not max(0, first, self.cycle) <= last:
@@ -259,7 +200,7 @@ class CompiledModel:
         atexit.register(self.trace_end)
 
     def trace_end(self, keep: bool = True) -> None:
-        """See `Model.trace_end`."""
+        """Completes the file of `trace`, if one is open; or forgets what was written of it."""
         # The callback refers to the model: without it the model is freed at once.
         recorder, self._recorder, self._observe = self._recorder, None, None
         stack, self._waveform = self._waveform, None
@@ -271,9 +212,31 @@ class CompiledModel:
             if not keep:
                 raise _Forgotten
 
+    @property
+    @abstractmethod
+    def memories(self) -> Sequence[str]:
+        """Hierarchical names of the memories, `unit/part/memory`."""
+
+    @abstractmethod
+    def memory(self, name: str) -> npt.NDArray[np.unsignedinteger]:
+        """A view of a memory's content; writing to it writes the memory.
+
+        Returns:
+            An unsigned array [depth] for words up to 64 bits, else uint8 [depth, bytes]. Bits
+            above a word's width must stay 0.
+        """
+
+    @abstractmethod
+    def register(self, name: str) -> int:
+        """The value (unsigned) of a register by its hierarchical name."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees what the model holds."""
+
+    @abstractmethod
     def _record(self, path: Path, form: str) -> Recorder:
         """The engine's writer of waveforms, of files of this name in this format."""
-        raise NotImplementedError
 
     def _settled(self, t: int) -> None:
         # Nothing may be raised through the compiled loop.

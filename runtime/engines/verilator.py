@@ -25,7 +25,7 @@ import numpy.typing as npt
 from intaglio.backend.circt import HARDWARE_EXTRA
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.runtime.engines.code_cache import kept
-from intaglio.runtime.engines.running import CompiledModel, ModelPort, Recorder, element_type
+from intaglio.runtime.engines.running import Model, ModelPort, Recorder, element_type
 from intaglio.runtime.engines.vcd import PERIOD, check_waveform
 from intaglio.runtime.interrupts import held_back
 
@@ -108,7 +108,7 @@ def translate(arguments: Sequence[str], folder: Path) -> str:
     return said
 
 
-class VerilatorModel(CompiledModel):
+class VerilatorModel(Model):
     """A running instance of a SystemVerilog module; see `runtime.engines.running.Model`.
 
     Args:
