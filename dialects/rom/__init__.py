@@ -10,7 +10,15 @@ See docs/dialects/rom.md for the rationale.
 
 from xdsl.ir import Dialect
 
-from intaglio.dialects.rom.buffers import Buffer, CacheOp, ParameterOp, SiteOp, SlotOp, resolve
+from intaglio.dialects.rom.buffers import (
+    Buffer,
+    CacheOp,
+    ParameterOp,
+    SiteOp,
+    SlotOp,
+    resolve,
+    resolved_type,
+)
 from intaglio.dialects.rom.integers import (
     DotOp,
     QuantizeOp,
@@ -117,6 +125,7 @@ __all__ = [
     "node_names",
     "nodes",
     "resolve",
+    "resolved_type",
     "vector_size",
 ]
 

@@ -14,6 +14,7 @@ from xdsl.dialects.builtin import (
 )
 from xdsl.ir import (
     Attribute,
+    AttributeInvT,
     Block,
     Operation,
 )
@@ -226,7 +227,9 @@ def _declared(block: Block, name: str) -> Buffer | None:
     return _DECLARED[block].get(name)
 
 
-def resolved_type(user: Operation, symbol: SymbolRefAttr, *kinds: type[Attribute]) -> Attribute:
+def resolved_type(
+    user: Operation, symbol: SymbolRefAttr, *kinds: type[AttributeInvT]
+) -> AttributeInvT:
     """The type of the buffer that a symbol names, one of some kinds; else VerifyException."""
     type_ = resolve(user, symbol).type
     if not isinstance(type_, kinds):
@@ -240,8 +243,6 @@ class _VerifiesSite(SymbolUserOpInterface):
         assert isinstance(op, SiteOp)
         a, b = (resolved_type(op, symbol, AdapterType) for symbol in (op.a, op.b))
         matrix = resolved_type(op, op.matrix, ROMTensorType)
-        assert isinstance(a, AdapterType) and isinstance(b, AdapterType)
-        assert isinstance(matrix, ROMTensorType)
         name = op.site.data
         if not a.is_slot or not b.is_slot:
             raise VerifyException(f"the adapter of site {name} is no slot: it has groups")

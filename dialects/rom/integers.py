@@ -72,7 +72,6 @@ class QuantizeOp(OperatorOp):
     def verify_(self) -> None:
         """Groups cover the vector; the format is known; a cache has a static scale."""
         type_ = self.output.type
-        assert isinstance(type_, QuantizedType)
         if type_.size != vector_size(self.input.type):
             raise VerifyException(
                 f"{type_.groups.data} groups of {type_.width.data} do not cover "
@@ -84,7 +83,6 @@ class QuantizeOp(OperatorOp):
             )
         if self.cache is not None:
             cache = resolved_type(self, self.cache, KVType)
-            assert isinstance(cache, KVType)
             if not cache.static.data:
                 raise VerifyException(
                     f"@{self.cache.root_reference.data} has no static scale to quantise with"
@@ -119,7 +117,7 @@ class DotOp(OperatorOp):
     def verify_(self) -> None:
         """Shapes agree, and the sum fits 62 bits."""
         source, target = self.input.type, self.output.type
-        assert isinstance(source, QuantizedType) and isinstance(target, AccumulatorType)
+        assert isinstance(source, QuantizedType)
         if source.groups.data != 1:
             raise VerifyException("a matrix takes a vector with one scale")
         verify_matrix(self, self.weights, None, source.size, target.size.data)
@@ -181,7 +179,7 @@ class RequantizeOp(OperatorOp):
     def verify_(self) -> None:
         """Sizes agree."""
         source, target = self.input.type, self.output.type
-        assert isinstance(source, AccumulatorType) and isinstance(target, FixedType)
+        assert isinstance(source, AccumulatorType)
         sizes = [source.size.data, target.size.data]
         if self.residual is not None:
             sizes.append(vector_size(self.residual.type))
@@ -252,8 +250,7 @@ class QueryKeyOp(OperatorOp):
         """One group a query head, of the cache's width."""
         query, scores = self.query.type, self.output.type
         keys = resolved_type(self, self.keys, KVType)
-        assert isinstance(query, QuantizedType) and isinstance(scores, ScoresType)
-        assert isinstance(keys, KVType)
+        assert isinstance(query, QuantizedType)
         verify_heads(query.groups.data, keys)
         if query.width.data != keys.width.data or scores.heads != query.groups:
             raise VerifyException("query, keys and scores differ in heads or width")
@@ -307,8 +304,7 @@ class SoftmaxOp(OperatorOp):
         """Heads agree; the format is known."""
         source, target = self.scores.type, self.output.type
         values = resolved_type(self, self.values, KVType)
-        assert isinstance(source, ScoresType) and isinstance(target, ProbabilitiesType)
-        assert isinstance(values, KVType)
+        assert isinstance(source, ScoresType)
         verify_heads(source.heads.data, values)
         if source.heads != target.heads:
             raise VerifyException("scores and probabilities differ in heads")
@@ -364,8 +360,7 @@ class WeightedSumOp(OperatorOp):
         """The result has all heads."""
         source, target = self.probabilities.type, self.output.type
         values = resolved_type(self, self.values, KVType)
-        assert isinstance(source, ProbabilitiesType) and isinstance(target, FixedType)
-        assert isinstance(values, KVType)
+        assert isinstance(source, ProbabilitiesType)
         verify_heads(source.heads.data, values)
         wanted = source.heads.data * values.width.data
         if target.size.data != wanted:

@@ -43,7 +43,7 @@ from xdsl.traits import (
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects.plain import PlainOp
-from intaglio.dialects.rom.buffers import SlotOp, resolve
+from intaglio.dialects.rom.buffers import Buffer, SlotOp, resolve
 from intaglio.dialects.rom.types import POSITION, SYMBOL, TOKEN, VECTOR
 
 
@@ -194,6 +194,14 @@ class RepeatOp(PlainOp):
                         return op
             scope = scope.parent_op()
         raise VerifyException(f"no layer @{name} is declared")
+
+    def bound(self) -> Iterator[tuple[SlotOp, Buffer]]:
+        """The slots of each instance in turn, with the buffers that they stand for."""
+        slots = {slot.sym_name.data: slot for slot in self.body().slots}
+        for instance in self.instances:
+            for name, symbol in instance.data.items():
+                assert isinstance(symbol, SymbolRefAttr)
+                yield slots[name], resolve(self, symbol)
 
 
 @irdl_op_definition

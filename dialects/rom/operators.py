@@ -94,7 +94,6 @@ class EmbedOp(OperatorOp):
     def verify_(self) -> None:
         """The row has the table's width."""
         table = resolved_type(self, self.table, ROMTensorType)
-        assert isinstance(table, ROMTensorType)
         if table.dims[-1] != vector_size(self.output.type):
             raise VerifyException(
                 f"rows of @{self.table.root_reference.data} have {table.dims[-1]} elements, "
@@ -161,7 +160,6 @@ def verify_matrix(
 ) -> None:
     """A matrix is [rows, size] and its bias [rows]; VerifyException where not."""
     type_ = resolved_type(op, weights, ROMTensorType, AdapterType)
-    assert isinstance(type_, ROMTensorType | AdapterType)
     if type_.dims != (rows, size):
         raise VerifyException(
             f"@{weights.root_reference.data} has shape {list(type_.dims)}, "
@@ -169,7 +167,6 @@ def verify_matrix(
         )
     if bias is not None:
         found = resolved_type(op, bias, ROMTensorType)
-        assert isinstance(found, ROMTensorType)
         if found.dims != (rows,):
             raise VerifyException(
                 f"bias @{bias.root_reference.data} has shape {list(found.dims)}, "
@@ -230,7 +227,6 @@ def _verify_norm(op: Operation, size: int, groups: int, *vectors: SymbolRefAttr)
         raise VerifyException(f"{size} elements do not divide into {groups} groups")
     for vector in vectors:
         type_ = resolved_type(op, vector, ROMTensorType)
-        assert isinstance(type_, ROMTensorType)
         if type_.dims != (size // groups,):
             raise VerifyException(
                 f"@{vector.root_reference.data} has shape {list(type_.dims)}, "
@@ -344,7 +340,6 @@ class RotaryOp(OperatorOp):
             )
         for table in (self.cos, self.sin):
             type_ = resolved_type(self, table, ROMTensorType)
-            assert isinstance(type_, ROMTensorType)
             if len(type_.dims) != 2 or type_.dims[1] != width // 2:
                 raise VerifyException(
                     f"@{table.root_reference.data} has shape {list(type_.dims)}, "
@@ -379,7 +374,6 @@ class AppendOp(OperatorOp):
     def verify_(self) -> None:
         """The vector holds every head of the cache, quantised in its format."""
         cache = resolved_type(self, self.cache, KVType)
-        assert isinstance(cache, KVType)
         type_ = self.input.type
         size = type_.size if isinstance(type_, QuantizedType) else vector_size(type_)
         wanted = cache.heads.data * cache.width.data
@@ -458,7 +452,6 @@ class AttentionOp(OperatorOp):
         """Query heads are a multiple of KV heads of the same width."""
         keys = resolved_type(self, self.keys, KVType)
         values = resolved_type(self, self.values, KVType)
-        assert isinstance(keys, KVType) and isinstance(values, KVType)
         heads = self.heads.value.data
         verify_heads(heads, keys)
         verify_heads(heads, values)

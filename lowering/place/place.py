@@ -69,11 +69,10 @@ def users(module: ModuleOp) -> dict[str, set[type[Operation]]]:
     """The kinds of operator that use each buffer of the module."""
     found: dict[str, set[type[Operation]]] = {}
 
-    def note(buffer: Operation, kind: type[Operation]) -> None:
-        assert isinstance(buffer, rom.ParameterOp | rom.CacheOp | rom.SlotOp)
+    def note(buffer: rom.Buffer, kind: type[Operation]) -> None:
         found.setdefault(buffer.sym_name.data, set()).add(kind)
 
-    in_slots: dict[tuple[str, str], set[type[Operation]]] = {}
+    in_slots: dict[rom.SlotOp, set[type[Operation]]] = {}
     for op in module.walk():
         if isinstance(op, rom.RepeatOp):
             continue
@@ -81,20 +80,15 @@ def users(module: ModuleOp) -> dict[str, set[type[Operation]]]:
             if not isinstance(symbol, SymbolRefAttr) or isinstance(op, PlaceOp):
                 continue
             buffer = rom.resolve(op, symbol)
-            layer = op.parent_op()
-            if isinstance(buffer, rom.SlotOp) and isinstance(layer, rom.LayerOp):
-                key = (layer.sym_name.data, buffer.sym_name.data)
-                in_slots.setdefault(key, set()).add(type(op))
+            if isinstance(buffer, rom.SlotOp):
+                in_slots.setdefault(buffer, set()).add(type(op))
             else:
                 note(buffer, type(op))
     for op in module.walk():
         if isinstance(op, rom.RepeatOp):
-            layer = op.body().sym_name.data
-            for instance in op.instances:
-                for slot, symbol in instance.data.items():
-                    assert isinstance(symbol, SymbolRefAttr)
-                    for kind in in_slots.get((layer, slot), ()):
-                        note(rom.resolve(op, symbol), kind)
+            for slot, buffer in op.bound():
+                for kind in in_slots.get(slot, ()):
+                    note(buffer, kind)
     return found
 
 

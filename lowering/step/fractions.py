@@ -389,13 +389,9 @@ def _bound(module: ModuleOp) -> dict[Operation, list[rom.ParameterOp]]:
             bound[op] = [op]
     for op in module.walk():
         if isinstance(op, rom.RepeatOp):
-            slots = {slot.sym_name.data: slot for slot in op.body().slots}
-            for instance in op.instances:
-                for name, symbol in instance.data.items():
-                    assert isinstance(symbol, SymbolRefAttr)
-                    buffer = rom.resolve(op, symbol)
-                    if isinstance(buffer, rom.ParameterOp) and buffer not in bound[slots[name]]:
-                        bound[slots[name]].append(buffer)
+            for slot, buffer in op.bound():
+                if isinstance(buffer, rom.ParameterOp) and buffer not in bound[slot]:
+                    bound[slot].append(buffer)
     return bound
 
 

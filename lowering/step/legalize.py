@@ -172,14 +172,11 @@ def _convert_buffers(module: ModuleOp, machine: Machine, chosen: Fractions) -> N
             want(rom.resolve(op, SymbolRefAttr(symbol)), conversion, op.name)
     for op in module.walk():
         if isinstance(op, rom.RepeatOp):
-            slots = {slot.sym_name.data: slot for slot in op.body().slots}
-            for instance in op.instances:
-                for slot, symbol in instance.data.items():
-                    assert isinstance(symbol, SymbolRefAttr)
-                    if rom.resolve(op, symbol) in static:
-                        static.add(slots[slot])
-                    if (conversion := wanted.get(slots[slot])) is not None:
-                        want(rom.resolve(op, symbol), conversion, op.name)
+            for slot, buffer in op.bound():
+                if buffer in static:
+                    static.add(slot)
+                if (conversion := wanted.get(slot)) is not None:
+                    want(buffer, conversion, op.name)
 
     for op in module.walk():
         if not isinstance(op, rom.ParameterOp | rom.SlotOp | rom.CacheOp):
@@ -299,8 +296,7 @@ class _Body:
         return self.quantized[x, fmt]
 
     def linear(self, op: rom.LinearOp) -> None:
-        type_ = rom.resolve(op, op.weights).type
-        assert isinstance(type_, rom.ROMTensorType | rom.AdapterType)
+        type_ = rom.resolved_type(op, op.weights, rom.ROMTensorType, rom.AdapterType)
         weights = name_of(op.weights)
         fmt = activation_format(op, self.machine)
         q = self.quantize(op, op.input, fmt, op.onnx)
@@ -343,19 +339,15 @@ class _Body:
         self.retype(op)
 
     def append(self, op: rom.AppendOp) -> None:
-        cache = rom.resolve(op, op.cache)
-        assert isinstance(cache.type, rom.KVType)
-        type_ = rom.QuantizedType(
-            cache.type.heads.data, cache.type.width.data, cache.type.format.data
-        )
-        static = name_of(op.cache) if cache.type.static.data else None
+        cache = rom.resolved_type(op, op.cache, rom.KVType)
+        type_ = rom.QuantizedType(cache.heads.data, cache.width.data, cache.format.data)
+        static = name_of(op.cache) if cache.static.data else None
         q = self.insert(op, rom.QuantizeOp(op.input, type_, op.onnx, static))
         Rewriter.replace_op(op, rom.AppendOp(q, name_of(op.cache), op.position, op.onnx), [])
 
     def attention(self, op: rom.AttentionOp) -> None:
         machine = self.machine
-        cache = rom.resolve(op, op.keys).type
-        assert isinstance(cache, rom.KVType)
+        cache = rom.resolved_type(op, op.keys, rom.KVType)
         heads, width = op.heads.value.data, cache.width.data
         window = 0 if op.window is None else op.window.value.data
         kv = cache.format.data

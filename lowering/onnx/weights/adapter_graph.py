@@ -71,8 +71,7 @@ def graph_sites(module: ModuleOp) -> list[GraphSite]:
     for op in module.ops:
         if not isinstance(op, rom.SiteOp):
             continue
-        matrix = rom.resolve(op, op.matrix).type
-        assert isinstance(matrix, rom.ROMTensorType)
+        matrix = rom.resolved_type(op, op.matrix, rom.ROMTensorType)
         first, last = op.first_row.value.data, op.last_row.value.data
         found.append(
             GraphSite(
