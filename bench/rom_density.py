@@ -36,6 +36,7 @@ from typing import NamedTuple
 
 import numpy as np
 from bank_sample import all_banks, banks_by_kind, drawn
+from gate_area import cell_areas, gate_equivalents
 from synthesis import ABC, CELLS, yosys
 
 from intaglio.backend.circt import to_verilog
@@ -45,7 +46,7 @@ from intaglio.backend.hw.units.matrix.rom_bank import bank_name, bank_width, ban
 from intaglio.backend.hw.units.matrix.rom_network import network_body
 from intaglio.backend.hw.wires.signal import Design
 from intaglio.backend.hw.wires.widths import log2
-from intaglio.backend.images.logic_rom import Network, cell_areas, plain_network, shared_network
+from intaglio.backend.images.logic_rom import Network, plain_network, shared_network
 from intaglio.backend.images.read import Images
 from intaglio.backend.program.program import load_program
 
@@ -195,7 +196,7 @@ def measure(banks: Sequence[Bank], folder: Path, prove: bool = False) -> dict[st
             found[bank.name] = Figures(
                 bank.size,
                 bank.ones,
-                plain.gate_equivalents(areas),
+                gate_equivalents(plain, areas),
                 table["area"] / areas["NAND2"],
                 shared["area"] / areas["NAND2"],
                 shared["num_cells"],

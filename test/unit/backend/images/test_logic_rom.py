@@ -9,25 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intaglio.backend.images.logic_rom import (
-    Gate,
-    Network,
-    cell_areas,
-    plain_network,
-    share,
-    shared_network,
-)
-
-LIBERTY = """
-library (least) {
-  cell (INV)   { area : 2; pin (A) { direction : input; } }
-  cell ("NAND2") {
-    area : 4.0; pin (A) { direction : input; }
-  }
-  cell (NOR2)  { area : 4.0; }
-  cell (NAND3) { area : 5.0; }
-}
-"""
+from intaglio.backend.images.logic_rom import Gate, Network, plain_network, share, shared_network
 
 
 def ternary(rows: int, columns: int, zeros: float, seed: int = 0) -> list[int]:
@@ -146,25 +128,6 @@ def test_evaluate_some_inputs() -> None:
     assert network.evaluate([0b110, 0b100], 0b111) == [0b011, 0b001, 0b111, 0, 0b001]
     assert network.inverted == 3
     assert network.connections == 4
-
-
-def test_gate_equivalents() -> None:
-    """Of a library whose NAND2 is 4: AND of 3 as NAND3 and inverter would be 7, of 2 it is 6."""
-    areas = cell_areas(LIBERTY)
-    assert areas == {"INV": 2, "NAND2": 4, "NOR2": 4, "NAND3": 5}
-
-    def size(*gates: Gate, output: int = 0) -> float:
-        return Network(6, gates, (output,)).gate_equivalents(areas)
-
-    # NOR2 of a NAND2 and an inverter.
-    assert size(Gate("and", (2, 4, 6))) == (4 + 4 + 2) / 4
-    # NOR2 of two inverters.
-    assert size(Gate("and", (2, 4))) == (4 + 2 + 2) / 4
-    # NAND2 of NOR2 and NOR2; NAND3 of inverters would need more.
-    assert size(Gate("or", (2, 4, 6, 8))) == (4 + 4 + 4) / 4
-    assert size(Gate("or", (2, 4, 6, 8)), output=15) == (4 + 4 + 4 + 2) / 4
-    with pytest.raises(KeyError, match="NOR2"):
-        Network(1, (), ()).gate_equivalents({"INV": 1, "NAND2": 1})
 
 
 @pytest.mark.parametrize(
