@@ -29,7 +29,7 @@ from intaglio.dialects.fixed_point import Ints, Real, Saturations, Scale, multip
 from intaglio.dialects.formulas import norms, products, quantise
 from intaglio.dialects.formulas import softmax as softmax_formulas
 from intaglio.dialects.formulas.arrays import Arrays
-from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Constants, Elementwise
+from intaglio.dialects.formulas.elementwise import ADD, ELEMENTWISE, Constants, Elementwise
 from intaglio.dialects.formulas.norms import norm_values
 from intaglio.dialects.formulas.products import PRODUCT_BITS, ROTARY_FRAC
 from intaglio.dialects.formulas.quantise import format_values
@@ -376,7 +376,7 @@ def norm(
         weight = weight.reshape(groups, width)
     elements = norms.centred(r, lambda at: grouped, width)(None) if centred else grouped
     y = norms.norm(r, lambda at: elements, lambda at: weight, values)(None).reshape(x.shape)
-    return y if beta is None else operator("add", y, beta, saturations=saturations)
+    return y if beta is None else operator(ADD.name, y, beta, saturations=saturations)
 
 
 # Attention
@@ -617,8 +617,8 @@ def operator(
     *operands: Ints,
     fractions: Sequence[int] = (16,),
     into: int = 16,
+    given: Sequence[Real] = (),
     saturations: Saturations | None = None,
-    **given: Real,
 ) -> Ints:
     """`elementwise` by name.
 
@@ -627,8 +627,8 @@ def operator(
         operands: Fixed [...], as many as it takes; they broadcast.
         fractions: their fraction bits.
         into: fraction bits of the result.
+        given: the real numbers of an instruction.
         saturations: counts elements.
-        given: what an instruction says: `factor`, `inverse`, `cap`.
     """
     one = ELEMENTWISE[name]
     return elementwise(one, operands, one.constants(fractions, into, given), saturations)

@@ -7,7 +7,7 @@ formula and an entry. Elements are Fixed with fraction bits of their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, NamedTuple, Protocol
@@ -44,8 +44,8 @@ class Body(Protocol):
     def __call__(self, r: Reader[V], c: Constants[V | int], x: V, y: V, /) -> V: ...
 
 
-Derive = Callable[[Sequence[int], int, Mapping[str, Real]], Constants[int]]
-"""Constants from the operands' fraction bits, the result's, and the instruction's arguments."""
+Derive = Callable[[Sequence[int], int, Sequence[Real]], Constants[int]]
+"""Constants from the operands' fraction bits, the result's, and the reals of the instruction."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,11 @@ class Elementwise:
     """An elementwise operator.
 
     Attributes:
-        name: the opcode, or the kind of `rom.activate`.
+        name: of the formula; of an activation function, the kind of `rom.activate`.
         body: its formula.
         constants: how its constants follow from what an instruction says.
         operands: 1 or 2.
+        reals: how many real numbers an instruction gives.
         table: what the formula looks up.
         real: what an activation function is of real numbers, for whoever recognises it.
         family: formulas that differ in tables and constants only have one.
@@ -66,6 +67,7 @@ class Elementwise:
     body: Body
     constants: Derive
     operands: int = 1
+    reals: int = 0
     table: str | None = None
     family: str = ""
     real: Callable[[Samples], Samples] | None = None
@@ -211,20 +213,18 @@ def scale(r: Reader[V], c: Constants[V | int], x: V, _: V, /) -> V:
     return r.shift_saturate(r.product(x, c.second), c.second_shift)
 
 
-def _shifted(
-    own: int, fractions: Sequence[int], into: int, _: Mapping[str, Real]
-) -> Constants[int]:
+def _shifted(own: int, fractions: Sequence[int], into: int, _: Sequence[Real]) -> Constants[int]:
     """Of a product of elements, and of a table's value with `own` fraction bits."""
     return Constants(second_shift=own + sum(fractions) - into, places=fractions[0] - ARGUMENT_FRAC)
 
 
-def _by_factor(fractions: Sequence[int], into: int, given: Mapping[str, Real]) -> Constants[int]:
-    factor = given["factor"]
+def _by_factor(fractions: Sequence[int], into: int, given: Sequence[Real]) -> Constants[int]:
+    (factor,) = given
     return Constants(second=factor.mantissa, second_shift=factor.exponent + fractions[0] - into)
 
 
-def _by_cap(fractions: Sequence[int], into: int, given: Mapping[str, Real]) -> Constants[int]:
-    inverse, cap = given["inverse"], given["cap"]
+def _by_cap(fractions: Sequence[int], into: int, given: Sequence[Real]) -> Constants[int]:
+    inverse, cap = given
     return Constants(
         inverse.mantissa,
         inverse.exponent + fractions[0] - ARGUMENT_FRAC,
@@ -233,11 +233,11 @@ def _by_cap(fractions: Sequence[int], into: int, given: Mapping[str, Real]) -> C
     )
 
 
-def _of_table(fractions: Sequence[int], into: int, _: Mapping[str, Real]) -> Constants[int]:
+def _of_table(fractions: Sequence[int], into: int, _: Sequence[Real]) -> Constants[int]:
     return Constants(second_shift=GATE_FRAC - into, places=fractions[0] - ARGUMENT_FRAC)
 
 
-def _aligned(fractions: Sequence[int], into: int, _: Mapping[str, Real]) -> Constants[int]:
+def _aligned(fractions: Sequence[int], into: int, _: Sequence[Real]) -> Constants[int]:
     """Of a sum of the element and a table's value."""
     finer = max(fractions[0], GATE_FRAC)
     return Constants(
@@ -248,7 +248,7 @@ def _aligned(fractions: Sequence[int], into: int, _: Mapping[str, Real]) -> Cons
     )
 
 
-def _square(fractions: Sequence[int], into: int, _: Mapping[str, Real]) -> Constants[int]:
+def _square(fractions: Sequence[int], into: int, _: Sequence[Real]) -> Constants[int]:
     return Constants(second_shift=2 * fractions[0] - into)
 
 
@@ -292,10 +292,10 @@ _ACTIVATIONS = (
 ACTIVATIONS = {one.name: one for one in _ACTIVATIONS}
 """The kinds of `rom.activate`."""
 
-ELEMENTWISE = ACTIVATIONS | {
-    "add": Elementwise("add", add, lambda fractions, into, given: Constants(), 2),
-    "mul": Elementwise("mul", mul, partial(_shifted, 0), 2),
-    "scale": Elementwise("scale", scale, _by_factor),
-    "softcap": Elementwise("softcap", softcap, _by_cap, table="tanh"),
-}
-"""The elementwise operators by opcode, those of `activate` by kind."""
+ADD = Elementwise("add", add, lambda fractions, into, given: Constants(), 2)
+MUL = Elementwise("mul", mul, partial(_shifted, 0), 2)
+SCALE = Elementwise("scale", scale, _by_factor, reals=1)
+SOFTCAP = Elementwise("softcap", softcap, _by_cap, reals=2, table="tanh")
+
+ELEMENTWISE = ACTIVATIONS | {one.name: one for one in (ADD, MUL, SCALE, SOFTCAP)}
+"""The elementwise operators by name."""

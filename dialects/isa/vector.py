@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from intaglio.dialects import semantics
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.formulas import elementwise
-from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Elementwise
+from intaglio.dialects.formulas.elementwise import Elementwise
 from intaglio.dialects.isa.attention import OverTokens
 from intaglio.dialects.isa.instruction import Instruction, V
 from intaglio.dialects.isa.parts import (
@@ -105,18 +104,21 @@ class Rotary(VectorInstruction[V], opcode="rotary", queue=VECTOR, meaning=(seman
 
 
 class ElementwiseInstruction(VectorInstruction[V]):
-    """Base of what computes each element by itself: its formula is one of `ELEMENTWISE`."""
+    """Base of what computes each element by itself."""
+
+    computes: ClassVar[Elementwise]
+    """Its formula; `activate` has one of each kind."""
 
     @property
     def formula(self) -> Elementwise:
         """What is computed of each element."""
-        return ELEMENTWISE[self.opcode]
+        return self.computes
 
     @property
-    def constants(self) -> Mapping[str, Real]:
-        """The constants of the formula, by argument."""
-        given = {one.name: getattr(self, one.name) for one in self.form.arguments}
-        return {name: value for name, value in given.items() if isinstance(value, Real)}
+    def constants(self) -> tuple[Real, ...]:
+        """The real numbers that the formula is given, in order."""
+        given = [getattr(self, one.name) for one in self.form.arguments]
+        return tuple(value for value in given if isinstance(value, Real))
 
 
 class Activate(
@@ -143,6 +145,8 @@ class Add(ElementwiseInstruction[V], opcode="add", queue=VECTOR, meaning=(elemen
     rhs: V = read(Fixed, elementwise=True)
     output: V = write(Fixed)
 
+    computes = elementwise.ADD
+
 
 class Mul(ElementwiseInstruction[V], opcode="mul", queue=VECTOR, meaning=(elementwise.mul,)):
     """The product of two vectors, element by element."""
@@ -150,6 +154,8 @@ class Mul(ElementwiseInstruction[V], opcode="mul", queue=VECTOR, meaning=(elemen
     lhs: V = read(Fixed, elementwise=True)
     rhs: V = read(Fixed, elementwise=True)
     output: V = write(Fixed)
+
+    computes = elementwise.MUL
 
 
 class ScaleBy(
@@ -161,6 +167,8 @@ class ScaleBy(
     output: V = write(Fixed)
     factor: Real = number()
 
+    computes = elementwise.SCALE
+
 
 class Softcap(
     ElementwiseInstruction[V], opcode="softcap", queue=VECTOR, meaning=(elementwise.softcap,)
@@ -171,6 +179,8 @@ class Softcap(
     output: V = write(Fixed)
     inverse: Real = number()
     cap: Real = number()
+
+    computes = elementwise.SOFTCAP
 
 
 class Copy(VectorInstruction[V], opcode="copy", queue=VECTOR):

@@ -37,6 +37,7 @@ from intaglio.dialects.fixed_point import SCALE_BITS, Scale
 from intaglio.dialects.isa import values
 from intaglio.dialects.isa.attention import OverTokens
 from intaglio.dialects.isa.vector import Quantize, Sample
+from intaglio.dialects.memories import CODE_SCALES, CODES, HEADS, PROBABILITIES, SCORES, VECTORS
 from intaglio.dialects.semantics import Quantized
 from intaglio.runtime.adapters.slots import Residents, Switch, check_fits, ranks_of
 from intaglio.runtime.engines.code_cache import kept
@@ -491,21 +492,21 @@ class RTLChip:
         row, lanes = self.layout.row_of(buffer), self.layout.lanes
         match kind:
             case values.Fixed(size=size):
-                rows = self._lanes("vectors", row, -(-size // lanes), 32)
+                rows = self._lanes(VECTORS, row, -(-size // lanes), 32)
                 return rows.reshape(-1)[:size].astype(np.int64)
             case values.Quantized(groups=groups, width=width):
                 beats = -(-width // lanes)
-                rows = self._lanes("codes", row, groups * beats, 16)
+                rows = self._lanes(CODES, row, groups * beats, 16)
                 codes = _codes(rows.reshape(groups, -1)[:, :width], kind.format)
-                scale, _ = self._scales("code_scales", row, groups)
+                scale, _ = self._scales(CODE_SCALES, row, groups)
                 return Quantized(codes.reshape(-1), scale, kind.format)
             case values.Scores(heads=heads):
-                rows = self._lanes("scores", row, heads * self.layout.places.score_rows, 32)
+                rows = self._lanes(SCORES, row, heads * self.layout.places.score_rows, 32)
                 return rows.reshape(heads, -1)[:, first : last + 1].astype(np.int64)
             case values.Probabilities(heads=heads):
-                rows = self._lanes("probabilities", row, heads * self.layout.places.score_rows, 16)
+                rows = self._lanes(PROBABILITIES, row, heads * self.layout.places.score_rows, 16)
                 codes = _codes(rows.reshape(heads, -1)[:, first : last + 1], kind.format)
-                scale, total = self._scales("heads", self.layout.places.heads[buffer], heads)
+                scale, total = self._scales(HEADS, self.layout.places.heads[buffer], heads)
                 return Probabilities(Quantized(codes, scale, kind.format), total, first)
             case _:
                 raise CompilerBug(f"buffer {buffer} of kind {kind.kind} is in no memory")
@@ -522,20 +523,20 @@ class RTLChip:
         if isinstance(value, Quantized):
             coded = self.program.value(buffer, values.Quantized)
             groups, width = coded.groups, coded.width
-            rows = self._lanes("codes", row, groups * -(-width // lanes), 16).copy()
+            rows = self._lanes(CODES, row, groups * -(-width // lanes), 16).copy()
             rows.reshape(groups, -1)[:, :width] = value.codes.reshape(groups, width)
             content = rows.astype("<i2").view(np.uint8).reshape(len(rows), -1)
-            write_words(self.memory("codes"), row, content)
+            write_words(self.memory(CODES), row, content)
             exponent = value.scale.exponent & ((1 << _SCALE_EXPONENT) - 1)
             words = (value.scale.mantissa | exponent << SCALE_BITS).astype("<u8")
             scales = words.view(np.uint8).reshape(groups, 8)
-            write_words(self.memory("code_scales"), row, scales[:, :_SCALE_BYTES])
+            write_words(self.memory(CODE_SCALES), row, scales[:, :_SCALE_BYTES])
             return
         kind = self.program.buffers[buffer].type
         if isinstance(kind, values.Fixed):
-            memory, depth, heads = "vectors", -(-kind.size // lanes), 1
+            memory, depth, heads = VECTORS, -(-kind.size // lanes), 1
         else:
-            memory, heads = "scores", self.program.value(buffer, values.Scores).heads
+            memory, heads = SCORES, self.program.value(buffer, values.Scores).heads
             depth = self.layout.places.score_rows
         rows = self._lanes(memory, row, heads * depth, 32).copy()
         rows.reshape(heads, -1)[:, first : first + value.shape[-1]] = value

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from intaglio.dialects import fixed_point, semantics
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import Ints, Real, Saturations, Scale
-from intaglio.dialects.formulas.elementwise import Constants, Elementwise
+from intaglio.dialects.formulas.elementwise import ADD, Constants, Elementwise
 from intaglio.dialects.formulas.norms import norm_values
 from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.formulas.quantise import format_values
@@ -248,7 +248,7 @@ def norm(
     )
     if beta is None:
         return result
-    return semantics.operator("add", result, beta, saturations=saturations)
+    return semantics.operator(ADD.name, result, beta, saturations=saturations)
 
 
 # Attention

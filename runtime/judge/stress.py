@@ -24,6 +24,7 @@ from intaglio.dialects.errors import UserError
 from intaglio.dialects.isa.attention import OverTokens
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.vector import Quantize
+from intaglio.dialects.memories import VECTORS
 from intaglio.dialects.semantics import Quantized
 from intaglio.runtime.engines.rtl import Difference, RTLChip, compare_token
 from intaglio.runtime.engines.simulator import Simulator
@@ -213,7 +214,7 @@ class _Round:
 
     def _ports(self) -> Difference | None:
         """Whether the chip is ready, and the vector memory can be read from outside."""
-        model, memory = self.hardware.model, self.hardware.memory("vectors")
+        model, memory = self.hardware.model, self.hardware.memory(VECTORS)
         row = int(self.rng.integers(len(memory)))
         model.set("vector_row", row)
         model.step(1)

@@ -475,7 +475,7 @@ def logic_rom(
     program, config = layout.program, layout.matrix
     if not config.logic:
         return None
-    if shared is None and program.machine.rom_logic == "table":
+    if shared is None and program.machine.rom_logic != "shared":
         shared = ()
     return LogicROM(
         lambda tile: matrix_plan.tile_images(program, images, config, tile), written, shared=shared

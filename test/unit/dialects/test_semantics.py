@@ -881,15 +881,15 @@ def test_softcap(x: list[int], cap: float, frac: int, out_frac: int) -> None:
         expected.append(clip32(wide))
         count += wide != clip32(wide)
     counter = Saturations()
-    given = {"fractions": (frac,), "into": out_frac, "saturations": counter}
-    found = sem.operator("softcap", np.array(x), inverse=inverse, cap=bound, **given)
+    places = {"fractions": (frac,), "into": out_frac, "saturations": counter}
+    found = sem.operator("softcap", np.array(x), given=(inverse, bound), **places)
     assert found.tolist() == expected
     assert counter.count == count
 
 
 def test_softcap_accuracy() -> None:
     x = np.arange(-200 * 65536, 200 * 65536, 1009)
-    y = sem.operator("softcap", x, inverse=Real.of(1 / 30), cap=Real.of(30.0)) / 65536
+    y = sem.operator("softcap", x, given=(Real.of(1 / 30), Real.of(30.0))) / 65536
     assert np.abs(y - 30 * np.tanh(x / 65536 / 30)).max() < 30 * 2**-16
 
 
@@ -905,10 +905,11 @@ def test_products_and_sums(pairs: list[tuple[int, int]], shift: int, value: floa
         ],
     }
     counter = Saturations()
-    given = {"fractions": (shift, 0), "into": 0, "factor": factor, "saturations": counter}
+    places = {"fractions": (shift, 0), "into": 0, "saturations": counter}
     for name, values in wide.items():
-        operands = (a, b)[: ELEMENTWISE[name].operands]
-        found = sem.operator(name, *operands, **given)
+        one = ELEMENTWISE[name]
+        operands, given = (a, b)[: one.operands], (factor,)[: one.reals]
+        found = sem.operator(name, *operands, given=given, **places)
         assert found.tolist() == [clip32(x) for x in values]
     assert counter.count == sum(x != clip32(x) for values in wide.values() for x in values)
 
@@ -934,6 +935,6 @@ def test_functions_leave_their_arguments_alone(seed: int) -> None:
     sem.rotary(x, x[:2], x[2:4], 2)
     for kind in ACTIVATIONS:
         sem.operator(kind, x)
-    sem.operator("softcap", x, inverse=Real.of(0.1), cap=Real.of(10.0))
+    sem.operator("softcap", x, given=(Real.of(0.1), Real.of(10.0)))
     sem.softmax(x.reshape(2, 4), Scale.of(0.1), mask=np.array([True, True, False, True]))
     assert x.tolist() == before.tolist()

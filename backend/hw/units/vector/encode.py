@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.backend.hw.units.refusals import attempted
+from intaglio.backend.hw.units.vector.operations import COPY, OPERATIONS, QUANTIZE_STATIC
 from intaglio.backend.program.types import Instruction, Program
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.descriptor import Field, Fields
@@ -33,40 +34,9 @@ from intaglio.dialects.isa.vector import (
     RMSNorm,
     Rotary,
     Sample,
-    ScaleBy,
     Softmax,
     VectorInstruction,
 )
-
-LANE_SETTINGS: Mapping[str, frozenset[str]] = {
-    "scale": frozenset({"counted"}),
-    "add": frozenset({"added", "counted"}),
-    "mul": frozenset({"paired", "counted"}),
-    "gate": frozenset({"gated", "counted"}),
-    "sigmoid": frozenset({"bare"}),
-    "tanh": frozenset({"bare", "odd"}),
-    "relu": frozenset({"rectified", "counted"}),
-    "relu2": frozenset({"rectified", "doubled", "counted"}),
-    "softcap": frozenset({"capped", "bare", "odd", "counted"}),
-    "softplus": frozenset({"bare", "even", "joined", "counted"}),
-    "mish": frozenset({"gated", "even", "whole", "counted"}),
-}
-"""What of `LaneControl` is 1 for an elementwise operation, by the formula's family."""
-
-QUANTIZE_STATIC = "quantize_static"
-"""The operation of a `quantize` with a static scale."""
-
-OPERATIONS = (
-    *LANE_SETTINGS,
-    Rotary.opcode,
-    RMSNorm.opcode,
-    LayerNorm.opcode,
-    Quantize.opcode,
-    QUANTIZE_STATIC,
-    Softmax.opcode,
-    Sample.opcode,
-)
-"""What the unit distinguishes. `copy` is a `scale` by 1."""
 
 GATE_TABLES = tuple(dict.fromkeys(one.table for one in ELEMENTWISE.values() if one.table))
 """Tables of a magnitude, in the order of the field `gate_table`."""
@@ -329,7 +299,7 @@ def _vector_instructions(program: Program) -> Iterator[VectorInstruction[str]]:
 def _operation(one: VectorInstruction[str]) -> str:
     match one:
         case Copy():
-            return ScaleBy.opcode
+            return COPY
         case Quantize() if one.scale_of is not None:
             return QUANTIZE_STATIC
         case ElementwiseInstruction():

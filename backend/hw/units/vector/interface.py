@@ -33,6 +33,14 @@ from intaglio.backend.hw.units.ports import (
 )
 from intaglio.backend.hw.units.unit import Unit
 from intaglio.backend.hw.units.vector.encode import FIELDS, shape_refusals
+from intaglio.backend.hw.units.vector.operations import (
+    NORMS,
+    QUANTIZE,
+    QUANTIZE_STATIC,
+    ROTARY,
+    SAMPLE,
+    SOFTMAX,
+)
 from intaglio.backend.hw.units.vector.shape import VectorShape, machine_refusals
 from intaglio.backend.hw.units.vector.unit import build_vector
 from intaglio.dialects.isa import vector
@@ -88,23 +96,23 @@ class VectorUnit(Unit):
     def _reads(self) -> Iterator[Bundle]:
         yield row(VECTORS, "vector0", "address")
         yield row(VECTORS, "vector1", "address")
-        if self._has("rotary", "rms_norm", "layer_norm"):
+        if self._has(ROTARY, *NORMS):
             yield row(CONSTANTS, "constant0", "address")
             yield row(CONSTANTS, "constant1", "address")
-        if self._has("softmax"):
+        if self._has(SOFTMAX):
             yield row(SCORES, "score", "address")
             yield row(VALUE_SCALES, "value_scale", "address")
 
     def _writes(self) -> Iterator[Bundle]:
         yield written_row(VECTORS, "vector_write", "address", "mask")
-        if self._has("quantize", "quantize_static"):
+        if self._has(QUANTIZE, QUANTIZE_STATIC):
             yield written_row(CODES, "code_write", "address")
-        if self._has("softmax"):
+        if self._has(SOFTMAX):
             yield written_row(SCORES, "score_write", "address")
             yield written_row(PROBABILITIES, "probability_write", "address")
-        if self._has("quantize", "softmax"):
+        if self._has(QUANTIZE, SOFTMAX):
             yield self._scales(CODE_SCALES, "scale_enable")
-        if self._has("softmax"):
+        if self._has(SOFTMAX):
             yield self._scales(HEADS, "probability_scale_enable")
 
     def _scales(self, memory: Memory, enable: str) -> Write:
@@ -113,7 +121,7 @@ class VectorUnit(Unit):
         return Write(memory, "scale_address", parts, enable)
 
     def _token(self) -> Iterator[Bundle]:
-        if self._has("sample"):
+        if self._has(SAMPLE):
             yield Give("token", NEXT_TOKEN)
             yield Give("token_valid", NEXT_TOKEN_VALID)
 

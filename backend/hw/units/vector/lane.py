@@ -13,7 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from intaglio.backend.hw.units.vector.encode import GATE_TABLES, LANE_SETTINGS
+from intaglio.backend.hw.units.vector.encode import GATE_TABLES
+from intaglio.backend.hw.units.vector.operations import (
+    LANE_SETTINGS,
+    LAYER_NORM,
+    NORMS,
+    QUANTIZE,
+    QUANTIZE_STATIC,
+    ROTARY,
+    SAMPLE,
+    SOFTMAX,
+)
 from intaglio.backend.hw.units.vector.tables import SharedTable
 from intaglio.backend.hw.wires.datapaths import (
     Fixed,
@@ -40,9 +50,8 @@ CODE_BITS = 16
 """Width of a stored code."""
 EXPONENT_BITS = 10
 """Width of a scale's exponent, signed."""
-_NORMS = frozenset({"rms_norm", "layer_norm"})
-_QUANTIZE = frozenset({"quantize", "quantize_static"})
-_SCALED = frozenset({"quantize", "softmax"})
+_QUANTIZE = frozenset({QUANTIZE, QUANTIZE_STATIC})
+_SCALED = frozenset({QUANTIZE, SOFTMAX})
 
 
 @dataclass(frozen=True)
@@ -66,13 +75,13 @@ class Features:
     @property
     def top_bits(self) -> int:
         """Width of what maxima are taken of, signed; its least value is no element's."""
-        return 48 if self.has("layer_norm") else 33
+        return 48 if self.has(LAYER_NORM) else 33
 
     @property
     def lane_tables(self) -> tuple[str, ...]:
         """Tables of a lane: of the gates in the order of `GATE_TABLES`, then that of softmax."""
         gates = tuple(name for name in GATE_TABLES if name in self.gate_tables)
-        return (*gates, "exp2") if self.has("softmax") else gates
+        return (*gates, "exp2") if self.has(SOFTMAX) else gates
 
 
 @dataclass(frozen=True)
@@ -249,32 +258,32 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
 
     # Normalise
     v = x
-    if features.has("layer_norm"):
+    if features.has(LAYER_NORM):
         most = 1 << (FIXED_BITS + 14)
         v = ((x * control.elements).cut() - control.centre).assume(-most, most)
     xs = x
-    if features.has(*_NORMS, *_SCALED):
+    if features.has(*NORMS, *_SCALED):
         xs = shift_normal(v, given.z.assume(-40, 24)).cut()
 
     # First product
     first = zero
     capped = features.sets("capped")
     joined = features.sets("joined")
-    if capped or joined or features.has(*_NORMS, "rotary"):
+    if capped or joined or features.has(*NORMS, ROTARY):
         left, right = x, control.first
         if joined:
             left = mux(control.joined, larger(x, 0), left)
-        if features.has("rotary"):
+        if features.has(ROTARY):
             sine = given.sin.assume(-(1 << 16), 1 << 16)
             sine = mux(given.negative, -sine, sine)
             right = mux(control.turned, mux(given.turning, sine, 0), right)
-        if features.has(*_NORMS):
+        if features.has(*NORMS):
             left, right = mux(control.normed, xs, left), mux(control.normed, given.factor, right)
         first = (left * right).cut()
     shifted = zero
-    if capped or features.has(*_NORMS):
+    if capped or features.has(*NORMS):
         shift = control.first_shift
-        if features.has(*_NORMS):
+        if features.has(*NORMS):
             shift = mux(control.normed, given.half + 15, shift)
         shifted = _shift_saturate(first, shift).value.cut()
 
@@ -285,12 +294,12 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
 
     # Second product
     a, b = x, control.second
-    if features.has("quantize", "softmax"):
+    if features.has(QUANTIZE, SOFTMAX):
         a, b = mux(control.scaled, xs, a), mux(control.scaled, given.factor, b)
-    if features.has(*_NORMS):
+    if features.has(*NORMS):
         a, b = mux(control.normed, shifted, a), mux(control.normed, given.cos, b)
         a, b = mux(control.squared, xs, a), mux(control.squared, xs, b)
-    if features.has("rotary"):
+    if features.has(ROTARY):
         cosine = mux(given.turning, given.cos, 1 << features.rotary_fraction)
         a, b = mux(control.turned, given.y, a), mux(control.turned, cosine, b)
     if features.sets("rectified"):
@@ -303,29 +312,29 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
         a = mux(control.bare, g, a)
     if features.sets("gated"):
         b = mux(control.gated, g, b)
-    if features.has("softmax"):
+    if features.has(SOFTMAX):
         a, b = mux(control.weighted, g, a), mux(control.weighted, given.value_mantissa, b)
     second = (a * b).cut()
     q = second
-    if joined or features.has("rotary"):
+    if joined or features.has(ROTARY):
         other = mux(control.turned | control.joined, first, 0)
         q = (second + other).assume(-(1 << 63), (1 << 63) - 1)
 
     # Shift, add
     shift = control.second_shift
-    if features.has("softmax"):
+    if features.has(SOFTMAX):
         places = smaller(larger(given.value_exponent - given.least, 0), 32) + 17
         shift = mux(control.weighted, places, shift)
     y = _shift_saturate(q, shift)
     word, count = y.value, y.saturated
-    if features.sets("added") or features.has("layer_norm"):
+    if features.sets("added") or features.has(LAYER_NORM):
         term = mux(control.added, given.y, mux(control.offset, given.sin, 0))
         total = saturate(word.cut() + term)
         word, count = total.value, count + total.saturated
 
     # Code
     code = zero
-    if features.has(*_QUANTIZE, "softmax"):
+    if features.has(*_QUANTIZE, SOFTMAX):
         t = y.value.cut()
         over, under = t > control.high, t < control.low
         code = mux(over, control.high, mux(under, control.low, t.truncate(17, True)))
@@ -335,26 +344,26 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
             code = mux(control.floating, e4m3_encode(t, 8), code)
             clipped = mux(control.floating, abs(t) > 464 << 17, clipped)
         code = mux(given.valid, code, 0)
-        if features.has("quantize_static"):
+        if features.has(QUANTIZE_STATIC):
             count = mux(control.coded, clipped, count)
     count = mux(given.valid & control.counted, count, 0)
 
     # Reductions
     least = -(1 << FIXED_BITS)
     top = part = used = zero
-    if features.has(*_NORMS, *_SCALED, "sample"):
+    if features.has(*NORMS, *_SCALED, SAMPLE):
         top = mux(control.ranged, abs(v), x)
-        if features.has("softmax"):
+        if features.has(SOFTMAX):
             top = mux(control.weighted, word, top)
         top = mux(given.valid, top, least)
-    if features.has(*_NORMS, "softmax"):
-        part = x if features.has("layer_norm") else zero
-        if features.has(*_NORMS):
+    if features.has(*NORMS, SOFTMAX):
+        part = x if features.has(LAYER_NORM) else zero
+        if features.has(*NORMS):
             part = mux(control.squared, second.assume(0, (1 << 48) - 1), part)
-        if features.has("softmax"):
+        if features.has(SOFTMAX):
             part = mux(control.weighted, g.assume(0, (1 << 24) - 1), part)
         part = mux(given.valid, part, 0)
-    if features.has("softmax"):
+    if features.has(SOFTMAX):
         far = (1 << (EXPONENT_BITS - 1)) - 1
         used = mux(given.valid & given.value_mantissa.any(), given.value_exponent, far)
     return word, code, count, top, part, used
@@ -382,7 +391,7 @@ def _table(given: LaneInputs, control: LaneControl, features: Features, shifted:
         if features.sets("whole"):
             argument = argument + mux(control.whole, WHOLE << ARGUMENT_FRAC, 0)
             argument = larger(argument, 0)
-    if features.has("softmax"):
+    if features.has(SOFTMAX):
         distance = (given.top - x).truncate(33)
         argument = mux(control.weighted, distance[:16], argument)
     tables = SharedTable("lane", tuple(table(name) for name in names))
@@ -395,7 +404,7 @@ def _table(given: LaneInputs, control: LaneControl, features: Features, shifted:
         if features.sets("even"):
             other = mux(control.even, part, other)
         g = mux(negative, other, part)
-    if features.has("softmax"):
+    if features.has(SOFTMAX):
         # Beyond 25 places nothing of 24 bits is left.
         p = round_shift(value, smaller(distance[16:], 25))
         g = mux(control.weighted, mux(given.valid, p, 0), g)

@@ -36,8 +36,6 @@ from intaglio.backend.hw.units.vector.encode import (
     FIELDS,
     FORMAT_CODES,
     GATE_TABLES,
-    LANE_SETTINGS,
-    OPERATIONS,
 )
 from intaglio.backend.hw.units.vector.lane import (
     CODE_BITS,
@@ -45,6 +43,17 @@ from intaglio.backend.hw.units.vector.lane import (
     Features,
     build_lane,
     lane_inputs,
+)
+from intaglio.backend.hw.units.vector.operations import (
+    LANE_SETTINGS,
+    LAYER_NORM,
+    NORMS,
+    OPERATIONS,
+    QUANTIZE,
+    QUANTIZE_STATIC,
+    ROTARY,
+    SAMPLE,
+    SOFTMAX,
 )
 from intaglio.backend.hw.units.vector.shape import VectorShape, machine_refusals
 from intaglio.backend.hw.units.vector.tables import (
@@ -150,11 +159,11 @@ class _Vector:
 
     # Instruction
 
-    def operation(self, *names: str) -> Signal:
+    def operation(self, *operations: str) -> Signal:
         """1 while one of the operations runs; constant when the unit has none of them."""
         code = self.fields["operation"]
         found = self.m.constant(0)
-        for name in names:
+        for name in operations:
             if name in self.shape.operations:
                 found = found | (code == OPERATIONS.index(name))
         return found
@@ -162,17 +171,17 @@ class _Vector:
     def decode(self) -> None:
         """Number of the last pass, and the attended rows of a softmax."""
         m = self.m
-        self.softmax = self.operation("softmax")
-        self.norm = self.operation("rms_norm", "layer_norm")
-        self.layer = self.operation("layer_norm")
-        self.rotary = self.operation("rotary")
-        self.sample = self.operation("sample")
-        self.quantize = self.operation("quantize")
+        self.softmax = self.operation(SOFTMAX)
+        self.norm = self.operation(*NORMS)
+        self.layer = self.operation(LAYER_NORM)
+        self.rotary = self.operation(ROTARY)
+        self.sample = self.operation(SAMPLE)
+        self.quantize = self.operation(QUANTIZE)
         last = mux(self.layer, 3, mux(self.norm | self.softmax, 2, mux(self.quantize, 1, 0)))
         self.last_pass = last.extend(2)
         # From the inputs themselves: the first beat comes in the next cycle.
-        softmax = self.raw["operation"] == OPERATIONS.index("softmax")
-        if not self.features.has("softmax"):
+        softmax = self.raw["operation"] == OPERATIONS.index(SOFTMAX)
+        if not self.features.has(SOFTMAX):
             softmax = m.constant(0)
         position, window = self.position_now, self.raw["window"]
         seen = position + 1 - window
@@ -187,7 +196,7 @@ class _Vector:
         base = self.raw["position_rows"] * position
         self.position_row = (
             base.truncate(20).delay(enable=self.start, name="position_row")
-            if self.features.has("rotary")
+            if self.features.has(ROTARY)
             else m.constant(0)
         )
 
@@ -257,7 +266,7 @@ class _Vector:
 
         # Query heads that share a key-value head read the same scales.
         self.scale_row: Signal = m.constant(0)
-        if self.features.has("softmax"):
+        if self.features.has(SOFTMAX):
             count, row = m.register("sharing", 8), m.register("scale_row", 20)
             turn = step & ((count + 1) == fields["shared"])
             count.drive(mux(fresh | turn, 0, mux(step, (count + 1).truncate(8), count)))
@@ -292,16 +301,16 @@ class _Vector:
             mask.append(valid & self.issuing)
 
         partner = self.m.constant(0)
-        if self.features.has("rotary"):
+        if self.features.has(ROTARY):
             moved = self.rotary & turning
             partner = mux(moved, mux(first_half, halves, -halves), 0)
         rows = self.shape.rows
         for name, field, more in (("vector0", "read0", partner), ("vector1", "read1", 0)):
             # The rows of a softmax are those of the score memory.
             self.address(name, rows, mux(self.softmax, 0, fields[field] + row + more))
-        if self.features.has("rotary", "rms_norm", "layer_norm"):
+        if self.features.has(ROTARY, *NORMS):
             within = mux(fields["constant_restart"], self.j, row)
-            if self.features.has("rotary"):
+            if self.features.has(ROTARY):
                 folded = self.j - mux(first_half, 0, halves)
                 folded = mux(turning, folded.truncate(16), 0) + self.position_row
                 within = mux(self.rotary, folded, within)
@@ -322,7 +331,7 @@ class _Vector:
 
     @property
     def has_softmax(self) -> bool:
-        return self.features.has("softmax")
+        return self.features.has(SOFTMAX)
 
     def address(self, name: str, depth: int, value: Signal) -> None:
         bits = max(1, (depth - 1).bit_length())
@@ -342,11 +351,11 @@ class _Vector:
         x = _exchanged(self.lanes_of("vector0"), exchange)
         y = self.lanes_of("vector1")
         empty: list[Signal] = [m.constant(0)] * self.lanes
-        constants = features.has("rotary", "rms_norm", "layer_norm")
+        constants = features.has(ROTARY, *NORMS)
         cos = self.lanes_of("constant0") if constants else empty
         sin = self.lanes_of("constant1") if constants else empty
         mantissa, exponent = empty, empty
-        if features.has("softmax"):
+        if features.has(SOFTMAX):
             scores, scales = self.lanes_of("score"), self.lanes_of("value_scale")
             x = [mux(self.softmax, score, one) for score, one in zip(scores, x, strict=True)]
             static = self.fields["static_scale"]
@@ -415,11 +424,9 @@ class _Vector:
             "turned": self.rotary,
             "weighted": weighted,
             "offset": self.layer & fields["offset"] & final,
-            "coded": op("quantize_static"),
+            "coded": op(QUANTIZE_STATIC),
             "floating": floating,
-            "counted": elementwise["counted"]
-            | op("rotary", "quantize_static")
-            | (self.norm & final),
+            "counted": elementwise["counted"] | op(ROTARY, QUANTIZE_STATIC) | (self.norm & final),
             "ranged": self.norm | self.quantize,
             "first": fields["first_mantissa"],
             "first_shift": fields["first_shift"],
@@ -441,7 +448,7 @@ class _Vector:
         constant = m.constant(0)
         self.writes = {name: m.wire(f"write_{name}", 1) for name in ("tops", "sums", "scalars")}
         self.write_group = m.wire("write_group", self.group_bits)
-        scaled = features.has("rms_norm", "layer_norm", "quantize", "softmax")
+        scaled = features.has(*NORMS, QUANTIZE, SOFTMAX)
         self.z, self.top, self.total = constant, constant, constant
         self.factor, self.half, self.least = constant, constant, constant
         self.new: dict[str, Wire] = {}
@@ -460,16 +467,16 @@ class _Vector:
             self.looked_up = m.wire("looked_up_group", self.group_bits)
             word = self.file("scalars", [self.new["factor"], self.new["half"]], self.looked_up)
             self.factor, self.half = word[0], word[1].as_signed()
-        if features.has("rms_norm", "layer_norm", "softmax"):
+        if features.has(*NORMS, SOFTMAX):
             self.new["sum"] = m.wire("new_sum", SUM_BITS, True)
             word = self.file("sums", [self.new["sum"]], self.write_group)
             self.total = word[0].as_signed()
-        if features.has("softmax"):
+        if features.has(SOFTMAX):
             self.new["least"] = m.wire("new_least", EXPONENT_BITS, True)
             self.writes["least"] = m.wire("write_least", 1)
             word = self.file("least", [self.new["least"]], self.write_group)
             self.least = word[0].as_signed()
-        if features.has("layer_norm"):
+        if features.has(LAYER_NORM):
             centre = m.register("centre", 46, True)
             self.centre_register = centre
             self.centre_value = mux(self.layer & (self.number != 0), centre, 0)
@@ -511,10 +518,10 @@ class _Vector:
         zero = m.constant(0)
 
         top_value: Signal = zero
-        if features.has("rms_norm", "layer_norm", "quantize", "softmax", "sample"):
+        if features.has(*NORMS, QUANTIZE, SOFTMAX, SAMPLE):
             width = features.top_bits
             tops = [one["top_part"] for one in results]
-            indexed = features.has("sample")
+            indexed = features.has(SAMPLE)
 
             def maximum(*parts: Signal) -> tuple[Signal, ...]:
                 pairs = [
@@ -538,7 +545,7 @@ class _Vector:
                 token = ((beat << self.lane_bits) + index).truncate(32)
                 where.drive(mux(better, token, where), valid)
                 self.token = where
-        if features.has("rms_norm", "layer_norm", "quantize", "softmax"):
+        if features.has(*NORMS, QUANTIZE, SOFTMAX):
             self.new["top"].assign(top_value)
             size = top_value.assume(0, (1 << (features.top_bits - 1)) - 1)
             shift = normalising_shift(size, self.fields["largest_shift"])
@@ -561,7 +568,7 @@ class _Vector:
             total.drive((mux(first, 0, total) + part).truncate(SUM_BITS, True), valid)
             self.new["sum"].assign(total)
             self.writes["sums"].assign(over & (squared | (softmax & (number == 1))))
-            if features.has("layer_norm"):
+            if features.has(LAYER_NORM):
                 self.centre_register.drive(
                     total.truncate(46, True), over & self.layer & (number == 0)
                 )
@@ -588,8 +595,8 @@ class _Vector:
         if "factor" not in self.new:
             self.writes["scalars"].assign(0)
             return
-        norms = features.has("rms_norm", "layer_norm")
-        written = self.shape.formats if features.has("quantize", "softmax") else ()
+        norms = features.has(*NORMS)
+        written = self.shape.formats if features.has(QUANTIZE, SOFTMAX) else ()
         names = [*(["reciprocal"] if written else []), *(["rsqrt"] if norms else [])]
         of = SharedTable("scalar", tuple(table(name) for name in names))
         static = {
@@ -631,7 +638,7 @@ class _Vector:
             m.output("scale_mantissa", mantissa, 24)
             m.output("scale_exponent", exponent.truncate(EXPONENT_BITS, True))
             m.output("scale_enable", valid & self.quantize)
-        if features.has("softmax"):
+        if features.has(SOFTMAX):
             m.output("scale_total", total.as_unsigned().truncate(TOTAL_BITS))
             m.output("probability_scale_enable", valid & self.softmax)
 
@@ -647,7 +654,7 @@ class _Vector:
         words = cat(*[one["word"].extend(FIXED_BITS, True) for one in reversed(lanes)])
         codes = cat(*[one["code"].extend(CODE_BITS) for one in reversed(lanes)])
         into = self.fields["write"]
-        coded = self.operation("quantize", "quantize_static")
+        coded = self.operation(QUANTIZE, QUANTIZE_STATIC)
         rows = self.shape.rows
         self.address("vector_write", rows, into + row)
         m.output("vector_write_data", words)
@@ -655,12 +662,12 @@ class _Vector:
         m.output("vector_write_enable", valid & writes)
         mask = cat(*reversed(beat.mask)).delay(front, name="write_mask")
         m.output("vector_write_mask", mask)
-        if features.has("quantize", "quantize_static"):
+        if features.has(QUANTIZE, QUANTIZE_STATIC):
             beats = self.later(self.linear, front, "write_beat")
             self.address("code_write", rows, into + beats)
             m.output("code_write_data", codes)
             m.output("code_write_enable", valid & coded)
-        if features.has("softmax"):
+        if features.has(SOFTMAX):
             weighing = self.softmax & (self.number == 1)
             back = self.later(self.issuing & weighing, front, "weight_valid", 0)
             self.address("score_write", self.shape.score_rows, self.fields["read0"] + row)
@@ -672,7 +679,7 @@ class _Vector:
         count = add_all([one["saturated"] for one in lanes])
         m.output("saturated", mux(valid, count, 0))
         m.output("done", self.done)
-        if features.has("sample"):
+        if features.has(SAMPLE):
             m.output("token", self.token)
             m.output("token_valid", (self.done & self.sample).delay(reset=0, name="sampled"))
 

@@ -162,7 +162,7 @@ def test_elementwise(path: str, seed: int) -> None:
     frac, into = s.pick(12, 16, 20), s.pick(8, 16, 24)
     for one in ELEMENTWISE.values():
         fractions = (frac, s.pick(0, 16))[: one.operands]
-        c = one.constants(fractions, into, dict.fromkeys(("factor", "inverse", "cap"), s.real()))
+        c = one.constants(fractions, into, [s.real() for _ in range(one.reals)])
         check("elementwise", one, (a, b)[: one.operands], c)
     for other in (b[..., :1], b.reshape(-1, shape[-1])[0]):
         check("elementwise", ELEMENTWISE["mul"], (a, other), Constants(second_shift=16))

@@ -298,11 +298,11 @@ def once(r: Any, *values: Any) -> list[Any]:
     return [v[..., 0] for v in values] if isinstance(r, Arrays) else list(values)
 
 
-_REALS = {"factor": Real.of(-43.2), "inverse": Real.of(1 / 30), "cap": Real.of(43.2)}
+_REALS = (Real.of(1 / 30), Real.of(-43.2))
 
 
 def _elementwise_case(one: Elementwise, fractions: tuple[int, ...], into: int) -> None:
-    c = one.constants(fractions[: one.operands], into, _REALS)
+    c = one.constants(fractions[: one.operands], into, _REALS[: one.reals])
     inputs = {"x": FIXED, "y": FIXED} if one.operands == 2 else {"x": FIXED}
     formula(
         f"{one.name}_{fractions[0]}_{into}",

@@ -365,9 +365,8 @@ def test_attention(case: Case) -> None:
         )
         if does.softcap is not None:
             inverse, cap, log2e = does.softcap
-            reals = {"inverse": inverse, "cap": cap, "factor": log2e}
-            for name in ("softcap", "scale"):
-                scores = semantics.operator(name, scores, saturations=counter, **reals)
+            for name, reals in (("softcap", (inverse, cap)), ("scale", (log2e,))):
+                scores = semantics.operator(name, scores, given=reals, saturations=counter)
         before[:, seen] = scores
         after = bench.words("scores", "scores", case.heads, case.capacity)
         np.testing.assert_array_equal(after, before)

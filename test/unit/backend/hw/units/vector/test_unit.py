@@ -17,12 +17,12 @@ from intaglio.backend.hw.units.vector import encode as vector_encode
 from intaglio.backend.hw.units.vector.encode import (
     FIELDS,
     GATE_TABLES,
-    OPERATIONS,
     ConstantRows,
     Places,
     constant_rows,
     encode,
 )
+from intaglio.backend.hw.units.vector.operations import OPERATIONS
 from intaglio.backend.hw.units.vector.shape import VectorShape, machine_refusals
 from intaglio.backend.hw.units.vector.unit import build_vector
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Write, cat
@@ -517,8 +517,9 @@ def test_elementwise(unit: Unit, name: str) -> None:
             factor = Real.of(float(rng.normal() * 10.0 ** rng.integers(-12, 15)))
             reals = {"factor": factor, "inverse": Real.of(1 / bound), "cap": Real.of(bound)}
             given = {"scale": ("factor",), "softcap": ("inverse", "cap")}.get(name, ())
+            reals = {one: reals[one] for one in given}
             arguments: dict[str, Any] = {
-                one: [reals[one].mantissa, reals[one].exponent] for one in given
+                one: [real.mantissa, real.exponent] for one, real in reals.items()
             }
             if name in ACTIVATIONS:
                 arguments["kind"] = name
@@ -533,7 +534,7 @@ def test_elementwise(unit: Unit, name: str) -> None:
                 arguments=arguments,
             )
             counter = Saturations()
-            constants = formula.constants(fractions, into, reals)
+            constants = formula.constants(fractions, into, [*reals.values()])
             expected = semantics.elementwise(formula, operands, constants, counter)
             assert np.array_equal(unit.fixed(row, size), expected)
             assert count == counter.count

@@ -1,0 +1,38 @@
+"""What the vector unit does: its operations, each for one instruction or several.
+
+An elementwise instruction is the operation of its formula's family; all others have their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from intaglio.dialects.formulas import elementwise
+from intaglio.dialects.isa import vector as isa
+
+COPY = elementwise.SCALE.family
+"""A copy is a product with 1."""
+ROTARY, SOFTMAX, SAMPLE = isa.Rotary.opcode, isa.Softmax.opcode, isa.Sample.opcode
+RMS_NORM, LAYER_NORM = isa.RMSNorm.opcode, isa.LayerNorm.opcode
+NORMS = (RMS_NORM, LAYER_NORM)
+QUANTIZE = isa.Quantize.opcode
+QUANTIZE_STATIC = "quantize_static"
+"""With the static scale of a cache."""
+
+LANE_SETTINGS: Mapping[str, frozenset[str]] = {
+    elementwise.SCALE.family: frozenset({"counted"}),
+    elementwise.ADD.family: frozenset({"added", "counted"}),
+    elementwise.MUL.family: frozenset({"paired", "counted"}),
+    "gate": frozenset({"gated", "counted"}),
+    "sigmoid": frozenset({"bare"}),
+    "tanh": frozenset({"bare", "odd"}),
+    "relu": frozenset({"rectified", "counted"}),
+    "relu2": frozenset({"rectified", "doubled", "counted"}),
+    elementwise.SOFTCAP.family: frozenset({"capped", "bare", "odd", "counted"}),
+    "softplus": frozenset({"bare", "even", "joined", "counted"}),
+    "mish": frozenset({"gated", "even", "whole", "counted"}),
+}
+"""What of `LaneControl` is 1 for an elementwise operation, by the formula's family."""
+
+OPERATIONS = (*LANE_SETTINGS, ROTARY, *NORMS, QUANTIZE, QUANTIZE_STATIC, SOFTMAX, SAMPLE)
+"""What the unit distinguishes, in the order of the field `operation`."""
