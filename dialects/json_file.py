@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeGuard, TypeVar
 
 from intaglio.dialects.errors import UserError
 
@@ -251,6 +251,11 @@ def long_number(error: ValueError) -> str | None:
     if "integer string conversion" not in str(error):
         return None
     return f"has an integer of more than {_DIGITS} digits"
+
+
+def is_list(value: object) -> TypeGuard[Sequence[object]]:
+    """Whether a value is a list in JSON; what it holds is to be asked."""
+    return isinstance(value, list | tuple)
 
 
 def shown(value: object) -> str:

@@ -8,8 +8,11 @@ for lanes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
+
+from intaglio.dialects.json_file import is_list
 
 KV_FORMATS = ("int8", "int16", "fp8")
 """Formats of keys and values that a chip may have; those of fp8 have no scales."""
@@ -162,7 +165,7 @@ class Machine:
         return asdict(self)
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> Machine:
+    def from_dict(values: Mapping[str, object]) -> Machine:
         """The inverse of `to_dict`.
 
         Raises:
@@ -172,9 +175,7 @@ class Machine:
         optional = {f.name for f in fields(Machine) if f.default is not MISSING}
         if wrong := sorted((set(values) ^ names) - (optional - set(values))):
             raise ValueError(f"machine description: unknown or missing {', '.join(wrong)}")
-        given: dict[str, Any] = {
-            n: tuple(v) if isinstance(v, list) else v for n, v in values.items()
-        }
+        given: dict[str, Any] = {n: tuple(v) if is_list(v) else v for n, v in values.items()}
         for field in fields(Machine):
             name, kind = field.name, str(field.type)
             if name in given and not _is_kind(given[name], kind):
@@ -195,4 +196,4 @@ def _is_kind(value: object, kind: str) -> bool:
         case "str":
             return isinstance(value, str)
         case _:
-            return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+            return is_list(value) and all(isinstance(one, str) for one in value)

@@ -231,7 +231,7 @@ class InstructionOp(IRDLOperation):
         Raises:
             Misfit: it is not as it is declared.
         """
-        arguments = {} if self.arguments is None else self.arguments.data
+        arguments: Mapping[str, Attribute] = self.arguments.data if self.arguments else {}
         return instruction_of(
             self.opcode.data,
             self.queue.data,

@@ -200,7 +200,7 @@ class Program:
     sites: Mapping[str, Site] = field(default_factory=dict[str, Site])
     residents: int = 1
     """Adapters that the slots hold at once."""
-    memories: Mapping[str, Memory] = field(default_factory=dict)
+    memories: Mapping[str, Memory] = field(default_factory=dict[str, Memory])
     """That the chip has, by name."""
 
     @property

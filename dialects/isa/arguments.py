@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from intaglio.dialects.fixed_point import Real
-from intaglio.dialects.json_file import shown
+from intaglio.dialects.json_file import is_list, shown
 
 Plain = int | str | bool | list[int]
 """An argument as in program.json."""
@@ -66,7 +66,7 @@ class Number(Kind):
         return f"[mantissa ({self.mantissa.told}), exponent ({self.exponent.told})]"
 
     def read(self, value: object) -> Real:
-        if not isinstance(value, list | tuple) or len(value) != 2:
+        if not is_list(value) or len(value) != 2:
             raise ValueError(f"is {shown(value)}, not [mantissa, exponent]")
         parts: list[int] = []
         for name, kind, part in zip(

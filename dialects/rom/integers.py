@@ -59,7 +59,6 @@ class QuantizeOp(OperatorOp):
     name = "rom.quantize"
     input = operand_def(FixedType)
     cache = opt_prop_def(SYMBOL)
-    onnx = prop_def(Nodes)
     output = result_def(QuantizedType)
     assembly_format = "$input (`for` $cache^)? attr-dict `:` type($input) `->` type($output)"
     traits = traits_def(Pure())
@@ -106,7 +105,6 @@ class DotOp(OperatorOp):
     name = "rom.dot"
     input = operand_def(QuantizedType)
     weights = prop_def(SYMBOL)
-    onnx = prop_def(Nodes)
     output = result_def(AccumulatorType)
     assembly_format = "$input `by` $weights attr-dict `:` type($input) `->` type($output)"
     traits = traits_def(Pure())
@@ -148,7 +146,6 @@ class RequantizeOp(OperatorOp):
     weights = prop_def(SYMBOL)
     bias = opt_prop_def(SYMBOL)
     pre_shift = prop_def(IntegerAttr[I64])
-    onnx = prop_def(Nodes)
     output = result_def(FixedType)
     assembly_format = (
         "$input `scaled` $scale `,` $weights (`bias` $bias^)? (`residual` $residual^)? attr-dict"
@@ -214,7 +211,6 @@ class QueryKeyOp(OperatorOp):
     cap_inverse = opt_prop_def(RealAttr)
     log2e = opt_prop_def(RealAttr)
     window = opt_prop_def(IntegerAttr[I64])
-    onnx = prop_def(Nodes)
     output = result_def(ScoresType)
     assembly_format = (
         "$query `over` $keys `at` $position attr-dict `:` type($query) `->` type($output)"
@@ -275,7 +271,6 @@ class SoftmaxOp(OperatorOp):
     position = operand_def(POSITION)
     values = prop_def(SYMBOL)
     window = opt_prop_def(IntegerAttr[I64])
-    onnx = prop_def(Nodes)
     output = result_def(ProbabilitiesType)
     assembly_format = (
         "$scores `over` $values `at` $position attr-dict `:` type($scores) `->` type($output)"
@@ -330,7 +325,6 @@ class WeightedSumOp(OperatorOp):
     position = operand_def(POSITION)
     values = prop_def(SYMBOL)
     window = opt_prop_def(IntegerAttr[I64])
-    onnx = prop_def(Nodes)
     output = result_def(FixedType)
     assembly_format = (
         "$probabilities `over` $values `at` $position attr-dict"

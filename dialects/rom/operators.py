@@ -58,6 +58,7 @@ from intaglio.dialects.rom.types import (
 class OperatorOp(PlainOp):
     """Base of every operator: it carries the names of the ONNX nodes that it stands for."""
 
+    onnx = prop_def(Nodes)
     irdl_options = (ParsePropInAttrDict(),)
 
 
@@ -83,7 +84,6 @@ class EmbedOp(OperatorOp):
     name = "rom.embed"
     token = operand_def(TOKEN)
     table = prop_def(SYMBOL)
-    onnx = prop_def(Nodes)
     output = result_def(VECTOR)
     assembly_format = "$token `of` $table attr-dict `:` type($output)"
     traits = traits_def(Pure())
@@ -122,7 +122,6 @@ class LinearOp(OperatorOp):
     weights = prop_def(SYMBOL)
     bias = opt_prop_def(SYMBOL)
     activation = opt_prop_def(StringAttr)
-    onnx = prop_def(Nodes)
     output = result_def(VECTOR)
     assembly_format = (
         "$input `by` $weights (`bias` $bias^)? attr-dict `:` type($input) `->` type($output)"
@@ -193,7 +192,6 @@ class RMSNormOp(OperatorOp):
     gamma = prop_def(SYMBOL)
     eps = prop_def(REAL)
     groups = prop_def(IntegerAttr[I64], default_value=IntegerAttr(1, i64))
-    onnx = prop_def(Nodes)
     output = result_def(VECTOR)
     assembly_format = "$input `by` $gamma attr-dict `:` type($input) `->` type($output)"
     traits = traits_def(Pure())
@@ -250,7 +248,6 @@ class LayerNormOp(OperatorOp):
     gamma = prop_def(SYMBOL)
     beta = opt_prop_def(SYMBOL)
     eps = prop_def(REAL)
-    onnx = prop_def(Nodes)
     output = result_def(VECTOR)
     assembly_format = (
         "$input `by` $gamma (`,` $beta^)? attr-dict `:` type($input) `->` type($output)"
@@ -298,7 +295,6 @@ class RotaryOp(OperatorOp):
     heads = prop_def(IntegerAttr[I64])
     rotary_dim = prop_def(IntegerAttr[I64])
     interleaved = opt_prop_def(UnitAttr)
-    onnx = prop_def(Nodes)
     output = result_def(VECTOR)
     assembly_format = (
         "$input `at` $position `by` $cos `,` $sin attr-dict `:` type($input) `->` type($output)"
@@ -364,7 +360,6 @@ class AppendOp(OperatorOp):
     input = operand_def(AnyOf((VECTOR, BaseAttr(QuantizedType))))
     position = operand_def(POSITION)
     cache = prop_def(SYMBOL)
-    onnx = prop_def(Nodes)
     assembly_format = "$input `to` $cache `at` $position attr-dict `:` type($input)"
     traits = traits_def(MemoryWriteEffect())
 
@@ -414,7 +409,6 @@ class AttentionOp(OperatorOp):
     scale = prop_def(FloatAttr)
     softcap = opt_prop_def(FloatAttr)
     window = opt_prop_def(IntegerAttr[I64])
-    onnx = prop_def(Nodes)
     output = result_def(VECTOR)
     assembly_format = (
         "$query `over` $keys `,` $values `at` $position attr-dict"
@@ -473,7 +467,6 @@ def verify_heads(heads: int, cache: KVType) -> None:
 
 class _UnaryOp(OperatorOp):
     input = operand_def(VECTOR)
-    onnx = prop_def(Nodes)
     output = result_def(VECTOR)
     assembly_format = "$input attr-dict `:` type($input) `->` type($output)"
     traits = traits_def(Pure())
@@ -514,7 +507,6 @@ class ActivateOp(_UnaryOp):
 class _BinaryOp(OperatorOp):
     lhs = operand_def(VECTOR)
     rhs = operand_def(VECTOR)
-    onnx = prop_def(Nodes)
     output = result_def(VECTOR)
     assembly_format = "$lhs `,` $rhs attr-dict `:` type($lhs) `,` type($rhs) `->` type($output)"
     traits = traits_def(Pure())
@@ -614,7 +606,6 @@ class SliceOp(OperatorOp):
     name = "rom.slice"
     input = operand_def(VECTOR)
     offset = prop_def(IntegerAttr[I64])
-    onnx = prop_def(Nodes)
     output = result_def(VECTOR)
     assembly_format = "$input `from` $offset attr-dict `:` type($input) `->` type($output)"
     traits = traits_def(Pure())
@@ -644,7 +635,6 @@ class SampleOp(OperatorOp):
 
     name = "rom.sample"
     input = operand_def(VECTOR)
-    onnx = prop_def(Nodes)
     token = result_def(TOKEN)
     assembly_format = "$input attr-dict `:` type($input)"
     traits = traits_def(Pure())

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from xdsl.dialects.builtin import ArrayAttr, FloatAttr, StringAttr, SymbolRefAttr
+from xdsl.dialects.builtin import FloatAttr, SymbolRefAttr
 from xdsl.ir import Block, Operation, SSAValue
 
 from intaglio.dialects import rom
@@ -476,13 +476,7 @@ class Step:
 def names_of(op: Operation) -> Iterable[str]:
     """Names of the ONNX nodes an operation stands for."""
     assert isinstance(op, rom.OperatorOp)
-    onnx = op.properties["onnx"]
-    assert isinstance(onnx, ArrayAttr)
-    for instance in onnx:
-        assert isinstance(instance, ArrayAttr)
-        for name in instance:
-            assert isinstance(name, StringAttr)
-            yield name.data
+    return [name.data for instance in op.onnx for name in instance]
 
 
 def merged(*parts: Operation | str) -> rom.Nodes:

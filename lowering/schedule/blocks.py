@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from xdsl.dialects.builtin import ArrayAttr, ModuleOp, SymbolRefAttr
 from xdsl.ir import BlockArgument, Operation, SSAValue
 from xdsl.utils.exceptions import PassFailedException
-from xdsl.utils.hints import isa
 
 from intaglio.dialects import rom
 from intaglio.dialects.fabric import EngraveOp
@@ -158,11 +157,7 @@ class BlockCutter:
 
 def _onnx(op: Operation) -> rom.Nodes | None:
     """Names of the first instance's ONNX nodes."""
-    names = op.properties.get("onnx")
-    if names is None:
-        return None
-    assert isa(names, rom.Nodes)
-    return ArrayAttr([names.data[0]])
+    return ArrayAttr([op.onnx.data[0]]) if isinstance(op, rom.OperatorOp) else None
 
 
 def _only_use(value: SSAValue, op: Operation) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from xdsl.dialects.builtin import ArrayAttr, ModuleOp, SymbolRefAttr
+from xdsl.dialects.builtin import ModuleOp, SymbolRefAttr
 from xdsl.ir import Attribute, Operation, SSAValue
 from xdsl.utils.exceptions import PassFailedException
 
@@ -60,17 +60,16 @@ class Selector:
             case rom.RequantizeOp():
                 return self.product(op)
             case rom.EmbedOp():
-                type_ = rom.resolve(op, op.table).type
-                assert isinstance(type_, rom.ROMTensorType)
+                type_ = rom.resolved_type(op, op.table, rom.ROMTensorType)
                 duration = durations.embed(self.machine, matrix_shape(type_))
-                return Draft(_named(Embed, op), duration, op.onnx)
+                return Draft(_named(Embed[SSAValue], op), duration, op.onnx)
             case rom.QuantizeOp():
                 return self.quantize(op)
             case rom.AppendOp():
-                cache = self.cache(op, op.cache)
+                cache = rom.resolved_type(op, op.cache, rom.KVType)
                 size = self.vector_bytes(name_of(op.cache))
                 duration = durations.append(self.machine, cache.heads.data, size)
-                return Draft(_named(Append, op), duration, op.onnx)
+                return Draft(_named(Append[SSAValue], op), duration, op.onnx)
             case rom.QueryKeyOp():
                 return self.query_key(op)
             case rom.WeightedSumOp():
@@ -81,14 +80,13 @@ class Selector:
     def product(self, op: rom.RequantizeOp) -> Draft:
         dot = op.input.owner
         assert isinstance(dot, rom.DotOp)
-        type_ = rom.resolve(op, op.weights).type
+        type_ = rom.resolved_type(op, op.weights, rom.ROMTensorType, rom.AdapterType)
         if isinstance(type_, rom.AdapterType):
-            does = _named(AdapterMatvec, op, input=dot.input)
+            does = _named(AdapterMatvec[SSAValue], op, input=dot.input)
             return Draft(does, self.adapter_product(op, type_), op.onnx)
-        assert isinstance(type_, rom.ROMTensorType)
         pieces = self.pieces_of(name_of(op.weights))
         duration = durations.product(self.machine, matrix_shape(type_), pieces)
-        return Draft(_named(Matvec, op, input=dot.input), duration, op.onnx)
+        return Draft(_named(Matvec[SSAValue], op, input=dot.input), duration, op.onnx)
 
     def adapter_product(self, op: rom.RequantizeOp, type_: rom.AdapterType) -> Formula:
         """Duration of a product with a constant adapter, or with one of the slots of a site."""
@@ -102,12 +100,11 @@ class Selector:
 
     def quantize(self, op: rom.QuantizeOp) -> Draft:
         type_ = op.output.type
-        assert isinstance(type_, rom.QuantizedType)
         cache = None if op.cache is None else name_of(op.cache)
         duration = durations.quantize(
             self.machine, type_.size, type_.groups.data, static=cache is not None
         )
-        return Draft(_named(Quantize, op, scale_of=cache), duration, op.onnx)
+        return Draft(_named(Quantize[SSAValue], op, scale_of=cache), duration, op.onnx)
 
     def vector_bytes(self, slot: str) -> int:
         """Bytes of a token's vector of one head in the caches that a slot may be bound to."""
@@ -116,11 +113,11 @@ class Selector:
         return max(kv_vector_bytes(c) for c in caches if c.sym_name.data in names)
 
     def query_key(self, op: rom.QueryKeyOp) -> Draft:
-        query, cache = op.query.type, self.cache(op, op.keys)
+        query, cache = op.query.type, rom.resolved_type(op, op.keys, rom.KVType)
         assert isinstance(query, rom.QuantizedType)
         kv = cache.format.data
         bits = query_key_bits(query.width.data, query.format.data, kv)
-        does = _named(QueryKey, op, pre_shift=pre_shift(bits))
+        does = _named(QueryKey[SSAValue], op, pre_shift=pre_shift(bits))
         duration = durations.query_key(
             self.machine,
             query.groups.data,
@@ -132,11 +129,11 @@ class Selector:
         return Draft(does, duration, op.onnx)
 
     def weighted_sum(self, op: rom.WeightedSumOp) -> Draft:
-        source, cache = op.probabilities.type, self.cache(op, op.values)
+        source, cache = op.probabilities.type, rom.resolved_type(op, op.values, rom.KVType)
         assert isinstance(source, rom.ProbabilitiesType)
         kv = cache.format.data
         bits = weighted_sum_bits(cache.capacity.data, source.format.data, kv)
-        does = _named(WeightedSum, op, pre_shift=pre_shift(bits))
+        does = _named(WeightedSum[SSAValue], op, pre_shift=pre_shift(bits))
         duration = durations.weighted_sum(
             self.machine,
             source.heads.data,
@@ -150,10 +147,8 @@ class Selector:
     def vector(self, op: Operation) -> Draft:
         """An operator of the vector unit."""
         declared = _OF_OPERATORS.get(op.name)
-        onnx = op.properties.get("onnx")
-        if declared is None or onnx is None:
+        if declared is None or not isinstance(op, rom.OperatorOp):
             raise PassFailedException(f"{op.name} has no instruction; run rom-legalize first")
-        assert isinstance(onnx, ArrayAttr)
         does = _named(declared, op)
         match does, op:
             case RMSNorm() | LayerNorm(), _:
@@ -168,12 +163,7 @@ class Selector:
             case _:
                 size = rom.vector_size(does.writes[0].type)
                 duration = durations.vector(self.machine, size)
-        return Draft(does, duration, onnx)
-
-    def cache(self, op: Operation, symbol: SymbolRefAttr) -> rom.KVType:
-        type_ = rom.resolve(op, symbol).type
-        assert isinstance(type_, rom.KVType)
-        return type_
+        return Draft(does, duration, op.onnx)
 
 
 _OF_OPERATORS = {f"rom.{one.opcode}": one for one in INSTRUCTIONS if one.queue == VECTOR}

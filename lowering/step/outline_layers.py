@@ -28,7 +28,6 @@ from xdsl.dialects.builtin import (
 from xdsl.ir import Attribute, Block, Operation, OpResult, Region, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
-from xdsl.utils.hints import isa
 
 from intaglio.dialects import rom
 
@@ -339,9 +338,7 @@ def _replace_outside(
 
 def _onnx(op: Operation) -> Sequence[ArrayAttr[StringAttr]]:
     assert isinstance(op, rom.OperatorOp)
-    names = op.properties["onnx"]
-    assert isa(names, rom.Nodes)
-    return names.data
+    return op.onnx.data
 
 
 def _slots(

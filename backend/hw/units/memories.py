@@ -29,7 +29,7 @@ class Memory:
 
     name: str
     element: int = 0
-    parts: Mapping[str, int] = field(default_factory=dict)
+    parts: Mapping[str, int] = field(default_factory=dict[str, int])
     masked: bool = False
 
     def word(self, lanes: int) -> dict[str, int]:

@@ -302,6 +302,8 @@ class AdapterPlaces:
 
     def _codes(self, place: MatrixPlace, elements: npt.NDArray[np.int64]) -> LoadStream:
         """The words of the first rows and columns of a matrix."""
+        rows: int
+        columns: int
         rows, columns = elements.shape
         machine, units = self.machine, self.load_units
         words = -(-columns // machine.attention_lanes)

@@ -108,7 +108,7 @@ def kv_places(machine: Machine, caches: Iterable[Cache]) -> KVPlaces:
     """
     caches = list(caches)
     refuse(cache_refusals(machine, caches))
-    lanes, places = machine.attention_lanes, {}
+    lanes, places = machine.attention_lanes, dict[str, CachePlace]()
     word = row = external = 0
     for cache in sorted(caches, key=lambda one: (one.address, one.name)):
         planes = FORMATS[cache.format].bits // 8

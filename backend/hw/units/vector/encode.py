@@ -147,9 +147,9 @@ class Places:
         score_rows: rows of a head in score and probability memory.
     """
 
-    constants: Mapping[ConstantRows, int] = field(default_factory=dict)
-    heads: Mapping[str, int] = field(default_factory=dict)
-    value_scales: Mapping[str, int] = field(default_factory=dict)
+    constants: Mapping[ConstantRows, int] = field(default_factory=dict[ConstantRows, int])
+    heads: Mapping[str, int] = field(default_factory=dict[str, int])
+    value_scales: Mapping[str, int] = field(default_factory=dict[str, int])
     score_rows: int = 1
 
 
