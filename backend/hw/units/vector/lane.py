@@ -332,10 +332,18 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
         total = saturate(word.cut() + term)
         word, count = total.value, count + total.saturated
 
-    # Code
-    code = zero
+    code, count = _code(given, control, features, y.value, count)
+    reduced = _reduced(given, control, features, v=v, word=word, second=second, gate=g)
+    return word, code, count, *reduced
+
+
+def _code(
+    given: LaneInputs, control: LaneControl, features: Features, value: Signal, count: Signal
+) -> tuple[Signal, Signal]:
+    """The code of a scaled element, and how many places saturated; `count` did before it."""
+    code = given.x.module.constant(0)
     if features.has(*_QUANTIZE, SOFTMAX):
-        t = y.value.cut()
+        t = value.cut()
         over, under = t > control.high, t < control.low
         code = mux(over, control.high, mux(under, control.low, t.truncate(17, True)))
         code = code.truncate(CODE_BITS)
@@ -346,11 +354,33 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
         code = mux(given.valid, code, 0)
         if features.has(QUANTIZE_STATIC):
             count = mux(control.coded, clipped, count)
-    count = mux(given.valid & control.counted, count, 0)
+    return code, mux(given.valid & control.counted, count, 0)
 
-    # Reductions
+
+def _reduced(
+    given: LaneInputs,
+    control: LaneControl,
+    features: Features,
+    *,
+    v: Signal,
+    word: Signal,
+    second: Signal,
+    gate: Signal,
+) -> tuple[Signal, Signal, Signal]:
+    """What is reduced over the lanes: for the maximum, for the sum, and the exponent in use.
+
+    Args:
+        given: inputs of the lane.
+        control: what steers it.
+        features: what the program uses.
+        v: the element, less the mean where the norm is one of layers.
+        word: the result.
+        second: the second product.
+        gate: the table's value.
+    """
+    x = given.x
     least = -(1 << FIXED_BITS)
-    top = part = used = zero
+    top = part = used = zero = x.module.constant(0)
     if features.has(*NORMS, *_SCALED, SAMPLE):
         top = mux(control.ranged, abs(v), x)
         if features.has(SOFTMAX):
@@ -361,12 +391,12 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
         if features.has(*NORMS):
             part = mux(control.squared, second.assume(0, (1 << 48) - 1), part)
         if features.has(SOFTMAX):
-            part = mux(control.weighted, g.assume(0, (1 << 24) - 1), part)
+            part = mux(control.weighted, gate.assume(0, (1 << 24) - 1), part)
         part = mux(given.valid, part, 0)
     if features.has(SOFTMAX):
         far = (1 << (EXPONENT_BITS - 1)) - 1
         used = mux(given.valid & given.value_mantissa.any(), given.value_exponent, far)
-    return word, code, count, top, part, used
+    return top, part, used
 
 
 def _table(given: LaneInputs, control: LaneControl, features: Features, shifted: Signal) -> Signal:
