@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from intaglio.backend.hw.units.ports import POWER_BITS, WANTED, Bundle, Command, Give, Take
-from intaglio.backend.hw.units.refusals import refuse
+from intaglio.backend.hw.units.refusals import refuse, short_latencies
 from intaglio.backend.hw.units.unit import Unit
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Signal, cat, mux
 from intaglio.dialects.descriptor import Field, Fields
@@ -102,17 +102,9 @@ def encode(
     return power_fields(domains).checked(values, one.opcode)
 
 
-def _latencies(machine: Machine) -> dict[str, int]:
-    return {"power_wake": machine.power_wake, "power_sleep": machine.power_sleep}
-
-
 def machine_refusals(machine: Machine) -> list[UserError]:
     """Why a machine's power controller cannot be built."""
-    return [
-        UserError(f"latency {name} is {value}; the power controller needs 1 at least")
-        for name, value in _latencies(machine).items()
-        if value < 1
-    ]
+    return short_latencies(machine, "power controller", {"power_wake": 1, "power_sleep": 1})
 
 
 def build_power(
@@ -134,14 +126,14 @@ def build_power(
         UserError: a latency of 0.
     """
     refuse(machine_refusals(machine))
-    cycles = _latencies(machine)
+    longest = max(machine.power_wake, machine.power_sleep)
 
     def build(m: ModuleBuilder) -> None:
         start = m.input("start", 1)
         fields = {name: m.input(name, width) for name, width in power_fields(domains).items()}
         wake, domain = fields["wake"], fields["domain"]
         wake_wanted = wake & m.input("wanted", 1) if wanted_only else wake
-        left = m.register("left", max(cycles.values()).bit_length())
+        left = m.register("left", longest.bit_length())
         now = mux(start, mux(wake, machine.power_wake, machine.power_sleep), left)
         left.drive(mux(now == 0, 0, now - 1).truncate(left.width))
         done = (now == 1).named("last_cycle")

@@ -19,7 +19,12 @@ from intaglio.backend.hw.units.attention.kv import (
     cache_refusals,
     kv_places,
 )
-from intaglio.backend.hw.units.refusals import attempted
+from intaglio.backend.hw.units.refusals import (
+    attempted,
+    no_powers,
+    result_refusals,
+    short_latencies,
+)
 from intaglio.backend.hw.wires.widths import index_bits
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.descriptor import Field, Fields
@@ -39,6 +44,8 @@ if TYPE_CHECKING:
 OUTER_EXPONENT = 10
 """Bits of the exponents of scales from outside, signed."""
 
+_LEAST_LATENCIES = {"broadcast": 2, "attention_pipeline": 2, "kv_write": 1, "table_lookup": 1}
+
 OverCache = QueryKey[str] | WeightedSum[str]
 """What passes over a cache."""
 
@@ -48,41 +55,29 @@ Cap = tuple[Real, Real, Real]
 
 def machine_refusals(machine: Machine) -> list[UserError]:
     """Why H-Units cannot be built; each names the parameter and what it must be."""
-    found: list[str] = []
-    powers = {
-        "array.h_units": machine.h_units,
-        "h_unit.attention_lanes": machine.attention_lanes,
-        "h_unit.kv_port_bytes": machine.kv_port_bytes,
-        "vector (lanes of all units)": machine.vector_lanes,
-        "network.results_per_cycle": machine.results_per_cycle,
-    }
-    found += [
-        f"{name} is {value}; the hardware needs a power of two"
-        for name, value in powers.items()
-        if value < 1 or value & (value - 1)
-    ]
+    found = result_refusals(machine)
+    found += no_powers(
+        {
+            "array.h_units": machine.h_units,
+            "h_unit.attention_lanes": machine.attention_lanes,
+            "h_unit.kv_port_bytes": machine.kv_port_bytes,
+        }
+    )
     if machine.multiplier_bits != BYTE:
         found.append(
-            f"h_unit.multiplier_bits is {machine.multiplier_bits}; the hardware multiplies bytes, "
-            f"{BYTE} bits"
-        )
-    if machine.results_per_cycle > machine.vector_lanes:
-        found.append(
-            f"network.results_per_cycle is {machine.results_per_cycle}; the hardware takes at most "
-            f"one for each of the {machine.vector_lanes} vector lanes"
+            UserError(
+                f"h_unit.multiplier_bits is {machine.multiplier_bits}; the hardware multiplies "
+                f"bytes, {BYTE} bits"
+            )
         )
     if machine.kv_port_bytes > machine.attention_lanes:
         found.append(
-            f"h_unit.kv_port_bytes is {machine.kv_port_bytes}; the hardware writes at most "
-            f"a word of h_unit.attention_lanes={machine.attention_lanes} bytes in a cycle"
+            UserError(
+                f"h_unit.kv_port_bytes is {machine.kv_port_bytes}; the hardware writes at most "
+                f"a word of h_unit.attention_lanes={machine.attention_lanes} bytes in a cycle"
+            )
         )
-    least = {"broadcast": 2, "attention_pipeline": 2, "kv_write": 1, "table_lookup": 1}
-    found += [
-        f"latency {name} is {getattr(machine, name)}; the attention unit needs {cycles}"
-        for name, cycles in least.items()
-        if getattr(machine, name) < cycles
-    ]
-    return [UserError(what) for what in found]
+    return found + short_latencies(machine, "attention unit", _LEAST_LATENCIES)
 
 
 def refusals(program: Program) -> list[UserError]:

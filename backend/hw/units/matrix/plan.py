@@ -16,7 +16,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.backend.hw.units.refusals import attempted, refuse
+from intaglio.backend.hw.units.refusals import (
+    attempted,
+    no_powers,
+    refuse,
+    result_refusals,
+    short_latencies,
+)
 from intaglio.backend.hw.wires.widths import log2
 from intaglio.backend.program.types import Instruction, Parameter, Program
 from intaglio.dialects.codes import FORMATS, Matrix, pack
@@ -442,36 +448,16 @@ def tensor(use: Use) -> str:
 
 def machine_refusals(machine: Machine) -> list[UserError]:
     """Why the array's hardware does not exist for this machine; each names the parameter."""
-    found: list[str] = []
-    powers = {
-        "array.l_units": machine.l_units,
-        "l_unit.lanes": machine.lanes,
-        "vector.lanes of all vector units": machine.vector_lanes,
-        "network.results_per_cycle": machine.results_per_cycle,
-    }
+    powers = {"array.l_units": machine.l_units, "l_unit.lanes": machine.lanes}
     if machine.rom == "logic":
         powers["l_unit.bank_words"] = machine.bank_words
-    found += [
-        f"the hardware of {machine.name} needs a power of two for {name}, not {value}"
-        for name, value in powers.items()
-        if value & (value - 1)
-    ]
-    if machine.results_per_cycle > machine.vector_lanes:
-        found.append(
-            f"the hardware of {machine.name} needs no more results a cycle than vector lanes, not "
-            f"{machine.results_per_cycle} and {machine.vector_lanes}"
-        )
+    found = no_powers(powers) + result_refusals(machine)
     if machine.cell == "ternary" and machine.plane_bits != 2:
-        found.append(f"a ternary cell of {machine.name} has two bits, not {machine.plane_bits}")
+        bits = machine.plane_bits
+        found.append(UserError(f"a ternary cell of {machine.name} has two bits, not {bits}"))
     least = {"broadcast": 1, "rom_read": 1, "reduce": 1, "requantise": 2}
     least["mac_pipeline"] = machine.rom_read + 1
-    found += [
-        f"latency {name} of {machine.name} is {getattr(machine, name)}, the hardware needs "
-        f"{value} at least"
-        for name, value in least.items()
-        if getattr(machine, name) < value
-    ]
-    return [UserError(what) for what in found]
+    return found + short_latencies(machine, "matrix array", least)
 
 
 def refusals(program: Program) -> list[UserError]:

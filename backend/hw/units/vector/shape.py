@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from intaglio.backend.hw.units.refusals import short_latencies
 from intaglio.backend.hw.units.vector.encode import (
     formats,
     gate_tables,
@@ -106,13 +107,4 @@ def machine_refusals(machine: Machine) -> list[UserError]:
                 hint="change vector.lanes or the array of the target",
             )
         )
-    for name, least in _LEAST_LATENCIES.items():
-        if getattr(machine, name) < least:
-            found.append(
-                UserError(
-                    f"latency.{name} is {getattr(machine, name)}, the vector unit needs at least "
-                    f"{least}",
-                    hint=f"--set latency.{name}={least}",
-                )
-            )
-    return found
+    return found + short_latencies(machine, "vector unit", _LEAST_LATENCIES)

@@ -876,13 +876,22 @@ def test_least_hardware() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"l_units": 6}, "power of two for array.l_units"),
-        ({"results_per_cycle": 12}, "power of two for network.results_per_cycle"),
-        ({"results_per_cycle": 32}, "no more results a cycle than vector lanes"),
-        ({"rom": "logic", "bank_words": 96}, "power of two for l_unit.bank_words"),
+        ({"l_units": 6}, "array.l_units is 6; the hardware needs a power of two"),
+        (
+            {"results_per_cycle": 12},
+            "network.results_per_cycle is 12; the hardware needs a power of two",
+        ),
+        (
+            {"results_per_cycle": 32},
+            "results_per_cycle is 32; the hardware takes at most one for each of the 16",
+        ),
+        (
+            {"rom": "logic", "bank_words": 96},
+            "l_unit.bank_words is 96; the hardware needs a power of two",
+        ),
         ({"cell": "ternary", "plane_bits": 3}, "has two bits, not 3"),
-        ({"mac_pipeline": 1}, "latency mac_pipeline"),
-        ({"requantise": 1}, "latency requantise"),
+        ({"mac_pipeline": 1}, "latency.mac_pipeline is 1, the matrix array needs at least 2"),
+        ({"requantise": 1}, "latency.requantise is 1, the matrix array needs at least 2"),
     ],
 )
 def test_machines_without_hardware(change: dict[str, Any], message: str) -> None:
