@@ -6,16 +6,7 @@ from dataclasses import replace
 
 from decoder_model import LLAMA_3_2_3B, LLAMA_3_8B
 from papers_page import Row, Section, fixed, whole
-from papers_work import (
-    Compiled,
-    Questions,
-    Work,
-    ask,
-    first_token_ms,
-    published,
-    rate_at,
-    say,
-)
+from papers_work import Compiled, Questions, Work, ask, first_token_ms, published, rate_at, say
 from what_if import WhatIf
 
 from intaglio.backend.stages import Options

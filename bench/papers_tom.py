@@ -8,16 +8,7 @@ from pathlib import Path
 import numpy as np
 from decoder_model import BITNET_2B
 from papers_page import Row, Section, fixed, percent, whole
-from papers_work import (
-    Compiled,
-    Work,
-    ask,
-    generation_rate,
-    layers_rate,
-    published,
-    say,
-    within,
-)
+from papers_work import Compiled, Work, ask, generation_rate, layers_rate, published, say, within
 from what_if import WhatIf
 
 from intaglio.backend.stages import Options

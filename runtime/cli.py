@@ -382,12 +382,7 @@ def _unjudged(folder: Path) -> Iterator[str]:
 
 def _check(args: argparse.Namespace) -> int:
     from intaglio.runtime.judge.check import check
-    from intaglio.runtime.judge.report import (
-        check_tolerances,
-        missed,
-        parse_tolerance,
-        text_lines,
-    )
+    from intaglio.runtime.judge.report import check_tolerances, missed, parse_tolerance, text_lines
 
     tolerances = [parse_tolerance(text) for text in args.tolerances]
     if args.windows is not None and args.text is None:

@@ -12,12 +12,7 @@ from xdsl.dialects.builtin import (
     SymbolNameConstraint,
     SymbolRefAttr,
 )
-from xdsl.ir import (
-    Attribute,
-    AttributeInvT,
-    Block,
-    Operation,
-)
+from xdsl.ir import Attribute, AttributeInvT, Block, Operation
 from xdsl.irdl import (
     BaseAttr,
     ParsePropInAttrDict,
@@ -26,11 +21,7 @@ from xdsl.irdl import (
     prop_def,
     traits_def,
 )
-from xdsl.traits import (
-    SymbolOpInterface,
-    SymbolTable,
-    SymbolUserOpInterface,
-)
+from xdsl.traits import SymbolOpInterface, SymbolTable, SymbolUserOpInterface
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects.names import escaped, unescaped

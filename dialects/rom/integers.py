@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from xdsl.dialects.builtin import (
-    I64,
-    IntegerAttr,
-)
-from xdsl.ir import (
-    Attribute,
-    SSAValue,
-)
+from xdsl.dialects.builtin import I64, IntegerAttr
+from xdsl.ir import Attribute, SSAValue
 from xdsl.irdl import (
     irdl_op_definition,
     operand_def,
@@ -19,10 +13,7 @@ from xdsl.irdl import (
     result_def,
     traits_def,
 )
-from xdsl.traits import (
-    MemoryReadEffect,
-    Pure,
-)
+from xdsl.traits import MemoryReadEffect, Pure
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects.rom.buffers import resolved_type

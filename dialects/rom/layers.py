@@ -14,12 +14,7 @@ from xdsl.dialects.builtin import (
     SymbolRefAttr,
     i32,
 )
-from xdsl.ir import (
-    Block,
-    Operation,
-    Region,
-    SSAValue,
-)
+from xdsl.ir import Block, Operation, Region, SSAValue
 from xdsl.irdl import (
     ParsePropInAttrDict,
     irdl_op_definition,

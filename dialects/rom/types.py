@@ -16,17 +16,8 @@ from xdsl.dialects.builtin import (
     f32,
     i32,
 )
-from xdsl.ir import (
-    Attribute,
-    ParametrizedAttribute,
-    TypeAttribute,
-)
-from xdsl.irdl import (
-    AnyOf,
-    BaseAttr,
-    EqAttrConstraint,
-    irdl_attr_definition,
-)
+from xdsl.ir import Attribute, ParametrizedAttribute, TypeAttribute
+from xdsl.irdl import AnyOf, BaseAttr, EqAttrConstraint, irdl_attr_definition
 from xdsl.parser import AttrParser
 from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException

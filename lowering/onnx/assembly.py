@@ -13,9 +13,7 @@ from intaglio.dialects.errors import UserError
 from intaglio.lowering.onnx.graph.model import Node
 from intaglio.lowering.onnx.report import Report
 from intaglio.lowering.onnx.step import Cache, Declared, Step, real
-from intaglio.lowering.onnx.values import (
-    Vector,
-)
+from intaglio.lowering.onnx.values import Vector
 from intaglio.lowering.onnx.weights.magnitudes import typical_rms
 from intaglio.lowering.onnx.weights.offsets import forms
 from intaglio.lowering.onnx.weights.sources import DenseSource, Source

@@ -11,14 +11,7 @@ from intaglio.lowering.onnx.known.terms import TRUE, count
 from intaglio.lowering.onnx.operators.rotary_operators import token_index
 from intaglio.lowering.onnx.report import Report
 from intaglio.lowering.onnx.step import Step
-from intaglio.lowering.onnx.values import (
-    Field,
-    Ids,
-    Past,
-    Stored,
-    Unknown,
-    Value,
-)
+from intaglio.lowering.onnx.values import Field, Ids, Past, Stored, Unknown, Value
 
 _ATTENTION = frozenset({"Attention", "GroupQueryAttention", "MultiHeadAttention", "Softmax"})
 """Operators that say that a graph attends to several tokens."""

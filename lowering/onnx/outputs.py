@@ -6,14 +6,7 @@ from intaglio.lowering.onnx.graph.model import Node
 from intaglio.lowering.onnx.graph.pairs import presents_of
 from intaglio.lowering.onnx.report import Report
 from intaglio.lowering.onnx.step import Step
-from intaglio.lowering.onnx.values import (
-    Cached,
-    Curve,
-    Present,
-    Refusal,
-    Unknown,
-    Vector,
-)
+from intaglio.lowering.onnx.values import Cached, Curve, Present, Refusal, Unknown, Vector
 from intaglio.lowering.onnx.written import cached
 
 

@@ -42,12 +42,7 @@ from intaglio.backend.program.program import Program, Site
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.json_file import JSON, JSONFile
 from intaglio.lowering.step.loss_warning import Loss, loss_warnings
-from intaglio.runtime.adapters.files import (
-    AdapterFile,
-    Pair,
-    read_adapter,
-    tensors_of,
-)
+from intaglio.runtime.adapters.files import AdapterFile, Pair, read_adapter, tensors_of
 from intaglio.runtime.adapters.module_names import read_name, site_names
 from intaglio.runtime.adapters.slots import check_fits, load_cycles
 from intaglio.runtime.adapters.warnings import adapter_warnings

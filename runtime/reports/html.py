@@ -18,12 +18,7 @@ from intaglio.runtime.reports.pictures import (
     rom_pictures,
     token_pictures,
 )
-from intaglio.runtime.reports.tables import (
-    all_tables,
-    headline,
-    limit_sentences,
-    summary_lines,
-)
+from intaglio.runtime.reports.tables import all_tables, headline, limit_sentences, summary_lines
 
 _STYLE = f"""
 :root {{ color-scheme: light dark; --ink: #1b1f24; --paper: {PAPER[0]}; --line: #c9ced6;

@@ -14,12 +14,7 @@ from typing import Any
 
 from intaglio.backend.program.program import Program, load_program
 from intaglio.runtime.reports.colours import PAPER, definitions, rules, variables
-from intaglio.runtime.reports.pictures import (
-    Fills,
-    rom_picture,
-    sram_pictures,
-    token_picture,
-)
+from intaglio.runtime.reports.pictures import Fills, rom_picture, sram_pictures, token_picture
 from intaglio.runtime.reports.svg import LABEL, WIDTH, Picture, drawn_legend
 from intaglio.runtime.reports.tables import headline
 

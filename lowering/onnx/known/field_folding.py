@@ -54,15 +54,7 @@ from intaglio.lowering.onnx.known.terms import (
     truth,
     variables,
 )
-from intaglio.lowering.onnx.values import (
-    Field,
-    Known,
-    Refusal,
-    Stored,
-    Value,
-    array_of,
-    integers,
-)
+from intaglio.lowering.onnx.values import Field, Known, Refusal, Stored, Value, array_of, integers
 
 # --- elementwise ----------------------------------------------------------------------------------
 

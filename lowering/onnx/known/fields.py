@@ -17,9 +17,7 @@ from intaglio.lowering.onnx.known.expressions import (
     is_nonnegative,
     variable,
 )
-from intaglio.lowering.onnx.known.shapes import (
-    expanded_dims,
-)
+from intaglio.lowering.onnx.known.shapes import expanded_dims
 from intaglio.lowering.onnx.known.simplification import substitute
 from intaglio.lowering.onnx.known.terms import (
     Count,
@@ -31,15 +29,7 @@ from intaglio.lowering.onnx.known.terms import (
     truth,
     variables,
 )
-from intaglio.lowering.onnx.values import (
-    SMALL,
-    Field,
-    Known,
-    Refusal,
-    Stored,
-    Value,
-    array_of,
-)
+from intaglio.lowering.onnx.values import SMALL, Field, Known, Refusal, Stored, Value, array_of
 
 _LENGTHS = frozenset({"batch", "sequence", "past"})
 

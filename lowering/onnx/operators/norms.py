@@ -8,10 +8,7 @@ from intaglio.lowering.onnx.known.expressions import dims_text
 from intaglio.lowering.onnx.known.shapes import axis_of
 from intaglio.lowering.onnx.operators.linear import with_bias
 from intaglio.lowering.onnx.step import BETA, BIAS, GAMMA, Step, real
-from intaglio.lowering.onnx.values import (
-    Refusal,
-    Vector,
-)
+from intaglio.lowering.onnx.values import Refusal, Vector
 
 
 def rms_norm(step: Step, node: Node) -> None:

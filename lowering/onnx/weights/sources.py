@@ -16,11 +16,7 @@ from intaglio.dialects.codes import container_bits, pack, unpack
 from intaglio.dialects.errors import CompilerBug
 from intaglio.lowering.onnx.graph.model import FLOATS, Array, Tensor, widen
 from intaglio.lowering.onnx.known.constants import Constant, Leaf, Permuted
-from intaglio.lowering.parameters import (
-    Float32Array,
-    UInt8Array,
-    row_chunks,
-)
+from intaglio.lowering.parameters import Float32Array, UInt8Array, row_chunks
 
 SLAB = 1024
 """Rows of a transposed matrix that are gathered from the file together."""

@@ -19,14 +19,7 @@ from intaglio.dialects.formulas.elementwise import ACTIVATIONS, Samples
 from intaglio.lowering.onnx.graph.model import FLOATS, Node, cast_type
 from intaglio.lowering.onnx.known.functions import ARITHMETIC, Elementwise
 from intaglio.lowering.onnx.step import Step, names_of
-from intaglio.lowering.onnx.values import (
-    Curve,
-    Refusal,
-    Turned,
-    Value,
-    Vector,
-    number,
-)
+from intaglio.lowering.onnx.values import Curve, Refusal, Turned, Value, Vector, number
 
 Function = Callable[[Samples], Samples]
 

@@ -13,13 +13,7 @@ from intaglio.lowering.onnx.graph.model import FLOATS, Node, cast_type
 from intaglio.lowering.onnx.known import folding
 from intaglio.lowering.onnx.known.shapes import reduced_axes
 from intaglio.lowering.onnx.step import GAMMA, Step, names_of
-from intaglio.lowering.onnx.values import (
-    NormPart,
-    Refusal,
-    Value,
-    Vector,
-    numbers,
-)
+from intaglio.lowering.onnx.values import NormPart, Refusal, Value, Vector, numbers
 
 
 def reduce_mean(step: Step, node: Node) -> None:

@@ -17,9 +17,7 @@ import numpy.typing as npt
 from intaglio.dialects import rom
 from intaglio.lowering.onnx.graph.model import FLOATS, Node, cast_type
 from intaglio.lowering.onnx.known.shapes import axis_of, slices_of
-from intaglio.lowering.onnx.known.terms import (
-    Number,
-)
+from intaglio.lowering.onnx.known.terms import Number
 from intaglio.lowering.onnx.step import ANGLES, Step
 from intaglio.lowering.onnx.values import (
     Columns,

@@ -35,12 +35,7 @@ from intaglio.lowering.onnx.known.terms import (
     variables,
 )
 from intaglio.lowering.onnx.step import ANGLES, Step
-from intaglio.lowering.onnx.values import (
-    Columns,
-    Field,
-    Refusal,
-    Stored,
-)
+from intaglio.lowering.onnx.values import Columns, Field, Refusal, Stored
 
 POSITION = "@p"
 

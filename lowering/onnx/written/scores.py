@@ -18,11 +18,7 @@ from intaglio.dialects import rom
 from intaglio.lowering.onnx.graph.model import FLOATS, Node, cast_type
 from intaglio.lowering.onnx.known import fields, masks
 from intaglio.lowering.onnx.known.expressions import dims_text, expression, variable
-from intaglio.lowering.onnx.known.shapes import (
-    axis_of,
-    dims_of,
-    new_dims,
-)
+from intaglio.lowering.onnx.known.shapes import axis_of, dims_of, new_dims
 from intaglio.lowering.onnx.known.simplification import apply
 from intaglio.lowering.onnx.known.terms import FALSE, AtLeastZero, Number
 from intaglio.lowering.onnx.step import Step, names_of, real

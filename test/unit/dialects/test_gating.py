@@ -8,14 +8,7 @@ from hypothesis import strategies as st
 
 from intaglio.dialects.clocks import At
 from intaglio.dialects.formula import constant
-from intaglio.dialects.gating import (
-    NO_DOMAIN,
-    Kind,
-    Role,
-    first_unpowered,
-    roles_of,
-    wanted_only,
-)
+from intaglio.dialects.gating import NO_DOMAIN, Kind, Role, first_unpowered, roles_of, wanted_only
 from intaglio.dialects.isa.adapter import AdapterMatvec
 from intaglio.dialects.isa.matrix import Embed, Matvec
 from intaglio.dialects.isa.power import Wake

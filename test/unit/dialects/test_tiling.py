@@ -10,12 +10,7 @@ from hypothesis import strategies as st
 
 from intaglio.backend.target.target import load_target
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.tiling import (
-    MatrixShape,
-    Piece,
-    activation_passes,
-    lower_bound_cycles,
-)
+from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes, lower_bound_cycles
 
 BASE = load_target("roma-mini").machine()
 

@@ -32,11 +32,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from intaglio.backend.hw.units.refusals import refuse
-from intaglio.backend.hw.units.vector.encode import (
-    FIELDS,
-    FORMAT_CODES,
-    GATE_TABLES,
-)
+from intaglio.backend.hw.units.vector.encode import FIELDS, FORMAT_CODES, GATE_TABLES
 from intaglio.backend.hw.units.vector.lane import (
     CODE_BITS,
     EXPONENT_BITS,
