@@ -14,6 +14,7 @@ from xdsl.dialects.builtin import (
 )
 from xdsl.utils.exceptions import PassFailedException
 
+from intaglio.backend.program.types import SCHEMA
 from intaglio.dialects import rom
 from intaglio.dialects.fabric import (
     DomainOp,
@@ -27,8 +28,6 @@ from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramO
 from intaglio.lowering.buffers import name_of
 from intaglio.lowering.place.mapping import piece_content
 from intaglio.lowering.place.sram import residents_of
-
-SCHEMA = 1
 
 
 def program_content(module: ModuleOp) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from intaglio.backend.program.reader import PROGRAM, read_program
 from intaglio.backend.program.types import (
     PARTS,
+    SCHEMA,
     Block,
     Buffer,
     Cache,
@@ -40,8 +41,6 @@ __all__ = [
     "load_program",
     "program_of",
 ]
-
-SCHEMA = 1
 
 
 def program_of(content: Mapping[str, Any]) -> Program:

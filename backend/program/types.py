@@ -19,6 +19,9 @@ from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import Memory, Span, span_of
 from intaglio.dialects.tiling import Piece
 
+SCHEMA = 2
+"""Of program.json: another one has other keys."""
+
 V = TypeVar("V", bound=Value)
 
 

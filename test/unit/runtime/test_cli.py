@@ -17,6 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from intaglio.backend.program.types import SCHEMA
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.isa.registry import INSTRUCTIONS
 from intaglio.runtime import cli
@@ -460,6 +461,46 @@ def test_commands_need_a_compiled_folder(refused, tmp_path: Path, run: Run, mode
     assert message.startswith(f"{out}: the compile of this folder stopped at rom, before there was")
 
 
+@pytest.mark.parametrize(
+    ("opcode", "edit", "said"),
+    [
+        ("matvec", lambda one: one["arguments"].pop("pre_shift"), "has no argument 'pre_shift'"),
+        ("matvec", lambda one: one["uses"].pop("weights"), "has no role 'weights'"),
+        ("matvec", lambda one: one["reads"].clear(), "reads 1 or 2 values (input, residual), not"),
+        (
+            "rms_norm",
+            lambda one: one["arguments"].update(groups=1 << 16),
+            "argument 'groups' of 'rms_norm' is 65536, which 16 bits do not hold",
+        ),
+        (
+            "softmax",
+            lambda one: one.update(reads=one["writes"]),
+            "'softmax' reads scores as scores; '",
+        ),
+    ],
+)
+def test_damaged_instructions(
+    refused, compiled, tmp_path: Path, opcode: str, edit: Callable[[Any], object], said: str
+):
+    """A user's error that names the instruction and what is wrong of it."""
+    out = tmp_path / "out"
+    shutil.copytree(compiled("llama"), out)
+    content = json.loads((out / "program.json").read_text())
+    block, number, one = next(
+        (block, number, one)
+        for block, each in enumerate(content["blocks"])
+        for number, one in enumerate(each["instructions"])
+        if one["opcode"] == opcode
+    )
+    edit(one)
+    (out / "program.json").write_text(json.dumps(content))
+    for command in (("inspect", out), ("run", out, "--prompt-ids", "1", "--tokens", "1")):
+        message = refused(*command)
+        place = f"blocks[{block}].instructions[{number}]: "
+        assert place in message and f"'{opcode}'" in message and said in message
+        assert "compile the model again" in message
+
+
 def test_damaged_images(refused, compiled, tmp_path: Path):
     out = tmp_path / "out"
     shutil.copytree(compiled("llama"), out)
@@ -467,8 +508,11 @@ def test_damaged_images(refused, compiled, tmp_path: Path):
     image.write_bytes(image.read_bytes()[:100])
     message = refused("run", out, "--prompt-ids", "1", "--tokens", "1")
     assert message.startswith(f"{image}: is shorter than its program says")
-    (out / "program.json").write_text('{"schema": 99}')
-    assert "has schema 99" in refused("inspect", out)
+    for schema in (1, 99):
+        (out / "program.json").write_text(f'{{"schema": {schema}}}')
+        message = refused("inspect", out)
+        assert f"has schema {schema}, this version reads {SCHEMA}\n" in message
+        assert "compile the model again" in message
     (out / "program.json").write_text("{")
     assert str(out / "program.json") in refused("inspect", out)
 
