@@ -196,8 +196,10 @@ def _run_stages(
                     folder,
                     lambda name, size: progress(f"engraved {name} ({size / 1e6:.1f} MB)"),
                 )
-            write_json(folder / MAPPING, mapping_of(module, machine_of(module)))
             found.warnings += _fabric_warnings(module, found.images, options)
+        if stage in ("fabric", "program"):
+            # Again after the schedule, which adds the memories of values.
+            write_json(folder / MAPPING, mapping_of(module, machine_of(module)))
         with watch.stage(f"print {stage}"):
             _write_ir(module, folder / "ir" / f"{stage}.mlir")
 

@@ -7,9 +7,8 @@ operation a tile. See docs/dialects/fabric.md for the rationale.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from math import prod
 
 from xdsl.dialects.builtin import (
     I64,
@@ -41,9 +40,21 @@ from xdsl.traits import SymbolOpInterface, SymbolUserOpInterface
 from xdsl.utils.exceptions import PassFailedException, VerifyException
 
 from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.constant_rom import CONSTANTS, FORMS, HALVES, PLAIN, Form
 from intaglio.dialects.fixed_point import SCALE_BYTES
+from intaglio.dialects.h_units import (
+    ADAPTER_SCALES,
+    ADAPTERS,
+    EXTERNAL,
+    IN_H_UNITS,
+    KV,
+    KV_SCALES,
+    AdapterShape,
+    CacheShape,
+    element_bits,
+)
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.memories import Memory
+from intaglio.dialects.memories import OF_VALUES, Memory
 from intaglio.dialects.occupancy import Claim, first_overlap
 from intaglio.dialects.plain import PlainOp
 from intaglio.dialects.rom import (
@@ -52,6 +63,7 @@ from intaglio.dialects.rom import (
     KVType,
     ParameterOp,
     ROMTensorType,
+    SiteOp,
     resolve,
 )
 from intaglio.dialects.tiling import MatrixShape, Piece
@@ -201,7 +213,7 @@ class MachineOp(IRDLOperation):
         """
         machine = self.machine
         if isinstance(module := self.parent_op(), ModuleOp):
-            memories(module)
+            _verify_sizes(memories(module), machine)
             _verify_apart(module, machine)
             _verify_domains(module)
 
@@ -263,6 +275,8 @@ class MemoryOp(PlainOp):
     """Of an element."""
     units = opt_prop_def(IntegerAttr[I64])
     """That have one each (1 where it is not said)."""
+    resident = opt_prop_def(IntegerAttr[I64])
+    """Rows, of the last ones, that a resident adapter takes (0 where it is not said)."""
     assembly_format = "$memory `rows` $rows `of` $lanes `x` $bits (`in` $units^)? attr-dict"
     irdl_options = (ParsePropInAttrDict(),)
 
@@ -273,6 +287,7 @@ class MemoryOp(PlainOp):
             lanes=memory.lanes,
             bits=memory.bits,
             units=None if memory.units == 1 else memory.units,
+            resident=memory.resident or None,
         )
 
     @property
@@ -280,7 +295,10 @@ class MemoryOp(PlainOp):
         """The memory in plain Python."""
         numbers = (self.rows, self.lanes, self.bits)
         rows, lanes, bits = (one.value.data for one in numbers)
-        return Memory(rows, lanes, bits, 1 if self.units is None else self.units.value.data)
+        units, resident = (
+            None if one is None else one.value.data for one in (self.units, self.resident)
+        )
+        return Memory(rows, lanes, bits, 1 if units is None else units, resident or 0)
 
     def verify_(self) -> None:
         """There is something of it."""
@@ -308,6 +326,12 @@ def memories(module: ModuleOp) -> dict[str, Memory]:
                 raise VerifyException(f"memory @{op.memory.data} is stated twice")
             found[op.memory.data] = op.content
     return found
+
+
+def capacity(module: ModuleOp) -> int:
+    """Tokens that all caches of a module hold; 0 where it has none."""
+    caches = (op.type for op in module.ops if isinstance(op, CacheOp))
+    return min((one.capacity.data for one in caches if isinstance(one, KVType)), default=0)
 
 
 class _PlacesBuffer(SymbolUserOpInterface):
@@ -401,109 +425,260 @@ def _verify_piece(
 
 
 @irdl_op_definition
-class ConstantOp(IRDLOperation):
+class ConstantOp(PlainOp):
     """Puts a vector or table (norm weights, biases, rotary tables) into the vector units' ROM.
+
+    It takes rows of `constants` from `row` on, in the form that an instruction takes it in
+    (`dialects/constant_rom.py`; plain where it is not said). What is read in several forms is there
+    in each.
 
     Example:
     ```
-    fabric.constant @gamma at 256 : i64
+    fabric.constant @gamma in @constants at 4
+    fabric.constant @cos in @constants at 8 {form = "pairs", period = 16 : i64}
+    fabric.constant @sin in @constants at 136 {form = "pairs", period = 16 : i64, negated}
     ```
     """
 
     name = "fabric.constant"
     buffer = prop_def(_symbol)
-    address = prop_def(IntegerAttr[I64])
-    """First byte in the vector units' constant ROM."""
-    assembly_format = "$buffer `at` $address attr-dict"
+    memory = prop_def(_symbol)
+    row = prop_def(IntegerAttr[I64])
+    """First row."""
+    form = opt_prop_def(StringAttr)
+    """Of `constant_rom.FORMS`."""
+    period = opt_prop_def(IntegerAttr[I64])
+    negated = opt_prop_def(UnitAttr)
+    assembly_format = "$buffer `in` $memory `at` $row attr-dict"
     irdl_options = (ParsePropInAttrDict(),)
     traits = traits_def(_PlacesBuffer())
 
-    def __init__(self, buffer: str, address: int) -> None:
-        super().__init__(
-            properties={
-                "buffer": SymbolRefAttr(buffer),
-                "address": IntegerAttr(address, i64),
-            }
+    def __init__(self, buffer: str, row: int, form: Form) -> None:
+        self._build(
+            buffer=buffer,
+            memory=CONSTANTS,
+            row=row,
+            form=form.kind if form.kind != PLAIN else None,
+            period=form.period or None,
+            negated=form.negated,
         )
 
-    def verify_(self) -> None:
-        """The buffer is a ROM tensor."""
+    @property
+    def first_row(self) -> int:
+        """First row."""
+        return self.row.value.data
+
+    @property
+    def content(self) -> Form:
+        """The form in plain Python."""
+        kind = PLAIN if self.form is None else self.form.data
+        period = 0 if self.period is None else self.period.value.data
+        return Form(kind, period, self.negated is not None)
+
+    def claim(self, module: ModuleOp, machine: Machine) -> Claim:
+        """The rows that it takes.
+
+        Raises:
+            VerifyException: the buffer is no vector or table in ROM.
+        """
         parameter = resolve(self, self.buffer)
         name = self.buffer.root_reference.data
-        if not isinstance(parameter.type, ROMTensorType) or parameter.type.is_matrix:
+        if not isinstance(type_ := parameter.type, ROMTensorType) or type_.is_matrix:
             raise VerifyException(f"@{name} is no vector or table in ROM")
-        if self.address.value.data < 0:
-            raise VerifyException(f"@{name} has a negative address")
+        positions = capacity(module) or type_.dims[0]
+        depth = self.content.depth(type_.dims, machine.vector_lanes, positions)
+        return Claim(name, 0, 1, self.first_row, depth)
+
+    def verify_(self) -> None:
+        """The rows are those of the ROM that the module states, and the form is one of the buffer.
+
+        That buffers keep apart is verified at the machine.
+        """
+        parameter = resolve(self, self.buffer)
+        name, form = self.buffer.root_reference.data, self.content
+        if not isinstance(type_ := parameter.type, ROMTensorType) or type_.is_matrix:
+            raise VerifyException(f"@{name} is no vector or table in ROM")
+        if self.memory.root_reference.data != CONSTANTS:
+            raise VerifyException(f"@{name} lies in memory @{CONSTANTS}")
+        if self.first_row < 0:
+            raise VerifyException(f"@{name} has a negative row")
+        if form.kind not in FORMS:
+            raise VerifyException(f"@{name} has form {form.kind}, known are {', '.join(FORMS)}")
+        expanded = form.kind not in (PLAIN, HALVES)
+        if expanded != (form.period > 0) or (form.negated and not expanded):
+            raise VerifyException(f"@{name} has no form {form.kind} of period {form.period}")
+        if form.turns and len(type_.dims) != 2:
+            raise VerifyException(f"@{name} is no table of positions, as form {form.kind} needs")
+        module = self.parent_op()
+        if not isinstance(module, ModuleOp):
+            return
+        machine, chip = machine_of(module), memories(module)
+        if (one := chip.get(CONSTANTS)) is None:
+            raise VerifyException(
+                f"@{name} lies in memory @{CONSTANTS}, which the module does not state"
+            )
+        if expanded and (machine.vector_lanes % form.period or (form.period % 2 and form.turns)):
+            raise VerifyException(
+                f"@{name} has period {form.period} in rows of {machine.vector_lanes}"
+            )
+        claim = self.claim(module, machine)
+        if (end := claim.first + claim.size) > one.rows:
+            raise VerifyException(f"@{name} ends at row {end}, memory @{CONSTANTS} has {one.rows}")
 
 
 @irdl_op_definition
 class ReserveOp(IRDLOperation):
-    """Reserves SRAM of the H-Units for a cache or an adapter.
+    """Reserves rows of the H-Units' memories for a cache or an adapter (`dialects/h_units.py`).
 
-    Tokens of a cache go round the H-Units: head h of token t lies on unit t mod h_units, at
-    `address + ((t div h_units) * heads + h) * (bytes of a vector)`. So do rows of an adapter's
-    matrix: row n lies on unit n mod h_units, at `address + (n div h_units) * (bytes of a row)`. A
-    matrix of fewer rows than there are units may begin at another `unit`: row n lies on
-    `unit + n`; it takes the SRAM of these units only. A slot of a site with `residents` is there as
-    often, one matrix behind the other.
+    A cache has rows of `kv`, from `scale` on rows of `kv_scales`, where its scales are dynamic, and
+    from `external` on rows of external memory, where tokens are outside. A matrix of an adapter has
+    rows of `adapters`, and from `scale` on of `adapter_scales`; one of fewer rows than there are
+    H-Units may begin at another `unit`, and takes the memories of these units only. A slot of a
+    site with `residents` is there as often.
 
     Example:
     ```
-    fabric.reserve @k0 at 0 size 640
+    fabric.reserve @k0 in @kv at 0 {scale = 32 : i64}
+    fabric.reserve @layers_0_q_proj_A in @adapters at 4 {scale = 1 : i64, unit = 16 : i64}
     ```
     """
 
     name = "fabric.reserve"
     buffer = prop_def(_symbol)
-    address = prop_def(IntegerAttr[I64])
-    """First byte in the SRAM of every H-Unit."""
-    size = prop_def(IntegerAttr[I64])
-    """Bytes in every H-Unit."""
+    memory = prop_def(SymbolRefAttr)
+    row = prop_def(IntegerAttr[I64])
+    """First row in every H-Unit."""
+    scale = opt_prop_def(IntegerAttr[I64])
+    """First row in the memory of scales (0 where it is not said)."""
     unit = opt_prop_def(IntegerAttr[I64])
     """The H-Unit of row 0 (0 where it is not said)."""
-    assembly_format = "$buffer `at` $address `size` $size attr-dict"
+    external = opt_prop_def(IntegerAttr[I64])
+    """First row in external memory (0 where it is not said)."""
+    assembly_format = "$buffer `in` $memory `at` $row attr-dict"
     irdl_options = (ParsePropInAttrDict(),)
     traits = traits_def(_PlacesBuffer())
 
-    def __init__(self, buffer: str, address: int, size: int, unit: int = 0) -> None:
+    def __init__(
+        self, buffer: str, memory: str, row: int, scale: int = 0, unit: int = 0, external: int = 0
+    ) -> None:
+        def stated(number: int) -> IntegerAttr | None:
+            return IntegerAttr(number, i64) if number else None
+
         super().__init__(
             properties={
                 "buffer": SymbolRefAttr(buffer),
-                "address": IntegerAttr(address, i64),
-                "size": IntegerAttr(size, i64),
-                "unit": IntegerAttr(unit, i64) if unit else None,
+                "memory": SymbolRefAttr(memory),
+                "row": IntegerAttr(row, i64),
+                "scale": stated(scale),
+                "unit": stated(unit),
+                "external": stated(external),
             }
         )
+
+    @property
+    def first_row(self) -> int:
+        """First row in every H-Unit."""
+        return self.row.value.data
+
+    @property
+    def first_scale(self) -> int:
+        """First row in the memory of scales."""
+        return 0 if self.scale is None else self.scale.value.data
 
     @property
     def first_unit(self) -> int:
         """The H-Unit of row 0."""
         return 0 if self.unit is None else self.unit.value.data
 
-    def verify_(self) -> None:
-        """The reservation lies in the SRAM."""
+    @property
+    def first_external(self) -> int:
+        """First row in external memory."""
+        return 0 if self.external is None else self.external.value.data
+
+    def claims(self, machine: Machine) -> dict[str, Claim]:
+        """The rows that it takes of each memory; of a slot those of the first resident.
+
+        Raises:
+            VerifyException: the buffer is neither a cache nor an adapter.
+        """
         buffer = resolve(self, self.buffer)
-        name = self.buffer.root_reference.data
-        if not isinstance(buffer.type, KVType | AdapterType):
+        name, type_ = self.buffer.root_reference.data, buffer.type
+        if isinstance(type_, KVType):
+            cache = cache_shape(type_, machine)
+            units = machine.h_units
+            found = {KV: Claim(name, 0, units, self.first_row, cache.rows)}
+            if cache.scales:
+                found[KV_SCALES] = Claim(name, 0, 1, self.first_scale, cache.scales)
+            if cache.outside:
+                found[EXTERNAL] = Claim(name, 0, 1, self.first_external, cache.outside)
+            return found
+        if isinstance(buffer, ParameterOp) and isinstance(type_, AdapterType):
+            matrix = adapter_shape(buffer, machine)
+            unit, units = self.first_unit, matrix.units
+            words, scales = matrix.blocks * matrix.words, matrix.blocks * matrix.groups
+            return {
+                ADAPTERS: Claim(name, unit, units, self.first_row, words),
+                ADAPTER_SCALES: Claim(name, unit, units, self.first_scale, scales),
+            }
+        raise VerifyException(f"@{name} is neither a cache nor an adapter")
+
+    def verify_(self) -> None:
+        """The rows are those of memories that the module states."""
+        buffer = resolve(self, self.buffer)
+        name, type_ = self.buffer.root_reference.data, buffer.type
+        if not isinstance(type_, KVType | AdapterType):
             raise VerifyException(f"@{name} is neither a cache nor an adapter")
+        wanted = KV if isinstance(type_, KVType) else ADAPTERS
+        if self.memory.root_reference.data != wanted:
+            raise VerifyException(f"@{name} lies in memory @{wanted}")
+        if min(self.first_row, self.first_scale, self.first_unit, self.first_external) < 0:
+            raise VerifyException(f"@{name} has a negative row or unit")
         module = self.parent_op()
         if not isinstance(module, ModuleOp):
             return
-        machine = machine_of(module)
-        if self.address.value.data < 0 or self.size.value.data < 0:
-            raise VerifyException(f"@{name} has a negative address or size")
-        available = machine.sram_bytes
-        end = self.address.value.data + self.size.value.data
-        if end > available:
-            raise VerifyException(
-                f"@{name} ends at byte {end} of {available} in the SRAM of an H-Unit"
-            )
-        first = self.first_unit
-        rows = buffer.type.dims[0] if isinstance(buffer.type, AdapterType) else machine.h_units
-        if first and not 0 < first <= machine.h_units - rows:
+        machine, chip = machine_of(module), memories(module)
+        rows = type_.dims[0] if isinstance(type_, AdapterType) else machine.h_units
+        if (first := self.first_unit) and first > machine.h_units - rows:
             raise VerifyException(
                 f"@{name} needs {rows} H-Units from unit {first} on, the chip has {machine.h_units}"
             )
+        copies = max((op.copies for op in module.ops if isinstance(op, SiteOp)), default=1)
+        slot = isinstance(type_, AdapterType) and type_.is_slot
+        for memory, claim in self.claims(machine).items():
+            if (one := chip.get(memory)) is None:
+                raise VerifyException(
+                    f"@{name} lies in memory @{memory}, which the module does not state"
+                )
+            end = claim.first + claim.size + ((copies - 1) * one.resident if slot else 0)
+            if end > one.rows:
+                raise VerifyException(f"@{name} ends at row {end}, memory @{memory} has {one.rows}")
+
+
+def cache_shape(type_: KVType, machine: Machine) -> CacheShape:
+    """A cache as the H-Units see it.
+
+    Raises:
+        PassFailedException: the cache is not legalised, so its format is not the chip's.
+    """
+    if (format_ := type_.format.data) not in FORMATS:
+        raise PassFailedException(f"a cache holds {format_}; run rom-legalize first")
+    numbers = (type_.capacity.data, type_.heads.data, type_.width.data)
+    return CacheShape(machine, *numbers, format_, bool(type_.static.data))
+
+
+def adapter_shape(op: ParameterOp, machine: Machine) -> AdapterShape:
+    """A matrix of an adapter as the H-Units see it."""
+    assert isinstance(op.type, AdapterType)
+    return shape_of_adapter(op.type, machine, None if op.zero is None else op.zero.value.data)
+
+
+def shape_of_adapter(type_: AdapterType, machine: Machine, zero: int | None) -> AdapterShape:
+    """The same of a type; `zero` is the zero point of all its codes, if they have one."""
+    code, (rows, columns) = type_.code.data, type_.dims
+    # A table of fixed-point numbers has none; the hardware refuses it.
+    whole = code.startswith("fixed")
+    bits = type_.bits if whole else element_bits(code, type_.bits, zero, is_slot=type_.is_slot)
+    return AdapterShape(machine, rows, columns, bits, type_.group.data, type_.is_slot)
 
 
 @irdl_op_definition
@@ -572,20 +747,35 @@ def places(module: ModuleOp) -> Iterator[PlaceOp]:
     return (op for op in module.ops if isinstance(op, PlaceOp))
 
 
+def _verify_sizes(chip: Mapping[str, Memory], machine: Machine) -> None:
+    """An H-Unit and the vector units have SRAM for their memories.
+
+    Raises:
+        VerifyException: they have not.
+    """
+    for what, names, available in (
+        ("an H-Unit", IN_H_UNITS, machine.sram_bytes),
+        ("the vector units", (*OF_VALUES, KV_SCALES), machine.vector_sram_bytes),
+    ):
+        size = sum(chip[name].unit_size for name in names if name in chip)
+        if size > available:
+            raise VerifyException(f"the memories of {what} take {size} bytes of {available}")
+
+
 def _verify_apart(module: ModuleOp, machine: Machine) -> None:
     """Each buffer has one place, and no two share addresses of a unit.
 
     Raises:
         VerifyException: names the two buffers and what they share.
     """
-    claims: dict[str, list[Claim]] = {"code words": [], "group scales": [], "SRAM": []}
-    constants: list[Claim] = []
-    placed: set[str] = set()
+    claims: dict[str, list[Claim]] = {"code words": [], "group scales": []}
+    placed: set[tuple[str, Form | None]] = set()
     for op in places(module):
         name = op.buffer.root_reference.data
-        if name in placed:
+        key = name, op.content if isinstance(op, ConstantOp) else None
+        if key in placed:
             raise VerifyException(f"@{name} has two places")
-        placed.add(name)
+        placed.add(key)
         type_ = resolve(op, op.buffer).type
         match op:
             case EngraveOp() if isinstance(type_, ROMTensorType):
@@ -598,23 +788,21 @@ def _verify_apart(module: ModuleOp, machine: Machine) -> None:
                     claims["code words"].append(Claim(*units, piece.base, words[0]))
                     claims["group scales"].append(Claim(*units, piece.scale_base, words[1]))
             case ReserveOp():
-                rows = type_.dims[0] if isinstance(type_, AdapterType) else machine.h_units
-                units = (name, op.first_unit, min(rows, machine.h_units))
-                claims["SRAM"].append(Claim(*units, op.address.value.data, op.size.value.data))
-            case ConstantOp() if isinstance(type_, ROMTensorType):
-                size = prod(type_.dims) * type_.bits // 8
-                constants.append(Claim(name, 0, 1, op.address.value.data, size))
+                for memory, claim in op.claims(machine).items():
+                    claims.setdefault(memory, []).append(claim)
+            case ConstantOp():
+                claims.setdefault(CONSTANTS, []).append(op.claim(module, machine))
             case _:
                 pass
-    for what, unit, number in (
-        ("code words", "tile", machine.tiles),
-        ("group scales", "tile", machine.tiles),
-        ("SRAM", "H-Unit", machine.h_units),
-    ):
-        if (found := first_overlap(claims[what], number)) is not None:
-            raise VerifyException(f"{_both(*found)} share {what} of {unit} {_common(*found)}")
-    if (found := first_overlap(constants, 1)) is not None:
-        raise VerifyException(f"{_both(*found)} share bytes of the constant ROM")
+    for what, found_claims in claims.items():
+        in_tiles = what in ("code words", "group scales")
+        unit, number = ("tile", machine.tiles) if in_tiles else ("H-Unit", machine.h_units)
+        if (found := first_overlap(found_claims, number)) is None:
+            continue
+        if what in (KV_SCALES, EXTERNAL, CONSTANTS):
+            raise VerifyException(f"{_both(*found)} share rows of memory @{what}")
+        part = what if in_tiles else f"rows of memory @{what}"
+        raise VerifyException(f"{_both(*found)} share {part} of {unit} {_common(*found)}")
 
 
 def _verify_domains(module: ModuleOp) -> None:

@@ -61,6 +61,14 @@ class Memory:
     lanes: int
     bits: int
     units: int = 1
+    resident: int = 0
+    """Of the last rows, those that each adapter takes that is resident beside others; 0: there are
+    no slots."""
+
+    @property
+    def unit_size(self) -> int:
+        """Bytes, in one unit."""
+        return -(-self.rows * self.lanes * self.bits // 8)
 
     @property
     def size(self) -> int:

@@ -5,7 +5,8 @@ Three files, little-endian, each part at a multiple of 64 bytes:
 - `rom/matrices.bin`: for each engraved tensor its codes (packed rows, low bits first; int16 rows
   for a dense table), then int16 scale mantissas [N, groups] (one for a matrix with one scale),
   then uint8 zero points or int32 offsets [N, groups];
-- `rom/constants.bin`: vectors and tables at the addresses of their `fabric.constant`;
+- `rom/constants.bin`: vectors and tables, each once, whatever the forms in which the chip's ROM has
+  them (`fabric.constant`);
 - `sram/adapters.bin`: adapters of the graph, laid out as matrices are.
 
 Where a part lies, and its hash, is written into the module. Work is per tensor and per chunk of
@@ -125,7 +126,8 @@ def write_images(
                     if counter is not None:
                         images.zeros[parameter.sym_name.data] = counter.zeros
                 case ConstantOp():
-                    constants.seek(place.address.value.data)
+                    if parameter.codes is not None:
+                        continue
                     _write(constants, parameter, sources[parameter.source], images)
                 case _:
                     # Slots are empty; adapters come through the load port.

@@ -17,6 +17,7 @@ from xdsl.utils.exceptions import PassFailedException
 from intaglio.backend.program.types import SCHEMA
 from intaglio.dialects import rom
 from intaglio.dialects.fabric import (
+    ConstantOp,
     DomainOp,
     EngraveOp,
     ReserveOp,
@@ -26,7 +27,7 @@ from intaglio.dialects.fabric import (
 )
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
 from intaglio.lowering.buffers import name_of
-from intaglio.lowering.place.mapping import piece_content
+from intaglio.lowering.place.mapping import form_content, piece_content
 from intaglio.lowering.place.sram import residents_of
 
 
@@ -48,10 +49,15 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
         if isinstance(place, EngraveOp)
     }
     reserved = {
-        place.buffer.root_reference.data: (place.first_unit, place.address.value.data)
+        place.buffer.root_reference.data: place
         for place in places(module)
         if isinstance(place, ReserveOp)
     }
+    constants: dict[str, list[dict[str, Any]]] = {}
+    for place in places(module):
+        if isinstance(place, ConstantOp):
+            own = {"row": place.first_row, **form_content(place.content)}
+            constants.setdefault(place.buffer.root_reference.data, []).append(own)
     buffers = {buffer.sym_name.data: _buffer(buffer) for buffer in program.buffers}
     logits = program.logits.root_reference.data
     residents = residents_of(module)
@@ -61,13 +67,16 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
         "memories": {name: asdict(one) for name, one in memories(module).items()},
         "parameters": {
             op.sym_name.data: _parameter(
-                op, pieces.get(op.sym_name.data), reserved.get(op.sym_name.data)
+                op,
+                pieces.get(op.sym_name.data),
+                reserved.get(op.sym_name.data),
+                constants.get(op.sym_name.data),
             )
             for op in module.ops
             if isinstance(op, rom.ParameterOp)
         },
         "caches": {
-            op.sym_name.data: _cache(op, reserved[op.sym_name.data][1])
+            op.sym_name.data: _cache(op, reserved[op.sym_name.data])
             for op in module.ops
             if isinstance(op, rom.CacheOp)
         },
@@ -89,7 +98,10 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
 
 
 def _parameter(
-    op: rom.ParameterOp, pieces: list[dict[str, Any]] | None, place: tuple[int, int] | None
+    op: rom.ParameterOp,
+    pieces: list[dict[str, Any]] | None,
+    place: ReserveOp | None,
+    constants: list[dict[str, Any]] | None,
 ) -> dict[str, Any]:
     type_ = op.type
     assert isinstance(type_, rom.ROMTensorType | rom.AdapterType)
@@ -110,8 +122,11 @@ def _parameter(
         content["zero"] = op.zero.value.data
     if pieces is not None:
         content["pieces"] = pieces
+    if constants is not None:
+        content["constants"] = constants
     if place is not None:
-        content["unit"], content["address"] = place
+        content["unit"], content["row"] = place.first_unit, place.first_row
+        content["scale"] = place.first_scale
     images = {
         "codes": op.codes,
         "scales": op.scales,
@@ -146,14 +161,16 @@ def _site(op: rom.SiteOp, module: ModuleOp) -> dict[str, Any]:
     }
 
 
-def _cache(op: rom.CacheOp, address: int) -> dict[str, Any]:
+def _cache(op: rom.CacheOp, place: ReserveOp) -> dict[str, Any]:
     assert isinstance(op.type, rom.KVType)
     content: dict[str, Any] = {
         "capacity": op.type.capacity.data,
         "heads": op.type.heads.data,
         "width": op.type.width.data,
         "format": op.type.format.data,
-        "address": address,
+        "row": place.first_row,
+        "scale": place.first_scale,
+        **({} if place.external is None else {"external": place.first_external}),
     }
     if isinstance(op.static_scale, rom.RealAttr) and op.static_inverse is not None:
         content["static_scale"] = _real(op.static_scale)

@@ -24,6 +24,7 @@ from intaglio.backend.program.types import (
 )
 from intaglio.dialects import formula, timeline
 from intaglio.dialects.codes import DENSE_BITS, FORMATS, SLOT_BITS, WEIGHT_BITS
+from intaglio.dialects.constant_rom import FORMS, PLAIN, Form
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.gating import NO_DOMAIN
@@ -134,14 +135,16 @@ def _named(content: JSONFile, known: Container[str], kind: str) -> str:
 def _parameter(name: str, content: JSONFile, folder: Path) -> Parameter:
     content.only(
         *("key", "store", "dims", "code", "bits", "group", "exponent", "zero", "pieces"),
-        *("unit", "address", "offset_bits", *PARTS),
+        *("unit", "row", "scale", "constants", "offset_bits", *PARTS),
     )
     dims = tuple(one.count(1) for one in content["dims"].list())
     if not dims:
         raise content["dims"].error("is empty")
     group = content.get("group")
     exponent, zero = content.get("exponent"), content.get("zero")
-    pieces, unit, address = (content.get(key) for key in ("pieces", "unit", "address"))
+    pieces = content.get("pieces")
+    unit, row, scale = (content.get(key) for key in ("unit", "row", "scale"))
+    constants = content.get("constants")
     parts = {key: content.get(key) for key in PARTS}
     offset_bits = content.get("offset_bits")
     return Parameter(
@@ -156,13 +159,26 @@ def _parameter(name: str, content: JSONFile, folder: Path) -> Parameter:
         zero=None if zero is None else zero.integer(0, 255),
         pieces=() if pieces is None else tuple(_piece(one) for one in pieces.list()),
         unit=0 if unit is None else unit.count(),
-        address=None if address is None else address.count(),
+        row=0 if row is None else row.count(),
+        scale=0 if scale is None else scale.count(),
+        constants=() if constants is None else tuple(_constant(one) for one in constants.list()),
         codes=_part(parts["codes"], folder),
         scales=_part(parts["scales"], folder),
         zeros=_part(parts["zeros"], folder),
         offset_bits=0 if offset_bits is None else offset_bits.integer(0, 64),
         offsets=_part(parts["offsets"], folder),
     )
+
+
+def _constant(content: JSONFile) -> tuple[Form, int]:
+    content.only("row", "form", "period", "negated")
+    kind, period, negated = (content.get(key) for key in ("form", "period", "negated"))
+    form = Form(
+        PLAIN if kind is None else kind.text(*FORMS),
+        0 if period is None else period.count(1),
+        negated is not None and negated.boolean(),
+    )
+    return form, content["row"].count()
 
 
 def _store(parameter: Parameter) -> Store:
@@ -203,18 +219,22 @@ def _piece(content: JSONFile) -> Piece:
 
 def _cache(name: str, content: JSONFile) -> Cache:
     content.only(
-        *("capacity", "heads", "width", "format", "address", "static_scale", "static_inverse")
+        *("capacity", "heads", "width", "format", "row", "scale", "external"),
+        *("static_scale", "static_inverse"),
     )
     scale, inverse = content.get("static_scale"), content.get("static_inverse")
     if (scale is None) != (inverse is None):
         raise content.error("has a static scale or its inverse, and not both")
+    external = content.get("external")
     return Cache(
         name,
         content["capacity"].count(1),
         content["heads"].count(1),
         content["width"].count(1),
         content["format"].text(*FORMATS),
-        content["address"].count(),
+        content["row"].count(),
+        content["scale"].count(),
+        0 if external is None else external.count(),
         None if scale is None else _real(scale),
         None if inverse is None else _real(inverse),
     )
@@ -226,8 +246,9 @@ def _real(content: JSONFile) -> Real:
 
 
 def _memory(content: JSONFile) -> Memory:
-    content.only("rows", "lanes", "bits", "units")
-    return Memory(*(content[key].count(1) for key in ("rows", "lanes", "bits", "units")))
+    content.only("rows", "lanes", "bits", "units", "resident")
+    rows, lanes, bits, units = (content[key].count(1) for key in ("rows", "lanes", "bits", "units"))
+    return Memory(rows, lanes, bits, units, content["resident"].count())
 
 
 def _buffer(name: str, content: JSONFile, memories: Mapping[str, Memory], capacity: int) -> Buffer:

@@ -10,8 +10,10 @@ from typing import TypeVar
 from intaglio.dialects import gating, hazards, timeline
 from intaglio.dialects.clocks import At
 from intaglio.dialects.codes import SLOT_BITS
-from intaglio.dialects.errors import CompilerBug
+from intaglio.dialects.constant_rom import Form
+from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.h_units import AdapterShape, CacheShape, element_bits
 from intaglio.dialects.isa import instruction as isa
 from intaglio.dialects.isa.matrix import Embed
 from intaglio.dialects.isa.values import Fixed, Value
@@ -61,8 +63,12 @@ class Parameter:
     pieces: tuple[Piece, ...] = ()
     unit: int = 0
     """The H-Unit of an adapter's row 0."""
-    address: int | None = None
-    """First byte of an adapter in the SRAM of its H-Units."""
+    row: int = 0
+    """First word of an adapter in the memory `adapters` of its H-Units."""
+    scale: int = 0
+    """First row of its scales in `adapter_scales`."""
+    constants: tuple[tuple[Form, int], ...] = ()
+    """Of a vector or table, the forms in which the constant ROM has it, with their first rows."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -74,6 +80,25 @@ class Parameter:
     def is_slot(self) -> bool:
         """Whether it is empty until an adapter is loaded: a matrix of a site."""
         return self.store == "rom.adapter" and self.code in SLOT_BITS and not self.group
+
+    def constant_row(self, form: Form) -> int:
+        """Its first row in the constant ROM, in a form.
+
+        Raises:
+            UserError: it is not there in this form.
+        """
+        for stated, row in self.constants:
+            if stated == form:
+                return row
+        raise UserError(
+            f"{self.name} is not in the constant ROM in form {form.kind}, in which it is read"
+        )
+
+    def shape(self, machine: Machine) -> AdapterShape:
+        """A matrix of an adapter as the H-Units see it."""
+        rows, columns = self.dims
+        bits = element_bits(self.code, self.bits, self.zero, is_slot=self.is_slot)
+        return AdapterShape(machine, rows, columns, bits, self.group, self.is_slot)
 
 
 @dataclass(frozen=True)
@@ -112,10 +137,19 @@ class Cache:
     heads: int
     width: int
     format: str
-    address: int
-    """First byte in the SRAM of every H-Unit."""
+    row: int
+    """First word in the memory `kv` of every H-Unit."""
+    scale: int = 0
+    """First row in `kv_scales`, where the scales are dynamic."""
+    external: int = 0
+    """First row in external memory, where tokens are there."""
     static_scale: Real | None = None
     static_inverse: Real | None = None
+
+    def shape(self, machine: Machine) -> CacheShape:
+        """The cache as the H-Units see it."""
+        numbers = (self.capacity, self.heads, self.width)
+        return CacheShape(machine, *numbers, self.format, self.static_scale is not None)
 
 
 @dataclass(frozen=True)
@@ -156,6 +190,11 @@ class Instruction:
     def queue(self) -> str:
         """Where it stands."""
         return self.does.queue
+
+    @property
+    def node(self) -> str | None:
+        """The first ONNX node that it stands for."""
+        return next((name for names in self.onnx for name in names), None)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -216,6 +255,27 @@ class Program:
         """Rows of a head's scores, and of its probabilities."""
         longest = max(cache.capacity for cache in self.caches.values())
         return -(-longest // self.machine.vector_lanes)
+
+    def row_of(self, buffer: str, one: Instruction | None = None) -> int:
+        """The row at which a value begins in its memory.
+
+        Args:
+            buffer: of the value.
+            one: the instruction that reads or writes it, for the message.
+
+        Raises:
+            UserError: it begins inside a row, which no unit takes.
+        """
+        place, lanes = self.buffers[buffer], self.machine.vector_lanes
+        if place.element:
+            raise UserError(
+                f"a value begins inside a row of memory {place.memory} (element {place.element} "
+                f"of {lanes})",
+                node=None if one is None else one.node,
+                op_type=None if one is None else one.opcode,
+                hint=f"parts of a vector must begin at a multiple of {lanes} elements",
+            )
+        return place.row
 
     def span(self, buffer: str) -> Span | None:
         """Where a value lies; None: in no memory."""

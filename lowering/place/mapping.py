@@ -7,20 +7,22 @@ Addresses (`at`) may be left out; they are then assigned in the file's order.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from xdsl.dialects.builtin import ModuleOp
 
 from intaglio.dialects import rom
+from intaglio.dialects.constant_rom import PLAIN, Form
 from intaglio.dialects.errors import UserError, meant
-from intaglio.dialects.fabric import ConstantOp, EngraveOp, ReserveOp, places
+from intaglio.dialects.fabric import ConstantOp, EngraveOp, ReserveOp, memories, places
+from intaglio.dialects.h_units import KV
 from intaglio.dialects.json_file import JSON, JSONFile, shown
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece
 
 SCHEMA = 1
-_KEYS = ("schema", "target", "tiles", "l_units", "matrices", "constants", "sram")
+_KEYS = ("schema", "target", "tiles", "l_units", "memories", "matrices", "constants", "sram")
 _MATRIX_KEYS = ("name", "key", "extra", "pieces")
 _PIECE_KEYS = ("rows", "tiles", "split", "at")
 Fill = Callable[[int, int], tuple[int, int]]
@@ -124,12 +126,17 @@ def check_mapping(content: JSONFile, *, whole: bool = False) -> None:
             piece["split"].integer()
             if (at := piece.get("at")) is not None:
                 at.pair()
-    for key in ("constants", "sram") if whole else ():
-        for one in content[key].list():
-            one["name"].text()
-            one["address"].count()
-            if key == "sram":
-                one["size"].count()
+    for one in content["constants"].list() if whole else ():
+        one["name"].text()
+        one["row"].count()
+    for name in content["memories"].names() if whole else ():
+        for key in ("rows", "lanes", "bits", "units"):
+            content["memories"][name][key].count(1)
+    for one in content["sram"].list() if whole else ():
+        for key in ("name", "memory"):
+            one[key].text()
+        for key in ("row", "scale"):
+            one[key].count()
 
 
 def _check_keys(content: JSONFile) -> None:
@@ -193,21 +200,22 @@ def mapping_of(module: ModuleOp, machine: Machine) -> dict[str, JSON]:
                 extra: dict[str, JSON] = {} if place.extra is None else {"extra": True}
                 matrices.append({"name": name, "key": keys[name], **extra, "pieces": pieces})
             case ConstantOp():
-                constants.append({"name": name, "address": place.address.value.data})
+                form = form_content(place.content)
+                constants.append({"name": name, "row": place.first_row, **form})
             case ReserveOp():
-                sram.append(
-                    {
-                        "name": name,
-                        **({"unit": place.first_unit} if place.first_unit else {}),
-                        "address": place.address.value.data,
-                        "size": place.size.value.data,
-                    }
-                )
+                rows = {"row": place.first_row, "scale": place.first_scale}
+                if KV in place.claims(machine):
+                    rows |= {"external": place.first_external} if place.external else {}
+                else:
+                    rows["unit"] = place.first_unit
+                memory = place.memory.root_reference.data
+                sram.append({"name": name, "memory": memory, **rows})
     return {
         "schema": SCHEMA,
         "target": machine.name,
         "tiles": machine.tiles,
         "l_units": machine.l_units,
+        "memories": {name: asdict(one) for name, one in memories(module).items()},
         "matrices": matrices,
         "constants": constants,
         "sram": sram,
@@ -241,6 +249,13 @@ def piece_of(content: JSONFile) -> Piece:
     return Piece(
         first_row, rows, first_tile, tiles, content["split"].integer(), *content["at"].pair()
     )
+
+
+def form_content(form: Form) -> dict[str, JSON]:
+    """The form of a constant as JSON; nothing of it where it is plain."""
+    found: dict[str, JSON] = {} if form.kind == PLAIN else {"form": form.kind}
+    found |= {"period": form.period} if form.period else {}
+    return found | ({"negated": True} if form.negated else {})
 
 
 def piece_content(piece: Piece) -> dict[str, JSON]:

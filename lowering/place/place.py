@@ -22,7 +22,6 @@ from xdsl.rewriter import InsertPoint, Rewriter
 from intaglio.dialects import rom
 from intaglio.dialects.errors import DoesNotFit, UserError, Way
 from intaglio.dialects.fabric import (
-    ConstantOp,
     DomainOp,
     EngraveOp,
     PlaceOp,
@@ -33,12 +32,11 @@ from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
 from intaglio.lowering import roles
 from intaglio.lowering.order import check_before, check_legalised
+from intaglio.lowering.place.constants import place_constants
 from intaglio.lowering.place.mapping import Mapping as MappingFile
 from intaglio.lowering.place.mapping import read_mapping
 from intaglio.lowering.place.sram import place_sram
-
-CONSTANT_ALIGNMENT = 64
-"""Bytes; constants begin at a row of the vector units' ROM."""
+from intaglio.lowering.place.users import users
 
 
 @dataclass(frozen=True)
@@ -57,39 +55,12 @@ class FabricPlace(ModulePass):
         check_before(self.name, op, self.name)
         check_legalised(op)
         given = read_mapping(self.mapping, machine) if self.mapping else None
-        placements = _place_rom(op, machine, given)
-        placements += _place_constants(op)
+        placements: list[Operation] = [*_place_rom(op, machine, given)]
+        placements += place_constants(op, machine)
         placements += place_sram(op, machine)
         buffers = [s for s in op.ops if isinstance(s, rom.ParameterOp | rom.CacheOp)]
         if buffers:
             Rewriter.insert_op(placements, InsertPoint.after(buffers[-1]))
-
-
-def users(module: ModuleOp) -> dict[str, set[type[Operation]]]:
-    """The kinds of operator that use each buffer of the module."""
-    found: dict[str, set[type[Operation]]] = {}
-
-    def note(buffer: rom.Buffer, kind: type[Operation]) -> None:
-        found.setdefault(buffer.sym_name.data, set()).add(kind)
-
-    in_slots: dict[rom.SlotOp, set[type[Operation]]] = {}
-    for op in module.walk():
-        if isinstance(op, rom.RepeatOp):
-            continue
-        for symbol in op.properties.values():
-            if not isinstance(symbol, SymbolRefAttr) or isinstance(op, PlaceOp):
-                continue
-            buffer = rom.resolve(op, symbol)
-            if isinstance(buffer, rom.SlotOp):
-                in_slots.setdefault(buffer, set()).add(type(op))
-            else:
-                note(buffer, type(op))
-    for op in module.walk():
-        if isinstance(op, rom.RepeatOp):
-            for slot, buffer in op.bound():
-                for kind in in_slots.get(slot, ()):
-                    note(buffer, kind)
-    return found
 
 
 def _parameters(module: ModuleOp) -> Iterator[rom.ParameterOp]:
@@ -507,28 +478,3 @@ def _rom_overflow(
         lead=f"needs {total / capacity:.2f} times the ROM: ",
         others=["fewer bits a weight"],
     )
-
-
-# --- constant ROM of the vector units -----------------------------------------------------------
-
-
-def _place_constants(module: ModuleOp) -> list[Operation]:
-    kinds = users(module)
-    placed: list[Operation] = []
-    address = 0
-    for parameter in _parameters(module):
-        used = kinds.get(parameter.sym_name.data, set())
-        type_ = parameter.type
-        if not isinstance(type_, rom.ROMTensorType) or type_.is_matrix or rom.EmbedOp in used:
-            continue
-        placed.append(ConstantOp(parameter.sym_name.data, address))
-        address += constant_bytes(type_)
-    return placed
-
-
-def constant_bytes(type_: rom.ROMTensorType) -> int:
-    """Bytes of a vector or table, up to the next aligned address."""
-    size = type_.bits // 8
-    for extent in type_.dims:
-        size *= extent
-    return -(-size // CONSTANT_ALIGNMENT) * CONSTANT_ALIGNMENT

@@ -1,19 +1,20 @@
-"""Places in the SRAM of the H-Units: caches and adapters.
+"""Places in the H-Units' memories: caches and adapters, and the scales beside them.
 
-Vectors of a cache go round the H-Units token by token, rows of an adapter's matrix one by one, so
-that all units multiply at once. A slot has its matrix as often as adapters are resident. A matrix
-of fewer rows than there are units (A of a low-rank adapter on a large chip) takes as many
-neighbouring units as it has rows; such matrices fill the units evenly, the widest first.
+How a cache or a matrix lies on the H-Units is in `dialects/h_units.py`; here they follow one
+another. Matrices that the graph brings along come before slots, and a slot has its rows as often as
+adapters are resident, those of the next resident behind all of the last one's. A matrix of fewer
+rows than there are units (A of a low-rank adapter on a large chip) takes as many neighbouring units
+as it has rows; such matrices fill the units evenly, the widest first.
 
-Of tokens beyond `Machine.kv_on_die` the codes are in external memory; the dynamic scales of all
-tokens stay on the die, where `backend/hw/units/attention/kv.py` gives them a memory, and count as
-SRAM here.
+The SRAM of an H-Unit holds its part of `kv`, `adapters` and `adapter_scales`. The scales of caches
+are one memory of whole rows of the vector units, and take of these units' SRAM (`Need.scales`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from xdsl.dialects.builtin import ModuleOp
@@ -21,73 +22,145 @@ from xdsl.dialects.builtin import ModuleOp
 from intaglio.dialects import rom
 from intaglio.dialects.errors import DoesNotFit, UserError, Way
 from intaglio.dialects.fabric import (
+    MemoryOp,
     ReserveOp,
-    kv_code_bytes,
-    kv_vector_bytes,
-    matrix_shape,
+    adapter_shape,
+    cache_shape,
+    shape_of_adapter,
 )
-from intaglio.dialects.fixed_point import SCALE_BYTES
+from intaglio.dialects.h_units import (
+    ADAPTER_SCALES,
+    ADAPTERS,
+    BYTE,
+    EXTERNAL,
+    KV,
+    KV_SCALE_BITS,
+    KV_SCALES,
+    AdapterShape,
+    CacheShape,
+    unit_step,
+)
 from intaglio.dialects.machine import KV_FORMATS, Machine
+from intaglio.dialects.memories import LEAST_ROWS, Memory
+from intaglio.dialects.tiling import SCALE_BITS
 from intaglio.lowering.place.search import largest
 
 KV_ON_DIE = "external.kv_on_die_tokens"
 """The setting of how many tokens of the KV cache are on the die."""
-KV = "KV cache"
-SLOTS = "adapter slots"
-CONSTANT = "adapters of the graph"
+NO_SCALES = Way(settings=("kv=fp8",))
+"""Caches without scales."""
+KV_USE, SLOTS, CONSTANT = "KV cache", "adapter slots", "adapters of the graph"
+
+
+class Rows(NamedTuple):
+    """Where a matrix begins: its first word, its first scale, the H-Unit of its row 0."""
+
+    word: int
+    scale: int
+    unit: int
 
 
 @dataclass(frozen=True)
-class Reservation:
-    """SRAM that a buffer needs: `size` bytes in each of `units` neighbouring H-Units."""
+class Adapters:
+    """Matrices in the H-Units' memories.
 
-    name: str
-    use: str
-    units: int
-    size: int
+    Attributes:
+        places: of each, by name.
+        words: the memory of codes; None: there is no matrix.
+        scales: that of their scales.
+    """
 
-
-@dataclass
-class Sram:
-    """How full each H-Unit is."""
-
-    machine: Machine
-    used: list[int] = field(default_factory=list)
-    bytes_by_use: dict[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.used.extend([0] * self.machine.h_units)
+    places: Mapping[str, Rows]
+    words: Memory | None
+    scales: Memory | None
 
     @property
-    def fullest(self) -> int:
-        """Bytes used of the fullest unit."""
-        return max(self.used)
+    def memories(self) -> dict[str, Memory]:
+        """The memories by name."""
+        found = {ADAPTERS: self.words, ADAPTER_SCALES: self.scales}
+        return {name: one for name, one in found.items() if one is not None}
 
-    def place(self, wanted: Reservation) -> tuple[int, int]:
-        """Takes the lowest place; gives its first unit and its address."""
-        step = 1 << (wanted.units - 1).bit_length()
-        firsts = range(0, self.machine.h_units - wanted.units + 1, step)
-        first = min(firsts, key=lambda unit: max(self.used[unit : unit + wanted.units]))
-        part = slice(first, first + wanted.units)
-        address = max(self.used[part])
-        self.used[part] = [address + wanted.size] * wanted.units
-        use = self.bytes_by_use
-        use[wanted.use] = use.get(wanted.use, 0) + wanted.size * wanted.units
-        return first, address
+    @property
+    def unit_size(self) -> int:
+        """Bytes in every H-Unit."""
+        return sum(one.unit_size for one in self.memories.values())
 
 
-def reservations(module: ModuleOp, machine: Machine) -> Iterator[Reservation]:
-    """What a module needs, in the order of its declarations."""
-    residents = residents_of(module)
-    for op in module.ops:
-        match op:
-            case rom.CacheOp(type=rom.KVType() as kv):
-                size = _cache_size(op, kv, machine, kv.capacity.data)
-                yield Reservation(op.sym_name.data, KV, machine.h_units, size)
-            case rom.ParameterOp(type=rom.AdapterType() as adapter):
-                yield _adapter(op.sym_name.data, adapter, machine, residents)
-            case _:
-                continue
+def place_matrices(
+    shapes: Mapping[str, AdapterShape], machine: Machine, residents: int = 1
+) -> Adapters:
+    """Gives matrices of adapters their places.
+
+    Args:
+        shapes: by name.
+        machine: the chip.
+        residents: adapters that the slots hold at once.
+    """
+    if not shapes:
+        return Adapters({}, None, None)
+    bits = max(one.bits for one in shapes.values())
+    filled = [(0, 0)] * machine.h_units
+    places: dict[str, Rows] = {}
+    ends: list[tuple[int, int]] = []
+    for of_slots in (False, True):
+        # What comes next begins on all units alike.
+        top = max(word for word, _ in filled), max(scale for _, scale in filled)
+        filled = [top] * machine.h_units
+        ends.append(top)
+        own = {name: one for name, one in shapes.items() if one.is_slot == of_slots}
+        for name in sorted(own, key=lambda name: _order(own[name])):
+            one = own[name]
+            step = unit_step(machine, one.units, bits * machine.attention_lanes)
+            firsts = range(0, machine.h_units - one.units + 1, step)
+            part = min(
+                (slice(first, first + one.units) for first in firsts),
+                key=lambda part: max(filled[part]),
+            )
+            word = max(word for word, _ in filled[part])
+            scale = max(scale for _, scale in filled[part])
+            places[name] = Rows(word, scale, part.start)
+            end = word + one.blocks * one.words, scale + one.blocks * one.groups
+            filled[part] = [end] * one.units
+    (word, scale), (last_word, last_scale) = ends[1], max(filled)
+    last_scale = max(scale for _, scale in filled)
+    of_one = last_word - word, last_scale - scale
+    units = machine.h_units
+    return Adapters(
+        {name: places[name] for name in shapes},
+        Memory(
+            max(LEAST_ROWS, word + residents * of_one[0]),
+            machine.attention_lanes,
+            bits,
+            units,
+            of_one[0],
+        ),
+        Memory(max(LEAST_ROWS, scale + residents * of_one[1]), 1, SCALE_BITS, units, of_one[1]),
+    )
+
+
+def _order(one: AdapterShape) -> tuple[int, int]:
+    """What lies on all units first, then the rest, the largest first."""
+    return -one.units, 0 if one.units == one.machine.h_units else -one.words
+
+
+def place_caches(
+    caches: Mapping[str, CacheShape], machine: Machine
+) -> tuple[dict[str, tuple[int, int, int]], dict[str, Memory]]:
+    """Gives caches their first rows in `kv`, `kv_scales` and `external`, one after the other."""
+    places: dict[str, tuple[int, int, int]] = {}
+    word = scale = external = 0
+    for name, one in caches.items():
+        places[name] = word, 0 if one.static else scale, external
+        word, scale, external = word + one.rows, scale + one.scales, external + one.outside
+    if not caches:
+        return {}, {}
+    found = {
+        KV: Memory(max(LEAST_ROWS, word), machine.attention_lanes, BYTE, machine.h_units),
+        KV_SCALES: Memory(max(LEAST_ROWS, scale), machine.vector_lanes, KV_SCALE_BITS),
+    }
+    if external:
+        found[EXTERNAL] = Memory(max(LEAST_ROWS, external), machine.external_bytes, BYTE)
+    return places, found
 
 
 def residents_of(module: ModuleOp) -> int:
@@ -102,31 +175,22 @@ def residents_of(module: ModuleOp) -> int:
     return max(found, default=1)
 
 
-def _adapter(name: str, type_: rom.AdapterType, machine: Machine, residents: int) -> Reservation:
-    """A matrix of an adapter: a row is its codes, packed, and its scales of two bytes."""
-    shape = matrix_shape(type_)
-    groups = -(-shape.columns // shape.group)
-    row = -(-(shape.columns * shape.bits + groups * shape.scale_bits) // 8)
-    if type_.is_slot:
-        return of_rows(name, SLOTS, shape.rows, row, machine, residents)
-    return of_rows(name, CONSTANT, shape.rows, row, machine)
+def caches_of(module: ModuleOp, machine: Machine) -> dict[str, CacheShape]:
+    """The caches of a module by name, as the H-Units see them."""
+    return {
+        op.sym_name.data: cache_shape(kv, machine)
+        for op in module.ops
+        if isinstance(op, rom.CacheOp) and isinstance(kv := op.type, rom.KVType)
+    }
 
 
-def of_rows(
-    name: str, use: str, rows: int, row: int, machine: Machine, copies: int = 1
-) -> Reservation:
-    """The reservation of a matrix whose rows of `row` bytes go round the H-Units.
-
-    Args:
-        name: of the buffer.
-        use: what the SRAM is for.
-        rows: of the matrix.
-        row: bytes of a row.
-        machine: the chip.
-        copies: of the matrix, one after the other: the resident adapters of a slot.
-    """
-    size = copies * -(-rows // machine.h_units) * row
-    return Reservation(name, use, min(rows, machine.h_units), size)
+def adapters_of(module: ModuleOp, machine: Machine) -> dict[str, AdapterShape]:
+    """The matrices of adapters of a module by name, as the H-Units see them."""
+    return {
+        op.sym_name.data: adapter_shape(op, machine)
+        for op in module.ops
+        if isinstance(op, rom.ParameterOp) and isinstance(op.type, rom.AdapterType)
+    }
 
 
 def tokens_on_die(tokens: int, machine: Machine) -> int:
@@ -135,44 +199,64 @@ def tokens_on_die(tokens: int, machine: Machine) -> int:
     return min(tokens, machine.kv_on_die or tokens)
 
 
-def cache_bytes(tokens: int, codes: int, scales: int, machine: Machine) -> int:
-    """Bytes that caches take of each H-Unit, of which tokens go round.
+@dataclass(frozen=True)
+class Need:
+    """What caches and adapters need of a chip's SRAM.
 
-    Rows of the emitted memories may be padded beyond that: vectors to whole words of the H-Units,
-    scales to whole rows of `vector_lanes` tokens.
-
-    Args:
-        tokens: that the caches hold.
-        codes: bytes of the codes of a token.
-        scales: bytes of the dynamic scales of a token.
+    Attributes:
         machine: the chip.
+        caches: of the model.
+        adapters: in their places.
     """
-    inside = -(-tokens_on_die(tokens, machine) // machine.h_units)
-    return inside * codes + -(-tokens // machine.h_units) * scales
+
+    machine: Machine
+    caches: Sequence[CacheShape]
+    adapters: Adapters
+
+    @cached_property
+    def _memories(self) -> dict[str, Memory]:
+        return place_caches({str(n): one for n, one in enumerate(self.caches)}, self.machine)[1]
+
+    @property
+    def unit_size(self) -> int:
+        """Bytes of every H-Unit's SRAM."""
+        kv = self._memories.get(KV)
+        return self.adapters.unit_size + (0 if kv is None else kv.unit_size)
+
+    @property
+    def codes(self) -> int:
+        """Bytes of the caches' codes on the die, of all H-Units."""
+        return sum(one.size for name, one in self._memories.items() if name == KV)
+
+    @property
+    def scales(self) -> int:
+        """Bytes of the vector units' SRAM: scales of all tokens."""
+        return sum(one.size for name, one in self._memories.items() if name == KV_SCALES)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the chip has it; of the vector units' SRAM values take their part besides."""
+        machine = self.machine
+        return self.unit_size <= machine.sram_bytes and self.scales <= machine.vector_sram_bytes
+
+    def at(self, tokens: int, on_die: int | None = None) -> Need:
+        """The same with other numbers of tokens, on the die and in all."""
+        kept = self.machine.kv_on_die if on_die is None else on_die
+        machine = replace(self.machine, kv_on_die=kept)
+        caches = [
+            replace(one, machine=machine, capacity=min(tokens, one.capacity)) for one in self.caches
+        ]
+        return replace(self, machine=machine, caches=caches)
 
 
-def _cache_size(op: rom.CacheOp, kv: rom.KVType, machine: Machine, tokens: int) -> int:
-    scale = 0 if kv.static.data else SCALE_BYTES
-    code = kv_vector_bytes(op) - scale
-    return cache_bytes(tokens, kv.heads.data * code, kv.heads.data * scale, machine)
+def need_of(module: ModuleOp, machine: Machine) -> Need:
+    """What a module needs of the SRAM."""
+    adapters = place_matrices(adapters_of(module, machine), machine, residents_of(module))
+    return Need(machine, list(caches_of(module, machine).values()), adapters)
 
 
-def fill(wanted: Sequence[Reservation], machine: Machine) -> tuple[Sram, dict[str, ReserveOp]]:
-    """Places by name: first what lies on all units, then the rest, the largest first."""
-
-    def order(one: Reservation) -> tuple[int, int]:
-        return (-one.units, 0 if one.units == machine.h_units else -one.size)
-
-    sram = Sram(machine)
-    placed: dict[str, ReserveOp] = {}
-    for one in sorted(wanted, key=order):
-        unit, address = sram.place(one)
-        placed[one.name] = ReserveOp(one.name, address, one.size, unit)
-    return sram, placed
-
-
-def place_sram(module: ModuleOp, machine: Machine) -> list[ReserveOp]:
-    """The reservations of a module's caches and adapters, in the order of their declarations.
+def place_sram(module: ModuleOp, machine: Machine) -> list[MemoryOp | ReserveOp]:
+    """The memories of a module's caches and adapters, and their places.
 
     Raises:
         DoesNotFit: an H-Unit has too little SRAM.
@@ -183,135 +267,143 @@ def place_sram(module: ModuleOp, machine: Machine) -> list[ReserveOp]:
             f"{machine.kv_on_die} tokens on the die do not go round {machine.h_units} H-Units",
             hint=f"--set {KV_ON_DIE} to a multiple of {machine.h_units}",
         )
-    wanted = list(reservations(module, machine))
-    sram, placed = fill(wanted, machine)
-    if sram.fullest > machine.sram_bytes:
-        raise _overflow(module, machine, sram, wanted)
-    return [placed[one.name] for one in wanted]
+    need = need_of(module, machine)
+    if need.unit_size > machine.sram_bytes:
+        raise _overflow(module, need)
+    if not need.fits:
+        raise _scales_overflow(need)
+    caches, memories = place_caches(caches_of(module, machine), machine)
+    placed = {
+        name: ReserveOp(name, KV, word, scale, external=external)
+        for name, (word, scale, external) in caches.items()
+    }
+    placed |= {
+        name: ReserveOp(name, ADAPTERS, one.word, one.scale, one.unit)
+        for name, one in need.adapters.places.items()
+    }
+    ops: list[MemoryOp | ReserveOp] = [
+        MemoryOp(name, one) for name, one in (memories | need.adapters.memories).items()
+    ]
+    declared = (op.sym_name.data for op in module.ops if isinstance(op, _DECLARED))
+    return ops + [placed[name] for name in declared if name in placed]
 
 
-def _overflow(
-    module: ModuleOp, machine: Machine, sram: Sram, wanted: Sequence[Reservation]
-) -> DoesNotFit:
+_DECLARED = (rom.ParameterOp, rom.CacheOp)
+
+
+def _overflow(module: ModuleOp, need: Need) -> DoesNotFit:
     """Who uses the SRAM, by how much it is over, what would make it fit."""
+    machine = need.machine
     whole = machine.sram_bytes * machine.h_units
-    over = (sram.fullest - machine.sram_bytes) / 2**10
+    slots = place_matrices(
+        {n: one for n, one in adapters_of(module, machine).items() if one.is_slot},
+        machine,
+        residents_of(module),
+    )
+    by_use = {
+        KV_USE: need.codes,
+        SLOTS: slots.unit_size * machine.h_units,
+        CONSTANT: (need.adapters.unit_size - slots.unit_size) * machine.h_units,
+    }
+    over = need.unit_size - machine.sram_bytes
     first = (
         f"the SRAM of {machine.name} holds {whole / 2**20:.2f} MiB, the model needs "
-        f"{sum(sram.bytes_by_use.values()) / 2**20:.2f} MiB; the fullest H-Unit is over by "
-        f"{over:.1f} KiB"
+        f"{sum(by_use.values()) / 2**20:.2f} MiB; every H-Unit is over by {over:,} bytes"
     )
-    caches = _Caches(module, machine)
     lines = [first]
     lines += [
-        f"    {size / 2**20:10.2f} MiB  {use}{caches.what if use == KV else ''}"
-        for use, size in sorted(sram.bytes_by_use.items(), key=lambda item: -item[1])
+        f"    {size / 2**20:10.2f} MiB  {use}{_tokens(need) if use == KV_USE else ''}"
+        for use, size in sorted(by_use.items(), key=lambda item: -item[1])
+        if size
     ]
-    slots = any(one.use == SLOTS for one in wanted)
     return DoesNotFit(
         "\n".join(lines),
         of="the SRAM",
-        ways=list(_ways_out(module, machine, wanted, caches)),
-        others=[*(["slots for fewer matrices"] if slots else []), "a larger target"],
+        ways=list(_ways_out(module, need)),
+        others=[*(["slots for fewer matrices"] if slots.places else []), "a larger target"],
     )
 
 
-class _Caches:
-    """The caches of a module, and what they would take otherwise."""
-
-    def __init__(self, module: ModuleOp, machine: Machine) -> None:
-        self.machine = machine
-        self.caches = [
-            (op, op.type)
-            for op in module.ops
-            if isinstance(op, rom.CacheOp) and isinstance(op.type, rom.KVType)
-        ]
-        self.tokens = max((kv.capacity.data for _, kv in self.caches), default=0)
-        self.on_die = tokens_on_die(self.tokens, machine)
-
-    @property
-    def what(self) -> str:
-        """Which tokens' codes and scales are meant, to stand after "KV cache"."""
-        if self.on_die == self.tokens:
-            return ""
-        scales = any(not kv.static.data for _, kv in self.caches)
-        return f": first {self.on_die:,} tokens" + (
-            f", scales of all {self.tokens:,}" if scales else ""
-        )
-
-    def size(self, tokens: int, on_die: int) -> int:
-        """Bytes of each H-Unit with other numbers of tokens."""
-        machine = replace(self.machine, kv_on_die=on_die)
-        return sum(
-            _cache_size(op, kv, machine, min(tokens, kv.capacity.data)) for op, kv in self.caches
-        )
-
-    def most_on_die(self, free: int) -> int:
-        """The most tokens on the die that fit, of the whole context; 0: not even one round."""
-        units = self.machine.h_units
-        rounds = -(-self.on_die // units)
-        return min(
-            self.on_die,
-            units * largest(lambda n: self.size(self.tokens, n * units) <= free, rounds),
-        )
-
-    def longest(self, free: int) -> int:
-        """The longest context that fits, with as many tokens on the die as now; 0: none."""
-        units, kept = self.machine.h_units, self.machine.kv_on_die
-        rounds = -(-self.tokens // units)
-        return min(
-            self.tokens, units * largest(lambda n: self.size(n * units, kept) <= free, rounds)
-        )
-
-    def smaller_formats(self) -> list[str]:
-        """Formats of the caches that have the chip's, not the graph's, that take fewer bytes.
-
-        The largest is the first.
-        """
-        own = [(op, kv) for op, kv in self.caches if not kv.static.data]
-        now = sum(kv.heads.data * kv_vector_bytes(op) for op, kv in own)
-
-        def size(name: str) -> int:
-            scale = 0 if name == "fp8" else SCALE_BYTES
-            return sum(
-                kv.heads.data * (kv_code_bytes(kv.width.data, name) + scale) for _, kv in own
-            )
-
-        smaller = [name for name in KV_FORMATS if size(name) < now]
-        return sorted(smaller, key=size, reverse=True)
+def _scales_overflow(need: Need) -> DoesNotFit:
+    """The same where the scales of caches alone take more than the vector units have."""
+    machine = need.machine
+    return DoesNotFit(
+        f"the vector units of {machine.name} hold {machine.vector_sram_bytes} bytes, scales of "
+        f"cached keys and values take {need.scales}",
+        of="the vector memory",
+        ways=[*([Way(context=longest)] if (longest := _longest(need)) else []), NO_SCALES],
+        others=["a larger target"],
+    )
 
 
-def _ways_out(
-    module: ModuleOp, machine: Machine, wanted: Sequence[Reservation], caches: _Caches
-) -> Iterator[Way]:
+def _tokens(need: Need) -> str:
+    """Which tokens' codes are meant, to stand after "KV cache"."""
+    longest = max((one.capacity for one in need.caches), default=0)
+    on_die = tokens_on_die(longest, need.machine)
+    return "" if on_die == longest else f": first {on_die:,} tokens"
+
+
+def _most_on_die(need: Need) -> int:
+    """The most tokens on the die that fit, of the whole context; 0: not even one round."""
+    units = need.machine.h_units
+    tokens = max((one.capacity for one in need.caches), default=0)
+    on_die = tokens_on_die(tokens, need.machine)
+    rounds = largest(lambda n: need.at(tokens, n * units).fits, -(-on_die // units))
+    return min(on_die, units * rounds)
+
+
+def _longest(need: Need) -> int:
+    """The longest context that fits, with as many tokens on the die as now; 0: none."""
+    tokens = max((one.capacity for one in need.caches), default=0)
+    return largest(lambda n: need.at(n).fits, tokens)
+
+
+def _smaller_formats(caches: Sequence[CacheShape]) -> list[str]:
+    """Formats of the caches that have the chip's, not the graph's, that take fewer words.
+
+    The largest is the first.
+    """
+    own = [one for one in caches if not one.static]
+
+    def size(name: str) -> int:
+        return sum(replace(one, format=name).rows for one in own)
+
+    now = sum(one.rows for one in own)
+    return sorted((name for name in KV_FORMATS if size(name) < now), key=size, reverse=True)
+
+
+def _ways_out(module: ModuleOp, need: Need) -> Iterator[Way]:
     """What the SRAM holds instead; last a list of ranks with as many tokens as go with them."""
-    slots = list(_slots(module))
-    asked = max((slot.rank for slot in slots), default=0)
-    free = {
-        rank: _beside(wanted if rank == asked else _at_rank(wanted, slots, rank, machine), machine)
-        for rank in _ranks(asked)
-    }
-    if machine.kv_on_die and (most := caches.most_on_die(free[asked])):
+    machine = need.machine
+    slots = dict(_slots(module))
+    asked = max((slot.rank for slot in slots.values()), default=0)
+
+    def at_rank(rank: int) -> Need:
+        shapes = _at_rank(module, machine, slots, rank)
+        return replace(need, adapters=place_matrices(shapes, machine, residents_of(module)))
+
+    if machine.kv_on_die and (most := _most_on_die(need)):
         yield Way(settings=(f"{KV_ON_DIE}={most}",))
-    if longest := caches.longest(free[asked]):
+    if longest := _longest(need):
         yield Way(context=longest)
     if asked:
-        if rank := _rank_that_fits(machine, wanted, slots):
+        if rank := largest(lambda rank: at_rank(rank).fits, asked - 1):
             yield Way(rank=rank)
-        if residents := _residents_that_fit(machine, wanted, slots):
+        now = residents_of(module)
+        shapes = adapters_of(module, machine)
+
+        def with_residents(count: int) -> bool:
+            return replace(need, adapters=place_matrices(shapes, machine, count)).fits
+
+        if residents := largest(with_residents, now - 1):
             yield Way(residents=residents)
-    yield from (Way(settings=(f"kv={name}",)) for name in caches.smaller_formats())
-    for rank, left in free.items() if asked else ():
-        if not machine.kv_on_die and (longest := caches.longest(left)):
+    yield from (Way(settings=(f"kv={name}",)) for name in _smaller_formats(need.caches))
+    for rank in _ranks(asked) if asked else ():
+        other = at_rank(rank)
+        if not machine.kv_on_die and (longest := _longest(other)):
             yield Way(rank=rank, context=longest, listed=True)
-        elif machine.kv_on_die and (most := caches.most_on_die(left)):
+        elif machine.kv_on_die and (most := _most_on_die(other)):
             yield Way(rank=rank, settings=(f"{KV_ON_DIE}={most}",), listed=True)
-
-
-def _beside(wanted: Sequence[Reservation], machine: Machine) -> int:
-    """Bytes of each H-Unit that what is no cache leaves free; below 0 where it is too much."""
-    rest, _ = fill([one for one in wanted if one.use != KV], machine)
-    return machine.sram_bytes - rest.fullest
 
 
 def _ranks(asked: int) -> list[int]:
@@ -320,60 +412,36 @@ def _ranks(asked: int) -> list[int]:
 
 
 class _Slot(NamedTuple):
-    """The type of a slot, which of its dimensions is the rank, and how many adapters it holds."""
+    """The type of a slot, and which of its dimensions is the rank."""
 
     type: rom.AdapterType
     axis: int
-    residents: int
 
     @property
     def rank(self) -> int:
         return self.type.dims[self.axis]
 
 
-def _slots(module: ModuleOp) -> Iterator[_Slot]:
+def _slots(module: ModuleOp) -> Iterator[tuple[str, _Slot]]:
     for op in module.ops:
         if isinstance(op, rom.SiteOp):
             for axis, symbol in enumerate((op.a, op.b)):
                 type_ = rom.resolve(op, symbol).type
                 assert isinstance(type_, rom.AdapterType)
-                yield _Slot(type_, axis, op.copies)
+                yield symbol.root_reference.data, _Slot(type_, axis)
 
 
 def _at_rank(
-    wanted: Sequence[Reservation], slots: Sequence[_Slot], rank: int, machine: Machine
-) -> list[Reservation]:
-    """The same reservations with slots of another rank; 0: without slots."""
-    found = [one for one in wanted if one.use != SLOTS]
-    for slot in slots if rank else ():
+    module: ModuleOp, machine: Machine, slots: Mapping[str, _Slot], rank: int
+) -> dict[str, AdapterShape]:
+    """The matrices with slots of another rank; 0: without slots."""
+    found = adapters_of(module, machine)
+    for name, slot in slots.items():
+        if not rank:
+            del found[name]
+            continue
         dims = list(slot.type.dims)
         dims[slot.axis] = rank
         type_ = rom.AdapterType(dims, slot.type.code.data)
-        found.append(_adapter("", type_, machine, slot.residents))
+        found[name] = shape_of_adapter(type_, machine, None)
     return found
-
-
-def _fits(wanted: Sequence[Reservation], machine: Machine) -> bool:
-    return fill(wanted, machine)[0].fullest <= machine.sram_bytes
-
-
-def _rank_that_fits(machine: Machine, wanted: Sequence[Reservation], slots: Sequence[_Slot]) -> int:
-    """The largest rank of the slots at which all of a module fits; 0: not even the smallest."""
-
-    def fits(rank: int) -> bool:
-        return _fits(_at_rank(wanted, slots, rank, machine), machine)
-
-    return largest(fits, max((slot.rank for slot in slots), default=1) - 1)
-
-
-def _residents_that_fit(
-    machine: Machine, wanted: Sequence[Reservation], slots: Sequence[_Slot]
-) -> int:
-    """The most resident adapters, fewer than there are, at which all fits; 0: not even one."""
-
-    def fits(residents: int) -> bool:
-        fewer = [slot._replace(residents=residents) for slot in slots]
-        rank = max(slot.rank for slot in slots)
-        return _fits(_at_rank(wanted, fewer, rank, machine), machine)
-
-    return largest(fits, max((slot.residents for slot in slots), default=1) - 1)

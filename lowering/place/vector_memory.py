@@ -19,6 +19,7 @@ from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import OF_KIND, Memory, Span, memory_of
 from intaglio.dialects.program import BufferOp, value_of
 from intaglio.lowering.place.search import largest as largest_number
+from intaglio.lowering.place.sram import NO_SCALES
 from intaglio.lowering.schedule.draft import DraftBlock
 
 Timing = Callable[[Sequence[DraftBlock]], Sequence[timeline.Block]]
@@ -30,10 +31,14 @@ class VectorMemory:
     Args:
         machine: the chip.
         capacity: tokens of the longest context, which scores are stored for.
+        scales: bytes that the scales of caches take beside values, at a context.
     """
 
-    def __init__(self, machine: Machine, capacity: int) -> None:
+    def __init__(
+        self, machine: Machine, capacity: int, scales: Callable[[int], int] = lambda _: 0
+    ) -> None:
         self.machine = machine
+        self.scales = scales
         self.capacity = capacity
         self.persistent: dict[SSAValue, SSAValue] = {}
         """Values that live across blocks, each with the value whose place it shares."""
@@ -135,7 +140,7 @@ class VectorMemory:
         emit = step.body.block.last_op
         assert isinstance(emit, rom.EmitOp)
         self._name(blocks, step.body.block.args[0], emit)
-        limit = self.machine.vector_sram_bytes
+        limit = self._limit
         kinds = {memory_of(self._kind(value)) for value in self._roots}
         self._of = {
             memory: [v for v in self._roots if memory_of(self._kind(v)) == memory]
@@ -159,6 +164,11 @@ class VectorMemory:
                 break
             rest //= 2
         self._overflow(blocks, apart, min(ordered, self._bytes))
+
+    @property
+    def _limit(self) -> int:
+        """Bytes that there are for values."""
+        return self.machine.vector_sram_bytes - self.scales(self.capacity)
 
     @property
     def _bytes(self) -> int:
@@ -286,7 +296,7 @@ class VectorMemory:
         apart: Mapping[str, Mapping[str, set[str]]],
         needed: int,
     ) -> None:
-        limit, capacity = self.machine.vector_sram_bytes, self.capacity
+        capacity = self.capacity
 
         def size(value: SSAValue) -> int:
             memory = memory_of(self._kind(value))
@@ -298,17 +308,20 @@ class VectorMemory:
             return own[memory].size
 
         first = (
-            f"the vector units of {self.machine.name} hold {limit} bytes, the program needs "
-            f"{needed}"
+            f"the vector units of {self.machine.name} hold {self.machine.vector_sram_bytes} bytes, "
+            f"the program needs {needed + self.scales(capacity)}"
         )
         largest = sorted(self._roots, key=lambda value: -size(value))[:5]
         lines = [first, *(f"    {size(v):10d} bytes  {v.type}" for v in largest)]
+        scales = self.scales(capacity)
+        if scales:
+            lines.append(f"    {scales:10d} bytes  scales of cached keys and values")
 
         def fits(tokens: int) -> bool:
             self.capacity = tokens
             for rows in (self._ordered_rows(apart), self._live_rows(blocks, 0)):
                 self._take(*rows)
-                if self._bytes <= limit:
+                if self._bytes <= self._limit:
                     return True
             return False
 
@@ -317,6 +330,6 @@ class VectorMemory:
         raise DoesNotFit(
             "\n".join(lines),
             of="the vector memory",
-            ways=[Way(context=context)] if context else [],
+            ways=[*([Way(context=context)] if context else []), *([NO_SCALES] if scales else [])],
             others=["a larger target"],
         )

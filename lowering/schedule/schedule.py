@@ -28,6 +28,7 @@ from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramO
 from intaglio.lowering.buffers import context, name_of
 from intaglio.lowering.order import check_before, check_legalised
 from intaglio.lowering.place.search import largest
+from intaglio.lowering.place.sram import need_of
 from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule import power
 from intaglio.lowering.schedule.blocks import BlockCutter
@@ -162,7 +163,8 @@ def _schedule(
 ) -> tuple[ProgramOp, dict[str, Memory]]:
     """The program of a step, and the memories that the chip has for its values."""
     capacity = context(module)
-    memory = VectorMemory(machine, capacity)
+    need = need_of(module, machine)
+    memory = VectorMemory(machine, capacity, lambda tokens: need.at(tokens).scales)
     blocks = list(BlockCutter(module, machine, memory).blocks(step))
 
     def timing(blocks: Sequence[DraftBlock]) -> list[timeline.Block]:

@@ -2,25 +2,29 @@
 
 The same rules place caches and adapters here and in a compile (`lowering/place/sram.py`). For chips
 that keep the first tokens on the die and the others in external memory, the trade is between the
-tokens on the die and the traffic outside (`runtime/reports/traffic.py`); the scales of all tokens
-are on the die whatever is chosen.
+tokens on the die and the traffic outside (`runtime/reports/traffic.py`). The scales of all tokens
+lie in the vector units' SRAM, and must find room there; values besides are not counted here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from intaglio.backend.program.program import Program
 from intaglio.dialects.codes import SLOT_BITS
+from intaglio.dialects.h_units import KV_SCALE_BITS, AdapterShape
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.search import largest
 from intaglio.runtime.reports.traffic import traffic
 from intaglio.runtime.reports.wording import counted
+
+if TYPE_CHECKING:
+    from intaglio.lowering.place.sram import Adapters
 
 RANKS = (0, 4, 8, 16, 32, 64, 128)
 """Ranks of the table, beside the chip's own."""
@@ -37,9 +41,9 @@ class Demand:
     """What a model asks of the SRAM.
 
     Attributes:
-        kv_bytes: of one token, all layers: codes and dynamic scales.
+        kv_bytes: of one token, all layers: codes in whole words of the H-Units, and dynamic scales.
         sites: (rows N, columns K) of each matrix that adapters stand beside.
-        fixed: (rows N, bytes of a row) of adapters that are part of the model.
+        fixed: adapters that are part of the model.
         scale_bytes: of `kv_bytes`, those of the scales.
         context: tokens of the caches; needed where some of them are in external memory.
         residents: adapters that the slots hold at once.
@@ -47,7 +51,7 @@ class Demand:
 
     kv_bytes: int
     sites: Sequence[tuple[int, int]]
-    fixed: Sequence[tuple[int, int]] = ()
+    fixed: Sequence[AdapterShape] = ()
     scale_bytes: int = 0
     context: int = 0
     residents: int = 1
@@ -66,64 +70,61 @@ def demand_of(program: Program, possible: Sequence[JSONFile] = ()) -> Demand:
         possible: the sites that slots would stand beside, as the manifest has them
             (`adapter_sites`); they count where the chip has no slots.
     """
-    from intaglio.dialects.fabric import kv_code_bytes
-    from intaglio.dialects.fixed_point import SCALE_BYTES
-
-    caches = program.caches.values()
-    codes = sum(one.heads * kv_code_bytes(one.width, one.format) for one in caches)
-    scales = sum(one.heads * SCALE_BYTES for one in caches if one.static_scale is None)
+    machine = program.machine
+    caches = [one.shape(machine) for one in program.caches.values()]
+    codes = sum(one.heads * one.words * machine.attention_lanes for one in caches)
+    scales = sum(one.heads * KV_SCALE_BITS // 8 for one in caches if not one.static)
     sites = [(site.rows, site.columns) for site in program.sites.values()]
     if not sites:
         for one in possible:
             sites += [(one["rows"].count(), one["columns"].count())] * one["sites"].count()
     fixed = [
-        (p.dims[0], -(-(p.codes.size + (p.scales.size if p.scales else 0)) // p.dims[0]))
-        for p in program.parameters.values()
-        if p.store == "rom.adapter" and p.codes is not None
+        one.shape(machine)
+        for one in program.parameters.values()
+        if one.store == "rom.adapter" and not one.is_slot
     ]
     return Demand(codes + scales, sites, fixed, scales, program.capacity, program.residents)
 
 
 def adapter_bytes(machine: Machine, demand: Demand, rank: int) -> int:
-    """Bytes of A and B of all sites at a rank, with their scales, of one adapter."""
-    return sum(rows * row for rows, row in _matrices(machine, demand, rank))
+    """Bytes of the H-Units' memories that A and B of all sites take at a rank, with their scales,
+    of one adapter."""
+    found = _placed(machine, replace(demand, fixed=(), residents=1), rank)
+    return sum(
+        one.resident * one.lanes * one.bits * one.units // 8 for one in found.memories.values()
+    )
 
 
-def _matrices(machine: Machine, demand: Demand, rank: int) -> Iterator[tuple[int, int]]:
-    """(rows, bytes of a row) of each matrix of an adapter."""
+def _placed(machine: Machine, demand: Demand, rank: int) -> Adapters:
+    """All matrices of adapters of a rank, as a compile places them."""
+    from intaglio.lowering.place.sram import place_matrices
+
     bits = SLOT_BITS[machine.adapter]
-    if rank:
-        for rows, columns in demand.sites:
-            yield rank, -(-columns * bits // 8) + 2
-            yield rows, -(-rank * bits // 8) + 2
+    shapes = {f"fixed{number}": one for number, one in enumerate(demand.fixed)}
+    for number, (rows, columns) in enumerate(demand.sites if rank else ()):
+        for half, dims in (("a", (rank, columns)), ("b", (rows, rank))):
+            shapes[f"{half}{number}"] = AdapterShape(machine, *dims, bits, 0, is_slot=True)
+    return place_matrices(shapes, machine, demand.residents)
 
 
 def used_bytes(machine: Machine, demand: Demand, rank: int) -> int:
-    """Bytes of the fullest H-Unit without any cache."""
-    from intaglio.lowering.place.sram import CONSTANT, SLOTS, fill, of_rows
-
-    matrices = [
-        *((CONSTANT, 1, one) for one in demand.fixed),
-        *((SLOTS, demand.residents, one) for one in _matrices(machine, demand, rank)),
-    ]
-    wanted = [
-        of_rows(str(i), use, rows, row, machine, copies)
-        for i, (use, copies, (rows, row)) in enumerate(matrices)
-    ]
-    return fill(wanted, machine)[0].fullest
+    """Bytes of each H-Unit without any cache."""
+    return _placed(machine, demand, rank).unit_size
 
 
 def cached_bytes(machine: Machine, demand: Demand, tokens: int) -> int:
-    """Bytes of each H-Unit that caches of so many tokens take.
+    """Bytes of each H-Unit that caches of so many tokens on the die take."""
+    return -(-tokens // machine.h_units) * demand.code_bytes
 
-    Where the KV cache continues in external memory these are the tokens on the die, at least 1, of
-    the demand's context.
-    """
-    from intaglio.lowering.place.sram import cache_bytes
 
-    if machine.kv_on_die:
-        machine, tokens = replace(machine, kv_on_die=tokens), demand.context
-    return cache_bytes(tokens, demand.code_bytes, demand.scale_bytes, machine)
+def _fits(machine: Machine, demand: Demand, used: int, tokens: int) -> bool:
+    """Whether so many tokens fit beside what takes `used` bytes of each H-Unit."""
+    lanes, whole = machine.vector_lanes, demand.context if machine.kv_on_die else tokens
+    scales = -(-whole // lanes) * lanes * demand.scale_bytes
+    return (
+        used + cached_bytes(machine, demand, tokens) <= machine.sram_bytes
+        and scales <= machine.vector_sram_bytes
+    )
 
 
 def context_that_fits(machine: Machine, demand: Demand, rank: int) -> int:
@@ -132,13 +133,13 @@ def context_that_fits(machine: Machine, demand: Demand, rank: int) -> int:
     0 when the adapters alone are too large. Where the KV cache continues in external memory, it is
     the number of tokens that could be kept on the die, at most the whole context.
     """
-    free, units = machine.sram_bytes - used_bytes(machine, demand, rank), machine.h_units
+    used, units = used_bytes(machine, demand, rank), machine.h_units
+    free = machine.sram_bytes - used
     if not machine.kv_on_die:
-        return max(0, free // demand.kv_bytes) * units if demand.kv_bytes else 0
-    most = largest(
-        lambda rounds: cached_bytes(machine, demand, rounds * units) <= free,
-        -(-demand.context // units),
-    )
+        most = max(0, free // demand.code_bytes) * units if demand.code_bytes else 0
+        return largest(lambda tokens: _fits(machine, demand, used, tokens), most)
+    rounds = -(-demand.context // units)
+    most = largest(lambda number: _fits(machine, demand, used, number * units), rounds)
     return min(demand.context, most * units)
 
 
@@ -223,7 +224,7 @@ def _contexts(own: int, largest: int) -> list[int]:
 
 def _external(program: Program, demand: Demand, rank: int) -> dict[str, Any]:
     machine, capacity = program.machine, program.capacity
-    free = machine.sram_bytes - used_bytes(machine, demand, rank)
+    used = used_bytes(machine, demand, rank)
     tokens = [*(n for n in GENERATIONS if n < capacity), capacity]
     possible = {n for n in ON_DIE if n <= capacity and n % machine.h_units == 0}
     rows: list[dict[str, Any]] = []
@@ -235,7 +236,7 @@ def _external(program: Program, demand: Demand, rank: int) -> dict[str, Any]:
             {
                 "on_die": on_die,
                 "kv_bytes": size * machine.h_units,
-                "fits": size <= free,
+                "fits": _fits(machine, demand, used, on_die),
                 "saving": {str(n): 1 - int(read[n - 1]) / int(every[n - 1]) for n in tokens},
                 "read_bytes": {str(n): int(read[n - 1]) for n in tokens},
                 "ideal_saving": {str(n): external_saving(on_die, n) for n in tokens},
@@ -348,5 +349,5 @@ def _external_tables(external: Mapping[str, Any], size_text: Any) -> Iterator[Ta
 
 def _use(row: Mapping[str, Any], tokens: int, own: tuple[int, int]) -> str:
     use = row["use"][str(tokens)]
-    text = "over" if use > 1 else f"{use:.1%}"
+    text = "over" if use > 1 or tokens > row["context"] else f"{use:.1%}"
     return f"{text}*" if (row["rank"], tokens) == own else text

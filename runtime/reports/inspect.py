@@ -7,6 +7,7 @@ executed. `text.py`, `html.py` and `perfetto.py` show it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from intaglio.backend.output.output import read_manifest
 from intaglio.backend.program.program import Program, load_program
 from intaglio.backend.target.file import read_target
 from intaglio.backend.target.target import Target
+from intaglio.dialects.constant_rom import CONSTANTS
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.h_units import ADAPTER_SCALES, ADAPTERS, KV, KV_SCALES
 from intaglio.dialects.isa.matrix import Embed, Product
 from intaglio.dialects.isa.values import Fixed
 from intaglio.dialects.isa.vector import Sample
@@ -43,9 +46,11 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
     fixed-point values: what embeddings enter, the logits, and all that occur), `rom` (bits by use
     and by class of tensor, fill of the banks; `extra_bits` of them lie in banks made deeper than
     the target's),
-    `zeros` (of the weights and of their stored bits, by class of tensor), `constants`, `sram` and
-    `vector_memory` (bytes; of the SRAM's `kv_bytes`, `kv_tokens` are the tokens whose keys and
-    values are there and `kv_scale_bytes` the scales, which are those of the whole context),
+    `zeros` (of the weights and of their stored bits, by class of tensor), `constants`, `sram` (of
+    the H-Units, in bytes; `kv_tokens` are the tokens whose keys and values are there),
+    `vector_memory` (bytes; `kv_scale_bytes` of them for the scales of all cached keys and values),
+    `memories` (all that the chip has: rows, elements of a row and their bits, units that have one
+    each, and bytes of all together),
     `budget` (adapters against context, see `runtime/adapters/budget.py`), `lower_bound`,
     `positions` (cycles without an adapter and what they are spent on, at each stated position;
     `limits`: what keeps the token from being faster, see `runtime/reports/bottleneck.py`;
@@ -96,14 +101,17 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
         "rom": _rom(program, placed),
         "zeros": _zeros(program, manifest.get("zeros")),
         "constants": _constants(program),
-        "sram": _sram(program, mapping),
+        "sram": _sram(program),
         "budget": budget(program, [] if sites is None else sites.list()),
         "vector_memory": {
             "capacity_bytes": program.machine.vector_sram_bytes,
-            "used_bytes": size_of(
-                one for name, one in program.memories.items() if name in OF_VALUES
-            ),
+            "used_bytes": _size(program, *OF_VALUES, KV_SCALES),
+            "kv_scale_bytes": _size(program, KV_SCALES),
         },
+        "memories": [
+            {**asdict(one), "name": name, "bytes": one.size}
+            for name, one in program.memories.items()
+        ],
         "lower_bound": {
             "cycles": bound,
             "tokens_per_second": program.machine.clock_hz / bound if bound else None,
@@ -244,39 +252,45 @@ def _zeros(program: Program, counted: JSONFile | None) -> dict[str, dict[str, in
 
 
 def _constants(program: Program) -> dict[str, Any]:
-    """Vectors and tables in the constant ROM of the vector units: bytes by class."""
-    classes = _classes(program)
+    """The constant ROM of the vector units: bytes of its rows, and by class of what is there."""
+    classes, rom = _classes(program), program.memories[CONSTANTS]
     by_class: dict[str, int] = {}
     for name, parameter in program.parameters.items():
-        if parameter.codes is not None and parameter.codes.file.endswith("constants.bin"):
+        for form, _ in parameter.constants:
             entry = classes.get(name, name)
-            by_class[entry] = by_class.get(entry, 0) + parameter.codes.size
-    return {"used_bytes": sum(by_class.values()), "by_class": by_class}
+            rows = form.depth(parameter.dims, rom.lanes, program.capacity)
+            by_class[entry] = by_class.get(entry, 0) + replace(rom, rows=rows).size
+    return {"used_bytes": rom.size, "by_class": by_class}
 
 
-def _sram(program: Program, mapping: JSONFile) -> dict[str, Any]:
-    """SRAM of all H-Units together; the mapping states what one of them holds."""
+def _size(program: Program, *names: str) -> int:
+    """Bytes of those of the named memories that the chip has."""
+    return size_of(one for name, one in program.memories.items() if name in names)
+
+
+def _sram(program: Program) -> dict[str, Any]:
+    """SRAM of all H-Units together."""
     # Imported when used, as xDSL is that it needs.
-    from intaglio.lowering.place.sram import cache_bytes, tokens_on_die
+    from intaglio.lowering.place.sram import tokens_on_die
 
-    tiles = program.machine.h_units
-    use = {"kv_bytes": 0, "graph_adapter_bytes": 0, "adapter_slot_bytes": 0}
-    for entry in mapping["sram"].list():
-        name = entry["name"].text()
-        if name in program.slots:
-            kind = "adapter_slot_bytes"
-        else:
-            kind = "kv_bytes" if name in program.caches else "graph_adapter_bytes"
-        parameter = program.parameters.get(name)
-        # An adapter of few rows lies on as many units.
-        use[kind] += entry["size"].count() * (min(tiles, parameter.dims[0]) if parameter else tiles)
-    machine, demand, capacity = program.machine, demand_of(program), program.capacity
+    machine, demand = program.machine, demand_of(program)
+    adapters = slots = _size(program, ADAPTERS, ADAPTER_SCALES)
+    if demand.fixed:
+        slots = sum(
+            replace(one, rows=program.residents * one.resident).size
+            for name, one in program.memories.items()
+            if name in (ADAPTERS, ADAPTER_SCALES)
+        )
+    use = {
+        "kv_bytes": _size(program, KV),
+        "graph_adapter_bytes": adapters - slots,
+        "adapter_slot_bytes": slots,
+    }
     return {
-        "capacity_bytes": machine.sram_bytes * tiles,
+        "capacity_bytes": machine.sram_bytes * machine.h_units,
         "used_bytes": sum(use.values()),
         **use,
-        "kv_scale_bytes": tiles * cache_bytes(capacity, 0, demand.scale_bytes, machine),
-        "kv_tokens": tokens_on_die(capacity, machine),
+        "kv_tokens": tokens_on_die(program.capacity, machine),
         "kv_bytes_per_token": demand.kv_bytes,
     }
 

@@ -44,6 +44,7 @@ _MEMORY = {
     "adapter slots": Fill("tensor2"),
     "adapters of the graph": Fill("tensor3"),
     "values": Fill("vector"),
+    "scales of the KV cache": Fill("kv", "dots"),
 }
 
 
@@ -89,7 +90,8 @@ def sram_pictures(content: Mapping[str, Any]) -> tuple[list[Picture], Fills]:
         ("adapter slots", sram["adapter_slot_bytes"]),
         ("adapters of the graph", sram["graph_adapter_bytes"]),
     ]
-    values = [("values", vector["used_bytes"])]
+    scales = vector["kv_scale_bytes"]
+    values = [("values", vector["used_bytes"] - scales), ("scales of the KV cache", scales)]
     used = {name for name, size in [*parts, *values] if size}
     # Each of the two to its own scale: the one is hundreds of times the other.
     pictures = [

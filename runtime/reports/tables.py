@@ -81,14 +81,16 @@ def summary_lines(content: Mapping[str, Any], *, limits: bool = True) -> list[st
     bound, clock = content["lower_bound"], content["clock_hz"]
     rom_use = _of(rom["used_bits"] / 8, rom["capacity_bits"] / 8)
     sram_use = _of(sram["used_bytes"], sram["capacity_bytes"])
-    caches = [f"{name} {size_text(size)}" for name, size in _caches(content)]
+    cache, cache_size = _cache(content)
+    vector_use = _of(vector["used_bytes"], vector["capacity_bytes"])
+    if vector["kv_scale_bytes"]:
+        vector_use += f", scales of the KV cache {size_text(vector['kv_scale_bytes'])}"
     banks = rom["banks"]
     tiles_used = f"{banks['tiles_used']} of {counted(banks['tiles'], 'tile')}"
     lines = [
         f"ROM     {rom_use}, fullest bank {banks['fill_max']:.1%}, {tiles_used}",
-        f"SRAM    {sram_use}, {caches[0]}",
-        *(f"        and {one}" for one in caches[1:]),
-        f"vectors {_of(vector['used_bytes'], vector['capacity_bytes'])}",
+        f"SRAM    {sram_use}, {cache} {size_text(cache_size)}",
+        f"vectors {vector_use}",
         fraction_line(content),
     ]
     if rom["extra_bits"]:
@@ -133,17 +135,12 @@ def limit_lines(positions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield f"{'limits' if not number else '':<8}{line}"
 
 
-def _caches(content: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """What of the caches is in the SRAM, with its bytes; scales apart where they are of more tokens
-    than the rest."""
+def _cache(content: Mapping[str, Any]) -> tuple[str, int]:
+    """What of the caches is in the H-Units, with its bytes."""
     sram, tokens = content["sram"], counted(content["context"], "token")
     if sram["kv_tokens"] == content["context"]:
-        return [(f"KV cache of {tokens}", sram["kv_bytes"])]
-    codes = sram["kv_bytes"] - sram["kv_scale_bytes"]
-    found = [(f"KV cache of the first {sram['kv_tokens']:,} of {tokens}", codes)]
-    if sram["kv_scale_bytes"]:
-        found.append(("scales of all of them", sram["kv_scale_bytes"]))
-    return found
+        return f"KV cache of {tokens}", sram["kv_bytes"]
+    return f"KV cache of the first {sram['kv_tokens']:,} of {tokens}", sram["kv_bytes"]
 
 
 def _external_lines(positions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -267,14 +264,19 @@ def _share(part: int, whole: int) -> str:
 
 def _memory(content: Mapping[str, Any]) -> Table:
     sram, vector, constants = content["sram"], content["vector_memory"], content["constants"]
+    cache, cache_size = _cache(content)
     rows = [
-        *((name, size_text(size), "") for name, size in _caches(content)),
+        (cache, size_text(cache_size), size_text(sram["capacity_bytes"])),
         ("adapters of the graph", size_text(sram["graph_adapter_bytes"]), ""),
         ("adapter slots", size_text(sram["adapter_slot_bytes"]), ""),
-        ("values", size_text(vector["used_bytes"]), size_text(vector["capacity_bytes"])),
+        (
+            "values",
+            size_text(vector["used_bytes"] - vector["kv_scale_bytes"]),
+            size_text(vector["capacity_bytes"]),
+        ),
+        ("scales of the KV cache", size_text(vector["kv_scale_bytes"]), ""),
         ("constants (ROM)", size_text(constants["used_bytes"]), ""),
     ]
-    rows[0] = (*rows[0][:2], size_text(sram["capacity_bytes"]))
     return "SRAM and vector units", ("use", "bytes", "of"), rows, ""
 
 

@@ -58,8 +58,8 @@ rom.step @decode context 128 {
 // CHECK:      rom.cache @past_1_value : !rom.kv<128, 2, 16, int8>
 // CHECK-NEXT: fabric.engrave @emb in
 // CHECK:      fabric.engrave @layers_1_qkv in
-// CHECK:      fabric.constant @layers_1_norm at
-// CHECK:      fabric.reserve @past_1_value at
+// CHECK:      fabric.constant @layers_1_norm in @constants at
+// CHECK:      fabric.reserve @past_1_value in @kv at
 // CHECK:      program.program @decode positions [0, 127]
 // CHECK:        program.block @part0 instances [{emb = @emb}] {
 // CHECK-NEXT:     program.instruction "embed" on "matrix"

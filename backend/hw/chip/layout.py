@@ -31,21 +31,21 @@ from intaglio.backend.hw.units.matrix import plan as matrix_plan
 from intaglio.backend.hw.units.matrix.interface import MatrixUnit
 from intaglio.backend.hw.units.matrix.plan import MatrixConfig
 from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
-from intaglio.backend.hw.units.memories import CONSTANTS
 from intaglio.backend.hw.units.power import PowerUnit
 from intaglio.backend.hw.units.refusals import attempted, refuse
 from intaglio.backend.hw.units.unit import Unit
 from intaglio.backend.hw.units.vector import encode as vector_encode
-from intaglio.backend.hw.units.vector.encode import ConstantRows, Places
+from intaglio.backend.hw.units.vector.encode import Places
 from intaglio.backend.hw.units.vector.interface import VectorUnit
 from intaglio.backend.hw.units.vector.shape import VectorShape
 from intaglio.dialects import memories
 from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.constant_rom import CONSTANTS, Form
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.encoded import DescriptorOp, QueueOp, Value, word_of
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.h_units import KV, KV_SCALES
 from intaglio.dialects.isa.adapter import AdapterMatvec
-from intaglio.dialects.isa.matrix import Product
 from intaglio.dialects.isa.queues import MATRIX, POWER, QUEUES, VECTOR
 
 if TYPE_CHECKING:
@@ -65,9 +65,6 @@ class Layout:
         units: all units.
         queues: what each queue executes.
         fields: of the descriptors of each queue's units.
-        constant_rows: rows of the constant ROM.
-        vector_constants: first row of what the vector unit reads there.
-        biases: first row of what the matrix array reads there.
         matrix: sizes of the matrix array.
         attention: sizes of the attention unit.
         adapters: sizes of the adapter unit; None without one.
@@ -79,9 +76,6 @@ class Layout:
     units: tuple[Unit, ...]
     queues: Mapping[str, QueueProgram]
     fields: Mapping[str, Fields]
-    constant_rows: int
-    vector_constants: Mapping[ConstantRows, int]
-    biases: Mapping[str, int]
     matrix: MatrixConfig
     attention: AttentionModel
     adapters: AdapterModel | None
@@ -91,8 +85,17 @@ class Layout:
     @property
     def rows(self) -> dict[str, int]:
         """Words of each memory beside the units, by its name."""
-        rows = {name: one.rows for name, one in self.program.memories.items()}
-        return {**rows, CONSTANTS.name: self.constant_rows}
+        return {name: one.rows for name, one in self.program.memories.items()}
+
+    @property
+    def constant_rows(self) -> int:
+        """Rows of the constant ROM."""
+        return self.program.memories[CONSTANTS].rows
+
+    @cached_property
+    def biases(self) -> dict[str, int]:
+        """The first row of each bias there."""
+        return _biases(self.program)
 
     @cached_property
     def encoded(self) -> dict[str, QueueOp]:
@@ -106,7 +109,7 @@ class Layout:
 
     def row_of(self, buffer: str) -> int:
         """The first row of a buffer in its memory."""
-        return self.program.buffers[buffer].row
+        return self.program.row_of(buffer)
 
     def entry(self, queue: str, number: int) -> tuple[Instruction, Mapping[str, str]]:
         """The instruction that a queue executes as its `number`-th, and what its slots bind."""
@@ -123,17 +126,18 @@ def layout_of(program: Program) -> Layout:
     """
     refuse(refusals(program))
     machine = program.machine
-    if missing := [name for name in memories.OF_VALUES if name not in program.memories]:
-        raise UserError(f"the hardware needs a program with values in {', '.join(missing)}")
+    needed = (*memories.OF_VALUES, KV, KV_SCALES, CONSTANTS)
+    if missing := [name for name in needed if name not in program.memories]:
+        raise UserError(f"the hardware needs a program with memories {', '.join(missing)}")
     rows = {name: program.memories[name].rows for name in memories.OF_VALUES}
-    constants, biases, constant_rows = _constants(program)
+    constant_rows = program.memories[CONSTANTS].rows
     vector_depth = max(rows[memories.VECTORS], rows[memories.CODES])
 
     matrix = matrix_plan.configure(
         program,
-        biases,
+        _biases(program),
         vector_depth=vector_depth,
-        constant_depth=max(2, constant_rows),
+        constant_depth=constant_rows,
     )
     heads = {
         name: one.row // program.rows_of_head
@@ -142,13 +146,13 @@ def layout_of(program: Program) -> Layout:
     }
     row_bits = max(rows[name] for name in memories.OF_KIND.values()).bit_length()
     attention_model = AttentionModel(program, max(row_bits, 2), heads)
-    adapter_places = places_of(program, attention_model.kv.depth * machine.attention_lanes)
+    adapter_places = places_of(program)
     adapters = None
     if adapter_places is not None:
         adapters = AdapterModel(program, adapter_places, attention_model.row_bits)
     shape = VectorShape.of(
         program,
-        constant_rows=max(2, constant_rows),
+        constant_rows=constant_rows,
         score_rows=rows[memories.SCORES],
         probability_rows=rows[memories.PROBABILITIES],
         scale_rows=attention_model.kv.scale_depth,
@@ -156,7 +160,6 @@ def layout_of(program: Program) -> Layout:
     scales = max(rows[memories.CODE_SCALES], rows[memories.HEADS])
     shape = replace(shape, rows=vector_depth, scales=scales)
     places = Places(
-        constants=constants,
         heads=heads,
         value_scales={name: place.scale_row for name, place in attention_model.kv.places.items()},
         score_rows=program.rows_of_head,
@@ -180,9 +183,6 @@ def layout_of(program: Program) -> Layout:
             [(one.timing, one.sampled) for one in program.blocks], list(fields)
         ),
         fields=fields,
-        constant_rows=max(2, constant_rows),
-        vector_constants=constants,
-        biases=biases,
         matrix=matrix,
         attention=attention_model,
         adapters=adapters,
@@ -238,49 +238,27 @@ def layout_with(layout: Layout, program: Program) -> Layout:
     return replace(layout, program=program)
 
 
-def _constants(program: Program) -> tuple[dict[ConstantRows, int], dict[str, int], int]:
-    """First rows in the constant ROM: for the vector unit, for biases; and how many rows."""
-    lanes = program.machine.vector_lanes
-    constants: dict[ConstantRows, int] = {}
-    biases: dict[str, int] = {}
-    rows = 0
-    for block in program.blocks:
-        for instance in block.instances:
-            for one in block.instructions:
-                for form in vector_encode.constant_rows(program, one, instance):
-                    if form not in constants:
-                        constants[form] = rows
-                        rows += _constant_depth(program, form)
-                if isinstance(one.does, Product) and one.does.bias is not None:
-                    name = instance[one.does.bias]
-                    if name not in biases:
-                        biases[name] = rows
-                        rows += -(-program.parameters[name].dims[-1] // lanes)
-    return constants, biases, rows
-
-
-def _constant_depth(program: Program, form: ConstantRows) -> int:
-    dims = program.parameters[form.parameter].dims
-    if form.turning:
-        return min(dims[0], program.capacity) * form.position_rows
-    return 1 if form.kind == "repeated" else -(-int(np.prod(dims)) // form.lanes)
-
-
 def constant_words(layout: Layout, images: Images) -> Words:
     """The content of the constant ROM: rows of W numbers of 32 bits, as bytes [rows, 4 W]."""
-    lanes = layout.lanes
+    program, lanes = layout.program, layout.lanes
     rows = np.zeros((layout.constant_rows, lanes), np.int64)
-    for form, first in layout.vector_constants.items():
-        values = np.asarray(images.dense(form.parameter))
-        if form.turning:
-            values = values[: layout.program.capacity]
-        part = form.rows(values)
-        rows[first : first + len(part)] = part
-    for name, first in layout.biases.items():
-        values = np.asarray(images.dense(name), np.int64).reshape(-1)
-        count = -(-len(values) // lanes)
-        rows[first : first + count].reshape(-1)[: len(values)] = values
+    for parameter in program.parameters.values():
+        for form, first in parameter.constants:
+            values = np.asarray(images.dense(parameter.name), np.int64)
+            part = form.rows(values, lanes, program.capacity, 1 << parameter.exponent)
+            rows[first : first + len(part)] = part
     return as_words(rows.astype("<i4").view(np.uint8).reshape(len(rows), -1))
+
+
+def _biases(program: Program) -> dict[str, int]:
+    """First rows in the constant ROM of what the matrix array may read there."""
+    plain = Form()
+    return {
+        one.name: row
+        for one in program.parameters.values()
+        for form, row in one.constants
+        if form == plain
+    }
 
 
 def unit_values(

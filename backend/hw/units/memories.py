@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from intaglio.dialects import memories
+from intaglio.dialects import constant_rom, memories
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS, SCALE_BYTES
 from intaglio.dialects.memories import CODE_BITS, EXPONENT_BITS, SUM_BITS
 
@@ -49,7 +49,7 @@ PROBABILITIES = Memory(memories.PROBABILITIES, CODE_BITS)
 """Codes that the softmax writes."""
 HEADS = Memory(memories.HEADS, parts={**_SCALE, "total": SUM_BITS})
 """Scale and sum of each head's probabilities."""
-CONSTANTS = Memory("constants", FIXED_BITS)
+CONSTANTS = Memory(constant_rom.CONSTANTS, FIXED_BITS)
 """Constant ROM."""
 VALUE_SCALES = Memory("value_scales", 8 * SCALE_BYTES)
 """Scales of cached vectors; inside the attention unit."""

@@ -1,12 +1,9 @@
 """Where adapters lie in the H-Units, and what goes through the chip's load port.
 
-Row n of a matrix is on H-Unit n mod h_units. There its ``n div h_units``-th row takes `words` words
-of the adapter SRAM, each of `attention_lanes` elements, and `groups` scales of 16 bits in a memory
-of their own. An element has `element_bits`: E4M3, or an integer less its zero point in two's
-complement; the rest of a row's last word is 0. Matrices follow one another in the program's order:
-those that the graph brings along, whose contents are there from the beginning, and slots. Where
-several adapters are resident the slots come last, and as often as there are residents: those of
-resident k lie `k * slot_words` words, and `k * slot_scales` scales, after those of resident 0.
+How matrices lie on the H-Units is in `dialects/h_units.py`; their rows are the program's. An
+element has `element_bits`: E4M3, or an integer less its zero point in two's complement; the rest of
+a row's last word is 0. Where several adapters are resident, the slots of resident k lie
+`k * slot_words` words, and `k * slot_scales` scales, after those of resident 0.
 
 **The load port** takes a word of `load_bytes` in a cycle, with an address of
 `AdapterPlaces.address_bits`:
@@ -18,10 +15,10 @@ resident k lie `k * slot_words` words, and `k * slot_scales` scales, after those
 | 2: sites       | number of the site              | rank, exponent of A, exponent of B       |
 | 3: active      | (none)                          | number of the active resident            |
 
-A group is as many H-Units, a power of two, as a load word has room for; an SRAM word wider than a
-load word has several equal parts (low bits first). Lower bits stand in this order from the top;
-what has one value only has no bits. Site registers are rank, then two exponents of `EXPONENT_BITS`
-in two's complement, low bits first. The ranks are 0 after reset.
+A group is as many H-Units, a power of two, as a load word has room for; no matrix begins inside
+one. An SRAM word wider than a load word has several equal parts (low bits first). Lower bits stand
+in this order from the top; what has one value only has no bits. Site registers are rank, then two
+exponents of `EXPONENT_BITS` in two's complement, low bits first. The ranks are 0 after reset.
 
 An adapter of rank r is loaded with the rows of A below r and the words of B with columns below r;
 the registers of all sites come last. `load_cycles` counts that, `load_stream` makes it.
@@ -37,16 +34,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.backend.hw.units.refusals import attempted, refuse
+from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.wires.widths import index_bits, log2
-from intaglio.dialects.codes import SLOT_BITS, AdapterMatrix, Matrix
+from intaglio.dialects.codes import AdapterMatrix, Matrix
 from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.h_units import (
+    ADAPTER_SCALES,
+    ADAPTERS,
+    AdapterShape,
+    load_units,
+    scale_units,
+)
 from intaglio.dialects.isa.adapter import AdapterMatvec
 from intaglio.dialects.machine import Machine
 
@@ -101,22 +105,35 @@ class MatrixPlace:
 
     Attributes:
         parameter: what it is.
+        shape: how it lies there.
         word: first word in every H-Unit's SRAM.
-        words: of a row.
         scale: first place in every H-Unit's scale memory.
-        group_words: words under one scale.
     """
 
     parameter: Parameter
+    shape: AdapterShape
     word: int
-    words: int
     scale: int
-    group_words: int
+
+    @property
+    def unit(self) -> int:
+        """The H-Unit of row 0."""
+        return self.parameter.unit
+
+    @property
+    def words(self) -> int:
+        """Of a row."""
+        return self.shape.words
+
+    @property
+    def group_words(self) -> int:
+        """Words under one scale."""
+        return self.shape.group_words
 
     @property
     def groups(self) -> int:
         """Scales of a row."""
-        return -(-self.words // self.group_words)
+        return self.shape.groups
 
 
 @dataclass(frozen=True)
@@ -162,12 +179,12 @@ class AdapterPlaces:
     @cached_property
     def load_units(self) -> int:
         """H-Units that a load word has SRAM words for."""
-        return min(self.machine.h_units, _floor_power(self._load_bits // self.word_bits))
+        return load_units(self.machine, self.word_bits)
 
     @cached_property
     def scale_units(self) -> int:
         """H-Units that a load word has scales for."""
-        return min(self.machine.h_units, _floor_power(self._load_bits // SCALE_BITS))
+        return scale_units(self.machine)
 
     @property
     def rank_bits(self) -> int:
@@ -315,7 +332,7 @@ class AdapterPlaces:
         used = np.arange(blocks * groups).reshape(blocks, 1, groups) * units < rows
         used = np.broadcast_to(used, (blocks, words, groups)).reshape(-1)
         index = place.word + np.arange(blocks)[:, None] * place.words + np.arange(words)
-        index = index[..., None] * groups + np.arange(groups)
+        index = index[..., None] * groups + np.arange(groups) + place.unit // units
         index = index.reshape(-1)[used][:, None] * self.parts + np.arange(self.parts)
         bits = bits.reshape(blocks * words * groups, self.parts, -1)[used]
         return self._stream(CODES, index.reshape(-1), bits.reshape(index.size, -1))
@@ -328,7 +345,7 @@ class AdapterPlaces:
         full[:rows] = scales
         bits = _to_bits(full, SCALE_BITS).reshape(blocks * groups, units * SCALE_BITS)
         used = -(-rows // units)
-        index = (place.scale * groups) + np.arange(used)
+        index = (place.scale * groups) + np.arange(used) + place.unit // units
         return self._stream(SCALES, index, bits[:used])
 
     def _stream(self, kind: int, index: npt.NDArray[np.int64], bits: Bits) -> LoadStream:
@@ -370,14 +387,14 @@ class AdapterPlaces:
             rows = self.word_rows(q, blocks)
             packed = np.packbits(rows, axis=-1, bitorder="little")
             last = place.word + blocks * place.words
-            words[:, place.word : last] = packed.transpose(1, 0, 2, 3).reshape(
-                units, blocks * place.words, -1
-            )
+            own, count = slice(place.unit, place.unit + place.shape.units), place.shape.units
+            packed = packed.transpose(1, 0, 2, 3).reshape(units, blocks * place.words, -1)
+            words[own, place.word : last] = packed[:count]
             full = np.zeros((blocks * units, place.groups), np.int16)
             full[: matrix.rows] = matrix.scales
             full = full.reshape(blocks, units, place.groups).transpose(1, 0, 2)
             last = place.scale + blocks * place.groups
-            scales[:, place.scale : last] = full.reshape(units, -1).view(np.uint16)
+            scales[own, place.scale : last] = full.reshape(units, -1).view(np.uint16)[:count]
         for unit in range(units):
             yield unit, words[unit], scales[unit]
 
@@ -394,12 +411,8 @@ def products(program: Program) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def places_of(program: Program, used: int = 0) -> AdapterPlaces | None:
-    """Gives every adapter of a program its place; None when there is none.
-
-    Args:
-        program: the program.
-        used: bytes of every H-Unit's SRAM that the KV cache takes.
+def places_of(program: Program) -> AdapterPlaces | None:
+    """Where the adapters of a program lie; None when there is none.
 
     Raises:
         UserError: a size that the hardware does not take.
@@ -408,51 +421,26 @@ def places_of(program: Program, used: int = 0) -> AdapterPlaces | None:
     if not names:
         return None
     refuse(place_refusals(program))
-    residents = program.residents
-    if residents > 1:
-        names.sort(key=lambda name: program.parameters[name].is_slot)
-    machine, lanes = program.machine, program.machine.attention_lanes
+    refuse(place_refusals(program))
+    residents, machine = program.residents, program.machine
     places: dict[str, MatrixPlace] = {}
-    word = scale = bits = 0
-    slot_words = slot_scales = 0
     for name in names:
         parameter = program.parameters[name]
-        rows, columns = parameter.dims
-        bits = max(bits, _element_bits(parameter))
-        words = -(-columns // lanes)
-        group = words
-        if parameter.group and parameter.group < columns:
-            group = parameter.group // lanes
-        place = places[name] = MatrixPlace(parameter, word, words, scale, group)
-        blocks = -(-rows // machine.h_units)
-        word += blocks * words
-        scale += blocks * place.groups
-        if parameter.is_slot:
-            slot_words += blocks * words
-            slot_scales += blocks * place.groups
-    word += (residents - 1) * slot_words
-    scale += (residents - 1) * slot_scales
+        shape = parameter.shape(machine)
+        places[name] = MatrixPlace(parameter, shape, parameter.row, parameter.scale)
     sites = tuple(program.sites.values())
-    found = AdapterPlaces(
+    words, scales = program.memories[ADAPTERS], program.memories[ADAPTER_SCALES]
+    return AdapterPlaces(
         machine,
         places,
         sites,
-        bits,
-        max(2, word),
-        max(2, scale),
+        words.bits,
+        words.rows,
+        scales.rows,
         residents,
-        slot_words,
-        slot_scales,
+        words.resident,
+        scales.resident,
     )
-    size = used + -(-word * found.word_bits // 8) + scale * SCALE_BITS // 8
-    if size > machine.sram_bytes:
-        raise UserError(
-            f"KV cache and adapters take {size} bytes in every H-Unit, more than "
-            f"{machine.sram_bytes}: their rows begin in a word of {lanes} elements",
-            hint="a shorter --context, or a smaller --adapter-slots"
-            + (", or fewer --resident-adapters" if residents > 1 else ""),
-        )
-    return found
 
 
 def place_refusals(program: Program) -> list[UserError]:
@@ -462,7 +450,10 @@ def place_refusals(program: Program) -> list[UserError]:
     found: list[UserError] = []
     for name in products(program):
         parameter = program.parameters[name]
-        found += attempted(partial(_element_bits, parameter))
+        if parameter.code.startswith("fixed"):
+            found.append(
+                UserError(f"the hardware has no adapters of {parameter.code}: {parameter.key}")
+            )
         if parameter.group and parameter.group < parameter.dims[1] and parameter.group % lanes:
             found.append(
                 UserError(
@@ -482,23 +473,6 @@ def place_refusals(program: Program) -> list[UserError]:
             )
         )
     return found
-
-
-def _element_bits(parameter: Parameter) -> int:
-    """Bits of a weight of a matrix, less its zero point."""
-    if parameter.is_slot:
-        return SLOT_BITS[parameter.code]
-    if parameter.code.startswith("fixed"):
-        raise UserError(f"the hardware has no adapters of {parameter.code}: {parameter.key}")
-    top = 2 if parameter.code == "ternary" else (1 << parameter.bits) - 1
-    if parameter.zero is None:
-        return parameter.bits + 1
-    low, high = -parameter.zero, top - parameter.zero
-    return max((-low - 1).bit_length(), high.bit_length()) + 1
-
-
-def _floor_power(number: int) -> int:
-    return 1 << (max(1, number).bit_length() - 1)
 
 
 def _to_bits(values: npt.NDArray[np.int64], bits: int) -> Bits:

@@ -111,6 +111,26 @@ class AdapterModel:
         found = {"source_fp8": sources, "weight_fp8": len(self.codes) > 1}
         return tuple(name for name, on in found.items() if on)
 
+    @property
+    def beat(self) -> int:
+        """Results of a beat."""
+        return min(self.machine.h_units, self.machine.results_per_cycle)
+
+    @cached_property
+    def turns(self) -> tuple[int, ...]:
+        """At which results of a beat matrices begin."""
+        return tuple(sorted({0, *(place.unit % self.beat for _, place in self.uses)}))
+
+    @property
+    def _unit_fields(self) -> list[Field]:
+        """Where rows of a matrix begin among the H-Units, where any does not at the first."""
+        beats = max(place.unit // self.beat for _, place in self.uses)
+        found = (
+            ("adapter_turn", len(self.turns) - 1, "where in a beat the first row's result is"),
+            ("adapter_part", beats, "beats of a block before the first row's result"),
+        )
+        return [Field(name, number_bits(most), means) for name, most, means in found if most]
+
     @cached_property
     def fields(self) -> Fields:
         """The descriptor of a product: see `Fields`."""
@@ -156,6 +176,7 @@ class AdapterModel:
                 ),
                 Field("adapter_passes_last", 1, "bytes of an element of the vector, less one"),
                 *(Field(f"adapter_{name}", 1, _MIXED[name]) for name in self.mixed),
+                *self._unit_fields,
                 Field("adapter_first", 1, "1: the first matrix of a site"),
                 Field("adapter_second", 1, "1: the second matrix of a site"),
                 Field("adapter_site", index_bits(len(self.places.sites)), "number of the site"),
@@ -217,10 +238,10 @@ def encode(
     shift = one.pre_shift
     kinds = {"source_fp8": fmt, "weight_fp8": parameter.code}
     values = {
-        "adapter_source": _row(program, one.input),
-        "adapter_target": _row(program, one.output),
+        "adapter_source": program.row_of(one.input, instruction),
+        "adapter_target": program.row_of(one.output, instruction),
         "adapter_residual": int(residual is not None),
-        "adapter_residual_row": 0 if residual is None else _row(program, residual),
+        "adapter_residual_row": (0 if residual is None else program.row_of(residual, instruction)),
         "adapter_word": place.word,
         "adapter_words": place.words,
         "adapter_scale": place.scale,
@@ -236,15 +257,9 @@ def encode(
         "adapter_pre_shift": shift,
         "adapter_places": exponent - shift - frac,
     }
+    units = {
+        "adapter_turn": model.turns.index(place.unit % model.beat),
+        "adapter_part": place.unit // model.beat,
+    }
+    values |= {name: value for name, value in units.items() if name in model.fields}
     return model.fields.checked(values, one.opcode)
-
-
-def _row(program: Program, name: str) -> int:
-    """The row of a buffer in the memories outside."""
-    buffer = program.buffers[name]
-    if buffer.element:
-        raise UserError(
-            f"{name} begins inside a row of the vector memory; the hardware needs slices at "
-            f"multiples of {program.machine.vector_lanes} elements"
-        )
-    return buffer.row

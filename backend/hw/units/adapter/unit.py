@@ -8,7 +8,8 @@ first step in cycle s + 1. In a step every H-Unit multiplies a word of its row w
 the vector, a byte of each element of the vector at a time, and adds the product times the scale of
 the group to its sum. Loops, from the inside: bytes, words of a row, blocks of `h_units` rows. After
 a block its results leave in *beats* of `results_per_cycle` rows, are requantised, and get the
-residual added, while the next block is multiplied.
+residual added, while the next block is multiplied. Those of a matrix that begins at another H-Unit
+than the first are turned, so that row 0 leaves first.
 
 **Rank.** Of a site's first matrix the rows below its rank are multiplied; the others are 0, and
 blocks without any row below it take only their beats. Of the second matrix the words with columns
@@ -486,7 +487,13 @@ class _Unit:
         places = (f["adapter_places"].as_signed() + self.exponent + exponent).named("places")
 
         part = self.part.delay(self.early, name="result_part")
+        if "adapter_part" in f:
+            part = (part + f["adapter_part"]).truncate(part.width)
         dots = [choose(part, results[i::count]) for i in range(count)]
+        if "adapter_turn" in f:
+            # Row 0 of the matrix is not the first result of a beat.
+            turned = [[dots[(i + turn) % count] for turn in self.model.turns] for i in range(count)]
+            dots = [choose(f["adapter_turn"], options) for options in turned]
         first = self.group << log2(count)
         alive = cat(*[first + i < self.rows for i in reversed(range(count))])
         alive = alive.delay(self.early, name="result_alive")

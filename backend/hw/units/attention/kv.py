@@ -1,20 +1,15 @@
-"""Where the KV cache lies in the H-Units' SRAM and in the memory of its scales.
+"""The KV cache in the hardware: places of the program, external memory, contents to read and write.
 
-Token t of a cache is on H-Unit t mod h_units; there head h of its n-th token (n = t div h_units) is
-vector ``n * heads + h`` of the cache's region. A vector is ``reads * planes`` words of
-`attention_lanes` bytes: word ``r * planes + p`` holds byte p of elements ``r * lanes`` and
-following. Regions follow one another in the order of the caches' addresses (`fabric.reserve`).
+How a cache lies on the H-Units is in `dialects/h_units.py`; its rows are the program's. Word
+``r * planes + p`` of a vector holds byte p of elements ``r * lanes`` and following.
 
-With `Machine.kv_on_die` the SRAM holds that many tokens, the first ones. The others lie in external
-memory, in rows of `external_bytes`, a *block* (the vectors of one head and `h_units` tokens) after
-the other: head h of block b is the ``b * heads + h``-th of the cache's region. A block begins with
-word 0 of all its tokens in the H-Units' order, word 1 follows, and so on, so that what comes in a
-cycle is for different H-Units.
+External memory has rows of `external_bytes`, a *block* (the vectors of one head and `h_units`
+tokens) after the other: head h of block b is the ``b * heads + h``-th of the cache's region. A
+block begins with word 0 of all its tokens in the H-Units' order, word 1 follows, and so on, so that
+what comes in a cycle is for different H-Units.
 
-Scales (of all tokens, also of those outside), which that address map counts with the codes, have
-a memory of their own beside the vector units: row ``scale_row + h * scale_rows + t div W`` holds,
-at lane t mod W, the scale of head h of token t, 8 bits of exponent above 24 bits of mantissa.
-Static caches have no scales there.
+In the memory of scales row ``scale_row + h * scale_rows + t div W`` holds, at lane t mod W, the
+scale of head h of token t, 8 bits of exponent above 24 bits of mantissa.
 """
 
 from __future__ import annotations
@@ -29,13 +24,13 @@ import numpy.typing as npt
 from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Write
 from intaglio.dialects.codes import FORMATS
-from intaglio.dialects.errors import DoesNotFit, UserError, Way
+from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, SCALE_BYTES, Ints, Scale
+from intaglio.dialects.h_units import EXTERNAL, KV, KV_SCALES, CacheShape
 from intaglio.dialects.machine import KV_FORMATS, Machine
-from intaglio.lowering.place.search import largest
 
 if TYPE_CHECKING:
-    from intaglio.backend.program.program import Cache
+    from intaglio.backend.program.program import Cache, Program
 
 SCALE_WORD = 8 * SCALE_BYTES
 """Bits of a scale in the memory of scales: mantissa below exponent."""
@@ -44,39 +39,65 @@ EXPONENT_BITS = SCALE_WORD - SCALE_BITS
 
 @dataclass(frozen=True)
 class CachePlace:
-    """A cache in hardware.
+    """A cache in hardware: where the program says it lies, and what follows from its shape.
 
     Attributes:
         cache: what it is.
-        word: first word in every H-Unit's SRAM.
-        planes: bytes of an element.
-        reads: words of a plane of a vector.
-        scale_row: first row in the memory of scales; 0 for a static cache.
-        scale_rows: rows of a head there.
-        inside: tokens on the die; a multiple of the H-Units, or all.
-        external: first row in external memory.
-        beats: rows of a block there; 0 when all tokens are on the die.
+        shape: how it lies on the H-Units.
     """
 
     cache: Cache
-    word: int
-    planes: int
-    reads: int
-    scale_row: int
-    scale_rows: int
-    inside: int
-    external: int
-    beats: int
+    shape: CacheShape
+
+    @property
+    def word(self) -> int:
+        """First word in every H-Unit's SRAM."""
+        return self.cache.row
+
+    @property
+    def planes(self) -> int:
+        """Bytes of an element."""
+        return self.shape.planes
+
+    @property
+    def reads(self) -> int:
+        """Words of a plane of a vector."""
+        return self.shape.reads
 
     @property
     def words(self) -> int:
         """Words of a vector."""
-        return self.planes * self.reads
+        return self.shape.words
+
+    @property
+    def scale_row(self) -> int:
+        """First row in the memory of scales; 0 for a static cache."""
+        return self.cache.scale
+
+    @property
+    def scale_rows(self) -> int:
+        """Rows of a head there."""
+        return self.shape.scale_rows
+
+    @property
+    def inside(self) -> int:
+        """Tokens on the die; a multiple of the H-Units, or all."""
+        return self.shape.inside
+
+    @property
+    def external(self) -> int:
+        """First row in external memory."""
+        return self.cache.external
+
+    @property
+    def beats(self) -> int:
+        """Rows of a block there; 0 when all tokens are on the die."""
+        return self.shape.beats
 
     @property
     def static(self) -> bool:
         """Whether all codes share a scale known at compile time."""
-        return self.cache.static_scale is not None
+        return self.shape.static
 
 
 @dataclass(frozen=True)
@@ -99,36 +120,19 @@ class KVPlaces:
         return self.places[name]
 
 
-def kv_places(machine: Machine, caches: Iterable[Cache]) -> KVPlaces:
-    """Gives every cache its place.
+def kv_places(program: Program) -> KVPlaces:
+    """The places of a program's caches.
 
     Raises:
         UserError: a format or a size that the hardware does not take.
-        DoesNotFit: the caches' words are more than the SRAM has.
     """
-    caches = list(caches)
-    refuse(cache_refusals(machine, caches))
-    lanes, places = machine.attention_lanes, dict[str, CachePlace]()
-    word = row = external = 0
-    for cache in sorted(caches, key=lambda one: (one.address, one.name)):
-        planes = FORMATS[cache.format].bits // 8
-        static = cache.static_scale is not None
-        scale_rows = -(-cache.capacity // machine.vector_lanes)
-        reads, units = -(-cache.width // lanes), machine.h_units
-        inside, beats = cache.capacity, 0
-        if machine.kv_on_die and cache.capacity > machine.kv_on_die:
-            inside = machine.kv_on_die
-            beats = planes * reads * units * lanes // machine.external_bytes
-        place = CachePlace(
-            cache, word, planes, reads, 0 if static else row, scale_rows, inside, external, beats
-        )
-        places[cache.name] = place
-        word += -(-inside // units) * cache.heads * place.words
-        row += 0 if static else cache.heads * scale_rows
-        external += -(-(cache.capacity - inside) // units) * cache.heads * beats
-    if word * lanes > machine.sram_bytes:
-        raise _overflow(machine, places, word)
-    return KVPlaces(places, max(2, word), max(2, row), max(2, external) if external else 0)
+    refuse(cache_refusals(program.machine, program.caches.values()))
+    places = {
+        name: CachePlace(cache, cache.shape(program.machine))
+        for name, cache in program.caches.items()
+    }
+    rows = {name: one.rows for name, one in program.memories.items()}
+    return KVPlaces(places, rows[KV], rows[KV_SCALES], rows.get(EXTERNAL, 0))
 
 
 def cache_refusals(machine: Machine, caches: Iterable[Cache]) -> list[UserError]:
@@ -171,27 +175,6 @@ def _external_refusals(machine: Machine) -> list[UserError]:
             f"{machine.kv_on_die} tokens on the die are no multiple of {machine.h_units} H-Units"
         )
     return [UserError(what) for what in found]
-
-
-def _overflow(machine: Machine, places: dict[str, CachePlace], words: int) -> DoesNotFit:
-    """Vectors begin in a word of their own, which the bytes that are placed do not count."""
-    lanes, units = machine.attention_lanes, machine.h_units
-
-    def fits(rounds: int) -> bool:
-        own = (min(rounds, -(-one.inside // units)) * one.cache.heads * one.words for one in all_)
-        return sum(own) * lanes <= machine.sram_bytes
-
-    all_ = list(places.values())
-    capacity = max(one.cache.capacity for one in all_)
-    context = units * largest(fits, -(-capacity // units) - 1)
-    outside = any(one.beats for one in all_)
-    return DoesNotFit(
-        f"the KV cache takes {words} words of {lanes} bytes in every H-Unit, more than "
-        f"{machine.sram_bytes} bytes: vectors begin in a word of their own",
-        of="the H-Units' words",
-        ways=[Way(context=context)] if context and not outside else [],
-        others=["fewer h_unit.attention_lanes"],
-    )
 
 
 def external_kv(design: Design, machine: Machine, depth: int) -> ModuleBuilder:

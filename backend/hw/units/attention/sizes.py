@@ -88,7 +88,7 @@ def refusals(program: Program) -> list[UserError]:
     found = machine_refusals(machine) + cache_refusals(machine, caches)
     if machine.results_per_cycle:
         found += attempted(*[partial(_check_width, cache.width, machine) for cache in caches])
-    return found or attempted(lambda: kv_places(machine, caches))
+    return found
 
 
 def beat_elements(machine: Machine) -> int:
@@ -128,7 +128,7 @@ class AttentionModel:
     @cached_property
     def kv(self) -> KVPlaces:
         """Where the caches are."""
-        return kv_places(self.machine, self.program.caches.values())
+        return kv_places(self.program)
 
     @cached_property
     def _uses(self) -> list[tuple[OverCache, Cache]]:
@@ -429,15 +429,17 @@ def encode(
     """
     match instruction.does.bound(instance):
         case Append() as one:
-            fields, values = model.append_fields, _encode_append(model, one)
+            fields, values = model.append_fields, _encode_append(model, instruction, one)
         case QueryKey() | WeightedSum() as one:
-            fields, values = model.fields, _encode_attention(model, one)
+            fields, values = model.fields, _encode_attention(model, instruction, one)
         case other:
             raise CompilerBug(f"the attention unit cannot execute {other.opcode}")
     return fields.checked(values, instruction.opcode)
 
 
-def _encode_attention(model: AttentionModel, one: OverCache) -> dict[str, int]:
+def _encode_attention(
+    model: AttentionModel, instruction: Instruction, one: OverCache
+) -> dict[str, int]:
     machine, program = model.machine, model.program
     parallel = machine.query_parallel
     place = model.kv[model.cache_of(one).name]
@@ -448,7 +450,7 @@ def _encode_attention(model: AttentionModel, one: OverCache) -> dict[str, int]:
     shared, output = heads // cache.heads, beat_elements(machine)
     _check_width(cache.width, machine)
     groups, passes = -(-shared // parallel), _bytes(fmt)
-    token_rows = -(-cache.capacity // machine.vector_lanes)
+    token_rows, first = program.rows_of_head, program.row_of(source, instruction)
     vector_rows = -(-cache.width // machine.vector_lanes)
     static = ConstantScale.of(cache.static_scale) if cache.static_scale is not None else None
     factor, cap = Real(0, 0), one.softcap if isinstance(one, QueryKey) else None
@@ -467,10 +469,10 @@ def _encode_attention(model: AttentionModel, one: OverCache) -> dict[str, int]:
         }
     return {
         "weighted": int(weighted),
-        "source": row_of(program, source),
+        "source": first,
         "source_stride": token_rows if weighted else vector_rows,
-        "head": model.heads_of.get(source, row_of(program, source)) if weighted else 0,
-        "target": row_of(program, one.output),
+        "head": model.heads_of.get(source, first) if weighted else 0,
+        "target": program.row_of(one.output, instruction),
         "target_stride": 0 if weighted else token_rows,
         "word": place.word,
         "vector_words": place.words,
@@ -501,7 +503,9 @@ def _encode_attention(model: AttentionModel, one: OverCache) -> dict[str, int]:
     }
 
 
-def _encode_append(model: AttentionModel, one: Append[str]) -> dict[str, int]:
+def _encode_append(
+    model: AttentionModel, instruction: Instruction, one: Append[str]
+) -> dict[str, int]:
     machine = model.machine
     place = model.kv[one.cache]
     cache, port = place.cache, machine.kv_port_bytes
@@ -511,7 +515,7 @@ def _encode_append(model: AttentionModel, one: Append[str]) -> dict[str, int]:
     if model.external:
         external = {"external": place.external, "block_beats": place.beats}
     return {
-        "source": row_of(model.program, one.input),
+        "source": model.program.row_of(one.input, instruction),
         "source_stride": -(-cache.width // machine.vector_lanes),
         "word": place.word,
         "vector_words": place.words,
@@ -524,11 +528,6 @@ def _encode_append(model: AttentionModel, one: Append[str]) -> dict[str, int]:
         "scale_stride": 0 if place.static else place.scale_rows,
         **external,
     }
-
-
-def row_of(program: Program, name: str) -> int:
-    """The row of a buffer in the memories outside."""
-    return program.buffers[name].row
 
 
 def _check_width(width: int, machine: Machine) -> None:

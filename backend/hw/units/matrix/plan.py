@@ -592,14 +592,6 @@ def _descriptor(
     parameter, piece = program.parameters[name], pieces[name]
     shape = shape_of(parameter)
 
-    def row_of(buffer: str) -> int:
-        if program.buffers[buffer].element:
-            raise UserError(
-                f"the hardware of {machine.name} needs buffer {buffer} at a multiple of "
-                f"{machine.vector_lanes} elements"
-            )
-        return program.buffers[buffer].row
-
     planes, words = shape.planes(machine), piece.words(shape, machine)
     single = shape.group >= shape.columns
     # Shifted so far, every word's number is 0.
@@ -622,7 +614,7 @@ def _descriptor(
         "columns": shape.columns,
         "zero": 0 if machine.cell == "ternary" else parameter.zero or 0,
         "single": int(is_single(parameter)),
-        "output_row": row_of(does.writes[0]),
+        "output_row": program.row_of(does.writes[0], instruction),
     }
     if not isinstance(does, Matvec):
         period = max(planes, durations.table_beats(machine))
@@ -649,7 +641,7 @@ def _descriptor(
             "slots": cycles * piece.steps(machine) - 1,
             "beats": piece.drain_cycles(machine) - 1,
             "last": shape.rows - 1,
-            "input_row": row_of(does.input),
+            "input_row": program.row_of(does.input, instruction),
             "pre_shift": shift,
             "places": parameter.exponent - shift - fraction,
         }
@@ -658,7 +650,7 @@ def _descriptor(
                 raise CompilerBug(f"bias {does.bias} has no row in the constant ROM")
             values |= {"bias": 1, "bias_row": constant_rows[does.bias]}
         if does.residual is not None:
-            values |= {"residual": 1, "residual_row": row_of(does.residual)}
+            values |= {"residual": 1, "residual_row": program.row_of(does.residual, instruction)}
     if abs(values["places"]) >= 1 << (PLACES_BITS - 2):
         raise UserError(
             f"the hardware of {machine.name} cannot shift {name} by {values['places']} places"

@@ -10,15 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from intaglio.backend.hw.units.refusals import attempted
 from intaglio.backend.hw.units.vector.operations import COPY, OPERATIONS, QUANTIZE_STATIC
-from intaglio.backend.program.types import Instruction, Program
+from intaglio.backend.program.types import Instruction, Parameter, Program
 from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.constant_rom import (
+    ADJACENT,
+    HALVES,
+    PAIRS,
+    Form,
+    norm_form,
+    rotary_forms,
+)
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Scale
@@ -83,81 +87,25 @@ FIELDS = Fields(
 
 
 @dataclass(frozen=True)
-class ConstantRows:
-    """How a parameter lies in the constant ROM for the vector unit.
-
-    Attributes:
-        parameter: its name.
-        kind: `plain` (rows one after the other), `repeated` (a short vector again and again within
-            a row), `halves` (rotary table: rows of a position), `pairs` or `adjacent` (rotary table
-            expanded to the lanes of a head: partners half a rotation apart, or side by side).
-        lanes: of a row.
-        width: elements of a vector, or of a head.
-        turning: elements of a head that turn (rotary).
-        sine: whether the table is of sines: lanes that subtract get them negated.
-        fraction: fraction bits of a rotary table.
-    """
-
-    parameter: str
-    kind: str
-    lanes: int
-    width: int = 0
-    turning: int = 0
-    sine: bool = False
-    fraction: int = ROTARY_FRAC
-
-    @property
-    def position_rows(self) -> int:
-        """Rows of one position of a rotary table."""
-        if self.kind == "halves":
-            return self.turning // 2 // self.lanes
-        return -(-self.turning // self.lanes)
-
-    def rows(self, values: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-        """The rows [rows, lanes] of a parameter's integers ([n], or [positions, turning / 2])."""
-        values = np.asarray(values, np.int64)
-        if self.kind in ("plain", "halves"):
-            flat = values.reshape(-1)
-            return np.pad(flat, (0, -flat.size % self.lanes)).reshape(-1, self.lanes)
-        if self.kind == "repeated":
-            return np.tile(values.reshape(-1), self.lanes // self.width)[None]
-        count, half = values.shape[0], self.turning // 2
-        # What does not turn is multiplied by one.
-        still = 0 if self.sine else 1 << self.fraction
-        first = -values if self.sine else values
-        period = min(self.width, self.lanes)
-        head = np.full((count, max(period, self.position_rows * self.lanes)), still, np.int64)
-        if self.kind == "adjacent":
-            head[:, 0 : 2 * half : 2], head[:, 1 : 2 * half : 2] = first, values
-        else:
-            head[:, :half], head[:, half : 2 * half] = first, values
-        if period < self.lanes:
-            head = np.tile(head[:, :period], (1, self.lanes // period))
-        return head.reshape(-1, self.lanes)
-
-
-@dataclass(frozen=True)
 class Places:
     """Where the chip keeps what is no value: first rows.
 
     Attributes:
-        constants: of each of `constant_rows`.
         heads: of each probabilities buffer, its first entry in the file of scales and totals.
         value_scales: of each cache with scales of its tokens in the value scale memory.
         score_rows: rows of a head in score and probability memory.
     """
 
-    constants: Mapping[ConstantRows, int] = field(default_factory=dict[ConstantRows, int])
     heads: Mapping[str, int] = field(default_factory=dict[str, int])
     value_scales: Mapping[str, int] = field(default_factory=dict[str, int])
     score_rows: int = 1
 
 
-def constant_rows(
+def constant_forms(
     program: Program, one: Instruction, instance: Mapping[str, str]
-) -> tuple[ConstantRows, ...]:
-    """The constants that an instruction reads, one for each port: gamma and beta, or cosines and
-    sines.
+) -> tuple[tuple[Parameter, Form], ...]:
+    """The constants that an instruction reads, one for each port, and the forms that it takes them
+    in: gamma and beta, or cosines and sines.
 
     Raises:
         UserError: a shape that the unit does not take.
@@ -166,18 +114,16 @@ def constant_rows(
     match one.does.bound(instance):
         case RMSNorm() | LayerNorm() as norm:
             groups = norm.groups if isinstance(norm, RMSNorm) else 1
-            width = program.value(norm.input, Fixed).size // groups
-            own = program.parameters[norm.gamma].dims[-1] != width
-            kind = "repeated" if width < lanes and groups > 1 and not own else "plain"
-            names = [norm.gamma]
+            gamma = program.parameters[norm.gamma]
+            form = norm_form(program.value(norm.input, Fixed).size, groups, gamma.dims[-1], lanes)
             if isinstance(norm, LayerNorm) and norm.beta is not None:
-                names.append(norm.beta)
-            return tuple(ConstantRows(name, kind, lanes, width) for name in names)
+                return (gamma, form), (program.parameters[norm.beta], form)
+            return ((gamma, form),)
         case Rotary() as rotary:
             width = program.value(rotary.input, Fixed).size // rotary.heads
             turning = rotary.rotary_dim
-            kind = _rotary_kind(lanes, width, turning, rotary.interleaved)
-            if kind is None:
+            forms = rotary_forms(width, turning, lanes, interleaved=rotary.interleaved)
+            if forms is None:
                 raise _unfit(
                     one,
                     f"heads of {width} elements, of which {turning} turn, do not fit "
@@ -185,31 +131,10 @@ def constant_rows(
                     "half of the turning elements must be a multiple of the lanes, or a power of "
                     "two below them",
                 )
-            return tuple(
-                ConstantRows(
-                    name,
-                    kind,
-                    lanes,
-                    width,
-                    turning,
-                    kind != "halves" and sine,
-                    program.parameters[name].exponent,
-                )
-                for name, sine in ((rotary.cos, False), (rotary.sin, True))
-            )
+            tables = (program.parameters[name] for name in (rotary.cos, rotary.sin))
+            return tuple(zip(tables, forms, strict=True))
         case _:
             return ()
-
-
-def _rotary_kind(lanes: int, width: int, turning: int, interleaved: bool) -> str | None:
-    if width % lanes and lanes % width:
-        return None
-    if interleaved:
-        return "adjacent"
-    half = turning // 2
-    if half % lanes == 0:
-        return "halves"
-    return "pairs" if half & (half - 1) == 0 and turning <= lanes else None
 
 
 def misfits(program: Program) -> list[str]:
@@ -229,7 +154,7 @@ def shape_refusals(program: Program) -> list[UserError]:
     """Instructions whose shapes the vector unit does not take."""
     return attempted(
         *[
-            partial(constant_rows, program, one, block.instances[0])
+            partial(constant_forms, program, one, block.instances[0])
             for block in program.blocks
             for one in block.instructions
         ]
@@ -245,7 +170,7 @@ def encode(
         program: its buffers at rows of the memories outside.
         one: one of a block's instructions, of the vector queue.
         instance: what the block's slots are bound to.
-        places: where the chip keeps constants, scores and scales.
+        places: where the chip keeps scores and scales.
 
     Raises:
         UserError: a shape that the unit does not take; names the ONNX node.
@@ -256,7 +181,7 @@ def encode(
     values |= _Encoder(program, one, instance, places).fields()
     # A product is shifted by no more than changes it.
     values["second_shift"] = min(max(values["second_shift"], -127), 127)
-    return FIELDS.checked(values, one.opcode, _node(one))
+    return FIELDS.checked(values, one.opcode, one.node)
 
 
 def operations(program: Program) -> frozenset[str]:
@@ -309,12 +234,7 @@ def _operation(one: VectorInstruction[str]) -> str:
 
 
 def _unfit(one: Instruction, what: str, hint: str | None = None) -> UserError:
-    return UserError(what, node=_node(one), op_type=one.opcode, hint=hint)
-
-
-def _node(one: Instruction) -> str | None:
-    """The first ONNX node that an instruction stands for."""
-    return next((name for names in one.onnx for name in names), None)
+    return UserError(what, node=one.node, op_type=one.opcode, hint=hint)
 
 
 @dataclass(frozen=True)
@@ -353,15 +273,7 @@ class _Encoder:
     # Buffers
 
     def row(self, buffer: str) -> int:
-        place = self.program.buffers[buffer]
-        if place.element:
-            raise _unfit(
-                self.instruction,
-                f"a value begins inside a row of the vector memory (element {place.element} "
-                f"of {self.lanes})",
-                f"parts of a vector must begin at a multiple of {self.lanes} elements",
-            )
-        return place.row
+        return self.program.row_of(buffer, self.instruction)
 
     def size(self, buffer: str) -> int:
         return self.program.value(buffer, Fixed).size
@@ -403,8 +315,8 @@ class _Encoder:
         return values
 
     def constant_fields(self) -> dict[str, int]:
-        used = constant_rows(self.program, self.instruction, self.instance)
-        return {f"constant{i}": self.places.constants[form] for i, form in enumerate(used)}
+        used = constant_forms(self.program, self.instruction, self.instance)
+        return {f"constant{i}": one.constant_row(form) for i, (one, form) in enumerate(used)}
 
     def norm(self, one: RMSNorm[str] | LayerNorm[str]) -> dict[str, int]:
         centred = isinstance(one, LayerNorm)
@@ -445,7 +357,7 @@ class _Encoder:
     def rotary(self, one: Rotary[str]) -> dict[str, int]:
         size, lanes, turning = self.size(one.input), self.lanes, one.rotary_dim
         width = size // one.heads
-        used = constant_rows(self.program, self.instruction, self.instance)[0]
+        ((table, form), _) = constant_forms(self.program, self.instruction, self.instance)
         if width < lanes:
             # Whole rows are the groups: each holds heads that turn alike.
             rows = -(-size // lanes)
@@ -457,11 +369,11 @@ class _Encoder:
             **values,
             **self.constant_fields(),
             "constant_restart": 1,
-            "exchange": {"halves": 0, "pairs": turning // 2, "adjacent": 1}[used.kind],
-            "half_rows": turning // 2 // lanes if used.kind == "halves" else 0,
+            "exchange": {HALVES: 0, PAIRS: turning // 2, ADJACENT: 1}[form.kind],
+            "half_rows": turning // 2 // lanes if form.kind == HALVES else 0,
             "turning_rows": -(-turning // lanes),
-            "position_rows": used.position_rows,
-            "second_shift": used.fraction,
+            "position_rows": form.position_rows(table.dims[-1], lanes),
+            "second_shift": table.exponent,
         }
 
     def softmax(self, one: Softmax[str]) -> dict[str, int]:

@@ -110,33 +110,37 @@ fabric.engrave @w in [#fabric.piece<rows 0 to 32, tiles 0 to 4, split 2, at 0, 0
 // -----
 
 rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
-fabric.constant @w at 0
+fabric.constant @w in @constants at 0
 // CHECK: @w is no vector or table in ROM
 
 // -----
 
 rom.cache @k : !rom.kv<128, 2, 16, int8>
-fabric.constant @k at 0
+fabric.constant @k in @constants at 0
 // CHECK: @k is no vector or table in ROM
 
 // -----
 
 rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w"}
-fabric.reserve @w at 0 size 64
+fabric.reserve @w in @kv at 0
 // CHECK: @w is neither a cache nor an adapter
 
 // -----
 
 fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @kv rows 64 of 16 x 8 in 8
+fabric.memory @kv_scales rows 32 of 16 x 32
 rom.cache @k : !rom.kv<128, 2, 16, int8>
-fabric.reserve @k at 1179648 size 64
-// CHECK: @k ends at byte 1179712 of 1179648 in the SRAM of an H-Unit
+fabric.reserve @k in @kv at 33
+// CHECK: @k ends at row 65, memory @kv has 64
 
 // -----
 
 fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @adapters rows 64 of 16 x 8 in 8
+fabric.memory @adapter_scales rows 8 of 1 x 16 in 8
 rom.parameter @a : !rom.adapter<[4, 64], fp8> {key = "adapter::layers.0.q_proj.A"}
-fabric.reserve @a at 0 size 66 {unit = 5 : i64}
+fabric.reserve @a in @adapters at 0 {unit = 5 : i64}
 // CHECK: @a needs 4 H-Units from unit 5 on, the chip has 8
 
 // -----
@@ -168,27 +172,184 @@ fabric.engrave @w in [#fabric.piece<rows 0 to 64, tiles 0 to 8, split 2, at 1000
 // -----
 
 fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
-rom.cache @k : !rom.kv<128, 2, 16, int8>
+fabric.memory @adapters rows 64 of 16 x 8 in 8
+fabric.memory @adapter_scales rows 8 of 1 x 16 in 8
 rom.parameter @a : !rom.adapter<[4, 64], fp8> {key = "adapter::layers.0.q_proj.A"}
-fabric.reserve @k at 0 size 640
-fabric.reserve @a at 639 size 66 {unit = 4 : i64}
-// CHECK: @k and @a share SRAM of H-Unit 4
+rom.parameter @b : !rom.adapter<[8, 64], fp8> {key = "adapter::layers.0.q_proj.B"}
+fabric.reserve @a in @adapters at 3 {unit = 4 : i64, scale = 1 : i64}
+fabric.reserve @b in @adapters at 0
+// CHECK: @b and @a share rows of memory @adapters of H-Unit 4
 
 // -----
 
 fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @kv rows 64 of 16 x 8 in 8
+fabric.memory @kv_scales rows 32 of 16 x 32
 rom.cache @k : !rom.kv<128, 2, 16, int8>
-fabric.reserve @k at -1 size 64
-// CHECK: @k has a negative address or size
+fabric.reserve @k in @kv at -1
+// CHECK: @k has a negative row or unit
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @kv rows 64 of 16 x 8 in 8
+fabric.memory @kv_scales rows 32 of 16 x 32
+rom.cache @k : !rom.kv<128, 2, 16, int8>
+rom.cache @v : !rom.kv<128, 2, 16, int8>
+fabric.reserve @k in @kv at 0
+fabric.reserve @v in @kv at 31 {scale = 16 : i64}
+// CHECK: @k and @v share rows of memory @kv of H-Unit 0
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @kv rows 64 of 16 x 8 in 8
+fabric.memory @kv_scales rows 32 of 16 x 32
+rom.cache @k : !rom.kv<128, 2, 16, int8>
+rom.cache @v : !rom.kv<128, 2, 16, int8>
+fabric.reserve @k in @kv at 0
+fabric.reserve @v in @kv at 32 {scale = 15 : i64}
+// CHECK: @k and @v share rows of memory @kv_scales
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @kv rows 64 of 16 x 8 in 8
+fabric.memory @kv_scales rows 32 of 16 x 32
+rom.cache @k : !rom.kv<128, 2, 16, int8>
+fabric.reserve @k in @kv at 0 {scale = 17 : i64}
+// CHECK: @k ends at row 33, memory @kv_scales has 32
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @adapters rows 64 of 16 x 8 in 8
+fabric.memory @adapter_scales rows 8 of 1 x 16 in 8
+rom.parameter @a : !rom.adapter<[4, 64], fp8> {key = "adapter::layers.0.q_proj.A"}
+rom.parameter @b : !rom.adapter<[8, 64], fp8> {key = "adapter::layers.0.q_proj.B"}
+fabric.reserve @a in @adapters at 0 {unit = 4 : i64}
+fabric.reserve @b in @adapters at 4
+// CHECK: @a and @b share rows of memory @adapter_scales of H-Unit 4
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @kv rows 64 of 16 x 8 in 8
+fabric.memory @kv_scales rows 32 of 16 x 32
+rom.cache @k : !rom.kv<128, 2, 16, int8>
+fabric.reserve @k in @kv_scales at 0
+// CHECK: @k lies in memory @kv
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @kv rows 64 of 16 x 8 in 8
+rom.cache @k : !rom.kv<128, 2, 16, int8>
+fabric.reserve @k in @kv at 0
+// CHECK: @k lies in memory @kv_scales, which the module does not state
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @kv rows 73729 of 16 x 8 in 8
+// CHECK: the memories of an H-Unit take 1179664 bytes of 1179648
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @vectors rows 32000 of 16 x 32
+fabric.memory @kv_scales rows 769 of 16 x 32
+// CHECK: the memories of the vector units take 2097216 bytes of 2097152
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @constants rows 16 of 16 x 32
+rom.parameter @g : !rom.tensor<[64], fixed16> {key = "g"}
+rom.parameter @h : !rom.tensor<[64], fixed16> {key = "h"}
+fabric.constant @g in @constants at 0
+fabric.constant @h in @constants at 3
+// CHECK: @g and @h share rows of memory @constants
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @constants rows 16 of 16 x 32
+rom.parameter @g : !rom.tensor<[64], fixed16> {key = "g"}
+fabric.constant @g in @constants at 13
+// CHECK: @g ends at row 17, memory @constants has 16
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @constants rows 16 of 16 x 32
+rom.parameter @g : !rom.tensor<[64], fixed16> {key = "g"}
+fabric.constant @g in @constants at -1
+// CHECK: @g has a negative row
 
 // -----
 
 fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
 rom.parameter @g : !rom.tensor<[64], fixed16> {key = "g"}
-rom.parameter @h : !rom.tensor<[64], fixed16> {key = "h"}
-fabric.constant @g at 0
-fabric.constant @h at 64
-// CHECK: @g and @h share bytes of the constant ROM
+fabric.constant @g in @constants at 0
+// CHECK: @g lies in memory @constants, which the module does not state
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @constants rows 16 of 16 x 32
+rom.parameter @g : !rom.tensor<[64], fixed16> {key = "g"}
+fabric.constant @g in @vectors at 0
+// CHECK: @g lies in memory @constants
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @constants rows 16 of 16 x 32
+rom.parameter @g : !rom.tensor<[64], fixed16> {key = "g"}
+fabric.constant @g in @constants at 0
+fabric.constant @g in @constants at 8
+// CHECK: @g has two places
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @constants rows 16 of 16 x 32
+rom.parameter @g : !rom.tensor<[64], fixed16> {key = "g"}
+fabric.constant @g in @constants at 0 {form = "triples"}
+// CHECK: @g has form triples, known are plain, repeated, halves, pairs, adjacent
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @constants rows 16 of 16 x 32
+rom.parameter @g : !rom.tensor<[64], fixed16> {key = "g"}
+fabric.constant @g in @constants at 0 {form = "repeated"}
+// CHECK: @g has no form repeated of period 0
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @constants rows 16 of 16 x 32
+rom.parameter @g : !rom.tensor<[64], fixed16> {key = "g"}
+fabric.constant @g in @constants at 0 {negated}
+// CHECK: @g has no form plain of period 0
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @constants rows 16 of 16 x 32
+rom.parameter @g : !rom.tensor<[64], fixed16> {key = "g"}
+fabric.constant @g in @constants at 0 {form = "pairs", period = 16 : i64}
+// CHECK: @g is no table of positions, as form pairs needs
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @constants rows 16 of 16 x 32
+rom.parameter @cos : !rom.tensor<[128, 8], fixed16> {key = "cos"}
+fabric.constant @cos in @constants at 0 {form = "pairs", period = 12 : i64}
+// CHECK: @cos has period 12 in rows of 16
 
 // -----
 

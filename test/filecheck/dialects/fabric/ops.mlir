@@ -12,6 +12,7 @@ rom.parameter @w : !rom.tensor<[96, 64], int4, group 32> {key = "w"}
 rom.parameter @g : !rom.tensor<[64], fixed16> {key = "g"}
 rom.parameter @a : !rom.adapter<[8, 64], int8, group 64> {key = "a"}
 rom.parameter @s : !rom.adapter<[4, 64], fp8> {key = "adapter::layers.0.q_proj.A"}
+rom.parameter @cos : !rom.tensor<[128, 8], fixed16> {key = "cos"}
 rom.cache @k : !rom.kv<128, 2, 16, int8>
 
 // A matrix in two pieces, one beside the other.
@@ -22,16 +23,30 @@ fabric.engrave @w in [#fabric.piece<rows 0 to 64, tiles 0 to 4, split 2, at 0, 0
 
 // A table in ROM that the published chip does not have: no limit but the tiles.
 fabric.engrave @emb in [#fabric.piece<rows 0 to 256, tiles 0 to 8, split 4, at 1000000, 7>] extra
-fabric.constant @g at 64
-fabric.reserve @k at 0 size 640
-fabric.reserve @a at 640 size 80
-fabric.reserve @s at 720 size 66 {unit = 4 : i64}
+fabric.memory @constants rows 262 of 16 x 32
+fabric.constant @g in @constants at 2
+fabric.constant @cos in @constants at 6 {form = "pairs", period = 16 : i64}
+fabric.constant @cos in @constants at 134 {form = "pairs", period = 16 : i64, negated}
+fabric.memory @kv rows 32 of 16 x 8 in 8
+fabric.memory @kv_scales rows 20 of 16 x 32
+fabric.memory @adapters rows 16 of 16 x 8 in 8 {resident = 4 : i64}
+fabric.memory @adapter_scales rows 4 of 1 x 16 in 8 {resident = 1 : i64}
+fabric.reserve @k in @kv at 0 {scale = 4 : i64}
+fabric.reserve @a in @adapters at 0
+fabric.reserve @s in @adapters at 4 {scale = 1 : i64, unit = 4 : i64}
 fabric.domain @power0 [@w, @emb]
 fabric.domain @power1 []
 // CHECK-NEXT: fabric.engrave @emb in [#fabric.piece<rows 0 to 256, tiles 0 to 8, split 4, at 1000000, 7>] extra
-// CHECK-NEXT: fabric.constant @g at 64
-// CHECK-NEXT: fabric.reserve @k at 0 size 640
-// CHECK-NEXT: fabric.reserve @a at 640 size 80
-// CHECK-NEXT: fabric.reserve @s at 720 size 66 {unit = 4 : i64}
+// CHECK-NEXT: fabric.memory @constants rows 262 of 16 x 32
+// CHECK-NEXT: fabric.constant @g in @constants at 2
+// CHECK-NEXT: fabric.constant @cos in @constants at 6 {form = "pairs", period = 16 : i64}
+// CHECK-NEXT: fabric.constant @cos in @constants at 134 {form = "pairs", period = 16 : i64, negated}
+// CHECK-NEXT: fabric.memory @kv rows 32 of 16 x 8 in 8
+// CHECK-NEXT: fabric.memory @kv_scales rows 20 of 16 x 32
+// CHECK-NEXT: fabric.memory @adapters rows 16 of 16 x 8 in 8 {resident = 4 : i64}
+// CHECK-NEXT: fabric.memory @adapter_scales rows 4 of 1 x 16 in 8 {resident = 1 : i64}
+// CHECK-NEXT: fabric.reserve @k in @kv at 0 {scale = 4 : i64}
+// CHECK-NEXT: fabric.reserve @a in @adapters at 0
+// CHECK-NEXT: fabric.reserve @s in @adapters at 4 {scale = 1 : i64, unit = 4 : i64}
 // CHECK-NEXT: fabric.domain @power0 [@w, @emb]
 // CHECK-NEXT: fabric.domain @power1 []

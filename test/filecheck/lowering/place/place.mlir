@@ -1,5 +1,7 @@
 // RUN: xdsl-opt -p 'attach-target{target=roma-mini},fabric-place' %s | filecheck %s
 // RUN: xdsl-opt -p 'attach-target{target=roma-mini set="policy.head_store=extra-rom"},fabric-place' %s | filecheck %s --check-prefix=EXTRA
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="h_unit.load_bytes=8"},fabric-place' %s | filecheck %s --check-prefix=UNITS
+// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="vector.sram_bytes=400"},fabric-place' %s 2>&1 | filecheck %s --check-prefix=SCALES
 // RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="l_unit.rom_bits=8192"},fabric-place' %s 2>&1 | filecheck %s --check-prefix=ROM
 // RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="h_unit.sram_bytes=1200"},fabric-place' %s 2>&1 | filecheck %s --check-prefix=SRAM
 // RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="formats.weights=int8"},fabric-place' %s 2>&1 | filecheck %s --check-prefix=CELLS
@@ -22,18 +24,32 @@ rom.cache @k1 : !rom.kv<128, 2, 16, fp8, static> {static_scale = #rom.real<83886
 // CHECK-NEXT: fabric.engrave @w0 in [#fabric.piece<rows 0 to 100, tiles 0 to 8, split {{[0-9]}}, at {{[0-9]+}}, 0>]
 // CHECK-NEXT: fabric.engrave @w1 in [#fabric.piece<rows 0 to 100, tiles 0 to 8, split {{[0-9]}}, at
 // CHECK-NEXT: fabric.engrave @head in [#fabric.piece<rows 0 to 256,
-// Vectors and tables go to the vector units, at rows of their ROM.
-// CHECK-NEXT: fabric.constant @g at 0
-// CHECK-NEXT: fabric.constant @cos at 128
-// Caches and the graph's adapters go to the H-Units: vectors round the tiles, with a scale of four
-// bytes each unless it is static.
-// CHECK-NEXT: fabric.reserve @a at 0 size 66
-// Adapters of fewer rows than there are H-Units lie beside each other.
-// CHECK-NEXT: fabric.reserve @t at 1218 size 66
-// CHECK-NEXT: fabric.reserve @s at 1218 size 66 {unit = 4 : i64}
-// CHECK-NEXT: fabric.reserve @k0 at 66 size 640
-// CHECK-NEXT: fabric.reserve @k1 at 706 size 512
+// Vectors and tables go to the vector units, at rows of a memory. A table that is read as that of
+// cosines and as that of sines is there in both forms, a row for each position.
+// CHECK-NEXT: fabric.memory @constants rows 260 of 16 x 32
+// CHECK-NEXT: fabric.constant @g in @constants at 0
+// CHECK-NEXT: fabric.constant @cos in @constants at 4 {form = "pairs", period = 16 : i64}
+// CHECK-NEXT: fabric.constant @cos in @constants at 132 {form = "pairs", period = 16 : i64, negated}
+// The memories that caches and adapters need, to the row: 16 rounds of 2 heads for each cache, scales
+// for the one that is dynamic; rows of 4 words of int8 less its zero point, with a scale each.
+// CHECK-NEXT: fabric.memory @kv rows 64 of 16 x 8 in 8
+// CHECK-NEXT: fabric.memory @kv_scales rows 16 of 16 x 32
+// CHECK-NEXT: fabric.memory @adapters rows 12 of 16 x 9 in 8 {resident = 8 : i64}
+// CHECK-NEXT: fabric.memory @adapter_scales rows 3 of 1 x 16 in 8 {resident = 2 : i64}
+// A word of the load port has scales for all eight H-Units, so matrices of few rows begin at the
+// first of them.
+// CHECK-NEXT: fabric.reserve @a in @adapters at 0
+// CHECK-NEXT: fabric.reserve @t in @adapters at 4 {scale = 1 : i64}
+// CHECK-NEXT: fabric.reserve @s in @adapters at 8 {scale = 2 : i64}
+// CHECK-NEXT: fabric.reserve @k0 in @kv at 0
+// CHECK-NEXT: fabric.reserve @k1 in @kv at 32
 // CHECK-NEXT: rom.layer
+
+// With a narrow load port they lie beside each other.
+// UNITS: fabric.memory @adapters rows 8 of 16 x 9 in 8 {resident = 4 : i64}
+// UNITS: fabric.memory @adapter_scales rows 2 of 1 x 16 in 8 {resident = 1 : i64}
+// UNITS: fabric.reserve @t in @adapters at 4 {scale = 1 : i64}
+// UNITS: fabric.reserve @s in @adapters at 4 {scale = 1 : i64, unit = 4 : i64}
 
 // What lies in ROM beyond the published comes last.
 // EXTRA:     fabric.engrave @w1 in [#fabric.piece<{{[^>]*}}>]{{$}}
@@ -44,11 +60,14 @@ rom.cache @k1 : !rom.kv<128, 2, 16, fp8, static> {static_scale = #rom.real<83886
 // ROM: 0.01 MB int4 [256, 64]
 // ROM: help: needs {{.*}} times the ROM: {{.*}}fewer bits a weight
 
-// SRAM: the SRAM of roma-mini holds 0.01 MiB, the model needs 0.01 MiB
+// SRAM: the SRAM of roma-mini holds 0.01 MiB, the model needs 0.01 MiB; every H-Unit is over by {{[0-9]+}} bytes
 // SRAM: KV cache
-// SRAM: adapters of the graph
 // SRAM: adapter slots
+// SRAM: adapters of the graph
 // SRAM: help: {{.*}}slots for fewer matrices
+
+// SCALES: the vector units of roma-mini hold 800 bytes, scales of cached keys and values take 1024
+// SCALES: help: {{.*}}--set kv=fp8
 
 // CELLS: weights layers.0.w are int4, which roma-mini has no cells for
 // CELLS: help: its ROM in the layers stores int8

@@ -1,5 +1,5 @@
 // RUN: xdsl-opt -p 'attach-target{target=roma-mini},fabric-place,program-schedule' %s | filecheck %s
-// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="vector.sram_bytes=512"},fabric-place,program-schedule' %s 2>&1 | filecheck %s --check-prefix=SRAM
+// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="vector.sram_bytes=1000"},fabric-place,program-schedule' %s 2>&1 | filecheck %s --check-prefix=SRAM
 
 rom.parameter @emb : !rom.tensor<[256, 64], fixed16> {key = "emb"}
 rom.parameter @w0 : !rom.tensor<[96, 64], int4, group 32> {key = "layers.0.w"}
@@ -79,6 +79,7 @@ rom.step @decode context 128 {
 // CHECK-NEXT:   }
 // CHECK-NEXT: }
 
-// SRAM: the vector units of roma-mini hold 1024 bytes, the program needs {{[0-9]+}}
+// SRAM: the vector units of roma-mini hold 2000 bytes, the program needs {{[0-9]+}}
 // SRAM-NEXT: 1792 bytes{{ +}}!rom.scores<4, 16>
-// SRAM: help: {{.*}}a larger target
+// SRAM: 1792 bytes{{ +}}scales of cached keys and values
+// SRAM: help: enough of the vector memory: --context 16; or --set kv=fp8; or a larger target

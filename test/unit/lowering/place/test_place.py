@@ -16,19 +16,21 @@ from xdsl.rewriter import InsertPoint, Rewriter
 
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import rom
+from intaglio.dialects.constant_rom import CONSTANTS
 from intaglio.dialects.errors import DoesNotFit, UserError
 from intaglio.dialects.fabric import (
     ConstantOp,
     EngraveOp,
     MachineOp,
     ReserveOp,
-    kv_vector_bytes,
     matrix_shape,
+    memories,
     places,
 )
+from intaglio.dialects.h_units import IN_H_UNITS
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
-from intaglio.lowering.place.place import CONSTANT_ALIGNMENT, FabricPlace, choose_piece
+from intaglio.lowering.place.place import FabricPlace, choose_piece
 from intaglio.lowering.step.legalize import RomLegalize
 
 RELAXED = settings(
@@ -92,31 +94,37 @@ def test_no_two_buffers_share_a_place(
     module = place(integers(model, machine, rank))
     assert_rom_is_shared_by_none(module, machine)
 
-    sram: dict[int, list[tuple[int, int]]] = {}
+    chip = memories(module)
+    rows: dict[tuple[str, int], list[tuple[int, int]]] = {}
     declared = {
         op.sym_name.data: op.type
         for op in module.ops
         if isinstance(op, rom.ParameterOp | rom.CacheOp)
     }
-    constants: list[int] = []
     for op in places(module):
         if isinstance(op, ReserveOp):
-            first = op.address.value.data
-            assert first + op.size.value.data <= machine.sram_bytes
-            type_ = declared[op.buffer.root_reference.data]
-            rows = type_.dims[0] if isinstance(type_, rom.AdapterType) else machine.h_units
-            for unit in range(op.first_unit, op.first_unit + min(rows, machine.h_units)):
-                sram.setdefault(unit, []).append((first, first + op.size.value.data))
+            for memory, claim in op.claims(machine).items():
+                assert claim.first + claim.size <= chip[memory].rows
+                for unit in range(claim.first_unit, claim.first_unit + claim.units):
+                    assert unit < chip[memory].units
+                    place_ = claim.first, claim.first + claim.size
+                    rows.setdefault((memory, unit), []).append(place_)
         if isinstance(op, ConstantOp):
-            constants.append(op.address.value.data)
-    assert all(unit < machine.h_units for unit in sram)
-    for reserved in sram.values():
+            claim = op.claim(module, machine)
+            assert claim.first + claim.size <= chip[CONSTANTS].rows
+            place_ = claim.first, claim.first + claim.size
+            rows.setdefault((CONSTANTS, 0), []).append(place_)
+    assert sum(chip[name].unit_size for name in IN_H_UNITS if name in chip) <= machine.sram_bytes
+    for reserved in rows.values():
         assert_disjoint(reserved)
-    assert len(set(constants)) == len(constants)
-    assert all(address % CONSTANT_ALIGNMENT == 0 for address in constants)
-
+    forms = {
+        (op.buffer.root_reference.data, op.content)
+        for op in places(module)
+        if isinstance(op, ConstantOp)
+    }
     placed = [op.buffer.root_reference.data for op in places(module)]
-    assert sorted(declared) == sorted(placed)
+    twice = len(forms) - len({name for name, _ in forms})
+    assert set(declared) == set(placed) and len(placed) == len(declared) + twice
     slots = [t for t in declared.values() if isinstance(t, rom.AdapterType)]
     assert len(slots) == (2 * 7 * model.layers if rank else 0)
 
@@ -136,7 +144,12 @@ def test_a_cache_has_room_for_every_token(
             assert isinstance(cache.type, rom.KVType)
             token, heads = cache.type.capacity.data - 1, cache.type.heads.data
             last = (token // machine.h_units) * heads + heads
-            assert last * kv_vector_bytes(cache) <= op.size.value.data
+            size = -(-cache.type.width.data // machine.attention_lanes)
+            size *= 2 if cache.type.format.data == "int16" else 1
+            claims = op.claims(machine)
+            assert claims["kv"].size == last * size
+            if not cache.type.static.data:
+                assert claims["kv_scales"].size == heads * -(-(token + 1) // machine.vector_lanes)
 
 
 @st.composite
@@ -236,24 +249,31 @@ def test_weights_that_have_no_cells_are_counted(
 
 
 def test_a_matrix_of_few_rows_takes_few_units(integers: Any, decoder: Any, mini: Machine) -> None:
-    """A of rank 3 lies on three of eight H-Units, so pairs stand at one address."""
-    module = place(integers(decoder, mini, 3, ("q_proj", "v_proj")))
+    """A of rank 3 lies on three of eight H-Units, so pairs stand in one row: the load port has
+    scales for four at once."""
+    module = place(integers(decoder, replace(mini, load_bytes=8), 3, ("q_proj", "v_proj")))
     found = {
-        op.buffer.root_reference.data: (op.first_unit, op.address.value.data, op.size.value.data)
+        op.buffer.root_reference.data: (op.first_unit, op.first_row, op.first_scale)
         for op in places(module)
         if isinstance(op, ReserveOp) and op.buffer.root_reference.data.endswith("_A")
     }
-    row = decoder.hidden + 2
-    first = found["layers_0_q_proj_A"][1]
+    words = -(-decoder.hidden // mini.attention_lanes)
+    _, word, scale = found["layers_0_q_proj_A"]
     assert set(found.values()) == {
-        (unit, first + turn * row, row) for unit in (0, 4) for turn in (0, 1)
+        (unit, word + turn * words, scale + turn) for unit in (0, 4) for turn in (0, 1)
     }
+
+
+def test_a_load_word_is_of_one_matrix(integers: Any, decoder: Any, mini: Machine) -> None:
+    """With scales for eight H-Units in a word, matrices begin at the first unit."""
+    module = place(integers(decoder, mini, 3, ("q_proj", "v_proj")))
+    assert {op.first_unit for op in places(module) if isinstance(op, ReserveOp)} == {0}
 
 
 def test_slots_that_do_not_fit(integers: Any, decoder: Any, mini: Machine) -> None:
     need = r"(?s)the SRAM of roma-mini holds .* MiB  adapter slots"
     with pytest.raises(DoesNotFit, match=need) as raised:
-        place(integers(decoder, replace(mini, sram_bytes=1400), 16))
+        place(integers(decoder, replace(mini, sram_bytes=2383), 16))
     assert raised.value.hint is not None and "--adapter-slots 8; or" in raised.value.hint
     assert "--resident-adapters" not in raised.value.hint
 
@@ -269,11 +289,8 @@ def test_residents_that_do_not_fit(integers: Any, decoder: Any, mini: Machine) -
         return found
 
     def fullest(residents: int) -> int:
-        return max(
-            op.address.value.data + op.size.value.data
-            for op in places(place(module(residents)))
-            if isinstance(op, ReserveOp)
-        )
+        chip = memories(place(module(residents)))
+        return sum(chip[name].unit_size for name in IN_H_UNITS)
 
     size = fullest(3)
     assert fullest(1) < fullest(2) < size

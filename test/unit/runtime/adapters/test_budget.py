@@ -38,10 +38,13 @@ def test_rows_agree_with_the_compiled_chip(slotted: Path):
     assert trade["sites"] == 14
     (own,) = (row for row in trade["ranks"] if row["rank"] == 4)
     assert own["adapter_bytes"] == sram["adapter_slot_bytes"]
-    assert trade["kv_bytes_per_token"] * 64 == sram["kv_bytes"]
+    scales = content["vector_memory"]["kv_scale_bytes"]
+    assert trade["kv_bytes_per_token"] * 64 == sram["kv_bytes"] + scales
     assert 0 < own["use"]["64"] < 1
     contexts = [row["context"] for row in trade["ranks"]]
-    assert contexts == sorted(contexts, reverse=True) and contexts[0] > contexts[-1]
+    assert contexts == sorted(contexts, reverse=True)
+    used = [row["use"]["64"] for row in trade["ranks"]]
+    assert used == sorted(used) and used[0] < used[-1]
 
 
 def test_longest_context_is_what_a_compile_takes(
@@ -50,8 +53,8 @@ def test_longest_context_is_what_a_compile_takes(
     """On an SRAM so small that the limit is within the model's 128 positions."""
     program = load_program(slotted)
     demand = demand_of(program)
-    size = used_bytes(program.machine, demand, 4) + 5 * demand.kv_bytes
-    small = replace(program.machine, sram_bytes=size + demand.kv_bytes - 1)
+    size = used_bytes(program.machine, demand, 4) + 5 * demand.code_bytes
+    small = replace(program.machine, sram_bytes=size + demand.code_bytes - 1)
     longest = context_that_fits(small, demand, 4)
     assert longest == 5 * program.machine.h_units <= 128
     settings = (f"h_unit.sram_bytes={small.sram_bytes}",)
@@ -72,7 +75,7 @@ def test_a_smaller_rank_that_fits_is_named(
     program = load_program(slotted)
     demand = demand_of(program)
     rounds = -(-program.capacity // program.machine.h_units)
-    size = used_bytes(program.machine, demand, 9) + rounds * demand.kv_bytes
+    size = used_bytes(program.machine, demand, 9) + rounds * demand.code_bytes
     settings = (f"h_unit.sram_bytes={size}",)
 
     def made(rank: int) -> None:
@@ -94,7 +97,7 @@ def test_combinations_that_fit_are_named(
     """Each of them compiles, and no context beyond it does."""
     program = load_program(slotted)
     demand, units = demand_of(program), program.machine.h_units
-    size = used_bytes(program.machine, demand, 5) + 3 * demand.kv_bytes + demand.kv_bytes // 2
+    size = used_bytes(program.machine, demand, 5) + 3 * demand.code_bytes + demand.code_bytes // 2
     settings = (f"h_unit.sram_bytes={size}",)
 
     def made(rank: int, context: int) -> None:
@@ -118,10 +121,10 @@ def test_combinations_that_fit_are_named(
 
 
 def test_tokens_on_the_die_that_fit_are_named(model: Callable[[str], Path], tmp_path: Path):
-    """Either fewer of them, or a shorter context, whose scales are on the die too."""
+    """Either fewer of them, or a shorter context."""
 
     def made(on_die: int, context: int = 64) -> None:
-        settings = ("h_unit.sram_bytes=2048", f"external.kv_on_die_tokens={on_die}")
+        settings = ("h_unit.sram_bytes=1800", f"external.kv_on_die_tokens={on_die}")
         options = Options("bitrom-mini", settings, context=context, emit="fabric")
         compile_model(model("ternary"), tmp_path / "out", options)
 
@@ -138,17 +141,18 @@ def test_tokens_on_the_die_that_fit_are_named(model: Callable[[str], Path], tmp_
 
 
 def test_scales_of_tokens_outside_are_counted(model: Callable[[str], Path], tmp_path: Path):
-    """They alone may be too much; then fewer tokens on the die are no way out."""
+    """They alone may be too much for the vector units; fewer tokens on the die are no way out."""
 
     def made(context: int) -> None:
-        settings = ("h_unit.sram_bytes=1024", "external.kv_on_die_tokens=8")
+        settings = ("vector.sram_bytes=3000", "external.kv_on_die_tokens=8")
         options = Options("bitrom-mini", settings, context=context, emit="fabric")
         compile_model(model("ternary"), tmp_path / "out", options)
 
     with pytest.raises(DoesNotFit) as caught:
         made(128)
     text = str(caught.value)
-    assert "KV cache: first 8 tokens, scales of all 128" in text and "kv_on_die" not in text
+    assert "scales of cached keys and values take 4096" in text and "kv_on_die" not in text
+    assert "--set kv=fp8 would fit" in text
     (context,) = map(int, re.findall(r"--context (\d+) would fit", text))
     made(context)
     with pytest.raises(DoesNotFit):
@@ -158,9 +162,9 @@ def test_scales_of_tokens_outside_are_counted(model: Callable[[str], Path], tmp_
 @pytest.mark.parametrize(
     ("kv", "size", "named"),
     [
-        ("int16", 2560, ["int8", "fp8"]),
-        ("int16", 2048, ["fp8"]),
-        ("int8", 2048, ["fp8"]),
+        ("int16", 2048, ["int8", "fp8"]),
+        ("int16", 2047, []),
+        ("int8", 2047, []),
         ("fp8", 64, []),
         ("int16", 64, []),
     ],
@@ -168,7 +172,7 @@ def test_scales_of_tokens_outside_are_counted(model: Callable[[str], Path], tmp_
 def test_only_formats_that_fit_are_named(
     kv: str, size: int, named: list[str], model: Callable[[str], Path], tmp_path: Path
 ):
-    """16 tokens an H-Unit, 8 vectors of 16 elements each; scales of 4 bytes but for fp8."""
+    """16 tokens an H-Unit, 8 vectors of 16 elements each; scales lie elsewhere."""
     settings = (f"h_unit.sram_bytes={size}", f"kv={kv}")
     options = Options("roma-mini", settings, context=128, emit="fabric")
     with pytest.raises(DoesNotFit) as caught:
@@ -216,14 +220,15 @@ def test_nothing_fits(slotted: Path):
 
 
 def test_bytes_of_adapters(slotted: Path):
+    """Each of 8 H-Units has a row of A, 4 words, and up to 4 rows of B, a word each; 5 scales."""
     machine = load_program(slotted).machine
     demand = Demand(1, [(30, 50)])
     assert adapter_bytes(machine, demand, 0) == 0
-    assert adapter_bytes(machine, demand, 8) == 8 * (50 + 2) + 30 * (8 + 2)
+    assert adapter_bytes(machine, demand, 8) == 8 * (2 * 4 * 16 + 5 * 2)
     ternary = replace(machine, adapter="ternary")
-    assert adapter_bytes(ternary, demand, 8) == 8 * (13 + 2) + 30 * (2 + 2)
+    assert adapter_bytes(ternary, demand, 8) == 8 * (2 * 4 * 4 + 5 * 2)
     int6 = replace(machine, adapter="int6")
-    assert adapter_bytes(int6, demand, 4) == 4 * (38 + 2) + 30 * (3 + 2)
+    assert adapter_bytes(int6, demand, 4) == 8 * (2 * 4 * 12 + 5 * 2)
 
 
 def test_saving_of_tokens_on_the_die():
@@ -249,7 +254,7 @@ def test_bytes_read_outside():
 
 
 def test_external_table(slotted: Path):
-    """The trade is between tokens on the die and adapters; scales are those of the context."""
+    """The trade is between tokens on the die and adapters."""
     program = load_program(slotted)
     demand, units = demand_of(program), program.machine.h_units
     assert (demand.code_bytes, demand.scale_bytes, demand.context) == (128, 32, 64)
@@ -258,7 +263,7 @@ def test_external_table(slotted: Path):
         program.machine,
         kv_on_die=2 * units,
         external_bytes=8,
-        sram_bytes=used + 64 // units * demand.scale_bytes + 3 * demand.code_bytes,
+        sram_bytes=used + 3 * demand.code_bytes,
     )
     chip = replace(program, machine=small)
     trade = budget(chip)
@@ -269,8 +274,7 @@ def test_external_table(slotted: Path):
     assert on_die == sorted({*(n for n in ON_DIE if n <= 64 and n % units == 0), 2 * units})
     for row in external["rows"]:
         assert row["fits"] == (row["on_die"] <= external["room_on_die"])
-        bytes_ = row["on_die"] * demand.code_bytes + 64 * demand.scale_bytes
-        assert row["kv_bytes"] == bytes_
+        assert row["kv_bytes"] == row["on_die"] * demand.code_bytes
         read = traffic(chip, range(64), row["on_die"]).read.sum()
         assert row["read_bytes"]["64"] == read >= row["ideal_read_bytes"]["64"]
         ideal = external_reads(row["on_die"], 64) * demand.code_bytes

@@ -92,9 +92,11 @@ def test_slowest_instructions_name_their_nodes(compiled):
 
 
 def test_sram_is_that_of_the_caches(compiled):
-    sram = inspect_json(compiled("llama"))["sram"]
-    # Keys and values of two layers, two heads of 16 bytes and a scale of 4, 128 tokens.
-    assert sram["kv_bytes"] == sram["used_bytes"] == 2 * 2 * 2 * (16 + 4) * 128
+    content = inspect_json(compiled("llama"))
+    sram = content["sram"]
+    # Keys and values of two layers, two heads of 16 bytes, 128 tokens; a scale of 4 bytes each.
+    assert sram["kv_bytes"] == sram["used_bytes"] == 2 * 2 * 2 * 16 * 128
+    assert content["vector_memory"]["kv_scale_bytes"] == 2 * 2 * 2 * 4 * 128
     assert sram["kv_bytes_per_token"] == 160
 
 

@@ -76,18 +76,17 @@ def test_windows_and_words(outside: Path):
 def test_the_sram_counts_what_the_hardware_has(
     kv: str, context: int, model: Callable[[str], Path], tmp_path: Path
 ):
-    """Codes of the tokens on the die and scales of all, but for rows that a context leaves open."""
+    """Codes of the tokens on the die, and whole rows of scales of all."""
     options = Options("bitrom-mini", (f"kv={kv}",), context=context, emit="program")
     out = compile_model(model("ternary"), tmp_path / "out", options).folder
     program = load_program(out)
-    sram = inspect_json(out)["sram"]
-    machine, places = program.machine, kv_places(program.machine, program.caches.values())
+    content, machine, places = inspect_json(out), program.machine, kv_places(program)
     codes = places.depth * machine.attention_lanes * machine.h_units
-    assert codes == sram["kv_bytes"] - sram["kv_scale_bytes"]
-    scales = 0 if kv == "fp8" else places.scale_depth * machine.vector_lanes * SCALE_WORD // 8
-    padded = -(-context // machine.vector_lanes) * machine.vector_lanes
-    assert scales * context == sram["kv_scale_bytes"] * padded
-    assert sram["kv_tokens"] == 8
+    assert codes == content["sram"]["kv_bytes"] == VECTORS * WIDTH * 8 * (2 if kv == "int16" else 1)
+    scales = places.scale_depth * machine.vector_lanes * SCALE_WORD // 8
+    rows = 2 if kv == "fp8" else VECTORS * -(-context // machine.vector_lanes)
+    assert scales == content["vector_memory"]["kv_scale_bytes"] == rows * machine.vector_lanes * 4
+    assert content["sram"]["kv_tokens"] == 8
 
 
 def test_reports_say_what_is_inside_and_outside(outside: Path):
@@ -101,7 +100,7 @@ def test_reports_say_what_is_inside_and_outside(outside: Path):
         }
     text = inspect_text(content)
     assert "KV cache of the first 8 of 64 tokens 1.024 kB" in text
-    assert "and scales of all of them 2.048 kB" in text
+    assert "scales of the KV cache 2.048 kB" in text
     assert "outside 0 B of keys and values read, 0 B written at position 7" in text
     assert "outside 7.168 kB of keys and values read, 128 B written at position 63" in text
     assert "Adapter rank against tokens on the die" in text
@@ -113,7 +112,7 @@ def test_chips_that_keep_all_have_no_traffic(compiled: Callable[[str], Path]):
     content = inspect_json(compiled("llama"))
     assert {one["external"] for one in content["positions"]} == {None}
     text = inspect_text(content)
-    assert "outside" not in text and "KV cache of 128 tokens 20.48 kB" in text
+    assert "outside" not in text and "KV cache of 128 tokens 16.38 kB" in text
 
 
 def test_a_context_on_the_die_has_no_traffic(model: Callable[[str], Path], tmp_path: Path):

@@ -15,7 +15,7 @@ import pytest
 
 from intaglio.backend.hw.units.attention import kv
 from intaglio.backend.hw.units.attention import unit as attention
-from intaglio.backend.hw.units.attention.sizes import AttentionModel, row_of
+from intaglio.backend.hw.units.attention.sizes import AttentionModel
 from intaglio.backend.hw.wires.signal import Design, Signal, Write, cat
 from intaglio.backend.program.program import Block, Buffer, Cache, Instruction, Program
 from intaglio.backend.target.target import load_target
@@ -24,12 +24,14 @@ from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real, Saturations, Scale, multiply
 from intaglio.dialects.formula import Formula
+from intaglio.dialects.h_units import CacheShape
 from intaglio.dialects.isa import values
 from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.instruction import Instruction as Does
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import memory_of
+from intaglio.lowering.place.sram import place_caches
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
 
@@ -102,9 +104,15 @@ CASES = [
 def program_of(case: Case) -> Program:
     machine = case.machine
     static = (Real.of(1 / 60), Real.of(60)) if case.static else (None, None)
+    shape_of = CacheShape(
+        machine, case.capacity, case.kv_heads, case.width, machine.kv, case.static
+    )
+    places, chip = place_caches({"v": shape_of, "k": shape_of}, machine)
     caches = {
-        name: Cache(name, case.capacity, case.kv_heads, case.width, machine.kv, address, *static)
-        for name, address in (("k", 1 << 12), ("v", 0))
+        name: Cache(
+            name, case.capacity, case.kv_heads, case.width, machine.kv, *places[name], *static
+        )
+        for name in ("k", "v")
     }
 
     def quantized(groups: int, fmt: str) -> values.Quantized:
@@ -161,6 +169,7 @@ def program_of(case: Case) -> Program:
         vocabulary=1,
         parameters={},
         caches=caches,
+        memories=chip,
         buffers={b.name: b for b in buffers},
         blocks=[block],
         positions=[],
@@ -241,7 +250,7 @@ class Bench:
         self.model = AttentionModel(self.program)
         self.chip = ArcModel(bench(self.model), "bench", opt=0)
         self.lanes = case.machine.vector_lanes
-        self.row = {name: row_of(self.program, name) for name in self.program.buffers}
+        self.row = {name: self.program.row_of(name) for name in self.program.buffers}
         self.chip.set("rst", 1)
         self.chip.step()
         self.chip.set("rst", 0)
@@ -435,3 +444,20 @@ def test_machine_that_cannot_be_built(change: dict[str, Any], named: str) -> Non
     with pytest.raises(UserError, match=named):
         model = AttentionModel(program_of(case))
         attention.attention_unit(Design(), model)
+
+
+@pytest.mark.parametrize(
+    ("buffer", "number"), [("kq", 0), ("vq", 1), ("q", 2), ("scores", 2), ("p", 3), ("y", 3)]
+)
+def test_values_begin_in_a_row(buffer: str, number: int) -> None:
+    """Of every operand and result; what would be rounded down is refused."""
+    program = program_of(CASES[0])
+    block = program.blocks[0]
+    moved = replace(program.buffers[buffer], element=4)
+    other = replace(program, buffers={**program.buffers, buffer: moved})
+    one = replace(block.instructions[number], onnx=[["the_node"]])
+    lanes = program.machine.vector_lanes
+    with pytest.raises(UserError, match=rf"inside a row .*\(element 4 of {lanes}\)") as caught:
+        attention.encode(AttentionModel(other), one, block.instances[0])
+    assert caught.value.node == "the_node"
+    attention.encode(AttentionModel(program), one, block.instances[0])

@@ -17,9 +17,8 @@ from intaglio.backend.hw.units.vector import encode as vector_encode
 from intaglio.backend.hw.units.vector.encode import (
     FIELDS,
     GATE_TABLES,
-    ConstantRows,
     Places,
-    constant_rows,
+    constant_forms,
     encode,
 )
 from intaglio.backend.hw.units.vector.operations import OPERATIONS
@@ -236,16 +235,17 @@ class Unit:
             },
             caches or {},
         )
-        rows = constant_rows(program, instruction, {})
-        first, placed = 3, dict[ConstantRows, int]()
-        for number, layout in enumerate(rows):
-            content = layout.rows(constants[layout.parameter][0])
-            placed[layout] = first
+        first, parameters = 3, dict(program.parameters)
+        for number, (one, form) in enumerate(constant_forms(program, instruction, {})):
+            values, exponent = constants[one.name]
+            content = form.rows(values, self.lanes, len(values), 1 << exponent)
+            own = *parameters[one.name].constants, (form, first)
+            parameters[one.name] = dataclasses.replace(one, constants=own)
             port = "constant1" if number else "constant0"
             self.memory(f"{port}_memory", "<i4")[first : first + len(content)] = content
             first += len(content)
-        places = dataclasses.replace(places or Places(), constants=placed)
-        fields = encode(program, instruction, {}, places)
+        program = dataclasses.replace(program, parameters=parameters)
+        fields = encode(program, instruction, {}, places or Places())
         # The descriptor is there in the first cycle only.
         noise = {
             one.name: int(self.rng.integers(0, 1 << min(one.width, 16))) for one in FIELDS.fields
@@ -378,7 +378,16 @@ def test_quantize_static(unit: Unit, fmt: str) -> None:
                 # Between 448 and its successor, which E4M3 does not have: rounding, then clipping.
                 inverse = Real.of(256)
                 x = unit.rng.integers(460 << 17, 468 << 17, len(x)) * unit.rng.choice([-1, 1])
-            cache = Cache("cache", POSITIONS, groups, width, fmt, 0, Real(1, 0), inverse)
+            cache = Cache(
+                "cache",
+                POSITIONS,
+                groups,
+                width,
+                fmt,
+                0,
+                static_scale=Real(1, 0),
+                static_inverse=inverse,
+            )
             duration = durations.quantize(unit.machine, len(x), groups, static=True)
             kind = quantized_type(groups, width, fmt)
             count = unit.run(
