@@ -10,12 +10,10 @@ a call counts as much as the kernel; numpy needs ten to thirty passes over the e
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from array import array
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +29,7 @@ from intaglio.dialects.formulas.softmax import PROBABILITY_FRAC
 from intaglio.dialects.semantics import Quantized, argmax, attention_mask, dot, embed
 from intaglio.runtime.engines import vector_code
 from intaglio.runtime.engines.kernel_code import compile_module
-from intaglio.runtime.engines.kernels import choose_path
+from intaglio.runtime.engines.kernels import address, choose_path
 
 __all__ = [
     "argmax",
@@ -83,19 +81,6 @@ def _run(kernel: Callable[[int], None], saturations: Saturations | None, *block:
         saturations.count += arguments[0]
 
 
-_buffer: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
-_addressof = ctypes.addressof
-
-
-def _address(operand: np.ndarray) -> int:
-    try:
-        # Several times faster than `ctypes.data`.
-        return _addressof(_buffer(operand))
-    except (TypeError, ValueError, BufferError):
-        # Read-only or empty.
-        return operand.ctypes.data
-
-
 def _plain(constants: tuple[int, ...]) -> tuple[int, ...]:
     """Constants as the numbers they are: type checkers cannot unpack generic named tuples."""
     return constants
@@ -121,10 +106,10 @@ def quantize(x: Ints, fmt: str, frac: int = 16, groups: int = 1) -> Quantized:
         _kernel("quantize", fmt == "fp8"),
         None,
         0,
-        _address(source),
-        _address(codes),
-        _address(mantissa),
-        _address(exponent),
+        address(source),
+        address(codes),
+        address(mantissa),
+        address(exponent),
         mantissa.size,
         x.shape[-1] // groups,
         frac,
@@ -183,12 +168,12 @@ def requantize(
         kernel,
         saturations,
         0,
-        _address(source),
-        _address(result),
-        _address(mantissa),
-        _address(power),
-        _address(added),
-        _address(stream),
+        address(source),
+        address(result),
+        address(mantissa),
+        address(power),
+        address(added),
+        address(stream),
         0 if one else 1,
         y.size // y.shape[-1],
         groups,
@@ -237,9 +222,9 @@ def norm(
         _kernel("norm", centred),
         saturations,
         0,
-        _address(source),
-        _address(result),
-        _address(weight),
+        address(source),
+        address(result),
+        address(weight),
         0 if gamma.size == width else width,
         x.size // x.shape[-1],
         groups,
@@ -281,10 +266,10 @@ def rotary(
         _kernel("rotary", interleaved),
         saturations,
         0,
-        _address(source),
-        _address(result),
-        _address(cos),
-        _address(sin),
+        address(source),
+        address(result),
+        address(cos),
+        address(sin),
         x.size // x.shape[-1],
         heads,
         x.shape[-1] // heads,
@@ -308,7 +293,7 @@ def query_key(
     source, result = _ints(q), np.empty((*q.shape[:-1], k.shape[1]), np.int64)
     rows = _shared_rows(q.shape[-2] // k.shape[0])
     kernel = _kernel("query_key", width, rows, 8 * k.itemsize, narrow)
-    _run(kernel, None, 0, _address(source), _address(result), *_cache_shape(q, k, rows))
+    _run(kernel, None, 0, address(source), address(result), *_cache_shape(q, k, rows))
     return result
 
 
@@ -324,13 +309,13 @@ def weighted_sum(
         return semantics.weighted_sum(p, v, p_format, v_format)
     source, result = _ints(p), np.empty((*p.shape[:-1], width), np.int64)
     rows = _shared_rows(p.shape[-2] // v.shape[0])
-    addresses = _address(source), _address(result)
+    addresses = address(source), address(result)
     shape = _cache_shape(p, v, rows)
     if p_format == "uint8" and v.itemsize == 1 and tokens <= _BYTE_TOKENS:
         stride = -(-tokens // 4) * 4
         scratch = np.zeros(p.size // tokens * stride, np.uint8)
         kernel = _kernel("weighted_sum_bytes", width, rows)
-        _run(kernel, None, 0, *addresses, _address(scratch), stride, *shape)
+        _run(kernel, None, 0, *addresses, address(scratch), stride, *shape)
     else:
         kernel = _kernel("weighted_sum", width, rows, 8 * v.itemsize)
         _run(kernel, None, 0, *addresses, *shape)
@@ -365,7 +350,7 @@ def _cache_shape(a: IntArray, cached: IntArray, rows: int) -> tuple[int, ...]:
     blocks = heads // kv_heads // rows
     shape = batch, kv_heads, blocks, cached.shape[1]
     # The first row has the address of the whole, and is contiguous.
-    return _address(cached[0, 0]), *shape, *cached.strides[:2]
+    return address(cached[0, 0]), *shape, *cached.strides[:2]
 
 
 def _per_token(scale: Scale, tokens: int) -> tuple[Ints, Ints, int]:
@@ -407,12 +392,12 @@ def score_scale(
         _kernel("score_scale"),
         saturations,
         0,
-        _address(source),
-        _address(result),
-        _address(mantissa),
-        _address(exponent),
-        _address(key_mantissa[0]),
-        _address(key_exponent[0]),
+        address(source),
+        address(result),
+        address(mantissa),
+        address(exponent),
+        address(key_mantissa[0]),
+        address(key_exponent[0]),
         stride,
         factor.mantissa,
         factor.exponent,
@@ -451,15 +436,15 @@ def softmax(
         _kernel("softmax", mask is not None, sink is not None),
         None,
         0,
-        _address(source),
-        _address(v_mantissa[0]),
-        _address(v_exponent[0]),
-        _address(sinks),
-        _address(codes),
-        _address(mantissa),
-        _address(exponent),
-        _address(total),
-        _address(seen),
+        address(source),
+        address(v_mantissa[0]),
+        address(v_exponent[0]),
+        address(sinks),
+        address(codes),
+        address(mantissa),
+        address(exponent),
+        address(total),
+        address(seen),
         stride,
         scores.size // (heads * tokens),
         kv_heads,
@@ -477,8 +462,8 @@ def multiply(a: Scale, b: Scale) -> Scale:
     operands = _ints(a.mantissa), _ints(a.exponent), _ints(b.mantissa), _ints(b.exponent)
     shape = a.mantissa.shape
     mantissa, exponent = np.empty(shape, np.int64), np.empty(shape, np.int64)
-    results = _address(mantissa), _address(exponent), mantissa.size
-    _run(_kernel("multiply"), None, 0, *map(_address, operands), *results)
+    results = address(mantissa), address(exponent), mantissa.size
+    _run(_kernel("multiply"), None, 0, *map(address, operands), *results)
     return Scale(mantissa, exponent)
 
 
@@ -490,9 +475,9 @@ def reciprocal_scale(total: Ints, frac: int = PROBABILITY_FRAC) -> Scale:
         _kernel("reciprocal_scale"),
         None,
         0,
-        _address(source),
-        _address(mantissa),
-        _address(exponent),
+        address(source),
+        address(mantissa),
+        address(exponent),
         source.size,
         frac,
     )
@@ -523,6 +508,6 @@ def _elementwise(
     """A kernel whose arguments are operands of one shape, the result, their size and constants."""
     sources = [_ints(x) for x in operands]
     result = np.empty(np.shape(operands[0]), np.int64)
-    addresses = [_address(x) for x in sources]
-    _run(kernel, saturations, 0, *addresses, _address(result), result.size, *constants)
+    addresses = [address(x) for x in sources]
+    _run(kernel, saturations, 0, *addresses, address(result), result.size, *constants)
     return result
