@@ -30,7 +30,8 @@ import numpy as np
 from intaglio.backend import circt
 from intaglio.backend.hw.chip import sequencer
 from intaglio.backend.hw.chip.chip import TOP, chip_design
-from intaglio.backend.hw.chip.layout import Layout, Words, layout_of, logic_rom, rom_words
+from intaglio.backend.hw.chip.contents import Words, logic_rom, rom_words
+from intaglio.backend.hw.chip.layout import Layout, layout_of
 from intaglio.backend.hw.units.attention.kv import word_bytes
 from intaglio.backend.output.hardware_files import (
     EXTERNAL_BANKS,

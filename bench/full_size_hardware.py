@@ -48,7 +48,7 @@ from bank_sample import Place, banks_by_kind, drawn
 from decoder_model import BITNET_2B, LLAMA_3_2_3B, write_decoder
 from measured import compile_command, measured
 
-from intaglio.backend.hw.chip.layout import Layout, layout_of
+from intaglio.backend.hw.chip.layout import Layout, bias_rows, layout_of
 from intaglio.backend.hw.units.matrix.array import build_matrix
 from intaglio.backend.hw.units.matrix.plan import (
     MatrixConfig,
@@ -463,7 +463,7 @@ class Array:
         program, config, rng = self.layout.program, self.layout.matrix, self.rng
         instruction, instance = use
         lanes = program.machine.vector_lanes
-        fields = encode(program, instruction, instance, config, self.layout.biases)
+        fields = encode(program, instruction, instance, config, bias_rows(program))
         duration = int(instruction.issue.duration(tokens=1, rank=0))
         inputs: dict[str, npt.NDArray[Any]] = {}
         for name, value in {**fields, "start": 1}.items():

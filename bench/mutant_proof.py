@@ -18,7 +18,8 @@ from pathlib import Path
 
 from intaglio.backend import circt
 from intaglio.backend.hw.chip.chip import TOP
-from intaglio.backend.hw.chip.layout import descriptor_wires, layout_of
+from intaglio.backend.hw.chip.contents import descriptor_wires
+from intaglio.backend.hw.chip.layout import layout_of
 from intaglio.backend.images.read import Images
 from intaglio.backend.program.program import Program
 

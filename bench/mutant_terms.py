@@ -26,7 +26,8 @@ from typing import Any
 import z3
 
 from intaglio.backend.hw.chip.chip import TOP
-from intaglio.backend.hw.chip.layout import descriptor_wires, layout_of
+from intaglio.backend.hw.chip.contents import descriptor_wires
+from intaglio.backend.hw.chip.layout import layout_of
 from intaglio.backend.images.read import Images
 from intaglio.backend.program.program import Program
 

@@ -22,7 +22,8 @@ import numpy.typing as npt
 from intaglio.backend import circt
 from intaglio.backend.emit_hardware import emit_hardware, hardware_text, logic_size, source_files
 from intaglio.backend.hw.chip.chip import TOP
-from intaglio.backend.hw.chip.layout import layout_of, layout_with, rom_words
+from intaglio.backend.hw.chip.contents import rom_words
+from intaglio.backend.hw.chip.layout import layout_of, layout_with
 from intaglio.backend.hw.units.attention.kv import read_cache, word_bytes, write_cache, write_words
 from intaglio.backend.images.adapter import AdapterImage
 from intaglio.backend.images.read import Images

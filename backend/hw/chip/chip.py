@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from intaglio.backend.hw.chip.layout import Layout, Words, layout_of, rom_words
+from intaglio.backend.hw.chip.contents import Words, rom_words
+from intaglio.backend.hw.chip.layout import Layout, layout_of
 from intaglio.backend.hw.chip.sequencer import (
     SEQUENCE_BITS,
     TOKEN_BITS,

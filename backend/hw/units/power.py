@@ -68,6 +68,12 @@ class PowerUnit(Unit):
         """See `Unit`."""
         return machine_refusals(program.machine)
 
+    def encode(
+        self, program: Program, instruction: Instruction, instance: Mapping[str, str]
+    ) -> dict[str, int]:
+        """See `Unit`."""
+        return encode(self.domains, instruction, instance)
+
     def build(self, design: Design, logic: LogicROM | None = None) -> ModuleBuilder:
         """See `Unit`."""
         return build_power(design, self.machine, self.domains, self.late)

@@ -12,12 +12,8 @@ from xdsl.dialects.builtin import Builtin, ModuleOp
 from xdsl.parser import Parser
 
 from intaglio.backend.hw.chip.chip import chip_design
-from intaglio.backend.hw.chip.layout import (
-    descriptor_wires,
-    descriptor_words,
-    layout_of,
-    with_queues,
-)
+from intaglio.backend.hw.chip.contents import descriptor_wires, descriptor_words
+from intaglio.backend.hw.chip.layout import layout_of, with_queues
 from intaglio.backend.hw.units.matrix.plan import single_scales
 from intaglio.backend.images.read import Images
 from intaglio.backend.program.program import Program

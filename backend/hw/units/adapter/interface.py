@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from intaglio.backend.hw.units.adapter.sizes import SELECT, AdapterModel, refusals
+from intaglio.backend.hw.units.adapter.sizes import AdapterModel, encode, refusals
 from intaglio.backend.hw.units.adapter.unit import adapter_unit
 from intaglio.backend.hw.units.memories import CODE_SCALES, CODES, VECTORS
 from intaglio.backend.hw.units.ports import (
@@ -22,9 +22,11 @@ from intaglio.backend.hw.units.unit import Unit
 from intaglio.dialects.isa.adapter import AdapterMatvec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
     from intaglio.backend.hw.wires.signal import Design, ModuleBuilder
-    from intaglio.backend.program.program import Program
+    from intaglio.backend.program.types import Instruction, Program
     from intaglio.dialects.errors import UserError
 
 
@@ -34,7 +36,7 @@ class AdapterUnit(Unit):
 
     model: AdapterModel
 
-    name = SELECT
+    name = "adapter"
 
     @cached_property
     def ports(self) -> tuple[Bundle, ...]:
@@ -56,6 +58,12 @@ class AdapterUnit(Unit):
     def refusals(program: Program) -> list[UserError]:
         """See `Unit`."""
         return refusals(program)
+
+    def encode(
+        self, program: Program, instruction: Instruction, instance: Mapping[str, str]
+    ) -> dict[str, int]:
+        """See `Unit`."""
+        return encode(self.model, instruction, instance)
 
     def build(self, design: Design, logic: LogicROM | None = None) -> ModuleBuilder:
         """See `Unit`."""

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 PLACES_BITS = EXPONENT_BITS + 2
 """Width of the signed number of places of a requantisation that the program knows."""
-SELECT = "adapter"
-"""The field of the attention queue's descriptors that says whose instruction it is."""
 
 _MIXED = {
     "source_fp8": "1: the vector is of E4M3, 0: of integers",

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from intaglio.backend.hw.units.attention.kv import external_parts
-from intaglio.backend.hw.units.attention.sizes import AttentionModel, refusals
+from intaglio.backend.hw.units.attention.sizes import AttentionModel, encode, refusals
 from intaglio.backend.hw.units.attention.unit import attention_unit
 from intaglio.backend.hw.units.memories import (
     CODE_SCALES,
@@ -36,9 +36,11 @@ from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.cache import Append
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
     from intaglio.backend.hw.wires.signal import Design, ModuleBuilder
-    from intaglio.backend.program.program import Program
+    from intaglio.backend.program.types import Instruction, Program
     from intaglio.dialects.errors import UserError
 
 
@@ -94,6 +96,12 @@ class AttentionUnit(Unit):
     def refusals(program: Program) -> list[UserError]:
         """See `Unit`."""
         return refusals(program)
+
+    def encode(
+        self, program: Program, instruction: Instruction, instance: Mapping[str, str]
+    ) -> dict[str, int]:
+        """See `Unit`."""
+        return encode(self.model, instruction, instance)
 
     def build(self, design: Design, logic: LogicROM | None = None) -> ModuleBuilder:
         """See `Unit`."""

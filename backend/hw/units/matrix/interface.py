@@ -7,7 +7,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from intaglio.backend.hw.units.matrix.array import build_matrix
-from intaglio.backend.hw.units.matrix.plan import MatrixConfig, refusals
+from intaglio.backend.hw.units.matrix.plan import (
+    MatrixConfig,
+    Use,
+    encode,
+    is_single,
+    refusals,
+    tensor,
+)
 from intaglio.backend.hw.units.memories import CODE_SCALES, CODES, CONSTANTS, VECTORS
 from intaglio.backend.hw.units.ports import (
     POWER_BITS,
@@ -24,17 +31,26 @@ from intaglio.backend.hw.units.unit import Unit
 from intaglio.dialects.isa.matrix import Embed, Matvec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
     from intaglio.backend.hw.wires.signal import Design, ModuleBuilder
-    from intaglio.backend.program.types import Program
+    from intaglio.backend.program.types import Instruction, Program
+    from intaglio.dialects.encoded import Value
     from intaglio.dialects.errors import UserError
 
 
 @dataclass(frozen=True)
 class MatrixUnit(Unit):
-    """The matrix array, of the sizes that a program needs."""
+    """The matrix array, of the sizes that a program needs.
+
+    Attributes:
+        config: its sizes.
+        biases: first row of each bias in the constant ROM.
+    """
 
     config: MatrixConfig
+    biases: Mapping[str, int]
 
     name = "matrix"
 
@@ -62,6 +78,21 @@ class MatrixUnit(Unit):
     def refusals(program: Program) -> list[UserError]:
         """See `Unit`."""
         return refusals(program)
+
+    def encode(
+        self, program: Program, instruction: Instruction, instance: Mapping[str, str]
+    ) -> dict[str, Value]:
+        """See `Unit`."""
+        matrix = tensor(Use(instruction, instance))
+        single = is_single(program.parameters[matrix])
+        scales = {matrix: 0} if single else {}
+        values: dict[str, Value] = {
+            **encode(program, instruction, instance, self.config, self.biases, scales)
+        }
+        if single:
+            # The scale is in the images, which say it where the content is written.
+            values["mantissa"] = matrix
+        return values
 
     def build(self, design: Design, logic: LogicROM | None = None) -> ModuleBuilder:
         """See `Unit`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ from intaglio.backend.hw.units.ports import (
     written_row,
 )
 from intaglio.backend.hw.units.unit import Unit
-from intaglio.backend.hw.units.vector.encode import FIELDS, shape_refusals
+from intaglio.backend.hw.units.vector.encode import FIELDS, Places, encode, shape_refusals
 from intaglio.backend.hw.units.vector.operations import (
     NORMS,
     QUANTIZE,
@@ -49,7 +49,7 @@ from intaglio.dialects.machine import Machine
 if TYPE_CHECKING:
     from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
     from intaglio.backend.hw.wires.signal import Design, ModuleBuilder
-    from intaglio.backend.program.program import Program
+    from intaglio.backend.program.types import Instruction, Program
     from intaglio.dialects.errors import UserError
 
 
@@ -71,10 +71,17 @@ INSTRUCTIONS = (
 
 @dataclass(frozen=True)
 class VectorUnit(Unit):
-    """The vector unit, of the sizes that a program needs."""
+    """The vector unit, of the sizes that a program needs.
+
+    Attributes:
+        machine: the chip.
+        shape: its sizes.
+        places: where the chip keeps what is no value.
+    """
 
     machine: Machine
     shape: VectorShape
+    places: Places
 
     name = "vector"
 
@@ -129,6 +136,12 @@ class VectorUnit(Unit):
     def refusals(program: Program) -> list[UserError]:
         """See `Unit`."""
         return machine_refusals(program.machine) + shape_refusals(program)
+
+    def encode(
+        self, program: Program, instruction: Instruction, instance: Mapping[str, str]
+    ) -> dict[str, int]:
+        """See `Unit`."""
+        return encode(program, instruction, instance, self.places)
 
     def build(self, design: Design, logic: LogicROM | None = None) -> ModuleBuilder:
         """See `Unit`."""

@@ -14,7 +14,8 @@ import pytest
 from intaglio.backend.circt import to_verilog
 from intaglio.backend.compile import compile_model
 from intaglio.backend.hw.chip.chip import chip_design
-from intaglio.backend.hw.chip.layout import layout_of, logic_rom
+from intaglio.backend.hw.chip.contents import logic_rom
+from intaglio.backend.hw.chip.layout import layout_of
 from intaglio.backend.hw.units.matrix.rom_bank import BankBody, bank_name, table_body
 from intaglio.backend.hw.units.matrix.rom_network import shared_body
 from intaglio.backend.hw.wires.signal import Design
