@@ -11,6 +11,7 @@ from xdsl.ir import Operation
 from intaglio.dialects import constant_rom, rom
 from intaglio.dialects.constant_rom import CONSTANTS, Form, norm_form, rotary_forms
 from intaglio.dialects.fabric import ConstantOp, MemoryOp, capacity
+from intaglio.dialects.isa.vector import Rotary
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.users import uses
 
@@ -51,6 +52,7 @@ def _form(op: Operation, role: str, lanes: int) -> Form:
                 op.rotary_dim.value.data,
             )
             found = rotary_forms(width, turning, lanes, interleaved=op.interleaved is not None)
-            return Form() if found is None else found[role == "sin"]
+            roles = [one.name for one in Rotary.form.roles]
+            return Form() if found is None else found[roles.index(role)]
         case _:
             return Form()
