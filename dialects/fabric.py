@@ -52,6 +52,7 @@ from intaglio.dialects.h_units import (
     AdapterShape,
     CacheShape,
     element_bits,
+    scale_group,
 )
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import OF_VALUES, Memory
@@ -618,7 +619,9 @@ class ReserveOp(IRDLOperation):
             words, scales = matrix.blocks * matrix.words, matrix.blocks * matrix.groups
             return {
                 ADAPTERS: Claim(name, unit, units, self.first_row, words),
-                ADAPTER_SCALES: Claim(name, unit, units, self.first_scale, scales),
+                ADAPTER_SCALES: Claim(
+                    name, *scale_group(machine, unit, units), self.first_scale, scales
+                ),
             }
         raise VerifyException(f"@{name} is neither a cache nor an adapter")
 

@@ -10,7 +10,8 @@ beside the vector units, `kv_scales`, with a row for as many. Static caches have
 
 **Adapters.** Row n of a matrix is on H-Unit ``unit + n mod h_units``, as its ``n div h_units``-th
 row: words of the memory `adapters`, of `attention_lanes` elements, and scales of `adapter_scales`,
-one for each group. A matrix of fewer rows than there are H-Units takes as many of them only.
+one for each group. A matrix of fewer rows than there are H-Units takes as many of them only, and
+its rows of scales in all H-Units that are loaded at once with them.
 """
 
 from __future__ import annotations
@@ -165,11 +166,18 @@ def scale_units(machine: Machine) -> int:
 def unit_step(machine: Machine, rows: int, word_bits: int) -> int:
     """At multiples of how many H-Units a matrix may begin.
 
-    A beat of results is turned as a whole, and a word of the load port is for a whole group of
-    H-Units, which are not two matrices'.
+    A beat of results is turned as a whole, and a word of codes at the load port is for a whole
+    group of H-Units, which are not two matrices'.
     """
-    least = max(rows, load_units(machine, word_bits), scale_units(machine))
-    return 1 << (least - 1).bit_length()
+    return 1 << (max(rows, load_units(machine, word_bits)) - 1).bit_length()
+
+
+def scale_group(machine: Machine, first: int, units: int) -> tuple[int, int]:
+    """The H-Units, as the first and their number, whose scales are loaded with those of a matrix
+    from H-Unit `first` on: in a row of scales no two matrices share them."""
+    size = scale_units(machine)
+    begin = first - first % size
+    return begin, -(-(first + units - begin) // size) * size
 
 
 def floor_power(number: int) -> int:

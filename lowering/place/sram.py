@@ -38,6 +38,7 @@ from intaglio.dialects.h_units import (
     KV_SCALES,
     AdapterShape,
     CacheShape,
+    scale_group,
     unit_step,
 )
 from intaglio.dialects.machine import KV_FORMATS, Machine
@@ -99,31 +100,28 @@ def place_matrices(
     if not shapes:
         return Adapters({}, None, None)
     bits = max(one.bits for one in shapes.values())
-    filled = [(0, 0)] * machine.h_units
+    words, scales = [0] * machine.h_units, [0] * machine.h_units
     places: dict[str, Rows] = {}
     ends: list[tuple[int, int]] = []
     for of_slots in (False, True):
         # What comes next begins on all units alike.
-        top = max(word for word, _ in filled), max(scale for _, scale in filled)
-        filled = [top] * machine.h_units
-        ends.append(top)
+        ends.append((max(words), max(scales)))
+        words, scales = [max(words)] * machine.h_units, [max(scales)] * machine.h_units
         own = {name: one for name, one in shapes.items() if one.is_slot == of_slots}
         for name in sorted(own, key=lambda name: _order(own[name])):
             one = own[name]
             step = unit_step(machine, one.units, bits * machine.attention_lanes)
             firsts = range(0, machine.h_units - one.units + 1, step)
-            part = min(
-                (slice(first, first + one.units) for first in firsts),
-                key=lambda part: max(filled[part]),
-            )
-            word = max(word for word, _ in filled[part])
-            scale = max(scale for _, scale in filled[part])
-            places[name] = Rows(word, scale, part.start)
-            end = word + one.blocks * one.words, scale + one.blocks * one.groups
-            filled[part] = [end] * one.units
-    (word, scale), (last_word, last_scale) = ends[1], max(filled)
-    last_scale = max(scale for _, scale in filled)
-    of_one = last_word - word, last_scale - scale
+            first = min(firsts, key=lambda first: max(words[first : first + one.units]))
+            part = slice(first, first + one.units)
+            begin, count = scale_group(machine, first, one.units)
+            group = slice(begin, begin + count)
+            word, scale = max(words[part]), max(scales[group])
+            places[name] = Rows(word, scale, first)
+            words[part] = [word + one.blocks * one.words] * one.units
+            scales[group] = [scale + one.blocks * one.groups] * count
+    word, scale = ends[1]
+    of_one = max(words) - word, max(scales) - scale
     units = machine.h_units
     return Adapters(
         {name: places[name] for name in shapes},

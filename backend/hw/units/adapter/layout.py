@@ -15,10 +15,11 @@ a row's last word is 0. Where several adapters are resident, the slots of reside
 | 2: sites       | number of the site              | rank, exponent of A, exponent of B       |
 | 3: active      | (none)                          | number of the active resident            |
 
-A group is as many H-Units, a power of two, as a load word has room for; no matrix begins inside
-one. An SRAM word wider than a load word has several equal parts (low bits first). Lower bits stand
-in this order from the top; what has one value only has no bits. Site registers are rank, then two
-exponents of `EXPONENT_BITS` in two's complement, low bits first. The ranks are 0 after reset.
+A group is as many H-Units, a power of two, as a load word has room for; no two matrices have words
+of codes, or rows of scales, in one. An SRAM word wider than a load word has several equal parts
+(low bits first). Lower bits stand in this order from the top; what has one value only has no bits.
+Site registers are rank, then two exponents of `EXPONENT_BITS` in two's complement, low bits first.
+The ranks are 0 after reset.
 
 An adapter of rank r is loaded with the rows of A below r and the words of B with columns below r;
 the registers of all sites come last. `load_cycles` counts that, `load_stream` makes it.
@@ -339,12 +340,13 @@ class AdapterPlaces:
 
     def _scales(self, place: MatrixPlace, scales: npt.NDArray[np.int16]) -> LoadStream:
         machine, units = self.machine, self.scale_units
-        rows = len(scales)
-        blocks, groups = -(-rows // machine.h_units), machine.h_units // units
+        # Of a group of H-Units the first may not be the matrix's.
+        before, rows = place.unit % units, len(scales)
+        blocks, groups = -(-(before + rows) // machine.h_units), machine.h_units // units
         full = np.zeros(blocks * machine.h_units, np.int64)
-        full[:rows] = scales
+        full[before : before + rows] = scales
         bits = _to_bits(full, SCALE_BITS).reshape(blocks * groups, units * SCALE_BITS)
-        used = -(-rows // units)
+        used = -(-(before + rows) // units)
         index = (place.scale * groups) + np.arange(used) + place.unit // units
         return self._stream(SCALES, index, bits[:used])
 

@@ -229,7 +229,18 @@ rom.parameter @a : !rom.adapter<[4, 64], fp8> {key = "adapter::layers.0.q_proj.A
 rom.parameter @b : !rom.adapter<[8, 64], fp8> {key = "adapter::layers.0.q_proj.B"}
 fabric.reserve @a in @adapters at 0 {unit = 4 : i64}
 fabric.reserve @b in @adapters at 4
-// CHECK: @a and @b share rows of memory @adapter_scales of H-Unit 4
+// CHECK: @a and @b share rows of memory @adapter_scales of H-Unit 0
+
+// -----
+
+fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+fabric.memory @adapters rows 64 of 16 x 8 in 8
+fabric.memory @adapter_scales rows 8 of 1 x 16 in 8
+rom.parameter @a : !rom.adapter<[4, 64], fp8> {key = "adapter::layers.0.q_proj.A"}
+rom.parameter @c : !rom.adapter<[4, 64], fp8> {key = "adapter::layers.0.q_proj.B"}
+fabric.reserve @a in @adapters at 0 {unit = 4 : i64}
+fabric.reserve @c in @adapters at 0
+// CHECK: @a and @c share rows of memory @adapter_scales of H-Unit 0
 
 // -----
 

@@ -3,7 +3,7 @@
 // RUN: xdsl-opt -p 'attach-target{target=roma-mini set="h_unit.load_bytes=8"},fabric-place' %s | filecheck %s --check-prefix=UNITS
 // RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="vector.sram_bytes=400"},fabric-place' %s 2>&1 | filecheck %s --check-prefix=SCALES
 // RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="l_unit.rom_bits=8192"},fabric-place' %s 2>&1 | filecheck %s --check-prefix=ROM
-// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="h_unit.sram_bytes=1200"},fabric-place' %s 2>&1 | filecheck %s --check-prefix=SRAM
+// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="h_unit.sram_bytes=1100"},fabric-place' %s 2>&1 | filecheck %s --check-prefix=SRAM
 // RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="formats.weights=int8"},fabric-place' %s 2>&1 | filecheck %s --check-prefix=CELLS
 // RUN: xdsl-opt -p fabric-place --verify-diagnostics %s | filecheck %s --check-prefix=MACHINE
 
@@ -34,18 +34,18 @@ rom.cache @k1 : !rom.kv<128, 2, 16, fp8, static> {static_scale = #rom.real<83886
 // for the one that is dynamic; rows of 4 words of int8 less its zero point, with a scale each.
 // CHECK-NEXT: fabric.memory @kv rows 64 of 16 x 8 in 8
 // CHECK-NEXT: fabric.memory @kv_scales rows 16 of 16 x 32
-// CHECK-NEXT: fabric.memory @adapters rows 12 of 16 x 9 in 8 {resident = 8 : i64}
+// CHECK-NEXT: fabric.memory @adapters rows 8 of 16 x 9 in 8 {resident = 4 : i64}
 // CHECK-NEXT: fabric.memory @adapter_scales rows 3 of 1 x 16 in 8 {resident = 2 : i64}
-// A word of the load port has scales for all eight H-Units, so matrices of few rows begin at the
-// first of them.
+// Matrices of few rows lie beside each other. A word of the load port has scales for all eight
+// H-Units, so theirs have rows of their own.
 // CHECK-NEXT: fabric.reserve @a in @adapters at 0
 // CHECK-NEXT: fabric.reserve @t in @adapters at 4 {scale = 1 : i64}
-// CHECK-NEXT: fabric.reserve @s in @adapters at 8 {scale = 2 : i64}
+// CHECK-NEXT: fabric.reserve @s in @adapters at 4 {scale = 2 : i64, unit = 4 : i64}
 // CHECK-NEXT: fabric.reserve @k0 in @kv at 0
 // CHECK-NEXT: fabric.reserve @k1 in @kv at 32
 // CHECK-NEXT: rom.layer
 
-// With a narrow load port they lie beside each other.
+// With a narrow load port they share the row of scales too.
 // UNITS: fabric.memory @adapters rows 8 of 16 x 9 in 8 {resident = 4 : i64}
 // UNITS: fabric.memory @adapter_scales rows 2 of 1 x 16 in 8 {resident = 1 : i64}
 // UNITS: fabric.reserve @t in @adapters at 4 {scale = 1 : i64}
@@ -62,8 +62,8 @@ rom.cache @k1 : !rom.kv<128, 2, 16, fp8, static> {static_scale = #rom.real<83886
 
 // SRAM: the SRAM of roma-mini holds 0.01 MiB, the model needs 0.01 MiB; every H-Unit is over by {{[0-9]+}} bytes
 // SRAM: KV cache
-// SRAM: adapter slots
 // SRAM: adapters of the graph
+// SRAM: adapter slots
 // SRAM: help: {{.*}}slots for fewer matrices
 
 // SCALES: the vector units of roma-mini hold 800 bytes, scales of cached keys and values take 1024

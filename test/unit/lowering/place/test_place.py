@@ -265,9 +265,15 @@ def test_a_matrix_of_few_rows_takes_few_units(integers: Any, decoder: Any, mini:
 
 
 def test_a_load_word_is_of_one_matrix(integers: Any, decoder: Any, mini: Machine) -> None:
-    """With scales for eight H-Units in a word, matrices begin at the first unit."""
+    """With scales for eight H-Units in a word, no two matrices share a row of scales."""
     module = place(integers(decoder, mini, 3, ("q_proj", "v_proj")))
-    assert {op.first_unit for op in places(module) if isinstance(op, ReserveOp)} == {0}
+    found = [
+        (op.first_unit, op.first_scale)
+        for op in places(module)
+        if isinstance(op, ReserveOp) and op.buffer.root_reference.data.endswith("_A")
+    ]
+    assert {unit for unit, _ in found} == {0, 4}
+    assert len({scale for _, scale in found}) == len(found)
 
 
 def test_slots_that_do_not_fit(integers: Any, decoder: Any, mini: Machine) -> None:

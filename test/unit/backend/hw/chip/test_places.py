@@ -21,7 +21,8 @@ from xdsl.dialects.builtin import Builtin, ModuleOp, SymbolRefAttr
 from xdsl.parser import Parser
 
 from intaglio.backend.compile import compile_model
-from intaglio.backend.hw.chip.layout import Layout, layout_of, rom_words
+from intaglio.backend.hw.chip.contents import rom_words
+from intaglio.backend.hw.chip.layout import Layout, layout_of
 from intaglio.backend.hw.units.adapter.layout import AdapterPlaces
 from intaglio.backend.hw.units.matrix.plan import FIELDS as MATRIX_FIELDS
 from intaglio.backend.hw.units.matrix.plan import l_unit_images

@@ -81,6 +81,8 @@ CASES = [
     Case("other_beat", geometry(16, 8, 8, results_per_cycle=4, load_bytes=4, **SLOW), 3, 24, 40,
          (2, 3)),
     Case("groups", geometry(32, 4, 32, load_bytes=8, adapter="int8"), 5, 40, 70, (5, 2), 12),
+    # Scales of several matrices' H-Units in a word of the load port.
+    Case("scales", geometry(16, 8, 16, load_bytes=16), 3, 40, 36, (3, 1)),
 ]  # fmt: skip
 
 
@@ -404,9 +406,9 @@ def test_matrices_of_few_rows_lie_on_different_units() -> None:
     """So the cases before do what they say."""
     units = {
         case.name: {one.unit for one in placed(setting(case).program).parameters.values()}
-        for case in CASES[-3:]
+        for case in CASES[-4:]
     }
-    assert units == {"turned": {0, 4}, "other_beat": {0, 4}, "groups": {0, 8}}
+    assert units == {"turned": {0, 4}, "other_beat": {0, 4}, "groups": {0, 8}, "scales": {0, 4}}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
