@@ -23,7 +23,7 @@ from measured import compile_command, measured, read_once
 from intaglio.backend.program.program import load_program
 from intaglio.backend.target.target import load_target
 from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
-from intaglio.runtime.reports.rom_use import placed_matrices, products
+from intaglio.runtime.reports.rom_use import placed_matrices, products, read_placement
 from intaglio.runtime.reports.timing import token_cycles
 
 SHAPES = {"llama-3.2-3b": LLAMA_3_2_3B, "llama-3-8b": LLAMA_3_8B}
@@ -35,7 +35,7 @@ def predict(out: Path) -> None:
     program = load_program(out)
     machine = program.machine
     passes = activation_passes(machine.activations, machine)
-    placed = placed_matrices(program, json.loads((out / "mapping.json").read_text()))
+    placed = placed_matrices(program, read_placement(out, program))
     bound = sum(
         lower_bound_cycles(placed[name].shape, machine, passes) for name in products(program)
     )

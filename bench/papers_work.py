@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from intaglio.backend.program.program import Program, load_program
 from intaglio.backend.stages import Options
 from intaglio.backend.target.target import Target
 from intaglio.backend.target.values import is_number, is_settable
-from intaglio.runtime.reports.rom_use import Placed, placed_matrices, products
+from intaglio.runtime.reports.rom_use import Placed, placed_matrices, products, read_placement
 from intaglio.runtime.reports.timing import generation_cycles, token_cycles
 
 STILL = ("area.", "energy.", "power.", "technology.")
@@ -89,7 +88,7 @@ class Work:
         )
         cost = measured(command, quiet=True)
         program = load_program(out)
-        placed = placed_matrices(program, json.loads((out / "mapping.json").read_text()))
+        placed = placed_matrices(program, read_placement(out, program))
         shutil.rmtree(out)
         return Compiled(program, placed, cost)
 

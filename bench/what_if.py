@@ -20,6 +20,7 @@ from intaglio.backend.stages import Options, passes
 from intaglio.backend.target.target import Target, load_target
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import machine_of
+from intaglio.dialects.json_file import JSONFile
 from intaglio.lowering.onnx.importer import import_model
 from intaglio.lowering.place.mapping import mapping_of
 from intaglio.runtime.reports.rom_use import Placed, placed_matrices
@@ -74,4 +75,4 @@ class WhatIf:
         """What lies in the ROM of the matrix units."""
         module = self.module(settings)
         program = program_of(program_content(module))
-        return placed_matrices(program, mapping_of(module, machine_of(module)))
+        return placed_matrices(program, JSONFile(mapping_of(module, machine_of(module)), "mapping"))
