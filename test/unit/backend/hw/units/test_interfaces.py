@@ -109,13 +109,13 @@ def test_ports_that_are_not_declared() -> None:
         ({"vector_pipeline": 2}, ["vector_pipeline is 2"]),
         (
             {"vector_pipeline": 2, "kv_write": 0, "mac_pipeline": 0, "issue": 0},
-            ["vector_pipeline is 2", "kv_write is 0", "mac_pipeline .* is 0", "issue is 0"],
+            ["vector_pipeline is 2", "kv_write is 0", "mac_pipeline is 0", "issue is 0"],
         ),
         (
             {"h_units": 6, "l_units": 12, "activations": "fp4", "kv": "int5", "power_sleep": 0},
             [
                 "array.h_units is 6",
-                "array.l_units, not 12",
+                "array.l_units is 12",
                 "no activations of fp4",
                 "no kv of int5",
             ],
