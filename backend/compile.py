@@ -41,13 +41,7 @@ from intaglio.backend.stages import HARDWARE_STAGES, IR_STAGES, Options, passes
 from intaglio.backend.target.file import write_target
 from intaglio.backend.target.target import load_target
 from intaglio.backend.ways_out import tried
-from intaglio.dialects.errors import (
-    CompilerBug,
-    DoesNotFit,
-    UserError,
-    UserErrors,
-    gathered,
-)
+from intaglio.dialects.errors import CompilerBug, DoesNotFit, UserError, UserErrors, gathered
 from intaglio.dialects.fabric import machine_of
 from intaglio.dialects.json_file import JSON
 from intaglio.lowering.onnx.graph.external_data import companion_file

@@ -22,7 +22,6 @@ from xdsl.dialects.builtin import (
 )
 from xdsl.ir import Attribute, Block, ParametrizedAttribute, Region
 from xdsl.irdl import (
-    ParsePropInAttrDict,
     irdl_attr_definition,
     irdl_op_definition,
     lazy_traits_def,
@@ -138,7 +137,6 @@ class DescriptorOp(PlainOp):
         "$opcode `of` $block `instance` $instance `number` $number `waits` $waits"
         " `fields` $values attr-dict"
     )
-    irdl_options = (ParsePropInAttrDict(),)
     traits = lazy_traits_def(lambda: (HasParent(QueueOp),))
 
     def __init__(
@@ -240,7 +238,6 @@ class QueueOp(PlainOp):
     """Those of the units, the first in the lowest bits above the waits."""
     body = region_def("single_block")
     assembly_format = "$queue `short` $short `fields` $fields $body attr-dict"
-    irdl_options = (ParsePropInAttrDict(),)
     traits = traits_def(NoTerminator())
 
     def __init__(

@@ -26,8 +26,6 @@ from xdsl.dialects.builtin import (
 from xdsl.ir import Attribute, Dialect, Operation, ParametrizedAttribute
 from xdsl.irdl import (
     BaseAttr,
-    IRDLOperation,
-    ParsePropInAttrDict,
     irdl_attr_definition,
     irdl_op_definition,
     opt_prop_def,
@@ -171,7 +169,7 @@ class PieceAttr(ParametrizedAttribute):
 
 
 @irdl_op_definition
-class MachineOp(IRDLOperation):
+class MachineOp(PlainOp):
     """The chip: geometry, formats and latencies by name (see `Machine`).
 
     Example:
@@ -183,7 +181,6 @@ class MachineOp(IRDLOperation):
     name = "fabric.machine"
     parameters = prop_def(DictionaryAttr)
     assembly_format = "$parameters attr-dict"
-    irdl_options = (ParsePropInAttrDict(),)
 
     def __init__(self, machine: Machine) -> None:
         values: dict[str, Attribute] = {}
@@ -195,7 +192,7 @@ class MachineOp(IRDLOperation):
                     values[name] = StringAttr(value)
                 case _:
                     values[name] = ArrayAttr([StringAttr(v) for v in value])
-        super().__init__(properties={"parameters": DictionaryAttr(values)})
+        self._build(parameters=DictionaryAttr(values))
 
     @property
     def machine(self) -> Machine:
@@ -279,7 +276,6 @@ class MemoryOp(PlainOp):
     resident = opt_prop_def(IntegerAttr[I64])
     """Rows, of the last ones, that a resident adapter takes (0 where it is not said)."""
     assembly_format = "$memory `rows` $rows `of` $lanes `x` $bits (`in` $units^)? attr-dict"
-    irdl_options = (ParsePropInAttrDict(),)
 
     def __init__(self, name: str, memory: Memory) -> None:
         self._build(
@@ -346,7 +342,7 @@ _symbol = BaseAttr(SymbolRefAttr)
 
 
 @irdl_op_definition
-class EngraveOp(IRDLOperation):
+class EngraveOp(PlainOp):
     """Puts a tensor into the ROM of matrix tiles.
 
     The pieces cover every row once, lie on the chip, and fit its L-Units. With `extra` the tensor
@@ -363,17 +359,11 @@ class EngraveOp(IRDLOperation):
     pieces = prop_def(ArrayAttr[PieceAttr])
     extra = opt_prop_def(UnitAttr)
     assembly_format = "$buffer `in` $pieces (`extra` $extra^)? attr-dict"
-    irdl_options = (ParsePropInAttrDict(),)
     traits = traits_def(_PlacesBuffer())
 
     def __init__(self, buffer: str, pieces: Sequence[Piece], extra: bool = False) -> None:
-        super().__init__(
-            properties={
-                "buffer": SymbolRefAttr(buffer),
-                "pieces": ArrayAttr([PieceAttr.of(piece) for piece in pieces]),
-                "extra": UnitAttr() if extra else None,
-            }
-        )
+        attributes = ArrayAttr([PieceAttr.of(piece) for piece in pieces])
+        self._build(buffer=buffer, pieces=attributes, extra=extra)
 
     def verify_(self) -> None:
         """The pieces cover the rows once and lie on the chip.
@@ -451,7 +441,6 @@ class ConstantOp(PlainOp):
     period = opt_prop_def(IntegerAttr[I64])
     negated = opt_prop_def(UnitAttr)
     assembly_format = "$buffer `in` $memory `at` $row attr-dict"
-    irdl_options = (ParsePropInAttrDict(),)
     traits = traits_def(_PlacesBuffer())
 
     def __init__(self, buffer: str, row: int, form: Form) -> None:
@@ -528,7 +517,7 @@ class ConstantOp(PlainOp):
 
 
 @irdl_op_definition
-class ReserveOp(IRDLOperation):
+class ReserveOp(PlainOp):
     """Reserves rows of the H-Units' memories for a cache or an adapter (`dialects/h_units.py`).
 
     A cache has rows of `kv`, from `scale` on rows of `kv_scales`, where its scales are dynamic, and
@@ -556,24 +545,18 @@ class ReserveOp(IRDLOperation):
     external = opt_prop_def(IntegerAttr[I64])
     """First row in external memory (0 where it is not said)."""
     assembly_format = "$buffer `in` $memory `at` $row attr-dict"
-    irdl_options = (ParsePropInAttrDict(),)
     traits = traits_def(_PlacesBuffer())
 
     def __init__(
         self, buffer: str, memory: str, row: int, scale: int = 0, unit: int = 0, external: int = 0
     ) -> None:
-        def stated(number: int) -> IntegerAttr | None:
-            return IntegerAttr(number, i64) if number else None
-
-        super().__init__(
-            properties={
-                "buffer": SymbolRefAttr(buffer),
-                "memory": SymbolRefAttr(memory),
-                "row": IntegerAttr(row, i64),
-                "scale": stated(scale),
-                "unit": stated(unit),
-                "external": stated(external),
-            }
+        self._build(
+            buffer=buffer,
+            memory=memory,
+            row=row,
+            scale=scale or None,
+            unit=unit or None,
+            external=external or None,
         )
 
     @property
@@ -685,7 +668,7 @@ def shape_of_adapter(type_: AdapterType, machine: Machine, zero: int | None) -> 
 
 
 @irdl_op_definition
-class DomainOp(IRDLOperation):
+class DomainOp(PlainOp):
     """Tensors whose ROM banks are switched on and off together.
 
     At reset a domain is off; ROM of tensors in no domain is always on.
@@ -700,16 +683,10 @@ class DomainOp(IRDLOperation):
     sym_name = prop_def(SymbolNameConstraint())
     tensors = prop_def(ArrayAttr[SymbolRefAttr])
     assembly_format = "$sym_name $tensors attr-dict"
-    irdl_options = (ParsePropInAttrDict(),)
     traits = traits_def(SymbolOpInterface())
 
     def __init__(self, name: str, tensors: Sequence[str]) -> None:
-        super().__init__(
-            properties={
-                "sym_name": StringAttr(name),
-                "tensors": ArrayAttr([SymbolRefAttr(tensor) for tensor in tensors]),
-            }
-        )
+        self._build(sym_name=name, tensors=ArrayAttr([SymbolRefAttr(one) for one in tensors]))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -14,14 +14,19 @@ from xdsl.dialects.builtin import (
     i64,
 )
 from xdsl.ir import Attribute, Region, SSAValue
-from xdsl.irdl import BaseAttr, IRDLOperation, PropertyDef
+from xdsl.irdl import BaseAttr, IRDLOperation, ParsePropInAttrDict, PropertyDef
 
 Plain = Attribute | str | int | float | None
 """What a property is given as: None and False leave it out."""
 
 
 class PlainOp(IRDLOperation):
-    """Base of operations whose constructors take plain values."""
+    """Base of operations whose constructors take plain values.
+
+    Properties that the syntax does not place stand in the dictionary of attributes.
+    """
+
+    irdl_options = (ParsePropInAttrDict(),)
 
     def _build(
         self,

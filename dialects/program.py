@@ -27,8 +27,6 @@ from xdsl.dialects.builtin import (
 from xdsl.ir import Attribute, Block, Dialect, Operation, Region
 from xdsl.irdl import (
     AnyAttr,
-    IRDLOperation,
-    ParsePropInAttrDict,
     irdl_op_definition,
     lazy_traits_def,
     opt_prop_def,
@@ -54,12 +52,12 @@ from intaglio.dialects.isa.parts import Store
 from intaglio.dialects.isa.queues import QUEUES
 from intaglio.dialects.isa.registry import instruction_of
 from intaglio.dialects.memories import Span, memory_of, numbered, span_of
-from intaglio.dialects.plain import counts
+from intaglio.dialects.plain import PlainOp, counts
 from intaglio.dialects.rom import CacheOp, KVType, Nodes
 
 
 @irdl_op_definition
-class BufferOp(IRDLOperation):
+class BufferOp(PlainOp):
     """A place for a value: a memory of the chip, first row, type.
 
     Buffers may overlap when their values do not live at the same time, or when one is a part of
@@ -81,20 +79,17 @@ class BufferOp(IRDLOperation):
     element = opt_prop_def(IntegerAttr[I64])
     type = prop_def(AnyAttr())
     assembly_format = "$sym_name (`in` $memory^ `at` $row)? `:` $type attr-dict"
-    irdl_options = (ParsePropInAttrDict(),)
     traits = lazy_traits_def(lambda: (SymbolOpInterface(), HasParent(ProgramOp)))
 
     def __init__(
         self, name: str, type_: Attribute, memory: str | None = None, row: int = 0, element: int = 0
     ) -> None:
-        super().__init__(
-            properties={
-                "sym_name": StringAttr(name),
-                "memory": None if memory is None else SymbolRefAttr(memory),
-                "row": None if memory is None else IntegerAttr(row, i64),
-                "element": IntegerAttr(element, i64) if element else None,
-                "type": type_,
-            }
+        self._build(
+            sym_name=name,
+            memory=memory,
+            row=None if memory is None else row,
+            element=element or None,
+            type=type_,
         )
 
     @property
@@ -163,7 +158,7 @@ def spans(module: ModuleOp | None, buffers: Iterable[BufferOp]) -> dict[str, tup
 
 
 @irdl_op_definition
-class InstructionOp(IRDLOperation):
+class InstructionOp(PlainOp):
     """One instruction of a queue, as `dialects/isa` declares it.
 
     `reads` and `writes` name buffers, `uses` slots of the block (engraved tensors and caches by
@@ -193,7 +188,6 @@ class InstructionOp(IRDLOperation):
         "$opcode `on` $queue `reads` $reads `writes` $writes `uses` $uses"
         " `waits` $waits `takes` $duration attr-dict"
     )
-    irdl_options = (ParsePropInAttrDict(),)
     traits = lazy_traits_def(lambda: (HasParent(BlockOp),))
 
     def __init__(
@@ -204,18 +198,16 @@ class InstructionOp(IRDLOperation):
             for one in does.form.arguments
             if (value := _argument(getattr(does, one.name))) is not None
         }
-        super().__init__(
-            properties={
-                "opcode": StringAttr(does.opcode),
-                "queue": StringAttr(does.queue),
-                "reads": ArrayAttr([SymbolRefAttr(b) for b in does.reads]),
-                "writes": ArrayAttr([SymbolRefAttr(b) for b in does.writes]),
-                "uses": DictionaryAttr({r: SymbolRefAttr(s) for r, s in does.uses.items()}),
-                "waits": DictionaryAttr({q: IntegerAttr(n, i64) for q, n in waits.items()}),
-                "duration": StringAttr(str(duration)),
-                "arguments": DictionaryAttr(arguments) if arguments else None,
-                "onnx": onnx,
-            }
+        self._build(
+            opcode=does.opcode,
+            queue=does.queue,
+            reads=ArrayAttr([SymbolRefAttr(b) for b in does.reads]),
+            writes=ArrayAttr([SymbolRefAttr(b) for b in does.writes]),
+            uses=DictionaryAttr({r: SymbolRefAttr(s) for r, s in does.uses.items()}),
+            waits=DictionaryAttr({q: IntegerAttr(n, i64) for q, n in waits.items()}),
+            duration=str(duration),
+            arguments=DictionaryAttr(arguments) if arguments else None,
+            onnx=onnx,
         )
 
     @property
@@ -305,7 +297,7 @@ def plain_argument(attribute: Attribute) -> Plain | Attribute:
 
 
 @irdl_op_definition
-class BlockOp(IRDLOperation):
+class BlockOp(PlainOp):
     """Instructions that run once for each instance, one instance after the other.
 
     An instance binds each slot to a parameter, cache or power domain of the module (`none` is the
@@ -324,7 +316,6 @@ class BlockOp(IRDLOperation):
     sampled = opt_prop_def(UnitAttr)
     body = region_def("single_block")
     assembly_format = "$sym_name `instances` $instances (`sampled` $sampled^)? $body attr-dict"
-    irdl_options = (ParsePropInAttrDict(),)
     traits = lazy_traits_def(lambda: (SymbolOpInterface(), NoTerminator(), HasParent(ProgramOp)))
 
     def __init__(
@@ -334,18 +325,12 @@ class BlockOp(IRDLOperation):
         instructions: Iterable[InstructionOp],
         sampled: bool = False,
     ) -> None:
-        super().__init__(
-            properties={
-                "sym_name": StringAttr(name),
-                "instances": ArrayAttr(
-                    [
-                        DictionaryAttr({s: SymbolRefAttr(b) for s, b in one.items()})
-                        for one in instances
-                    ]
-                ),
-                "sampled": UnitAttr() if sampled else None,
-            },
+        bound = [{slot: SymbolRefAttr(b) for slot, b in one.items()} for one in instances]
+        self._build(
             regions=[Region(Block(list(instructions)))],
+            sym_name=name,
+            instances=ArrayAttr([DictionaryAttr(one) for one in bound]),
+            sampled=sampled,
         )
 
     @property
@@ -389,7 +374,7 @@ class BlockOp(IRDLOperation):
 
 
 @irdl_op_definition
-class ProgramOp(IRDLOperation):
+class ProgramOp(PlainOp):
     """The program of one token: buffers of the memories, then blocks.
 
     `positions` are those at which start and finish are stated; `token`, `logits` name the buffers
@@ -410,7 +395,6 @@ class ProgramOp(IRDLOperation):
     assembly_format = (
         "$sym_name `positions` $positions `logits` $logits `token` $token $body attr-dict"
     )
-    irdl_options = (ParsePropInAttrDict(),)
     traits = traits_def(SymbolOpInterface(), SymbolTable(), NoTerminator(), IsolatedFromAbove())
 
     def __init__(
@@ -421,14 +405,12 @@ class ProgramOp(IRDLOperation):
         token: str,
         ops: Iterable[BufferOp | BlockOp],
     ) -> None:
-        super().__init__(
-            properties={
-                "sym_name": StringAttr(name),
-                "positions": DenseArrayBase.from_list(i64, list(positions)),
-                "logits": SymbolRefAttr(logits),
-                "token": SymbolRefAttr(token),
-            },
+        self._build(
             regions=[Region(Block(list(ops)))],
+            sym_name=name,
+            positions=DenseArrayBase.from_list(i64, list(positions)),
+            logits=logits,
+            token=token,
         )
 
     @property

@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from xdsl.dialects.builtin import (
-    ModuleOp,
-)
+from xdsl.dialects.builtin import ModuleOp
 from xdsl.utils.exceptions import PassFailedException
 
 from intaglio.backend.program.types import SCHEMA

@@ -13,14 +13,7 @@ from xdsl.dialects.builtin import (
     SymbolRefAttr,
 )
 from xdsl.ir import Attribute, AttributeInvT, Block, Operation
-from xdsl.irdl import (
-    BaseAttr,
-    ParsePropInAttrDict,
-    irdl_op_definition,
-    opt_prop_def,
-    prop_def,
-    traits_def,
-)
+from xdsl.irdl import BaseAttr, irdl_op_definition, opt_prop_def, prop_def, traits_def
 from xdsl.traits import SymbolOpInterface, SymbolTable, SymbolUserOpInterface
 from xdsl.utils.exceptions import VerifyException
 
@@ -74,7 +67,6 @@ class ParameterOp(PlainOp):
     offsets = opt_prop_def(ImageAttr)
 
     assembly_format = "$sym_name `:` $type attr-dict"
-    irdl_options = (ParsePropInAttrDict(),)
     traits = traits_def(SymbolOpInterface())
 
     def __init__(
@@ -144,7 +136,6 @@ class CacheOp(PlainOp):
     static_inverse = opt_prop_def(RealAttr)
 
     assembly_format = "$sym_name `:` $type attr-dict"
-    irdl_options = (ParsePropInAttrDict(),)
     traits = traits_def(SymbolOpInterface())
 
     def __init__(self, name: str, type_: KVType, static_scale: Attribute | None = None) -> None:
@@ -173,7 +164,6 @@ class SlotOp(PlainOp):
     type = prop_def(BUFFER)
 
     assembly_format = "$sym_name `:` $type attr-dict"
-    irdl_options = (ParsePropInAttrDict(),)
     traits = traits_def(SymbolOpInterface())
 
     def __init__(self, name: str, type_: Attribute) -> None:
@@ -282,7 +272,6 @@ class SiteOp(PlainOp):
     assembly_format = (
         "$site `beside` $matrix `rows` $first_row `to` $last_row `by` $a `,` $b attr-dict"
     )
-    irdl_options = (ParsePropInAttrDict(),)
     traits = traits_def(_VerifiesSite())
 
     def __init__(

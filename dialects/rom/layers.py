@@ -16,7 +16,6 @@ from xdsl.dialects.builtin import (
 )
 from xdsl.ir import Block, Operation, Region, SSAValue
 from xdsl.irdl import (
-    ParsePropInAttrDict,
     irdl_op_definition,
     lazy_traits_def,
     operand_def,
@@ -83,7 +82,6 @@ class LayerOp(PlainOp):
     sym_name = prop_def(SymbolNameConstraint())
     body = region_def("single_block")
     assembly_format = "$sym_name $body attr-dict"
-    irdl_options = (ParsePropInAttrDict(),)
     traits = traits_def(SymbolOpInterface(), SymbolTable(), IsolatedFromAbove())
 
     def __init__(self, name: str, body: Region) -> None:
@@ -128,7 +126,6 @@ class RepeatOp(PlainOp):
         "$layer `at` $position `(` $inputs `)` `instances` $instances attr-dict"
         " `:` `(` type($inputs) `)` `->` type($outputs)"
     )
-    irdl_options = (ParsePropInAttrDict(),)
     traits = traits_def(MemoryReadEffect(), MemoryWriteEffect())
 
     def __init__(
@@ -240,7 +237,6 @@ class StepOp(PlainOp):
     context = prop_def(IntegerAttr[I64])
     body = region_def("single_block")
     assembly_format = "$sym_name `context` $context $body attr-dict"
-    irdl_options = (ParsePropInAttrDict(),)
     traits = traits_def(SymbolOpInterface())
 
     def __init__(self, name: str, context: int, body: Region | None = None) -> None:

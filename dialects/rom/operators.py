@@ -16,7 +16,6 @@ from xdsl.ir import Attribute, Operation, SSAValue
 from xdsl.irdl import (
     AnyOf,
     BaseAttr,
-    ParsePropInAttrDict,
     irdl_op_definition,
     operand_def,
     opt_prop_def,
@@ -51,7 +50,6 @@ class OperatorOp(PlainOp):
     """Base of every operator: it carries the names of the ONNX nodes that it stands for."""
 
     onnx = prop_def(Nodes)
-    irdl_options = (ParsePropInAttrDict(),)
 
 
 def same_size(op: Operation, *values: SSAValue) -> int:

@@ -21,13 +21,7 @@ from xdsl.rewriter import InsertPoint, Rewriter
 
 from intaglio.dialects import rom
 from intaglio.dialects.errors import DoesNotFit, UserError, Way
-from intaglio.dialects.fabric import (
-    DomainOp,
-    EngraveOp,
-    PlaceOp,
-    machine_of,
-    matrix_shape,
-)
+from intaglio.dialects.fabric import DomainOp, EngraveOp, PlaceOp, machine_of, matrix_shape
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
 from intaglio.lowering import roles

@@ -37,11 +37,7 @@ from intaglio.backend.hw.units.adapter.layout import (
 )
 from intaglio.backend.hw.units.adapter.sizes import PLACES_BITS, AdapterModel
 from intaglio.backend.hw.units.attention.h_unit import BYTE, Element, element
-from intaglio.backend.hw.units.attention.sizes import (
-    OUTER_EXPONENT,
-    machine_refusals,
-    number_bits,
-)
+from intaglio.backend.hw.units.attention.sizes import OUTER_EXPONENT, machine_refusals, number_bits
 from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.wires.reader import Wires
 from intaglio.backend.hw.wires.signal import (

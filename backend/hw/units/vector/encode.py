@@ -15,14 +15,7 @@ from intaglio.backend.hw.units.refusals import attempted
 from intaglio.backend.hw.units.vector.operations import COPY, OPERATIONS, QUANTIZE_STATIC
 from intaglio.backend.program.types import Instruction, Parameter, Program
 from intaglio.dialects.codes import FORMATS
-from intaglio.dialects.constant_rom import (
-    ADJACENT,
-    HALVES,
-    PAIRS,
-    Form,
-    norm_form,
-    rotary_forms,
-)
+from intaglio.dialects.constant_rom import ADJACENT, HALVES, PAIRS, Form, norm_form, rotary_forms
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Scale
