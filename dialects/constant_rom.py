@@ -67,7 +67,7 @@ class Form:
         return 1 if self.kind == REPEATED else -(-prod(dims) // lanes)
 
     def rows(
-        self, values: npt.NDArray[np.integer[Any]], lanes: int, capacity: int, one: int
+        self, values: npt.NDArray[np.integer[Any]], lanes: int, capacity: int, fraction: int
     ) -> npt.NDArray[np.int64]:
         """The rows [depth, lanes] of a tensor's integers.
 
@@ -75,7 +75,7 @@ class Form:
             values: [n], or [positions, turning / 2].
             lanes: of a row.
             capacity: positions of a table.
-            one: what does not turn is multiplied by.
+            fraction: bits of a table: what does not turn is multiplied by 1.
         """
         values = np.asarray(values, np.int64)
         if self.turns:
@@ -86,7 +86,7 @@ class Form:
         if self.kind == REPEATED:
             return np.tile(values.reshape(-1), lanes // self.period)[None]
         count, half = values.shape
-        still, first = (0, -values) if self.negated else (one, values)
+        still, first = (0, -values) if self.negated else (1 << fraction, values)
         width = max(self.period, self.position_rows(half, lanes) * lanes)
         head = np.full((count, width), still, np.int64)
         if self.kind == ADJACENT:

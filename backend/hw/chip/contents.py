@@ -28,7 +28,7 @@ def constant_words(layout: Layout, images: Images) -> Words:
     for parameter in program.parameters.values():
         for form, first in parameter.constants:
             values = np.asarray(images.dense(parameter.name), np.int64)
-            part = form.rows(values, lanes, program.capacity, 1 << parameter.exponent)
+            part = form.rows(values, lanes, program.capacity, parameter.exponent)
             rows[first : first + len(part)] = part
     return as_words(rows.astype("<i4").view(np.uint8).reshape(len(rows), -1))
 

@@ -177,10 +177,13 @@ def test_removal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_signals_clean_up(tmp_path: Path, number: signal.Signals) -> None:
+    default = "default_int_handler" if number is signal.SIGINT else "SIG_DFL"
     code = (
-        "import os, sys; from pathlib import Path\n"
+        "import os, signal, sys; from pathlib import Path\n"
         "from intaglio.backend.output.whole import whole_folder\n"
         "from intaglio.runtime.interrupts import stopping\n"
+        # Whoever runs the tests in the background may ignore signals.
+        f"signal.signal({int(number)}, signal.{default})\n"
         "place = Path(sys.argv[1])\n"
         "with stopping(), whole_folder(place, place) as folder:\n"
         f"    os.kill(os.getpid(), {int(number)})\n"

@@ -238,7 +238,7 @@ class Unit:
         first, parameters = 3, dict(program.parameters)
         for number, (one, form) in enumerate(constant_forms(program, instruction, {})):
             values, exponent = constants[one.name]
-            content = form.rows(values, self.lanes, len(values), 1 << exponent)
+            content = form.rows(values, self.lanes, len(values), exponent)
             own = *parameters[one.name].constants, (form, first)
             parameters[one.name] = dataclasses.replace(one, constants=own)
             port = "constant1" if number else "constant0"
