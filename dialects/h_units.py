@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from intaglio.dialects.codes import FORMATS, SLOT_BITS
 from intaglio.dialects.fixed_point import SCALE_BYTES
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.tiling import SCALE_BITS
+from intaglio.dialects.tiling import SCALE_BITS, floor_power
 
 KV, KV_SCALES, EXTERNAL = "kv", "kv_scales", "external"
 ADAPTERS, ADAPTER_SCALES = "adapters", "adapter_scales"
@@ -61,7 +61,7 @@ class CacheShape:
     @property
     def inside(self) -> int:
         """Tokens on the die; a multiple of the H-Units, or all."""
-        return min(self.capacity, self.machine.kv_on_die or self.capacity)
+        return tokens_on_die(self.capacity, self.machine)
 
     @property
     def beats(self) -> int:
@@ -180,6 +180,7 @@ def scale_group(machine: Machine, first: int, units: int) -> tuple[int, int]:
     return begin, -(-(first + units - begin) // size) * size
 
 
-def floor_power(number: int) -> int:
-    """The largest power of two that is no greater; 1 at least."""
-    return 1 << (max(1, number).bit_length() - 1)
+def tokens_on_die(tokens: int, machine: Machine) -> int:
+    """Of the tokens of a cache those whose codes are on the die; the others' are in external
+    memory."""
+    return min(tokens, machine.kv_on_die or tokens)

@@ -24,6 +24,11 @@ SCALE_BITS = 16
 """Bits of a group's scale mantissa in ROM."""
 
 
+def floor_power(number: int) -> int:
+    """The largest power of two that is no greater; 1 at least."""
+    return 1 << (max(1, number).bit_length() - 1)
+
+
 def _ceildiv(a: int, b: int) -> int:
     return -(-a // b)
 

@@ -23,7 +23,7 @@ from intaglio.dialects import rom
 from intaglio.dialects.errors import DoesNotFit, UserError, Way
 from intaglio.dialects.fabric import DomainOp, EngraveOp, PlaceOp, machine_of, matrix_shape
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
+from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes, floor_power
 from intaglio.lowering import roles
 from intaglio.lowering.order import check_before, check_legalised
 from intaglio.lowering.place.constants import place_constants
@@ -118,11 +118,6 @@ class _Banks:
                 self.scale_bits[tile] += bits
 
 
-def _power_of_two(number: int) -> int:
-    """The largest power of two that is no greater."""
-    return 1 << (number.bit_length() - 1)
-
-
 def _is_regular(piece: Piece, machine: Machine) -> bool:
     """Whether the results of a step leave the array in whole beats.
 
@@ -139,7 +134,7 @@ def _candidates(shape: MatrixShape, machine: Machine, tiles: int, *, is_read: bo
     """
     if is_read:
         # A row's place is its number's bits.
-        tiles = _power_of_two(tiles)
+        tiles = floor_power(tiles)
     splits = [s for s in range(1, machine.l_units + 1) if machine.l_units % s == 0]
     pieces = [Piece(0, shape.rows, 0, tiles, split, 0, 0) for split in splits]
     return [piece for piece in pieces if _is_regular(piece, machine)] or pieces

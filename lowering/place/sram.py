@@ -39,6 +39,7 @@ from intaglio.dialects.h_units import (
     AdapterShape,
     CacheShape,
     scale_group,
+    tokens_on_die,
     unit_step,
 )
 from intaglio.dialects.machine import KV_FORMATS, Machine
@@ -189,12 +190,6 @@ def adapters_of(module: ModuleOp, machine: Machine) -> dict[str, AdapterShape]:
         for op in module.ops
         if isinstance(op, rom.ParameterOp) and isinstance(op.type, rom.AdapterType)
     }
-
-
-def tokens_on_die(tokens: int, machine: Machine) -> int:
-    """Of the tokens of a cache those whose codes are on the die; the others' are in external
-    memory."""
-    return min(tokens, machine.kv_on_die or tokens)
 
 
 @dataclass(frozen=True)

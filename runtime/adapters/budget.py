@@ -16,7 +16,7 @@ import numpy as np
 
 from intaglio.backend.program.program import Program
 from intaglio.dialects.codes import SLOT_BITS
-from intaglio.dialects.h_units import KV_SCALE_BITS, AdapterShape
+from intaglio.dialects.h_units import KV_SCALE_BITS, AdapterShape, tokens_on_die
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.search import largest
@@ -176,8 +176,6 @@ def budget(program: Program, possible: Sequence[JSONFile] = ()) -> dict[str, Any
     `ideal_saving` and `ideal_read_bytes` are the same where each token is fetched alone, the
     papers' formula.
     """
-    from intaglio.lowering.place.sram import tokens_on_die
-
     machine, demand = program.machine, demand_of(program, possible)
     rank = max((site.rank for site in program.sites.values()), default=0)
     capacity = program.capacity

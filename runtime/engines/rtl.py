@@ -38,7 +38,15 @@ from intaglio.dialects.fixed_point import SCALE_BITS, Scale
 from intaglio.dialects.isa import values
 from intaglio.dialects.isa.attention import OverTokens
 from intaglio.dialects.isa.vector import Quantize, Sample
-from intaglio.dialects.memories import CODE_SCALES, CODES, HEADS, PROBABILITIES, SCORES, VECTORS
+from intaglio.dialects.memories import (
+    CODE_SCALES,
+    CODES,
+    EXPONENT_BITS,
+    HEADS,
+    PROBABILITIES,
+    SCORES,
+    VECTORS,
+)
 from intaglio.dialects.semantics import Quantized
 from intaglio.runtime.adapters.slots import Residents, Switch, check_fits, ranks_of
 from intaglio.runtime.engines.code_cache import kept
@@ -50,12 +58,10 @@ from intaglio.runtime.expected_tokens import expected_tokens
 from intaglio.runtime.reports.timing import spans
 
 Ints = npt.NDArray[np.int64]
-_SCALE_EXPONENT = 10
-"""Bits of the exponent of a quantised vector's scale, above its mantissa; a sum is above them."""
 LARGE_TABLES = 128 << 10
 """Bytes of ROM that is logic above which the verilator engine has tables as arrays: 32 kB are read
 as case statements in seconds, 480 kB not in minutes."""
-_SCALE_BYTES = -(-(SCALE_BITS + _SCALE_EXPONENT) // 8)
+_SCALE_BYTES = -(-(SCALE_BITS + EXPONENT_BITS) // 8)
 
 
 @dataclass(frozen=True, order=True)
@@ -475,7 +481,7 @@ class RTLChip:
             numbers = [int(word) for word in content]
         else:
             numbers = [int.from_bytes(word.tobytes(), "little") for word in content]
-        half, above = 1 << (_SCALE_EXPONENT - 1), SCALE_BITS + _SCALE_EXPONENT
+        half, above = 1 << (EXPONENT_BITS - 1), SCALE_BITS + EXPONENT_BITS
         mantissa = np.array([n & ((1 << SCALE_BITS) - 1) for n in numbers], np.int64)
         exponents = [((n >> SCALE_BITS) + half) % (2 * half) - half for n in numbers]
         totals = np.array([n >> above for n in numbers], np.int64)
@@ -528,7 +534,7 @@ class RTLChip:
             rows.reshape(groups, -1)[:, :width] = value.codes.reshape(groups, width)
             content = rows.astype("<i2").view(np.uint8).reshape(len(rows), -1)
             write_words(self.memory(CODES), row, content)
-            exponent = value.scale.exponent & ((1 << _SCALE_EXPONENT) - 1)
+            exponent = value.scale.exponent & ((1 << EXPONENT_BITS) - 1)
             words = (value.scale.mantissa | exponent << SCALE_BITS).astype("<u8")
             scales = words.view(np.uint8).reshape(groups, 8)
             write_words(self.memory(CODE_SCALES), row, scales[:, :_SCALE_BYTES])

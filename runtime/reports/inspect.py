@@ -17,7 +17,7 @@ from intaglio.backend.target.file import read_target
 from intaglio.backend.target.target import Target
 from intaglio.dialects.constant_rom import CONSTANTS
 from intaglio.dialects.errors import UserError
-from intaglio.dialects.h_units import ADAPTER_SCALES, ADAPTERS, KV, KV_SCALES
+from intaglio.dialects.h_units import ADAPTER_SCALES, ADAPTERS, KV, KV_SCALES, tokens_on_die
 from intaglio.dialects.isa.matrix import Embed, Product
 from intaglio.dialects.isa.values import Fixed
 from intaglio.dialects.isa.vector import Sample
@@ -270,9 +270,6 @@ def _size(program: Program, *names: str) -> int:
 
 def _sram(program: Program) -> dict[str, Any]:
     """SRAM of all H-Units together."""
-    # Imported when used, as xDSL is that it needs.
-    from intaglio.lowering.place.sram import tokens_on_die
-
     machine, demand = program.machine, demand_of(program)
     adapters = slots = _size(program, ADAPTERS, ADAPTER_SCALES)
     if demand.fixed:

@@ -37,7 +37,7 @@ from intaglio.backend.hw.units.adapter.layout import (
 )
 from intaglio.backend.hw.units.adapter.sizes import PLACES_BITS, AdapterModel
 from intaglio.backend.hw.units.attention.h_unit import BYTE, Element, element
-from intaglio.backend.hw.units.attention.sizes import OUTER_EXPONENT, machine_refusals, number_bits
+from intaglio.backend.hw.units.attention.sizes import machine_refusals, number_bits
 from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.wires.reader import Wires
 from intaglio.backend.hw.wires.signal import (
@@ -54,13 +54,11 @@ from intaglio.backend.hw.wires.signal import (
     pipelined,
 )
 from intaglio.backend.hw.wires.widths import index_bits, log2
+from intaglio.dialects import memories
 from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.fixed_point import SCALE_BITS as MANTISSA_BITS
 from intaglio.dialects.formulas.products import requantize
 from intaglio.dialects.formulas.reader import ScaleOf
-
-CODE_BITS = 16
-"""Bits of a lane of the memory of quantised vectors."""
 
 
 def adapter_unit(design: Design, model: AdapterModel) -> ModuleBuilder:
@@ -464,12 +462,12 @@ class _Unit:
         data: list[Signal] = []
         for port in range(ports):
             m.output(f"input{port}_row", self.fit(row + port, self.model.row_bits))
-            data.append(m.input(f"input{port}_data", CODE_BITS * width))
+            data.append(m.input(f"input{port}_data", memories.CODE_BITS * width))
         word = cat(*reversed(data))
         if lanes < width:
-            size = CODE_BITS * lanes
+            size = memories.CODE_BITS * lanes
             word = choose(sub, [word[low : low + size] for low in range(0, word.width, size)])
-        return [word[CODE_BITS * i : CODE_BITS * (i + 1)] for i in range(lanes)]
+        return [word[memories.CODE_BITS * i : memories.CODE_BITS * (i + 1)] for i in range(lanes)]
 
     # Results
 
@@ -479,7 +477,7 @@ class _Unit:
         row_bits = self.model.row_bits
         m.output("input_group", f["adapter_source"])
         mantissa = m.input("input_mantissa", MANTISSA_BITS)
-        exponent = m.input("input_exponent", OUTER_EXPONENT, True)
+        exponent = m.input("input_exponent", memories.EXPONENT_BITS, True)
         places = (f["adapter_places"].as_signed() + self.exponent + exponent).named("places")
 
         part = self.part.delay(self.early, name="result_part")

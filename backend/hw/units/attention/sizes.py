@@ -36,13 +36,11 @@ from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.values import Probabilities, Quantized
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.memories import EXPONENT_BITS
 from intaglio.dialects.semantics import query_key_bits, weighted_sum_bits
 
 if TYPE_CHECKING:
     from intaglio.backend.program.program import Cache, Instruction, Program
-
-OUTER_EXPONENT = 10
-"""Bits of the exponents of scales from outside, signed."""
 
 _LEAST_LATENCIES = {"broadcast": 2, "attention_pipeline": 2, "kv_write": 1, "table_lookup": 1}
 
@@ -332,7 +330,7 @@ class AttentionModel:
                 Field("kv_fp8", 1, "1: the cache is of E4M3"),
                 Field("static", 1, "1: the cache has one scale, the next two fields"),
                 Field("scale_mantissa", SCALE_BITS, "mantissa of the cache's one scale"),
-                Field("scale_exponent", OUTER_EXPONENT, "exponent of the cache's one scale", True),
+                Field("scale_exponent", EXPONENT_BITS, "exponent of the cache's one scale", True),
                 Field("scale_row", index_bits(kv.scale_depth), "first row of the cache's scales"),
                 Field(
                     "scale_stride",
@@ -340,7 +338,7 @@ class AttentionModel:
                     "rows of scales from a head to the next one",
                 ),
                 Field("factor_mantissa", SCALE_BITS, "mantissa of the factor of scores"),
-                Field("factor_exponent", OUTER_EXPONENT, "exponent of the factor of scores", True),
+                Field("factor_exponent", EXPONENT_BITS, "exponent of the factor of scores", True),
                 Field(
                     "pre_shift",
                     number_bits(max(1, self.shift)),

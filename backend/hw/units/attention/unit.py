@@ -35,7 +35,6 @@ from typing import NamedTuple
 from intaglio.backend.hw.units.attention.h_unit import BYTE, h_unit
 from intaglio.backend.hw.units.attention.kv import EXPONENT_BITS, SCALE_WORD
 from intaglio.backend.hw.units.attention.sizes import (
-    OUTER_EXPONENT,
     AttentionModel,
     Cap,
     beat_elements,
@@ -62,19 +61,16 @@ from intaglio.backend.hw.wires.signal import (
     tree,
 )
 from intaglio.backend.hw.wires.widths import index_bits, log2
+from intaglio.dialects import memories
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
 from intaglio.dialects.formulas.elementwise import Constants, scale, softcap
 from intaglio.dialects.formulas.products import requantize
 from intaglio.dialects.formulas.softmax import PROBABILITY_FRAC, SCORE_FRAC, reciprocal_scale
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.memories import CODE_BITS, SUM_BITS
 from intaglio.dialects.tables import GATE_FRAC
 
 __all__ = ["AttentionModel", "attention_unit", "encode"]
-
-CODE_BITS = 16
-"""Bits of a lane of the memories of quantised vectors and of probabilities."""
-TOTAL_BITS = 40
-"""Bits of a head's sum of softmax numerators."""
 
 
 def attention_unit(design: Design, model: AttentionModel) -> ModuleBuilder:
@@ -127,10 +123,11 @@ def _score_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
     def build(m: ModuleBuilder) -> None:
         query = Scale(
             m.input("query_mantissa", SCALE_BITS),
-            m.input("query_exponent", OUTER_EXPONENT + 2, True),
+            m.input("query_exponent", memories.EXPONENT_BITS + 2, True),
         )
         key = Scale(
-            m.input("key_mantissa", SCALE_BITS), m.input("key_exponent", OUTER_EXPONENT, True)
+            m.input("key_mantissa", SCALE_BITS),
+            m.input("key_exponent", memories.EXPONENT_BITS, True),
         )
         dot = m.input("dot", model.shape.dot_bits, True)
         shift = m.input("pre_shift", model.fields["pre_shift"]).assume(0, model.shift).static()
@@ -185,7 +182,7 @@ def _sum_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
     def build(m: ModuleBuilder) -> None:
         parts = [m.input(f"part{t}", bits, True) for t in range(machine.h_units)]
         mantissa = m.input("mantissa", SCALE_BITS)
-        exponent = m.input("exponent", OUTER_EXPONENT + 2, True)
+        exponent = m.input("exponent", memories.EXPONENT_BITS + 2, True)
         shift = m.input("pre_shift", model.fields["pre_shift"]).assume(0, model.shift).static()
         frac = m.input("frac", model.fields["frac"]).static()
 
@@ -335,7 +332,7 @@ class _Unit:
 
         m.output("append_group", self.fit(f["source"] + head, model.row_bits))
         mantissa = m.input("append_mantissa", SCALE_BITS)
-        exponent = m.input("append_exponent", OUTER_EXPONENT, True)
+        exponent = m.input("append_exponent", memories.EXPONENT_BITS, True)
         scale = cat(exponent.truncate(EXPONENT_BITS), mantissa)
         lane_bits = self.width.bit_length() - 1
         row = f["scale_row"] + head * f["scale_stride"] + (self.position >> lane_bits)
@@ -742,7 +739,7 @@ class _Unit:
             scaled,
             [
                 m.input("query_mantissa", SCALE_BITS),
-                m.input("query_exponent", OUTER_EXPONENT, True),
+                m.input("query_exponent", memories.EXPONENT_BITS, True),
             ],
             query_depth,
         ).outputs
@@ -854,8 +851,8 @@ class _Unit:
             over,
             [
                 m.input("head_mantissa", SCALE_BITS),
-                m.input("head_exponent", OUTER_EXPONENT, True),
-                m.input("head_total", TOTAL_BITS),
+                m.input("head_exponent", memories.EXPONENT_BITS, True),
+                m.input("head_total", SUM_BITS),
             ],
             depth - 1,
         ).outputs
@@ -930,7 +927,8 @@ class _Unit:
         if count < self.width:
             size = CODE_BITS * count
             word = choose(
-                sub, [rows[0][low : low + size] for low in range(0, CODE_BITS * self.width, size)]
+                sub,
+                [rows[0][low : low + size] for low in range(0, CODE_BITS * self.width, size)],
             )
         else:
             word = cat(*reversed(rows))

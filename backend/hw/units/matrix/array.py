@@ -52,10 +52,8 @@ from intaglio.backend.hw.wires.widths import choice_bits, index_bits, log2
 from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.fixed_point import SCALE_BITS as MANTISSA_BITS
 from intaglio.dialects.formulas.products import PRODUCT_BITS
+from intaglio.dialects.memories import EXPONENT_BITS
 from intaglio.dialects.tiling import SCALE_BITS
-
-EXPONENT_BITS = 10
-"""Bits of a scale's exponent there, with its sign."""
 
 
 def build_matrix(

@@ -44,12 +44,9 @@ from intaglio.backend.hw.wires.signal import (
 )
 from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.formulas.products import ROTARY_FRAC
+from intaglio.dialects.memories import CODE_BITS, EXPONENT_BITS
 from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC, WHOLE, table
 
-CODE_BITS = 16
-"""Width of a stored code."""
-EXPONENT_BITS = 10
-"""Width of a scale's exponent, signed."""
 _QUANTIZE = frozenset({QUANTIZE, QUANTIZE_STATIC})
 _SCALED = frozenset({QUANTIZE, SOFTMAX})
 

@@ -33,13 +33,7 @@ from dataclasses import dataclass
 
 from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.units.vector.encode import FIELDS, FORMAT_CODES, GATE_TABLES
-from intaglio.backend.hw.units.vector.lane import (
-    CODE_BITS,
-    EXPONENT_BITS,
-    Features,
-    build_lane,
-    lane_inputs,
-)
+from intaglio.backend.hw.units.vector.lane import Features, build_lane, lane_inputs
 from intaglio.backend.hw.units.vector.operations import (
     LANE_SETTINGS,
     LAYER_NORM,
@@ -73,6 +67,7 @@ from intaglio.backend.hw.wires.signal import (
     smaller,
     tree,
 )
+from intaglio.dialects import memories
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.machine import Machine
@@ -80,10 +75,8 @@ from intaglio.dialects.tables import table
 
 SUM_BITS = 63
 """Width of a sum, signed."""
-TOTAL_BITS = 40
-"""Width of a softmax total."""
 
-_FAR = (1 << (EXPONENT_BITS - 1)) - 1
+_FAR = (1 << (memories.EXPONENT_BITS - 1)) - 1
 
 
 def build_vector(design: Design, machine: Machine, shape: VectorShape) -> ModuleBuilder:
@@ -468,7 +461,7 @@ class _Vector:
             word = self.file("sums", [self.new["sum"]], self.write_group)
             self.total = word[0].as_signed()
         if features.has(SOFTMAX):
-            self.new["least"] = m.wire("new_least", EXPONENT_BITS, True)
+            self.new["least"] = m.wire("new_least", memories.EXPONENT_BITS, True)
             self.writes["least"] = m.wire("write_least", 1)
             word = self.file("least", [self.new["least"]], self.write_group)
             self.least = word[0].as_signed()
@@ -578,7 +571,7 @@ class _Vector:
                 return tree(given, lambda a, b: smaller(a, b).cut())
 
             (part,) = pipelined(minimum, used, depth).outputs
-            least = m.register("least_exponent", EXPONENT_BITS, True)
+            least = m.register("least_exponent", memories.EXPONENT_BITS, True)
             least.drive(smaller(mux(first, _FAR, least), part), valid)
             self.new["least"].assign(least)
             self.writes["least"].assign(over & softmax & (number == 0))
@@ -632,10 +625,10 @@ class _Vector:
             base = mux(self.softmax, fields["constant1"], fields["write"])
             self.address("scale", self.shape.scales, base + group)
             m.output("scale_mantissa", mantissa, 24)
-            m.output("scale_exponent", exponent.truncate(EXPONENT_BITS, True))
+            m.output("scale_exponent", exponent.truncate(memories.EXPONENT_BITS, True))
             m.output("scale_enable", valid & self.quantize)
         if features.has(SOFTMAX):
-            m.output("scale_total", total.as_unsigned().truncate(TOTAL_BITS))
+            m.output("scale_total", total.as_unsigned().truncate(memories.SUM_BITS))
             m.output("probability_scale_enable", valid & self.softmax)
 
     # Results
@@ -648,7 +641,7 @@ class _Vector:
         row = self.later(beat.row, front, "write_row")
         lanes = self.results_of_lanes
         words = cat(*[one["word"].extend(FIXED_BITS, True) for one in reversed(lanes)])
-        codes = cat(*[one["code"].extend(CODE_BITS) for one in reversed(lanes)])
+        codes = cat(*[one["code"].extend(memories.CODE_BITS) for one in reversed(lanes)])
         into = self.fields["write"]
         coded = self.operation(QUANTIZE, QUANTIZE_STATIC)
         rows = self.shape.rows

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from intaglio.backend.circt import to_verilog, verify
-from intaglio.backend.hw.units.matrix.array import EXPONENT_BITS, build_matrix
+from intaglio.backend.hw.units.matrix.array import build_matrix
 from intaglio.backend.hw.units.matrix.plan import (
     LUnitImage,
     MatrixConfig,
@@ -47,7 +47,7 @@ from intaglio.dialects.isa import values
 from intaglio.dialects.isa.instruction import Instruction as Does
 from intaglio.dialects.isa.matrix import Embed, Matvec
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.memories import memory_of
+from intaglio.dialects.memories import EXPONENT_BITS, memory_of
 from intaglio.dialects.tiling import Piece
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
