@@ -47,6 +47,8 @@ def random_shape(rng: np.random.Generator) -> tuple[str, ...]:
         f"h_unit.kv_port_bytes={rng.choice([8, attention])}",
         f"h_unit.query_parallel={rng.choice([1, 2])}",
         f"stage.rom_access_cycles={rng.integers(1, 4)}",
+        # Wires so slow that a register in each unit is the faster network.
+        "network.wire_ps_per_mm=10000",
         f"network.hop_cycles={rng.integers(1, 4)}",
         *(f"latency.{name}={rng.integers(*ends)}" for name, ends in latencies.items()),
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping
 
-from intaglio.backend.target.formula import Value
-from intaglio.backend.target.schema import KEYS, SECTIONS
+from intaglio.backend.target.formula import Value, names
+from intaglio.backend.target.schema import KEYS, SECTIONS, WIRES
 from intaglio.backend.target.target import Target
 from intaglio.backend.target.values import Parameter
 from intaglio.dialects.json_file import JSON
@@ -72,6 +72,8 @@ def target_text(target: Target) -> str:
             lines += ["", f"[{section}]  {heading}"]
         for name in names:
             lines += _entry_text(name, target.parameters[name], target.sources)
+            if name in target.wire_ends:
+                lines += _wrap(_ends_text(target, name), "      ends:    ", " " * 15)
     if target.sources:
         lines += ["", "Sources"]
         for key, text in target.sources.items():
@@ -141,10 +143,12 @@ def _parameters(target: Target) -> dict[str, dict[str, JSON]]:
 
 
 def shown_json(target: Target) -> dict[str, JSON]:
-    """`target_json` as it is shown: sources by what is public."""
+    """`target_json` as it is shown: sources by what is public, `ends` of latencies of distances."""
     parameters = _parameters(target)
     for name, parameter in target.parameters.items():
         parameters[name]["source"] = source_keys(parameter.source)
+    for name, ends in target.wire_ends.items():
+        parameters[name]["ends"] = list(ends)
     return {**target_json(target), "parameters": parameters}
 
 
@@ -213,6 +217,14 @@ def _entry_text(name: str, parameter: Parameter, titles: Mapping[str, str]) -> l
         if text:
             lines += _wrap(text, f"      {label + ':':<9}", " " * 15)
     return lines
+
+
+def _ends_text(target: Target, name: str) -> str:
+    """A figure at both ends of what wires and adders are assumed to take."""
+    low, high = map(_value_text, target.wire_ends[name])
+    formula = target.parameters[name].formula or ""
+    moved = " and ".join(key for key in WIRES if key in names(formula))
+    return f"{low} .. {high}, {moved} at the ends of the range{'s' * (' and ' in moved)}"
 
 
 def _wrap(text: str, first: str, rest: str) -> list[str]:

@@ -67,6 +67,10 @@ def _real(meaning: str, unit: str, high: float, *, required: bool = False) -> Ke
     return Key("float", meaning, unit, 0, high, required=required)
 
 
+def _way(meaning: str) -> Key:
+    return Key("float", f"wire {meaning}", "mm", 0, 1000, required=False)
+
+
 def _published(meaning: str, unit: str, high: float) -> Key:
     return Key("float", meaning, unit, 0, high, required=False, settable=False)
 
@@ -176,8 +180,17 @@ KEYS: dict[str, Key] = {
     ),
     "vector.lanes": _count("lanes of one vector unit", 4096, "lanes"),
     "vector.sram_bytes": _count("SRAM of one vector unit: intermediate values", 2**36, "bytes"),
-    "network.hop_cycles": _cycles("from one unit to the next", 100),
+    "network.hop_cycles": _cycles("from one unit to the next, with a register in each", 100),
     "network.results_per_cycle": _count("row results delivered", 65536, "results/cycle"),
+    "network.wire_ps_per_mm": Key(
+        "float", "delay of a wire with repeaters", "ps/mm", 1, 10_000, required=False
+    ),
+    "network.adder_ps": Key(
+        "float", "delay of an adder that results pass on their way", "ps", 1, 10_000, required=False
+    ),
+    "network.reach_mm": _way("from the vector units to the farthest matrix unit"),
+    "network.row_mm": _way("from the outermost vector unit to the middle of all, and back"),
+    "network.port_mm": _way("from the vector units to the token port"),
     "stage.rom_access_cycles": _cycles("address to word of a ROM bank", 100),
     "stage.sram_access_cycles": _cycles("address to word of an SRAM", 100),
     "stage.adder_levels_per_cycle": _count("levels of an adder tree in a cycle", 32, "levels"),
@@ -333,6 +346,8 @@ KEYS: dict[str, Key] = {
 ENTRY_KEYS = ("value", "origin", "source", "formula", "range", "reason")
 ORIGINS = ("paper", "secondary", "derived", "assumed")
 TARGET_KEYS = ("name", "description")
+WIRES = ("network.wire_ps_per_mm", "network.adder_ps")
+"""What latencies of distances hang on; `intaglio targets` states them at both ends."""
 MESH = ("array.rows", "array.columns", "array.vector_rows")
 """Keys of a mesh: all of them or none."""
 FOLLOWS_MESH = ("array.matrix_units", "array.vector_units")

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from intaglio.backend.target.formula import Value
+from intaglio.backend.target.formula import Value, names
 from intaglio.backend.target.reader import read_document
-from intaglio.backend.target.schema import KEYS, SCHEMA, Key
+from intaglio.backend.target.schema import KEYS, SCHEMA, WIRES, Key
 from intaglio.backend.target.values import (
     Parameter,
     contradictions,
@@ -156,6 +156,32 @@ class Target:
     def _fractions(self) -> str:
         """Whoever sets fraction bits sets those of all values."""
         return "set" if self.parameters["formats.fraction_bits"].origin == "option" else "model"
+
+    @cached_property
+    def wire_ends(self) -> dict[str, tuple[Value, Value]]:
+        """Figures that follow from wires and adders on the way, by name: the value with all of
+        those that are assumed at the lower ends of their ranges, and at the upper ends."""
+        moved = {
+            name: limits
+            for name in WIRES
+            if (one := self.parameters.get(name))
+            and one.origin == "assumed"
+            and (limits := one.range)
+        }
+        hanging = [
+            name
+            for name, one in self.parameters.items()
+            if one.formula is not None and not moved.keys().isdisjoint(names(one.formula))
+        ]
+        found: list[dict[str, Parameter]] = []
+        for end in (0, 1):
+            parameters = dict(self.parameters)
+            for name, limits in moved.items():
+                parameters[name] = replace(parameters[name], value=limits[end])
+            derive(parameters, set(moved))
+            found.append(parameters)
+        low, high = found
+        return {name: (low[name].value, high[name].value) for name in hanging}
 
     def machine(self) -> Machine:
         """The figures the passes need, without origins."""
