@@ -44,6 +44,8 @@ from intaglio.backend.ways_out import tried
 from intaglio.dialects.errors import CompilerBug, DoesNotFit, UserError, UserErrors, gathered
 from intaglio.dialects.fabric import machine_of
 from intaglio.dialects.json_file import JSON
+from intaglio.dialects.latency_bound import Chain
+from intaglio.lowering.latency_bound import Pipelines, chain_of
 from intaglio.lowering.onnx.graph.external_data import companion_file
 from intaglio.lowering.onnx.weights.quantised_graph import DATA_FILE, write_quantised
 from intaglio.lowering.onnx.weights.rounding import HEAD_ROUNDING
@@ -151,12 +153,14 @@ class _Found:
         images: written after the stage fabric.
         streams: embeddings in the formats that they enter.
         sites: matrices beside which adapters can stand.
+        products: of a token, one after another, whose time is bounded from below.
     """
 
     warnings: list[str]
     images: WrittenImages = field(default_factory=WrittenImages)
     streams: tuple[Stream, ...] = ()
     sites: Sequence[SiteShape] = ()
+    products: Chain | None = None
 
 
 def _run_stages(
@@ -191,6 +195,7 @@ def _run_stages(
                     lambda name, size: progress(f"engraved {name} ({size / 1e6:.1f} MB)"),
                 )
             found.warnings += _fabric_warnings(module, found.images, options)
+            found.products = chain_of(module, _pipelines(options))
         if stage in ("fabric", "program"):
             # Again after the schedule, which adds the memories of values.
             write_json(folder / MAPPING, mapping_of(module, machine_of(module)))
@@ -336,6 +341,12 @@ def _write_ir(module: ModuleOp, path: Path) -> None:
 
 def _target(options: Options) -> Target:
     return load_target(options.target).with_options(options.settings)
+
+
+def _pipelines(options: Options) -> Pipelines:
+    target = _target(options)
+    names = ("stage.adder_levels_per_cycle", "vector.lanes")
+    return Pipelines(*(target.integer(name) for name in names))
 
 
 def _embedding_rounding(options: Options) -> str | None:
@@ -517,6 +528,7 @@ def _manifest(
         },
         "reference": options.reference,
         "outputs": outputs,
+        "latency_bound": None if found.products is None else found.products.content(),
         "zeros": {name: asdict(zeros) for name, zeros in sorted(found.images.zeros.items())},
         "rounding": {
             "largest_relative_error": max(

@@ -22,6 +22,7 @@ from intaglio.dialects.isa.matrix import Embed, Product
 from intaglio.dialects.isa.values import Fixed
 from intaglio.dialects.isa.vector import Sample
 from intaglio.dialects.json_file import JSONFile
+from intaglio.dialects.latency_bound import Chain, read_chain
 from intaglio.dialects.memories import OF_VALUES, size_of
 from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
 from intaglio.runtime.adapters.budget import adapter_bytes, budget, demand_of
@@ -51,9 +52,13 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
     `vector_memory` (bytes; `kv_scale_bytes` of them for the scales of all cached keys and values),
     `memories` (all that the chip has: rows, elements of a row and their bits, units that have one
     each, and bytes of all together),
-    `budget` (adapters against context, see `runtime/adapters/budget.py`), `lower_bound`,
-    `positions` (cycles without an adapter and what they are spent on, at each stated position;
-    `limits`: what keeps the token from being faster, see `runtime/reports/bottleneck.py`;
+    `budget` (adapters against context, see `runtime/adapters/budget.py`), `lower_bound` (every lane
+    always busy), `positions` (cycles without an adapter and what they are spent on, at each stated
+    position; `latency_bound`: the least cycles in any order of the work (`cycles`,
+    `tokens_per_second`), what they consist of (`work`, `latencies`, less `overlap`), and the share
+    of that speed that the token has (`reached`), see `dialects/latency_bound.py`; None in folders
+    of earlier versions; `limits`: what keeps the token from being faster, see
+    `runtime/reports/bottleneck.py`;
     `external`: bytes of keys and values that the token reads from external memory and writes to it,
     or None), `adapter` (the same with an adapter of the slots' full rank, or None without slots),
     `power` (see `runtime/reports/power.py`), `outside_range` (settings beyond what the target
@@ -75,6 +80,8 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
     largest = None if rounding is None else rounding.get("largest_relative_error")
     mapping = read_placement(out, program)
     target = read_target(out)
+    products_in_turn = manifest.get("latency_bound")
+    chain = None if products_in_turn is None else read_chain(products_in_turn)
     placed = placed_matrices(program, mapping)
     passes = activation_passes(program.machine.activations, program.machine)
     bound = sum(
@@ -117,7 +124,10 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
             "tokens_per_second": program.machine.clock_hz / bound if bound else None,
             "meaning": "every lane of the chip multiplies one plane of a weight in every cycle",
         },
-        "positions": [_position(program, position, bound) for position in stated],
+        "positions": [
+            _with_latency_bound(_position(program, position, bound), chain, program.machine.clock_hz)
+            for position in stated
+        ],
         "adapter": _adapter(program, stated, bound),
         "power": power(program, target, placed, stated),
         "outside_range": _outside_range(target),
@@ -356,6 +366,26 @@ def _position(
             for block in program.blocks
         ],
         "external": _external(program, position),
+    }
+
+
+def _with_latency_bound(
+    entry: dict[str, Any], chain: Chain | None, clock_hz: int
+) -> dict[str, Any]:
+    """The cycles of a token with the least in any order of its work, and how near they come."""
+    if chain is None:
+        return {**entry, "latency_bound": None}
+    bound = chain.at(entry["position"] + 1)
+    return {
+        **entry,
+        "latency_bound": {
+            "cycles": bound.cycles,
+            "tokens_per_second": clock_hz / bound.cycles,
+            "work": bound.work,
+            "latencies": bound.latencies,
+            "overlap": bound.overlap,
+            "reached": bound.cycles / entry["cycles"],
+        },
     }
 
 

@@ -112,6 +112,7 @@ def summary_lines(content: Mapping[str, Any], *, limits: bool = True) -> list[st
             f"bound   {bound['tokens_per_second']:,.0f} tokens/s ({bound['cycles']:,.1f} cycles) "
             "if every lane were always busy"
         )
+    lines += _latency_bound_lines(content["positions"])
     lines += _power_lines(content["power"])
     lines += [
         f"assumed {one['name']}={one['value']} is beyond {one['range'][0]:g} to "
@@ -133,6 +134,17 @@ def limit_lines(positions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for sentence in limit_sentences(positions):
         for number, line in enumerate(wrap(sentence, LINE)):
             yield f"{'limits' if not number else '':<8}{line}"
+
+
+def _latency_bound_lines(positions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The least cycles of a token in any order, and how near its schedule comes."""
+    for one in positions:
+        if (bound := one["latency_bound"]) is not None:
+            yield (
+                f"bound   {bound['tokens_per_second']:,.0f} tokens/s at position {one['position']} "
+                f"({bound['cycles']:,} cycles) in the best order of work, {bound['reached']:.1%} "
+                "reached"
+            )
 
 
 def _cache(content: Mapping[str, Any]) -> tuple[str, int]:
@@ -307,6 +319,7 @@ def _cycles(content: Mapping[str, Any]) -> Table:
         _row("cycles until the token is out", positions, "cycles_to_token_out"),
         _row("tokens/s", positions, "tokens_per_second", style=",.0f"),
         _row("lanes busy", positions, "lane_utilisation", style=".2%"),
+        *_latency_bound_rows(positions),
         *_path_rows(positions),
     ]
     names = dict.fromkeys(n for one in positions for n in one["busy"])
@@ -327,6 +340,21 @@ def _cycles(content: Mapping[str, Any]) -> Table:
             f"0; one of rank {rank} is loaded in {counted(adapter['load_cycles'], 'cycle')}"
         )
     return "Cycles of a token", ("", *_titles(positions)), rows, note
+
+
+def _latency_bound_rows(positions: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """The least cycles in any order, what they consist of, how near the schedule comes."""
+    if not positions or any(one["latency_bound"] is None for one in positions):
+        return
+    rows = (
+        ("latency bound: least cycles in any order of work", "cycles", ","),
+        ("  work, every lane busy", "work", ",.0f"),
+        ("  latencies", "latencies", ","),
+        ("  less work during them", "overlap", ",.0f"),
+        ("  reached", "reached", ".1%"),
+    )
+    for title, key, style in rows:
+        yield _row(title, positions, "latency_bound", key, style=style)
 
 
 def _path_rows(positions: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
