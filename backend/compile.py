@@ -45,7 +45,8 @@ from intaglio.dialects.errors import CompilerBug, DoesNotFit, UserError, UserErr
 from intaglio.dialects.fabric import machine_of
 from intaglio.dialects.json_file import JSON
 from intaglio.dialects.latency_bound import Chain
-from intaglio.lowering.latency_bound import Pipelines, chain_of
+from intaglio.lowering.folded_latencies import Pipelines
+from intaglio.lowering.latency_bound import chain_of
 from intaglio.lowering.onnx.graph.external_data import companion_file
 from intaglio.lowering.onnx.weights.quantised_graph import DATA_FILE, write_quantised
 from intaglio.lowering.onnx.weights.rounding import HEAD_ROUNDING

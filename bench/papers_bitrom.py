@@ -8,7 +8,17 @@ from pathlib import Path
 import numpy as np
 from decoder_model import FALCON3_1B, FALCON3_3B, FALCON3_7B, FALCON3_10B
 from papers_page import Row, Section, fixed, percent, whole
-from papers_work import Compiled, Work, ask, published, say, token_ms, within
+from papers_work import (
+    Compiled,
+    Work,
+    ask,
+    network_text,
+    published,
+    say,
+    token_ms,
+    with_registers,
+    within,
+)
 from what_if import WhatIf
 
 from intaglio.backend.stages import Options
@@ -36,7 +46,7 @@ FALCONS = {"1B": FALCON3_1B, "3B": FALCON3_3B, "7B": FALCON3_7B, "10B": FALCON3_
 def study(work: Work) -> Section:
     """All figures of BitROM."""
     target = load_target("bitrom")
-    section = Section("BitROM", ABOUT)
+    section = Section("BitROM", f"{ABOUT}\n\n{network_text(target)}")
     options = Options("bitrom", context=TOKENS)
     model = work.model("falcon3-1b", FALCON3_1B)
     compiled = work.compile(model, options)
@@ -44,7 +54,8 @@ def study(work: Work) -> Section:
     say("asking about Falcon3-1B")
     limit = target.number("external.retention_us") / 1e3
     question = (limit, token_ms(TOKENS - 1), fixed(1))
-    (answer,) = ask(WhatIf(model, options), {"time between tokens, ms": question})
+    what_if, questions = WhatIf(model, options), {"time between tokens, ms": question}
+    (answer,) = ask(what_if, questions)
     section.answers = [(f"Falcon3-1B, {TOKENS} tokens, against the retention", [answer])]
     cycles = int(token_cycles(compiled.program, [TOKENS - 1], sampled=False).period[0])
     clock = target.integer("clock.frequency_hz")
@@ -63,6 +74,7 @@ def study(work: Work) -> Section:
             f"the limit is the retention: it must stay below; {TOKENS} cached tokens, with head",
         ),
         Row(answer.name, limit, alone, answer.form, "layers alone"),
+        *with_registers(what_if, questions),
         Row(
             "least clock, MHz",
             None,

@@ -6,7 +6,17 @@ from dataclasses import replace
 
 from decoder_model import LLAMA_3_8B, Shape
 from papers_page import Row, Section, fixed, whole
-from papers_work import Compiled, Work, ask, generation_rate, published, say
+from papers_work import (
+    Compiled,
+    Work,
+    ask,
+    bound_rows,
+    generation_rate,
+    network_text,
+    published,
+    say,
+    with_registers,
+)
 from what_if import WhatIf
 
 from intaglio.backend.stages import Options
@@ -33,17 +43,23 @@ def study(work: Work) -> Section:
     of = published(target)
     mix = target.mixed_weights
     assert mix is not None
-    section = Section("Taalas HC1", ABOUT.format(mix=mix))
+    section = Section("Taalas HC1", f"{ABOUT.format(mix=mix)}\n\n{network_text(target)}")
     options = Options("hc1", context=sum(LENGTHS))
     model = work.model("llama-3.1-8b-mixed", mixed(mix))
     compiled = work.compile(model, options)
     section.costs = [(f"Llama-3.1-8B, 3 and 6 bits: {compiled.cost}", True)]
     say("asking about Llama-3.1-8B")
     goal, figure = of("tokens_per_s"), generation_rate(*LENGTHS)
-    (answer,) = ask(WhatIf(model, options), {NAME: (goal, figure, whole)})
+    what_if, question = WhatIf(model, options), {NAME: (goal, figure, whole)}
+    (answer,) = ask(what_if, question)
     section.answers = [("Llama-3.1-8B", [answer])]
     note = f"{_bits_a_weight(compiled):.2f} bits a weight, head included"
-    section.rows = [Row(NAME, goal, answer.own, whole, note)]
+    prompt, tokens = LENGTHS
+    section.rows = [
+        Row(NAME, goal, answer.own, whole, note),
+        *with_registers(what_if, question),
+        *bound_rows(what_if, NAME, goal, range(prompt, prompt + tokens)),
+    ]
     for other in map(str, target.parameters["policy.weights"].range or ()):
         if other != mix:
             path = work.model("llama-3.1-8b-other", replace(mixed(other), one_layer=True))

@@ -6,7 +6,19 @@ from dataclasses import replace
 
 from decoder_model import LLAMA_3_2_3B, LLAMA_3_8B
 from papers_page import Row, Section, fixed, whole
-from papers_work import Compiled, Questions, Work, ask, first_token_ms, published, rate_at, say
+from papers_work import (
+    Compiled,
+    Questions,
+    Work,
+    ask,
+    bound_rows,
+    first_token_ms,
+    network_text,
+    published,
+    rate_at,
+    say,
+    with_registers,
+)
 from what_if import WhatIf
 
 from intaglio.backend.stages import Options
@@ -31,8 +43,9 @@ RANK = 16
 
 def study(work: Work) -> Section:
     """All figures of ROMA."""
-    of = published(load_target("roma"))
-    section = Section("ROMA", ABOUT)
+    target = load_target("roma")
+    of = published(target)
+    section = Section("ROMA", f"{ABOUT}\n\n{network_text(target)}")
     small = work.model("llama-3.2-3b-int4", replace(LLAMA_3_2_3B, block=128))
     large = work.model("llama-3-8b-int2", replace(LLAMA_3_8B, bits=2, block=128))
     decode = Options("roma", context=1024)
@@ -65,9 +78,14 @@ def study(work: Work) -> Section:
         ("Llama-3-8B, 2 bits", large, long, series),
     ):
         say(f"asking about {model}")
-        answers = ask(WhatIf(path, options), questions)
+        what_if = WhatIf(path, options)
+        answers = ask(what_if, questions)
         section.answers.append((model, answers))
         section.rows += [Row(a.name, a.goal, a.own, a.form, model) for a in answers]
+        section.rows += with_registers(what_if, questions)
+        if questions is rates:
+            for (name, (goal, _, _)), position in zip(rates.items(), (0, 1023), strict=True):
+                section.rows += bound_rows(what_if, name, goal, [position])
     for name, (goal, figure, form) in rates.items():
         note = "the other reading: Llama-3-8B, 2 bits"
         section.rows.append(Row(name, goal, figure(of_large.program), form, note))

@@ -8,7 +8,20 @@ from pathlib import Path
 import numpy as np
 from decoder_model import BITNET_2B
 from papers_page import Row, Section, fixed, percent, whole
-from papers_work import Compiled, Work, ask, generation_rate, layers_rate, published, say, within
+from papers_work import (
+    Compiled,
+    Questions,
+    Work,
+    ask,
+    bound_rows,
+    generation_rate,
+    layers_rate,
+    network_text,
+    published,
+    say,
+    with_registers,
+    within,
+)
 from what_if import WhatIf
 
 from intaglio.backend.stages import Options
@@ -37,7 +50,7 @@ def study(work: Work) -> Section:
     """All figures of TOM."""
     target = load_target("tom")
     of = published(target)
-    section = Section("TOM", ABOUT)
+    section = Section("TOM", f"{ABOUT}\n\n{network_text(target)}")
     options = Options("tom", context=1024)
     model = work.model("bitnet-2b", BITNET_2B)
     compiled = work.compile(model, options)
@@ -45,13 +58,12 @@ def study(work: Work) -> Section:
     say("asking about BitNet-2B")
     what_if = WhatIf(model, options)
     goal = of("tokens_per_s")
-    alone, chosen = ask(
-        what_if,
-        {
-            "layers alone, tok/s": (goal, layers_rate(*MIDDLE), whole),
-            "with an 8-bit head, tok/s": (goal, generation_rate(*MIDDLE), whole),
-        },
-    )
+    questions: Questions = {
+        "layers alone, tok/s": (goal, layers_rate(*MIDDLE), whole),
+        "with an 8-bit head, tok/s": (goal, generation_rate(*MIDDLE), whole),
+    }
+    alone, chosen = ask(what_if, questions)
+    positions = range(MIDDLE[0], sum(MIDDLE))
     section.answers = [("BitNet-2B", [alone, chosen])]
     ternary = WhatIf(work.model("bitnet-2b-ternary-head", TERNARY_HEAD), options).program()
     assert ternary is not None
@@ -69,6 +81,9 @@ def study(work: Work) -> Section:
         ),
         Row("tok/s", goal, chosen.own, whole, "with a head of 8 bits, 8 cells a weight"),
         Row("tok/s", goal, generation_rate(*MIDDLE)(ternary), whole, "with a ternary head"),
+        *with_registers(what_if, questions),
+        *bound_rows(what_if, alone.name, goal, positions, head=False),
+        *bound_rows(what_if, chosen.name, goal, positions),
         *_memory(compiled),
         *_flatness(model),
         *_power(compiled),

@@ -14,7 +14,7 @@ import decoder_model
 import numpy as np
 from decoder_model import Shape, write_decoder
 from measured import Cost, compile_command, measured
-from papers_page import Answer, Form
+from papers_page import Answer, Form, Row, whole
 from sensitivity import Knob, Reach, reach, together
 from what_if import WhatIf
 
@@ -29,6 +29,8 @@ STILL = ("area.", "energy.", "power.", "technology.")
 """Sections that no cycle hangs on."""
 FIXED = ("policy.emit", "policy.head_weights")
 """Policies that do not change the program of a model that is read once."""
+REGISTERS = "network.wire_ps_per_mm=10000"
+"""Wires so slow that a register in each unit of the network is the faster one."""
 LIMIT_SECONDS, LIMIT_BYTES = 60.0, 1.5e9
 """What a compile of BitNet-2B and of Falcon3-1B may take."""
 
@@ -160,6 +162,57 @@ def layers_rate(prompt: int, tokens: int) -> Figure:
         return program.machine.clock_hz / float(cycles.mean())
 
     return figure
+
+
+# --- both networks, and the bound ---------------------------------------------------------------
+
+
+def network_text(target: Target) -> str:
+    """Latencies of distances: what a target's geometry gives, and a register in each unit."""
+    registers = target.with_options([REGISTERS])
+    parts: list[str] = []
+    for name in ("broadcast", "reduce", "vector_reduce", "sample"):
+        full = f"latency.{name}"
+        low, high = target.wire_ends[full]
+        ends = f"{low} to {high}; " if low != high else ""
+        parts.append(f"`{name}` {target[full]} ({ends}{registers[full]})")
+    return (
+        "Latencies of distances follow from the die, "
+        f"{target.number('area.die_mm2'):,.4g} mm2, in cycles: {', '.join(parts)}. In brackets, "
+        "where they differ, those with wires and adders at the ends of their ranges, then those "
+        "with a register in each unit or branching on the way."
+    )
+
+
+def with_registers(what_if: WhatIf, questions: Questions) -> list[Row]:
+    """The figures with a register in each unit of the network, as was assumed before."""
+    program = what_if.program((REGISTERS,))
+    assert program is not None
+    note = "a register in each unit or branching of the network"
+    return [
+        Row(name, goal, figure(program), form, note)
+        for name, (goal, figure, form) in questions.items()
+    ]
+
+
+def bound_rate(
+    what_if: WhatIf, positions: Sequence[int], settings: Sequence[str] = (), *, head: bool = True
+) -> float:
+    """The rate of the latency bound on the average of some positions, tokens a second."""
+    chain = what_if.chain(settings)
+    cycles = [chain.at(position + 1, head=head).exact for position in positions]
+    return what_if.target(settings).integer("clock.frequency_hz") * len(cycles) / sum(cycles)
+
+
+def bound_rows(
+    what_if: WhatIf, name: str, goal: float, positions: Sequence[int], *, head: bool = True
+) -> list[Row]:
+    """The latency bound of a rate, with wires and with a register in each unit."""
+    note = "latency bound: no order of these operators is faster (docs/performance.md)"
+    return [
+        Row(name, goal, bound_rate(what_if, positions, settings, head=head), whole, note + more)
+        for settings, more in (((), ""), ((REGISTERS,), "; a register in each unit"))
+    ]
 
 
 # --- what assumed parameters can do -------------------------------------------------------------

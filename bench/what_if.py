@@ -21,6 +21,9 @@ from intaglio.backend.target.target import Target, load_target
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import machine_of
 from intaglio.dialects.json_file import JSONFile
+from intaglio.dialects.latency_bound import Chain
+from intaglio.lowering.folded_latencies import Pipelines
+from intaglio.lowering.latency_bound import chain_of
 from intaglio.lowering.onnx.importer import import_model
 from intaglio.lowering.place.mapping import mapping_of
 from intaglio.runtime.reports.rom_use import Placed, placed_matrices
@@ -60,6 +63,21 @@ class WhatIf:
             for one in stage:
                 one.apply(Context(), module)
         return module
+
+    def chain(self, settings: Sequence[str] = ()) -> Chain:
+        """The products of a token, whose time is bounded from below.
+
+        Raises:
+            UserError: the model does not fit, or the chip makes no sense.
+        """
+        module = self.imported.clone()
+        options = replace(self.options, settings=(*self.options.settings, *settings))
+        for _, stage in list(passes(options))[1:-1]:
+            for one in stage:
+                one.apply(Context(), module)
+        target = self.target(settings)
+        names = ("stage.adder_levels_per_cycle", "vector.lanes")
+        return chain_of(module, Pipelines(*(target.integer(name) for name in names)))
 
     def program(self, settings: Sequence[str] = ()) -> Program | None:
         """The program; None where the model does not fit, or the chip makes no sense."""

@@ -6,11 +6,12 @@ the last input of the next one. No order of the words is faster than
 
     l(0) + sum of (w(i) + l(i) - p(i))
 
-with p(i) the work of product i that is done before its last input is there. It is at most w(i). It
-is at most w(i-1) - p(i-1): the first output of the product before needs its last input, so inputs of
-i arrive no longer than that product still works. Where all products share the lanes it is at most
-l(i-1): before, the lanes work on product i-1. The first product begins when the embedding is whole,
-so p(1) is 0. Taking each p(i) as large as these allow, from the first on, makes their sum largest.
+with p(i) the work of product i that is done before its last input is there. It is at most w(i).
+It is at most w(i-1) - p(i-1): the first output of the product before needs its last input, so
+inputs of i arrive no longer than that product still works. Where all products share the lanes it is
+at most l(i-1): before, the lanes work on product i-1. The first product begins when the embedding
+is whole, so p(1) is 0. Taking each p(i) as large as these allow, from the first on, makes their sum
+largest.
 
 Nothing here is taken from a schedule. What counts as a latency is said where the chain of products
 is made (`lowering/latency_bound.py`).
@@ -22,9 +23,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from intaglio.dialects.formula import Formula, constant, parse
+from intaglio.dialects.formula import Constant, Formula, parse
 from intaglio.dialects.json_file import JSON, JSONFile
 
+NOTHING = Constant(0)
+"""No cycles."""
 _ROUNDING = 1e-6
 """Of a cycle: what sums of fractions may be off."""
 
@@ -43,7 +46,7 @@ class Product:
 
     work: float
     latency: Formula
-    busy: Formula = constant(0)
+    busy: Formula = NOTHING
 
 
 Way = tuple[Product, ...]

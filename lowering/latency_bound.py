@@ -4,40 +4,27 @@ Read from the operators of the integer stage and the chip's figures; neither dur
 a schedule enter. Where products run beside one another, as attention and FFN of a parallel residual
 do, the chain has ways to choose from.
 
-Latencies are those of the arithmetic folded as far as it can be without other values than rounding
-allows: a norm's root and a scale of codes wait for nothing but their own block, since they are
-factors that can follow the product; products, exponents and table values of one run of operators
-are one pass over a vector; a key or value can be multiplied as it is appended; a cached vector that
-lies outside of the die was fetched before. Adapters add nothing. So a schedule of today's
-operators is never below, and how far it is above is what there is to win.
+Q, K and V count as one product, as do gate and up: the chip can multiply their rows in turns.
+Adapters add nothing. How far a schedule is above the bound is what there is to win.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from math import ceil, log2
+from dataclasses import dataclass
+from itertools import pairwise
 
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp, SymbolRefAttr
-from xdsl.ir import Block, Operation, SSAValue
+from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from intaglio.dialects import rom
-from intaglio.dialects.codes import FORMATS
-from intaglio.dialects.errors import CompilerBug
 from intaglio.dialects.fabric import EngraveOp, machine_of, matrix_shape
-from intaglio.dialects.formula import TOKENS, Formula, ceildiv, constant, maximum, minimum
-from intaglio.dialects.latency_bound import Chain, Product, Way
+from intaglio.dialects.formula import Formula, constant, maximum, minimum
+from intaglio.dialects.latency_bound import NOTHING, Chain, Product, Way
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import Piece, activation_passes, lower_bound_cycles
 from intaglio.lowering.buffers import name_of
-
-EXPONENT_BLOCK = 32
-"""Elements of a product's input that share an exponent in the folded arithmetic."""
-FURTHER_PRODUCT = 3
-"""Cycles of a second product in a pass: the product in two, a rounding shift."""
-FIRST_PRODUCT = 2
-"""Cycles of a pass of the vector unit that a product takes."""
-SHIFT_AND_WRITE = 2
+from intaglio.lowering.folded_latencies import Attention, Latencies, Pipelines
 
 START = -1
 """Where a value comes from that no product has given yet: the embedding."""
@@ -53,20 +40,8 @@ PRODUCTS: dict[type[Operation], int] = {
     rom.AddOp: 0,
     rom.SliceOp: 0,
 }
-"""Operators of a pass over a vector, with the products of one element in them, one after another."""
-
-
-@dataclass(frozen=True)
-class Pipelines:
-    """Figures of a chip that its `Machine` does not have.
-
-    Attributes:
-        adder_levels: levels of an adder tree in a cycle.
-        unit_lanes: lanes of one vector unit.
-    """
-
-    adder_levels: int
-    unit_lanes: int
+"""Operators of a pass over a vector, with the products of an element, one after another; others
+take no time in the bound."""
 
 
 def chain_of(module: ModuleOp, pipelines: Pipelines) -> Chain:
@@ -77,138 +52,11 @@ def chain_of(module: ModuleOp, pipelines: Pipelines) -> Chain:
         pipelines: what the machine does not say.
     """
     machine = machine_of(module)
-    latencies = _Latencies(machine, pipelines)
+    latencies = Latencies(machine, pipelines)
     token = _Token(module, latencies)
     step = next(op for op in module.ops if isinstance(op, rom.StepOp))
-    token.run(step.body.block, {})
+    token.run(step.body.block)
     return _Chains(token, _Work(module, machine)).chain()
-
-
-# --- latencies ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Latencies:
-    """Of each kind of operator, on a chip."""
-
-    machine: Machine
-    pipelines: Pipelines
-
-    @property
-    def product(self) -> int:
-        """From the last word of a product to its last result."""
-        m = self.machine
-        return m.broadcast + m.mac_pipeline + m.reduce + m.requantise + 1
-
-    def embedding(self, elements: int) -> int:
-        """A row that all L-Units that hold a part of it read at once."""
-        m = self.machine
-        leave = -(-elements // m.results_per_cycle)
-        return m.broadcast + m.rom_read + leave + m.reduce + m.requantise + 1
-
-    def codes(self, products: int) -> int:
-        """A pass of so many products that ends in codes, an exponent for each block of them."""
-        return self._exponents(products, EXPONENT_BLOCK, 1)
-
-    def head_codes(self, products: int, width: int) -> int:
-        """The same for a head, whose exponent passes the vector units that hold it."""
-        return self._exponents(products, width, -(-width // self.pipelines.unit_lanes))
-
-    def scaled_codes(self, products: int) -> int:
-        """The same with a scale that is known before: nothing is to be found."""
-        return self._pass(max(1, products)) + 1
-
-    def _exponents(self, products: int, block: int, units: int) -> int:
-        # What the operators before the codes multiply; their own shift takes a product's place.
-        given = self._pass(products) if products else self.machine.vector_pipeline - FIRST_PRODUCT
-        levels = ceil(log2(block) / self.pipelines.adder_levels) if block > 1 else 0
-        # A tree over all lanes would do as well.
-        largest = min(levels + units - 1, self.machine.vector_reduce)
-        return max(1, given) + largest + SHIFT_AND_WRITE + 1
-
-    def _pass(self, products: int) -> int:
-        further = min(FURTHER_PRODUCT, self.machine.vector_pipeline)
-        return self.machine.vector_pipeline + further * max(0, products - 1)
-
-    def sample(self, products: int) -> int:
-        """Arg-max of the last logits, to the token port."""
-        return self._pass(products) + self.machine.vector_reduce + self.machine.sample
-
-
-@dataclass(frozen=True)
-class _Attention:
-    """Of one KV head, the last one: those before it are done beside it.
-
-    Attributes:
-        shared: query heads of a KV head.
-        kv_heads: KV heads.
-        width: elements of a head.
-        window: cached tokens that are read; 0: all.
-        kv: format of the cache.
-    """
-
-    latencies: _Latencies
-    shared: int
-    kv_heads: int
-    width: int
-    window: int
-    kv: str
-
-    @property
-    def tokens(self) -> Formula:
-        """Cached tokens that are read."""
-        return minimum(TOKENS, self.window) if self.window else TOKENS
-
-    def work(self, operand: str) -> int:
-        """Cycles in which the H-Units multiply a cached vector with the heads that share it."""
-        m = self.latencies.machine
-        passes = 1
-        for name in (operand, self.kv):
-            passes *= -(-FORMATS[name].memory_bits // m.multiplier_bits)
-        words = -(-self.width // m.attention_lanes)
-        return words * -(-self.shared // m.query_parallel) * passes
-
-    @property
-    def blocks(self) -> Formula:
-        """Cached tokens by as many as there are H-Units."""
-        return ceildiv(self.tokens, self.latencies.machine.h_units)
-
-    @property
-    def drain(self) -> int:
-        """Cycles in which the scores of a block leave the array."""
-        m = self.latencies.machine
-        return -(-self.shared * m.h_units // m.results_per_cycle)
-
-    @property
-    def way(self) -> int:
-        m = self.latencies.machine
-        return m.broadcast + m.attention_pipeline + m.reduce + m.requantise
-
-    def scores(self) -> Formula:
-        """From the query to the last score."""
-        block = max(self.work(self.latencies.machine.activations), self.drain)
-        return self.way + self.drain + block * self.blocks
-
-    def softmax(self) -> Formula:
-        """From the last score to the last probability: the largest, then one pass."""
-        m = self.latencies.machine
-        beats = self.shared * ceildiv(self.tokens, m.vector_lanes)
-        return m.vector_reduce + m.vector_pipeline + beats
-
-    def sums(self) -> Formula:
-        """From the last probability to the last sum over the values."""
-        m = self.latencies.machine
-        beat = min(m.attention_lanes * min(self.shared, m.query_parallel), m.results_per_cycle)
-        leave = -(-self.shared * self.width // beat)
-        return self.way + leave + self.work(m.probabilities) * self.blocks
-
-    def beside(self) -> Formula:
-        """What the other KV heads keep adders from, where products use the same."""
-        m = self.latencies.machine
-        if not m.shared_arrays:
-            return constant(0)
-        block = max(self.work(m.activations), self.drain) + self.work(m.probabilities)
-        return (self.kv_heads - 1) * block * self.blocks
 
 
 # --- what depends on what -------------------------------------------------------------------------
@@ -262,14 +110,14 @@ class _Node:
     sources: dict[int, Formula]
     ancestors: int
     level: int
-    busy: Formula = field(default_factory=lambda: constant(0))
+    busy: Formula = NOTHING
     """Attention between it and what follows from it, on shared adders."""
 
 
 class _Token:
     """Runs a step on what values follow from, instance by instance."""
 
-    def __init__(self, module: ModuleOp, latencies: _Latencies) -> None:
+    def __init__(self, module: ModuleOp, latencies: Latencies) -> None:
         self.module = module
         self.latencies = latencies
         self.nodes: list[_Node] = []
@@ -279,9 +127,9 @@ class _Token:
         self.end: dict[int, Formula] = {}
         """Latency from each of the last products to the token."""
 
-    def run(self, block: Block, bound: Mapping[str, str], values: tuple[_Value, ...] = ()) -> None:
+    def run(self, block: Block) -> None:
         """The operators of a step."""
-        self._block(block, bound, dict.fromkeys(block.args, {}))
+        self._block(block, {}, {argument: {} for argument in block.args})
 
     def _block(
         self, block: Block, bound: Mapping[str, str], values: dict[SSAValue, _Value]
@@ -293,8 +141,13 @@ class _Token:
                     carried = [values[one] for one in op.inputs]
                     body = op.body().body.block
                     for instance in op.instances:
-                        names = {k: name_of(v) for k, v in instance.data.items() if _is_symbol(v)}
-                        inside = dict(zip(body.args, [{}, *carried], strict=True))
+                        names = {
+                            slot: name_of(buffer)
+                            for slot, buffer in instance.data.items()
+                            if isinstance(buffer, SymbolRefAttr)
+                        }
+                        inside: dict[SSAValue, _Value] = {body.args[0]: {}}
+                        inside.update(zip(body.args[1:], carried, strict=True))
                         carried = self._block(body, names, inside)
                     values.update(zip(op.outputs, carried, strict=True))
                 case rom.YieldOp():
@@ -333,7 +186,7 @@ class _Token:
                 self.caches[cache(op.cache)] = self._heads(op.input, values, type_.width.data)
                 return
             case rom.QueryKeyOp():
-                one = self._attention(op, op.keys, op.query.type.groups.data)  # pyright: ignore[reportAttributeAccessIssue]
+                one = self._attention(op, op.keys, op.query.type)
                 queries = self._heads(op.query, values, one.width)
                 ready = _later(queries, self.caches.get(cache(op.keys), {}))
                 for source in ready:
@@ -342,11 +195,10 @@ class _Token:
                         node.busy = maximum(node.busy, one.beside())
                 result = {s: f.then(one.scores()) for s, f in ready.items()}
             case rom.SoftmaxOp():
-                one = self._attention(op, op.values, op.scores.type.heads.data)  # pyright: ignore[reportAttributeAccessIssue]
+                one = self._attention(op, op.values, op.scores.type)
                 result = {s: f.then(one.softmax()) for s, f in values[op.scores].items()}
             case rom.WeightedSumOp():
-                heads = op.probabilities.type.heads.data  # pyright: ignore[reportAttributeAccessIssue]
-                one = self._attention(op, op.values, heads)
+                one = self._attention(op, op.values, op.probabilities.type)
                 cached = self.caches.get(cache(op.values), {})
                 ready = _later(values[op.probabilities], cached)
                 result = {s: f.then(one.sums()) for s, f in ready.items()}
@@ -357,10 +209,9 @@ class _Token:
                 }
                 return
             case _:
-                if type(op) not in PRODUCTS:
-                    raise CompilerBug(f"{op.name} has no place in the latency bound")
                 taken = _later(*(values[one] for one in op.operands if one in values))
-                result = {s: f.multiplied(PRODUCTS[type(op)]) for s, f in taken.items()}
+                products = PRODUCTS.get(type(op), 0)
+                result = {s: f.multiplied(products) for s, f in taken.items()}
         for one in op.results:
             values[one] = result
 
@@ -407,19 +258,21 @@ class _Token:
             for source, one in values[value].items()
         }
 
-    def _attention(self, op: Operation, symbol: SymbolRefAttr, heads: int) -> _Attention:
+    def _attention(self, op: Operation, symbol: SymbolRefAttr, type_: Attribute) -> Attention:
+        """Of queries, scores or probabilities over a cache."""
+        if isinstance(type_, rom.QuantizedType):
+            heads = type_.groups.data
+        else:
+            assert isinstance(type_, rom.ScoresType | rom.ProbabilitiesType)
+            heads = type_.heads.data
         cache = rom.resolve(op, symbol).type
         assert isinstance(cache, rom.KVType)
         attr = op.properties.get("window")
         window = attr.value.data if isinstance(attr, IntegerAttr) else 0
         kv_heads = cache.heads.data
-        return _Attention(
+        return Attention(
             self.latencies, heads // kv_heads, kv_heads, cache.width.data, window, cache.format.data
         )
-
-
-def _is_symbol(value: object) -> bool:
-    return isinstance(value, SymbolRefAttr)
 
 
 # --- work -----------------------------------------------------------------------------------------
@@ -484,8 +337,8 @@ class _Chains:
             later = self._inputs(segments[number + 1][0]) if number + 1 < len(segments) else None
             found.append(tuple(self._ways(segment, later or [self.token.end])))
         if not segments:
-            end = self.token.end.get(START, constant(0))
-            return Chain(end, (), constant(0), self.own_lanes)
+            end = self.token.end.get(START, NOTHING)
+            return Chain(end, (), NOTHING, self.own_lanes)
         start = _least(one[START] for one in self._inputs(segments[0][0]) if START in one)
         readable = constant(self.token.latencies.product)
         return Chain(start, tuple(found), readable, self.own_lanes)
@@ -535,7 +388,7 @@ class _Chains:
             levels.setdefault(self.nodes[n].level, []).append(n)
         order = [levels[level] for level in sorted(levels)]
         way: list[Product] = []
-        for level, after in zip(order, order[1:], strict=False):
+        for level, after in pairwise(order):
             if any(set(level) - set(self.nodes[n].sources) for n in after):
                 return None
             latency = _least(_most(self.nodes[n].sources, level) for n in after)
@@ -546,7 +399,7 @@ class _Chains:
         return self.work.of([self.nodes[n].weights for n in nodes])
 
     def _busy(self, nodes: list[int]) -> Formula:
-        total: Formula = constant(0)
+        total: Formula = NOTHING
         for n in nodes:
             total = maximum(total, self.nodes[n].busy)
         return total

@@ -125,7 +125,7 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
             "meaning": "every lane of the chip multiplies one plane of a weight in every cycle",
         },
         "positions": [
-            _with_latency_bound(_position(program, position, bound), chain, program.machine.clock_hz)
+            _with_latency_bound(program, _position(program, position, bound), chain)
             for position in stated
         ],
         "adapter": _adapter(program, stated, bound),
@@ -370,7 +370,7 @@ def _position(
 
 
 def _with_latency_bound(
-    entry: dict[str, Any], chain: Chain | None, clock_hz: int
+    program: Program, entry: dict[str, Any], chain: Chain | None
 ) -> dict[str, Any]:
     """The cycles of a token with the least in any order of its work, and how near they come."""
     if chain is None:
@@ -380,7 +380,7 @@ def _with_latency_bound(
         **entry,
         "latency_bound": {
             "cycles": bound.cycles,
-            "tokens_per_second": clock_hz / bound.cycles,
+            "tokens_per_second": program.machine.clock_hz / bound.cycles,
             "work": bound.work,
             "latencies": bound.latencies,
             "overlap": bound.overlap,

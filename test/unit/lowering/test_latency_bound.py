@@ -1,4 +1,4 @@
-"""The chain of products of models: full shapes against hand figures, small ones against programs."""
+"""Chains of products: full shapes against hand figures, small models against programs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from intaglio.backend.target.target import Target, load_target
 from intaglio.dialects.fabric import MachineOp
 from intaglio.dialects.latency_bound import Chain, read_chain
 from intaglio.dialects.machine import Machine
-from intaglio.lowering.latency_bound import Pipelines, chain_of
+from intaglio.lowering.folded_latencies import Pipelines
+from intaglio.lowering.latency_bound import chain_of
 from intaglio.lowering.place.place import FabricPlace
 from intaglio.lowering.schedule.schedule import ProgramSchedule
 from intaglio.lowering.step.fuse_residual import RomFuseResidual
