@@ -79,6 +79,12 @@ def test_cycles_add_up(compiled, name: str):
         assert one["cycles"] >= content["lower_bound"]["cycles"]
         bound = content["lower_bound"]["cycles"] / one["cycles"]
         assert one["lane_utilisation"] == pytest.approx(bound)
+        least = one["latency_bound"]
+        assert content["lower_bound"]["cycles"] <= least["cycles"] <= one["cycles"]
+        parts = least["work"] + least["latencies"] - least["overlap"]
+        assert least["cycles"] - 1 < parts <= least["cycles"] + 1e-6
+        assert least["reached"] == least["cycles"] / one["cycles"]
+        assert least["tokens_per_second"] == 500_000_000 / least["cycles"]
     assert sum(block["sampled"] for block in content["positions"][0]["blocks"]) == 1
 
 
@@ -149,6 +155,29 @@ def test_what_empty_slots_cost_is_told_apart(slotted: Path):
 def test_the_title_is_the_models_file(compiled):
     text = inspect_text(inspect_json(compiled("llama")))
     assert text.startswith("llama: model.onnx for roma-mini\n")
+
+
+def test_the_latency_bound_is_said(compiled, tmp_path: Path):
+    content = inspect_json(compiled("llama"))
+    first, last = (one["latency_bound"] for one in content["positions"])
+    lines = [line for line in summary_lines(content) if line.startswith("bound   ")]
+    assert lines[1:] == [
+        f"bound   {one['tokens_per_second']:,.0f} tokens/s at position {position} "
+        f"({one['cycles']:,} cycles) in the best order of work, {one['reached']:.1%} reached"
+        for position, one in ((0, first), (127, last))
+    ]
+    text = inspect_text(content)
+    (row,) = [line.split() for line in text.splitlines() if "latency bound" in line]
+    assert row[-2:] == [f"{first['cycles']:,}", f"{last['cycles']:,}"]
+    # A folder of an earlier version states none.
+    old = Path(shutil.copytree(compiled("llama"), tmp_path / "old"))
+    manifest = json.loads((old / "manifest.json").read_text())
+    del manifest["latency_bound"]
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    content = inspect_json(old)
+    assert [one["latency_bound"] for one in content["positions"]] == [None, None]
+    assert "in the best order" not in inspect_text(content)
+    assert "latency bound" not in inspect_text(content)
 
 
 def test_a_table_without_rows_is_left_out(compiled):
