@@ -9,7 +9,7 @@
 // RUN: not xdsl-opt -p program-encode %t.cache.mlir 2>&1 | filecheck %s --check-prefix=CACHE
 // RUN: sed 's/waits {matrix = 0 : i64, attention = 2 : i64}/waits {matrix = 0 : i64, attention = 1 : i64}/' %t.mlir > %t.count.mlir
 // RUN: not intaglio-opt -p program-encode %t.count.mlir 2>&1 | filecheck %s --check-prefix=COUNT
-// RUN: sed 's/takes "46"/takes "45"/' %t.mlir > %t.cycles.mlir
+// RUN: sed 's/takes "43"/takes "42"/' %t.mlir > %t.cycles.mlir
 // RUN: not xdsl-opt -t program-json %t.cycles.mlir 2>&1 | filecheck %s --check-prefix=CYCLES
 
 // WHOLE:  "blocks": [
