@@ -46,7 +46,7 @@ class Machine:
     cell: str
     """What a ROM cell holds and a lane multiplies by: `uint`, an unsigned digit of `plane_bits`
     bits, of which wider codes take several planes; `ternary`, -1, 0 or +1 (stored in two bits),
-    of which wider codes take one for each bit of their two's complement."""
+    of which wider codes take one for each digit in balanced ternary (`dialects/trits.py`)."""
     plane_bits: int
     pass_bits: int
     rom: str

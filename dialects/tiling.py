@@ -3,7 +3,7 @@
 A matrix [N, K] is cut by rows over tiles, and each row by words over the L-Units of one tile:
 
 - a *word* is up to `lanes` consecutive weights of one row inside one scale group, stored as
-  `planes` bit planes of `plane_bits` bits a weight;
+  `planes` planes of `plane_bits` bits a weight (of a ternary cell, digits of balanced ternary);
 - a row has `words_per_row` words; `split` L-Units of a tile share a row, each with a *slice* of
   `words` consecutive words;
 - so a tile holds `l_units // split` rows at a time, all tiles together `rows_per_step`; the piece
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.trits import digits_of
 
 SCALE_BITS = 16
 """Bits of a group's scale mantissa in ROM."""
@@ -51,7 +52,7 @@ class MatrixShape:
     def planes(self, machine: Machine) -> int:
         """Cells of a code, each in a plane of its own."""
         if machine.cell == "ternary":
-            return 1 if self.ternary else self.bits
+            return 1 if self.ternary else digits_of(self.bits)
         return _ceildiv(self.bits, machine.plane_bits)
 
     @staticmethod

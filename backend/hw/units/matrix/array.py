@@ -54,6 +54,7 @@ from intaglio.dialects.fixed_point import SCALE_BITS as MANTISSA_BITS
 from intaglio.dialects.formulas.products import PRODUCT_BITS
 from intaglio.dialects.memories import EXPONENT_BITS
 from intaglio.dialects.tiling import SCALE_BITS
+from intaglio.dialects.trits import widest
 
 
 def build_matrix(
@@ -649,8 +650,11 @@ class _Array:
         config, bits = self.config, self.machine.plane_bits
         cells = [layer[lane * bits : (lane + 1) * bits] for layer in layers[::-1]]
         if config.ternary:
-            limit = 1 << max(1, config.table_planes - 1)
-            value = cat(*[cell[0] for cell in cells]) - cat(*[cell[1] for cell in cells])
+            limit = 1 << widest(config.table_planes) - 1
+            value = self.m.constant(0)
+            for cell in cells:
+                # Horner's rule, the highest digit first.
+                value = (value << 1) + value + cell[0].as_unsigned() - cell[1].as_unsigned()
             return value.assume(-limit, limit - 1)
         code, dense = cat(*cells), self.field("dense")
         if dense.constant is None:

@@ -35,6 +35,7 @@ from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import rows_of
 from intaglio.dialects.semantics import accumulator_bits
 from intaglio.dialects.tiling import SCALE_BITS, MatrixShape, Piece, activation_passes
+from intaglio.dialects.trits import balanced
 from intaglio.lowering.schedule import durations
 
 PLACES_BITS = 12
@@ -206,9 +207,10 @@ class MatrixConfig:
         return self.machine.rom == "logic"
 
     @property
-    def plane_shift(self) -> int:
-        """Places from a plane of a code to the next one."""
-        return 1 if self.ternary else self.machine.plane_bits
+    def plane_weights(self) -> tuple[int, ...]:
+        """What a one in each plane of a code counts, the lowest first."""
+        base = 3 if self.ternary else 1 << self.machine.plane_bits
+        return tuple(base**plane for plane in range(self.planes))
 
     @property
     def ports(self) -> int:
@@ -796,9 +798,8 @@ def _digits(
         if values.size and int(np.abs(values).max()) > 1:
             raise CompilerBug("a ternary matrix has other weights than -1, 0 and 1")
         return np.where(values < 0, 2, values).astype(np.uint8)
-    bits = ((values >> np.arange(planes, dtype=np.int16)[:, None]) & 1).astype(np.uint8)
-    bits[..., -1, :] <<= 1
-    return bits
+    digits = np.moveaxis(balanced(values[..., 0, :], planes), 0, -2)
+    return np.where(digits < 0, 2, digits).astype(np.uint8)
 
 
 def pack_word(digits: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:

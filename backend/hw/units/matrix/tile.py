@@ -47,12 +47,12 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
     A word of `lanes` codes (of one bit plane) is multiplied with `lanes` parts of activations::
 
         total = sum(code[i] * x[i]) - (first ? zero * xsum : 0)
-        sum  += total * scale - (first ? offset * xsum : 0)
-                << (plane_shift * plane + pass_bits * part)
+        sum  += (total * scale - (first ? offset * xsum : 0))
+                * plane_weight[plane] << pass_bits * part
 
     where `zero` is the group's zero point or the matrix's, `offset` the group's where its zero
     point is no code, `xsum` the sum of the parts, and `first` marks the code's lowest plane (which
-    is shifted by none), so that both are subtracted once for each part. Ternary cells have no zero
+    counts once), so that both are subtracted once for each part. Ternary cells have no zero
     point; an array without group scales has no product with them, one in which no group has an
     offset none with those. The sum is modulo 2 to the accumulator's width: exact in the end,
     whatever the order.
@@ -115,8 +115,7 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
 
     if config.planes > 1:
         plane = index_input(m, "plane", config.planes)
-        shift = config.plane_shift
-        scaled = choose(plane, [scaled << shift * p for p in range(config.planes)])
+        scaled = choose(plane, [_times(scaled, weight) for weight in config.plane_weights])
     if config.passes > 1:
         part = index_input(m, "part", config.passes)
         scaled = choose(part, [scaled << config.pass_bits * a for a in range(config.passes)])
@@ -126,6 +125,17 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
     accumulator.drive(total.truncate(config.accumulator_bits, True), accumulate)
     m.output("result", accumulator.delay(enable=capture, name="captured"))
     return m
+
+
+def _times(x: Signal, weight: int) -> Signal:
+    """A number times a power of 2, or of 3 by shifts and sums."""
+    if weight & (weight - 1) == 0:
+        return x << weight.bit_length() - 1
+    if weight % 9 == 0:
+        ninth = _times(x, weight // 9)
+        return (ninth << 3) + ninth
+    third = _times(x, weight // 3)
+    return (third << 1) + third
 
 
 def has_sums(config: MatrixConfig) -> bool:

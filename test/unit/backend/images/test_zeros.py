@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from intaglio.backend.images.zeros import CELL_BITS, Counter, Zeros
 from intaglio.dialects.codes import container_bits, pack
+from intaglio.dialects.trits import balanced, digits_of
 
 
 @given(
@@ -31,19 +32,19 @@ def test_matrices(
     for first in range(0, rows, 4):
         counter.add(packed[first : first + 4])
     weights = [int(value) - zero for value in q.reshape(-1)]
-    cells = 1 if is_ternary else bits
-    ones = sum(
-        value != 0 if is_ternary else (value & (1 << bits) - 1).bit_count() for value in weights
-    )
+    cells = 1 if is_ternary else digits_of(bits)
+    ones = sum(np.count_nonzero(balanced(np.array(value), cells)) for value in weights)
     stored = rows * columns * cells * CELL_BITS if has_cells else 0
     zero_bits = stored - ones if has_cells else 0
     assert counter.zeros == Zeros(rows * columns, weights.count(0), stored, zero_bits)
 
 
 @pytest.mark.parametrize("has_cells", [False, True])
-def test_dense_tables(has_cells: bool) -> None:
-    counter = Counter(3, 16, None, False, has_cells)
-    counter.add(np.array([[0, 1, -1], [0, 3, 256]], np.int16))
-    ones = 0 + 1 + 16 + 0 + 2 + 1
-    expected = Zeros(6, 2, 6 * 16 * 2, 6 * 16 * 2 - ones) if has_cells else Zeros(6, 2)
+@pytest.mark.parametrize(("bits", "cells"), [(16, 11), (32, 21)])
+def test_dense_tables(has_cells: bool, bits: int, cells: int) -> None:
+    counter = Counter(3, bits, None, False, has_cells)
+    counter.add(np.array([[0, 1, -1], [0, 3, 256]], np.int16 if bits == 16 else np.int32))
+    # 256 is 243 + 9 + 3 + 1.
+    ones = 0 + 1 + 1 + 0 + 1 + 4
+    expected = Zeros(6, 2, 6 * cells * 2, 6 * cells * 2 - ones) if has_cells else Zeros(6, 2)
     assert counter.zeros == expected
