@@ -79,7 +79,7 @@ def study(work: Work) -> Section:
             )
             for n in (64, 512)
         ),
-        Row("tok/s", goal, chosen.own, whole, "with a head of 8 bits, 8 cells a weight"),
+        Row("tok/s", goal, chosen.own, whole, "with a head of 8 bits, 6 cells a weight"),
         Row("tok/s", goal, generation_rate(*MIDDLE)(ternary), whole, "with a ternary head"),
         *with_registers(what_if, questions),
         *bound_rows(what_if, alone.name, goal, positions, head=False),
