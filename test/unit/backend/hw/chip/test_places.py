@@ -140,7 +140,7 @@ def check_matrices(chip: Compiled, rng: np.random.Generator) -> int:
                     wanted -= (parameter.zero or 0) if matrix is not None else 0
                     assert all(one in (0, 1, 2) for one in digits)
                     weights = [(one == 1) - (one == 2) for one in digits]
-                    value = sum(weight << p for p, weight in enumerate(weights))
+                    value = sum(weight * 3**p for p, weight in enumerate(weights))
                 else:
                     value = sum(one << machine.plane_bits * p for p, one in enumerate(digits))
                     value &= (1 << shape.bits) - 1
