@@ -130,14 +130,15 @@ def _is_regular(piece: Piece, machine: Machine) -> bool:
 def _candidates(shape: MatrixShape, machine: Machine, tiles: int, *, is_read: bool) -> list[Piece]:
     """Ways to cut a matrix over so many tiles: each split that uses every L-Unit of a tile.
 
-    Cuts whose results leave in whole beats are preferred: the hardware knows no others.
+    Cuts whose results leave in whole beats are preferred: the hardware knows no others. Where no
+    cut over all tiles has them, a matrix whose rows are read lies on a power of two of tiles.
     """
-    if is_read:
-        # A row's place is its number's bits.
-        tiles = floor_power(tiles)
     splits = [s for s in range(1, machine.l_units + 1) if machine.l_units % s == 0]
     pieces = [Piece(0, shape.rows, 0, tiles, split, 0, 0) for split in splits]
-    return [piece for piece in pieces if _is_regular(piece, machine)] or pieces
+    regular = [piece for piece in pieces if _is_regular(piece, machine)]
+    if is_read and not regular and floor_power(tiles) < tiles:
+        return _candidates(shape, machine, floor_power(tiles), is_read=True)
+    return regular or pieces
 
 
 def choose_piece(
@@ -152,8 +153,7 @@ def choose_piece(
     """The best cut of a matrix over so many tiles (all), at address 0 from tile 0.
 
     A table is read one row at a time, so its storage decides before the cycles of a product; of a
-    `compact` matrix too. Where rows are read by their number (a table that is also a head is),
-    tiles are a power of two.
+    `compact` matrix too.
     """
     passes = activation_passes(machine.activations, machine)
 

@@ -68,6 +68,20 @@ def round_shift(x: Signal, places: int | Signal) -> Signal:
     return (((x << 1) >> places) + 1) >> 1
 
 
+def divide(x: Signal, by: int) -> tuple[Signal, Signal]:
+    """Quotient and remainder of a number of no sign and a constant.
+
+    By other constants than powers of two: a product with ``ceil(2**s / by)``, shifted by s. With as
+    many places more than x has as `by` does, what rounding up adds is less than a remainder can be.
+    """
+    bits = (by - 1).bit_length()
+    if by == 1 << bits:
+        return x >> bits, x[:bits] if bits else x.module.constant(0)
+    shift = x.high.bit_length() + bits
+    quotient = (x * -(-(1 << shift) // by) >> shift).assume(0, x.high // by)
+    return quotient, (x - quotient * by).assume(0, by - 1)
+
+
 def shift_saturate(x: Signal, places: int | Signal, bits: int = FIXED_BITS) -> Fixed:
     """`round_shift` as if it had unlimited width, then `saturate`; never wider than its input or
     ``2 * bits``."""

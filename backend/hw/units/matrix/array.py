@@ -199,11 +199,14 @@ class _Array:
         row_step: Signal = m.constant(0)
         if config.table_planes:
             self.token = m.input("token", config.token_bits)
-            row_step = self.by_form(
-                lambda form: self.token >> log2(form.rows_per_step(self.machine)),
-                self.new_field("form"),
-            )
-            row_step = mux(new_embed, row_step, 0)
+            form = self.new_field("form")
+            places = {
+                one: datapaths.divide(self.token >> log2(one.slots(self.machine)), one.tiles)
+                for one in config.forms
+            }
+            row_step = mux(new_embed, self.by_form(lambda one: places[one][0], form), 0)
+            tile = self.by_form(lambda one: places[one][1], form)
+            self.row_tile = tile.delay(enable=start, name="row_tile")
         code_bits, scale_bits = choice_bits(config.code_words), choice_bits(config.scale_words)
         code_bits, scale_bits = max(1, code_bits), max(1, scale_bits)
         first_code = self.new_field("code_base") + row_step * self.new_field("stride")
@@ -488,18 +491,13 @@ class _Array:
 
     def _fetched(self, tile: int) -> tuple[Signal, Signal]:
         """Whether the table's row is on a tile, and on which L-Unit it begins."""
-        machine, form = self.machine, self.field("form")
         token = self.token.delay(enable=self.start, name="token_held")
 
-        def bits(low: int, count: int) -> Signal:
-            return (token >> low).truncate(count) if count else self.m.constant(0)
+        def first(form: Form) -> Signal:
+            return datapaths.divide(token, form.slots(self.machine))[1] << log2(form.split)
 
-        def slots(form: Form) -> int:
-            return log2(machine.l_units // form.split)
-
-        number = self.by_form(lambda one: bits(slots(one), log2(one.tiles)), form)
-        unit = self.by_form(lambda one: bits(0, slots(one)) << log2(one.split), form)
-        return (number + self.field("first_tile") == tile) & self.embed, unit
+        unit = self.by_form(first, self.field("form"))
+        return (self.row_tile + self.field("first_tile") == tile) & self.embed, unit
 
     # To the vector memory
 

@@ -132,11 +132,10 @@ class Form(NamedTuple):
     split: int
     """L-Units that share a row."""
     tiles: int
-    """A power of two."""
 
-    def rows_per_step(self, machine: Machine) -> int:
-        """Rows on all tiles of the piece at one address."""
-        return self.tiles * machine.l_units // self.split
+    def slots(self, machine: Machine) -> int:
+        """Rows of a tile at one address: a power of two."""
+        return machine.l_units // self.split
 
 
 class BankRow(NamedTuple):
@@ -336,7 +335,7 @@ def configure(
     )
     shapes = {p.name: shape_of(p) for p in (*products, *tables)}
     pieces = {p.name: piece_of(p, machine) for p in products}
-    pieces |= {p.name: piece_of(p, machine, table=True) for p in tables}
+    pieces |= {p.name: piece_of(p, machine) for p in tables}
     grouped = any(shape.scale_bits for shape in shapes.values())
     widths: dict[str, int] = {}
     for use in uses:
@@ -469,25 +468,24 @@ def refusals(program: Program) -> list[UserError]:
     found = machine_refusals(machine)
     if not uses:
         return [*found, UserError("the program has no matrices")]
-    tensors = {tensor(use): isinstance(use.does, Embed) for use in uses}
+    tensors = dict.fromkeys(tensor(use) for use in uses)
     pieces: dict[str, Piece] = {}
 
-    def place(name: str, table: bool) -> None:
-        pieces[name] = piece_of(program.parameters[name], machine, table=table)
+    def place(name: str) -> None:
+        pieces[name] = piece_of(program.parameters[name], machine)
 
-    found += attempted(*[partial(place, name, table) for name, table in tensors.items()])
+    found += attempted(*[partial(place, name) for name in tensors])
     if not found:
         found += attempted(lambda: _banks(program, pieces))
     return found
 
 
-def piece_of(parameter: Parameter, machine: Machine, *, table: bool = False) -> Piece:
+def piece_of(parameter: Parameter, machine: Machine) -> Piece:
     """The one piece of a matrix.
 
     Args:
         parameter: the matrix.
         machine: of the array.
-        table: whether rows of it are read.
 
     Raises:
         UserError: the hardware cannot work on a matrix of this kind, or that is cut this way.
@@ -513,11 +511,10 @@ def piece_of(parameter: Parameter, machine: Machine, *, table: bool = False) -> 
     step = piece.rows_per_step(machine)
     aligned = not piece.tiles & (piece.tiles - 1) and piece.first_tile % piece.tiles == 0
     whole = piece.tiles == machine.tiles and step % machine.results_per_cycle == 0
-    if piece.first_tile + piece.tiles > machine.tiles or (not aligned and (table or not whole)):
+    if piece.first_tile + piece.tiles > machine.tiles or not (aligned or whole):
         raise refuse(
             f"its {piece.tiles} tiles from tile {piece.first_tile} on are no power of two of tiles "
-            f"at a multiple of their number"
-            + ("" if table else ", nor all tiles with full cycles of results")
+            f"at a multiple of their number, nor all tiles with full cycles of results"
         )
     if shape.group < shape.columns:
         words = shape.group // machine.lanes
@@ -561,7 +558,7 @@ def encode(
     use = Use(instruction, instance)
     name = tensor(use)
     parameter, table = program.parameters[name], isinstance(instruction.does, Embed)
-    piece = piece_of(parameter, program.machine, table=table)
+    piece = piece_of(parameter, program.machine)
     values = _descriptor(program, use, constant_rows or {}, {name: piece})
     values["way"] = config.ways.index(way_of(piece, program.machine))
     if table:

@@ -340,6 +340,24 @@ def test_a_shared_matrix_is_engraved_once(
     assert pieces == [replace(wanted, first_tile=pieces[0].first_tile)]
 
 
+@pytest.mark.parametrize("is_table", [False, True])
+@pytest.mark.parametrize(
+    ("tiles", "l_units", "results", "used"),
+    # As TOM; three tiles; as BitROM, where 270 rows are no whole beats of 64; a power of two.
+    [(10, 16, 32, 10), (3, 4, 4, 3), (270, 1, 64, 256), (6, 2, 8, 4), (8, 4, 16, 8)],
+)
+def test_rows_that_are_read_lie_on_all_tiles(
+    mini: Machine, is_table: bool, tiles: int, l_units: int, results: int, used: int
+) -> None:
+    """But where their results would not leave in whole beats."""
+    machine = replace(mini, tiles=tiles, l_units=l_units, results_per_cycle=results)
+    shape = MatrixShape(2000, 256, 128, 8, 16)
+    piece = choose_piece(shape, machine, is_table, is_read=True)
+    assert piece.tiles == used
+    rows = piece.rows_per_step(machine)
+    assert rows % results == 0 or rows & (rows - 1) == 0
+
+
 @RELAXED
 @given(data=st.data())
 def test_the_least_padding_where_speed_does_not_fit(

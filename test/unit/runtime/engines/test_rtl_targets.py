@@ -79,6 +79,7 @@ def cycles_high(waveform: Path) -> Counter[str]:
     ("target", "name", "tokens", "settings"),
     [
         ("tom-mini", "ternary", 3, ()),
+        ("tom-mini", "ternary_tied", 2, ("array.matrix_units=6",)),
         ("bitrom-mini", "ternary", 10, ()),
         ("bitrom-mini", "ternary", 1, ("activations=int4",)),
         ("hc1-mini", "llama", 2, ()),
@@ -94,7 +95,8 @@ def test_chip_with_adapters(
 ) -> None:
     """Ten tokens on bitrom-mini: keys and values of the last two are in external memory.
 
-    One with 4-bit activations, which take one pass of the macros instead of two.
+    One with 4-bit activations, which take one pass of the macros instead of two; one with six
+    tiles, on all of which the head lies that is the embedding too.
     """
     options = Options(target, settings, context=16, emit="program", adapter_rank=RANK)
     out = compile_model(model(name), tmp_path / "out", options).folder

@@ -198,6 +198,18 @@ def _(s: Saturations, x: Ints, places: Ints) -> Any:
     return (fp.shift_saturate(x, places, 32, s), *fixed)
 
 
+DIVISORS = (1, 3, 5, 8, 10, 27, 270, 1000, (1 << 17) - 1, 1 << 17)
+
+
+@case(
+    "divide",
+    {"x": In(17, False), "y": In(3, False)},
+    lambda x, y: tuple(hw.divide(one, by) for one in (x, y) for by in DIVISORS),
+)
+def _(s: Saturations, x: Ints, y: Ints) -> Any:
+    return tuple(divmod(one, by) for one in (x, y) for by in DIVISORS)
+
+
 @case("bit_length", {"x": In(63, False)}, lambda x: (hw.bit_length(x), hw.normalise(x)))
 def _(s: Saturations, x: Ints) -> Any:
     return fp.bit_length(x), fp.normalise(x)

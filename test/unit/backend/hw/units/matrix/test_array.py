@@ -678,11 +678,11 @@ def _machine(changes: dict[str, Any]) -> Machine:
     return replace(MINI, **{k: v for k, v in changes.items() if k not in ("group", "bits")})
 
 
-def _random_cut(machine: Machine, rng: np.random.Generator, *, table: bool = False) -> Cut:
+def _random_cut(machine: Machine, rng: np.random.Generator) -> Cut:
     """Any cut that the hardware takes."""
     while True:
         split = 1 << int(rng.integers(0, machine.l_units.bit_length()))
-        if not table and machine.placement == "spread":
+        if machine.placement == "spread":
             step = machine.tiles * machine.l_units // split
             if not machine.tiles & (machine.tiles - 1) or not step % machine.results_per_cycle:
                 return Cut(split)
@@ -728,13 +728,13 @@ def _random_model(changes: dict[str, Any], seed: int, matrices: int = 12, most: 
             model.power((None, "first", "second", "third")[i // (matrices // 4)])
         table = i % 3 == 0
         weights = _random_weights(machine, rng, changes, most)
-        matrix = model.matrix(**weights, cut=_random_cut(machine, rng, table=table))
+        matrix = model.matrix(**weights, cut=_random_cut(machine, rng))
         model.product(matrix, bias=i % 2 == 1, residual=i % 3 == 1, slack=7 * (i == 5))
         if table and not weights["offsets"]:
             model.embed(matrix)
     for _ in range(2):
         columns = int(rng.integers(1, most))
-        cut = _random_cut(machine, rng, table=True)
+        cut = _random_cut(machine, rng)
         model.embed(model.table(int(rng.integers(1, most // 2)), columns, cut))
     return model
 
@@ -958,6 +958,23 @@ def test_tiles_without_full_cycles() -> None:
     model.product(model.matrix(40, 64, 2, 0, 1, 4), bias=False, residual=False)
     with pytest.raises(UserError, match="10 tiles from tile 0 on"):
         configure(model.program)
+
+
+@pytest.mark.parametrize(
+    ("cell", "tiles", "results"), [("uint", 3, 4), ("ternary", 6, 8), ("ternary", 10, 8)]
+)
+def test_rows_of_any_number_of_tiles(cell: str, tiles: int, results: int) -> None:
+    """The place of a token's row is a division by tiles: of tables in several forms, and of one
+    that is a head as well, over many steps."""
+    model = _model(_machine({"cell": cell, "tiles": tiles, "results_per_cycle": results}))
+    head = model.matrix(331, 33, 8, 0, 128, 1)
+    tables = [model.table(150, 20, cut) for cut in (1, Cut(2, 0, 2), Cut(4, tiles - 1, 1))]
+    model.product(head, bias=False, residual=False)
+    for _ in range(6):
+        for table in (head, *tables):
+            model.embed(table)
+    assert len(configure(model.program).forms) == 3
+    _run(model)
 
 
 def test_domains_share_no_bank() -> None:
