@@ -56,11 +56,12 @@ def bench_text(
             token: a simulator begins with unknown exponents, and an unknown shift of 0 is unknown
             to it.
     """
+    numbers = {"start": "started", "finish": "ended"}
     events = {
-        f"event_{queue}_{part}": part for queue in queues for part in ("start", "finish", "number")
+        f"event_{queue}_{part}": part for queue in queues for part in (*numbers, *numbers.values())
     }
     wires = [
-        f"  wire {f'[{ports[name][1] - 1}:0] ' if part == 'number' else ''}{name};"
+        f"  wire {f'[{ports[name][1] - 1}:0] ' if part in numbers.values() else ''}{name};"
         for name, part in events.items()
     ]
     driven = {name for name, _ in _driven(ports)}
@@ -80,9 +81,9 @@ def bench_text(
     ]
     shown = [
         f"    if (events && event_{queue}_{kind})\n"
-        f'      $display("{queue} %0d {kind} %0d", event_{queue}_number, cycle);'
+        f'      $display("{queue} %0d {kind} %0d", event_{queue}_{number}, cycle);'
         for queue in queues
-        for kind in ("start", "finish")
+        for kind, number in numbers.items()
     ]
     answers = [
         f"      {number}: answer = {{32'd{one.token}, 32'd{one.cycles}}};"

@@ -1,8 +1,9 @@
 """What has finished for certain when an instruction starts, whatever the durations.
 
 Queues are in order and waits count, so what is known of a queue is a number: so many of its
-instructions have finished. What an instruction knows is what its predecessor in its queue and those
-it waits for knew, and that these have finished. That is what queues and waits guarantee, through
+instructions have finished, or left their reductions. What an instruction knows is what its
+predecessor in its queue and those it waits for knew, and that those it waits for have finished; of
+a predecessor that does not flow it knows that too. That is what queues and waits guarantee, through
 any number of steps; it holds at all positions and ranks, since it knows no duration.
 """
 
@@ -11,38 +12,47 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from intaglio.dialects import timeline
-from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.queues import COUNTERS, QUEUES, REDUCTIONS
+from intaglio.dialects.timeline import At
 
-At = tuple[int, int, int]
-"""An instruction instance: block, instance, instruction."""
 Clock = tuple[int, ...]
-"""How many instructions of each queue have finished for certain, in the order of the queues."""
+"""How many results of each of `COUNTERS` are there for certain, in that order."""
 
 
 def clocks(blocks: Sequence[timeline.Block]) -> Iterator[tuple[At, Clock]]:
     """Every instruction instance, in program order, with what has finished when it starts.
 
-    Of its own queue that is all that was issued before it.
+    Of its own queue that is all that was issued before it, but where instructions flow.
     """
-    finished: list[list[Clock]] = [[] for _ in QUEUES]
-    nothing: Clock = (0,) * len(QUEUES)
+    nothing: Clock = tuple([0] * len(COUNTERS))
+    started = [nothing] * len(QUEUES)
+    """What the next instruction of a queue knows from the one before."""
+    results: list[list[Clock]] = [[] for _ in COUNTERS]
+    reductions = COUNTERS.index(REDUCTIONS)
     for block_number, block in enumerate(blocks):
         needs = [
             (
                 QUEUES.index(issue.queue),
-                [(QUEUES.index(queue), count) for queue, count in issue.waits.items()],
+                [(COUNTERS.index(counter), count) for counter, count in issue.waits.items()],
+                issue.pace is not None,
+                issue.reduces is not None,
             )
             for issue in block.issues
         ]
         for instance in range(block.instances):
-            base = [len(done) for done in finished]
-            for number, (own, waits) in enumerate(needs):
-                known = [finished[own][-1] if finished[own] else nothing]
-                for queue, count in waits:
-                    if last := base[queue] + count:
-                        known.append(finished[queue][last - 1])
+            base = [len(done) for done in results]
+            for number, (own, waits, flows, reduces) in enumerate(needs):
+                known = [started[own]]
+                for counter, count in waits:
+                    if last := base[counter] + count:
+                        known.append(results[counter][last - 1])
                 clock = known[0] if len(known) == 1 else tuple(map(max, *known))
                 yield (block_number, instance, number), clock
                 after = list(clock)
-                after[own] = len(finished[own]) + 1
-                finished[own].append(tuple(after))
+                after[own] = len(results[own]) + 1
+                results[own].append(tuple(after))
+                if reduces:
+                    # They leave after the elements.
+                    after[reductions] = len(results[reductions]) + 1
+                    results[reductions].append(tuple(after))
+                started[own] = clock if flows else results[own][-1]

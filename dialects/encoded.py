@@ -18,6 +18,7 @@ from xdsl.dialects.builtin import (
     IntegerAttr,
     StringAttr,
     SymbolRefAttr,
+    UnitAttr,
     i64,
 )
 from xdsl.ir import Attribute, Block, ParametrizedAttribute, Region
@@ -37,7 +38,7 @@ from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects.descriptor import Field, Fields, wait_fields
 from intaglio.dialects.isa.check import Misfit
-from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.queues import COUNTERS, QUEUES
 from intaglio.dialects.isa.registry import declared
 from intaglio.dialects.plain import PlainOp, counts
 
@@ -108,11 +109,11 @@ def _number(value: int) -> IntegerAttr[I64]:
 
 @irdl_op_definition
 class DescriptorOp(PlainOp):
-    """An instruction instance as its unit is told it.
+    """An instance of a beat as its unit is told it.
 
-    `waits` counts the other queues' instructions since the token's acceptance that must have
-    finished. `fields` has a number for each field of the queue, or the symbol of the matrix whose
-    one scale it is.
+    `waits` counts what must be there since the token's acceptance: beats of queues that have
+    finished, and reductions. `fields` has a number for each field of the queue, or the symbol of
+    the matrix whose one scale it is.
 
     Example:
     ```
@@ -128,7 +129,7 @@ class DescriptorOp(PlainOp):
     instance = prop_def(IntegerAttr[I64])
     """Of the block."""
     number = prop_def(IntegerAttr[I64])
-    """Of the instruction in its block."""
+    """Of the beat in its block."""
     waits = prop_def(DictionaryAttr)
     values = prop_def(DictionaryAttr)
     onnx = opt_prop_def(ArrayAttr[StringAttr])
@@ -194,7 +195,7 @@ class DescriptorOp(PlainOp):
         wrong = [
             f"wait for '{name}'"
             for name, count in self.waits.data.items()
-            if not (isinstance(count, IntegerAttr) and count.value.data > 0 and name in QUEUES)
+            if not (isinstance(count, IntegerAttr) and count.value.data > 0 and name in COUNTERS)
         ]
         wrong += [
             f"field '{name}'"
@@ -210,8 +211,8 @@ class DescriptorOp(PlainOp):
             declared(opcode, own)
         except Misfit as misfit:
             raise VerifyException(str(misfit)) from misfit
-        if own in self.counts:
-            raise VerifyException(f"'{opcode}' waits for its own queue")
+        if own in self.counts and queue.flows is None:
+            raise VerifyException(f"'{opcode}' waits for its own queue, which does not flow")
         known = {name: 0 if isinstance(one, str) else one for name, one in self.numbers.items()}
         if found := queue.unit_fields.refusals(known):
             raise VerifyException(f"'{opcode}': {'; '.join(found)}")
@@ -221,6 +222,9 @@ class DescriptorOp(PlainOp):
 class QueueOp(PlainOp):
     """What a queue executes for a token: its descriptors in order, the first `short` of them for a
     token whose successor is not wanted.
+
+    Where it `flows` the next one may start before the last one has finished; where it `reduces`
+    they leave reductions, which are counted as they are.
 
     Example:
     ```
@@ -234,19 +238,33 @@ class QueueOp(PlainOp):
     name = "program.queue"
     queue = prop_def(StringAttr)
     short = prop_def(IntegerAttr[I64])
+    flows = opt_prop_def(UnitAttr)
+    reduces = opt_prop_def(UnitAttr)
     fields = prop_def(ArrayAttr[FieldAttr])
     """Those of the units, the first in the lowest bits above the waits."""
     body = region_def("single_block")
-    assembly_format = "$queue `short` $short `fields` $fields $body attr-dict"
+    assembly_format = (
+        "$queue `short` $short (`flows` $flows^)? (`reduces` $reduces^)? `fields` $fields $body"
+        " attr-dict"
+    )
     traits = traits_def(NoTerminator())
 
     def __init__(
-        self, queue: str, short: int, fields: Fields, descriptors: Iterable[DescriptorOp]
+        self,
+        queue: str,
+        short: int,
+        fields: Fields,
+        descriptors: Iterable[DescriptorOp],
+        *,
+        flows: bool = False,
+        reduces: bool = False,
     ) -> None:
         self._build(
             regions=[Region(Block(list(descriptors)))],
             queue=queue,
             short=short,
+            flows=UnitAttr() if flows else None,
+            reduces=UnitAttr() if reduces else None,
             fields=ArrayAttr([FieldAttr.of(one) for one in fields.fields]),
         )
 
@@ -267,7 +285,7 @@ class QueueOp(PlainOp):
     @property
     def form(self) -> Fields:
         """All fields of a word: waits, then those of the units."""
-        waits = wait_fields((one.counts for one in self.descriptors), QUEUES)
+        waits = wait_fields((one.counts for one in self.descriptors), COUNTERS)
         return Fields((*waits, *self.unit_fields.fields))
 
     def verify_(self) -> None:

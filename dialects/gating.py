@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from intaglio.dialects import timeline
-from intaglio.dialects.clocks import At, Clock, clocks
+from intaglio.dialects.clocks import Clock, clocks
 from intaglio.dialects.isa.instruction import Instruction
 from intaglio.dialects.isa.matrix import Matvec
 from intaglio.dialects.isa.power import Switch, Wake
 from intaglio.dialects.isa.queues import MATRIX, POWER, QUEUES
+from intaglio.dialects.timeline import At
 
 NO_DOMAIN = "none"
 """The name of the domain without tensors, for an instance with nothing to switch."""

@@ -1,25 +1,33 @@
 """Whether a program's waits order its reads and writes: the rule that every program follows.
 
 The meaning of a program is that of its instructions one after the other. So of two that touch the
-same elements of a memory or the same cache, and of which one writes, the later one must start
-after the earlier one has finished: a read after the write, a write after the read, a write after
-the write. Units that share the adders of the matrix tiles take turns in the same way. As with power
-(`dialects/gating.py`) this must follow from the program's order, not from its timing: durations
-change with the position and with the ranks of adapters.
+same elements of a memory or the same heads of a cache, and of which one writes, the later one must
+start after the earlier one has finished: a read after the write, a write after the read, a write
+after the write. In one queue only the first needs a wait, where instructions flow: a unit reads
+and writes in the order in which it takes them. Units that share the adders of the matrix tiles take
+turns in the same way. As with power (`dialects/gating.py`) this must follow from the program's
+order, not from its timing: durations change with the position and with the ranks of adapters.
 
 Between tokens there is nothing to prove: a token is accepted when all of the last one has finished.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 from intaglio.dialects import timeline
-from intaglio.dialects.clocks import At, clocks
+from intaglio.dialects.clocks import clocks
+from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.instruction import Instruction
-from intaglio.dialects.isa.queues import ATTENTION, MATRIX, QUEUES
+from intaglio.dialects.isa.queues import ATTENTION, COUNTERS, MATRIX, QUEUES, REDUCTIONS
+from intaglio.dialects.isa.touched import Memories, Next, Touched, touched
+from intaglio.dialects.isa.values import Value
+from intaglio.dialects.isa.vector import Quantize
+from intaglio.dialects.timeline import At
 
 ADDERS = (MATRIX, ATTENTION)
 """Queues whose units take turns where they share the adders of the matrix tiles."""
@@ -30,17 +38,108 @@ Bytes = tuple[int, int]
 
 @dataclass(frozen=True)
 class Access:
-    """What an instruction touches: buffers, and slots of caches."""
+    """What an instruction touches: buffers, and slots of caches.
+
+    Attributes:
+        parts: of those of which it touches only a part, the first element and the one after the
+            last; of caches, heads.
+        uses, leaves: entries of reductions that it reads and leaves: the first, and the one after
+            the last.
+        owner: whose reductions it reads.
+        heir: whose those are that it leaves.
+    """
 
     reads: Sequence[str]
     writes: Sequence[str]
     read_caches: Sequence[str] = ()
     written_caches: Sequence[str] = ()
+    parts: Mapping[str, Bytes] = field(default_factory=dict[str, Bytes])
+    uses: Bytes = (0, 0)
+    leaves: Bytes = (0, 0)
+    owner: str = ""
+    heir: str = ""
+
+    def places(self, buffer: str, whole: Bytes) -> Bytes:
+        """Where in a memory it touches a buffer, which lies at `whole`."""
+        if buffer not in self.parts:
+            return whole
+        first, last = self.parts[buffer]
+        return whole[0] + first, whole[0] + last
 
     @staticmethod
-    def of(one: Instruction[str]) -> Access:
-        """The accesses of an instruction."""
-        return Access(one.reads, one.writes, one.read_caches, one.written_caches)
+    def of(
+        one: Instruction[str], found: Touched[str] | None = None, after: Quantize[str] | None = None
+    ) -> Access:
+        """The accesses of an instruction, or of a beat of it that touches only parts.
+
+        Args:
+            one: the instruction.
+            found: what the beat touches.
+            after: the quantisation that finds what it leaves.
+        """
+        if found is None:
+            return Access(one.reads, one.writes, one.read_caches, one.written_caches)
+        return Access(
+            tuple(found.reads),
+            tuple(found.writes),
+            tuple(found.read_caches),
+            tuple(found.written_caches),
+            {**found.reads, **found.writes, **found.read_caches, **found.written_caches},
+            found.uses,
+            found.leaves,
+            _owner(one),
+            _owner(one if after is None else after),
+        )
+
+
+def _owner(one: Instruction[str]) -> str:
+    return f"{one.opcode} {' '.join((*one.reads, *one.writes))}"
+
+
+Taken = tuple[Instruction[str], Beat, timeline.Issue]
+"""An instruction of a block: what it does, which part of it, what the timeline knows of it."""
+
+
+def accesses(
+    taken: Sequence[Taken],
+    instances: Sequence[Mapping[str, str]],
+    kinds: Mapping[str, Value],
+    heads: Mapping[str, int],
+    lanes: int,
+    capacity: int,
+) -> list[Access]:
+    """What the instructions of a block touch; of those that flow just their part.
+
+    Args:
+        taken: the instructions.
+        instances: what the block's instances bind slots to.
+        kinds: of values.
+        heads: of caches.
+        lanes: elements of a row of the memories.
+        capacity: tokens of the longest context.
+
+    Raises:
+        ValueError: an instruction has no such beat.
+    """
+    bound: Mapping[str, str] = instances[0] if instances else {}
+    chip = Memories(lanes, capacity, lambda slot: heads[bound.get(slot, slot)])
+    quantized = {
+        beat.of_instruction: Next(one, beat.entry)
+        for one, beat, _ in taken
+        if isinstance(one, Quantize)
+    }
+    found: list[Access] = []
+    for one, beat, issue in taken:
+        after = quantized.get(beat.quantize) if beat.quantize else None
+        if beat.quantize and after is None:
+            raise ValueError(
+                f"a beat of {one.opcode} is for instruction {beat.quantize}, no quantize"
+            )
+        part = None
+        if issue.pace is not None:
+            part = touched(one, beat, kinds.__getitem__, chip, after)
+        found.append(Access.of(one, part, None if after is None else after.does))
+    return found
 
 
 @dataclass(frozen=True)
@@ -70,6 +169,10 @@ class Race:
             mark: stands before the names of buffers and caches.
         """
         later, earlier = name(self.later), name(self.earlier)
+        if self.what == REDUCTIONS:
+            if self.earlier == self.later:
+                return f"{later} uses reductions that it has not left"
+            return f"{later} may use reductions before {earlier} has left them: no wait orders them"
         if not self.what:
             reason = f"take the adders of the tiles before {earlier} has left them"
         elif self.what == self.had:
@@ -112,7 +215,7 @@ def first_race(
             left out.
         shared_adders: whether matrix tiles and H-Units take turns (`Machine.shared_arrays`).
     """
-    parts = _parts(accesses, buffers)
+    parts = _cuts(accesses, instances, buffers), buffers
     found = _first_race(blocks, accesses, instances, parts, shared_adders)
     kept = [n for n in range(len(blocks)) if not (n < len(sampled) and sampled[n])]
     if found is not None or kept == list(range(len(kept))):
@@ -134,48 +237,93 @@ def first_race(
     )
 
 
-def _parts(
-    accesses: Sequence[Sequence[Access]], buffers: Mapping[str, Bytes]
-) -> dict[str, list[int]]:
-    """The memories cut where a buffer begins or ends: the parts that each buffer has."""
+@dataclass(frozen=True)
+class _Cuts:
+    """The memories, and the heads of each cache, cut where something that is touched begins or
+    ends: the parts by number."""
+
+    spans: Sequence[Bytes]
+    heads: Mapping[str, Sequence[int]]
+
+    def of(self, bytes_: Bytes) -> list[int]:
+        """The parts of a memory that a range has."""
+        first, last = bytes_
+        low = bisect_left(self.spans, (first, first))
+        return [
+            n for n in range(low, bisect_left(self.spans, (last, last))) if self.spans[n][1] <= last
+        ]
+
+    def of_cache(self, name: str, heads: Bytes | None) -> list[tuple[str, int]]:
+        """The parts of a cache that some heads have; None: all."""
+        cuts = self.heads.get(name, [0])
+        return [(name, one) for one in cuts if heads is None or heads[0] <= one < heads[1]]
+
+
+def _cuts(
+    accesses: Sequence[Sequence[Access]],
+    instances: Sequence[Sequence[Mapping[str, str]]],
+    buffers: Mapping[str, Bytes],
+) -> _Cuts:
     used = {
-        name: buffers[name]
+        one.places(name, buffers[name])
         for block in accesses
         for one in block
         for name in (*one.reads, *one.writes)
     }
-    cuts = sorted({end for bytes_ in used.values() for end in bytes_})
-    spans = list(pairwise(cuts))
-    return {
-        name: [n for n, (begin, end) in enumerate(spans) if first <= begin and end <= last]
-        for name, (first, last) in used.items()
-    }
+    ends = sorted({end for bytes_ in used for end in bytes_})
+    heads: dict[str, set[int]] = {}
+    for block, bound in zip(accesses, instances, strict=True):
+        for one in block:
+            for slot in (*one.read_caches, *one.written_caches):
+                if slot in one.parts:
+                    for name in {instance.get(slot, slot) for instance in bound}:
+                        heads.setdefault(name, {0}).update(one.parts[slot])
+    return _Cuts(list(pairwise(ends)), {name: sorted(own) for name, own in heads.items()})
 
 
 def _touched(
     accesses: Sequence[Access],
     queues: Sequence[str],
     bound: Mapping[str, str],
-    parts: Mapping[str, list[int]],
-    numbers: dict[str, int],
+    parts: _Parts,
+    numbers: dict[Hashable, int],
     shared_adders: bool,
 ) -> list[_Touched]:
     """What the instructions of a block's instance touch; `numbers` are those of caches."""
 
-    def cache(slot: str) -> tuple[int, str]:
-        name = bound.get(slot, slot)
-        return numbers.setdefault(name, len(numbers)), name
+    cuts, buffers = parts
+
+    def memory(one: Access, names: Sequence[str]) -> list[tuple[int, str]]:
+        return [(n, name) for name in names for n in cuts.of(one.places(name, buffers[name]))]
+
+    def cache(one: Access, slots: Sequence[str]) -> list[tuple[int, str]]:
+        return [
+            (numbers.setdefault(part, len(numbers)), name)
+            for slot in slots
+            for name in (bound.get(slot, slot),)
+            for part in cuts.of_cache(name, one.parts.get(slot))
+        ]
 
     result: list[_Touched] = []
     for one, queue in zip(accesses, queues, strict=True):
-        reads = [(part, name) for name in one.reads for part in parts[name]]
-        writes = [(part, name) for name in one.writes for part in parts[name]]
-        reads += map(cache, one.read_caches)
-        writes += map(cache, one.written_caches)
+        reads = [*memory(one, one.reads), *cache(one, one.read_caches)]
+        writes = [*memory(one, one.writes), *cache(one, one.written_caches)]
         if shared_adders and queue in ADDERS:
             writes.append((numbers.setdefault("", len(numbers)), ""))
         result.append(_Touched(reads, writes))
     return result
+
+
+class _Left(NamedTuple):
+    """Who left the reduction of an entry: its number, the instance, whose it is."""
+
+    number: int
+    at: At
+    owner: tuple[int, int, str]
+
+
+_Parts = tuple[_Cuts, Mapping[str, Bytes]]
+"""The parts, and where each buffer lies."""
 
 
 class _Last:
@@ -190,14 +338,15 @@ def _first_race(
     blocks: Sequence[timeline.Block],
     accesses: Sequence[Sequence[Access]],
     instances: Sequence[Sequence[Mapping[str, str]]],
-    parts: Mapping[str, list[int]],
+    parts: _Parts,
     shared_adders: bool,
 ) -> Race | None:
     # Parts of the memories have the first numbers, caches those after them.
-    count = 1 + max((n for own in parts.values() for n in own), default=-1)
-    numbers: dict[str, int] = {f"\0{n}": n for n in range(count)}
+    numbers: dict[Hashable, int] = {n: n for n in range(len(parts[0].spans))}
     queues = [[QUEUES.index(i.queue) for i in block.issues] for block in blocks]
     issued: list[list[At]] = [[] for _ in QUEUES]
+    left: dict[int, _Left] = {}
+    reductions = 0
     read: dict[int, _Last] = {}
     written: dict[int, _Last] = {}
     touched: list[_Touched] = []
@@ -223,10 +372,22 @@ def _first_race(
                 before = last.get(part)
                 if before is None:
                     continue
+                flows = blocks[block].issues[instruction].pace is not None
                 for queue, number in enumerate(before.number):
-                    if number > clock[queue] and queue != own:
+                    ordered = queue == own and not (flows and may == "read")
+                    if number > clock[queue] and not ordered:
                         earlier = issued[queue][number - 1]
                         return Race(earlier, at, has, may, name, before.name[queue])
+        one = accesses[block][instruction]
+        for entry in range(*one.uses):
+            before = left.get(entry)
+            if before is None or before.owner != (block, instance, one.owner):
+                return Race(at, at, "write", "read", REDUCTIONS, "")
+            if before.number > clock[COUNTERS.index(REDUCTIONS)]:
+                return Race(before.at, at, "write", "read", REDUCTIONS, "")
+        reductions += blocks[block].issues[instruction].reduces is not None
+        for entry in range(*one.leaves):
+            left[entry] = _Left(reductions, at, (block, instance, one.heir))
         issued[own].append(at)
         for here, last in ((mine.reads, read), (mine.writes, written)):
             for part, name in here:

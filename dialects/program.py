@@ -37,23 +37,33 @@ from xdsl.irdl import (
 from xdsl.traits import HasParent, IsolatedFromAbove, NoTerminator, SymbolOpInterface, SymbolTable
 from xdsl.utils.exceptions import VerifyException
 
-from intaglio.dialects import formula, gating, hazards, rom, stated_cycles, timeline
-from intaglio.dialects.clocks import At
+from intaglio.dialects import (
+    formula,
+    gating,
+    hazards,
+    overtaking,
+    rom,
+    stated_cycles,
+    timeline,
+    wholeness,
+)
 from intaglio.dialects.encoded import DescriptorOp, FieldAttr, QueueOp
-from intaglio.dialects.fabric import DomainOp, MachineOp, memories
+from intaglio.dialects.fabric import DomainOp, MachineOp, MemoryOp, memories
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.formula import Formula
 from intaglio.dialects.gating import NO_DOMAIN
 from intaglio.dialects.isa import values
 from intaglio.dialects.isa.arguments import Plain
+from intaglio.dialects.isa.beat import WHOLE, Beat
 from intaglio.dialects.isa.check import Misfit, check_kinds
 from intaglio.dialects.isa.instruction import Instruction
 from intaglio.dialects.isa.parts import Store
-from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.queues import COUNTERS, REDUCTIONS
 from intaglio.dialects.isa.registry import instruction_of
-from intaglio.dialects.memories import Span, memory_of, numbered, span_of
+from intaglio.dialects.memories import VECTORS, Span, memory_of, numbered, span_of
 from intaglio.dialects.plain import PlainOp, counts
 from intaglio.dialects.rom import CacheOp, KVType, Nodes
+from intaglio.dialects.timeline import At
 
 
 @irdl_op_definition
@@ -159,16 +169,23 @@ def spans(module: ModuleOp | None, buffers: Iterable[BufferOp]) -> dict[str, tup
 
 @irdl_op_definition
 class InstructionOp(PlainOp):
-    """One instruction of a queue, as `dialects/isa` declares it.
+    """One instruction of a queue, as `dialects/isa` declares it, or a beat of one.
 
     `reads` and `writes` name buffers, `uses` slots of the block (engraved tensors and caches by
     role), `arguments` are constants. `start` and `finish` hold, instance after instance, the cycles
     at the program's stated positions.
 
+    It takes so many cycles to its finish; with `every` the next instruction of the queue may start
+    so many cycles after it, before it has finished, and with `reduces` it leaves a reduction. A
+    `beat` is a part of what is to be done: a pass, the first rows, groups, heads or steps of the
+    result, and how many (0: the rest), the entry of its reductions, and whether more of the same
+    follow (`isa.beat.Beat`).
+
     Example:
     ```
     program.instruction "matvec" on "matrix" reads [@xq] writes [@y] uses {weights = @q_proj}
-        waits {vector = 2 : i64} takes "57" {arguments = {pre_shift = 3 : i64}, onnx = [["MatMul"]]}
+        waits {vector = 2 : i64} takes "57" every "12" beat {first = 2 : i64, count = 2 : i64}
+        {arguments = {pre_shift = 3 : i64}, onnx = [["MatMul"]]}
     ```
     """
 
@@ -180,18 +197,30 @@ class InstructionOp(PlainOp):
     uses = prop_def(DictionaryAttr)
     waits = prop_def(DictionaryAttr)
     duration = prop_def(StringAttr)
+    pace = opt_prop_def(StringAttr)
+    reduces = opt_prop_def(StringAttr)
+    beat = opt_prop_def(DictionaryAttr)
     arguments = opt_prop_def(DictionaryAttr)
     start = opt_prop_def(DenseArrayBase.constr(i64))
     finish = opt_prop_def(DenseArrayBase.constr(i64))
     onnx = prop_def(Nodes)
     assembly_format = (
         "$opcode `on` $queue `reads` $reads `writes` $writes `uses` $uses"
-        " `waits` $waits `takes` $duration attr-dict"
+        " `waits` $waits `takes` $duration (`every` $pace^)? (`reduces` $reduces^)?"
+        " (`beat` $beat^)? attr-dict"
     )
     traits = lazy_traits_def(lambda: (HasParent(BlockOp),))
 
     def __init__(
-        self, does: Instruction[str], waits: Mapping[str, int], duration: Formula, onnx: Nodes
+        self,
+        does: Instruction[str],
+        waits: Mapping[str, int],
+        duration: Formula,
+        onnx: Nodes,
+        *,
+        pace: Formula | None = None,
+        reduces: Formula | None = None,
+        beat: Beat = WHOLE,
     ) -> None:
         arguments = {
             one.name: value
@@ -206,6 +235,9 @@ class InstructionOp(PlainOp):
             uses=DictionaryAttr({r: SymbolRefAttr(s) for r, s in does.uses.items()}),
             waits=DictionaryAttr({q: IntegerAttr(n, i64) for q, n in waits.items()}),
             duration=str(duration),
+            pace=None if pace is None else str(pace),
+            reduces=None if reduces is None else str(reduces),
+            beat=_numbers(beat.words) if beat.words else None,
             arguments=DictionaryAttr(arguments) if arguments else None,
             onnx=onnx,
         )
@@ -213,8 +245,21 @@ class InstructionOp(PlainOp):
     @property
     def issue(self) -> timeline.Issue:
         """What the timeline needs of this instruction."""
-        waits = counts(self.waits)
-        return timeline.Issue(self.queue.data, waits, formula.parse(self.duration.data))
+        duration, pace, reduces = (
+            None if one is None else formula.parse(one.data)
+            for one in (self.duration, self.pace, self.reduces)
+        )
+        assert duration is not None
+        return timeline.Issue(self.queue.data, counts(self.waits), duration, pace, reduces)
+
+    @property
+    def part(self) -> Beat:
+        """Which part of the instruction it is.
+
+        Raises:
+            ValueError: its words make no sense.
+        """
+        return WHOLE if self.beat is None else Beat.read(counts(self.beat))
 
     @property
     def does(self) -> Instruction[str]:
@@ -246,12 +291,14 @@ class InstructionOp(PlainOp):
             place = f"{_place(self, block)}: " if isinstance(block, BlockOp) else ""
             raise VerifyException(f"{place}{error}") from error
         try:
-            formula.parse(self.duration.data)
+            _ = self.issue, self.part
         except ValueError as error:
             raise VerifyException(str(error)) from error
+        if self.reduces is not None and self.pace is None:
+            raise VerifyException(f"'{opcode}' leaves a reduction and has no pace")
         for name in self.waits.data:
-            if name not in QUEUES:
-                raise VerifyException(f"unknown queue '{name}', known are {', '.join(QUEUES)}")
+            if name not in COUNTERS:
+                raise VerifyException(f"unknown queue '{name}', known are {', '.join(COUNTERS)}")
         program = block.parent_op() if block is not None else None
         if isinstance(block, BlockOp) and isinstance(program, ProgramOp):
             buffers = {b.sym_name.data for b in program.buffers}
@@ -264,6 +311,10 @@ class InstructionOp(PlainOp):
                     raise VerifyException(
                         f"no instance of @{block.sym_name.data} binds slot @{slot}"
                     )
+
+
+def _numbers(values: Mapping[str, int]) -> DictionaryAttr:
+    return DictionaryAttr({name: IntegerAttr(value, i64) for name, value in values.items()})
 
 
 def _argument(value: int | str | bool | Real | None) -> Attribute | None:
@@ -360,7 +411,7 @@ class BlockOp(PlainOp):
         for instance in self.instances:
             if set(instance.data) != slots:
                 raise VerifyException(f"instances of @{self.sym_name.data} bind different slots")
-        issued = dict.fromkeys(QUEUES, 0)
+        issued = dict.fromkeys(COUNTERS, 0)
         for instruction in self.instructions:
             for queue, count in instruction.waits.data.items():
                 if not isinstance(count, IntegerAttr) or count.value.data < 0:
@@ -371,6 +422,7 @@ class BlockOp(PlainOp):
                         f"of queue '{queue}', {issued[queue]} are issued before it"
                     )
             issued[instruction.queue.data] += 1
+            issued[REDUCTIONS] += instruction.reduces is not None
 
 
 @irdl_op_definition
@@ -440,7 +492,9 @@ class ProgramOp(PlainOp):
         whole.check_kinds(self.buffers, around)
         machine = next((op.machine for op in around if isinstance(op, MachineOp)), None)
         places = spans(module if isinstance(module, ModuleOp) else None, self.buffers)
-        whole.check_order(places, shared=machine is not None and bool(machine.shared_arrays))
+        kinds = {one.sym_name.data: one.value for one in self.buffers}
+        shared = machine is not None and bool(machine.shared_arrays)
+        whole.check_order(places, kinds, around, shared=shared)
         whole.check_power(
             {
                 tensor: op.sym_name.data
@@ -490,11 +544,49 @@ class _Whole:
                 except Misfit as error:
                     raise VerifyException(f"{_place(op, self.blocks[number])}: {error}") from error
 
-    def check_order(self, buffers: Mapping[str, tuple[int, int]], shared: bool) -> None:
-        """Waits order reads and writes; `shared` says that tiles and H-Units share adders."""
+    def check_order(
+        self,
+        buffers: Mapping[str, tuple[int, int]],
+        kinds: Mapping[str, values.Value],
+        around: Sequence[Operation],
+        *,
+        shared: bool,
+    ) -> None:
+        """Waits order reads and writes.
+
+        Args:
+            buffers: where they lie.
+            kinds: of their values.
+            around: the operations of the program's module.
+            shared: tiles and H-Units share adders.
+        """
+        caches = {
+            op.sym_name.data: op.type
+            for op in around
+            if isinstance(op, CacheOp) and isinstance(op.type, KVType)
+        }
+        heads = {name: type_.heads.data for name, type_ in caches.items()}
+        capacity = max((type_.capacity.data for type_ in caches.values()), default=1)
+        rows = {op.memory.data: op.content for op in around if isinstance(op, MemoryOp)}
+        lanes = rows[VECTORS].lanes if VECTORS in rows else 1
+        self.check_whole(kinds, heads)
+        try:
+            accesses = [
+                hazards.accesses(
+                    [(does, op.part, op.issue) for op, does in zip(ops, own, strict=True)],
+                    slots,
+                    kinds,
+                    heads,
+                    lanes,
+                    capacity,
+                )
+                for ops, own, slots in zip(self.instructions, self.does, self.slots, strict=True)
+            ]
+        except ValueError as error:
+            raise VerifyException(str(error)) from error
         race = hazards.first_race(
             self.timing,
-            [[hazards.Access.of(one) for one in own] for own in self.does],
+            accesses,
             self.slots,
             buffers,
             sampled=[block.sampled is not None for block in self.blocks],
@@ -502,6 +594,29 @@ class _Whole:
         )
         if race is not None:
             raise VerifyException(race.told(self.name, "@"))
+        types = [op.type for op in around if isinstance(op, rom.ParameterOp)]
+        ranks = [min(one.dims) for one in types if isinstance(one, rom.AdapterType)]
+        sampled = [block.sampled is not None for block in self.blocks]
+        found = overtaking.first_overtaking(self.timing, capacity, max(ranks, default=0), sampled)
+        if found is not None:
+            raise VerifyException(
+                f"the {found.what} of {self.name(found.later)} may come before that of "
+                f"{self.name(found.earlier)}, which is taken first: waits count in order"
+            )
+
+    def check_whole(self, kinds: Mapping[str, values.Value], heads: Mapping[str, int]) -> None:
+        """Beats make whole instructions.
+
+        Args:
+            kinds: of values.
+            heads: of caches.
+        """
+        for number, (ops, own) in enumerate(zip(self.instructions, self.does, strict=True)):
+            taken = [(does, op.part, op.issue) for op, does in zip(ops, own, strict=True)]
+            fault = wholeness.first_fault(taken, self.slots[number], kinds, heads)
+            if fault is not None:
+                at = number, 0, fault.beat
+                raise VerifyException(f"{self.name(at)}: {fault.reason}")
 
     def check_power(self, domains: dict[str, str]) -> None:
         """Every product finds its domain on; `domains` has that of each tensor."""

@@ -24,12 +24,17 @@ def kept_apart(
     Args:
         blocks: the program, in order; blocks that are left out for some tokens stand at its end.
         accesses: of each block's instructions.
-        names: the buffers; each is written and read whole, by its name alone.
+        names: the buffers; each is written and read by its name alone, whole or part after part.
     """
     apart: dict[str, set[str]] = {name: set() for name in names}
     touches = [
         [
-            ([n for n in one.reads if n in names], [n for n in one.writes if n in names])
+            (
+                [n for n in one.reads if n in names],
+                [n for n in one.writes if n in names],
+                # The first part of a value is written first.
+                {n for n in one.writes if n in names and not one.parts.get(n, (0, 0))[0]},
+            )
             for one in block
         ]
         for block in accesses
@@ -44,7 +49,7 @@ def kept_apart(
     for (block, _, instruction), clock in clocks(blocks):
         own = queues[block][instruction]
         issued[own] += 1
-        reads, writes = touches[block][instruction]
+        reads, writes, begun = touches[block][instruction]
         if not (reads or writes):
             continue
         for name in reads:
@@ -61,7 +66,8 @@ def kept_apart(
                 ):
                     _part(apart, name, other)
                 lost[other].add(name)
-            lost[name].clear()
+            if name in begun:
+                lost[name].clear()
         for name in reads:
             read[name][own] = issued[own]
         for name in writes:

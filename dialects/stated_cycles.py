@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.dialects import timeline
-from intaglio.dialects.clocks import At
+from intaglio.dialects.timeline import At
 
 Stated = tuple[Sequence[int] | None, Sequence[int] | None]
 """Starts and finishes of an instruction: instance after instance, and in each the positions. None

@@ -14,7 +14,7 @@ All L-Units of a piece run in lockstep, so one address serves them all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from intaglio.dialects.codes import FORMATS
@@ -148,13 +148,17 @@ class Piece:
         codes = self.code_words(shape, machine) * word_bits
         return codes + self.scale_words(shape, machine) * shape.scale_bits
 
-    def step_cycles(self, shape: MatrixShape, machine: Machine, passes: int) -> int:
+    def step_cycles(self, shape: MatrixShape, machine: Machine, passes: int, floor: int = 1) -> int:
         """Cycles of one step: the slower of reading the words and draining the results.
 
-        `passes` is how often a word is used for the bits of an activation.
+        Args:
+            shape: of the matrix.
+            machine: the chip.
+            passes: how often a word is used for the bits of an activation.
+            floor: what a step takes at least (`step_floor`).
         """
         read = self.words(shape, machine) * shape.planes(machine) * passes
-        return max(read, self.drain_cycles(machine))
+        return max(read, self.drain_cycles(machine), floor)
 
     def drain_cycles(self, machine: Machine) -> int:
         """Cycles in which one step's results leave the array."""
@@ -170,6 +174,11 @@ class Piece:
         step, rest = divmod(row - self.first_row, self.rows_per_step(machine))
         tile, slot = divmod(rest, self.rows_per_tile(machine))
         return self.first_tile + tile, slot * self.split, step
+
+
+def step_floor(pieces: Iterable[Piece], machine: Machine) -> int:
+    """Cycles that a step takes at least, for the results of steps of others to have left."""
+    return max((piece.drain_cycles(machine) for piece in pieces), default=1)
 
 
 def lower_bound_cycles(shape: MatrixShape, machine: Machine, passes: int) -> float:

@@ -1,24 +1,42 @@
 """When instructions start and finish: the cycle contract, in one place.
 
-There is one in-order queue for each class of unit. An instruction starts `issue` cycles after the
-last of: the finish of its predecessor in its queue, and the finishes it waits for. It finishes
-`duration` cycles later; that is the first cycle in which its result can be read. Cycle 0 accepts
-the token.
+There is one in-order queue for each class of unit. Its instructions are *beats*: what the unit
+takes at once. Cycle 0 accepts the token.
 
-A *wait* names a queue and how many instructions of it, counted from the beginning of the block
-instance, must have finished; 0 means all that were issued before the instance.
+- A beat with a `pace` starts in the first cycle in which its queue is free for it, `pace` cycles
+  after its predecessor started, and all that it waits for can be read. Its result can be read
+  `duration` cycles later, when others may have started behind it. That is known ahead, so the
+  sequencer's latency `issue` only counts from the token, and from what is not known ahead.
+- An instruction without is alone in its unit: it starts `issue` cycles after the last of: the
+  finish of its predecessor, and the finishes it waits for.
+
+The start of each is a maximum of sums, so a longer duration, latency or context never makes
+anything earlier.
+
+A *wait* names a counter and a number, counted from the beginning of the block instance: so many
+instructions of a queue must have finished, or left their reductions (`isa.queues.REDUCTIONS`); 0
+means all that were issued before the instance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from intaglio.dialects.formula import Formula
-from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.queues import COUNTERS, QUEUES, REDUCTIONS
+
+
+class Times(NamedTuple):
+    """What an instruction takes, in cycles from its start."""
+
+    duration: Formula
+    pace: Formula | None = None
+    reduces: Formula | None = None
 
 
 @dataclass(frozen=True)
@@ -28,6 +46,10 @@ class Issue:
     queue: str
     waits: Mapping[str, int]
     duration: Formula
+    pace: Formula | None = None
+    """Cycles until the queue is free for the next one; None: when this one has finished."""
+    reduces: Formula | None = None
+    """Cycles from the start to its reduction; None: it counts for none."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +61,67 @@ class Block:
     instances: int
 
 
+At = tuple[int, int, int]
+"""An instruction instance: block, instance, instruction."""
+
+
 @dataclass(frozen=True)
 class Span:
-    """Start and finish of an instruction instance, one element a position."""
+    """Start and finish of an instruction instance, one element a position.
+
+    `free` is when its queue is free for the next one, `left` when its reduction is there (None: it
+    leaves none).
+    """
 
     block: int
     instance: int
     instruction: int
     start: npt.NDArray[np.int64]
     finish: npt.NDArray[np.int64]
+    free: npt.NDArray[np.int64]
+    left: npt.NDArray[np.int64] | None = None
+
+    @property
+    def at(self) -> At:
+        """Which instruction instance it is."""
+        return self.block, self.instance, self.instruction
+
+    @property
+    def end(self) -> npt.NDArray[np.int64]:
+        """When all of it is there."""
+        return self.finish if self.left is None else np.maximum(self.finish, self.left)
 
 
-Ranks = Mapping[tuple[int, int, int], int]
-"""The active rank at the site of an instruction instance (block, instance, instruction), not 0."""
+Cycles = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _There:
+    """A result: when it can be read, and when a beat that is told ahead may start for it."""
+
+    at: Cycles
+    ahead: Cycles
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """The formulas of an `Issue`, evaluated."""
+
+    duration: Cycles | int
+    pace: Cycles | int | None
+    reduces: Cycles | int | None
+
+    @staticmethod
+    def of(issued: Issue, given: Mapping[str, Cycles | int]) -> _Taken:
+        return _Taken(
+            issued.duration(**given),
+            None if issued.pace is None else issued.pace(**given),
+            None if issued.reduces is None else issued.reduces(**given),
+        )
+
+
+Ranks = Mapping[At, int]
+"""The active rank at the site of an instruction instance, not 0."""
 
 
 def simulate(
@@ -71,20 +141,31 @@ def simulate(
     where = np.atleast_1d(np.asarray(positions, dtype=np.int64))
     given = {"rank": 0, "tokens": where + 1}
     zero = np.zeros_like(where)
-    finishes: dict[str, list[npt.NDArray[np.int64]]] = {queue: [] for queue in QUEUES}
+    free = dict.fromkeys(QUEUES, zero)
+    there: dict[str, list[_There]] = {counter: [] for counter in COUNTERS}
     for block_number, block in enumerate(blocks):
-        durations = [issued.duration(**given) for issued in block.issues]
+        fixed = [_Taken.of(issued, given) for issued in block.issues]
         for instance in range(block.instances):
-            base = {queue: len(done) for queue, done in finishes.items()}
+            base = {counter: len(done) for counter, done in there.items()}
             for number, issued in enumerate(block.issues):
                 rank = ranks.get((block_number, instance, number), 0) if ranks else 0
-                duration = issued.duration(**{**given, "rank": rank}) if rank else durations[number]
-                own = finishes[issued.queue]
-                ready = own[-1] if own else zero
-                for queue, count in issued.waits.items():
-                    if last := base[queue] + count:
-                        ready = np.maximum(ready, finishes[queue][last - 1])
-                start = ready + issue
-                finish = start + duration
-                own.append(finish)
-                yield Span(block_number, instance, number, start, finish)
+                taken = _Taken.of(issued, {**given, "rank": rank}) if rank else fixed[number]
+                start = free[issued.queue]
+                flows = taken.pace is not None
+                if flows and start is zero:
+                    # The first of its queue. The others come after it.
+                    start = zero + issue
+                for counter, count in issued.waits.items():
+                    if last := base[counter] + count:
+                        done = there[counter][last - 1]
+                        start = np.maximum(start, done.ahead if flows else done.at)
+                if not flows:
+                    start = start + issue
+                finish = start + taken.duration
+                ahead = finish if flows else finish + issue
+                there[issued.queue].append(_There(finish, ahead))
+                left = None if taken.reduces is None else start + taken.reduces
+                if left is not None:
+                    there[REDUCTIONS].append(_There(left, left))
+                free[issued.queue] = finish if taken.pace is None else start + taken.pace
+                yield Span(block_number, instance, number, start, finish, free[issued.queue], left)

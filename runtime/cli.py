@@ -176,6 +176,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N,...",
         help="state these positions; html, svg and perfetto draw the token at the last one",
     )
+    inspect.add_argument(
+        "--beats",
+        action="store_true",
+        help="perfetto: also what each queue takes at once, with an arrow for each wait",
+    )
     inspect.add_argument("-o", dest="file", metavar="FILE", help="write to a file")
 
     targets = command("targets", _targets, "List the targets, or one with all its figures.")
@@ -460,8 +465,13 @@ def _inspect(args: argparse.Namespace) -> int:
     from intaglio.backend.output.verified import OutputFiles
 
     positions = None if args.position is None else _positions(args.position)
+    if args.beats and args.format != "perfetto":
+        raise UserError(
+            f"--beats: the format {args.format} shows no single beats",
+            hint="--format perfetto does",
+        )
     files = OutputFiles(Path(args.out), trust_edited=args.trust_edited, again=args.verify)
-    text = _inspected(args.out, args.format, positions, files)
+    text = _inspected(args.out, args.format, positions, files, beats=args.beats)
     if args.file is None:
         write(printable(text) if args.format == "text" else text)
         return SUCCESS
@@ -479,7 +489,14 @@ def _positions(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _inspected(out: str, form: str, positions: Sequence[int] | None, files: OutputFiles) -> str:
+def _inspected(
+    out: str,
+    form: str,
+    positions: Sequence[int] | None,
+    files: OutputFiles,
+    *,
+    beats: bool = False,
+) -> str:
     """The report of an output folder in one of its forms."""
     from intaglio.backend.program.program import PROGRAM
     from intaglio.backend.target.file import TARGET
@@ -493,7 +510,8 @@ def _inspected(out: str, form: str, positions: Sequence[int] | None, files: Outp
     if form == "perfetto":
         from intaglio.runtime.reports.perfetto import perfetto_text
 
-        text = perfetto_text(out, None if positions is None else positions[-1])
+        where = None if positions is None else positions[-1]
+        text = perfetto_text(out, where, beats=beats)
         verify()
         return text
     from intaglio.runtime.reports.inspect import inspect_json

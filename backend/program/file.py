@@ -201,6 +201,7 @@ def _block(op: BlockOp) -> dict[str, Any]:
 
 def _instruction(op: InstructionOp) -> dict[str, Any]:
     does = op.does
+    times = {"pace": op.pace, "reduces": op.reduces}
     return {
         "opcode": does.opcode,
         "queue": does.queue,
@@ -209,6 +210,8 @@ def _instruction(op: InstructionOp) -> dict[str, Any]:
         "uses": does.uses,
         "waits": dict(op.issue.waits),
         "duration": op.duration.data,
+        **{name: one.data for name, one in times.items() if one is not None},
+        **({"beat": op.part.words} if op.beat is not None else {}),
         "arguments": does.arguments,
         "onnx": rom.node_names(op.onnx),
         "start": [] if op.start is None else list(op.start.get_values()),

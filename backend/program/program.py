@@ -21,10 +21,10 @@ from intaglio.backend.program.types import (
 )
 from intaglio.backend.stages import IR_STAGES
 from intaglio.dialects import gating, hazards, stated_cycles
-from intaglio.dialects.clocks import At
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.json_file import JSONFile, as_json, shown
 from intaglio.dialects.memories import numbered
+from intaglio.dialects.timeline import At
 
 __all__ = [
     "PARTS",
@@ -74,6 +74,7 @@ def load_program(out: str | Path) -> Program:
     if (schema := content["schema"].value) != SCHEMA:
         raise content.error(f"has schema {shown(schema)}, this version reads {SCHEMA}")
     program = read_program(content, Path(out))
+    _check_beats(program, path)
     _check_order(program, path)
     _check_power(program, path)
     _check_cycles(program, path)
@@ -99,6 +100,24 @@ class _Names:
         block, instance, number = at
         onnx = self.program.blocks[block].instructions[number].onnx
         return onnx[min(instance, len(onnx) - 1)][-1]
+
+
+def _check_beats(program: Program, path: Path) -> None:
+    """Refuses a program whose beats are not those of whole instructions.
+
+    The compiler's own passes cannot write one, but program.json can be edited.
+    """
+    names, hint = _Names(program), "compile the model again"
+    for number, fault in enumerate(program.faults):
+        if fault is not None:
+            at = number, 0, fault.beat
+            raise UserError(
+                f"{names(at)}: {fault.reason}", file=str(path), node=names.node(at), hint=hint
+            )
+    try:
+        _ = program.accesses
+    except ValueError as error:
+        raise UserError(str(error), file=str(path), hint=hint) from error
 
 
 def _check_order(program: Program, path: Path) -> None:

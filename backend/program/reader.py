@@ -28,9 +28,10 @@ from intaglio.dialects.constant_rom import FORMS, PLAIN, Form
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.gating import NO_DOMAIN
+from intaglio.dialects.isa.beat import MOST, WHOLE, WORDS, Beat
 from intaglio.dialects.isa.check import Misfit, check_kinds
 from intaglio.dialects.isa.parts import Store
-from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.queues import COUNTERS, REDUCTIONS
 from intaglio.dialects.isa.registry import instruction_of
 from intaglio.dialects.isa.values import Fixed, Value, read_value
 from intaglio.dialects.json_file import JSONFile
@@ -302,11 +303,12 @@ def _block(content: JSONFile, used: _Used) -> Block:
         {slot: _named(to, used.stores, "tensor or power domain") for slot, to in one.items()}
         for one in content["instances"].list()
     ]
-    issued = dict.fromkeys(QUEUES, 0)
+    issued = dict.fromkeys(COUNTERS, 0)
     instructions: list[Instruction] = []
     for one in content["instructions"].list():
         instructions.append(_instruction(one, used, instances, issued))
         issued[instructions[-1].queue] += 1
+        issued[REDUCTIONS] += instructions[-1].issue.reduces is not None
     return Block(content["name"].text(), content["sampled"].boolean(), instances, instructions)
 
 
@@ -318,7 +320,7 @@ def _instruction(
 ) -> Instruction:
     content.only(
         *("opcode", "queue", "reads", "writes", "uses", "waits", "duration", "arguments"),
-        *("onnx", "start", "finish"),
+        *("onnx", "start", "finish", "pace", "reduces", "beat"),
     )
     opcode, queue = content["opcode"].text(), content["queue"].text()
     reads, writes = (
@@ -345,15 +347,26 @@ def _instruction(
         ) from error
     waits: dict[str, int] = {}
     for name, one in content["waits"].items():
-        if name not in QUEUES:
+        if name not in COUNTERS:
             raise content["waits"].error(f"has the unknown queue '{name}'")
         waits[name] = one.integer(0, issued[name])
+    duration = content["duration"].read_as(_duration, "duration")
+    pace, reduces = (
+        None if one is None else one.read_as(_duration, "duration")
+        for one in (content.get("pace"), content.get("reduces"))
+    )
+    if reduces is not None and pace is None:
+        raise content["reduces"].error("is there without a pace")
+    beat = WHOLE
+    if (stated := content.get("beat")) is not None:
+        beat = Beat.read({n: one.integer(0, MOST) for n, one in stated.only(*WORDS).items()})
     return Instruction(
         does=does,
         onnx=onnx,
-        issue=timeline.Issue(queue, waits, content["duration"].read_as(_duration, "duration")),
+        issue=timeline.Issue(queue, waits, duration, pace, reduces),
         start=content["start"].counts(),
         finish=content["finish"].counts(),
+        beat=beat,
     )
 
 

@@ -7,19 +7,21 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
-from intaglio.dialects import gating, hazards, timeline
-from intaglio.dialects.clocks import At
+from intaglio.dialects import gating, hazards, timeline, wholeness
 from intaglio.dialects.codes import SLOT_BITS
 from intaglio.dialects.constant_rom import Form
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.h_units import AdapterShape, CacheShape, element_bits
 from intaglio.dialects.isa import instruction as isa
+from intaglio.dialects.isa.beat import WHOLE, Beat
 from intaglio.dialects.isa.matrix import Embed
 from intaglio.dialects.isa.values import Fixed, Value
+from intaglio.dialects.isa.vector import Quantize
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import Memory, Span, span_of
 from intaglio.dialects.tiling import Piece
+from intaglio.dialects.timeline import At
 
 SCHEMA = 2
 """Of program.json: another one has other keys."""
@@ -180,6 +182,7 @@ class Instruction:
     issue: timeline.Issue
     start: Sequence[int]
     finish: Sequence[int]
+    beat: Beat = WHOLE
 
     @property
     def opcode(self) -> str:
@@ -215,6 +218,37 @@ class Block:
     sampled: bool
     instances: Sequence[Mapping[str, str]]
     instructions: Sequence[Instruction]
+    """Beats, in order."""
+
+    @cached_property
+    def whole(self) -> Sequence[Instruction]:
+        """Each instruction once, by its last beat: what is computed, in order."""
+        last = [one for one in self.instructions if one.beat.ends]
+        return sorted(last, key=lambda one: one.beat.of_instruction)
+
+    @cached_property
+    def quantizes(self) -> Mapping[int, Instruction]:
+        """Quantisations, by the number of the instruction."""
+        return {
+            one.beat.of_instruction: one
+            for one in self.instructions
+            if isinstance(one.does, Quantize)
+        }
+
+    @cached_property
+    def whole_of(self) -> Sequence[int]:
+        """For each beat the place of its instruction in `whole`."""
+        alone = {id(one): n for n, one in enumerate(self.whole)}
+        parts = {o.beat.of_instruction: n for n, o in enumerate(self.whole) if o.beat != WHOLE}
+        return [
+            alone[id(one)] if one.beat == WHOLE else parts[one.beat.of_instruction]
+            for one in self.instructions
+        ]
+
+    @property
+    def taken(self) -> list[hazards.Taken]:
+        """What each beat does, which part of it, what the timeline knows of it."""
+        return [(one.does, one.beat, one.issue) for one in self.instructions]
 
     @property
     def timing(self) -> timeline.Block:
@@ -293,6 +327,16 @@ class Program:
         """Fraction bits of a buffer of fixed-point numbers."""
         return self.value(buffer, Fixed).fraction
 
+    def quantize_of(self, one: Instruction) -> Instruction | None:
+        """The quantisation that finds the largest magnitude that a pass leaves, if any."""
+        if not one.beat.quantize:
+            return None
+        return self._block_of[id(one)].quantizes[one.beat.quantize]
+
+    @cached_property
+    def _block_of(self) -> Mapping[int, Block]:
+        return {id(one): block for block in self.blocks for one in block.instructions}
+
     @cached_property
     def accepted(self) -> frozenset[str]:
         """Buffers of the token that is taken in."""
@@ -301,8 +345,38 @@ class Program:
 
     @cached_property
     def accesses(self) -> Sequence[Sequence[hazards.Access]]:
-        """What the instructions of each block touch."""
-        return [[hazards.Access.of(one.does) for one in b.instructions] for b in self.blocks]
+        """What the instructions of each block touch.
+
+        Raises:
+            ValueError: a beat is none of its instruction.
+        """
+        return [
+            hazards.accesses(
+                block.taken,
+                block.instances,
+                self._kinds,
+                self._heads,
+                self.machine.vector_lanes,
+                max((cache.capacity for cache in self.caches.values()), default=1),
+            )
+            for block in self.blocks
+        ]
+
+    @property
+    def faults(self) -> Sequence[wholeness.Fault | None]:
+        """For each block the first instruction that its beats do not make whole, if any."""
+        return [
+            wholeness.first_fault(block.taken, block.instances, self._kinds, self._heads)
+            for block in self.blocks
+        ]
+
+    @cached_property
+    def _kinds(self) -> Mapping[str, Value]:
+        return {name: one.type for name, one in self.buffers.items()}
+
+    @cached_property
+    def _heads(self) -> Mapping[str, int]:
+        return {name: one.heads for name, one in self.caches.items()}
 
     @cached_property
     def power_roles(self) -> Mapping[At, gating.Role]:

@@ -214,7 +214,7 @@ KEYS: dict[str, Key] = {
         8,
         30,
     ),
-    "latency.issue": _cycles("last condition of an instruction to its start"),
+    "latency.issue": _cycles("last condition of a beat to its start, where it is not known ahead"),
     "latency.broadcast": _cycles("activation buffer to the L-Units"),
     "latency.mac_pipeline": _cycles("fill of the L-Unit's pipeline"),
     "latency.reduce": _cycles("accumulators to the vector units through the network"),

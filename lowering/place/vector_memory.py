@@ -8,7 +8,7 @@ the last reader (`lowering/schedule/waits.py`). A slice of a value is a view: it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 from xdsl.ir import SSAValue
 
@@ -20,7 +20,7 @@ from intaglio.dialects.memories import OF_KIND, Memory, Span, memory_of
 from intaglio.dialects.program import BufferOp, value_of
 from intaglio.lowering.place.search import largest as largest_number
 from intaglio.lowering.place.sram import NO_SCALES
-from intaglio.lowering.schedule.draft import DraftBlock
+from intaglio.lowering.schedule.draft import Draft, DraftBlock
 
 Timing = Callable[[Sequence[DraftBlock]], Sequence[timeline.Block]]
 
@@ -69,19 +69,31 @@ class VectorMemory:
         source = self.source(value)
         return self.persistent.get(source, source)
 
-    def conflicts(self, one: SSAValue, other: SSAValue) -> bool:
-        """Whether two values share elements, so that waits must order what is done with them."""
-        if self._ordered and self.root(one) is not self.root(other):
-            return False
-        if memory_of(self._kind(one)) is None or memory_of(self._kind(other)) is None:
-            return self.root(one) is self.root(other)
-        return self.place(one).overlaps(self.place(other))
+    def where(
+        self, value: SSAValue, part: tuple[int, int] | None = None
+    ) -> tuple[Hashable, int, int]:
+        """Elements of a value: those that share some with it need waits that order what is done.
+
+        Args:
+            value: the value.
+            part: only these of its elements: first, and the one after the last; None: all.
+
+        Returns:
+            what the elements are counted in, the first one, and the one after the last.
+        """
+        if memory_of(self.kind(value)) is None:
+            return self.root(value), 0, 1
+        whole = self.place(value)
+        first, last = (0, whole.last - whole.first) if part is None else part
+        # Values whose places are shared only where waits order that anyway have only themselves.
+        space = self.root(value) if self._ordered else (whole.memory, None)
+        return space, whole.first + first, whole.first + last
 
     def place(self, value: SSAValue) -> Span:
         """Where a value lies."""
         row, element = self._place(value)
         lanes = self.machine.vector_lanes
-        found = memories.span_of(self._kind(value), row, element, lanes, self.capacity)
+        found = memories.span_of(self.kind(value), row, element, lanes, self.capacity)
         assert found is not None
         return found
 
@@ -94,7 +106,7 @@ class VectorMemory:
     def buffers(self) -> Iterator[BufferOp]:
         """The buffers of all places, then those of views."""
         for value in (*self._roots, *self._views):
-            memory = memory_of(self._kind(value))
+            memory = memory_of(self.kind(value))
             place = (0, 0) if memory is None else self._place(value)
             yield BufferOp(self._names[value], value.type, memory, *place)
 
@@ -106,7 +118,8 @@ class VectorMemory:
     def _roots(self) -> list[SSAValue]:
         return [value for value in self._names if value not in self._views]
 
-    def _kind(self, value: SSAValue) -> Value:
+    def kind(self, value: SSAValue) -> Value:
+        """What is said of a value."""
         if value not in self._kinds:
             found = value_of(value.type)
             assert found is not None
@@ -120,11 +133,11 @@ class VectorMemory:
             value, first = self._views[value]
             offset += first
         rows, element = divmod(offset, self.machine.vector_lanes)
-        return self._rows[self.persistent.get(value, value)] + rows, element
+        return self._rows.get(self.persistent.get(value, value), 0) + rows, element
 
     def _size(self, value: SSAValue) -> int:
         """Rows of a value."""
-        return memories.rows_of(self._kind(value), self.machine.vector_lanes, self.capacity)
+        return memories.rows_of(self.kind(value), self.machine.vector_lanes, self.capacity)
 
     def allocate(self, blocks: Sequence[DraftBlock], step: rom.StepOp, timing: Timing) -> None:
         """Gives every value of the blocks its place.
@@ -141,9 +154,9 @@ class VectorMemory:
         assert isinstance(emit, rom.EmitOp)
         self._name(blocks, step.body.block.args[0], emit)
         limit = self._limit
-        kinds = {memory_of(self._kind(value)) for value in self._roots}
+        kinds = {memory_of(self.kind(value)) for value in self._roots}
         self._of = {
-            memory: [v for v in self._roots if memory_of(self._kind(v)) == memory]
+            memory: [v for v in self._roots if memory_of(self.kind(v)) == memory]
             for memory in OF_KIND.values()
             if memory in kinds
         }
@@ -218,8 +231,17 @@ class VectorMemory:
         def names(values: Sequence[SSAValue]) -> list[str]:
             return list(dict.fromkeys(self._names[self.root(value)] for value in values))
 
+        def _continued(one: Draft) -> list[str]:
+            """What a beat writes that is not the first of its value."""
+            return names(one.writes) if one.beat.first else []
+
         accesses = [
-            [hazards.Access(names(d.reads), names(d.writes)) for d in block.drafts]
+            [
+                hazards.Access(
+                    names(d.reads), names(d.writes), parts=dict.fromkeys(_continued(d), (1, 1))
+                )
+                for d in block.drafts
+            ]
             for block in blocks
         ]
         found = {
@@ -272,7 +294,7 @@ class VectorMemory:
             ranges = self._ranges(block)
             placed: dict[str, list[SSAValue]] = {memory: [] for memory in self._of}
             for value, (first, last) in ranges.items():
-                memory = memory_of(self._kind(value))
+                memory = memory_of(self.kind(value))
                 if memory is None:
                     continue
                 size, row = self._size(value), floor[memory]
@@ -299,7 +321,7 @@ class VectorMemory:
         capacity = self.capacity
 
         def size(value: SSAValue) -> int:
-            memory = memory_of(self._kind(value))
+            memory = memory_of(self.kind(value))
             if memory is None:
                 return 0
             own = memories.of_values(

@@ -18,7 +18,6 @@ from intaglio.dialects.fabric import EngraveOp
 from intaglio.dialects.isa.vector import Copy
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
-from intaglio.lowering.schedule import durations
 from intaglio.lowering.schedule.draft import Draft, DraftBlock
 from intaglio.lowering.schedule.selection import Selector
 
@@ -41,6 +40,10 @@ class BlockCutter:
             for op in module.ops
             if isinstance(op, EngraveOp)
         }
+
+    def rows_at_once(self, buffer: str) -> int:
+        """Rows of a matrix that leave the array together."""
+        return self.pieces[buffer][0].rows_per_step(self.machine)
 
     def blocks(self, step: rom.StepOp) -> Iterator[DraftBlock]:
         """The blocks of a step, in their order."""
@@ -125,13 +128,15 @@ class BlockCutter:
 
     def _copy(self, source: SSAValue, target: SSAValue, layer: rom.LayerOp) -> Draft:
         onnx = next(found for o in layer.body.block.ops if (found := _onnx(o)) is not None)
-        duration = durations.vector(self.machine, rom.vector_size(source.type))
-        return Draft(Copy(input=source, output=target), duration, onnx)
+        return self._copied(source, target, onnx)
 
     def _write_back(self, argument: SSAValue, value: SSAValue, drafts: list[Draft]) -> Draft:
         onnx = next((d.onnx for d in reversed(drafts) if value in d.writes), drafts[-1].onnx)
-        duration = durations.vector(self.machine, rom.vector_size(value.type))
-        return Draft(Copy(input=value, output=argument), duration, onnx)
+        return self._copied(value, argument, onnx)
+
+    def _copied(self, source: SSAValue, target: SSAValue, onnx: rom.Nodes) -> Draft:
+        selector = Selector(self.module, self.machine, self.pieces)
+        return selector.vector_draft(Copy(input=source, output=target), onnx)
 
     def _can_overwrite(self, drafts: list[Draft], argument: SSAValue, value: SSAValue) -> bool:
         """Whether a layer's result may be written where its carried value lies."""

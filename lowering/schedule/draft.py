@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from xdsl.ir import SSAValue
 
 from intaglio.dialects import rom
-from intaglio.dialects.formula import Formula
+from intaglio.dialects.isa.beat import WHOLE, Beat
 from intaglio.dialects.isa.instruction import Instruction
+from intaglio.dialects.isa.touched import Touched
+from intaglio.dialects.timeline import Issue, Times
+
+Takes = Callable[[int], Times]
+"""What a beat takes, by how much of what the instruction's beats count it has."""
 
 
 @dataclass
 class Draft:
-    """An instruction whose operands are still values."""
+    """An instruction whose operands are still values, or a beat of one.
+
+    Attributes:
+        does: the instruction.
+        takes: what beats of it take.
+        onnx: the nodes that it stands for.
+        also_waits: what it waits for besides the buffers it shares: ROM that is on, the end of its
+            use.
+        beat: which part of the instruction.
+        size: how much of what beats count it has; 0: it is not cut.
+        touched: what it touches; None: all of what it names.
+    """
 
     does: Instruction[SSAValue]
-    duration: Formula
+    takes: Takes
     onnx: rom.Nodes
     also_waits: dict[str, int] = field(default_factory=dict)
-    """What it waits for besides the buffers it shares: ROM that is on, the end of its use."""
+    beat: Beat = WHOLE
+    size: int = 0
+    touched: Touched[SSAValue] | None = None
 
     @property
     def queue(self) -> str:
@@ -27,14 +46,28 @@ class Draft:
         return self.does.queue
 
     @property
+    def times(self) -> Times:
+        """What it takes."""
+        return self.takes(self.size)
+
+    @property
+    def flows(self) -> bool:
+        """Whether others may start behind it before it has finished."""
+        return self.times.pace is not None
+
+    @property
     def reads(self) -> tuple[SSAValue, ...]:
         """The values that it reads."""
-        return self.does.reads
+        return self.does.reads if self.touched is None else tuple(self.touched.reads)
 
     @property
     def writes(self) -> tuple[SSAValue, ...]:
         """The values that it writes."""
-        return self.does.writes
+        return self.does.writes if self.touched is None else tuple(self.touched.writes)
+
+    def issue(self, waits: Mapping[str, int]) -> Issue:
+        """What the timeline needs of it."""
+        return Issue(self.queue, waits, *self.times)
 
 
 @dataclass

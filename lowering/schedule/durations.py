@@ -30,6 +30,7 @@ from intaglio.dialects.isa.vector import (
 )
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
+from intaglio.dialects.timeline import Times
 
 
 def attended(window: int, size: int) -> Formula:
@@ -65,20 +66,29 @@ def block_fetch(machine: Machine, width: int, kv: str) -> int:
 
 
 def _over_tokens(
-    machine: Machine, kv_heads: int, width: int, window: int, kv: str, work: int
+    machine: Machine,
+    kv_heads: int,
+    width: int,
+    window: int,
+    kv: str,
+    work: int,
+    *,
+    waits: bool = True,
 ) -> Formula:
     """Cycles in which all KV heads pass over the cached tokens, a block of `h_units` in `work`.
 
     A block from external memory takes as long as its bytes do. While one is multiplied the next
-    ones are fetched into the H-Units' buffers, so only the first one is waited for.
+    ones are fetched into the H-Units' buffers, so only the first one is waited for, if it is.
     """
     blocks = attended(window, machine.h_units)
     if not machine.kv_on_die:
         return kv_heads * work * blocks
     outside, fetch = blocks_outside(machine, window), block_fetch(machine, width, kv)
     slow = max(work, fetch)
-    late = (machine.external_latency + fetch) * minimum(1, outside)
-    return kv_heads * work * blocks + kv_heads * (slow - work) * outside + late
+    passes = kv_heads * work * blocks + kv_heads * (slow - work) * outside
+    if not waits:
+        return passes
+    return passes + (machine.external_latency + fetch) * minimum(1, outside)
 
 
 def wake(machine: Machine) -> Formula:
@@ -100,6 +110,25 @@ def product(machine: Machine, shape: MatrixShape, pieces: Sequence[Piece]) -> Fo
     )
 
 
+def steps(
+    machine: Machine, shape: MatrixShape, pieces: Sequence[Piece], count: int, floor: int
+) -> tuple[Formula, Formula]:
+    """Some steps of a matrix by a vector, requantised: until the next ones, and to the results.
+
+    Args:
+        machine: the chip.
+        shape: of the matrix.
+        pieces: what an instruction may be bound to; the slowest decides.
+        count: of steps.
+        floor: what a step takes at least (`tiling.step_floor`).
+    """
+    passes = activation_passes(machine.activations, machine)
+    cycles = max(one.step_cycles(shape, machine, passes, floor) for one in pieces)
+    drain = max(one.drain_cycles(machine) for one in pieces)
+    fixed = machine.broadcast + machine.mac_pipeline + machine.reduce + machine.requantise
+    return constant(count * cycles), constant(count * cycles + drain + fixed)
+
+
 def adapter_product(machine: Machine, shape: MatrixShape) -> Formula:
     """A matrix in SRAM by a vector, on the H-Units.
 
@@ -108,7 +137,7 @@ def adapter_product(machine: Machine, shape: MatrixShape) -> Formula:
     """
     blocks = -(-shape.rows // machine.h_units)
     words = -(-shape.columns // machine.attention_lanes)
-    block = max(_adapter_work(machine) * words, _leave(machine))
+    block = max(_adapter_work(machine) * words, adapter_drain(machine))
     return constant(_adapter_fill(machine) + blocks * block)
 
 
@@ -124,7 +153,7 @@ def slot_product(machine: Machine, shape: MatrixShape, *, first: bool) -> Formul
         first: A, of whose rows `rank` count; else B, of whose columns they do.
     """
     blocks = -(-shape.rows // machine.h_units)
-    work, leave = _adapter_work(machine), _leave(machine)
+    work, leave = _adapter_work(machine), adapter_drain(machine)
     if first:
         block = max(work * -(-shape.columns // machine.attention_lanes), leave)
         more = (block - leave) * ceildiv(RANK, machine.h_units)
@@ -133,12 +162,38 @@ def slot_product(machine: Machine, shape: MatrixShape, *, first: bool) -> Formul
     return _adapter_fill(machine) + blocks * maximum(work * words, leave)
 
 
+def adapter_beat(machine: Machine, shape: MatrixShape, *, floor: int) -> tuple[Formula, Formula]:
+    """`adapter_product` until the next instruction, and to the result.
+
+    Args:
+        machine: the chip.
+        shape: of the matrix.
+        floor: the longest `score_drain` of the program: scores leave before its results.
+    """
+    return _adapter_beat(machine, adapter_product(machine, shape), floor)
+
+
+def slot_beat(
+    machine: Machine, shape: MatrixShape, *, first: bool, floor: int
+) -> tuple[Formula, Formula]:
+    """`slot_product` until the next instruction, and to the result; `floor` as `adapter_beat`."""
+    return _adapter_beat(machine, slot_product(machine, shape, first=first), floor)
+
+
+def _adapter_beat(machine: Machine, alone: Formula, floor: int) -> tuple[Formula, Formula]:
+    fill = _adapter_fill(machine)
+    pace = alone + -fill
+    if floor > adapter_drain(machine):
+        pace = maximum(floor, pace)
+    return pace, pace + fill
+
+
 def _adapter_work(machine: Machine) -> int:
     """Cycles in which an H-Unit multiplies a word of an adapter's row."""
     return _multiplier_passes(machine, machine.activations, "int8")
 
 
-def _leave(machine: Machine) -> int:
+def adapter_drain(machine: Machine) -> int:
     """Cycles in which a result of each H-Unit leaves the array."""
     return -(-machine.h_units // machine.results_per_cycle)
 
@@ -146,7 +201,7 @@ def _leave(machine: Machine) -> int:
 def _adapter_fill(machine: Machine) -> int:
     """Cycles from the start of a product to the first result, and those of the last block's."""
     fixed = machine.broadcast + machine.attention_pipeline + machine.reduce + machine.requantise
-    return fixed + _leave(machine)
+    return fixed + adapter_drain(machine)
 
 
 def table_beats(machine: Machine) -> int:
@@ -188,6 +243,33 @@ def _passes(machine: Machine, beats: Formula, passes: Passes, groups: int) -> Fo
     if passes.lookups:
         fixed += machine.table_lookup + groups - 1
     return fixed + count * beats
+
+
+def vector_pass(machine: Machine, elements: int, groups: int, width: int) -> Times:
+    """A pass over some elements of a vector: until the next one, to the result, to its reduction.
+
+    Args:
+        machine: the chip.
+        elements: at hand: some groups, or a part of the only one.
+        groups: of the vector; each begins in a row of its own.
+        width: elements of a group.
+    """
+    lanes = machine.vector_lanes
+    rows = -(-elements // lanes)
+    if groups > 1:
+        rows = -(-elements // width) * -(-width // lanes)
+    return _pass_times(machine, constant(rows))
+
+
+def softmax_pass(machine: Machine, heads: int, window: int) -> Times:
+    """A pass over the scores of some query heads."""
+    return _pass_times(machine, heads * attended(window, machine.vector_lanes))
+
+
+def _pass_times(machine: Machine, rows: Formula) -> Times:
+    finish = rows + machine.vector_pipeline
+    looking = max(machine.table_lookup, machine.sample)
+    return Times(finish, rows, finish + machine.vector_reduce + looking)
 
 
 def norm(machine: Machine, elements: int, groups: int, *, centred: bool) -> Formula:
@@ -237,14 +319,13 @@ def query_key(
 ) -> Formula:
     """Scores of the cached tokens, scaled.
 
-    KV heads come one after the other; of each, as many tokens at a time as there are H-Units. The
-    scores of one query head leave the array together.
+    KV heads come one after the other; of each, as many tokens at a time as there are H-Units.
     """
     shared = heads // kv_heads
     work = _vector_cycles(
         machine, shared, width, _multiplier_passes(machine, machine.activations, kv)
     )
-    drain = shared * -(-machine.h_units // machine.results_per_cycle)
+    drain = score_drain(machine, shared)
     fixed = machine.broadcast + machine.attention_pipeline + machine.reduce + machine.requantise
     passes = _over_tokens(machine, kv_heads, width, window, kv, max(work, drain))
     return fixed + drain + passes
@@ -267,6 +348,108 @@ def weighted_sum(
     fixed = machine.broadcast + machine.attention_pipeline + machine.reduce + machine.requantise
     passes = _over_tokens(machine, kv_heads, width, window, kv, work)
     return fixed + machine.table_lookup + heads - 1 + drain + passes
+
+
+def scores_together(machine: Machine) -> int:
+    """Query heads whose scores leave in one cycle: as many as results of all H-Units do."""
+    return max(1, machine.results_per_cycle // machine.h_units)
+
+
+def score_drain(machine: Machine, shared: int) -> int:
+    """Cycles in which the scores of a block leave: of query heads that share a KV head."""
+    beats = -(-shared // scores_together(machine))
+    return beats * -(-machine.h_units // machine.results_per_cycle)
+
+
+def least_before_sums(machine: Machine, floor: int) -> int:
+    """Cycles from the start of a weighted sum to the last step of its first KV head, at least.
+
+    Scores of what went before have left by then. The look-up of the first head's scale begins in
+    the cycle after the start and is there `table_lookup` later; it is wanted by the requantiser,
+    `broadcast` and `attention_pipeline` after that step, and the beat in between is one more. The
+    other heads follow in every cycle, their sums no faster.
+    """
+    return max(floor, machine.table_lookup + 2 - machine.broadcast - machine.attention_pipeline)
+
+
+def query_key_beat(
+    machine: Machine,
+    heads: int,
+    kv_heads: int,
+    width: int,
+    window: int,
+    kv: str,
+    *,
+    count: int,
+    floor: int,
+) -> tuple[Formula, Formula]:
+    """Scores of some KV heads: until the next instruction, and to the results.
+
+    Args:
+        machine: the chip.
+        heads: query heads of the attention.
+        kv_heads: KV heads of it.
+        width: elements of a head.
+        window: tokens that are seen; 0: all.
+        kv: format of the cache.
+        count: KV heads at hand.
+        floor: cycles that a block takes at least: the longest `score_drain` of the program.
+    """
+    shared = heads // kv_heads
+    work = _vector_cycles(
+        machine, shared, width, _multiplier_passes(machine, machine.activations, kv)
+    )
+    drain = score_drain(machine, shared)
+    pace = _over_tokens(machine, count, width, window, kv, max(work, drain, floor))
+    return pace, pace + _attention_way(machine) + drain
+
+
+def weighted_sum_beat(
+    machine: Machine,
+    heads: int,
+    kv_heads: int,
+    width: int,
+    window: int,
+    kv: str,
+    *,
+    count: int,
+    floor: int,
+) -> tuple[Formula, Formula]:
+    """Weighted sums of some KV heads: until the next instruction, and to the results.
+
+    The arguments are those of `query_key_beat`. The array pauses while sums leave; the scales are
+    looked up beside the steps.
+    """
+    shared = heads // kv_heads
+    work = _vector_cycles(
+        machine, shared, width, _multiplier_passes(machine, machine.probabilities, kv)
+    )
+    drain = shared * -(-width // min(machine.attention_lanes, machine.results_per_cycle))
+    first = _over_tokens(machine, 1, width, window, kv, work)
+    least = least_before_sums(machine, floor)
+    if least > work:
+        first = maximum(least, first)
+    pace = first + count * drain
+    if count > 1:
+        pace = pace + _over_tokens(machine, count - 1, width, window, kv, work, waits=False)
+    return pace, pace + _attention_way(machine)
+
+
+def append_beat(machine: Machine, vector_bytes: int, *, count: int) -> tuple[Formula, Formula]:
+    """Some of the token's vectors to a cache: until the next instruction, and to where they stay.
+
+    Args:
+        machine: the chip.
+        vector_bytes: of a KV head's vector.
+        count: KV heads at hand.
+    """
+    duration = append(machine, count, vector_bytes)
+    return duration + -machine.kv_write, duration
+
+
+def _attention_way(machine: Machine) -> int:
+    """Cycles from the last step, or the last beat, to the result."""
+    return machine.broadcast + machine.attention_pipeline + machine.reduce + machine.requantise
 
 
 def _multiplier_passes(machine: Machine, left: str, right: str) -> int:

@@ -21,6 +21,7 @@ from intaglio.dialects.isa.matrix import Matvec
 from intaglio.dialects.isa.power import Sleep, Wake
 from intaglio.dialects.isa.queues import MATRIX, POWER, QUEUES
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.timeline import Times
 from intaglio.lowering.schedule import durations
 from intaglio.lowering.schedule.draft import Draft, DraftBlock
 
@@ -113,11 +114,11 @@ def _names(draft: Draft, instances: int) -> rom.Nodes:
 
 
 def _wake(slot: str, machine: Machine, onnx: rom.Nodes, waits: dict[str, int]) -> Draft:
-    return Draft(Wake(domain=slot), durations.wake(machine), onnx, waits)
+    return Draft(Wake(domain=slot), lambda _: Times(durations.wake(machine)), onnx, waits)
 
 
 def _sleep(slot: str, machine: Machine, onnx: rom.Nodes, waits: dict[str, int]) -> Draft:
-    return Draft(Sleep(domain=slot), durations.sleep(machine), onnx, waits)
+    return Draft(Sleep(domain=slot), lambda _: Times(durations.sleep(machine)), onnx, waits)
 
 
 def _matrix_count(block: DraftBlock, place: int) -> int:

@@ -31,6 +31,7 @@ from intaglio.lowering.place.search import largest
 from intaglio.lowering.place.sram import need_of
 from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule import power
+from intaglio.lowering.schedule.beats import Beats
 from intaglio.lowering.schedule.blocks import BlockCutter
 from intaglio.lowering.schedule.draft import DraftBlock
 from intaglio.lowering.schedule.waits import waits
@@ -165,14 +166,23 @@ def _schedule(
     capacity = context(module)
     need = need_of(module, machine)
     memory = VectorMemory(machine, capacity, lambda tokens: need.at(tokens).scales)
-    blocks = list(BlockCutter(module, machine, memory).blocks(step))
+    cutter = BlockCutter(module, machine, memory)
+    blocks = list(cutter.blocks(step))
+    heads = {
+        op.sym_name.data: op.type.heads.data
+        for op in module.ops
+        if isinstance(op, rom.CacheOp) and isinstance(op.type, rom.KVType)
+    }
+    beats = Beats(machine, memory, cutter.rows_at_once, heads)
+    for block in blocks:
+        beats.cut(block)
 
     def timing(blocks: Sequence[DraftBlock]) -> list[timeline.Block]:
         return [
             timeline.Block(
                 block.name,
                 [
-                    timeline.Issue(draft.queue, needed, draft.duration)
+                    draft.issue(needed)
                     for draft, needed in zip(block.drafts, block_waits, strict=True)
                 ],
                 len(block.instances),
@@ -188,7 +198,15 @@ def _schedule(
     ops: list[BufferOp | BlockOp] = [*memory.buffers()]
     for block, block_waits in zip(blocks, waits(blocks, memory, machine), strict=True):
         instructions = [
-            InstructionOp(draft.does.with_values(memory.name), needed, draft.duration, draft.onnx)
+            InstructionOp(
+                draft.does.with_values(memory.name),
+                needed,
+                draft.times.duration,
+                draft.onnx,
+                pace=draft.times.pace,
+                reduces=draft.times.reduces,
+                beat=draft.beat,
+            )
             for draft, needed in zip(block.drafts, block_waits, strict=True)
         ]
         ops.append(BlockOp(block.name, block.instances, instructions, block.sampled))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 from xdsl.dialects.builtin import ModuleOp, SymbolRefAttr
@@ -20,11 +21,14 @@ from intaglio.dialects.isa.instruction import Instruction
 from intaglio.dialects.isa.matrix import Embed, Matvec
 from intaglio.dialects.isa.queues import VECTOR
 from intaglio.dialects.isa.registry import INSTRUCTIONS
-from intaglio.dialects.isa.vector import LayerNorm, Quantize, RMSNorm, Sample, Softmax
+from intaglio.dialects.isa.touched import groups_of, size_of
+from intaglio.dialects.isa.values import Value
+from intaglio.dialects.isa.vector import Quantize, Softmax
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.program import plain_argument
+from intaglio.dialects.program import plain_argument, value_of
 from intaglio.dialects.semantics import pre_shift, query_key_bits, weighted_sum_bits
-from intaglio.dialects.tiling import Piece
+from intaglio.dialects.tiling import Piece, step_floor
+from intaglio.dialects.timeline import Times
 from intaglio.lowering.buffers import name_of
 from intaglio.lowering.schedule import durations
 from intaglio.lowering.schedule.draft import Draft
@@ -61,15 +65,21 @@ class Selector:
                 return self.product(op)
             case rom.EmbedOp():
                 type_ = rom.resolved_type(op, op.table, rom.ROMTensorType)
+                # Words leave the array one after the other, so nothing starts behind it.
                 duration = durations.embed(self.machine, matrix_shape(type_))
-                return Draft(_named(Embed[SSAValue], op), duration, op.onnx)
+                return Draft(
+                    _named(Embed[SSAValue], op), lambda _: Times(duration, duration), op.onnx
+                )
             case rom.QuantizeOp():
                 return self.quantize(op)
             case rom.AppendOp():
-                cache = rom.resolved_type(op, op.cache, rom.KVType)
                 size = self.vector_bytes(name_of(op.cache))
-                duration = durations.append(self.machine, cache.heads.data, size)
-                return Draft(_named(Append[SSAValue], op), duration, op.onnx)
+
+                def append(count: int) -> Times:
+                    pace, duration = durations.append_beat(self.machine, size, count=count)
+                    return Times(duration, pace)
+
+                return Draft(_named(Append[SSAValue], op), append, op.onnx)
             case rom.QueryKeyOp():
                 return self.query_key(op)
             case rom.WeightedSumOp():
@@ -83,28 +93,33 @@ class Selector:
         type_ = rom.resolved_type(op, op.weights, rom.ROMTensorType, rom.AdapterType)
         if isinstance(type_, rom.AdapterType):
             does = _named(AdapterMatvec[SSAValue], op, input=dot.input)
-            return Draft(does, self.adapter_product(op, type_), op.onnx)
-        pieces = self.pieces_of(name_of(op.weights))
-        duration = durations.product(self.machine, matrix_shape(type_), pieces)
-        return Draft(_named(Matvec[SSAValue], op, input=dot.input), duration, op.onnx)
+            pace, duration = self.adapter_product(op, type_)
+            return Draft(does, lambda _: Times(duration, pace), op.onnx)
+        pieces, shape = self.pieces_of(name_of(op.weights)), matrix_shape(type_)
+        at_once = pieces[0].rows_per_step(self.machine)
 
-    def adapter_product(self, op: rom.RequantizeOp, type_: rom.AdapterType) -> Formula:
-        """Duration of a product with a constant adapter, or with one of the slots of a site."""
-        shape = matrix_shape(type_)
+        def product(rows: int) -> Times:
+            steps = -(-rows // at_once)
+            pace, duration = durations.steps(self.machine, shape, pieces, steps, self.step_floor)
+            return Times(duration, pace)
+
+        return Draft(_named(Matvec[SSAValue], op, input=dot.input), product, op.onnx)
+
+    def adapter_product(
+        self, op: rom.RequantizeOp, type_: rom.AdapterType
+    ) -> tuple[Formula, Formula]:
+        """Pace and duration of a product with a constant adapter, or one of the slots of a site."""
+        shape, floor = matrix_shape(type_), self.score_floor
         if not type_.is_slot:
-            return durations.adapter_product(self.machine, shape)
+            return durations.adapter_beat(self.machine, shape, floor=floor)
         slot = name_of(op.weights)
         names = {one.get(slot, slot) for one in self.instances} or {slot}
         first = {name_of(s.a) for s in self.module.ops if isinstance(s, rom.SiteOp)}
-        return durations.slot_product(self.machine, shape, first=names <= first)
+        return durations.slot_beat(self.machine, shape, first=names <= first, floor=floor)
 
     def quantize(self, op: rom.QuantizeOp) -> Draft:
-        type_ = op.output.type
         cache = None if op.cache is None else name_of(op.cache)
-        duration = durations.quantize(
-            self.machine, type_.size, type_.groups.data, static=cache is not None
-        )
-        return Draft(_named(Quantize[SSAValue], op, scale_of=cache), duration, op.onnx)
+        return self.vector_draft(_named(Quantize[SSAValue], op, scale_of=cache), op.onnx)
 
     def vector_bytes(self, slot: str) -> int:
         """Bytes of a token's vector of one head in the caches that a slot may be bound to."""
@@ -118,15 +133,15 @@ class Selector:
         kv = cache.format.data
         bits = query_key_bits(query.width.data, query.format.data, kv)
         does = _named(QueryKey[SSAValue], op, pre_shift=pre_shift(bits))
-        duration = durations.query_key(
-            self.machine,
-            query.groups.data,
-            cache.heads.data,
-            cache.width.data,
-            does.window,
-            kv,
-        )
-        return Draft(does, duration, op.onnx)
+        sizes = query.groups.data, cache.heads.data, cache.width.data, does.window, kv
+
+        def scores(count: int) -> Times:
+            pace, duration = durations.query_key_beat(
+                self.machine, *sizes, count=count, floor=self.score_floor
+            )
+            return Times(duration, pace)
+
+        return Draft(does, scores, op.onnx)
 
     def weighted_sum(self, op: rom.WeightedSumOp) -> Draft:
         source, cache = op.probabilities.type, rom.resolved_type(op, op.values, rom.KVType)
@@ -134,40 +149,62 @@ class Selector:
         kv = cache.format.data
         bits = weighted_sum_bits(cache.capacity.data, source.format.data, kv)
         does = _named(WeightedSum[SSAValue], op, pre_shift=pre_shift(bits))
-        duration = durations.weighted_sum(
-            self.machine,
-            source.heads.data,
-            cache.heads.data,
-            cache.width.data,
-            does.window,
-            kv,
+        sizes = source.heads.data, cache.heads.data, cache.width.data, does.window, kv
+
+        def sums(count: int) -> Times:
+            pace, duration = durations.weighted_sum_beat(
+                self.machine, *sizes, count=count, floor=self.score_floor
+            )
+            return Times(duration, pace)
+
+        return Draft(does, sums, op.onnx)
+
+    @cached_property
+    def step_floor(self) -> int:
+        """What a step of a product takes at least (`tiling.step_floor`)."""
+        return step_floor((one for own in self.pieces.values() for one in own), self.machine)
+
+    @cached_property
+    def score_floor(self) -> int:
+        """What a block of a query and keys takes at least (`durations.score_drain`)."""
+        return max(
+            (
+                durations.score_drain(self.machine, query.groups.data // cache.heads.data)
+                for found in self.module.walk()
+                if isinstance(found, rom.QueryKeyOp)
+                for query in (found.query.type,)
+                for cache in (rom.resolved_type(found, found.keys, rom.KVType),)
+                if isinstance(query, rom.QuantizedType)
+            ),
+            default=1,
         )
-        return Draft(does, duration, op.onnx)
 
     def vector(self, op: Operation) -> Draft:
         """An operator of the vector unit."""
         declared = _OF_OPERATORS.get(op.name)
         if declared is None or not isinstance(op, rom.OperatorOp):
             raise PassFailedException(f"{op.name} has no instruction; run rom-legalize first")
-        does = _named(declared, op)
-        match does, op:
-            case RMSNorm() | LayerNorm(), _:
-                groups = does.groups if isinstance(does, RMSNorm) else 1
-                size = rom.vector_size(does.input.type)
-                centred = isinstance(does, LayerNorm)
-                duration = durations.norm(self.machine, size, groups, centred=centred)
-            case Softmax(), rom.SoftmaxOp(scores=SSAValue(type=rom.ScoresType() as scores)):
-                duration = durations.softmax(self.machine, scores.heads.data, does.window)
-            case Sample(), _:
-                duration = durations.sample(self.machine, rom.vector_size(does.input.type))
-            case _:
-                size = rom.vector_size(does.writes[0].type)
-                duration = durations.vector(self.machine, size)
-        return Draft(does, duration, op.onnx)
+        return self.vector_draft(_named(declared, op), op.onnx)
+
+    def vector_draft(self, does: Instruction[SSAValue], onnx: rom.Nodes) -> Draft:
+        """A pass, or the passes, of the vector unit."""
+        machine = self.machine
+        if isinstance(does, Softmax):
+            return Draft(does, lambda n: durations.softmax_pass(machine, n, does.window), onnx)
+        groups = groups_of(does, _kind)
+        width = size_of(does, _kind, lambda _: 1) // groups
+        return Draft(does, lambda n: durations.vector_pass(machine, n, groups, width), onnx)
 
 
 _OF_OPERATORS = {f"rom.{one.opcode}": one for one in INSTRUCTIONS if one.queue == VECTOR}
 """Instructions of the vector unit by the operators of the same name."""
+
+
+def _kind(value: SSAValue) -> Value:
+    found = value_of(value.type)
+    assert found is not None
+    return found
+
 
 D = TypeVar("D", bound=Instruction[SSAValue])
 

@@ -1,95 +1,79 @@
-"""What an instruction must wait for: those of other queues that share buffers or caches with it."""
+"""What an instruction must wait for: those that share buffers or caches with it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 
-from intaglio.dialects.hazards import ADDERS
-from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.queues import COUNTERS, REDUCTIONS
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
-from intaglio.lowering.schedule.draft import Draft, DraftBlock
+from intaglio.lowering.schedule.accesses import (
+    Accesses,
+    merged,
+    must_wait,
+    named_slots,
+    same_slots,
+    touches,
+)
+from intaglio.lowering.schedule.draft import DraftBlock
 
 
 def waits(
     blocks: Sequence[DraftBlock], memory: VectorMemory, machine: Machine
 ) -> list[list[dict[str, int]]]:
-    """For each instruction of each block, how many of which queue must have finished before.
+    """For each instruction of each block, how much of which counter must be there before.
 
     The numbers count instructions of the same instance of the block; 0 stands for all of earlier
     instances and blocks.
     """
     result: list[list[dict[str, int]]] = []
-    for number, block in enumerate(blocks):
-        earlier = [(d, other) for other in blocks[:number] for d in other.drafts]
-        counts = dict.fromkeys(QUEUES, 0)
-        seen: list[tuple[Draft, int]] = []
+    outside: list[tuple[Accesses, Sequence[Mapping[str, str]]]] = []
+    for block in blocks:
+        instances = named_slots(block.drafts, block.instances)
+        touched = [touches(one, memory) for one in block.drafts]
+        own = Accesses(machine)
+        for number, (one, places) in enumerate(zip(block.drafts, touched, strict=True)):
+            own.add(one.queue, number, places)
+        before = [
+            (index, merged(same_slots(a, b) for a in bound for b in instances))
+            for index, bound in outside
+        ]
+        if len(instances) > 1:
+            before.append((own, merged(_earlier(instances))))
+        outside.append((own, instances))
+        here = merged(same_slots(one, one) for one in instances)
+        counts = dict.fromkeys(COUNTERS, 0)
+        seen = Accesses(machine)
+        left: dict[int, int] = {}
         needs: list[dict[str, int]] = []
-        for draft in block.drafts:
+        for one, places in zip(block.drafts, touched, strict=True):
+            times, queue = one.times, one.queue
+            flows = times.pace is not None
             need: dict[str, int] = {}
-            for other, where in earlier:
-                if other.queue != draft.queue and (
-                    _share_places(other, draft, memory, machine)
-                    or _share_caches(other, draft, where.instances, block.instances)
-                ):
-                    need[other.queue] = 0
-            for other in block.drafts if len(block.instances) > 1 else ():
-                if other.queue != draft.queue and (
-                    _share_places(other, draft, memory, machine)
-                    or any(
-                        _share_caches(other, draft, block.instances[:n], [one])
-                        for n, one in enumerate(block.instances)
-                    )
-                ):
-                    need[other.queue] = 0
-            for other, count in seen:
-                if other.queue != draft.queue and (
-                    _share_places(other, draft, memory, machine)
-                    or any(_share_caches(other, draft, [one], [one]) for one in block.instances)
-                ):
-                    need[other.queue] = count
-            counts[draft.queue] += 1
-            seen.append((draft, counts[draft.queue]))
-            need |= draft.also_waits
-            needs.append({queue: need[queue] for queue in QUEUES if queue in need})
+            for index, slots in before:
+                need |= dict.fromkeys(index.queues(queue, places, slots, flows=flows), 0)
+            for conflict in seen.conflicts(queue, places, here):
+                # Queues are in order: the last one counts.
+                if must_wait(conflict, queue, flows=flows):
+                    need[conflict.queue] = max(need.get(conflict.queue, 0), conflict.number)
+            if one.touched is not None and one.touched.uses != (0, 0):
+                need[REDUCTIONS] = max(left[entry] for entry in range(*one.touched.uses))
+            counts[queue] += 1
+            if times.reduces is not None:
+                counts[REDUCTIONS] += 1
+            if one.touched is not None:
+                left |= dict.fromkeys(range(*one.touched.leaves), counts[REDUCTIONS])
+            seen.add(queue, counts[queue], places)
+            need |= one.also_waits
+            needs.append({name: need[name] for name in COUNTERS if name in need})
         result.append(needs)
     return result
 
 
-def _share_caches(
-    earlier: Draft,
-    later: Draft,
-    before: Sequence[Mapping[str, str]],
-    after: Sequence[Mapping[str, str]],
-) -> bool:
-    """Whether one writes a cache that the other reads or writes.
-
-    Args:
-        earlier: an instruction, in any instance of `before`.
-        later: an instruction, in any instance of `after`.
-        before: what instances of a block bind slots to.
-        after: likewise.
-    """
-
-    def bound(slots: Collection[str], instances: Sequence[Mapping[str, str]]) -> Set[str]:
-        return {one.get(slot, slot) for one in instances for slot in slots}
-
-    written, read = earlier.does.written_caches, earlier.does.read_caches
-    if not (written or read):
-        return False
-    writes = bound(later.does.written_caches, after)
-    return not writes.isdisjoint(bound((*written, *read), before)) or not bound(
-        later.does.read_caches, after
-    ).isdisjoint(bound(written, before))
-
-
-def _share_places(earlier: Draft, later: Draft, memory: VectorMemory, machine: Machine) -> bool:
-    """Whether one writes elements that the other reads or writes, or both need the same adders."""
-    if machine.shared_arrays and {earlier.queue, later.queue} == set(ADDERS):
-        return True
-    pairs = (
-        (earlier.writes, later.reads),
-        (earlier.reads, later.writes),
-        (earlier.writes, later.writes),
-    )
-    return any(memory.conflicts(a, b) for one, two in pairs for a in one for b in two)
+def _earlier(instances: Sequence[Mapping[str, str]]) -> Iterator[dict[str, set[str]]]:
+    """Slots that are the same cache as in an instance before, instance by instance."""
+    before: dict[str, set[str]] = {}
+    for bound in instances:
+        yield {slot: before[name] for slot, name in bound.items() if name in before}
+        for slot, name in bound.items():
+            before.setdefault(name, set()).add(slot)

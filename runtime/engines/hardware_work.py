@@ -25,7 +25,7 @@ def work_lines(chip: LoadedModel, engine: str, tokens: int) -> Iterator[str]:
     machine = program.machine
     last = min(tokens, program.capacity) - 1
     cycles = int(token_cycles(program, [last], ranks=chip.ranks).period[0])
-    instructions = sum(len(block.instructions) * len(block.instances) for block in program.blocks)
+    beats = sum(len(block.instructions) * len(block.instances) for block in program.blocks)
     multipliers = machine.tiles * machine.l_units * machine.lanes
     size = Images(program, chip.folder).size / 1e6
     yield (
@@ -33,7 +33,7 @@ def work_lines(chip: LoadedModel, engine: str, tokens: int) -> Iterator[str]:
         "unless it is kept from before, and simulates every cycle"
     )
     yield (
-        f"  at most {counted(last + 1, 'token')} of {instructions:,} instructions and up "
+        f"  at most {counted(last + 1, 'token')} of {beats:,} beats and up "
         f"to {cycles:,} cycles each"
     )
     if multipliers > LARGE:

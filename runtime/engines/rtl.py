@@ -10,7 +10,7 @@ contents.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from intaglio.backend.emit_hardware import emit_hardware, hardware_text, logic_s
 from intaglio.backend.hw.chip.chip import TOP
 from intaglio.backend.hw.chip.contents import rom_words
 from intaglio.backend.hw.chip.layout import layout_of, layout_with
+from intaglio.backend.hw.chip.sequencer import counters
 from intaglio.backend.hw.units.attention.kv import read_cache, word_bytes, write_cache, write_words
 from intaglio.backend.images.adapter import AdapterImage
 from intaglio.backend.images.read import Images
@@ -35,8 +36,11 @@ from intaglio.backend.program.program import PROGRAM, Instruction, Program, load
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, Scale
+from intaglio.dialects.hazards import Access
 from intaglio.dialects.isa import values
 from intaglio.dialects.isa.attention import OverTokens
+from intaglio.dialects.isa.queues import REDUCTIONS, VECTOR
+from intaglio.dialects.isa.touched import passes_of
 from intaglio.dialects.isa.vector import Quantize, Sample
 from intaglio.dialects.memories import (
     CODE_SCALES,
@@ -76,12 +80,27 @@ class Event:
 
 @dataclass(frozen=True)
 class Step:
-    """An instruction instance of a token, as the timeline has it."""
+    """An instruction instance of a token, as the timeline has it.
+
+    Attributes:
+        event: its start and finish.
+        block, instance, instruction: what it is.
+        touches: what it reads and writes.
+        reduction: its reduction, if it leaves one: the finish is the cycle in which it is there.
+    """
 
     event: Event
     block: int
     instance: int
     instruction: Instruction
+    touches: Access
+    reduction: Event | None = None
+
+    @property
+    def end(self) -> int:
+        """When all of it is there."""
+        left = self.event if self.reduction is None else self.reduction
+        return max(self.event.finish, left.finish)
 
     @property
     def nodes(self) -> str:
@@ -413,7 +432,7 @@ class RTLChip:
 
     def period(self, position: int, sample: bool) -> int:
         """Cycles of a token by the timeline."""
-        return max(step.event.finish for step in self.schedule(position, sample))
+        return max(step.end for step in self.schedule(position, sample))
 
     def schedule(self, position: int, sample: bool) -> list[Step]:
         """The instruction instances of a token in program order."""
@@ -422,28 +441,36 @@ class RTLChip:
         for span, block in spans(self.program, [position], sample, self.ranks):
             instruction = self.program.blocks[block].instructions[span.instruction]
             queue = instruction.queue
-            event = Event(queue, counts[queue], int(span.start[0]), int(span.finish[0]))
+            start = int(span.start[0])
+            event = Event(queue, counts[queue], start, int(span.finish[0]))
+            left = None
+            if span.left is not None:
+                left = Event(REDUCTIONS, counts[queue], start, int(span.left[0]))
             counts[queue] += 1
-            steps.append(Step(event, block, span.instance, instruction))
+            touches = self.program.accesses[block][span.instruction]
+            steps.append(Step(event, block, span.instance, instruction, touches, left))
         return steps
 
     @property
     def _samples(self) -> int:
-        return 2 * sum(len(queue.entries) for queue in self.layout.queues.values()) + 16
+        return 3 * sum(len(queue.entries) for queue in self.layout.queues.values()) + 16
 
     def _collect(self, trace: Trace) -> None:
         out = trace.outputs
         cycles = trace.at - self._began
         found = [
-            (int(cycles[i]), kind, queue, int(out[f"event_{queue}_number"][i]))
-            for queue in self.layout.queues
-            for kind in ("start", "finish")
-            for i in np.flatnonzero(out[f"event_{queue}_{kind}"]).tolist()
+            (int(cycles[i]), kind, name, int(out[f"event_{name}_{number}"][i]))
+            for name in counters(self.layout.queues)
+            for kind, number in (("start", "started"), ("finish", "ended"))
+            if f"event_{name}_{kind}" in out
+            for i in np.flatnonzero(out[f"event_{name}_{kind}"]).tolist()
         ]
         # "finish" sorts before "start".
         for cycle, kind, queue, number in sorted(found):
             if kind == "start":
                 self._open[queue, number] = cycle
+                if queue == VECTOR:
+                    self._open[REDUCTIONS, number] = cycle
             else:
                 start = self._open.pop((queue, number), -1)
                 self.events.append(Event(queue, number, start, cycle))
@@ -451,11 +478,15 @@ class RTLChip:
             self._next = int(out["next_token"][i])
 
     def _hanging(self) -> str:
-        done = dict.fromkeys(self.layout.queues, 0)
+        done = dict.fromkeys(counters(self.layout.queues), 0)
         for event in self.events:
             done[event.queue] += 1
         return ", ".join(
-            f"{queue} has finished {count} instructions"
+            (
+                f"{count} reductions are there"
+                if queue == REDUCTIONS
+                else f"{queue} has finished {count} beats"
+            )
             + (" and holds one" if any(name == queue for name, _ in self._open) else "")
             for queue, count in done.items()
         )
@@ -518,14 +549,23 @@ class RTLChip:
             case _:
                 raise CompilerBug(f"buffer {buffer} of kind {kind.kind} is in no memory")
 
-    def write(self, buffer: str, value: Ints | Quantized, first: int = 0) -> None:
+    def write(
+        self,
+        buffer: str,
+        value: Ints | Quantized,
+        first: int = 0,
+        part: tuple[int, int] | None = None,
+    ) -> None:
         """Gives a buffer of numbers, scores or codes a value, as `read` gives it.
 
         Args:
             buffer: its name.
             value: [N], or [heads, T] of scores.
             first: of scores, the first cached token.
+            part: only these elements, groups or heads, from one to before another.
         """
+        if part is not None:
+            value = _mixed(self.read(buffer, first, first + value_tokens(value) - 1), value, part)
         row, lanes = self.layout.row_of(buffer), self.layout.lanes
         if isinstance(value, Quantized):
             coded = self.program.value(buffer, values.Quantized)
@@ -743,22 +783,23 @@ def compare_token(
     check = _Check()
     saturations = simulator.saturations, chip.saturations
     steps = chip.schedule(position, sample)
-    wanted = list(_values(simulator, token, position, sample, change))
-    assert len(steps) == len(wanted)
+    wanted = _values(simulator, token, position, sample, change)
     chip.accept(token, position, sample)
     disturb()
-    for step, (value, other) in sorted(
-        zip(steps, wanted, strict=True), key=lambda pair: pair[0].event.finish
-    ):
+    for step in sorted(steps, key=lambda one: one.event.finish):
         chip.advance(step.event.finish)
-        _compare_value(check, chip, step, value, position)
+        value, other = wanted[_whole(step)]
+        part = _part(chip, step)
+        if part is None:
+            continue
+        _compare_value(check, chip, step, value, part, position)
         if other is not None:
             first = _first_seen(step.instruction, position)
             one = _first_token(other) if isinstance(other, Quantized) else other[0]
-            chip.write(step.instruction.writes[0], one, first)
+            chip.write(step.instruction.writes[0], one, first, part)
         if check.result.difference is not None:
             break
-    end = max(step.event.finish for step in steps)
+    end = max(step.end for step in steps)
     # Two more cycles show what finishes too late.
     chip.advance(end + 3)
     seen = {(event.queue, event.sequence): event for event in chip.events}
@@ -767,9 +808,13 @@ def compare_token(
     for step in sorted(steps, key=lambda one: one.event.start):
         event = seen.get((step.event.queue, step.event.sequence))
         check.result.instructions += 1
-        for kind in ("start", "finish"):
-            want = getattr(step.event, kind)
-            got = getattr(event, kind) if event is not None else "never"
+        pairs = [("start", event, step.event), ("finish", event, step.event)]
+        if step.reduction is not None:
+            left = seen.get((REDUCTIONS, step.event.sequence))
+            pairs.append(("finish", left, step.reduction))
+        for kind, found_event, wanted_event in pairs:
+            want = getattr(wanted_event, kind)
+            got = getattr(found_event, kind) if found_event is not None else "never"
             if want != got and first_cycle is None:
                 first_cycle = Difference(
                     str(step), f"the {kind} cycle", str(want), str(got), step, is_cycle=True
@@ -783,9 +828,44 @@ def compare_token(
     if check.result.difference is None:
         _compare_end(check, simulator, chip, sample, saturations, caches)
     if sample:
-        result, _ = wanted[-1]
+        result, _ = next(
+            wanted[_whole(one)]
+            for one in reversed(steps)
+            if isinstance(one.instruction.does, Sample)
+        )
         check.result.token = int(np.asarray(result).reshape(-1)[0])
     return check.result
+
+
+def value_tokens(value: Ints | Quantized) -> int:
+    """Tokens of scores; 1 for other values."""
+    return value.shape[-1] if isinstance(value, np.ndarray) and value.ndim > 1 else 1
+
+
+def _mixed(now: Any, value: Ints | Quantized, part: tuple[int, int]) -> Ints | Quantized:
+    """What a buffer holds, with a part of another value."""
+    mine = slice(*part)
+    if not isinstance(value, Quantized):
+        content = np.array(now)
+        content[mine] = value[mine]
+        return content
+    assert isinstance(now, Quantized)
+    groups = value.scale.mantissa.reshape(-1).shape[0]
+    codes = now.codes.reshape(groups, -1).copy()
+    mantissa, exponent = (
+        np.array(one).reshape(-1) for one in (now.scale.mantissa, now.scale.exponent)
+    )
+    own = slice(None) if groups == 1 else mine
+    others = value.codes.reshape(groups, -1)
+    if groups == 1:
+        codes[:, mine] = others[:, mine]
+    else:
+        codes[mine] = others[mine]
+    if groups > 1 or part[1] == codes.shape[1]:
+        # The scale of the only group is compared with each part of the codes, read with the last.
+        mantissa[own] = np.asarray(value.scale.mantissa).reshape(-1)[own]
+        exponent[own] = np.asarray(value.scale.exponent).reshape(-1)[own]
+    return Quantized(codes.reshape(-1), Scale(mantissa, exponent), value.format)
 
 
 Change = Callable[[Instruction, Any], Any]
@@ -802,59 +882,100 @@ def _first_seen(one: Instruction, position: int) -> int:
     return one.does.first(position) if isinstance(one.does, OverTokens) else 0
 
 
+_Whole = tuple[int, int, int, str]
+
+
+def _whole(step: Step) -> _Whole:
+    """The instruction instance that a step is a beat of."""
+    one = step.instruction
+    return step.block, step.instance, one.beat.of_instruction, one.opcode
+
+
+def _part(chip: RTLChip, step: Step) -> tuple[int, int] | None:
+    """Which groups, heads or elements of its result a beat writes; None: it writes none of it."""
+    one = step.instruction
+    if not one.writes or isinstance(one.does, Sample) or one.beat.number < passes_of(one.does) - 1:
+        return None
+    name = one.writes[0]
+    if name not in step.touches.writes:
+        return None
+    kind, lanes = chip.program.buffers[name].type, chip.layout.lanes
+    match kind:
+        case values.Fixed(size=whole):
+            each = 1
+        case values.Quantized(groups=1, width=whole):
+            each = 1
+        case values.Quantized(groups=whole, width=width):
+            each = -(-width // lanes) * lanes
+        case values.Scores(heads=whole) | values.Probabilities(heads=whole):
+            each = chip.program.rows_of_head * lanes
+        case _:
+            return None
+    first, last = step.touches.parts.get(name, (0, whole * each))
+    return first // each, min(whole, -(-last // each))
+
+
 def _values(
     simulator: Simulator, token: int, position: int, sample: bool, change: Change | None
-) -> Iterator[tuple[Any, Any]]:
-    """What each instruction of a token gives, and what it is changed to, in program order.
-
-    Appends give None.
-    """
+) -> dict[_Whole, tuple[Any, Any]]:
+    """What each instruction of a token gives, and what it is changed to; appends give None."""
+    found: dict[_Whole, tuple[Any, Any]] = {}
     context = Context(np.array([token], np.int64), position)
     context.values.update(dict.fromkeys(simulator.program.accepted, context.tokens))
-    for block, instances in simulator._steps:
+    for number, (block, instances) in enumerate(simulator._steps):
         if block.sampled and not sample:
             continue
-        for actions in instances:
-            for instruction, action in zip(block.instructions, actions, strict=True):
+        for instance, actions in enumerate(instances):
+            for one, action in zip(block.whole, actions, strict=True):
                 result = action(context)
-                other = change(instruction, result) if change is not None else None
-                for name in instruction.writes:
+                other = change(one, result) if change is not None else None
+                for name in one.writes:
                     context.values[name] = result if other is None else other
-                yield result, other
+                key = number, instance, one.beat.of_instruction, one.opcode
+                found[key] = result, other
+    return found
 
 
-def _compare_value(check: _Check, chip: RTLChip, step: Step, value: Any, position: int) -> None:
-    one = step.instruction
-    if not one.writes or isinstance(one.does, Sample):
-        return
+def _compare_value(
+    check: _Check, chip: RTLChip, step: Step, value: Any, part: tuple[int, int], position: int
+) -> None:
+    one, where = step.instruction, str(step)
     (name,) = one.writes
     seen = chip.read(name, _first_seen(one, position), position)
-    where = str(step)
+    mine = slice(*part)
     match value, seen:
         case Quantized(), Quantized():
-            check.value(where, "code", value.codes[0], seen.codes, step)
+            kind = chip.program.value(name, values.Quantized)
+            codes = [each.reshape(kind.groups, -1) for each in (value.codes[0], seen.codes)]
+            want, got = (each[mine] if kind.groups > 1 else each[:, mine] for each in codes)
+            check.value(where, "code", want, got, step)
             if not (isinstance(one.does, Quantize) and one.does.scale_of is not None):
-                _compare_scale(check, where, value.scale, seen.scale, step)
+                groups = mine if kind.groups > 1 else slice(None)
+                _compare_scale(check, where, value.scale, seen.scale, step, groups)
         case Probabilities(), Probabilities():
-            check.value(where, "code", value.quantized.codes[0], seen.quantized.codes, step)
-            _compare_scale(check, where, value.quantized.scale, seen.quantized.scale, step)
-            check.value(where, "sum", value.total[0], seen.total, step)
+            check.value(
+                where, "code", value.quantized.codes[0][mine], seen.quantized.codes[mine], step
+            )
+            _compare_scale(check, where, value.quantized.scale, seen.quantized.scale, step, mine)
+            check.value(where, "sum", value.total[0][mine], seen.total[mine], step)
         case _:
-            check.value(where, "element", np.asarray(value)[0], seen, step)
+            check.value(where, "element", np.asarray(value)[0][mine], np.asarray(seen)[mine], step)
 
 
-def _compare_scale(check: _Check, where: str, want: Scale, seen: Scale, step: Step) -> None:
+def _compare_scale(
+    check: _Check, where: str, want: Scale, seen: Scale, step: Step, groups: slice
+) -> None:
     shape = seen.mantissa.shape
-    mantissa = np.asarray(want.mantissa)[0].reshape(shape)
-    check.value(where, "scale mantissa", mantissa, seen.mantissa, step)
+    mantissa = np.asarray(want.mantissa)[0].reshape(shape)[groups]
+    check.value(where, "scale mantissa", mantissa, seen.mantissa[groups], step)
     # A scale of 0 has any exponent.
     for_exponent = mantissa != 0
-    exponent = np.asarray(want.exponent)[0].reshape(shape)
+    exponent = np.asarray(want.exponent)[0].reshape(shape)[groups]
     check.value(
         where,
         "scale exponent",
         np.where(for_exponent, exponent, 0),
-        np.where(for_exponent, seen.exponent, 0),
+        np.where(for_exponent, seen.exponent[groups], 0),
         step,
     )
 

@@ -258,7 +258,7 @@ class Simulator:
             if block.sampled and not sample:
                 continue
             for instance, actions in enumerate(instances):
-                for instruction, action in zip(block.instructions, actions, strict=True):
+                for instruction, action in zip(block.whole, actions, strict=True):
                     result = action(context)
                     for name in instruction.writes:
                         context.values[name] = result
@@ -290,7 +290,7 @@ class Simulator:
         for instance in block.instances:
             yield [
                 self._bind(one.does.bound(instance), reads)
-                for one, reads in zip(block.instructions, readers, strict=True)
+                for one, reads in zip(block.whole, readers, strict=True)
             ]
 
     def _bind(self, one: Does[str], reads: Sequence[Action]) -> Action:
@@ -572,9 +572,9 @@ def _readers(program: Program, block: Block) -> list[list[Action]]:
     for other in program.blocks:
         if other is block:
             break
-        order += [name for one in other.instructions for name in one.writes]
+        order += [name for one in other.whole for name in one.writes]
     readers: list[list[Action]] = []
-    for one in block.instructions:
+    for one in block.whole:
         actions: list[Action] = []
         for name in one.reads:
             if name in written or name in program.accepted:

@@ -19,8 +19,9 @@ def check_hardware(
 ) -> dict[str, Any]:
     """Runs tokens on the simulator and on the hardware, and compares all that the two say.
 
-    Compared are, for every instruction, what it wrote and its start and finish cycle; after every
-    token logits, the next token, saturations and the content of all caches.
+    Compared are, for every beat of an instruction, what it wrote, its start and finish cycle, and
+    when its reduction is there; after every token logits, the next token, saturations and the
+    content of all caches.
 
     Args:
         chip: the compiled model.
@@ -30,7 +31,7 @@ def check_hardware(
         stress: if they are equal, go on with extreme contents (`runtime/judge/stress.py`).
 
     Returns:
-        `bit_exact` and `cycle_exact`, `hardware_tokens`, `instructions_compared`,
+        `bit_exact` and `cycle_exact`, `hardware_tokens`, `instructions_compared` (beats),
         `values_compared`, and `hardware_difference`: the first one (instruction, ONNX node, unit,
         expected and seen), or None. With `stress` also the counts of `runtime.judge.stress.stress`;
         what that finds is in the other keys.

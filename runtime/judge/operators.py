@@ -79,7 +79,7 @@ def _names(
         buffers = block.instances[instance]
         return next(
             other.onnx[min(instance, len(other.onnx) - 1)]
-            for other in block.instructions
+            for other in block.whole
             if isinstance(other.does, Product) and buffers[other.does.weights] == site.matrix
         )
     is_base = any(site.matrix == weights for site in program.sites.values())
@@ -92,7 +92,7 @@ def _observations(chip: LoadedModel) -> Iterator[tuple[Instruction, _Observed | 
     nodes = nodes_of(chip.model)
     for block in chip.program.blocks:
         for instance, buffers in enumerate(block.instances):
-            for index, one in enumerate(block.instructions):
+            for index, one in enumerate(block.whole):
                 weights = buffers[one.does.weights] if isinstance(one.does, Product) else ""
                 names = _names(chip, block, instance, one, weights)
                 observed = None

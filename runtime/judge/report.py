@@ -113,7 +113,7 @@ def text_lines(result: Mapping[str, Any]) -> Iterator[str]:
     if "bit_exact" in result:
         yield (
             f"  hardware     {counted(result['hardware_tokens'], 'token')} on {result['engine']}: "
-            f"{counted(result['instructions_compared'], 'instruction')} and "
+            f"{counted(result['instructions_compared'], 'beat')} and "
             f"{counted(result['values_compared'], 'value')} compared with the simulator"
         )
         if "stress_rounds" in result:

@@ -171,7 +171,7 @@ class _Round:
     def _moment(self) -> int:
         """A cycle within a token at position 0, as a rule beside an instruction's start or end."""
         steps, rng = self.hardware.schedule(0, True), self.rng
-        end = max(step.event.finish for step in steps)
+        end = max(step.end for step in steps)
         if not rng.integers(4):
             return int(rng.integers(1, end))
         event = steps[int(rng.integers(len(steps)))].event
@@ -273,6 +273,9 @@ class _Round:
 
     def _change(self, one: Instruction, value: Any) -> Any:
         if not one.writes:
+            return None
+        if one.beat.quantize:
+            # Its largest magnitude was taken while it was written.
             return None
         name = one.writes[0]
         if not isinstance(self.program.buffers[name].type, stress_content.CHANGED):

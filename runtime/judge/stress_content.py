@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from intaglio.backend.images.adapter import AdapterImage, SiteImage
 from intaglio.backend.images.read import Images
-from intaglio.backend.program.program import Cache, Instruction, Parameter, Program
+from intaglio.backend.program.program import Block, Cache, Instruction, Parameter, Program
 from intaglio.dialects import semantics
 from intaglio.dialects.codes import FORMATS, SLOT_BITS, AdapterMatrix, Matrix, container_bits
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS, Ints, Real, Scale
@@ -243,11 +243,15 @@ def changed_program(program: Program, rng: Random) -> Program:
             if isinstance(one.does, SHIFTED):
                 kind = _unit_of(one)
                 most[kind] = max(most.get(kind, 0), one.does.pre_shift)
-    blocks = [
-        replace(block, instructions=[_changed(one, most, rng) for one in block.instructions])
-        for block in program.blocks
-    ]
+    blocks = [_changed_block(block, most, rng) for block in program.blocks]
     return replace(program, parameters=parameters, blocks=blocks)
+
+
+def _changed_block(block: Block, most: Mapping[str, int], rng: Random) -> Block:
+    """All beats of an instruction have the same constants."""
+    other = [_changed(one, most, rng) for one in block.whole]
+    beats = zip(block.instructions, block.whole_of, strict=True)
+    return replace(block, instructions=[replace(one, does=other[n]) for one, n in beats])
 
 
 def _unit_of(one: Instruction) -> str:
@@ -272,8 +276,8 @@ def _added_or_turned(one: Does[str]) -> tuple[str | None, ...]:
             return ()
 
 
-def _changed(one: Instruction, most: Mapping[str, int], rng: Random) -> Instruction:
-    """An instruction with other constants: a shift between its own and the unit's largest."""
+def _changed(one: Instruction, most: Mapping[str, int], rng: Random) -> Does[str]:
+    """What an instruction does with other constants: a shift from its own to the unit's largest."""
     does = one.does
     if isinstance(does, SHIFTED) and rng.integers(2):
         shift = int(rng.integers(does.pre_shift, most[_unit_of(one)] + 1))
@@ -286,7 +290,7 @@ def _changed(one: Instruction, most: Mapping[str, int], rng: Random) -> Instruct
         factor = _scaled(does.factor, rng)
         sign = -1 if rng.integers(2) else 1
         does = replace(does, factor=Real(sign * factor.mantissa, factor.exponent))
-    return replace(one, does=does)
+    return does
 
 
 def _scaled(value: Real, rng: Random) -> Real:

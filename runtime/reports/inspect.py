@@ -6,6 +6,7 @@ executed. `text.py`, `html.py` and `perfetto.py` show it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from intaglio.backend.target.file import read_target
 from intaglio.backend.target.target import Target
 from intaglio.dialects.constant_rom import CONSTANTS
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.formula import constant
 from intaglio.dialects.h_units import ADAPTER_SCALES, ADAPTERS, KV, KV_SCALES, tokens_on_die
 from intaglio.dialects.isa.matrix import Embed, Product
 from intaglio.dialects.isa.values import Fixed
@@ -31,7 +33,7 @@ from intaglio.runtime.reports.bottleneck import bottleneck
 from intaglio.runtime.reports.model_shape import model_shape
 from intaglio.runtime.reports.power import power
 from intaglio.runtime.reports.rom_use import USES, Placed, placed_matrices, products, read_placement
-from intaglio.runtime.reports.timing import Ranks, critical_path, spans
+from intaglio.runtime.reports.timing import Ranks, critical_path, sampled_after, spans
 from intaglio.runtime.reports.traffic import traffic
 
 SCHEMA = 1
@@ -62,7 +64,8 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
     `external`: bytes of keys and values that the token reads from external memory and writes to it,
     or None), `adapter` (the same with an adapter of the slots' full rank, or None without slots),
     `power` (see `runtime/reports/power.py`), `outside_range` (settings beyond what the target
-    assumes possible), `slowest`.
+    assumes possible), `slowest` (instructions with the most cycles on the critical path, all beats
+    and instances together; `duration`: for how many cycles its `beats` have their queue).
 
     Args:
         out: the output folder.
@@ -314,33 +317,35 @@ def _position(
     out = period = 0
     for span, number in spans(program, [position], ranks=ranks):
         one = program.blocks[number].instructions[span.instruction]
-        finish = int(span.finish[0])
-        busy[one.queue] = busy.get(one.queue, 0) + finish - int(span.start[0])
-        own[one.queue] = own.get(one.queue, 0) + finish - int(span.start[0]) + program.machine.issue
-        period = max(period, finish)
+        taken = int(span.free[0] - span.start[0])
+        busy[one.queue] = busy.get(one.queue, 0) + taken
+        own[one.queue] = own.get(one.queue, 0) + taken
+        if one.issue.pace is None:
+            own[one.queue] += program.machine.issue
+        period = max(period, int(span.end[0]))
         if isinstance(one.does, Sample):
-            out = finish
+            out = int(span.finish[0]) + sampled_after(one, program.machine)
     by_queue: dict[str, int] = {}
     by_opcode: dict[str, int] = {}
     by_unit: dict[str, dict[str, int]] = {}
     by_block: dict[str, int] = {}
     path = critical_path(program, position, ranks=ranks)
     in_slots = 0
-    for span in path:
+    for step in path:
+        span, cycles = step.span, step.cycles
         block = program.blocks[span.block]
         one = block.instructions[span.instruction]
-        cycles = int(span.finish[0] - span.start[0])
         does = one.does.bound(block.instances[span.instance])
         if isinstance(does, Product) and does.weights in program.slots:
-            in_slots += cycles + program.machine.issue
+            in_slots += cycles + step.issue
         by_queue[one.queue] = by_queue.get(one.queue, 0) + cycles
         by_opcode[one.opcode] = by_opcode.get(one.opcode, 0) + cycles
         unit = by_unit.setdefault(one.queue, {})
         unit[one.opcode] = unit.get(one.opcode, 0) + cycles
-        by_block[block.name] = by_block.get(block.name, 0) + cycles + program.machine.issue
+        by_block[block.name] = by_block.get(block.name, 0) + cycles + step.issue
     on_path = {
         "instructions": len(path),
-        "issue_cycles": len(path) * program.machine.issue,
+        "issue_cycles": sum(step.issue for step in path),
         "adapter_slot_cycles": in_slots,
         "by_queue": _descending(by_queue),
         "by_opcode": _descending(by_opcode),
@@ -431,16 +436,24 @@ def _descending(counts: Mapping[str, int]) -> dict[str, int]:
 def _slowest(program: Program, position: int) -> list[dict[str, Any]]:
     """Instructions with the most cycles on the critical path, their instances together."""
     path = critical_path(program, position)
-    total = int(path[-1].finish[0]) if path else 0
-    cycles: dict[tuple[int, int], list[int]] = {}
-    for span in path:
-        key = (span.block, span.instruction)
-        cycles.setdefault(key, []).append(int(span.finish[0] - span.start[0]))
-    ranked = sorted(cycles.items(), key=lambda item: -sum(item[1]))[:SLOWEST]
+    total = int(path[-1].span.end[0]) if path else 0
+    cycles: dict[tuple[int, int], dict[int, int]] = {}
+    """Of all beats of an instruction together, by instance."""
+    for step in path:
+        block = program.blocks[step.span.block]
+        number = block.whole_of[step.span.instruction]
+        own = cycles.setdefault((step.span.block, number), {})
+        own[step.span.instance] = own.get(step.span.instance, 0) + step.cycles
+    ranked = sorted(cycles.items(), key=lambda item: -sum(item[1].values()))[:SLOWEST]
     entries: list[dict[str, Any]] = []
-    for (block_number, number), durations in ranked:
-        block = program.blocks[block_number]
-        one = block.instructions[number]
+    for (block_number, number), each in ranked:
+        block, durations = program.blocks[block_number], each.values()
+        one = block.whole[number]
+        beats = Counter(
+            beat.issue.duration if beat.issue.pace is None else beat.issue.pace
+            for beat, of in zip(block.instructions, block.whole_of, strict=True)
+            if of == number
+        )
         entries.append(
             {
                 "block": block.name,
@@ -452,7 +465,8 @@ def _slowest(program: Program, position: int) -> list[dict[str, Any]]:
                 "cycles": sum(durations),
                 "cycles_each": max(durations),
                 "share": sum(durations) / total,
-                "duration": str(one.issue.duration),
+                "beats": beats.total(),
+                "duration": str(sum((n * each for each, n in beats.items()), constant(0))),
                 "onnx": list(one.onnx[0]),
             }
         )

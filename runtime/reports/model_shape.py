@@ -24,7 +24,7 @@ def model_shape(program: Program) -> dict[str, int]:
     tables: dict[str, Parameter] = {}
     others: dict[str, Parameter] = {}
     for block in program.blocks:
-        for one in block.instructions:
+        for one in block.whole:
             layers += len(block.instances) * isinstance(one.does, QueryKey)
             if isinstance(one.does, Embed):
                 hidden = max(hidden, program.value(one.does.output, Fixed).size)

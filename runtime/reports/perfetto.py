@@ -4,17 +4,23 @@ The format is the JSON one that Perfetto's viewer (ui.perfetto.dev) and chrome:/
 Times are those of the chip's clock: microseconds with a cycle as fraction, cycle 0 accepts the
 token. Nothing is executed; the timeline gives all.
 
-An arrow goes from the last cycle of what an instruction waits for in another queue to its start.
-The slices of a layer enclose those of its blocks and instructions, on tracks of their own.
+A slice is an instruction, from the start of its first beat to the finish of its last one. Those of
+a queue overlap, since it takes beats of the next ones before that: each lies on the first track of
+its queue that is free. Beats have tracks of their own on demand: a slice is the cycles for which
+a beat has its queue, so there they never overlap.
+
+An arrow goes from the last cycle of what is waited for to the start of what waits. The slices of a
+layer enclose those of its blocks and instructions, on tracks of their own.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from intaglio.backend.program.program import Program, load_program
 from intaglio.dialects import timeline
@@ -25,19 +31,50 @@ from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
 from intaglio.runtime.reports.inspect import check_positions
 from intaglio.runtime.reports.power import on_times
 from intaglio.runtime.reports.rom_use import placed_matrices, read_placement
-from intaglio.runtime.reports.timing import Step, critical_path, extents, steps
+from intaglio.runtime.reports.timing import OnPath, Step, critical_path, extents, steps
 
 Event = dict[str, Any]
 
-UNITS, PATH, POWER = 1, 2, 3
+UNITS, PATH, POWER, BEATS = 1, 2, 3, 4
 """Groups of tracks ("processes" of the format)."""
 
-BLOCKS = 100
-"""The track of the block instances; those of the queues count from 1."""
+BLOCKS = 1000
+"""The track of the block instances."""
+LANES = 100
+"""Queue i of `QUEUES` has the tracks from LANES * (i + 1) on, and among beats the track i + 1."""
 
 
-def perfetto_text(out: str | Path, position: int | None = None) -> str:
+@dataclass(frozen=True)
+class Whole:
+    """An instruction instance of a token: all of its beats together.
+
+    Attributes:
+        beats: its beats, in order.
+        start: of the first beat.
+        finish: when the last result can be read.
+        queue: whose it is.
+        track: on which of the queue's tracks it lies, from 0.
+    """
+
+    beats: Sequence[Step]
+    start: int
+    finish: int
+    queue: str
+    track: int
+
+    @property
+    def thread(self) -> tuple[int, int]:
+        """Group and number of its track in the trace."""
+        return UNITS, LANES * (1 + QUEUES.index(self.queue)) + self.track
+
+
+def perfetto_text(out: str | Path, position: int | None = None, *, beats: bool = False) -> str:
     """The trace of the token at a position; the last that the program states by default.
+
+    Args:
+        out: the output folder.
+        position: of the token.
+        beats: whether to show the beats of each queue too.
 
     Raises:
         UserError: the folder holds no compiled program, or the position is beyond its context.
@@ -46,7 +83,7 @@ def perfetto_text(out: str | Path, position: int | None = None) -> str:
     where = program.positions[-1] if position is None else position
     check_positions(program, [where])
     mapping = read_placement(Path(out), program)
-    events = ",\n".join(json.dumps(event) for event in _events(program, mapping, where))
+    events = ",\n".join(json.dumps(event) for event in _events(program, mapping, where, beats))
     other = {
         "target": program.machine.name,
         "clock_hz": program.machine.clock_hz,
@@ -58,36 +95,99 @@ def perfetto_text(out: str | Path, position: int | None = None) -> str:
     )
 
 
-def _events(program: Program, mapping: JSONFile, position: int) -> Iterator[Event]:
-    path = critical_path(program, position)
-    critical = {(span.block, span.instance, span.instruction) for span in path}
-    yield _name("process_name", UNITS, 0, f"{program.machine.name}, position {position}")
-    used = {one.queue for block in program.blocks for one in block.instructions}
-    threads = {queue: i for i, queue in enumerate(QUEUES, 1) if queue in used}
-    yield from _blocks(program, position)
-    for queue, thread in threads.items():
-        yield _name("thread_name", UNITS, thread, f"{queue} queue")
-        yield _name("thread_sort_index", UNITS, thread, thread)
-    found = steps(program, position)
+def wholes(program: Program, found: Sequence[Step]) -> list[Whole]:
+    """The instruction instances that a token's steps are beats of, by their start.
+
+    An instruction lies on the first track of its queue on which all before it have finished.
+    """
+    parts: dict[tuple[int, int, int], list[Step]] = {}
     for step in found:
-        span = step.span
-        one = program.blocks[span.block].instructions[span.instruction]
-        event = _instruction(program, span.block, span, UNITS, threads[one.queue])
-        event["args"]["critical"] = (span.block, span.instance, span.instruction) in critical
+        parts.setdefault(step.whole(program), []).append(step)
+    tracks: dict[str, list[int]] = {}
+    result: list[Whole] = []
+    for own in sorted(parts.values(), key=lambda own: int(own[0].span.start[0])):
+        start = int(own[0].span.start[0])
+        finish = max(int(step.span.finish[0]) for step in own)
+        queue = own[0].taken(program).queue
+        ends = tracks.setdefault(queue, [])
+        track = next((i for i, end in enumerate(ends) if end <= start), len(ends))
+        ends[track : track + 1] = [finish]
+        result.append(Whole(own, start, finish, queue, track))
+    return result
+
+
+def _events(program: Program, mapping: JSONFile, position: int, beats: bool) -> Iterator[Event]:
+    path = critical_path(program, position)
+    critical = {step.span.at for step in path}
+    yield _name("process_name", UNITS, 0, f"{program.machine.name}, position {position}")
+    yield from _blocks(program, position)
+    found = steps(program, position)
+    every = wholes(program, found)
+    yield from _queues(every)
+    for one in every:
+        event = _instruction(program, one.beats, (one.start, one.finish), one.thread)
+        event["args"]["critical"] = any(step.span.at in critical for step in one.beats)
         yield event
-    yield from _arrows(program, found, threads)
+    yield from _arrows(program, _between(program, found, every))
     yield from _counters(program, mapping, found)
     yield _name("process_name", PATH, 0, "critical path")
     yield _name("thread_name", PATH, 1, "instructions that add up to the token, by layer")
-    for _, group in groupby(path, key=lambda span: (span.block, span.instance)):
-        inside = list(group)
-        first, last = int(inside[0].start[0]), int(inside[-1].finish[0])
-        name = _instance(program, inside[0].block, inside[0].instance)
-        yield _slice(program, name, "block", (PATH, 1), (first, last), {})
-        for span in inside:
-            yield _instruction(program, span.block, span, PATH, 1)
+    yield from _path(program, found, path)
     if program.domains:
         yield from _power(program, position)
+    if beats:
+        yield from _beats(program, found, critical)
+
+
+def _queues(every: Sequence[Whole]) -> Iterator[Event]:
+    """Names of the tracks of the queues."""
+    for (process, thread), one in sorted({one.thread: one for one in every}.items()):
+        # The viewer makes one track of two that have the same name.
+        name = f"{one.queue} queue" + (f", {one.track + 1} at once" if one.track else "")
+        yield _name("thread_name", process, thread, name)
+        yield _name("thread_sort_index", process, thread, thread)
+
+
+def _path(program: Program, found: Sequence[Step], path: Sequence[OnPath]) -> Iterator[Event]:
+    """The critical path; beats of an instruction one behind the other are a slice."""
+    step_at = {step.span.at: step for step in found}
+    for (block, instance), group in groupby(path, key=lambda s: (s.span.block, s.span.instance)):
+        inside = [
+            (step_at[one.span.at], int(one.span.start[0]), int(one.span.start[0]) + one.cycles)
+            for one in group
+        ]
+        name, cycles = _instance(program, block, instance), (inside[0][1], inside[-1][2])
+        yield _slice(program, name, "block", (PATH, 1), cycles, {})
+        for _, same in groupby(inside, lambda one: one[0].whole(program)):
+            own = list(same)
+            beats, cycles = [one[0] for one in own], (own[0][1], own[-1][2])
+            yield _instruction(program, beats, cycles, (PATH, 1))
+
+
+def _beats(
+    program: Program, found: Sequence[Step], critical: Collection[timeline.At]
+) -> Iterator[Event]:
+    """Each queue's beats on a track of their own, with an arrow for each wait."""
+
+    def thread(step: Step) -> tuple[int, int]:
+        return BEATS, 1 + QUEUES.index(step.taken(program).queue)
+
+    yield _name("process_name", BEATS, 0, "beats")
+    for process, number in sorted({thread(step) for step in found}):
+        yield _name("thread_name", process, number, f"beats of the {QUEUES[number - 1]} queue")
+        yield _name("thread_sort_index", process, number, number)
+    arrows: list[_Arrow] = []
+    for step in found:
+        event = _beat(program, step, thread(step))
+        event["args"]["critical"] = step.span.at in critical
+        yield event
+        for wait in step.waits:
+            # An arrow leaves the slice, whose unit may be free before the result is there.
+            earlier = found[wait.number]
+            start, free = int(earlier.span.start[0]), int(earlier.span.free[0])
+            cycle = max(start, min(free, wait.cycle) - 1)
+            arrows.append(_Arrow(thread(earlier), cycle, thread(step), int(step.span.start[0])))
+    yield from _arrows(program, arrows, first=sum(len(step.waits) for step in found))
 
 
 def _instance(program: Program, block: int, instance: int) -> str:
@@ -111,36 +211,54 @@ def _blocks(program: Program, position: int) -> Iterator[Event]:
         yield _slice(program, name, "block", track, cycles, arguments)
 
 
-def _arrows(program: Program, found: Sequence[Step], threads: Mapping[str, int]) -> Iterator[Event]:
-    """An arrow for each wait: `s` lies within the slice that ends, `f` starts the other."""
+class _Arrow(NamedTuple):
+    """From a cycle of a track's slice to the start of one."""
 
-    def track(step: Step) -> int:
-        return threads[program.blocks[step.span.block].instructions[step.span.instruction].queue]
+    leaves: tuple[int, int]
+    cycle: int
+    reaches: tuple[int, int]
+    start: int
 
-    number = 0
-    for step in found:
-        for waited in step.waits:
-            number += 1
-            one = found[waited]
-            start, finish = int(one.span.start[0]), int(one.span.finish[0])
-            ends = (("s", one, max(start, finish - 1)), ("f", step, int(step.span.start[0])))
-            for phase, at, cycle in ends:
-                yield {
-                    "ph": phase,
-                    **({"bp": "e"} if phase == "f" else {}),
-                    "id": number,
-                    "name": "wait",
-                    "cat": "wait",
-                    "pid": UNITS,
-                    "tid": track(at),
-                    "ts": _microseconds(program, cycle),
-                }
+
+def _between(program: Program, found: Sequence[Step], every: Sequence[Whole]) -> Iterator[_Arrow]:
+    """For each two instructions an arrow for the first beat of one that waits for the other."""
+    of = {step.whole(program): one for one in every for step in one.beats[:1]}
+    for later in every:
+        told: set[timeline.At] = set()
+        for step in later.beats:
+            for wait in step.waits:
+                which = found[wait.number].whole(program)
+                earlier = of[which]
+                if earlier is later or which in told:
+                    continue
+                told.add(which)
+                # A reduction may be there after the elements, and after the slice.
+                cycle = max(earlier.start, min(wait.cycle, earlier.finish) - 1)
+                yield _Arrow(earlier.thread, cycle, later.thread, int(step.span.start[0]))
+
+
+def _arrows(program: Program, arrows: Iterable[_Arrow], first: int = 0) -> Iterator[Event]:
+    """`s` lies within the slice that is waited for, `f` in the other one. Numbers begin after
+    `first`."""
+    for number, arrow in enumerate(arrows, first + 1):
+        ends = (("s", arrow.leaves, arrow.cycle), ("f", arrow.reaches, arrow.start))
+        for phase, track, cycle in ends:
+            yield {
+                "ph": phase,
+                **({"bp": "e"} if phase == "f" else {}),
+                "id": number,
+                "name": "wait",
+                "cat": "wait",
+                "pid": track[0],
+                "tid": track[1],
+                "ts": _microseconds(program, cycle),
+            }
 
 
 def _counters(program: Program, mapping: JSONFile, found: Sequence[Step]) -> Iterator[Event]:
     """Lanes of the L-Units that multiply, and queues that work.
 
-    Within a product lanes are stated by their average: its multiplications over its cycles.
+    Within a beat of a product lanes are stated by their average: its multiplications by its cycles.
     """
     machine = program.machine
     placed = placed_matrices(program, mapping)
@@ -152,22 +270,28 @@ def _counters(program: Program, mapping: JSONFile, found: Sequence[Step]) -> Ite
         span = step.span
         block = program.blocks[span.block]
         one = block.instructions[span.instruction]
-        start, finish = int(span.start[0]), int(span.finish[0])
+        start, finish = int(span.start[0]), int(span.free[0])
         queues[start] = queues.get(start, 0) + 1
         queues[finish] = queues.get(finish, 0) - 1
         does = one.does.bound(block.instances[span.instance])
         matrix = placed.get(does.weights) if isinstance(does, Product) else None
         if matrix is not None and finish > start:
-            # One queue: a product starts after the last one's finish.
-            bound = lower_bound_cycles(matrix.shape, machine, passes)
+            # One queue: a product starts when the last one leaves it.
+            rows = one.beat.of(matrix.shape.rows)[1]
+            part = replace(matrix.shape, rows=rows)
+            bound = lower_bound_cycles(part, machine, passes)
             busy[start] = lanes * bound / (finish - start)
             busy[finish] = 0.0
+    last = -1.0
     for cycle, value in sorted(busy.items()):
-        yield _count(program, UNITS, "lanes busy", cycle, "lanes", round(value, 3))
+        if value != last:
+            yield _count(program, UNITS, "lanes busy", cycle, "lanes", round(value, 3))
+        last = value
     working = 0
     for cycle, change in sorted(queues.items()):
         working += change
-        yield _count(program, UNITS, "queues busy", cycle, "queues", working)
+        if change or not cycle:
+            yield _count(program, UNITS, "queues busy", cycle, "queues", working)
 
 
 def _count(program: Program, process: int, name: str, cycle: int, key: str, value: float) -> Event:
@@ -181,30 +305,47 @@ def _count(program: Program, process: int, name: str, cycle: int, key: str, valu
 
 
 def _instruction(
-    program: Program, number: int, span: timeline.Span, process: int, thread: int
+    program: Program, own: Sequence[Step], cycles: tuple[int, int], track: tuple[int, int]
 ) -> Event:
-    block = program.blocks[number]
-    one = block.instructions[span.instruction]
+    """The slice of some beats of an instruction instance."""
+    span, one = own[0].span, own[0].taken(program)
+    block = program.blocks[span.block]
     bound = block.instances[span.instance]
     nodes = one.onnx[span.instance if len(one.onnx) > 1 else 0]
     return _slice(
         program,
         f"{one.opcode} {nodes[0]}" if nodes else one.opcode,
         one.opcode,
-        (process, thread),
-        (int(span.start[0]), int(span.finish[0])),
+        track,
+        cycles,
         {
             "onnx": list(nodes),
             "block": block.name,
             "instance": span.instance,
-            "instruction": span.instruction,
+            "instruction": block.whole_of[span.instruction],
             "queue": one.queue,
             "reads": list(one.reads),
             "writes": list(one.writes),
             "uses": one.does.bound(bound).uses,
-            "duration": str(one.issue.duration),
+            "beats": len(own),
+            "busy_cycles": sum(int(step.span.free[0] - step.span.start[0]) for step in own),
         },
     )
+
+
+def _beat(program: Program, step: Step, track: tuple[int, int]) -> Event:
+    """The slice of a beat: the cycles for which it has its queue."""
+    span, one = step.span, step.taken(program)
+    event = _instruction(program, [step], (int(span.start[0]), int(span.free[0])), track)
+    del event["args"]["beats"], event["args"]["busy_cycles"]
+    times = {"pace": one.issue.pace, "duration": one.issue.duration, "reduces": one.issue.reduces}
+    event["args"] |= {
+        "readable": int(span.finish[0]),
+        **({} if span.left is None else {"reduction": int(span.left[0])}),
+        "beat": one.beat.words,
+        **{name: str(formula) for name, formula in times.items() if formula is not None},
+    }
+    return event
 
 
 def _power(program: Program, position: int) -> Iterator[Event]:

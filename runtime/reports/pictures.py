@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
 from intaglio.backend.program.program import Program
 from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.timeline import At
 from intaglio.runtime.reports.colours import (
     ISSUE,
     Fill,
@@ -30,7 +32,14 @@ from intaglio.runtime.reports.svg import (
     stacked,
 )
 from intaglio.runtime.reports.tables import size_text
-from intaglio.runtime.reports.timing import Extent, critical_path, extents, spans
+from intaglio.runtime.reports.timing import (
+    Extent,
+    Step,
+    critical_path,
+    extents,
+    steps,
+    token_cycles,
+)
 from intaglio.runtime.reports.wording import counted
 
 MANY = 8
@@ -200,36 +209,78 @@ def _kinds(program: Program, used: Sequence[str]) -> Fills:
     }
 
 
+@dataclass(frozen=True)
+class _Stretch:
+    """Beats of an instruction that have their queue one behind the other.
+
+    Attributes:
+        first: the first of them.
+        whole: the instruction instance (`timing.Step.whole`).
+        on_path: whether they are on the critical path.
+        start: in which cycle the queue takes the first.
+        free: in which cycle it could take another behind the last.
+        readable: when the last result can be read.
+        beats: how many.
+    """
+
+    first: Step
+    whole: At
+    on_path: bool
+    start: int
+    free: int
+    readable: int
+    beats: int = 1
+
+
+def _stretches(program: Program, position: int) -> dict[str, list[_Stretch]]:
+    """What each queue does, in order."""
+    critical = {step.span.at for step in critical_path(program, position)}
+    found: dict[str, list[_Stretch]] = {queue: [] for queue in QUEUES}
+    for step in steps(program, position):
+        span, own = step.span, found[step.taken(program).queue]
+        whole, on_path = step.whole(program), span.at in critical
+        start, free, readable = int(span.start[0]), int(span.free[0]), int(span.finish[0])
+        if own and (own[-1].whole, own[-1].on_path, own[-1].free) == (whole, on_path, start):
+            last = own[-1]
+            own[-1] = replace(last, free=free, readable=readable, beats=last.beats + 1)
+        else:
+            own.append(_Stretch(step, whole, on_path, start, free, readable))
+    return found
+
+
 def _boxes(program: Program, position: int) -> tuple[dict[str, list[Box]], int]:
-    """Instructions by queue, and the period."""
-    path = critical_path(program, position)
-    critical = {(span.block, span.instance, span.instruction) for span in path}
-    found: dict[str, list[Box]] = {queue: [] for queue in QUEUES}
-    period = 0
-    for span, number in spans(program, [position]):
-        block = program.blocks[number]
-        one = block.instructions[span.instruction]
-        start, finish = int(span.start[0]), int(span.finish[0])
-        period = max(period, finish)
-        on_path = (number, span.instance, span.instruction) in critical
-        title = (
-            f"{one.opcode}, {block.name} {span.instance}: {start:,} to {finish:,} "
-            f"({counted(finish - start, 'cycle')}{', on the critical path' if on_path else ''})"
-        )
-        nodes = one.onnx[span.instance if len(one.onnx) > 1 else 0]
-        bound = block.instances[span.instance]
-        tensors = [f"{role} {bound.get(slot, slot)}" for role, slot in one.does.uses.items()]
-        found[one.queue].append(
-            Box(
-                start,
-                finish,
-                opcode_fill(one.queue, one.opcode),
-                "\n".join([title, *nodes, *tensors]),
-                low=not on_path,
-                label=one.opcode,
-            )
-        )
-    return found, period
+    """Instructions by queue, for as long as they have it, and the period."""
+    boxes = {
+        queue: [_box(program, one) for one in own]
+        for queue, own in _stretches(program, position).items()
+    }
+    return boxes, int(token_cycles(program, position).period[0])
+
+
+def _box(program: Program, stretch: _Stretch) -> Box:
+    one = stretch.first.taken(program)
+    number, instance, _ = stretch.whole
+    block = program.blocks[number]
+    start, free = stretch.start, stretch.free
+    told = [counted(free - start, "cycle")]
+    if stretch.readable > free:
+        told.append(f"results until {stretch.readable:,}")
+    if stretch.beats > 1:
+        told.append(f"{stretch.beats} beats")
+    if stretch.on_path:
+        told.append("on the critical path")
+    title = f"{one.opcode}, {block.name} {instance}: {start:,} to {free:,} ({', '.join(told)})"
+    nodes = one.onnx[instance if len(one.onnx) > 1 else 0]
+    bound = block.instances[instance]
+    tensors = [f"{role} {bound.get(slot, slot)}" for role, slot in one.does.uses.items()]
+    return Box(
+        start,
+        free,
+        opcode_fill(one.queue, one.opcode),
+        "\n".join([title, *nodes, *tensors]),
+        low=not stretch.on_path,
+        label=one.opcode,
+    )
 
 
 def _block_boxes(program: Program, blocks: Sequence[Extent]) -> list[Box]:

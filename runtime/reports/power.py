@@ -84,7 +84,7 @@ def on_times(program: Program, position: int, ranks: Ranks | None = None) -> OnT
         block = program.blocks[number]
         one = block.instructions[span.instruction]
         start, finish = int(span.start[0]), int(span.finish[0])
-        period = max(period, finish)
+        period = max(period, int(span.end[0]))
         does = one.does.bound(block.instances[span.instance])
         if not isinstance(does, Switch):
             continue

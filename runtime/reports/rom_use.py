@@ -95,7 +95,7 @@ def products(program: Program) -> list[str]:
         instance[one.does.weights]
         for block in program.blocks
         for instance in block.instances
-        for one in block.instructions
+        for one in block.whole
         if isinstance(one.does, Matvec)
     ]
 
@@ -111,7 +111,7 @@ def heads(program: Program) -> set[str]:
     for block in reversed(program.blocks):
         if len(block.instances) > 1:
             break
-        for one in reversed(block.instructions):
+        for one in reversed(block.whole):
             if not any(overlap(name, other) for name in one.writes for other in wanted):
                 continue
             if isinstance(one.does, Matvec):

@@ -2,9 +2,10 @@
 
 One running clock counts the cycles in which the chip is not kept waiting. Cycle 0 accepts the
 first prompt token. The next token is accepted in the cycle in which all queues are idle, so a token
-takes a *period*: the latest finish of its instructions. Prompt tokens before the last run without
-the blocks that only a wanted token needs. A token is *out* when its `sample` instruction finishes;
-it may be accepted as the next input from the end of the period on.
+takes a *period*: until the latest result of its instructions is there, reductions among them.
+Prompt tokens before the last run without the blocks that only a wanted token needs. A token is
+*out* when its `sample` has the largest of all lanes; it may be accepted as the next input from the
+end of the period on.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.backend.program.program import Program
+from intaglio.backend.program.program import Instruction, Program
 from intaglio.dialects import timeline
 from intaglio.dialects.isa.adapter import AdapterMatvec
-from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.queues import COUNTERS, REDUCTIONS
 from intaglio.dialects.isa.vector import Sample
+from intaglio.dialects.machine import Machine
 from intaglio.dialects.timeline import Span
 
 Cycles = npt.NDArray[np.int64]
@@ -96,6 +98,14 @@ def _instruction_ranks(program: Program, kept: Sequence[int], ranks: Ranks) -> t
     return found
 
 
+def sampled_after(one: Instruction, machine: Machine) -> int:
+    """Cycles from the finish of a `sample` to the token.
+
+    Where it flows the lanes compare what its beats left after that; else it ends with the token.
+    """
+    return 0 if one.issue.pace is None else machine.vector_reduce + machine.sample
+
+
 def token_cycles(
     program: Program, positions: npt.ArrayLike, sampled: bool = True, ranks: Ranks | None = None
 ) -> TokenCycles:
@@ -108,12 +118,18 @@ def token_cycles(
         ranks: of the active adapter.
     """
     where = np.atleast_1d(np.asarray(positions, np.int64))
-    period = np.zeros_like(where)
+    last: dict[str, Cycles] = {}
+    """Of each queue when all is there: its results come in order (`dialects/overtaking.py`)."""
     out: Cycles | None = None
     for span, block in spans(program, where, sampled, ranks):
-        period = np.maximum(period, span.finish)
-        if isinstance(program.blocks[block].instructions[span.instruction].does, Sample):
-            out = span.finish
+        one = program.blocks[block].instructions[span.instruction]
+        last[one.queue] = span.finish
+        if span.left is not None:
+            last[REDUCTIONS] = span.left
+        if isinstance(one.does, Sample):
+            # The last of its beats.
+            out = span.finish + sampled_after(one, program.machine)
+    period = np.maximum.reduce([np.zeros_like(where), *last.values()])
     return TokenCycles(period, period if out is None else out)
 
 
@@ -147,18 +163,42 @@ def generation_from(before: int, wanted: TokenCycles) -> GenerationCycles:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """What an instruction waits for.
+
+    Attributes:
+        number: whose result, or place in the queue.
+        cycle: in which it is there.
+        ahead: cycles that pass from then on until one that flows may start for it (`timeline`).
+    """
+
+    number: int
+    cycle: int
+    ahead: int = 0
+
+
+@dataclass(frozen=True)
 class Step:
     """An instruction instance of a token, and what it waits for.
 
     Attributes:
         span: with the number of its block in the program.
-        before: index of its predecessor in its queue, or None.
-        waits: indices of the last instruction of each other queue that it waits for.
+        before: its predecessor in its queue, and when that leaves the queue free; or None.
+        waits: results, each of the last instruction of a counter.
     """
 
     span: Span
-    before: int | None
-    waits: tuple[int, ...]
+    before: Wait | None
+    waits: tuple[Wait, ...]
+
+    def taken(self, program: Program) -> Instruction:
+        """What it is an instance of: a beat, where instructions have beats."""
+        return program.blocks[self.span.block].instructions[self.span.instruction]
+
+    def whole(self, program: Program) -> timeline.At:
+        """Whose beat it is: block, instance, and the instruction's place in `Block.whole`."""
+        number = program.blocks[self.span.block].whole_of[self.span.instruction]
+        return self.span.block, self.span.instance, number
 
 
 def steps(
@@ -166,43 +206,64 @@ def steps(
 ) -> list[Step]:
     """Every instruction instance of a token, in program order, with what it waits for."""
     found: list[Step] = []
-    done: dict[str, list[int]] = {queue: [] for queue in QUEUES}
+    done: dict[str, list[Wait]] = {counter: [] for counter in COUNTERS}
+    free: dict[str, Wait] = {}
     base: dict[str, int] = {}
     for number, (span, block) in enumerate(spans(program, [position], sampled, ranks)):
         if span.instruction == 0:
-            base = {queue: len(numbers) for queue, numbers in done.items()}
+            base = {counter: len(numbers) for counter, numbers in done.items()}
         issue = program.blocks[block].instructions[span.instruction].issue
         waits = tuple(
-            done[queue][last - 1]
-            for queue, count in issue.waits.items()
-            if (last := base[queue] + count)
+            done[counter][last - 1]
+            for counter, count in issue.waits.items()
+            if (last := base[counter] + count)
         )
-        own = done[issue.queue]
-        found.append(Step(replace(span, block=block), own[-1] if own else None, waits))
-        own.append(number)
+        found.append(Step(replace(span, block=block), free.get(issue.queue), waits))
+        free[issue.queue] = Wait(number, int(span.free[0]))
+        ahead = program.machine.issue if issue.pace is None else 0
+        done[issue.queue].append(Wait(number, int(span.finish[0]), ahead))
+        if span.left is not None:
+            done[REDUCTIONS].append(Wait(number, int(span.left[0])))
     return found
+
+
+@dataclass(frozen=True)
+class OnPath:
+    """An instruction instance on the critical path.
+
+    Attributes:
+        span: the instance.
+        cycles: from its start until what the next one on the path waits for, or the token's end.
+        issue: cycles from what it waits for last to its start.
+    """
+
+    span: Span
+    cycles: int
+    issue: int
 
 
 def critical_path(
     program: Program, position: int, sampled: bool = True, ranks: Ranks | None = None
-) -> list[Span]:
+) -> list[OnPath]:
     """The instruction instances that the token's period consists of, first to last.
 
-    Each starts `issue` cycles after its predecessor in the list finishes; so the durations and one
-    `issue` for each add up to the period.
+    What an instruction waits for last is the one before it in the list: its finish, its reduction,
+    or that it leaves the queue free. Their `cycles` and `issue` add up to the period.
     """
     found = steps(program, position, sampled, ranks)
-
-    def finish(number: int) -> int:
-        return int(found[number].span.finish[0])
-
-    path: list[Span] = []
-    at = max(range(len(found)), key=finish, default=None)
+    path: list[OnPath] = []
+    last = max(range(len(found)), key=lambda n: int(found[n].span.end[0]), default=None)
+    end = 0 if last is None else int(found[last].span.end[0])
+    at = last
     while at is not None:
         one = found[at]
-        path.append(one.span)
+        start = int(one.span.start[0])
         waited = (*(() if one.before is None else (one.before,)), *one.waits)
-        at = max(waited, key=finish, default=None)
+        flows = one.taken(program).issue.pace is not None
+        latest = max(waited, key=lambda w: w.cycle + (w.ahead if flows else 0), default=None)
+        ready = 0 if latest is None else latest.cycle
+        path.append(OnPath(one.span, end - start, start - ready))
+        at, end = (None if latest is None else latest.number), ready
     return path[::-1]
 
 
@@ -224,7 +285,7 @@ def extents(program: Program, position: int) -> list[Extent]:
     for span, block in spans(program, [position]):
         at = (block, span.instance)
         starts[at] = min(int(span.start[0]), starts.get(at, int(span.start[0])))
-        period = max(period, int(span.finish[0]))
+        period = max(period, int(span.end[0]))
     order = sorted(starts.items(), key=lambda item: item[1])
     ends = [*(start for _, start in order[1:]), period]
     return [

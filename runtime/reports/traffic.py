@@ -77,7 +77,7 @@ def _passes(program: Program) -> Counter[tuple[int, int, str, int]]:
 def _uses(program: Program, access: Access) -> Iterator[tuple[Cache, int]]:
     """The caches whose codes instruction instances read or write, and windows; 0: all tokens."""
     for block in program.blocks:
-        for one in block.instructions:
+        for one in block.whole:
             window = one.does.window if isinstance(one.does, OverTokens) else 0
             for slot in one.does.slots(Store.CACHE, access):
                 for instance in block.instances:

@@ -1,7 +1,9 @@
-// RUN: xdsl-opt -p 'rom-outline-layers,attach-target{target=roma-mini},rom-legalize,rom-fuse-residual,fabric-place,program-schedule' %s | xdsl-opt | filecheck %s
+// RUN: xdsl-opt -p 'rom-outline-layers,attach-target{target=roma-mini},rom-legalize,rom-fuse-residual,fabric-place,program-schedule' %s -o %t.mlir
+// RUN: xdsl-opt %t.mlir | python %S/whole.py | filecheck %s
+// RUN: filecheck %s --input-file %t.mlir --check-prefix=BEATS
 
 // From the operators of a model of two layers to a program, by stock xdsl-opt; what comes out
-// parses and verifies again.
+// parses and verifies again. Each instruction is looked at once, by its last beat.
 
 rom.parameter @emb : !rom.tensor<[256, 64], float32> {key = "emb", peak = 0.1 : f64}
 rom.parameter @cos : !rom.tensor<[128, 8], float32> {key = "cos", peak = 1.0 : f64}
@@ -91,3 +93,29 @@ rom.step @decode context 128 {
 // CHECK-NEXT:     program.instruction "sample" on "vector" {{.*}} writes [@next]
 // CHECK-NEXT:   }
 // CHECK-NEXT: }
+
+// A beat of each, in the order in which a head of the attention needs them: the product by the rows
+// that leave the array together, what is done by head by the heads of a cache.
+// BEATS:      program.block @layer instances
+// BEATS:      "rms_norm" {{.*}} waits {matrix = 0 : i64} takes "8" every "4" reduces "15" beat {count = 64 : i64, more = 1 : i64}
+// BEATS-NEXT: "rms_norm" {{.*}} waits {matrix = 0 : i64, reductions = 1 : i64} takes "8" every "4" reduces "15" beat {pass = 1 : i64, count = 64 : i64, more = 1 : i64}
+// What is written is looked through for the largest magnitude, which the quantisation needs.
+// BEATS-NEXT: "rms_norm" {{.*}} waits {matrix = 0 : i64, reductions = 2 : i64} takes "5" every "1" reduces "12" beat {pass = 2 : i64, count = 16 : i64, more = 1 : i64, quantize = 1 : i64}
+// BEATS:      "quantize" {{.*}} waits {matrix = 0 : i64, vector = 3 : i64, reductions = 6 : i64} {{.*}} beat {of = 1 : i64, pass = 1 : i64, count = 16 : i64, entry = 1 : i64, more = 1 : i64}
+// BEATS:      "matvec" {{.*}} waits {vector = 10 : i64} takes "20" every "4" beat {of = 2 : i64, first = {{[0-9]+}} : i64, count = 16 : i64, more = 1 : i64}
+// BEATS:      "rotary" on "vector" reads [@part1_of_{{.*}} waits {matrix = {{[1-8]}} : i64} takes "5" every "1" reduces "12" beat {of = 4 : i64, count = 16 : i64, more = 1 : i64}
+// BEATS:      "quantize" {{.*}} beat {of = 5 : i64, count = 16 : i64, entry = 2 : i64, more = 1 : i64}
+// BEATS:      "quantize" {{.*}} beat {of = 5 : i64, pass = 1 : i64, count = 16 : i64, entry = 2 : i64, more = 1 : i64}
+// BEATS:      "append" {{.*}} beat {of = 6 : i64, count = 1 : i64, more = 1 : i64}
+// BEATS:      "query_key" {{.*}} takes "{{.*}}tokens{{.*}}" every "{{.*}}tokens{{.*}}" beat {of = 10 : i64, count = 1 : i64, more = 1 : i64}
+// BEATS:      "softmax" {{.*}} every "2 * ceildiv(tokens, 16)" reduces "11 + 2 * ceildiv(tokens, 16)" beat {of = 11 : i64, count = 2 : i64, entry = [[E:[0-9]+]] : i64, more = 1 : i64}
+// BEATS:      "softmax" {{.*}} beat {of = 11 : i64, pass = 1 : i64, count = 2 : i64, entry = [[E]] : i64, more = 1 : i64}
+// BEATS:      "softmax" {{.*}} beat {of = 11 : i64, pass = 2 : i64, count = 2 : i64, entry = [[E]] : i64, more = 1 : i64}
+// BEATS:      "weighted_sum" {{.*}} beat {of = 12 : i64, count = 1 : i64, more = 1 : i64}
+// BEATS:      "quantize" {{.*}} beat {of = 13 : i64, {{.*}}count = {{.*}} more = 1 : i64}
+// BEATS:      "matvec" {{.*}} beat {of = 14 : i64, {{.*}}count = 16 : i64
+// BEATS:      program.block @head instances
+// Logits are looked at as they come.
+// BEATS:      "sample" {{.*}} waits {matrix = 1 : i64} {{.*}} beat {of = 2 : i64, count = 16 : i64, more = 1 : i64}
+// BEATS:      "matvec" {{.*}} beat {of = 1 : i64, first = 240 : i64, count = 16 : i64}
+// BEATS:      "sample" {{.*}} waits {matrix = 16 : i64} {{.*}} beat {of = 2 : i64, first = 240 : i64, count = 16 : i64}

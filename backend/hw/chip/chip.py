@@ -17,6 +17,7 @@ from intaglio.backend.hw.chip.sequencer import (
     build_sequencer,
     build_token_port,
     count_bits,
+    counters,
 )
 from intaglio.backend.hw.units.attention.kv import external_kv
 from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
@@ -50,6 +51,7 @@ from intaglio.backend.hw.wires.signal import (
     tree,
 )
 from intaglio.dialects.errors import CompilerBug
+from intaglio.dialects.isa.queues import REDUCTIONS
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -110,8 +112,10 @@ class _Chip:
       the load port (`adapter/layout.py`): it takes a word in every cycle in which no token is
       worked on.
     - out `power`: a bit for each power domain, where the program switches them.
-    - out `event_<queue>_start`, `event_<queue>_finish`, `event_<queue>_number`: an instruction
-      starts or finishes in this cycle, and which one of the token's; `event_any`: one of them.
+    - out `event_<queue>_start`, `event_<queue>_started`: an instruction starts in this cycle, and
+      which one of the token's; `event_<queue>_finish`, `event_<queue>_ended`: its result can be
+      read from this cycle on; `event_reductions_finish`, `event_reductions_ended`: its reduction
+      can; `event_any`: one of them, or a token.
     """
 
     def __init__(self, design: Design, layout: Layout, logic: LogicROM | None) -> None:
@@ -147,9 +151,12 @@ class _Chip:
             )
             for memory in SHARED
         }
-        self.counts: dict[str, Wire] = {q: m.wire(f"finished_{q}", bits) for q in layout.queues}
-        self.dones: dict[str, list[Signal]] = {queue: [] for queue in layout.queues}
-        self.done: dict[str, Wire] = {q: m.wire(f"done_{q}", 1) for q in layout.queues}
+        self.counts: dict[str, Wire] = {
+            name: m.wire(f"finished_{name}", bits) for name in counters(layout.queues)
+        }
+        self.told: dict[tuple[str, str], list[Signal]] = {}
+        """What units tell a sequencer, by queue and port."""
+        self.heard: dict[tuple[str, str], Wire] = {}
         self.idle = m.wire("idle", 1)
         self.result_valid = m.wire("result_valid", 1)
         self.result = m.wire("result", TOKEN_BITS)
@@ -179,8 +186,11 @@ class _Chip:
         for unit, module in self.modules:
             self._join(unit, module)
         self._external()
-        for queue, signals in self.dones.items():
-            self.done[queue].assign(tree(signals, lambda a, b: a | b))
+        for (queue, port), wire in self.heard.items():
+            # Of units that share a queue all must be ready; one has done something.
+            every = port == "ready"
+            signals = self.told[queue, port]
+            wire.assign(tree(signals, lambda a, b, every=every: a & b if every else a | b))
         self._result()
 
         vectors = self.banks[VECTORS.name]
@@ -203,19 +213,28 @@ class _Chip:
         shared = {name: self.token[name] for name in ("accept", "sampled", "running")}
         self.queues: dict[str, dict[str, Signal]] = {}
         for queue, module in self.sequencers.items():
-            others = {f"finished_{q}": count for q, count in self.counts.items() if q != queue}
-            out = m.instance(
-                f"sequencer_{queue}", module, {**shared, **others, "done": self.done[queue]}
-            )
+            ports = {port.name for port in module.ports if not port.output}
+            others = {f"finished_{name}": count for name, count in self.counts.items()}
+            inputs = {name: one for name, one in {**shared, **others}.items() if name in ports}
+            for name in ("ready", "done", "reduced"):
+                if name in ports:
+                    inputs[name] = self.heard[queue, name] = m.wire(f"{name}_{queue}", 1)
+            out = m.instance(f"sequencer_{queue}", module, inputs)
             self.queues[queue] = out
             self.counts[queue].assign(out["finished"])
             every = every & out["idle"]
             any_event = any_event | out["start"] | out["finish"]
-            m.output(f"event_{queue}_start", out["start"])
-            m.output(f"event_{queue}_finish", out["finish"])
-            m.output(f"event_{queue}_number", out["number"], SEQUENCE_BITS)
+            for name in ("start", "finish"):
+                m.output(f"event_{queue}_{name}", out[name])
+            for name in ("started", "ended"):
+                m.output(f"event_{queue}_{name}", out[name], SEQUENCE_BITS)
+            if "reductions" in out:
+                self.counts[REDUCTIONS].assign(out["reductions"])
+                any_event = any_event | out["reduction"]
+                m.output(f"event_{REDUCTIONS}_finish", out["reduction"])
+                m.output(f"event_{REDUCTIONS}_ended", out["left"], SEQUENCE_BITS)
         self.idle.assign(every)
-        m.output("event_any", any_event)
+        m.output("event_any", any_event | self.token["next_valid"])
 
     # Bundles
 
@@ -277,7 +296,11 @@ class _Chip:
         for one in unit.ports:
             match one:
                 case Command():
-                    self.dones[one.queue].append(out[one.done])
+                    told = {"done": one.done}
+                    told |= {"ready": one.ready} if one.flows else {}
+                    told |= {"reduced": one.reduced} if one.reduces else {}
+                    for name, port in told.items():
+                        self.told.setdefault((one.queue, name), []).append(out[port])
                 case Give():
                     self._give(one.name, out[one.port])
                 case Serve():

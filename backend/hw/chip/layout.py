@@ -246,7 +246,14 @@ def encode(layout: Layout) -> dict[str, QueueOp]:
                     _descriptor(layout, queue, entry)
                 )
             )
-        encoded[queue] = QueueOp(queue, executed.short, layout.fields[queue], descriptors)
+        encoded[queue] = QueueOp(
+            queue,
+            executed.short,
+            layout.fields[queue],
+            descriptors,
+            flows=executed.flows,
+            reduces=executed.reduces,
+        )
     refuse(found)
     return encoded
 
@@ -278,7 +285,12 @@ def with_queues(layout: Layout, queues: Sequence[QueueOp]) -> Layout:
             if block not in numbers:
                 raise ValueError(f"a descriptor of queue '{queue}' is of no block @{block}")
             entries.append(Entry(numbers[block], instance, number, one.counts))
-        programs[queue] = QueueProgram(tuple(entries), given[queue].short.value.data)
+        programs[queue] = QueueProgram(
+            tuple(entries),
+            given[queue].short.value.data,
+            given[queue].flows is not None,
+            given[queue].reduces is not None,
+        )
     changed = replace(layout, queues=programs)
     changed.__dict__["encoded"] = given
     return changed

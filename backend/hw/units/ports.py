@@ -39,11 +39,16 @@ class Command(Bundle):
         instructions: what it executes, all of one queue.
         fields: its fields of the queue's descriptors.
         prefix: what its ports' names begin with.
+        flows: there is `ready`, which tells in which cycles an instruction may start.
+        reduces: there is `reduced`, which tells the last cycle in which the reduction of an
+            instruction is not there yet.
     """
 
     instructions: tuple[type[Instruction[Any]], ...]
     fields: Fields
     prefix: str = ""
+    flows: bool = False
+    reduces: bool = False
 
     @property
     def queue(self) -> str:
@@ -62,12 +67,23 @@ class Command(Bundle):
         return f"{self.prefix}done"
 
     @property
+    def ready(self) -> str:
+        """The port that tells in which cycles an instruction may start."""
+        return f"{self.prefix}ready"
+
+    @property
+    def reduced(self) -> str:
+        """The port that tells when reductions are there."""
+        return f"{self.prefix}reduced"
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         return self.start, *(self.port(name) for name in self.fields)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return (self.done,)
+        ready = (self.ready,) if self.flows else ()
+        return self.done, *ready, *((self.reduced,) if self.reduces else ())
 
     def port(self, field: str) -> str:
         """The port of a field."""

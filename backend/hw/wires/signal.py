@@ -456,13 +456,24 @@ class Level(Stage):
     number: int
 
 
+Follow = Callable[[int], "Signal"]
+"""What an input of a pipeline is behind so many registers, from outside."""
+
+
 class Pipeline:
     """The registers of one call of `pipelined`: one for each signal and level that needs it."""
 
-    def __init__(self, valid: Signal | None, registers: Callable[[int], bool]) -> None:
+    def __init__(
+        self,
+        valid: Signal | None,
+        registers: Callable[[int], bool],
+        follow: Mapping[SSAValue, Follow] | None = None,
+    ) -> None:
         self._valid = [valid]
         self._registers = registers
         self._moved: dict[tuple[SSAValue, int], Signal] = {}
+        self._follow = dict(follow or {})
+        self._followed: dict[tuple[Follow, int], Signal] = {}
 
     def valid(self, level: int) -> Signal | None:
         """The valid bit behind so many cuts."""
@@ -479,6 +490,10 @@ class Pipeline:
             return signal
         if signal.stage.pipeline is not self:
             raise CompilerBug(f"{signal} belongs to another pipeline")
+        given = self._follow.get(signal.value)
+        if given is not None:
+            value = self._given(given, level) or signal.value
+            return self._at(signal, value, level)
         for number in range(signal.stage.number, level):
             value = signal.value
             if self._registers(number):
@@ -487,16 +502,24 @@ class Pipeline:
                     plain = Signal(signal.module, value, signal.width, signal.signed)
                     self._moved[key] = plain.delay(enable=self.valid(number))
                 value = self._moved[key].value
-            signal = Signal(
-                signal.module,
-                value,
-                signal.width,
-                signal.signed,
-                signal.low,
-                signal.high,
-                Level(self, number + 1),
-            )
+            signal = self._at(signal, value, number + 1)
         return signal
+
+    def _at(self, signal: Signal, value: SSAValue, level: int) -> Signal:
+        """What a signal is at a level."""
+        width, signed, low, high = signal.width, signal.signed, signal.low, signal.high
+        return Signal(signal.module, value, width, signed, low, high, Level(self, level))
+
+    def _given(self, follow: Follow, level: int) -> SSAValue | None:
+        """What comes from outside at a level; None: no register has gone by."""
+        count = sum(self._registers(number) for number in range(level))
+        if not count:
+            return None
+        if (follow, count) not in self._followed:
+            found = follow(count)
+            self._followed[follow, count] = found
+            self._follow[found.value] = follow
+        return self._followed[follow, count].value
 
 
 def in_step(*signals: Signal) -> tuple[Signal, ...]:
@@ -1247,6 +1270,7 @@ def pipelined(
     inputs: Sequence[Signal],
     depth: int,
     valid: Signal | None = None,
+    follow: Mapping[int, Follow] | None = None,
 ) -> Pipelined:
     """A function in exactly `depth` cycles, however many cuts it has.
 
@@ -1260,6 +1284,8 @@ def pipelined(
         depth: registers between inputs and outputs.
         valid: a stage's registers load only when its data are valid. Data registers have no reset,
             valid bits have.
+        follow: inputs by number whose registers are outside, for several pipelines together; gives
+            an input behind so many of them.
     """
     module = inputs[0].module
 
@@ -1276,7 +1302,8 @@ def pipelined(
     module.roll_back(mark)
     cuts = max((stage.number for stage in stages if isinstance(stage, Level)), default=0)
     chosen = {i * cuts // depth for i in range(depth)} if depth < cuts else set(range(depth))
-    pipeline = Pipeline(valid, lambda level: level in chosen)
+    given = {inputs[i].value: one for i, one in (follow or {}).items()}
+    pipeline = Pipeline(valid, lambda level: level in chosen, given)
     last = max(cuts, depth)
     outputs = [pipeline.move(signal, last) for signal in call(pipeline)]
     plain = [Signal(s.module, s.wires, s.width, s.signed, s.low, s.high) for s in outputs]

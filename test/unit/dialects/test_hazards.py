@@ -32,6 +32,13 @@ class Step:
     queue: str
     waits: dict[str, int]
     access: Access
+    flows: bool = False
+
+    def issue(self, duration: int = 1) -> Issue:
+        """What the timeline knows of it."""
+        return Issue(
+            self.queue, self.waits, constant(duration), constant(1) if self.flows else None
+        )
 
 
 Made = list[tuple[list[Step], list[dict[str, str]], bool]]
@@ -42,6 +49,7 @@ Made = list[tuple[list[Step], list[dict[str, str]], bool]]
 def made(draw: st.DrawFn) -> Made:
     """Programs of up to three blocks."""
     blocks: Made = []
+    flowing = draw(st.sets(st.sampled_from(QUEUES)))
     names = st.lists(st.sampled_from(list(BUFFERS)), max_size=2)
     slots = st.lists(st.sampled_from(["k", "v"]), max_size=1)
     for _ in range(draw(st.integers(1, 3))):
@@ -51,8 +59,10 @@ def made(draw: st.DrawFn) -> Made:
             waits = {q: draw(st.integers(0, n)) for q, n in issued.items() if draw(st.booleans())}
             queue = draw(st.sampled_from(QUEUES))
             issued[queue] += 1
-            access = Access(draw(names), draw(names), draw(slots), draw(slots))
-            steps.append(Step(queue, waits, access))
+            some = st.sampled_from([(0, 2), (1, 3), (2, 4)])
+            parts = draw(st.dictionaries(st.sampled_from([*BUFFERS, "k", "v"]), some, max_size=4))
+            access = Access(draw(names), draw(names), draw(slots), draw(slots), parts)
+            steps.append(Step(queue, waits, access, queue in flowing))
         caches = st.sampled_from(["c0", "c1", "c2"])
         bound = [{"k": draw(caches), "v": draw(caches)} for _ in range(draw(st.integers(1, 3)))]
         blocks.append((steps, bound, draw(st.booleans())))
@@ -61,10 +71,7 @@ def made(draw: st.DrawFn) -> Made:
 
 def found_in(blocks: Made, *, shared: bool = False) -> Race | None:
     return first_race(
-        [
-            Block("b", [Issue(s.queue, s.waits, constant(1)) for s in steps], len(bound))
-            for steps, bound, _ in blocks
-        ],
+        [Block("b", [s.issue() for s in steps], len(bound)) for steps, bound, _ in blocks],
         [[s.access for s in steps] for steps, _, _ in blocks],
         [bound for _, bound, _ in blocks],
         BUFFERS,
@@ -74,12 +81,19 @@ def found_in(blocks: Made, *, shared: bool = False) -> Race | None:
 
 
 def touched(step: Step, bound: dict[str, str], shared: bool) -> tuple[set[object], set[object]]:
-    """Bytes and caches that an instance reads, and those that it writes."""
+    """Bytes and heads of caches that an instance reads, and those that it writes."""
     one = step.access
-    reads: set[object] = {i for b in one.reads for i in range(*BUFFERS[b])}
-    writes: set[object] = {i for b in one.writes for i in range(*BUFFERS[b])}
-    reads |= {bound[s] for s in one.read_caches}
-    writes |= {bound[s] for s in one.written_caches}
+
+    def elements(name: str) -> set[object]:
+        begin, end = BUFFERS[name]
+        first, last = one.parts.get(name, (0, end - begin))
+        return set(range(begin + first, begin + last))
+
+    def heads(slot: str) -> set[object]:
+        return {(bound[slot], head) for head in range(*one.parts.get(slot, (0, 4)))}
+
+    reads = set[object]().union(*map(elements, one.reads), *map(heads, one.read_caches))
+    writes = set[object]().union(*map(elements, one.writes), *map(heads, one.written_caches))
     if shared and step.queue in ("matrix", "attention"):
         writes.add("adders")
     return reads, writes
@@ -93,15 +107,17 @@ def naive(blocks: Made, shared: bool) -> Iterator[tuple[At, At]]:
         for instance, one in enumerate(bound)
         for i, step in enumerate(steps)
     ]
-    for slow, (earlier, _, (reads, writes)) in enumerate(flat):
-        # Every instance is a block of its own, so that just one can take long.
+    for slow, (earlier, first, (reads, writes)) in enumerate(flat):
+        # Every instance is a block of its own, so that just one can take long. Where results come
+        # in order, those behind it in its queue take as long.
+        late = [earlier]
+        if first.flows:
+            late += [at for at, step, _ in flat[slow + 1 :] if step.queue == first.queue]
         alone = [
             Block(
                 "b",
                 [
-                    Issue(
-                        s.queue, s.waits, constant(LONG if (number, instance, i) == earlier else 0)
-                    )
+                    s.issue(LONG if (number, instance, i) in late else 0)
                     for i, s in enumerate(steps)
                 ],
                 1,
@@ -110,8 +126,13 @@ def naive(blocks: Made, shared: bool) -> Iterator[tuple[At, At]]:
             for instance in range(len(bound))
         ]
         starts = [int(span.start[0]) for span in simulate(alone, 1, 0)]
-        for start, (later, _, (read, written)) in list(zip(starts, flat, strict=True))[slow + 1 :]:
-            conflict = writes & read or reads & written or writes & written
+        for start, (later, second, (read, written)) in list(zip(starts, flat, strict=True))[
+            slow + 1 :
+        ]:
+            conflict = writes & read
+            # A unit takes instructions, and leaves their results, in order.
+            if not (first.flows and first.queue == second.queue):
+                conflict |= reads & written | writes & written
             if conflict and start < LONG:
                 yield earlier, later
 

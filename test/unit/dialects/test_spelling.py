@@ -279,7 +279,7 @@ def test_the_rules_leave(text: str) -> None:
             "case Quantize() if one.scale_of is not None:",
             'case _ if one.opcode == "quantize" and "scale_of" in one.uses:',
         ),
-        ("backend/hw/units/vector/unit.py", "self.operation(ROTARY)", 'self.operation("rotary")'),
+        ("backend/hw/units/vector/unit.py", "features.has(ROTARY)", 'features.has("rotary")'),
         (
             "runtime/engines/rtl.py",
             "case values.Scores(heads=heads):",

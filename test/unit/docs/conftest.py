@@ -14,6 +14,18 @@ from small_chip import SMALL
 ROOT = Path(__file__).parents[3]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--renew", action="store_true", help="write into the pages what commands print and draw now"
+    )
+
+
+@pytest.fixture(scope="session")
+def renew(request: pytest.FixtureRequest) -> bool:
+    """Whether pages are brought up to date where they differ."""
+    return bool(request.config.getoption("--renew", default=False))
+
+
 @pytest.fixture(scope="session")
 def chip(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder with hardware, for pages that begin with one; not to be changed."""

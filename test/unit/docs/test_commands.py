@@ -2,7 +2,8 @@
 
 A block fenced as `sh` or `python` is run, in its page's order, in a folder that holds what the
 pages name (`desk`). One whose line before is `<!-- not in tests: why -->` is not. A block of `text`
-right behind one is what it prints, `...` standing for what is left out.
+right behind one is what it prints, `...` standing for what is left out. With `--renew` such blocks
+are brought up to date.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,78 @@ def missing(said: str, printed: str) -> list[str]:
     return absent
 
 
+def renewed(said: str, printed: str) -> str:
+    """What a page says, with the figures that a command prints now.
+
+    A line, with those below it that are set in deeper, becomes what is printed under the same first
+    two words. Numbers aside; what is left out stays so.
+
+    Raises:
+        AssertionError: nothing like it is printed.
+    """
+    lines, result = printed.splitlines(), list[str]()
+    for paragraph in paragraphs(said.splitlines()):
+        if paragraph[0].strip() == "...":
+            result += paragraph
+            continue
+        wanted = label(paragraph[0])
+        found = next((n for n, line in enumerate(lines) if label(line) == wanted), None)
+        assert found is not None, f"nothing printed like: {paragraph[0]}"
+        (now, *_) = paragraphs(lines[found:])
+        if paragraph[-1].endswith(" ..."):
+            cut = " ".join(now).split()[: len(" ".join(paragraph).split()) - 1]
+            now = [" ".join([*cut, "..."])]
+        result += now
+        lines = lines[found + 1 :]
+    return "\n".join(result)
+
+
+def paragraphs(lines: Iterable[str]) -> Iterator[list[str]]:
+    """Each line with those below it that are set in by eight spaces or more."""
+    own: list[str] = []
+    for line in lines:
+        if own and not line.startswith(8 * " "):
+            yield own
+            own = []
+        own.append(line)
+    if own:
+        yield own
+
+
+def label(line: str) -> list[str]:
+    """The first two words of a line, without numbers."""
+    return [re.sub(r"\d[\d,.]*", "0", word) for word in line.split()[:2]]
+
+
+def test_renewed() -> None:
+    printed = """\
+one for x
+  speed   7,000 tokens/s
+  speed   6,000 tokens/s
+  limits  At position 0 all of it
+          is 9.5% of two
+          lines
+  other
+He said unto them all
+160 tokens
+"""
+    said = "one for x\n  ...\n  limits  At 5 positions\n          is 3%\n  ...\nHe says"
+    said += " ...\n150 tokens"
+    with pytest.raises(AssertionError, match="nothing printed like: He says"):
+        renewed(said, printed)
+    said = said.replace("He says", "He said")
+    now = renewed(said.replace("At 5", "At"), printed)
+    assert now.splitlines() == [
+        *("one for x", "  ..."),
+        *printed.splitlines()[3:6],
+        *("  ...", "He said ...", "160 tokens"),
+    ]
+    assert missing(now, printed) == []
+    assert renewed("  speed   1 tokens/s\n  speed   2 tokens/s", printed) == (
+        "  speed   7,000 tokens/s\n  speed   6,000 tokens/s"
+    )
+
+
 def test_blocks() -> None:
     page = """\
 <!-- not in tests: slow -->
@@ -158,7 +231,7 @@ def test_python_of_pages_imports_what_there_is() -> None:
         if any(b.language in RUN and not b.reason for b in blocks((ROOT / page).read_text()))
     ],
 )
-def test_commands_run(page: str, desk: Path, request: pytest.FixtureRequest) -> None:
+def test_commands_run(page: str, desk: Path, request: pytest.FixtureRequest, renew: bool) -> None:
     skipped = False
     for block in blocks((ROOT / page).read_text()):
         if block.language not in RUN or block.reason:
@@ -180,6 +253,12 @@ def test_commands_run(page: str, desk: Path, request: pytest.FixtureRequest) -> 
         )
         printed = done.stdout + done.stderr
         assert done.returncode == 0, f"{page}:{block.line}: {printed[-3000:]}"
+        if renew and block.prints:
+            text, said = (ROOT / page).read_text(), f"```text\n{block.prints}\n```"
+            assert text.count(said) == 1
+            now = f"```text\n{renewed(block.prints, printed)}\n```"
+            (ROOT / page).write_text(text.replace(said, now))
+            continue
         assert not block.prints or missing(block.prints, printed) == [], f"{page}:{block.line}"
     if skipped:
         pytest.skip("needs Icarus: apt install iverilog")

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from page_figures import Compiled, bench_line
 
 from intaglio.backend.compile import compile_model
 from intaglio.backend.stages import Options
@@ -26,10 +27,22 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> str:
     return inspect_svg(out, inspect_json(out))
 
 
-def test_picture_is_what_inspect_draws(drawn: str) -> None:
+def test_picture_is_what_inspect_draws(drawn: str, renew: bool) -> None:
+    if renew:
+        (ROOT / PICTURE).write_text(drawn)
     assert f"]({PICTURE})" in (ROOT / "README.md").read_text()
     same = drawn == (ROOT / PICTURE).read_text()
-    assert same, f"scripts/demo and: intaglio inspect build/demo --format svg -o {PICTURE}"
+    assert same, "pytest test/unit/docs --renew draws it again"
+
+
+def test_the_test_bench_prints_what_the_page_says(tmp_path: Path, renew: bool) -> None:
+    """docs/output.md; bench/page_figures.py has the other figures of cycles in pages."""
+    (figure,) = bench_line(Compiled(tmp_path))
+    path = ROOT / figure.page
+    if renew:
+        path.write_text(figure.written(path.read_text()))
+    same = figure.written(path.read_text()) == path.read_text()
+    assert same, "python bench/page_figures.py --write brings it up to date"
 
 
 def test_picture_stands_alone(drawn: str) -> None:

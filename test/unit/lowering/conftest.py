@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 from xdsl.context import Context
@@ -15,6 +16,7 @@ from xdsl.rewriter import InsertPoint, Rewriter
 from intaglio.backend.target.target import load_target
 from intaglio.dialects.fabric import MachineOp
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.program import InstructionOp
 from intaglio.dialects.rom import ROM
 from intaglio.lowering.step.adapter_slots import RomAdapterSlots
 from intaglio.lowering.step.fuse_residual import RomFuseResidual
@@ -157,6 +159,35 @@ def integer_module(
     RomFuseResidual().apply(context, module)
     module.verify()
     return module
+
+
+Work = tuple[tuple[int, list[int], list[int], list[int]], ...]
+"""Of each pass: its number, for each number of tokens how long it has its queue, and how long after
+that its elements and its reduction are there."""
+
+
+def work_of(beats: Sequence[InstructionOp], capacity: int) -> Work:
+    """What an instruction takes, however it is cut into beats."""
+    tokens = np.arange(1, capacity + 1)
+    found: dict[int, tuple[int, list[int], list[int], list[int]]] = {}
+    for op in beats:
+        issue = op.issue
+        pace = issue.duration if issue.pace is None else issue.pace
+        taken, finish, left = (
+            np.broadcast_to(one(tokens=tokens, rank=0), tokens.shape)
+            for one in (pace, issue.duration, issue.reduces or pace)
+        )
+        number = op.part.number
+        before = found[number][1] if number in found else 0
+        after = ((one - taken).tolist() for one in (finish, left))
+        found[number] = (number, (before + taken).tolist(), *after)
+    return tuple(found[number] for number in sorted(found))
+
+
+@pytest.fixture(scope="session")
+def work() -> Callable[[Sequence[InstructionOp], int], Work]:
+    """What an instruction takes, however it is cut into beats."""
+    return work_of
 
 
 @pytest.fixture(scope="session")

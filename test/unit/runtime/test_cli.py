@@ -397,7 +397,7 @@ def test_the_work_of_hardware_is_said(
         result = run(name, chip.folder, *rest, *arguments)
         assert result.code == 1 and result.err.startswith("rtl: builds the hardware (512 ")
         count = 5 if name == "run" else 4
-        assert f"at most {count} tokens of {instructions} instructions and up to " in result.err
+        assert f"at most {count} tokens of {instructions} beats and up to " in result.err
         assert "stop here" in result.err and "takes long" not in result.err
 
 
@@ -661,6 +661,13 @@ def test_inspect_formats(run: Run, compiled, tmp_path: Path, refused):
     assert [one["position"] for one in chosen["positions"]] == [5, 9]
     trace = run("inspect", out, "--format", "perfetto", "--position", "5,9").json
     assert trace["otherData"]["position"] == 9
+    beats = run("inspect", out, "--format", "perfetto", "--position", "5,9", "--beats").json
+    assert beats["otherData"] == trace["otherData"]
+    more = len(beats["traceEvents"])
+    assert beats["traceEvents"][: len(trace["traceEvents"])] == trace["traceEvents"]
+    assert more > len(trace["traceEvents"])
+    for form in ("text", "json", "html", "svg"):
+        assert "--format perfetto does" in refused("inspect", out, "--format", form, "--beats")
     assert "not a list of positions" in refused("inspect", out, "--position", "5,-1")
     assert "out of range" in refused("inspect", out, "--position", "4096")
 

@@ -45,7 +45,7 @@ class AdapterUnit(Unit):
         inputs = max(1, machine.attention_lanes // machine.vector_lanes)
         load = (Load("load_enable", "load_address", "load_data"),) if model.places.sites else ()
         return (
-            Command((AdapterMatvec,), model.fields),
+            Command((AdapterMatvec,), model.fields, flows=True),
             *(row(CODES, f"input{i}") for i in range(inputs)),
             entry(CODE_SCALES, "input", "group"),
             row(VECTORS, "residual"),

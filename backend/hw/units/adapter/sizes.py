@@ -14,7 +14,7 @@ from intaglio.backend.hw.units.adapter.layout import (
     place_refusals,
 )
 from intaglio.backend.hw.units.attention.h_unit import BYTE
-from intaglio.backend.hw.units.attention.sizes import machine_refusals, number_bits
+from intaglio.backend.hw.units.attention.sizes import AttentionModel, machine_refusals, number_bits
 from intaglio.backend.hw.wires.widths import index_bits
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.descriptor import Field, Fields
@@ -23,6 +23,7 @@ from intaglio.dialects.isa.adapter import AdapterMatvec
 from intaglio.dialects.isa.values import Quantized
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.semantics import accumulator_bits, slot_bits
+from intaglio.lowering.schedule import durations
 
 if TYPE_CHECKING:
     from intaglio.backend.program.program import Instruction, Parameter, Program
@@ -128,6 +129,15 @@ class AdapterModel:
             ("adapter_part", beats, "beats of a block before the first row's result"),
         )
         return [Field(name, number_bits(most), means) for name, most, means in found if most]
+
+    @cached_property
+    def hold(self) -> int:
+        """Cycles from the start to the last step, at least; 0: as they are.
+
+        Scores of an attention before have left by then.
+        """
+        floor, machine = AttentionModel(self.program).floor, self.machine
+        return floor if floor > durations.adapter_drain(machine) else 0
 
     @cached_property
     def fields(self) -> Fields:

@@ -8,8 +8,9 @@ first step in cycle s + 1. In a step every H-Unit multiplies a word of its row w
 the vector, a byte of each element of the vector at a time, and adds the product times the scale of
 the group to its sum. Loops, from the inside: bytes, words of a row, blocks of `h_units` rows. After
 a block its results leave in *beats* of `results_per_cycle` rows, are requantised, and get the
-residual added, while the next block is multiplied. Those of a matrix that begins at another H-Unit
-than the first are turned, so that row 0 leaves first.
+residual added, while the next block is multiplied; after the last one that may be the first block
+of the next instruction (`ready`). Fields go with the steps, then with the beats. Results of a
+matrix that begins at another H-Unit than the first are turned, so that row 0 leaves first.
 
 **Rank.** Of a site's first matrix the rows below its rank are multiplied; the others are 0, and
 blocks without any row below it take only their beats. Of the second matrix the words with columns
@@ -18,8 +19,11 @@ below the rank are read; at rank 0 the result is the residual.
 **Residents.** Of several resident adapters the register `active` selects one: its offset is added
 to the first places of a slot's words and scales, and its ranks and exponents are those that count.
 
-`lowering.schedule.durations` (`adapter_product`, `slot_product`) states when it is `done`: in the
-cycle of the last write.
+Attention takes turns with it: its scores may still leave when a product starts, and are out of the
+array by the last step of that (`AdapterModel.hold`), so all finish in the order of their starts.
+
+`lowering.schedule.durations` (`adapter_beat`, `slot_beat`) states when it is `done`: in the cycle
+of the last write.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ from intaglio.backend.hw.units.adapter.sizes import PLACES_BITS, AdapterModel
 from intaglio.backend.hw.units.attention.h_unit import BYTE, Element, element
 from intaglio.backend.hw.units.attention.sizes import machine_refusals, number_bits
 from intaglio.backend.hw.units.refusals import refuse
+from intaglio.backend.hw.wires.follow import connections, followed
 from intaglio.backend.hw.wires.reader import Wires
 from intaglio.backend.hw.wires.signal import (
     Design,
@@ -60,6 +65,9 @@ from intaglio.dialects.fixed_point import SCALE_BITS as MANTISSA_BITS
 from intaglio.dialects.formulas.products import requantize
 from intaglio.dialects.formulas.reader import ScaleOf
 
+_LEAVING = ("source", "target", "residual", "residual_row", "rows", "pre_shift")
+"""Fields that count when results leave the array."""
+
 
 def adapter_unit(design: Design, model: AdapterModel) -> ModuleBuilder:
     """The module `adapter_unit`.
@@ -67,7 +75,7 @@ def adapter_unit(design: Design, model: AdapterModel) -> ModuleBuilder:
     Ports, with W = `vector_lanes`; a row given in a cycle is answered by its data in the next one:
 
     - `start`, the fields (`AdapterModel.fields`, in the cycle of the start only), `done` (in the
-      cycle of the last write).
+      cycle of the last write), `ready` (an instruction may start).
     - `input<i>_row`, `input<i>_data`: codes of the vector, W of 16 bits; max(1, attention_lanes /
       W) ports. `input_group`, `input_mantissa`, `input_exponent`: its scale.
     - `residual_row`, `residual_data`: W numbers of 32 bits.
@@ -194,17 +202,25 @@ def _lane(design: Design, model: AdapterModel) -> ModuleBuilder:
     def build(m: ModuleBuilder) -> None:
         dot = m.input("dot", model.accumulator_bits, True)
         residual = m.input("residual", FIXED_BITS, True)
-        mantissa = m.input("mantissa", MANTISSA_BITS).static()
-        places = m.input("places", PLACES_BITS + 1, True).static()
-        shift = m.input("pre_shift", number_bits(model.shift)).assume(0, model.shift).static()
+        control = [
+            followed(m, "mantissa", MANTISSA_BITS),
+            followed(m, "places", PLACES_BITS + 1, True),
+            followed(m, "pre_shift", number_bits(model.shift)),
+        ]
 
-        def result(dot: Signal, residual: Signal) -> tuple[Signal, Signal]:
+        def result(
+            dot: Signal, residual: Signal, mantissa: Signal, places: Signal, shift: Signal
+        ) -> tuple[Signal, Signal]:
             r = Wires(m)
-            value = requantize(r, dot, ScaleOf(mantissa, places), shift, 0, residual)
+            scale, shift = ScaleOf(mantissa, places), shift.assume(0, model.shift)
+            value = requantize(r, dot, scale, shift, 0, residual)
             return value, r.saturated
 
         value, saturated = pipelined(
-            result, [dot, residual], machine.reduce + machine.requantise
+            result,
+            [dot, residual, *(signal for signal, _ in control)],
+            machine.reduce + machine.requantise,
+            follow={2 + i: follow for i, (_, follow) in enumerate(control)},
         ).outputs
         m.output("value", value.extend(FIXED_BITS, True))
         m.output("saturated", saturated)
@@ -325,37 +341,14 @@ class _Unit:
             name: signal.delay(enable=start, name=f"{name}_held") for name, signal in given.items()
         }
         first, second = f["adapter_first"], f["adapter_second"]
-        zero = m.constant(0)
-        rank: Signal = zero
-        self.exponent: Signal = zero
-        if places.sites:
-            site = given["adapter_site"]
-            count = len(places.sites)
-            firsts = range(0, places.registers, count)
-            ranks = [choose(site, self.ranks[first : first + count]) for first in firsts]
-            where = mux(start, site, f["adapter_site"])
-            if places.residents > 1:
-                ranks = [self.of_active(ranks)]
-                where = where + self.of_active(firsts)
-            rank = ranks[0].delay(enable=start, name="rank")
-            (registers,) = m.ram(
-                "exponents",
-                max(2, places.registers),
-                2 * EXPONENT_BITS,
-                [self.fit(where, index_bits(max(2, places.registers)))],
-                [self.exponent_write],
-            )
-            a, b = registers[:EXPONENT_BITS], registers[EXPONENT_BITS:]
-            self.exponent = mux(
-                first, a.as_signed(), mux(second, b.as_signed(), 0)
-            )  # of the graph's own adapters it is in `adapter_places`
+        rank, exponent = self.of_site(given)
         lane_log, unit_log = log2(self.lanes), log2(self.units)
         by_rank = (rank + (self.lanes - 1)) >> lane_log
         words = mux(second, by_rank, f["adapter_words"]).named("words")
         blocks = (rank + (self.units - 1)) >> unit_log
         # Rows that are not 0.
         rows = mux(second & (rank == 0), 0, f["adapter_rows"])
-        self.rows = mux(first, rank, rows).named("rows")
+        rows = mux(first, rank, rows).named("rows")
 
         running = m.register("running", 1)
         inner_done = m.register("inner_done", 1)
@@ -381,12 +374,23 @@ class _Unit:
         work = words << f["adapter_passes_last"]
         length = mux(active, larger(work, self.parts), self.parts)
         interval = m.register("interval", max(work.width, length.width))
-        slot_end = (running & ((interval + 1) == length)).named("slot_end")
-        interval.drive(mux(running & ~slot_end, _up(interval), 0))
-        inner_done.drive((inner_done | row_end) & ~slot_end & ~start)
         block_end = block == f["adapter_blocks_last"]
+        slot_over = (interval + 1) == length
+        slot_end = running & slot_over
+        if model.hold:
+            # Until scores have left.
+            hold = m.register("hold", number_bits(model.hold - 1))
+            waiting = hold != 0
+            rest = mux(waiting, (hold - 1).truncate(hold.width), 0)
+            hold.drive(mux(start, model.hold - 1, rest))
+            slot_end = slot_end & ~(waiting & block_end)
+        slot_end = slot_end.named("slot_end")
+        interval.drive(mux(running & ~slot_end, mux(slot_over, interval, _up(interval)), 0))
+        inner_done.drive((inner_done | row_end) & ~slot_end & ~start)
         block.drive(mux(start, 0, mux(slot_end, _up(block), block)))
-        running.drive(start | (running & ~(slot_end & block_end)))
+        last = slot_end & block_end
+        running.drive(start | (running & ~last))
+        m.output("ready", ~running | last)
 
         address = m.register("row_word", model.fields["adapter_word"])
         next_row = self.fit(address + f["adapter_words"], address.width)
@@ -402,7 +406,17 @@ class _Unit:
         self.address = self.fit(address + word, address.width)
         self.scale_address = self.fit(scale + group, scale.width)
 
-        # Beats.
+        # Beats: of an instruction that may have left the steps to the next one.
+        leaving = {name: f[f"adapter_{name}"] for name in _LEAVING}
+        for name in ("turn", "part"):
+            if f"adapter_{name}" in f:
+                leaving[f"first_{name}"] = f[f"adapter_{name}"]
+        places_ = f["adapter_places"].as_signed() + exponent
+        leaving |= {"alive": rows, "places": self.fit(places_, PLACES_BITS + 1)}
+        self.lines = {
+            name: [signal.delay(enable=slot_end, name=f"beat_{name}")]
+            for name, signal in leaving.items()
+        }
         self.on = on = m.register("beat", 1)
         part = m.register("beat_part", index_bits(self.parts))
         part_end = part == self.parts - 1
@@ -415,6 +429,32 @@ class _Unit:
         self.group = (beat_block << parts_log) + part if parts_log else beat_block
         done = (on & part_end & final).delay(self.early + self.late, reset=0, name="done_q")
         m.output("done", done)
+
+    def of_site(self, given: Mapping[str, Signal]) -> tuple[Signal, Signal]:
+        """The active rank at the instruction's site, and the exponent of its product there."""
+        m, f, places, start = self.m, self.f, self.places, self.start
+        if not places.sites:
+            return m.constant(0), m.constant(0)
+        site = given["adapter_site"]
+        count = len(places.sites)
+        firsts = range(0, places.registers, count)
+        ranks = [choose(site, self.ranks[first : first + count]) for first in firsts]
+        where = mux(start, site, f["adapter_site"])
+        if places.residents > 1:
+            ranks = [self.of_active(ranks)]
+            where = where + self.of_active(firsts)
+        rank = ranks[0].delay(enable=start, name="rank")
+        (registers,) = m.ram(
+            "exponents",
+            max(2, places.registers),
+            2 * EXPONENT_BITS,
+            [self.fit(where, index_bits(max(2, places.registers)))],
+            [self.exponent_write],
+        )
+        a, b = registers[:EXPONENT_BITS], registers[EXPONENT_BITS:]
+        # Of the graph's own adapters it is in `adapter_places`.
+        first, second = f["adapter_first"], f["adapter_second"]
+        return rank, mux(first, a.as_signed(), mux(second, b.as_signed(), 0))
 
     # Operands and the array
 
@@ -438,11 +478,11 @@ class _Unit:
             name: self.fit(one, ports[name].width).delay(deep, name=f"unit_{name}")
             for name, one in shared.items()
         }
+        for name in self.model.mixed:
+            shared[name] = f[f"adapter_{name}"].delay(deep, name=f"unit_{name}")
         shared["step"] = self.step.delay(deep, reset=0, name="unit_step")
         shared["vector"] = vector.delay(deep - 1, name="unit_vector")
         shared["keep"] = self.slot_end.delay(self.early, reset=0, name="unit_keep")
-        for name in self.model.mixed:
-            shared[name] = f[f"adapter_{name}"]
         return [
             m.instance(f"h_unit{t}", unit, {**shared, **writes[t]})["result"]
             for t in range(self.units)
@@ -473,25 +513,39 @@ class _Unit:
 
     def results(self, lane: ModuleBuilder, results: list[Signal]) -> None:
         """Beats, from the sums to the vector memory."""
-        m, f, count, width = self.m, self.f, self.count, self.width
+        m, count, width = self.m, self.count, self.width
         row_bits = self.model.row_bits
-        m.output("input_group", f["adapter_source"])
+        m.output("input_group", self.late_field("source", self.early - 1))
         mantissa = m.input("input_mantissa", MANTISSA_BITS)
         exponent = m.input("input_exponent", memories.EXPONENT_BITS, True)
-        places = (f["adapter_places"].as_signed() + self.exponent + exponent).named("places")
+        own = self.late_field("places", self.early).as_signed()
+        places = self.fit(own + exponent, PLACES_BITS + 1).named("places")
+        scale = {"mantissa": [mantissa], "places": [places]}
+
+        def late(name: str, cycles: int) -> Signal:
+            if name not in scale:
+                return self.late_field(name, self.early + cycles)
+            line = scale[name]
+            while len(line) <= cycles:
+                line.append(line[-1].delay(name=f"scale_{name}_at{len(line)}"))
+            return line[cycles]
+
+        control = connections(lane, ("mantissa", "places", "pre_shift"), late)
 
         part = self.part.delay(self.early, name="result_part")
-        if "adapter_part" in f:
-            part = (part + f["adapter_part"]).truncate(part.width)
+        if "first_part" in self.lines:
+            part = (part + self.late_field("first_part", self.early)).truncate(part.width)
         dots = [choose(part, results[i::count]) for i in range(count)]
-        if "adapter_turn" in f:
+        if "first_turn" in self.lines:
             # Row 0 of the matrix is not the first result of a beat.
+            turn = self.late_field("first_turn", self.early)
             turned = [[dots[(i + turn) % count] for turn in self.model.turns] for i in range(count)]
-            dots = [choose(f["adapter_turn"], options) for options in turned]
+            dots = [choose(turn, options) for options in turned]
         first = self.group << log2(count)
-        alive = cat(*[first + i < self.rows for i in reversed(range(count))])
+        rows = self.late_field("alive", 0)
+        alive = cat(*[first + i < rows for i in reversed(range(count))])
         alive = alive.delay(self.early, name="result_alive")
-        written = [first + i < f["adapter_rows"] for i in range(count)]
+        written = [first + i < self.late_field("rows", 0) for i in range(count)]
 
         # Where the results of a beat lie.
         bits = log2(width // count)
@@ -499,7 +553,7 @@ class _Unit:
         offset = self.group >> bits
         m.output(
             "residual_row",
-            self.fit(f["adapter_residual_row"] + offset, row_bits).delay(
+            self.fit(self.late_field("residual_row", 0) + offset, row_bits).delay(
                 self.early - 1, name="residual_at"
             ),
         )
@@ -508,6 +562,7 @@ class _Unit:
             size = FIXED_BITS * count
             late_sub = sub.delay(self.early, name="residual_sub")
             data = choose(late_sub, [data[low : low + size] for low in range(0, data.width, size)])
+        added = self.late_field("residual", self.early)
         values: list[Signal] = []
         flags: list[Signal] = []
         for i in range(count):
@@ -517,10 +572,8 @@ class _Unit:
                 lane,
                 {
                     "dot": mux(alive[i], dots[i], 0),
-                    "residual": mux(f["adapter_residual"], base, 0),
-                    "mantissa": mantissa,
-                    "places": places,
-                    "pre_shift": f["adapter_pre_shift"],
+                    "residual": mux(added, base, 0),
+                    **control,
                 },
             )
             values.append(out["value"])
@@ -529,12 +582,19 @@ class _Unit:
         lanes = [self.on & (sub == i // count) & written[i % count] for i in range(width)]
         mask = cat(*reversed(lanes)).delay(delay, reset=0, name="result_lane")
         m.output("result_enable", self.on.delay(delay, reset=0, name="result_on"))
-        row = self.fit(f["adapter_target"] + offset, row_bits)
+        row = self.fit(self.late_field("target", 0) + offset, row_bits)
         m.output("result_row", row.delay(delay, name="result_to"))
         m.output("result_data", cat(*[values[i % count] for i in reversed(range(width))]))
         m.output("result_lanes", mask)
         counted = [mux(mask[i], flags[i % count], 0) for i in range(width)]
         m.output("saturations", add_all(counted))
+
+    def late_field(self, name: str, cycles: int) -> Signal:
+        """What `_LEAVING` names, of the instruction whose beat went so many cycles ago."""
+        line = self.lines[name]
+        while len(line) <= cycles:
+            line.append(line[-1].delay(name=f"{name}_at{len(line)}"))
+        return line[cycles]
 
     def fit(self, signal: Signal, width: int) -> Signal:
         """The signal on `width` wires; what does not fit never happens."""

@@ -47,6 +47,7 @@ class HShape:
         kv_fp8: whether cached elements may be E4M3.
         kv_integer: whether cached elements may be integers.
         places: highest byte weight of a product of two bytes, 0 to 2.
+        together: query heads whose dots leave in a cycle.
         output: elements of a weighted sum that leave in a cycle.
         buffer: words of the buffer for vectors from external memory; 0 without.
         buffer_parts: parts of its words that are written one by one.
@@ -62,6 +63,7 @@ class HShape:
     kv_fp8: bool
     kv_integer: bool
     places: int
+    together: int
     output: int
     buffer: int = 0
     buffer_parts: int = 1
@@ -91,8 +93,8 @@ def h_unit(design: Design, machine: Machine, shape: HShape) -> ModuleBuilder:
     - `fetch_enable`, `fetch_address`, `fetch_data`, `fetch_mask` write the buffer for vectors from
       external memory; in a step with `outside` the word at `buffer_address` of it counts. Only
       where there is such a buffer.
-    - `load`: copies the dots to where they wait to leave; `dot_head` chooses which `dot` shows, in
-      the same cycle.
+    - `load`: copies the dots to where they wait to leave; `dot_beat` chooses which of them show as
+      `dot` (`HShape.together` heads, first lowest), in the same cycle.
     - `sum_group`, `sum_head`, `sum_beat` choose which `sums` show (`HShape.output` elements, first
       lowest), in the same cycle.
     """
@@ -222,7 +224,12 @@ class _HUnit:
             dots += [_accumulator(m, "dot", shape.dot_bits, s, step.first, enable) for s in sums]
         load = m.input("load", 1)
         waiting = [dot.delay(enable=load, name="waiting") for dot in dots]
-        m.output("dot", choose(m.input("dot_head", index_bits(len(dots))), waiting))
+        beats = -(-len(dots) // shape.together)
+        beat = m.input("dot_beat", index_bits(beats))
+        # Heads beyond the last show what the last shows.
+        waiting += waiting[-1:] * (beats * shape.together - len(dots))
+        shown = [choose(beat, waiting[i :: shape.together]) for i in range(shape.together)]
+        m.output("dot", cat(*reversed([one.extend(shape.dot_bits, True) for one in shown])))
 
     def sums(self, step: _Accumulating, singles: Sequence[Signal]) -> None:
         """The accumulators of weighted sums."""

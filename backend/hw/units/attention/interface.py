@@ -58,16 +58,16 @@ class AttentionUnit(Unit):
         model, machine = self.model, self.model.machine
         heads = machine.query_parallel
         return (
-            Command((QueryKey, WeightedSum), model.fields, "attention_"),
-            Command((Append,), model.append_fields, "append_"),
+            Command((QueryKey, WeightedSum), model.fields, "attention_", flows=True),
+            Command((Append,), model.append_fields, "append_", flows=True),
             Take("position", POSITION),
             *self._rows("append", machine.kv_port_bytes),
             entry(CODE_SCALES, "append", "group"),
             *self._rows("query", machine.attention_lanes, heads),
-            entry(CODE_SCALES, "query", "group"),
+            *(entry(CODE_SCALES, f"query_scale{i}", "group") for i in range(model.together)),
             *self._rows("probability", machine.h_units, heads),
             entry(HEADS, "head", "row"),
-            written_row(SCORES, "score", mask="lanes"),
+            *(written_row(SCORES, f"score{i}", mask="lanes") for i in range(model.together)),
             written_row(VECTORS, "result", mask="lanes"),
             Serve(VALUE_SCALES, "value_scale_row", "value_scale_data"),
             *self._external,

@@ -38,6 +38,7 @@ from intaglio.dialects.isa.values import Probabilities, Quantized
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import EXPONENT_BITS
 from intaglio.dialects.semantics import query_key_bits, weighted_sum_bits
+from intaglio.lowering.schedule import durations
 
 if TYPE_CHECKING:
     from intaglio.backend.program.program import Cache, Instruction, Program
@@ -176,6 +177,11 @@ class AttentionModel:
         """Most query heads that share a KV head."""
         return max((self.query_heads(one) // cache.heads for one, cache in self._uses), default=1)
 
+    @property
+    def together(self) -> int:
+        """Query heads whose scores leave the array in a beat, at most."""
+        return min(durations.scores_together(self.machine), self.shared)
+
     @cached_property
     def widths(self) -> tuple[int, ...]:
         """Widths of the heads."""
@@ -211,9 +217,33 @@ class AttentionModel:
         """Cycles of a block of cached tokens that are on the die."""
         machine, shared = self.machine, self.query_heads(one) // place.cache.heads
         work = -(-shared // machine.query_parallel) * place.words * _bytes(self.format_of(one))
-        if isinstance(one, WeightedSum):
-            return work
-        return max(work, shared * max(1, machine.h_units // machine.results_per_cycle))
+        return work if isinstance(one, WeightedSum) else max(work, self.floor)
+
+    @cached_property
+    def floor(self) -> int:
+        """Cycles until the scores of a block have left, of the slowest that there are."""
+        return max(
+            (
+                durations.score_drain(self.machine, self.query_heads(one) // cache.heads)
+                for one, cache in self._uses
+                if isinstance(one, QueryKey)
+            ),
+            default=1,
+        )
+
+    @cached_property
+    def hold(self) -> int:
+        """Cycles from a weighted sum's start to the last step of a head, at least; 0: as they are.
+
+        Scores of what went before may be leaving, and the heads' scales must be there.
+        """
+        least = durations.least_before_sums(self.machine, self.floor)
+        works = [
+            self.interval(one, self.kv[cache.name])
+            for one, cache in self._uses
+            if isinstance(one, WeightedSum)
+        ]
+        return least if least > min(works, default=least) else 0
 
     @cached_property
     def buffers(self) -> int:
@@ -263,6 +293,7 @@ class AttentionModel:
             kv_fp8="fp8" in rights,
             kv_integer=rights != {"fp8"},
             places=places,
+            together=self.together,
             output=beat_elements(machine),
             buffer=self.buffers * self.buffer_words if self.external else 0,
             buffer_parts=max(1, machine.attention_lanes // (machine.external_bytes or 1))
@@ -277,27 +308,26 @@ class AttentionModel:
         most = max((place.words for place in kv.places.values()), default=1)
         interval = number_bits(
             max(1, shape.groups * shape.reads * 4),
-            self.shared * max(1, machine.h_units // machine.results_per_cycle),
+            self.floor,
         )
         return Fields(
             (
                 Field("weighted", 1, "1: `weighted_sum`, 0: `query_key`"),
-                Field(
-                    "source",
-                    self.row_bits,
-                    "first row of the codes that are read; also of their scales",
-                ),
+                Field("source", self.row_bits, "first row of the codes that are read"),
                 Field("source_stride", self.row_bits, "rows from a head to the next one"),
+                Field("entry", self.row_bits, "first entry of the scales of those codes"),
                 Field("head", self.head_bits, "first entry of the probabilities' scales and sums"),
                 Field("target", self.row_bits, "first row of the result"),
+                Field("lane", index_bits(machine.vector_lanes), "lane of the first sum there"),
                 Field("target_stride", self.row_bits, "rows of scores from a head to the next one"),
-                Field("word", index_bits(kv.depth), "first word of the cache in every H-Unit"),
+                Field("word", index_bits(kv.depth), "first word of the first head in every H-Unit"),
                 Field("vector_words", number_bits(most), "words of a cached vector"),
                 Field("kv_heads", number_bits(self.kv_heads), "heads of the cache"),
+                Field("count", number_bits(self.kv_heads), "how many of them are passed over"),
                 Field(
                     "shared", number_bits(self.shared), "query heads that share a head of the cache"
                 ),
-                Field("heads_last", index_bits(self.heads), "query heads, less one"),
+                Field("heads_last", index_bits(self.heads), "query heads of those, less one"),
                 Field(
                     "groups_last",
                     index_bits(shape.groups),
@@ -331,7 +361,9 @@ class AttentionModel:
                 Field("static", 1, "1: the cache has one scale, the next two fields"),
                 Field("scale_mantissa", SCALE_BITS, "mantissa of the cache's one scale"),
                 Field("scale_exponent", EXPONENT_BITS, "exponent of the cache's one scale", True),
-                Field("scale_row", index_bits(kv.scale_depth), "first row of the cache's scales"),
+                Field(
+                    "scale_row", index_bits(kv.scale_depth), "first row of the first head's scales"
+                ),
                 Field(
                     "scale_stride",
                     index_bits(kv.scale_depth),
@@ -362,7 +394,7 @@ class AttentionModel:
             Field(
                 "external",
                 index_bits(self.kv.external_depth),
-                "first row of the cache in external memory",
+                "first row of the first head in external memory",
             ),
             Field("block_beats", number_bits(beats), "rows of a block there"),
             Field(
@@ -385,22 +417,22 @@ class AttentionModel:
         slots = 2 * -(-max(self.widths) // port) + 4
         return Fields(
             (
-                Field(
-                    "source",
-                    self.row_bits,
-                    "first row of the codes that are read; also of their scales",
-                ),
+                Field("source", self.row_bits, "first row of the codes that are read"),
                 Field("source_stride", self.row_bits, "rows from a head to the next one"),
-                Field("word", index_bits(kv.depth), "first word of the cache in every H-Unit"),
+                Field("entry", self.row_bits, "first entry of their scales"),
+                Field("word", index_bits(kv.depth), "first word of the first head in every H-Unit"),
                 Field("vector_words", number_bits(most), "words of a cached vector"),
                 Field("heads", number_bits(self.kv_heads), "heads of the cache"),
+                Field("count", number_bits(self.kv_heads), "how many of them are written"),
                 Field(
                     "slots_last", number_bits(slots), "cycles of a head at the KV port, less one"
                 ),
                 Field("chunks", number_bits(slots), "words of the KV port of a plane"),
                 Field("planes_last", 1, "bytes of a cached element, less one"),
                 Field("dynamic", 1, "1: each vector has a scale of its own"),
-                Field("scale_row", index_bits(kv.scale_depth), "first row of the cache's scales"),
+                Field(
+                    "scale_row", index_bits(kv.scale_depth), "first row of the first head's scales"
+                ),
                 Field(
                     "scale_stride",
                     index_bits(kv.scale_depth),
@@ -448,7 +480,7 @@ def _encode_attention(
     shared, output = heads // cache.heads, beat_elements(machine)
     _check_width(cache.width, machine)
     groups, passes = -(-shared // parallel), _bytes(fmt)
-    token_rows, first = program.rows_of_head, program.row_of(source, instruction)
+    token_rows, row = program.rows_of_head, program.row_of(source, instruction)
     vector_rows = -(-cache.width // machine.vector_lanes)
     static = ConstantScale.of(cache.static_scale) if cache.static_scale is not None else None
     factor, cap = Real(0, 0), one.softcap if isinstance(one, QueryKey) else None
@@ -457,26 +489,38 @@ def _encode_attention(
         factor = _normal(one.score_scale)
     else:
         frac = program.fraction(one.output)
+    first, count = instruction.beat.of(cache.heads)
+    entry = model.heads_of.get(source, row)
+    stride, scale_rows = token_rows if weighted else vector_rows, _scale_rows(place)
+    target, lane = program.row_of(one.output, instruction), 0
+    if weighted:
+        more, lane = divmod(first * shared * cache.width, machine.vector_lanes)
+        target += more
+    else:
+        target += first * shared * token_rows
     external: dict[str, int] = {}
     if model.external:
         external = {
-            "external": place.external,
+            "external": place.external + first * place.beats,
             "block_beats": place.beats,
             "slow_last": max(interval, place.beats) - 1,
             "pause_last": machine.external_latency + place.beats - 1,
         }
     return {
         "weighted": int(weighted),
-        "source": first,
-        "source_stride": token_rows if weighted else vector_rows,
-        "head": model.heads_of.get(source, first) if weighted else 0,
-        "target": program.row_of(one.output, instruction),
+        "source": row + first * shared * stride,
+        "source_stride": stride,
+        "entry": 0 if weighted else row + first * shared,
+        "head": entry + first * shared if weighted else 0,
+        "target": target,
+        "lane": lane,
         "target_stride": 0 if weighted else token_rows,
-        "word": place.word,
+        "word": place.word + first * place.words,
         "vector_words": place.words,
         "kv_heads": cache.heads,
+        "count": count,
         "shared": shared,
-        "heads_last": heads - 1,
+        "heads_last": count * shared - 1,
         "groups_last": groups - 1,
         "reads_last": place.reads - 1,
         "planes_last": place.planes - 1,
@@ -490,8 +534,8 @@ def _encode_attention(
         "static": int(place.static),
         "scale_mantissa": 0 if static is None else int(static.mantissa),
         "scale_exponent": 0 if static is None else int(static.exponent),
-        "scale_row": place.scale_row,
-        "scale_stride": 0 if place.static else place.scale_rows,
+        "scale_row": place.scale_row + first * scale_rows,
+        "scale_stride": scale_rows,
         "factor_mantissa": factor.mantissa,
         "factor_exponent": factor.exponent,
         "pre_shift": one.pre_shift,
@@ -509,23 +553,33 @@ def _encode_append(
     cache, port = place.cache, machine.kv_port_bytes
     chunks = -(-cache.width // port)
     scale = 0 if place.static else SCALE_WORD // BYTE
+    first, count = instruction.beat.of(cache.heads)
+    row = model.program.row_of(one.input, instruction)
+    stride = -(-cache.width // machine.vector_lanes)
     external: dict[str, int] = {}
     if model.external:
-        external = {"external": place.external, "block_beats": place.beats}
+        external = {"external": place.external + first * place.beats, "block_beats": place.beats}
     return {
-        "source": model.program.row_of(one.input, instruction),
-        "source_stride": -(-cache.width // machine.vector_lanes),
-        "word": place.word,
+        "source": row + first * stride,
+        "source_stride": stride,
+        "entry": row + first,
+        "word": place.word + first * place.words,
         "vector_words": place.words,
         "heads": cache.heads,
+        "count": count,
         "slots_last": -(-(cache.width * place.planes + scale) // port) - 1,
         "chunks": chunks,
         "planes_last": place.planes - 1,
         "dynamic": int(not place.static),
-        "scale_row": place.scale_row,
-        "scale_stride": 0 if place.static else place.scale_rows,
+        "scale_row": place.scale_row + first * _scale_rows(place),
+        "scale_stride": _scale_rows(place),
         **external,
     }
+
+
+def _scale_rows(place: CachePlace) -> int:
+    """Rows of scales from a head to the next one."""
+    return 0 if place.static else place.scale_rows
 
 
 def _check_width(width: int, machine: Machine) -> None:

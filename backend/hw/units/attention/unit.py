@@ -1,6 +1,7 @@
 """The attention unit: H-Units with the KV cache, their controller, and the KV write port.
 
-`attention_unit` executes `query_key` and `weighted_sum` (queue attention) and `append` (queue kv).
+`attention_unit` executes `query_key` and `weighted_sum` (queue attention) and `append` (queue kv),
+a range of an instruction's KV heads at a time (`Beat.of`).
 KV SRAM (`h_unit<t>/kv`) and the scales of the cached vectors (`scales`) are inside; the memories of
 quantised vectors, scores, probabilities and results are outside and have a latency of one cycle.
 
@@ -11,17 +12,31 @@ query (or probability), bytes of the cached element, words of the vector, groups
 blocks of `h_units` tokens, KV heads. What is complete leaves in *beats* that go through the same
 pipeline, then the reduction network and the requantiser:
 
-- `query_key`: after each block the scores of its tokens, one query head a beat (more beats where
-  there are more H-Units than results a cycle), while the next block is multiplied. Only tokens
-  that the query sees (up to the position, within the window) are written.
+- `query_key`: after each block the scores of its tokens, while the next block is multiplied: in a
+  beat those of one query head (more beats where there are more H-Units than results a cycle), or
+  of several that share the KV head where all their results fit in a cycle
+  (`AttentionModel.together`). Heads lie in rows of their own, so each of them has a write port.
+  Only tokens that the query sees (up to the position, within the window) are written.
 - `weighted_sum`: after each KV head the sums of its query heads, `HShape.output` elements a beat,
-  while the array pauses. Before the first step the scales of all heads (probability scale over sum)
-  are computed, one a cycle.
+  while the array pauses. The scales of the heads (probability scale over sum) are computed beside
+  the first steps, one a cycle. They are kept where those of the instruction before were, so none
+  comes before the last of these has been read; the first one is wanted `broadcast` and
+  `attention_pipeline` after the first head's last step, for which that step waits if it must
+  (`durations.least_before_sums`).
+
+**Flow.** The next instruction may start in the cycle of the last step, or of the last beat of sums
+(`attention_ready`): its first step is the next one while results of this one still leave. What the
+steps need is held from the start on, what the beats need is taken with the last step of their
+block, and what the requantiser needs goes with the beat. Scores that leave never meet what follows:
+a block of `query_key` takes at least as long as the longest drain of scores of the program
+(`AttentionModel.floor`), and so does the first head of a `weighted_sum`. So instructions finish in
+the order in which they start.
 
 **External memory.** With `kv_on_die` the keys and values of later tokens come from external memory,
 a block of `h_units` tokens of a KV head at a time, into buffers in the H-Units, from the start of
 the instruction on and as long as buffers are free. The first step waits for the first block; after
-that, blocks from outside take as long as their fetch, if that is longer, and nothing stalls.
+that, blocks from outside take as long as their fetch, if that is longer, and nothing stalls. All
+instructions use the buffers in turn.
 
 `lowering.schedule.durations` states when it is `done`: in the cycle of the last write.
 """
@@ -45,6 +60,7 @@ from intaglio.backend.hw.units.attention.sizes import (
 from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.wires import datapaths
 from intaglio.backend.hw.wires.datapaths import Scale
+from intaglio.backend.hw.wires.follow import connections, followed
 from intaglio.backend.hw.wires.reader import Wires
 from intaglio.backend.hw.wires.signal import (
     Design,
@@ -72,6 +88,27 @@ from intaglio.dialects.tables import GATE_FRAC
 
 __all__ = ["AttentionModel", "attention_unit", "encode"]
 
+_LEAVING = (
+    "weighted",
+    "entry",
+    "target",
+    "target_stride",
+    "shared",
+    "beats_last",
+    "width",
+    "static",
+    "scale_mantissa",
+    "scale_exponent",
+    "scale_row",
+    "scale_stride",
+    "factor_mantissa",
+    "factor_exponent",
+    "pre_shift",
+    "frac",
+    "cap",
+)
+"""Fields that count when results leave the array."""
+
 
 def attention_unit(design: Design, model: AttentionModel) -> ModuleBuilder:
     """The module `attention_unit`.
@@ -81,18 +118,21 @@ def attention_unit(design: Design, model: AttentionModel) -> ModuleBuilder:
 
     - `position` of the token, stable while it is processed.
     - `attention_start`, `attention_<field>` (`AttentionModel.fields`, in the cycle of the start
-      only), `attention_done` (in the cycle of the last write); the same for `append`.
+      only), `attention_ready` (an instruction may start in this cycle), `attention_done` (in the
+      cycle of the last write); the same for `append`.
     - `query<i>_row`, `query<i>_data`: codes for query_key, W of 16 bits. For each of the P heads
       there are max(1, attention_lanes / W) ports.
-    - `query_group` (row of the buffer plus number of the group), `query_mantissa`,
-      `query_exponent` (10 bits, signed): scales of query heads.
+    - `query_scale<i>_group` (first entry of the buffer plus number of the group),
+      `query_scale<i>_mantissa`, `query_scale<i>_exponent` (10 bits, signed): scales of query heads,
+      as many ports as heads' scores leave together.
     - `append<i>_row`, `append<i>_data`: codes for append, max(1, kv_port_bytes / W) ports;
       `append_group`, `append_mantissa`, `append_exponent` as for queries.
     - `probability<i>_row`, `probability<i>_data`: codes of softmax, W of 16 bits; for each of the P
       heads max(1, h_units / W) ports. `head_row` (first entry of the buffer plus number of the
       head), `head_mantissa`, `head_exponent`, `head_total`: scale and sum of a head.
-    - `score_enable`, `score_row`, `score_data` (W of 32 bits), `score_lanes` (which of them): write
-      port of scores. `result_...` likewise: write port of the vector memory.
+    - `score<i>_enable`, `score<i>_row`, `score<i>_data` (W of 32 bits), `score<i>_lanes` (which of
+      them): write ports of scores, one for each of the heads that leave together; they never meet
+      in a row. `result_...` likewise: write port of the vector memory.
     - `value_scale_row`, `value_scale_data`: W scales of cached vectors, for softmax (see `kv`).
     - `external_read_address`, `external_read_data`, `external_write_...`: `kv.external_kv`, where
       tokens are in external memory; data come `external_latency` cycles after the address.
@@ -130,25 +170,33 @@ def _score_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
             m.input("key_exponent", memories.EXPONENT_BITS, True),
         )
         dot = m.input("dot", model.shape.dot_bits, True)
-        shift = m.input("pre_shift", model.fields["pre_shift"]).assume(0, model.shift).static()
-        cap = m.input("cap", model.fields["cap"]).assume(0, len(model.caps)).static()
+        shift, follow_shift = followed(m, "pre_shift", model.fields["pre_shift"])
+        cap, follow_cap = followed(m, "cap", model.fields["cap"])
         c = pipelined(
             lambda *s: datapaths.multiply(Scale(s[0], s[1]), Scale(s[2], s[3])),
             [*query, *key],
             key_depth,
         ).outputs
 
-        def score(dot: Signal, mantissa: Signal, exponent: Signal) -> tuple[Signal, Signal]:
+        def score(
+            dot: Signal, mantissa: Signal, exponent: Signal, shift: Signal, cap: Signal
+        ) -> tuple[Signal, Signal]:
             r = Wires(m)
-            scale = Scale(mantissa, exponent)
+            scale, shift = Scale(mantissa, exponent), shift.assume(0, model.shift)
             plain = requantize(r, dot, scale, shift, -shift - SCORE_FRAC)
             if not model.caps:
                 return plain, r.saturated
+            cap = cap.assume(0, len(model.caps))
             capped, saturated = _capped(m, plain.cut(), cap, model.caps)
             on = cap != 0
             return mux(on, capped, plain), r.saturated + mux(on, saturated, 0)
 
-        value, saturated = pipelined(score, [dot, *c], machine.reduce + machine.requantise).outputs
+        value, saturated = pipelined(
+            score,
+            [dot, *c, shift, cap],
+            machine.reduce + machine.requantise,
+            follow={3: follow_shift, 4: follow_cap},
+        ).outputs
         m.output("score", value.extend(FIXED_BITS, True))
         m.output("saturated", saturated)
 
@@ -163,8 +211,8 @@ def _capped(
 
     def constant(number: int) -> Scale:
         return Scale(
-            choose(which, [c[number].mantissa for c in caps]).static(),
-            choose(which, [c[number].exponent for c in caps]).static(),
+            choose(which, [c[number].mantissa for c in caps]),
+            choose(which, [c[number].exponent for c in caps]),
         )
 
     inverse, cap, log2e = (constant(number) for number in range(3))
@@ -181,19 +229,27 @@ def _sum_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
 
     def build(m: ModuleBuilder) -> None:
         parts = [m.input(f"part{t}", bits, True) for t in range(machine.h_units)]
-        mantissa = m.input("mantissa", SCALE_BITS)
-        exponent = m.input("exponent", memories.EXPONENT_BITS + 2, True)
-        shift = m.input("pre_shift", model.fields["pre_shift"]).assume(0, model.shift).static()
-        frac = m.input("frac", model.fields["frac"]).static()
+        control = [
+            followed(m, "mantissa", SCALE_BITS),
+            followed(m, "exponent", memories.EXPONENT_BITS + 2, True),
+            followed(m, "pre_shift", model.fields["pre_shift"]),
+            followed(m, "frac", model.fields["frac"]),
+        ]
 
-        def element(mantissa: Signal, exponent: Signal, *parts: Signal) -> tuple[Signal, Signal]:
+        def element(
+            mantissa: Signal, exponent: Signal, shift: Signal, frac: Signal, *parts: Signal
+        ) -> tuple[Signal, Signal]:
+            shift = shift.assume(0, model.shift)
             y = tree(parts, lambda a, b: (a + b).cut()).truncate(bits, True)
             r = Wires(m)
             scale = Scale(mantissa, exponent)
             return requantize(r, y, scale, shift, -shift - frac), r.saturated
 
         value, saturated = pipelined(
-            element, [mantissa, exponent, *parts], machine.reduce + machine.requantise
+            element,
+            [*(signal for signal, _ in control), *parts],
+            machine.reduce + machine.requantise,
+            follow={i: follow for i, (_, follow) in enumerate(control)},
         ).outputs
         m.output("element", value.extend(FIXED_BITS, True))
         m.output("saturated", saturated)
@@ -217,12 +273,15 @@ class _Beats:
     """The beats of a cycle in the controller."""
 
     on: Signal
+    number: Signal
+    member: Signal
     group: Signal
     lane: Signal
     head: Signal
     part: Signal
     kv: Signal
     block: Signal
+    first: Signal
     weighted: Signal
 
 
@@ -238,7 +297,9 @@ class _Unit:
         self.width = machine.vector_lanes
         self.unit_log = machine.h_units.bit_length() - 1
         self.count = min(machine.h_units, machine.results_per_cycle)
-        """Scores of a beat."""
+        """Scores of a head in a beat."""
+        self.together = model.together
+        """Heads whose scores leave in a beat."""
         self.parts = machine.h_units // self.count
         """Beats in which a query head's scores of a block leave."""
         self.early = _early(machine)
@@ -282,7 +343,7 @@ class _Unit:
         head = m.register("append_head", index_bits(model.kv_heads))
         turn, turn_end, outside = self.append_turn(active)
         slot_end = (slot == f["slots_last"]) & turn_end
-        head_end = (head + 1) == f["heads"]
+        head_end = (head + 1) == f["count"]
         last = active & slot_end & head_end
         running.drive(active & ~last)
         following = mux(turn_end, _up(slot), slot) if model.external else _up(slot)
@@ -330,7 +391,8 @@ class _Unit:
             for t in range(self.units)
         ]
 
-        m.output("append_group", self.fit(f["source"] + head, model.row_bits))
+        m.output("append_ready", ~running)
+        m.output("append_group", self.fit(f["entry"] + head, model.row_bits))
         mantissa = m.input("append_mantissa", SCALE_BITS)
         exponent = m.input("append_exponent", memories.EXPONENT_BITS, True)
         scale = cat(exponent.truncate(EXPONENT_BITS), mantissa)
@@ -446,17 +508,17 @@ class _Unit:
         first = larger(self.first_block, inside).assume(0, (1 << block.width) - 1)
         here = mux(fresh, first, block)
         block_end = here == self.last_block
-        kv_end = (kv + 1) == f["kv_heads"]
+        kv_end = (kv + 1) == f["count"]
         done = request & beat_end
         loading.drive(mux(start, any_, loading & ~(done & block_end & kv_end)))
         beat.drive(mux(start | done, 0, mux(request, _up(beat), beat)))
         following = mux(block_end, first, _up(here))
         block.drive(mux(done, following, here).assume(0, (1 << block.width) - 1))
         kv.drive(mux(start, 0, mux(done & block_end, _up(kv), kv)))
-        buffer.drive(mux(start, 0, mux(done, _up(buffer), buffer)))
+        buffer.drive(mux(done, _up(buffer), buffer))
         freed = consumed.delay(machine.broadcast - 1, reset=0, name="buffer_freed")
         more = (held + (request & begin)).truncate(held.width)
-        held.drive(mux(start, 0, (more - freed).truncate(held.width)))
+        held.drive((more - freed).truncate(held.width))
         vector = (here - inside) * f["kv_heads"] + kv
         row = f["external"] + vector * f["block_beats"] + beat
         m.output("external_read_address", self.fit(row, index_bits(model.kv.external_depth)))
@@ -508,7 +570,7 @@ class _Unit:
         self.last_block = self.position >> self.unit_log
 
         # Before the first block from external memory: the wait for it.
-        begin, begin_weighted = start, given["weighted"]
+        begin = start
         if model.external:
             far = self.position >= machine.kv_on_die
             pause = m.register("pause", 1)
@@ -517,35 +579,51 @@ class _Unit:
             pause.drive(mux(start, far, pause & ~pause_end))
             waited.drive(mux(pause & ~pause_end, _up(waited), 0))
             begin = ((start & ~far) | pause_end).named("started")
-            begin_weighted = mux(start, given["weighted"], weighted)
 
-        # Before a weighted sum: the heads' scales.
+        # Beside a weighted sum's first steps: the heads' scales.
         prelude = m.register("prelude", 1)
-        count = m.register("prelude_count", number_bits(model.heads + machine.table_lookup))
-        prelude_end = prelude & (count == f["heads_last"] + (machine.table_lookup - 1))
-        prelude.drive(mux(begin, begin_weighted, prelude & ~prelude_end))
+        count = m.register("prelude_count", f["heads_last"].width)
+        prelude_end = count == f["heads_last"]
+        prelude.drive(mux(start, given["weighted"], prelude & ~prelude_end))
         count.drive(mux(prelude & ~prelude_end, _up(count), 0))
         self.prelude = prelude
         self.prelude_head = count
 
-        steps = self.steps(start, first)
+        # Until the first sums may leave.
+        waiting: Signal = m.constant(0)
+        if model.hold:
+            hold = m.register("hold", number_bits(model.hold - 1))
+            waiting = (hold != 0).named("waiting")
+            rest = mux(waiting, (hold - 1).truncate(hold.width), 0)
+            hold.drive(mux(start & given["weighted"], model.hold - 1, rest))
+
+        steps = self.steps(start, first, waiting)
         beat_end, final = self.beat_counters(steps)
 
         # A weighted sum pauses while its sums leave.
-        advance = (mux(weighted, beat_end, steps.head_end)).named("advance")
-        over = advance & mux(weighted, final, steps.kv_end)
-        resume = prelude_end | (weighted & beat_end & ~final)
+        summed = (beat_end & self.beats.weighted).named("summed")
+        advance = (summed | (steps.head_end & ~weighted)).named("advance")
+        over = (mux(weighted, summed & final, steps.head_end & steps.kv_end)).named("over")
         stop = steps.head_end & (weighted | steps.kv_end)
-        steps.stepping.drive(mux(begin, ~begin_weighted, resume | (steps.stepping & ~stop)))
+        steps.stepping.drive(begin | (summed & ~final) | (steps.stepping & ~stop))
         kv, base = self.kv, self.base
         kv.drive(mux(start | over, 0, mux(advance, _up(kv), kv)))
         next_base = self.fit(base + f["shared"], base.width)
         base.drive(mux(start | over, 0, mux(advance, next_base, base)))
+        busy = m.register("busy", 1)
+        busy.drive(start | (busy & ~over))
+        m.output("attention_ready", ~busy | over)
         done = (beat_end & final).delay(self.early + self.late, reset=0, name="attention_done")
         m.output("attention_done", done)
 
-    def steps(self, start: Signal, first: Signal) -> _Steps:
-        """Counters of steps from the inside to the outside; `kv` and `base` are driven later."""
+    def steps(self, start: Signal, first: Signal, waiting: Signal) -> _Steps:
+        """Counters of steps from the inside to the outside; `kv` and `base` are driven later.
+
+        Args:
+            start: an instruction starts.
+            first: the first token that it reads.
+            waiting: sums may not leave yet.
+        """
         m, model, f = self.m, self.model, self.f
         stepping = m.register("stepping", 1)
         inner_done = m.register("inner_done", 1)
@@ -570,13 +648,16 @@ class _Unit:
         if model.external:
             self.outside = (block >= model.inside_blocks).named("outside")
             interval_last = mux(self.outside, f["slow_last"], interval_last)
-        slot_end = (stepping & (interval == interval_last)).named("slot_end")
-        interval.drive(mux(stepping & ~slot_end, _up(interval), 0))
+        slot_over = interval == interval_last
+        slot_end = (stepping & slot_over & ~(waiting & (block == self.last_block))).named(
+            "slot_end"
+        )
+        interval.drive(mux(stepping & ~slot_end, mux(slot_over, interval, _up(interval)), 0))
         inner_done.drive((inner_done | carry) & ~slot_end & ~start)
         self.kv = kv = m.register("kv_head", index_bits(model.kv_heads))
         self.base = m.register("head_base", index_bits(model.heads))
         block_end = (block == self.last_block).named("block_end")
-        kv_end = ((kv + 1) == f["kv_heads"]).named("kv_end")
+        kv_end = ((kv + 1) == f["count"]).named("kv_end")
         head_end = slot_end & block_end
         next_block = mux(block_end, self.first_block, _up(block))
         block.drive(
@@ -588,24 +669,33 @@ class _Unit:
             self.fetched = self.fetch(start, slot_end & self.outside)
             buffer = m.register("step_buffer", log2(model.buffers))
             used = slot_end & self.outside
-            buffer.drive(mux(start, 0, mux(used, _up(buffer), buffer)))
+            buffer.drive(mux(used, _up(buffer), buffer))
             self.step_buffer = buffer
         return _Steps(stepping, slot_end, block_end, kv_end, head_end)
 
     def beat_counters(self, steps: _Steps) -> tuple[Signal, Signal]:
         """The end of a head's beats, and whether they are the last of the instruction."""
-        m, model, machine, f = self.m, self.model, self.machine, self.f
-        weighted = f["weighted"]
-        self.trigger = trigger = (steps.slot_end & (~weighted | steps.block_end)).named("trigger")
+        m, model, machine = self.m, self.model, self.machine
+        self.trigger = trigger = (steps.slot_end & (~self.f["weighted"] | steps.block_end)).named(
+            "trigger"
+        )
+        # What leaves is of an instruction that may have left the steps to the next one.
+        self.b = b = {
+            name: self.f[name].delay(enable=trigger, name=f"beat_{name}") for name in _LEAVING
+        }
+        self.lines: dict[str, list[Signal]] = {name: [signal] for name, signal in b.items()}
+        weighted = b["weighted"]
         on = m.register("beat", 1)
         part = m.register("beat_part", self.part_bits)
         lane = m.register("beat_lane", index_bits(machine.query_parallel))
         group = m.register("beat_group", model.fields["groups_last"])
         member = m.register("beat_member", index_bits(model.shared))
+        number = m.register("beat_number", index_bits(-(-model.shared // self.together)))
         parts_last = self.parts - 1
-        part_end = part == mux(weighted, f["beats_last"], parts_last)
+        part_end = part == mux(weighted, b["beats_last"], parts_last)
         lane_end = lane == machine.query_parallel - 1
-        member_end = (member + 1) == f["shared"]
+        step = mux(weighted, m.constant(1), self.together)
+        member_end = (member + step) >= b["shared"]
         head_done = on & part_end
         beat_end = (head_done & member_end).named("beat_end")
         on.drive(trigger | (on & ~beat_end))
@@ -613,16 +703,27 @@ class _Unit:
         again = trigger | beat_end
         lane.drive(mux(again, 0, mux(head_done, mux(lane_end, 0, _up(lane)), lane)))
         group.drive(mux(again, 0, mux(head_done & lane_end, _up(group), group)))
-        member.drive(mux(again, 0, mux(head_done, _up(member), member)))
+        next_member = self.fit(member + step, member.width)
+        member.drive(mux(again, 0, mux(head_done, next_member, member)))
+        number.drive(mux(again, 0, mux(head_done, _up(number), number)))
         final = (steps.kv_end & steps.block_end).delay(enable=trigger, name="beat_final")
         beat_kv = self.kv.delay(enable=trigger, name="beat_kv")
         beat_base = self.base.delay(enable=trigger, name="beat_base")
         beat_block = self.block.delay(enable=trigger, name="beat_block")
+        beat_first = self.first.delay(enable=trigger, name="beat_first")
         self.beats = _Beats(
-            on, group, lane, self.fit(beat_base + member, index_bits(model.heads)), part,
-            beat_kv, beat_block, weighted,
+            on, number, member, group, lane,
+            self.fit(beat_base + member, index_bits(model.heads)), part,
+            beat_kv, beat_block, beat_first, weighted,
         )  # fmt: skip
         return beat_end, final
+
+    def late_field(self, name: str, cycles: int) -> Signal:
+        """A field of the instruction whose beat went so many cycles ago."""
+        line = self.lines[name]
+        while len(line) <= cycles:
+            line.append(line[-1].delay(name=f"{name}_at{len(line)}"))
+        return line[cycles]
 
     @property
     def part_bits(self) -> int:
@@ -671,6 +772,7 @@ class _Unit:
             "kv_sign": self.ends[1],
             "lanes": mask,
         }
+        shared |= {name: f[name] for name in ("weighted", "query_fp8", "kv_fp8")}
         if model.external:
             index = mux(f["planes_last"], reads << 1, reads) + planes
             word_bits = log2(model.buffer_words)
@@ -681,10 +783,8 @@ class _Unit:
         shared = {name: s.delay(deep, name=f"unit_{name}") for name, s in shared.items()}
         shared["step"] = self.step.delay(deep, reset=0, name="unit_step")
         shared["query"] = query_bytes
-        for name in ("weighted", "query_fp8", "kv_fp8"):
-            shared[name] = f[name]
         late = {
-            "dot_head": beats.group * parallel + beats.lane,
+            "dot_beat": beats.number,
             "sum_group": beats.group,
             "sum_head": beats.lane,
             "sum_beat": beats.part,
@@ -697,7 +797,7 @@ class _Unit:
         # The cycle after the last step of a block is that of its first beat.
         load = self.trigger & ~f["weighted"]
         shared["load"] = load.delay(self.early, reset=0, name="unit_load")
-        present = _delayed(self.seen(self.block), deep, "unit_present")
+        present = _delayed(self.seen(self.block, self.first), deep, "unit_present")
         bytes_ = [cat(*reversed(each)) for each in zip(*probability, strict=True)]
         bytes_ = _delayed(bytes_, deep - 1, "probability")
         found: list[dict[str, Signal]] = []
@@ -726,90 +826,124 @@ class _Unit:
         self, lane: ModuleBuilder, beats: _Beats, scales: Signal, dots: list[Signal]
     ) -> Signal:
         """Beats of query_key, from the dot products to the scores' memory; saturations."""
-        m, model, f = self.m, self.model, self.f
-        on = beats.on & ~f["weighted"]
-        m.output("query_group", self.fit(f["source"] + beats.head, model.row_bits))
+        m, model, b = self.m, self.model, self.b
+        together, bits = self.together, model.shape.dot_bits
+        on = beats.on & ~b["weighted"]
+        heads = [on] + [on & (beats.member + i < b["shared"]) for i in range(1, together)]
         query_depth, _ = _scale_depths(self.machine)
-        factor = Scale(f["factor_mantissa"].static(), f["factor_exponent"].as_signed().static())
 
-        def scaled(mantissa: Signal, exponent: Signal) -> Scale:
-            return datapaths.multiply(Scale(mantissa, exponent), factor)
+        def scaled(*scales: Signal) -> Scale:
+            query, factor = Scale(*scales[:2]), Scale(*scales[2:])
+            return datapaths.multiply(query, factor)
 
-        query = pipelined(
-            scaled,
-            [
-                m.input("query_mantissa", SCALE_BITS),
-                m.input("query_exponent", memories.EXPONENT_BITS, True),
-            ],
-            query_depth,
-        ).outputs
-        seen = self.seen(beats.block)
+        queries: list[tuple[Signal, ...]] = []
+        for head in range(together):
+            name = f"query_scale{head}"
+            m.output(f"{name}_group", self.fit(b["entry"] + beats.head + head, model.row_bits))
+            queries.append(
+                pipelined(
+                    scaled,
+                    [
+                        m.input(f"{name}_mantissa", SCALE_BITS),
+                        m.input(f"{name}_exponent", memories.EXPONENT_BITS, True),
+                        self.late_field("factor_mantissa", 1),
+                        self.late_field("factor_exponent", 1).as_signed(),
+                    ],
+                    query_depth,
+                ).outputs
+            )
+        seen = self.seen(beats.block, beats.first)
         count = self.count
         if self.parts > 1:
             seen = [choose(beats.part, seen[i::count]) for i in range(count)]
             late_part = beats.part.delay(self.early, name="dot_part")
             dots = [choose(late_part, dots[i::count]) for i in range(count)]
-        lanes = [on & one for one in seen]
+        lanes = seen
         if count < self.width:
             sub = self.token_group(beats).truncate(self.sub_bits)
             size = SCALE_WORD * count
             blocks = [scales[low : low + size] for low in range(0, SCALE_WORD * self.width, size)]
             scales = choose(sub.delay(name="key_scale_sub"), blocks)
             lanes = [(sub == i // count) & lanes[i % count] for i in range(self.width)]
-        values: list[Signal] = []
-        flags: list[Signal] = []
-        scales = scales.delay(query_depth, name="key")
+        static = self.late_field("static", 1)
+        constant = cat(
+            self.fit(self.late_field("scale_exponent", 1), memories.EXPONENT_BITS),
+            self.late_field("scale_mantissa", 1),
+        )
+        words: list[Signal] = []
         for i in range(count):
             word = scales[SCALE_WORD * i : SCALE_WORD * (i + 1)]
-            stored = word[SCALE_BITS:].as_signed()
-            out = m.instance(
-                f"score{i}",
-                lane,
-                {
-                    "query_mantissa": query[0],
-                    "query_exponent": query[1],
-                    "key_mantissa": mux(f["static"], f["scale_mantissa"], word[:SCALE_BITS]),
-                    "key_exponent": mux(f["static"], f["scale_exponent"].as_signed(), stored),
-                    "dot": dots[i],
-                    "pre_shift": f["pre_shift"],
-                    "cap": f["cap"],
-                },
-            )
-            values.append(out["score"])
-            flags.append(out["saturated"])
-        row = f["target"] + beats.head * f["target_stride"] + self.token_row(beats)
+            stored = word[SCALE_BITS:].as_signed().extend(memories.EXPONENT_BITS, True)
+            words.append(mux(static, constant, cat(stored, word[:SCALE_BITS])))
+        words = _delayed(words, query_depth, "key")
+        control = connections(
+            lane, ("pre_shift", "cap"), lambda name, late: self.late_field(name, self.early + late)
+        )
+        row = b["target"] + beats.head * b["target_stride"] + self.token_row(beats)
         delay = self.early + self.late
-        enables = _delayed(lanes, delay, "score_lane", reset=0)
-        m.output("score_enable", cat(*enables).any())
-        m.output("score_row", self.fit(row, model.row_bits).delay(delay, name="score_row"))
-        m.output("score_data", cat(*[values[i % count] for i in reversed(range(self.width))]))
-        m.output("score_lanes", cat(*reversed(enables)))
-        return add_all([mux(e, flags[i % count], 0) for i, e in enumerate(enables)])
+        saturated: list[Signal] = []
+        for head, query in enumerate(queries):
+            values: list[Signal] = []
+            flags: list[Signal] = []
+            for i, word in enumerate(words):
+                out = m.instance(
+                    f"score{head * count + i}",
+                    lane,
+                    {
+                        "query_mantissa": query[0],
+                        "query_exponent": query[1],
+                        "key_mantissa": word[:SCALE_BITS],
+                        "key_exponent": word[SCALE_BITS:].as_signed(),
+                        "dot": dots[i][bits * head : bits * (head + 1)].as_signed(),
+                        **control,
+                    },
+                )
+                values.append(out["score"])
+                flags.append(out["saturated"])
+            name = f"score{head}"
+            where = self.fit(row + b["target_stride"] * head, model.row_bits)
+            enables = _delayed([heads[head] & one for one in lanes], delay, f"{name}_lane", reset=0)
+            m.output(f"{name}_enable", cat(*enables).any())
+            m.output(f"{name}_row", where.delay(delay, name=f"{name}_row"))
+            m.output(f"{name}_data", cat(*[values[i % count] for i in reversed(range(self.width))]))
+            m.output(f"{name}_lanes", cat(*reversed(enables)))
+            saturated += [mux(e, flags[i % count], 0) for i, e in enumerate(enables)]
+        return add_all(saturated)
 
     def sums(self, lane: ModuleBuilder, beats: _Beats, sums: list[Signal]) -> tuple[Signal, Signal]:
         """Beats of weighted_sum, from the units' sums to the vector memory; saturations, enable."""
-        m, model, f = self.m, self.model, self.f
+        m, model, b = self.m, self.model, self.b
         output, bits = beat_elements(self.machine), model.shape.sum_bits
         scale = self.head_scales(beats)
+        scales = {"mantissa": [scale.mantissa], "exponent": [scale.exponent]}
+
+        def late(name: str, cycles: int) -> Signal:
+            if name not in scales:
+                return self.late_field(name, self.early + cycles)
+            line = scales[name]
+            while len(line) <= cycles:
+                line.append(line[-1].delay(name=f"head_{name}_at{len(line)}"))
+            return line[cycles]
+
+        control = connections(lane, ("mantissa", "exponent", "pre_shift", "frac"), late)
         values: list[Signal] = []
         flags: list[Signal] = []
         for i in range(output):
             inputs: dict[str, Signal] = {
                 f"part{t}": one[bits * i : bits * (i + 1)].as_signed() for t, one in enumerate(sums)
             }
-            inputs |= {"mantissa": scale.mantissa, "exponent": scale.exponent}
-            inputs |= {name: f[name] for name in ("pre_shift", "frac")}
-            out = m.instance(f"sum{i}", lane, inputs)
+            out = m.instance(f"sum{i}", lane, inputs | control)
             values.append(out["element"])
             flags.append(out["saturated"])
 
         # Heads follow one another without gaps, so the next element's number just counts on.
-        on = beats.on & f["weighted"]
+        on = beats.on & b["weighted"]
         lane_bits = self.width.bit_length() - 1
         linear = m.register("result_element", model.row_bits + lane_bits)
-        size = mux(f["width"] < output, f["width"], output)
+        size = mux(b["width"] < output, b["width"], output)
         following = self.fit(linear + size, linear.width)
-        linear.drive(mux(self.start, 0, mux(on, following, linear)))
+        opening = self.trigger & (self.kv == 0)
+        linear.drive(mux(opening, self.f["lane"], mux(on, following, linear)))
         offset = linear.truncate(lane_bits) if lane_bits else m.constant(0)
         lanes = [on & (offset <= i) & (offset + size > i) for i in range(self.width)]
         delay = self.early + self.late
@@ -826,7 +960,7 @@ class _Unit:
             choose(turn, [values[(i - k) % output] for k in range(0, output, step)])
             for i in range(self.width)
         ]
-        row = self.fit(f["target"] + (linear >> lane_bits), model.row_bits)
+        row = self.fit(b["target"] + (linear >> lane_bits), model.row_bits)
         enable = on.delay(delay, reset=0, name="result_enable")
         m.output("result_enable", enable)
         m.output("result_row", row.delay(delay, name="result_row"))
@@ -857,7 +991,9 @@ class _Unit:
             depth - 1,
         ).outputs
         bits = index_bits(model.heads)
-        enable = self.prelude & (number <= f["heads_last"])
+        # No earlier than the last of the instruction before have been read.
+        written = max(depth, self.early - 1)
+        mantissa, exponent = (s.delay(written - depth) for s in (mantissa, exponent))
         (word,) = m.ram(
             "head_scales",
             max(2, model.heads),
@@ -865,9 +1001,9 @@ class _Unit:
             [beats.head.delay(self.early - 1, name="head_scale")],
             [
                 Write(
-                    self.fit(number, bits).delay(depth, name="head_scale_address"),
+                    self.fit(number, bits).delay(written, name="head_scale_address"),
                     cat(exponent, mantissa),
-                    enable.delay(depth, reset=0, name="head_scale_enable"),
+                    self.prelude.delay(written, reset=0, name="head_scale_enable"),
                 )
             ],
         )
@@ -877,8 +1013,8 @@ class _Unit:
 
     def key_scale_row(self) -> Signal:
         """The row of the key scales of a beat's tokens."""
-        beats, f = self.beats, self.f
-        row = f["scale_row"] + beats.kv * f["scale_stride"] + self.token_row(beats)
+        beats, b = self.beats, self.b
+        row = b["scale_row"] + beats.kv * b["scale_stride"] + self.token_row(beats)
         return self.fit(row, self.model.fields["scale_row"])
 
     def token_row(self, beats: _Beats) -> Signal:
@@ -896,12 +1032,17 @@ class _Unit:
             return beats.block
         return (beats.block << (self.parts.bit_length() - 1)) + mux(beats.weighted, 0, beats.part)
 
-    def seen(self, block: Signal) -> list[Signal]:
-        """For each H-Unit whether the query sees its token of a block."""
+    def seen(self, block: Signal, first: Signal) -> list[Signal]:
+        """For each H-Unit whether the query sees its token of a block.
+
+        Args:
+            block: of tokens.
+            first: the first token that it sees.
+        """
         bits = self.unit_log
-        low = self.first.truncate(bits) if bits else self.m.constant(0)
+        low = first.truncate(bits) if bits else self.m.constant(0)
         high = self.position.truncate(bits) if bits else self.m.constant(0)
-        at_first, at_last = block == self.first_block, block == self.last_block
+        at_first, at_last = block == (first >> bits), block == self.last_block
         return [(~at_first | (low <= t)) & (~at_last | (high >= t)) for t in range(self.units)]
 
     def codes(

@@ -16,12 +16,16 @@ A `matvec` goes through the array like this; all numbers are cycles after `start
     write to the vector memory              ... + reduce + requantise
 
 so the last write, the last beat of the last step, is in cycle ``product - 1``, and so is `done`.
+The next instruction may start when the last slot goes (`ready`): the slots have their fields, what
+leaves the tiles those of its step, taken with it, and the requantisers those of their results. No
+step is shorter than the drain of another one, so what leaves never meets (`durations.step_floor`).
 In a step, the words of a slice come in order; of each word its planes, of each plane the parts of
-the activations (`MatrixConfig.pass_bits`). An `embed` uses the same way: the L-Units that hold the
-row give their words one after the other, and when all planes of a word are there, its elements go
-through the requantisers, with `(q - zero) * scale` in place of an accumulator and 1 in place of the
-activations' scale. A word that is wider than the requantisers are many takes several cycles there
-(`durations.table_beats`), in which the planes of the next one are read.
+the activations (`MatrixConfig.pass_bits`). An `embed` uses the same way, and nothing starts before
+it has finished: the L-Units that hold the row give their words one after the other, and when all
+planes of a word are there, its elements go through the requantisers, with `(q - zero) * scale` in
+place of an accumulator and 1 in place of the activations' scale. A word that is wider than the
+requantisers are many takes several cycles there (`durations.table_beats`), in which the planes of
+the next one are read.
 
 The one scale of a matrix without groups is a field of the descriptor. It takes the place of the
 groups' in the L-Units, or, in an array without group scales, the requantisers apply it.
@@ -73,7 +77,8 @@ def build_matrix(
     Inputs:
 
     - `start`: the instruction begins; in this cycle the descriptor (`MatrixConfig.fields`, a port
-      each) and `token` are valid, and only then. Not before the cycle after `done`.
+      each) and `token` are valid, and only then. `ready` must be 1; for an `embed` all others must
+      have finished.
     - `input<p>_data`: W codes of `MatrixConfig.code_bits`, for each of `MatrixConfig.input_ports`
       read ports of the memory of quantised vectors; `scale_mantissa`, `scale_exponent`: from its
       scale file.
@@ -88,7 +93,8 @@ def build_matrix(
     - `write_enable`, `write_address`, `write_data`, `write_mask`: W numbers to the vector memory,
       with a bit for each lane.
     - `saturations`: how many places saturated, of the numbers written in this cycle.
-    - `done`: in the last cycle of the instruction.
+    - `ready`: an instruction may start in this cycle.
+    - `done`: in the last cycle of an instruction; they end in the order in which they started.
     """
     chosen = range(config.machine.tiles) if tiles is None else sorted(tiles)
     return _Array(design, config, name, chosen, logic).build()
@@ -119,6 +125,7 @@ class _Array:
             held = self.given[field].delay(enable=self.start, name=f"{field}_held")
             self.held[field] = held
         self.lane_bits = log2(self.machine.vector_lanes)
+        self.taken: dict[str, list[Signal]] = {}
 
     def field(self, name: str) -> Signal:
         """A field of the instruction at hand, from the cycle after its start on."""
@@ -128,9 +135,30 @@ class _Array:
         """A field of the instruction that starts in this cycle."""
         return self.given.get(name, self.m.constant(0))
 
-    def by_way(self, of: Callable[[Way], Signal | int]) -> Signal:
-        """A function of how the results of the matrix leave the tiles."""
-        return choose(self.field("way"), [of(way) for way in self.config.ways])
+    def by_way(self, of: Callable[[Way], Signal | int], way: Signal | None = None) -> Signal:
+        """A function of how the results of a matrix leave the tiles.
+
+        Args:
+            of: the function.
+            way: of which matrix; of that whose slots go when left out.
+        """
+        way = self.field("way") if way is None else way
+        return choose(way, [of(one) for one in self.config.ways])
+
+    def leaving(self, name: str, cycles: int = 0) -> Signal:
+        """A field of the instruction whose results leave the tiles, or did some cycles before."""
+        if name not in self.held:
+            return self.m.constant(0)
+        if name not in self.taken:
+            # With the step's results; a table's words leave by themselves.
+            late = self.held[name].delay(self.to_capture, name=f"{name}_of_step")
+            new = mux(self.capture, late, self.held[name])
+            own = new.delay(enable=self.capture | self.fetching, name=f"{name}_leaving")
+            self.taken[name] = [own]
+        line = self.taken[name]
+        while len(line) <= cycles:
+            line.append(line[-1].delay(name=f"{name}_left{len(line)}"))
+        return line[cycles]
 
     def by_form(self, of: Callable[[Form], Signal | int], form: Signal) -> Signal:
         """A function of how the rows of the table lie on the tiles."""
@@ -160,7 +188,9 @@ class _Array:
         embed = self.field("embed")
         widths = config.fields
         begin = start
-        if slack := widths.get("slack"):
+        slack = widths.get("slack", 0)
+        waiting: Signal = m.constant(0)
+        if slack:
             waiting = self._counter("waiting", slack)
             rest = mux(waiting != 0, (waiting - 1).truncate(slack), 0)
             waiting.drive(mux(start, self.new_field("slack"), rest))
@@ -172,6 +202,11 @@ class _Array:
             mux(start, self.new_field("slots"), mux(busy, slots - 1, slots).truncate(slots.width))
         )
         busy.drive(mux(begin, 1, mux(final, 0, busy)))
+        self.fetching = (start & self.new_field("embed")).delay(reset=0, name="fetching")
+        free = ~busy | final
+        if slack:
+            free = free & (waiting == 0)
+        self.free = free
         slot = self._counter("slot", widths.get("step_slots", 1))
         step_end = busy & (slot == self.field("step_slots"))
         self._count(slot, busy, step_end)
@@ -239,31 +274,31 @@ class _Array:
         product = self.active & ~self.embed
         first_word = (self.word == 0) & (self.plane == 0) & (self.part == 0)
         late = before + machine.mac_pipeline - 1
+        at_rom = before + machine.rom_read
         inputs: dict[str, Signal] = {
             "code_address": self.code.delay(before),
-            "first": (self.plane == 0).delay(before + machine.rom_read),
-            "zero": self.field("zero"),
-            "single": self.field("single"),
-            "mantissa": self.field("mantissa").as_signed(),
+            "first": (self.plane == 0).delay(at_rom),
+            "zero": self.field("zero").delay(at_rom),
+            "single": self.field("single").delay(at_rom),
+            "mantissa": self.field("mantissa").delay(at_rom).as_signed(),
             "plane": self.plane.truncate(index_bits(config.planes)).delay(late),
             "part": self.part.delay(late),
-            "valid": product.delay(before + machine.rom_read, reset=0, name="valid"),
+            "valid": product.delay(at_rom, reset=0, name="valid"),
             "clear": first_word.delay(late),
             "capture": (self.step_end & ~self.embed).delay(late + 1, reset=0, name="capture"),
         }
-        self.capture = inputs["capture"]
+        self.capture, self.to_capture = inputs["capture"], late + 1
         if config.domains:
             self.power = m.input("power", len(config.domains))
         for number in range(config.ports):
             word = self.by_way(lambda way, n=number: self.field("words") * (n & (way.split - 1)))
             x, xsum, scale = self._stream(number, word)
             inputs |= {f"x{number}": x, f"xsum{number}": xsum, f"scale_address{number}": scale}
-        m.output("scale_address", self._row("input_row", 0, config.vector_rows))
         self.inputs = inputs
 
-    def _row(self, base: str, row: Signal | int, rows: int) -> Signal:
+    def _row(self, base: Signal, row: Signal | int, rows: int) -> Signal:
         """A row of a memory; rows beyond its end are read in vain and wrap."""
-        return (self.field(base) + row).truncate(index_bits(rows))
+        return (base + row).truncate(index_bits(rows))
 
     def _stream(self, number: int, first: Signal) -> tuple[Signal, Signal, Signal]:
         """Activations, their sum and the scale address for the slices that begin with a word."""
@@ -276,26 +311,32 @@ class _Array:
         for i in range(rows):
             port = f"input{number * rows + i}"
             row = (word >> log2(per_row)) * rows + i
-            m.output(f"{port}_address", self._row("input_row", row, config.vector_rows))
+            address = self._row(self.field("input_row"), row, config.vector_rows)
+            m.output(f"{port}_address", address)
             parts.append(m.input(f"{port}_data", machine.vector_lanes * config.code_bits))
         data = cat(*parts[::-1])
         # Elements beyond the row are no part of the vector.
         columns = self.field("columns")
-        tail = columns & (lanes - 1)
+        tail = (columns & (lanes - 1)).delay()
         whole = (word < (columns >> log2(lanes))).delay()
         ragged = (word == (columns >> log2(lanes))).delay()
         place = word[: log2(per_row)].delay() if per_row > 1 else m.constant(0)
         part = self.part.delay()
 
         def activations(
-            data: Signal, place: Signal, whole: Signal, ragged: Signal, part: Signal
+            data: Signal,
+            place: Signal,
+            whole: Signal,
+            ragged: Signal,
+            part: Signal,
+            tail: Signal,
         ) -> list[Signal]:
             size = lanes * config.code_bits
             codes = choose(place, [data[i * size : (i + 1) * size] for i in range(per_row)])
             parts: list[Signal] = []
             for i in range(lanes):
                 code = codes[i * config.code_bits : (i + 1) * config.code_bits]
-                code = only(whole | (ragged & (tail > i).static()), code)
+                code = only(whole | (ragged & (tail > i)), code)
                 x = datapaths.decode(code, machine.activations)
                 parts.append(self._part(x, part))
             taken = [one.cut() for one in parts]
@@ -303,7 +344,7 @@ class _Array:
             return [*together, add_all(taken).cut()] if has_sums(config) else together
 
         depth = machine.broadcast + machine.rom_read - 2
-        x, *sums = pipelined(activations, [data, place, whole, ragged, part], depth).outputs
+        x, *sums = pipelined(activations, [data, place, whole, ragged, part, tail], depth).outputs
         xsum = sums[0] if sums else m.constant(0)
         if not config.grouped:
             return x, xsum, m.constant(0)
@@ -327,35 +368,45 @@ class _Array:
     def _drain(self) -> None:
         """Which results leave the tiles, and which element of the result vector is first."""
         m, machine, config = self.m, self.machine, self.config
-        before = machine.broadcast - 1
         widths = config.fields
-        last_step = self.final.delay(before + machine.mac_pipeline).delay(
-            enable=self.capture, name="last_step"
-        )
+        last_step = self.final.delay(self.to_capture).delay(enable=self.capture, name="last_step")
+        opening = m.register("opening", 1)
+        opening.drive(mux(self.start, 1, mux(self.step_end, 0, opening)))
+        first_step = opening.delay(self.to_capture)
         draining = self._counter("draining", 1)
         beat = self._counter("beat", widths.get("beats", 1))
-        last_beat = draining & (beat == self.field("beats"))
+        last_beat = draining & (beat == self.leaving("beats"))
         draining.drive(mux(self.capture, 1, mux(last_beat, 0, draining)))
         beat.drive(mux(self.capture, 0, mux(draining, (beat + 1).truncate(beat.width), beat)))
         event, done = draining, last_beat & last_step
         self.beat, self.draining = beat, draining
 
-        size = self.by_way(lambda way: way.chunk)
+        size = self.by_way(lambda way: way.chunk, self.leaving("way"))
         if config.table_planes:
             leaves, last_leaves = self._leave()
             event, done = event | leaves, done | last_leaves
-            size = mux(self.embed, min(machine.lanes, machine.results_per_cycle), size)
+            size = mux(self.leaving("embed"), min(machine.lanes, machine.results_per_cycle), size)
         element = self._counter("element", max(widths["last"], log2(machine.lanes)) + 2)
         following = (element + size).truncate(element.width)
-        element.drive(mux(self.start, 0, mux(event, following, element)))
-        on_the_way = machine.reduce + machine.requantise
+        first = self.field("first").delay(self.to_capture)
+        new = mux(self.capture & first_step, first, mux(event, following, element))
+        element.drive(mux(self.fetching, 0, new).truncate(element.width))
+        self.on_the_way = on_the_way = machine.reduce + machine.requantise
         # Bias and residual are read so that they meet the result in its last stage.
         ahead = element.delay(on_the_way - 2, name="element_ahead")
         self.ahead = ahead
         self.added = ahead.delay(name="element_added")
         self.written = self.added.delay(name="element_written")
         self.write = event.delay(on_the_way, reset=0, name="write")
-        m.output("done", done.delay(on_the_way, reset=0, name="done"))
+        ended = done.delay(on_the_way, reset=0, name="done")
+        m.output("done", ended)
+        free = self.free
+        if config.table_planes:
+            fetching = m.register("fetches", 1)
+            embed = self.start & self.new_field("embed")
+            fetching.drive(mux(embed, 1, mux(ended, 0, fetching)))
+            free = free & ~fetching
+        m.output("ready", free)
 
     def _leave(self) -> tuple[Signal, Signal]:
         """For `embed`: whether elements of a word leave the tiles, and the last ones."""
@@ -385,13 +436,14 @@ class _Array:
         ports = {p.name: p.width for p in taken}
         slice_ = self.slice.delay(before)
         base = self._first_delivering()
-        split = self.by_way(lambda way: config.splits.index(way.split))
+        split = self.by_way(lambda way: config.splits.index(way.split), self.leaving("way"))
         for t in self.tiles:
             inputs = dict(self.inputs)
             inputs["split"] = split
-            inputs["valid"] = inputs["valid"] & self._works(t)
+            inputs["valid"] = inputs["valid"] & self._works(t, before)
             inputs["deliver"] = self.draining & self.by_way(
-                lambda way, t=t: (base >> (shift := log2(self._at_a_time(way)))) == t >> shift
+                lambda way, t=t: (base >> (shift := log2(self._at_a_time(way)))) == t >> shift,
+                self.leaving("way"),
             )
             inputs["beat"] = self.beat
             if config.table_planes:
@@ -410,7 +462,7 @@ class _Array:
             for g in range(lanes):
                 options = [self._placed(way, t, g) for way in config.ways]
                 signals = [m.constant(0) if i is None else outputs[f"result{i}"] for i in options]
-                arriving[g].append(choose(self.field("way"), signals).extend(width, True))
+                arriving[g].append(choose(self.leaving("way", 1), signals).extend(width, True))
             if config.table_planes:
                 words.append(outputs["word"])
                 scales.append(outputs["scale"] if config.grouped else m.constant(0))
@@ -426,11 +478,16 @@ class _Array:
             self.fetched_word = either(words).delay(machine.reduce - 1)
             self.fetched_scale = either(scales).delay(machine.reduce - 1)
 
-    def _works(self, tile: int) -> Signal:
-        """Whether a tile is one of the piece's."""
+    def _works(self, tile: int, cycles: int) -> Signal:
+        """Whether a tile was one of the piece's some cycles ago."""
         if "last_tile" not in self.held:
             return self.m.constant(1)
-        return (self.field("first_tile") <= tile) & (self.field("last_tile") >= tile)
+        key = f"tiles{cycles}"
+        if key not in self.taken:
+            ends = (self.field("first_tile"), self.field("last_tile"))
+            self.taken[key] = [end.delay(cycles) for end in ends]
+        first, last = self.taken[key]
+        return (first <= tile) & (last >= tile)
 
     def _rom(self, tile: int) -> dict[str, Signal]:
         """The inputs of a tile that have to do with its ROM: words, or whether banks are on."""
@@ -444,7 +501,8 @@ class _Array:
             return {"powered": on.delay(machine.rom_read)}
         words: dict[str, Signal] = {}
         images = self.logic.units(tile) if self.logic is not None else None
-        read = self.active.delay(machine.broadcast - 1, reset=0, name="read") & self._works(tile)
+        read = self.active.delay(machine.broadcast - 1, reset=0, name="read")
+        read = read & self._works(tile, machine.broadcast - 1)
         for unit in range(machine.l_units):
             words[f"rom_word{unit}"] = words[f"rom_scale{unit}"] = m.constant(0)
             image = None if images is None else images.get(unit)
@@ -478,7 +536,7 @@ class _Array:
                 return self.beat >> log2(slots // way.chunk)
             return self.beat << log2(self._at_a_time(way))
 
-        return self.field("first_tile") + self.by_way(tiles)
+        return self.leaving("first_tile") + self.by_way(tiles, self.leaving("way"))
 
     def _placed(self, way: Way, tile: int, lane: int) -> int | None:
         """Which of a tile's results a lane takes, if any; few results are repeated over lanes."""
@@ -505,40 +563,46 @@ class _Array:
         """Results scaled, with bias and residual, into the vector memory."""
         m, machine, config = self.m, self.machine, self.config
         lanes = machine.results_per_cycle
-        mantissa = m.input("scale_mantissa", MANTISSA_BITS)
-        exponent = m.input("scale_exponent", EXPONENT_BITS, signed=True)
-        places = self.field("places").as_signed() if "places" in self.held else m.constant(0)
+        # Of the vector that was multiplied: read when the results leave the tiles.
+        m.output("scale_address", self._row(self.leaving("input_row"), 0, config.vector_rows))
+        at = machine.reduce
+        mantissa = m.input("scale_mantissa", MANTISSA_BITS).delay(at - 1)
+        exponent = m.input("scale_exponent", EXPONENT_BITS, signed=True).delay(at - 1)
+        places = self.leaving("places", at).as_signed() if "places" in self.held else m.constant(0)
         codes: list[Signal] = []
         scale = zero = m.constant(0)
         # In L-Units with group scales it is applied already.
         one_scale = m.constant(1)
         if not config.grouped and "mantissa" in self.held:
-            one_scale = self.field("mantissa").as_signed()
+            one_scale = self.leaving("mantissa", at).as_signed()
+        embed = self.leaving("embed", at)
         if config.table_planes:
             codes, scale, zero = self._table_word()
-            mantissa = mux(self.embed, 1, mantissa)
-            exponent = mux(self.embed, 0, exponent)
+            mantissa = mux(embed, 1, mantissa)
+            exponent = mux(embed, 0, exponent)
         places = places + exponent
-        pre_shift = self.field("pre_shift")
+        pre_shift = self.leaving("pre_shift", at)
         # Each matrix has the shift after which its widest accumulator has so many bits.
         widest = 1 << (PRODUCT_BITS - 1)
 
         def scaled(*inputs: Signal) -> list[Signal]:
-            results, codes, (scale, zero) = inputs[:lanes], inputs[lanes:-2], inputs[-2:]
+            results, codes, rest = inputs[:lanes], inputs[lanes:-7], inputs[-7:]
+            scale, zero, one_scale, pre_shift, mantissa, places, embed = rest
             values = [((code - zero) * scale).cut() for code in codes]
             out: list[Signal] = []
             for g, result in enumerate(results):
-                y = (result * one_scale.static()).cut()
-                t = datapaths.round_shift(y, pre_shift.static())
+                y = (result * one_scale).cut()
+                t = datapaths.round_shift(y, pre_shift)
                 t = t.assume(-widest, widest).cut()
                 if values:
-                    t = mux(self.embed.static(), values[g % len(values)], t)
-                product = (t * mantissa.static()).cut()
-                out += datapaths.shift_saturate(product, places.static())
+                    t = mux(embed, values[g % len(values)], t)
+                product = (t * mantissa).cut()
+                out += datapaths.shift_saturate(product, places)
             return out
 
         depth = machine.requantise - 1
-        fixed = pipelined(scaled, [*self.results, *codes, scale, zero], depth).outputs
+        fields = [scale, zero, one_scale, pre_shift, mantissa, places, embed]
+        fixed = pipelined(scaled, [*self.results, *codes, *fields], depth).outputs
         added = {name: self._added(name) for name in ("bias", "residual") if name in self.held}
         masks = self._mask()
         data: list[Signal] = []
@@ -556,7 +620,11 @@ class _Array:
         m.output("write_enable", self.write)
         m.output(
             "write_address",
-            self._row("output_row", self.written >> self.lane_bits, config.vector_rows),
+            self._row(
+                self.leaving("output_row", self.on_the_way),
+                self.written >> self.lane_bits,
+                config.vector_rows,
+            ),
         )
         m.output("write_data", cat(*data[::-1]))
         m.output("write_mask", cat(*masks[::-1]))
@@ -567,21 +635,24 @@ class _Array:
         m, lanes, width = self.m, self.machine.vector_lanes, self.machine.results_per_cycle
         rows = self.config.constant_rows if name == "bias" else self.config.vector_rows
         row = self.ahead >> self.lane_bits
-        m.output(f"{name}_address", self._row(f"{name}_row", row, rows))
+        base = self.leaving(f"{name}_row", self.on_the_way - 2)
+        m.output(f"{name}_address", self._row(base, row, rows))
         data = m.input(f"{name}_data", lanes * FIXED_BITS)
         if width < lanes:
             size = width * FIXED_BITS
             parts = [data[i * size : (i + 1) * size] for i in range(lanes // width)]
             data = choose(self.added[log2(width) : self.lane_bits], parts)
+        added = self.leaving(name, self.on_the_way - 1)
         return [
-            only(self.field(name), data[g * FIXED_BITS : (g + 1) * FIXED_BITS]).as_signed()
+            only(added, data[g * FIXED_BITS : (g + 1) * FIXED_BITS]).as_signed()
             for g in range(width)
         ]
 
     def _mask(self) -> list[Signal]:
         """Which lanes of the row at hand are elements of these results."""
         machine, config = self.machine, self.config
-        last = self.field("last")
+        last = self.leaving("last", self.on_the_way)
+        way, embed = (self.leaving(name, self.on_the_way) for name in ("way", "embed"))
         row, last_row = self.written >> self.lane_bits, last >> self.lane_bits
         low = self.written[: self.lane_bits] if self.lane_bits else self.m.constant(0)
         tail = last[: self.lane_bits] if self.lane_bits else self.m.constant(0)
@@ -595,10 +666,10 @@ class _Array:
                     return self.m.constant(1)
                 return low == g - g % size
 
-            mine = self.by_way(lambda way, begins=begins: begins(way.chunk))
+            mine = self.by_way(lambda one, begins=begins: begins(one.chunk), way)
             if config.table_planes:
                 size = min(machine.lanes, machine.results_per_cycle)
-                mine = mux(self.embed, begins(size), mine)
+                mine = mux(embed, begins(size), mine)
             masks.append(self.write & inside & mine)
         return masks
 

@@ -60,7 +60,7 @@ class MatrixUnit(Unit):
         config = self.config
         added = {"bias": CONSTANTS, "residual": VECTORS}
         return (
-            Command((Matvec, Embed), config.fields),
+            Command((Matvec, Embed), config.fields, flows=True),
             *((Take("token", TOKEN),) if config.table_planes else ()),
             *((Take("power", POWER_BITS),) if config.domains else ()),
             *(row(CODES, f"input{i}", "address") for i in range(config.input_ports)),

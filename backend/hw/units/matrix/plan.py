@@ -34,7 +34,7 @@ from intaglio.dialects.isa.values import Quantized
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import rows_of
 from intaglio.dialects.semantics import accumulator_bits
-from intaglio.dialects.tiling import SCALE_BITS, MatrixShape, Piece, activation_passes
+from intaglio.dialects.tiling import SCALE_BITS, MatrixShape, Piece, activation_passes, step_floor
 from intaglio.dialects.trits import balanced
 from intaglio.lowering.schedule import durations
 
@@ -60,6 +60,7 @@ FIELDS: dict[str, str] = {
     "beats": "cycles in which a step's results leave the array, less one",
     "group_shift": "places to shift a word's number by to get its group's",
     "columns": "elements of a row",
+    "first": "number of the first element of the steps at hand",
     "last": "number of the result's last element",
     "input_row": "first row of the input in the memory of quantised vectors; also its scale's",
     "zero": "zero point of the whole matrix; 0 when each group has its own",
@@ -170,6 +171,7 @@ class MatrixConfig:
         token_bits: of a row's number in the largest table.
         vector_rows: rows of the vector memory, and of the memory of quantised vectors.
         constant_rows: rows of the constant ROM.
+        floor: cycles that a step takes at least.
     """
 
     machine: Machine
@@ -189,6 +191,7 @@ class MatrixConfig:
     token_bits: int
     vector_rows: int
     constant_rows: int
+    floor: int
 
     @property
     def splits(self) -> tuple[int, ...]:
@@ -336,10 +339,11 @@ def configure(
     shapes = {p.name: shape_of(p) for p in (*products, *tables)}
     pieces = {p.name: piece_of(p, machine) for p in products}
     pieces |= {p.name: piece_of(p, machine) for p in tables}
+    floor = step_floor((pieces[one.name] for one in products), machine)
     grouped = any(shape.scale_bits for shape in shapes.values())
     widths: dict[str, int] = {}
     for use in uses:
-        for field, value in _descriptor(program, use, constant_rows or {}, pieces).items():
+        for field, value in _descriptor(program, use, constant_rows or {}, pieces, floor).items():
             widths[field] = max(widths.get(field, 0), value.bit_length())
     ways = tuple(sorted({way_of(piece, machine) for piece in pieces.values()}))
     forms = tuple(sorted({form_of(pieces[table.name]) for table in tables}))
@@ -395,6 +399,7 @@ def configure(
         token_bits=max([(p.dims[0] - 1).bit_length() for p in tables] or [1]),
         vector_rows=vector_depth or rows,
         constant_rows=constant_depth,
+        floor=floor,
     )
 
 
@@ -559,7 +564,7 @@ def encode(
     name = tensor(use)
     parameter, table = program.parameters[name], isinstance(instruction.does, Embed)
     piece = piece_of(parameter, program.machine)
-    values = _descriptor(program, use, constant_rows or {}, {name: piece})
+    values = _descriptor(program, use, constant_rows or {}, {name: piece}, config.floor)
     values["way"] = config.ways.index(way_of(piece, program.machine))
     if table:
         values["form"] = config.forms.index(form_of(piece))
@@ -583,7 +588,11 @@ def single_scales(program: Program, images: ImagesLike) -> dict[str, int]:
 
 
 def _descriptor(
-    program: Program, use: Use, constant_rows: Mapping[str, int], pieces: Mapping[str, Piece]
+    program: Program,
+    use: Use,
+    constant_rows: Mapping[str, int],
+    pieces: Mapping[str, Piece],
+    floor: int,
 ) -> dict[str, int]:
     """All fields but `way`, `form` and `mantissa`; `places` signed."""
     machine, instruction = program.machine, use.instruction
@@ -634,10 +643,19 @@ def _descriptor(
                 f"{machine.activations}, not {kind.groups} scales and {kind.format}"
             )
         shift = does.pre_shift
-        cycles = piece.step_cycles(shape, machine, activation_passes(machine.activations, machine))
+        passes = activation_passes(machine.activations, machine)
+        cycles = piece.step_cycles(shape, machine, passes, floor)
+        at_once = piece.rows_per_step(machine)
+        first, elements = instruction.beat.of(shape.rows)
+        if first % at_once or ((first + elements) % at_once and first + elements != shape.rows):
+            raise CompilerBug(f"a beat of {name} begins or ends within a step of {at_once} rows")
+        first, steps = first // at_once, -(-elements // at_once)
         values |= {
+            "code_base": piece.base + first * words * planes,
+            "scale_base": piece.scale_base + first * piece.slice_groups(shape, machine),
+            "first": first * piece.rows_per_step(machine),
             "step_slots": cycles - 1,
-            "slots": cycles * piece.steps(machine) - 1,
+            "slots": cycles * steps - 1,
             "beats": piece.drain_cycles(machine) - 1,
             "last": shape.rows - 1,
             "input_row": program.row_of(does.input, instruction),
@@ -654,14 +672,22 @@ def _descriptor(
         raise UserError(
             f"the hardware of {machine.name} cannot shift {name} by {values['places']} places"
         )
-    stated = int(instruction.issue.duration(tokens=1, rank=0))
-    values["slack"] = stated - duration(machine, parameter, table=isinstance(does, Embed))
+    stated, own = _pace(instruction), int(durations.embed(machine, shape)(tokens=1, rank=0))
+    if isinstance(does, Matvec):
+        own = values["slots"] + 1
+    values["slack"] = stated - own
     if values["slack"] < 0:
         raise CompilerBug(
             f"{instruction.opcode} of {name} is to take {stated} cycles, {-values['slack']} more "
             f"are needed"
         )
     return values
+
+
+def _pace(instruction: Instruction) -> int:
+    """Cycles until the array takes the next instruction; what does not flow has it for itself."""
+    issue = instruction.issue
+    return int((issue.pace or issue.duration)(tokens=1, rank=0))
 
 
 class LUnitImage(NamedTuple):

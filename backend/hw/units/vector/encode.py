@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from intaglio.backend.hw.units.refusals import attempted
-from intaglio.backend.hw.units.vector.operations import COPY, OPERATIONS, QUANTIZE_STATIC
+from intaglio.backend.hw.units.vector.operations import COPY, PASS_COUNTS, PASSES, QUANTIZE_STATIC
 from intaglio.backend.program.types import Instruction, Parameter, Program
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.constant_rom import ADJACENT, HALVES, PAIRS, Form, norm_form, rotary_forms
@@ -42,18 +42,26 @@ FORMAT_CODES = {name: code for code, name in enumerate(FORMATS)}
 """Values of the field `number_format`."""
 
 
+LARGEST_SHIFT = 24
+"""Of magnitudes that are quantised."""
+
 FIELDS = Fields(
     (
-        Field("operation", (len(OPERATIONS) - 1).bit_length(), "number in `OPERATIONS`"),
+        Field("operation", (len(PASSES) - 1).bit_length(), "number in `PASSES`"),
         # Rows are those of the memory that the operation means.
         Field("read0", 20, "first row of what is read"),
         Field("read1", 20, "first row of the second operand"),
         Field("write", 20, "first row of what is written"),
         Field("constant0", 20, "first row of the first constants; of a cache's scales"),
         Field("constant1", 20, "first row of the second constants; first entry of the heads"),
+        Field("scale", 20, "first entry in the file of scales"),
+        Field("entry", 12, "first entry in the files of groups"),
+        Field("opens", 1, "1: each group's first row is here"),
+        Field("closes", 1, "1: each group's last row is here"),
         Field("groups", 12, "groups"),
-        Field("beats", 16, "beats of a group"),
-        Field("lanes", 11, "lanes used in a group's last beat"),
+        Field("rows", 16, "rows of a group"),
+        Field("lanes", 11, "lanes used in a group's last row"),
+        Field("first_word", 24, "first word of the first group"),
         Field("group_words", 20, "words from a group to the next one"),
         Field("constant_restart", 1, "1: all groups have the constants of the first one"),
         Field("offset", 1, "1: add the second constants"),
@@ -68,6 +76,9 @@ FIELDS = Fields(
         Field("second_shift", 10, "places that its product is shifted by", True),
         Field("fraction", 7, "fraction bits of what is read, less those that are wanted", True),
         Field("largest_shift", 8, "largest shift that normalises", True),
+        Field("to_quantize", 1, "1: the largest magnitude of what is written is taken"),
+        Field("quantize_entry", 12, "its entry in the files of groups"),
+        Field("quantize_fraction", 7, "fraction bits of what is written", True),
         Field("gate_table", (len(GATE_TABLES) - 1).bit_length(), "number in `GATE_TABLES`"),
         Field("number_format", 3, "number in `FORMAT_CODES`"),
         Field("window", 20, "tokens that attention sees; 0: all"),
@@ -170,8 +181,11 @@ def encode(
     """
     values = dict.fromkeys(FIELDS, 0)
     values |= {"groups": 1, "elements": 1, "shared": 1, "second_mantissa": 1}
-    values |= {"largest_shift": 24}
-    values |= _Encoder(program, one, instance, places).fields()
+    values |= {"largest_shift": LARGEST_SHIFT}
+    encoder = _Encoder(program, one, instance, places)
+    values |= encoder.fields()
+    if (quantize := program.quantize_of(one)) is not None:
+        values |= encoder.to_quantize(quantize)
     # A product is shifted by no more than changes it.
     values["second_shift"] = min(max(values["second_shift"], -127), 127)
     return FIELDS.checked(values, one.opcode, one.node)
@@ -245,12 +259,17 @@ class _Encoder:
         one = self.instruction.does.bound(self.instance)
         if not isinstance(one, VectorInstruction):
             raise CompilerBug(f"the vector unit has no operation {one.opcode}")
-        values = {"operation": OPERATIONS.index(_operation(one))}
+        name, beat = _operation(one), self.instruction.beat
+        if beat.number >= PASS_COUNTS[name]:
+            raise CompilerBug(f"{name} has {PASS_COUNTS[name]} passes, not {beat.number + 1}")
+        values = {"operation": PASSES.index((name, beat.number)), "entry": beat.entry}
         if isinstance(one, Softmax):
             return values | self.softmax(one)
         values["read0"] = values["read1"] = self.row(one.reads[0])
         if isinstance(one, Sample):
-            return values | self.grouped(1, self.size(one.input))
+            # The number of the first row, which is that of the row in the vector.
+            rows = self.grouped(1, self.size(one.input))
+            return values | rows | {"write": rows["first_word"] // self.lanes}
         values["write"] = self.row(one.writes[0])
         match one:
             case RMSNorm() | LayerNorm():
@@ -274,19 +293,41 @@ class _Encoder:
     # Groups
 
     def grouped(self, groups: int, width: int) -> dict[str, int]:
-        lanes = self.lanes
+        """Of the beat: its groups, or the rows of the only one."""
+        lanes, beat = self.lanes, self.instruction.beat
         if groups > 1 and width % lanes and lanes % width:
             raise _unfit(
                 self.instruction,
                 f"{groups} groups of {width} elements do not fit {lanes} vector lanes",
                 "a group must be a multiple of the lanes, or divide them",
             )
-        beats = -(-width // lanes)
+        rows = -(-width // lanes)
+        tail = width - (rows - 1) * lanes
+        begin, elements = beat.of(groups * width)
+        end = begin + elements
+        unit = width if groups > 1 else lanes
+        if begin % unit or (end % unit and end != groups * width):
+            raise CompilerBug(f"{self.instruction.opcode} of elements {begin} to {end}: {unit}")
+        first, count = begin // unit, -(-elements // unit)
+        if groups > 1:
+            return {
+                "groups": count,
+                "rows": rows,
+                "lanes": tail,
+                "first_word": first * width,
+                "group_words": width,
+                "entry": beat.entry + first,
+                "opens": 1,
+                "closes": 1,
+            }
+        closes = first + count == rows
         return {
-            "groups": groups,
-            "beats": beats,
-            "lanes": width - (beats - 1) * lanes,
-            "group_words": width if groups > 1 else 0,
+            "rows": count,
+            "lanes": tail if closes else lanes,
+            "first_word": first * lanes,
+            "entry": beat.entry,
+            "opens": int(not first),
+            "closes": int(closes),
         }
 
     # Operations
@@ -322,7 +363,7 @@ class _Encoder:
         return {
             **self.grouped(groups, width),
             **self.constant_fields(),
-            "constant_restart": int(gamma.dims[-1] == width),
+            "constant_restart": int(groups > 1 and gamma.dims[-1] == width),
             "offset": int(isinstance(one, LayerNorm) and one.beta is not None),
             "elements": width if centred else 1,
             "first_mantissa": constants.epsilon.mantissa,
@@ -335,6 +376,12 @@ class _Encoder:
         kind, fraction = self.program.value(one.output, Quantized), self.program.fraction(one.input)
         fmt = FORMATS[kind.format]
         values = self.grouped(kind.groups, kind.width)
+        # Codes of a group begin in a row of their own.
+        before = values["first_word"] // self.lanes
+        if kind.groups > 1:
+            before = self.instruction.beat.first // kind.width * values["rows"]
+        values["write"] = self.row(one.output) + before
+        values["scale"] = self.row(one.output) + (values["entry"] - self.instruction.beat.entry)
         values |= {"number_format": FORMAT_CODES[fmt.name], "fraction": fraction}
         # E4M3 takes its argument with 8 fraction bits.
         finer = 8 if fmt.name == "fp8" else 0
@@ -347,17 +394,34 @@ class _Encoder:
             "second_shift": inverse.exponent + fraction - finer,
         }
 
+    def to_quantize(self, quantize: Instruction) -> dict[str, int]:
+        """For the quantisation of what a pass writes, with its last row."""
+        one = quantize.does.bound(self.instance)
+        assert isinstance(one, Quantize)
+        output = self.program.value(one.output, Quantized)
+        return {
+            "to_quantize": 1,
+            "quantize_entry": quantize.beat.entry,
+            "quantize_fraction": self.program.fraction(one.input),
+            "number_format": FORMAT_CODES[output.format],
+            "scale": self.program.row_of(one.output, quantize),
+            "largest_shift": LARGEST_SHIFT,
+        }
+
     def rotary(self, one: Rotary[str]) -> dict[str, int]:
         size, lanes, turning = self.size(one.input), self.lanes, one.rotary_dim
         width = size // one.heads
         ((table, form), _) = constant_forms(self.program, self.instruction, self.instance)
         if width < lanes:
             # Whole rows are the groups: each holds heads that turn alike.
-            rows = -(-size // lanes)
-            values = {"groups": rows, "beats": 1, "group_words": lanes}
-            values["lanes"] = size - (rows - 1) * lanes
-        else:
+            values = self.grouped(1, size)
+            values |= {"groups": values["rows"], "rows": 1, "group_words": lanes}
+        elif one.heads > 1:
             values = self.grouped(one.heads, width)
+        else:
+            # The rows of a head turn together.
+            rows = -(-width // lanes)
+            values = {"rows": rows, "lanes": width - (rows - 1) * lanes}
         return {
             **values,
             **self.constant_fields(),
@@ -373,16 +437,25 @@ class _Encoder:
         heads = self.program.value(one.scores, Scores).heads
         fmt = FORMATS[self.program.value(one.output, Probabilities).format]
         cache = self.program.caches[one.values]
+        first, count = self.instruction.beat.of(heads)
+        shared = heads // cache.heads
+        if first % shared:
+            raise CompilerBug(f"a beat of softmax begins at head {first}, {shared} share scales")
+        stride = self.places.score_rows * self.lanes
         values = {
             "read0": self.row(one.scores),
             "write": self.row(one.output),
-            "constant1": self.places.heads[one.output],
-            "groups": heads,
-            "group_words": self.places.score_rows * self.lanes,
+            "constant1": self.places.heads[one.output] + first,
+            "entry": self.instruction.beat.entry + first,
+            "opens": 1,
+            "closes": 1,
+            "groups": count,
+            "first_word": first * stride,
+            "group_words": stride,
             "number_format": FORMAT_CODES[fmt.name],
             "second_shift": 47 - fmt.limit.bit_length(),
             "window": one.window,
-            "shared": heads // cache.heads,
+            "shared": shared,
         }
         if cache.static_scale is not None:
             scale = Scale.of(cache.static_scale)
@@ -391,7 +464,8 @@ class _Encoder:
                 "first_mantissa": int(scale.mantissa),
                 "first_shift": int(scale.exponent),
             }
+        rows = -(-cache.capacity // self.lanes)
         return values | {
-            "constant0": self.places.value_scales[one.values],
-            "scale_stride": -(-cache.capacity // self.lanes),
+            "constant0": self.places.value_scales[one.values] + first // shared * rows,
+            "scale_stride": rows,
         }

@@ -89,7 +89,7 @@ class VectorUnit(Unit):
     def ports(self) -> tuple[Bundle, ...]:
         """See `Unit`."""
         return (
-            Command(INSTRUCTIONS, FIELDS),
+            Command(INSTRUCTIONS, FIELDS, flows=True, reduces=True),
             Take("position", POSITION),
             *self._reads(),
             *self._writes(),

@@ -2,9 +2,9 @@
 
     element -> normalise -> multiply -> shift -> table -> multiply -> shift -> add -> code
 
-Which of the stages an operation uses, and with what operands, is said by `LaneControl`, which does
-not change while a pass is under way. The arithmetic is that of `dialects.semantics`, in the pieces
-of `backend/hw/wires/datapaths.py`.
+Which of the stages an operation uses, and with what operands, is said by `LaneControl`, which goes
+with the row: all lanes share its registers, which are outside (`ControlPorts`). The arithmetic is
+that of `dialects.semantics`, in the pieces of `backend/hw/wires/datapaths.py`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from intaglio.backend.hw.wires.datapaths import (
 )
 from intaglio.backend.hw.wires.signal import (
     Design,
+    Follow,
     ModuleBuilder,
     Operand,
     Signal,
@@ -83,7 +84,7 @@ class Features:
 
 @dataclass(frozen=True)
 class LaneControl:
-    """What a lane does in a pass; static signals or constants.
+    """What a lane does with a row.
 
     Attributes:
         squared: the sum of squares: a normalised element by itself.
@@ -107,12 +108,12 @@ class LaneControl:
         floating: the code is E4M3.
         counted: saturations count.
         ranged: the maximum is of magnitudes.
+        leaving: the maximum is of the magnitudes of the results.
         first, first_shift, second, second_shift: constants and shifts of the two products.
         gate_shift: fraction bits of an element that the table's argument lacks (negative) or has
             too many.
         lane_table: number of the table.
         elements: what an element is multiplied with before the mean is taken off.
-        centre: sum of the elements.
         low, high: range of the code.
     """
 
@@ -137,6 +138,7 @@ class LaneControl:
     floating: Signal
     counted: Signal
     ranged: Signal
+    leaving: Signal
     first: Signal
     first_shift: Signal
     second: Signal
@@ -144,7 +146,6 @@ class LaneControl:
     gate_shift: Signal
     lane_table: Signal
     elements: Signal
-    centre: Signal
     low: Signal
     high: Signal
 
@@ -165,6 +166,7 @@ class LaneInputs(NamedTuple):
         factor, half: what the scalar unit gave.
         top: largest score.
         least: least exponent.
+        centre: sum of the elements of which the mean is taken off.
     """
 
     x: Signal
@@ -181,6 +183,7 @@ class LaneInputs(NamedTuple):
     half: Signal
     top: Signal
     least: Signal
+    centre: Signal
 
 
 _INPUTS: Mapping[str, tuple[int, bool]] = {
@@ -198,6 +201,7 @@ _INPUTS: Mapping[str, tuple[int, bool]] = {
     "half": (6, True),
     "top": (FIXED_BITS, True),
     "least": (EXPONENT_BITS, True),
+    "centre": (46, True),
 }
 _CONTROL: Mapping[str, tuple[int, bool]] = {
     "first": (25, True),
@@ -207,7 +211,6 @@ _CONTROL: Mapping[str, tuple[int, bool]] = {
     "gate_shift": (7, True),
     "lane_table": (len(GATE_TABLES).bit_length(), False),
     "elements": (15, False),
-    "centre": (46, True),
     "low": (17, True),
     "high": (17, True),
 }
@@ -216,24 +219,26 @@ _CONTROL: Mapping[str, tuple[int, bool]] = {
 def build_lane(design: Design, features: Features, depth: int) -> ModuleBuilder:
     """The module `vector_lane`.
 
-    Inputs are those of `LaneInputs` and `LaneControl`. `depth` cycles later come `word` (Fixed),
-    `code`, `saturated` (how many places), and what is reduced over the lanes: `top`, `part` (of
-    sums), and `used`, the exponent of a value that has a say in the least one.
+    Inputs are those of `LaneInputs` and `LaneControl`, and of the latter again, as `<name>_at<k>`,
+    what they were k cycles before, as far as the lane needs it. `depth` cycles later come `word`
+    (Fixed), `code`, `saturated` (how many places), and what is reduced over the lanes: `top`,
+    `part` (of sums), and `used`, the exponent of a value that has a say in the least one.
     """
 
     def build(m: ModuleBuilder) -> None:
         given = [m.input(name, width, signed) for name, (width, signed) in _INPUTS.items()]
-        control = LaneControl(
-            **{
-                one.name: m.input(one.name, *_CONTROL.get(one.name, (1, False))).static()
-                for one in fields(LaneControl)
-            }
-        )
+        kinds = {one.name: _CONTROL.get(one.name, (1, False)) for one in fields(LaneControl)}
+        control = [m.input(name, *kind) for name, kind in kinds.items()]
 
         def datapath(*inputs: Signal) -> tuple[Signal, ...]:
-            return _datapath(LaneInputs(*inputs), control, features)
+            beat, rest = inputs[: len(given)], inputs[len(given) :]
+            return _datapath(LaneInputs(*beat), LaneControl(*rest), features)
 
-        outputs = pipelined(datapath, given, depth).outputs
+        def before(name: str) -> Follow:
+            return lambda cycles: m.input(f"{name}_at{cycles}", *kinds[name])
+
+        follow = {len(given) + i: before(name) for i, name in enumerate(kinds)}
+        outputs = pipelined(datapath, [*given, *control], depth, follow=follow).outputs
         names = ("word", "code", "saturated", "top_part", "sum_part", "used")
         for name, signal in zip(names, outputs, strict=True):
             m.output(name, signal)
@@ -241,12 +246,38 @@ def build_lane(design: Design, features: Features, depth: int) -> ModuleBuilder:
     return design.shared("vector_lane", build)
 
 
-def lane_inputs(
-    inputs: Mapping[str, Operand], control: Mapping[str, Operand]
-) -> dict[str, Operand]:
-    """The connections of a lane; what is not given is 0."""
-    names = (*_INPUTS, *(one.name for one in fields(LaneControl)))
-    return {name: control.get(name, inputs.get(name, 0)) for name in names}
+class ControlPorts:
+    """The registers of `LaneControl`, which all lanes share."""
+
+    def __init__(self, lane: ModuleBuilder, control: Mapping[str, Signal]) -> None:
+        """Registers as many as the lanes take.
+
+        Args:
+            lane: the module.
+            control: in the cycle of the beat; what is not given is 0.
+        """
+        self.connections: dict[str, Operand] = {}
+        names = {one.name for one in fields(LaneControl)}
+        late: dict[str, list[int]] = {}
+        ports = {port.name for port in lane.ports if not port.output}
+        for name in ports:
+            root, _, cycles = name.rpartition("_at")
+            if name in names:
+                self.connections[name] = control.get(name, 0)
+            elif root in names and cycles.isdigit():
+                late.setdefault(root, []).append(int(cycles))
+        for name in sorted(late):
+            signal = control.get(name)
+            for cycles in range(1, max(late[name]) + 1):
+                if signal is not None:
+                    signal = signal.delay(name=f"{name}_at{cycles}")
+                if cycles in late[name]:
+                    self.connections[f"{name}_at{cycles}"] = 0 if signal is None else signal
+
+
+def lane_inputs(inputs: Mapping[str, Operand]) -> dict[str, Operand]:
+    """The connections of a lane's `LaneInputs`; what is not given is 0."""
+    return {name: inputs.get(name, 0) for name in _INPUTS}
 
 
 def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tuple[Signal, ...]:
@@ -257,7 +288,7 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
     v = x
     if features.has(LAYER_NORM):
         most = 1 << (FIXED_BITS + 14)
-        v = ((x * control.elements).cut() - control.centre).assume(-most, most)
+        v = ((x * control.elements).cut() - given.centre).assume(-most, most)
     xs = x
     if features.has(*NORMS, *_SCALED):
         xs = shift_normal(v, given.z.assume(-40, 24)).cut()
@@ -380,6 +411,8 @@ def _reduced(
     top = part = used = zero = x.module.constant(0)
     if features.has(*NORMS, *_SCALED, SAMPLE):
         top = mux(control.ranged, abs(v), x)
+        if features.has(QUANTIZE):
+            top = mux(control.leaving, abs(word), top)
         if features.has(SOFTMAX):
             top = mux(control.weighted, word, top)
         top = mux(given.valid, top, least)

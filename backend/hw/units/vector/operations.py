@@ -35,4 +35,16 @@ LANE_SETTINGS: Mapping[str, frozenset[str]] = {
 """What of `LaneControl` is 1 for an elementwise operation, by the formula's family."""
 
 OPERATIONS = (*LANE_SETTINGS, ROTARY, *NORMS, QUANTIZE, QUANTIZE_STATIC, SOFTMAX, SAMPLE)
-"""What the unit distinguishes, in the order of the field `operation`."""
+"""What the unit distinguishes."""
+
+PASS_COUNTS: Mapping[str, int] = {
+    **dict.fromkeys(OPERATIONS, 1),
+    **{
+        one.opcode: one.passes.passes
+        for one in (isa.RMSNorm, isa.LayerNorm, isa.Quantize, isa.Softmax)
+    },
+}
+"""How often each operation passes over its vector."""
+
+PASSES = tuple((name, number) for name in OPERATIONS for number in range(PASS_COUNTS[name]))
+"""Operations with the numbers of their passes, in the order of the field `operation`."""

@@ -30,7 +30,7 @@ class VectorShape:
 
     Attributes:
         operations, gate_tables, formats: what the program uses (`encode`).
-        groups: most groups of an instruction.
+        entries: of the files of groups.
         positions: tokens of the context.
         rows: of the vector memory (and of the memory of quantised vectors).
         constant_rows: of the constant ROM.
@@ -44,7 +44,7 @@ class VectorShape:
     operations: frozenset[str]
     gate_tables: frozenset[str]
     formats: tuple[str, ...]
-    groups: int
+    entries: int
     positions: int
     rows: int
     constant_rows: int
@@ -66,7 +66,7 @@ class VectorShape:
         """For a program, and memories of known size."""
         lanes = program.machine.vector_lanes
         longest = max((cache.capacity for cache in program.caches.values()), default=1)
-        rows = groups = 1
+        rows = groups = entries = 1
         for one in program.buffers.values():
             rows = max(rows, one.row + rows_of(one.type, lanes, longest))
             match one.type:
@@ -80,11 +80,12 @@ class VectorShape:
             for one in block.instructions:
                 if isinstance(one.does, RMSNorm):
                     groups = max(groups, one.does.groups)
+                entries = max(entries, one.beat.entry + groups)
         return VectorShape(
             operations(program),
             gate_tables(program),
             tuple(name for name in FORMATS if name in formats(program)),
-            groups,
+            max(entries, groups),
             longest,
             rows,
             constant_rows,

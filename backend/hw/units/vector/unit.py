@@ -1,29 +1,30 @@
 """The vector unit: norms, quantisation, rotary embedding, activations, softmax, arg-max.
 
 `Machine.vector_lanes` lanes (`lane.py`), trees for maxima and sums, one scalar table unit
-(`tables.py`), and a sequencer of passes. One instruction runs at a time; what it is comes as
-the fields of its descriptor (`encode.py`), with a pulse on `start`.
+(`tables.py`). What the unit takes is a pass over groups of a vector: it comes as the fields of its
+descriptor (`encode.py`), with a pulse on `start`. The next one may start as soon as the last row
+of this one is on its way (`ready`): what a pass does goes with its rows.
 
-A pass takes a beat a cycle: the addresses in cycle a, the operands from the memories in a + 1, the
-result to a memory in cycle a + vector_pipeline - 1. A reducing pass leaves one value a group,
-`vector_reduce` cycles later. Before the last pass the scalar unit takes a group a cycle, with
-`table_lookup` cycles of delay. `lowering/schedule/durations.py` counts the same cycles.
+A pass takes a row a cycle: the addresses in cycle a, the operands from the memories in a + 1, the
+result to a memory in cycle a + vector_pipeline - 1. A reducing pass leaves one value a group in a
+file, `vector_reduce` cycles later, and where the scalar tables are wanted, what they make of it
+`table_lookup` cycles after that. `lowering/schedule/durations.py` counts the same cycles.
 
 | operation        | passes                                                                     |
 |------------------|----------------------------------------------------------------------------|
 | elementwise      | result                                                                     |
 | rotary           | result; the partners come through the first port and the lane exchange     |
-| quantize         | largest magnitude; (scalars) codes                                         |
+| quantize         | largest magnitude (scalars); codes                                         |
 | quantize, static | codes                                                                      |
-| rms_norm         | largest magnitude; sum of squares; (scalars) result                        |
+| rms_norm         | largest magnitude; sum of squares (scalars); result                        |
 | layer_norm       | sum; then as rms_norm                                                      |
 | softmax          | largest score and least exponent; numerators, their sum and the largest    |
-|                  | product with a value's scale, products back into the score memory;         |
-|                  | (scalars) codes                                                            |
+|                  | product with a value's scale, products back into the score memory          |
+|                  | (scalars); codes                                                           |
 | sample           | largest element and its index                                              |
 
-Restrictions: the lanes are a power of two; several groups in an instruction are a multiple of the
-lanes wide, or divide them.
+Restrictions: the lanes are a power of two; several groups in a pass are a multiple of the lanes
+wide, or divide them. Rows of one group that reduce follow each other.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ from dataclasses import dataclass
 
 from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.units.vector.encode import FIELDS, FORMAT_CODES, GATE_TABLES
-from intaglio.backend.hw.units.vector.lane import Features, build_lane, lane_inputs
+from intaglio.backend.hw.units.vector.lane import ControlPorts, Features, build_lane, lane_inputs
 from intaglio.backend.hw.units.vector.operations import (
     LANE_SETTINGS,
     LAYER_NORM,
     NORMS,
     OPERATIONS,
+    PASS_COUNTS,
+    PASSES,
     QUANTIZE,
     QUANTIZE_STATIC,
     ROTARY,
@@ -56,7 +59,6 @@ from intaglio.backend.hw.wires.signal import (
     Design,
     ModuleBuilder,
     Operand,
-    Register,
     Signal,
     Wire,
     Write,
@@ -82,18 +84,18 @@ _FAR = (1 << (memories.EXPONENT_BITS - 1)) - 1
 def build_vector(design: Design, machine: Machine, shape: VectorShape) -> ModuleBuilder:
     """The module `vector`.
 
-    Inputs: `start` with all `FIELDS` and `position` in the same cycle; the data of the memories,
-    one cycle after their addresses (`vector0_data`, `vector1_data`, `constant0_data`,
-    `constant1_data`, `score_data`, `value_scale_data`: mantissa in bits 0 to 23, exponent above,
-    32 bits a lane; lane 0 lowest).
+    Inputs: `start` with all `FIELDS` and `position` in the same cycle, in which `ready` must be 1;
+    the data of the memories, one cycle after their addresses (`vector0_data`, `vector1_data`,
+    `constant0_data`, `constant1_data`, `score_data`, `value_scale_data`: mantissa in bits 0 to 23,
+    exponent above, 32 bits a lane; lane 0 lowest).
 
     Outputs: the addresses; the write ports `vector_write` and `score_write` (32 bits a lane),
     `code_write` (quantised vectors) and `probability_write` (16 bits a lane), each with
     `_address`, `_data`, `_enable`, and `vector_write_mask` (a bit a lane); `scale_enable` and
     `probability_scale_enable` with `scale_address`, `scale_mantissa`, `scale_exponent` and
-    `scale_total`; `saturated`, how many places saturated in this cycle; `done` in the last cycle
-    of the instruction; `token` from the finish of a `sample` on, with `token_valid` in its first
-    cycle.
+    `scale_total`; `saturated`, how many places saturated in this cycle; `ready`; `done` in the last
+    cycle in which the results of a pass cannot be read yet; `reduced` likewise for what it
+    reduces; `token` from the finish of a `sample` on, with `token_valid` in its first cycle.
 
     Raises:
         UserError: `machine_refusals`.
@@ -108,7 +110,7 @@ def build_vector(design: Design, machine: Machine, shape: VectorShape) -> Module
 
 @dataclass(eq=False)
 class _Beat:
-    """What goes with a beat, in the cycle of its addresses."""
+    """What goes with a row, in the cycle of its addresses."""
 
     row: Signal
     mask: list[Signal]
@@ -142,46 +144,60 @@ class _Vector:
         self.decode()
         self.sequence()
         beat = self.beat()
+        self.files()
         self.memories(beat)
         self.reduce()
         self.results(beat)
 
-    # Instruction
+    # Passes
 
-    def operation(self, *operations: str) -> Signal:
-        """1 while one of the operations runs; constant when the unit has none of them."""
+    def operation(self, *names: str, number: int | None = None, last: int | None = None) -> Signal:
+        """1 while a pass of one of the operations runs; constant when the unit has none of them.
+
+        Args:
+            names: the operations.
+            number: only this pass, counted from the first one.
+            last: only this pass, counted from the last one.
+        """
         code = self.fields["operation"]
         found = self.m.constant(0)
-        for name in operations:
-            if name in self.shape.operations:
-                found = found | (code == OPERATIONS.index(name))
+        for place, (name, pass_) in enumerate(PASSES):
+            if name not in names or name not in self.shape.operations:
+                continue
+            if number not in (None, pass_) or last not in (None, PASS_COUNTS[name] - 1 - pass_):
+                continue
+            found = found | (code == place)
         return found
 
     def decode(self) -> None:
-        """Number of the last pass, and the attended rows of a softmax."""
-        m = self.m
-        self.softmax = self.operation(SOFTMAX)
-        self.norm = self.operation(*NORMS)
-        self.layer = self.operation(LAYER_NORM)
-        self.rotary = self.operation(ROTARY)
-        self.sample = self.operation(SAMPLE)
-        self.quantize = self.operation(QUANTIZE)
-        last = mux(self.layer, 3, mux(self.norm | self.softmax, 2, mux(self.quantize, 1, 0)))
-        self.last_pass = last.extend(2)
-        # From the inputs themselves: the first beat comes in the next cycle.
-        softmax = self.raw["operation"] == OPERATIONS.index(SOFTMAX)
-        if not self.features.has(SOFTMAX):
-            softmax = m.constant(0)
+        """What the pass at hand is, and the attended rows of a softmax."""
+        m, op = self.m, self.operation
+        norms = NORMS
+        self.softmax, self.weighing = op(SOFTMAX), op(SOFTMAX, number=1)
+        self.norm, self.layer = op(*norms), op(LAYER_NORM)
+        self.rotary, self.sample, self.quantize = op(ROTARY), op(SAMPLE), op(QUANTIZE)
+        self.squaring = op(*norms, last=1)
+        self.centred = self.layer & ~op(LAYER_NORM, number=0)
+        self.final = op(*OPERATIONS, last=0)
+        self.ranging = op(*norms, last=2) | op(QUANTIZE, number=0)
+        self.leaving = self.fields["to_quantize"] if self.features.has(QUANTIZE) else m.constant(0)
+        self.looks = self.squaring | self.weighing | op(QUANTIZE, number=0) | self.leaving
+        # From the inputs themselves: the first row comes in the next cycle.
+        softmax = m.constant(0)
+        if self.features.has(SOFTMAX):
+            for place, (name, _) in enumerate(PASSES):
+                if name == SOFTMAX:
+                    softmax = softmax | (self.raw["operation"] == place)
         position, window = self.position_now, self.raw["window"]
         seen = position + 1 - window
         first = mux(softmax & (window != 0) & (seen > 0), seen.truncate(position.width), 0)
         first_row, last_row = first >> self.lane_bits, position >> self.lane_bits
         attended = (last_row - first_row).truncate(16) + 1
-        beats = mux(softmax, attended.truncate(16), self.raw["beats"])
+        rows = mux(softmax, attended.truncate(16), self.raw["rows"])
         self.new_row = mux(softmax, first_row, 0).extend(20)
         self.first = first.delay(enable=self.start, name="first_token")
         self.first_row = self.new_row.delay(enable=self.start, name="first_row")
-        self.beats = beats.delay(enable=self.start, name="beats_of_group")
+        self.rows = rows.delay(enable=self.start, name="rows_of_group")
         base = self.raw["position_rows"] * position
         self.position_row = (
             base.truncate(20).delay(enable=self.start, name="position_row")
@@ -189,69 +205,31 @@ class _Vector:
             else m.constant(0)
         )
 
-    # Passes
-
-    def flag(self, name: str, set_: Signal, clear: Signal) -> Register:
-        register = self.m.register(name, 1)
-        register.drive(mux(set_, 1, mux(clear, 0, register)))
-        return register
-
     def sequence(self) -> None:
-        """The state: issuing beats, waiting, looking up; the place within the pass."""
-        m, machine = self.m, self.machine
-        reduced = machine.vector_pipeline + machine.vector_reduce
-        last = machine.vector_pipeline - 1
-        sampled = last + machine.vector_reduce + machine.sample
-        left_bits = max(reduced, sampled, machine.table_lookup).bit_length()
-
-        begin, end = m.wire("begin_pass", 1), m.wire("end_of_pass", 1)
-        look_begin, look_end = m.wire("begin_lookups", 1), m.wire("end_of_lookups", 1)
-        waited = m.wire("waited", 1)
-        issuing = self.flag("issuing", begin, end)
-        looking = self.flag("looking", look_begin, look_end)
-        looked = self.flag("looked", look_end, begin)
-        number = m.register("pass_number", 2)
-        number.drive(mux(self.start, 0, mux(begin, (number + 1).truncate(2), number)))
-        final = number == self.last_pass
-        pausing = look_end if machine.table_lookup > 1 else m.constant(0)
-        waiting = self.flag("waiting", end | pausing, waited)
-        finishing = self.flag("finishing", end & final, waited)
-        left = m.register("left", left_bits)
-        length = mux(final, mux(self.sample, sampled, last), reduced)
-        wait = mux(pausing, machine.table_lookup - 1, mux(end, length, left - 1))
-        left.drive(wait.truncate(left_bits))
-        waited.assign(waiting & (left == 1))
-        before_last = (number + 1) == self.last_pass
-        again = waited & ~finishing
-        look_begin.assign(again & before_last & ~looked)
-        resumed = again & (looked | ~before_last)
-        if machine.table_lookup == 1:
-            resumed = resumed | look_end
-        begin.assign(self.start | resumed)
-        self.issuing, self.looking, self.number, self.final = issuing, looking, number, final
-        self.done = (waited & finishing).named("done")
-
-        # Beat within the group, group, first word of the group in a buffer without gaps.
-        fields = self.fields
-        j, g = m.register("beat", 16), m.register("group", 12)
+        """The row within the group, the group, its first word in a buffer without gaps."""
+        m, fields = self.m, self.fields
+        issuing = m.register("issuing", 1)
+        j, g = m.register("row_of_group", 16), m.register("group", 12)
         word = m.register("group_word", 20 + self.lane_bits)
-        linear = m.register("linear_beat", 20)
-        last_beat = (j + 1) == self.beats
+        linear = m.register("linear_row", 20)
+        last_row = (j + 1) == self.rows
         last_group = (g + 1) == fields["groups"]
-        end.assign(issuing & last_beat & last_group)
-        look_end.assign(looking & last_group)
-        over = end | look_end
-        step = (issuing & last_beat) | looking
-        j.drive(mux(issuing & ~last_beat, (j + 1).truncate(16), 0))
-        g.drive(mux(self.start | over, 0, mux(step, (g + 1).truncate(12), g)))
-        origin = mux(self.start, self.new_row, self.first_row) << self.lane_bits
+        over = (issuing & last_row & last_group).named("last")
+        issuing.drive(mux(self.start, 1, mux(over, 0, issuing)))
+        step = issuing & last_row
+        fresh = self.start
+        j.drive(mux(fresh | last_row, 0, (j + 1).truncate(16)))
+        g.drive(mux(fresh, 0, mux(step, (g + 1).truncate(12), g)))
+        origin = self.raw["first_word"] + (self.new_row << self.lane_bits)
         further = (word + fields["group_words"]).truncate(word.width)
-        fresh = self.start | over
         word.drive(mux(fresh, origin.truncate(word.width), mux(step, further, word)))
-        linear.drive(mux(fresh, 0, mux(issuing, (linear + 1).truncate(20), linear)))
+        linear.drive(mux(fresh, 0, (linear + 1).truncate(20)))
+        self.issuing, self.over = issuing, over
         self.j, self.word, self.linear = j, word, linear
-        self.group = g.truncate(self.group_bits)
-        self.first_beat, self.last_beat, self.last_group = j == 0, last_beat, last_group
+        self.entry = (fields["entry"] + g).truncate(self.entry_bits)
+        self.group = g
+        self.first_beat, self.last_beat, self.last_group = j == 0, last_row, last_group
+        m.output("ready", ~issuing | over)
 
         # Query heads that share a key-value head read the same scales.
         self.scale_row: Signal = m.constant(0)
@@ -266,7 +244,7 @@ class _Vector:
     # Addresses
 
     def beat(self) -> _Beat:
-        """The beat of this cycle."""
+        """The row of this cycle."""
         fields, bits = self.fields, self.lane_bits
         row = ((self.word >> bits) + self.j).truncate(20).named("row")
         offset = self.word[:bits]
@@ -333,7 +311,7 @@ class _Vector:
         return [data[FIXED_BITS * i : FIXED_BITS * (i + 1)] for i in range(self.lanes)]
 
     def memories(self, beat: _Beat) -> None:
-        """The lanes, one cycle after the addresses, and the files of the groups."""
+        """The lanes, one cycle after the addresses."""
         m, features = self.m, self.features
         mask = [one.delay(name=f"lane{i}_valid") for i, one in enumerate(beat.mask)]
         exchange = beat.exchange.delay(name="exchange_now")
@@ -346,12 +324,14 @@ class _Vector:
         mantissa, exponent = empty, empty
         if features.has(SOFTMAX):
             scores, scales = self.lanes_of("score"), self.lanes_of("value_scale")
-            x = [mux(self.softmax, score, one) for score, one in zip(scores, x, strict=True)]
-            static = self.fields["static_scale"]
-            first, shift = self.fields["first_mantissa"], self.fields["first_shift"]
+            softmax = self.softmax.delay(name="softmax_now")
+            x = [mux(softmax, score, one) for score, one in zip(scores, x, strict=True)]
+            static, first, shift = (
+                self.fields[name].delay(name=f"{name}_now")
+                for name in ("static_scale", "first_mantissa", "first_shift")
+            )
             mantissa = [mux(static, first.truncate(24), one[:24]) for one in scales]
             exponent = [mux(static, shift, one[24:].as_signed()) for one in scales]
-        self.files()
         shared: dict[str, Operand] = {
             "turning": beat.turning.delay(name="turning_now"),
             "negative": beat.negative.delay(name="negative_now"),
@@ -360,9 +340,11 @@ class _Vector:
             "half": self.half,
             "top": self.top.truncate(FIXED_BITS, True),
             "least": self.least,
+            "centre": self.centre,
         }
-        control = self.control()
         lane = build_lane(self.design, features, self.machine.vector_pipeline - 2)
+        control = {name: one.delay(name=f"lane_{name}") for name, one in self.control().items()}
+        ports = ControlPorts(lane, control)
         self.results_of_lanes: list[Mapping[str, Signal]] = []
         for i in range(self.lanes):
             own: dict[str, Operand] = {
@@ -374,15 +356,12 @@ class _Vector:
                 "value_mantissa": mantissa[i],
                 "value_exponent": exponent[i],
             }
-            connected = lane_inputs({**own, **shared}, control)
+            connected = {**lane_inputs({**own, **shared}), **ports.connections}
             self.results_of_lanes.append(m.instance(f"lane{i}", lane, connected))
 
-    def control(self) -> dict[str, Operand]:
+    def control(self) -> dict[str, Signal]:
         """`LaneControl` from the operation and the pass."""
         fields, final, op = self.fields, self.final, self.operation
-        summing = self.number == (self.last_pass - 1).truncate(2)
-        squared = self.norm & summing
-        weighted = self.softmax & (self.number == 1)
         fmt = fields["number_format"]
         # E4M3 clips by itself.
         clipped = [name for name in self.shape.formats if name != "fp8"]
@@ -407,24 +386,24 @@ class _Vector:
         }
         return {
             **elementwise,
-            "squared": squared,
+            "squared": self.squaring,
             "normed": self.norm & final,
             "scaled": (self.softmax | self.quantize) & final,
             "turned": self.rotary,
-            "weighted": weighted,
+            "weighted": self.weighing,
             "offset": self.layer & fields["offset"] & final,
             "coded": op(QUANTIZE_STATIC),
-            "floating": floating,
+            "floating": floating & ~self.leaving,
             "counted": elementwise["counted"] | op(ROTARY, QUANTIZE_STATIC) | (self.norm & final),
-            "ranged": self.norm | self.quantize,
+            "ranged": self.ranging,
+            "leaving": self.leaving,
             "first": fields["first_mantissa"],
             "first_shift": fields["first_shift"],
             "second": fields["second_mantissa"],
             "second_shift": fields["second_shift"],
             "gate_shift": fields["fraction"],
             "lane_table": chosen,
-            "elements": mux(self.layer & (self.number != 0), fields["elements"], 1),
-            "centre": self.centre_value,
+            "elements": mux(self.centred, fields["elements"], 1),
             "low": low,
             "high": high,
         }
@@ -432,81 +411,107 @@ class _Vector:
     # Groups
 
     def files(self) -> None:
-        """What is kept of each group: largest value and shift, sum, least exponent, scalars."""
+        """What is kept of each group: largest value and shift, sum, least exponent, scalars.
+
+        Rows read it, and what a reducing pass leaves is looked up from it.
+        """
         m, features = self.m, self.features
         constant = m.constant(0)
-        self.writes = {name: m.wire(f"write_{name}", 1) for name in ("tops", "sums", "scalars")}
-        self.write_group = m.wire("write_group", self.group_bits)
-        scaled = features.has(*NORMS, QUANTIZE, SOFTMAX)
-        self.z, self.top, self.total = constant, constant, constant
-        self.factor, self.half, self.least = constant, constant, constant
+        self.writes: dict[str, Wire] = {}
         self.new: dict[str, Wire] = {}
-        self.centre_value: Signal = constant
-        if scaled:
-            self.new["z"], self.new["top"] = (
-                m.wire("new_z", 7, True),
-                m.wire("new_top", features.top_bits, True),
-            )
-            word = self.file("tops", [self.new["z"], self.new["top"]], self.write_group)
-            self.z, self.top = word[0].as_signed(), word[1].as_signed()
-            self.new["factor"], self.new["half"] = (
-                m.wire("new_factor", 24),
-                m.wire("new_half", 6, True),
-            )
-            self.looked_up = m.wire("looked_up_group", self.group_bits)
-            word = self.file("scalars", [self.new["factor"], self.new["half"]], self.looked_up)
-            self.factor, self.half = word[0], word[1].as_signed()
-        if features.has(*NORMS, SOFTMAX):
-            self.new["sum"] = m.wire("new_sum", SUM_BITS, True)
-            word = self.file("sums", [self.new["sum"]], self.write_group)
-            self.total = word[0].as_signed()
+        self.z, self.top, self.factor, self.half = constant, constant, constant, constant
+        self.least, self.centre = constant, constant
+        self.found: dict[str, Signal] = {}
+        """What lookups read."""
+        norms = features.has(*NORMS)
+        if features.has(*NORMS, QUANTIZE, SOFTMAX):
+            self.write_entry = m.wire("write_entry", self.entry_bits)
+            self.looked_entry = m.wire("looked_entry", self.entry_bits)
+            parts = {"z": (7, True), "top": (features.top_bits, True)}
+            word = self.file("tops", parts)
+            self.z, self.top = word["z"], word["top"]
+            word = self.file("scalars", {"factor": (24, False), "half": (6, True)}, written=True)
+            self.factor, self.half = word["factor"], word["half"]
+        if norms or features.has(SOFTMAX):
+            _ = self.file("sums", {"sum": (SUM_BITS, True)}, by_rows=False)
         if features.has(SOFTMAX):
-            self.new["least"] = m.wire("new_least", memories.EXPONENT_BITS, True)
-            self.writes["least"] = m.wire("write_least", 1)
-            word = self.file("least", [self.new["least"]], self.write_group)
-            self.least = word[0].as_signed()
+            self.least = self.file("leasts", {"least": (memories.EXPONENT_BITS, True)})["least"]
         if features.has(LAYER_NORM):
-            centre = m.register("centre", 46, True)
-            self.centre_register = centre
-            self.centre_value = mux(self.layer & (self.number != 0), centre, 0)
+            # Where the mean is not taken off there is none.
+            centre = self.file("centres", {"centre": (46, True)})["centre"]
+            self.centre = mux(self.centred.delay(name="centred_now"), centre, 0)
 
     @property
-    def group_bits(self) -> int:
-        return max(1, (self.shape.groups - 1).bit_length())
+    def entry_bits(self) -> int:
+        return max(1, (self.shape.entries - 1).bit_length())
 
-    def file(self, name: str, parts: Sequence[Signal], group: Signal) -> list[Signal]:
-        """A memory of a word a group, read at the group of this cycle; the parts of the word."""
-        write = Write(group, cat(*reversed(parts)), self.writes[name])
-        width = sum(part.width for part in parts)
-        (word,) = self.m.ram(name, 1 << self.group_bits, width, [self.group], [write])
-        split: list[Signal] = []
-        place = 0
-        for part in parts:
-            split.append(word[place : place + part.width])
-            place += part.width
-        return split
+    def file(
+        self,
+        name: str,
+        parts: Mapping[str, tuple[int, bool]],
+        *,
+        written: bool = False,
+        by_rows: bool = True,
+    ) -> dict[str, Signal]:
+        """A memory of a word a group; what it has of the group of this cycle's row.
+
+        Args:
+            name: of the memory.
+            parts: of a word: width, and whether it is signed.
+            written: by the lookups, which then do not read it.
+            by_rows: rows read it; else the lookups alone.
+        """
+        self.writes[name] = self.m.wire(f"write_{name}", 1)
+        for part, (width, signed) in parts.items():
+            self.new[part] = self.m.wire(f"new_{part}", width, signed)
+        word = cat(*reversed([self.new[part] for part in parts]))
+        where = self.looked_entry if written else self.write_entry
+        reads = [*([self.entry] if by_rows else []), *([] if written else [self.write_entry])]
+        depth = 1 << self.entry_bits
+        found = self.m.ram(name, depth, word.width, reads, [Write(where, word, self.writes[name])])
+        split: list[dict[str, Signal]] = []
+        for one in found:
+            place, values = 0, dict[str, Signal]()
+            for part, (width, signed) in parts.items():
+                value = one[place : place + width]
+                values[part] = value.as_signed() if signed else value
+                place += width
+            split.append(values)
+        if not written:
+            self.found |= split[-1]
+        return split[0]
 
     def later(self, signal: Signal, cycles: int, name: str, reset: int | None = None) -> Signal:
         return signal.delay(cycles, reset=reset, name=name)
 
     def reduce(self) -> None:
-        """Trees over the lanes, accumulators over the beats of a group, the scalar unit."""
+        """Trees over the lanes, accumulators over the rows of a group."""
         m, machine, features = self.m, self.machine, self.features
         depth = machine.vector_reduce - 1
         front = machine.vector_pipeline - 1 + depth
+        opens, closes = self.fields["opens"], self.fields["closes"]
         valid = self.later(self.issuing, front, "reduce_valid", 0)
-        first = self.later(self.first_beat, front, "reduce_first")
-        last = self.later(self.issuing & self.last_beat, front, "reduce_last", 0)
-        group = self.later(self.group, front + 1, "reduce_group")
-        over = last.delay(reset=0, name="group_over")
-        self.write_group.assign(group)
+        first = self.later(self.first_beat & opens, front, "reduce_first")
+        last = self.issuing & self.last_beat & closes
+        over = self.later(last, front + 1, "group_over", 0)
+        left = mux(
+            self.leaving, self.fields["quantize_entry"].truncate(self.entry_bits), self.entry
+        )
+        self.entry_left = left.extend(self.entry_bits, False)
+        if self.new:
+            self.write_entry.assign(self.later(self.entry_left, front + 1, "reduce_entry"))
         results = self.results_of_lanes
-        final, softmax, number = self.final, self.softmax, self.number
-        summing = number == (self.last_pass - 1).truncate(2)
-        squared = self.norm & summing
         zero = m.constant(0)
 
-        top_value: Signal = zero
+        def behind(signal: Signal, name: str) -> Signal:
+            """A flag of the pass, where its group is over."""
+            return over & self.later(signal, front + 1, f"{name}_over")
+
+        def reducing(signal: Signal, name: str) -> Signal:
+            """A flag of the pass, where its rows are reduced."""
+            return valid & self.later(signal, front, f"{name}_reduced")
+
+        topping = self.ranging | self.weighing | self.operation(SOFTMAX, number=0) | self.leaving
         if features.has(*NORMS, QUANTIZE, SOFTMAX, SAMPLE):
             width = features.top_bits
             tops = [one["top_part"] for one in results]
@@ -526,25 +531,20 @@ class _Vector:
             value, index = pipelined(maximum, tops, depth).outputs
             best = m.register("top", width, True)
             better = first | (value > best)
-            best.drive(mux(better, value, best), valid)
-            top_value = best
+            best.drive(mux(better, value, best), reducing(topping | self.sample, "top"))
             if indexed:
-                beat = self.later(self.linear, front, "reduce_beat")
+                row = self.later((self.linear + self.fields["write"]).truncate(20), front, "at_row")
                 where = m.register("top_index", 32)
-                token = ((beat << self.lane_bits) + index).truncate(32)
-                where.drive(mux(better, token, where), valid)
+                token = ((row << self.lane_bits) + index).truncate(32)
+                where.drive(mux(better, token, where), reducing(self.sample, "sample"))
                 self.token = where
-        if features.has(*NORMS, QUANTIZE, SOFTMAX):
-            self.new["top"].assign(top_value)
-            size = top_value.assume(0, (1 << (features.top_bits - 1)) - 1)
-            shift = normalising_shift(size, self.fields["largest_shift"])
-            self.new["z"].assign(shift.truncate(7, True))
-            ranged = (self.norm & (number == (self.last_pass - 2).truncate(2))) | (
-                self.quantize & ~final
-            )
-            self.writes["tops"].assign(over & (ranged | (softmax & ~final)))
-        else:
-            self.writes["tops"].assign(0)
+            if "top" in self.new:
+                self.new["top"].assign(best)
+                size = best.assume(0, (1 << (features.top_bits - 1)) - 1)
+                most = self.later(self.fields["largest_shift"], front + 1, "largest_shift_over")
+                shift = normalising_shift(size, most)
+                self.new["z"].assign(shift.truncate(7, True))
+                self.writes["tops"].assign(behind(topping, "top"))
 
         if "sum" in self.new:
             parts = [one["sum_part"] for one in results]
@@ -554,15 +554,15 @@ class _Vector:
 
             (part,) = pipelined(total_of, parts, depth).outputs
             total = m.register("total", SUM_BITS, True)
-            total.drive((mux(first, 0, total) + part).truncate(SUM_BITS, True), valid)
+            summing = self.squaring | self.weighing
+            centring = self.operation(LAYER_NORM, number=0)
+            following = (mux(first, 0, total) + part).truncate(SUM_BITS, True)
+            total.drive(following, reducing(summing | centring, "sum"))
             self.new["sum"].assign(total)
-            self.writes["sums"].assign(over & (squared | (softmax & (number == 1))))
-            if features.has(LAYER_NORM):
-                self.centre_register.drive(
-                    total.truncate(46, True), over & self.layer & (number == 0)
-                )
-        else:
-            self.writes["sums"].assign(0)
+            self.writes["sums"].assign(behind(summing, "sum"))
+            if "centre" in self.new:
+                self.new["centre"].assign(total.truncate(46, True))
+                self.writes["centres"].assign(behind(centring, "centre"))
 
         if "least" in self.new:
             used = [one["used"] for one in results]
@@ -571,41 +571,52 @@ class _Vector:
                 return tree(given, lambda a, b: smaller(a, b).cut())
 
             (part,) = pipelined(minimum, used, depth).outputs
+            peaking = self.operation(SOFTMAX, number=0)
             least = m.register("least_exponent", memories.EXPONENT_BITS, True)
-            least.drive(smaller(mux(first, _FAR, least), part), valid)
+            least.drive(smaller(mux(first, _FAR, least), part), reducing(peaking, "least"))
             self.new["least"].assign(least)
-            self.writes["least"].assign(over & softmax & (number == 0))
-        self.look_up()
+            self.writes["leasts"].assign(behind(peaking, "peak"))
+        self.look_up(zero, last, front + 1)
 
-    def look_up(self) -> None:
-        """The scalar unit, a group a cycle."""
-        m, fields, features = self.m, self.fields, self.features
+    def look_up(self, zero: Signal, last: Signal, over: int) -> None:
+        """The scalar unit, a group a cycle.
+
+        Args:
+            zero: a constant.
+            last: the last row of a group goes.
+            over: cycles from there to the group's entry in the files.
+        """
+        m, features = self.m, self.features
         latency = self.machine.table_lookup
         if "factor" not in self.new:
-            self.writes["scalars"].assign(0)
             return
         norms = features.has(*NORMS)
         written = self.shape.formats if features.has(QUANTIZE, SOFTMAX) else ()
         names = [*(["reciprocal"] if written else []), *(["rsqrt"] if norms else [])]
         of = SharedTable("scalar", tuple(table(name) for name in names))
-        static = {
-            "norm": self.norm,
+        # The files are read at the entry that was just written: the word is there a cycle later.
+        there = over + 1
+        with_group = {
+            "norm": self.norm & ~self.leaving,
             "softmax": self.softmax,
-            "epsilon": fields["first_mantissa"],
-            "epsilon_exponent": fields["first_shift"],
-            "fraction": fields["fraction"],
-            "number_format": fields["number_format"],
+            "epsilon": self.fields["first_mantissa"],
+            "epsilon_exponent": self.fields["first_shift"],
+            "fraction": mux(
+                self.leaving, self.fields["quantize_fraction"], self.fields["fraction"]
+            ),
+            "number_format": self.fields["number_format"],
         }
+        late = [self.later(one, there, f"{name}_there") for name, one in with_group.items()]
 
         def unit(*given: Signal) -> list[Signal]:
-            top, z, total, least = given
+            top, z, total, least, *rest = given
             result = scalars(
                 ScalarInputs(
                     top.assume(0, (1 << (features.top_bits - 1)) - 1),
                     z.assume(-40, 24),
                     total.assume(0, (1 << 62) - 1),
                     least,
-                    **{name: signal.static() for name, signal in static.items()},
+                    **dict(zip(with_group, rest, strict=True)),
                 ),
                 of,
                 written,
@@ -613,64 +624,77 @@ class _Vector:
             )
             return [result.factor, result.half, *result.scale, result.total]
 
-        inputs = [self.top, self.z, self.total, self.least]
-        factor, half, mantissa, exponent, total = pipelined(unit, inputs, latency - 1).outputs
-        valid = self.later(self.looking, latency, "lookup_valid", 0)
-        group = self.later(self.group, latency, "lookup_group")
-        self.looked_up.assign(group)
+        # The next pass may start `latency` cycles after the word is there, and reads a cycle later.
+        inputs = [self.found.get(name, zero) for name in ("top", "z", "sum", "least")]
+        outputs = pipelined(unit, [*inputs, *late], latency + 1).outputs
+        factor, half, mantissa, exponent, total = outputs
+        valid = self.later(last & self.looks, there + latency + 1, "lookup_valid", 0)
+        self.looked_entry.assign(self.later(self.entry_left, there + latency + 1, "lookup_entry"))
         self.new["factor"].assign(factor)
         self.new["half"].assign(half)
         self.writes["scalars"].assign(valid)
         if written:
-            base = mux(self.softmax, fields["constant1"], fields["write"])
-            self.address("scale", self.shape.scales, base + group)
+            base = mux(self.softmax, self.fields["constant1"], self.fields["scale"]) + self.group
+            place = self.later(base, there + latency + 1, "scale_place")
+            self.address("scale", self.shape.scales, place)
             m.output("scale_mantissa", mantissa, 24)
             m.output("scale_exponent", exponent.truncate(memories.EXPONENT_BITS, True))
-            m.output("scale_enable", valid & self.quantize)
+            quantize = self.later(
+                self.quantize | self.leaving, there + latency + 1, "quantize_looked"
+            )
+            m.output("scale_enable", valid & quantize)
         if features.has(SOFTMAX):
             m.output("scale_total", total.as_unsigned().truncate(memories.SUM_BITS))
-            m.output("probability_scale_enable", valid & self.softmax)
+            softmax = self.later(self.softmax, there + latency + 1, "softmax_looked")
+            m.output("probability_scale_enable", valid & softmax)
 
     # Results
 
     def results(self, beat: _Beat) -> None:
         """Write ports, saturations, token, end."""
-        m, final, features = self.m, self.final, self.features
-        front = self.machine.vector_pipeline - 1
-        valid = self.later(self.issuing & final, front, "write_valid", 0)
-        row = self.later(beat.row, front, "write_row")
+        m, machine, features = self.m, self.machine, self.features
+        front = machine.vector_pipeline - 1
+        valid = self.later(self.issuing & self.final, front, "write_valid", 0)
         lanes = self.results_of_lanes
         words = cat(*[one["word"].extend(FIXED_BITS, True) for one in reversed(lanes)])
         codes = cat(*[one["code"].extend(memories.CODE_BITS) for one in reversed(lanes)])
-        into = self.fields["write"]
+        into = self.later((self.fields["write"] + beat.row).truncate(20), front, "write_row")
         coded = self.operation(QUANTIZE, QUANTIZE_STATIC)
         rows = self.shape.rows
-        self.address("vector_write", rows, into + row)
+        self.address("vector_write", rows, into)
         m.output("vector_write_data", words)
-        writes = ~(coded | self.softmax | self.sample)
+        writes = self.later(~(coded | self.softmax | self.sample), front, "writes_vector")
         m.output("vector_write_enable", valid & writes)
         mask = cat(*reversed(beat.mask)).delay(front, name="write_mask")
         m.output("vector_write_mask", mask)
         if features.has(QUANTIZE, QUANTIZE_STATIC):
-            beats = self.later(self.linear, front, "write_beat")
-            self.address("code_write", rows, into + beats)
+            linear = (self.fields["write"] + self.linear).truncate(20)
+            self.address("code_write", rows, self.later(linear, front, "code_row"))
             m.output("code_write_data", codes)
-            m.output("code_write_enable", valid & coded)
+            m.output("code_write_enable", valid & self.later(coded, front, "writes_codes"))
         if features.has(SOFTMAX):
-            weighing = self.softmax & (self.number == 1)
-            back = self.later(self.issuing & weighing, front, "weight_valid", 0)
-            self.address("score_write", self.shape.score_rows, self.fields["read0"] + row)
+            weighing = self.issuing & self.weighing
+            back = self.later(weighing, front, "weight_valid", 0)
+            score = (self.fields["read0"] + beat.row).truncate(20)
+            self.address(
+                "score_write", self.shape.score_rows, self.later(score, front, "score_row")
+            )
             m.output("score_write_data", words)
             m.output("score_write_enable", back)
-            self.address("probability_write", self.shape.probability_rows, into + row)
+            self.address("probability_write", self.shape.probability_rows, into)
             m.output("probability_write_data", codes)
-            m.output("probability_write_enable", valid & self.softmax)
+            softmax = self.later(self.softmax, front, "writes_probabilities")
+            m.output("probability_write_enable", valid & softmax)
         count = add_all([one["saturated"] for one in lanes])
         m.output("saturated", mux(valid, count, 0))
-        m.output("done", self.done)
+        m.output("done", self.later(self.over, front, "done", 0))
+        left = front + machine.vector_reduce + max(machine.table_lookup, machine.sample)
+        m.output("reduced", self.later(self.over, left, "reduced", 0))
         if features.has(SAMPLE):
             m.output("token", self.token)
-            m.output("token_valid", (self.done & self.sample).delay(reset=0, name="sampled"))
+            closing = self.over & self.sample & self.fields["closes"]
+            sampled = front + machine.vector_reduce + machine.sample + 1
+            m.output("token_valid", self.later(closing, sampled, "sampled", 0))
 
 
 def _later_if_larger(a: tuple[Signal, Signal], b: tuple[Signal, Signal]) -> tuple[Signal, Signal]:

@@ -1,5 +1,7 @@
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini},fabric-place,program-schedule' %s | filecheck %s
-// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="vector.sram_bytes=1000"},fabric-place,program-schedule' %s 2>&1 | filecheck %s --check-prefix=SRAM
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini},fabric-place,program-schedule' %s -o %t.mlir
+// RUN: python %S/../../whole.py < %t.mlir | filecheck %s
+// RUN: filecheck %s --input-file %t.mlir --check-prefix=BEATS
+// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="vector.sram_bytes=1100"},fabric-place,program-schedule' %s 2>&1 | filecheck %s --check-prefix=SRAM
 
 rom.parameter @emb : !rom.tensor<[256, 64], fixed16> {key = "emb"}
 rom.parameter @w0 : !rom.tensor<[96, 64], int4, group 32> {key = "layers.0.w"}
@@ -37,7 +39,7 @@ rom.step @decode context 128 {
   rom.emit %z, %next : !rom.fixed<256, 16>
 }
 
-// Positions: the first, and the last that the caches hold. The step and its layers are gone.
+// Each instruction by its last beat. Positions: the first, and the last that the caches hold. The step and its layers are gone.
 // CHECK-NOT:  rom.layer
 // CHECK-NOT:  rom.step
 // CHECK:      program.program @decode positions [0, 99] logits @[[LOGITS:\w+]] token @next {
@@ -61,14 +63,14 @@ rom.step @decode context 128 {
 // CHECK-NEXT:     program.instruction "quantize" on "vector" reads [@[[X]]] writes [@[[C]]]
 // CHECK-SAME:       waits {matrix = 0 : i64
 // CHECK-SAME:       start = array<i64: {{[0-9]+, [0-9]+, [0-9]+, [0-9]+}}>
-// CHECK-NEXT:     program.instruction "matvec" on "matrix" reads [@[[C]]] writes [@[[Y]]] uses {weights = @w} waits {{{.*}}vector = 1 : i64
+// CHECK-NEXT:     program.instruction "matvec" on "matrix" reads [@[[C]]] writes [@[[Y]]] uses {weights = @w} waits {vector = 5 : i64} takes "20" every "4"
 // CHECK-SAME:       {arguments = {pre_shift = 0 : i64}, onnx = {{\[}}["m0"], ["m1"]]
-// CHECK-NEXT:     program.instruction "quantize" on "vector" reads [@[[K]]] {{.*}} waits {matrix = 1 : i64
-// CHECK-NEXT:     program.instruction "append" on "kv" {{.*}} writes [] uses {cache = @k} waits {{{.*}}vector = 2 : i64
+// CHECK-NEXT:     program.instruction "quantize" on "vector" reads [@[[K]]] {{.*}} waits {matrix = {{[1-6]}} : i64, kv = 0 : i64, reductions = {{[0-9]+}} : i64}
+// CHECK-NEXT:     program.instruction "append" on "kv" {{.*}} writes [] uses {cache = @k} waits {vector = {{[0-9]+}} : i64} takes "3" every "2"
 // CHECK-NEXT:     program.instruction "quantize" on "vector" reads [@[[Q]]]
-// CHECK-NEXT:     program.instruction "query_key" on "attention" {{.*}} uses {keys = @k} waits {{{.*}}vector = 3 : i64, kv = 1 : i64} takes "{{.*}}tokens{{.*}}"
-// CHECK-NEXT:     program.instruction "softmax" on "vector" {{.*}} uses {values = @k} waits {{{.*}}attention = 1 : i64, kv = 1 : i64} takes "{{.*}}tokens{{.*}}"
-// CHECK-NEXT:     program.instruction "weighted_sum" on "attention" {{.*}} uses {values = @k}
+// CHECK-NEXT:     program.instruction "query_key" on "attention" {{.*}} uses {keys = @k} waits {vector = {{[0-9]+}} : i64, kv = 2 : i64} takes "{{.*}}tokens{{.*}}"
+// CHECK-NEXT:     program.instruction "softmax" on "vector" {{.*}} uses {values = @k} waits {attention = 2 : i64, vector = {{[0-9]+}} : i64, kv = 2 : i64, reductions = {{[0-9]+}} : i64} takes "{{.*}}tokens{{.*}}"
+// CHECK-NEXT:     program.instruction "weighted_sum" on "attention" {{.*}} uses {values = @k} waits {vector = {{[0-9]+}} : i64, kv = 2 : i64}
 // CHECK-NEXT:     program.instruction "add" on "vector" reads [@[[X]], @{{\w+}}] writes [@[[X]]]
 // CHECK-NEXT:   }
 // Logits only where a token is wanted.
@@ -79,7 +81,26 @@ rom.step @decode context 128 {
 // CHECK-NEXT:   }
 // CHECK-NEXT: }
 
-// SRAM: the vector units of roma-mini hold 2000 bytes, the program needs {{[0-9]+}}
+// Counters count beats of the block's instance. A pass that needs the one before waits for its reductions, which all beats
+// of the vector queue leave; a head's scores wait for that head's query, and that head's key.
+// BEATS:      program.block @layer instances
+// BEATS-NEXT:   "quantize" {{.*}} waits {matrix = 0 : i64, vector = 0 : i64} takes "8" every "4" reduces "15" beat {count = 64 : i64, more = 1 : i64}
+// BEATS-NEXT:   "quantize" {{.*}} waits {matrix = 0 : i64, vector = 0 : i64, reductions = 1 : i64} takes "5" every "1" reduces "12" beat {pass = 1 : i64, count = 16 : i64, more = 1 : i64}
+// BEATS-NEXT:   "quantize" {{.*}} waits {matrix = 0 : i64, vector = 0 : i64, reductions = 1 : i64} takes "5" every "1" reduces "12" beat {pass = 1 : i64, first = 16 : i64, count = 16 : i64, more = 1 : i64}
+// BEATS-NEXT:   "quantize" {{.*}} beat {pass = 1 : i64, first = 32 : i64, count = 16 : i64, more = 1 : i64}
+// BEATS-NEXT:   "quantize" {{.*}} beat {pass = 1 : i64, first = 48 : i64, count = 16 : i64} {onnx = {{\[}}["q0"], ["q1"]]
+// BEATS-NEXT:   "matvec" {{.*}} waits {vector = 5 : i64} takes "20" every "4" beat {of = 1 : i64, {{.*}}count = 16 : i64, more = 1 : i64}
+// BEATS:        "quantize" {{.*}} waits {matrix = {{[1-6]}} : i64, kv = 0 : i64} takes "5" every "1" reduces "12" beat {of = 2 : i64, count = 16 : i64, entry = 1 : i64, more = 1 : i64}
+// BEATS:        "quantize" {{.*}} waits {matrix = {{[1-6]}} : i64, kv = 0 : i64, reductions = {{[0-9]+}} : i64} {{.*}} beat {of = 2 : i64, pass = 1 : i64, count = 16 : i64, entry = 1 : i64, more = 1 : i64}
+// BEATS:        "append" {{.*}} beat {of = 3 : i64, count = 1 : i64, more = 1 : i64}
+// BEATS:        "query_key" {{.*}} kv = 1 : i64} takes "15 + ceildiv(tokens, 8)" every "ceildiv(tokens, 8)" beat {of = 5 : i64, count = 1 : i64, more = 1 : i64}
+// BEATS:        "query_key" {{.*}} kv = 2 : i64} {{.*}} beat {of = 5 : i64, first = 1 : i64, count = 1 : i64}
+// BEATS:        "softmax" {{.*}} waits {attention = 1 : i64, vector = 0 : i64, kv = 1 : i64} {{.*}} beat {of = 6 : i64, count = 2 : i64, entry = 7 : i64, more = 1 : i64}
+// BEATS:        "weighted_sum" {{.*}} kv = 1 : i64} takes "16 + ceildiv(tokens, 8)" every "2 + ceildiv(tokens, 8)" beat {of = 7 : i64, count = 1 : i64, more = 1 : i64}
+// BEATS:        "add" {{.*}} attention = 3 : i64, vector = 0 : i64} takes "5" every "1" reduces "12" beat {of = 8 : i64, count = 16 : i64, more = 1 : i64}
+// BEATS:        "add" {{.*}} attention = 4 : i64, vector = 0 : i64} {{.*}} beat {of = 8 : i64, first = 48 : i64, count = 16 : i64}
+
+// SRAM: the vector units of roma-mini hold 2200 bytes, the program needs {{[0-9]+}}
 // SRAM-NEXT: 1792 bytes{{ +}}!rom.scores<4, 16>
 // SRAM: 1792 bytes{{ +}}scales of cached keys and values
 // SRAM: help: enough of the vector memory: --context 16; or --set kv=fp8; or a larger target

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from intaglio.backend.target.target import load_target
+from intaglio.dialects.formula import Formula
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape
 from intaglio.lowering.schedule import durations
@@ -64,3 +66,63 @@ def test_passes_of_adapters(machine: Machine) -> None:
     blocks = 800 // machine.h_units
     assert four() - one() == 3 * blocks
     assert two() - one() == blocks
+
+
+def beats_of(machine: Machine, shared: int, window: int, floor: int) -> list[Beats]:
+    """What an attention and an adapter of it may have in the queue, with their count."""
+    sizes = 4 * shared, 4, 2 * machine.attention_lanes, window, "int8"
+    shape = MatrixShape(machine.h_units, machine.attention_lanes, machine.attention_lanes, 8, 16)
+    over = (durations.query_key_beat, durations.weighted_sum_beat)
+    found = [one(machine, *sizes, count=n, floor=floor) for one in over for n in (1, 3)]
+    return [
+        *found,
+        durations.adapter_beat(machine, shape, floor=floor),
+        durations.slot_beat(machine, shape, first=True, floor=floor),
+        durations.slot_beat(machine, shape, first=False, floor=floor),
+    ]
+
+
+Beats = tuple[Formula, Formula]
+
+
+@pytest.mark.parametrize("name", ["roma", "roma-mini", "tom", "tom-mini", "hc1", "bitrom"])
+@pytest.mark.parametrize("results", [None, 1])
+def test_attention_and_adapters_finish_in_order(name: str, results: int | None) -> None:
+    """Whatever follows whatever in the attention queue finishes later, by a cycle at least."""
+    machine = load_target(name).machine()
+    if results is not None:
+        machine = replace(machine, results_per_cycle=results)
+    floor = max(durations.score_drain(machine, shared) for shared in (1, 4))
+    beats = [one for shared in (1, 4) for one in beats_of(machine, shared, 100 * shared, floor)]
+    for tokens in (1, 99, 101, 1000):
+        for rank in (0, 1, 8):
+            taken = [[int(f(tokens=tokens, rank=rank)) for f in pair] for pair in beats]
+            # The first one of the queue that may follow starts after the pace.
+            for pace, duration in taken:
+                assert 0 < pace <= duration
+                assert all(pace + later > duration for _, later in taken)
+
+
+@pytest.mark.parametrize("lookup", [1, 9, 40])
+@pytest.mark.parametrize("outside", [0, 64])
+def test_heads_one_by_one_take_as_long_as_together(
+    machine: Machine, lookup: int, outside: int
+) -> None:
+    """But for what is waited for once a beat; never less with more tokens."""
+    chip = replace(machine, table_lookup=lookup)
+    if outside:
+        chip = replace(chip, kv_on_die=outside, external_bytes=16, external_latency=30)
+    for function in (durations.query_key_beat, durations.weighted_sum_beat):
+
+        def paces(count: int, tokens: int, function: Any = function) -> int:
+            pace, _ = function(chip, 8, 4, 32, 0, "int8", count=count, floor=1)
+            return int(pace(tokens=tokens))
+
+        before = 0
+        for tokens in range(1, 200):
+            one, four = paces(1, tokens), paces(4, tokens)
+            assert before <= four <= 4 * one
+            late = tokens > outside > 0
+            if not late and lookup == 1:
+                assert four == 4 * one
+            before = four

@@ -108,7 +108,7 @@ def test_every_operator_is_compared(compiled):
 def test_the_first_wrong_operator_is_named(compiled):
     chip = load(compiled("llama"))
     block = next(b for b in chip.program.blocks if len(b.instances) == 2)
-    index = next(i for i, one in enumerate(block.instructions) if one.opcode == "activate")
+    index = next(i for i, one in enumerate(block.whole) if one.opcode == "activate")
     number = list(chip.program.blocks).index(block)
     actions = chip.simulator._steps[number][1][1]
     right = actions[index]

@@ -11,11 +11,12 @@ from intaglio.backend.compile import compile_model
 from intaglio.backend.hw.units.adapter.layout import places_of
 from intaglio.backend.program.program import load_program
 from intaglio.backend.stages import Options
+from intaglio.dialects import formula
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.reports.inspect import inspect_json
 from intaglio.runtime.reports.tables import size_text, summary_lines
 from intaglio.runtime.reports.text import inspect_text
-from intaglio.runtime.reports.timing import token_cycles
+from intaglio.runtime.reports.timing import spans, token_cycles
 from intaglio.runtime.reports.wording import counted
 
 USES = ("codes_bits", "scales_bits", "zeros_bits", "padding_bits")
@@ -95,6 +96,25 @@ def test_slowest_instructions_name_their_nodes(compiled):
     assert all(one["onnx"] and 0 < one["share"] < 1 for one in slowest)
     head = next(one for one in slowest if one["block"] == "head")
     assert head["onnx"] == ["/lm_head/MatMul"] and head["cycles"] == head["cycles_each"]
+
+
+def test_slowest_instructions_have_their_queues_for_so_long(compiled):
+    program = load_program(compiled("llama"))
+    blocks = {block.name: block for block in program.blocks}
+    at = program.positions[-1]
+    taken: dict[tuple[str, int], list[int]] = {}
+    for span, number in spans(program, [at]):
+        block = program.blocks[number]
+        if span.instance == 0:
+            key = block.name, block.whole_of[span.instruction]
+            taken.setdefault(key, []).append(int(span.free[0] - span.start[0]))
+    slowest = inspect_json(compiled("llama"))["slowest"]
+    assert any(one["beats"] > 1 for one in slowest)
+    for one in slowest:
+        own = taken[one["block"], one["instruction"]]
+        assert one["opcode"] == blocks[one["block"]].whole[one["instruction"]].opcode
+        assert one["beats"] == len(own)
+        assert formula.parse(one["duration"])(tokens=at + 1, rank=0) == sum(own)
 
 
 def test_sram_is_that_of_the_caches(compiled):

@@ -192,7 +192,7 @@ def test_energy_of_l_units(compiled: Named):
     words = 0
     for block in program.blocks:
         for instance in block.instances:
-            for one in block.instructions:
+            for one in block.whole:
                 if one.opcode == "matvec":
                     name = instance[one.does.weights]
                     placed = placed_of(out)[name]

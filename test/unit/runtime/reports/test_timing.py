@@ -9,15 +9,20 @@ import pytest
 from intaglio.backend.program.program import Block, Instruction, Program, load_program
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import formula, timeline
+from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.isa.beat import WHOLE, Beat
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.instruction import Instruction as Does
 from intaglio.dialects.isa.matrix import Embed, Matvec
-from intaglio.dialects.isa.vector import Sample
+from intaglio.dialects.isa.vector import RMSNorm, Sample
 from intaglio.runtime.reports.timing import (
     GenerationCycles,
+    OnPath,
+    Wait,
     critical_path,
     generation_cycles,
     spans,
+    steps,
     token_cycles,
 )
 
@@ -26,14 +31,23 @@ DOES: dict[str, Does[str]] = {
     "matvec": Matvec(input="x", output="y", weights="w", pre_shift=0),
     "append": Append(input="x", cache="k"),
     "sample": Sample(input="y", token="t"),
+    "norm": RMSNorm(input="y", output="x", gamma="g", eps=Real(1, -20), groups=1),
 }
 
 
 def instruction(
-    opcode: str, queue: str, duration: str, waits: dict[str, int] | None = None
+    opcode: str,
+    queue: str,
+    duration: str,
+    waits: dict[str, int] | None = None,
+    *,
+    pace: str | None = None,
+    reduces: str | None = None,
+    beat: Beat = WHOLE,
 ) -> Instruction:
-    issue = timeline.Issue(queue, waits or {}, formula.parse(duration))
-    return Instruction(DOES[opcode], [[]], issue, [], [])
+    pace_, reduces_ = (None if text is None else formula.parse(text) for text in (pace, reduces))
+    issue = timeline.Issue(queue, waits or {}, formula.parse(duration), pace_, reduces_)
+    return Instruction(DOES[opcode], [[]], issue, [], [], beat)
 
 
 def program(*blocks: Block) -> Program:
@@ -68,6 +82,42 @@ def small() -> Program:
                 instruction("sample", "vector", "4", {"matrix": 1}),
             ],
         ),
+    )
+
+
+@pytest.fixture
+def flowing() -> Program:
+    """A product of two beats, each of which a pass takes that reduces, and the largest of both.
+
+    The product: 1-8 and 4-11, its queue free at 4 and 7. The pass: 8-13, its reduction at 17, and
+    11-16, its reduction at 20. The last pass needs both reductions: 20-25; `append`, which does not
+    flow, needs its finish: 26-29.
+    """
+
+    def beat(number: int, ends: bool, of: int, of_pass: int = 0) -> Beat:
+        return Beat(of_pass, number, 1, 0, ends, of)
+
+    product = {"pace": "3", "duration": "7"}
+    rows = {"pace": "1", "duration": "5", "reduces": "9"}
+    return program(
+        Block(
+            "all",
+            True,
+            [{}],
+            [
+                instruction("matvec", "matrix", **product, beat=beat(0, False, 0)),
+                instruction("matvec", "matrix", **product, beat=beat(1, True, 0)),
+                instruction("norm", "vector", waits={"matrix": 1}, **rows, beat=beat(0, False, 1)),
+                instruction("norm", "vector", waits={"matrix": 2}, **rows, beat=beat(1, False, 1)),
+                instruction(
+                    *("norm", "vector", "5", {"reductions": 2}),
+                    pace="2",
+                    beat=beat(0, True, 1, of_pass=1),
+                ),
+                instruction("append", "kv", "3", {"vector": 3}, beat=beat(0, True, 2)),
+                instruction("sample", "vector", **rows, beat=beat(0, True, 3)),
+            ],
+        )
     )
 
 
@@ -115,14 +165,82 @@ def test_tokens_per_second_leaves_the_first_out():
     assert GenerationCycles(1000, (500,)).per_second(10_000) is None
 
 
+def test_beats_flow_and_the_token_is_out_after_the_lanes_have_compared(flowing: Program):
+    found = [(s.start[0], s.finish[0], s.free[0], s.left) for s, _ in spans(flowing, [0])]
+    assert [one[:3] for one in found] == [
+        (1, 8, 4),
+        (4, 11, 7),
+        (8, 13, 9),
+        (11, 16, 12),
+        (20, 25, 22),
+        (26, 29, 29),
+        (22, 27, 23),
+    ]
+    assert [one[3] if one[3] is None else int(one[3][0]) for one in found] == [
+        *(None, None, 17, 20, None, None, 31)
+    ]
+    machine = replace(flowing.machine, vector_reduce=2, sample=1, table_lookup=2)
+    cycles = token_cycles(replace(flowing, machine=machine), [0])
+    # The last reduction is there at 31; the sample finishes at 27, its token is out three later.
+    assert (cycles.out.tolist(), cycles.period.tolist()) == ([30], [31])
+
+
+def test_steps_tell_what_they_wait_for(flowing: Program):
+    one, two, three, four, last, alone, sample = steps(flowing, 0)
+    assert one.before is None and one.waits == ()
+    # The pace of the first leaves the queue free, not its finish.
+    assert two.before == Wait(0, 4)
+    assert three.waits == (Wait(0, 8),) and four.waits == (Wait(1, 11),)
+    assert last.waits == (Wait(3, 20),) and last.before == Wait(3, 12)
+    assert alone.waits == (Wait(4, 25),) and sample.before == Wait(4, 22)
+    assert [step.whole(flowing)[2] for step in (one, two, three, four, last, alone, sample)] == [
+        *(0, 0, 1, 1, 1, 2, 3)
+    ]
+    opcodes = [one.opcode for one in flowing.blocks[0].whole]
+    assert opcodes == ["matvec", "rms_norm", "append", "sample"]
+
+
+def check_path(real: Program, position: int) -> list[OnPath]:
+    """Each on the path starts for the one before it, and the cycles add up."""
+    path, found = critical_path(real, position), steps(real, position)
+    ready = 0
+    numbers = {step.span.at: number for number, step in enumerate(found)}
+    before: int | None = None
+    for one in path:
+        step = found[numbers[one.span.at]]
+        start, issue = int(one.span.start[0]), real.machine.issue
+        flows = step.taken(real).issue.pace is not None
+        assert start == ready + one.issue and one.cycles >= 0
+        # A queue that flows knows what comes, but what those who do not flow will finish.
+        assert one.issue == issue if not flows or before is None else one.issue in (0, issue)
+        waits = (*step.waits, *([] if step.before is None else [step.before]))
+        assert before is None or (before, ready) in [(wait.number, wait.cycle) for wait in waits]
+        before, ready = numbers[one.span.at], start + one.cycles
+    assert ready == sum(one.cycles + one.issue for one in path)
+    assert ready == token_cycles(real, [position]).period[0]
+    return path
+
+
+def test_critical_path_of_beats(flowing: Program):
+    path = check_path(flowing, 0)
+    cycles = [(one.span.instruction, one.cycles, one.issue) for one in path]
+    # Product to 4, product to 11, pass and its reduction to 20, pass to 22, sample to 31.
+    assert cycles == [(0, 3, 1), (1, 7, 0), (3, 9, 0), (4, 2, 0), (6, 9, 0)]
+
+
 def test_critical_path_adds_up_to_the_period(small: Program):
-    path = critical_path(small, 29)
-    opcodes = [small.blocks[s.block].instructions[s.instruction].opcode for s in path]
-    assert opcodes == ["embed", "matvec", "append", "append"]
-    for position in (0, 29):
-        path = critical_path(small, position)
-        total = sum(int(s.finish[0] - s.start[0]) + 1 for s in path)
-        assert total == path[-1].finish[0] == token_cycles(small, [position]).period[0]
+    for position, wanted in (
+        (0, ["embed", "matvec", "matvec", "matvec", "sample"]),
+        (29, ["embed", "matvec", "append", "append"]),
+    ):
+        path = check_path(small, position)
+        blocks = [small.blocks[one.span.block] for one in path]
+        opcodes = [
+            b.instructions[s.span.instruction].opcode for b, s in zip(blocks, path, strict=True)
+        ]
+        assert opcodes == wanted
+        for one in path:
+            assert one.cycles == one.span.finish[0] - one.span.start[0] and one.issue == 1
 
 
 @pytest.mark.parametrize("name", ["llama", "phi"])
@@ -142,6 +260,4 @@ def test_agrees_with_what_the_compiler_states(compiled, name: str):
     }
     assert found == stated
     for position in real.positions:
-        path = critical_path(real, position)
-        total = sum(int(s.finish[0] - s.start[0]) + real.machine.issue for s in path)
-        assert total == token_cycles(real, [position]).period[0]
+        check_path(real, position)

@@ -68,19 +68,19 @@ def test_quantised_values_share_rows(layout: Layout) -> None:
 
 @pytest.mark.parametrize("kind", [Quantized, Scores, Probabilities, Fixed])
 def test_what_shares_rows_is_ordered(layout: Layout, kind: type[Value]) -> None:
-    """The rows that the hardware has, held against the waits, kind by kind."""
+    """The elements that the hardware has, held against the waits, kind by kind."""
     program, lanes = layout.program, layout.lanes
     rows_of_head = layout.places.score_rows
 
-    def rows(name: str) -> tuple[int, int]:
-        one, first = program.buffers[name].type, layout.row_of(name)
+    def elements(name: str) -> tuple[int, int]:
+        one, first = program.buffers[name].type, layout.row_of(name) * lanes
         match one:
             case Quantized():
-                size = one.groups * -(-one.width // lanes)
+                size = one.groups * -(-one.width // lanes) * lanes
             case Fixed():
-                size = -(-one.size // lanes)
+                size, first = one.size, first + program.buffers[name].element
             case Scores() | Probabilities():
-                size = one.heads * rows_of_head
+                size = one.heads * rows_of_head * lanes
             case _:
                 raise AssertionError(one)
         return first, first + size
@@ -88,15 +88,19 @@ def test_what_shares_rows_is_ordered(layout: Layout, kind: type[Value]) -> None:
     names = {name for name, one in program.buffers.items() if isinstance(one.type, kind)}
     accesses = [
         [
-            hazards.Access([n for n in i.reads if n in names], [n for n in i.writes if n in names])
-            for i in block.instructions
+            hazards.Access(
+                [name for name in one.reads if name in names],
+                [name for name in one.writes if name in names],
+                parts=one.parts,
+            )
+            for one in block
         ]
-        for block in program.blocks
+        for block in program.accesses
     ]
     race = hazards.first_race(
         [block.timing for block in program.blocks],
         accesses,
         [block.instances for block in program.blocks],
-        {name: rows(name) for name in names},
+        {name: elements(name) for name in names},
     )
     assert race is None

@@ -29,9 +29,12 @@ from intaglio.backend.hw.units.matrix.plan import l_unit_images
 from intaglio.backend.images.adapter import SiteImage, encode_site
 from intaglio.backend.images.read import Images
 from intaglio.backend.program.program import Program, load_program
+from intaglio.backend.program.types import Instruction
 from intaglio.backend.stages import Options
-from intaglio.dialects import fabric, rom
+from intaglio.dialects import fabric, hazards, rom
 from intaglio.dialects.fabric import FABRIC, ConstantOp, EngraveOp, ReserveOp
+from intaglio.dialects.isa.values import Quantized
+from intaglio.dialects.isa.vector import Quantize
 from intaglio.dialects.program import PROGRAM, BlockOp, BufferOp, ProgramOp
 from intaglio.dialects.rom import ROM
 
@@ -273,6 +276,22 @@ def check_adapters(chip: Compiled, rng: np.random.Generator) -> int:
     return found
 
 
+def further(
+    program: Program, one: Instruction, parts: Mapping[str, hazards.Bytes], name: str
+) -> int:
+    """Rows from a value's first one to the beat's; vectors and products have fields of
+    their own for that."""
+    lanes = program.machine.vector_lanes
+    if one.queue in ("attention", "kv"):
+        return parts.get(name, (0, 0))[0] // lanes
+    if not isinstance(one.does, Quantize):
+        return 0
+    kind = program.value(one.does.output, Quantized)
+    if kind.groups == 1:
+        return one.beat.first // lanes
+    return one.beat.first // kind.width * -(-kind.width // lanes)
+
+
 def check_descriptors(chip: Compiled) -> tuple[int, int]:
     """The rows of values, caches, adapters and constants that units are told; how many of the
     buffers and of the caches were met."""
@@ -294,6 +313,10 @@ def check_descriptors(chip: Compiled) -> tuple[int, int]:
             if queue == "matrix":
                 # A field that is 0 everywhere has no wires.
                 fields = dict.fromkeys(MATRIX_FIELDS, 0) | fields
+
+            blocks = [one.name for one in chip.program.blocks]
+            parts = chip.program.accesses[blocks.index(block)][number].parts
+            beat = chip.program.blocks[blocks.index(block)].instructions[number]
 
             def row(symbol: SymbolRefAttr) -> int | None:
                 op = buffers[name_of(symbol)]
@@ -322,25 +345,33 @@ def check_descriptors(chip: Compiled) -> tuple[int, int]:
                 names = ("adapter_source", "adapter_residual_row"), "adapter_target"
             for field, symbol in zip(names[0], instruction.reads, strict=False):
                 if (wanted := row(symbol)) is not None:
+                    if queue != "vector":
+                        wanted += further(chip.program, beat, parts, name_of(symbol))
                     assert fields[field] == wanted, (queue, one.at, field)
             for symbol in instruction.writes:
                 if (wanted := row(symbol)) is not None:
+                    wanted += further(chip.program, beat, parts, name_of(symbol))
                     assert fields[names[1]] == wanted, (queue, one.at, names[1])
             for role, buffer in uses.items():
                 op = reserved.get(buffer)
+                slot = name_of(instruction.uses.data[role])
+                head = parts.get(slot, (0, 0))[0]
                 scale = 0 if op is None or op.scale is None else op.scale.value.data
                 if op is not None and adapter:
                     assert fields["adapter_word"] == op.row.value.data
                     assert fields["adapter_scale"] == scale
                 elif op is not None and queue in ("attention", "kv"):
                     caches.add(buffer)
-                    assert fields["word"] == op.row.value.data, (queue, one.at)
-                    assert fields["scale_row"] == scale, (queue, one.at)
+                    word = op.row.value.data + head * fields["vector_words"]
+                    assert fields["word"] == word, (queue, one.at)
+                    at = scale + head * fields["scale_stride"]
+                    assert fields["scale_row"] == at, (queue, one.at)
                     if op.external is not None:
-                        assert fields["external"] == op.external.value.data
+                        beats = head * fields["block_beats"]
+                        assert fields["external"] == op.external.value.data + beats
                 elif op is not None and queue == "vector" and not fields["static_scale"]:
                     if instruction.opcode.data == "softmax":
-                        assert fields["constant0"] == scale, one.at
+                        assert fields["constant0"] == scale + head * fields["scale_stride"], one.at
                 elif role in ("gamma", "cos"):
                     assert fields["constant0"] in constants[buffer], one.at
                 elif role in ("beta", "sin"):

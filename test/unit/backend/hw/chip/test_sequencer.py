@@ -14,6 +14,7 @@ from intaglio.backend.hw.chip.sequencer import (
     QueueProgram,
     build_sequencer,
     build_token_port,
+    counters,
     descriptor,
     unroll,
 )
@@ -21,14 +22,16 @@ from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Wire, mux
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.formula import constant
-from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.queues import COUNTERS, QUEUES, REDUCTIONS, VECTOR
 from intaglio.dialects.timeline import Block, Issue, simulate
 from intaglio.runtime.engines.arc import ArcModel
 from intaglio.runtime.engines.running import Model
 from intaglio.runtime.engines.verilator import VerilatorModel, compiler, verilator_root
 
 LONGEST = 20
-FIELDS = Fields((Field("cycles", 5),))
+LEFT = 7
+"""Cycles from the finish of an instruction to its reduction."""
+FIELDS = Fields((Field("cycles", 5), Field("pace", 5)))
 Blocks = list[tuple[Block, bool]]
 
 
@@ -45,19 +48,29 @@ class Event:
 def random_blocks(rng: np.random.Generator, queues: Sequence[str] = QUEUES) -> Blocks:
     """Blocks of random instructions; the last one runs for wanted tokens only."""
     blocks: Blocks = []
+    # Latencies of those that flow; what they take at once is behind that.
+    flowing = {q: int(rng.integers(0, 8)) for q in queues[:4] if rng.random() < 0.5}
+    counted = (*queues, *((REDUCTIONS,) if VECTOR in flowing else ()))
     count = int(rng.integers(1, 4))
     for number in range(count + 1):
-        issued = dict.fromkeys(queues, 0)
+        issued = dict.fromkeys(counted, 0)
         issues: list[Issue] = []
         for _ in range(rng.integers(1, 9)):
             queue = str(rng.choice(queues))
             waits = {
                 other: int(rng.integers(0, issued[other] + 1))
-                for other in queues
-                if rng.random() < 0.5
+                for other in counted
+                if rng.random() < 0.4
             }
             longest = 2 if rng.random() < 0.4 else LONGEST
-            issues.append(Issue(queue, waits, constant(int(rng.integers(1, longest + 1)))))
+            taken = constant(int(rng.integers(1, longest + 1)))
+            if queue in flowing:
+                finish = taken + flowing[queue]
+                reduces = finish + LEFT if queue == VECTOR else None
+                issues.append(Issue(queue, waits, finish, taken, reduces))
+                issued[REDUCTIONS] = issued.get(REDUCTIONS, 0) + (queue == VECTOR)
+            else:
+                issues.append(Issue(queue, waits, taken))
             issued[queue] += 1
         instances = 1 if number == count else int(rng.integers(1, 4))
         blocks.append((Block(f"block{number}", issues, instances), number == count))
@@ -70,8 +83,12 @@ def expected(blocks: Blocks, issue: int, sampled: bool) -> tuple[list[Event], in
     counts = dict.fromkeys(QUEUES, 0)
     events: list[Event] = []
     for span in simulate(kept, issue, 0):
-        queue = kept[span.block].issues[span.instruction].queue
-        events.append(Event(queue, counts[queue], int(span.start[0]), int(span.finish[0])))
+        one = kept[span.block].issues[span.instruction]
+        queue, start = one.queue, int(span.start[0])
+        events.append(Event(queue, counts[queue], start, int(span.finish[0])))
+        if one.reduces is not None:
+            left = start + int(one.reduces())
+            events.append(Event(REDUCTIONS, counts[queue], start, left))
         counts[queue] += 1
     return events, max(event.finish for event in events)
 
@@ -84,6 +101,23 @@ def dummy(design: Design) -> ModuleBuilder:
     now = mux(start, cycles, left)
     left.drive(mux(now == 0, 0, (now - 1).truncate(5)))
     m.output("done", now == 1)
+    return m
+
+
+def flowing_dummy(design: Design) -> ModuleBuilder:
+    """A unit that takes an instruction after `pace` cycles, and finishes each after `cycles`."""
+    m = design.module("flowing_dummy")
+    start, cycles, pace = m.input("start", 1), m.input("cycles", 5), m.input("pace", 5)
+    left = m.register("left", 5)
+    left.drive(mux(start, (pace - 1).truncate(5), mux(left == 0, 0, (left - 1).truncate(5))))
+    line = m.register("line", 32)
+    new = mux(start, m.constant(1) << (cycles - 1).truncate(5), 0).truncate(32)
+    now = (line | new).named("now")
+    line.drive((now >> 1).extend(32))
+    done = now[0]
+    m.output("ready", left == 0)
+    m.output("done", done)
+    m.output("reduced", done.delay(LEFT, reset=0))
     return m
 
 
@@ -100,11 +134,12 @@ def words(blocks: Blocks, queue: str, programs: dict[str, QueueProgram]) -> list
 def build(blocks: Blocks, issue: int) -> tuple[str, dict[str, list[int]]]:
     """A chip of dummies, and the contents of its sequencers' memories."""
     design = Design()
-    gated = any(one.queue == QUEUES[-1] for block, _ in blocks for one in block.issues)
+    gated = any(
+        QUEUES[-1] in (one.queue, *one.waits) for block, _ in blocks for one in block.issues
+    )
     queues = QUEUES if gated else QUEUES[:-1]
     programs = unroll(blocks, queues)
     contents = {q: words(blocks, q, programs) for q in programs}
-    unit = dummy(design)
     sequencers = {q: build_sequencer(design, q, programs, FIELDS, issue) for q in programs}
     port = build_token_port(design, 4)
     m = design.module("top")
@@ -120,25 +155,41 @@ def build(blocks: Blocks, issue: int) -> tuple[str, dict[str, list[int]]]:
     }
     idle = m.wire("idle", 1)
     bits = next(p.width for p in sequencers["kv"].ports if p.name == "finished")
-    counts: dict[str, Wire] = {q: m.wire(f"count_{q}", bits) for q in programs}
+    counts: dict[str, Wire] = {q: m.wire(f"count_{q}", bits) for q in counters(programs)}
     token = m.instance(
         "port", port, {**given, "idle": idle, "result_valid": m.constant(0), "result": 0}
     )
     every = m.constant(1)
     event = m.constant(0)
     for queue, sequencer in sequencers.items():
-        done = m.wire(f"done_{queue}", 1)
-        inputs = {name: token[name] for name in ("accept", "sampled", "running")}
-        others = {f"finished_{other}": counts[other] for other in programs if other != queue}
-        out = m.instance(f"seq_{queue}", sequencer, {**inputs, **others, "done": done})
+        ports = {port.name for port in sequencer.ports if not port.output}
+        from_unit = {
+            name: m.wire(f"{name}_{queue}", 1)
+            for name in ("done", "ready", "reduced")
+            if name in ports
+        }
+        inputs = {name: token[name] for name in ("accept", "sampled", "running") if name in ports}
+        others = {f"finished_{other}": count for other, count in counts.items()}
+        others = {name: count for name, count in others.items() if name in ports}
+        out = m.instance(f"seq_{queue}", sequencer, {**inputs, **others, **from_unit})
+        name, make = ("flowing_dummy", flowing_dummy) if "ready" in from_unit else ("dummy", dummy)
+        unit = design.modules[name] if name in design.modules else make(design)
+        given_ = {"start": out["start"], "cycles": out["field_cycles"], "pace": out["field_pace"]}
+        taken = {port.name for port in unit.ports}
         result = m.instance(
-            f"unit_{queue}", unit, {"start": out["start"], "cycles": out["field_cycles"]}
+            f"unit_{queue}", unit, {name: one for name, one in given_.items() if name in taken}
         )
-        done.assign(result["done"])
+        for name, wire in from_unit.items():
+            wire.assign(result[name])
         counts[queue].assign(out["finished"])
+        if "reductions" in out:
+            counts[REDUCTIONS].assign(out["reductions"])
+            m.output("reductions_finish", out["reduction"])
+            m.output("reductions_ended", out["left"])
+            event = event | out["reduction"]
         every = every & out["idle"]
         event = event | out["start"] | out["finish"]
-        for name in ("start", "finish", "number"):
+        for name in ("start", "finish", "started", "ended"):
             m.output(f"{queue}_{name}", out[name])
     idle.assign(every)
     m.output("any_event", event | token["accept"])
@@ -148,10 +199,11 @@ def build(blocks: Blocks, issue: int) -> tuple[str, dict[str, list[int]]]:
 
 
 def values(blocks: Blocks, program: QueueProgram) -> list[dict[str, int]]:
-    durations = [
-        blocks[e.block][0].issues[e.instruction].duration(tokens=1) for e in program.entries
+    issues = [blocks[e.block][0].issues[e.instruction] for e in program.entries]
+    return [
+        {"cycles": int(one.duration(tokens=1)), "pace": int((one.pace or one.duration)(tokens=1))}
+        for one in issues
     ]
-    return [{"cycles": int(d)} for d in durations]
 
 
 def fill(model: Model, contents: dict[str, list[int]]) -> None:
@@ -174,23 +226,26 @@ def tokens_of(
     )
     out = trace.outputs
     tokens: list[tuple[int, int, list[Event]]] = []
-    began: dict[str, int] = {}
+    began: dict[tuple[str, int], int] = {}
+    ends = [counter for counter in COUNTERS if f"{counter}_finish" in out]
     queues = [queue for queue in QUEUES if f"{queue}_start" in out]
     for t in range(len(valid)):
-        for queue in queues:
+        for counter in ends:
             # What finishes in the cycle of an acceptance belongs to the token before.
-            if out[f"{queue}_finish"][t]:
+            if out[f"{counter}_finish"][t]:
                 cycle, _, events = tokens[-1]
-                number = int(out[f"{queue}_number"][t])
-                events.append(Event(queue, number, began.pop(queue), t - cycle))
+                number = int(out[f"{counter}_ended"][t])
+                events.append(Event(counter, number, began.pop((counter, number)), t - cycle))
         if out["accept"][t]:
             assert not began
             position = int(out["position"][t + 1]) if t + 1 < len(valid) else -1
             tokens.append((t, position, []))
         for queue in queues:
             if out[f"{queue}_start"][t]:
-                assert queue not in began
-                began[queue] = t - tokens[-1][0]
+                number = int(out[f"{queue}_started"][t])
+                began[queue, number] = t - tokens[-1][0]
+                if queue == VECTOR and REDUCTIONS in ends:
+                    began[REDUCTIONS, number] = t - tokens[-1][0]
     return tokens
 
 
@@ -225,7 +280,7 @@ def check(model: Model, blocks: Blocks, issue: int, rng: np.random.Generator) ->
     return checked
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(24))
 def test_every_start_and_finish(seed: int) -> None:
     rng = np.random.default_rng(seed)
     queues = QUEUES if seed % 2 else QUEUES[:-1]

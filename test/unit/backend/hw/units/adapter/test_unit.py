@@ -16,14 +16,24 @@ from intaglio.backend.hw.units.adapter.layout import LoadStream, places_of, prod
 from intaglio.backend.hw.units.adapter.sizes import AdapterModel
 from intaglio.backend.hw.units.attention.kv import word_bytes
 from intaglio.backend.hw.wires.signal import Design, Signal, Write
-from intaglio.backend.program.program import Block, Buffer, Instruction, Parameter, Program, Site
+from intaglio.backend.program.program import (
+    Block,
+    Buffer,
+    Cache,
+    Instruction,
+    Parameter,
+    Program,
+    Site,
+)
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import semantics, timeline
 from intaglio.dialects.codes import FORMATS, SLOT_BITS, AdapterMatrix, Matrix, e4m3_encode, pack
 from intaglio.dialects.errors import CompilerBug, UserError
-from intaglio.dialects.fixed_point import Saturations
+from intaglio.dialects.fixed_point import Real, Saturations
 from intaglio.dialects.formula import Formula
+from intaglio.dialects.formula import constant as constant_cycles
 from intaglio.dialects.isa.adapter import AdapterMatvec
+from intaglio.dialects.isa.attention import QueryKey
 from intaglio.dialects.isa.values import Fixed, Quantized
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import CODES, VECTORS
@@ -196,6 +206,7 @@ def bench(model: AdapterModel) -> str:
     saturations = m.register("saturations", 32)
     saturations.drive((saturations + out["saturations"]).truncate(32))
     m.output("done", out["done"])
+    m.output("ready", out["ready"])
     m.output("saturated", saturations)
     return design.text()
 
@@ -447,17 +458,23 @@ def with_constant(found: Setting, case: Case, matrix: Matrix, shift: int) -> Set
     return Setting(program, {"w": matrix})
 
 
-def check_residents(case: Case, residents: int, engine: str = "rtl") -> None:
-    """Loaded and switched to in any order, each is itself; adapters of the graph are in none."""
-    machine, fmt, frac = case.machine, case.machine.activations, case.fraction
-    rng = np.random.default_rng(residents)
-    rows, group = 19, 2 * machine.attention_lanes
+def constant_of(rng: np.random.Generator, case: Case) -> tuple[Matrix, int]:
+    """An adapter of a graph, and the shift of its sums."""
+    rows, group = 19, 2 * case.machine.attention_lanes
     groups = -(-case.columns // group)
-    constant = Matrix(
+    matrix = Matrix(
         pack(rng.integers(0, 16, (rows, case.columns)), 4), 4, case.columns, group, 8,
         rng.integers(-(1 << 15), 1 << 15, (rows, groups)).astype(np.int16), 23,
     )  # fmt: skip
-    constant_shift = semantics.pre_shift(semantics.accumulator_bits(4, case.columns, fmt))
+    bits = semantics.accumulator_bits(4, case.columns, case.machine.activations)
+    return matrix, semantics.pre_shift(bits)
+
+
+def check_residents(case: Case, residents: int, engine: str = "rtl") -> None:
+    """Loaded and switched to in any order, each is itself; adapters of the graph are in none."""
+    fmt, frac = case.machine.activations, case.fraction
+    rng = np.random.default_rng(residents)
+    constant, constant_shift = constant_of(rng, case)
     plain = with_constant(setting(case), case, constant, constant_shift)
     found = Setting(replace(plain.program, residents=residents), plain.contents)
     bench = Bench(found, engine)
@@ -535,6 +552,138 @@ def check_residents(case: Case, residents: int, engine: str = "rtl") -> None:
             places.switch_stream(wrong)
     with pytest.raises(CompilerBug):
         places.load_stream({}, residents)
+    bench.chip.close()
+
+
+def with_scores(found: Setting, case: Case, shared: int) -> Setting:
+    """The same with an attention in the queue, of so many query heads for a KV head."""
+    program, machine = found.program, case.machine
+    query = Buffer("q", Quantized(shared, 32, machine.activations), CODES, 200)
+    does = QueryKey(
+        query="q", output="scores", keys="k", score_scale=Real.of(1), pre_shift=0, window=0
+    )
+    issue = timeline.Issue("attention", {}, constant_cycles(1))
+    block = Block("attention", False, [{}], [Instruction(does, [], issue, [], [])])
+    program = replace(
+        program,
+        caches={"k": Cache("k", 9, 1, 32, machine.kv, 0, None, None)},
+        buffers={**program.buffers, "q": query},
+        blocks=[*program.blocks, block],
+    )
+    return found._replace(program=program)
+
+
+OUTPUTS = 10
+"""Products that follow one another; each has a result of its own."""
+
+
+@pytest.mark.parametrize("shared", [0, 7])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_products_one_behind_the_other(case: Case, shared: int) -> None:
+    """Of all kinds, in any order, each as soon as the unit takes it or a little later."""
+    machine, fmt, frac = case.machine, case.machine.activations, case.fraction
+    rng = np.random.default_rng(shared + len(case.name))
+    constant, constant_shift = constant_of(rng, case)
+    found = with_constant(setting(case), case, constant, constant_shift)
+    if shared:
+        found = with_scores(found, case, shared)
+    program, row = found.program, 128
+    buffers = dict(program.buffers)
+    kinds = "uyz"
+    for number in range(OUTPUTS):
+        size = max(buffers[kind].type.size for kind in kinds)
+        for kind in kinds:
+            buffers[f"{kind}{number}"] = replace(buffers[kind], name=f"{kind}{number}", row=row)
+        row += -(-size // machine.vector_lanes)
+    assert row <= ROWS
+    bench = Bench(found._replace(program=replace(program, buffers=buffers)))
+    floor = durations.score_drain(machine, shared) if shared else 1
+    a, b = (
+        MatrixShape.of(dims, machine.adapter, SLOT_BITS[machine.adapter], 0, zeros=False)
+        for dims in ((case.rank, case.columns), (case.rows, case.rank))
+    )
+    c = MatrixShape.of((constant.rows, case.columns), "int4", 4, constant.group, zeros=False)
+    beats = [
+        durations.slot_beat(machine, a, first=True, floor=floor),
+        durations.slot_beat(machine, b, first=False, floor=floor),
+        durations.adapter_beat(machine, c, floor=floor),
+    ]
+    for rank in (case.ranks[0], 1, 0, case.ranks[-1]):
+        ranks = rank, case.rank - rank
+        names = [f"layers.{instance}.q_proj" for instance in range(2)]
+        images = {name: image_of(rng, case, r) for name, r in zip(names, ranks, strict=True) if r}
+        bench.load(bench.places.load_stream(images))
+        bench.chip.step()
+        counter = Saturations()
+        before = bench.chip.get("saturated")
+        vectors = {"x": vector_of(rng, case.columns, fmt), "uq": vector_of(rng, case.rank, fmt)}
+        for name, vector in vectors.items():
+            bench.fill(name, vector)
+        base = rng.integers(-(1 << 31), 1 << 31, case.rows)
+        bench.vector("base", base)
+        memory = bench.chip.memory("vectors")
+        memory[128:] = rng.integers(0, 1 << 8, memory[128:].shape)
+        wanted = {}
+        now, fed, ends, free = 0, list[tuple[int, dict[str, int]]](), list[int](), list[int]()
+        gaps = int(rng.integers(0, 2))
+        for number in range(OUTPUTS):
+            kind, instance = int(rng.integers(3)), int(rng.integers(2))
+            image, r = images.get(names[instance]), ranks[instance]
+            one = bench.program.blocks[0].instructions[kind]
+            output, shift = f"{kinds[kind]}{number}", one.does.pre_shift
+            one = replace(one, does=replace(one.does, output=output))
+            if kind == 2:
+                dot = semantics.dot(vectors["x"].codes, constant, fmt)
+                scale, exponent = vectors["x"].scale, constant.exponent
+                y = semantics.requantize(dot, scale, exponent, constant_shift, 16,
+                                         saturations=counter)  # fmt: skip
+            elif kind == 1 and image:
+                dot = semantics.dot(vectors["uq"].codes[:r], image.b, fmt)
+                y = semantics.requantize(
+                    dot, vectors["uq"].scale, image.b.exponent, shift, frac, residual=base,
+                    saturations=counter,
+                )  # fmt: skip
+            elif kind == 1:
+                y = base
+            else:
+                y = np.zeros(case.rank, np.int64)
+                if image:
+                    dot = semantics.dot(vectors["x"].codes, image.a, fmt)
+                    y[:r] = semantics.requantize(
+                        dot, vectors["x"].scale, image.a.exponent, shift, frac,
+                        saturations=counter,
+                    )  # fmt: skip
+            wanted[output] = y
+            now += gaps * int(rng.integers(0, 5)) * int(rng.integers(0, 2))
+            instances = bench.program.blocks[0].instances
+            fed.append((now, adapter_model.encode(bench.model, one, instances[instance])))
+            pace, duration = (int(formula(rank=r)) for formula in beats[kind])
+            ends.append(now + duration)
+            now += pace
+            free.append(now)
+        length = ends[-1] + 1
+        inputs = {"start": np.zeros(length, np.int64)}
+        for name in fed[0][1]:
+            # Fields hold in the cycle of the start only.
+            inputs[name] = rng.integers(0, 1 << bench.chip.ports[name].width, length)
+        for cycle, fields in fed:
+            inputs["start"][cycle] = 1
+            for name, value in fields.items():
+                inputs[name][cycle] = value
+        expected = memory.copy()
+        trace = bench.chip.run(length, {name: one.tolist() for name, one in inputs.items()})
+        assert np.flatnonzero(trace.outputs["done"]).tolist() == [end - 1 for end in ends]
+        ready = np.ones(length, np.int64)
+        for (start, _), end in zip(fed, free, strict=True):
+            ready[start + 1 : end] = 0
+        np.testing.assert_array_equal(trace.outputs["ready"], ready)
+        found_now = memory.copy()
+        memory[:] = expected
+        for name, y in wanted.items():
+            bench.vector(name, y)
+        # Nothing else is written.
+        np.testing.assert_array_equal(found_now, memory)
+        assert bench.chip.get("saturated") - before == counter.count
     bench.chip.close()
 
 

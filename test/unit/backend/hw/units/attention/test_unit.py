@@ -1,13 +1,15 @@
 """The attention unit against the semantics, bit for bit, and against the durations, to the cycle.
 
 A bench gives the unit the memories that it has outside: ROMs for what it reads, which the test
-fills, RAMs for what it writes.
+fills, RAMs for what it writes. Instructions of two attentions, cut at random, go through it one
+behind the other.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +25,11 @@ from intaglio.dialects import semantics, timeline
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real, Saturations, Scale, multiply
-from intaglio.dialects.formula import Formula
+from intaglio.dialects.formula import constant
 from intaglio.dialects.h_units import CacheShape
 from intaglio.dialects.isa import values
 from intaglio.dialects.isa.attention import QueryKey, WeightedSum
+from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.instruction import Instruction as Does
 from intaglio.dialects.machine import Machine
@@ -90,6 +93,16 @@ CASES = [
          32, 41),
     Case("fewer_h_units", geometry(4, 8, 32, tiles=32, results_per_cycle=2, kv_port_bytes=8), 3, 1,
          16, 23, window=7),
+    # Scores of several heads leave together: as many as share a KV head, and fewer; of three heads
+    # in two beats, or in one that would hold four; next to rows of several beats.
+    Case("together", geometry(4, 16, 16), 8, 2, 32, 37),
+    Case("two_together", geometry(8, 16, 16, query_parallel=4), 3, 1, 16, 35, window=10),
+    Case("three_together", geometry(4, 8, 32, results_per_cycle=16, kv_port_bytes=8, **FAST), 3, 1,
+         16, 26, cap=True, factor=1500),
+    Case("wide_together", geometry(2, 16, 32, results_per_cycle=8, query_parallel=3, **SLOW), 10, 2,
+         16, 21, window=4, static=True),
+    Case("external_together", geometry(4, 16, 16, kv_port_bytes=8, kv_on_die=8, external_bytes=16,
+         external_latency=9, activations="int16"), 4, 2, 16, 27),
     # External memory: rows wider than an H-Unit's word and faster than the array; as wide; much
     # narrower, also than the KV port.
     Case("external", geometry(4, 8, 8, kv_port_bytes=4, kv_on_die=8, external_bytes=16,
@@ -98,71 +111,116 @@ CASES = [
          external_latency=1, **WIDE, **FAST), 3, 1, 32, 30, window=9),
     Case("external_narrow", geometry(8, 16, 16, kv_port_bytes=16, kv_on_die=16, external_bytes=4,
          external_latency=40, results_per_cycle=4, kv="fp8"), 4, 2, 32, 45, static=True),
+    Case("external_slow_network", geometry(2, 16, 8, kv_port_bytes=8, kv_on_die=2,
+         external_bytes=32, external_latency=1, **SLOW), 2, 2, 16, 23, window=11),
 ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One of a case's attentions; its buffers' and caches' names end with `name`."""
+
+    name: str
+    heads: int
+    kv_heads: int
+    width: int
+    window: int
+    static: bool
+    cap: bool
+    kv: str
+
+    @property
+    def shared(self) -> int:
+        return self.heads // self.kv_heads
+
+    @property
+    def vector_bytes(self) -> int:
+        return self.width * FORMATS[self.kv].bits // 8 + (0 if self.static else 4)
+
+
+def attentions_of(case: Case) -> list[Attention]:
+    """That of the case, and one that differs from it in whatever it can."""
+    machine = case.machine
+    first = Attention("", case.heads, case.kv_heads, case.width, case.window, case.static,
+                      case.cap, machine.kv)  # fmt: skip
+    kv = "int8" if machine.kv == "fp8" else "fp8"
+    return [
+        first,
+        Attention("2", 3 if first.shared > 1 else 6, 3, max(8, case.width // 2),
+                  0 if case.window else 5, not case.static, not case.cap, kv),
+    ]  # fmt: skip
+
+
+KINDS = 4
+"""Instructions of an attention: append of keys and of values, `query_key`, `weighted_sum`."""
 
 
 def program_of(case: Case) -> Program:
     machine = case.machine
-    static = (Real.of(1 / 60), Real.of(60)) if case.static else (None, None)
-    shape_of = CacheShape(
-        machine, case.capacity, case.kv_heads, case.width, machine.kv, case.static
-    )
-    places, chip = place_caches({"v": shape_of, "k": shape_of}, machine)
-    caches = {
-        name: Cache(
-            name, case.capacity, case.kv_heads, case.width, machine.kv, *places[name], *static
+    static = Real.of(1 / 60), Real.of(60)
+    attentions = attentions_of(case)
+    shapes = {
+        name + one.name: CacheShape(
+            machine, case.capacity, one.kv_heads, one.width, one.kv, one.static
         )
-        for name in ("k", "v")
+        for one in reversed(attentions)
+        for name in "vk"
     }
-
-    def quantized(groups: int, fmt: str) -> values.Quantized:
-        return values.Quantized(groups, case.width, fmt)
-
-    def buffer(name: str, first_row: int, kind: values.Value) -> Buffer:
-        return Buffer(name, kind, memory_of(kind), first_row)
-
-    buffers = [
-        buffer("q", 3, quantized(case.heads, machine.activations)),
-        buffer("kq", 1 + 200, quantized(case.kv_heads, machine.kv)),
-        buffer("vq", 300, quantized(case.kv_heads, machine.kv)),
-        buffer("scores", 5, values.Scores(case.heads, 16)),
-        buffer("p", 9, values.Probabilities(case.heads, machine.probabilities)),
-        buffer("y", 2, values.Fixed(case.heads * case.width, case.fraction)),
-    ]
-    shape = (machine, case.heads, case.kv_heads, case.width, case.window, machine.kv)
-    dot_bits = semantics.query_key_bits(case.width, machine.activations, machine.kv)
-    sum_bits = semantics.weighted_sum_bits(case.capacity, machine.probabilities, machine.kv)
-    inverse, cap, log2e = (Real.of(value) for value in (1 / 3.0, 3.0, 1.4427))
-    scores = QueryKey(
-        query="q",
-        output="scores",
-        keys="keys_slot",
-        score_scale=Real.of(case.factor),
-        pre_shift=semantics.pre_shift(dot_bits),
-        window=case.window,
-        **{"cap": cap, "cap_inverse": inverse, "log2e": log2e} if case.cap else {},
-    )
-    sums = WeightedSum(
-        probabilities="p",
-        output="y",
-        values="values_slot",
-        pre_shift=semantics.pre_shift(sum_bits),
-        window=case.window,
-    )
-    bytes_ = case.width * FORMATS[machine.kv].bits // 8 + (0 if case.static else 4)
-
-    append = durations.append(machine, case.kv_heads, bytes_)
-    found: list[tuple[Does[str], Formula]] = [
-        (Append(input="kq", cache="keys_slot"), append),
-        (Append(input="vq", cache="values_slot"), append),
-        (scores, durations.query_key(*shape)),
-        (sums, durations.weighted_sum(*shape)),
-    ]
+    places, chip = place_caches(shapes, machine)
+    caches = {
+        name + one.name: Cache(
+            name + one.name, case.capacity, one.kv_heads, one.width, one.kv,
+            *places[name + one.name], *(static if one.static else (None, None)),
+        )
+        for one in attentions
+        for name in "kv"
+    }  # fmt: skip
+    buffers: dict[str, Buffer] = {}
+    found: list[Does[str]] = []
+    row = 3
+    for one in attentions:
+        token_rows = -(-case.capacity // machine.vector_lanes)
+        vector_rows = -(-one.width // machine.vector_lanes)
+        size = one.heads * one.width
+        for name, rows, kind in (
+            ("q", one.heads * vector_rows,
+             values.Quantized(one.heads, one.width, machine.activations)),
+            ("kq", one.kv_heads * vector_rows, values.Quantized(one.kv_heads, one.width, one.kv)),
+            ("vq", one.kv_heads * vector_rows, values.Quantized(one.kv_heads, one.width, one.kv)),
+            ("scores", one.heads * token_rows, values.Scores(one.heads, 16)),
+            ("p", one.heads * token_rows, values.Probabilities(one.heads, machine.probabilities)),
+            ("y", -(-size // machine.vector_lanes), values.Fixed(size, case.fraction)),
+        ):  # fmt: skip
+            named = name + one.name
+            buffers[named] = Buffer(named, kind, memory_of(kind), row)
+            row += rows + 1
+        dot_bits = semantics.query_key_bits(one.width, machine.activations, one.kv)
+        sum_bits = semantics.weighted_sum_bits(case.capacity, machine.probabilities, one.kv)
+        inverse, cap, log2e = (Real.of(value) for value in (1 / 3.0, 3.0, 1.4427))
+        found += [
+            Append(input="kq" + one.name, cache="k" + one.name),
+            Append(input="vq" + one.name, cache="v" + one.name),
+            QueryKey(
+                query="q" + one.name,
+                output="scores" + one.name,
+                keys="k" + one.name,
+                score_scale=Real.of(case.factor),
+                pre_shift=semantics.pre_shift(dot_bits),
+                window=one.window,
+                **{"cap": cap, "cap_inverse": inverse, "log2e": log2e} if one.cap else {},
+            ),
+            WeightedSum(
+                probabilities="p" + one.name,
+                output="y" + one.name,
+                values="v" + one.name,
+                pre_shift=semantics.pre_shift(sum_bits),
+                window=one.window,
+            ),
+        ]
+    assert row < ROWS
     instructions = [
-        Instruction(does, [], timeline.Issue(does.queue, {}, duration), [], [])
-        for does, duration in found
+        Instruction(does, [], timeline.Issue(does.queue, {}, constant(1)), [], []) for does in found
     ]
-    block = Block("layer", False, [{"keys_slot": "k", "values_slot": "v"}], instructions)
     return Program(
         machine=machine,
         name=case.name,
@@ -170,8 +228,8 @@ def program_of(case: Case) -> Program:
         parameters={},
         caches=caches,
         memories=chip,
-        buffers={b.name: b for b in buffers},
-        blocks=[block],
+        buffers=buffers,
+        blocks=[Block("layer", False, [{}], instructions)],
         positions=[],
         domains={},
         sites={},
@@ -211,7 +269,8 @@ def bench(model: AttentionModel) -> str:
         read = m.ram(memory, ROWS, 16 * lanes, [fit(n) for n in names], [])
         for name, data in zip(names, read, strict=True):
             wires[name[: -len("_row")] + "_data"].assign(data)
-    users = ("query", "append")
+    together = range(model.together)
+    users = ["append", *(f"query_scale{i}" for i in together)]
     read = m.ram("quantised_scales", ROWS, 64, [fit(f"{u}_group") for u in users], [])
     for user, data in zip(users, read, strict=True):
         wires[f"{user}_mantissa"].assign(data[:24])
@@ -221,10 +280,13 @@ def bench(model: AttentionModel) -> str:
     wires["head_mantissa"].assign(scale[:24])
     wires["head_exponent"].assign(scale[24:34].as_signed())
     wires["head_total"].assign(total[:40])
-    for name, user in (("scores", "score"), ("results", "result")):
-        write = Write(fit(f"{user}_row"), out[f"{user}_data"], out[f"{user}_enable"],
-                      out[f"{user}_lanes"])  # fmt: skip
-        m.ram(name, ROWS, 32 * lanes, [], [write], parts=lanes)
+    for name, users in (("scores", [f"score{i}" for i in together]), ("results", ["result"])):
+        writes = [
+            Write(fit(f"{user}_row"), *(out[f"{user}_{port}"] for port in ("data", "enable",
+                  "lanes")))
+            for user in users
+        ]  # fmt: skip
+        m.ram(name, ROWS, 32 * lanes, [], writes, parts=lanes)
     if model.external:
         module = kv.external_kv(design, model.machine, model.kv.external_depth)
         inputs = {
@@ -235,50 +297,114 @@ def bench(model: AttentionModel) -> str:
         wires["external_read_data"].assign(m.instance("external", module, inputs)["read_data"])
     saturations = m.register("saturations", 32)
     saturations.drive((saturations + out["saturations"]).truncate(32))
-    m.output("attention_done", out["attention_done"])
-    m.output("append_done", out["append_done"])
+    for queue in ("attention", "append"):
+        for name in ("done", "ready"):
+            m.output(f"{queue}_{name}", out[f"{queue}_{name}"])
     m.output("value_scale_data", out["value_scale_data"])
     m.output("saturated", saturations)
     m.output("unused", cat(*[out[name] for name in rows]).any())
     return design.text()
 
 
+class Fed(NamedTuple):
+    """A beat that is to be given to the unit: the instruction's number, and the beat."""
+
+    number: int
+    beat: Beat
+
+
 class Bench:
     def __init__(self, case: Case) -> None:
         self.case = case
         self.program = program_of(case)
+        self.attentions = attentions_of(case)
         self.model = AttentionModel(self.program)
         self.chip = ArcModel(bench(self.model), "bench", opt=0)
         self.lanes = case.machine.vector_lanes
         self.row = {name: self.program.row_of(name) for name in self.program.buffers}
+        self.rng = np.random.default_rng(len(case.name))
         self.chip.set("rst", 1)
         self.chip.step()
         self.chip.set("rst", 0)
 
-    def instruction(self, number: int) -> tuple[Instruction, dict[str, int]]:
-        block = self.program.blocks[0]
-        one = block.instructions[number]
-        return one, attention.encode(self.model, one, block.instances[0])
+    def instruction(self, number: int) -> Instruction:
+        return self.program.blocks[0].instructions[number]
 
-    def run(self, position: int, *numbers: int) -> None:
-        """Executes instructions that start together; each takes as long as its formula says."""
-        self.chip.set("position", position)
-        # A start comes at the earliest in the second cycle after the last instruction.
-        self.chip.step()
-        inputs: dict[str, list[int]] = {}
-        expected: dict[str, int] = {}
+    def cut(self, *numbers: int) -> list[Fed]:
+        """Beats of instructions, each cut at random, in an order of instructions that is random."""
+        rng = self.rng
+        found: list[list[Fed]] = []
         for number in numbers:
-            one, fields = self.instruction(number)
-            unit = one.queue.replace("kv", "append")
-            expected[f"{unit}_done"] = int(one.issue.duration(tokens=position + 1, rank=0))
-            inputs[f"{unit}_start"] = [1, 0]
-            for name, value in fields.items():
+            heads = self.attentions[number // KINDS].kv_heads
+            cuts = {0, heads, *rng.integers(0, heads + 1, rng.integers(0, 3)).tolist()}
+            beats = [Beat(0, low, high - low) for low, high in pairwise(sorted(cuts))]
+            found.append([Fed(number, beat) for beat in rng.permutation(np.array(beats)).tolist()])
+        order = rng.permutation([i for i, beats in enumerate(found) for _ in beats])
+        return [found[i].pop(0) for i in order]
+
+    def taken(self, fed: Fed, position: int) -> tuple[int, int]:
+        """Cycles until the next beat may start, and until the result is there."""
+        one, machine = self.attentions[fed.number // KINDS], self.case.machine
+        _, count = fed.beat.of(one.kv_heads)
+        does = self.instruction(fed.number).does
+        if isinstance(does, Append):
+            pair = durations.append_beat(machine, one.vector_bytes, count=count)
+        else:
+            over = isinstance(does, QueryKey)
+            function = durations.query_key_beat if over else durations.weighted_sum_beat
+            floor = max(durations.score_drain(machine, one.shared) for one in self.attentions)
+            pair = function(
+                machine, one.heads, one.kv_heads, one.width, one.window, one.kv,
+                count=count, floor=floor,
+            )  # fmt: skip
+        pace, duration = (int(f(tokens=position + 1, rank=0)) for f in pair)
+        return pace, duration
+
+    def run(self, position: int, *queues: list[Fed]) -> None:
+        """Gives beats to the unit, those of a queue as soon as it takes them, or a little later.
+
+        The beats of several queues go side by side.
+        """
+        rng, chip = self.rng, self.chip
+        chip.set("position", position)
+        chip.step(int(rng.integers(0, 3)))
+        length = 1
+        starts: dict[str, list[tuple[int, dict[str, int]]]] = {}
+        ends: dict[str, list[int]] = {}
+        taken: dict[str, list[tuple[int, int]]] = {}
+        for beats in queues:
+            gaps, now = int(rng.integers(0, 2)), 0
+            for fed in beats:
+                one = self.instruction(fed.number)
+                unit = one.queue.replace("kv", "append")
+                if gaps:
+                    now += int(rng.integers(0, 6)) * int(rng.integers(0, 2))
+                fields = attention.encode(self.model, replace(one, beat=fed.beat), {})
+                pace, duration = self.taken(fed, position)
+                starts.setdefault(unit, []).append((now, fields))
+                ends.setdefault(unit, []).append(now + duration)
+                taken.setdefault(unit, []).append((now, now + pace))
+                length = max(length, now + duration + 1)
+                now += pace
+        inputs: dict[str, npt.NDArray[np.int64]] = {}
+        for unit, given in starts.items():
+            inputs[f"{unit}_start"] = np.zeros(length, np.int64)
+            for name in given[0][1]:
                 # Fields hold in the cycle of the start only.
                 port = f"{unit}_{name}"
-                inputs[port] = [value, (1 << self.chip.ports[port].width) - 1]
-        trace = self.chip.run(max(expected.values()), inputs)
-        for done, cycles in expected.items():
-            assert np.flatnonzero(trace.outputs[done]).tolist() == [cycles - 1], (done, position)
+                inputs[port] = rng.integers(0, 1 << chip.ports[port].width, length)
+            for cycle, fields in given:
+                inputs[f"{unit}_start"][cycle] = 1
+                for name, value in fields.items():
+                    inputs[f"{unit}_{name}"][cycle] = value
+        trace = chip.run(length, {name: one.tolist() for name, one in inputs.items()})
+        for unit in starts:
+            done = np.flatnonzero(trace.outputs[f"{unit}_done"]).tolist()
+            assert done == [end - 1 for end in ends[unit]], (unit, position)
+            ready = np.ones(length, np.int64)
+            for start, free in taken[unit]:
+                ready[start + 1 : free] = 0
+            np.testing.assert_array_equal(trace.outputs[f"{unit}_ready"], ready)
 
     def fill(self, name: str, codes: npt.NDArray[np.int64], memory: str) -> None:
         """Codes [groups, n] to the rows of a buffer; what lies beyond is garbage."""
@@ -294,12 +420,16 @@ class Bench:
         word = scale.mantissa.reshape(-1) | ((scale.exponent.reshape(-1) & 1023) << 24)
         self.chip.memory(memory)[self.row[name] : self.row[name] + len(word)] = word
 
-    def words(self, memory: str, name: str, groups: int, n: int) -> npt.NDArray[np.int64]:
-        """Words [groups, n] of a buffer whose groups begin in rows of their own."""
-        rows = -(-n // self.lanes)
-        raw = self.chip.memory(memory)[self.row[name] :][: groups * rows]
-        raw = kv.word_bytes(np.ascontiguousarray(raw), 4 * self.lanes)
-        return raw.view(np.int32).reshape(groups, -1)[:, :n].astype(np.int64)
+    def words(self, memory: str) -> npt.NDArray[np.int64]:
+        """Words [rows, lanes] of a memory."""
+        raw = kv.word_bytes(np.ascontiguousarray(self.chip.memory(memory)), 4 * self.lanes)
+        return np.ascontiguousarray(raw).view(np.int32).astype(np.int64)
+
+    def of(self, words: npt.NDArray[np.int64], name: str, groups: int) -> npt.NDArray[np.int64]:
+        """The groups of a buffer, each in rows of its own: a view [groups, elements] of `words`."""
+        size = self.case.capacity if groups else 0
+        rows = -(-size // self.lanes) * groups or len(words)
+        return words[self.row[name] :][:rows].reshape(max(1, groups), -1)
 
     def unit_memory(self, name: str) -> npt.NDArray[Any]:
         return self.chip.memory(f"attention/{name}")
@@ -316,115 +446,156 @@ def random_quantized(
 def checked_positions(case: Case) -> set[int]:
     units, last = case.machine.h_units, case.capacity - 1
     inside = case.machine.kv_on_die
-    near = {0, 1, case.window - 1, case.window, case.window + 1, units - 1, units, units + 1}
+    near = {4, 5, 0, 1, case.window - 1, case.window, case.window + 1, units - 1, units, units + 1}
     near |= {inside - 1, inside, inside + units, case.window + inside, case.window + inside - 1}
     return {p for p in near | {2 * units, last - 1, last, last // 2} if 0 <= p <= last}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_attention(case: Case) -> None:
-    bench = Bench(case)
-    rng = np.random.default_rng(len(case.name))
-    machine = case.machine
-    shape = case.kv_heads, case.capacity, case.width
-    k_codes, v_codes = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    k_scale, v_scale = (
-        Scale(np.zeros(shape[:2], np.int64), np.zeros(shape[:2], np.int64)) for _ in range(2)
-    )
-    static = bench.program.caches["k"].static_scale
-    counter = Saturations()
-    for unit in range(machine.h_units):
-        memory = bench.unit_memory(f"h_unit{unit}/kv")
-        memory[:] = rng.integers(0, 256, memory.shape)
-    for position in range(case.capacity):
-        for number, name, codes, scale in (
-            (0, "kq", k_codes, k_scale), (1, "vq", v_codes, v_scale)
-        ):  # fmt: skip
-            vector = random_quantized(rng, case.kv_heads, case.width, machine.kv)
-            codes[:, position] = vector.codes
-            scale.mantissa[:, position] = vector.scale.mantissa
-            scale.exponent[:, position] = vector.scale.exponent
-            bench.fill(name, vector.codes, "quantised")
-            bench.fill_scales(name, vector.scale, "quantised_scales")
-            if number == 0 or position not in checked_positions(case):
-                bench.run(position, number)
-        if position not in checked_positions(case):
-            continue
-        first = max(0, position - case.window + 1) if case.window else 0
+@dataclass
+class Cached:
+    """What a cache should hold."""
+
+    codes: npt.NDArray[np.int64]
+    scale: Scale
+
+    @staticmethod
+    def of(cache: Cache) -> Cached:
+        shape = cache.heads, cache.capacity
+        zeros = (np.zeros(shape, np.int64) for _ in range(2))
+        return Cached(np.zeros((*shape, cache.width), np.int64), Scale(*zeros))
+
+
+class Checked:
+    """An attention on a bench: its operands, and what must come of them."""
+
+    def __init__(self, bench: Bench, number: int) -> None:
+        self.bench, self.case = bench, bench.case
+        self.one, self.first = bench.attentions[number], KINDS * number
+        caches = bench.program.caches
+        self.caches = {name: Cached.of(caches[name + self.one.name]) for name in "kv"}
+        self.static = caches["k" + self.one.name].static_scale
+
+    def append(self, position: int) -> None:
+        """New vectors to append."""
+        bench, one = self.bench, self.one
+        for name, cached in self.caches.items():
+            vector = random_quantized(bench.rng, one.kv_heads, one.width, one.kv)
+            cached.codes[:, position] = vector.codes
+            cached.scale.mantissa[:, position] = vector.scale.mantissa
+            cached.scale.exponent[:, position] = vector.scale.exponent
+            bench.fill(f"{name}q{one.name}", vector.codes, "quantised")
+            bench.fill_scales(f"{name}q{one.name}", vector.scale, "quantised_scales")
+
+    def scales(self, name: str, seen: slice) -> Scale:
+        if self.static is not None:
+            return Scale.of(self.static)
+        scale = self.caches[name].scale
+        return Scale(scale.mantissa[:, seen], scale.exponent[:, seen])
+
+    def attend(
+        self, position: int, scores: npt.NDArray[np.int64], results: npt.NDArray[np.int64]
+    ) -> tuple[int, int]:
+        """New query and probabilities; puts into copies of the memories what must come of them.
+
+        Returns:
+            How many places saturate in the scores, and in the sums.
+        """
+        bench, case, one = self.bench, self.case, self.one
+        rng, machine, name = bench.rng, case.machine, one.name
+        first = max(0, position - one.window + 1) if one.window else 0
         seen = slice(first, position + 1)
-
-        def scales(scale: Scale, seen: slice = seen) -> Scale:
-            if static is not None:
-                return Scale.of(static)
-            return Scale(scale.mantissa[:, seen], scale.exponent[:, seen])
-
-        # Scores
-        query = random_quantized(rng, case.heads, case.width, machine.activations)
-        bench.fill("q", query.codes, "quantised")
-        bench.fill_scales("q", query.scale, "quantised_scales")
-        before = bench.words("scores", "scores", case.heads, case.capacity)
-        # The values of this token arrive while its scores are computed.
-        bench.run(position, 1, 2)
-        does = bench.instruction(2)[0].does
+        query = random_quantized(rng, one.heads, one.width, machine.activations)
+        bench.fill("q" + name, query.codes, "quantised")
+        bench.fill_scales("q" + name, query.scale, "quantised_scales")
+        does = bench.instruction(self.first + 2).does
         assert isinstance(does, QueryKey)
-        dots = semantics.query_key(query.codes, k_codes[:, seen], machine.activations, machine.kv)
-        factor = does.score_scale
-        scores = semantics.score_scale(
-            dots, query.scale, scales(k_scale), factor, does.pre_shift, counter
-        )
+        counters = Saturations(), Saturations()
+        keys, values_ = (self.caches[which].codes[:, seen] for which in "kv")
+        dots = semantics.query_key(query.codes, keys, machine.activations, one.kv)
+        found = semantics.score_scale(
+            dots, query.scale, self.scales("k", seen), does.score_scale, does.pre_shift,
+            counters[0],
+        )  # fmt: skip
         if does.softcap is not None:
             inverse, cap, log2e = does.softcap
-            for name, reals in (("softcap", (inverse, cap)), ("scale", (log2e,))):
-                scores = semantics.operator(name, scores, given=reals, saturations=counter)
-        before[:, seen] = scores
-        after = bench.words("scores", "scores", case.heads, case.capacity)
-        np.testing.assert_array_equal(after, before)
+            for operator, reals in (("softcap", (inverse, cap)), ("scale", (log2e,))):
+                found = semantics.operator(operator, found, given=reals, saturations=counters[0])
+        bench.of(scores, "scores" + name, one.heads)[:, seen] = found
 
-        # Weighted sums: codes beyond the tokens that count are garbage, and must not.
-        p, total = semantics.softmax(scores, scales(v_scale), machine.probabilities)
-        garbage = rng.integers(0, 256, (case.heads, case.capacity))
+        # Codes beyond the tokens that count are garbage, and must not.
+        p, total = semantics.softmax(found, self.scales("v", seen), machine.probabilities)
+        garbage = rng.integers(0, 256, (one.heads, case.capacity))
         garbage[:, seen] = p.codes
-        bench.fill("p", garbage, "probabilities")
-        bench.fill_scales("p", p.scale, "head_scale")
-        row = bench.row["p"]
-        bench.chip.memory("head_totals")[row : row + case.heads] = total
-        bench.run(position, 3)
-        does = bench.instruction(3)[0].does
+        bench.fill("p" + name, garbage, "probabilities")
+        bench.fill_scales("p" + name, p.scale, "head_scale")
+        row = bench.row["p" + name]
+        bench.chip.memory("head_totals")[row : row + one.heads] = total
+        does = bench.instruction(self.first + 3).does
         assert isinstance(does, WeightedSum)
-        sums = semantics.weighted_sum(p.codes, v_codes[:, seen], machine.probabilities, machine.kv)
+        sums = semantics.weighted_sum(p.codes, values_, machine.probabilities, one.kv)
         y = semantics.requantize(
             sums.reshape(-1),
             multiply(p.scale, semantics.reciprocal_scale(total)),
             0,
             does.pre_shift,
             case.fraction,
-            saturations=counter,
+            saturations=counters[1],
         )
-        found = bench.words("results", "y", 1, case.heads * case.width)[0]
-        np.testing.assert_array_equal(found, y)
-        assert bench.chip.get("saturated") == counter.count
-    assert (counter.count > 0) == (case.factor > 0.1)
-    for name, codes, scale in (("k", k_codes, k_scale), ("v", v_codes, v_scale)):
-        external = bench.chip.memory("external/memory") if bench.model.external else None
-        place = bench.model.kv[name]
-        stored, stored_scale = kv.read_cache(bench.unit_memory, machine, place, external)
-        np.testing.assert_array_equal(stored, codes)
-        if static is not None:
-            assert stored_scale is None
-        else:
-            assert stored_scale is not None
-            np.testing.assert_array_equal(stored_scale.mantissa, scale.mantissa)
-            np.testing.assert_array_equal(stored_scale.exponent, scale.exponent)
-    if static is None:
-        # The port for softmax: the scales of a row of tokens.
-        place = bench.model.kv["v"]
-        bench.chip.set("value_scale_row", place.scale_row + place.scale_rows * (case.kv_heads - 1))
-        bench.chip.step()
-        data = bench.chip.get("value_scale_data")
-        for lane in range(min(machine.vector_lanes, case.capacity)):
-            word = data >> (32 * lane) & 0xFFFFFFFF
-            assert word & 0xFFFFFF == v_scale.mantissa[-1, lane]
-            assert word >> 24 == v_scale.exponent[-1, lane] & 0xFF
+        bench.of(results, "y" + name, 0)[0, : len(y)] = y
+        return counters[0].count, counters[1].count
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_attention(case: Case) -> None:
+    bench = Bench(case)
+    rng, machine = bench.rng, case.machine
+    both = [Checked(bench, number) for number in range(len(bench.attentions))]
+    keys, values_, scores, sums = (tuple(one.first + kind for one in both) for kind in range(KINDS))
+    saturated = 0
+    for unit in range(machine.h_units):
+        memory = bench.unit_memory(f"h_unit{unit}/kv")
+        memory[:] = rng.integers(0, 256, memory.shape)
+    for position in range(case.capacity):
+        for one in both:
+            one.append(position)
+        if position not in checked_positions(case):
+            bench.run(position, bench.cut(*keys, *values_))
+            continue
+        bench.run(position, bench.cut(*keys))
+        wanted = {name: bench.words(name) for name in ("scores", "results")}
+        counts = [one.attend(position, wanted["scores"], wanted["results"]) for one in both]
+        # Values of this token arrive while its scores are computed.
+        bench.run(position, bench.cut(*values_), bench.cut(*scores))
+        saturated += sum(count for count, _ in counts)
+        np.testing.assert_array_equal(bench.words("scores"), wanted["scores"])
+        assert bench.chip.get("saturated") == saturated
+        bench.run(position, bench.cut(*sums, *scores))
+        saturated += sum(map(sum, counts))
+        for name, words in wanted.items():
+            np.testing.assert_array_equal(bench.words(name), words)
+        assert bench.chip.get("saturated") == saturated
+    assert (saturated > 0) == (case.factor > 0.1)
+    for one in both:
+        for name, cached in one.caches.items():
+            external = bench.chip.memory("external/memory") if bench.model.external else None
+            place = bench.model.kv[name + one.one.name]
+            stored, scale = kv.read_cache(bench.unit_memory, machine, place, external)
+            np.testing.assert_array_equal(stored, cached.codes)
+            assert (scale is None) == (one.static is not None)
+            if scale is not None:
+                np.testing.assert_array_equal(scale.mantissa, cached.scale.mantissa)
+                np.testing.assert_array_equal(scale.exponent, cached.scale.exponent)
+    # The port for softmax: the scales of a row of tokens.
+    (one,) = (one for one in both if one.static is None)
+    place, scale = bench.model.kv["v" + one.one.name], one.caches["v"].scale
+    row = place.scale_row + place.scale_rows * (place.cache.heads - 1)
+    bench.chip.set("value_scale_row", row)
+    bench.chip.step()
+    data = bench.chip.get("value_scale_data")
+    for lane in range(min(machine.vector_lanes, case.capacity)):
+        word = data >> (32 * lane) & 0xFFFFFFFF
+        assert word & 0xFFFFFF == scale.mantissa[-1, lane]
+        assert word >> 24 == scale.exponent[-1, lane] & 0xFF
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,11 +45,13 @@ from intaglio.dialects.codes import FORMATS, Matrix, container_bits, pack
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Saturations, Scale
 from intaglio.dialects.isa import values
+from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.instruction import Instruction as Does
 from intaglio.dialects.isa.matrix import Embed, Matvec
+from intaglio.dialects.isa.queues import MATRIX
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.memories import EXPONENT_BITS, memory_of
-from intaglio.dialects.tiling import Piece
+from intaglio.dialects.memories import EXPONENT_BITS, Span, memory_of, span_of
+from intaglio.dialects.tiling import Piece, step_floor
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
 from intaglio.runtime.engines.verilator import VerilatorModel
@@ -133,6 +136,8 @@ class Model:
     buffers: dict[str, Buffer] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
     domains: dict[str, list[str]] = field(default_factory=dict)
+    slack: dict[str, int] = field(default_factory=dict)
+    """Cycles by which a beat of a matrix takes longer than it must."""
     rows: int = 2
     constants: int = 1
 
@@ -248,7 +253,7 @@ class Model:
         bits = semantics.accumulator_bits(
             parameter.bits, columns, machine.activations, offset_bits=parameter.offset_bits
         )
-        taken = durations.product(machine, shape_of(parameter), parameter.pieces)
+        self.slack[weights] = slack
         does = Matvec(
             input=x,
             residual=r,
@@ -257,24 +262,71 @@ class Model:
             bias=f"b{weights}" if bias else None,
             pre_shift=semantics.pre_shift(bits),
         )
-        self._add(does, taken + slack)
+        self._add(does)
 
     def embed(self, table: str) -> None:
         """An instruction that reads a row of a table or matrix."""
         parameter = self.parameters[table]
         columns = parameter.dims[1]
         x = self._buffer(f"x{table}", columns, values.Fixed(columns, 16))
-        taken = durations.embed(self.machine, shape_of(parameter))
-        self._add(Embed(token="token", output=x, table=table), taken)
+        self._add(Embed(token="token", output=x, table=table))
 
-    def _add(self, does: Does[str], taken: formula.Formula) -> None:
-        issue = timeline.Issue(does.queue, {}, taken)
+    def _add(self, does: Does[str]) -> None:
+        issue = timeline.Issue(does.queue, {}, formula.constant(1))
         self.instructions.append(Instruction(does, [], issue, [], []))
 
     @property
     def program(self) -> Program:
         names = {n: n for one in self.instructions for n in one.does.uses.values()}
         block = Block("all", False, [names], self.instructions)
+        return self.cut(self._program(block))
+
+    def cut(self, program: Program) -> Program:
+        """The program with the steps of its matrix instructions cut at random."""
+        machine = program.machine
+        pieces = [
+            piece
+            for use in matrix_uses(program)
+            if isinstance(use.does, Matvec)
+            for piece in program.parameters[use.does.weights].pieces
+        ]
+        floor = step_floor(pieces, machine)
+        blocks = [
+            replace(
+                block,
+                instructions=[
+                    beat
+                    for one in block.instructions
+                    if one.queue == MATRIX
+                    for beat in self.beats(one, block.instances[0], floor)
+                ],
+            )
+            for block in program.blocks
+        ]
+        return replace(program, blocks=blocks)
+
+    def beats(self, one: Instruction, instance: Mapping[str, str], floor: int) -> list[Instruction]:
+        """The steps of an instruction cut at random, each with what it takes."""
+        does = one.does.bound(instance)
+        if isinstance(does, Embed):
+            taken = durations.embed(self.machine, shape_of(self.parameters[does.table]))
+            return [replace(one, issue=timeline.Issue(one.queue, {}, taken, taken))]
+        assert isinstance(does, Matvec)
+        parameter = self.parameters[does.weights]
+        shape, pieces = shape_of(parameter), parameter.pieces
+        steps = pieces[0].steps(self.machine)
+        cuts = {0, steps, *self.rng.integers(0, steps, self.rng.integers(0, 4)).tolist()}
+        found: list[Instruction] = []
+        for first, last in pairwise(sorted(cuts)):
+            pace, taken = durations.steps(self.machine, shape, pieces, last - first, floor)
+            slack = self.slack.get(does.weights, 0)
+            issue = timeline.Issue(one.queue, {}, taken + slack, pace + slack)
+            rows, step = parameter.dims[0], pieces[0].rows_per_step(self.machine)
+            begin, end = first * step, min(rows, last * step)
+            found.append(replace(one, issue=issue, beat=Beat(0, begin, end - begin)))
+        return found
+
+    def _program(self, block: Block) -> Program:
         return Program(
             machine=self.machine,
             name="test",
@@ -303,7 +355,7 @@ class Compiled(Model):
     """The matrix instructions of a compiled model."""
 
     def __init__(self, folder: Path) -> None:
-        self._program = program = load_program(folder)
+        self._compiled = program = load_program(folder)
         super().__init__(program.machine, np.random.default_rng(1))
         images = Images(program, folder)
         self.parameters, self.buffers = dict(program.parameters), dict(program.buffers)
@@ -318,7 +370,7 @@ class Compiled(Model):
 
     @property
     def program(self) -> Program:
-        return self._program
+        return self.cut(self._compiled)
 
 
 class _Images:
@@ -373,6 +425,7 @@ def _top(config: MatrixConfig, logic: LogicROM | None = None) -> str:
     count = m.register("count", 32)
     count.drive((count + out["saturations"]).truncate(32))
     m.output("done", out["done"])
+    m.output("ready", out["ready"])
     m.output("count", count)
     m.output("write", out["write_enable"])
     return design.text()
@@ -443,71 +496,118 @@ def _run(
     run.set("rst", 1)
     run.step(2)
     run.set("rst", 0)
-    counted = 0
-    for instruction, instance in matrix_uses(program):
-        fields = encode(program, instruction, instance, config, at, scales)
-        does = instruction.does.bound(instance)
-        assert isinstance(does, Embed | Matvec)
-        parameter = model.parameters[does.table if isinstance(does, Embed) else does.weights]
-        # Other domains are off.
-        domain = next((d for d, names in model.domains.items() if parameter.name in names), None)
-        if config.domains:
-            lit = domain is not None and domain != dark
-            run.set("power", 1 << config.domains.index(domain) if lit and domain else 0)
-        counter = Saturations()
-        written = program.buffers[instruction.writes[0]]
-        if isinstance(does, Embed):
-            token = int(rng.integers(0, parameter.dims[0]))
-            run.set("token", token)
-            if parameter.name in model.tables:
-                row = model.tables[parameter.name][token].astype(np.int64)
-                row = row * (domain is None or domain != dark)
-            else:
-                matrix = model.matrices[parameter.name]
-                row = (_erased(matrix, machine) if domain and domain == dark else matrix).values(
-                    np.array([token])
-                )[0]
-            expected = semantics.embed(row, parameter.exponent, 16, saturations=counter)
-        else:
-            bias = None if does.bias is None else model.biases[does.bias]
-            matrix = model.matrices[parameter.name]
-            if domain and domain == dark:
-                matrix = _erased(matrix, machine)
-            expected = _product(model, run, instruction, parameter, matrix, bias, counter)
-        before = vmem.copy()
+    lit = [domain != dark for domain in config.domains]
+    if lit:
+        run.set("power", sum(1 << i for i, on in enumerate(lit) if on))
+    # One behind the other: each starts as soon as the array takes it, or a little later. What lies
+    # where something else of them does waits until they are compared.
+    counter = Saturations()
+    part: list[tuple[Instruction, Mapping[str, str]]] = []
+    places: list[Span] = []
+    for one, instance in matrix_uses(program):
+        names = (*one.reads, *one.writes)
+        buffers = (program.buffers[name] for name in names if name in program.buffers)
+        own = [span for b in buffers if (span := span_of(b.type, b.row, b.element, lanes, 1))]
+        if not one.beat.first:
+            if any(mine.overlaps(other) for mine in own for other in places):
+                _run_part(model, run, program, config, part, (at, scales), dark, counter)
+                part, places = [], []
+            places += own
+        part.append((one, instance))
+    _run_part(model, run, program, config, part, (at, scales), dark, counter)
+    assert run.get("count") == counter.count
+
+
+def _run_part(
+    model: Model,
+    run: ArcModel,
+    program: Program,
+    config: MatrixConfig,
+    part: Sequence[tuple[Instruction, Mapping[str, str]]],
+    constants: tuple[Mapping[str, int], Mapping[str, tuple[int, int]]],
+    dark: str | None,
+    counter: Saturations,
+) -> None:
+    """Gives beats to the array, and compares what they write and when they end."""
+    rng, lanes, vmem = model.rng, model.machine.vector_lanes, run.memory("vmem")
+    now, fed, ends, wanted = 0, list[tuple[int, dict[str, int]]](), list[int](), list[_Wanted]()
+    token: dict[str, int] = {}
+    for one, instance in part:
+        if not one.beat.first:
+            does, written = one.does.bound(instance), program.buffers[one.writes[0]]
+            token, expected = _expected(model, run, program, one, instance, dark, counter)
+            wanted.append(_Wanted(written.row, expected, f"{does} of {instance}"))
+        now += int(rng.integers(0, 4)) * int(rng.integers(0, 2))
+        if isinstance(one.does, Embed):
+            # It has the array for itself.
+            now = max([now, *ends])
+        fed.append((now, encode(program, one, instance, config, *constants) | token))
+        ends.append(now + int(one.issue.duration(tokens=1, rank=0)))
+        assert one.issue.pace is not None
+        now += int(one.issue.pace(tokens=1, rank=0))
+    length = ends[-1] + 1
+    inputs: dict[str, Any] = {"start": np.zeros(length, np.int64)}
+    for name, bits in {**config.fields, **({"token": 1} if "token" in run.ports else {})}.items():
+        # The descriptor is valid in the cycle of `start` alone.
+        inputs[name] = rng.integers(0, 1 << min(bits, 30), length)
+    for cycle, fields in fed:
+        inputs["start"][cycle] = 1
         for name, value in fields.items():
-            run.set(name, value)
-        run.set("start", 1)
-        taken = instruction.issue.duration(tokens=1, rank=0)
-        first = run.run(1)
-        run.set("start", 0)
-        for name, bits in config.fields.items():
-            # The descriptor is valid in the cycle of `start` alone.
-            run.set(name, int(rng.integers(0, 1 << min(bits, 30))))
-        if "token" in run.ports:
-            run.set("token", 0)
-        rest = run.run(int(taken) + 50, stop="done")
-        assert first.outputs["done"][0] == 0
-        assert first.cycles + rest.cycles == taken, (instruction, parameter)
-        found = _read(vmem, written.row, len(expected), lanes)
-        np.testing.assert_array_equal(found, expected, err_msg=f"{instruction} {parameter}")
-        assert (rest.outputs["write"][-1] == 1).all()
-        counted += counter.count
-        seen = run.get("count")
-        assert seen == counted, (seen, counted)
+            inputs[name][cycle] = value
+    before = vmem.copy()
+    trace = run.run(length, {name: one.tolist() for name, one in inputs.items()})
+    assert all(trace.outputs["ready"][cycle] for cycle, _ in fed)
+    assert np.flatnonzero(trace.outputs["done"]).tolist() == [end - 1 for end in ends]
+    after = vmem.copy()
+    for one in wanted:
+        found = _read(vmem, one.row, len(one.values), lanes)
+        np.testing.assert_array_equal(found, one.values, err_msg=one.name)
         # Nothing else is written: neither other rows nor lanes beyond the vector's end.
-        last, used = divmod(len(expected), lanes)
-        mine = slice(written.row, written.row + last)
-        after = vmem.copy()
+        last, used = divmod(len(one.values), lanes)
+        mine = slice(one.row, one.row + last)
         after[mine] = before[mine]
         if used:
             _tail(after, before, mine.stop, used)
-        np.testing.assert_array_equal(after, before)
-        # The next instruction may start right away.
-        if wait := int(rng.integers(0, 3)):
-            idle = run.run(wait)
-            assert not idle.outputs["write"].any()
-            assert not idle.outputs["done"].any()
+    np.testing.assert_array_equal(after, before)
+
+
+class _Wanted(NamedTuple):
+    """A result: first row, elements, what it is of."""
+
+    row: int
+    values: Ints
+    name: str
+
+
+def _expected(
+    model: Model,
+    run: ArcModel,
+    program: Program,
+    instruction: Instruction,
+    instance: Mapping[str, str],
+    dark: str | None,
+    counter: Saturations,
+) -> tuple[dict[str, int], Ints]:
+    """Writes the operands of an instruction; the token port, and what it has to give."""
+    machine, rng, does = model.machine, model.rng, instruction.does.bound(instance)
+    assert isinstance(does, Embed | Matvec)
+    parameter = model.parameters[does.table if isinstance(does, Embed) else does.weights]
+    domain = next((d for d, names in model.domains.items() if parameter.name in names), None)
+    off = domain is not None and domain == dark
+    if isinstance(does, Embed):
+        token = int(rng.integers(0, parameter.dims[0]))
+        if parameter.name in model.tables:
+            row = model.tables[parameter.name][token].astype(np.int64) * (not off)
+        else:
+            matrix = model.matrices[parameter.name]
+            row = (_erased(matrix, machine) if off else matrix).values(np.array([token]))[0]
+        values = semantics.embed(row, parameter.exponent, 16, saturations=counter)
+        return {"token": token}, values
+    bias = None if does.bias is None else model.biases[does.bias]
+    matrix = model.matrices[parameter.name]
+    if off:
+        matrix = _erased(matrix, machine)
+    return {}, _product(model, run, instruction, parameter, matrix, bias, counter)
 
 
 def _erased(matrix: Matrix, machine: Machine) -> Matrix:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from intaglio.backend.hw.units.vector.encode import (
     constant_forms,
     encode,
 )
-from intaglio.backend.hw.units.vector.operations import OPERATIONS
+from intaglio.backend.hw.units.vector.operations import OPERATIONS, PASSES
 from intaglio.backend.hw.units.vector.shape import VectorShape, machine_refusals
 from intaglio.backend.hw.units.vector.unit import build_vector
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Write, cat
@@ -32,11 +33,13 @@ from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real, Saturations, Scale
 from intaglio.dialects.formula import Formula, constant
 from intaglio.dialects.formulas.elementwise import ACTIVATIONS, ELEMENTWISE
+from intaglio.dialects.isa import beat as isa_beat
+from intaglio.dialects.isa import touched
 from intaglio.dialects.isa import values as kinds
 from intaglio.dialects.isa.instruction import Instruction as Does
 from intaglio.dialects.isa.queues import VECTOR
 from intaglio.dialects.isa.registry import instruction_of
-from intaglio.dialects.isa.vector import Quantize, Rotary
+from intaglio.dialects.isa.vector import Quantize, Rotary, Softmax
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import CODES, VECTORS, memory_of
 from intaglio.lowering.schedule import durations
@@ -47,6 +50,8 @@ Ints = npt.NDArray[np.int64]
 ROWS = 256
 """Rows of each memory."""
 POSITIONS = 64
+ENTRIES = 128
+"""Of the files of groups."""
 EXTREME = (1 << 31) - 1
 FORMATS = ("int8", "int16", "uint8", "uint16", "fp8")
 
@@ -101,7 +106,7 @@ def shape_of(parts: Parts, rotary: int = 14) -> VectorShape:
         frozenset(operations),
         frozenset(tables),
         formats,
-        groups=32,
+        entries=ENTRIES,
         positions=POSITIONS,
         rows=ROWS,
         constant_rows=ROWS,
@@ -154,7 +159,7 @@ def bench(machine: Machine, parts: Parts = EVERYTHING, rotary: int = 14) -> Desi
     head = cat(out["scale_total"], scale.extend(64))
     enable = out["probability_scale_enable"]
     _memory(m, "heads", 104, Write(out["scale_address"], head, enable))
-    for name in ("done", "saturated", "token", "token_valid"):
+    for name in ("ready", "done", "reduced", "saturated", "token", "token_valid"):
         m.output(name, out[name])
     return design
 
@@ -165,6 +170,10 @@ def _memory(m: ModuleBuilder, name: str, width: int, write: Write) -> None:
     m.output(f"{name}_unused", read)
 
 
+Fed = tuple[int, dict[str, int]]
+"""A descriptor, and the cycle in which it is given."""
+
+
 @dataclass
 class Unit:
     """A running vector unit, and buffers for it."""
@@ -173,6 +182,15 @@ class Unit:
     model: ArcModel
     rotary: int = 14
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(5))
+    sampled: list[int] = field(default_factory=list)
+    """Cycles in which a token was told, since the last instructions began."""
+    ends: list[int] = field(default_factory=list)
+    """Finishes of the beats."""
+    position: int = 0
+    entry: int = 0
+    """Of the next instruction in the files of groups."""
+    constants: int = 3
+    """First row of the next instruction's."""
 
     @property
     def lanes(self) -> int:
@@ -182,12 +200,24 @@ class Unit:
         """A memory as rows of lanes."""
         return self.model.memory(name).view(kind).reshape(ROWS, -1)
 
-    def run(
+    def run(self, *args: Any, **kwargs: Any) -> int:
+        """Runs an instruction (`made`) alone; returns how many places saturated."""
+        self.position = kwargs.get("position", 0)
+        now, beats = 0, list[Fed]()
+        for number, own in enumerate(self.made(*args, **kwargs)):
+            if number:
+                now += self.reducing
+            for fields in own:
+                beats.append((now, fields))
+                now += self.rows_of(fields)
+        return self.feed(beats)
+
+    def made(
         self,
         opcode: str,
         reads: Mapping[str, tuple[int, Ints, int]],
         write: tuple[int, kinds.Value],
-        duration: Formula,
+        duration: Formula | None = None,
         *,
         arguments: Mapping[str, Any] | None = None,
         constants: Mapping[str, tuple[Ints, int]] | None = None,
@@ -195,8 +225,8 @@ class Unit:
         caches: Mapping[str, Cache] | None = None,
         uses: Mapping[str, str] | None = None,
         places: Places | None = None,
-    ) -> int:
-        """Runs an instruction; returns how many places saturated.
+    ) -> list[list[dict[str, int]]]:
+        """The descriptors of an instruction, pass after pass, each cut at random.
 
         Args:
             opcode: of the instruction.
@@ -224,7 +254,7 @@ class Unit:
         roles = {**{role: role for role in constants}, **(uses or {})}
         does = instruction_of(opcode, VECTOR, list(reads), ["out"], roles, arguments or {})
         instruction = Instruction(
-            does, [["the_node"]], timeline.Issue(VECTOR, {}, duration), [], []
+            does, [["the_node"]], timeline.Issue(VECTOR, {}, duration or constant(1)), [], []
         )
         program = program_of(
             self.machine,
@@ -235,7 +265,7 @@ class Unit:
             },
             caches or {},
         )
-        first, parameters = 3, dict(program.parameters)
+        first, parameters = self.constants, dict(program.parameters)
         for number, (one, form) in enumerate(constant_forms(program, instruction, {})):
             values, exponent = constants[one.name]
             content = form.rows(values, self.lanes, len(values), exponent)
@@ -244,18 +274,78 @@ class Unit:
             port = "constant1" if number else "constant0"
             self.memory(f"{port}_memory", "<i4")[first : first + len(content)] = content
             first += len(content)
+        self.constants = first if self.entry else 3
         program = dataclasses.replace(program, parameters=parameters)
-        fields = encode(program, instruction, {}, places or Places())
-        # The descriptor is there in the first cycle only.
-        noise = {
-            one.name: int(self.rng.integers(0, 1 << min(one.width, 16))) for one in FIELDS.fields
-        }
-        inputs: dict[str, Any] = {name: [value, noise[name]] for name, value in fields.items()}
-        inputs |= {"start": [1, 0], "position": [position, int(self.rng.integers(POSITIONS))]}
-        # Issued no sooner than one cycle after the finish of the instruction before.
-        self.model.step(int(self.rng.integers(1, 4)))
-        trace = self.model.run(5000, inputs, stop="done")
-        assert trace.cycles == duration(tokens=position + 1)
+        places = places or Places()
+        entry = self.entry
+        return [
+            [
+                encode(program, dataclasses.replace(instruction, beat=beat), {}, places)
+                for beat in own
+            ]
+            for own in self.beats(program, instruction, entry)
+        ]
+
+    def beats(self, program: Program, one: Instruction, entry: int) -> list[list[isa_beat.Beat]]:
+        """The passes of an instruction, cut at random."""
+        passes, counted, unit, size = passes_of(program, one)
+        found: list[list[isa_beat.Beat]] = []
+        for number in range(passes):
+            cuts = {0, counted, *self.rng.integers(0, counted, self.rng.integers(0, 4)).tolist()}
+            if isinstance(one.does, Softmax):
+                # The heads that share a key-value head stay together.
+                cuts = {cut // 2 * 2 for cut in cuts}
+            found.append(
+                [
+                    isa_beat.Beat(
+                        number, first * unit, min(size, last * unit) - first * unit, entry
+                    )
+                    for first, last in itertools.pairwise(sorted(cuts))
+                ]
+            )
+        return found
+
+    @property
+    def reducing(self) -> int:
+        """Cycles from the last row of a pass to what it reduces."""
+        machine = self.machine
+        looking = max(machine.table_lookup, machine.sample)
+        return machine.vector_pipeline + machine.vector_reduce + looking
+
+    def rows_of(self, fields: Mapping[str, int]) -> int:
+        """Cycles in which a beat's rows go."""
+        if PASSES[fields["operation"]][0] != "softmax":
+            return fields["groups"] * fields["rows"]
+        first = max(0, self.position + 1 - fields["window"]) if fields["window"] else 0
+        return fields["groups"] * (self.position // self.lanes - first // self.lanes + 1)
+
+    def feed(self, beats: list[Fed]) -> int:
+        """Gives descriptors to the unit in certain cycles; returns how many places saturated.
+
+        Each must end when it should, and the unit be ready for it.
+        """
+        rng, machine = self.rng, self.machine
+        ends = [start + self.rows_of(fields) + machine.vector_pipeline for start, fields in beats]
+        left = self.reducing - machine.vector_pipeline
+        length = ends[-1] + left + 1
+        inputs: dict[str, Any] = {"start": np.zeros(length, np.int64)}
+        inputs["position"] = rng.integers(0, POSITIONS, length)
+        for one in FIELDS.fields:
+            low = -(1 << one.width - 1) if one.signed else 0
+            # The descriptor is there in the first cycle only.
+            inputs[one.name] = rng.integers(low, low + (1 << one.width), length)
+        for start, fields in beats:
+            inputs["start"][start] = 1
+            inputs["position"][start] = self.position
+            for name, value in fields.items():
+                inputs[name][start] = value
+        self.model.step(int(rng.integers(1, 4)))
+        trace = self.model.run(length, {name: one.tolist() for name, one in inputs.items()})
+        assert all(trace.outputs["ready"][start] for start, _ in beats)
+        assert np.flatnonzero(trace.outputs["done"]).tolist() == [end - 1 for end in ends]
+        assert np.flatnonzero(trace.outputs["reduced"]).tolist() == [e + left - 1 for e in ends]
+        self.sampled = np.flatnonzero(trace.outputs["token_valid"]).tolist()
+        self.ends = ends
         return int(trace.outputs["saturated"].sum())
 
     def fixed(self, row: int, size: int) -> Ints:
@@ -310,6 +400,21 @@ def running(machine: Machine, model: ArcModel, rotary: int = 14) -> Unit:
     model.step(2)
     model.set("rst", 0)
     return Unit(machine, model, rotary)
+
+
+def passes_of(program: Program, one: Instruction) -> tuple[int, int, int, int]:
+    """Passes of an instruction, into how many parts it may be cut, and how much of what its beats
+    count each part and the whole have."""
+    does, lanes = one.does, program.machine.vector_lanes
+    kind = {name: value.type for name, value in program.buffers.items()}.__getitem__
+    heads = {name: cache.heads for name, cache in program.caches.items()}.__getitem__
+    size, groups = touched.size_of(does, kind, heads), touched.groups_of(does, kind)
+    unit = size // groups if groups > 1 else lanes
+    if isinstance(does, Rotary) and size // does.heads >= lanes:
+        unit = size // does.heads
+    if isinstance(does, Softmax):
+        unit = 1
+    return touched.passes_of(does), -(-size // unit), unit, size
 
 
 def fixed_type(size: int, fraction: int = 16) -> kinds.Fixed:
@@ -526,9 +631,8 @@ def test_elementwise(unit: Unit, name: str) -> None:
             factor = Real.of(float(rng.normal() * 10.0 ** rng.integers(-12, 15)))
             reals = {"factor": factor, "inverse": Real.of(1 / bound), "cap": Real.of(bound)}
             given = {"scale": ("factor",), "softcap": ("inverse", "cap")}.get(name, ())
-            reals = {one: reals[one] for one in given}
             arguments: dict[str, Any] = {
-                one: [real.mantissa, real.exponent] for one, real in reals.items()
+                one: [reals[one].mantissa, reals[one].exponent] for one in given
             }
             if name in ACTIVATIONS:
                 arguments["kind"] = name
@@ -543,7 +647,7 @@ def test_elementwise(unit: Unit, name: str) -> None:
                 arguments=arguments,
             )
             counter = Saturations()
-            constants = formula.constants(fractions, into, [*reals.values()])
+            constants = formula.constants(fractions, into, [reals[one] for one in given])
             expected = semantics.elementwise(formula, operands, constants, counter)
             assert np.array_equal(unit.fixed(row, size), expected)
             assert count == counter.count
@@ -568,9 +672,8 @@ def test_sample(unit: Unit) -> None:
             kind = kinds.Token()
             unit.run("sample", {"x": (7, x, 16)}, (0, kind), durations.sample(unit.machine, size))
             assert unit.model.get("token") == semantics.argmax(x)
-            assert unit.model.get("token_valid")
-            unit.model.step()
-            assert not unit.model.get("token_valid")
+            told = unit.ends[-1] + unit.machine.vector_reduce + unit.machine.sample
+            assert unit.sampled == [told]
 
 
 @geometries
@@ -633,6 +736,92 @@ def test_softmax(unit: Unit, fmt: str, window: int, static: bool) -> None:
             inside = (touched >= first // lanes) & (touched <= position // lanes)
             seen = (np.arange(rows * lanes) >= first) & (np.arange(rows * lanes) <= position)
             assert not codes[:, inside & ~seen].any()
+
+
+@geometries
+def test_passes_of_several_instructions_go_through_together(unit: Unit) -> None:
+    """Passes in any order, each as early as what it needs of its own instruction is there."""
+    lanes, rng, unit.position = unit.lanes, unit.rng, int(unit.rng.integers(POSITIONS))
+    for _ in range(12):
+        width, real = 3 * lanes, Real.of(1e-5)
+        x = [unit.values(width) for _ in range(5)]
+        gamma = rng.integers(-32768, 32767, width)
+        angles = rng.uniform(0, 6.3, (POSITIONS, lanes // 2))
+        tables = {
+            name: (np.rint(f(angles) * 1.9 * 2.0**14).astype(np.int64), unit.rotary)
+            for name, f in (("cos", np.cos), ("sin", np.sin))
+        }
+        fixed, code = fixed_type(width), quantized_type(3, lanes, "int8")
+        instructions = [
+            ("quantize", {"x": (4, x[0], 16)}, (10, code), {}),
+            ("quantize", {"x": (8, x[1], 16)}, (20, quantized_type(1, width, "int16")), {}),
+            (
+                "rms_norm",
+                {"x": (12, x[2], 16)},
+                (130, fixed),
+                {
+                    "arguments": {"eps": [real.mantissa, real.exponent], "groups": 1},
+                    "constants": {"gamma": (gamma, 9)},
+                },
+            ),
+            ("mul", {"x0": (16, x[3], 16), "x1": (20, x[4], 16)}, (140, fixed), {}),
+            (
+                "rotary",
+                {"x": (24, x[0], 16)},
+                (150, fixed),
+                {
+                    "arguments": {"heads": 3, "rotary_dim": lanes},
+                    "constants": tables,
+                    "position": unit.position,
+                },
+            ),
+            (
+                "layer_norm",
+                {"x": (28, x[1], 16)},
+                (160, fixed),
+                {
+                    "arguments": {"eps": [real.mantissa, real.exponent]},
+                    "constants": {"gamma": (gamma, 9)},
+                },
+            ),
+            ("sample", {"x": (32, x[2], 16)}, (0, kinds.Token()), {}),
+        ]
+        queues: list[list[list[dict[str, int]]]] = []
+        unit.entry, unit.constants = 0, 3
+        for opcode, reads, write, more in instructions:
+            queues.append(unit.made(opcode, reads, write, **more))
+            unit.entry += 4
+        ready = [0] * len(queues)
+        now, fed = 0, list[Fed]()
+        while any(queues):
+            left = [i for i, queue in enumerate(queues) if queue]
+            chosen = int(rng.choice(left))
+            now = max(now, ready[chosen])
+            for fields in queues[chosen].pop(0):
+                fed.append((now, fields))
+                now += unit.rows_of(fields)
+            ready[chosen] = now + unit.reducing
+        counter = Saturations()
+        _ = unit.feed(fed)
+        for values, row, groups, width_, fmt in (
+            (x[0], 10, 3, lanes, "int8"),
+            (x[1], 20, 1, width, "int16"),
+        ):
+            expected = semantics.quantize(values, fmt, 16, groups)
+            assert np.array_equal(unit.codes(row, groups, width_, fmt), expected.codes)
+            scale = unit.scales(row, groups)
+            assert np.array_equal(scale.mantissa, expected.scale.mantissa)
+            assert np.array_equal(scale.exponent, expected.scale.exponent)
+        assert np.array_equal(unit.fixed(130, width), semantics.norm(x[2], gamma, 9, real))
+        constants = ELEMENTWISE["mul"].constants([16, 16], 16, {})
+        product = semantics.elementwise(ELEMENTWISE["mul"], [x[3], x[4]], constants, counter)
+        assert np.array_equal(unit.fixed(140, width), product)
+        cos, sin = (tables[name][0][unit.position] for name in ("cos", "sin"))
+        turned = semantics.rotary(x[0], cos, sin, 3, False, counter, unit.rotary)
+        assert np.array_equal(unit.fixed(150, width), turned)
+        centred = semantics.norm(x[1], gamma, 9, real, centred=True)
+        assert np.array_equal(unit.fixed(160, width), centred)
+        assert unit.model.get("token") == semantics.argmax(x[2])
 
 
 @geometries

@@ -1,0 +1,260 @@
+"""Which parts of what an instruction names a beat of it touches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple
+
+from intaglio.dialects.isa.attention import QueryKey, WeightedSum
+from intaglio.dialects.isa.beat import Beat
+from intaglio.dialects.isa.cache import Append
+from intaglio.dialects.isa.instruction import Instruction, V
+from intaglio.dialects.isa.matrix import Product
+from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores, Value
+from intaglio.dialects.isa.vector import (
+    Copy,
+    ElementwiseInstruction,
+    LayerNorm,
+    Quantize,
+    RMSNorm,
+    Sample,
+    Softmax,
+    VectorInstruction,
+)
+from intaglio.dialects.memories import rows_of
+
+Range = tuple[int, int]
+"""The first, and the one after the last."""
+
+
+@dataclass(frozen=True)
+class Memories:
+    """What places within values depend on.
+
+    Attributes:
+        lanes: elements of a row.
+        capacity: tokens of the longest context, which scores are stored for.
+        heads: of a cache, by the slot that is bound to it.
+    """
+
+    lanes: int
+    capacity: int
+    heads: Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class Touched(Generic[V]):
+    """What a beat touches.
+
+    Attributes:
+        reads, writes: values with their elements, counted in the rows of their memory.
+        read_caches, written_caches: slots with heads.
+        uses: entries of reductions that it reads.
+        leaves: those that it leaves.
+    """
+
+    reads: Mapping[V, Range]
+    writes: Mapping[V, Range]
+    read_caches: Mapping[str, Range] = field(default_factory=dict[str, Range])
+    written_caches: Mapping[str, Range] = field(default_factory=dict[str, Range])
+    uses: Range = (0, 0)
+    leaves: Range = (0, 0)
+
+
+def passes_of(one: Instruction[Any]) -> int:
+    """How often an instruction passes over its vector."""
+    if isinstance(one, Quantize) and one.scale_of is not None:
+        return 1
+    return one.passes.passes if isinstance(one, VectorInstruction) else 1
+
+
+def size_of(one: Instruction[V], kind: Callable[[V], Value], heads: Callable[[str], int]) -> int:
+    """What a beat of an instruction counts: heads of a cache, query heads of a softmax, elements of
+    a vector."""
+    match one:
+        case QueryKey():
+            return heads(one.keys)
+        case WeightedSum():
+            return heads(one.values)
+        case Append():
+            return heads(one.cache)
+        case Softmax():
+            return _scores(kind(one.scores))
+        case Quantize():
+            value = kind(one.output)
+            assert isinstance(value, Quantized)
+            return value.groups * value.width
+        case Sample():
+            return _elements(kind(one.input))
+        case _:
+            return _elements(kind(one.writes[0])) if one.writes else 1
+
+
+def groups_of(one: Instruction[V], kind: Callable[[V], Value]) -> int:
+    """Groups that an instruction of the vector unit reduces apart."""
+    match one:
+        case Quantize():
+            value = kind(one.output)
+            assert isinstance(value, Quantized)
+            return value.groups
+        case RMSNorm():
+            return one.groups
+        case Softmax():
+            return _scores(kind(one.scores))
+        case _:
+            return 1
+
+
+def reduces(one: Instruction[Any], beat: Beat) -> bool:
+    """Whether rows of a pass add to something that is reduced over its group: maxima or sums."""
+    if not isinstance(one, VectorInstruction):
+        return False
+    return isinstance(one, Sample) or beat.number < passes_of(one) - 1 or bool(beat.quantize)
+
+
+class Next(NamedTuple, Generic[V]):
+    """The quantisation of what a beat writes: what it does, and the entry of its group."""
+
+    does: Quantize[V]
+    entry: int
+
+
+def may_take_largest(
+    one: Instruction[V], quantize: Instruction[V], kind: Callable[[V], Value]
+) -> bool:
+    """Whether the last pass of an instruction can leave the largest magnitude that a quantisation
+    needs: it writes, row by row, the one group that is quantised."""
+    return (
+        isinstance(quantize, Quantize)
+        and quantize.scale_of is None
+        and isinstance(one, ElementwiseInstruction | RMSNorm | LayerNorm | Copy)
+        and groups_of(one, kind) == 1
+        and groups_of(quantize, kind) == 1
+        and one.writes[0] == quantize.input
+    )
+
+
+def touched(
+    one: Instruction[V],
+    beat: Beat,
+    kind: Callable[[V], Value],
+    chip: Memories,
+    after: Next[V] | None = None,
+) -> Touched[V]:
+    """What a beat of an instruction touches.
+
+    Args:
+        one: the instruction.
+        beat: which part of it.
+        kind: of each of its values.
+        chip: what places within them depend on.
+        after: the quantisation that `beat.quantize` stands for.
+
+    Raises:
+        ValueError: the instruction has no such beat.
+    """
+    first, count = beat.of(size_of(one, kind, chip.heads))
+    last = first + count
+    reads: dict[V, Range] = {value: _whole(kind(value), chip) for value in one.reads}
+    writes: dict[V, Range] = {value: _whole(kind(value), chip) for value in one.writes}
+    read_caches = {slot: (0, chip.heads(slot)) for slot in one.read_caches}
+    written_caches = {slot: (0, chip.heads(slot)) for slot in one.written_caches}
+    uses = leaves = (0, 0)
+    match one:
+        case Product():
+            # The vector is multiplied with every row.
+            reads |= {} if one.residual is None else {one.residual: (first, last)}
+            writes[one.output] = (first, last)
+        case QueryKey():
+            read_caches[one.keys] = (first, last)
+            value = kind(one.query)
+            assert isinstance(value, Quantized)
+            shared = value.groups // chip.heads(one.keys)
+            reads[one.query] = _part(value, first * shared, last * shared, chip)
+            writes[one.output] = _part(kind(one.output), first * shared, last * shared, chip)
+        case WeightedSum():
+            read_caches[one.values] = (first, last)
+            value = kind(one.probabilities)
+            shared = _scores(value) // chip.heads(one.values)
+            width = _elements(kind(one.output)) // _scores(value)
+            reads[one.probabilities] = _part(value, first * shared, last * shared, chip)
+            writes[one.output] = (first * shared * width, last * shared * width)
+        case Append():
+            written_caches[one.cache] = (first, last)
+            reads[one.input] = _part(kind(one.input), first, last, chip)
+        case Softmax():
+            shared = _scores(kind(one.scores)) // chip.heads(one.values)
+            read_caches[one.values] = (first // shared, -(-last // shared))
+            reads[one.scores] = _part(kind(one.scores), first, last, chip)
+            writes[one.output] = _part(kind(one.output), first, last, chip)
+            uses, leaves = _entries(one, beat, first, last)
+            if beat.number == 1:
+                # The products with the values' scales take the scores' place.
+                writes = {one.scores: reads[one.scores]}
+        case Quantize() | RMSNorm() | LayerNorm():
+            groups = groups_of(one, kind)
+            width = size_of(one, kind, chip.heads) // groups
+            reads[one.input] = (first, last)
+            writes[one.output] = (first, last)
+            value = kind(one.output)
+            if isinstance(value, Quantized) and groups > 1:
+                writes[one.output] = _part(value, first // width, -(-last // width), chip)
+            if groups > 1:
+                uses, leaves = _entries(one, beat, first // width, -(-last // width))
+            else:
+                uses, leaves = _entries(one, beat, 0, 1)
+                if last < width:
+                    # Only the last row leaves what is reduced.
+                    leaves = (0, 0)
+        case Sample():
+            reads[one.input] = (first, last)
+        case VectorInstruction():
+            reads = dict.fromkeys(one.reads, (first, last))
+            writes = dict.fromkeys(one.writes, (first, last))
+        case _:
+            pass
+    if isinstance(one, VectorInstruction) and beat.number < passes_of(one) - 1:
+        writes = {value: there for value, there in writes.items() if value not in one.writes}
+    if isinstance(one, Quantize) and leaves != (0, 0):
+        # The scales lie beside the first rows of the groups.
+        value = kind(one.output)
+        assert isinstance(value, Quantized)
+        begin = leaves[0] - beat.entry
+        writes[one.output] = _part(value, begin, begin + leaves[1] - leaves[0], chip)
+    if after is not None:
+        if not may_take_largest(one, after.does, kind) or beat.number < passes_of(one) - 1:
+            raise ValueError(f"a beat of {one.opcode} leaves nothing to quantize")
+        if last == size_of(one, kind, chip.heads):
+            leaves = after.entry, after.entry + 1
+            writes[after.does.output] = _part(kind(after.does.output), 0, 1, chip)
+    return Touched(reads, writes, read_caches, written_caches, uses, leaves)
+
+
+def _entries(one: VectorInstruction[V], beat: Beat, first: int, last: int) -> tuple[Range, Range]:
+    """Entries of groups that a pass reads, and leaves."""
+    mine, none = (beat.entry + first, beat.entry + last), (0, 0)
+    return (mine if beat.number else none), (mine if beat.number < passes_of(one) - 1 else none)
+
+
+def _scores(value: Value) -> int:
+    """Query heads of scores or probabilities."""
+    assert isinstance(value, Scores | Probabilities)
+    return value.heads
+
+
+def _elements(value: Value) -> int:
+    return value.size if isinstance(value, Fixed) else 1
+
+
+def _whole(value: Value, chip: Memories) -> Range:
+    if isinstance(value, Fixed):
+        return 0, value.size
+    return 0, max(1, rows_of(value, chip.lanes, chip.capacity) * chip.lanes)
+
+
+def _part(value: Value, first: int, last: int, chip: Memories) -> Range:
+    """Groups or heads of a value whose groups each begin in a row of their own."""
+    count = value.groups if isinstance(value, Quantized) else _scores(value)
+    rows = rows_of(value, chip.lanes, chip.capacity) // count
+    return first * rows * chip.lanes, last * rows * chip.lanes

@@ -1,0 +1,111 @@
+"""That the beats of a block make whole instructions: each pass over each part, once.
+
+What is computed is that of whole instructions (`Block.whole`), and the hardware does what the beats
+say. So nothing of an instruction may be left out or done twice. And the vector unit has one
+register for a maximum and one for a sum: rows of a group that it reduces follow each other in their
+order, with rows between them only of passes that reduce nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from intaglio.dialects.hazards import Taken
+from intaglio.dialects.isa.beat import WHOLE
+from intaglio.dialects.isa.instruction import Instruction
+from intaglio.dialects.isa.touched import groups_of, passes_of, reduces, size_of
+from intaglio.dialects.isa.values import Value
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A beat of an instruction that is not whole: its number in the block, and what is wrong."""
+
+    beat: int
+    reason: str
+
+
+def first_fault(
+    taken: Sequence[Taken],
+    instances: Sequence[Mapping[str, str]],
+    kinds: Mapping[str, Value],
+    heads: Mapping[str, int],
+) -> Fault | None:
+    """The first instruction of a block that its beats do not make whole; None: all are.
+
+    Args:
+        taken: the block's beats, in order.
+        instances: what the block's instances bind slots to.
+        kinds: of values.
+        heads: of caches.
+    """
+    bound: Mapping[str, str] = instances[0] if instances else {}
+
+    def size(does: Instruction[str]) -> int:
+        return size_of(does, kinds.__getitem__, lambda slot: heads[bound.get(slot, slot)])
+
+    own: dict[int, list[int]] = {}
+    for number, (_, beat, issue) in enumerate(taken):
+        # What has its unit alone is all of its instruction.
+        if beat != WHOLE or issue.pace is not None:
+            own.setdefault(beat.of_instruction, []).append(number)
+    left_by_others = {beat.quantize for _, beat, _ in taken if beat.quantize}
+    for of, numbers in own.items():
+        beats = [(number, taken[number]) for number in numbers]
+        fault = _fault(beats, size(beats[0][1][0]), int(of in left_by_others))
+        if fault is not None:
+            return fault
+    return _first_mixed(taken, kinds, size)
+
+
+def _first_mixed(
+    taken: Sequence[Taken], kinds: Mapping[str, Value], size: Callable[[Instruction[str]], int]
+) -> Fault | None:
+    """The first beat whose rows are not the next ones of the group that is reduced."""
+    open_: tuple[int, int] | None = None
+    done = 0
+    for number, (does, beat, issue) in enumerate(taken):
+        if issue.pace is None or not reduces(does, beat) or groups_of(does, kinds.__getitem__) > 1:
+            continue
+        first, count = beat.of(size(does))
+        mine = beat.of_instruction, beat.number
+        if open_ not in (None, mine):
+            return Fault(number, f"it comes before all of a group of instruction {open_[0]}")
+        if first != (done if open_ else 0):
+            return Fault(number, f"its rows are reduced in order, and {first} is not the next one")
+        done = first + count
+        open_ = None if done == size(does) else mine
+    return None
+
+
+def _fault(beats: Sequence[tuple[int, Taken]], size: int, from_pass: int) -> Fault | None:
+    """What is wrong with the beats of one instruction, whose first pass is `from_pass`."""
+    does = beats[0][1][0]
+    last, passes = beats[-1][0], passes_of(does)
+    parts: dict[int, list[tuple[int, int, int]]] = {one: [] for one in range(from_pass, passes)}
+    for number, (other, beat, _) in beats:
+        if other != does:
+            return Fault(number, f"it is a beat of instruction {beat.of_instruction}, another one")
+        if beat.number not in parts:
+            return Fault(number, f"the instruction has no pass {beat.number} to be done")
+        try:
+            first, count = beat.of(size)
+        except ValueError as error:
+            return Fault(number, str(error))
+        parts[beat.number].append((first, first + count, number))
+    for one, found in parts.items():
+        done = 0
+        for first, end, number in sorted(found):
+            if first < done:
+                return Fault(number, f"pass {one} takes {first} to {min(end, done)} twice")
+            if first > done:
+                return Fault(number, f"no beat of pass {one} takes {done} to {first} of {size}")
+            done = end
+        if done < size:
+            return Fault(last, f"no beat of pass {one} takes {done} to {size} of {size}")
+    ends = [number for number, (_, beat, _) in beats if beat.ends]
+    if len(ends) != 1:
+        number = ends[-1] if ends else last
+        return Fault(number, f"{len(ends)} beats of the instruction say that no more follows")
+    return None

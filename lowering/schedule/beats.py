@@ -1,0 +1,192 @@
+"""Cuts instructions into beats, and orders the beats of a block.
+
+A queue takes beats, so what another queue waits for is there as soon as the beat that makes it has
+finished, and not when the whole instruction has. What is cut:
+
+- products by their steps, vectors by their rows, attention by the heads of the cache;
+- an instruction of several passes into its passes.
+
+What comes first of a block's beats is said by `beat_order.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import gcd
+
+from xdsl.ir import SSAValue
+
+from intaglio.dialects.isa.attention import QueryKey, WeightedSum
+from intaglio.dialects.isa.beat import Beat
+from intaglio.dialects.isa.cache import Append
+from intaglio.dialects.isa.matrix import Matvec
+from intaglio.dialects.isa.queues import MATRIX, VECTOR
+from intaglio.dialects.isa.touched import (
+    Memories,
+    Next,
+    groups_of,
+    may_take_largest,
+    passes_of,
+    size_of,
+    touched,
+)
+from intaglio.dialects.isa.vector import Quantize, Rotary, Softmax, VectorInstruction
+from intaglio.dialects.machine import Machine
+from intaglio.lowering.place.vector_memory import VectorMemory
+from intaglio.lowering.schedule.beat_order import ordered
+from intaglio.lowering.schedule.draft import Draft, DraftBlock
+
+MOST = 64
+"""Beats of a pass or product at most: their descriptors are memory."""
+
+
+@dataclass
+class Beats:
+    """Cuts the instructions of a program.
+
+    Attributes:
+        machine: the chip.
+        memory: of the program's values.
+        rows_at_once: rows of a matrix that leave the array together, by its slot's buffers.
+        heads: of caches.
+    """
+
+    machine: Machine
+    memory: VectorMemory
+    rows_at_once: Callable[[str], int]
+    heads: Mapping[str, int]
+
+    def cut(self, block: DraftBlock) -> None:
+        """Replaces the instructions of a block by their beats, in order; in place."""
+        bound = block.instances[0]
+        chip = Memories(
+            self.machine.vector_lanes,
+            self.memory.capacity,
+            lambda slot: self.heads[bound.get(slot, slot)],
+        )
+        made_by = {value: one for one in block.drafts for value in one.does.writes}
+        entries = self._entries(block)
+        after = self._quantized(block, made_by)
+        beats = [
+            beat
+            for number, one in enumerate(block.drafts)
+            for beat in self._beats(number, one, chip, bound, made_by, entries, after)
+        ]
+        block.drafts[:] = ordered(beats, block.instances, self.memory, self.machine)
+
+    def _entries(self, block: DraftBlock) -> list[int]:
+        """For each instruction the entry of its first group's reductions."""
+        entries, taken = list[int](), 0
+        for one in block.drafts:
+            passes = passes_of(one.does)
+            entries.append(taken if passes > 1 else 0)
+            taken += groups_of(one.does, self.memory.kind) if passes > 1 else 0
+        return entries
+
+    def _quantized(
+        self, block: DraftBlock, made_by: Mapping[SSAValue, Draft]
+    ) -> dict[int, tuple[int, Draft]]:
+        """By the number of the instruction that makes it: who quantises it with the largest
+        magnitude that is taken while it is made."""
+        numbers = {id(one): number for number, one in enumerate(block.drafts)}
+        found: dict[int, tuple[int, Draft]] = {}
+        for number, one in enumerate(block.drafts):
+            if not isinstance(one.does, Quantize):
+                continue
+            maker = made_by.get(one.does.input)
+            if (
+                maker is not None
+                and may_take_largest(maker.does, one.does, self.memory.kind)
+                and _in_a_row(maker, made_by)
+            ):
+                found.setdefault(numbers[id(maker)], (number, one))
+        return found
+
+    def _beats(
+        self,
+        of: int,
+        one: Draft,
+        chip: Memories,
+        bound: Mapping[str, str],
+        made_by: Mapping[SSAValue, Draft],
+        entries: Sequence[int],
+        quantized: Mapping[int, tuple[int, Draft]],
+    ) -> Iterator[Draft]:
+        does, kind = one.does, self.memory.kind
+        size = size_of(does, kind, chip.heads)
+        passes, entry = passes_of(does), entries[of]
+        there = any(number == of for number, _ in quantized.values())
+        for number in range(int(there), passes):
+            to, after = 0, None
+            if number == passes - 1 and of in quantized:
+                to, later = quantized[of]
+                assert isinstance(later.does, Quantize)
+                after = Next(later.does, entries[to])
+            unit = self._unit(one, number, size, chip, bound, made_by)
+            if unit * MOST < size:
+                unit *= -(-size // (unit * MOST))
+            for first in range(0, size, unit):
+                count = min(unit, size - first)
+                ends = number == passes - 1 and first + count == size
+                beat = Beat(number, first, count, entry, ends, of, to)
+                yield replace(
+                    one,
+                    beat=beat,
+                    size=count,
+                    touched=touched(does, beat, kind, chip, after),
+                    also_waits=dict(one.also_waits),
+                )
+
+    def _unit(
+        self,
+        one: Draft,
+        number: int,
+        size: int,
+        chip: Memories,
+        bound: Mapping[str, str],
+        made_by: Mapping[SSAValue, Draft],
+    ) -> int:
+        """How much of what is counted a beat has."""
+        does, kind, lanes = one.does, self.memory.kind, self.machine.vector_lanes
+        match does:
+            case Matvec():
+                return self.rows_at_once(bound.get(does.weights, does.weights))
+            case QueryKey() | WeightedSum() | Append():
+                return 1
+            case Softmax():
+                return size // chip.heads(does.values)
+            case Rotary() if size // does.heads >= lanes:
+                return size // does.heads
+            case VectorInstruction():
+                groups = groups_of(does, kind)
+                if groups > 1:
+                    # Heads of queries that share a head of the cache go together.
+                    together = groups // gcd(groups, max(self.heads.values(), default=1))
+                    return size // groups * together
+                return lanes if self._streams(one, number, made_by) else size
+            case _:
+                return size
+
+    def _streams(self, one: Draft, number: int, made_by: Mapping[SSAValue, Draft]) -> bool:
+        """Whether a pass over the only group goes row by row.
+
+        A pass that reduces keeps all others that reduce waiting from its first row to its last, so
+        it does only where its rows come one behind the other.
+        """
+        if number < passes_of(one.does) - 1:
+            if number:
+                return False
+            maker = made_by.get(one.does.reads[0])
+            return maker is not None and _in_a_row(maker, made_by)
+        return True
+
+
+def _in_a_row(one: Draft, made_by: Mapping[SSAValue, Draft]) -> bool:
+    """Whether rows of what an instruction writes come without any reduction between them."""
+    if one.queue == MATRIX or passes_of(one.does) > 1:
+        return True
+    makers = (made_by.get(value) for value in one.does.reads)
+    return one.queue == VECTOR and all(
+        maker is None or _in_a_row(maker, made_by) for maker in makers
+    )
