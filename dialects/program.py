@@ -9,6 +9,7 @@ the rationale.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 from xdsl.dialects.builtin import (
     I64,
@@ -518,6 +519,14 @@ class _Whole:
         self.slots = [block.bindings for block in blocks]
         self.does = [[one.does for one in own] for own in self.instructions]
 
+    @cached_property
+    def taken(self) -> list[list[hazards.Taken]]:
+        """Of each block what its beats do, which part of it, what the timeline knows of them."""
+        return [
+            [(does, op.part, issue) for does, op, issue in zip(own, ops, block.issues, strict=True)]
+            for own, ops, block in zip(self.does, self.instructions, self.timing, strict=True)
+        ]
+
     def name(self, at: At) -> str:
         """An instruction instance, as messages name it."""
         block, instance, number = at
@@ -572,15 +581,8 @@ class _Whole:
         self.check_whole(kinds, heads)
         try:
             accesses = [
-                hazards.accesses(
-                    [(does, op.part, op.issue) for op, does in zip(ops, own, strict=True)],
-                    slots,
-                    kinds,
-                    heads,
-                    lanes,
-                    capacity,
-                )
-                for ops, own, slots in zip(self.instructions, self.does, self.slots, strict=True)
+                hazards.accesses(taken, slots, kinds, heads, lanes, capacity)
+                for taken, slots in zip(self.taken, self.slots, strict=True)
             ]
         except ValueError as error:
             raise VerifyException(str(error)) from error
@@ -611,8 +613,7 @@ class _Whole:
             kinds: of values.
             heads: of caches.
         """
-        for number, (ops, own) in enumerate(zip(self.instructions, self.does, strict=True)):
-            taken = [(does, op.part, op.issue) for op, does in zip(ops, own, strict=True)]
+        for number, taken in enumerate(self.taken):
             fault = wholeness.first_fault(taken, self.slots[number], kinds, heads)
             if fault is not None:
                 at = number, 0, fault.beat
