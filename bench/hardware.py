@@ -1,10 +1,11 @@
 """Runs compiled models on both hardware engines and compares every value and cycle; prints a table.
 
     python bench/hardware.py MODEL.onnx... [--tokens 8] [--engine rtl] [--engine verilator]
-                             [--shapes 3] [--seed 1] [--set key=value]
+                             [--shapes 3] [--slow] [--seed 1] [--set key=value]
 
 Each model is compiled for roma-mini, and for as many random shapes of it as `--shapes` says. The
-seed is printed. Tokens are the model's own greedy choice from token 1 on. `s/token` is a token on
+seed is printed. With `--slow` every third shape has one unit that is much slower than the others.
+Tokens are the model's own greedy choice from token 1 on. `s/token` is a token on
 the hardware alone, `build` from the compiled program to a running chip (nothing kept from before).
 """
 
@@ -24,6 +25,20 @@ from intaglio.dialects.errors import UserError
 from intaglio.runtime.engines.names import HARDWARE_ENGINES
 from intaglio.runtime.engines.rtl import RTLChip, compare_token
 from intaglio.runtime.engines.simulator import Simulator
+
+
+SLOW = {
+    "matrix": ("array.l_units=2", "l_unit.lanes=4", "stage.rom_access_cycles=40"),
+    "requantise": ("latency.requantise=50",),
+    "vector": ("latency.vector_pipeline=50",),
+    "tables": ("latency.table_lookup=50",),
+    "attention": ("h_unit.kv_port_bytes=8", "latency.attention_pipeline=50"),
+    "appends": ("latency.kv_write=50",),
+    "reduction": ("latency.vector_reduce=50",),
+    "network": ("latency.broadcast=50", "latency.reduce=50"),
+    "sampler": ("latency.sample=50",),
+}
+"""Settings that make one unit, or one part of it, some ten times slower than the others."""
 
 
 def random_shape(rng: np.random.Generator) -> tuple[str, ...]:
@@ -47,11 +62,17 @@ def random_shape(rng: np.random.Generator) -> tuple[str, ...]:
         f"h_unit.kv_port_bytes={rng.choice([8, attention])}",
         f"h_unit.query_parallel={rng.choice([1, 2])}",
         f"stage.rom_access_cycles={rng.integers(1, 4)}",
-        # Wires so slow that a register in each unit is the faster network.
-        "network.wire_ps_per_mm=10000",
+        # With wires so slow that a register in each unit is the faster network, or without.
+        f"network.wire_ps_per_mm={rng.choice([100, 10000])}",
         f"network.hop_cycles={rng.integers(1, 4)}",
         *(f"latency.{name}={rng.integers(*ends)}" for name, ends in latencies.items()),
     )
+
+
+def replaced(shape: tuple[str, ...], settings: tuple[str, ...]) -> tuple[str, ...]:
+    """The settings of a shape, those of the same key replaced by others."""
+    both = dict(setting.split("=") for setting in (*shape, *settings))
+    return tuple(f"{key}={value}" for key, value in both.items())
 
 
 def compare(out: Path, engine: str, tokens: int) -> str:
@@ -94,12 +115,17 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--engine", action="append", choices=HARDWARE_ENGINES)
     parser.add_argument("--shapes", type=int, default=0)
+    parser.add_argument("--slow", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--set", action="append", default=[])
     arguments = parser.parse_args()
     settings = [tuple(arguments.set)]
     for seed in range(arguments.seed, arguments.seed + arguments.shapes):
-        settings.append((*arguments.set, *random_shape(np.random.default_rng(seed))))
+        rng = np.random.default_rng(seed)
+        shape = random_shape(rng)
+        if arguments.slow and seed % 3 == 0:
+            shape = replaced(shape, SLOW[sorted(SLOW)[seed // 3 % len(SLOW)]])
+        settings.append((*arguments.set, *shape))
         print(f"shape {len(settings) - 1}, seed {seed}: {' '.join(settings[-1])}")
     with tempfile.TemporaryDirectory() as work:
         for model in arguments.models:
