@@ -26,7 +26,6 @@ from intaglio.runtime.engines.names import HARDWARE_ENGINES
 from intaglio.runtime.engines.rtl import RTLChip, compare_token
 from intaglio.runtime.engines.simulator import Simulator
 
-
 SLOW = {
     "matrix": ("array.l_units=2", "l_unit.lanes=4", "stage.rom_access_cycles=40"),
     "requantise": ("latency.requantise=50",),
