@@ -9,6 +9,9 @@ no cycle.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+
+import numpy as np
 
 from intaglio.dialects import timeline
 from intaglio.dialects.clocks import clocks
@@ -26,63 +29,59 @@ def kept_apart(
         accesses: of each block's instructions.
         names: the buffers; each is written and read by its name alone, whole or part after part.
     """
-    apart: dict[str, set[str]] = {name: set() for name in names}
-    touches = [
-        [
-            (
-                [n for n in one.reads if n in names],
-                [n for n in one.writes if n in names],
-                # The first part of a value is written first.
-                {n for n in one.writes if n in names and not one.parts.get(n, (0, 0))[0]},
-            )
-            for one in block
-        ]
-        for block in accesses
-    ]
+    order = sorted(names)
+    of = {name: index for index, name in enumerate(order)}
+    touches = [[_Touch.of(one, of) for one in block] for block in accesses]
     queues = [[QUEUES.index(i.queue) for i in block.issues] for block in blocks]
-    nothing = [0] * len(QUEUES)
-    issued = list(nothing)
-    read = {name: list(nothing) for name in names}
-    written = {name: list(nothing) for name in names}
-    lost: dict[str, set[str]] = {name: set(names) for name in names}
+    issued = [0] * len(QUEUES)
+    # Of each buffer and queue the last instruction that read and wrote it: arrays, since a token
+    # has thousands of beats, and each is asked of all buffers.
+    read, written = (np.zeros((len(order), len(QUEUES)), np.int64) for _ in range(2))
+    apart = np.zeros((len(order), len(order)), np.bool_)
+    lost = np.ones_like(apart)
     """Buffers that were written since this one was; before a token none of its values is there."""
     for (block, _, instruction), clock in clocks(blocks):
         own = queues[block][instruction]
         issued[own] += 1
-        reads, writes, begun = touches[block][instruction]
-        if not (reads or writes):
+        touch = touches[block][instruction]
+        if not (touch.reads or touch.writes):
             continue
-        for name in reads:
-            for other in names - {name}:
-                if other in lost[name] or not _finished(written[other], clock, own):
-                    _part(apart, name, other)
-        for name in writes:
-            for other in names - {name}:
-                if (
-                    other in reads
-                    or other in writes
-                    or not _finished(written[other], clock, own)
-                    or not _finished(read[other], clock, own)
-                ):
-                    _part(apart, name, other)
-                lost[other].add(name)
-            if name in begun:
-                lost[name].clear()
-        for name in reads:
-            read[name][own] = issued[own]
-        for name in writes:
-            written[name][own] = issued[own]
-    return apart
+        finished = np.array(clock[: len(QUEUES)])
+        finished[own] = issued[own]
+        in_writing = (written > finished).any(axis=1)
+        for index in touch.reads:
+            apart[index] |= lost[index] | in_writing
+        if touch.writes:
+            in_use = in_writing | (read > finished).any(axis=1)
+            in_use[touch.reads] = in_use[touch.writes] = True
+            for index in touch.writes:
+                apart[index] |= in_use
+                lost[:, index] = True
+            lost[touch.begun] = False
+        read[touch.reads, own] = issued[own]
+        written[touch.writes, own] = issued[own]
+    apart |= apart.T
+    np.fill_diagonal(apart, False)
+    return {name: {order[other] for other in np.flatnonzero(apart[of[name]])} for name in order}
 
 
-def _finished(last: Sequence[int], clock: Sequence[int], own: int) -> bool:
-    """Whether the last accesses of all queues have finished for certain."""
-    return all(number <= clock[queue] or queue == own for queue, number in enumerate(last))
+@dataclass(frozen=True)
+class _Touch:
+    """Numbers of the buffers that an instruction reads, writes, and writes the first part of."""
 
+    reads: list[int]
+    writes: list[int]
+    begun: list[int]
 
-def _part(apart: dict[str, set[str]], one: str, other: str) -> None:
-    apart[one].add(other)
-    apart[other].add(one)
+    @classmethod
+    def of(cls, access: Access, numbers: Mapping[str, int]) -> _Touch:
+        writes = [name for name in access.writes if name in numbers]
+        return cls(
+            [numbers[name] for name in access.reads if name in numbers],
+            [numbers[name] for name in writes],
+            # The first part of a value is written first.
+            [numbers[name] for name in writes if not access.parts.get(name, (0, 0))[0]],
+        )
 
 
 def rows_for(sizes: Mapping[str, int], apart: Mapping[str, Set[str]]) -> tuple[dict[str, int], int]:

@@ -244,9 +244,12 @@ class VectorMemory:
             ]
             for block in blocks
         ]
+        of = {memory: {self._names[v] for v in values} for memory, values in self._of.items()}
+        # Asked once for all memories: what is known of time is the same for each.
+        apart_of = sharing.kept_apart(timing, accesses, set().union(*of.values()))
         found = {
-            memory: sharing.kept_apart(timing, accesses, {self._names[v] for v in values})
-            for memory, values in self._of.items()
+            memory: {name: apart_of[name] & beside for name in beside}
+            for memory, beside in of.items()
         }
         # Whoever runs the chip reads the logits after the last instruction.
         last = self._names[self.root(logits)]
