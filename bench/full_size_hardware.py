@@ -66,7 +66,8 @@ from intaglio.backend.program.program import Parameter, Program, load_program
 from intaglio.dialects import semantics
 from intaglio.dialects.codes import FORMATS, Matrix, decode
 from intaglio.dialects.fixed_point import Saturations, Scale
-from intaglio.dialects.isa.matrix import Embed
+from intaglio.dialects.isa.matrix import Embed, Matvec
+from intaglio.dialects.isa.values import Fixed
 from intaglio.runtime.engines.arc import ArcModel
 from intaglio.runtime.engines.running import signed
 
@@ -459,7 +460,7 @@ class Array:
     wrong: list[str] = field(default_factory=list)
 
     def execute(self, use: Use) -> bool:
-        """Runs an instruction; whether it ends in its cycle and writes the right numbers."""
+        """Runs a beat; whether it ends in its cycle and writes the right numbers."""
         program, config, rng = self.layout.program, self.layout.matrix, self.rng
         instruction, instance = use
         lanes = program.machine.vector_lanes
@@ -473,14 +474,23 @@ class Array:
         counter = Saturations()
         memories: dict[str, tuple[int, npt.NDArray[np.uint8]]] = {}
         parameter = program.parameters[tensor(use)]
+        written = program.buffers[instruction.writes[0]].type
+        assert isinstance(written, Fixed)
         if isinstance(use.does, Embed):
             token = int(rng.choice(_rows_on(parameter, config, self.tile)))
             inputs["token"] = np.zeros(duration, np.int64)
             inputs["token"][0] = token
             row = self.images.matrix(parameter.name).values(np.array([token]))[0]
-            expected = semantics.embed(row, parameter.exponent, 16, saturations=counter)
+            expected = semantics.embed(
+                row, parameter.exponent, written.fraction, saturations=counter
+            )
+            begin, end = 0, len(expected)
         else:
-            expected = self._operands(use, parameter, inputs, memories, duration, counter)
+            begin, elements = instruction.beat.of(parameter.dims[0])
+            end = begin + elements
+            expected = self._operands(
+                use, parameter, inputs, memories, written.fraction, slice(begin, end), counter
+            )
         addresses = self.model.run(duration, inputs).outputs
         for port, (first, rows) in memories.items():
             at = addresses[f"{port}_address"].astype(np.int64) - first
@@ -492,8 +502,8 @@ class Array:
         self.cycles += duration
 
         done = np.flatnonzero(outputs["done"]).tolist()
-        first = fields["output_row"]
-        found = np.zeros((-(-len(expected) // lanes), lanes), np.int64)
+        first = self.layout.row_of(instruction.writes[0])
+        found = np.zeros((-(-end // lanes), lanes), np.int64)
         count = np.zeros_like(found)
         for cycle in np.flatnonzero(outputs["write_enable"]):
             mask = outputs["write_mask"][cycle].view(np.uint8)
@@ -501,13 +511,13 @@ class Array:
             where = int(outputs["write_address"][cycle]) - first
             found[where, written] = outputs["write_data"][cycle].view("<i4")[written]
             count[where] += written
-        size = len(expected)
+        ours = np.arange(count.size)
         problems = [
             *(["the cycle of its end"] if done != [duration - 1] else []),
-            *(["numbers"] if (found.reshape(-1)[:size] != expected).any() else []),
+            *(["numbers"] if (found.reshape(-1)[begin:end] != expected).any() else []),
             *(
                 ["places written"]
-                if (count.reshape(-1) != (np.arange(count.size) < size)).any()
+                if (count.reshape(-1) != ((begin <= ours) & (ours < end))).any()
                 else []
             ),
             *(["saturations"] if int(outputs["saturations"].sum()) != counter.count else []),
@@ -521,12 +531,15 @@ class Array:
         parameter: Parameter,
         inputs: dict[str, npt.NDArray[Any]],
         memories: dict[str, tuple[int, npt.NDArray[np.uint8]]],
-        duration: int,
+        fraction: int,
+        part: slice,
         counter: Saturations,
     ) -> Ints:
-        """Random operands of a `matvec`; what it has to give when the other tiles deliver 0."""
+        """Random operands of a `matvec`; what a part of it gives when the other tiles deliver 0."""
         program, config, rng = self.layout.program, self.layout.matrix, self.rng
-        machine, instruction = program.machine, use.instruction
+        duration = len(inputs["start"])
+        machine, instruction, does = program.machine, use.instruction, use.instruction.does
+        assert isinstance(does, Matvec)
         rows, columns = parameter.dims
         fmt = FORMATS[machine.activations]
         codes = rng.integers(fmt.low, fmt.high + 1, columns)
@@ -539,7 +552,7 @@ class Array:
         y[mine] = semantics.dot(codes, _rows_of(matrix, mine), machine.activations)
         # So that most results fit, some do not.
         mantissa = int(rng.integers(1 << 23, 1 << 24))
-        exponent = int(np.abs(y).max()).bit_length() + 24 + 16 - 31 - matrix.exponent
+        exponent = int(np.abs(y).max()).bit_length() + 24 + fraction - 31 - matrix.exponent
         exponent += int(rng.integers(-1, 4))
         inputs["scale_mantissa"] = np.full(duration, mantissa)
         inputs["scale_exponent"] = np.full(duration, exponent)
@@ -549,13 +562,13 @@ class Array:
             place = self.layout.row_of(instruction.reads[1])
             memories["residual"] = place, _memory_rows(residual, "<i4", machine.vector_lanes)
         return semantics.requantize(
-            y,
+            y[part],
             Scale(np.array(mantissa), np.array(exponent)),
             matrix.exponent,
-            instruction.does.pre_shift,
-            16,
+            does.pre_shift,
+            fraction,
             None,
-            residual,
+            None if residual is None else residual[part],
             counter,
         )
 
@@ -602,19 +615,24 @@ def simulate_array(out: Path, seed: int) -> bool:
     model.step(2)
     model.set("rst", 0)
     array = Array(layout, images, model, tile, rng)
-    uses = list(matrix_uses(layout.program))
     layers = max(len(block.instances) for block in program.blocks)
     layer = int(rng.integers(1, layers))
-    of_layer = (len(uses) - 2) // layers
-    sample = [uses[0], *uses[1 : 1 + of_layer], *uses[1 + layer * of_layer :][:of_layer], uses[-1]]
+    sample = [
+        Use(instruction, block.instances[instance])
+        for block in program.blocks
+        for instance in ((0,) if len(block.instances) == 1 else (0, layer))
+        for instruction in block.instructions
+        if isinstance(instruction.does, Embed | Matvec)
+    ]
     start = time.perf_counter()
     right = [array.execute(use) for use in sample]
-    names = ", ".join(tensor(use) for use in sample)
+    beats = Counter(tensor(use) for use in sample)
+    names = ", ".join(f"{name} ({beats[name]} beats)" for name in beats)
     print(f"  sample: seed {seed}, layers 0 and {layer}: {names}")
     for line in array.wrong[:20]:
         print(f"  differs: {line}")
     print(
-        f"  {sum(right)} of {len(sample)} instructions equal semantics, requantised and with "
+        f"  {sum(right)} of {len(sample)} beats equal semantics, requantised and with "
         f"residual, and end in their cycle; {array.cycles:,} cycles in "
         f"{time.perf_counter() - start:.1f} s"
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from intaglio.dialects import timeline
 from intaglio.dialects.clocks import clocks
@@ -38,7 +39,7 @@ def kept_apart(
     # has thousands of beats, and each is asked of all buffers.
     read, written = (np.zeros((len(order), len(QUEUES)), np.int64) for _ in range(2))
     apart = np.zeros((len(order), len(order)), np.bool_)
-    lost = np.ones_like(apart)
+    lost: npt.NDArray[np.bool_] = np.ones_like(apart)
     """Buffers that were written since this one was; before a token none of its values is there."""
     for (block, _, instruction), clock in clocks(blocks):
         own = queues[block][instruction]
@@ -48,11 +49,11 @@ def kept_apart(
             continue
         finished = np.array(clock[: len(QUEUES)])
         finished[own] = issued[own]
-        in_writing = (written > finished).any(axis=1)
+        in_writing: npt.NDArray[np.bool_] = np.any(written > finished, axis=1)
         for index in touch.reads:
             apart[index] |= lost[index] | in_writing
         if touch.writes:
-            in_use = in_writing | (read > finished).any(axis=1)
+            in_use = np.logical_or(in_writing, np.any(read > finished, axis=1))
             in_use[touch.reads] = in_use[touch.writes] = True
             for index in touch.writes:
                 apart[index] |= in_use
