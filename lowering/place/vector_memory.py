@@ -246,7 +246,9 @@ class VectorMemory:
         ]
         of = {memory: {self._names[v] for v in values} for memory, values in self._of.items()}
         # Asked once for all memories: what is known of time is the same for each.
-        apart_of = sharing.kept_apart(timing, accesses, {name for beside in of.values() for name in beside})
+        apart_of = sharing.kept_apart(
+            timing, accesses, {name for beside in of.values() for name in beside}
+        )
         found = {
             memory: {name: apart_of[name] & beside for name in beside}
             for memory, beside in of.items()
