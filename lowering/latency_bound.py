@@ -166,7 +166,7 @@ class _Token:
 
         result: _Value
         match op:
-            case rom.EmbedOp():
+            case rom.RowOp():
                 elements = rom.vector_size(op.output.type)
                 result = {START: _From(constant(self.latencies.embedding(elements)))}
             case rom.QuantizeOp():

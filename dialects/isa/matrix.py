@@ -12,12 +12,21 @@ SHIFT_BITS = 6
 """Width of the number of places that an accumulator loses before it is scaled."""
 
 
-class Embed(Instruction[V], opcode="embed", queue=MATRIX, meaning=(semantics.embed,)):
+class Row(Instruction[V]):
+    """Base of what reads a row of a table."""
+
+    output: V = write(Fixed)
+    table: str = use(Store.MATRIX, Store.TABLE)
+
+
+class Embed(Row[V], opcode="embed", queue=MATRIX, meaning=(semantics.embed,)):
     """A token's row of a table."""
 
     token: V = read(Token)
-    output: V = write(Fixed)
-    table: str = use(Store.MATRIX, Store.TABLE)
+
+
+class EmbedPosition(Row[V], opcode="embed_position", queue=MATRIX, meaning=(semantics.embed,)):
+    """The row of a table that the token's position chooses."""
 
 
 class Product(Instruction[V]):

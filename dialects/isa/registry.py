@@ -11,6 +11,7 @@ from intaglio.dialects.isa.instruction import Instruction, V
 
 INSTRUCTIONS: tuple[type[Instruction[Any]], ...] = (
     matrix.Embed,
+    matrix.EmbedPosition,
     matrix.Matvec,
     adapter.AdapterMatvec,
     vector.RMSNorm,

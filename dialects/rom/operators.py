@@ -61,25 +61,12 @@ def same_size(op: Operation, *values: SSAValue) -> int:
     return sizes.pop()
 
 
-@irdl_op_definition
-class EmbedOp(OperatorOp):
-    """Reads a token's row (ONNX Gather, com.microsoft.GatherBlockQuantized).
+class RowOp(OperatorOp):
+    """Base of what reads a row of a table."""
 
-    Example:
-    ```
-    %x = rom.embed %token of @embedding {onnx = [["Gather"]]} : tensor<64xf32>
-    ```
-    """
-
-    name = "rom.embed"
-    token = operand_def(TOKEN)
     table = prop_def(SYMBOL)
     output = result_def(VECTOR)
-    assembly_format = "$token `of` $table attr-dict `:` type($output)"
     traits = traits_def(Pure())
-
-    def __init__(self, token: SSAValue, table: str, onnx: Nodes, output: Attribute) -> None:
-        self._build([token], [output], table=table, onnx=onnx)
 
     def verify_(self) -> None:
         """The row has the table's width."""
@@ -91,6 +78,42 @@ class EmbedOp(OperatorOp):
             )
         if table.offsets.data:
             raise VerifyException(f"@{self.table.root_reference.data}: a table has no offsets")
+
+
+@irdl_op_definition
+class EmbedOp(RowOp):
+    """Reads a token's row (ONNX Gather, com.microsoft.GatherBlockQuantized).
+
+    Example:
+    ```
+    %x = rom.embed %token of @embedding {onnx = [["Gather"]]} : tensor<64xf32>
+    ```
+    """
+
+    name = "rom.embed"
+    token = operand_def(TOKEN)
+    assembly_format = "$token `of` $table attr-dict `:` type($output)"
+
+    def __init__(self, token: SSAValue, table: str, onnx: Nodes, output: Attribute) -> None:
+        self._build([token], [output], table=table, onnx=onnx)
+
+
+@irdl_op_definition
+class EmbedPositionOp(RowOp):
+    """Reads the row of the token's position: learned positions (ONNX Gather by position ids).
+
+    Example:
+    ```
+    %x = rom.embed_position %position of @positions {onnx = [["Gather"]]} : tensor<64xf32>
+    ```
+    """
+
+    name = "rom.embed_position"
+    position = operand_def(POSITION)
+    assembly_format = "$position `of` $table attr-dict `:` type($output)"
+
+    def __init__(self, position: SSAValue, table: str, onnx: Nodes, output: Attribute) -> None:
+        self._build([position], [output], table=table, onnx=onnx)
 
 
 @irdl_op_definition

@@ -52,7 +52,7 @@ def assemble(
         for attribute in op.properties.values()
         if isinstance(attribute, SymbolRefAttr)
     }
-    tables = {op.table.root_reference.data for op in step.block.ops if isinstance(op, rom.EmbedOp)}
+    tables = {op.table.root_reference.data for op in step.block.ops if isinstance(op, rom.RowOp)}
     operations: list[Operation] = []
     parameters: dict[str, ParameterSource] = {}
     wanted: list[Declared] = []
@@ -135,7 +135,7 @@ def _capacity(step: Step, report: Report, context: int | None) -> int:
     if context is None:
         return positions or DEFAULT_CONTEXT
     if context < 1 or (positions and context > positions):
-        limit = f"from 1 to {positions}, the rows of its rotary tables" if positions else "positive"
+        limit = f"from 1 to {positions}, its rows by position" if positions else "positive"
         raise UserError(
             f"a context of {context} tokens is not possible; it must be {limit}", file=report.file
         )

@@ -27,6 +27,7 @@ from intaglio.lowering.onnx.known import conditions, field_folding, lazy
 from intaglio.lowering.onnx.known.branches import ancestors, outer_names, subgraphs, taken
 from intaglio.lowering.onnx.known.expressions import PAST, SEQUENCE, expression
 from intaglio.lowering.onnx.known.fields import field, same_for_all_tokens
+from intaglio.lowering.onnx.operators.embedding import placed
 from intaglio.lowering.onnx.operators.table import HINTS, OperatorSupport, table
 from intaglio.lowering.onnx.outputs import check_pasts, find_logits
 from intaglio.lowering.onnx.report import Report
@@ -45,6 +46,7 @@ from intaglio.lowering.onnx.values import (
     Stored,
     Unknown,
     Value,
+    Vector,
     numbers,
 )
 from intaglio.lowering.onnx.weights.rounding import HEAD_ROUNDING, parse_request, parse_rounding
@@ -60,6 +62,8 @@ _WEIGHTS_MISSING = (
 )
 
 _ELEMENTWISE = frozenset({"Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"})
+_ADDS = frozenset({"Add", "Sub", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"})
+"""Operators that add their first two inputs, activations or rows of tables."""
 
 WRITTEN_OUT = (levels, scores, rotary, curves, written_norms)
 """What exporters write out in small operators; each follows its parts as values of its own."""
@@ -74,7 +78,7 @@ class ImportedModel:
         parameters: who reads each parameter, by its key.
         model_path: the file.
         external_files: files with weights beside it.
-        positions: positions the model allows (rows of its rotary tables); 0 is unlimited.
+        positions: positions the model allows (rows of its tables by position); 0 is unlimited.
         vocabulary: number of logits.
         warnings: what was noticed but is no error.
         rounded: parameters quantised on request, by the first output of their ONNX node.
@@ -442,16 +446,26 @@ class _Import:
     def _with_constants(
         self, node: Node, inputs: list[Value | None]
     ) -> tuple[Node, list[Value | None]]:
-        """A node on an activation that reads expanded constants, as one that reads constants."""
-        if node.op_type not in _ELEMENTWISE or any(isinstance(v, Scores) for v in inputs):
+        """A node on an activation that reads expanded constants, as one that reads constants.
+
+        What is added to an activation and differs from position to position becomes a row of a
+        table.
+        """
+        if node.op_type not in _ELEMENTWISE and not node.op_type.startswith("Skip"):
             return node, inputs
+        if any(isinstance(v, Scores) for v in inputs):
+            return node, inputs
+        beside = next((v for v in inputs if isinstance(v, Vector)), None)
         names = list(node.inputs)
         for i, value in enumerate(inputs):
-            if isinstance(value, Field):
-                found = same_for_all_tokens(value, names[i])
-                if found is not None:
-                    names[i] = f"{names[i]} of a token"
-                    self.step.values[names[i]] = found
+            if not isinstance(value, Field):
+                continue
+            found = same_for_all_tokens(value, names[i])
+            if found is None and beside is not None and node.op_type in _ADDS:
+                found = placed(self.step, node, names[i], value, beside.dims)
+            if found is not None:
+                names[i] = f"{names[i]} of a token"
+                self.step.values[names[i]] = found
         node = replace(node, inputs=tuple(names))
         return node, self.step.inputs(node)
 

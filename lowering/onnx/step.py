@@ -391,7 +391,7 @@ class Step:
         is one of the two, and a number would not say which.
         """
         base = identifier(name)
-        tables = [op for op in self.block.ops if isinstance(op, rom.EmbedOp)]
+        tables = [op for op in self.block.ops if isinstance(op, rom.RowOp)]
         taken = [op for op in tables if op.table.root_reference.data == base]
         if not taken:
             return name

@@ -21,7 +21,7 @@ def place_constants(module: ModuleOp, machine: Machine) -> list[MemoryOp | Const
     forms: dict[str, dict[Form, None]] = {}
     embeddings: set[str] = set()
     for name, op, role in uses(module):
-        if isinstance(op, rom.EmbedOp):
+        if isinstance(op, rom.RowOp):
             embeddings.add(name)
         forms.setdefault(name, {})[_form(op, role, machine.vector_lanes)] = None
     places: list[ConstantOp] = []

@@ -32,6 +32,9 @@ from intaglio.lowering.place.mapping import read_mapping
 from intaglio.lowering.place.sram import place_sram
 from intaglio.lowering.place.users import users
 
+_ROWS: set[type[Operation]] = {rom.EmbedOp, rom.EmbedPositionOp}
+"""What reads rows of tables."""
+
 
 @dataclass(frozen=True)
 class FabricPlace(ModulePass):
@@ -224,13 +227,13 @@ def _engraved(module: ModuleOp, machine: Machine) -> list[_Engraved]:
     for parameter in _parameters(module):
         name, type_ = parameter.sym_name.data, parameter.type
         used = kinds.get(name, set())
-        if isinstance(type_, rom.ROMTensorType) and used & {rom.DotOp, rom.EmbedOp}:
+        if isinstance(type_, rom.ROMTensorType) and used & {rom.DotOp, *_ROWS}:
             found.append(
                 _Engraved(
                     parameter,
                     type_,
                     rom.DotOp not in used,
-                    rom.EmbedOp in used,
+                    bool(used & _ROWS),
                     name in extras,
                     domains.get(name),
                 )
@@ -259,7 +262,7 @@ def _domains(
         return {}
     domains: dict[str, str] = {}
     for name, numbers in of.items():
-        if len(numbers) == 1 and rom.EmbedOp not in kinds.get(name, set()):
+        if len(numbers) == 1 and not kinds.get(name, set()) & _ROWS:
             (number,) = numbers
             domains[name] = "power_head" if number == roles.HEAD else f"power{number}"
     return {name: domains[name] for name in kinds if name in domains}
@@ -355,7 +358,7 @@ def _extras(
     for name, used in kinds.items():
         if name in layers:
             continue
-        is_head, is_embedding = name in heads, rom.EmbedOp in used
+        is_head, is_embedding = name in heads, bool(used & _ROWS)
         store = machine.head_store if is_head else machine.embedding_store
         if (is_head or is_embedding) and store == "extra-rom":
             extras.add(name)
@@ -392,7 +395,7 @@ def _check_formats(
 def _node_of(module: ModuleOp, name: str) -> str | None:
     """The first ONNX node that multiplies with a tensor or reads its rows."""
     for op in module.walk():
-        if not isinstance(op, rom.DotOp | rom.EmbedOp):
+        if not isinstance(op, rom.DotOp | rom.RowOp):
             continue
         symbol = op.weights if isinstance(op, rom.DotOp) else op.table
         layer = op.parent_op()

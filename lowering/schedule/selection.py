@@ -18,7 +18,7 @@ from intaglio.dialects.isa.arguments import Integer
 from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.instruction import Instruction
-from intaglio.dialects.isa.matrix import Embed, Matvec
+from intaglio.dialects.isa.matrix import Embed, EmbedPosition, Matvec
 from intaglio.dialects.isa.queues import VECTOR
 from intaglio.dialects.isa.registry import INSTRUCTIONS
 from intaglio.dialects.isa.touched import groups_of, size_of
@@ -63,13 +63,16 @@ class Selector:
                 return None
             case rom.RequantizeOp():
                 return self.product(op)
-            case rom.EmbedOp():
+            case rom.RowOp():
                 type_ = rom.resolved_type(op, op.table, rom.ROMTensorType)
                 # Words leave the array one after the other, so nothing starts behind it.
                 duration = durations.embed(self.machine, matrix_shape(type_))
-                return Draft(
-                    _named(Embed[SSAValue], op), lambda _: Times(duration, duration), op.onnx
+                does = (
+                    _named(Embed[SSAValue], op)
+                    if isinstance(op, rom.EmbedOp)
+                    else _named(EmbedPosition[SSAValue], op)
                 )
+                return Draft(does, lambda _: Times(duration, duration), op.onnx)
             case rom.QuantizeOp():
                 return self.quantize(op)
             case rom.AppendOp():

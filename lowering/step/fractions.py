@@ -284,7 +284,7 @@ class _Values:
                 if peak := _float(one.peak):
                     self._class(op.results[0]).largest.append(peak)
             match op:
-                case rom.EmbedOp():
+                case rom.RowOp():
                     for table in self._tensors(op, op.table):
                         if (rms := _float(table.rms)) and (largest := _largest(table)):
                             self._enter(op.output, Entry(table, rms, largest))

@@ -94,7 +94,7 @@ class Conversion:
     exponent: int | None = None
     """Given for tables of a fixed format; else from the tensor's peak."""
     rows: int | None = None
-    """How many rows of a table are kept: the angles of positions that the caches can hold."""
+    """How many rows of a table are kept: those of positions that the caches can hold."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,8 @@ def _conversions(op: Operation, chosen: Fractions, capacity: int) -> dict[str, C
     match op:
         case rom.EmbedOp():
             return {name_of(op.table): Conversion("fixed16")}
+        case rom.EmbedPositionOp():
+            return {name_of(op.table): Conversion("fixed16", rows=capacity)}
         case rom.LinearOp():
             return fixed(op.bias)
         case rom.RMSNormOp():
@@ -429,6 +431,7 @@ _CONVERTERS: dict[type[Operation], Callable[..., None]] = {
     rom.AppendOp: _Body.append,
     rom.AttentionOp: _Body.attention,
     rom.EmbedOp: _Body.retype,
+    rom.EmbedPositionOp: _Body.retype,
     rom.RotaryOp: _Body.retype,
     rom.ActivateOp: _Body.retype,
     rom.AddOp: _Body.retype,

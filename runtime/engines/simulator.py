@@ -31,7 +31,7 @@ from intaglio.dialects.isa import values
 from intaglio.dialects.isa.attention import OverTokens, QueryKey, WeightedSum
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.instruction import Instruction as Does
-from intaglio.dialects.isa.matrix import Embed, Product
+from intaglio.dialects.isa.matrix import Embed, Product, Row
 from intaglio.dialects.isa.power import Switch
 from intaglio.dialects.isa.vector import (
     Copy,
@@ -296,7 +296,7 @@ class Simulator:
     def _bind(self, one: Does[str], reads: Sequence[Action]) -> Action:
         """What computes an instruction instance, from what gives its operands."""
         match one:
-            case Embed():
+            case Row():
                 return self._embed(one)
             case Product() if one.weights in self.program.slots:
                 return self._slot(one, reads)
@@ -364,17 +364,21 @@ class Simulator:
 
         return product
 
-    def _embed(self, one: Embed[str]) -> Action:
+    def _embed(self, one: Row[str]) -> Action:
         parameter = self.program.parameters[one.table]
         frac, counter = self.program.fraction(one.output), self._counter
+
+        def rows(c: Context) -> Ints:
+            return c.tokens if isinstance(one, Embed) else c.positions
+
         if parameter.code.startswith("fixed"):
             table = self._images.dense(parameter.name)
             return lambda c: self._ops.embed(
-                table[c.tokens].astype(np.int64), parameter.exponent, frac, saturations=counter
+                table[rows(c)].astype(np.int64), parameter.exponent, frac, saturations=counter
             )
         matrix = self._images.matrix(parameter.name)
         return lambda c: self._ops.embed(
-            matrix.values(c.tokens), matrix.exponent, frac, saturations=counter
+            matrix.values(rows(c)), matrix.exponent, frac, saturations=counter
         )
 
     def _slot(self, one: Product[str], reads: Sequence[Action]) -> Action:

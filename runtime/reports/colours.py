@@ -50,6 +50,7 @@ PATTERNS: dict[str, tuple[int, int, str]] = {
 _OPCODE_PATTERNS = {
     matrix.Matvec.opcode: "solid",
     matrix.Embed.opcode: "dots",
+    matrix.EmbedPosition.opcode: "grid",
     attention.QueryKey.opcode: "diagonal",
     attention.WeightedSum.opcode: "lines",
     vector.Softmax.opcode: "solid",

@@ -20,7 +20,7 @@ from intaglio.dialects.constant_rom import CONSTANTS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.formula import constant
 from intaglio.dialects.h_units import ADAPTER_SCALES, ADAPTERS, KV, KV_SCALES, tokens_on_die
-from intaglio.dialects.isa.matrix import Embed, Product
+from intaglio.dialects.isa.matrix import Product, Row
 from intaglio.dialects.isa.values import Fixed
 from intaglio.dialects.isa.vector import Sample
 from intaglio.dialects.json_file import JSONFile
@@ -163,7 +163,7 @@ def _fraction_bits(program: Program) -> dict[str, Any]:
         fractions[one.does.output]
         for block in program.blocks
         for one in block.instructions
-        if isinstance(one.does, Embed)
+        if isinstance(one.does, Row)
     ]
     return {
         "embedding": max(embedded),

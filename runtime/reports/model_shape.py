@@ -7,7 +7,7 @@ from math import prod
 
 from intaglio.backend.program.program import Parameter, Program
 from intaglio.dialects.isa.attention import QueryKey
-from intaglio.dialects.isa.matrix import Embed
+from intaglio.dialects.isa.matrix import Row
 from intaglio.dialects.isa.values import Fixed
 from intaglio.dialects.isa.vector import Rotary
 from intaglio.runtime.reports.wording import counted
@@ -26,7 +26,7 @@ def model_shape(program: Program) -> dict[str, int]:
     for block in program.blocks:
         for one in block.whole:
             layers += len(block.instances) * isinstance(one.does, QueryKey)
-            if isinstance(one.does, Embed):
+            if isinstance(one.does, Row):
                 hidden = max(hidden, program.value(one.does.output, Fixed).size)
             if isinstance(one.does, Rotary):
                 continue
@@ -35,7 +35,7 @@ def model_shape(program: Program) -> dict[str, int]:
                     parameter = program.parameters.get(name)
                     if parameter is None or parameter.is_slot:
                         continue
-                    (tables if isinstance(one.does, Embed) else others)[name] = parameter
+                    (tables if isinstance(one.does, Row) else others)[name] = parameter
     # A key names the tensors of the model, and numbers those that are stored in several forms.
     known = {one.key.partition("#")[0] for one in others.values()}
     counted_once = [one for one in tables.values() if one.key.partition("#")[0] not in known]

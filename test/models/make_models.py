@@ -39,6 +39,8 @@ class Variant:
     hqq: bool = False
     """Zero points in floating point, none of them a code; scales and zero points in one
     dimension."""
+    learned: bool = False
+    """OPT: a row for each position is added to the embedding, from row 2 on; nothing is rotated."""
 
 
 VARIANTS = {
@@ -51,6 +53,7 @@ VARIANTS = {
     "ternary": Variant(bits=2, accuracy_level=0),
     "hqq4": Variant(hqq=True),
     "hqq2": Variant(bits=2, hqq=True, accuracy_level=0),
+    "learned": Variant(parallel=True, bias=True, learned=True),
     "ternary_tied": Variant(bits=2, tied=True, accuracy_level=0),
 }
 
@@ -163,7 +166,7 @@ class Builder:
             domain=MS,
             num_heads=HEADS,
             kv_num_heads=KV_HEADS,
-            do_rotary=1,
+            do_rotary=int(not self.variant.learned),
         )
 
     def head_norm(self, layer: int, letter: str, x: str, width: int) -> str:
@@ -236,10 +239,20 @@ class Builder:
         )
         return x, head
 
+    def positions(self, x: str) -> str:
+        """The embedding, and a learned row for each position, as OPT has them."""
+        table = self.normal("model.embed_positions.weight", POSITIONS + 2, HIDDEN, std=0.3)
+        two = self.tensor("two", np.array(2, np.int64))
+        rows = self.node("Add", "/model/embed_positions/Add", ["position_ids", two])
+        y = self.node("Gather", "/model/embed_positions/Gather", [table, rows])
+        return self.node("Add", "/model/Add", [x, y])
+
     def decoder(self) -> None:
         self.lengths()
         self.tables()
         x, head = self.embedding()
+        if self.variant.learned:
+            x = self.positions(x)
         y, x = self.norm("/model/layers.0/input_layernorm", x, None)
         for layer in range(LAYERS):
             path = f"/model/layers.{layer}"
@@ -274,6 +287,8 @@ class Builder:
             helper.make_tensor_value_info("input_ids", integers, ids),
             helper.make_tensor_value_info("attention_mask", integers, mask),
         ]
+        if self.variant.learned:
+            inputs.append(helper.make_tensor_value_info("position_ids", integers, ids))
         outputs = [helper.make_tensor_value_info("logits", floats, logits)]
         for kind in ("key", "value"):
             for layer in range(LAYERS):

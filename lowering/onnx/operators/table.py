@@ -93,9 +93,9 @@ def supported_operators() -> list[OperatorSupport]:
             "", "Abs", 6, "the activation of rom.linear", _ROUNDED, fold=lazy.small,
         ),
         OperatorSupport(
-            "", "Add", 7, "rom.add, or the bias of rom.linear",
-            "equal shapes, or a constant vector directly after a linear operator or norm; masks of "
-            "attention scores",
+            "", "Add", 7, "rom.add, rom.embed_position, or the bias of rom.linear",
+            "equal shapes, or a constant vector directly after a linear operator or norm; what "
+            "depends on the position alone; masks of attention scores",
             inputs=2, fold=folding.elementwise(np.add), convert=elementwise.add,
         ),
         OperatorSupport(
@@ -215,9 +215,9 @@ def supported_operators() -> list[OperatorSupport]:
             fold=lazy.small,
         ),
         OperatorSupport(
-            "", "Gather", 1, "rom.embed",
-            "rows of a constant table by token id; the last token of a sequence; shapes and "
-            "positions; repeats heads of keys and values",
+            "", "Gather", 1, "rom.embed, rom.embed_position",
+            "rows of a constant table by token id or by position (from any row on); the last token "
+            "of a sequence; shapes and positions; repeats heads of keys and values",
             ("axis",), inputs=2, fold=folding.gather, convert=embedding.gather,
         ),
         OperatorSupport(
@@ -481,8 +481,8 @@ def supported_operators() -> list[OperatorSupport]:
             inputs=2, convert=linear.fused_matmul,
         ),
         OperatorSupport(
-            _MS, "GatherBlockQuantized", 1, "rom.embed",
-            "rows by token id; 2, 4 or 8 bits; integral zero points",
+            _MS, "GatherBlockQuantized", 1, "rom.embed, rom.embed_position",
+            "rows by token id or by position; 2, 4 or 8 bits; integral zero points",
             ("bits", "block_size", "gather_axis", "quantize_axis"),
             inputs=3, convert=embedding.gather_block_quantized,
         ),

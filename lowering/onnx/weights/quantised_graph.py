@@ -46,6 +46,8 @@ def write_quantised(
     Raises:
         UserError: the groups are none that MatMulNBits knows.
     """
+    import onnx
+
     proto = read_proto(model)
     graph = proto.graph
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -111,7 +111,7 @@ def _names_of(step: Step, y: Vector) -> list[str]:
 
 
 def _reads(op: Operation, symbol: str) -> bool:
-    return isinstance(op, rom.LinearOp | rom.EmbedOp) and any(
+    return isinstance(op, rom.LinearOp | rom.RowOp) and any(
         isinstance(attribute, SymbolRefAttr) and attribute.root_reference.data == symbol
         for attribute in op.properties.values()
     )

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from intaglio.dialects.rom import WEIGHT_CODES
 from intaglio.lowering.onnx.graph.model import Node, Tensor
-from intaglio.lowering.onnx.known.constants import Constant, permuted
+from intaglio.lowering.onnx.known.constants import Constant, Taken, permuted
 from intaglio.lowering.onnx.known.lazy import constant_of
 from intaglio.lowering.onnx.values import (
     Blocked,
@@ -194,12 +194,15 @@ def scaled(parameter: Parameter, factor: npt.NDArray[np.float64]) -> Parameter:
 
 
 def rows(parameter: Parameter, first: int, count: int) -> Parameter:
-    """Some rows of a matrix."""
+    """Some rows of a matrix, or of a table of floats."""
     source = parameter.source
-    assert isinstance(source, Matrix)
+    identity = (*parameter.identity, "rows", first, count)
+    if isinstance(source, DenseSource):
+        part = Taken(source.constant, 0, first, 1, count)
+        return Parameter(DenseSource(part), parameter.names, identity)
     dims = (count, source.dims[1])
     part = RowsSource(dims, source.code, source.bits, source.group, source.zero, source, first)
-    return Parameter(part, parameter.names, (*parameter.identity, "rows", first, count))
+    return Parameter(part, parameter.names, identity)
 
 
 def matmul_nbits(node: Node, inputs: list[Value | None]) -> Parameter:

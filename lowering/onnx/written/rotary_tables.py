@@ -7,6 +7,7 @@ graph's own arithmetic, and become the tables of cosines and sines.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -69,13 +70,16 @@ def columns(step: Step, value: Field, dims: Dims, lead: int) -> Columns:
     return Columns(at_position(step, term), tuple(shape))
 
 
-def at_position(step: Step, term: Term) -> Term:
+def at_position(step: Step, term: Term, axes: Mapping[str, Expression] | None = None) -> Term:
     """A formula of `past` and the index `@s` of the sequence as one of the position alone.
+
+    With `axes`, indices of axes are replaced first.
 
     Raises:
         Refusal: it does not depend on their sum alone.
     """
     place = variable(POSITION)
+    term = substitute(term, axes) if axes else term
     if step.sequence == 1:
         term = substitute(term, {"past": place, "@s": expression(0)})
     else:
@@ -123,7 +127,9 @@ def _rows(term: Term) -> int:
         case Lookup():
             inner = [_rows(i) for i in term.indices]
             inner += [
-                n for n, i in zip(term.shape, term.indices, strict=True) if POSITION in variables(i)
+                n - _ahead(i)
+                for n, i in zip(term.shape, term.indices, strict=True)
+                if POSITION in variables(i)
             ]
         case Apply():
             inner = [_rows(a) for a in term.args]
@@ -132,6 +138,13 @@ def _rows(term: Term) -> int:
         case Number() | Count() | AtLeastZero() | Reduced() | Either():
             inner = []
     return min((n for n in inner if n), default=0)
+
+
+def _ahead(index: Term) -> int:
+    """How many rows stand before that of position 0, as far as an index says it."""
+    if not isinstance(index, Count):
+        return 0
+    return max(0, (index.value - variable(POSITION)).constant or 0)
 
 
 # --- constants ------------------------------------------------------------------------------------

@@ -77,8 +77,8 @@ def build_matrix(
     Inputs:
 
     - `start`: the instruction begins; in this cycle the descriptor (`MatrixConfig.fields`, a port
-      each) and `token` are valid, and only then. `ready` must be 1; for an `embed` all others must
-      have finished.
+      each), `token` and, where a position chooses rows, `position` are valid, and only then.
+      `ready` must be 1; for an `embed` all others must have finished.
     - `input<p>_data`: W codes of `MatrixConfig.code_bits`, for each of `MatrixConfig.input_ports`
       read ports of the memory of quantised vectors; `scale_mantissa`, `scale_exponent`: from its
       scale file.
@@ -234,6 +234,10 @@ class _Array:
         row_step: Signal = m.constant(0)
         if config.table_planes:
             self.token = m.input("token", config.token_bits)
+            if config.places:
+                position = m.input("position", max(1, config.places.bit_length()))
+                row = position.truncate(config.token_bits)
+                self.token = mux(self.new_field("placed"), row, self.token)
             form = self.new_field("form")
             places = {
                 one: datapaths.divide(self.token >> log2(one.slots(self.machine)), one.tiles)

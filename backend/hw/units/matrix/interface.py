@@ -17,6 +17,7 @@ from intaglio.backend.hw.units.matrix.plan import (
 )
 from intaglio.backend.hw.units.memories import CODE_SCALES, CODES, CONSTANTS, VECTORS
 from intaglio.backend.hw.units.ports import (
+    POSITION,
     POWER_BITS,
     TOKEN,
     Bundle,
@@ -28,7 +29,7 @@ from intaglio.backend.hw.units.ports import (
     written_row,
 )
 from intaglio.backend.hw.units.unit import Unit
-from intaglio.dialects.isa.matrix import Embed, Matvec
+from intaglio.dialects.isa.matrix import Embed, EmbedPosition, Matvec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,8 +61,9 @@ class MatrixUnit(Unit):
         config = self.config
         added = {"bias": CONSTANTS, "residual": VECTORS}
         return (
-            Command((Matvec, Embed), config.fields, flows=True),
+            Command((Matvec, Embed, EmbedPosition), config.fields, flows=True),
             *((Take("token", TOKEN),) if config.table_planes else ()),
+            *((Take("position", POSITION),) if config.places else ()),
             *((Take("power", POWER_BITS),) if config.domains else ()),
             *(row(CODES, f"input{i}", "address") for i in range(config.input_ports)),
             entry(CODE_SCALES, "scale", "address"),

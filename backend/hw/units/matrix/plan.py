@@ -29,7 +29,7 @@ from intaglio.dialects.codes import FORMATS, Matrix, pack
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.isa.instruction import Instruction as Does
-from intaglio.dialects.isa.matrix import Embed, Matvec
+from intaglio.dialects.isa.matrix import EmbedPosition, Matvec, Row
 from intaglio.dialects.isa.values import Quantized
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import rows_of
@@ -42,7 +42,8 @@ PLACES_BITS = 12
 """Width of the signed number of places that a requantiser shifts by."""
 
 FIELDS: dict[str, str] = {
-    "embed": "1: `embed`, 0: `matvec`",
+    "embed": "1: a row of a table (`embed`, `embed_position`), 0: `matvec`",
+    "placed": "1: the row is that of the position (`embed_position`), 0: of the token",
     "dense": "1: the table is of 16-bit numbers, without scales (`embed`)",
     "way": "how results leave the tiles: a number in `MatrixConfig.ways`",
     "form": "how the table's rows lie on the tiles: a number in `MatrixConfig.forms` (`embed`)",
@@ -169,6 +170,7 @@ class MatrixConfig:
         banks: of each tile, its rows of banks by address; None where nothing is stored.
         domains: of the power, in the order of the bits of the port `power`.
         token_bits: of a row's number in the largest table.
+        places: positions of the context, where a row is chosen by the position; else 0.
         vector_rows: rows of the vector memory, and of the memory of quantised vectors.
         constant_rows: rows of the constant ROM.
         floor: cycles that a step takes at least.
@@ -189,6 +191,7 @@ class MatrixConfig:
     banks: tuple[tuple[BankRow | None, ...], ...]
     domains: tuple[str, ...]
     token_bits: int
+    places: int
     vector_rows: int
     constant_rows: int
     floor: int
@@ -303,7 +306,7 @@ def matrix_uses(program: Program) -> Iterator[Use]:
     for block in program.blocks:
         for instance in block.instances:
             for instruction in block.instructions:
-                if isinstance(instruction.does, Embed | Matvec):
+                if isinstance(instruction.does, Row | Matvec):
                     yield Use(instruction, instance)
 
 
@@ -334,7 +337,7 @@ def configure(
             program.parameters[name]
             for name in dict.fromkeys(tensor(u) for u in uses if isinstance(u.does, kind))
         ]
-        for kind in (Matvec, Embed)
+        for kind in (Matvec, Row)
     )
     shapes = {p.name: shape_of(p) for p in (*products, *tables)}
     pieces = {p.name: piece_of(p, machine) for p in products}
@@ -397,6 +400,7 @@ def configure(
         banks=_banks(program, pieces),
         domains=tuple(program.domains),
         token_bits=max([(p.dims[0] - 1).bit_length() for p in tables] or [1]),
+        places=program.capacity if widths["placed"] else 0,
         vector_rows=vector_depth or rows,
         constant_rows=constant_depth,
         floor=floor,
@@ -446,7 +450,7 @@ def _banks(program: Program, pieces: Mapping[str, Piece]) -> tuple[tuple[BankRow
 def tensor(use: Use) -> str:
     """The matrix or table of an instruction instance."""
     match use.does:
-        case Embed(table=name) | Matvec(weights=name):
+        case Row(table=name) | Matvec(weights=name):
             return name
         case other:
             raise CompilerBug(f"the matrix array cannot execute {other.opcode}")
@@ -562,7 +566,7 @@ def encode(
     """
     use = Use(instruction, instance)
     name = tensor(use)
-    parameter, table = program.parameters[name], isinstance(instruction.does, Embed)
+    parameter, table = program.parameters[name], isinstance(instruction.does, Row)
     piece = piece_of(parameter, program.machine)
     values = _descriptor(program, use, constant_rows or {}, {name: piece}, config.floor)
     values["way"] = config.ways.index(way_of(piece, program.machine))
@@ -610,7 +614,7 @@ def _descriptor(
     fraction = program.fraction(does.writes[0])
     values = dict.fromkeys(FIELDS, 0)
     values |= {
-        "embed": int(isinstance(does, Embed)),
+        "embed": int(isinstance(does, Row)),
         "first_tile": piece.first_tile,
         "last_tile": piece.first_tile + piece.tiles - 1,
         "code_base": piece.base,
@@ -627,6 +631,7 @@ def _descriptor(
     if not isinstance(does, Matvec):
         period = max(planes, durations.table_beats(machine))
         values |= {
+            "placed": int(isinstance(does, EmbedPosition)),
             "dense": int(is_dense(parameter)),
             "idle": period - planes,
             "stride": words * planes,

@@ -353,6 +353,13 @@ rom.parameter @e : !rom.tensor<[256, 32], float32> {key = "k"}
 
 // -----
 
+rom.parameter @e : !rom.tensor<[256, 32], float32> {key = "k"}
+%p = "test.op"() : () -> index
+%x = rom.embed_position %p of @e {onnx = [["n"]]} : tensor<64xf32>
+// CHECK: rows of @e have 32 elements, the result has 64
+
+// -----
+
 rom.cache @k : !rom.kv<128, 2, 16, int8>
 %t = "test.op"() : () -> i32
 %x = rom.embed %t of @k {onnx = [["n"]]} : tensor<64xf32>

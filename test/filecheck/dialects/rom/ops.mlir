@@ -70,6 +70,7 @@ rom.layer @empty {
 rom.step @decode context 128 {
 ^bb0(%token: i32, %position: index):
   %x = rom.embed %token of @embedding {onnx = [["Gather"]]} : tensor<64xf32>
+  %placed = rom.embed_position %position of @embedding {onnx = [["Gather_1"]]} : tensor<64xf32>
   %y = rom.repeat @decoder at %position (%x) instances [{w = @w0, g = @gamma}, {w = @w0, g = @beta}] : (tensor<64xf32>) -> tensor<64xf32>
   %r0, %r1 = rom.repeat @pair at %position (%x, %y) instances [{}, {}] : (tensor<64xf32>, tensor<64xf32>) -> tensor<64xf32>, tensor<64xf32>
   %n = rom.rms_norm %y by @head_gamma {eps = 1.0e-06 : f64, groups = 4 : i64, onnx = [["qnorm"]]} : tensor<64xf32> -> tensor<64xf32>
@@ -95,6 +96,7 @@ rom.step @decode context 128 {
 // CHECK:      rom.step @decode context 128 {
 // CHECK-NEXT: ^{{.*}}(%{{\w+}}: i32, %{{\w+}}: index):
 // CHECK-NEXT:   %{{\w+}} = rom.embed %{{\w+}} of @embedding {onnx = {{\[}}["Gather"]]} : tensor<64xf32>
+// CHECK-NEXT:   %{{\w+}} = rom.embed_position %{{\w+}} of @embedding {onnx = {{\[}}["Gather_1"]]} : tensor<64xf32>
 // CHECK-NEXT:   %{{\w+}} = rom.repeat @decoder at %{{\w+}}(%{{\w+}}) instances
 // CHECK-SAME:     [{w = @w0, g = @gamma}, {w = @w0, g = @beta}] : (tensor<64xf32>) -> tensor<64xf32>
 // CHECK-NEXT:   %{{\w+}}, %{{\w+}} = rom.repeat @pair at %{{\w+}}(%{{\w+}}, %{{\w+}}) instances [{}, {}]

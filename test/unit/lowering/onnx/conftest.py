@@ -120,6 +120,8 @@ class Evaluator:
                     continue
                 case rom.EmbedOp():
                     y = constant(op.table)[v[op.token]]
+                case rom.EmbedPositionOp():
+                    y = constant(op.table)[v[op.position]]
                 case rom.LinearOp():
                     x = v[op.input]
                     if op.activation is not None:

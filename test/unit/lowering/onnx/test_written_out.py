@@ -233,13 +233,6 @@ def test_a_rotation_by_something_else_is_refused(wide, write):
     assert any("amid a rotation" in e or "elements of each head" in e for e in found)
 
 
-def test_position_embeddings_are_refused(wide, write):
-    table = np.arange(32 * 64, dtype=np.float32).reshape(32, 64)
-    rows = write("Gather", table, write.positions(), axis=0)
-    write("Add", "x", rows, output="y")
-    assert any("n_y" in error and "positions" in error for error in errors(wide))
-
-
 # --- attention -----------------------------------------------------------------------------------
 
 

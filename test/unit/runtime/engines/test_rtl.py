@@ -244,6 +244,17 @@ def test_zero_points_of_any_value(
     assert run(Simulator(program, tmp_path / "out"), chip, 3, seed=2)
 
 
+@pytest.mark.parametrize("setting", ["embedding=int16", "embedding=int8"])
+def test_rows_by_position(model: Callable[[str], Path], tmp_path: Path, setting: str) -> None:
+    """OPT's learned positions: the position chooses a row, beside the token's."""
+    options = (*SMALL, f"formats.{setting}")
+    compile_model(model("learned"), tmp_path / "out", Options("roma-mini", options, 8, emit="hw"))
+    program = load_program(tmp_path / "out")
+    assert program.parameters["model_embed_positions"].dims[0] == 8
+    chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
+    assert run(Simulator(program, tmp_path / "out"), chip, 3, seed=3)
+
+
 def test_what_is_emitted(out: Path, rtl: RTLChip) -> None:
     files = (IR, *VERILOG, WAIVERS, ROMS, ROM_INDEX, TESTBENCH)
     assert all((out / name).is_file() for name in files)

@@ -29,6 +29,7 @@ build_matrix_unit(
         banks=(),
         domains=(),
         token_bits=1,
+        places=0,
         floor=1,
         vector_rows=8,
         constant_rows=1,
