@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,23 @@ from intaglio.backend.emit_hardware import (
     WAIVERS,
     hardware_text,
 )
+from intaglio.backend.hw.chip.contents import descriptor_words
+from intaglio.backend.hw.chip.layout import layout_of
+from intaglio.backend.hw.units.attention.interface import AttentionUnit
+from intaglio.backend.hw.units.matrix.interface import MatrixUnit
+from intaglio.backend.hw.units.unit import Unit
+from intaglio.backend.hw.units.vector.interface import VectorUnit
 from intaglio.backend.hw.wires.signal import Signal, larger
-from intaglio.backend.program.program import PROGRAM, load_program
+from intaglio.backend.images.read import Images
+from intaglio.backend.program.program import PROGRAM, Instruction, Program, load_program
 from intaglio.backend.stages import Options
+from intaglio.dialects.encoded import Value
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.chip import load
 from intaglio.runtime.engines.rtl import Difference, Event, RTLChip, compare_token, write_hardware
 from intaglio.runtime.engines.simulator import Simulator
 from intaglio.runtime.engines.verilator import compiler, translate, verilator_root
+from intaglio.runtime.reports.timing import spans
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +204,103 @@ def mutant(out: Path, text: str) -> Difference:
         if result.difference is not None:
             return result.difference
     pytest.fail("nobody noticed")
+
+
+def with_descriptors(pair: tuple[Simulator, RTLChip], out: Path, program: Program) -> str:
+    """What the comparison says of the chip with another program's descriptors; empty: equal."""
+    simulator, chip = pair
+    images = Images(chip.program, out)
+    other = layout_of(program)
+    try:
+        for queue in other.queues:
+            memory = chip.model.memory(f"sequencer_{queue}/descriptors")
+            words = descriptor_words(other, queue, images)
+            memory[: len(words)] = words
+        for position in range(3):
+            result = compare_token(simulator, chip, 7, position)
+            if result.difference is not None:
+                return str(result.difference)
+        return ""
+    finally:
+        chip.fill(chip.program, images, out)
+
+
+def binding_waits(program: Program) -> Iterator[tuple[int, str, str, Program]]:
+    """The program with a wait of its layers one beat too early, where that changes a start.
+
+    Each with the place of the beat, its queue, the counter, of each two counters.
+    """
+    number = max(range(len(program.blocks)), key=lambda n: len(program.blocks[n].instances))
+    block = program.blocks[number]
+    starts = [int(span.start[0]) for span, _ in spans(program, [0], True, {})]
+    found: Counter[tuple[str, str]] = Counter()
+    for place, one in enumerate(block.instructions):
+        for counter, count in one.issue.waits.items():
+            if not count or found[one.queue, counter] == 2:
+                continue
+            waits = {**one.issue.waits, counter: count - 1}
+            early = replace(one, issue=replace(one.issue, waits=waits))
+            beats = (*block.instructions[:place], early, *block.instructions[place + 1 :])
+            blocks = list(program.blocks)
+            blocks[number] = replace(block, instructions=beats)
+            mutated = replace(program, blocks=tuple(blocks))
+            if [int(span.start[0]) for span, _ in spans(mutated, [0], True, {})] != starts:
+                found[one.queue, counter] += 1
+                yield place, one.queue, counter, mutated
+
+
+def test_a_wait_one_beat_too_early_is_located(pair: tuple[Simulator, RTLChip], out: Path) -> None:
+    """In the descriptors of the hardware, of all queues and for what they wait for."""
+    program = pair[1].program
+    found: set[tuple[str, str]] = set()
+    for place, queue, counter, mutated in binding_waits(program):
+        said = with_descriptors(pair, out, mutated)
+        assert f"queue {queue}" in said and "start cycle" in said, (place, counter, said)
+        found.add((queue, counter))
+    assert found >= {
+        ("vector", "matrix"),
+        ("vector", "vector"),
+        ("vector", "attention"),
+        ("vector", "reductions"),
+        ("matrix", "vector"),
+        ("attention", "vector"),
+        ("attention", "kv"),
+        ("kv", "vector"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("unit", "opcode", "field"),
+    [
+        (MatrixUnit, "matvec", "slots"),
+        (VectorUnit, "rms_norm", "rows"),
+        (AttentionUnit, "query_key", "interval_last"),
+        (AttentionUnit, "append", "slots_last"),
+    ],
+)
+def test_a_pace_one_too_small_is_located(
+    pair: tuple[Simulator, RTLChip],
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unit: type[Unit],
+    opcode: str,
+    field: str,
+) -> None:
+    """A unit that is done with its beats a cycle, or a row, too early."""
+    encode = unit.encode
+
+    def early(
+        self: Unit, program: Program, instruction: Instruction, instance: Mapping[str, str]
+    ) -> Mapping[str, Value]:
+        values = encode(self, program, instruction, instance)
+        if instruction.opcode != opcode:
+            return values
+        less = values[field]
+        assert isinstance(less, int)
+        return {**values, field: max(less - 1, 0)}
+
+    monkeypatch.setattr(unit, "encode", early)
+    assert opcode in with_descriptors(pair, out, pair[1].program)
 
 
 def test_a_changed_latency_is_located(out: Path) -> None:
