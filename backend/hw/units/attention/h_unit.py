@@ -94,7 +94,7 @@ def h_unit(design: Design, machine: Machine, shape: HShape) -> ModuleBuilder:
       external memory; in a step with `outside` the word at `buffer_address` of it counts. Only
       where there is such a buffer.
     - `load`: copies the dots to where they wait to leave; `dot_beat` chooses which of them show as
-      `dot` (`HShape.together` heads, first lowest), in the same cycle.
+      `dot` (`HShape.together` heads, first lowest), in the same cycle; where not all of them do.
     - `sum_group`, `sum_head`, `sum_beat` choose which `sums` show (`HShape.output` elements, first
       lowest), in the same cycle.
     """
@@ -225,7 +225,7 @@ class _HUnit:
         load = m.input("load", 1)
         waiting = [dot.delay(enable=load, name="waiting") for dot in dots]
         beats = -(-len(dots) // shape.together)
-        beat = m.input("dot_beat", index_bits(beats))
+        beat = m.input("dot_beat", index_bits(beats)) if beats > 1 else m.constant(0)
         # Heads beyond the last show what the last shows.
         waiting += waiting[-1:] * (beats * shape.together - len(dots))
         shown = [choose(beat, waiting[i :: shape.together]) for i in range(shape.together)]

@@ -791,6 +791,8 @@ class _Unit:
         }
         ports = {port.name: port for port in unit.ports}
         for name, signal in late.items():
+            if name not in ports:
+                continue
             shared[name] = self.fit(signal, ports[name].width).delay(
                 self.early, name=f"unit_{name}"
             )
