@@ -336,15 +336,13 @@ def weighted_sum(
 ) -> Formula:
     """Values summed over the cached tokens, then over the H-Units, scaled.
 
-    After each KV head the sums of its query heads leave the array, as wide as an H-Unit's lanes or
-    the reduction network.
+    After each KV head the sums of its query heads leave the array (`sum_beat`).
     """
     shared = heads // kv_heads
     work = _vector_cycles(
         machine, shared, width, _multiplier_passes(machine, machine.probabilities, kv)
     )
-    beat = min(machine.attention_lanes, machine.results_per_cycle)
-    drain = heads * -(-width // beat)
+    drain = kv_heads * sum_drain(machine, shared, width)
     fixed = machine.broadcast + machine.attention_pipeline + machine.reduce + machine.requantise
     passes = _over_tokens(machine, kv_heads, width, window, kv, work)
     return fixed + machine.table_lookup + heads - 1 + drain + passes
@@ -361,15 +359,55 @@ def score_drain(machine: Machine, shared: int) -> int:
     return beats * -(-machine.h_units // machine.results_per_cycle)
 
 
-def least_before_sums(machine: Machine, floor: int) -> int:
+def sum_beat(machine: Machine, shared: int, width: int) -> tuple[int, int]:
+    """Which sums leave in a cycle: of how many query heads, and how many elements of each.
+
+    As many as the multipliers of the heads that share a KV head make in a step, or as the reduction
+    network takes: whole heads, or else equal parts of one.
+    """
+    lanes, results = machine.attention_lanes, machine.results_per_cycle
+    made = min(lanes * min(shared, machine.query_parallel), results)
+    beats = -(-shared * width // made)
+    heads = min(lanes * machine.query_parallel, results) // width
+    if beats > 1:
+        heads = min(heads, (shared - 1) // (beats - 1))
+    if heads > 1:
+        return min(heads, shared), width
+    elements = min(lanes, results)
+    while 2 * elements <= made and width % (2 * elements) == 0:
+        elements *= 2
+    return 1, elements
+
+
+def sum_drain(machine: Machine, shared: int, width: int) -> int:
+    """Cycles in which the sums of the query heads that share a KV head leave."""
+    heads, elements = sum_beat(machine, shared, width)
+    return -(-shared // heads) * -(-width // elements)
+
+
+def least_before_sums(
+    machine: Machine, floor: int, shared: int = 1, width: int = 1, count: int = 1
+) -> int:
     """Cycles from the start of a weighted sum to the last step of its first KV head, at least.
 
     Scores of what went before have left by then. The look-up of the first head's scale begins in
     the cycle after the start and is there `table_lookup` later; it is wanted by the requantiser,
     `broadcast` and `attention_pipeline` after that step, and the beat in between is one more. The
-    other heads follow in every cycle, their sums no faster.
+    other heads follow in every cycle; where sums of several leave in one, they are waited for.
+
+    Args:
+        machine: the chip.
+        floor: as in `query_key_beat`.
+        shared: query heads that share a KV head.
+        width: elements of a head.
+        count: KV heads at hand.
     """
-    return max(floor, machine.table_lookup + 2 - machine.broadcast - machine.attention_pipeline)
+    heads, _ = sum_beat(machine, shared, width)
+    late = shared - 1 - (shared - 1) // heads
+    # Each KV head before has a step, and its beats.
+    late += (count - 1) * max(0, shared - 1 - sum_drain(machine, shared, width))
+    first = machine.table_lookup + 2 - machine.broadcast - machine.attention_pipeline
+    return max(floor, first + late)
 
 
 def query_key_beat(
@@ -424,9 +462,9 @@ def weighted_sum_beat(
     work = _vector_cycles(
         machine, shared, width, _multiplier_passes(machine, machine.probabilities, kv)
     )
-    drain = shared * -(-width // min(machine.attention_lanes, machine.results_per_cycle))
+    drain = sum_drain(machine, shared, width)
     first = _over_tokens(machine, 1, width, window, kv, work)
-    least = least_before_sums(machine, floor)
+    least = least_before_sums(machine, floor, shared, width, count)
     if least > work:
         first = maximum(least, first)
     pace = first + count * drain

@@ -33,6 +33,54 @@ BYTE = 8
 
 
 @dataclass(frozen=True)
+class SumShape:
+    """In which beats weighted sums leave.
+
+    Attributes:
+        width: elements of a head.
+        shared: query heads that share a KV head.
+        heads: whole heads of a beat, or 1.
+        elements: of each head in a beat; more than it has count as those.
+    """
+
+    width: int
+    shared: int
+    heads: int
+    elements: int
+
+    @property
+    def size(self) -> int:
+        """Elements of a beat."""
+        return self.heads * min(self.elements, self.width)
+
+    @property
+    def parts(self) -> int:
+        """Beats of a head, or of some."""
+        return -(-self.width // self.elements)
+
+    @property
+    def beats(self) -> int:
+        """Beats of a KV head."""
+        return -(-self.shared // self.heads) * self.parts
+
+    @property
+    def last_size(self) -> int:
+        """Elements of the last one."""
+        return self.size - (-self.shared % self.heads) * self.width
+
+    def at(self, beat: int, place: int) -> tuple[int, int] | None:
+        """Head and element at a place of a beat; None: nothing that counts."""
+        if place >= self.size:
+            return None
+        if self.heads > 1:
+            head, element = beat * self.heads + place // self.width, place % self.width
+        else:
+            head, part = divmod(beat, self.parts)
+            element = part * self.elements + place
+        return (head, element) if head < self.shared else None
+
+
+@dataclass(frozen=True)
 class HShape:
     """What all H-Units of a chip have in common.
 
@@ -48,7 +96,8 @@ class HShape:
         kv_integer: whether cached elements may be integers.
         places: highest byte weight of a product of two bytes, 0 to 2.
         together: query heads whose dots leave in a cycle.
-        output: elements of a weighted sum that leave in a cycle.
+        output: elements of weighted sums that leave in a cycle.
+        sums: in which beats they do, a shape behind the other.
         buffer: words of the buffer for vectors from external memory; 0 without.
         buffer_parts: parts of its words that are written one by one.
     """
@@ -65,6 +114,7 @@ class HShape:
     places: int
     together: int
     output: int
+    sums: tuple[SumShape, ...]
     buffer: int = 0
     buffer_parts: int = 1
 
@@ -95,8 +145,8 @@ def h_unit(design: Design, machine: Machine, shape: HShape) -> ModuleBuilder:
       where there is such a buffer.
     - `load`: copies the dots to where they wait to leave; `dot_beat` chooses which of them show as
       `dot` (`HShape.together` heads, first lowest), in the same cycle; where not all of them do.
-    - `sum_group`, `sum_head`, `sum_beat` choose which `sums` show (`HShape.output` elements, first
-      lowest), in the same cycle.
+    - `sum_beat` chooses which `sums` show (`HShape.output` elements, first lowest), in the same
+      cycle; where there are several beats.
     """
 
     def build(m: ModuleBuilder) -> None:
@@ -241,28 +291,23 @@ class _HUnit:
             ]
             for g in range(shape.groups)
         ]
-        sum_group = m.input("sum_group", index_bits(shape.groups))
-        sum_head = m.input("sum_head", index_bits(heads))
-        beats = shape.reads * (lanes // shape.output)
-        sum_beat = m.input("sum_beat", index_bits(beats))
-        columns: list[list[Signal]] = [[] for _ in range(shape.output)]
-        for g, p, r, i in product(*map(range, (shape.groups, heads, shape.reads, lanes))):
-            columns[i % shape.output].append(
-                _accumulator(
-                    m, "sum", shape.sum_bits, singles[p * lanes + i], step.first, enables[g][r]
-                )
+        sums = {
+            (g * heads + p, r * lanes + i): _accumulator(
+                m, "sum", shape.sum_bits, singles[p * lanes + i], step.first, enables[g][r]
             )
+            for g, p, r, i in product(*map(range, (shape.groups, heads, shape.reads, lanes)))
+        }
+        beats = sum(one.beats for one in shape.sums)
+        beat = m.input("sum_beat", index_bits(beats)) if beats > 1 else m.constant(0)
         out: list[Signal] = []
-        for column in columns:
-            by_head = [
-                choose(sum_beat, column[first : first + beats])
-                for first in range(0, len(column), beats)
-            ]
-            by_group = [
-                choose(sum_head, by_head[first : first + heads])
-                for first in range(0, len(by_head), heads)
-            ]
-            out.append(choose(sum_group, by_group))
+        for place in range(shape.output):
+            # Where nothing counts, what showed before.
+            shown: list[Signal] = []
+            for one in shape.sums:
+                for number in range(one.beats):
+                    at = one.at(number, place)
+                    shown.append(shown[-1] if at is None and shown else sums[at or (0, 0)])
+            out.append(choose(beat, shown))
         m.output("sums", cat(*reversed([one.extend(shape.sum_bits, True) for one in out])))
 
 

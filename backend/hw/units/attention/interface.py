@@ -68,7 +68,7 @@ class AttentionUnit(Unit):
             *self._rows("probability", machine.h_units, heads),
             entry(HEADS, "head", "row"),
             *(written_row(SCORES, f"score{i}", mask="lanes") for i in range(model.together)),
-            written_row(VECTORS, "result", mask="lanes"),
+            *(written_row(VECTORS, name, mask="lanes") for name in model.results),
             Serve(VALUE_SCALES, "value_scale_row", "value_scale_data"),
             *self._external,
             Saturations("saturations"),

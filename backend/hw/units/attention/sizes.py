@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from math import gcd
 from typing import TYPE_CHECKING
 
-from intaglio.backend.hw.units.attention.h_unit import BYTE, HShape
+from intaglio.backend.hw.units.attention.h_unit import BYTE, HShape, SumShape
 from intaglio.backend.hw.units.attention.kv import (
     SCALE_WORD,
     CachePlace,
@@ -88,11 +89,6 @@ def refusals(program: Program) -> list[UserError]:
     if machine.results_per_cycle:
         found += attempted(*[partial(_check_width, cache.width, machine) for cache in caches])
     return found
-
-
-def beat_elements(machine: Machine) -> int:
-    """Elements of a weighted sum that leave the array in a cycle."""
-    return min(machine.attention_lanes, machine.results_per_cycle)
 
 
 @dataclass(frozen=True)
@@ -231,19 +227,74 @@ class AttentionModel:
             default=1,
         )
 
-    @cached_property
-    def hold(self) -> int:
-        """Cycles from a weighted sum's start to the last step of a head, at least; 0: as they are.
+    def hold(self, one: WeightedSum[str], count: int) -> int:
+        """Cycles from a weighted sum's start to the last step of a head, at least.
 
         Scores of what went before may be leaving, and the heads' scales must be there.
+
+        Args:
+            one: the instruction.
+            count: KV heads of the beat at hand.
         """
-        least = durations.least_before_sums(self.machine, self.floor)
-        works = [
-            self.interval(one, self.kv[cache.name])
+        cache = self.cache_of(one)
+        shared = self.query_heads(one) // cache.heads
+        return durations.least_before_sums(self.machine, self.floor, shared, cache.width, count)
+
+    @cached_property
+    def most_hold(self) -> int:
+        """The longest `hold`; 0: none is longer than a block."""
+        found = 0
+        for one, cache in self._uses:
+            if isinstance(one, WeightedSum):
+                least = max(self.hold(one, count) for count in (1, cache.heads))
+                if least > self.interval(one, self.kv[cache.name]):
+                    found = max(found, least)
+        return found
+
+    @cached_property
+    def sum_shapes(self) -> tuple[SumShape, ...]:
+        """How sums leave the array, in the order of the beats' numbers."""
+        pairs = {
+            (cache.width, self.query_heads(one) // cache.heads)
             for one, cache in self._uses
             if isinstance(one, WeightedSum)
-        ]
-        return least if least > min(works, default=least) else 0
+        }
+        return tuple(
+            SumShape(width, shared, *durations.sum_beat(self.machine, shared, width))
+            for width, shared in sorted(pairs)
+        ) or (SumShape(1, 1, 1, 1),)
+
+    def sum_shape(self, one: OverCache) -> int:
+        """The number of the shape in which an instruction's sums leave."""
+        cache = self.cache_of(one)
+        key = cache.width, self.query_heads(one) // cache.heads
+        return [(shape.width, shape.shared) for shape in self.sum_shapes].index(key)
+
+    @cached_property
+    def output(self) -> int:
+        """Sums that leave in a beat, at most: a power of two."""
+        most = max(shape.size for shape in self.sum_shapes)
+        return 1 << (most - 1).bit_length()
+
+    @cached_property
+    def turn(self) -> int:
+        """What the first element of all beats is a multiple of: a power of two."""
+        sizes = gcd(self.output, *(one.size if one.heads == 1 else one.width
+                                   for one in self.sum_shapes))  # fmt: skip
+        return sizes & -sizes
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The write ports of the vector memory: of a beat's row, and of the next one."""
+        return ("result", "spill") if self.crosses else ("result",)
+
+    @cached_property
+    def crosses(self) -> bool:
+        """Whether the sums of a beat may lie in two rows."""
+        return any(
+            one.heads > 1 and (one.size & (one.size - 1) or one.shared % one.heads)
+            for one in self.sum_shapes
+        )
 
     @cached_property
     def buffers(self) -> int:
@@ -294,7 +345,8 @@ class AttentionModel:
             kv_integer=rights != {"fp8"},
             places=places,
             together=self.together,
-            output=beat_elements(machine),
+            output=self.output,
+            sums=self.sum_shapes,
             buffer=self.buffers * self.buffer_words if self.external else 0,
             buffer_parts=max(1, machine.attention_lanes // (machine.external_bytes or 1))
             if self.external
@@ -347,8 +399,21 @@ class AttentionModel:
                 Field("interval_last", interval, "cycles of a block of cached tokens, less one"),
                 Field(
                     "beats_last",
-                    index_bits(-(-max(self.widths) // shape.output)),
+                    index_bits(max(one.parts for one in self.sum_shapes)),
                     "cycles in which a head's sums leave, less one",
+                ),
+                Field(
+                    "beat_heads",
+                    number_bits(self.together, *(one.heads for one in self.sum_shapes)),
+                    "query heads whose sums or scores leave together",
+                ),
+                Field("beat_size", number_bits(self.output), "sums that leave in a cycle"),
+                Field("last_size", number_bits(self.output), "and in the last one of a KV head"),
+                Field("sum_shape", index_bits(len(self.sum_shapes)), "which sums leave together"),
+                Field(
+                    "hold_last",
+                    number_bits(max(1, self.most_hold)),
+                    "cycles until the first sums may leave, less one",
                 ),
                 Field("width", number_bits(max(self.widths)), "elements of a head"),
                 Field(
@@ -477,7 +542,7 @@ def _encode_attention(
     weighted = isinstance(one, WeightedSum)
     source = one.probabilities if isinstance(one, WeightedSum) else one.query
     heads = model.query_heads(one)
-    shared, output = heads // cache.heads, beat_elements(machine)
+    shared = heads // cache.heads
     _check_width(cache.width, machine)
     groups, passes = -(-shared // parallel), _bytes(fmt)
     token_rows, row = program.rows_of_head, program.row_of(source, instruction)
@@ -498,6 +563,25 @@ def _encode_attention(
         target += more
     else:
         target += first * shared * token_rows
+    beat = {
+        "beats_last": 0,
+        "beat_heads": model.together,
+        "beat_size": 0,
+        "last_size": 0,
+        "sum_shape": 0,
+        "hold_last": 0,
+    }
+    if isinstance(one, WeightedSum):
+        number = model.sum_shape(one)
+        shape = model.sum_shapes[number]
+        beat = {
+            "beats_last": shape.parts - 1,
+            "beat_heads": shape.heads,
+            "beat_size": shape.size,
+            "last_size": shape.last_size,
+            "sum_shape": number,
+            "hold_last": model.hold(one, count) - 1 if model.most_hold else 0,
+        }
     external: dict[str, int] = {}
     if model.external:
         external = {
@@ -526,7 +610,7 @@ def _encode_attention(
         "planes_last": place.planes - 1,
         "passes_last": passes - 1,
         "interval_last": interval - 1,
-        "beats_last": -(-cache.width // output) - 1,
+        **beat,
         "width": cache.width,
         "reach": min(one.window, model.capacity) - 1 if one.window else model.capacity - 1,
         "query_fp8": int(fmt == "fp8"),
@@ -584,7 +668,7 @@ def _scale_rows(place: CachePlace) -> int:
 
 def _check_width(width: int, machine: Machine) -> None:
     """The elements of a beat lie in one row of the vector memory."""
-    output = beat_elements(machine)
+    output = min(machine.attention_lanes, machine.results_per_cycle)
     if width % output and (width > output or output % width):
         raise UserError(
             f"heads {width} wide do not fit the attention unit",

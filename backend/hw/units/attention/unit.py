@@ -17,8 +17,10 @@ pipeline, then the reduction network and the requantiser:
   of several that share the KV head where all their results fit in a cycle
   (`AttentionModel.together`). Heads lie in rows of their own, so each of them has a write port.
   Only tokens that the query sees (up to the position, within the window) are written.
-- `weighted_sum`: after each KV head the sums of its query heads, `HShape.output` elements a beat,
-  while the array pauses. The scales of the heads (probability scale over sum) are computed beside
+- `weighted_sum`: after each KV head the sums of its query heads, some heads or a part of one in a
+  beat (`durations.sum_beat`), while the array pauses. Heads lie one behind the other, so a beat may
+  end in the next row, which has a write port of its own where that happens
+  (`AttentionModel.crosses`). The scales of the heads (probability scale over sum) are computed beside
   the first steps, one a cycle. They are kept where those of the instruction before were, so none
   comes before the last of these has been read; the first one is wanted `broadcast` and
   `attention_pipeline` after the first head's last step, for which that step waits if it must
@@ -52,7 +54,6 @@ from intaglio.backend.hw.units.attention.kv import EXPONENT_BITS, SCALE_WORD
 from intaglio.backend.hw.units.attention.sizes import (
     AttentionModel,
     Cap,
-    beat_elements,
     encode,
     machine_refusals,
     number_bits,
@@ -95,7 +96,10 @@ _LEAVING = (
     "target_stride",
     "shared",
     "beats_last",
-    "width",
+    "beat_heads",
+    "beat_size",
+    "last_size",
+    "sum_shape",
     "static",
     "scale_mantissa",
     "scale_exponent",
@@ -132,7 +136,8 @@ def attention_unit(design: Design, model: AttentionModel) -> ModuleBuilder:
       head), `head_mantissa`, `head_exponent`, `head_total`: scale and sum of a head.
     - `score<i>_enable`, `score<i>_row`, `score<i>_data` (W of 32 bits), `score<i>_lanes` (which of
       them): write ports of scores, one for each of the heads that leave together; they never meet
-      in a row. `result_...` likewise: write port of the vector memory.
+      in a row. `result_...` likewise: write port of the vector memory; `spill_...`, if any, of the
+      next row.
     - `value_scale_row`, `value_scale_data`: W scales of cached vectors, for softmax (see `kv`).
     - `external_read_address`, `external_read_data`, `external_write_...`: `kv.external_kv`, where
       tokens are in external memory; data come `external_latency` cycles after the address.
@@ -275,8 +280,7 @@ class _Beats:
     on: Signal
     number: Signal
     member: Signal
-    group: Signal
-    lane: Signal
+    last: Signal
     head: Signal
     part: Signal
     kv: Signal
@@ -591,11 +595,11 @@ class _Unit:
 
         # Until the first sums may leave.
         waiting: Signal = m.constant(0)
-        if model.hold:
-            hold = m.register("hold", number_bits(model.hold - 1))
+        if model.most_hold:
+            hold = m.register("hold", model.fields["hold_last"])
             waiting = (hold != 0).named("waiting")
             rest = mux(waiting, (hold - 1).truncate(hold.width), 0)
-            hold.drive(mux(start & given["weighted"], model.hold - 1, rest))
+            hold.drive(mux(start & given["weighted"], given["hold_last"], rest))
 
         steps = self.steps(start, first, waiting)
         beat_end, final = self.beat_counters(steps)
@@ -687,34 +691,32 @@ class _Unit:
         weighted = b["weighted"]
         on = m.register("beat", 1)
         part = m.register("beat_part", self.part_bits)
-        lane = m.register("beat_lane", index_bits(machine.query_parallel))
-        group = m.register("beat_group", model.fields["groups_last"])
         member = m.register("beat_member", index_bits(model.shared))
-        number = m.register("beat_number", index_bits(-(-model.shared // self.together)))
+        beats = [one.beats for one in model.sum_shapes]
+        scored = -(-model.shared // self.together)
+        number = m.register("beat_number", index_bits(max(scored, *beats)))
         parts_last = self.parts - 1
         part_end = part == mux(weighted, b["beats_last"], parts_last)
-        lane_end = lane == machine.query_parallel - 1
-        step = mux(weighted, m.constant(1), self.together)
-        member_end = (member + step) >= b["shared"]
+        next_member = member + b["beat_heads"]
+        member_end = next_member >= b["shared"]
         head_done = on & part_end
         beat_end = (head_done & member_end).named("beat_end")
         on.drive(trigger | (on & ~beat_end))
         part.drive(mux(on & ~part_end, _up(part), 0))
         again = trigger | beat_end
-        lane.drive(mux(again, 0, mux(head_done, mux(lane_end, 0, _up(lane)), lane)))
-        group.drive(mux(again, 0, mux(head_done & lane_end, _up(group), group)))
-        next_member = self.fit(member + step, member.width)
+        next_member = self.fit(next_member, member.width)
         member.drive(mux(again, 0, mux(head_done, next_member, member)))
-        number.drive(mux(again, 0, mux(head_done, _up(number), number)))
+        counts = head_done | (on & weighted)
+        number.drive(mux(again, 0, mux(counts, _up(number), number)))
         final = (steps.kv_end & steps.block_end).delay(enable=trigger, name="beat_final")
         beat_kv = self.kv.delay(enable=trigger, name="beat_kv")
         beat_base = self.base.delay(enable=trigger, name="beat_base")
         beat_block = self.block.delay(enable=trigger, name="beat_block")
         beat_first = self.first.delay(enable=trigger, name="beat_first")
         self.beats = _Beats(
-            on, number, member, group, lane,
-            self.fit(beat_base + member, index_bits(model.heads)), part,
-            beat_kv, beat_block, beat_first, weighted,
+            on, number, member, member_end & part_end,
+            self.fit(beat_base + member, index_bits(model.heads)), part, beat_kv,
+            beat_block, beat_first, weighted,
         )  # fmt: skip
         return beat_end, final
 
@@ -783,11 +785,11 @@ class _Unit:
         shared = {name: s.delay(deep, name=f"unit_{name}") for name, s in shared.items()}
         shared["step"] = self.step.delay(deep, reset=0, name="unit_step")
         shared["query"] = query_bytes
+        firsts = [sum(one.beats for one in model.sum_shapes[:i])
+                  for i in range(len(model.sum_shapes))]  # fmt: skip
         late = {
             "dot_beat": beats.number,
-            "sum_group": beats.group,
-            "sum_head": beats.lane,
-            "sum_beat": beats.part,
+            "sum_beat": choose(self.b["sum_shape"], firsts) + beats.number,
         }
         ports = {port.name: port for port in unit.ports}
         for name, signal in late.items():
@@ -915,26 +917,44 @@ class _Unit:
     def sums(self, lane: ModuleBuilder, beats: _Beats, sums: list[Signal]) -> tuple[Signal, Signal]:
         """Beats of weighted_sum, from the units' sums to the vector memory; saturations, enable."""
         m, model, b = self.m, self.model, self.b
-        output, bits = beat_elements(self.machine), model.shape.sum_bits
-        scale = self.head_scales(beats)
-        scales = {"mantissa": [scale.mantissa], "exponent": [scale.exponent]}
+        output, bits = model.output, model.shape.sum_bits
+        scales = self.head_scales(beats)
+        controls: dict[tuple[int, ...], dict[str, Signal]] = {}
 
-        def late(name: str, cycles: int) -> Signal:
-            if name not in scales:
-                return self.late_field(name, self.early + cycles)
-            line = scales[name]
-            while len(line) <= cycles:
-                line.append(line[-1].delay(name=f"head_{name}_at{len(line)}"))
-            return line[cycles]
+        def control(of: tuple[int, ...]) -> dict[str, Signal]:
+            """What lanes get whose element is of that head of a beat, in each shape."""
+            if of not in controls:
+                which = self.late_field("sum_shape", self.early)
+                same = len(set(of)) == 1
+                lines = {
+                    name: [given[of[0]] if same else choose(which, [given[head] for head in of])]
+                    for name, given in (
+                        ("mantissa", [scale.mantissa for scale in scales]),
+                        ("exponent", [scale.exponent for scale in scales]),
+                    )
+                }
 
-        control = connections(lane, ("mantissa", "exponent", "pre_shift", "frac"), late)
+                def late(name: str, cycles: int) -> Signal:
+                    if name not in lines:
+                        return self.late_field(name, self.early + cycles)
+                    line = lines[name]
+                    while len(line) <= cycles:
+                        line.append(line[-1].delay(name=f"head_{name}_at{len(line)}"))
+                    return line[cycles]
+
+                names = "mantissa", "exponent", "pre_shift", "frac"
+                controls[of] = connections(lane, names, late)
+            return controls[of]
+
         values: list[Signal] = []
         flags: list[Signal] = []
         for i in range(output):
             inputs: dict[str, Signal] = {
                 f"part{t}": one[bits * i : bits * (i + 1)].as_signed() for t, one in enumerate(sums)
             }
-            out = m.instance(f"sum{i}", lane, inputs | control)
+            of = tuple(i // one.width if i < one.size and one.heads > 1 else 0
+                       for one in model.sum_shapes)  # fmt: skip
+            out = m.instance(f"sum{i}", lane, inputs | control(of))
             values.append(out["element"])
             flags.append(out["saturated"])
 
@@ -942,16 +962,16 @@ class _Unit:
         on = beats.on & b["weighted"]
         lane_bits = self.width.bit_length() - 1
         linear = m.register("result_element", model.row_bits + lane_bits)
-        size = mux(b["width"] < output, b["width"], output)
+        size = mux(beats.last, b["last_size"], b["beat_size"])
         following = self.fit(linear + size, linear.width)
         opening = self.trigger & (self.kv == 0)
         linear.drive(mux(opening, self.f["lane"], mux(on, following, linear)))
         offset = linear.truncate(lane_bits) if lane_bits else m.constant(0)
         lanes = [on & (offset <= i) & (offset + size > i) for i in range(self.width)]
+        spilled = [on & (offset + size > self.width + i) for i in range(self.width)]
         delay = self.early + self.late
         enables = _delayed(lanes, delay, "result_lane", reset=0)
-        # Narrow heads begin at a multiple of their width.
-        step = min(output, *(width for width in model.widths))
+        step = model.turn
         turn = m.constant(0)
         if step < output:
             first = step.bit_length() - 1
@@ -968,12 +988,19 @@ class _Unit:
         m.output("result_row", row.delay(delay, name="result_row"))
         m.output("result_data", cat(*reversed(data)))
         m.output("result_lanes", cat(*reversed(enables)))
+        if model.crosses:
+            spills = _delayed(spilled, delay, "spill_lane", reset=0)
+            following = self.fit(row + 1, model.row_bits).delay(delay, name="spill_row")
+            m.output("spill_enable", cat(*spills).any())
+            m.output("spill_row", following)
+            m.output("spill_data", cat(*reversed(data)))
+            m.output("spill_lanes", cat(*reversed(spills)))
         inside = _delayed([size > i for i in range(output)], delay, "result_size")
         counted = [flag & here for flag, here in zip(flags, inside, strict=True)]
         return add_all(counted), enable
 
-    def head_scales(self, beats: _Beats) -> Scale:
-        """Probability scale over sum, of the beat that leaves the array."""
+    def head_scales(self, beats: _Beats) -> list[Scale]:
+        """Probability scale over sum, of the heads of the beat that leaves the array."""
         m, model, f = self.m, self.model, self.f
         number = self.prelude_head
         m.output("head_row", self.fit(f["head"] + number, model.head_bits))
@@ -996,11 +1023,15 @@ class _Unit:
         # No earlier than the last of the instruction before have been read.
         written = max(depth, self.early - 1)
         mantissa, exponent = (s.delay(written - depth) for s in (mantissa, exponent))
-        (word,) = m.ram(
+        heads = [beats.head]
+        for i in range(1, max(one.heads for one in model.sum_shapes)):
+            there = (beats.member + i) < self.b["shared"]
+            heads.append(self.fit(beats.head + mux(there, m.constant(i), 0), bits))
+        words = m.ram(
             "head_scales",
             max(2, model.heads),
             SCALE_BITS + exponent.width,
-            [beats.head.delay(self.early - 1, name="head_scale")],
+            [head.delay(self.early - 1, name="head_scale") for head in heads],
             [
                 Write(
                     self.fit(number, bits).delay(written, name="head_scale_address"),
@@ -1009,7 +1040,7 @@ class _Unit:
                 )
             ],
         )
-        return Scale(word[:SCALE_BITS], word[SCALE_BITS:].as_signed())
+        return [Scale(word[:SCALE_BITS], word[SCALE_BITS:].as_signed()) for word in words]
 
     # Parts
 

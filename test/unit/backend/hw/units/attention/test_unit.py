@@ -103,6 +103,15 @@ CASES = [
          16, 21, window=4, static=True),
     Case("external_together", geometry(4, 16, 16, kv_port_bytes=8, kv_on_die=8, external_bytes=16,
          external_latency=9, activations="int16"), 4, 2, 16, 27),
+    # Sums of several heads leave together: all of a row, some that end in the next row, beside
+    # halves of one; two words of one; of several KV heads, faster than scales are found.
+    Case("sums_together", geometry(4, 8, 32, kv_port_bytes=8, query_parallel=4), 8, 2, 8, 23),
+    Case("sums_over_rows", geometry(4, 8, 32, kv_port_bytes=8, query_parallel=4), 6, 2, 16, 23,
+         window=6),
+    Case("words_together", geometry(4, 8, 64, kv_port_bytes=8, query_parallel=4,
+         results_per_cycle=32, **FAST), 8, 2, 32, 23, factor=1500),
+    Case("sums_before_scales", geometry(4, 16, 64, kv_port_bytes=8, query_parallel=4,
+         table_lookup=23), 12, 3, 16, 23),
     # External memory: rows wider than an H-Unit's word and faster than the array; as wide; much
     # narrower, also than the KV port.
     Case("external", geometry(4, 8, 8, kv_port_bytes=4, kv_on_die=8, external_bytes=16,
@@ -280,7 +289,8 @@ def bench(model: AttentionModel) -> str:
     wires["head_mantissa"].assign(scale[:24])
     wires["head_exponent"].assign(scale[24:34].as_signed())
     wires["head_total"].assign(total[:40])
-    for name, users in (("scores", [f"score{i}" for i in together]), ("results", ["result"])):
+    writers = (("scores", [f"score{i}" for i in together]), ("results", model.results))
+    for name, users in writers:
         writes = [
             Write(fit(f"{user}_row"), *(out[f"{user}_{port}"] for port in ("data", "enable",
                   "lanes")))
