@@ -407,7 +407,7 @@ def least_before_sums(
     # Each KV head before has a step, and its beats.
     late += (count - 1) * max(0, shared - 1 - sum_drain(machine, shared, width))
     first = machine.table_lookup + 2 - machine.broadcast - machine.attention_pipeline
-    return max(floor, first + late)
+    return max(floor, max(0, first) + late)
 
 
 def query_key_beat(

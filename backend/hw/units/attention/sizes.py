@@ -409,12 +409,7 @@ class AttentionModel:
                 ),
                 Field("beat_size", number_bits(self.output), "sums that leave in a cycle"),
                 Field("last_size", number_bits(self.output), "and in the last one of a KV head"),
-                Field("sum_shape", index_bits(len(self.sum_shapes)), "which sums leave together"),
-                Field(
-                    "hold_last",
-                    number_bits(max(1, self.most_hold)),
-                    "cycles until the first sums may leave, less one",
-                ),
+                *self._sum_fields,
                 Field("width", number_bits(max(self.widths)), "elements of a head"),
                 Field(
                     "reach",
@@ -450,6 +445,16 @@ class AttentionModel:
                 *self._external_fields(interval),
             )
         )
+
+    @property
+    def _sum_fields(self) -> tuple[Field, ...]:
+        found: tuple[Field, ...] = ()
+        if (count := len(self.sum_shapes)) > 1:
+            found += (Field("sum_shape", index_bits(count), "which sums leave together"),)
+        if most := self.most_hold:
+            means = "cycles until the first sums may leave, less one"
+            found += (Field("hold_last", number_bits(most), means),)
+        return found
 
     def _external_fields(self, interval: int) -> tuple[Field, ...]:
         if not self.external:
@@ -568,9 +573,8 @@ def _encode_attention(
         "beat_heads": model.together,
         "beat_size": 0,
         "last_size": 0,
-        "sum_shape": 0,
-        "hold_last": 0,
     }
+    of_sums = {"sum_shape": 0, "hold_last": 0}
     if isinstance(one, WeightedSum):
         number = model.sum_shape(one)
         shape = model.sum_shapes[number]
@@ -579,9 +583,8 @@ def _encode_attention(
             "beat_heads": shape.heads,
             "beat_size": shape.size,
             "last_size": shape.last_size,
-            "sum_shape": number,
-            "hold_last": model.hold(one, count) - 1 if model.most_hold else 0,
         }
+        of_sums = {"sum_shape": number, "hold_last": model.hold(one, count) - 1}
     external: dict[str, int] = {}
     if model.external:
         external = {
@@ -611,6 +614,7 @@ def _encode_attention(
         "passes_last": passes - 1,
         "interval_last": interval - 1,
         **beat,
+        **{name: value for name, value in of_sums.items() if name in model.fields},
         "width": cache.width,
         "reach": min(one.window, model.capacity) - 1 if one.window else model.capacity - 1,
         "query_fp8": int(fmt == "fp8"),

@@ -20,9 +20,9 @@ pipeline, then the reduction network and the requantiser:
 - `weighted_sum`: after each KV head the sums of its query heads, some heads or a part of one in a
   beat (`durations.sum_beat`), while the array pauses. Heads lie one behind the other, so a beat may
   end in the next row, which has a write port of its own where that happens
-  (`AttentionModel.crosses`). The scales of the heads (probability scale over sum) are computed beside
-  the first steps, one a cycle. They are kept where those of the instruction before were, so none
-  comes before the last of these has been read; the first one is wanted `broadcast` and
+  (`AttentionModel.crosses`). The scales of the heads (probability scale over sum) are computed
+  beside the first steps, one a cycle. They are kept where those of the instruction before were, so
+  none comes before the last of these has been read; the first ones are wanted `broadcast` and
   `attention_pipeline` after the first head's last step, for which that step waits if it must
   (`durations.least_before_sums`).
 
@@ -679,13 +679,15 @@ class _Unit:
 
     def beat_counters(self, steps: _Steps) -> tuple[Signal, Signal]:
         """The end of a head's beats, and whether they are the last of the instruction."""
-        m, model, machine = self.m, self.model, self.machine
+        m, model = self.m, self.model
         self.trigger = trigger = (steps.slot_end & (~self.f["weighted"] | steps.block_end)).named(
             "trigger"
         )
         # What leaves is of an instruction that may have left the steps to the next one.
         self.b = b = {
-            name: self.f[name].delay(enable=trigger, name=f"beat_{name}") for name in _LEAVING
+            name: self.f[name].delay(enable=trigger, name=f"beat_{name}")
+            for name in _LEAVING
+            if name in self.f
         }
         self.lines: dict[str, list[Signal]] = {name: [signal] for name, signal in b.items()}
         weighted = b["weighted"]
@@ -785,12 +787,12 @@ class _Unit:
         shared = {name: s.delay(deep, name=f"unit_{name}") for name, s in shared.items()}
         shared["step"] = self.step.delay(deep, reset=0, name="unit_step")
         shared["query"] = query_bytes
-        firsts = [sum(one.beats for one in model.sum_shapes[:i])
-                  for i in range(len(model.sum_shapes))]  # fmt: skip
-        late = {
-            "dot_beat": beats.number,
-            "sum_beat": choose(self.b["sum_shape"], firsts) + beats.number,
-        }
+        sum_beat: Signal = beats.number
+        if len(model.sum_shapes) > 1:
+            counts = [one.beats for one in model.sum_shapes]
+            firsts = [sum(counts[:number]) for number in range(len(counts))]
+            sum_beat = choose(self.b["sum_shape"], firsts) + sum_beat
+        late = {"dot_beat": beats.number, "sum_beat": sum_beat}
         ports = {port.name: port for port in unit.ports}
         for name, signal in late.items():
             if name not in ports:
@@ -924,15 +926,16 @@ class _Unit:
         def control(of: tuple[int, ...]) -> dict[str, Signal]:
             """What lanes get whose element is of that head of a beat, in each shape."""
             if of not in controls:
-                which = self.late_field("sum_shape", self.early)
-                same = len(set(of)) == 1
-                lines = {
-                    name: [given[of[0]] if same else choose(which, [given[head] for head in of])]
-                    for name, given in (
-                        ("mantissa", [scale.mantissa for scale in scales]),
-                        ("exponent", [scale.exponent for scale in scales]),
-                    )
-                }
+                mantissa, exponent = (
+                    [scale[part] for scale in (scales[head] for head in of)] for part in (0, 1)
+                )
+                lines = {"mantissa": mantissa[:1], "exponent": exponent[:1]}
+                if len(set(of)) > 1:
+                    which = self.late_field("sum_shape", self.early)
+                    lines = {
+                        "mantissa": [choose(which, mantissa)],
+                        "exponent": [choose(which, exponent)],
+                    }
 
                 def late(name: str, cycles: int) -> Signal:
                     if name not in lines:
