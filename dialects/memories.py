@@ -9,9 +9,10 @@ A memory is rows of equal elements. Values of a token lie in four of them, by th
 | `scores`        | a score                     | each head                                      |
 | `probabilities` | a code of a probability     | each head                                      |
 
-Beside these lie two with one element a row: `code_scales` has the scale of the group that begins at
-the same row of `codes`; `heads` has scale and sum of a head of probabilities, which begins at row
-``rows of a head * entry``. A token's number is in a register of the token port, in no memory.
+Beside these lie three with one element a row: `code_scales` has the scale of the group that begins
+at the same row of `codes`; `heads` has scale and sum of a head of probabilities, which begins at
+row ``rows of a head * entry``; `largest` likewise the largest score of a head of scores. A token's
+number is in a register of the token port, in no memory.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
 from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores, Value
 
 VECTORS, CODES, SCORES, PROBABILITIES = "vectors", "codes", "scores", "probabilities"
-CODE_SCALES, HEADS = "code_scales", "heads"
+CODE_SCALES, HEADS, LARGEST = "code_scales", "heads", "largest"
 
-OF_VALUES = (VECTORS, CODES, CODE_SCALES, SCORES, PROBABILITIES, HEADS)
+OF_VALUES = (VECTORS, CODES, CODE_SCALES, SCORES, LARGEST, PROBABILITIES, HEADS)
 """All of them, in the order of their declarations."""
 
 CODE_BITS = 16
@@ -158,6 +159,9 @@ def of_values(rows: Mapping[str, int], lanes: int, capacity: int) -> dict[str, M
             found[name] = Memory(max(LEAST_ROWS, rows[name]), lanes, lane)
         elif name == CODE_SCALES and CODES in rows:
             found[name] = Memory(found[CODES].rows, 1, SCALE_BITS + EXPONENT_BITS)
+        elif name == LARGEST and SCORES in rows:
+            heads = rows[SCORES] // -(-capacity // lanes)
+            found[name] = Memory(max(LEAST_ROWS, heads), 1, FIXED_BITS)
         elif name == HEADS and PROBABILITIES in rows:
             heads = rows[PROBABILITIES] // -(-capacity // lanes)
             bits = SCALE_BITS + EXPONENT_BITS + SUM_BITS

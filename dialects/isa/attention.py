@@ -32,7 +32,10 @@ class QueryKey(
     meaning=(semantics.query_key, semantics.score_scale, elementwise.softcap, elementwise.scale),
     together=("cap", "cap_inverse", "log2e"),
 ):
-    """Scores of the cached tokens, in units of log2; with a soft cap where there is one."""
+    """Scores of the cached tokens, in units of log2; with a soft cap where there is one.
+
+    With them comes the largest score of each query head.
+    """
 
     query: V = read(Quantized)
     output: V = write(Scores)

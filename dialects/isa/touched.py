@@ -189,6 +189,9 @@ def touched(
             reads[one.scores] = _part(kind(one.scores), first, last, chip)
             writes[one.output] = _part(kind(one.output), first, last, chip)
             uses, leaves = _entries(one, beat, first, last)
+            if beat.number == 0:
+                # Only the least exponent of the scales is looked for.
+                reads = {}
             if beat.number == 1:
                 # The products with the values' scales take the scores' place.
                 writes = {one.scores: reads[one.scores]}

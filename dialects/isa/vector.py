@@ -197,7 +197,11 @@ class Softmax(
     queue=VECTOR,
     meaning=(semantics.softmax,),
 ):
-    """Powers of two of the scores times the values' scales: codes, their scale and their sum."""
+    """Powers of two of the scores times the values' scales: codes, their scale and their sum.
+
+    The first pass goes over the scales alone: for each head of the cache it finds the least
+    exponent. The largest score of each query head comes with the scores.
+    """
 
     scores: V = read(Scores)
     output: V = write(Probabilities)

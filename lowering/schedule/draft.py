@@ -13,8 +13,8 @@ from intaglio.dialects.isa.instruction import Instruction
 from intaglio.dialects.isa.touched import Touched
 from intaglio.dialects.timeline import Issue, Times
 
-Takes = Callable[[int], Times]
-"""What a beat takes, by how much of what the instruction's beats count it has."""
+Takes = Callable[[int, int], Times]
+"""What a beat takes, by how much of what the instruction's beats count it has, and its pass."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Draft:
     @property
     def times(self) -> Times:
         """What it takes."""
-        return self.takes(self.size)
+        return self.takes(self.size, self.beat.number)
 
     @property
     def flows(self) -> bool:

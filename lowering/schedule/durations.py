@@ -168,7 +168,8 @@ def adapter_beat(machine: Machine, shape: MatrixShape, *, floor: int) -> tuple[F
     Args:
         machine: the chip.
         shape: of the matrix.
-        floor: the longest `score_drain` of the program: scores leave before its results.
+        floor: the longest `score_drain` of the program, whose scores leave before its results; 0:
+            there are none.
     """
     return _adapter_beat(machine, adapter_product(machine, shape), floor)
 
@@ -182,9 +183,9 @@ def slot_beat(
 
 def _adapter_beat(machine: Machine, alone: Formula, floor: int) -> tuple[Formula, Formula]:
     fill = _adapter_fill(machine)
-    pace = alone + -fill
-    if floor > adapter_drain(machine):
-        pace = maximum(floor, pace)
+    pace, least = alone + -fill, adapter_least(machine, floor)
+    if least > adapter_drain(machine):
+        pace = maximum(least, pace)
     return pace, pace + fill
 
 
@@ -262,7 +263,7 @@ def vector_pass(machine: Machine, elements: int, groups: int, width: int) -> Tim
 
 
 def softmax_pass(machine: Machine, heads: int, window: int) -> Times:
-    """A pass over the scores of some query heads."""
+    """A pass over the scores of some query heads, or over the values' scales of some KV heads."""
     return _pass_times(machine, heads * attended(window, machine.vector_lanes))
 
 
@@ -390,10 +391,11 @@ def least_before_sums(
 ) -> int:
     """Cycles from the start of a weighted sum to the last step of its first KV head, at least.
 
-    Scores of what went before have left by then. The look-up of the first head's scale begins in
-    the cycle after the start and is there `table_lookup` later; it is wanted by the requantiser,
-    `broadcast` and `attention_pipeline` after that step, and the beat in between is one more. The
-    other heads follow in every cycle; where sums of several leave in one, they are waited for.
+    Scores of what went before have left by then, and their largest are found when it has finished.
+    The look-up of the first head's scale begins in the cycle after the start and is there
+    `table_lookup` later; it is wanted by the requantiser, `broadcast` and `attention_pipeline`
+    after that step, and the beat in between is one more. The other heads follow in every cycle;
+    where sums of several leave in one, they are waited for.
 
     Args:
         machine: the chip.
@@ -403,11 +405,35 @@ def least_before_sums(
         count: KV heads at hand.
     """
     heads, _ = sum_beat(machine, shared, width)
+    drain = sum_drain(machine, shared, width)
     late = shared - 1 - (shared - 1) // heads
     # Each KV head before has a step, and its beats.
-    late += (count - 1) * max(0, shared - 1 - sum_drain(machine, shared, width))
+    late += (count - 1) * max(0, shared - 1 - drain)
     first = machine.table_lookup + 2 - machine.broadcast - machine.attention_pipeline
-    return max(floor, max(0, first) + late)
+    return max(floor, _after_scores(machine, floor) - drain, max(0, first) + late)
+
+
+def _after_scores(machine: Machine, floor: int) -> int:
+    """Cycles from the start of what follows a query and keys to the end of its last drain, at
+    least: the largest scores are found before it has finished.
+
+    Args:
+        machine: the chip.
+        floor: as in `query_key_beat`.
+    """
+    return floor + machine.vector_reduce + 1 if floor else 0
+
+
+def adapter_least(machine: Machine, floor: int) -> int:
+    """Cycles from the start of an adapter's product to its last step, at least.
+
+    Scores of what went before have left by then, and their largest are found when it has finished.
+
+    Args:
+        machine: the chip.
+        floor: as in `query_key_beat`.
+    """
+    return max(floor, _after_scores(machine, floor) - adapter_drain(machine))
 
 
 def query_key_beat(
@@ -422,6 +448,8 @@ def query_key_beat(
     floor: int,
 ) -> tuple[Formula, Formula]:
     """Scores of some KV heads: until the next instruction, and to the results.
+
+    The largest score of a head is taken over the lanes of a row, as any maximum of the vector unit.
 
     Args:
         machine: the chip.
@@ -439,7 +467,7 @@ def query_key_beat(
     )
     drain = score_drain(machine, shared)
     pace = _over_tokens(machine, count, width, window, kv, max(work, drain, floor))
-    return pace, pace + _attention_way(machine) + drain
+    return pace, pace + _attention_way(machine) + drain + machine.vector_reduce
 
 
 def weighted_sum_beat(

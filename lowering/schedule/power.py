@@ -114,11 +114,11 @@ def _names(draft: Draft, instances: int) -> rom.Nodes:
 
 
 def _wake(slot: str, machine: Machine, onnx: rom.Nodes, waits: dict[str, int]) -> Draft:
-    return Draft(Wake(domain=slot), lambda _: Times(durations.wake(machine)), onnx, waits)
+    return Draft(Wake(domain=slot), lambda _, __: Times(durations.wake(machine)), onnx, waits)
 
 
 def _sleep(slot: str, machine: Machine, onnx: rom.Nodes, waits: dict[str, int]) -> Draft:
-    return Draft(Sleep(domain=slot), lambda _: Times(durations.sleep(machine)), onnx, waits)
+    return Draft(Sleep(domain=slot), lambda _, __: Times(durations.sleep(machine)), onnx, waits)
 
 
 def _matrix_count(block: DraftBlock, place: int) -> int:

@@ -22,7 +22,7 @@ from intaglio.dialects.isa.matrix import Embed, EmbedPosition, Matvec
 from intaglio.dialects.isa.queues import VECTOR
 from intaglio.dialects.isa.registry import INSTRUCTIONS
 from intaglio.dialects.isa.touched import groups_of, size_of
-from intaglio.dialects.isa.values import Value
+from intaglio.dialects.isa.values import Scores, Value
 from intaglio.dialects.isa.vector import Quantize, Softmax
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.program import plain_argument, value_of
@@ -31,7 +31,7 @@ from intaglio.dialects.tiling import Piece, step_floor
 from intaglio.dialects.timeline import Times
 from intaglio.lowering.buffers import name_of
 from intaglio.lowering.schedule import durations
-from intaglio.lowering.schedule.draft import Draft
+from intaglio.lowering.schedule.draft import Draft, Takes
 
 
 @dataclass
@@ -72,13 +72,13 @@ class Selector:
                     if isinstance(op, rom.EmbedOp)
                     else _named(EmbedPosition[SSAValue], op)
                 )
-                return Draft(does, lambda _: Times(duration, duration), op.onnx)
+                return Draft(does, lambda _, __: Times(duration, duration), op.onnx)
             case rom.QuantizeOp():
                 return self.quantize(op)
             case rom.AppendOp():
                 size = self.vector_bytes(name_of(op.cache))
 
-                def append(count: int) -> Times:
+                def append(count: int, _: int) -> Times:
                     pace, duration = durations.append_beat(self.machine, size, count=count)
                     return Times(duration, pace)
 
@@ -97,11 +97,11 @@ class Selector:
         if isinstance(type_, rom.AdapterType):
             does = _named(AdapterMatvec[SSAValue], op, input=dot.input)
             pace, duration = self.adapter_product(op, type_)
-            return Draft(does, lambda _: Times(duration, pace), op.onnx)
+            return Draft(does, lambda _, __: Times(duration, pace), op.onnx)
         pieces, shape = self.pieces_of(name_of(op.weights)), matrix_shape(type_)
         at_once = pieces[0].rows_per_step(self.machine)
 
-        def product(rows: int) -> Times:
+        def product(rows: int, _: int) -> Times:
             steps = -(-rows // at_once)
             pace, duration = durations.steps(self.machine, shape, pieces, steps, self.step_floor)
             return Times(duration, pace)
@@ -138,7 +138,7 @@ class Selector:
         does = _named(QueryKey[SSAValue], op, pre_shift=pre_shift(bits))
         sizes = query.groups.data, cache.heads.data, cache.width.data, does.window, kv
 
-        def scores(count: int) -> Times:
+        def scores(count: int, _: int) -> Times:
             pace, duration = durations.query_key_beat(
                 self.machine, *sizes, count=count, floor=self.score_floor
             )
@@ -154,7 +154,7 @@ class Selector:
         does = _named(WeightedSum[SSAValue], op, pre_shift=pre_shift(bits))
         sizes = source.heads.data, cache.heads.data, cache.width.data, does.window, kv
 
-        def sums(count: int) -> Times:
+        def sums(count: int, _: int) -> Times:
             pace, duration = durations.weighted_sum_beat(
                 self.machine, *sizes, count=count, floor=self.score_floor
             )
@@ -169,7 +169,8 @@ class Selector:
 
     @cached_property
     def score_floor(self) -> int:
-        """What a block of a query and keys takes at least (`durations.score_drain`)."""
+        """What a block of a query and keys takes at least (`durations.score_drain`); 0: there is
+        none."""
         return max(
             (
                 durations.score_drain(self.machine, query.groups.data // cache.heads.data)
@@ -179,7 +180,7 @@ class Selector:
                 for cache in (rom.resolved_type(found, found.keys, rom.KVType),)
                 if isinstance(query, rom.QuantizedType)
             ),
-            default=1,
+            default=0,
         )
 
     def vector(self, op: Operation) -> Draft:
@@ -193,10 +194,34 @@ class Selector:
         """A pass, or the passes, of the vector unit."""
         machine = self.machine
         if isinstance(does, Softmax):
-            return Draft(does, lambda n: durations.softmax_pass(machine, n, does.window), onnx)
+            return Draft(does, self.softmax(does), onnx)
         groups = groups_of(does, _kind)
         width = size_of(does, _kind, lambda _: 1) // groups
-        return Draft(does, lambda n: durations.vector_pass(machine, n, groups, width), onnx)
+        return Draft(does, lambda n, _: durations.vector_pass(machine, n, groups, width), onnx)
+
+    def softmax(self, does: Softmax[SSAValue]) -> Takes:
+        """The passes of a softmax: the first one has a group for each head of the cache."""
+        scores = _kind(does.scores)
+        assert isinstance(scores, Scores)
+        shared = scores.heads // self.cache_heads(does.values)
+
+        def softmax(heads: int, number: int) -> Times:
+            groups = heads if number else -(-heads // shared)
+            return durations.softmax_pass(self.machine, groups, does.window)
+
+        return softmax
+
+    def cache_heads(self, slot: str) -> int:
+        """Heads of the caches that a slot may be bound to, which are alike in this."""
+        name = next(iter(self.instances), dict[str, str]()).get(slot, slot)
+        (heads,) = {
+            one.type.heads.data
+            for one in self.module.ops
+            if isinstance(one, rom.CacheOp)
+            and isinstance(one.type, rom.KVType)
+            and one.sym_name.data == name
+        }
+        return heads
 
 
 _OF_OPERATORS = {f"rom.{one.opcode}": one for one in INSTRUCTIONS if one.queue == VECTOR}

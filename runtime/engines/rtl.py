@@ -38,7 +38,7 @@ from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, Scale
 from intaglio.dialects.hazards import Access
 from intaglio.dialects.isa import values
-from intaglio.dialects.isa.attention import OverTokens
+from intaglio.dialects.isa.attention import OverTokens, QueryKey
 from intaglio.dialects.isa.queues import REDUCTIONS, VECTOR
 from intaglio.dialects.isa.touched import passes_of
 from intaglio.dialects.isa.vector import Quantize, Sample
@@ -47,6 +47,7 @@ from intaglio.dialects.memories import (
     CODES,
     EXPONENT_BITS,
     HEADS,
+    LARGEST,
     PROBABILITIES,
     SCORES,
     VECTORS,
@@ -549,6 +550,13 @@ class RTLChip:
             case _:
                 raise CompilerBug(f"buffer {buffer} of kind {kind.kind} is in no memory")
 
+    def largest(self, buffer: str) -> Ints:
+        """The largest of each head's scores, as they were written: [heads]."""
+        first = self.layout.places.heads[buffer]
+        heads = self.program.value(buffer, values.Scores).heads
+        words = self.memory(LARGEST)[first : first + heads]
+        return words.view("<i4").reshape(heads).astype(np.int64)
+
     def write(
         self,
         buffer: str,
@@ -557,6 +565,8 @@ class RTLChip:
         part: tuple[int, int] | None = None,
     ) -> None:
         """Gives a buffer of numbers, scores or codes a value, as `read` gives it.
+
+        Scores get their largest, too.
 
         Args:
             buffer: its name.
@@ -585,6 +595,10 @@ class RTLChip:
         else:
             memory, heads = SCORES, self.program.value(buffer, values.Scores).heads
             depth = self.layout.places.score_rows
+            begin, end = part or (0, heads)
+            largest = value[begin:end].max(axis=1).astype("<i4").view(np.uint8)
+            entry = self.layout.places.heads[buffer] + begin
+            write_words(self.memory(LARGEST), entry, largest.reshape(end - begin, -1))
         rows = self._lanes(memory, row, heads * depth, 32).copy()
         rows.reshape(heads, -1)[:, first : first + value.shape[-1]] = value
         content = rows.astype("<i4").view(np.uint8).reshape(len(rows), -1)
@@ -959,7 +973,11 @@ def _compare_value(
             _compare_scale(check, where, value.quantized.scale, seen.quantized.scale, step, mine)
             check.value(where, "sum", value.total[0][mine], seen.total[mine], step)
         case _:
-            check.value(where, "element", np.asarray(value)[0][mine], np.asarray(seen)[mine], step)
+            want = np.asarray(value)[0][mine]
+            check.value(where, "element", want, np.asarray(seen)[mine], step)
+            if isinstance(one.does, QueryKey):
+                got = chip.largest(name)[mine]
+                check.value(where, "largest score", want.max(axis=1), got, step)
 
 
 def _compare_scale(

@@ -108,8 +108,8 @@ rom.step @decode context 128 {
 // BEATS:      "quantize" {{.*}} beat {of = 5 : i64, pass = 1 : i64, count = 16 : i64, entry = 2 : i64, more = 1 : i64}
 // BEATS:      "append" {{.*}} beat {of = 6 : i64, count = 1 : i64, more = 1 : i64}
 // BEATS:      "query_key" {{.*}} takes "{{.*}}tokens{{.*}}" every "{{.*}}tokens{{.*}}" beat {of = 10 : i64, count = 1 : i64, more = 1 : i64}
-// BEATS:      "softmax" {{.*}} every "2 * ceildiv(tokens, 16)" reduces "11 + 2 * ceildiv(tokens, 16)" beat {of = 11 : i64, count = 2 : i64, entry = [[E:[0-9]+]] : i64, more = 1 : i64}
-// BEATS:      "softmax" {{.*}} beat {of = 11 : i64, pass = 1 : i64, count = 2 : i64, entry = [[E]] : i64, more = 1 : i64}
+// BEATS:      "softmax" {{.*}} every "ceildiv(tokens, 16)" reduces "11 + ceildiv(tokens, 16)" beat {of = 11 : i64, count = 2 : i64, entry = [[E:[0-9]+]] : i64, more = 1 : i64}
+// BEATS:      "softmax" {{.*}} every "2 * ceildiv(tokens, 16)" reduces "11 + 2 * ceildiv(tokens, 16)" beat {of = 11 : i64, pass = 1 : i64, count = 2 : i64, entry = [[E]] : i64, more = 1 : i64}
 // BEATS:      "softmax" {{.*}} beat {of = 11 : i64, pass = 2 : i64, count = 2 : i64, entry = [[E]] : i64, more = 1 : i64}
 // BEATS:      "weighted_sum" {{.*}} beat {of = 12 : i64, count = 1 : i64, more = 1 : i64}
 // BEATS:      "quantize" {{.*}} beat {of = 13 : i64, {{.*}}count = {{.*}} more = 1 : i64}

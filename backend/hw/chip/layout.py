@@ -123,7 +123,7 @@ def layout_of(program: Program) -> Layout:
     heads = {
         name: one.row // program.rows_of_head
         for name, one in program.buffers.items()
-        if one.memory == memories.PROBABILITIES
+        if one.memory in (memories.SCORES, memories.PROBABILITIES)
     }
     row_bits = max(rows[name] for name in memories.OF_KIND.values()).bit_length()
     attention_model = AttentionModel(program, max(row_bits, 2), heads)
@@ -135,6 +135,7 @@ def layout_of(program: Program) -> Layout:
         program,
         constant_rows=constant_rows,
         score_rows=rows[memories.SCORES],
+        score_heads=rows[memories.LARGEST],
         probability_rows=rows[memories.PROBABILITIES],
         scale_rows=attention_model.kv.scale_depth,
     )

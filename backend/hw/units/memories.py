@@ -45,6 +45,8 @@ CODE_SCALES = Memory(memories.CODE_SCALES, parts=_SCALE)
 """A scale for each group of a quantised vector."""
 SCORES = Memory(memories.SCORES, FIXED_BITS, masked=True)
 """Scores of cached tokens, then numerators of the softmax."""
+LARGEST = Memory(memories.LARGEST, parts={"data": FIXED_BITS})
+"""Largest score of each head."""
 PROBABILITIES = Memory(memories.PROBABILITIES, CODE_BITS)
 """Codes that the softmax writes."""
 HEADS = Memory(memories.HEADS, parts={**_SCALE, "total": SUM_BITS})
@@ -54,5 +56,5 @@ CONSTANTS = Memory(constant_rom.CONSTANTS, FIXED_BITS)
 VALUE_SCALES = Memory("value_scales", 8 * SCALE_BYTES)
 """Scales of cached vectors; inside the attention unit."""
 
-SHARED = (VECTORS, CODES, CODE_SCALES, SCORES, PROBABILITIES, HEADS, CONSTANTS)
+SHARED = (VECTORS, CODES, CODE_SCALES, SCORES, LARGEST, PROBABILITIES, HEADS, CONSTANTS)
 """Those that the chip has beside its units, in order."""

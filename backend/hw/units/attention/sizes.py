@@ -35,7 +35,7 @@ from intaglio.dialects.fixed_point import Scale as ConstantScale
 from intaglio.dialects.formulas.softmax import SCORE_FRAC
 from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.cache import Append
-from intaglio.dialects.isa.values import Probabilities, Quantized
+from intaglio.dialects.isa.values import Probabilities, Quantized, Scores
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import EXPONENT_BITS
 from intaglio.dialects.semantics import query_key_bits, weighted_sum_bits
@@ -98,8 +98,9 @@ class AttentionModel:
     Attributes:
         program: the program.
         row_bits: width of the rows of the memories outside.
-        heads_of: first entry of each probability buffer in the file of scales and sums; at the
-            buffer's first row where it is not given.
+        heads_of: first entry of each buffer of scores in the file of their largest, of each of
+            probabilities in that of scales and sums; at the buffer's first row where it is not
+            given.
     """
 
     program: Program
@@ -113,11 +114,15 @@ class AttentionModel:
 
     @property
     def head_bits(self) -> int:
-        """Width of the entries' numbers in the file of scales and sums."""
+        """Width of the entries' numbers in the files of heads."""
         if not self.heads_of:
             return self.row_bits
-        value = self.program.value
-        ends = (first + value(name, Probabilities).heads for name, first in self.heads_of.items())
+        kinds = {name: self.program.buffers[name].type for name in self.heads_of}
+        ends = (
+            self.heads_of[name] + kind.heads
+            for name, kind in kinds.items()
+            if isinstance(kind, Scores | Probabilities)
+        )
         return index_bits(max(ends))
 
     @cached_property
@@ -217,14 +222,14 @@ class AttentionModel:
 
     @cached_property
     def floor(self) -> int:
-        """Cycles until the scores of a block have left, of the slowest that there are."""
+        """Cycles until the scores of a block have left, of the slowest that there are; 0: none."""
         return max(
             (
                 durations.score_drain(self.machine, self.query_heads(one) // cache.heads)
                 for one, cache in self._uses
                 if isinstance(one, QueryKey)
             ),
-            default=1,
+            default=0,
         )
 
     def hold(self, one: WeightedSum[str], count: int) -> int:
@@ -368,7 +373,11 @@ class AttentionModel:
                 Field("source", self.row_bits, "first row of the codes that are read"),
                 Field("source_stride", self.row_bits, "rows from a head to the next one"),
                 Field("entry", self.row_bits, "first entry of the scales of those codes"),
-                Field("head", self.head_bits, "first entry of the probabilities' scales and sums"),
+                Field(
+                    "head",
+                    self.head_bits,
+                    "first entry of its heads in their file",
+                ),
                 Field("target", self.row_bits, "first row of the result"),
                 Field("lane", index_bits(machine.vector_lanes), "lane of the first sum there"),
                 Field("target_stride", self.row_bits, "rows of scores from a head to the next one"),
@@ -560,9 +569,9 @@ def _encode_attention(
     else:
         frac = program.fraction(one.output)
     first, count = instruction.beat.of(cache.heads)
-    entry = model.heads_of.get(source, row)
     stride, scale_rows = token_rows if weighted else vector_rows, _scale_rows(place)
     target, lane = program.row_of(one.output, instruction), 0
+    of_heads, at = (source, row) if weighted else (one.output, target)
     if weighted:
         more, lane = divmod(first * shared * cache.width, machine.vector_lanes)
         target += more
@@ -584,7 +593,7 @@ def _encode_attention(
             "beat_size": shape.size,
             "last_size": shape.last_size,
         }
-        of_sums = {"sum_shape": number, "hold_last": model.hold(one, count) - 1}
+        of_sums = {"sum_shape": number, "hold_last": max(0, model.hold(one, count) - 1)}
     external: dict[str, int] = {}
     if model.external:
         external = {
@@ -598,7 +607,7 @@ def _encode_attention(
         "source": row + first * shared * stride,
         "source_stride": stride,
         "entry": 0 if weighted else row + first * shared,
-        "head": entry + first * shared if weighted else 0,
+        "head": model.heads_of.get(of_heads, at) + first * shared,
         "target": target,
         "lane": lane,
         "target_stride": 0 if weighted else token_rows,

@@ -16,7 +16,9 @@ pipeline, then the reduction network and the requantiser:
   beat those of one query head (more beats where there are more H-Units than results a cycle), or
   of several that share the KV head where all their results fit in a cycle
   (`AttentionModel.together`). Heads lie in rows of their own, so each of them has a write port.
-  Only tokens that the query sees (up to the position, within the window) are written.
+  Only tokens that the query sees (up to the position, within the window) are written. The largest
+  of a head's follows its last ones: it is taken over the lanes of a beat in `vector_reduce`
+  cycles, like any maximum of the vector unit, and kept from block to block.
 - `weighted_sum`: after each KV head the sums of its query heads, some heads or a part of one in a
   beat (`durations.sum_beat`), while the array pauses. Heads lie one behind the other, so a beat may
   end in the next row, which has a write port of its own where that happens
@@ -31,8 +33,8 @@ pipeline, then the reduction network and the requantiser:
 steps need is held from the start on, what the beats need is taken with the last step of their
 block, and what the requantiser needs goes with the beat. Scores that leave never meet what follows:
 a block of `query_key` takes at least as long as the longest drain of scores of the program
-(`AttentionModel.floor`), and so does the first head of a `weighted_sum`. So instructions finish in
-the order in which they start.
+(`AttentionModel.floor`), and so does the first head of a `weighted_sum`. Its sums come after the
+largest scores of what went before. So instructions finish in the order in which they start.
 
 **External memory.** With `kv_on_die` the keys and values of later tokens come from external memory,
 a block of `h_units` tokens of a KV head at a time, into buffers in the H-Units, from the start of
@@ -92,6 +94,7 @@ __all__ = ["AttentionModel", "attention_unit", "encode"]
 _LEAVING = (
     "weighted",
     "entry",
+    "head",
     "target",
     "target_stride",
     "shared",
@@ -136,8 +139,9 @@ def attention_unit(design: Design, model: AttentionModel) -> ModuleBuilder:
       head), `head_mantissa`, `head_exponent`, `head_total`: scale and sum of a head.
     - `score<i>_enable`, `score<i>_row`, `score<i>_data` (W of 32 bits), `score<i>_lanes` (which of
       them): write ports of scores, one for each of the heads that leave together; they never meet
-      in a row. `result_...` likewise: write port of the vector memory; `spill_...`, if any, of the
-      next row.
+      in a row. `largest<i>_enable`, `largest<i>_row` (first entry plus number of the head),
+      `largest<i>_data`: the largest of a head's scores. `result_...` as for scores: write port of
+      the vector memory; `spill_...`, if any, of the next row.
     - `value_scale_row`, `value_scale_data`: W scales of cached vectors, for softmax (see `kv`).
     - `external_read_address`, `external_read_data`, `external_write_...`: `kv.external_kv`, where
       tokens are in external memory; data come `external_latency` cycles after the address.
@@ -617,8 +621,12 @@ class _Unit:
         busy = m.register("busy", 1)
         busy.drive(start | (busy & ~over))
         m.output("attention_ready", ~busy | over)
-        done = (beat_end & final).delay(self.early + self.late, reset=0, name="attention_done")
-        m.output("attention_done", done)
+        last = beat_end & final
+        delay = self.early + self.late
+        summed = (last & self.beats.weighted).delay(delay, reset=0, name="summed_done")
+        delay += machine.vector_reduce
+        scored = (last & ~self.beats.weighted).delay(delay, reset=0, name="scored_done")
+        m.output("attention_done", summed | scored)
 
     def steps(self, start: Signal, first: Signal, waiting: Signal) -> _Steps:
         """Counters of steps from the inside to the outside; `kv` and `base` are driven later.
@@ -914,7 +922,55 @@ class _Unit:
             m.output(f"{name}_data", cat(*[values[i % count] for i in reversed(range(self.width))]))
             m.output(f"{name}_lanes", cat(*reversed(enables)))
             saturated += [mux(e, flags[i % count], 0) for i, e in enumerate(enables)]
+            there = [cat(*enables[i::count]).any() for i in range(count)]
+            self.largest(beats, head, heads[head], values, there)
         return add_all(saturated)
+
+    def largest(
+        self,
+        beats: _Beats,
+        number: int,
+        on: Signal,
+        scores: Sequence[Signal],
+        there: Sequence[Signal],
+    ) -> None:
+        """The largest score of each head that leaves at one of the places of a beat.
+
+        Args:
+            beats: in the controller.
+            number: of the place.
+            on: a head of theirs leaves there.
+            scores: of a beat, when they are written.
+            there: which of them count.
+        """
+        m, model, b = self.m, self.model, self.b
+        name, delay = f"largest{number}", self.early + self.late
+        lowest = -(1 << (FIXED_BITS - 1))
+
+        def maximum(*given: Signal) -> Signal:
+            return tree(given, lambda x, y: larger(x, y).cut())
+
+        given = [
+            mux(one, score.as_signed(), lowest) for one, score in zip(there, scores, strict=True)
+        ]
+        depth = self.machine.vector_reduce - 1
+        (value,) = pipelined(maximum, given, depth).outputs
+        delay += depth
+        opens = (beats.block == (beats.first >> self.unit_log)) & (beats.part == 0)
+        closes = (beats.block == self.last_block) & (beats.part == self.parts - 1)
+        opens = opens.delay(delay, name=f"{name}_opens")
+        kept: list[Signal] = []
+        for group in range(-(-model.shared // self.together)):
+            here = (on & (beats.number == group)).delay(delay, reset=0, name=f"{name}_here")
+            register = m.register(f"{name}_of{group}", FIXED_BITS, True)
+            register.drive(mux(opens, value, larger(register, value)), here)
+            kept.append(register)
+        entry = self.fit(b["head"] + beats.head + number, model.head_bits)
+        written = delay + 1
+        which = beats.number.delay(written, name=f"{name}_which")
+        m.output(f"{name}_enable", (on & closes).delay(written, reset=0, name=f"{name}_over"))
+        m.output(f"{name}_row", entry.delay(written, name=f"{name}_row"))
+        m.output(f"{name}_data", choose(which, kept))
 
     def sums(self, lane: ModuleBuilder, beats: _Beats, sums: list[Signal]) -> tuple[Signal, Signal]:
         """Beats of weighted_sum, from the units' sums to the vector memory; saturations, enable."""

@@ -50,7 +50,7 @@ FIELDS = Fields(
         Field("operation", (len(PASSES) - 1).bit_length(), "number in `PASSES`"),
         # Rows are those of the memory that the operation means.
         Field("read0", 20, "first row of what is read"),
-        Field("read1", 20, "first row of the second operand"),
+        Field("read1", 20, "first row of the second operand; first entry of the scores' largest"),
         Field("write", 20, "first row of what is written"),
         Field("constant0", 20, "first row of the first constants; of a cache's scales"),
         Field("constant1", 20, "first row of the second constants; first entry of the heads"),
@@ -95,7 +95,8 @@ class Places:
     """Where the chip keeps what is no value: first rows.
 
     Attributes:
-        heads: of each probabilities buffer, its first entry in the file of scales and totals.
+        heads: of each buffer of probabilities, its first entry in the file of scales and totals; of
+            each of scores, in that of the largest.
         value_scales: of each cache with scales of its tokens in the value scale memory.
         score_rows: rows of a head in score and probability memory.
     """
@@ -439,17 +440,22 @@ class _Encoder:
         cache = self.program.caches[one.values]
         first, count = self.instruction.beat.of(heads)
         shared = heads // cache.heads
-        if first % shared:
-            raise CompilerBug(f"a beat of softmax begins at head {first}, {shared} share scales")
+        if first % shared or count % shared:
+            raise CompilerBug(
+                f"a beat of softmax has heads {first} to {first + count}, {shared} share scales"
+            )
+        # The first pass has a group for each head of the cache.
+        together = 1 if self.instruction.beat.number else shared
         stride = self.places.score_rows * self.lanes
         values = {
             "read0": self.row(one.scores),
+            "read1": self.places.heads[one.scores] + first,
             "write": self.row(one.output),
             "constant1": self.places.heads[one.output] + first,
             "entry": self.instruction.beat.entry + first,
             "opens": 1,
             "closes": 1,
-            "groups": count,
+            "groups": count // together,
             "first_word": first * stride,
             "group_words": stride,
             "number_format": FORMAT_CODES[fmt.name],

@@ -12,6 +12,7 @@ from intaglio.backend.hw.units.memories import (
     CODES,
     CONSTANTS,
     HEADS,
+    LARGEST,
     PROBABILITIES,
     SCORES,
     VALUE_SCALES,
@@ -108,6 +109,7 @@ class VectorUnit(Unit):
             yield row(CONSTANTS, "constant1", "address")
         if self._has(SOFTMAX):
             yield row(SCORES, "score", "address")
+            yield row(LARGEST, "largest", "address")
             yield row(VALUE_SCALES, "value_scale", "address")
 
     def _writes(self) -> Iterator[Bundle]:

@@ -35,6 +35,7 @@ class VectorShape:
         rows: of the vector memory (and of the memory of quantised vectors).
         constant_rows: of the constant ROM.
         score_rows: of the score memory.
+        score_heads: entries of the file of their largest.
         probability_rows: of the memory of probabilities.
         scale_rows: of the memory of value scales.
         scales: entries of the files of scales.
@@ -49,6 +50,7 @@ class VectorShape:
     rows: int
     constant_rows: int
     score_rows: int
+    score_heads: int
     probability_rows: int
     scale_rows: int
     scales: int
@@ -60,6 +62,7 @@ class VectorShape:
         *,
         constant_rows: int,
         score_rows: int,
+        score_heads: int,
         probability_rows: int,
         scale_rows: int,
     ) -> VectorShape:
@@ -90,6 +93,7 @@ class VectorShape:
             rows,
             constant_rows,
             score_rows,
+            score_heads,
             probability_rows,
             scale_rows,
             rows + groups,

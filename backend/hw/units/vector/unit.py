@@ -18,8 +18,8 @@ file, `vector_reduce` cycles later, and where the scalar tables are wanted, what
 | quantize, static | codes                                                                      |
 | rms_norm         | largest magnitude; sum of squares (scalars); result                        |
 | layer_norm       | sum; then as rms_norm                                                      |
-| softmax          | largest score and least exponent; numerators, their sum and the largest    |
-|                  | product with a value's scale, products back into the score memory          |
+| softmax          | least exponent of each key-value head; numerators, their sum and the       |
+|                  | largest product with a value's scale, products back into the score memory  |
 |                  | (scalars); codes                                                           |
 | sample           | largest element and its index                                              |
 
@@ -87,7 +87,7 @@ def build_vector(design: Design, machine: Machine, shape: VectorShape) -> Module
     Inputs: `start` with all `FIELDS` and `position` in the same cycle, in which `ready` must be 1;
     the data of the memories, one cycle after their addresses (`vector0_data`, `vector1_data`,
     `constant0_data`, `constant1_data`, `score_data`, `value_scale_data`: mantissa in bits 0 to 23,
-    exponent above, 32 bits a lane; lane 0 lowest).
+    exponent above, 32 bits a lane; lane 0 lowest; `largest_data`: the largest score of a head).
 
     Outputs: the addresses; the write ports `vector_write` and `score_write` (32 bits a lane),
     `code_write` (quantised vectors) and `probability_write` (16 bits a lane), each with
@@ -174,6 +174,7 @@ class _Vector:
         m, op = self.m, self.operation
         norms = NORMS
         self.softmax, self.weighing = op(SOFTMAX), op(SOFTMAX, number=1)
+        self.peaking = op(SOFTMAX, number=0)
         self.norm, self.layer = op(*norms), op(LAYER_NORM)
         self.rotary, self.sample, self.quantize = op(ROTARY), op(SAMPLE), op(QUANTIZE)
         self.squaring = op(*norms, last=1)
@@ -231,15 +232,22 @@ class _Vector:
         self.first_beat, self.last_beat, self.last_group = j == 0, last_row, last_group
         m.output("ready", ~issuing | over)
 
-        # Query heads that share a key-value head read the same scales.
+        # Query heads that share a key-value head read the same scales, and their least exponent at
+        # the entry of the first of them.
         self.scale_row: Signal = m.constant(0)
+        self.least_entry: Signal = m.constant(0)
         if self.features.has(SOFTMAX):
             count, row = m.register("sharing", 8), m.register("scale_row", 20)
-            turn = step & ((count + 1) == fields["shared"])
+            entry = m.register("sharing_entry", self.entry_bits)
+            turn = step & (self.peaking | ((count + 1) == fields["shared"]))
             count.drive(mux(fresh | turn, 0, mux(step, (count + 1).truncate(8), count)))
             lower = (row + fields["scale_stride"]).truncate(20)
             row.drive(mux(fresh, 0, mux(turn, lower, row)))
-            self.scale_row = row
+            following = mux(turn, (entry + fields["shared"]).truncate(self.entry_bits), entry)
+            opening = (self.raw["entry"] + 0).truncate(self.entry_bits)
+            entry.drive(mux(fresh, opening, following))
+            self.scale_row, self.least_entry = row, entry
+            self.entry = mux(self.peaking, entry, self.entry)
 
     # Addresses
 
@@ -290,6 +298,8 @@ class _Vector:
         if self.has_softmax:
             here = mux(self.softmax, fields["read0"] + row, 0)
             self.address("score", self.shape.score_rows, here)
+            head = mux(self.weighing, fields["read1"] + self.group, 0)
+            self.address("largest", self.shape.score_heads, head)
             scales = fields["constant0"] + self.scale_row + self.first_row + self.j
             wanted = self.softmax & ~fields["static_scale"]
             self.address("value_scale", self.shape.scale_rows, mux(wanted, scales, 0))
@@ -321,8 +331,9 @@ class _Vector:
         constants = features.has(ROTARY, *NORMS)
         cos = self.lanes_of("constant0") if constants else empty
         sin = self.lanes_of("constant1") if constants else empty
-        mantissa, exponent = empty, empty
+        mantissa, exponent, top = empty, empty, m.constant(0)
         if features.has(SOFTMAX):
+            top = m.input("largest_data", FIXED_BITS).as_signed()
             scores, scales = self.lanes_of("score"), self.lanes_of("value_scale")
             softmax = self.softmax.delay(name="softmax_now")
             x = [mux(softmax, score, one) for score, one in zip(scores, x, strict=True)]
@@ -338,7 +349,7 @@ class _Vector:
             "z": self.z,
             "factor": self.factor,
             "half": self.half,
-            "top": self.top.truncate(FIXED_BITS, True),
+            "top": top,
             "least": self.least,
             "centre": self.centre,
         }
@@ -419,7 +430,7 @@ class _Vector:
         constant = m.constant(0)
         self.writes: dict[str, Wire] = {}
         self.new: dict[str, Wire] = {}
-        self.z, self.top, self.factor, self.half = constant, constant, constant, constant
+        self.z, self.factor, self.half = constant, constant, constant
         self.least, self.centre = constant, constant
         self.found: dict[str, Signal] = {}
         """What lookups read."""
@@ -429,13 +440,16 @@ class _Vector:
             self.looked_entry = m.wire("looked_entry", self.entry_bits)
             parts = {"z": (7, True), "top": (features.top_bits, True)}
             word = self.file("tops", parts)
-            self.z, self.top = word["z"], word["top"]
+            self.z = word["z"]
             word = self.file("scalars", {"factor": (24, False), "half": (6, True)}, written=True)
             self.factor, self.half = word["factor"], word["half"]
         if norms or features.has(SOFTMAX):
             _ = self.file("sums", {"sum": (SUM_BITS, True)}, by_rows=False)
         if features.has(SOFTMAX):
-            self.least = self.file("leasts", {"least": (memories.EXPONENT_BITS, True)})["least"]
+            parts = {"least": (memories.EXPONENT_BITS, True)}
+            self.least_read = m.wire("least_read", self.entry_bits)
+            entries = self.least_entry, self.least_read
+            self.least = self.file("leasts", parts, entries=entries)["least"]
         if features.has(LAYER_NORM):
             # Where the mean is not taken off there is none.
             centre = self.file("centres", {"centre": (46, True)})["centre"]
@@ -452,6 +466,7 @@ class _Vector:
         *,
         written: bool = False,
         by_rows: bool = True,
+        entries: tuple[Signal, Signal] | None = None,
     ) -> dict[str, Signal]:
         """A memory of a word a group; what it has of the group of this cycle's row.
 
@@ -460,13 +475,15 @@ class _Vector:
             parts: of a word: width, and whether it is signed.
             written: by the lookups, which then do not read it.
             by_rows: rows read it; else the lookups alone.
+            entries: that rows and lookups read, if not those of the row's group.
         """
         self.writes[name] = self.m.wire(f"write_{name}", 1)
         for part, (width, signed) in parts.items():
             self.new[part] = self.m.wire(f"new_{part}", width, signed)
         word = cat(*reversed([self.new[part] for part in parts]))
         where = self.looked_entry if written else self.write_entry
-        reads = [*([self.entry] if by_rows else []), *([] if written else [self.write_entry])]
+        of_rows, of_lookups = (self.entry, self.write_entry) if entries is None else entries
+        reads = [*([of_rows] if by_rows else []), *([] if written else [of_lookups])]
         depth = 1 << self.entry_bits
         found = self.m.ram(name, depth, word.width, reads, [Write(where, word, self.writes[name])])
         split: list[dict[str, Signal]] = []
@@ -500,6 +517,8 @@ class _Vector:
         self.entry_left = left.extend(self.entry_bits, False)
         if self.new:
             self.write_entry.assign(self.later(self.entry_left, front + 1, "reduce_entry"))
+        if features.has(SOFTMAX):
+            self.least_read.assign(self.later(self.least_entry, front + 1, "least_entry"))
         results = self.results_of_lanes
         zero = m.constant(0)
 
@@ -511,7 +530,7 @@ class _Vector:
             """A flag of the pass, where its rows are reduced."""
             return valid & self.later(signal, front, f"{name}_reduced")
 
-        topping = self.ranging | self.weighing | self.operation(SOFTMAX, number=0) | self.leaving
+        topping = self.ranging | self.weighing | self.leaving
         if features.has(*NORMS, QUANTIZE, SOFTMAX, SAMPLE):
             width = features.top_bits
             tops = [one["top_part"] for one in results]
@@ -571,11 +590,10 @@ class _Vector:
                 return tree(given, lambda a, b: smaller(a, b).cut())
 
             (part,) = pipelined(minimum, used, depth).outputs
-            peaking = self.operation(SOFTMAX, number=0)
             least = m.register("least_exponent", memories.EXPONENT_BITS, True)
-            least.drive(smaller(mux(first, _FAR, least), part), reducing(peaking, "least"))
+            least.drive(smaller(mux(first, _FAR, least), part), reducing(self.peaking, "least"))
             self.new["least"].assign(least)
-            self.writes["leasts"].assign(behind(peaking, "peak"))
+            self.writes["leasts"].assign(behind(self.peaking, "peak"))
         self.look_up(zero, last, front + 1)
 
     def look_up(self, zero: Signal, last: Signal, over: int) -> None:

@@ -200,7 +200,7 @@ def test_other_chips(model: Callable[[str], Path], tmp_path: Path, target: str, 
     refused = 0
     for seed in range(12):
         try:
-            program = edited(with_a_weaker_wait(content, seed), tmp_path)
+            program = edited(with_a_weaker_wait(content, seed, new=True), tmp_path)
         except UserError:
             refused += 1
         else:

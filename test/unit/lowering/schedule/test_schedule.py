@@ -294,7 +294,7 @@ class Replay:
         assert beat.ends == (beat.number == passes - 1 and first + count == one.size)
         self.reduce(one, passes)
         uses = {role: one.bound[name(slot)] for role, slot in op.uses.data.items()}
-        read = tuple(self.read(b, found.reads[b]) for b in op.does.reads)
+        read = tuple(self.read(b, found.reads[b]) for b in op.does.reads if b in found.reads)
         used = tuple(sorted(uses.values()))
         term: Term
         match op.opcode.data:
@@ -311,6 +311,10 @@ class Replay:
                 cache = uses["keys" if opcode == "query_key" else "values"]
                 (seen,) = {self.caches.get((cache, head)) for head in range(*heads)}
                 term = (opcode, read, used, seen)
+            case "softmax" if not beat.number:
+                # It goes over the scales of the values alone.
+                assert not read and not found.writes and found.read_caches
+                return
             case "softmax":
                 (scores,) = read
                 if beat.number == 1:

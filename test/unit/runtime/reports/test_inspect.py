@@ -136,8 +136,12 @@ def test_positions_can_be_chosen(compiled):
         inspect_json(compiled("llama"), [128])
 
 
-def test_cycles_with_and_without_an_adapter(slotted: Path, compiled):
-    """Positions are those of rank 0; the adapter's are those of every slot filled."""
+def test_cycles_with_and_without_an_adapter(model, tmp_path: Path, compiled):
+    """Positions are those of rank 0; the adapter's are those of every slot filled. H-Units that are
+    narrower than vectors need several cycles for a row."""
+    narrow = ("h_unit.attention_lanes=4", "h_unit.kv_port_bytes=4")
+    options = Options("roma-mini", narrow, context=64, adapter_rank=4)
+    slotted = compile_model(model("llama"), tmp_path / "out", options).folder
     content, program = inspect_json(slotted), load_program(slotted)
     adapter = content["adapter"]
     assert adapter["rank"] == 4 and adapter["sites"] == len(program.sites)

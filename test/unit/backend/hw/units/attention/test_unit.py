@@ -297,6 +297,11 @@ def bench(model: AttentionModel) -> str:
             for user in users
         ]  # fmt: skip
         m.ram(name, ROWS, 32 * lanes, [], writes, parts=lanes)
+    writes = [
+        Write(fit(f"largest{i}_row"), *(out[f"largest{i}_{port}"] for port in ("data", "enable")))
+        for i in together
+    ]
+    m.ram("largest", ROWS, 32, [], writes)
     if model.external:
         module = kv.external_kv(design, model.machine, model.kv.external_depth)
         inputs = {
@@ -435,6 +440,10 @@ class Bench:
         raw = kv.word_bytes(np.ascontiguousarray(self.chip.memory(memory)), 4 * self.lanes)
         return np.ascontiguousarray(raw).view(np.int32).astype(np.int64)
 
+    def largest(self) -> npt.NDArray[np.int64]:
+        """The file of the scores' largest."""
+        return self.chip.memory("largest").view(np.int32).astype(np.int64)
+
     def of(self, words: npt.NDArray[np.int64], name: str, groups: int) -> npt.NDArray[np.int64]:
         """The groups of a buffer, each in rows of its own: a view [groups, elements] of `words`."""
         size = self.case.capacity if groups else 0
@@ -503,7 +512,11 @@ class Checked:
         return Scale(scale.mantissa[:, seen], scale.exponent[:, seen])
 
     def attend(
-        self, position: int, scores: npt.NDArray[np.int64], results: npt.NDArray[np.int64]
+        self,
+        position: int,
+        scores: npt.NDArray[np.int64],
+        largest: npt.NDArray[np.int64],
+        results: npt.NDArray[np.int64],
     ) -> tuple[int, int]:
         """New query and probabilities; puts into copies of the memories what must come of them.
 
@@ -531,6 +544,7 @@ class Checked:
             for operator, reals in (("softcap", (inverse, cap)), ("scale", (log2e,))):
                 found = semantics.operator(operator, found, given=reals, saturations=counters[0])
         bench.of(scores, "scores" + name, one.heads)[:, seen] = found
+        largest[bench.row["scores" + name] :][: one.heads] = found.max(axis=1)
 
         # Codes beyond the tokens that count are garbage, and must not.
         p, total = semantics.softmax(found, self.scales("v", seen), machine.probabilities)
@@ -573,16 +587,21 @@ def test_attention(case: Case) -> None:
             continue
         bench.run(position, bench.cut(*keys))
         wanted = {name: bench.words(name) for name in ("scores", "results")}
-        counts = [one.attend(position, wanted["scores"], wanted["results"]) for one in both]
+        largest = bench.largest()
+        counts = [
+            one.attend(position, wanted["scores"], largest, wanted["results"]) for one in both
+        ]
         # Values of this token arrive while its scores are computed.
         bench.run(position, bench.cut(*values_), bench.cut(*scores))
         saturated += sum(count for count, _ in counts)
         np.testing.assert_array_equal(bench.words("scores"), wanted["scores"])
+        np.testing.assert_array_equal(bench.largest(), largest)
         assert bench.chip.get("saturated") == saturated
         bench.run(position, bench.cut(*sums, *scores))
         saturated += sum(map(sum, counts))
         for name, words in wanted.items():
             np.testing.assert_array_equal(bench.words(name), words)
+        np.testing.assert_array_equal(bench.largest(), largest)
         assert bench.chip.get("saturated") == saturated
     assert (saturated > 0) == (case.factor > 0.1)
     for one in both:

@@ -111,6 +111,7 @@ def shape_of(parts: Parts, rotary: int = 14) -> VectorShape:
         rows=ROWS,
         constant_rows=ROWS,
         score_rows=ROWS,
+        score_heads=ROWS,
         probability_rows=ROWS,
         scale_rows=ROWS,
         scales=ROWS,
@@ -151,6 +152,7 @@ def bench(machine: Machine, parts: Parts = EVERYTHING, rotary: int = 14) -> Desi
     write = Write(out["score_write_address"], out["score_write_data"], out["score_write_enable"])
     (read,) = m.ram("score_memory", ROWS, words, [out["score_address"]], [write])
     data["score_data"].assign(read)
+    data["largest_data"].assign(m.rom("largest_memory", ROWS, 32, out["largest_address"]))
     for name in ("code", "probability"):
         write = Write(*(out[f"{name}_write_{part}"] for part in ("address", "data", "enable")))
         _memory(m, f"{name}_memory", 16 * machine.vector_lanes, write)
@@ -685,7 +687,7 @@ def test_softmax(unit: Unit, fmt: str, window: int, static: bool) -> None:
     rows = -(-POSITIONS // lanes)
     heads, kv_heads = 4, 2
     names = Places(
-        heads={"out": 9},
+        heads={"x": 20, "out": 9},
         value_scales={"v": 4},
         score_rows=rows,
     )
@@ -703,6 +705,8 @@ def test_softmax(unit: Unit, fmt: str, window: int, static: bool) -> None:
             exponent = rng.integers(14, 60, mantissa.shape)
             memory = unit.memory("score_memory", "<i4")[2 : 2 + heads * rows]
             memory.reshape(heads, -1)[:, :POSITIONS] = scores
+            largest = unit.memory("largest_memory", "<i4")[20 : 20 + heads, 0]
+            largest[:] = scores[:, first : position + 1].max(axis=1)
             memory = unit.memory("value_scale_memory", "<u4")[4 : 4 + kv_heads * rows]
             memory.reshape(kv_heads, -1)[:, :POSITIONS] = mantissa | exponent << 24
             cache = Cache("v", POSITIONS, kv_heads, 1, "int8", 0)
