@@ -104,6 +104,16 @@ def _input(step: Step, report: Report, port: Port, tokens: Port | None) -> Value
             return positions
         own = {"@1": axis_index(0)}
         return Field((step.sequence,), substitute(positions.term, own, {}), positions.dtype)
+    if integral and is_position(name) and rank == 3 and isinstance(port.dims[0], int):
+        # Of images and videos each axis has positions of its own; those of text are equal.
+        report.warnings.append(
+            f"input '{name}' has {port.dims[0]} positions for each token, as of images: the chip "
+            "takes text, for which they are equal"
+        )
+        positions = token_index(step)
+        own = {"@1": axis_index(2)}
+        dims = (expression(port.dims[0]), *positions.dims)
+        return Field(dims, substitute(positions.term, own, {}), positions.dtype)
     if (integral or port.dtype == "BOOL") and is_mask(name) and rank == 2:
         if isinstance(port.dims[1], int):
             report.error(

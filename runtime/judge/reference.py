@@ -205,7 +205,9 @@ class Reference:
         if ports.positions is not None:
             positions = np.arange(self.position, total, dtype=ports.positions.dtype)
             rank = len(ports.positions.dims)
-            feeds[ports.positions.name] = positions.reshape(count) if rank == 1 else positions[None]
+            # Of text, positions along all axes of images are equal.
+            lead = (ports.positions.dims[0], 1) if rank == 3 else (1,) * (rank - 1)
+            feeds[ports.positions.name] = np.broadcast_to(positions, (*lead, count))
         wanted = [
             ports.logits.name,
             *(present.name for _, present in ports.caches),
@@ -460,7 +462,7 @@ def _classify(model: Path, session: onnxruntime.InferenceSession) -> _Ports:
     def found(is_meant: Callable[[str], bool], *ranks: int) -> _Port | None:
         return next((p for p in inputs if is_meant(p.name) and len(p.dims) in ranks), None)
 
-    mask, positions = found(is_mask, 2), found(is_position, 1, 2)
+    mask, positions = found(is_mask, 2), found(is_position, 1, 2, 3)
     tokens = found(lambda name: "input_ids" in name, 2) or next(
         (
             p

@@ -121,6 +121,16 @@ _SCHEMAS: tuple[tuple[str, str, str, str, dict[str, str]], ...] = (
         {"T1": _FLOATS, "T2": "uint8", "T3": "uint8 float16 float bfloat16", "T4": "int32"},
     ),
     (
+        "MRotaryEmbedding",
+        "input:T position_ids:M cos_cache:T sin_cache:T",
+        "output:T",
+        (
+            "interleaved:bool is_packed_batching:bool mrope_layout:int mrope_section:ints! "
+            "num_heads:int! rotary_embedding_dim:int scale:float"
+        ),
+        {"T": _FLOATS, "M": "int64"},
+    ),
+    (
         "MultiHeadAttention",
         (
             "query:T key?:T value?:T bias?:T key_padding_mask?:M attention_bias?:T past_key?:T "

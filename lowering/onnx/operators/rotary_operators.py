@@ -38,6 +38,27 @@ def rotary_embedding(step: Step, node: Node) -> None:
     _rotary(step, node, Places(cos=2, sin=3, ids=1))
 
 
+def multi_axis_rotary(step: Step, node: Node) -> None:
+    """com.microsoft.MRotaryEmbedding: X, position_ids [3, batch, sequence], cos_cache, sin_cache.
+
+    Each pair turns by the position along one axis of an image. Of text all are equal, and the
+    layout of the axes makes no difference.
+    """
+    if node.real("scale", 1.0) != 1.0:
+        raise Refusal("scale must be 1")
+    if node.attributes.get("is_packed_batching"):
+        raise Refusal("is_packed_batching is not supported")
+    found = node.attributes.get("mrope_section")
+    sections = [int(n) for n in found] if isinstance(found, tuple | list) else []
+    table = step.values.get(node.input(2))
+    pairs = table.dims[1] if isinstance(table, Stored) and len(table.dims) == 2 else None
+    if len(sections) != 3 or (pairs is not None and sum(sections) != pairs):
+        raise Refusal(f"mrope_section = {sections} must be three numbers, together {pairs} pairs")
+    if node.integer("num_heads") < 1:
+        raise Refusal("num_heads is missing")
+    _rotary(step, node, Places(cos=2, sin=3, ids=1))
+
+
 def standard_rotary(step: Step, node: Node) -> None:
     """RotaryEmbedding of ai.onnx 23: X, cos_cache, sin_cache, position_ids.
 

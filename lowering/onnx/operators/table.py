@@ -520,6 +520,15 @@ def supported_operators() -> list[OperatorSupport]:
             convert=activations.quick_gelu,
         ),
         OperatorSupport(
+            _MS, "MRotaryEmbedding", 1, "rom.rotary",
+            "as RotaryEmbedding; positions along all axes are equal, as those of text",
+            (
+                "interleaved", "num_heads", "rotary_embedding_dim", "scale", "is_packed_batching",
+                "mrope_layout", "mrope_section",
+            ),
+            inputs=4, convert=rotary_operators.multi_axis_rotary,
+        ),
+        OperatorSupport(
             _MS, "RotaryEmbedding", 1, "rom.rotary",
             "constant tables with the graph's position ids; scale = 1",
             ("interleaved", "num_heads", "rotary_embedding_dim", "scale", "is_packed_batching"),

@@ -351,7 +351,10 @@ class Decoder:
         if "attention_mask" in names:
             feed["attention_mask"] = np.ones((1, len(tokens)), np.int64)
         if "position_ids" in names:
-            feed["position_ids"] = np.arange(len(tokens), dtype=np.int64)[None]
+            (dims,) = (port[2] for port in self.inputs if port[0] == "position_ids")
+            lead = [dim if isinstance(dim, int) else 1 for dim in dims[:-1]]
+            positions = np.arange(len(tokens), dtype=np.int64)
+            feed["position_ids"] = np.broadcast_to(positions, (*lead, len(tokens)))
         for name, dtype, dims in self.pasts:
             feed[name] = np.zeros(dims, helper.tensor_dtype_to_np_dtype(dtype))
         result = session.run([output], feed)[0]
