@@ -57,6 +57,8 @@ def assemble(
     parameters: dict[str, ParameterSource] = {}
     wanted: list[Declared] = []
     for declared in step.declared.values():
+        if declared.symbol in step.parted and declared.symbol not in used:
+            continue
         if declared.symbol not in used:
             # Only its shape was read.
             report.warnings.append(

@@ -141,6 +141,7 @@ def import_model(
             sequence=SEQUENCE,
             total=PAST + SEQUENCE,
             codes=tuple(codes),
+            whole=rotary.whole,
             bound=bound,
         )
 

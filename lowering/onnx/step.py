@@ -131,6 +131,8 @@ class Step:
         attended: symbols of the caches that an attention reads.
         settled: nodes that became an activation function together.
         codes: what the chip has cells for; weights are narrowed to one of them where they fit.
+        parted: symbols of matrices and biases that rows were chosen of: the whole need not be used.
+        whole: gives lanes that are not contiguous as a value of their own; None where they cannot.
         bound: tokens that the caches hold at most, where that is known before the import.
         switches: numbers of tokens beyond which the graph computes otherwise, with the node that
             says so; those above `bound` are not decided by it.
@@ -164,6 +166,8 @@ class Step:
     warnings: list[str] = field(default_factory=list)
     has_integers: bool = False
     superseded: set[int] = field(default_factory=set)
+    parted: set[str] = field(default_factory=set)
+    whole: Callable[[Step, Turned, Node], Vector | None] = lambda step, value, node: None
     bound: int | None = None
     switches: list[tuple[int, Node]] = field(default_factory=list)
     codes: tuple[str, ...] = ()
@@ -197,7 +201,7 @@ class Step:
         if isinstance(value, Unknown):
             raise Blocked
         if isinstance(value, Turned):
-            value = self.part(value) or value
+            value = self.part(value) or self.whole(self, value, node) or value
         if isinstance(value, NormPart) and value.stage == "normalised":
             value = self.without_gamma(node, value)
         if not isinstance(value, Vector):
@@ -226,6 +230,46 @@ class Step:
         if factors[0] != 1.0:
             ssa = self.emit(rom.ScaleOp(ssa, real(float(factors[0])), names)).output
         return Vector(ssa, value.dims)
+
+    def chosen_rows(self, value: Turned) -> Vector | None:
+        """Selected elements of a matrix product as the product with these rows, or None.
+
+        Exporters pack queries, keys and values into one matrix, by head: what is cut out of each
+        head is then no contiguous part of the result. Each element must be chosen once at most.
+        """
+        x, owner = value.input, value.input.ssa.owner
+        if len(value.terms) != 1 or not isinstance(owner, rom.LinearOp):
+            return None
+        (term,) = value.terms
+        declared = self._declared_by(owner.weights.root_reference.data)
+        if term.table is not None or not (term.factor == 1.0).all() or declared.adapter:
+            return None
+        inner = term.source.reshape(-1)
+        outer = np.arange(token_size(x.dims[: value.lead])) * token_size(x.dims[value.lead :])
+        rows = (outer[:, None] + inner).reshape(-1)
+        if np.unique(rows).size != rows.size:
+            return None
+        bias = None
+        if owner.bias is not None:
+            added = self._declared_by(owner.bias.root_reference.data)
+            part = weights.chosen_rows(added.parameter, rows)
+            bias = self.declare(added.node, part, form=added.form)
+        part = weights.chosen_rows(declared.parameter, rows)
+        op = rom.LinearOp(
+            owner.input,
+            self.declare(declared.node, part),
+            merged(owner, *value.names),
+            rom.float_vector(rows.size),
+            bias,
+            None if owner.activation is None else owner.activation.data,
+        )
+        self.parted |= {one.symbol for one in (declared,)}
+        if owner.bias is not None:
+            self.parted.add(owner.bias.root_reference.data)
+        return Vector(self.emit(op).output, value.dims)
+
+    def _declared_by(self, symbol: str) -> Declared:
+        return next(one for one in self.declared.values() if one.symbol == symbol)
 
     def without_gamma(self, node: Node, part: NormPart) -> Vector:
         """A norm that nothing is multiplied with."""

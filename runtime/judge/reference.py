@@ -204,9 +204,8 @@ class Reference:
             feeds[ports.mask.name] = np.ones((1, total), ports.mask.dtype)
         if ports.positions is not None:
             positions = np.arange(self.position, total, dtype=ports.positions.dtype)
-            rank = len(ports.positions.dims)
             # Of text, positions along all axes of images are equal.
-            lead = (ports.positions.dims[0], 1) if rank == 3 else (1,) * (rank - 1)
+            lead = [one if isinstance(one, int) else 1 for one in ports.positions.dims[:-1]]
             feeds[ports.positions.name] = np.broadcast_to(positions, (*lead, count))
         wanted = [
             ports.logits.name,

@@ -126,7 +126,7 @@ _SCHEMAS: tuple[tuple[str, str, str, str, dict[str, str]], ...] = (
         "output:T",
         (
             "interleaved:bool is_packed_batching:bool mrope_layout:int mrope_section:ints! "
-            "num_heads:int! rotary_embedding_dim:int scale:float"
+            "num_heads:int rotary_embedding_dim:int scale:float"
         ),
         {"T": _FLOATS, "M": "int64"},
     ),

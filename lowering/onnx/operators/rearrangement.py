@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 from intaglio.dialects import rom
 from intaglio.lowering.onnx.graph.model import FLOATS, Node, cast_type
 from intaglio.lowering.onnx.known.expressions import dims_text, expression
@@ -11,8 +14,10 @@ from intaglio.lowering.onnx.values import (
     Blocked,
     Field,
     Known,
+    Lanes,
     Refusal,
     Stored,
+    Turned,
     Unknown,
     Value,
     Vector,
@@ -24,9 +29,12 @@ from intaglio.lowering.onnx.weights import scales
 
 
 def chosen_token(step: Step, node: Node, x: Vector, index: Value | None) -> None:
-    """Gather from an activation: the last token of the sequence."""
+    """Gather from an activation: the last token of the sequence, or some elements of a token."""
     axis = axis_of(node, len(x.dims))
     chosen = None if index is None else numbers(index)
+    if chosen is not None and chosen.size and (x.dims[axis].constant or 1) > 1:
+        step.bind(node, _selected(step, node, x, axis, chosen))
+        return
     if chosen is None or chosen.size != 1 or x.dims[axis] not in (step.sequence, expression(1)):
         raise Refusal(
             f"it selects from axis {axis} of {dims_text(x.dims)}; of activations only the last "
@@ -36,6 +44,46 @@ def chosen_token(step: Step, node: Node, x: Vector, index: Value | None) -> None
         raise Refusal("of a sequence only the last token (index -1) is selected")
     shape = tuple(expression(d) for d in chosen.shape)
     step.result(node, x.ssa, (*x.dims[:axis], *shape, *x.dims[axis + 1 :]))
+
+
+def _selected(
+    step: Step, node: Node, x: Vector, axis: int, chosen: npt.NDArray[np.generic]
+) -> Vector:
+    """Elements along an axis of a token's elements: one after the other, or rows of a product."""
+    length = x.dims[axis].constant or 1
+    index = chosen.astype(np.int64).reshape(-1)
+    index = np.where(index < 0, index + length, index)
+    if index.min() < 0 or index.max() >= length:
+        raise Refusal(f"it selects beyond axis {axis} of {dims_text(x.dims)}")
+    shape = tuple(expression(n) for n in chosen.shape)
+    dims = (*x.dims[:axis], *shape, *x.dims[axis + 1 :])
+    in_order = np.array_equal(index, np.arange(index[0], index[0] + index.size))
+    if in_order and token_size(x.dims[:axis]) == 1:
+        return Vector(_part(step, node, x, axis, int(index[0]), index.size).ssa, dims)
+    inner = tuple(d.constant or 0 for d in x.dims[axis:])
+    source = np.arange(int(np.prod(inner)), dtype=np.int64).reshape(inner)[index]
+    lanes = Lanes(None, np.zeros(source.shape, np.int64), np.ones(source.shape), source)
+    along = (*x.dims[:axis], expression(index.size), *x.dims[axis + 1 :])
+    found = None
+    if 0 not in inner:
+        found = step.chosen_rows(Turned(x, axis, along, (lanes,), (node.name,)))
+    if found is None:
+        raise Refusal(
+            f"it selects from axis {axis} of {dims_text(x.dims)}, not contiguous in a token and no "
+            "product with a matrix"
+        )
+    return Vector(found.ssa, dims)
+
+
+def gather_nd(step: Step, node: Node) -> None:
+    """GatherND of an activation by constant indices of one axis, the first: a Gather."""
+    x, index = step.vector(node, 0), step.inputs(node)[1]
+    chosen = None if index is None else numbers(index)
+    if chosen is None or chosen.ndim < 1 or chosen.shape[-1] != 1 or node.integer("batch_dims"):
+        raise Refusal("of an activation only elements along the first axis are selected")
+    if (x.dims[0].constant or 1) < 2:
+        raise Refusal(f"it selects from axis 0 of {dims_text(x.dims)}")
+    step.bind(node, _selected(step, node, x, 0, chosen[..., 0]))
 
 
 def slice_(step: Step, node: Node) -> None:

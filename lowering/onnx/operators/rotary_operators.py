@@ -48,8 +48,7 @@ def multi_axis_rotary(step: Step, node: Node) -> None:
         raise Refusal("scale must be 1")
     if node.attributes.get("is_packed_batching"):
         raise Refusal("is_packed_batching is not supported")
-    found = node.attributes.get("mrope_section")
-    sections = [int(n) for n in found] if isinstance(found, tuple | list) else []
+    sections = node.integers("mrope_section") or []
     table = step.values.get(node.input(2))
     pairs = table.dims[1] if isinstance(table, Stored) and len(table.dims) == 2 else None
     if len(sections) != 3 or (pairs is not None and sum(sections) != pairs):

@@ -222,9 +222,9 @@ def supported_operators() -> list[OperatorSupport]:
         ),
         OperatorSupport(
             "", "GatherND", 11, _NONE,
-            "of masks and positions",
+            "of masks and positions; of a token's elements along the first axis",
             ("batch_dims",),
-            inputs=2, fold=field_folding.fold,
+            inputs=2, fold=field_folding.fold, convert=rearrangement.gather_nd,
         ),
         OperatorSupport(
             "", "Gelu", 20, "rom.activate", "", ("approximate",), convert=activations.gelu,

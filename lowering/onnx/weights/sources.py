@@ -6,6 +6,7 @@ only the rows asked for.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -542,6 +543,71 @@ class RowsSource(_Matrix):
     def real_zeros(self, r0: int, r1: int) -> Float32Array | None:
         """Zero points of the matrix."""
         return self.base.real_zeros(self.first + r0, self.first + r1)
+
+    def peak(self) -> float:
+        """The largest magnitude of a scale; not finite when one of them is not."""
+        chunks = row_chunks(self.dims[0], 4 * self.groups)
+        return float(max(np.abs(self.scales(r0, r1)).max() for r0, r1 in chunks))
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenRowsSource(_Matrix):
+    """Some rows of a matrix in another order: `parts` are runs of rows, each from a row to an end.
+
+    Matrices packed by head hold the rows of queries, keys and values in turn.
+    """
+
+    base: Matrix
+    parts: tuple[tuple[int, int], ...]
+
+    @property
+    def zero_fraction(self) -> float | None:
+        """As in the matrix: a sample of its rows is taken for all of them."""
+        return self.base.zero_fraction
+
+    @property
+    def may_have_unused(self) -> bool:
+        """As in the matrix."""
+        return self.base.may_have_unused
+
+    @property
+    def read_from(self) -> str:
+        """As of the matrix."""
+        return self.base.read_from
+
+    def _runs(self, r0: int, r1: int) -> Iterator[tuple[int, int]]:
+        """The rows of the matrix that rows r0 to r1 are."""
+        place = 0
+        for first, end in self.parts:
+            a, b = max(r0, place), min(r1, place + end - first)
+            if a < b:
+                yield first + a - place, first + b - place
+            place += end - first
+
+    def packed_rows(self, r0: int, r1: int) -> UInt8Array:
+        """Codes of the matrix."""
+        return np.concatenate([self.base.packed_rows(*run) for run in self._runs(r0, r1)])
+
+    def scales(self, r0: int, r1: int) -> Float32Array:
+        """Scales of the matrix."""
+        return np.concatenate([self.base.scales(*run) for run in self._runs(r0, r1)])
+
+    def zeros(self, r0: int, r1: int) -> UInt8Array | None:
+        """Zero points of the matrix."""
+        found = [self.base.zeros(*run) for run in self._runs(r0, r1)]
+        known = [one for one in found if one is not None]
+        return np.concatenate(known) if known else None
+
+    @property
+    def has_real_zeros(self) -> bool:
+        """As the matrix."""
+        return self.base.has_real_zeros
+
+    def real_zeros(self, r0: int, r1: int) -> Float32Array | None:
+        """Zero points of the matrix."""
+        found = [self.base.real_zeros(*run) for run in self._runs(r0, r1)]
+        known = [one for one in found if one is not None]
+        return np.concatenate(known) if known else None
 
     def peak(self) -> float:
         """The largest magnitude of a scale; not finite when one of them is not."""

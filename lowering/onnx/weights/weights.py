@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from intaglio.dialects.rom import WEIGHT_CODES
 from intaglio.lowering.onnx.graph.model import Node, Tensor
-from intaglio.lowering.onnx.known.constants import Constant, Taken, permuted
+from intaglio.lowering.onnx.known.constants import Constant, Selected, Taken, permuted
 from intaglio.lowering.onnx.known.lazy import constant_of
 from intaglio.lowering.onnx.values import (
     Blocked,
@@ -26,6 +26,7 @@ from intaglio.lowering.onnx.values import (
 from intaglio.lowering.onnx.weights import ternary
 from intaglio.lowering.onnx.weights.rounding import Rounding
 from intaglio.lowering.onnx.weights.sources import (
+    ChosenRowsSource,
     DenseSource,
     DequantizedSource,
     Matrix,
@@ -203,6 +204,26 @@ def rows(parameter: Parameter, first: int, count: int) -> Parameter:
     dims = (count, source.dims[1])
     part = RowsSource(dims, source.code, source.bits, source.group, source.zero, source, first)
     return Parameter(part, parameter.names, identity)
+
+
+def chosen_rows(parameter: Parameter, index: npt.NDArray[np.int64]) -> Parameter:
+    """Rows of a matrix in any order, or elements of a vector of floats."""
+    source = parameter.source
+    identity = (*parameter.identity, "chosen", index.tobytes())
+    if isinstance(source, DenseSource):
+        part = Selected(source.constant, index, 0)
+        return Parameter(DenseSource(part), parameter.names, identity)
+    ends = np.flatnonzero(np.diff(index) != 1) + 1
+    starts = [0, *ends.tolist()]
+    runs = tuple(
+        (int(index[a]), int(index[b - 1]) + 1)
+        for a, b in zip(starts, [*starts[1:], index.size], strict=True)
+    )
+    dims = (index.size, source.dims[1])
+    found = ChosenRowsSource(
+        dims, source.code, source.bits, source.group, source.zero, source, runs
+    )
+    return Parameter(found, parameter.names, identity)
 
 
 def matmul_nbits(node: Node, inputs: list[Value | None]) -> Parameter:

@@ -151,7 +151,10 @@ def reshaped(step: Step, value: Turned, node: Node) -> Turned:
     """Reshape, Squeeze, Unsqueeze and Flatten of the lanes."""
     dims = new_dims(node, step.inputs(node), value.dims)
     if dims[: value.lead] != value.dims[: value.lead]:
-        raise Refusal(f"{dims_text(value.dims)} is turned into {dims_text(dims)} amid a rotation")
+        raise Refusal(
+            f"{dims_text(value.dims)} is turned into {dims_text(dims)} while some elements of each "
+            "head are selected"
+        )
     shape = tuple(d.constant or 0 for d in dims[value.lead :])
     return _mapped(value, node, dims, lambda a: a.reshape(shape))
 

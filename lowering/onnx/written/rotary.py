@@ -10,19 +10,23 @@ the coefficients.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from intaglio.dialects import rom
 from intaglio.lowering.onnx.graph.model import FLOATS, Node, cast_type
+from intaglio.lowering.onnx.known.expressions import expression
 from intaglio.lowering.onnx.known.shapes import axis_of, slices_of
 from intaglio.lowering.onnx.known.terms import Number
-from intaglio.lowering.onnx.step import ANGLES, Step
+from intaglio.lowering.onnx.operators.rearrangement import reshape, transpose
+from intaglio.lowering.onnx.step import ANGLES, Step, real
 from intaglio.lowering.onnx.values import (
     Columns,
     Field,
     Known,
+    Lanes,
     Quantised,
     Refusal,
     Stored,
@@ -50,6 +54,14 @@ def _recognised(step: Step, value: Turned, node: Node) -> Value:
     rotary = len(turned)
     if turned != list(range(rotary)) or rotary % 2:
         return value
+    if rotary < width and (factor := _passed(entries[rotary:], rotary)) not in (None, 0.0, 1.0):
+        # All of it is scaled: what is not turned says by how much.
+        terms = tuple(replace(t, factor=t.factor / factor) for t in value.terms)
+        found = _recognised(step, replace(value, terms=terms), node)
+        if not isinstance(found, Vector):
+            return value
+        op = rom.ScaleOp(found.ssa, real(factor), rom.nodes(*value.names))
+        return Vector(step.emit(op).output, found.dims)
     for i in range(rotary, width):
         if entries[i].get(i) != (None, 0, 1.0):
             return value
@@ -81,6 +93,37 @@ def _recognised(step: Step, value: Turned, node: Node) -> Value:
         interleaved=interleaved,
         names=value.names,
     )
+
+
+def _passed(entries: Sequence[dict[int, Entry]], first: int) -> float | None:
+    """The one factor of lanes that keep their place, from `first` on; None for anything else."""
+    factors = {one.get(i, (None, 0, 0.0))[2] for i, one in enumerate(entries, first)}
+    return factors.pop() if len(factors) == 1 else None
+
+
+def whole(step: Step, value: Turned, node: Node) -> Vector | None:
+    """Lanes of a packed matrix product as a value of their own, and what was done with them.
+
+    The elements of each head that the lanes are made of become a product with their rows of the
+    matrix; None where they are no product, or what was done is no rotation.
+    """
+    used = np.unique(np.concatenate([term.source[term.factor != 0.0] for term in value.terms]))
+    if len(value.terms) == 1 and value.terms[0].table is None:
+        return step.chosen_rows(value)
+    if len(value.lanes) != 1 or used.size != value.lanes[0]:
+        return None
+    plain = Lanes(None, np.zeros(used.size, np.int64), np.ones(used.size), used)
+    dims = (*value.dims[: value.lead], expression(used.size))
+    own = step.chosen_rows(Turned(value.input, value.lead, dims, (plain,), value.names))
+    if own is None:
+        return None
+    terms = tuple(
+        # What a factor of 0 selects is nothing.
+        replace(t, source=np.searchsorted(used, np.where(t.factor != 0.0, t.source, used[0])))
+        for t in value.terms
+    )
+    found = _recognised(step, Turned(own, value.lead, dims, terms, value.names), node)
+    return found if isinstance(found, Vector) else None
 
 
 def _angles(step: Step, key: Sequence[tuple[Entry, ...]]) -> tuple[Stored, Stored] | None:
@@ -197,10 +240,8 @@ def convert(step: Step, node: Node, inputs: list[Value | None]) -> bool:
         case "Split" if first is not None:
             for i, part in enumerate(lanes.split(step, first, node)):
                 step.bind(node, part, i)
-        case "Reshape" | "Unsqueeze" | "Squeeze" | "Flatten" if first is not None:
-            step.bind(node, _recognised(step, lanes.reshaped(step, first, node), node))
-        case "Transpose" if first is not None:
-            step.bind(node, _recognised(step, lanes.transposed(first, node), node))
+        case "Reshape" | "Unsqueeze" | "Squeeze" | "Flatten" | "Transpose" if first is not None:
+            _rearranged(step, node, first)
         case "Cast" if first is not None:
             if cast_type(node) not in FLOATS:
                 raise Refusal("a part of a rotary embedding is cast to integers")
@@ -210,6 +251,21 @@ def convert(step: Step, node: Node, inputs: list[Value | None]) -> bool:
         case _:
             return False
     return True
+
+
+def _rearranged(step: Step, node: Node, value: Turned) -> None:
+    """Lanes in another shape; where tokens or heads move too, the lanes become a value first."""
+    turns = node.op_type == "Transpose"
+    try:
+        found = lanes.transposed(value, node) if turns else lanes.reshaped(step, value, node)
+    except Refusal:
+        own = step.part(value) or whole(step, value, node)
+        if own is None:
+            raise
+        step.values[node.input(0)] = own
+        (transpose if turns else reshape)(step, node)
+        return
+    step.bind(node, _recognised(step, found, node))
 
 
 def _begins(step: Step, node: Node, given: list[Value]) -> bool:

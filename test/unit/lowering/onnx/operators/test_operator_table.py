@@ -348,6 +348,12 @@ def rotary(e):
     e.it("x", cos, sin, e.positions(), output="y", num_heads=2)
 
 
+def multi_axis_rotary(e):
+    name = "position_ids"
+    e.decoder.inputs.append((name, TensorProto.INT64, [3, "batch", "sequence"]))
+    e.it("x", name, *e.angles(4), output="y", num_heads=2, mrope_section=[1, 1, 2])
+
+
 def ms_rotary(e):
     e.it("x", e.positions(), *e.angles(4), output="y")
 
@@ -452,6 +458,7 @@ EXAMPLES = {
     (MS, "GroupQueryAttention"): group_query_attention,
     (MS, "MatMulNBits"): matmul_nbits,
     (MS, "MultiHeadAttention"): multi_head_attention,
+    (MS, "MRotaryEmbedding"): multi_axis_rotary,
     (MS, "RotaryEmbedding"): ms_rotary,
 }
 
