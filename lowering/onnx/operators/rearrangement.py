@@ -57,9 +57,10 @@ def _selected(
         raise Refusal(f"it selects beyond axis {axis} of {dims_text(x.dims)}")
     shape = tuple(expression(n) for n in chosen.shape)
     dims = (*x.dims[:axis], *shape, *x.dims[axis + 1 :])
-    in_order = np.array_equal(index, np.arange(index[0], index[0] + index.size))
+    first = int(index[0])
+    in_order = np.array_equal(index, np.arange(first, first + index.size))
     if in_order and token_size(x.dims[:axis]) == 1:
-        return Vector(_part(step, node, x, axis, int(index[0]), index.size).ssa, dims)
+        return Vector(_part(step, node, x, axis, first, index.size).ssa, dims)
     inner = tuple(d.constant or 0 for d in x.dims[axis:])
     source = np.arange(int(np.prod(inner)), dtype=np.int64).reshape(inner)[index]
     lanes = Lanes(None, np.zeros(source.shape, np.int64), np.ones(source.shape), source)
