@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -233,6 +233,16 @@ class Matrix:
     def groups(self) -> int:
         """G, the groups of a row."""
         return -(-self.columns // self.group)
+
+    def part(self, rows: slice) -> Matrix:
+        """The matrix of some rows."""
+        return replace(
+            self,
+            codes=self.codes[rows],
+            zero=self.zero if isinstance(self.zero, int) else self.zero[rows],
+            scales=self.scales[rows],
+            offsets=None if self.offsets is None else self.offsets[rows],
+        )
 
     def unpack(self, rows: Rows = slice(None)) -> npt.NDArray[np.uint8]:
         """The codes of some rows, uint8 [R, K]."""

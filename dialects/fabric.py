@@ -82,6 +82,7 @@ def matrix_shape(type_: ROMTensorType | AdapterType) -> MatrixShape:
         group,
         zeros=bool(type_.zeros.data),
         offsets=type_.offsets.data,
+        experts=type_.experts.data,
     )
 
 

@@ -22,7 +22,7 @@ from enum import Enum, auto
 from intaglio.dialects import timeline
 from intaglio.dialects.clocks import Clock, clocks
 from intaglio.dialects.isa.instruction import Instruction
-from intaglio.dialects.isa.matrix import Matvec
+from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec
 from intaglio.dialects.isa.power import Switch, Wake
 from intaglio.dialects.isa.queues import MATRIX, POWER, QUEUES
 from intaglio.dialects.timeline import At
@@ -114,7 +114,7 @@ def roles_of(
                     case Switch():
                         kind = Kind.ON if isinstance(one, Wake) else Kind.OFF
                         role = Role(kind, slots.get(one.domain, one.domain))
-                    case Matvec():
+                    case Matvec() | ExpertMatvec():
                         tensor = slots.get(one.weights, one.weights)
                         if tensor not in domains:
                             continue

@@ -663,6 +663,8 @@ def value_of(type_: Attribute) -> values.Value | None:
             return values.Scores(type_.heads.data, type_.fraction.data)
         case rom.ProbabilitiesType():
             return values.Probabilities(type_.heads.data, type_.format.data)
+        case rom.RoutingType():
+            return values.Routing(type_.chosen.data, type_.experts.data)
         case IntegerType():
             return values.Token()
         case _:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from intaglio.dialects.codes import FORMATS, SLOT_LIMITS, AdapterMatrix, Matrix, decode
 from intaglio.dialects.fixed_point import Ints, Real, Saturations, Scale, multiply
-from intaglio.dialects.formulas import norms, products, quantise
+from intaglio.dialects.formulas import norms, products, quantise, routing
 from intaglio.dialects.formulas import softmax as softmax_formulas
 from intaglio.dialects.formulas.arrays import Arrays
 from intaglio.dialects.formulas.elementwise import ADD, ELEMENTWISE, Constants, Elementwise
@@ -589,6 +589,84 @@ def reciprocal_scale(total: Ints, frac: int = PROBABILITY_FRAC) -> Scale:
 
 def _per_token(scale: Scale) -> Scale:
     return Scale(np.atleast_2d(scale.mantissa), np.atleast_2d(scale.exponent))
+
+
+# Experts
+
+
+class Routing(NamedTuple):
+    """Numbers of the chosen experts [..., k], the one with the largest logit first, and their
+    shares with 24 fraction bits."""
+
+    experts: Ints
+    shares: Ints
+
+
+def route(
+    logits: Ints, chosen: int, frac: int = 16, *, lowest: bool = False, every: bool = False
+) -> Routing:
+    """The experts with the largest logits, and their shares: `formulas.routing`.
+
+    ::
+
+        p[i] = numerator(m - logit[i])    of the chosen, or of all; m is the largest logit
+        total = sum(p)                    24 bits + log2 of their number
+        share[i] = p[i] * reciprocal_scale(total)
+
+    Among equal logits the expert with the highest number comes first, as in onnxruntime's MoE and
+    QMoE; with `lowest` that with the lowest, as in TopK.
+
+    Args:
+        logits: Fixed [..., E].
+        chosen: how many.
+        frac: fraction bits of `logits`.
+        lowest: which of equal logits comes first.
+        every: whether the numerators of all experts are summed, not only those of the chosen.
+    """
+    logits = np.asarray(logits, np.int64)
+    last = logits.shape[-1] - 1
+    if lowest:
+        experts = np.argsort(-logits, axis=-1, kind="stable")[..., :chosen]
+    else:
+        experts = last - np.argsort(-logits[..., ::-1], axis=-1, kind="stable")[..., :chosen]
+    return route_to(logits, experts, frac, every=every)
+
+
+def route_to(logits: Ints, experts: Ints, frac: int = 16, *, every: bool = False) -> Routing:
+    """The shares of given experts [..., k]; the other arguments are those of `route`."""
+    logits = np.asarray(logits, np.int64)
+    r = Arrays()
+    largest = logits.max(axis=-1, keepdims=True)
+    p = routing.numerator(r, largest, np.take_along_axis(logits, experts, -1), frac)
+    summed = routing.numerator(r, largest, logits, frac) if every else p
+    reciprocal = softmax_formulas.reciprocal_scale(
+        r, summed.sum(axis=-1, keepdims=True), PROBABILITY_FRAC
+    )
+    return Routing(experts.astype(np.int64), routing.share(r, p, reciprocal))
+
+
+def weigh(
+    y: Ints,
+    share: Ints,
+    frac: int = 16,
+    out_frac: int = 16,
+    residual: Ints | None = None,
+    saturations: Saturations | None = None,
+) -> Ints:
+    """`formulas.routing.weigh` of an expert's result.
+
+    Args:
+        y: Fixed [..., N].
+        share: of the expert, with 24 fraction bits [...].
+        frac: fraction bits of `y`.
+        out_frac: fraction bits of the result and of `residual`.
+        residual: Fixed [..., N], what other experts gave.
+        saturations: counts elements, with `residual` at both places.
+    """
+    r = Arrays(saturations)
+    each = np.asarray(share, np.int64)[..., None]
+    places = routing.SHARE_FRAC + frac - out_frac
+    return routing.weigh(r, np.asarray(y, np.int64), each, places, residual)
 
 
 # Elementwise

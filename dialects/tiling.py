@@ -48,6 +48,8 @@ class MatrixShape:
     matrix with one scale for all, which is no part of the ROM."""
     ternary: bool = False
     """All weights are -1, 0 or +1."""
+    experts: int = 1
+    """Matrices of this shape that lie one behind the other, of which a product takes one."""
 
     def planes(self, machine: Machine) -> int:
         """Cells of a code, each in a plane of its own."""
@@ -57,7 +59,14 @@ class MatrixShape:
 
     @staticmethod
     def of(
-        dims: Sequence[int], code: str, bits: int, group: int, *, zeros: bool, offsets: int = 0
+        dims: Sequence[int],
+        code: str,
+        bits: int,
+        group: int,
+        *,
+        zeros: bool,
+        offsets: int = 0,
+        experts: int = 1,
     ) -> MatrixShape:
         """The shape of a tensor as its type states it.
 
@@ -68,16 +77,20 @@ class MatrixShape:
             group: columns under one scale; 0 for a dense table, or one scale for a whole matrix.
             zeros: whether each group has a zero point.
             offsets: bits of the offset that each group has in place of one; 0: none.
+            experts: matrices that the rows are of.
         """
         rows, columns = dims if len(dims) == 2 else (1, dims[0])
         scale_bits = SCALE_BITS + (bits if zeros else offsets) if group else 0
-        return MatrixShape(rows, columns, group or columns, bits, scale_bits, code == "ternary")
+        is_ternary = code == "ternary"
+        return MatrixShape(
+            rows // experts, columns, group or columns, bits, scale_bits, is_ternary, experts
+        )
 
     @property
     def stored_bits(self) -> int:
         """Bits of the weights, scales, zero points and offsets that exist, without padding."""
         groups = _ceildiv(self.columns, self.group)
-        return self.rows * (self.columns * self.bits + groups * self.scale_bits)
+        return self.experts * self.rows * (self.columns * self.bits + groups * self.scale_bits)
 
     def words_per_group(self, machine: Machine) -> int:
         """Words of a full group."""
@@ -96,7 +109,8 @@ class Piece:
     Row `first_row + n` lies on tile `first_tile + (n % rows_per_step) // rows_per_tile`, step
     `n // rows_per_step`. Slice s of a row is on L-Unit `(n % rows_per_tile) * split + s`. Its word
     w, plane p is at bank address `base + (step * words + w) * planes + p`; the scale of its i-th
-    group at `scale_base + step * slice_groups + i`.
+    group at `scale_base + step * slice_groups + i`. What a family of experts has of the same rows
+    follows: expert e is `expert_words` and `expert_scales` times e behind those of expert 0.
     """
 
     first_row: int
@@ -134,13 +148,21 @@ class Piece:
             return words // size
         return min(_ceildiv(shape.columns, shape.group), _ceildiv(words - 1, size) + 1)
 
+    def expert_words(self, shape: MatrixShape, machine: Machine) -> int:
+        """ROM words of codes of the matrix, or of one expert, in every L-Unit's bank."""
+        return self.steps(machine) * self.words(shape, machine) * shape.planes(machine)
+
+    def expert_scales(self, shape: MatrixShape, machine: Machine) -> int:
+        """Group scales of the matrix, or of one expert, in every L-Unit's bank."""
+        return self.steps(machine) * self.slice_groups(shape, machine)
+
     def code_words(self, shape: MatrixShape, machine: Machine) -> int:
         """ROM words of codes that the piece takes in every L-Unit's bank."""
-        return self.steps(machine) * self.words(shape, machine) * shape.planes(machine)
+        return shape.experts * self.expert_words(shape, machine)
 
     def scale_words(self, shape: MatrixShape, machine: Machine) -> int:
         """Group scales that the piece takes in every L-Unit's bank."""
-        return self.steps(machine) * self.slice_groups(shape, machine)
+        return shape.experts * self.expert_scales(shape, machine)
 
     def bank_bits(self, shape: MatrixShape, machine: Machine) -> int:
         """ROM bits that the piece takes in every L-Unit's bank, padding included."""

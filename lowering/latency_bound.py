@@ -37,6 +37,8 @@ PRODUCTS: dict[type[Operation], int] = {
     rom.ScaleOp: 1,
     rom.ActivateOp: 1,
     rom.SoftcapOp: 1,
+    rom.ClipOp: 0,
+    rom.WeighOp: 1,
     rom.AddOp: 0,
     rom.SliceOp: 0,
 }
@@ -176,6 +178,8 @@ class _Token:
                     self.scaled.add(op.output)
             case rom.DotOp():
                 result = self._dot(op, bound, values[op.input])
+            case rom.ExpertProductOp():
+                result = self._dot(op, bound, _later(values[op.input], values[op.routing]))
             case rom.RequantizeOp():
                 result = values[op.input]
                 if op.residual is not None:
@@ -215,7 +219,9 @@ class _Token:
         for one in op.results:
             values[one] = result
 
-    def _dot(self, op: rom.DotOp, bound: Mapping[str, str], taken: _Value) -> _Value:
+    def _dot(
+        self, op: rom.DotOp | rom.ExpertProductOp, bound: Mapping[str, str], taken: _Value
+    ) -> _Value:
         type_ = rom.resolve(op, op.weights).type
         if isinstance(type_, rom.AdapterType):
             return taken

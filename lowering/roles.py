@@ -56,7 +56,7 @@ class _Step:
             if isinstance(op, rom.RepeatOp):
                 for number, instance in enumerate(op.instances, self.layers):
                     for dot in op.body().walk():
-                        if isinstance(dot, rom.DotOp):
+                        if isinstance(dot, rom.DotOp | rom.ExpertProductOp):
                             slot = name_of(dot.weights)
                             bound = instance.data.get(slot, dot.weights)
                             assert isinstance(bound, SymbolRefAttr)
@@ -67,13 +67,13 @@ class _Step:
             number = max((self.of[v] for v in op.operands if v in self.of), default=None)
             if isinstance(op, rom.DotOp) and op in self.heads:
                 yield name_of(op.weights), HEAD
-            elif isinstance(op, rom.DotOp):
+            elif isinstance(op, rom.DotOp | rom.ExpertProductOp):
                 number = self._layer(op, number)
                 yield name_of(op.weights), number
             if number is not None:
                 self.of.update((value, number) for value in op.results)
 
-    def _layer(self, dot: rom.DotOp, before: int | None) -> int:
+    def _layer(self, dot: rom.DotOp | rom.ExpertProductOp, before: int | None) -> int:
         """The layer of a product; `before` is that of what it reads."""
         cache = next((name for name in _fed(dot) if name in self.caches), None)
         if cache is not None:
@@ -100,6 +100,8 @@ def _heads(step: rom.StepOp) -> set[Operation]:
         if value in seen or not isinstance(value.owner, Operation):
             continue
         seen.add(value)
+        if isinstance(value.owner, rom.ExpertProductOp):
+            continue
         if isinstance(value.owner, rom.DotOp):
             heads.add(value.owner)
         elif not isinstance(value.owner, rom.RepeatOp):
@@ -133,7 +135,7 @@ def _fed(op: Operation) -> Iterator[str]:
         for result in waiting.pop(0).results:
             for use in result.uses:
                 user = use.operation
-                if user in seen or isinstance(user, rom.DotOp | rom.RepeatOp):
+                if user in seen or isinstance(user, rom.DotOp | rom.ExpertProductOp | rom.RepeatOp):
                     continue
                 if result not in _values(user):
                     continue

@@ -114,6 +114,8 @@ def _parameter(
         content["group"] = type_.group.data
         if type_.offsets.data:
             content["offset_bits"] = type_.offsets.data
+        if type_.experts.data != 1:
+            content["experts"] = type_.experts.data
     if op.exponent is not None:
         content["exponent"] = op.exponent.value.data
     if op.zero is not None:

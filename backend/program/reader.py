@@ -136,7 +136,7 @@ def _named(content: JSONFile, known: Container[str], kind: str) -> str:
 def _parameter(name: str, content: JSONFile, folder: Path) -> Parameter:
     content.only(
         *("key", "store", "dims", "code", "bits", "group", "exponent", "zero", "pieces"),
-        *("unit", "row", "scale", "constants", "offset_bits", *PARTS),
+        *("unit", "row", "scale", "constants", "offset_bits", "experts", *PARTS),
     )
     dims = tuple(one.count(1) for one in content["dims"].list())
     if not dims:
@@ -147,7 +147,9 @@ def _parameter(name: str, content: JSONFile, folder: Path) -> Parameter:
     unit, row, scale = (content.get(key) for key in ("unit", "row", "scale"))
     constants = content.get("constants")
     parts = {key: content.get(key) for key in PARTS}
-    offset_bits = content.get("offset_bits")
+    offset_bits, experts = content.get("offset_bits"), content.get("experts")
+    if experts is not None and dims[0] % experts.count(1):
+        raise experts.error(f"is {experts.count(1)}, which {dims[0]} rows are not those of")
     return Parameter(
         name=name,
         key=content["key"].text(),
@@ -166,6 +168,7 @@ def _parameter(name: str, content: JSONFile, folder: Path) -> Parameter:
         codes=_part(parts["codes"], folder),
         scales=_part(parts["scales"], folder),
         zeros=_part(parts["zeros"], folder),
+        experts=1 if experts is None else experts.count(1),
         offset_bits=0 if offset_bits is None else offset_bits.integer(0, 64),
         offsets=_part(parts["offsets"], folder),
     )

@@ -62,6 +62,8 @@ class Parameter:
     offset_bits: int = 0
     """Width of a group's offset with its sign; 0: there are none."""
     offsets: Part | None = None
+    experts: int = 1
+    """Matrices of a family, whose rows follow each other."""
     pieces: tuple[Piece, ...] = ()
     unit: int = 0
     """The H-Unit of an adapter's row 0."""

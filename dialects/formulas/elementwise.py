@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from typing import Generic, NamedTuple, Protocol
 
@@ -213,6 +214,31 @@ def scale(r: Reader[V], c: Constants[V | int], x: V, _: V, /) -> V:
     return r.shift_saturate(r.product(x, c.second), c.second_shift)
 
 
+def clip(r: Reader[V], c: Constants[V | int], x: V, _: V, /) -> V:
+    """``max(min(shift_saturate(x, frac - out_frac), high), low)``; the limits of SwiGLU.
+
+    Bounds are mantissas of 24 bits and a sign, shifted left by up to 8, with the fraction bits of
+    the result: ``low = first << first_shift``, ``high = second << second_shift``. Saturations are
+    those of the shift.
+    """
+    low, high = r.lift(c.first) << c.first_shift, r.lift(c.second) << c.second_shift
+    return r.larger(r.smaller(r.shift_saturate(x, c.places), high), low)
+
+
+def _bounds(fractions: Sequence[int], into: int, given: Sequence[Real]) -> Constants[int]:
+    """The nearest bounds; those beyond 32 bits are the largest ones."""
+    low, high = (_bound(one, into) for one in given)
+    return Constants(*low, *high, fractions[0] - into)
+
+
+def _bound(real: Real, fraction: int) -> tuple[int, int]:
+    exact = Fraction(real.mantissa) * Fraction(2) ** (fraction - real.exponent)
+    limit = (1 << 31) - (1 << 8)
+    value = min(max(round(exact), -limit), limit)
+    shift = max(0, abs(value).bit_length() - 24)
+    return round(Fraction(value, 1 << shift)), shift
+
+
 def _shifted(own: int, fractions: Sequence[int], into: int, _: Sequence[Real]) -> Constants[int]:
     """Of a product of elements, and of a table's value with `own` fraction bits."""
     return Constants(second_shift=own + sum(fractions) - into, places=fractions[0] - ARGUMENT_FRAC)
@@ -296,6 +322,7 @@ ADD = Elementwise("add", add, lambda fractions, into, given: Constants(), 2)
 MUL = Elementwise("mul", mul, partial(_shifted, 0), 2)
 SCALE = Elementwise("scale", scale, _by_factor, reals=1)
 SOFTCAP = Elementwise("softcap", softcap, _by_cap, reals=2, table="tanh")
+CLIP = Elementwise("clip", clip, _bounds, reals=2)
 
-ELEMENTWISE = ACTIVATIONS | {one.name: one for one in (ADD, MUL, SCALE, SOFTCAP)}
+ELEMENTWISE = ACTIVATIONS | {one.name: one for one in (ADD, MUL, SCALE, SOFTCAP, CLIP)}
 """The elementwise operators by name."""

@@ -6,10 +6,12 @@ from intaglio.dialects import semantics
 from intaglio.dialects.isa.instruction import Instruction, V
 from intaglio.dialects.isa.parts import Store, integer, read, use, write
 from intaglio.dialects.isa.queues import MATRIX
-from intaglio.dialects.isa.values import Fixed, Quantized, Token
+from intaglio.dialects.isa.values import Fixed, Quantized, Routing, Token
 
 SHIFT_BITS = 6
 """Width of the number of places that an accumulator loses before it is scaled."""
+CHOSEN_BITS = 6
+"""Width of the number of an expert among those that are chosen."""
 
 
 class Row(Instruction[V]):
@@ -44,3 +46,23 @@ class Matvec(
     Product[V], opcode="matvec", queue=MATRIX, meaning=(semantics.dot, semantics.requantize)
 ):
     """A matrix by a vector, scaled to fixed point; bias and residual are added."""
+
+
+class ExpertMatvec(
+    Instruction[V],
+    opcode="expert_matvec",
+    queue=MATRIX,
+    meaning=(semantics.dot, semantics.requantize),
+):
+    """A chosen expert's matrix of a family by a vector, scaled to fixed point; its bias is added.
+
+    The expert is an address: it takes as long for any.
+    """
+
+    input: V = read(Quantized)
+    routing: V = read(Routing)
+    output: V = write(Fixed)
+    weights: str = use(Store.MATRIX)
+    bias: str | None = use(Store.TABLE, default=None)
+    pre_shift: int = integer(SHIFT_BITS)
+    expert: int = integer(CHOSEN_BITS)

@@ -10,14 +10,15 @@ from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.instruction import Instruction, V
-from intaglio.dialects.isa.matrix import Product
-from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores, Value
+from intaglio.dialects.isa.matrix import ExpertMatvec, Product
+from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Routing, Scores, Value
 from intaglio.dialects.isa.vector import (
     Copy,
     ElementwiseInstruction,
     LayerNorm,
     Quantize,
     RMSNorm,
+    Route,
     Sample,
     Softmax,
     VectorInstruction,
@@ -85,7 +86,7 @@ def size_of(one: Instruction[V], kind: Callable[[V], Value], heads: Callable[[st
             value = kind(one.output)
             assert isinstance(value, Quantized)
             return value.groups * value.width
-        case Sample():
+        case Sample() | Route():
             return _elements(kind(one.input))
         case _:
             return _elements(kind(one.writes[0])) if one.writes else 1
@@ -110,7 +111,9 @@ def reduces(one: Instruction[Any], beat: Beat) -> bool:
     """Whether rows of a pass add to something that is reduced over its group: maxima or sums."""
     if not isinstance(one, VectorInstruction):
         return False
-    return isinstance(one, Sample) or beat.number < passes_of(one) - 1 or bool(beat.quantize)
+    return (
+        isinstance(one, Sample | Route) or beat.number < passes_of(one) - 1 or bool(beat.quantize)
+    )
 
 
 class Next(NamedTuple, Generic[V]):
@@ -166,6 +169,8 @@ def touched(
             # The vector is multiplied with every row.
             reads |= {} if one.residual is None else {one.residual: (first, last)}
             writes[one.output] = (first, last)
+        case ExpertMatvec():
+            writes[one.output] = (first, last)
         case QueryKey():
             read_caches[one.keys] = (first, last)
             value = kind(one.query)
@@ -210,10 +215,10 @@ def touched(
                 if last < width:
                     # Only the last row leaves what is reduced.
                     leaves = (0, 0)
-        case Sample():
+        case Sample() | Route():
             reads[one.input] = (first, last)
         case VectorInstruction():
-            reads = dict.fromkeys(one.reads, (first, last))
+            reads |= {v: (first, last) for v in one.reads if not isinstance(kind(v), Routing)}
             writes = dict.fromkeys(one.writes, (first, last))
         case _:
             pass

@@ -70,6 +70,16 @@ class Probabilities(Value):
 
 
 @dataclass(frozen=True)
+class Routing(Value):
+    """The numbers of `chosen` of so many experts, each with its share."""
+
+    kind = "routing"
+    told = "a routing to experts"
+    chosen: int
+    experts: int
+
+
+@dataclass(frozen=True)
 class Token(Value):
     """The id of a token."""
 
@@ -78,7 +88,7 @@ class Token(Value):
 
 
 KINDS: dict[str, type[Value]] = {
-    one.kind: one for one in (Fixed, Quantized, Scores, Probabilities, Token)
+    one.kind: one for one in (Fixed, Quantized, Scores, Probabilities, Routing, Token)
 }
 """All kinds by name."""
 

@@ -11,6 +11,7 @@ from intaglio.dialects.formulas import elementwise
 from intaglio.dialects.formulas.elementwise import Elementwise
 from intaglio.dialects.isa.attention import OverTokens
 from intaglio.dialects.isa.instruction import Instruction, V
+from intaglio.dialects.isa.matrix import CHOSEN_BITS
 from intaglio.dialects.isa.parts import (
     Access,
     Store,
@@ -23,7 +24,7 @@ from intaglio.dialects.isa.parts import (
     write,
 )
 from intaglio.dialects.isa.queues import VECTOR
-from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores, Token
+from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Routing, Scores, Token
 
 COUNT_BITS = 16
 """Width of numbers of groups, heads and elements of a head."""
@@ -181,6 +182,41 @@ class Softcap(
     cap: Real = number()
 
     computes = elementwise.SOFTCAP
+
+
+class Clip(ElementwiseInstruction[V], opcode="clip", queue=VECTOR, meaning=(elementwise.clip,)):
+    """Each element, at least `low` and at most `high`."""
+
+    input: V = read(Fixed, elementwise=True)
+    output: V = write(Fixed)
+    low: Real = number()
+    high: Real = number()
+
+    computes = elementwise.CLIP
+
+
+class Route(VectorInstruction[V], opcode="route", queue=VECTOR, meaning=(semantics.route,)):
+    """The experts with the largest logits, and their shares: a softmax over them, or over all.
+
+    Among equal logits the last one is chosen first, or the first one (`lowest`).
+    """
+
+    input: V = read(Fixed)
+    output: V = write(Routing)
+    lowest: bool = flag()
+    over_all: bool = flag()
+
+    passes = Passes(1, reductions=1, lookups=True)
+
+
+class Weigh(VectorInstruction[V], opcode="weigh", queue=VECTOR, meaning=(semantics.weigh,)):
+    """A vector times the share of a chosen expert, plus what other experts gave."""
+
+    input: V = read(Fixed, elementwise=True)
+    routing: V = read(Routing)
+    residual: V | None = read(Fixed, elementwise=True, default=None)
+    output: V = write(Fixed)
+    expert: int = integer(CHOSEN_BITS)
 
 
 class Copy(VectorInstruction[V], opcode="copy", queue=VECTOR):

@@ -607,6 +607,32 @@ class SoftcapOp(_UnaryOp):
 
 
 @irdl_op_definition
+class ClipOp(_UnaryOp):
+    """Each element, at least `low` and at most `high`; a bound that is not said is none.
+
+    Example:
+    ```
+    %y = rom.clip %x {low = -7.0 : f64, high = 7.0 : f64, onnx = [["QMoE"]]}
+        : tensor<64xf32> -> tensor<64xf32>
+    ```
+    """
+
+    name = "rom.clip"
+    low = opt_prop_def(REAL)
+    high = opt_prop_def(REAL)
+
+    def __init__(
+        self,
+        x: SSAValue,
+        onnx: Nodes,
+        low: Attribute | None = None,
+        high: Attribute | None = None,
+        output: Attribute | None = None,
+    ) -> None:
+        self._build([x], [output or x.type], low=low, high=high, onnx=onnx)
+
+
+@irdl_op_definition
 class SliceOp(OperatorOp):
     """A contiguous part of a vector (Split, packed QKV).
 

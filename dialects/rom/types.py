@@ -124,6 +124,8 @@ class _WeightsType(ParametrizedAttribute, TypeAttribute):
     zeros: IntAttr
     offsets: IntAttr
     """Bits of a group's offset, with its sign; 0: there are none."""
+    experts: IntAttr
+    """Matrices of a family, whose rows follow each other; 1: it is no family."""
 
     def __init__(
         self,
@@ -132,6 +134,7 @@ class _WeightsType(ParametrizedAttribute, TypeAttribute):
         group: int = 0,
         zeros: bool = False,
         offsets: int = 0,
+        experts: int = 1,
     ) -> None:
         super().__init__(
             ArrayAttr([IntAttr(n) for n in shape]),
@@ -139,23 +142,26 @@ class _WeightsType(ParametrizedAttribute, TypeAttribute):
             IntAttr(group),
             IntAttr(int(zeros)),
             IntAttr(offsets),
+            IntAttr(experts),
         )
 
     @classmethod
     def parse_parameters(cls, parser: AttrParser) -> Sequence[Attribute]:
-        """Parses `<[N, K], code (, group G)? (, zeros | , offsets B)?>`."""
+        """Parses `<[N, K], code (, group G)? (, zeros | , offsets B)? (, experts E)?>`."""
         with parser.in_angle_brackets():
             shape = parser.parse_comma_separated_list(
                 parser.Delimiter.SQUARE, lambda: parser.parse_integer(allow_boolean=False)
             )
             parser.parse_punctuation(",")
             code = parser.parse_identifier()
-            group, zeros, offsets = 0, 0, 0
+            group, zeros, offsets, experts = 0, 0, 0, 1
             while parser.parse_optional_punctuation(","):
                 if parser.parse_optional_keyword("group"):
                     group = parser.parse_integer(allow_boolean=False)
                 elif parser.parse_optional_keyword("offsets"):
                     offsets = parser.parse_integer(allow_boolean=False)
+                elif parser.parse_optional_keyword("experts"):
+                    experts = parser.parse_integer(allow_boolean=False)
                 else:
                     parser.parse_keyword("zeros")
                     zeros = 1
@@ -165,15 +171,17 @@ class _WeightsType(ParametrizedAttribute, TypeAttribute):
             IntAttr(group),
             IntAttr(zeros),
             IntAttr(offsets),
+            IntAttr(experts),
         ]
 
     def print_parameters(self, printer: Printer) -> None:
-        """Prints `<[N, K], code (, group G)? (, zeros | , offsets B)?>`."""
+        """Prints `<[N, K], code (, group G)? (, zeros | , offsets B)? (, experts E)?>`."""
         dims = ", ".join(str(n) for n in self.dims)
         group = f", group {self.group.data}" if self.group.data else ""
         zeros = ", zeros" if self.zeros.data else ""
         offsets = f", offsets {self.offsets.data}" if self.offsets.data else ""
-        printer.print_string(f"<[{dims}], {self.code.data}{group}{zeros}{offsets}>")
+        experts = f", experts {self.experts.data}" if self.experts.data != 1 else ""
+        printer.print_string(f"<[{dims}], {self.code.data}{group}{zeros}{offsets}{experts}>")
 
     def verify(self) -> None:
         """Checks code, shape and group."""
@@ -189,6 +197,12 @@ class _WeightsType(ParametrizedAttribute, TypeAttribute):
             if self.zeros.data and not self.group.data:
                 raise VerifyException(f"zero points of {code} need the size of their groups")
             self._verify_offsets()
+            if self.experts.data < 1 or self.dims[0] % self.experts.data:
+                raise VerifyException(
+                    f"{self.dims[0]} rows are not those of {self.experts.data} experts"
+                )
+        elif self.experts.data != 1:
+            raise VerifyException(f"a family of experts is of matrices, not of {code}")
         elif self.group.data or self.zeros.data or self.offsets.data:
             raise VerifyException(f"{code} has neither groups nor zero points")
 
@@ -214,6 +228,11 @@ class _WeightsType(ParametrizedAttribute, TypeAttribute):
     def dims(self) -> tuple[int, ...]:
         """The shape as Python integers; a matrix is (rows N, columns K)."""
         return tuple(n.data for n in self.shape)
+
+    @property
+    def product_rows(self) -> int:
+        """Rows of a product: all of a matrix, those of one expert of a family."""
+        return self.dims[0] // self.experts.data
 
     @property
     def bits(self) -> int:
@@ -248,6 +267,9 @@ class ROMTensorType(_WeightsType):
     `offsets 19` in place of `zeros` is for zero points of any value: beside each scale stands a
     signed number of so many bits, in the same unit, and a weight is
     ``(code - middle) * scale - offset`` with the middle of the codes' range.
+
+    With `experts 8` it is a family of so many matrices of equal shape: the rows of one expert
+    follow those of the other, `!rom.tensor<[1024, 64], int4, group 32, experts 8>`.
     """
 
     name = "rom.tensor"
@@ -259,8 +281,9 @@ class ROMTensorType(_WeightsType):
         group: int = 0,
         zeros: bool = False,
         offsets: int = 0,
+        experts: int = 1,
     ) -> None:
-        super().__init__(shape, code, group, zeros, offsets)
+        super().__init__(shape, code, group, zeros, offsets, experts)
 
 
 @irdl_attr_definition
@@ -291,6 +314,8 @@ class AdapterType(_WeightsType):
             )
         if self.offsets.data:
             raise VerifyException("an adapter has no offsets")
+        if self.experts.data != 1:
+            raise VerifyException("an adapter is no family of experts")
         if code == "fp8" and self.group.data:
             raise VerifyException("an adapter of fp8 has one scale a row, no groups")
 
@@ -411,6 +436,25 @@ class ScoresType(_IntegersType):
 
     def __init__(self, heads: int, fraction: int) -> None:
         super().__init__(IntAttr(heads), IntAttr(fraction))
+
+
+@irdl_attr_definition
+class RoutingType(_IntegersType):
+    """`!rom.routing<2, 8>`: the numbers of 2 of 8 experts, each with its share of the result."""
+
+    name = "rom.routing"
+    chosen: IntAttr
+    experts: IntAttr
+
+    def __init__(self, chosen: int, experts: int) -> None:
+        super().__init__(IntAttr(chosen), IntAttr(experts))
+
+    def verify(self) -> None:
+        """No more are chosen than there are."""
+        if not 1 <= self.chosen.data <= self.experts.data:
+            raise VerifyException(
+                f"{self.chosen.data} of {self.experts.data} experts cannot be chosen"
+            )
 
 
 @irdl_attr_definition

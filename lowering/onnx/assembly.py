@@ -149,7 +149,8 @@ def _type(source: Source, adapter: bool, offsets: int) -> rom.ROMTensorType | ro
     group, zeros = (0, False) if dense else (source.group, source.zero is None)
     if adapter:
         return rom.AdapterType(source.dims, source.code, group, zeros)
-    return rom.ROMTensorType(source.dims, source.code, group, zeros, offsets)
+    experts = 1 if dense else source.experts
+    return rom.ROMTensorType(source.dims, source.code, group, zeros, offsets, experts)
 
 
 def _is_unused(op: Operation) -> bool:

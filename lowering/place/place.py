@@ -35,6 +35,8 @@ from intaglio.lowering.place.users import users
 _ROWS: set[type[Operation]] = {rom.EmbedOp, rom.EmbedPositionOp}
 """What reads rows of tables."""
 
+_PRODUCTS: Set[type[Operation]] = {rom.DotOp, rom.ExpertProductOp}
+
 
 @dataclass(frozen=True)
 class FabricPlace(ModulePass):
@@ -227,12 +229,15 @@ def _engraved(module: ModuleOp, machine: Machine) -> list[_Engraved]:
     for parameter in _parameters(module):
         name, type_ = parameter.sym_name.data, parameter.type
         used = kinds.get(name, set())
-        if isinstance(type_, rom.ROMTensorType) and used & {rom.DotOp, *_ROWS}:
+        # What is no matrix is a bias of experts, or a table.
+        if isinstance(type_, rom.ROMTensorType) and (
+            used & _ROWS or (type_.is_matrix and used & _PRODUCTS)
+        ):
             found.append(
                 _Engraved(
                     parameter,
                     type_,
-                    rom.DotOp not in used,
+                    not used & _PRODUCTS,
                     bool(used & _ROWS),
                     name in extras,
                     domains.get(name),
@@ -395,9 +400,9 @@ def _check_formats(
 def _node_of(module: ModuleOp, name: str) -> str | None:
     """The first ONNX node that multiplies with a tensor or reads its rows."""
     for op in module.walk():
-        if not isinstance(op, rom.DotOp | rom.RowOp):
+        if not isinstance(op, rom.DotOp | rom.ExpertProductOp | rom.RowOp):
             continue
-        symbol = op.weights if isinstance(op, rom.DotOp) else op.table
+        symbol = op.table if isinstance(op, rom.RowOp) else op.weights
         layer = op.parent_op()
         bound = [symbol]
         if isinstance(layer, rom.LayerOp):

@@ -20,7 +20,7 @@ from xdsl.ir import SSAValue
 from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.cache import Append
-from intaglio.dialects.isa.matrix import Matvec
+from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec
 from intaglio.dialects.isa.queues import MATRIX, VECTOR
 from intaglio.dialects.isa.touched import (
     Memories,
@@ -31,7 +31,7 @@ from intaglio.dialects.isa.touched import (
     size_of,
     touched,
 )
-from intaglio.dialects.isa.vector import Quantize, Rotary, Softmax, VectorInstruction
+from intaglio.dialects.isa.vector import Quantize, Rotary, Route, Softmax, VectorInstruction
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule.beat_order import ordered
@@ -150,7 +150,7 @@ class Beats:
         """How much of what is counted a beat has."""
         does, kind, lanes = one.does, self.memory.kind, self.machine.vector_lanes
         match does:
-            case Matvec():
+            case Matvec() | ExpertMatvec():
                 return self.rows_at_once(bound.get(does.weights, does.weights))
             case QueryKey() | WeightedSum() | Append():
                 return 1
@@ -158,6 +158,8 @@ class Beats:
                 return size // chip.heads(does.values)
             case Rotary() if size // does.heads >= lanes:
                 return size // does.heads
+            case Route():
+                return size
             case VectorInstruction():
                 groups = groups_of(does, kind)
                 if groups > 1:

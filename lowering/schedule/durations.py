@@ -262,6 +262,16 @@ def vector_pass(machine: Machine, elements: int, groups: int, width: int) -> Tim
     return _pass_times(machine, constant(rows))
 
 
+def route(machine: Machine, experts: int, chosen: int, *, every: bool) -> Formula:
+    """The choice of experts: a logit a cycle is put in order, and, where all have a share in the
+    sum, once more; then the chosen ones' numerators, one over their sum, and their shares."""
+    scans = 2 if every else 1
+    looking = 2 * max(machine.table_lookup, machine.sample)
+    return constant(
+        scans * experts + chosen + machine.vector_pipeline + machine.vector_reduce + looking
+    )
+
+
 def softmax_pass(machine: Machine, heads: int, window: int) -> Times:
     """A pass over the scores of some query heads, or over the values' scales of some KV heads."""
     return _pass_times(machine, heads * attended(window, machine.vector_lanes))

@@ -17,7 +17,7 @@ from xdsl.dialects.builtin import ArrayAttr, ModuleOp
 from intaglio.dialects import rom, timeline
 from intaglio.dialects.fabric import DomainOp
 from intaglio.dialects.gating import NO_DOMAIN
-from intaglio.dialects.isa.matrix import Matvec
+from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec
 from intaglio.dialects.isa.power import Sleep, Wake
 from intaglio.dialects.isa.queues import MATRIX, POWER, QUEUES
 from intaglio.dialects.machine import Machine
@@ -71,7 +71,9 @@ def _domains_used(
     block: DraftBlock, instance: Mapping[str, str], domains: Mapping[str, str]
 ) -> list[str]:
     """Domains that the products of an instance need, in their order."""
-    tensors = (instance[d.does.weights] for d in block.drafts if isinstance(d.does, Matvec))
+    tensors = (
+        instance[d.does.weights] for d in block.drafts if isinstance(d.does, Matvec | ExpertMatvec)
+    )
     return list(dict.fromkeys(domains[tensor] for tensor in tensors if tensor in domains))
 
 
@@ -103,7 +105,7 @@ def _gated(block: DraftBlock, domains: Mapping[str, str]) -> list[int]:
     return [
         place
         for place, draft in enumerate(block.drafts)
-        if isinstance(draft.does, Matvec)
+        if isinstance(draft.does, Matvec | ExpertMatvec)
         and any(one[draft.does.weights] in domains for one in block.instances)
     ]
 

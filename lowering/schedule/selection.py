@@ -18,12 +18,12 @@ from intaglio.dialects.isa.arguments import Integer
 from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.instruction import Instruction
-from intaglio.dialects.isa.matrix import Embed, EmbedPosition, Matvec
+from intaglio.dialects.isa.matrix import Embed, EmbedPosition, ExpertMatvec, Matvec
 from intaglio.dialects.isa.queues import VECTOR
 from intaglio.dialects.isa.registry import INSTRUCTIONS
 from intaglio.dialects.isa.touched import groups_of, size_of
 from intaglio.dialects.isa.values import Scores, Value
-from intaglio.dialects.isa.vector import Quantize, Softmax
+from intaglio.dialects.isa.vector import Quantize, Route, Softmax
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.program import plain_argument, value_of
 from intaglio.dialects.semantics import pre_shift, query_key_bits, weighted_sum_bits
@@ -63,6 +63,11 @@ class Selector:
                 return None
             case rom.RequantizeOp():
                 return self.product(op)
+            case rom.ExpertProductOp():
+                type_ = rom.resolved_type(op, op.weights, rom.ROMTensorType)
+                return self.rom_product(op, type_, _named(ExpertMatvec[SSAValue], op))
+            case rom.RouteOp():
+                return self.route(op)
             case rom.RowOp():
                 type_ = rom.resolved_type(op, op.table, rom.ROMTensorType)
                 # Words leave the array one after the other, so nothing starts behind it.
@@ -98,6 +103,15 @@ class Selector:
             does = _named(AdapterMatvec[SSAValue], op, input=dot.input)
             pace, duration = self.adapter_product(op, type_)
             return Draft(does, lambda _, __: Times(duration, pace), op.onnx)
+        return self.rom_product(op, type_, _named(Matvec[SSAValue], op, input=dot.input))
+
+    def rom_product(
+        self,
+        op: rom.RequantizeOp | rom.ExpertProductOp,
+        type_: rom.ROMTensorType,
+        does: Instruction[SSAValue],
+    ) -> Draft:
+        """A product with a matrix in ROM, or with that of an expert."""
         pieces, shape = self.pieces_of(name_of(op.weights)), matrix_shape(type_)
         at_once = pieces[0].rows_per_step(self.machine)
 
@@ -106,7 +120,17 @@ class Selector:
             pace, duration = durations.steps(self.machine, shape, pieces, steps, self.step_floor)
             return Times(duration, pace)
 
-        return Draft(_named(Matvec[SSAValue], op, input=dot.input), product, op.onnx)
+        return Draft(does, product, op.onnx)
+
+    def route(self, op: rom.RouteOp) -> Draft:
+        """The choice of experts has the vector unit alone."""
+        routing = op.output.type
+        assert isinstance(routing, rom.RoutingType)
+        duration = durations.route(
+            self.machine, routing.experts.data, routing.chosen.data, every=op.over_all is not None
+        )
+        times = Times(duration, duration, duration)
+        return Draft(_named(Route[SSAValue], op), lambda _, __: times, op.onnx)
 
     def adapter_product(
         self, op: rom.RequantizeOp, type_: rom.AdapterType

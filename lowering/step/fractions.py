@@ -227,8 +227,10 @@ class _Values:
             match op:
                 case rom.AddOp():
                     self._join(op.lhs, op.rhs, op.output)
-                case rom.SliceOp() | rom.RotaryOp():
+                case rom.SliceOp() | rom.RotaryOp() | rom.ClipOp():
                     self._join(op.input, op.output)
+                case rom.WeighOp() if op.residual is not None:
+                    self._join(op.residual, op.output)
                 case rom.RepeatOp():
                     body = op.body().body.block
                     end = body.last_op
@@ -257,7 +259,7 @@ class _Values:
     def _constants(self, op: Operation) -> list[rom.ParameterOp]:
         """Tensors that are stored in the format of an operator's result."""
         match op:
-            case rom.LinearOp() if op.bias is not None:
+            case rom.LinearOp() | rom.ExpertLinearOp() if op.bias is not None:
                 return self._tensors(op, op.bias)
             case rom.LayerNormOp() if op.beta is not None:
                 return self._tensors(op, op.beta)
@@ -340,7 +342,7 @@ class _Values:
         """A low and a high estimate of the root mean square of an operator's result, or None."""
         of = [self._sizes[x] for x in op.operands if x in self._sizes]
         match op:
-            case rom.LinearOp() if of:
+            case rom.LinearOp() | rom.ExpertLinearOp() if of:
                 weights = _known(one.rms for one in self._tensors(op, op.weights))
                 bias = [] if op.bias is None else self._tensors(op, op.bias)
                 if not weights or any(one.rms is None for one in bias):
@@ -355,7 +357,7 @@ class _Values:
                 )
             case rom.AttentionOp():
                 return self._cached.get(name_of(op.values))
-            case rom.SliceOp() | rom.RotaryOp() if of:
+            case rom.SliceOp() | rom.RotaryOp() | rom.ClipOp() | rom.WeighOp() if of:
                 return of[0]
             case rom.ActivateOp() if of and op.kind.data == "relu2":
                 # Of normal numbers; heavy tails square to values that no rms of theirs foretells,

@@ -22,7 +22,7 @@ from xdsl.dialects.builtin import (
     TensorType,
     i64,
 )
-from xdsl.ir import Block, Operation, SSAValue
+from xdsl.ir import Attribute, Block, Operation, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
 from xdsl.utils.exceptions import PassFailedException
@@ -47,6 +47,8 @@ from intaglio.lowering.step.fractions import Fractions, fractions
 
 LOG2E = Fraction(math.log2(math.e))
 SCALE_MANTISSA_BITS = 16
+UNBOUNDED = 1 << 31
+"""No fixed-point number is larger."""
 FP8_UNITS = 1 << 9
 """E4M3 codes decode to integers in units of its smallest number, 2**-9."""
 
@@ -140,6 +142,8 @@ def _conversions(op: Operation, chosen: Fractions, capacity: int) -> dict[str, C
         case rom.EmbedPositionOp():
             return {name_of(op.table): Conversion("fixed16", rows=capacity)}
         case rom.LinearOp():
+            return fixed(op.bias)
+        case rom.ExpertLinearOp():
             return fixed(op.bias)
         case rom.RMSNormOp():
             width = rom.vector_size(op.input.type) // op.groups.value.data
@@ -319,6 +323,30 @@ class _Body:
         )
         self.replace(op, dot, requantize)
 
+    def expert_linear(self, op: rom.ExpertLinearOp) -> None:
+        type_ = rom.resolved_type(op, op.weights, rom.ROMTensorType)
+        fmt = self.machine.activations
+        bits = _product_bits(op, type_, fmt)
+        product = rom.ExpertProductOp(
+            self.quantize(op, op.input, fmt, op.onnx),
+            op.routing,
+            op.expert.value.data,
+            name_of(op.weights),
+            pre_shift(bits),
+            op.onnx,
+            self.fixed(op.output),
+            bias=None if op.bias is None else name_of(op.bias),
+        )
+        self.replace(op, product)
+
+    def clip(self, op: rom.ClipOp) -> None:
+        low, high = (
+            real_attr(default if bound is None else _number(bound))
+            for bound, default in ((op.low, -UNBOUNDED), (op.high, UNBOUNDED))
+        )
+        op.low, op.high = low, high
+        self.retype(op)
+
     def rms_norm(self, op: rom.RMSNormOp) -> None:
         if isinstance(op.eps, FloatAttr):
             op.eps = real_attr(op.eps.value.data)
@@ -394,7 +422,17 @@ class _Body:
         self.replace(op, scores, probabilities, output)
 
 
-def _product_bits(op: rom.LinearOp, type_: rom.ROMTensorType | rom.AdapterType, fmt: str) -> int:
+def _number(bound: Attribute) -> float | Fraction:
+    """A bound of either stage."""
+    if isinstance(bound, FloatAttr):
+        return bound.value.data
+    assert isinstance(bound, rom.RealAttr)
+    return Fraction(bound.mantissa.data) / Fraction(2) ** bound.exponent.data
+
+
+def _product_bits(
+    op: rom.LinearOp | rom.ExpertLinearOp, type_: rom.ROMTensorType | rom.AdapterType, fmt: str
+) -> int:
     """The accumulator of a matrix of the model."""
     bits, columns, offsets = type_.bits, type_.dims[1], type_.offsets.data
     try:
@@ -428,6 +466,10 @@ _CONVERTERS: dict[type[Operation], Callable[..., None]] = {
     rom.LayerNormOp: _Body.layer_norm,
     rom.ScaleOp: _Body.scale,
     rom.SoftcapOp: _Body.softcap,
+    rom.ClipOp: _Body.clip,
+    rom.RouteOp: _Body.retype,
+    rom.ExpertLinearOp: _Body.expert_linear,
+    rom.WeighOp: _Body.retype,
     rom.AppendOp: _Body.append,
     rom.AttentionOp: _Body.attention,
     rom.EmbedOp: _Body.retype,

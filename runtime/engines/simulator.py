@@ -26,12 +26,13 @@ from intaglio.dialects.codes import FORMATS, Matrix, decode
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Saturations, Scale, shift_saturate
 from intaglio.dialects.formulas.elementwise import Constants, Elementwise
+from intaglio.dialects.formulas.routing import SHARE_FRAC
 from intaglio.dialects.formulas.softmax import SCORE_FRAC
 from intaglio.dialects.isa import values
 from intaglio.dialects.isa.attention import OverTokens, QueryKey, WeightedSum
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.instruction import Instruction as Does
-from intaglio.dialects.isa.matrix import Embed, Product, Row
+from intaglio.dialects.isa.matrix import Embed, ExpertMatvec, Product, Row
 from intaglio.dialects.isa.power import Switch
 from intaglio.dialects.isa.vector import (
     Copy,
@@ -40,12 +41,14 @@ from intaglio.dialects.isa.vector import (
     Quantize,
     RMSNorm,
     Rotary,
+    Route,
     Sample,
     ScaleBy,
     Softcap,
     Softmax,
+    Weigh,
 )
-from intaglio.dialects.semantics import Quantized
+from intaglio.dialects.semantics import Quantized, Routing
 from intaglio.runtime.adapters.slots import Residents, check_fits, ranks_of
 from intaglio.runtime.engines import vector_kernels
 
@@ -151,6 +154,10 @@ class Simulator:
         self._residents = Residents(program)
         self.ranks: dict[str, int] = {}
         """The active adapter's, by site."""
+        self.forced: dict[tuple[int, int], Sequence[int]] = {}
+        """Experts that are taken whatever the router says, by the router's number in the order of
+        execution and the token's position: what a comparison asks for."""
+        self._routers = 0
         self.reset()
         self._steps = [(block, list(self._prepare(block))) for block in program.blocks]
 
@@ -272,6 +279,10 @@ class Simulator:
             match result:
                 case Quantized():
                     floats.append(result.values)
+                case Routing():
+                    shares = np.ldexp(result.shares.astype(np.float64), -SHARE_FRAC)
+                    numbers = result.experts.astype(np.float64)
+                    floats.append(np.concatenate([numbers, shares], axis=1))
                 case Probabilities():
                     codes, scale, _ = result.quantized
                     floats.append(codes * scale.values[..., None])
@@ -302,6 +313,12 @@ class Simulator:
                 return self._slot(one, reads)
             case Product():
                 return self._matvec(one, reads)
+            case ExpertMatvec():
+                return self._expert_matvec(one, reads)
+            case Route():
+                return self._route(one, reads)
+            case Weigh():
+                return self._weigh(one, reads)
             case RMSNorm() | LayerNorm():
                 return self._norm(one, reads)
             case Quantize():
@@ -431,6 +448,66 @@ class Simulator:
 
         return run
 
+    def _expert_matvec(self, one: ExpertMatvec[str], reads: Sequence[Action]) -> Action:
+        """The product of each token with its own expert; tokens of one expert go together."""
+        fmt = self.program.value(one.input, values.Quantized).format
+        family = self._images.matrix(one.weights)
+        experts = self.program.parameters[one.weights].experts
+        products = _Experts(family, experts, lambda matrix: self._product(matrix, fmt))
+        shift, frac = one.pre_shift, self.program.fraction(one.output)
+        biases = None if one.bias is None else self._addend(one.bias, frac)
+        number, counter = one.expert, self._counter
+
+        def run(c: Context) -> Ints:
+            x: Quantized = reads[0](c)
+            routing: Routing = reads[1](c)
+            chosen = routing.experts[:, number]
+            y = np.empty((len(chosen), family.rows // experts), np.int64)
+            for expert in np.unique(chosen):
+                mine = chosen == expert
+                y[mine] = products.of(int(expert))(np.ascontiguousarray(x.codes[mine]))
+            bias = None if biases is None else biases[chosen]
+            return self._ops.requantize(
+                y, x.scale, family.exponent, shift, frac, bias, saturations=counter
+            )
+
+        return run
+
+    def _route(self, one: Route[str], reads: Sequence[Action]) -> Action:
+        frac, lowest, every = self.program.fraction(one.input), one.lowest, one.over_all
+        chosen = self.program.value(one.output, values.Routing).chosen
+        number, self._routers = self._routers, self._routers + 1
+
+        def run(c: Context) -> Routing:
+            logits = reads[0](c)
+            routing = semantics.route(logits, chosen, frac, lowest=lowest, every=every)
+            given = {
+                token: experts
+                for (router, position), experts in self.forced.items()
+                if router == number and 0 <= (token := position - c.first) < len(c.tokens)
+            }
+            if not given:
+                return routing
+            experts = routing.experts.copy()
+            for token, others in given.items():
+                experts[token] = others
+            return semantics.route_to(logits, experts, frac, every=every)
+
+        return run
+
+    def _weigh(self, one: Weigh[str], reads: Sequence[Action]) -> Action:
+        fractions = self.program.fraction(one.input), self.program.fraction(one.output)
+        number, counter = one.expert, self._counter
+
+        def run(c: Context) -> Ints:
+            routing: Routing = reads[1](c)
+            residual = reads[2](c) if len(reads) > 2 else None
+            return semantics.weigh(
+                reads[0](c), routing.shares[:, number], *fractions, residual, counter
+            )
+
+        return run
+
     def _norm(self, one: RMSNorm[str] | LayerNorm[str], reads: Sequence[Action]) -> Action:
         gamma, eps = self._vector(one.gamma), one.eps
         exponent = self.program.parameters[one.gamma].exponent
@@ -556,6 +633,24 @@ class Simulator:
         if formula.operands == 1:
             return lambda c: self._ops.elementwise(formula, (first(c),), constants, counter)
         return lambda c: self._ops.elementwise(formula, (first(c), last(c)), constants, counter)
+
+
+class _Experts:
+    """Products with the matrices of a family, made when they are first wanted."""
+
+    def __init__(
+        self, family: Matrix, experts: int, make: Callable[[Matrix], Callable[[Ints], Ints]]
+    ) -> None:
+        self._family, self._make = family, make
+        self._rows = family.rows // experts
+        self._made: dict[int, Callable[[Ints], Ints]] = {}
+
+    def of(self, expert: int) -> Callable[[Ints], Ints]:
+        """The product of codes [S, K] with an expert's matrix."""
+        if expert not in self._made:
+            rows = slice(expert * self._rows, (expert + 1) * self._rows)
+            self._made[expert] = self._make(self._family.part(rows))
+        return self._made[expert]
 
 
 def _span(context: Context, one: OverTokens[str]) -> slice:

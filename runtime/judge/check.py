@@ -29,6 +29,7 @@ from intaglio.runtime.judge.defaults import (
 )
 from intaglio.runtime.judge.operators import OPERATOR_KEYS, check_operators
 from intaglio.runtime.judge.reference import CannotJudge, Reference, own_rounding
+from intaglio.runtime.judge.routing import check_routing, routes
 from intaglio.runtime.judge.saturation import saturation
 from intaglio.runtime.loaded_model import LoadedModel
 from intaglio.runtime.remaining import LONG, Remaining, duration
@@ -60,6 +61,7 @@ JUDGED = (
     "greedy_tokens",
     "first_divergence",
     "first_divergence_allowed_gap",
+    "expert_choices",
 )
 """What onnxruntime is needed for."""
 JUDGED_TEXT = (
@@ -172,6 +174,8 @@ def check(
         references, or `rounding_apart`. That is, for a graph that rounds activations itself, the
         largest distance of onnxruntime from itself when it does not, or (DynamicQuantizeLinear)
         when it does so token by token; None for other graphs.
+        `expert_choices` is what `check_routing` says of a mixture of experts over the first
+        window; None for other models.
         `first_divergence` is the first of `greedy_tokens` that differs (its index, both tokens, and
         how far apart their logits are here and there), or None. `saturations` counts values that
         did not fit; where there are any, `saturation` says where and what helps (see
@@ -388,7 +392,12 @@ def _judged(
         "against": summaries,
         "saturations": saturations,
         "saturation": None,
+        "expert_choices": None,
     }
+    if routes(chip):
+        progress("comparing the experts of each token")
+        (other,) = references.keys() - {judge}
+        result["expert_choices"] = check_routing(chip, ids[: task.window], judge, other)
     if first is not None:
         progress("fewer fraction bits are tried")
         result["saturation"] = saturation(simulator, first[0], first[1][judge])

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from intaglio.backend.program.program import Block, Instruction
 from intaglio.dialects.isa.attention import WeightedSum
 from intaglio.dialects.isa.matrix import Product
-from intaglio.dialects.isa.values import Fixed
-from intaglio.dialects.isa.vector import Copy, LayerNorm, RMSNorm
+from intaglio.dialects.isa.values import Fixed, Routing
+from intaglio.dialects.isa.vector import Copy, LayerNorm, RMSNorm, Weigh
 from intaglio.runtime.judge.defaults import OPERATOR_THRESHOLD
 from intaglio.runtime.judge.reference import nodes_of
 from intaglio.runtime.loaded_model import LoadedModel
@@ -46,6 +46,7 @@ class _Observed:
 
 _RESIDUAL_OUTPUT = 3
 """The output of a Skip...Normalization that holds the sum."""
+_MIXTURES = ("QMoE", "MoE")
 _ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention")
 
 
@@ -59,6 +60,16 @@ def _value_of(one: Instruction, op_type: str, outputs: Sequence[str]) -> str | N
     is_norm = isinstance(does, RMSNorm | LayerNorm)
     number = _RESIDUAL_OUTPUT if op_type.startswith("Skip") and not is_norm else 0
     return (outputs[number] or None) if number < len(outputs) else None
+
+
+def _is_part(chip: LoadedModel, one: Instruction, op_type: str) -> bool:
+    """Whether an instruction computes a part of a mixture only: all but its last expert's do."""
+    if op_type not in _MIXTURES:
+        return False
+    does = one.does
+    if not isinstance(does, Weigh):
+        return True
+    return does.expert != chip.program.value(does.routing, Routing).chosen - 1
 
 
 def _names(
@@ -97,7 +108,10 @@ def _observations(chip: LoadedModel) -> Iterator[tuple[Instruction, _Observed | 
                 names = _names(chip, block, instance, one, weights)
                 observed = None
                 if names and names[-1] in nodes:
-                    value = _value_of(one, *nodes[names[-1]])
+                    op_type, outputs = nodes[names[-1]]
+                    value = None
+                    if not _is_part(chip, one, op_type):
+                        value = _value_of(one, op_type, outputs)
                     if value is not None:
                         observed = _Observed(
                             block.name, index, instance, one.opcode, names[-1], value

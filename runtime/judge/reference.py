@@ -295,6 +295,8 @@ def _session(
     options.log_severity_level = 4
     if float_activations:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+        if _rounds_for_experts(proto.graph):
+            options.add_session_config_entry("session.disable_prepacking", "1")
     source: str | bytes = str(model)
     if float_activations or unrounded or observed or idle:
         options.add_session_config_entry(
@@ -307,6 +309,17 @@ def _session(
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
+def _rounds_for_experts(graph: onnx.GraphProto) -> bool:
+    """Whether experts of 8 bits in blocks round their activations, whatever their accuracy level,
+    once onnxruntime has packed their weights anew."""
+    for node in _all_nodes(graph):
+        if node.op_type == "QMoE":
+            given = {a.name: a.i for a in node.attribute}
+            if given.get("block_size") and given.get("expert_weight_bits", 4) == _BYTE:
+                return True
+    return False
+
+
 def _edited(
     proto: onnx.ModelProto, float_activations: bool, unrounded: bool, observed: Sequence[str]
 ) -> bytes:
@@ -315,7 +328,7 @@ def _edited(
 
     if float_activations:
         for node in _all_nodes(proto.graph):
-            if node.op_type == "MatMulNBits":
+            if node.op_type in ("MatMulNBits", "QMoE"):
                 kept = [a for a in node.attribute if a.name != "accuracy_level"]
                 del node.attribute[:]
                 node.attribute.extend(kept)
@@ -415,6 +428,19 @@ def _has_sliding_caches(graph: onnx.GraphProto) -> bool:
         for node in graph.node
         for attribute in node.attribute
     )
+
+
+def inputs_of(model: Path) -> dict[str, tuple[str, list[str]]]:
+    """Type and input names of each node of a graph, by its name.
+
+    Raises:
+        UserError: the model cannot be read.
+    """
+    import onnx
+
+    with _as_user_error(model, "the model cannot be read"):
+        graph = onnx.load(model, load_external_data=False).graph
+    return {node.name: (node.op_type, list(node.input)) for node in graph.node}
 
 
 def nodes_of(model: Path) -> dict[str, tuple[str, list[str]]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.judge.check import AS_IT_COMES, FLOAT_ACTIVATIONS
+from intaglio.runtime.judge.routing import routing_lines
 from intaglio.runtime.judge.saturation import saturation_lines
 from intaglio.runtime.reports.wording import counted
 
@@ -166,6 +167,7 @@ def _judged_lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"{result['float_reference_perplexity']:.5f} ({result['perplexity_change']:+.4%} of "
             f"the one {_NAMES[result['perplexity_judge']]})"
         )
+    yield from routing_lines(result["expert_choices"])
     divergence = result["first_divergence"]
     if divergence is None:
         yield f"  greedy       {counted(result['greedy_tokens'], 'token')} equal"

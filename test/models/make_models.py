@@ -41,6 +41,8 @@ class Variant:
     dimension."""
     learned: bool = False
     """OPT: a row for each position is added to the embedding, from row 2 on; nothing is rotated."""
+    experts: int = 0
+    """A mixture of so many in each layer, of which two are chosen (gpt-oss); 0: none."""
 
 
 VARIANTS = {
@@ -55,6 +57,7 @@ VARIANTS = {
     "hqq2": Variant(bits=2, hqq=True, accuracy_level=0),
     "learned": Variant(parallel=True, bias=True, learned=True),
     "ternary_tied": Variant(bits=2, tied=True, accuracy_level=0),
+    "experts": Variant(bias=True, experts=8),
 }
 
 
@@ -187,7 +190,42 @@ class Builder:
         )
         return self.node("Reshape", f"{path}/Reshape_2", [y, together])
 
+    def mixture(self, layer: int, x: str) -> str:
+        """Rows of gate and linear part in turns, biases, a limit that some values reach."""
+        name, path = f"model.layers.{layer}.moe", f"/model/layers.{layer}/moe"
+        count = self.variant.experts
+        logits = self.linear(f"{name}.router", x, count, HIDDEN)
+        flat = self.tensor(f"{path}/flat", np.array([-1, count], np.int64))
+        logits = self.node("Reshape", f"{path}/router/Reshape", [logits, flat])
+        inputs = [x, logits]
+        for part, rows, columns in (("gate_up", 2 * FFN, HIDDEN), ("down", HIDDEN, FFN)):
+            codes = self.random.integers(0, 256, (count, rows, columns // 2), np.uint8)
+            scales = self.random.uniform(0.5, 1.5, (count, rows, columns // BLOCK))
+            scales *= 0.3 / np.sqrt(columns)
+            inputs += [
+                self.tensor(f"{name}.experts.{part}.qweight", codes),
+                self.tensor(f"{name}.experts.{part}.scales", scales.astype(np.float32)),
+                self.normal(f"{name}.experts.{part}.bias", count, rows, std=0.1),
+            ]
+        return self.node(
+            "QMoE",
+            f"{path}/QMoE",
+            inputs,
+            domain=MS,
+            k=2,
+            activation_type="swiglu",
+            swiglu_fusion=1,
+            swiglu_limit=2.0,
+            activation_alpha=1.702,
+            activation_beta=1.0,
+            expert_weight_bits=4,
+            block_size=BLOCK,
+            normalize_routing_weights=1,
+        )
+
     def network(self, layer: int, x: str) -> str:
+        if self.variant.experts:
+            return self.mixture(layer, x)
         name, path = f"model.layers.{layer}.mlp", f"/model/layers.{layer}/mlp"
         if self.variant.parallel:
             y = self.linear(f"{name}.fc1", x, FFN, HIDDEN)

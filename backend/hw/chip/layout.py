@@ -37,6 +37,7 @@ from intaglio.dialects.encoded import DescriptorOp, QueueOp, Value
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.h_units import KV, KV_SCALES
 from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.vector import Route
 
 if TYPE_CHECKING:
     from intaglio.backend.program.program import Instruction, Program
@@ -175,6 +176,8 @@ def layout_of(program: Program) -> Layout:
 
 def refusals(program: Program) -> list[UserError]:
     """All that the hardware does not have of what a program needs, over all units."""
+    if (experts := expert_refusal(program)) is not None:
+        return [experts]
     machine = program.machine
     found = [
         UserError(f"the hardware knows no {name} of {fmt}")
@@ -190,6 +193,20 @@ def refusals(program: Program) -> list[UserError]:
     for unit in units:
         found += unit.refusals(program)
     return found
+
+
+def expert_refusal(program: Program) -> UserError | None:
+    """Why a mixture of experts has no hardware, or None."""
+    for block in program.blocks:
+        for one in block.whole:
+            if isinstance(one.does, Route):
+                return UserError(
+                    "the hardware does not choose experts yet: no unit of it has a router, and ROM "
+                    "addresses are those of the descriptor alone; the simulator runs the model",
+                    node=one.node,
+                    op_type=one.opcode,
+                )
+    return None
 
 
 def queue_fields(units: Sequence[Unit]) -> dict[str, Fields]:

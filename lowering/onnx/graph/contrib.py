@@ -131,6 +131,20 @@ _SCHEMAS: tuple[tuple[str, str, str, str, dict[str, str]], ...] = (
         {"T": _FLOATS, "M": "int64"},
     ),
     (
+        "MoE",
+        (
+            "input:T router_probs:T fc1_experts_weights:T fc1_experts_bias?:T "
+            "fc2_experts_weights:T fc2_experts_bias?:T fc3_experts_weights?:T fc3_experts_bias?:T"
+        ),
+        "output:T",
+        (
+            "activation_alpha:float activation_beta:float activation_type:string k:int "
+            "normalize_routing_weights:bool swiglu_fusion:int swiglu_limit:float "
+            "swiglu_limit_after_activation:bool use_sparse_mixer:bool"
+        ),
+        {"T": _FLOATS},
+    ),
+    (
         "MultiHeadAttention",
         (
             "query:T key?:T value?:T bias?:T key_padding_mask?:M attention_bias?:T past_key?:T "
@@ -139,6 +153,31 @@ _SCHEMAS: tuple[tuple[str, str, str, str, dict[str, str]], ...] = (
         "output:T present_key?:T present_value?:T qk?:QK",
         "mask_filter_value:float num_heads:int! scale:float unidirectional:bool",
         {"T": _FLOATS, "QK": _FLOATS, "M": "int32"},
+    ),
+    (
+        "QMoE",
+        (
+            "input:T router_probs:T fc1_experts_weights:T1 fc1_scales?:T2 fc1_experts_bias?:T "
+            "fc2_experts_weights:T1 fc2_scales?:T2 fc2_experts_bias?:T fc3_experts_weights?:T1 "
+            "fc3_scales?:T2 fc3_experts_bias?:T fc1_zero_points?:T1 fc2_zero_points?:T1 "
+            "fc3_zero_points?:T1 router_weights?:T fc1_global_scale?:T4 fc2_global_scale?:T4 "
+            "fc1_act_scale?:T4 fc2_act_scale?:T4 fc1_act_block_scale?:T2 fc2_act_block_scale?:T2"
+        ),
+        "output:T",
+        (
+            "accuracy_level:int activation_alpha:float activation_beta:float "
+            "activation_type:string block_size:int expert_weight_bits:int "
+            "fc1_expert_weight_bits:int fc2_expert_weight_bits:int fc3_expert_weight_bits:int "
+            "k:int normalize_routing_weights:bool quant_type:string swiglu_fusion:int "
+            "swiglu_limit:float swiglu_limit_after_activation:bool use_sparse_mixer:bool "
+            "weights_prepacked:int"
+        ),
+        {
+            "T": _FLOATS,
+            "T1": "uint8 float8e4m3fn",
+            "T2": f"{_FLOATS} float8e8m0 float8e4m3fn",
+            "T4": "float",
+        },
     ),
     ("QuickGelu", "X:T", "Y:T", "alpha:float", {"T": _REALS}),
     (

@@ -19,6 +19,7 @@ from intaglio.lowering.onnx.operators import (
     attention,
     elementwise,
     embedding,
+    experts,
     linear,
     norms,
     rearrangement,
@@ -70,8 +71,6 @@ HINTS = {
     ("", "QLinearMatMul"): _NO_STATIC,
     ("com.microsoft", "MatMulBnb4"): _NO_CODEBOOK,
     ("com.microsoft", "MatMulFpQ4"): _NO_CODEBOOK,
-    ("com.microsoft", "MoE"): _NO_EXPERTS,
-    ("com.microsoft", "QMoE"): _NO_EXPERTS,
     ("", "TopK"): _NO_EXPERTS,
     ("", "TensorScatter"): "export with caches that keep all tokens and grow (no static cache)",
 }
@@ -81,6 +80,9 @@ HINTS = {
 
 _MS = "com.microsoft"
 _NONE = "nothing"
+_EXPERTS = (
+    "rom.route, rom.expert_linear, rom.slice, rom.clip, rom.activate, rom.scale, rom.mul, rom.weigh"
+)
 _ROUNDED = "of constants, and where the graph rounds activations to 8 bits (BitNet)"
 _TOKEN_SHAPES = "an activation's tokens must not mix and a token's elements keep their order"
 
@@ -509,11 +511,23 @@ def supported_operators() -> list[OperatorSupport]:
             inputs=3, convert=linear.matmul_nbits,
         ),
         OperatorSupport(
+            _MS, "MoE", 1, _EXPERTS,
+            "weights quantised on request (--weights); relu, silu, gelu, identity, or swiglu with "
+            "rows in turns (swiglu_fusion 1); no third layer",
+            experts.MOE_ATTRIBUTES, inputs=3, convert=experts.moe,
+        ),
+        OperatorSupport(
             _MS, "MultiHeadAttention", 1, "rom.append, rom.attention",
             "of all tokens or with the past; no bias; an attention bias proven to be causal or a "
             "window",
             ("mask_filter_value", "num_heads", "scale", "unidirectional"), outputs=3,
             convert=attention.multi_head_attention,
+        ),
+        OperatorSupport(
+            _MS, "QMoE", 1, _EXPERTS,
+            "2, 4 or 8 bits in blocks or with one scale a row; as MoE; shares are a softmax of the "
+            "chosen experts' logits (no router_weights)",
+            experts.QMOE_ATTRIBUTES, inputs=3, convert=experts.qmoe,
         ),
         OperatorSupport(
             _MS, "QuickGelu", 1, "rom.activate", "alpha 1.702 or 1", ("alpha",),

@@ -64,14 +64,15 @@ class Narrowed(Matrix):
 def narrowed(parameter: Parameter, codes: Iterable[str]) -> Parameter:
     """The same matrix in the code of fewest bits, of those given, that holds all its weights.
 
-    Ternary matrices, those that are rounded on request, and those with different zero points, or
-    with such as are no codes, stay as they are.
+    Ternary matrices, those that are rounded on request, families (whose matrix was narrowed
+    before), and those with different zero points, or with such as are no codes, stay as they are.
     """
     source = parameter.source
     if (
         not isinstance(source, Matrix)
         or isinstance(source, RoundedSource)
         or source.code == TERNARY
+        or source.experts != 1
         or source.has_real_zeros
     ):
         return parameter

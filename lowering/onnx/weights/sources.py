@@ -60,6 +60,11 @@ class _Matrix:
         return -(-self.dims[1] * container_bits(self.bits) // 8)
 
     @property
+    def experts(self) -> int:
+        """Matrices of a family, whose rows follow each other; 1: it is none."""
+        return 1
+
+    @property
     def zero_fraction(self) -> float | None:
         """The share of weights that are 0, where it is known."""
         return None
@@ -182,6 +187,18 @@ class RowBlockSource(_Matrix):
 
     def _zero_rows(self, tensor: Tensor, r0: int, r1: int) -> Array:
         return tensor.stored().reshape(self.dims[0], -1)[r0:r1]
+
+
+@dataclass(frozen=True, eq=False)
+class RowScaleSource(RowBlockSource):
+    """QMoE without a block size: one scale a row, the rows' zero points packed in one stream."""
+
+    def zeros(self, r0: int, r1: int) -> UInt8Array | None:
+        """Zero points, unpacked."""
+        if self.zero_tensor is None:
+            return None
+        flat = np.ascontiguousarray(self.zero_tensor.stored().reshape(-1))
+        return unpack(flat, self.bits, self.dims[0])[r0:r1, None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from intaglio.lowering.onnx.weights.sources import (
     Matrix,
     RoundedSource,
     RowBlockSource,
+    RowScaleSource,
     RowsSource,
     ScaledSource,
     Source,
@@ -288,6 +289,74 @@ def gather_block_quantized(node: Node, inputs: list[Value | None]) -> Parameter:
         ),
         row_axis=0,
     )
+
+
+def expert_matrices(
+    codes: Value | None, scales: Value | None, zeros: Value | None, bits: int, block: int
+) -> Parameter:
+    """The weights of com.microsoft.QMoE, [E, R, K], as one matrix [E * R, K].
+
+    Args:
+        codes: uint8 [E, R, K * bits / 8].
+        scales: [E, R, K / block], or [E, R] without blocks.
+        zeros: uint8, packed along the blocks, or without blocks along the rows; None: the middle.
+        bits: of a code.
+        block: columns under one scale; 0: all.
+
+    Raises:
+        Refusal: an encoding that is not supported.
+    """
+    stored = _constant(codes, "the experts' matrices")
+    if len(stored.dims) != 3:
+        raise Refusal(f"the experts' matrices have shape {list(stored.dims)}, expected 3 axes")
+    experts, rows, packed = stored.dims
+    columns = packed * 8 // bits
+    if block and columns % block:
+        raise Refusal(f"block_size = {block} does not divide rows of {columns}")
+    dims, found = (experts * rows, columns), _float_tensor(scales, "scales")
+    if block:
+        flat = Stored(stored.tensor, (dims[0], packed))
+        points = zeros
+        if isinstance(zeros, Stored):
+            points = _shaped(zeros, dims[0], -(-columns // block * bits // 8), "zero points")
+        scaled = _shaped(Stored(found, found.dims), dims[0], columns // block, "scales")
+        return _row_blocks(flat, scaled.tensor, points, dims, bits, block)
+    tensor = _plain(stored, "the experts' matrices")
+    if tensor.dtype != "UINT8" or found.size != dims[0]:
+        raise Refusal(
+            f"the experts' matrices are {tensor.dtype} with {found.size} scales, expected UINT8 "
+            f"with {dims[0]}"
+        )
+    names, zero = [tensor.name, found.name], None if zeros is not None else 1 << (bits - 1)
+    points = None
+    if zeros is not None:
+        points = _plain(_constant(zeros, "the zero points"), "the zero points")
+        if rows * bits % 8 or points.dtype != "UINT8" or points.size != dims[0] * bits // 8:
+            raise Refusal(
+                f"the zero points of {rows} rows are {points.size} of {points.dtype}, expected "
+                f"bytes with {bits} bits a row"
+            )
+        names.append(points.name)
+    source = RowScaleSource(
+        dims=dims,
+        code=CODES[bits],
+        bits=bits,
+        group=columns,
+        zero=zero,
+        codes=tensor,
+        scale_tensor=found,
+        zero_tensor=points,
+    )
+    return recognised(Parameter(source, tuple(names), ("row scales", *names, *dims, bits)))
+
+
+def _shaped(value: Stored, rows: int, columns: int, what: str) -> Stored:
+    """The same tensor, flat along all axes but the last."""
+    if value.tensor.size != rows * columns:
+        raise Refusal(
+            f"the {what} have shape {list(value.dims)}, expected {rows} rows of {columns}"
+        )
+    return Stored(replace(value.tensor, dims=(rows, columns)), (rows, columns))
 
 
 def matrix(value: Quantised, row_axis: int) -> Parameter:

@@ -914,6 +914,93 @@ def test_products_and_sums(pairs: list[tuple[int, int]], shift: int, value: floa
     assert counter.count == sum(x != clip32(x) for values in wide.values() for x in values)
 
 
+@given(
+    st.lists(FIXED, min_size=1),
+    st.integers(12, 20),
+    st.integers(12, 20),
+    st.floats(-3e4, 3e4),
+    st.floats(0, 3e9),
+)
+def test_clip(x: list[int], frac: int, into: int, low: float, width: float) -> None:
+    bounds = Real.of(low), Real.of(low + width)
+    counter = Saturations()
+    places = {"fractions": (frac,), "into": into, "saturations": counter}
+    found = sem.operator("clip", np.array(x), given=bounds, **places)
+    most = (1 << 31) - (1 << 8)
+    exact = [
+        min(max(Fraction(one.mantissa) * Fraction(2) ** (into - one.exponent), -most), most)
+        for one in bounds
+    ]
+    shifted = [clip32(rshift(one, frac - into)) for one in x]
+    for value, y in zip(shifted, found.tolist(), strict=True):
+        # Bounds keep 24 bits.
+        assert y == value or any(abs(y - one) <= max(1, abs(one) / (1 << 23)) for one in exact)
+        assert min(value, exact[1]) - 256 <= max(y, exact[0])
+        assert exact[0] - 256 <= y <= exact[1] + 256
+    assert counter.count == sum(
+        clip32(rshift(one, frac - into)) != rshift(one, frac - into) for one in x
+    )
+
+
+def slow_route(
+    logits: list[int], chosen: int, frac: int, lowest: bool, every: bool
+) -> list[tuple[int, float]]:
+    """Experts with their shares, in real numbers."""
+    sign = 1 if lowest else -1
+    order = sorted(range(len(logits)), key=lambda i: (-logits[i], sign * i))[:chosen]
+    p = [math.exp((one - max(logits)) / 2.0**frac) for one in logits]
+    total = sum(p) if every else sum(p[i] for i in order)
+    return [(i, p[i] / total) for i in order]
+
+
+@given(
+    # Few values, so that logits are often equal.
+    st.lists(st.one_of(st.integers(-3, 3), FIXED), min_size=1, max_size=40),
+    st.data(),
+    st.integers(12, 24),
+    st.booleans(),
+    st.booleans(),
+)
+def test_route(
+    logits: list[int], data: st.DataObject, frac: int, lowest: bool, every: bool
+) -> None:
+    chosen = data.draw(st.integers(1, len(logits)))
+    found = sem.route(np.array(logits), chosen, frac, lowest=lowest, every=every)
+    wanted = slow_route(logits, chosen, frac, lowest, every)
+    assert found.experts.tolist() == [i for i, _ in wanted]
+    for share, (_, real) in zip(found.shares.tolist(), wanted, strict=True):
+        assert abs(share / 2**24 - real) <= 2e-5 * real + 2.0**-22
+    assert min(found.shares) >= 0 and max(found.shares) <= (1 << 24) + 8
+
+
+@given(SEEDS, st.integers(1, 9))
+def test_a_batch_is_routed_token_by_token(seed: int, chosen: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.integers(-4, 4, (5, 9)) << int(rng.integers(0, 16))
+    lowest, every = bool(rng.integers(2)), bool(rng.integers(2))
+    together = sem.route(logits, chosen, lowest=lowest, every=every)
+    for row, experts, shares in zip(logits, *together, strict=True):
+        alone = sem.route(row, chosen, lowest=lowest, every=every)
+        assert (alone.experts == experts).all() and (alone.shares == shares).all()
+    given_ = sem.route_to(logits, together.experts, every=every)
+    assert (given_.shares == together.shares).all()
+
+
+@given(VECTOR, st.integers(0, 1 << 24), st.integers(12, 20), st.integers(12, 20), SEEDS)
+def test_weigh(x: list[int], share: int, frac: int, out_frac: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    residual = rng.integers(-INT32, INT32, len(x))
+    counter = Saturations()
+    found = sem.weigh(np.array(x), np.array(share), frac, out_frac, residual, counter)
+    exact = [rshift(wires(one * share, 57), 24 + frac - out_frac) for one in x]
+    summed = [clip32(one) + r for one, r in zip(exact, residual.tolist(), strict=True)]
+    assert found.tolist() == [clip32(one) for one in summed]
+    over = sum(one != clip32(one) for one in (*exact, *summed))
+    assert counter.count == over
+    alone = sem.weigh(np.array(x), np.array(share), frac, out_frac)
+    assert alone.tolist() == [clip32(one) for one in exact]
+
+
 def test_argmax_takes_the_first() -> None:
     x = np.array([[1, 5, 5], [-3, -3, -9]])
     assert sem.argmax(x).tolist() == [1, 0]

@@ -115,6 +115,7 @@ def shape_of(parameter: Parameter) -> MatrixShape:
         parameter.group,
         zeros=zeros,
         offsets=parameter.offset_bits,
+        experts=parameter.experts,
     )
 
 

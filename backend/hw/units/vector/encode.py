@@ -19,7 +19,7 @@ from intaglio.dialects.constant_rom import ADJACENT, HALVES, PAIRS, Form, norm_f
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Scale
-from intaglio.dialects.formulas.elementwise import ELEMENTWISE
+from intaglio.dialects.formulas.elementwise import CLIP, ELEMENTWISE
 from intaglio.dialects.formulas.norms import NORM_WIDTH, UNIT_FRAC, norm_constants
 from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores
@@ -347,6 +347,8 @@ class _Encoder:
             values["read1"] = self.row(one.reads[1])
         if formula.table is not None:
             values |= {"fraction": c.places, "gate_table": GATE_TABLES.index(formula.table)}
+        elif formula is CLIP:
+            values["fraction"] = c.places
         return values
 
     def constant_fields(self) -> dict[str, int]:

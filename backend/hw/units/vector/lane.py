@@ -101,6 +101,7 @@ class LaneControl:
         joined: the first product, of the element where it is positive, is added (softplus).
         rectified: negative elements count as 0.
         doubled: element by itself (relu2).
+        bounded: the element alone, between two bounds (clip).
         paired: element by the second operand (mul).
         added: the second operand is added.
         offset: the second constant is added.
@@ -131,6 +132,7 @@ class LaneControl:
     joined: Signal
     rectified: Signal
     doubled: Signal
+    bounded: Signal
     paired: Signal
     added: Signal
     offset: Signal
@@ -334,6 +336,8 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
         rectified = larger(x, 0)
         a = mux(control.rectified, rectified, a)
         b = mux(control.doubled, rectified, b)
+    if features.sets("bounded"):
+        b = mux(control.bounded, 1, b)
     if features.sets("paired"):
         b = mux(control.paired, given.y, b)
     if features.sets("bare"):
@@ -353,8 +357,15 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
     if features.has(SOFTMAX):
         places = smaller(larger(given.value_exponent - given.least, 0), 32) + 17
         shift = mux(control.weighted, places, shift)
+    if features.sets("bounded"):
+        shift = mux(control.bounded, control.gate_shift, shift)
     y = _shift_saturate(q, shift)
     word, count = y.value, y.saturated
+    if features.sets("bounded"):
+        low = control.first << smaller(larger(control.first_shift, 0), 8)
+        high = control.second << smaller(larger(control.second_shift, 0), 8)
+        inside = larger(smaller(word, high), low).assume(-(1 << 31), (1 << 31) - 1)
+        word = mux(control.bounded, inside, word)
     if features.sets("added") or features.has(LAYER_NORM):
         term = mux(control.added, given.y, mux(control.offset, given.sin, 0))
         total = saturate(word.cut() + term)

@@ -29,6 +29,7 @@ LANE_SETTINGS: Mapping[str, frozenset[str]] = {
     "relu": frozenset({"rectified", "counted"}),
     "relu2": frozenset({"rectified", "doubled", "counted"}),
     elementwise.SOFTCAP.family: frozenset({"capped", "bare", "odd", "counted"}),
+    elementwise.CLIP.family: frozenset({"bounded", "counted"}),
     "softplus": frozenset({"bare", "even", "joined", "counted"}),
     "mish": frozenset({"gated", "even", "whole", "counted"}),
 }

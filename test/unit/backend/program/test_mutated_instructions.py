@@ -134,7 +134,7 @@ class Compiled:
             names: list[str] = one[key]
             if names:
                 yield edit(f"{key} one less", **{key: names[1:]})
-            yield edit(f"{key} one more", **{key: [*names, *(names or list(kinds))[:1]]})
+            yield edit(f"{key} one more", **{key: [*names, *(names or list(kinds))[-1:]]})
             for place, name in enumerate(names):
                 for other in dict.fromkeys(kinds.values()):
                     if other != kinds[name]:
@@ -142,9 +142,9 @@ class Compiled:
                         changed = [*names[:place], wrong, *names[place + 1 :]]
                         yield edit(f"{key}[{place}] of {other}", **{key: changed})
         both = [*one["reads"], *one["writes"]]
-        if len({kinds[name] for name in both}) > 1:
+        back = both[::-1]
+        if [kinds[name] for name in both] != [kinds[name] for name in back]:
             count = len(one["reads"])
-            back = both[::-1]
             yield edit("values swapped", reads=back[:count], writes=back[count:])
         uses, arguments = one["uses"], one["arguments"]
         for role in kind.form.roles:
@@ -292,13 +292,21 @@ def gated(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
     return Compiled(compile_model(model("ternary_tied"), out, options).folder)
 
 
-def test_what_the_compiler_writes_passes(demo: Compiled, gated: Compiled) -> None:
-    for one in (demo, gated):
+@pytest.fixture(scope="module")
+def mixed(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """A mixture of experts."""
+    out = tmp_path_factory.mktemp("mixed") / "out"
+    options = Options("roma-mini", context=32, emit="program")
+    return Compiled(compile_model(model("experts"), out, options).folder)
+
+
+def test_what_the_compiler_writes_passes(demo: Compiled, gated: Compiled, mixed: Compiled) -> None:
+    for one in (demo, gated, mixed):
         one.program.verify()
         assert program_of(one.content).blocks
 
 
-@pytest.mark.parametrize("which", ["demo", "gated"])
+@pytest.mark.parametrize("which", ["demo", "gated", "mixed"])
 def test_mutations_are_refused_with_the_same_words(
     which: str, request: pytest.FixtureRequest
 ) -> None:
@@ -314,10 +322,10 @@ def test_mutations_are_refused_with_the_same_words(
 
 @pytest.mark.parametrize("kind", INSTRUCTIONS, ids=lambda kind: f"{kind.queue}-{kind.opcode}")
 def test_mutations_of_every_declaration(
-    kind: type[Instruction[Any]], demo: Compiled, gated: Compiled
+    kind: type[Instruction[Any]], demo: Compiled, gated: Compiled, mixed: Compiled
 ) -> None:
     """Instructions made by hand with all their parts, in the place of a program's first one."""
-    program, found = next((one, made) for one in (demo, gated) if (made := one.made(kind)))
+    program, found = next((one, made) for one in (demo, gated, mixed) if (made := one.made(kind)))
     one, bound = found
     block = program.blocks[0]
     op = next(iter(block.instructions))

@@ -152,6 +152,22 @@ class Evaluator:
                     y = v[op.input] * op.factor.value.data
                 case rom.SoftcapOp():
                     y = op.cap.value.data * np.tanh(v[op.input] / op.cap.value.data)
+                case rom.ClipOp():
+                    low = -np.inf if op.low is None else op.low.value.data
+                    high = np.inf if op.high is None else op.high.value.data
+                    y = np.clip(v[op.input], low, high)
+                case rom.RouteOp():
+                    y = self._route(op, v[op.input])
+                case rom.ExpertLinearOp():
+                    expert = v[op.routing][0][op.expert.value.data]
+                    experts = op.routing.type.experts.data
+                    matrix = constant(op.weights)
+                    matrix = matrix.reshape(experts, -1, matrix.shape[1])[expert]
+                    y = matrix @ v[op.input]
+                    y = y + constant(op.bias)[expert] if op.bias else y
+                case rom.WeighOp():
+                    y = v[op.input] * v[op.routing][1][op.expert.value.data]
+                    y = y + v[op.residual] if op.residual is not None else y
                 case rom.SliceOp():
                     first = op.offset.value.data
                     y = v[op.input][first : first + rom.vector_size(op.output.type)]
@@ -161,6 +177,14 @@ class Evaluator:
                     raise AssertionError(op.name)
             v[op.results[0]] = y
         raise AssertionError("no terminator")
+
+    def _route(self, op: rom.RouteOp, x: np.ndarray) -> tuple[list[int], np.ndarray]:
+        """Numbers and shares; of equal logits the last comes first, or the first."""
+        last = -1 if op.lowest is None else 1
+        order = sorted(range(len(x)), key=lambda i: (-x[i], last * i))
+        chosen = order[: op.output.type.chosen.data]
+        p = np.exp(x - x.max())
+        return chosen, p[chosen] / (p if op.over_all else p[chosen]).sum()
 
     def _append(self, name: str, x: np.ndarray) -> None:
         op = self.cache_ops[name]
@@ -247,6 +271,8 @@ class Decoder:
         self.pasts: list[tuple[str, int, list[int]]] = []
         self.functions: list[Any] = []
         self.opset = 22
+        self.config: dict[str, str] = {}
+        """Entries of onnxruntime's session."""
         self.constant("table", self.rng.normal(size=(VOCABULARY, width)).astype(np.float32))
         self.node("Gather", ["table", "input_ids"], ["x"], name="embed")
 
@@ -345,6 +371,8 @@ class Decoder:
 
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        for key, value in self.config.items():
+            options.add_session_config_entry(key, value)
         session = onnxruntime.InferenceSession(path, options)
         feed: dict[str, np.ndarray] = {"input_ids": np.array([tokens], np.int64)}
         names = [port[0] for port in self.inputs]

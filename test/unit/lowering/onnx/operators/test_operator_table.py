@@ -408,6 +408,35 @@ def scaled_integers(e):
     e.it("levels", codes, "scale", scale, "zero", points, bias, output="y")
 
 
+def logits(e, experts=4) -> str:
+    """A router's logits: the first elements of x."""
+    part = e.write("Slice", "x", i(0), i(experts), i(2))
+    return e.write("Reshape", part, i(-1, experts))
+
+
+def qmoe(e):
+    layers = []
+    for rows, columns in ((32, 16), (16, 16)):
+        codes = e.decoder.rng.integers(0, 256, (4, rows, columns // 2)).astype(np.uint8)
+        scales = (e.decoder.rng.random((4, rows, 1)) / 16).astype(FLOAT)
+        bias = e.decoder.rng.normal(size=(4, rows)).astype(FLOAT)
+        layers += [codes, scales, bias]
+    e.it(
+        "x", logits(e), *layers, output="y", k=2, block_size=16, activation_type="swiglu",
+        swiglu_fusion=1, swiglu_limit=7.0, activation_alpha=1.702, activation_beta=1.0,
+    )  # fmt: skip
+
+
+def moe(e):
+    def matrices(rows, columns):
+        codes = e.decoder.rng.integers(-9, 9, (4, rows, columns)).astype(np.int8)
+        return e.write("DequantizeLinear", codes, np.array(0.1, FLOAT))
+
+    bias = e.decoder.rng.normal(size=(4, 32)).astype(FLOAT)
+    up, down = matrices(32, 16), matrices(16, 32)
+    e.it("x", logits(e), up, bias, down, output="y", k=3, activation_type="silu")
+
+
 EXAMPLES = {
     **{("", op): lambda e, given=given: e.scales(e.it(*given)) for op, given in CONSTANTS.items()},
     **{key: lambda e: e.it("x", output="y") for key in table() if key[1] in ACTIVATIONS},
@@ -457,6 +486,8 @@ EXAMPLES = {
     (MS, "GatherBlockQuantized"): gather_block_quantized,
     (MS, "GroupQueryAttention"): group_query_attention,
     (MS, "MatMulNBits"): matmul_nbits,
+    (MS, "MoE"): moe,
+    (MS, "QMoE"): qmoe,
     (MS, "MultiHeadAttention"): multi_head_attention,
     (MS, "MRotaryEmbedding"): multi_axis_rotary,
     (MS, "RotaryEmbedding"): ms_rotary,

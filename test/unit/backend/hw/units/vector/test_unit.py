@@ -631,8 +631,11 @@ def test_elementwise(unit: Unit, name: str) -> None:
             *fractions, into = (int(f) for f in rng.integers(12, 21, formula.operands + 1))
             bound = float(rng.choice([30, 50, 5000]))
             factor = Real.of(float(rng.normal() * 10.0 ** rng.integers(-12, 15)))
+            low, high = (Real.of(float(one)) for one in sorted(rng.normal(size=2) * bound))
             reals = {"factor": factor, "inverse": Real.of(1 / bound), "cap": Real.of(bound)}
-            given = {"scale": ("factor",), "softcap": ("inverse", "cap")}.get(name, ())
+            reals |= {"low": low, "high": high if rng.integers(2) else Real.of(2.0**31)}
+            names = {"scale": ("factor",), "softcap": ("inverse", "cap"), "clip": ("low", "high")}
+            given = names.get(name, ())
             arguments: dict[str, Any] = {
                 one: [reals[one].mantissa, reals[one].exponent] for one in given
             }

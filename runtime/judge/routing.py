@@ -1,0 +1,190 @@
+"""Which experts a mixture takes, here and in onnxruntime, token by token and layer by layer.
+
+A router's choice is a comparison: where two logits are nearly equal, rounding decides, and one
+token then goes another way. So choices that differ are told apart: those where the reference's own
+gap, between the last chosen logit and the first that is not, is no more than twice the distance of
+the two references there are *near ties*, which neither reference can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from intaglio.backend.program.program import Instruction
+from intaglio.dialects.isa.values import Routing
+from intaglio.dialects.isa.vector import Route
+from intaglio.runtime.judge.reference import inputs_of
+from intaglio.runtime.loaded_model import LoadedModel
+from intaglio.runtime.reports.wording import counted
+
+Array = npt.NDArray[np.float64]
+
+_LOGITS: Mapping[str, int] = {"QMoE": 1, "MoE": 1, "Softmax": 0, "TopK": 0}
+"""The input of a node that holds the router's logits, the surest kind of node first."""
+LISTED = 20
+"""Choices that differ that are listed."""
+
+
+@dataclass(frozen=True)
+class _Router:
+    """A router of the program: where it stands, the value of the graph it reads, what it takes."""
+
+    block: str
+    instance: int
+    node: str
+    value: str
+    chosen: int
+
+
+def _routers(chip: LoadedModel) -> Iterator[tuple[Instruction, int, _Router]]:
+    """Every router, instance by instance in the order of execution."""
+    inputs = inputs_of(chip.judged)
+    for block in chip.program.blocks:
+        for instance in range(len(block.instances)):
+            for one in block.whole:
+                if not isinstance(one.does, Route):
+                    continue
+                names = one.onnx[min(instance, len(one.onnx) - 1)]
+                found = [
+                    (name, inputs[name][1][place])
+                    for kind, place in _LOGITS.items()
+                    for name in names
+                    if name in inputs and inputs[name][0] == kind
+                ]
+                if found:
+                    chosen = chip.program.value(one.does.output, Routing).chosen
+                    yield one, instance, _Router(block.name, instance, *found[0], chosen)
+
+
+def routes(chip: LoadedModel) -> bool:
+    """Whether a model is a mixture of experts."""
+    return any(isinstance(one.does, Route) for block in chip.program.blocks for one in block.whole)
+
+
+def check_routing(chip: LoadedModel, ids: Sequence[int], judge: str, other: str) -> dict[str, Any]:
+    """Compares the experts of each token with a reference's.
+
+    Args:
+        chip: the compiled model.
+        ids: tokens, from position 0 on.
+        judge: the reference that counts: `as_it_comes` or `float_activations`.
+        other: the other one.
+
+    Returns:
+        `choices` (tokens times routers), `differing`, `near_ties` (of those that differ), their
+        difference `counted`; `listed`, the first of those that differ, each with `token`, `node`,
+        the experts `here` and `there`, `gap` and `apart`, the logits' distance of the references;
+        `same_tokens`, those of which no choice differs but near ties, and over these tokens
+        `max_abs_logit_error` and `max_error_of_range`, where near ties are decided as there.
+
+    Raises:
+        CannotJudge: onnxruntime cannot run the model.
+    """
+    every = list(_routers(chip))
+    names = list(dict.fromkeys(router.value for _, _, router in every))
+    both = {
+        name: chip.reference(float_activations=name == "float_activations", observed=names).observe(
+            ids
+        )
+        for name in (judge, other)
+    }
+    logits, _ = both[judge]
+    places = {(id(one), instance): number for number, (one, instance, _) in enumerate(every)}
+
+    mine: dict[int, npt.NDArray[np.int64]] = {}
+
+    def observe(one: Instruction, instance: int, written: list[Array]) -> None:
+        number = places.get((id(one), instance))
+        if number is not None:
+            mine[number] = written[0][:, : every[number][2].chosen].astype(np.int64)
+
+    listed: dict[tuple[int, int], dict[str, Any]] = {}
+    simulator, forced = chip.simulator, chip.simulator.forced
+    try:
+        while True:
+            simulator.reset()
+            exact = simulator.forward(ids, 0, observe=observe)
+            assert exact is not None
+            fresh = 0
+            for number, (_, _, router) in enumerate(every):
+                theirs, others = (
+                    both[name][1][router.value].reshape(len(ids), -1).astype(np.float64)
+                    for name in (judge, other)
+                )
+                apart = np.abs(theirs - others).max(axis=1)
+                for token, experts, gap in _differing(mine[number], theirs, router.chosen):
+                    if (number, token) in listed:
+                        continue
+                    is_near = gap <= 2 * float(apart[token])
+                    listed[number, token] = {
+                        "token": token,
+                        "node": router.node,
+                        "here": sorted(mine[number][token].tolist()),
+                        "there": experts,
+                        "gap": gap,
+                        "apart": float(apart[token]),
+                        "near_tie": is_near,
+                    }
+                    if is_near:
+                        forced[number, token] = experts
+                        fresh += 1
+            if not fresh:
+                break
+    finally:
+        forced.clear()
+    same = np.ones(len(ids), np.bool_)
+    same[[one["token"] for one in listed.values() if not one["near_tie"]]] = False
+    ours = np.ldexp(exact.astype(np.float64), -simulator.fraction_bits)
+    error = np.abs(ours - logits)[same].max(initial=0.0)
+    size = float(logits.max() - logits.min())
+    near = sum(one["near_tie"] for one in listed.values())
+    return {
+        "choices": len(ids) * len(every),
+        "differing": len(listed),
+        "near_ties": near,
+        "counted": len(listed) - near,
+        "listed": list(listed.values())[:LISTED],
+        "same_tokens": int(same.sum()),
+        "max_abs_logit_error": float(error),
+        "max_error_of_range": float(error) / size if size else 0.0,
+    }
+
+
+def _differing(
+    mine: npt.NDArray[np.int64], theirs: Array, chosen: int
+) -> Iterator[tuple[int, list[int], float]]:
+    """Tokens whose experts differ: theirs, and the gap of their logits."""
+    order = np.argsort(-theirs, axis=1, kind="stable")
+    for token, (own, best) in enumerate(zip(mine, order, strict=True)):
+        wanted = sorted(best[:chosen].tolist())
+        if sorted(own.tolist()) == wanted:
+            continue
+        # Equal logits are no difference, whichever of them is taken.
+        row = theirs[token]
+        if sorted(row[own]) == sorted(row[wanted]):
+            continue
+        yield token, wanted, float(row[best[chosen - 1]] - row[best[chosen]])
+
+
+def routing_lines(found: Mapping[str, Any] | None) -> Iterator[str]:
+    """What `check_routing` found, for people."""
+    if found is None:
+        return
+    yield (
+        f"  experts      {found['differing']} of {found['choices']:,} choices differ, "
+        f"{found['near_ties']} of them where the references cannot tell; on the "
+        f"{counted(found['same_tokens'], 'token')} with the same experts the largest error of a "
+        f"logit is {found['max_abs_logit_error']:.4g}, {found['max_error_of_range']:.2%} of their "
+        "range"
+    )
+    for one in found["listed"]:
+        yield (
+            f"               token {one['token']} at {one['node']}: {one['here']} here, "
+            f"{one['there']} there; the gap is {one['gap']:.3g}, the references are "
+            f"{one['apart']:.3g} apart"
+        )

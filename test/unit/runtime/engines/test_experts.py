@@ -1,0 +1,99 @@
+"""A mixture of experts, end to end: the simulator's two ways, the judge, times, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from intaglio.backend.compile import compile_model
+from intaglio.backend.hw.chip.layout import layout_of
+from intaglio.backend.program.program import load_program
+from intaglio.backend.stages import Options
+from intaglio.dialects import semantics
+from intaglio.dialects.errors import UserError
+from intaglio.runtime.chip import load
+from intaglio.runtime.engines.simulator import Simulator
+from intaglio.runtime.judge.check import check
+from intaglio.runtime.judge.routing import routing_lines
+
+TOKENS = [int(one) for one in np.random.default_rng(3).integers(0, 64, 24)]
+
+
+@pytest.fixture(scope="module")
+def compiled(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("experts") / "out"
+    return compile_model(model("experts"), out, Options("roma-mini", context=64)).folder
+
+
+def test_kernels_and_semantics_agree_in_batches_and_token_by_token(compiled: Path) -> None:
+    program = load_program(compiled)
+    fast, slow = Simulator(program, compiled), Simulator(program, compiled, reference=True)
+    together = fast.forward(TOKENS)
+    assert together is not None
+    assert np.array_equal(together, slow.forward(TOKENS))
+    assert fast.saturations == slow.saturations
+    fast.reset()
+    for position, token in enumerate(TOKENS):
+        step = fast.step(token, position)
+        assert step is not None and np.array_equal(step[0], together[position])
+
+
+def test_experts_that_are_forced_are_taken(compiled: Path) -> None:
+    """What a comparison asks for changes the values of the token, and of none before it."""
+    simulator = Simulator(load_program(compiled), compiled)
+    free = simulator.forward(TOKENS)
+    assert free is not None
+    simulator.reset()
+    simulator.forced[0, 5] = [7, 0]
+    other = simulator.forward(TOKENS)
+    assert other is not None
+    assert np.array_equal(free[:5], other[:5]) and not np.array_equal(free[5], other[5])
+
+
+@pytest.mark.parametrize(("formats", "bound"), [((), 0.05), (("int16", "int16"), 0.003)])
+def test_the_judge(
+    formats: tuple[str, ...],
+    bound: float,
+    compiled: Path,
+    model: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    if formats:
+        settings = tuple(f"{n}={f}" for n, f in zip(("activations", "kv"), formats, strict=True))
+        options = Options("roma-mini", context=64, settings=settings, emit="program")
+        compiled = compile_model(model("experts"), tmp_path / "out", options).folder
+    result = check(load(compiled), tokens=64)
+    choices = result["expert_choices"]
+    assert choices["choices"] == 2 * 64
+    assert choices["counted"] == 0
+    assert choices["max_error_of_range"] < bound
+    assert result["top1_agreement_counted"] == 1.0
+    assert len(list(routing_lines(choices))) == 1 + len(choices["listed"])
+
+
+def test_near_ties_are_told_apart(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router that takes the other one of two nearly equal logits is no error; any other is."""
+    chip = load(compiled)
+    whole = semantics.route
+
+    def worst(logits: np.ndarray, chosen: int, *more: int, **rest: bool) -> semantics.Routing:
+        found = whole(logits, chosen, *more, **rest)
+        experts = found.experts.copy()
+        # The last chosen one gives way to the one with the smallest logit, for the first token.
+        experts[0, -1] = logits[0].argmin()
+        return semantics.route_to(logits, experts, *more)
+
+    monkeypatch.setattr(semantics, "route", worst)
+    choices = check(chip, tokens=16)["expert_choices"]
+    assert choices["counted"] == 2
+    assert [one["token"] for one in choices["listed"] if not one["near_tie"]] == [0, 0]
+    assert choices["same_tokens"] == 15
+
+
+def test_the_hardware_is_refused_with_the_reason(compiled: Path) -> None:
+    with pytest.raises(UserError, match="the hardware does not choose experts yet") as caught:
+        layout_of(load_program(compiled))
+    assert caught.value.node == "/model/layers.0/moe/QMoE"
