@@ -236,12 +236,14 @@ class Softmax(
     """Powers of two of the scores times the values' scales: codes, their scale and their sum.
 
     The first pass goes over the scales alone: for each head of the cache it finds the least
-    exponent. The largest score of each query head comes with the scores.
+    exponent. The largest score of each query head comes with the scores. A sink is one more score
+    for each head, which counts for the largest and the sum alone.
     """
 
     scores: V = read(Scores)
     output: V = write(Probabilities)
     values: str = use(Store.CACHE, access=Access.SCALES)
+    sink: str | None = use(Store.VECTOR, default=None)
 
     passes = Passes(3, reductions=2, lookups=True)
 

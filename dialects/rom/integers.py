@@ -17,7 +17,7 @@ from xdsl.traits import MemoryReadEffect, Pure
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects.rom.buffers import resolved_type
-from intaglio.dialects.rom.operators import OperatorOp, verify_heads, verify_matrix
+from intaglio.dialects.rom.operators import OperatorOp, verify_heads, verify_matrix, verify_sink
 from intaglio.dialects.rom.types import (
     ACTIVATION_CODES,
     POSITION,
@@ -250,6 +250,9 @@ class QueryKeyOp(OperatorOp):
 class SoftmaxOp(OperatorOp):
     """exp2(score - max) of each head times the values' scales, as codes with a scale and a sum.
 
+    `sink` has one more score for each head, of a token without a value: 16 fraction bits, to the
+    base 2.
+
     Example:
     ```
     %p = rom.softmax %s over @v0 at %position {onnx = [["GQA"]]}
@@ -262,6 +265,7 @@ class SoftmaxOp(OperatorOp):
     position = operand_def(POSITION)
     values = prop_def(SYMBOL)
     window = opt_prop_def(IntegerAttr[I64])
+    sink = opt_prop_def(SYMBOL)
     output = result_def(ProbabilitiesType)
     assembly_format = (
         "$scores `over` $values `at` $position attr-dict `:` type($scores) `->` type($output)"
@@ -277,12 +281,14 @@ class SoftmaxOp(OperatorOp):
         output: Attribute,
         *,
         window: int = 0,
+        sink: str | None = None,
     ) -> None:
         self._build(
             [scores, position],
             [output],
             values=values,
             window=window if window > 0 else None,
+            sink=sink,
             onnx=onnx,
         )
 
@@ -292,6 +298,7 @@ class SoftmaxOp(OperatorOp):
         values = resolved_type(self, self.values, KVType)
         assert isinstance(source, ScoresType)
         verify_heads(source.heads.data, values)
+        verify_sink(self, self.sink, source.heads.data)
         if source.heads != target.heads:
             raise VerifyException("scores and probabilities differ in heads")
         if target.format.data not in PROBABILITY_CODES:

@@ -403,7 +403,9 @@ class AttentionOp(OperatorOp):
     """softmax(q k^T * scale) v over the cached tokens, of the float stage (GroupQueryAttention).
 
     Head h reads KV head h // (heads // kv heads). `window` > 0 limits it to the last `window`
-    tokens, this one included; `softcap` > 0 maps scores s to softcap * tanh(s / softcap).
+    tokens, this one included; `softcap` > 0 maps scores s to softcap * tanh(s / softcap). `sink`
+    has a number for each head: the score of a token without a value, which no cap or window
+    changes.
 
     Example:
     ```
@@ -422,6 +424,7 @@ class AttentionOp(OperatorOp):
     scale = prop_def(FloatAttr)
     softcap = opt_prop_def(FloatAttr)
     window = opt_prop_def(IntegerAttr[I64])
+    sink = opt_prop_def(SYMBOL)
     output = result_def(VECTOR)
     assembly_format = (
         "$query `over` $keys `,` $values `at` $position attr-dict"
@@ -441,6 +444,7 @@ class AttentionOp(OperatorOp):
         scale: float,
         softcap: float = 0.0,
         window: int = 0,
+        sink: str | None = None,
         output: Attribute | None = None,
     ) -> None:
         self._build(
@@ -452,6 +456,7 @@ class AttentionOp(OperatorOp):
             scale=scale,
             softcap=softcap if softcap else None,
             window=window if window > 0 else None,
+            sink=sink,
             onnx=onnx,
         )
 
@@ -462,12 +467,24 @@ class AttentionOp(OperatorOp):
         heads = self.heads.value.data
         verify_heads(heads, keys)
         verify_heads(heads, values)
+        verify_sink(self, self.sink, heads)
         for value, cache in ((self.query, keys), (self.output, values)):
             if vector_size(value.type) != heads * cache.width.data:
                 raise VerifyException(
                     f"{heads} heads of width {cache.width.data} need {heads * cache.width.data} "
                     f"elements, found {vector_size(value.type)}"
                 )
+
+
+def verify_sink(op: Operation, sink: SymbolRefAttr | None, heads: int) -> None:
+    """Sinks are one number a head; VerifyException where not."""
+    if sink is None:
+        return
+    dims = resolved_type(op, sink, ROMTensorType).dims
+    if dims != (heads,):
+        raise VerifyException(
+            f"sink @{sink.root_reference.data} has shape {list(dims)}, the heads need [{heads}]"
+        )
 
 
 def verify_heads(heads: int, cache: KVType) -> None:

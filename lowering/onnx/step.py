@@ -78,6 +78,7 @@ class Role:
 
 BIAS, BETA = Role("the bias", "bias"), Role("beta", "bias")
 GAMMA = Role("gamma", "norm")
+SINKS = Role("the sinks of heads", "sink")
 ANGLES = Role("the table of a rotation", "rotation")
 
 

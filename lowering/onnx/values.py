@@ -330,8 +330,10 @@ class Cached:
 class Scores:
     """Products of queries and keys that become attention: [..., queries, tokens].
 
-    `cap` is that of a softcap whose tanh has been seen; `stage` is "scores", "tanh" or
-    "probabilities". `masks` are those added or selected with, and what they are for messages.
+    `cap` is that of a softcap whose tanh has been seen; `stage` is "scores", "tanh", "largest"
+    (the largest of each head) or "probabilities". `masks` are those added or selected with, and
+    what they are for messages. `sinks` are scores of the heads that stand behind those of the
+    tokens.
     """
 
     query: Vector
@@ -343,6 +345,7 @@ class Scores:
     stage: str = "scores"
     cap: float = 0.0
     masks: tuple[tuple[Field, str], ...] = ()
+    sinks: tuple[float, ...] = ()
 
     kind = "attention scores"
 

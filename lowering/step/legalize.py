@@ -151,6 +151,9 @@ def _conversions(op: Operation, chosen: Fractions, capacity: int) -> dict[str, C
         case rom.LayerNormOp():
             width = rom.vector_size(op.input.type)
             return {name_of(op.gamma): Conversion("fixed16", math.sqrt(width)), **fixed(op.beta)}
+        case rom.AttentionOp() if op.sink is not None:
+            # Scores are to the base 2 when softmax takes them.
+            return {name_of(op.sink): Conversion("fixed32", float(LOG2E), SCORE_FRAC)}
         case rom.RotaryOp():
             table = Conversion("fixed16", exponent=chosen.rotary, rows=capacity)
             return {name_of(op.cos): table, name_of(op.sin): table}
@@ -410,6 +413,7 @@ class _Body:
             op.onnx,
             rom.ProbabilitiesType(heads, machine.probabilities),
             window=window,
+            sink=None if op.sink is None else name_of(op.sink),
         )
         output = rom.WeightedSumOp(
             probabilities.output,

@@ -593,6 +593,7 @@ class Simulator:
     def _softmax(self, one: Softmax[str], reads: Sequence[Action]) -> Action:
         name, window = one.values, one.window
         fmt = self.program.value(one.output, values.Probabilities).format
+        sink = None if one.sink is None else self._vector(one.sink)
 
         def run(c: Context) -> Probabilities:
             span = _span(c, one)
@@ -602,7 +603,7 @@ class Simulator:
                 every = semantics.attention_mask(c.positions, span.stop, window or None)
                 mask = every[:, span]
             return Probabilities(
-                *self._ops.softmax(reads[0](c), scale, fmt, mask), first=span.start
+                *self._ops.softmax(reads[0](c), scale, fmt, mask, sink), first=span.start
             )
 
         return run

@@ -39,6 +39,8 @@ class Variant:
     hqq: bool = False
     """Zero points in floating point, none of them a code; scales and zero points in one
     dimension."""
+    sinks: bool = False
+    """gpt-oss: each head has a sink, and half of the layers a window."""
     learned: bool = False
     """OPT: a row for each position is added to the embedding, from row 2 on; nothing is rotated."""
     experts: int = 0
@@ -55,6 +57,7 @@ VARIANTS = {
     "ternary": Variant(bits=2, accuracy_level=0),
     "hqq4": Variant(hqq=True),
     "hqq2": Variant(bits=2, hqq=True, accuracy_level=0),
+    "sinks": Variant(sinks=True),
     "learned": Variant(parallel=True, bias=True, learned=True),
     "ternary_tied": Variant(bits=2, tied=True, accuracy_level=0),
     "experts": Variant(bias=True, experts=8),
@@ -153,6 +156,11 @@ class Builder:
             self.node("Split", f"{path}/Split", [packed, sizes], outputs=values, axis=-1)
             for i, (letter, width) in enumerate((("q", size), ("k", kv))):
                 values[i] = self.head_norm(layer, letter, values[i], width)
+        sinks, attributes = [], {}
+        if self.variant.sinks:
+            name = f"model.layers.{layer}.attn.sinks"
+            sinks = ["", "", self.normal(name, HEADS, mean=1.0)]
+            attributes = {"local_window_size": 5} if layer % 2 else {}
         return self.node(
             "GroupQueryAttention",
             f"{path}/GroupQueryAttention",
@@ -164,12 +172,14 @@ class Builder:
                 "total_length",
                 "cos_cache",
                 "sin_cache",
+                *sinks,
             ],
             outputs=[f"{path}/output_0", f"present.{layer}.key", f"present.{layer}.value"],
             domain=MS,
             num_heads=HEADS,
             kv_num_heads=KV_HEADS,
             do_rotary=int(not self.variant.learned),
+            **attributes,
         )
 
     def head_norm(self, layer: int, letter: str, x: str, width: int) -> str:

@@ -58,10 +58,6 @@ def group_query_attention(step: Step, node: Node) -> None:
     if heads < 1 or kv_heads < 1 or heads % kv_heads:
         raise Refusal(f"num_heads = {heads} is not a multiple of kv_num_heads = {kv_heads}")
     inputs = step.inputs(node)
-    if inputs[11] is not None:
-        raise Refusal("a head sink is not supported")
-    if node.integer("smooth_softmax") > 0:
-        raise Refusal("smooth_softmax is not supported")
     if node.integer("qk_output") != 0:
         raise Refusal("qk_output is not supported")
     if node.integer("causal", 1) != 1:
@@ -112,6 +108,7 @@ def group_query_attention(step: Step, node: Node) -> None:
         scale=scale,
         softcap=node.real("softcap"),
         window=max(0, window),
+        sink=_sink(step, node, inputs[11], heads),
     )
     step.result(node, attended, q.dims)
     for i, past in ((1, pasts[0]), (2, pasts[1])):
@@ -273,6 +270,18 @@ def _check_heads(value: Cached, heads: int, width: int, what: str) -> None:
         raise Refusal(
             f"{heads} heads of {width} elements do not fit {value.heads} of {value.width}"
         )
+
+
+def _sink(step: Step, node: Node, value: Value | None, heads: int) -> str | None:
+    """The symbol of the heads' sinks; smooth_softmax is a sink of 0 for each of them."""
+    if value is not None:
+        given = numbers(value)
+        if given is None or given.dtype.kind != "f":
+            raise Refusal(f"head_sink (input 11) must be a constant; here it is {value.kind}")
+        return scores.sinks(step, node, given, heads)
+    if node.integer("smooth_softmax") == 1:
+        return scores.sinks(step, node, np.zeros(heads, np.float32), heads)
+    return None
 
 
 def _check_lengths(step: Step, inputs: list[Value | None]) -> None:

@@ -494,8 +494,8 @@ def supported_operators() -> list[OperatorSupport]:
         OperatorSupport(
             _MS, "GroupQueryAttention", 1,
             "rom.slice, rom.rms_norm, rom.rotary, rom.append, rom.attention",
-            "an attention bias proven to be causal or a window; no head sink, no smooth softmax; a "
-            "quantised cache needs one scale for keys and one for values",
+            "an attention bias proven to be causal or a window; constant sinks; a quantised cache "
+            "needs one scale for keys and one for values",
             attention.GQA_ATTRIBUTES, outputs=3, convert=attention.group_query_attention,
         ),
         OperatorSupport(

@@ -6,22 +6,26 @@ values, where the whole becomes `rom.attention`.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from xdsl.dialects.builtin import FloatAttr
 from xdsl.ir import SSAValue
 
 from intaglio.dialects import rom
-from intaglio.lowering.onnx.graph.model import FLOATS, Node, cast_type
+from intaglio.lowering.onnx.graph.model import FLOATS, Node, Tensor, cast_type
 from intaglio.lowering.onnx.known import fields, masks
 from intaglio.lowering.onnx.known.expressions import dims_text, expression, variable
-from intaglio.lowering.onnx.known.shapes import axis_of, dims_of, new_dims
+from intaglio.lowering.onnx.known.fields import same_for_all_tokens
+from intaglio.lowering.onnx.known.shapes import axis_of, dims_of, new_dims, reduced_axes, slices_of
 from intaglio.lowering.onnx.known.simplification import apply
 from intaglio.lowering.onnx.known.terms import FALSE, AtLeastZero, Number
-from intaglio.lowering.onnx.step import Step, names_of, real
+from intaglio.lowering.onnx.step import SINKS, Step, names_of, real
 from intaglio.lowering.onnx.values import (
     Cached,
     Field,
@@ -37,6 +41,9 @@ from intaglio.lowering.onnx.values import (
     numbers,
 )
 from intaglio.lowering.onnx.written import cached
+
+LARGEST_SINK = 20000.0
+"""Beyond it a sink is cut: scores to the base 2 of 32 bits, 16 of them fraction, hold it."""
 
 # --- scores --------------------------------------------------------------------------------------
 
@@ -62,7 +69,7 @@ def _convert_scores(step: Step, node: Node, value: Scores, inputs: list[Value | 
     places = [i for i, v in enumerate(inputs) if v is value]
     other = inputs[1 - places[0]] if places in ([0], [1]) else None
     match op:
-        case "Mul" | "Div" if value.stage != "probabilities" and not value.masks:
+        case "Mul" | "Div" if value.stage in _UNMASKED and not (value.masks or value.sinks):
             factor = cached.factor_of(other, value.dims)
             if factor is None or factor == 0.0 or (op == "Div" and places != [0]):
                 raise Refusal("scores are scaled by more than a number")
@@ -74,7 +81,19 @@ def _convert_scores(step: Step, node: Node, value: Scores, inputs: list[Value | 
                 step.bind(node, replace(value, scale=value.scale * by, names=names))
         case "Tanh" if value.stage == "scores" and not value.masks:
             step.bind(node, replace(value, stage="tanh", cap=1.0, names=names))
-        case "Add" if value.stage != "probabilities" and places in ([0], [1]):
+        case "Concat" if value.stage in _UNMASKED and places == [0] and not value.sinks:
+            step.bind(node, _with_sinks(node, value, other, names))
+        case "ReduceMax" if value.stage in _UNMASKED:
+            axes = reduced_axes(node, inputs, len(value.dims))
+            if set(axes) != {len(value.dims) - 1} or not node.integer("keepdims", 1):
+                raise Refusal("the largest score is not taken over the tokens")
+            step.bind(node, replace(value, stage="largest", names=names))
+        case "Sub" if inputs[0] is value and value.stage in _UNMASKED and _is_largest(value, other):
+            # Softmax does not change when all scores do alike.
+            step.bind(node, replace(value, names=names))
+        case "Slice" if value.stage == "probabilities" and value.sinks:
+            step.bind(node, _without_sinks(node, value, inputs, names))
+        case "Add" if value.stage in _UNMASKED and not value.sinks and places in ([0], [1]):
             mask = fields.as_field(other)
             if mask is None:
                 kind = kind_of(other)
@@ -89,7 +108,7 @@ def _convert_scores(step: Step, node: Node, value: Scores, inputs: list[Value | 
             )
         case "Where":
             step.bind(node, _selected(node, value, inputs, names))
-        case "Softmax" if value.stage != "probabilities":
+        case "Softmax" if value.stage in _UNMASKED:
             axis = axis_of(node, len(value.dims), -1)
             if axis != len(value.dims) - 1:
                 raise Refusal(f"the softmax is over axis {axis}, not over the tokens")
@@ -109,7 +128,9 @@ def _convert_scores(step: Step, node: Node, value: Scores, inputs: list[Value | 
                 # Axes of earlier masks would be others.
                 raise Refusal("scores are given another shape after their mask")
             step.bind(node, replace(value, dims=dims, names=names))
-        case "MatMul" if value.stage == "probabilities" and places == [0]:
+        case "MatMul" if (
+            value.stage == "probabilities" and places == [0] and _of_tokens(step, value)
+        ):
             values = inputs[1]
             if not isinstance(values, Cached):
                 kind = kind_of(values)
@@ -117,6 +138,63 @@ def _convert_scores(step: Step, node: Node, value: Scores, inputs: list[Value | 
             _attend(step, node, value, values)
         case _:
             raise Refusal(f"{op} of attention {value.stage} is not supported")
+
+
+_UNMASKED = ("scores", "tanh")
+"""Stages before the softmax."""
+
+
+def _with_sinks(node: Node, value: Scores, other: Value | None, names: tuple[str, ...]) -> Scores:
+    """Concat of scores and a constant of each head: what stands for no token."""
+    if axis_of(node, len(value.dims)) != len(value.dims) - 1 or len(node.inputs) != 2:
+        raise Refusal("scores are joined along another axis than that of the tokens")
+    constant = same_for_all_tokens(other, "sinks") if isinstance(other, Field) else other
+    given = None if constant is None else numbers(constant)
+    if given is None or given.dtype.kind != "f" or given.size not in (1, value.heads):
+        raise Refusal(f"{kind_of(other)} stands behind attention scores; only a sink a head does")
+    shape = dims_of(other) if other is not None else None
+    if shape is None or len(shape) != len(value.dims) or shape[-1] != 1:
+        raise Refusal("more than one score is put behind those of the tokens")
+    found = np.broadcast_to(given.reshape(-1), (value.heads,)).astype(np.float64)
+    dims = (*value.dims[:-1], value.dims[-1] + 1)
+    return replace(value, sinks=tuple(found.tolist()), dims=dims, names=names)
+
+
+def _is_largest(value: Scores, other: Value | None) -> bool:
+    """Whether `other` is the largest of the scores."""
+    return (
+        isinstance(other, Scores)
+        and other.stage == "largest"
+        and (other.query, other.keys, other.masks) == (value.query, value.keys, value.masks)
+        and (other.sinks, other.scale, other.cap) == (value.sinks, value.scale, value.cap)
+    )
+
+
+def _without_sinks(
+    node: Node, value: Scores, inputs: list[Value | None], names: tuple[str, ...]
+) -> Scores:
+    """Slice of probabilities: those of the tokens, without the sink's behind them."""
+    last = len(value.dims) - 1
+    tokens = value.dims[last] - 1
+    for axis, first, size, stride in slices_of(node, inputs, value.dims):
+        whole = size == value.dims[axis]
+        if whole and axis != last:
+            continue
+        if axis != last or first != 0 or size != tokens or stride != 1:
+            raise Refusal(f"it cuts axis {axis} of attention probabilities")
+        return replace(value, dims=(*value.dims[:-1], tokens), names=names)
+    return value
+
+
+def _of_tokens(step: Step, value: Scores) -> bool:
+    """Whether probabilities are those of the tokens alone.
+
+    Raises:
+        Refusal: the sinks' are among them.
+    """
+    if value.dims[-1] != step.total:
+        raise Refusal("the probability of a sink has no value to be multiplied with")
+    return True
 
 
 def truth_of(value: Value | None) -> bool | None:
@@ -161,6 +239,7 @@ def _attend(step: Step, node: Node, value: Scores, values: Cached) -> None:
     if heads != value.heads:
         raise Refusal(f"there are {value.heads} heads of queries and {heads} of values")
     window = masks.window(value.masks, value.dims, step.sequence)
+    sunk = np.asarray(value.sinks)
     result = attend(
         step,
         value.query,
@@ -171,6 +250,7 @@ def _attend(step: Step, node: Node, value: Scores, values: Cached) -> None:
         softcap=value.cap,
         window=window,
         names=(*value.names, *values.names, node.name),
+        sink=sinks(step, node, sunk, heads) if value.sinks else None,
     )
     dims = (*value.dims[:-1], expression(values.width))
     step.bind(node, Vector(result.ssa, dims))
@@ -187,6 +267,7 @@ def emit_attention(
     scale: float,
     softcap: float,
     window: int,
+    sink: str | None = None,
 ) -> SSAValue:
     """Emits attention over two caches, by their symbols; its result is as wide as the queries.
 
@@ -208,8 +289,36 @@ def emit_attention(
             scale=scale,
             softcap=softcap,
             window=window,
+            sink=sink,
         )
     ).output
+
+
+def sinks(step: Step, node: Node, given: npt.NDArray[np.floating[Any]], heads: int) -> str | None:
+    """Declares a sink for each head; gives its symbol, or None where no head has one.
+
+    A sink is a score of a token without a value. Whether it is as large as `LARGEST_SINK` or
+    larger makes no difference: the rest is 0 beside it, or it beside the rest.
+
+    Raises:
+        Refusal: there are not as many as heads, or one is no number.
+    """
+    values = given.astype(np.float32).reshape(-1)
+    if values.size == 1:
+        values = np.repeat(values, heads)
+    if values.size != heads:
+        raise Refusal(f"there are {values.size} sinks for {heads} heads")
+    if np.isnan(values).any():
+        raise Refusal("a sink is no number")
+    if (values <= -LARGEST_SINK).all():
+        return None
+    clipped = np.clip(values, -LARGEST_SINK, LARGEST_SINK)
+    key = hashlib.sha256(b"sinks" + clipped.tobytes()).digest()
+    if key not in step.engraved:
+        count = sum(one.tensor.name.startswith("sinks") for one in step.engraved.values())
+        tensor = Tensor(f"sinks_{count}", "FLOAT", (heads,), lambda: clipped.view(np.uint8))
+        step.engraved[key] = Stored(tensor, (heads,))
+    return step.dense_value(node, step.engraved[key], (heads,), SINKS)
 
 
 def attend(
@@ -223,6 +332,7 @@ def attend(
     softcap: float,
     window: int,
     names: Sequence[str],
+    sink: str | None = None,
 ) -> Vector:
     """Emits attention; numbers that queries, keys and values are multiplied with go elsewhere.
 
@@ -262,6 +372,7 @@ def attend(
         scale=scale,
         softcap=softcap,
         window=window,
+        sink=sink,
     )
     if values.factor != 1.0:
         result = step.emit(rom.ScaleOp(result, real(values.factor), onnx)).output

@@ -85,6 +85,8 @@ FIELDS = Fields(
         Field("static_scale", 1, "1: the cache has one scale, the first real number"),
         Field("shared", 8, "query heads that share a key-value head"),
         Field("scale_stride", 16, "rows from a head's scales to the next one's"),
+        Field("sunk", 1, "1: the heads have sinks"),
+        Field("sink", 24, "place of the first head's sink among the elements of constants"),
     )
 )
 """The fields of the vector unit's descriptor."""
@@ -138,6 +140,8 @@ def constant_forms(
                 )
             tables = (program.parameters[name] for name in (rotary.cos, rotary.sin))
             return tuple(zip(tables, forms, strict=True))
+        case Softmax(sink=str(sink)):
+            return ((program.parameters[sink], Form()),)
         case _:
             return ()
 
@@ -465,6 +469,9 @@ class _Encoder:
             "window": one.window,
             "shared": shared,
         }
+        if one.sink is not None:
+            row = self.constant_fields()["constant0"]
+            values |= {"sunk": 1, "sink": row * self.lanes + first}
         if cache.static_scale is not None:
             scale = Scale.of(cache.static_scale)
             return values | {

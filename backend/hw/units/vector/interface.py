@@ -111,6 +111,8 @@ class VectorUnit(Unit):
             yield row(SCORES, "score", "address")
             yield row(LARGEST, "largest", "address")
             yield row(VALUE_SCALES, "value_scale", "address")
+        if self.shape.sinks:
+            yield row(CONSTANTS, "sink", "address")
 
     def _writes(self) -> Iterator[Bundle]:
         yield written_row(VECTORS, "vector_write", "address", "mask")

@@ -16,7 +16,7 @@ from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.isa.values import Probabilities, Quantized, Scores
-from intaglio.dialects.isa.vector import RMSNorm
+from intaglio.dialects.isa.vector import RMSNorm, Softmax
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import rows_of
 
@@ -40,6 +40,7 @@ class VectorShape:
         scale_rows: of the memory of value scales.
         scales: entries of the files of scales.
         rotary_fraction: fraction bits of cosines and sines.
+        sinks: whether heads have sinks.
     """
 
     operations: frozenset[str]
@@ -55,6 +56,7 @@ class VectorShape:
     scale_rows: int
     scales: int
     rotary_fraction: int = ROTARY_FRAC
+    sinks: bool = False
 
     @staticmethod
     def of(
@@ -98,6 +100,11 @@ class VectorShape:
             scale_rows,
             rows + groups,
             rotary_fraction(program),
+            any(
+                isinstance(one.does, Softmax) and one.does.sink is not None
+                for block in program.blocks
+                for one in block.instructions
+            ),
         )
 
 

@@ -55,6 +55,7 @@ from intaglio.backend.hw.units.vector.tables import (
     normalising_shift,
     scalars,
 )
+from intaglio.backend.hw.wires.reader import Wires
 from intaglio.backend.hw.wires.signal import (
     Design,
     ModuleBuilder,
@@ -64,6 +65,8 @@ from intaglio.backend.hw.wires.signal import (
     Write,
     add_all,
     cat,
+    choose,
+    larger,
     mux,
     pipelined,
     smaller,
@@ -72,6 +75,7 @@ from intaglio.backend.hw.wires.signal import (
 from intaglio.dialects import memories
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import FIXED_BITS
+from intaglio.dialects.formulas.softmax import exp2
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tables import table
 
@@ -87,7 +91,8 @@ def build_vector(design: Design, machine: Machine, shape: VectorShape) -> Module
     Inputs: `start` with all `FIELDS` and `position` in the same cycle, in which `ready` must be 1;
     the data of the memories, one cycle after their addresses (`vector0_data`, `vector1_data`,
     `constant0_data`, `constant1_data`, `score_data`, `value_scale_data`: mantissa in bits 0 to 23,
-    exponent above, 32 bits a lane; lane 0 lowest; `largest_data`: the largest score of a head).
+    exponent above, 32 bits a lane; lane 0 lowest; `largest_data`: the largest score of a head;
+    `sink_data`: the row of constants with a head's sink).
 
     Outputs: the addresses; the write ports `vector_write` and `score_write` (32 bits a lane),
     `code_write` (quantised vectors) and `probability_write` (16 bits a lane), each with
@@ -301,6 +306,11 @@ class _Vector:
             head = mux(self.weighing, fields["read1"] + self.group, 0)
             self.address("largest", self.shape.score_heads, head)
             scales = fields["constant0"] + self.scale_row + self.first_row + self.j
+            if self.shape.sinks:
+                sink = (fields["sink"] + self.group).truncate(24)
+                wanted = self.weighing & fields["sunk"]
+                self.address("sink", self.shape.constant_rows, mux(wanted, sink >> bits, 0))
+                self.sink_lane = sink.truncate(bits).delay(name="sink_lane")
             wanted = self.softmax & ~fields["static_scale"]
             self.address("value_scale", self.shape.scale_rows, mux(wanted, scales, 0))
         negative = self.rotary & first_half & (halves != 0)
@@ -334,6 +344,8 @@ class _Vector:
         mantissa, exponent, top = empty, empty, m.constant(0)
         if features.has(SOFTMAX):
             top = m.input("largest_data", FIXED_BITS).as_signed()
+            if self.shape.sinks:
+                top = self.sunk(top)
             scores, scales = self.lanes_of("score"), self.lanes_of("value_scale")
             softmax = self.softmax.delay(name="softmax_now")
             x = [mux(softmax, score, one) for score, one in zip(scores, x, strict=True)]
@@ -369,6 +381,20 @@ class _Vector:
             }
             connected = {**lane_inputs({**own, **shared}), **ports.connections}
             self.results_of_lanes.append(m.instance(f"lane{i}", lane, connected))
+
+    def sunk(self, top: Signal) -> Signal:
+        """The largest score with a head's sink, whose own numerator is left for the sum."""
+        m = self.m
+        sunk = (self.fields["sunk"] & self.weighing).delay(name="sunk_now")
+        sink = choose(self.sink_lane, self.lanes_of("sink")).as_signed()
+        largest = mux(sunk, larger(top, sink), top)
+
+        def numerator(top: Signal, sink: Signal, sunk: Signal) -> Signal:
+            return mux(sunk, exp2(Wires(m), top - mux(sunk, sink, top)), 0)
+
+        front = self.machine.vector_pipeline - 1 + self.machine.vector_reduce - 1
+        (self.of_sink,) = pipelined(numerator, [largest, sink, sunk], front - 1).outputs
+        return largest
 
     def control(self) -> dict[str, Signal]:
         """`LaneControl` from the operation and the pass."""
@@ -575,7 +601,8 @@ class _Vector:
             total = m.register("total", SUM_BITS, True)
             summing = self.squaring | self.weighing
             centring = self.operation(LAYER_NORM, number=0)
-            following = (mux(first, 0, total) + part).truncate(SUM_BITS, True)
+            begin = self.of_sink if self.shape.sinks else 0
+            following = (mux(first, begin, total) + part).truncate(SUM_BITS, True)
             total.drive(following, reducing(summing | centring, "sum"))
             self.new["sum"].assign(total)
             self.writes["sums"].assign(behind(summing, "sum"))

@@ -56,7 +56,7 @@ program.program @p positions [0] logits @x token @x {
     program.instruction "multiply" on "vector" reads [@x] writes [@x] uses {} waits {} takes "1" {onnx = [["n"]]}
   }
 }
-// CHECK: unknown opcode 'multiply', known are embed, matvec,
+// CHECK: unknown opcode 'multiply', known are embed, embed_position, matvec,
 
 // -----
 

@@ -606,3 +606,11 @@ rom.cache @v : !rom.kv<128, 2, 16, int8>
 %p, %s = "test.op"() : () -> (index, !rom.probabilities<4, uint8>)
 %y = rom.weighted_sum %s over @v at %p {onnx = [["n"]]} : !rom.probabilities<4, uint8> -> !rom.fixed<32, 16>
 // CHECK: the result needs 64 elements, found 32
+
+// -----
+
+rom.cache @k : !rom.kv<128, 2, 16, int8>
+rom.parameter @s : !rom.tensor<[2], float32> {key = "k"}
+%q, %p = "test.op"() : () -> (tensor<64xf32>, index)
+%y = rom.attention %q over @k, @k at %p {heads = 4 : i64, scale = 0.25 : f64, sink = @s, onnx = [["n"]]} : tensor<64xf32> -> tensor<64xf32>
+// CHECK: sink @s has shape [2], the heads need [4]

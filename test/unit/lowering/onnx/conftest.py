@@ -141,7 +141,8 @@ class Evaluator:
                 case rom.RotaryOp():
                     y = self._rotary(op, v[op.input], v[op.position], constant)
                 case rom.AttentionOp():
-                    y = self._attention(op, v[op.query], named(op.keys), named(op.values))
+                    sink = None if op.sink is None else constant(op.sink)
+                    y = self._attention(op, v[op.query], named(op.keys), named(op.values), sink)
                 case rom.ActivateOp():
                     y = _activate(op.kind.data, v[op.input])
                 case rom.AddOp():
@@ -206,7 +207,14 @@ class Evaluator:
             y[:, : width // 2], y[:, width // 2 : width] = a * cos - b * sin, b * cos + a * sin
         return y.reshape(-1)
 
-    def _attention(self, op: rom.AttentionOp, q: np.ndarray, keys: str, values: str) -> np.ndarray:
+    def _attention(
+        self,
+        op: rom.AttentionOp,
+        q: np.ndarray,
+        keys: str,
+        values: str,
+        sink: np.ndarray | None,
+    ) -> np.ndarray:
         type_ = self.cache_ops[keys].type
         assert isinstance(type_, rom.KVType)
         kv = type_.heads.data
@@ -220,8 +228,12 @@ class Evaluator:
         if op.softcap is not None:
             cap = op.softcap.value.data
             scores = cap * np.tanh(scores / cap)
-        p = np.exp(scores - scores.max(1, keepdims=True))
-        return np.einsum("ht,thd->hd", p / p.sum(1, keepdims=True), v).reshape(-1)
+        top = scores.max(1, keepdims=True)
+        top = top if sink is None else np.maximum(top, sink[:, None])
+        p = np.exp(scores - top)
+        total = p.sum(1, keepdims=True)
+        total = total if sink is None else total + np.exp(sink[:, None] - top)
+        return np.einsum("ht,thd->hd", p / total, v).reshape(-1)
 
 
 _erf = np.vectorize(math.erf)

@@ -158,8 +158,9 @@ def attention(
     ("more", "attributes", "words"),
     [
         (["", "", "", "bias"], {}, "attention bias"),
-        (["", "", "", "", "sink"], {}, "head sink"),
-        ([], {"smooth_softmax": 1}, "smooth_softmax"),
+        (["", "", "", "", "three"], {}, "3 sinks for 2 heads"),
+        (["", "", "", "", "none"], {}, "a sink is no number"),
+        (["", "", "", "", "x"], {}, "must be a constant"),
         ([], {"num_heads": 3}, "multiple"),
         ([], {"do_rotary": 1}, "cos_cache"),
         ([], {"local_window_size": 0}, "sees no token"),
@@ -176,7 +177,8 @@ def test_attention(decoder, more, attributes, words):
     decoder.lengths()
     decoder.past(0, 2, 8)
     decoder.floats("bias", 1, 1, 1, 1)
-    decoder.floats("sink", 2)
+    decoder.floats("three", 3)
+    decoder.constant("none", np.full(2, np.nan, np.float32))
     decoder.constant("scales", np.linspace(0.1, 0.2, 16).astype(np.float32))
     attention(decoder, *more, **attributes)
     assert words in errors(decoder)[0]

@@ -271,7 +271,7 @@ def repeated(write, cached, name):
     return write("Reshape", expanded, write("Concat", [-1], [HEADS], back, axis=0))
 
 
-def attend(write, window=0, cap=0.0, masked="add", scaled="both", guard=True):
+def attend(write, window=0, cap=0.0, masked="add", scaled="both", guard=True, sinks=None):
     """Attention over 4 heads of queries and 2 of keys and values, all taken from x."""
     write.decoder.past(0, KV, WIDTH)
     q = write.heads("x", HEADS)
@@ -297,7 +297,16 @@ def attend(write, window=0, cap=0.0, masked="add", scaled="both", guard=True):
     elif masked == "times":
         hidden = write("Cast", write("Not", seen), to=1)
         scores = write("Add", write("Mul", hidden, low), scores)
+    if sinks is not None:
+        # gpt-oss: a score of each head behind those of the tokens, and the largest taken off.
+        sinks = write("Reshape", sinks, [1, -1, 1, 1])
+        rows = write("Shape", scores, start=2, end=3)
+        wide = write("Expand", sinks, write("Concat", [1], [HEADS], rows, [1], axis=0))
+        scores = write("Concat", scores, wide, axis=-1)
+        scores = write("Sub", scores, write("ReduceMax", scores, [-1], keepdims=1))
     p = write("Softmax", scores, axis=-1)
+    if sinks is not None:
+        p = write("Slice", p, [0], [-1], [3])
     if guard:
         p = write("Where", write("IsNaN", p), np.float32(0.0), p)
     attended = write("MatMul", p, values)
@@ -320,6 +329,20 @@ def test_attention(wide, write, agrees, masked, window):
     assert names[-1].startswith("n_matmul") and any("softmax" in name for name in names)
     rest = ["attention", "sample", "emit"]
     assert kinds(model) == ["embed", "slice", "slice", "append", "append", *rest]
+
+
+@pytest.mark.parametrize("values", [[0.5, 2.0, -1.0, 30.0], [0.0] * 4, [-1e4, 50.0, -np.inf, 0]])
+@pytest.mark.parametrize("cap", [0.0, 2.0])
+def test_sinks(wide, write, agrees, values, cap):
+    attend(write, cap=cap, window=3, sinks=np.array(values, np.float32), guard=False)
+    op = only(agrees(wide), rom.AttentionOp)
+    assert op.sink is not None and op.window is not None
+
+
+def test_what_is_no_sink(wide, write):
+    """Two scores behind those of the tokens, and a sink whose probability is kept."""
+    attend(write, sinks=np.zeros(8, np.float32), guard=False)
+    assert any("sink" in error for error in errors(wide))
 
 
 def test_softcap_and_scale_of_scores(wide, write, agrees):

@@ -362,6 +362,16 @@ def test_rows_by_position(model: Callable[[str], Path], tmp_path: Path, setting:
     assert run(Simulator(program, tmp_path / "out"), chip, 3, seed=3)
 
 
+@pytest.mark.parametrize("heads", ["h_unit.query_parallel=1", "h_unit.query_parallel=2"])
+def test_sinks(model: Callable[[str], Path], tmp_path: Path, heads: str) -> None:
+    """gpt-oss: a score of each head without a token, within a window and without one."""
+    options = Options("roma-mini", (*SMALL, heads), 16, emit="hw")
+    compile_model(model("sinks"), tmp_path / "out", options)
+    program = load_program(tmp_path / "out")
+    chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
+    assert run(Simulator(program, tmp_path / "out"), chip, 9, seed=4)
+
+
 def test_what_is_emitted(out: Path, rtl: RTLChip) -> None:
     files = (IR, *VERILOG, WAIVERS, ROMS, ROM_INDEX, TESTBENCH)
     assert all((out / name).is_file() for name in files)

@@ -300,6 +300,51 @@ def test_lengths_that_depend_on_the_batch(decoder, agrees):
     agrees(decoder)
 
 
+@pytest.mark.parametrize(
+    ("sinks", "attributes"),
+    [
+        ([0.5, -2.0], {}),
+        ([3.0, 3.0], {"local_window_size": 2}),
+        ([1.0, 40.0], {"softcap": 1.5}),
+        ([-np.inf, 0.0], {}),
+        (None, {"smooth_softmax": 1}),
+        ([1.0, -1.0], {"smooth_softmax": 1}),
+    ],
+)
+def test_sinks(decoder, agrees, sinks, attributes):
+    """A score without a token: not capped, not scaled, in every window; it wins over smooth."""
+    decoder.lengths()
+    decoder.past(0, 2, 8)
+    more = []
+    if sinks is not None:
+        more = ["", "", "", "", decoder.constant("sinks", np.array(sinks, np.float32))]
+    decoder.ms(
+        "GroupQueryAttention",
+        ["x", "x", "x", *GQA_INPUTS, *more],
+        GQA_OUTPUTS,
+        num_heads=2,
+        kv_num_heads=2,
+        **attributes,
+    )
+    (op,) = [op for op in agrees(decoder).module.walk() if isinstance(op, rom.AttentionOp)]
+    assert op.sink is not None
+
+
+def test_sinks_of_no_head(decoder, agrees):
+    decoder.lengths()
+    decoder.past(0, 2, 8)
+    sinks = decoder.constant("sinks", np.full(2, -np.inf, np.float32))
+    decoder.ms(
+        "GroupQueryAttention",
+        ["x", "x", "x", *GQA_INPUTS, "", "", "", "", sinks],
+        GQA_OUTPUTS,
+        num_heads=2,
+        kv_num_heads=2,
+    )
+    (op,) = [op for op in agrees(decoder).module.walk() if isinstance(op, rom.AttentionOp)]
+    assert op.sink is None
+
+
 def test_separate_attention_with_partial_rotation(wide, agrees):
     wide.lengths()
     wide.past(0, 2, 32)
