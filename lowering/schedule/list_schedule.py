@@ -1,0 +1,169 @@
+"""List schedules of beats: from the start of a block, from its end, and how long an order takes.
+
+Of the beats that need nothing that is still to come, the one that can start first is next; of
+several, the one of the highest priority. A priority is how far a beat is from the end of the block:
+on the longest way there if all queues were free (`tails`), or in a schedule that is made from the
+end (`from_the_end`), in which queues are as busy as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Beats:
+    """What is the same at all positions, of each beat by its number.
+
+    Attributes:
+        queues: where it stands.
+        passes: what it is a part of: beats of a pass come one behind the other.
+        reduces: whether its rows are reduced with those of others of its pass: from the first to
+            the last of them none of another pass that reduces comes in the queue.
+        closes: whether it is the last of these.
+        needs: beats that come before it, which have lower numbers.
+        needed: beats that it comes before.
+    """
+
+    queues: Sequence[str]
+    passes: Sequence[tuple[int, int]]
+    reduces: Sequence[bool]
+    closes: Sequence[bool]
+    needs: Sequence[Sequence[int]]
+    needed: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """What beats take at a position.
+
+    Attributes:
+        paces: until the queue is free for the next one.
+        durations: until the result is there.
+        delays: from the start of each beat that it needs, in their order, until it may start.
+    """
+
+    paces: Sequence[int]
+    durations: Sequence[int]
+    delays: Sequence[Sequence[int]]
+
+
+def tails(beats: Beats, cycles: Cycles) -> list[int]:
+    """For each beat the cycles from its start to the end of the block, if queues were free for all
+    but the beats of its own pass."""
+    found = list(cycles.durations)
+    behind: dict[tuple[int, int], int] = {}
+    for number in reversed(range(len(found))):
+        # All that need it have higher numbers.
+        of_pass = beats.passes[number]
+        if of_pass in behind:
+            found[number] = max(found[number], cycles.paces[number] + found[behind[of_pass]])
+        behind[of_pass] = number
+        for other, delay in zip(beats.needs[number], cycles.delays[number], strict=True):
+            found[other] = max(found[other], delay + found[number])
+    return found
+
+
+def from_the_start(beats: Beats, cycles: Cycles, priorities: Sequence[int]) -> list[int]:
+    """The numbers of the beats in the order of a list schedule."""
+    starts = [0] * len(beats.queues)
+    missing = [len(needs) for needs in beats.needs]
+    ready = [number for number, count in enumerate(missing) if not count]
+    free = dict.fromkeys(beats.queues, 0)
+    opened: dict[str, tuple[int, int]] = {}
+    """By queue: the pass of which rows are still to be reduced."""
+    order: list[int] = []
+    while ready:
+        start, _, chosen = min(
+            (max(free[beats.queues[number]], starts[number]), -priorities[number], number)
+            for number in ready
+            if not beats.reduces[number]
+            or opened.get(beats.queues[number], beats.passes[number]) == beats.passes[number]
+        )
+        queue = beats.queues[chosen]
+        starts[chosen] = start
+        free[queue] = start + cycles.paces[chosen]
+        ready.remove(chosen)
+        order.append(chosen)
+        for number in beats.needed[chosen]:
+            place = beats.needs[number].index(chosen)
+            starts[number] = max(starts[number], start + cycles.delays[number][place])
+            missing[number] -= 1
+            if not missing[number]:
+                ready.append(number)
+        if beats.reduces[chosen]:
+            opened[queue] = beats.passes[chosen]
+            if beats.closes[chosen]:
+                del opened[queue]
+    return order
+
+
+def from_the_end(beats: Beats, cycles: Cycles, priorities: Sequence[int]) -> list[int]:
+    """For each beat the cycles from its start to the end, in a list schedule from the end.
+
+    The last beat of a queue is chosen first: the one that can be the nearest to the end; of
+    several, the one of the highest priority.
+    """
+    before = list(cycles.durations)
+    missing = [len(needed) for needed in beats.needed]
+    ready = [number for number, count in enumerate(missing) if not count]
+    free: dict[str, int] = {}
+    while ready:
+        least, _, chosen = min(
+            (
+                max(before[number], free.get(beats.queues[number], 0) + cycles.paces[number]),
+                -priorities[number],
+                number,
+            )
+            for number in ready
+        )
+        before[chosen] = free[beats.queues[chosen]] = least
+        ready.remove(chosen)
+        for other, delay in zip(beats.needs[chosen], cycles.delays[chosen], strict=True):
+            before[other] = max(before[other], least + delay)
+            missing[other] -= 1
+            if not missing[other]:
+                ready.append(other)
+    return before
+
+
+def starts_of(beats: Beats, cycles: Cycles, order: Sequence[int]) -> list[int]:
+    """When each beat starts if queues take them in an order."""
+    starts = [0] * len(order)
+    free = dict.fromkeys(beats.queues, 0)
+    for number in order:
+        start = free[beats.queues[number]]
+        for other, delay in zip(beats.needs[number], cycles.delays[number], strict=True):
+            start = max(start, starts[other] + delay)
+        starts[number] = start
+        free[beats.queues[number]] = start + cycles.paces[number]
+    return starts
+
+
+def best(beats: Beats, positions: Sequence[Cycles]) -> list[int]:
+    """The numbers of the beats in the order of least cycles, over some positions together.
+
+    For each position there are two list schedules. The priorities of the first are the tails. From
+    the end a schedule is made in which of several beats that is nearest to it which the first one
+    starts last; the priorities of the second are the distances from the end that all of these give
+    together.
+    """
+    found = [from_the_start(beats, cycles, tails(beats, cycles)) for cycles in positions]
+    if len(found) == 1:
+        return found[0]
+    distances = [
+        from_the_end(beats, cycles, starts_of(beats, cycles, order))
+        for cycles, order in zip(positions, found, strict=True)
+    ]
+    together = [sum(own) for own in zip(*distances, strict=True)]
+    found += [from_the_start(beats, cycles, together) for cycles in positions]
+
+    def taken(order: Sequence[int]) -> int:
+        total = 0
+        for cycles in positions:
+            starts = starts_of(beats, cycles, order)
+            total += max(map(sum, zip(starts, cycles.durations, strict=True)))
+        return total
+
+    return min(found, key=taken)
