@@ -51,7 +51,7 @@ from intaglio.lowering.onnx.values import (
 )
 from intaglio.lowering.onnx.weights.rounding import HEAD_ROUNDING, parse_request, parse_rounding
 from intaglio.lowering.onnx.weights.weights import FLOAT_WEIGHTS_HINT, Parameter
-from intaglio.lowering.onnx.written import curves, levels, rotary, scores
+from intaglio.lowering.onnx.written import curves, experts, levels, rotary, scores
 from intaglio.lowering.onnx.written import norms as written_norms
 from intaglio.lowering.parameters import ParameterSource
 
@@ -65,7 +65,7 @@ _ELEMENTWISE = frozenset({"Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"})
 _ADDS = frozenset({"Add", "Sub", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"})
 """Operators that add their first two inputs, activations or rows of tables."""
 
-WRITTEN_OUT = (levels, scores, rotary, curves, written_norms)
+WRITTEN_OUT = (levels, scores, experts, rotary, curves, written_norms)
 """What exporters write out in small operators; each follows its parts as values of its own."""
 
 

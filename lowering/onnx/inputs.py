@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from intaglio.lowering.onnx.graph.model import FLOATS, Graph, Port
+from intaglio.lowering.onnx.graph.model import FLOATS, Graph, Node, Port
 from intaglio.lowering.onnx.graph.pairs import is_mask, is_position
 from intaglio.lowering.onnx.known.expressions import PAST, SEQUENCE, Expression, expression
 from intaglio.lowering.onnx.known.fields import axis_index
@@ -43,7 +43,7 @@ def bind_inputs(step: Step, report: Report) -> None:
     for port in graph.inputs.values():
         step.values[port.name] = _input(step, report, port, tokens)
     _warn_of_defaults(step, report)
-    attends = any(node.op_type in _ATTENTION for node in graph.nodes)
+    attends = any(node.op_type in _ATTENTION and not _routes(graph, node) for node in graph.nodes)
     if attends and not step.pasts and tokens is not None:
         report.error(
             "the graph has attention but takes no past keys and values: an encoder, or a "
@@ -51,6 +51,13 @@ def bind_inputs(step: Step, report: Report) -> None:
             hint="encoders are not supported; export a decoder with past keys and values "
             "(text-generation-with-past)",
         )
+
+
+def _routes(graph: Graph, node: Node) -> bool:
+    """Whether a softmax is that of a router: before or behind the choice of the largest."""
+    before = graph.producers.get(node.input(0))
+    around = [*graph.readers(node.output(0)), *([] if before is None else [before])]
+    return any(one.op_type == "TopK" for one in around)
 
 
 def _token_input(graph: Graph) -> Port | None:

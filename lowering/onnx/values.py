@@ -368,6 +368,68 @@ class Curve:
     kind = "a part of an activation function"
 
 
+@dataclass(frozen=True, eq=False)
+class Routed:
+    """A part of a router that is written out: what was computed of its logits so far.
+
+    `stage` is "logits", "probabilities" (a softmax over all experts), "chosen logits" or "chosen
+    probabilities" and "indices" (TopK), "sum", "shares" (with the sum 1), "hit" (which of the
+    chosen is an expert), "masked" (the shares, 0 for the others) or "share" (of the expert).
+    `every` says that the shares' softmax is over all experts.
+    """
+
+    stage: str
+    logits: Vector
+    chosen: int
+    every: bool
+    names: tuple[str, ...]
+    expert: int = 0
+    routing_names: tuple[str, ...] = ()
+    """Nodes that all experts have in common."""
+
+    kind = "a part of a router"
+
+    def to(
+        self,
+        stage: str,
+        node: Node,
+        *,
+        chosen: int | None = None,
+        every: bool | None = None,
+        expert: int | None = None,
+    ) -> Routed:
+        """The part after one more node."""
+        names = (*self.names, node.name)
+        return Routed(
+            stage,
+            self.logits,
+            self.chosen if chosen is None else chosen,
+            self.every if every is None else every,
+            names,
+            self.expert if expert is None else expert,
+            self.routing_names if stage in ("hit", "masked", "share") else names,
+        )
+
+    def chose(self, other: Routed) -> bool:
+        """Whether both are of one choice."""
+        return self.logits.ssa is other.logits.ssa and self.chosen == other.chosen
+
+    def is_of(self, other: Routed) -> bool:
+        """Whether both are of one router, with the same shares."""
+        return self.chose(other) and self.every == other.every
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """Results of some experts times their shares, summed; by the expert's number."""
+
+    router: Routed
+    terms: dict[int, Vector]
+    names: tuple[str, ...]
+
+    kind = "the sum of some experts"
+
+
 @dataclass(frozen=True)
 class Unknown:
     """The result of a refused node."""
@@ -395,11 +457,25 @@ Value = (
     | Cached
     | Scores
     | Curve
+    | Routed
+    | Mixed
     | Unknown
 )
 
 
-PARTS = (TokenScale, Levels, Product, ZeroPoint, NormPart, Turned, Cached, Scores, Curve)
+PARTS = (
+    TokenScale,
+    Levels,
+    Product,
+    ZeroPoint,
+    NormPart,
+    Turned,
+    Cached,
+    Scores,
+    Curve,
+    Routed,
+    Mixed,
+)
 """Values that mean something to a chip only together with nodes that come later."""
 
 

@@ -46,7 +46,6 @@ class _Observed:
 
 _RESIDUAL_OUTPUT = 3
 """The output of a Skip...Normalization that holds the sum."""
-_MIXTURES = ("QMoE", "MoE")
 _ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention")
 
 
@@ -62,10 +61,17 @@ def _value_of(one: Instruction, op_type: str, outputs: Sequence[str]) -> str | N
     return (outputs[number] or None) if number < len(outputs) else None
 
 
-def _is_part(chip: LoadedModel, one: Instruction, op_type: str) -> bool:
-    """Whether an instruction computes a part of a mixture only: all but its last expert's do."""
-    if op_type not in _MIXTURES:
-        return False
+def _mixtures(block: Block, instance: int) -> set[str]:
+    """The last nodes of a block's mixtures of experts."""
+    return {
+        one.onnx[min(instance, len(one.onnx) - 1)][-1]
+        for one in block.whole
+        if isinstance(one.does, Weigh)
+    }
+
+
+def _is_part(chip: LoadedModel, one: Instruction) -> bool:
+    """Whether an instruction of a mixture gives a part of it only: all but its last expert's do."""
     does = one.does
     if not isinstance(does, Weigh):
         return True
@@ -103,6 +109,7 @@ def _observations(chip: LoadedModel) -> Iterator[tuple[Instruction, _Observed | 
     nodes = nodes_of(chip.model)
     for block in chip.program.blocks:
         for instance, buffers in enumerate(block.instances):
+            mixtures = _mixtures(block, instance)
             for index, one in enumerate(block.whole):
                 weights = buffers[one.does.weights] if isinstance(one.does, Product) else ""
                 names = _names(chip, block, instance, one, weights)
@@ -110,7 +117,7 @@ def _observations(chip: LoadedModel) -> Iterator[tuple[Instruction, _Observed | 
                 if names and names[-1] in nodes:
                     op_type, outputs = nodes[names[-1]]
                     value = None
-                    if not _is_part(chip, one, op_type):
+                    if names[-1] not in mixtures or not _is_part(chip, one):
                         value = _value_of(one, op_type, outputs)
                     if value is not None:
                         observed = _Observed(

@@ -43,12 +43,16 @@ PATTERNS: dict[str, tuple[int, int, str]] = {
     "broad-diagonal": (10, 45, '<path stroke-width="3" d="M0 0V10"/>'),
     "broad-lines": (9, 0, '<path stroke-width="3" d="M0 0H9"/>'),
     "broad-bars": (10, 0, '<path stroke-width="3" d="M0 0V10"/>'),
+    "broad-back": (10, -45, '<path stroke-width="3" d="M0 0V10"/>'),
+    "wide-bars": (7, 0, '<path d="M0 0V7"/>'),
+    "large-dots": (7, 0, '<circle cx="3.5" cy="3.5" r="1.5"/>'),
     "rings": (8, 0, '<circle cx="4" cy="4" r="2"/>'),
 }
 """Size of a tile, degrees it is turned by, and what is drawn on it in the page's colour."""
 
 _OPCODE_PATTERNS = {
     matrix.Matvec.opcode: "solid",
+    matrix.ExpertMatvec.opcode: "back",
     matrix.Embed.opcode: "dots",
     matrix.EmbedPosition.opcode: "grid",
     attention.QueryKey.opcode: "diagonal",
@@ -63,6 +67,9 @@ _OPCODE_PATTERNS = {
     vector.Mul.opcode: "net",
     vector.ScaleBy.opcode: "broad-diagonal",
     vector.Softcap.opcode: "rings",
+    vector.Clip.opcode: "broad-back",
+    vector.Route.opcode: "wide-bars",
+    vector.Weigh.opcode: "large-dots",
     vector.Copy.opcode: "lines",
     vector.Sample.opcode: "broad-bars",
     cache.Append.opcode: "solid",

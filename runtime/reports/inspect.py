@@ -32,7 +32,14 @@ from intaglio.runtime.adapters.slots import load_cycles_of
 from intaglio.runtime.reports.bottleneck import bottleneck
 from intaglio.runtime.reports.model_shape import model_shape
 from intaglio.runtime.reports.power import power
-from intaglio.runtime.reports.rom_use import USES, Placed, placed_matrices, products, read_placement
+from intaglio.runtime.reports.rom_use import (
+    USES,
+    Placed,
+    placed_matrices,
+    products,
+    read_bits,
+    read_placement,
+)
 from intaglio.runtime.reports.timing import Ranks, critical_path, sampled_after, spans
 from intaglio.runtime.reports.traffic import traffic
 
@@ -210,10 +217,11 @@ def _rom(program: Program, placed: Mapping[str, Placed]) -> dict[str, Any]:
         bits = one.bits(machine)
         entry = by_class.setdefault(
             classes.get(name, name),
-            {"tensors": 0, "weights": 0, "extra": 0, **dict.fromkeys(USES, 0)},
+            {"tensors": 0, "weights": 0, "extra": 0, "experts": 1, **dict.fromkeys(USES, 0)},
         )
         entry["tensors"] += 1
-        entry["weights"] += one.shape.rows * one.shape.columns
+        entry["weights"] += one.shape.experts * one.shape.rows * one.shape.columns
+        entry["experts"] = one.shape.experts
         for use in USES:
             entry[use] += bits[use]
             total[use] += bits[use]
@@ -231,11 +239,13 @@ def _rom(program: Program, placed: Mapping[str, Placed]) -> dict[str, Any]:
         "capacity_bits": banks * machine.rom_bits,
         "used_bits": sum(total.values()) - extra,
         "extra_bits": extra,
+        "read_bits_a_token": read_bits(program, placed),
         **{f"{use}_bits": total[use] for use in USES},
         "by_class": {
             name: {
                 "tensors": entry["tensors"],
                 "weights": entry["weights"],
+                **({"experts": entry["experts"]} if entry["experts"] > 1 else {}),
                 **{f"{use}_bits": entry[use] for use in USES},
                 "extra_bits": entry["extra"],
             }

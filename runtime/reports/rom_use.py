@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from intaglio.backend.output.output import MAPPING
 from intaglio.backend.program.program import Parameter, Program
-from intaglio.dialects.isa.matrix import Matvec, Product
+from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec, Product
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import SCALE_BITS, MatrixShape, Piece
@@ -28,7 +29,8 @@ class Placed:
 
     def bits(self, machine: Machine) -> dict[str, int]:
         """ROM bits by use."""
-        rows, shape = self.shape.rows, self.shape
+        shape = self.shape
+        rows = shape.rows * shape.experts
         groups = rows * -(-shape.columns // shape.group) if shape.scale_bits else 0
         codes = rows * shape.columns * shape.bits
         scales, zeros = groups * SCALE_BITS, groups * max(0, shape.scale_bits - SCALE_BITS)
@@ -39,13 +41,14 @@ class Placed:
         return dict(zip(USES, (codes, scales, zeros, padding), strict=True))
 
     def busy_l_units(self, machine: Machine, passes: int) -> int:
-        """Cycles in which L-Units multiply, all of them added up, of one product with it.
+        """Cycles in which L-Units multiply, all of them added up, of one product with it: of a
+        family, with one expert.
 
         Args:
             machine: the chip.
             passes: how often a word is used for the bits of an activation.
         """
-        words = sum(p.code_words(self.shape, machine) * p.tiles for p in self.pieces)
+        words = sum(p.expert_words(self.shape, machine) * p.tiles for p in self.pieces)
         return words * machine.l_units * passes
 
 
@@ -90,14 +93,22 @@ def placed_matrices(program: Program, mapping: JSONFile) -> dict[str, Placed]:
 
 
 def products(program: Program) -> list[str]:
-    """The matrix of every product that one token with a wanted successor takes."""
+    """The matrix of every product that one token with a wanted successor takes; a family once for
+    each expert that is chosen."""
     return [
         instance[one.does.weights]
         for block in program.blocks
         for instance in block.instances
         for one in block.whole
-        if isinstance(one.does, Matvec)
+        if isinstance(one.does, Matvec | ExpertMatvec)
     ]
+
+
+def read_bits(program: Program, placed: Mapping[str, Placed]) -> int:
+    """ROM bits, padding included, that the products of one token read; scales too."""
+    machine = program.machine
+    used = (placed[name] for name in products(program) if name in placed)
+    return sum(sum(one.bits(machine).values()) // one.shape.experts for one in used)
 
 
 def heads(program: Program) -> set[str]:
@@ -113,6 +124,8 @@ def heads(program: Program) -> set[str]:
             break
         for one in reversed(block.whole):
             if not any(overlap(name, other) for name in one.writes for other in wanted):
+                continue
+            if isinstance(one.does, ExpertMatvec):
                 continue
             if isinstance(one.does, Matvec):
                 found.add(block.instances[0][one.does.weights])

@@ -227,10 +227,19 @@ def _rom(rom: Mapping[str, Any]) -> Table:
             str(entry["tensors"]),
             f"{entry['weights']:,}",
             *(size_text(entry[f"{use}_bits"] / 8) for use in USES),
-            size_text(sum(entry[f"{use}_bits"] for use in USES) / 8),
+            size_text(_bits_of(entry) / 8),
         )
         for name, entry in rom["by_class"].items()
     ]
+    experts = [
+        f"; {name}: {entry['experts']} experts of {size_text(_bits_of(entry) / _count(entry) / 8)}"
+        for name, entry in rom["by_class"].items()
+        if "experts" in entry
+    ]
+    if experts:
+        share = rom["read_bits_a_token"] / (rom["used_bits"] + rom["extra_bits"])
+        read = size_text(rom["read_bits_a_token"] / 8)
+        experts.insert(0, f"; a token's products read {read}, {share:.1%} of what is engraved")
     rows.append(
         (
             "all",
@@ -248,8 +257,18 @@ def _rom(rom: Mapping[str, Any]) -> Table:
         (
             f"{counted(banks['count'], 'bank')} of {size_text(banks['bits'] / 8)}: fill "
             f"{banks['fill_min']:.1%} to {banks['fill_max']:.1%}, mean {banks['fill_mean']:.1%}"
+            f"{''.join(experts)}"
         ),
     )
+
+
+def _bits_of(entry: Mapping[str, int]) -> int:
+    return sum(entry[f"{use}_bits"] for use in USES)
+
+
+def _count(entry: Mapping[str, int]) -> int:
+    """Matrices of a class of families: of all layers, of all experts."""
+    return entry["tensors"] * entry["experts"]
 
 
 def _zeros(zeros: Mapping[str, Mapping[str, int]]) -> Table:

@@ -64,14 +64,12 @@ _NO_STATIC = (
     "quantise the weights alone, or activations dynamically (quantize_dynamic), not with the "
     "scales of a calibration"
 )
-_NO_EXPERTS = "mixtures of experts are not supported; choose a dense model"
 
 HINTS = {
     ("", "QuantizeLinear"): _NO_STATIC,
     ("", "QLinearMatMul"): _NO_STATIC,
     ("com.microsoft", "MatMulBnb4"): _NO_CODEBOOK,
     ("com.microsoft", "MatMulFpQ4"): _NO_CODEBOOK,
-    ("", "TopK"): _NO_EXPERTS,
     ("", "TensorScatter"): "export with caches that keep all tokens and grow (no static cache)",
 }
 """What would help where an exporter writes an operator that is not supported."""
@@ -400,8 +398,8 @@ def supported_operators() -> list[OperatorSupport]:
             ("starts", "ends", "axes"), fold=folding.slice_, convert=rearrangement.slice_,
         ),
         OperatorSupport(
-            "", "Softmax", 13, "rom.attention",
-            "of attention scores over the tokens, in attention written out",
+            "", "Softmax", 13, "rom.attention, rom.route",
+            "of attention scores over the tokens, in attention written out; of a router's logits",
             ("axis",),
         ),
         OperatorSupport(
@@ -437,6 +435,11 @@ def supported_operators() -> list[OperatorSupport]:
             "", "Tile", 6, _NONE,
             "as Expand",
             inputs=2, fold=field_folding.fold,
+        ),
+        OperatorSupport(
+            "", "TopK", 11, "rom.route, rom.expert_linear, rom.weigh",
+            "of a router's logits or probabilities, in a mixture of experts written out",
+            ("axis", "largest", "sorted"), inputs=2, outputs=2,
         ),
         OperatorSupport(
             "", "Transpose", 1, _NONE, _TOKEN_SHAPES, ("perm",), fold=folding.transpose,

@@ -87,6 +87,14 @@ def narrowed(parameter: Parameter, codes: Iterable[str]) -> Parameter:
     return Parameter(found, parameter.names, ("narrowed", bits, *parameter.identity))
 
 
+def widened(parameter: Parameter) -> Parameter:
+    """The matrix as the model has it, where it was narrowed."""
+    source = parameter.source
+    if not isinstance(source, Narrowed):
+        return parameter
+    return Parameter(source.base, parameter.names, parameter.identity[2:])
+
+
 def _zero(source: Matrix) -> int | None:
     """The zero point of all weights, or None where there are several."""
     if source.zero is not None:

@@ -437,6 +437,21 @@ def moe(e):
     e.it("x", logits(e), up, bias, down, output="y", k=3, activation_type="silu")
 
 
+def top_k(e):
+    """Two experts, each a product; the nearest is taken."""
+    part = e.write("Slice", "x", i(0), i(2), i(2))
+    shares = e.write("Softmax", part, axis=-1)
+    e.it(shares, i(1), outputs=["best", "indices"])
+    terms = []
+    for number in range(2):
+        codes = e.decoder.rng.integers(-9, 9, (16, 16)).astype(np.int8)
+        matrix = e.write("DequantizeLinear", codes, np.array(0.1, FLOAT))
+        hit = e.write("Cast", e.write("Equal", "indices", i(number)), to=TensorProto.FLOAT)
+        share = e.write("ReduceSum", e.write("Mul", "best", hit), i(-1), keepdims=1)
+        terms.append(e.write("Mul", e.write("MatMul", "x", matrix), share))
+    e.write("Add", *terms, output="y")
+
+
 EXAMPLES = {
     **{("", op): lambda e, given=given: e.scales(e.it(*given)) for op, given in CONSTANTS.items()},
     **{key: lambda e: e.it("x", output="y") for key in table() if key[1] in ACTIVATIONS},
@@ -481,6 +496,7 @@ EXAMPLES = {
     ("", "Size"): size,
     ("", "Slice"): slice_,
     ("", "Softplus"): softplus,
+    ("", "TopK"): top_k,
     ("", "Split"): split,
     (MS, "FusedMatMul"): fused_matmul,
     (MS, "GatherBlockQuantized"): gather_block_quantized,
