@@ -269,6 +269,12 @@ class Step:
             self.parted.add(owner.bias.root_reference.data)
         return Vector(self.emit(op).output, value.dims)
 
+    def table_values(self, symbol: str) -> npt.NDArray[np.float32]:
+        """The elements of a declared table of floats."""
+        source = self._declared_by(symbol).parameter.source
+        assert isinstance(source, weights.DenseSource)
+        return source.values(0, source.dims[0])
+
     def _declared_by(self, symbol: str) -> Declared:
         return next(one for one in self.declared.values() if one.symbol == symbol)
 

@@ -21,7 +21,7 @@ from intaglio.lowering.onnx.known.expressions import expression
 from intaglio.lowering.onnx.known.shapes import axis_of, slices_of
 from intaglio.lowering.onnx.known.terms import Number
 from intaglio.lowering.onnx.operators.rearrangement import reshape, transpose
-from intaglio.lowering.onnx.step import ANGLES, Step, real
+from intaglio.lowering.onnx.step import ANGLES, Step, names_of, real
 from intaglio.lowering.onnx.values import (
     Columns,
     Field,
@@ -92,6 +92,57 @@ def _recognised(step: Step, value: Turned, node: Node) -> Value:
         heads=x.size // width,
         interleaved=interleaved,
         names=value.names,
+    )
+
+
+def _scaled_by_position(step: Step, value: Turned, node: Node) -> Vector | None:
+    """A whole activation times one number that depends on the position, or None.
+
+    Where the number is the same at all positions of the caches it is a constant. Else it is a
+    rotation that makes longer or shorter: the tables of the one before are multiplied, or those of
+    an angle of 0.
+    """
+    x = value.input
+    if value.dims != x.dims or len(value.terms) != 1 or len(value.lanes) != 1:
+        return None
+    (term,) = value.terms
+    (width,) = value.lanes
+    whole = term.factor[0] != 0.0 and (term.factor == term.factor[0]).all()
+    if term.table is None or np.prod(term.table.shape) != 1 or not whole or width < 2:
+        return None
+    if not np.array_equal(term.source, np.arange(width)):
+        return None
+    by = table(step, term.table)[:, 0].astype(np.float64) * term.factor[0]
+    names = rom.nodes(*value.names)
+    if (by == by[0]).all():
+        # Beyond the last position that was computed it may be another.
+        step.positions = min(step.positions or by.size, by.size)
+        if by[0] == 1.0:
+            return x
+        return Vector(step.emit(rom.ScaleOp(x.ssa, real(float(by[0])), names)).output, x.dims)
+    before, interleaved = x.ssa.owner, False
+    source, cos, sin = x, np.ones((by.size, width // 2)), np.zeros((by.size, width // 2))
+    if isinstance(before, rom.RotaryOp) and before.rotary_dim.value.data == width:
+        source, interleaved = Vector(before.input, x.dims), before.interleaved is not None
+        tables = [step.table_values(one.root_reference.data) for one in (before.cos, before.sin)]
+        rows = min(by.size, *(len(one) for one in tables))
+        by, (cos, sin) = by[:rows], (one[:rows] for one in tables)
+    elif width % 2:
+        return None
+    stored = [
+        engrave(step, name, (one * by[:, None]).astype(np.float32))
+        for name, one in (("cos", cos), ("sin", sin))
+    ]
+    symbols = [step.dense_value(node, one, one.dims, ANGLES) for one in stored]
+    step.positions = min(step.positions or by.size, by.size)
+    merged = [*names_of(before)] if source is not x else []
+    return rotated(
+        step,
+        source,
+        (symbols[0], symbols[1], 2 * stored[0].dims[1]),
+        heads=x.size // width,
+        interleaved=interleaved,
+        names=(*merged, *value.names),
     )
 
 
@@ -218,7 +269,9 @@ def convert(step: Step, node: Node, inputs: list[Value | None]) -> bool:
     first = lanes.as_turned(given[0])
     match op:
         case "Mul" | "Div":
-            step.bind(node, _recognised(step, _product(step, node, given), node))
+            product = _product(step, node, given)
+            own = _scaled_by_position(step, product, node)
+            step.bind(node, _recognised(step, product, node) if own is None else own)
         case "Neg" if first is not None:
             step.bind(node, lanes.scaled(first, node, -1.0))
         case "Add" | "Sub" if len(given) == 2:
