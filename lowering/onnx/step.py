@@ -34,6 +34,7 @@ from intaglio.lowering.onnx.values import (
 from intaglio.lowering.onnx.weights import weights
 from intaglio.lowering.onnx.weights.narrow import narrowed
 from intaglio.lowering.onnx.weights.rounding import Request, Rounding
+from intaglio.lowering.onnx.weights.sources import DenseSource
 from intaglio.lowering.onnx.weights.weights import Parameter
 
 _Op = TypeVar("_Op", bound=Operation)
@@ -129,7 +130,6 @@ class Step:
         tables: coefficients of rotary embeddings at all positions, as computed.
         rotations: tables of cosines and sines by the coefficients of pairs; None for no rotation.
         engraved: constants that were computed, by their hash or name.
-        attended: symbols of the caches that an attention reads.
         settled: nodes that became an activation function together.
         codes: what the chip has cells for; weights are narrowed to one of them where they fit.
         parted: symbols of matrices and biases that rows were chosen of: the whole need not be used.
@@ -162,7 +162,6 @@ class Step:
     tables: dict[Columns, npt.NDArray[np.float32]] = field(default_factory=dict)
     rotations: dict[object, tuple[Stored, Stored] | None] = field(default_factory=dict)
     engraved: dict[bytes | str, Stored] = field(default_factory=dict)
-    attended: set[str] = field(default_factory=set)
     settled: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
     has_integers: bool = False
@@ -272,7 +271,7 @@ class Step:
     def table_values(self, symbol: str) -> npt.NDArray[np.float32]:
         """The elements of a declared table of floats."""
         source = self._declared_by(symbol).parameter.source
-        assert isinstance(source, weights.DenseSource)
+        assert isinstance(source, DenseSource)
         return source.values(0, source.dims[0])
 
     def _declared_by(self, symbol: str) -> Declared:
@@ -517,7 +516,8 @@ class Step:
         """
         if past in self.caches:
             raise Refusal(
-                f"'{past}' is read by another attention node too; shared caches are not supported"
+                f"'{past}' is written by another attention node too; one that reads it takes what "
+                "the other gives back"
             )
         symbol = self.unique(past)
         self.caches[past] = Cache(symbol, heads, width, fmt, static_scale)

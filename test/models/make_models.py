@@ -41,6 +41,8 @@ class Variant:
     dimension."""
     sinks: bool = False
     """gpt-oss: each head has a sink, and half of the layers a window."""
+    shared: bool = False
+    """Gemma-4 E2B: the last layer attends to the first one's keys and values."""
     learned: bool = False
     """OPT: a row for each position is added to the embedding, from row 2 on; nothing is rotated."""
     experts: int = 0
@@ -58,6 +60,7 @@ VARIANTS = {
     "hqq4": Variant(hqq=True),
     "hqq2": Variant(bits=2, hqq=True, accuracy_level=0),
     "sinks": Variant(sinks=True),
+    "shared": Variant(shared=True),
     "learned": Variant(parallel=True, bias=True, learned=True),
     "ternary_tied": Variant(bits=2, tied=True, accuracy_level=0),
     "experts": Variant(bias=True, experts=8),
@@ -148,6 +151,8 @@ class Builder:
     def attention(self, layer: int, x: str) -> str:
         size, kv = HEADS * HEAD, KV_HEADS * HEAD
         path = f"/model/layers.{layer}/attn"
+        if self.variant.shared and layer:
+            return self.borrowing(layer, x)
         packed = self.linear(f"model.layers.{layer}.attn.qkv_proj", x, size + 2 * kv, HIDDEN)
         values = [packed, "", ""]
         if self.variant.qk_norm:
@@ -180,6 +185,25 @@ class Builder:
             kv_num_heads=KV_HEADS,
             do_rotary=int(not self.variant.learned),
             **attributes,
+        )
+
+    def borrowing(self, layer: int, x: str) -> str:
+        """Attention on the first layer's cache, with keys and values of no token of its own."""
+        path = f"/model/layers.{layer}/attn"
+        query = self.linear(f"model.layers.{layer}.attn.q_proj", x, HEADS * HEAD, HIDDEN)
+        empty = self.tensor(f"{path}/empty", np.zeros((1, 0, KV_HEADS * HEAD), np.float32))
+        return self.node(
+            "GroupQueryAttention",
+            f"{path}/GroupQueryAttention",
+            [
+                *(query, empty, empty, "present.0.key", "present.0.value"),
+                *("seqlens_k", "total_length", "cos_cache", "sin_cache"),
+            ],
+            outputs=[f"{path}/output_{i}" for i in range(3)],
+            domain=MS,
+            num_heads=HEADS,
+            kv_num_heads=KV_HEADS,
+            do_rotary=1,
         )
 
     def head_norm(self, layer: int, letter: str, x: str, width: int) -> str:
@@ -339,7 +363,7 @@ class Builder:
             inputs.append(helper.make_tensor_value_info("position_ids", integers, ids))
         outputs = [helper.make_tensor_value_info("logits", floats, logits)]
         for kind in ("key", "value"):
-            for layer in range(LAYERS):
+            for layer in range(1 if self.variant.shared else LAYERS):
                 name = f"{layer}.{kind}"
                 inputs.append(
                     helper.make_tensor_value_info(f"past_key_values.{name}", floats, past)

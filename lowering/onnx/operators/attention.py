@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from intaglio.dialects import rom
 from intaglio.lowering.onnx.graph.model import Node, text_of
 from intaglio.lowering.onnx.known import fields, masks
 from intaglio.lowering.onnx.known.expressions import expression
+from intaglio.lowering.onnx.known.shapes import dims_of
 from intaglio.lowering.onnx.known.terms import Count
 from intaglio.lowering.onnx.operators.rotary_operators import Places, tables_of
 from intaglio.lowering.onnx.step import GAMMA, Role, Step, real
@@ -58,6 +60,12 @@ def group_query_attention(step: Step, node: Node) -> None:
     if heads < 1 or kv_heads < 1 or heads % kv_heads:
         raise Refusal(f"num_heads = {heads} is not a multiple of kv_num_heads = {kv_heads}")
     inputs = step.inputs(node)
+    if node.input(16):
+        raise Refusal(
+            "query_seqlens (input 16) says that sequences have different numbers of new tokens; a "
+            "chip runs one sequence",
+            "export without it: as long as the caches grow, all new tokens count",
+        )
     if node.integer("qk_output") != 0:
         raise Refusal("qk_output is not supported")
     if node.integer("causal", 1) != 1:
@@ -66,8 +74,17 @@ def group_query_attention(step: Step, node: Node) -> None:
         raise Blocked
     _check_lengths(step, inputs)
     formats = [_cache_format(node, inputs[12 + i], name) for i, name in enumerate(("k", "v"))]
-
-    q, k, v, width = _query_key_value(step, node, heads, kv_heads)
+    borrowed = _borrowed(step, node, inputs, kv_heads)
+    if borrowed is not None:
+        q = step.vector(node, 0)
+        step.whole_row(q)
+        if inputs[14] is not None or inputs[15] is not None:
+            raise Refusal("norms inside of attention over another layer's cache are not supported")
+        k, v, width = q, q, borrowed[0].width
+        if q.size != heads * width:
+            raise Refusal(f"queries of {q.size} elements do not make {heads} heads of {width}")
+    else:
+        q, k, v, width = _query_key_value(step, node, heads, kv_heads)
     for i, x, count in ((14, q, heads), (15, k, kv_heads)):
         if inputs[i] is not None:
             gamma = step.dense(node, i, (width,), Role("the norm's weight", GAMMA.form))
@@ -78,18 +95,19 @@ def group_query_attention(step: Step, node: Node) -> None:
     if node.integer("do_rotary"):
         tables = tables_of(step, node, Places(cos=7, sin=8, ids=9))
         interleaved = bool(attributes.get("rotary_interleaved", 0))
-        q, k = (
+        given = ((q, heads),) if borrowed is not None else ((q, heads), (k, kv_heads))
+        turned = [
             rotary.rotated(step, x, tables, heads=n, interleaved=interleaved, names=(node.name,))
-            for x, n in ((q, heads), (k, kv_heads))
-        )
+            for x, n in given
+        ]
+        q, k = turned[0], turned[-1]
 
-    pasts = [_past(step, node, i, kv_heads, width, formats[i - 3][0]) for i in (3, 4)]
-    symbols = [
-        step.cache(past.name, kv_heads, width, fmt, scale)
-        for past, (fmt, scale) in zip(pasts, formats, strict=True)
-    ]
-    for symbol, x in zip(symbols, (k, v), strict=True):
-        step.emit(rom.AppendOp(x.ssa, symbol, step.position, rom.nodes(node.name)))
+    if borrowed is not None:
+        symbols = [one.symbol for one in borrowed]
+        for i, one in enumerate(borrowed, 1):
+            step.bind(node, one, i)
+    else:
+        symbols = _append(step, node, formats, (k, v), kv_heads, width)
     window = node.integer("local_window_size", -1)
     if window == 0:
         raise Refusal("local_window_size = 0 sees no token")
@@ -111,8 +129,55 @@ def group_query_attention(step: Step, node: Node) -> None:
         sink=_sink(step, node, inputs[11], heads),
     )
     step.result(node, attended, q.dims)
-    for i, past in ((1, pasts[0]), (2, pasts[1])):
-        step.bind(node, Present(past.name, past.dims), i)
+
+
+def _append(
+    step: Step,
+    node: Node,
+    formats: Sequence[tuple[str, float | None]],
+    new: Sequence[Vector],
+    heads: int,
+    width: int,
+) -> list[str]:
+    """Writes keys and values to the caches behind inputs 3 and 4; gives their symbols."""
+    symbols: list[str] = []
+    for i, (x, (fmt, scale)) in enumerate(zip(new, formats, strict=True)):
+        past = _past(step, node, 3 + i, heads, width, fmt)
+        symbol = step.cache(past.name, heads, width, fmt, scale)
+        step.emit(rom.AppendOp(x.ssa, symbol, step.position, rom.nodes(node.name)))
+        symbols.append(symbol)
+        if fmt == "float32":
+            step.bind(node, cached.of_cache(step, past, symbol, heads, width, node), 1 + i)
+        else:
+            step.bind(node, Present(past.name, past.dims), 1 + i)
+    return symbols
+
+
+def _borrowed(
+    step: Step, node: Node, inputs: list[Value | None], kv_heads: int
+) -> tuple[Cached, Cached] | None:
+    """The caches of another layer where that gives them in the place of a past, else None.
+
+    The node's own keys and values are then those of no token.
+    """
+    keys, values = inputs[3], inputs[4]
+    if isinstance(keys, Present) or isinstance(values, Present):
+        raise Refusal("another layer's cache is quantised, and only floats are read by two")
+    if not isinstance(keys, Cached) or not isinstance(values, Cached):
+        return None
+    for what, one in (("keys", inputs[1]), ("values", inputs[2])):
+        dims = dims_of(one) if one is not None and not isinstance(one, Vector) else None
+        if dims is None or not any(dim == 0 for dim in dims):
+            raise Refusal(
+                f"another layer's cache is its past, and its own {what} are to be added to it",
+                "export with one cache for each attention that has keys and values of its own",
+            )
+    if not (cached.is_whole(keys) and cached.is_whole(values)):
+        raise Refusal("its past is another layer's cache in another shape")
+    for one in (keys, values):
+        if one.heads != kv_heads or one.axes != cached.layout(step, one.heads, one.width):
+            raise Refusal(f"'{one.past}' has {one.heads} heads, not {kv_heads} before the tokens")
+    return keys, values
 
 
 def multi_head_attention(step: Step, node: Node) -> None:
@@ -370,6 +435,4 @@ def _past(step: Step, node: Node, i: int, kv_heads: int, width: int, fmt: str) -
         present = reader.output(0)
     if present not in step.graph.outputs:
         raise Refusal(f"output {i - 2} (present) must be an output of the graph")
-    if step.graph.uses(present) != 1:
-        raise Refusal(f"'{present}' is used inside the graph too")
     return value

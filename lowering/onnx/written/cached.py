@@ -76,6 +76,22 @@ def appended(step: Step, node: Node, past: Past, new: Vector, axis: int) -> Cach
     return Cached(past.name, symbol, heads, width, tuple(axes), 1.0, (node.name,))
 
 
+def layout(step: Step, heads: int, width: int) -> tuple[Axis, ...]:
+    """The axes of a past or present input or output: [batch, heads, tokens, width]."""
+    return (
+        _axis("batch", step.batch),
+        _axis("heads", expression(heads)),
+        _axis("tokens", step.total),
+        _axis("width", expression(width)),
+    )
+
+
+def of_cache(step: Step, past: Past, symbol: str, heads: int, width: int, node: Node) -> Cached:
+    """What a cache holds with the new tokens, as an attention gives it back."""
+    axes = layout(step, heads, width)
+    return Cached(past.name, symbol, heads, width, axes, 1.0, (node.name,))
+
+
 def is_whole(value: Cached) -> bool:
     """Whether it is what the cache holds, in the layout of a past input."""
     names = [name for axis in value.axes for name, _ in axis if name not in ("batch", "heads")]

@@ -121,9 +121,11 @@ def _scaled_by_position(step: Step, value: Turned, node: Node) -> Vector | None:
             return x
         return Vector(step.emit(rom.ScaleOp(x.ssa, real(float(by[0])), names)).output, x.dims)
     before, interleaved = x.ssa.owner, False
+    merged: list[str] = []
     source, cos, sin = x, np.ones((by.size, width // 2)), np.zeros((by.size, width // 2))
     if isinstance(before, rom.RotaryOp) and before.rotary_dim.value.data == width:
         source, interleaved = Vector(before.input, x.dims), before.interleaved is not None
+        merged += names_of(before)
         tables = [step.table_values(one.root_reference.data) for one in (before.cos, before.sin)]
         rows = min(by.size, *(len(one) for one in tables))
         by, (cos, sin) = by[:rows], (one[:rows] for one in tables)
@@ -135,7 +137,6 @@ def _scaled_by_position(step: Step, value: Turned, node: Node) -> Vector | None:
     ]
     symbols = [step.dense_value(node, one, one.dims, ANGLES) for one in stored]
     step.positions = min(step.positions or by.size, by.size)
-    merged = [*names_of(before)] if source is not x else []
     return rotated(
         step,
         source,

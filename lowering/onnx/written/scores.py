@@ -345,12 +345,6 @@ def attend(
         raise Refusal(
             f"keys have {keys.heads} heads of {keys.width}, values {values.heads} of {values.width}"
         )
-    for cache in (keys, values):
-        if cache.symbol in step.attended:
-            raise Refusal(
-                f"'{cache.past}' is read by another attention too; shared caches are not supported"
-            )
-        step.attended.add(cache.symbol)
     used: dict[str, None] = {}
     ssa = query.ssa
     while isinstance(ssa.owner, rom.ScaleOp) and isinstance(ssa.owner.factor, FloatAttr):
@@ -425,7 +419,7 @@ def convert(step: Step, node: Node, inputs: list[Value | None]) -> bool:
     Raises:
         Refusal: it reads keys, values or scores and is no node of attention.
     """
-    if node.op_type in ("Attention", "MultiHeadAttention"):
+    if node.op_type in ("Attention", "GroupQueryAttention", "MultiHeadAttention"):
         return False
     given = [v for v in inputs if v is not None]
     scores = next((v for v in given if isinstance(v, Scores)), None)

@@ -160,6 +160,7 @@ def attention(
         (["", "", "", "bias"], {}, "attention bias"),
         (["", "", "", "", "three"], {}, "3 sinks for 2 heads"),
         (["", "", "", "", "none"], {}, "a sink is no number"),
+        ([*[""] * 9, "seqlens_k"], {}, "query_seqlens"),
         (["", "", "", "", "x"], {}, "must be a constant"),
         ([], {"num_heads": 3}, "multiple"),
         ([], {"do_rotary": 1}, "cos_cache"),

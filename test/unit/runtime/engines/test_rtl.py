@@ -372,6 +372,15 @@ def test_sinks(model: Callable[[str], Path], tmp_path: Path, heads: str) -> None
     assert run(Simulator(program, tmp_path / "out"), chip, 9, seed=4)
 
 
+def test_shared_caches(model: Callable[[str], Path], tmp_path: Path) -> None:
+    """Gemma-4 E2B: a layer reads what another one has written."""
+    compile_model(model("shared"), tmp_path / "out", Options("roma-mini", SMALL, 16, emit="hw"))
+    program = load_program(tmp_path / "out")
+    assert len(program.caches) == 2
+    chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
+    assert run(Simulator(program, tmp_path / "out"), chip, 5, seed=5)
+
+
 def test_what_is_emitted(out: Path, rtl: RTLChip) -> None:
     files = (IR, *VERILOG, WAIVERS, ROMS, ROM_INDEX, TESTBENCH)
     assert all((out / name).is_file() for name in files)

@@ -7,6 +7,8 @@ import pytest
 from onnx import TensorProto
 
 from intaglio.dialects import rom
+from intaglio.dialects.errors import UserErrors
+from intaglio.lowering.onnx.importer import import_model
 from intaglio.lowering.onnx.operators.table import supported_operators, table
 
 
@@ -657,3 +659,72 @@ def test_a_tensor_in_two_forms_is_named_by_its_use(decoder, name: str, table: st
     assert last.weights.root_reference.data == head
     declared = {op.sym_name.data for op in model.module.walk() if isinstance(op, rom.ParameterOp)}
     assert {table, head} < declared and len(declared) == 3
+
+
+def borrowing(decoder, key="present.0.key", value="present.0.value", empty=None, **attributes):
+    """Two attentions, of which the second has no keys and values of its own."""
+    decoder.lengths()
+    decoder.past(0, 2, 8)
+    inputs = ["x", "x", "x", *GQA_INPUTS]
+    outputs = ["first", *GQA_OUTPUTS[1:]]
+    decoder.ms("GroupQueryAttention", inputs, outputs, num_heads=2, kv_num_heads=2)
+    none = empty or decoder.constant("none", np.zeros((1, 0, 16), np.float32))
+    decoder.ms(
+        "GroupQueryAttention",
+        ["first", none, none, key, value, *GQA_INPUTS[2:]],
+        ["y", "", ""],
+        name="second",
+        num_heads=2,
+        kv_num_heads=2,
+        **attributes,
+    )
+
+
+@pytest.mark.parametrize("attributes", [{}, {"local_window_size": 2}, {"scale": 1.0}])
+def test_attention_on_another_layers_cache(decoder, agrees, attributes):
+    """Gemma-4 E2B: nothing is appended for it."""
+    borrowing(decoder, **attributes)
+    ops = list(agrees(decoder).module.walk())
+    assert len([op for op in ops if isinstance(op, rom.AttentionOp)]) == 2
+    assert len([op for op in ops if isinstance(op, rom.AppendOp)]) == 2
+    assert len([op for op in ops if isinstance(op, rom.CacheOp)]) == 2
+
+
+def test_attention_of_others_on_another_layers_cache(decoder, agrees):
+    """mobius without GroupQueryAttention: the present keys are those of Attention."""
+    decoder.opset = 23
+    decoder.past(0, 2, 8)
+    outputs = ["first", *GQA_OUTPUTS[1:]]
+    inputs = ["x", "x", "x", "", *GQA_INPUTS[:2]]
+    decoder.node(
+        "Attention", inputs, outputs, q_num_heads=2, kv_num_heads=2, is_causal=1, name="own"
+    )
+    shape = decoder.constant("heads", np.array([0, 0, 2, 8]))
+    decoder.node("Reshape", ["first", shape], ["split"])
+    decoder.node("Transpose", ["split"], ["queries"], perm=[0, 2, 1, 3])
+    decoder.node("Transpose", ["present.0.key"], ["keys"], perm=[0, 1, 3, 2])
+    decoder.node("MatMul", ["queries", "keys"], ["raw"])
+    decoder.node("Shape", ["input_ids"], ["rows"], start=1, end=2)
+    decoder.node("Shape", ["present.0.key"], ["columns"], start=2, end=3)
+    zero, one = decoder.constant("zero", np.array(0)), decoder.constant("step", np.array(1))
+    for name in ("rows", "columns"):
+        decoder.node("Squeeze", [name], [f"{name}_n"])
+        decoder.node("Range", [zero, f"{name}_n", one], [f"{name}_i"])
+    decoder.node("Sub", ["columns_n", "rows_n"], ["before"])
+    decoder.node("Add", ["rows_i", "before"], ["at"])
+    decoder.node("Unsqueeze", ["at", decoder.constant("axis", np.array([1]))], ["tall"])
+    decoder.node("LessOrEqual", ["columns_i", "tall"], ["seen"])
+    low = decoder.constant("low", np.array(-1e30, np.float32))
+    decoder.node("Where", ["seen", "raw", low], ["masked"])
+    decoder.node("Softmax", ["masked"], ["shares"], axis=-1)
+    decoder.node("MatMul", ["shares", "present.0.value"], ["sums"])
+    decoder.node("Transpose", ["sums"], ["together"], perm=[0, 2, 1, 3])
+    decoder.node("Reshape", ["together", decoder.constant("flat", np.array([0, 0, 16]))], ["y"])
+    ops = list(agrees(decoder).module.walk())
+    assert len([op for op in ops if isinstance(op, rom.AppendOp)]) == 2
+
+
+def test_what_cannot_be_added_to_another_layers_cache(decoder):
+    borrowing(decoder, empty="first")
+    with pytest.raises(UserErrors, match="its own keys are to be added"):
+        import_model(decoder.save())
