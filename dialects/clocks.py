@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from intaglio.dialects import timeline
-from intaglio.dialects.isa.queues import COUNTERS, QUEUES, REDUCTIONS
+from intaglio.dialects.isa.queues import COUNTERS, QUEUES, reductions_of
 from intaglio.dialects.timeline import At
 
 Clock = tuple[int, ...]
@@ -28,20 +28,19 @@ def clocks(blocks: Sequence[timeline.Block]) -> Iterator[tuple[At, Clock]]:
     started = [nothing] * len(QUEUES)
     """What the next instruction of a queue knows from the one before."""
     results: list[list[Clock]] = [[] for _ in COUNTERS]
-    reductions = COUNTERS.index(REDUCTIONS)
     for block_number, block in enumerate(blocks):
         needs = [
             (
                 QUEUES.index(issue.queue),
                 [(COUNTERS.index(counter), count) for counter, count in issue.waits.items()],
                 issue.pace is not None,
-                issue.reduces is not None,
+                None if issue.reduces is None else COUNTERS.index(reductions_of(issue.queue)),
             )
             for issue in block.issues
         ]
         for instance in range(block.instances):
             base = [len(done) for done in results]
-            for number, (own, waits, flows, reduces) in enumerate(needs):
+            for number, (own, waits, flows, reductions) in enumerate(needs):
                 known = [started[own]]
                 for counter, count in waits:
                     if last := base[counter] + count:
@@ -51,7 +50,7 @@ def clocks(blocks: Sequence[timeline.Block]) -> Iterator[tuple[At, Clock]]:
                 after = list(clock)
                 after[own] = len(results[own]) + 1
                 results[own].append(tuple(after))
-                if reduces:
+                if reductions is not None:
                     # They leave after the elements.
                     after[reductions] = len(results[reductions]) + 1
                     results[reductions].append(tuple(after))

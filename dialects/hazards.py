@@ -16,21 +16,24 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 from intaglio.dialects import timeline
 from intaglio.dialects.clocks import clocks
 from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.instruction import Instruction
-from intaglio.dialects.isa.queues import ATTENTION, COUNTERS, MATRIX, QUEUES, REDUCTIONS
-from intaglio.dialects.isa.touched import Memories, Next, Touched, touched
+from intaglio.dialects.isa.queues import ATTENTION, COUNTERS, MATRIX, QUEUES, reductions_of
+from intaglio.dialects.isa.touched import Memories, Touched, may_read_peak, passes_of, touched
 from intaglio.dialects.isa.values import Value
 from intaglio.dialects.isa.vector import Quantize
 from intaglio.dialects.timeline import At
 
 ADDERS = (MATRIX, ATTENTION)
 """Queues whose units take turns where they share the adders of the matrix tiles."""
+
+_REDUCTIONS = "reductions"
+"""What races are about that are about no buffer."""
 
 Bytes = tuple[int, int]
 """First element, and the one after the last; memories one after the other (`memories.numbered`)."""
@@ -45,8 +48,9 @@ class Access:
             last; of caches, heads.
         uses, leaves: entries of reductions that it reads and leaves: the first, and the one after
             the last.
-        owner: whose reductions it reads.
-        heir: whose those are that it leaves.
+        owner: whose reductions they are.
+        uses_peak: the buffer whose largest magnitude it reads there; "": its owner's reductions.
+        leaves_peak: likewise of what it leaves.
     """
 
     reads: Sequence[str]
@@ -57,7 +61,8 @@ class Access:
     uses: Bytes = (0, 0)
     leaves: Bytes = (0, 0)
     owner: str = ""
-    heir: str = ""
+    uses_peak: str = ""
+    leaves_peak: str = ""
 
     def places(self, buffer: str, whole: Bytes) -> Bytes:
         """Where in a memory it touches a buffer, which lies at `whole`."""
@@ -68,14 +73,20 @@ class Access:
 
     @staticmethod
     def of(
-        one: Instruction[str], found: Touched[str] | None = None, after: Quantize[str] | None = None
+        one: Instruction[str],
+        found: Touched[str] | None = None,
+        *,
+        uses_peak: bool = False,
+        leaves_peak: bool = False,
     ) -> Access:
         """The accesses of an instruction, or of a beat of it that touches only parts.
 
         Args:
             one: the instruction.
             found: what the beat touches.
-            after: the quantisation that finds what it leaves.
+            uses_peak: whether the reductions that it uses are the largest magnitude that others
+                have left of what it reads.
+            leaves_peak: whether it leaves that of what it writes.
         """
         if found is None:
             return Access(one.reads, one.writes, one.read_caches, one.written_caches)
@@ -87,13 +98,10 @@ class Access:
             {**found.reads, **found.writes, **found.read_caches, **found.written_caches},
             found.uses,
             found.leaves,
-            _owner(one),
-            _owner(one if after is None else after),
+            f"{one.opcode} {' '.join((*one.reads, *one.writes))}",
+            one.reads[0] if uses_peak else "",
+            one.writes[0] if leaves_peak else "",
         )
-
-
-def _owner(one: Instruction[str]) -> str:
-    return f"{one.opcode} {' '.join((*one.reads, *one.writes))}"
 
 
 Taken = tuple[Instruction[str], Beat, timeline.Issue]
@@ -123,23 +131,43 @@ def accesses(
     """
     bound: Mapping[str, str] = instances[0] if instances else {}
     chip = Memories(lanes, capacity, lambda slot: heads[bound.get(slot, slot)])
+    readers = {number: taken[number][:2] for number in peak_readers(taken, kinds)}
     quantized = {
-        beat.of_instruction: Next(one, beat.entry)
-        for one, beat, _ in taken
-        if isinstance(one, Quantize)
+        (beat.entry, one.input): one for one, beat in readers.values() if isinstance(one, Quantize)
     }
     found: list[Access] = []
-    for one, beat, issue in taken:
-        after = quantized.get(beat.quantize) if beat.quantize else None
-        if beat.quantize and after is None:
-            raise ValueError(
-                f"a beat of {one.opcode} is for instruction {beat.quantize}, no quantize"
-            )
+    for number, (one, beat, issue) in enumerate(taken):
+        after = quantized.get((beat.peak - 1, one.writes[0])) if beat.peak else None
         part = None
         if issue.pace is not None:
             part = touched(one, beat, kinds.__getitem__, chip, after)
-        found.append(Access.of(one, part, None if after is None else after.does))
+        found.append(Access.of(one, part, uses_peak=number in readers, leaves_peak=bool(beat.peak)))
     return found
+
+
+def peak_readers(taken: Sequence[Taken], kinds: Mapping[str, Value]) -> list[int]:
+    """The numbers of a block's beats that read the largest magnitude that others have left of what
+    they read: beats of the second pass of instructions without beats of the first.
+
+    Args:
+        taken: the block's beats.
+        kinds: of values.
+    """
+    # What has its unit alone has no part in this: its beats are all number 0.
+    own = {
+        beat.of_instruction
+        for _, beat, issue in taken
+        if issue.pace is not None and not beat.number
+    }
+    return [
+        number
+        for number, (one, beat, issue) in enumerate(taken)
+        if beat.number == 1
+        and issue.pace is not None
+        and beat.of_instruction not in own
+        and passes_of(one) > 1
+        and may_read_peak(one, kinds.__getitem__)
+    ]
 
 
 @dataclass(frozen=True)
@@ -169,9 +197,15 @@ class Race:
             mark: stands before the names of buffers and caches.
         """
         later, earlier = name(self.later), name(self.earlier)
-        if self.what == REDUCTIONS:
+        if self.what == _REDUCTIONS:
+            if self.earlier == self.later and self.had:
+                return f"{later} uses the largest magnitude of {mark}{self.had}, which nobody left"
             if self.earlier == self.later:
                 return f"{later} uses reductions that it has not left"
+            if self.may == "write":
+                done = "used" if self.has == "read" else "left"
+                what = f"leave reductions where {earlier} has not {done} its own"
+                return f"{later} may {what}: no wait orders them"
             return f"{later} may use reductions before {earlier} has left them: no wait orders them"
         if not self.what:
             reason = f"take the adders of the tiles before {earlier} has left them"
@@ -215,7 +249,10 @@ def first_race(
             left out.
         shared_adders: whether matrix tiles and H-Units take turns (`Machine.shared_arrays`).
     """
-    parts = _cuts(accesses, instances, buffers), buffers
+    peaks = frozenset(
+        entry for one in chain(*accesses) if one.leaves_peak for entry in range(*one.leaves)
+    )
+    parts = _cuts(accesses, instances, buffers), buffers, peaks
     found = _first_race(blocks, accesses, instances, parts, shared_adders)
     kept = [n for n in range(len(blocks)) if not (n < len(sampled) and sampled[n])]
     if found is not None or kept == list(range(len(kept))):
@@ -291,7 +328,7 @@ def _touched(
 ) -> list[_Touched]:
     """What the instructions of a block's instance touch; `numbers` are those of caches."""
 
-    cuts, buffers = parts
+    cuts, buffers, peaks = parts
 
     def memory(one: Access, names: Sequence[str]) -> list[tuple[int, str]]:
         return [(n, name) for name in names for n in cuts.of(one.places(name, buffers[name]))]
@@ -310,20 +347,34 @@ def _touched(
         writes = [*memory(one, one.writes), *cache(one, one.written_caches)]
         if shared_adders and queue in ADDERS:
             writes.append((numbers.setdefault("", len(numbers)), ""))
+        for entries, places in ((one.uses, reads), (one.leaves, writes)):
+            # Units of several queues leave something there.
+            for entry in peaks.intersection(range(*entries)):
+                places.append((numbers.setdefault(entry, len(numbers)), _REDUCTIONS))
         result.append(_Touched(reads, writes))
     return result
 
 
 class _Left(NamedTuple):
-    """Who left the reduction of an entry: its number, the instance, whose it is."""
+    """Who left the reduction of an entry: its number of a counter, the instance, whose it is; of a
+    largest magnitude where the buffer lies."""
 
+    counter: int
     number: int
     at: At
-    owner: tuple[int, int, str]
+    owner: _Owner
+    place: Bytes = (0, 0)
 
 
-_Parts = tuple[_Cuts, Mapping[str, Bytes]]
-"""The parts, and where each buffer lies."""
+_Owner = tuple[int, int, str]
+"""Block, instance, instruction; of a largest magnitude -1, -1, and the buffer."""
+
+_Parts = tuple[_Cuts, Mapping[str, Bytes], frozenset[int]]
+"""The parts, where each buffer lies, and the entries with largest magnitudes that others leave."""
+
+
+def _overlap(one: Bytes, other: Bytes) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
 
 
 class _Last:
@@ -342,11 +393,12 @@ def _first_race(
     shared_adders: bool,
 ) -> Race | None:
     # Parts of the memories have the first numbers, caches those after them.
-    numbers: dict[Hashable, int] = {n: n for n in range(len(parts[0].spans))}
+    numbers: dict[Hashable, int] = {(n, ""): n for n in range(len(parts[0].spans))}
     queues = [[QUEUES.index(i.queue) for i in block.issues] for block in blocks]
     issued: list[list[At]] = [[] for _ in QUEUES]
     left: dict[int, _Left] = {}
-    reductions = 0
+    peaks: set[int] = set()
+    counted = [0] * len(COUNTERS)
     read: dict[int, _Last] = {}
     written: dict[int, _Last] = {}
     touched: list[_Touched] = []
@@ -381,13 +433,30 @@ def _first_race(
         one = accesses[block][instruction]
         for entry in range(*one.uses):
             before = left.get(entry)
-            if before is None or before.owner != (block, instance, one.owner):
-                return Race(at, at, "write", "read", REDUCTIONS, "")
-            if before.number > clock[COUNTERS.index(REDUCTIONS)]:
-                return Race(before.at, at, "write", "read", REDUCTIONS, "")
-        reductions += blocks[block].issues[instruction].reduces is not None
+            owner = (-1, -1, one.uses_peak) if one.uses_peak else (block, instance, one.owner)
+            if before is None or before.owner != owner:
+                return Race(at, at, "write", "read", _REDUCTIONS, one.uses_peak)
+            if before.number > clock[before.counter]:
+                return Race(before.at, at, "write", "read", _REDUCTIONS, "")
+        issue = blocks[block].issues[instruction]
+        counter = COUNTERS.index(reductions_of(issue.queue))
+        counted[counter] += issue.reduces is not None
+        if peaks:
+            # What is written over has another largest magnitude.
+            for name in one.writes:
+                first, last = one.places(name, parts[1][name])
+                for entry in [n for n in peaks if _overlap(left[n].place, (first, last))]:
+                    peaks.remove(entry)
+                    del left[entry]
+        peaks.difference_update(range(*one.leaves))
         for entry in range(*one.leaves):
-            left[entry] = _Left(reductions, at, (block, instance, one.heir))
+            if one.leaves_peak:
+                place = parts[1][one.leaves_peak]
+                owner = -1, -1, one.leaves_peak
+                peaks.add(entry)
+            else:
+                place, owner = (0, 0), (block, instance, one.owner)
+            left[entry] = _Left(counter, counted[counter], at, owner, place)
         issued[own].append(at)
         for here, last in ((mine.reads, read), (mine.writes, written)):
             for part, name in here:

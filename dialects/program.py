@@ -59,7 +59,7 @@ from intaglio.dialects.isa.beat import WHOLE, Beat
 from intaglio.dialects.isa.check import Misfit, check_kinds
 from intaglio.dialects.isa.instruction import Instruction
 from intaglio.dialects.isa.parts import Store
-from intaglio.dialects.isa.queues import COUNTERS, REDUCTIONS
+from intaglio.dialects.isa.queues import COUNTERS, reductions_of
 from intaglio.dialects.isa.registry import instruction_of
 from intaglio.dialects.memories import VECTORS, Span, memory_of, numbered, span_of
 from intaglio.dialects.plain import PlainOp, counts
@@ -423,7 +423,7 @@ class BlockOp(PlainOp):
                         f"of queue '{queue}', {issued[queue]} are issued before it"
                     )
             issued[instruction.queue.data] += 1
-            issued[REDUCTIONS] += instruction.reduces is not None
+            issued[reductions_of(instruction.queue.data)] += instruction.reduces is not None
 
 
 @irdl_op_definition

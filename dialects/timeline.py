@@ -14,8 +14,8 @@ The start of each is a maximum of sums, so a longer duration, latency or context
 anything earlier.
 
 A *wait* names a counter and a number, counted from the beginning of the block instance: so many
-instructions of a queue must have finished, or left their reductions (`isa.queues.REDUCTIONS`); 0
-means all that were issued before the instance.
+instructions of a queue must have finished, or left what they reduce (`isa.queues.reductions_of`);
+0 means all that were issued before the instance.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.dialects.formula import Formula
-from intaglio.dialects.isa.queues import COUNTERS, QUEUES, REDUCTIONS
+from intaglio.dialects.isa.queues import COUNTERS, QUEUES, reductions_of
 
 
 class Times(NamedTuple):
@@ -166,6 +166,6 @@ def simulate(
                 there[issued.queue].append(_There(finish, ahead))
                 left = None if taken.reduces is None else start + taken.reduces
                 if left is not None:
-                    there[REDUCTIONS].append(_There(left, left))
+                    there[reductions_of(issued.queue)].append(_There(left, left))
                 free[issued.queue] = finish if taken.pace is None else start + taken.pace
                 yield Span(block_number, instance, number, start, finish, free[issued.queue], left)

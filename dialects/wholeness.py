@@ -1,9 +1,10 @@
 """That the beats of a block make whole instructions: each pass over each part, once.
 
 What is computed is that of whole instructions (`Block.whole`), and the hardware does what the beats
-say. So nothing of an instruction may be left out or done twice. And the vector unit has one
-register for a maximum and one for a sum: rows of a group that it reduces follow each other in their
-order, with rows between them only of passes that reduce nothing.
+say. So nothing of an instruction may be left out or done twice; but of what finds a largest
+magnitude that others have left the first pass is (`hazards.py` proves that they have). And units
+have one register for a maximum, the vector unit one for a sum too: rows of a group that a unit
+reduces follow each other in their order, with rows between them only of passes that reduce nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from intaglio.dialects.hazards import Taken
 from intaglio.dialects.isa.beat import WHOLE
 from intaglio.dialects.isa.instruction import Instruction
-from intaglio.dialects.isa.touched import groups_of, passes_of, reduces, size_of
+from intaglio.dialects.isa.touched import groups_of, may_read_peak, passes_of, reduces, size_of
 from intaglio.dialects.isa.values import Value
 
 
@@ -50,10 +51,14 @@ def first_fault(
         # What has its unit alone is all of its instruction.
         if beat != WHOLE or issue.pace is not None:
             own.setdefault(beat.of_instruction, []).append(number)
-    left_by_others = {beat.quantize for _, beat, _ in taken if beat.quantize}
-    for of, numbers in own.items():
+    for numbers in own.values():
         beats = [(number, taken[number]) for number in numbers]
-        fault = _fault(beats, size(beats[0][1][0]), int(of in left_by_others))
+        does = beats[0][1][0]
+        begun = any(beat.number == 0 for _, (_, beat, _) in beats)
+        from_pass = int(
+            not begun and passes_of(does) > 1 and may_read_peak(does, kinds.__getitem__)
+        )
+        fault = _fault(beats, size(does), from_pass)
         if fault is not None:
             return fault
     return _first_mixed(taken, kinds, size)
@@ -63,19 +68,21 @@ def _first_mixed(
     taken: Sequence[Taken], kinds: Mapping[str, Value], size: Callable[[Instruction[str]], int]
 ) -> Fault | None:
     """The first beat whose rows are not the next ones of the group that is reduced."""
-    open_: tuple[int, int] | None = None
-    done = 0
+    opened: dict[str, tuple[int, int]] = {}
+    """By queue: the pass of which rows are still to come."""
+    ends: dict[str, int] = {}
     for number, (does, beat, issue) in enumerate(taken):
         if issue.pace is None or not reduces(does, beat) or groups_of(does, kinds.__getitem__) > 1:
             continue
         first, count = beat.of(size(does))
-        mine = beat.of_instruction, beat.number
+        mine, open_ = (beat.of_instruction, beat.number), opened.pop(does.queue, None)
         if open_ not in (None, mine):
             return Fault(number, f"it comes before all of a group of instruction {open_[0]}")
-        if first != (done if open_ else 0):
+        if first != (ends[does.queue] if open_ else 0):
             return Fault(number, f"its rows are reduced in order, and {first} is not the next one")
-        done = first + count
-        open_ = None if done == size(does) else mine
+        ends[does.queue] = done = first + count
+        if done < size(does):
+            opened[does.queue] = mine
     return None
 
 
@@ -104,6 +111,10 @@ def _fault(beats: Sequence[tuple[int, Taken]], size: int, from_pass: int) -> Fau
             done = end
         if done < size:
             return Fault(last, f"no beat of pass {one} takes {done} to {size} of {size}")
+    left = [(beat.peak, number) for number, (_, beat, _) in beats if beat.number == passes - 1]
+    for peak, number in left:
+        if peak != left[0][0]:
+            return Fault(number, "beats of the instruction leave largest magnitudes apart")
     ends = [number for number, (_, beat, _) in beats if beat.ends]
     if len(ends) != 1:
         number = ends[-1] if ends else last

@@ -31,7 +31,7 @@ from intaglio.dialects.gating import NO_DOMAIN
 from intaglio.dialects.isa.beat import MOST, WHOLE, WORDS, Beat
 from intaglio.dialects.isa.check import Misfit, check_kinds
 from intaglio.dialects.isa.parts import Store
-from intaglio.dialects.isa.queues import COUNTERS, REDUCTIONS
+from intaglio.dialects.isa.queues import COUNTERS, reductions_of
 from intaglio.dialects.isa.registry import instruction_of
 from intaglio.dialects.isa.values import Fixed, Value, read_value
 from intaglio.dialects.json_file import JSONFile
@@ -311,7 +311,8 @@ def _block(content: JSONFile, used: _Used) -> Block:
     for one in content["instructions"].list():
         instructions.append(_instruction(one, used, instances, issued))
         issued[instructions[-1].queue] += 1
-        issued[REDUCTIONS] += instructions[-1].issue.reduces is not None
+        of = reductions_of(instructions[-1].queue)
+        issued[of] += instructions[-1].issue.reduces is not None
     return Block(content["name"].text(), content["sampled"].boolean(), instances, instructions)
 
 

@@ -229,15 +229,6 @@ class Block:
         return sorted(last, key=lambda one: one.beat.of_instruction)
 
     @cached_property
-    def quantizes(self) -> Mapping[int, Instruction]:
-        """Quantisations, by the number of the instruction."""
-        return {
-            one.beat.of_instruction: one
-            for one in self.instructions
-            if isinstance(one.does, Quantize)
-        }
-
-    @cached_property
     def whole_of(self) -> Sequence[int]:
         """For each beat the place of its instruction in `whole`."""
         alone = {id(one): n for n, one in enumerate(self.whole)}
@@ -329,15 +320,32 @@ class Program:
         """Fraction bits of a buffer of fixed-point numbers."""
         return self.value(buffer, Fixed).fraction
 
-    def quantize_of(self, one: Instruction) -> Instruction | None:
-        """The quantisation that finds the largest magnitude that a pass leaves, if any."""
-        if not one.beat.quantize:
+    def peak_reader(self, one: Instruction) -> Instruction | None:
+        """Who reads the largest magnitude that a beat leaves, if any: the first in the program, for
+        all that do want the same of it."""
+        if not one.beat.peak:
             return None
-        return self._block_of[id(one)].quantizes[one.beat.quantize]
+        return self._peak_readers.get((one.beat.peak - 1, one.writes[0]))
 
     @cached_property
-    def _block_of(self) -> Mapping[int, Block]:
-        return {id(one): block for block in self.blocks for one in block.instructions}
+    def _peak_readers(self) -> Mapping[tuple[int, str], Instruction]:
+        found: dict[tuple[int, str], Instruction] = {}
+        for block in self.blocks:
+            for number in hazards.peak_readers(block.taken, self._kinds):
+                one = block.instructions[number]
+                found.setdefault((one.beat.entry, one.reads[0]), one)
+        return found
+
+    @cached_property
+    def peaks(self) -> Mapping[str, bool]:
+        """Queues that leave largest magnitudes of what they write; whether of quantisations."""
+        found: dict[str, bool] = {}
+        for block in self.blocks:
+            for one in block.instructions:
+                if (reader := self.peak_reader(one)) is not None:
+                    quantized = isinstance(reader.does, Quantize)
+                    found[one.queue] = found.get(one.queue, False) or quantized
+        return found
 
     @cached_property
     def accepted(self) -> frozenset[str]:

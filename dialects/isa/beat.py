@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-WORDS = ("of", "pass", "first", "count", "entry", "more", "quantize")
+WORDS = ("of", "pass", "first", "count", "entry", "more", "peak")
 """The words of a beat in a program."""
 MOST = (1 << 24) - 1
 """The largest number of a beat."""
@@ -27,9 +27,9 @@ class Beat:
             taken last.
         of_instruction: the number of the instruction in its block, which all its beats have. What
             is computed is that of the instructions one after the other, in this order.
-        quantize: the number of the `quantize` in the block that reads the one group that this pass
-            writes: the largest magnitude of the group is taken while it is written, so that the
-            quantisation needs no pass for it; 0: there is none.
+        peak: where the largest magnitude of what the instruction writes is left, which is taken
+            while it is written: an entry, counted from 1. The norm or quantisation that reads the
+            value there needs no pass for it; 0: it is not taken.
     """
 
     number: int = 0
@@ -38,7 +38,7 @@ class Beat:
     entry: int = 0
     ends: bool = True
     of_instruction: int = 0
-    quantize: int = 0
+    peak: int = 0
 
     @property
     def words(self) -> dict[str, int]:
@@ -46,7 +46,7 @@ class Beat:
         content = {"of": self.of_instruction, "pass": self.number}
         content |= {"first": self.first, "count": self.count or 0}
         content |= {"entry": self.entry, "more": int(not self.ends)}
-        content |= {"quantize": self.quantize}
+        content |= {"peak": self.peak}
         return {name: value for name, value in content.items() if value}
 
     @staticmethod
@@ -64,7 +64,7 @@ class Beat:
         of = words.get
         count, ends = of("count", 0) or None, not of("more", 0)
         number, first, entry = of("pass", 0), of("first", 0), of("entry", 0)
-        return Beat(number, first, count, entry, ends, of("of", 0), of("quantize", 0))
+        return Beat(number, first, count, entry, ends, of("of", 0), of("peak", 0))
 
     def of(self, whole: int) -> tuple[int, int]:
         """The first, and how many.

@@ -15,5 +15,17 @@ REDUCTIONS = "reductions"
 """What the vector unit's lanes leave together: maxima and sums, and what the scalar tables make of
 them. They are there some cycles after the elements."""
 
-COUNTERS: tuple[str, ...] = (*QUEUES, REDUCTIONS)
-"""What instructions wait for: the results of queues, and reductions; each in order."""
+PEAKS = {MATRIX: "matrix_peaks", ATTENTION: "attention_peaks"}
+"""By queue: the largest magnitudes of what its units write, taken at their write ports. Like
+reductions they are there some cycles after the elements."""
+
+LEAVES = {VECTOR: REDUCTIONS, **PEAKS}
+"""By queue: the counter of what its instructions leave besides their results."""
+
+COUNTERS: tuple[str, ...] = (*QUEUES, *LEAVES.values())
+"""What instructions wait for: the results of queues, reductions and peaks; each in order."""
+
+
+def reductions_of(queue: str) -> str:
+    """`LEAVES`; of other queues, whose instructions leave nothing, any."""
+    return LEAVES.get(queue, REDUCTIONS)

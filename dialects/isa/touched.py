@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic
 
 from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.instruction import Instruction, V
-from intaglio.dialects.isa.matrix import ExpertMatvec, Product
+from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec, Product, Row
 from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Routing, Scores, Value
 from intaglio.dialects.isa.vector import (
     Copy,
@@ -109,33 +109,30 @@ def groups_of(one: Instruction[V], kind: Callable[[V], Value]) -> int:
 
 def reduces(one: Instruction[Any], beat: Beat) -> bool:
     """Whether rows of a pass add to something that is reduced over its group: maxima or sums."""
+    if beat.peak:
+        return True
     if not isinstance(one, VectorInstruction):
         return False
+    return isinstance(one, Sample | Route) or beat.number < passes_of(one) - 1
+
+
+def may_leave_peak(one: Instruction[V], kind: Callable[[V], Value]) -> bool:
+    """Whether the last pass of an instruction can leave the largest magnitude of what it writes:
+    it writes elements of one vector, one part after the other."""
+    if isinstance(one, Row | Matvec | WeightedSum):
+        return True
     return (
-        isinstance(one, Sample | Route) or beat.number < passes_of(one) - 1 or bool(beat.quantize)
-    )
-
-
-class Next(NamedTuple, Generic[V]):
-    """The quantisation of what a beat writes: what it does, and the entry of its group."""
-
-    does: Quantize[V]
-    entry: int
-
-
-def may_take_largest(
-    one: Instruction[V], quantize: Instruction[V], kind: Callable[[V], Value]
-) -> bool:
-    """Whether the last pass of an instruction can leave the largest magnitude that a quantisation
-    needs: it writes, row by row, the one group that is quantised."""
-    return (
-        isinstance(quantize, Quantize)
-        and quantize.scale_of is None
-        and isinstance(one, ElementwiseInstruction | RMSNorm | LayerNorm | Copy)
+        isinstance(one, ElementwiseInstruction | RMSNorm | LayerNorm | Copy)
         and groups_of(one, kind) == 1
-        and groups_of(quantize, kind) == 1
-        and one.writes[0] == quantize.input
     )
+
+
+def may_read_peak(one: Instruction[V], kind: Callable[[V], Value]) -> bool:
+    """Whether the first pass of an instruction does nothing but find the largest magnitude of the
+    vector that it reads, so that it is not needed where that has been left."""
+    if isinstance(one, Quantize):
+        return one.scale_of is None and groups_of(one, kind) == 1
+    return isinstance(one, RMSNorm) and groups_of(one, kind) == 1
 
 
 def touched(
@@ -143,7 +140,7 @@ def touched(
     beat: Beat,
     kind: Callable[[V], Value],
     chip: Memories,
-    after: Next[V] | None = None,
+    after: Quantize[V] | None = None,
 ) -> Touched[V]:
     """What a beat of an instruction touches.
 
@@ -152,7 +149,7 @@ def touched(
         beat: which part of it.
         kind: of each of its values.
         chip: what places within them depend on.
-        after: the quantisation that `beat.quantize` stands for.
+        after: the quantisation that reads the peak that the beat leaves, if one does.
 
     Raises:
         ValueError: the instruction has no such beat.
@@ -230,12 +227,13 @@ def touched(
         assert isinstance(value, Quantized)
         begin = leaves[0] - beat.entry
         writes[one.output] = _part(value, begin, begin + leaves[1] - leaves[0], chip)
-    if after is not None:
-        if not may_take_largest(one, after.does, kind) or beat.number < passes_of(one) - 1:
-            raise ValueError(f"a beat of {one.opcode} leaves nothing to quantize")
+    if beat.peak:
+        if not may_leave_peak(one, kind) or beat.number < passes_of(one) - 1:
+            raise ValueError(f"a beat of {one.opcode} leaves no largest magnitude")
         if last == size_of(one, kind, chip.heads):
-            leaves = after.entry, after.entry + 1
-            writes[after.does.output] = _part(kind(after.does.output), 0, 1, chip)
+            leaves = beat.peak - 1, beat.peak
+            if after is not None:
+                writes[after.output] = _part(kind(after.output), 0, 1, chip)
     return Touched(reads, writes, read_caches, written_caches, uses, leaves)
 
 

@@ -134,6 +134,8 @@ def _depend(
             rows[item.of_pass] = number
         if one.touched is not None:
             for entry in range(*one.touched.uses):
-                item.reductions.add(left[entry])
+                # Peaks may be of an instance or block before.
+                if entry in left:
+                    item.reductions.add(left[entry])
             for entry in range(*one.touched.leaves):
                 left[entry] = number

@@ -11,7 +11,7 @@ What comes first of a block's beats is said by `beat_order.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import gcd
 
@@ -21,21 +21,13 @@ from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec
-from intaglio.dialects.isa.queues import MATRIX, VECTOR
-from intaglio.dialects.isa.touched import (
-    Memories,
-    Next,
-    groups_of,
-    may_take_largest,
-    passes_of,
-    size_of,
-    touched,
-)
-from intaglio.dialects.isa.vector import Quantize, Rotary, Route, Softmax, VectorInstruction
+from intaglio.dialects.isa.touched import Memories, groups_of, passes_of, size_of, touched
+from intaglio.dialects.isa.vector import Rotary, Route, Softmax, VectorInstruction
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule.beat_order import ordered
 from intaglio.lowering.schedule.draft import Draft, DraftBlock
+from intaglio.lowering.schedule.peaks import Peaks, in_a_row
 
 MOST = 64
 """Beats of a pass or product at most: their descriptors are memory."""
@@ -50,15 +42,22 @@ class Beats:
         memory: of the program's values.
         rows_at_once: rows of a matrix that leave the array together, by its slot's buffers.
         heads: of caches.
+        peaks: the largest magnitudes that are taken while values are written.
     """
 
     machine: Machine
     memory: VectorMemory
     rows_at_once: Callable[[str], int]
     heads: Mapping[str, int]
+    peaks: Peaks
 
-    def cut(self, block: DraftBlock) -> None:
-        """Replaces the instructions of a block by their beats, in order; in place."""
+    def cut(self, block: DraftBlock, number: int) -> None:
+        """Replaces the instructions of a block by their beats, in order; in place.
+
+        Args:
+            block: the block.
+            number: its own in the program.
+        """
         bound = block.instances[0]
         chip = Memories(
             self.machine.vector_lanes,
@@ -66,70 +65,51 @@ class Beats:
             lambda slot: self.heads[bound.get(slot, slot)],
         )
         made_by = {value: one for one in block.drafts for value in one.does.writes}
-        entries = self._entries(block)
-        after = self._quantized(block, made_by)
+        entries = self._entries(block, number)
         beats = [
             beat
-            for number, one in enumerate(block.drafts)
-            for beat in self._beats(number, one, chip, bound, made_by, entries, after)
+            for place, one in enumerate(block.drafts)
+            for beat in self._beats((number, place), one, chip, bound, made_by, entries[place])
         ]
         block.drafts[:] = ordered(beats, block.instances, self.memory, self.machine)
 
-    def _entries(self, block: DraftBlock) -> list[int]:
-        """For each instruction the entry of its first group's reductions."""
-        entries, taken = list[int](), 0
-        for one in block.drafts:
+    def _entries(self, block: DraftBlock, number: int) -> list[int]:
+        """For each instruction the entry of its first group's reductions; those of peaks are the
+        first ones."""
+        entries, taken = list[int](), self.peaks.entries
+        for place, one in enumerate(block.drafts):
+            if (number, place) in self.peaks.read:
+                entries.append(self.peaks.read[number, place])
+                continue
             passes = passes_of(one.does)
             entries.append(taken if passes > 1 else 0)
             taken += groups_of(one.does, self.memory.kind) if passes > 1 else 0
         return entries
 
-    def _quantized(
-        self, block: DraftBlock, made_by: Mapping[SSAValue, Draft]
-    ) -> dict[int, tuple[int, Draft]]:
-        """By the number of the instruction that makes it: who quantises it with the largest
-        magnitude that is taken while it is made."""
-        numbers = {id(one): number for number, one in enumerate(block.drafts)}
-        found: dict[int, tuple[int, Draft]] = {}
-        for number, one in enumerate(block.drafts):
-            if not isinstance(one.does, Quantize):
-                continue
-            maker = made_by.get(one.does.input)
-            if (
-                maker is not None
-                and may_take_largest(maker.does, one.does, self.memory.kind)
-                and _in_a_row(maker, made_by)
-            ):
-                found.setdefault(numbers[id(maker)], (number, one))
-        return found
-
     def _beats(
         self,
-        of: int,
+        at: tuple[int, int],
         one: Draft,
         chip: Memories,
         bound: Mapping[str, str],
         made_by: Mapping[SSAValue, Draft],
-        entries: Sequence[int],
-        quantized: Mapping[int, tuple[int, Draft]],
+        entry: int,
     ) -> Iterator[Draft]:
         does, kind = one.does, self.memory.kind
         size = size_of(does, kind, chip.heads)
-        passes, entry = passes_of(does), entries[of]
-        there = any(number == of for number, _ in quantized.values())
-        for number in range(int(there), passes):
-            to, after = 0, None
-            if number == passes - 1 and of in quantized:
-                to, later = quantized[of]
-                assert isinstance(later.does, Quantize)
-                after = Next(later.does, entries[to])
+        passes = passes_of(does)
+        for number in range(int(at in self.peaks.read), passes):
+            peak, after = 0, None
+            if number == passes - 1 and at in self.peaks.left:
+                left, after = self.peaks.left[at]
+                peak = left + 1
             unit = self._unit(one, number, size, chip, bound, made_by)
             if unit * MOST < size:
                 unit *= -(-size // (unit * MOST))
             for first in range(0, size, unit):
                 count = min(unit, size - first)
                 ends = number == passes - 1 and first + count == size
-                beat = Beat(number, first, count, entry, ends, of, to)
+                beat = Beat(number, first, count, entry, ends, at[1], peak)
                 yield replace(
                     one,
                     beat=beat,
@@ -180,15 +160,5 @@ class Beats:
             if number:
                 return False
             maker = made_by.get(one.does.reads[0])
-            return maker is not None and _in_a_row(maker, made_by)
+            return maker is not None and in_a_row(maker, made_by)
         return True
-
-
-def _in_a_row(one: Draft, made_by: Mapping[SSAValue, Draft]) -> bool:
-    """Whether rows of what an instruction writes come without any reduction between them."""
-    if one.queue == MATRIX or passes_of(one.does) > 1:
-        return True
-    makers = (made_by.get(value) for value in one.does.reads)
-    return one.queue == VECTOR and all(
-        maker is None or _in_a_row(maker, made_by) for maker in makers
-    )

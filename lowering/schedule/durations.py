@@ -283,6 +283,15 @@ def _pass_times(machine: Machine, rows: Formula) -> Times:
     return Times(finish, rows, finish + machine.vector_reduce + looking)
 
 
+def peak(machine: Machine, *, quantized: bool) -> int:
+    """Cycles from a result to the largest magnitude of what was written up to it.
+
+    The tree of comparators at a write port spans no more lanes than that of the vector unit, and as
+    much of the row of vector units. A quantisation's scale is looked up behind it.
+    """
+    return machine.vector_reduce + (machine.table_lookup if quantized else 0)
+
+
 def norm(machine: Machine, elements: int, groups: int, *, centred: bool) -> Formula:
     """Maximum, sum of squares, scaling; centring takes a pass and a sum before them."""
     passes = LayerNorm.passes if centred else RMSNorm.passes

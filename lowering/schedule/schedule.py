@@ -34,6 +34,7 @@ from intaglio.lowering.schedule import power
 from intaglio.lowering.schedule.beats import Beats
 from intaglio.lowering.schedule.blocks import BlockCutter
 from intaglio.lowering.schedule.draft import DraftBlock
+from intaglio.lowering.schedule.peaks import peaks_of
 from intaglio.lowering.schedule.waits import waits
 
 
@@ -173,9 +174,10 @@ def _schedule(
         for op in module.ops
         if isinstance(op, rom.CacheOp) and isinstance(op.type, rom.KVType)
     }
-    beats = Beats(machine, memory, cutter.rows_at_once, heads)
-    for block in blocks:
-        beats.cut(block)
+    peaks = peaks_of(blocks, memory, machine)
+    beats = Beats(machine, memory, cutter.rows_at_once, heads, peaks)
+    for number, block in enumerate(blocks):
+        beats.cut(block, number)
 
     def timing(blocks: Sequence[DraftBlock]) -> list[timeline.Block]:
         return [

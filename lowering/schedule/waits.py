@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from intaglio.dialects.isa.queues import COUNTERS, REDUCTIONS
+from intaglio.dialects.isa.queues import COUNTERS, reductions_of
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule.accesses import (
@@ -28,6 +28,8 @@ def waits(
     """
     result: list[list[dict[str, int]]] = []
     outside: list[tuple[Accesses, Sequence[Mapping[str, str]]]] = []
+    left_before: dict[int, set[str]] = {}
+    """Of entries who left something there in earlier blocks or instances: the counters."""
     for block in blocks:
         instances = named_slots(block.drafts, block.instances)
         touched = [touches(one, memory) for one in block.drafts]
@@ -42,9 +44,11 @@ def waits(
             before.append((own, merged(_earlier(instances))))
         outside.append((own, instances))
         here = merged(same_slots(one, one) for one in instances)
+        if len(instances) > 1:
+            _leave(block, left_before)
         counts = dict.fromkeys(COUNTERS, 0)
         seen = Accesses(machine)
-        left: dict[int, int] = {}
+        left: dict[int, tuple[str, int]] = {}
         needs: list[dict[str, int]] = []
         for one, places in zip(block.drafts, touched, strict=True):
             times, queue = one.times, one.queue
@@ -56,18 +60,33 @@ def waits(
                 # Queues are in order: the last one counts.
                 if must_wait(conflict, queue, flows=flows):
                     need[conflict.queue] = max(need.get(conflict.queue, 0), conflict.number)
-            if one.touched is not None and one.touched.uses != (0, 0):
-                need[REDUCTIONS] = max(left[entry] for entry in range(*one.touched.uses))
+            leaves = reductions_of(queue)
+            if one.touched is not None:
+                for entry in range(*one.touched.uses):
+                    if entry in left:
+                        counter, number = left[entry]
+                        need[counter] = max(need.get(counter, 0), number)
+                    else:
+                        need |= {counter: need.get(counter, 0) for counter in left_before[entry]}
             counts[queue] += 1
             if times.reduces is not None:
-                counts[REDUCTIONS] += 1
+                counts[leaves] += 1
             if one.touched is not None:
-                left |= dict.fromkeys(range(*one.touched.leaves), counts[REDUCTIONS])
+                left |= dict.fromkeys(range(*one.touched.leaves), (leaves, counts[leaves]))
             seen.add(queue, counts[queue], places)
             need |= one.also_waits
             needs.append({name: need[name] for name in COUNTERS if name in need})
         result.append(needs)
+        _leave(block, left_before)
     return result
+
+
+def _leave(block: DraftBlock, left: dict[int, set[str]]) -> None:
+    """Adds the counters of a block's peaks to those of each entry."""
+    for one in block.drafts:
+        if one.touched is not None and one.beat.peak:
+            for entry in range(*one.touched.leaves):
+                left.setdefault(entry, set()).add(reductions_of(one.queue))
 
 
 def _earlier(instances: Sequence[Mapping[str, str]]) -> Iterator[dict[str, set[str]]]:

@@ -39,7 +39,7 @@ from intaglio.dialects.fixed_point import SCALE_BITS, Scale
 from intaglio.dialects.hazards import Access
 from intaglio.dialects.isa import values
 from intaglio.dialects.isa.attention import OverTokens, QueryKey
-from intaglio.dialects.isa.queues import REDUCTIONS, VECTOR
+from intaglio.dialects.isa.queues import LEAVES, reductions_of
 from intaglio.dialects.isa.touched import passes_of
 from intaglio.dialects.isa.vector import Quantize, Sample
 from intaglio.dialects.memories import (
@@ -446,7 +446,7 @@ class RTLChip:
             event = Event(queue, counts[queue], start, int(span.finish[0]))
             left = None
             if span.left is not None:
-                left = Event(REDUCTIONS, counts[queue], start, int(span.left[0]))
+                left = Event(reductions_of(queue), counts[queue], start, int(span.left[0]))
             counts[queue] += 1
             touches = self.program.accesses[block][span.instruction]
             steps.append(Step(event, block, span.instance, instruction, touches, left))
@@ -459,9 +459,10 @@ class RTLChip:
     def _collect(self, trace: Trace) -> None:
         out = trace.outputs
         cycles = trace.at - self._began
+        counted = counters(self.layout.queues)
         found = [
             (int(cycles[i]), kind, name, int(out[f"event_{name}_{number}"][i]))
-            for name in counters(self.layout.queues)
+            for name in counted
             for kind, number in (("start", "started"), ("finish", "ended"))
             if f"event_{name}_{kind}" in out
             for i in np.flatnonzero(out[f"event_{name}_{kind}"]).tolist()
@@ -470,8 +471,8 @@ class RTLChip:
         for cycle, kind, queue, number in sorted(found):
             if kind == "start":
                 self._open[queue, number] = cycle
-                if queue == VECTOR:
-                    self._open[REDUCTIONS, number] = cycle
+                if LEAVES.get(queue) in counted:
+                    self._open[LEAVES[queue], number] = cycle
             else:
                 start = self._open.pop((queue, number), -1)
                 self.events.append(Event(queue, number, start, cycle))
@@ -484,8 +485,8 @@ class RTLChip:
             done[event.queue] += 1
         return ", ".join(
             (
-                f"{count} reductions are there"
-                if queue == REDUCTIONS
+                f"{count} {queue.replace('_', ' ')} are there"
+                if queue in LEAVES.values()
                 else f"{queue} has finished {count} beats"
             )
             + (" and holds one" if any(name == queue for name, _ in self._open) else "")
@@ -824,7 +825,7 @@ def compare_token(
         check.result.instructions += 1
         pairs = [("start", event, step.event), ("finish", event, step.event)]
         if step.reduction is not None:
-            left = seen.get((REDUCTIONS, step.event.sequence))
+            left = seen.get((step.reduction.queue, step.event.sequence))
             pairs.append(("finish", left, step.reduction))
         for kind, found_event, wanted_event in pairs:
             want = getattr(wanted_event, kind)

@@ -274,7 +274,7 @@ class _Round:
     def _change(self, one: Instruction, value: Any) -> Any:
         if not one.writes:
             return None
-        if one.beat.quantize:
+        if one.beat.peak:
             # Its largest magnitude was taken while it was written.
             return None
         name = one.writes[0]

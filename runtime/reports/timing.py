@@ -19,7 +19,7 @@ import numpy.typing as npt
 from intaglio.backend.program.program import Instruction, Program
 from intaglio.dialects import timeline
 from intaglio.dialects.isa.adapter import AdapterMatvec
-from intaglio.dialects.isa.queues import COUNTERS, REDUCTIONS
+from intaglio.dialects.isa.queues import COUNTERS, reductions_of
 from intaglio.dialects.isa.vector import Sample
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.timeline import Span
@@ -125,7 +125,7 @@ def token_cycles(
         one = program.blocks[block].instructions[span.instruction]
         last[one.queue] = span.finish
         if span.left is not None:
-            last[REDUCTIONS] = span.left
+            last[reductions_of(one.queue)] = span.left
         if isinstance(one.does, Sample):
             # The last of its beats.
             out = span.finish + sampled_after(one, program.machine)
@@ -223,7 +223,7 @@ def steps(
         ahead = program.machine.issue if issue.pace is None else 0
         done[issue.queue].append(Wait(number, int(span.finish[0]), ahead))
         if span.left is not None:
-            done[REDUCTIONS].append(Wait(number, int(span.left[0])))
+            done[reductions_of(issue.queue)].append(Wait(number, int(span.left[0])))
     return found
 
 

@@ -97,21 +97,20 @@ rom.step @decode context 128 {
 // A beat of each, in the order in which a head of the attention needs them: the product by the rows
 // that leave the array together, what is done by head by the heads of a cache.
 // BEATS:      program.block @layer instances
-// BEATS:      "rms_norm" {{.*}} waits {matrix = 0 : i64} takes "8" every "4" reduces "15" beat {count = 64 : i64, more = 1 : i64}
-// BEATS-NEXT: "rms_norm" {{.*}} waits {matrix = 0 : i64, reductions = 1 : i64} takes "8" every "4" reduces "15" beat {pass = 1 : i64, count = 64 : i64, more = 1 : i64}
-// What is written is looked through for the largest magnitude, which the quantisation needs.
-// BEATS-NEXT: "rms_norm" {{.*}} waits {matrix = 0 : i64, reductions = 2 : i64} takes "5" every "1" reduces "12" beat {pass = 2 : i64, count = 16 : i64, more = 1 : i64, quantize = 1 : i64}
-// BEATS:      "quantize" {{.*}} waits {matrix = 0 : i64, vector = 3 : i64, reductions = 6 : i64} {{.*}} beat {of = 1 : i64, pass = 1 : i64, count = 16 : i64, entry = 1 : i64, more = 1 : i64}
-// BEATS:      "matvec" {{.*}} waits {vector = 10 : i64} takes "20" every "4" beat {of = 2 : i64, first = {{[0-9]+}} : i64, count = 16 : i64, more = 1 : i64}
+// BEATS:      "rms_norm" {{.*}} waits {matrix = 0 : i64, matrix_peaks = 0 : i64} takes "8" every "4" reduces "15" beat {pass = 1 : i64, count = 64 : i64, more = 1 : i64}
+// What is written is looked through for the largest magnitude, which norms and quantisations need.
+// BEATS-NEXT: "rms_norm" {{.*}} waits {matrix = 0 : i64, reductions = 1 : i64} takes "5" every "1" reduces "12" beat {pass = 2 : i64, count = 16 : i64, more = 1 : i64, peak = 2 : i64}
+// BEATS:      "quantize" {{.*}} waits {matrix = 0 : i64, vector = 2 : i64, reductions = 5 : i64} {{.*}} beat {of = 1 : i64, pass = 1 : i64, count = 16 : i64, entry = 1 : i64, more = 1 : i64}
+// BEATS:      "matvec" {{.*}} waits {vector = 9 : i64} takes "20" every "4" reduces "23" beat {of = 2 : i64, first = {{[0-9]+}} : i64, count = 16 : i64, more = 1 : i64}
 // BEATS:      "rotary" on "vector" reads [@part1_of_{{.*}} waits {matrix = {{[1-8]}} : i64} takes "5" every "1" reduces "12" beat {of = 4 : i64, count = 16 : i64, more = 1 : i64}
-// BEATS:      "quantize" {{.*}} beat {of = 5 : i64, count = 16 : i64, entry = 2 : i64, more = 1 : i64}
-// BEATS:      "quantize" {{.*}} beat {of = 5 : i64, pass = 1 : i64, count = 16 : i64, entry = 2 : i64, more = 1 : i64}
+// BEATS:      "quantize" {{.*}} beat {of = 5 : i64, count = 16 : i64, entry = [[K:[0-9]+]] : i64, more = 1 : i64}
+// BEATS:      "quantize" {{.*}} beat {of = 5 : i64, pass = 1 : i64, count = 16 : i64, entry = [[K]] : i64, more = 1 : i64}
 // BEATS:      "append" {{.*}} beat {of = 6 : i64, count = 1 : i64, more = 1 : i64}
 // BEATS:      "query_key" {{.*}} takes "{{.*}}tokens{{.*}}" every "{{.*}}tokens{{.*}}" beat {of = 10 : i64, count = 1 : i64, more = 1 : i64}
 // BEATS:      "softmax" {{.*}} every "ceildiv(tokens, 16)" reduces "11 + ceildiv(tokens, 16)" beat {of = 11 : i64, count = 2 : i64, entry = [[E:[0-9]+]] : i64, more = 1 : i64}
 // BEATS:      "softmax" {{.*}} every "2 * ceildiv(tokens, 16)" reduces "11 + 2 * ceildiv(tokens, 16)" beat {of = 11 : i64, pass = 1 : i64, count = 2 : i64, entry = [[E]] : i64, more = 1 : i64}
 // BEATS:      "softmax" {{.*}} beat {of = 11 : i64, pass = 2 : i64, count = 2 : i64, entry = [[E]] : i64, more = 1 : i64}
-// BEATS:      "weighted_sum" {{.*}} beat {of = 12 : i64, count = 1 : i64, more = 1 : i64}
+// BEATS:      "weighted_sum" {{.*}} beat {of = 12 : i64, count = 1 : i64, more = 1 : i64, peak = 3 : i64}
 // BEATS:      "quantize" {{.*}} beat {of = 13 : i64, {{.*}}count = {{.*}} more = 1 : i64}
 // BEATS:      "matvec" {{.*}} beat {of = 14 : i64, {{.*}}count = 16 : i64
 // BEATS:      program.block @head instances

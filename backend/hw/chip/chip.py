@@ -51,7 +51,8 @@ from intaglio.backend.hw.wires.signal import (
     tree,
 )
 from intaglio.dialects.errors import CompilerBug
-from intaglio.dialects.isa.queues import REDUCTIONS
+from intaglio.dialects.isa.queues import PEAKS, reductions_of
+from intaglio.lowering.schedule import durations
 
 if TYPE_CHECKING:
     from xdsl.dialects.builtin import ModuleOp
@@ -115,7 +116,7 @@ class _Chip:
     - out `event_<queue>_start`, `event_<queue>_started`: an instruction starts in this cycle, and
       which one of the token's; `event_<queue>_finish`, `event_<queue>_ended`: its result can be
       read from this cycle on; `event_reductions_finish`, `event_reductions_ended`: its reduction
-      can; `event_any`: one of them, or a token.
+      can, likewise `event_<queue>_peaks_finish`; `event_any`: one of them, or a token.
     """
 
     def __init__(self, design: Design, layout: Layout, logic: LogicROM | None) -> None:
@@ -189,7 +190,13 @@ class _Chip:
         for (queue, port), wire in self.heard.items():
             # Of units that share a queue all must be ready; one has done something.
             every = port == "ready"
-            signals = self.told[queue, port]
+            if port == "reduced" and queue in PEAKS:
+                # Peaks follow results in a time of their own.
+                signals = [
+                    one.delay(self._peak(queue), reset=0) for one in self.told[queue, "done"]
+                ]
+            else:
+                signals = self.told[queue, port]
             wire.assign(tree(signals, lambda a, b, every=every: a & b if every else a | b))
         self._result()
 
@@ -204,6 +211,11 @@ class _Chip:
             total = total + count
         saturations.drive(total.truncate(SATURATION_BITS))
         m.output("saturations", saturations)
+
+    def _peak(self, queue: str) -> int:
+        """Cycles from a queue's results to their largest magnitudes."""
+        quantized = self.layout.program.peaks.get(queue, False)
+        return durations.peak(self.machine, quantized=quantized)
 
     def _sequence(self) -> None:
         """The sequencers and the event port."""
@@ -229,10 +241,11 @@ class _Chip:
             for name in ("started", "ended"):
                 m.output(f"event_{queue}_{name}", out[name], SEQUENCE_BITS)
             if "reductions" in out:
-                self.counts[REDUCTIONS].assign(out["reductions"])
+                leaves = reductions_of(queue)
+                self.counts[leaves].assign(out["reductions"])
                 any_event = any_event | out["reduction"]
-                m.output(f"event_{REDUCTIONS}_finish", out["reduction"])
-                m.output(f"event_{REDUCTIONS}_ended", out["left"], SEQUENCE_BITS)
+                m.output(f"event_{leaves}_finish", out["reduction"])
+                m.output(f"event_{leaves}_ended", out["left"], SEQUENCE_BITS)
         self.idle.assign(every)
         m.output("event_any", any_event | self.token["next_valid"])
 

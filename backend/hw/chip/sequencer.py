@@ -20,7 +20,7 @@ from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Register, Signal, mux
 from intaglio.dialects.descriptor import Fields, wait_fields
 from intaglio.dialects.errors import UserError
-from intaglio.dialects.isa.queues import REDUCTIONS, VECTOR
+from intaglio.dialects.isa.queues import COUNTERS, LEAVES, reductions_of
 from intaglio.dialects.timeline import Block
 
 SEQUENCE_BITS = 16
@@ -91,7 +91,7 @@ def unroll(blocks: Sequence[tuple[Block, bool]], queues: Sequence[str]) -> dict[
         for instance in range(block.instances):
             base = {queue: len(done) for queue, done in entries.items()}
             # All instructions of a queue that reduces count there too.
-            base[REDUCTIONS] = base.get(VECTOR, 0)
+            base |= {counter: base.get(queue, 0) for queue, counter in LEAVES.items()}
             for i, issue in enumerate(block.issues):
                 for counter in (issue.queue, *issue.waits):
                     if counter not in base:
@@ -117,16 +117,16 @@ def unroll(blocks: Sequence[tuple[Block, bool]], queues: Sequence[str]) -> dict[
         if len(kinds[queue]) > 1:
             raise UserError(f"some instructions of the {queue} queue flow, or reduce, others not")
         flows, reduces = next(iter(kinds[queue]), (False, False))
-        if reduces and queue != VECTOR:
+        if reduces and queue not in LEAVES:
             raise UserError(f"the {queue} queue leaves no reductions")
         found[queue] = QueueProgram(tuple(done), short[queue], flows, reduces)
     return found
 
 
 def counters(programs: Mapping[str, QueueProgram]) -> tuple[str, ...]:
-    """What instructions can wait for: queues, and reductions where there are any."""
-    reduces = any(program.reduces for program in programs.values())
-    return (*programs, *((REDUCTIONS,) if reduces else ()))
+    """What instructions can wait for: queues, reductions and peaks where there are any."""
+    found = {*programs, *(reductions_of(one) for one in programs if programs[one].reduces)}
+    return tuple(one for one in COUNTERS if one in found)
 
 
 def count_bits(programs: Mapping[str, QueueProgram]) -> int:
@@ -169,7 +169,8 @@ def build_sequencer(
 
     - `accept`: a token is accepted; `sampled` goes with it and says that its successor is wanted.
     - `running`, where the queue does not flow: a token is being worked on.
-    - `finished_<other>`: the other queues' counts; `finished_reductions` where it waits for them.
+    - `finished_<other>`: the other queues' counts, and those of what they leave (`reductions`,
+      `<queue>_peaks`).
     - `ready`, where the queue flows: the unit takes an instruction in this cycle.
     - `done`: the last cycle in which the result of an instruction cannot be read; they come in
       order. `reduced` likewise for reductions.
@@ -200,7 +201,8 @@ def build_sequencer(
     m = design.module(f"sequencer_{queue}", f"Starts the instructions of the {queue} queue.")
     accept, sampled = m.input("accept", 1), m.input("sampled", 1)
     form = descriptor(queue, programs, fields)
-    own = {queue, *((REDUCTIONS,) if program.reduces else ())}
+    leaves = reductions_of(queue)
+    own = {queue, *((leaves,) if program.reduces else ())}
     counts: dict[str, Signal] = {
         other: m.input(f"finished_{other}", bits)
         for other in counters(programs)
@@ -221,7 +223,7 @@ def build_sequencer(
     idle = finished == mux(short, program.length(True), program.length(False))
     if program.reduces:
         reduced = m.input("reduced", 1)
-        counts[REDUCTIONS] = reductions = counted("reductions_count", reduced)
+        counts[leaves] = reductions = counted("reductions_count", reduced)
         idle = idle & (reductions == mux(short, program.length(True), program.length(False)))
         m.output("reduction", reduced.delay(reset=0, name="reduction_q"))
         m.output("reductions", reductions)
@@ -315,10 +317,9 @@ def _flow(
         wait = parts.get(f"wait_{other}")
         if wait is None:
             continue
-        # What is not known ahead is seen late; in the first cycles it is of the token before.
+        # What is not known ahead is seen late; at acceptance it is of the token before.
         if other in programs and not programs[other].flows:
-            late = open_ & open_.delay(reset=0)
-            count = mux(late, count.delay(issue, name=f"{other}_seen"), 0)
+            count = mux(accept, 0, count).truncate(bits).delay(issue, name=f"{other}_seen")
         go = go & (count >= wait)
     start.assign(go)
     return parts, start

@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intaglio.dialects.formula import RANK, TOKENS, constant, parse
-from intaglio.dialects.isa.queues import ATTENTION, COUNTERS, KV, MATRIX, QUEUES, REDUCTIONS, VECTOR
+from intaglio.dialects.isa.queues import (
+    ATTENTION,
+    COUNTERS,
+    KV,
+    LEAVES,
+    MATRIX,
+    QUEUES,
+    VECTOR,
+    reductions_of,
+)
 from intaglio.dialects.timeline import Block, Issue, simulate
 
 
@@ -41,11 +50,11 @@ def step_by_step(
 ) -> dict[tuple[int, int, int], tuple[int, int]]:
     """Start and finish of each instance, found by looking at every queue in every cycle."""
     units = {queue: Unit() for queue in QUEUES}
-    reductions: list[Waiting] = []
+    left: dict[str, list[Waiting]] = {counter: [] for counter in LEAVES.values()}
     for b, block in enumerate(blocks):
         for i in range(block.instances):
             base = {queue: len(unit.instances) for queue, unit in units.items()}
-            base[REDUCTIONS] = len(reductions)
+            base |= {counter: len(done) for counter, done in left.items()}
             for n, issued in enumerate(block.issues):
                 waits = [
                     (queue, base[queue] + count - 1)
@@ -61,12 +70,12 @@ def step_by_step(
                 one = Waiting((b, i, n), taken, waits, pace, reduces)
                 units[issued.queue].instances.append(one)
                 if reduces is not None:
-                    reductions.append(one)
+                    left[reductions_of(issued.queue)].append(one)
 
     def is_done(queue: str, number: int, cycle: int, flows: bool) -> bool:
         """Whether the sequencer knows that a result is there: what flows is told ahead."""
-        if queue == REDUCTIONS:
-            one = reductions[number]
+        if queue in left:
+            one = left[queue][number]
             return one.start >= 0 and one.start + (one.reduces or 0) <= cycle
         one = units[queue].instances[number]
         late = issue if flows and one.pace is None else 0
@@ -117,9 +126,9 @@ def programs(draw: st.DrawFn) -> list[Block]:
                 issues.append(Issue(queue, waits, pace))
             else:
                 finish = pace + flowing[queue]
-                reduces = finish + left if queue == VECTOR else None
+                reduces = finish + left if queue in LEAVES else None
                 issues.append(Issue(queue, waits, finish, pace, reduces))
-                issued[REDUCTIONS] += reduces is not None
+                issued[reductions_of(queue)] += reduces is not None
             issued[queue] += 1
         blocks.append(Block(f"b{number}", issues, draw(st.integers(1, 3))))
     return blocks

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from intaglio.backend.hw.units import peaks
 from intaglio.backend.hw.units.attention.kv import external_parts
 from intaglio.backend.hw.units.attention.sizes import AttentionModel, encode, refusals
 from intaglio.backend.hw.units.attention.unit import attention_unit
@@ -35,6 +36,7 @@ from intaglio.backend.hw.units.ports import (
 from intaglio.backend.hw.units.unit import Unit
 from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.cache import Append
+from intaglio.dialects.isa.queues import ATTENTION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,6 +76,7 @@ class AttentionUnit(Unit):
             Serve(VALUE_SCALES, "value_scale_row", "value_scale_data"),
             *self._external,
             Saturations("saturations"),
+            *(peaks.given(ATTENTION, quantized=model.looks_up_peaks) if model.leaves_peaks else ()),
         )
 
     def _rows(self, name: str, codes: int, users: int = 1) -> tuple[Read, ...]:

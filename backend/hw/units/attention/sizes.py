@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from math import gcd
 from typing import TYPE_CHECKING
 
+from intaglio.backend.hw.units import peaks
 from intaglio.backend.hw.units.attention.h_unit import BYTE, HShape, SumShape
 from intaglio.backend.hw.units.attention.kv import (
     SCALE_WORD,
@@ -35,6 +36,7 @@ from intaglio.dialects.fixed_point import Scale as ConstantScale
 from intaglio.dialects.formulas.softmax import SCORE_FRAC
 from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.cache import Append
+from intaglio.dialects.isa.queues import ATTENTION
 from intaglio.dialects.isa.values import Probabilities, Quantized, Scores
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import EXPONENT_BITS
@@ -451,9 +453,24 @@ class AttentionModel:
                     number_bits(max(1, len(self.caps))),
                     "number of the soft cap, from 1; 0: none",
                 ),
+                *self._peak_fields,
                 *self._external_fields(interval),
             )
         )
+
+    @property
+    def leaves_peaks(self) -> bool:
+        """Whether the largest magnitudes of sums are taken."""
+        return ATTENTION in self.program.peaks
+
+    @property
+    def looks_up_peaks(self) -> bool:
+        """Whether some of them are of quantisations."""
+        return self.program.peaks.get(ATTENTION, False)
+
+    @property
+    def _peak_fields(self) -> tuple[Field, ...]:
+        return peaks.fields_of(quantized=self.looks_up_peaks) if self.leaves_peaks else ()
 
     @property
     def _sum_fields(self) -> tuple[Field, ...]:
@@ -638,6 +655,13 @@ def _encode_attention(
         "pre_shift": one.pre_shift,
         "frac": frac,
         "cap": 0 if cap is None else 1 + model.caps.index(cap),
+        **{
+            name: value
+            for name, value in peaks.peak_fields(
+                program, instruction, last=first + count == cache.heads
+            ).items()
+            if name in model.fields
+        },
         **external,
     }
 

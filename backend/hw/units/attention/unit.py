@@ -51,6 +51,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from intaglio.backend.hw.units import peaks
 from intaglio.backend.hw.units.attention.h_unit import BYTE, h_unit
 from intaglio.backend.hw.units.attention.kv import EXPONENT_BITS, SCALE_WORD
 from intaglio.backend.hw.units.attention.sizes import (
@@ -85,6 +86,7 @@ from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
 from intaglio.dialects.formulas.elementwise import Constants, scale, softcap
 from intaglio.dialects.formulas.products import requantize
 from intaglio.dialects.formulas.softmax import PROBABILITY_FRAC, SCORE_FRAC, reciprocal_scale
+from intaglio.dialects.isa.queues import ATTENTION
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import CODE_BITS, SUM_BITS
 from intaglio.dialects.tables import GATE_FRAC
@@ -113,6 +115,7 @@ _LEAVING = (
     "pre_shift",
     "frac",
     "cap",
+    *(one.name for one in peaks.FIELDS),
 )
 """Fields that count when results leave the array."""
 
@@ -146,6 +149,7 @@ def attention_unit(design: Design, model: AttentionModel) -> ModuleBuilder:
     - `external_read_address`, `external_read_data`, `external_write_...`: `kv.external_kv`, where
       tokens are in external memory; data come `external_latency` cycles after the address.
     - `saturations`: how many values saturated among those written in this cycle.
+    - `peak_of_attention_...`: the largest magnitudes of sums (`peaks.given`), where they are taken.
 
     Raises:
         UserError: the machine cannot be built.
@@ -623,10 +627,10 @@ class _Unit:
         m.output("attention_ready", ~busy | over)
         last = beat_end & final
         delay = self.early + self.late
-        summed = (last & self.beats.weighted).delay(delay, reset=0, name="summed_done")
+        self.summed = (last & self.beats.weighted).delay(delay, reset=0, name="summed_done")
         delay += machine.vector_reduce
         scored = (last & ~self.beats.weighted).delay(delay, reset=0, name="scored_done")
-        m.output("attention_done", summed | scored)
+        m.output("attention_done", self.summed | scored)
 
     def steps(self, start: Signal, first: Signal, waiting: Signal) -> _Steps:
         """Counters of steps from the inside to the outside; `kv` and `base` are driven later.
@@ -1055,8 +1059,37 @@ class _Unit:
             m.output("spill_data", cat(*reversed(data)))
             m.output("spill_lanes", cat(*reversed(spills)))
         inside = _delayed([size > i for i in range(output)], delay, "result_size")
+        if model.leaves_peaks:
+            self.leave_peak(values, inside, enable)
         counted = [flag & here for flag, here in zip(flags, inside, strict=True)]
         return add_all(counted), enable
+
+    def leave_peak(
+        self, values: Sequence[Signal], inside: Sequence[Signal], enable: Signal
+    ) -> None:
+        """The largest magnitude of the sums.
+
+        Args:
+            values: those of a beat, when they are written.
+            inside: whether they are.
+            enable: there is a beat.
+        """
+        delay = self.early + self.late
+        quantized = self.model.looks_up_peaks
+        fields = {
+            one.name: self.late_field(one.name, delay)
+            for one in peaks.fields_of(quantized=quantized)
+        }
+        peaks.give(
+            self.m,
+            ATTENTION,
+            [mux(here, one.as_signed(), 0) for here, one in zip(inside, values, strict=True)],
+            on=enable & fields["peak"],
+            last=self.summed & fields["peak"] & fields["peak_last"],
+            fields=fields,
+            quantized=quantized,
+            cycles=self.machine.vector_reduce,
+        )
 
     def head_scales(self, beats: _Beats) -> list[Scale]:
         """Probability scale over sum, of the heads of the beat that leaves the array."""

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+from intaglio.backend.hw.units import peaks
 from intaglio.backend.hw.units.matrix.plan import Form, MatrixConfig, Way
 from intaglio.backend.hw.units.matrix.rom_bank import LogicROM, build_unit_rom, powered
 from intaglio.backend.hw.units.matrix.tile import build_matrix_unit, has_sums, only
@@ -56,6 +57,7 @@ from intaglio.backend.hw.wires.widths import choice_bits, index_bits, log2
 from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.fixed_point import SCALE_BITS as MANTISSA_BITS
 from intaglio.dialects.formulas.products import PRODUCT_BITS
+from intaglio.dialects.isa.queues import MATRIX
 from intaglio.dialects.memories import EXPONENT_BITS
 from intaglio.dialects.tiling import SCALE_BITS
 from intaglio.dialects.trits import widest
@@ -95,6 +97,8 @@ def build_matrix(
     - `saturations`: how many places saturated, of the numbers written in this cycle.
     - `ready`: an instruction may start in this cycle.
     - `done`: in the last cycle of an instruction; they end in the order in which they started.
+    - `peak_of_matrix_...`: the largest magnitudes of what is written (`peaks.given`); the ports
+      exist when a program uses them.
     """
     chosen = range(config.machine.tiles) if tiles is None else sorted(tiles)
     return _Array(design, config, name, chosen, logic).build()
@@ -403,6 +407,7 @@ class _Array:
         self.written = self.added.delay(name="element_written")
         self.write = event.delay(on_the_way, reset=0, name="write")
         ended = done.delay(on_the_way, reset=0, name="done")
+        self.ended = ended
         m.output("done", ended)
         free = self.free
         if config.table_planes:
@@ -620,6 +625,8 @@ class _Array:
             # One of the lanes that get the number is written, or none.
             mine = tree(masks[g::lanes], lambda a, b: a | b)
             counts.append(only(mine, count.delay(name=f"saturated{g}")))
+        if "peak" in self.held:
+            self._leave_peak(data, masks)
         data *= machine.vector_lanes // lanes
         m.output("write_enable", self.write)
         m.output(
@@ -633,6 +640,28 @@ class _Array:
         m.output("write_data", cat(*data[::-1]))
         m.output("write_mask", cat(*masks[::-1]))
         m.output("saturations", add_all(counts))
+
+    def _leave_peak(self, data: Sequence[Signal], masks: Sequence[Signal]) -> None:
+        """The largest magnitude of what is written."""
+        on = self.write & self.leaving("peak", self.on_the_way)
+        quantized = "peak_quantized" in self.held
+        names = ("peak_last", *(one.name for one in peaks.given_fields(quantized=quantized)))
+        late = {name: self.leaving(name, self.on_the_way) for name in names}
+        lanes = len(data)
+        written = [
+            only(tree(masks[g::lanes], lambda a, b: a | b), one) for g, one in enumerate(data)
+        ]
+        last = self.ended & self.leaving("peak", self.on_the_way) & late["peak_last"]
+        peaks.give(
+            self.m,
+            MATRIX,
+            written,
+            on=on,
+            last=last,
+            fields=late,
+            quantized=quantized,
+            cycles=self.machine.vector_reduce,
+        )
 
     def _added(self, name: str) -> list[Signal]:
         """Bias or residual of the row at hand, lane by lane, in the last stage but one."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from intaglio.backend.hw.units import peaks
 from intaglio.backend.hw.units.matrix.array import build_matrix
 from intaglio.backend.hw.units.matrix.plan import (
     MatrixConfig,
@@ -30,6 +31,7 @@ from intaglio.backend.hw.units.ports import (
 )
 from intaglio.backend.hw.units.unit import Unit
 from intaglio.dialects.isa.matrix import Embed, EmbedPosition, Matvec
+from intaglio.dialects.isa.queues import MATRIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,6 +76,11 @@ class MatrixUnit(Unit):
             ),
             written_row(VECTORS, "write", "address", "mask"),
             Saturations("saturations"),
+            *(
+                peaks.given(MATRIX, quantized="peak_quantized" in config.fields)
+                if "peak" in config.fields
+                else ()
+            ),
         )
 
     @staticmethod

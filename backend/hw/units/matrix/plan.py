@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.backend.hw.units import peaks
 from intaglio.backend.hw.units.refusals import (
     attempted,
     no_powers,
@@ -75,11 +76,12 @@ FIELDS: dict[str, str] = {
     "residual_row": "first row of that vector in the vector memory",
     "output_row": "first row of the result in the vector memory",
     "slack": "cycles to wait, where another instance of the instruction takes longer",
+    **{one.name: one.meaning for one in peaks.FIELDS},
 }
 """Fields of a descriptor, and what they say. One that is 0 in every instruction of a program does
 not exist in its hardware."""
 
-_SIGNED = ("places", "mantissa")
+_SIGNED = ("places", "mantissa", *(one.name for one in peaks.FIELDS if one.signed))
 """Those in two's complement; the others are unsigned."""
 
 
@@ -356,6 +358,7 @@ def configure(
     widths["places"] = PLACES_BITS
     if any(is_single(p) for p in (*products, *tables)):
         widths["mantissa"] = SCALE_BITS
+    widths |= {one.name: one.width for one in peaks.FIELDS if widths[one.name]}
     if all(piece.tiles == machine.tiles for piece in pieces.values()):
         widths["last_tile"] = 0
     if not grouped:
@@ -674,6 +677,8 @@ def _descriptor(
             values |= {"bias": 1, "bias_row": constant_rows[does.bias]}
         if does.residual is not None:
             values |= {"residual": 1, "residual_row": program.row_of(does.residual, instruction)}
+    ends = instruction.beat.of(values["last"] + 1)
+    values |= peaks.peak_fields(program, instruction, last=sum(ends) == values["last"] + 1)
     if abs(values["places"]) >= 1 << (PLACES_BITS - 2):
         raise UserError(
             f"the hardware of {machine.name} cannot shift {name} by {values['places']} places"

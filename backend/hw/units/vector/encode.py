@@ -11,8 +11,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from intaglio.backend.hw.units.peaks import peak_fields
 from intaglio.backend.hw.units.refusals import attempted
-from intaglio.backend.hw.units.vector.operations import COPY, PASS_COUNTS, PASSES, QUANTIZE_STATIC
+from intaglio.backend.hw.units.vector.operations import (
+    COPY,
+    FORMAT_CODES,
+    LARGEST_SHIFT,
+    PASS_COUNTS,
+    PASSES,
+    QUANTIZE_STATIC,
+)
 from intaglio.backend.program.types import Instruction, Parameter, Program
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.constant_rom import ADJACENT, HALVES, PAIRS, Form, norm_form, rotary_forms
@@ -37,13 +45,6 @@ from intaglio.dialects.isa.vector import (
 
 GATE_TABLES = tuple(dict.fromkeys(one.table for one in ELEMENTWISE.values() if one.table))
 """Tables of a magnitude, in the order of the field `gate_table`."""
-
-FORMAT_CODES = {name: code for code, name in enumerate(FORMATS)}
-"""Values of the field `number_format`."""
-
-
-LARGEST_SHIFT = 24
-"""Of magnitudes that are quantised."""
 
 FIELDS = Fields(
     (
@@ -76,9 +77,10 @@ FIELDS = Fields(
         Field("second_shift", 10, "places that its product is shifted by", True),
         Field("fraction", 7, "fraction bits of what is read, less those that are wanted", True),
         Field("largest_shift", 8, "largest shift that normalises", True),
-        Field("to_quantize", 1, "1: the largest magnitude of what is written is taken"),
-        Field("quantize_entry", 12, "its entry in the files of groups"),
-        Field("quantize_fraction", 7, "fraction bits of what is written", True),
+        Field("peak", 1, "1: the largest magnitude of what is written is taken"),
+        Field("peak_entry", 12, "its entry in the files of groups"),
+        Field("peak_quantized", 1, "1: it is that of a quantisation, whose scale it gives"),
+        Field("peak_fraction", 7, "fraction bits of what is written", True),
         Field("gate_table", (len(GATE_TABLES) - 1).bit_length(), "number in `GATE_TABLES`"),
         Field("number_format", 3, "number in `FORMAT_CODES`"),
         Field("window", 20, "tokens that attention sees; 0: all"),
@@ -189,8 +191,12 @@ def encode(
     values |= {"largest_shift": LARGEST_SHIFT}
     encoder = _Encoder(program, one, instance, places)
     values |= encoder.fields()
-    if (quantize := program.quantize_of(one)) is not None:
-        values |= encoder.to_quantize(quantize)
+    peak = peak_fields(program, one, last=bool(values["closes"]))
+    if peak["peak"]:
+        values |= {name: number for name, number in peak.items() if name in FIELDS}
+        values |= {"largest_shift": peak["peak_shift"]}
+        if peak["peak_quantized"]:
+            values |= {"number_format": peak["peak_format"], "scale": peak["peak_scale"]}
     # A product is shifted by no more than changes it.
     values["second_shift"] = min(max(values["second_shift"], -127), 127)
     return FIELDS.checked(values, one.opcode, one.node)
@@ -399,20 +405,6 @@ class _Encoder:
         return values | {
             "second_mantissa": inverse.mantissa,
             "second_shift": inverse.exponent + fraction - finer,
-        }
-
-    def to_quantize(self, quantize: Instruction) -> dict[str, int]:
-        """For the quantisation of what a pass writes, with its last row."""
-        one = quantize.does.bound(self.instance)
-        assert isinstance(one, Quantize)
-        output = self.program.value(one.output, Quantized)
-        return {
-            "to_quantize": 1,
-            "quantize_entry": quantize.beat.entry,
-            "quantize_fraction": self.program.fraction(one.input),
-            "number_format": FORMAT_CODES[output.format],
-            "scale": self.program.row_of(one.output, quantize),
-            "largest_shift": LARGEST_SHIFT,
         }
 
     def rotary(self, one: Rotary[str]) -> dict[str, int]:

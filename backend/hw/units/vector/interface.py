@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from intaglio.backend.hw.units import peaks
 from intaglio.backend.hw.units.memories import (
     CODE_SCALES,
     CODES,
@@ -96,6 +97,11 @@ class VectorUnit(Unit):
             *self._writes(),
             *self._token(),
             Saturations("saturated"),
+            *(
+                one
+                for queue, quantized in self.shape.peaks.items()
+                for one in peaks.taken(queue, quantized=quantized)
+            ),
         )
 
     def _has(self, *operations: str) -> bool:
@@ -125,6 +131,11 @@ class VectorUnit(Unit):
             yield self._scales(CODE_SCALES, "scale_enable")
         if self._has(SOFTMAX):
             yield self._scales(HEADS, "probability_scale_enable")
+        for queue, quantized in self.shape.peaks.items():
+            if quantized:
+                name = f"{queue}_peak_scale"
+                parts = {part: f"{name}_{part}" for part in CODE_SCALES.parts}
+                yield Write(CODE_SCALES, f"{name}_address", parts, f"{name}_enable")
 
     def _scales(self, memory: Memory, enable: str) -> Write:
         """Both files of scales take what the scalar unit gives, each at its own time."""

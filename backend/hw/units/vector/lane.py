@@ -422,7 +422,7 @@ def _reduced(
     top = part = used = zero = x.module.constant(0)
     if features.has(*NORMS, *_SCALED, SAMPLE):
         top = mux(control.ranged, abs(v), x)
-        if features.has(QUANTIZE):
+        if features.has(*NORMS, QUANTIZE):
             top = mux(control.leaving, abs(word), top)
         if features.has(SOFTMAX):
             top = mux(control.weighted, word, top)

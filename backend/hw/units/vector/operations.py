@@ -7,8 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.formulas import elementwise
 from intaglio.dialects.isa import vector as isa
+
+FORMAT_CODES = {name: code for code, name in enumerate(FORMATS)}
+"""Values of the field `number_format`."""
+
+LARGEST_SHIFT = 24
+"""Of magnitudes that are quantised."""
 
 COPY = elementwise.SCALE.family
 """A copy is a product with 1."""

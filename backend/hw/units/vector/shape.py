@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from intaglio.backend.hw.units.refusals import short_latencies
 from intaglio.backend.hw.units.vector.encode import (
@@ -15,6 +16,7 @@ from intaglio.backend.program.types import Program
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.formulas.products import ROTARY_FRAC
+from intaglio.dialects.isa.queues import PEAKS
 from intaglio.dialects.isa.values import Probabilities, Quantized, Scores
 from intaglio.dialects.isa.vector import RMSNorm, Softmax
 from intaglio.dialects.machine import Machine
@@ -41,6 +43,8 @@ class VectorShape:
         scales: entries of the files of scales.
         rotary_fraction: fraction bits of cosines and sines.
         sinks: whether heads have sinks.
+        peaks: queues whose units give largest magnitudes of what they write; whether of
+            quantisations.
     """
 
     operations: frozenset[str]
@@ -57,6 +61,7 @@ class VectorShape:
     scales: int
     rotary_fraction: int = ROTARY_FRAC
     sinks: bool = False
+    peaks: Mapping[str, bool] = field(default_factory=dict[str, bool])
 
     @staticmethod
     def of(
@@ -105,6 +110,7 @@ class VectorShape:
                 for block in program.blocks
                 for one in block.instructions
             ),
+            {queue: quantized for queue, quantized in program.peaks.items() if queue in PEAKS},
         )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
-from intaglio.backend.hw.units.vector.encode import FORMAT_CODES
+from intaglio.backend.hw.units.vector.operations import FORMAT_CODES
 from intaglio.backend.hw.wires.datapaths import (
     Scale,
     bit_length,

@@ -32,10 +32,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from intaglio.backend.hw.units import peaks
 from intaglio.backend.hw.units.refusals import refuse
-from intaglio.backend.hw.units.vector.encode import FIELDS, FORMAT_CODES, GATE_TABLES
+from intaglio.backend.hw.units.vector.encode import FIELDS, GATE_TABLES
 from intaglio.backend.hw.units.vector.lane import ControlPorts, Features, build_lane, lane_inputs
 from intaglio.backend.hw.units.vector.operations import (
+    FORMAT_CODES,
     LANE_SETTINGS,
     LAYER_NORM,
     NORMS,
@@ -186,8 +188,11 @@ class _Vector:
         self.centred = self.layer & ~op(LAYER_NORM, number=0)
         self.final = op(*OPERATIONS, last=0)
         self.ranging = op(*norms, last=2) | op(QUANTIZE, number=0)
-        self.leaving = self.fields["to_quantize"] if self.features.has(QUANTIZE) else m.constant(0)
-        self.looks = self.squaring | self.weighing | op(QUANTIZE, number=0) | self.leaving
+        self.leaving = self.leaving_scale = m.constant(0)
+        if self.features.has(*NORMS, QUANTIZE):
+            self.leaving = self.fields["peak"]
+            self.leaving_scale = self.leaving & self.fields["peak_quantized"]
+        self.looks = self.squaring | self.weighing | op(QUANTIZE, number=0) | self.leaving_scale
         # From the inputs themselves: the first row comes in the next cycle.
         softmax = m.constant(0)
         if self.features.has(SOFTMAX):
@@ -461,13 +466,15 @@ class _Vector:
         self.found: dict[str, Signal] = {}
         """What lookups read."""
         norms = features.has(*NORMS)
+        tops, looked = self.peaks()
         if features.has(*NORMS, QUANTIZE, SOFTMAX):
             self.write_entry = m.wire("write_entry", self.entry_bits)
             self.looked_entry = m.wire("looked_entry", self.entry_bits)
             parts = {"z": (7, True), "top": (features.top_bits, True)}
-            word = self.file("tops", parts)
+            word = self.file("tops", parts, tops)
             self.z = word["z"]
-            word = self.file("scalars", {"factor": (24, False), "half": (6, True)}, written=True)
+            parts = {"factor": (24, False), "half": (6, True)}
+            word = self.file("scalars", parts, looked, written=True)
             self.factor, self.half = word["factor"], word["half"]
         if norms or features.has(SOFTMAX):
             _ = self.file("sums", {"sum": (SUM_BITS, True)}, by_rows=False)
@@ -481,6 +488,78 @@ class _Vector:
             centre = self.file("centres", {"centre": (46, True)})["centre"]
             self.centre = mux(self.centred.delay(name="centred_now"), centre, 0)
 
+    def peaks(self) -> tuple[list[Write], list[Write]]:
+        """What other units leave of what they write: writes to the files of largest values and of
+        scalars, and the ports that write the scales of quantisations."""
+        m, features = self.m, self.features
+        tops: list[Write] = []
+        looked: list[Write] = []
+        for queue, quantized in self.shape.peaks.items():
+            fields = peaks.given_fields(quantized=quantized)
+            widths = {"top": peaks.TOP_BITS, **{one.name: one.width for one in fields}}
+            given: dict[str, Signal] = {}
+            for name, width in widths.items():
+                port = peaks.port(queue, name)
+                given[name] = m.input(port, width).delay(name=f"{port}_taken")
+            for one in fields:
+                if one.signed:
+                    given[one.name] = given[one.name].as_signed()
+            port = peaks.port(queue, "valid")
+            valid = m.input(port, 1).delay(reset=0, name=f"{port}_taken")
+            entry = given["peak_entry"].truncate(self.entry_bits)
+            top = given["top"].as_unsigned()
+            z = normalising_shift(top, given["peak_shift"]).truncate(7, True)
+            tops.append(Write(entry, cat(top.extend(features.top_bits), z), valid))
+            if not quantized:
+                continue
+            cycles = self.machine.table_lookup + 1
+            found = self._looked(queue, top, z, given)
+            valid = (valid & given["peak_quantized"]).delay(
+                cycles, reset=0, name=f"{queue}_peak_looked"
+            )
+            entry = entry.delay(cycles, name=f"{queue}_peak_looked_entry")
+            half = found["half"].truncate(6, True)
+            looked.append(Write(entry, cat(half, found["factor"].as_unsigned()), valid))
+            place = given["peak_scale"].delay(cycles, name=f"{queue}_peak_scale_place")
+            self.address(f"{queue}_peak_scale", self.shape.scales, place)
+            m.output(f"{queue}_peak_scale_mantissa", found["mantissa"], 24)
+            exponent = found["exponent"].truncate(memories.EXPONENT_BITS, True)
+            m.output(f"{queue}_peak_scale_exponent", exponent)
+            m.output(f"{queue}_peak_scale_enable", valid)
+        return tops, looked
+
+    def _looked(
+        self, queue: str, top: Signal, z: Signal, given: Mapping[str, Signal]
+    ) -> dict[str, Signal]:
+        """What a quantisation wants of a largest magnitude, `table_lookup` + 1 cycles later."""
+        zero, written = self.m.constant(0), self.shape.formats
+        of = SharedTable(f"{queue}_peak_scalar", (table("reciprocal"),))
+
+        def unit(*inputs: Signal) -> list[Signal]:
+            top, z, fraction, number_format = inputs
+            result = scalars(
+                ScalarInputs(
+                    top=top.assume(0, 1 << (FIXED_BITS - 1)),
+                    z=z.assume(-40, 24),
+                    total=zero,
+                    least=zero,
+                    norm=zero,
+                    softmax=zero,
+                    epsilon=zero,
+                    epsilon_exponent=zero,
+                    fraction=fraction,
+                    number_format=number_format,
+                ),
+                of,
+                written,
+                norms=False,
+            )
+            return [result.factor, result.half, *result.scale]
+
+        inputs = [top, z, given["peak_fraction"], given["peak_format"]]
+        outputs = pipelined(unit, inputs, self.machine.table_lookup + 1).outputs
+        return dict(zip(("factor", "half", "mantissa", "exponent"), outputs, strict=True))
+
     @property
     def entry_bits(self) -> int:
         return max(1, (self.shape.entries - 1).bit_length())
@@ -489,6 +568,7 @@ class _Vector:
         self,
         name: str,
         parts: Mapping[str, tuple[int, bool]],
+        more: Sequence[Write] = (),
         *,
         written: bool = False,
         by_rows: bool = True,
@@ -499,6 +579,7 @@ class _Vector:
         Args:
             name: of the memory.
             parts: of a word: width, and whether it is signed.
+            more: what else writes it.
             written: by the lookups, which then do not read it.
             by_rows: rows read it; else the lookups alone.
             entries: that rows and lookups read, if not those of the row's group.
@@ -511,7 +592,8 @@ class _Vector:
         of_rows, of_lookups = (self.entry, self.write_entry) if entries is None else entries
         reads = [*([of_rows] if by_rows else []), *([] if written else [of_lookups])]
         depth = 1 << self.entry_bits
-        found = self.m.ram(name, depth, word.width, reads, [Write(where, word, self.writes[name])])
+        writes = [Write(where, word, self.writes[name]), *more]
+        found = self.m.ram(name, depth, word.width, reads, writes)
         split: list[dict[str, Signal]] = []
         for one in found:
             place, values = 0, dict[str, Signal]()
@@ -537,9 +619,7 @@ class _Vector:
         first = self.later(self.first_beat & opens, front, "reduce_first")
         last = self.issuing & self.last_beat & closes
         over = self.later(last, front + 1, "group_over", 0)
-        left = mux(
-            self.leaving, self.fields["quantize_entry"].truncate(self.entry_bits), self.entry
-        )
+        left = mux(self.leaving, self.fields["peak_entry"].truncate(self.entry_bits), self.entry)
         self.entry_left = left.extend(self.entry_bits, False)
         if self.new:
             self.write_entry.assign(self.later(self.entry_left, front + 1, "reduce_entry"))
@@ -646,9 +726,7 @@ class _Vector:
             "softmax": self.softmax,
             "epsilon": self.fields["first_mantissa"],
             "epsilon_exponent": self.fields["first_shift"],
-            "fraction": mux(
-                self.leaving, self.fields["quantize_fraction"], self.fields["fraction"]
-            ),
+            "fraction": mux(self.leaving, self.fields["peak_fraction"], self.fields["fraction"]),
             "number_format": self.fields["number_format"],
         }
         late = [self.later(one, there, f"{name}_there") for name, one in with_group.items()]
@@ -685,7 +763,7 @@ class _Vector:
             m.output("scale_mantissa", mantissa, 24)
             m.output("scale_exponent", exponent.truncate(memories.EXPONENT_BITS, True))
             quantize = self.later(
-                self.quantize | self.leaving, there + latency + 1, "quantize_looked"
+                self.quantize | self.leaving_scale, there + latency + 1, "quantize_looked"
             )
             m.output("scale_enable", valid & quantize)
         if features.has(SOFTMAX):

@@ -101,11 +101,14 @@ def conflicts(program: Program, positions: list[int], ranks: timeline.Ranks) -> 
                 for queue, finish in before[place].items():
                     if (own or queue != one.queue) and (finish > span.start).any():
                         yield f"{one.opcode} {span}"
-        at = span.block, span.instance
-        if any((left[*at, entry] > span.start).any() for entry in range(*access.uses)):
+        # Largest magnitudes are those of values, in whatever instance.
+        at, then = (
+            peak or (span.block, span.instance) for peak in (access.uses_peak, access.leaves_peak)
+        )
+        if any((left[at, entry] > span.start).any() for entry in range(*access.uses)):
             yield f"{one.opcode} {span} and what was reduced"
         if span.left is not None:
-            left |= dict.fromkeys([(*at, entry) for entry in range(*access.leaves)], span.left)
+            left |= dict.fromkeys([(then, entry) for entry in range(*access.leaves)], span.left)
         for before, what in ((written, writes), (touched, reads | writes)):
             for place in what:
                 own_queue = before.setdefault(place, {})

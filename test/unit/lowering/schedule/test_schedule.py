@@ -20,7 +20,8 @@ from xdsl.utils.exceptions import PassFailedException
 from intaglio.dialects import formula, rom, timeline
 from intaglio.dialects.errors import DoesNotFit
 from intaglio.dialects.fabric import MachineOp, memories
-from intaglio.dialects.isa.touched import Memories, Next, Touched, passes_of, touched
+from intaglio.dialects.isa.queues import reductions_of
+from intaglio.dialects.isa.touched import Memories, Touched, may_read_peak, passes_of, touched
 from intaglio.dialects.isa.touched import size_of as size_of_beats
 from intaglio.dialects.isa.values import Quantized
 from intaglio.dialects.isa.vector import Quantize
@@ -151,16 +152,18 @@ class Beaten:
         bound: what the block's slots are bound to.
         op: the beat.
         found: what it touches.
-        left_for: the instruction that its reductions are for.
+        scale_for: the instruction whose scale leaves with its reductions.
         size: how much the instruction has of what beats count.
+        reads_peak: whether the largest magnitude of what it reads is one that others left.
     """
 
     whose: tuple[int, int, int]
     bound: dict[str, str]
     op: InstructionOp
     found: Touched[str]
-    left_for: tuple[int, int, int]
+    scale_for: tuple[int, int, int]
     size: int
+    reads_peak: bool
 
 
 def beats(program: ProgramOp) -> Iterator[Beaten]:
@@ -183,19 +186,39 @@ def beats(program: ProgramOp) -> Iterator[Beaten]:
                 return heads[bound[slot]]
 
             chip = Memories(lanes, capacity, heads_of)
-            entries = {
-                op.part.of_instruction: Next(does, op.part.entry)
+            begun = {
+                op.part.of_instruction
                 for op in block.instructions
+                if op.pace is not None and not op.part.number
+            }
+            readers = [
+                op
+                for op in block.instructions
+                if op.part.number == 1
+                and op.part.of_instruction not in begun
+                and may_read_peak(op.does, kinds.__getitem__)
+            ]
+            quantizes = {
+                (op.part.entry, does.input): (does, op.part.of_instruction)
+                for op in readers
                 if isinstance(does := op.does, Quantize)
             }
             for op in block.instructions:
                 beat = op.part
-                whose = number, instance, beat.of_instruction
-                after = entries[beat.quantize] if beat.quantize else None
-                left_for = (number, instance, beat.quantize) if beat.quantize else whose
+                after, scale_for = None, beat.of_instruction
+                if beat.peak and (key := (beat.peak - 1, op.does.writes[0])) in quantizes:
+                    after, scale_for = quantizes[key]
                 found = touched(op.does, beat, kinds.__getitem__, chip, after)
                 size = size_of_beats(op.does, kinds.__getitem__, heads_of)
-                yield Beaten(whose, bound, op, found, left_for, size)
+                yield Beaten(
+                    (number, instance, beat.of_instruction),
+                    bound,
+                    op,
+                    found,
+                    (number, instance, scale_for),
+                    size,
+                    op in readers,
+                )
 
 
 @dataclass
@@ -211,10 +234,10 @@ class Replay:
     sizes: dict[Term, int] = field(default_factory=dict)
     caches: dict[tuple[str, int], Term] = field(default_factory=dict)
     """By cache and head."""
-    entries: dict[int, tuple[tuple[int, int, int], int]] = field(default_factory=dict)
-    """Whose reductions the entries have, and of which pass."""
-    reducing: tuple[tuple[int, int, int], int] | None = None
-    """The pass over a group that has begun and not ended."""
+    entries: dict[int, tuple[Any, int]] = field(default_factory=dict)
+    """Whose reductions the entries have, and of which pass; of a peak the term, and 0."""
+    reducing: dict[str, tuple[tuple[int, int, int], int]] = field(default_factory=dict)
+    """By queue: the pass over a group that has begun and not ended."""
     scales: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     """By the first element of each group: who wrote its scale."""
     scaled: dict[Term, tuple[int, int, int]] = field(default_factory=dict)
@@ -241,7 +264,7 @@ class Replay:
         self.write("token", whole["token"], "token")
         for one in beats(self.program):
             self.execute(one)
-        assert self.reducing is None
+        assert not self.reducing
         for whose, (passes, size) in self.lengths.items():
             for number in range(passes):
                 assert self.done[whose, number] == set(range(size))
@@ -287,9 +310,8 @@ class Replay:
         assert done.isdisjoint(part)
         done |= part
         self.lengths[one.whose] = passes, one.size
-        if beat.quantize:
-            assert self.done.setdefault((one.left_for, 0), set()).isdisjoint(part)
-            self.done[one.left_for, 0] |= part
+        if one.reads_peak:
+            self.done[one.whose, 0] = set(range(one.size))
         # The beat of the last part stands for the instruction where beats do not matter.
         assert beat.ends == (beat.number == passes - 1 and first + count == one.size)
         self.reduce(one, passes)
@@ -338,20 +360,27 @@ class Replay:
             else:
                 # Scales leave with the reductions.
                 assert isinstance(self.kinds[buffer], Quantized) and found.leaves != (0, 0)
-                self.scales |= dict.fromkeys(self.groups(buffer, part), one.left_for)
+                self.scales |= dict.fromkeys(self.groups(buffer, part), one.scale_for)
         assert written <= set(found.writes)
+        if beat.peak:
+            self.entries |= dict.fromkeys(range(*found.leaves), (term, 0))
 
     def reduce(self, one: Beaten, passes: int) -> None:
         """Reductions are used by whom they are left for; a group's rows have the adders alone."""
         beat, found = one.op.part, one.found
+        queue, mine = one.op.queue.data, (one.whose, beat.number)
+        of: Any = one.whose
+        if one.reads_peak:
+            (buffer,) = one.op.does.reads
+            of = self.read(buffer, found.reads[buffer])
         for entry in range(*found.uses):
-            assert self.entries[entry] == (one.whose, beat.number - 1)
-        number = 0 if beat.quantize else beat.number
-        for entry in range(*found.leaves):
-            self.entries[entry] = one.left_for, number
-        if one.op.queue.data == "vector" and (beat.number < passes - 1 or beat.quantize):
-            assert self.reducing in (None, (one.left_for, number))
-            self.reducing = None if found.leaves != (0, 0) else (one.left_for, number)
+            assert self.entries[entry] == (of, beat.number - 1)
+        if not beat.peak:
+            self.entries |= dict.fromkeys(range(*found.leaves), mine)
+        if beat.peak or (queue == "vector" and beat.number < passes - 1):
+            assert self.reducing.pop(queue, mine) == mine
+            if found.leaves == (0, 0):
+                self.reducing[queue] = mine
         else:
             assert found.leaves == (0, 0)
 
@@ -393,7 +422,7 @@ def assert_conflicts_are_waited_for(program: ProgramOp, machine: Machine) -> Non
                     assert (finish <= span.start).all(), (op.opcode.data, cell)
         for entry in range(*found.uses):
             assert (left[entry] <= span.start).all(), op.opcode.data
-        for counter, end in ((queue, span.finish), ("reductions", span.left)):
+        for counter, end in ((queue, span.finish), (reductions_of(queue), span.left)):
             if end is not None and flows:
                 assert (ends.get(counter, never) < end).all(), (op.opcode.data, counter)
                 ends[counter] = end
@@ -567,7 +596,8 @@ def test_outlining_changes_no_cycle_but_copies(
     integers: Any, decoder: Any, mini: Machine, work: Any
 ) -> None:
     """Blocks are cut differently, and so may passes be; the same instructions take their queues for
-    the same cycles, and what they leave is there as long after that."""
+    the same cycles, and what they leave is there as long after that. A quantisation needs no first
+    pass where the largest magnitude is left in its own block."""
     found = []
     for outline in (True, False):
         program = scheduled(integers(replace(decoder, outline=outline), mini))
@@ -575,9 +605,10 @@ def test_outlining_changes_no_cycle_but_copies(
         for one in beats(program):
             whole.setdefault(one.whose, []).append(one.op)
         opcodes = [
-            (ops[0].opcode.data, work(ops, decoder.capacity))
+            (opcode, [one for one in work(ops, decoder.capacity) if one[0] or opcode != "quantize"])
             for ops in whole.values()
-            if ops[0].opcode.data != "copy"
+            for opcode in (ops[0].opcode.data,)
+            if opcode != "copy"
         ]
         found.append(sorted(opcodes))
     assert found[0] == found[1]

@@ -307,9 +307,9 @@ def test_a_changed_latency_is_located(out: Path) -> None:
     program = load_program(out)
     slower = replace(program.machine, vector_reduce=program.machine.vector_reduce + 1)
     found = mutant(out, hardware_text(replace(program, machine=slower)))
-    # The first instruction that reduces over the lanes.
-    assert found.step is not None and found.step.instruction.opcode == "rms_norm"
-    assert "queue vector, number 0" in str(found)
+    # The first instruction whose result is reduced over the lanes.
+    assert found.step is not None and found.step.instruction.opcode == "embed"
+    assert "queue matrix, number 0" in str(found)
     assert f"should be {found.expected}" in str(found)
 
 

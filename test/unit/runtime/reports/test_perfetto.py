@@ -15,7 +15,7 @@ from intaglio.backend.compile import compile_model
 from intaglio.backend.program.program import load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects.errors import UserError
-from intaglio.dialects.isa.queues import COUNTERS, REDUCTIONS
+from intaglio.dialects.isa.queues import COUNTERS, QUEUES, reductions_of
 from intaglio.runtime.reports.inspect import inspect_json
 from intaglio.runtime.reports.perfetto import BEATS, BLOCKS, PATH, POWER, UNITS, perfetto_text
 from intaglio.runtime.reports.power import on_times
@@ -234,14 +234,15 @@ def test_waits_are_those_that_the_program_states(compiled: Named):
         assert [wait.number for wait in one.waits] == wanted
         for name, wait in zip((n for n, count in last.items() if count), one.waits, strict=True):
             span = found[wait.number].span
-            there = span.left if name == REDUCTIONS else span.finish
+            there = span.finish if name in QUEUES else span.left
             assert there is not None and wait.cycle == int(there[0])
         waits = (*one.waits, *([] if one.before is None else [one.before]))
         # All of it flows, so what is known ahead costs no issue but from the token.
         assert issue.pace is not None
         ready = max([program.machine.issue, *(wait.cycle for wait in waits)])
         assert int(one.span.start[0]) == ready
-        for name in (issue.queue, *([REDUCTIONS] if issue.reduces is not None else [])):
+        leaves = [] if issue.reduces is None else [reductions_of(issue.queue)]
+        for name in (issue.queue, *leaves):
             counted[name] += 1
             numbers[name, counted[name]] = number
 

@@ -37,10 +37,10 @@
 // FLOWS:         %open = seq.compreg
 // FLOWS:         hw.instance "descriptors" @rom_6x14(
 // FLOWS:         comb.icmp uge %finished_matrix,
-// FLOWS:         %power_seen_stage = seq.compreg %finished_power,
+// FLOWS:         [[SEEN:%[0-9]+]] = comb.mux %accept, %{{.*}}, %finished_power
+// FLOWS:         %power_seen_stage = seq.compreg [[SEEN]],
 // FLOWS:         %power_seen = seq.compreg %power_seen_stage,
-// FLOWS:         [[SEEN:%[0-9]+]] = comb.mux %{{[0-9]+}}, %power_seen,
-// FLOWS:         comb.icmp uge [[SEEN]],
+// FLOWS:         comb.icmp uge %power_seen,
 // FLOWS:         comb.icmp uge %finished_count,
 // FLOWS:         comb.icmp uge %reductions_count,
 // FLOWS-NOT:     seq.compreg %start

@@ -22,7 +22,7 @@ from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Wire, mux
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.formula import constant
-from intaglio.dialects.isa.queues import COUNTERS, QUEUES, REDUCTIONS, VECTOR
+from intaglio.dialects.isa.queues import COUNTERS, LEAVES, QUEUES, reductions_of
 from intaglio.dialects.timeline import Block, Issue, simulate
 from intaglio.runtime.engines.arc import ArcModel
 from intaglio.runtime.engines.running import Model
@@ -50,7 +50,7 @@ def random_blocks(rng: np.random.Generator, queues: Sequence[str] = QUEUES) -> B
     blocks: Blocks = []
     # Latencies of those that flow; what they take at once is behind that.
     flowing = {q: int(rng.integers(0, 8)) for q in queues[:4] if rng.random() < 0.5}
-    counted = (*queues, *((REDUCTIONS,) if VECTOR in flowing else ()))
+    counted = (*queues, *(LEAVES[queue] for queue in flowing if queue in LEAVES))
     count = int(rng.integers(1, 4))
     for number in range(count + 1):
         issued = dict.fromkeys(counted, 0)
@@ -66,9 +66,11 @@ def random_blocks(rng: np.random.Generator, queues: Sequence[str] = QUEUES) -> B
             taken = constant(int(rng.integers(1, longest + 1)))
             if queue in flowing:
                 finish = taken + flowing[queue]
-                reduces = finish + LEFT if queue == VECTOR else None
+                reduces = finish + LEFT if queue in LEAVES else None
                 issues.append(Issue(queue, waits, finish, taken, reduces))
-                issued[REDUCTIONS] = issued.get(REDUCTIONS, 0) + (queue == VECTOR)
+                if reduces is not None:
+                    leaves = reductions_of(queue)
+                    issued[leaves] = issued.get(leaves, 0) + 1
             else:
                 issues.append(Issue(queue, waits, taken))
             issued[queue] += 1
@@ -88,7 +90,7 @@ def expected(blocks: Blocks, issue: int, sampled: bool) -> tuple[list[Event], in
         events.append(Event(queue, counts[queue], start, int(span.finish[0])))
         if one.reduces is not None:
             left = start + int(one.reduces())
-            events.append(Event(REDUCTIONS, counts[queue], start, left))
+            events.append(Event(reductions_of(queue), counts[queue], start, left))
         counts[queue] += 1
     return events, max(event.finish for event in events)
 
@@ -183,9 +185,10 @@ def build(blocks: Blocks, issue: int) -> tuple[str, dict[str, list[int]]]:
             wire.assign(result[name])
         counts[queue].assign(out["finished"])
         if "reductions" in out:
-            counts[REDUCTIONS].assign(out["reductions"])
-            m.output("reductions_finish", out["reduction"])
-            m.output("reductions_ended", out["left"])
+            leaves = reductions_of(queue)
+            counts[leaves].assign(out["reductions"])
+            m.output(f"{leaves}_finish", out["reduction"])
+            m.output(f"{leaves}_ended", out["left"])
             event = event | out["reduction"]
         every = every & out["idle"]
         event = event | out["start"] | out["finish"]
@@ -244,8 +247,8 @@ def tokens_of(
             if out[f"{queue}_start"][t]:
                 number = int(out[f"{queue}_started"][t])
                 began[queue, number] = t - tokens[-1][0]
-                if queue == VECTOR and REDUCTIONS in ends:
-                    began[REDUCTIONS, number] = t - tokens[-1][0]
+                if LEAVES.get(queue) in ends:
+                    began[LEAVES[queue], number] = t - tokens[-1][0]
     return tokens
 
 
