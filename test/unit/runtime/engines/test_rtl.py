@@ -260,7 +260,8 @@ def test_a_wait_one_beat_too_early_is_located(pair: tuple[Simulator, RTLChip], o
     assert found >= {
         ("vector", "matrix"),
         ("vector", "vector"),
-        ("vector", "attention"),
+        ("vector", "matrix_peaks"),
+        ("vector", "attention_peaks"),
         ("vector", "reductions"),
         ("matrix", "vector"),
         ("attention", "vector"),
