@@ -54,6 +54,12 @@ class Shape:
     mix: tuple[tuple[str, int], ...] = ()
     """Parts of the matrices' names, and the bits of those: the first that occurs decides, before
     `bits` and `head_bits`."""
+    experts: int = 0
+    """A mixture of so many experts of `ffn` in each layer (QMoE); 0: one network."""
+    chosen: int = 0
+    """Of them, those that a token takes."""
+    limited: bool = False
+    """gpt-oss's SwiGLU: a limit of 7, a slope of 1.702, 1 added, biases."""
     one_layer: bool = False
     """All layers are the bytes of the first: a small file where only shapes matter."""
 
@@ -95,6 +101,37 @@ FALCON3_1B = Shape(
 FALCON3_3B = replace(FALCON3_1B, layers=22, hidden=3072, heads=12, ffn=9216)
 FALCON3_7B = replace(FALCON3_3B, layers=28, ffn=23040)
 FALCON3_10B = replace(FALCON3_7B, layers=40)
+
+
+GPT_OSS_20B = Shape(
+    layers=24,
+    hidden=2880,
+    heads=64,
+    kv_heads=8,
+    head_dim=64,
+    ffn=2880,
+    vocabulary=201088,
+    tied=False,
+    experts=32,
+    chosen=4,
+    limited=True,
+    one_layer=True,
+)
+"""openai/gpt-oss-20b, without sinks and windows."""
+QWEN3_30B_A3B = Shape(
+    layers=48,
+    hidden=2048,
+    heads=32,
+    kv_heads=4,
+    head_dim=128,
+    ffn=768,
+    vocabulary=151936,
+    tied=False,
+    experts=128,
+    chosen=8,
+    one_layer=True,
+)
+"""Qwen/Qwen3-30B-A3B, without the norms of queries and keys."""
 
 
 class _Model:
@@ -238,6 +275,45 @@ class _Model:
             accuracy_level=4,
         )
 
+    def mixture(self, path: str, x: str) -> str:
+        """A router and a QMoE, as the builder writes them."""
+        shape = self.shape
+        name = path.removeprefix("/").replace("/", ".")
+        logits = self.product(f"{path}/router", x, shape.experts, shape.hidden)
+        flat = self.constant(f"{path}/flat", [-1, shape.experts])
+        logits = self.node("Reshape", [logits, flat], [f"{path}/logits"], f"{path}/Reshape")
+        inputs = [x, logits]
+        for part, rows, columns in (
+            ("gate_up", 2 * shape.ffn, shape.hidden),
+            ("down", shape.hidden, shape.ffn),
+        ):
+            bits = shape.bits_of(part)
+            whole = f"{name}.experts.{part}"
+            inputs += self.codes(whole, shape.experts * rows, columns, bits)
+            for tensor in self.tensors[-2:]:
+                size = columns * bits // 8 if tensor is self.tensors[-2] else columns // shape.block
+                del tensor.dims[:]
+                tensor.dims.extend([shape.experts, rows, size])
+            bias = ""
+            if shape.limited:
+                dims = (shape.experts, rows)
+                bias = self.tensor(f"{whole}.bias", lambda dims=dims: np.zeros(dims, np.float32))
+            inputs.append(bias)
+        more = {"activation_alpha": 1.702, "activation_beta": 1.0, "swiglu_limit": 7.0}
+        return self.node(
+            "QMoE",
+            inputs,
+            [f"{path}/QMoE/output_0"],
+            f"{path}/QMoE",
+            "com.microsoft",
+            k=shape.chosen,
+            expert_weight_bits=shape.bits,
+            block_size=shape.block,
+            activation_type="swiglu",
+            swiglu_fusion=1,
+            **(more if shape.limited else {}),
+        )
+
     def norm(self, path: str, x: str, size: int) -> str:
         """An RMSNorm of its own."""
         return self.node(
@@ -305,6 +381,23 @@ def _four_trits(zeros: float) -> np.ndarray:
         weights = (weights[:, None] * chance).reshape(-1)
     bounds = np.cumsum(weights) / weights.sum() * (1 << 16)
     return bytes_[np.searchsorted(bounds, np.arange(1 << 16) + 0.5)].astype(np.uint8)
+
+
+def _network(m: _Model, path: str, x: str) -> str:
+    """Gate, up and down with SiLU, or BitNet's form."""
+    shape, hidden = m.shape, m.shape.hidden
+    gate = m.product(f"{path}/mlp/gate_proj", x, shape.ffn, hidden)
+    up = m.product(f"{path}/mlp/up_proj", x, shape.ffn, hidden)
+    if shape.bitnet:
+        relu = m.node("Relu", [gate], [f"{path}/mlp/r"], f"{path}/mlp/act_fn/Relu")
+        acted = m.node("Mul", [relu, relu], [f"{path}/mlp/r2"], f"{path}/mlp/act_fn/Mul")
+    else:
+        s = m.node("Sigmoid", [gate], [f"{path}/mlp/s"], f"{path}/mlp/act_fn/Sigmoid")
+        acted = m.node("Mul", [gate, s], [f"{path}/mlp/silu"], f"{path}/mlp/act_fn/Mul")
+    y = m.node("Mul", [acted, up], [f"{path}/mlp/y"], f"{path}/mlp/Mul")
+    if shape.bitnet:
+        y = m.norm(f"{path}/ffn_sub_norm", y, shape.ffn)
+    return m.product(f"{path}/mlp/down_proj", y, hidden, shape.ffn)
 
 
 def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
@@ -391,18 +484,7 @@ def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
             "com.microsoft",
             epsilon=eps,
         )
-        gate = m.product(f"{path}/mlp/gate_proj", x, shape.ffn, hidden)
-        up = m.product(f"{path}/mlp/up_proj", x, shape.ffn, hidden)
-        if shape.bitnet:
-            relu = m.node("Relu", [gate], [f"{path}/mlp/r"], f"{path}/mlp/act_fn/Relu")
-            acted = m.node("Mul", [relu, relu], [f"{path}/mlp/r2"], f"{path}/mlp/act_fn/Mul")
-        else:
-            s = m.node("Sigmoid", [gate], [f"{path}/mlp/s"], f"{path}/mlp/act_fn/Sigmoid")
-            acted = m.node("Mul", [gate, s], [f"{path}/mlp/silu"], f"{path}/mlp/act_fn/Mul")
-        y = m.node("Mul", [acted, up], [f"{path}/mlp/y"], f"{path}/mlp/Mul")
-        if shape.bitnet:
-            y = m.norm(f"{path}/ffn_sub_norm", y, shape.ffn)
-        down = m.product(f"{path}/mlp/down_proj", y, hidden, shape.ffn)
+        down = m.mixture(f"{path}/moe", x) if shape.experts else _network(m, path, x)
         name = f"{path}/next_layernorm"
         x = f"{name}/output_0"
         last = layer == shape.layers - 1

@@ -74,7 +74,7 @@ def test_the_judge(
     # Of int8, one scale a token is coarser than onnxruntime's one a block.
     assert choices["counted"] <= most
     assert choices["max_error_of_range"] < bound
-    assert result["top1_agreement_counted"] == 1.0
+    assert result["top1_agreement_counted"] >= (0.95 if most else 1.0)
     assert len(list(routing_lines(choices))) == 1 + len(choices["listed"])
 
 

@@ -1,0 +1,58 @@
+"""Mixtures of experts at full shape: cycles of a token, ROM that it reads, with and without gating.
+
+    python bench/experts.py FOLDER      writes the models there, one layer's bytes for all layers
+
+Nothing is engraved and no images are written; target examples/experts/roma-experts.toml.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+from decoder_model import GPT_OSS_20B, QWEN3_30B_A3B, write_decoder
+from what_if import WhatIf
+
+from intaglio.backend.hw.units.matrix.plan import shape_of
+from intaglio.backend.stages import Options
+from intaglio.runtime.reports.rom_use import Placed, read_bits
+from intaglio.runtime.reports.timing import token_cycles
+
+TARGET = Path(__file__).parents[1] / "examples" / "experts" / "roma-experts.toml"
+CONTEXT = 4096
+
+
+def main(folder: Path) -> None:
+    """Prints a line for each model."""
+    for name, shape in (("gpt-oss-20b", GPT_OSS_20B), ("Qwen3-30B-A3B", QWEN3_30B_A3B)):
+        path = folder / name / "model.onnx"
+        if not path.exists():
+            write_decoder(path.parent, shape)
+        begun = time.process_time()
+        one = WhatIf(path, Options(str(TARGET), context=CONTEXT))
+        program = one.program()
+        assert program is not None
+        seconds = time.process_time() - begun
+        periods = token_cycles(program, [0, CONTEXT - 1]).period
+        clock = program.machine.clock_hz
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        rates = ", ".join(f"{int(c):,} cycles = {clock / int(c):,.0f} tokens/s" for c in periods)
+        placed = {
+            n: Placed(p, shape_of(p), p.pieces, False)
+            for n, p in program.parameters.items()
+            if p.pieces
+        }
+        whole = sum(sum(p.bits(program.machine).values()) for p in placed.values())
+        read = read_bits(program, placed)
+        print(
+            f"{name}: a token reads {read / 8e9:.2f} GB of {whole / 8e9:.2f} GB, {read / whole:.1%}"
+        )
+        print(
+            f"{name}: {rates} (positions 0 and {CONTEXT - 1}); {seconds:.1f} CPU s, {peak:.2f} GB"
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
