@@ -168,6 +168,10 @@ def _rounded(step: Step, node: Node, value: Value | None) -> Parameter:
             "integers",
             step.float_weights_hint,
         )
+    step.warnings.append(
+        f"node '{node.name}' ({node.op_type}): its experts are engraved as {rounding.in_words()}; "
+        "onnxruntime judges them as they are in the file"
+    )
     experts, rows, columns = found.dims
     flat = Computed(reshaped(found, (experts * rows, columns)), name)
     return weights.rounded(flat, 0, rounding)
