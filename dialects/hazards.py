@@ -23,7 +23,7 @@ from intaglio.dialects import timeline
 from intaglio.dialects.clocks import clocks
 from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.instruction import Instruction
-from intaglio.dialects.isa.queues import ATTENTION, COUNTERS, MATRIX, QUEUES, reductions_of
+from intaglio.dialects.isa.queues import ATTENTION, COUNTERS, MATRIX, PEAKS, QUEUES, reductions_of
 from intaglio.dialects.isa.touched import Memories, Touched, may_read_peak, passes_of, touched
 from intaglio.dialects.isa.values import Value
 from intaglio.dialects.isa.vector import Quantize
@@ -51,6 +51,7 @@ class Access:
         owner: whose reductions they are.
         uses_peak: the buffer whose largest magnitude it reads there; "": its owner's reductions.
         leaves_peak: likewise of what it leaves.
+        largest: whether it takes the largest of what it reads, which comes after the elements.
     """
 
     reads: Sequence[str]
@@ -63,6 +64,7 @@ class Access:
     owner: str = ""
     uses_peak: str = ""
     leaves_peak: str = ""
+    largest: bool = False
 
     def places(self, buffer: str, whole: Bytes) -> Bytes:
         """Where in a memory it touches a buffer, which lies at `whole`."""
@@ -101,6 +103,7 @@ class Access:
             f"{one.opcode} {' '.join((*one.reads, *one.writes))}",
             one.reads[0] if uses_peak else "",
             one.writes[0] if leaves_peak else "",
+            found.largest,
         )
 
 
@@ -414,6 +417,7 @@ def _first_race(
                 shared_adders,
             )
         own, mine = queues[block][instruction], touched[instruction]
+        largest = accesses[block][instruction].largest
         # What is read must have been written; what is written, read and written.
         for may, here, has, last in (
             ("read", mine.reads, "write", written),
@@ -427,7 +431,11 @@ def _first_race(
                 flows = blocks[block].issues[instruction].pace is not None
                 for queue, number in enumerate(before.number):
                     ordered = queue == own and not (flows and may == "read")
-                    if number > clock[queue] and not ordered:
+                    late = number > clock[queue]
+                    if may == "read" and largest and QUEUES[queue] in PEAKS:
+                        # All of the queue leave something, in order.
+                        late = number > clock[COUNTERS.index(PEAKS[QUEUES[queue]])]
+                    if late and not ordered:
                         earlier = issued[queue][number - 1]
                         return Race(earlier, at, has, may, name, before.name[queue])
         one = accesses[block][instruction]

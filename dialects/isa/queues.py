@@ -16,8 +16,8 @@ REDUCTIONS = "reductions"
 them. They are there some cycles after the elements."""
 
 PEAKS = {MATRIX: "matrix_peaks", ATTENTION: "attention_peaks"}
-"""By queue: the largest magnitudes of what its units write, taken at their write ports. Like
-reductions they are there some cycles after the elements."""
+"""By queue: the largest magnitudes of what its units write, of scores the largest, taken at their
+write ports. Like reductions they are there some cycles after the elements."""
 
 LEAVES = {VECTOR: REDUCTIONS, **PEAKS}
 """By queue: the counter of what its instructions leave besides their results."""

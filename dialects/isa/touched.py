@@ -53,6 +53,7 @@ class Touched(Generic[V]):
         read_caches, written_caches: slots with heads.
         uses: entries of reductions that it reads.
         leaves: those that it leaves.
+        largest: whether it takes the largest of what it reads as whoever wrote it leaves it.
     """
 
     reads: Mapping[V, Range]
@@ -61,6 +62,7 @@ class Touched(Generic[V]):
     written_caches: Mapping[str, Range] = field(default_factory=dict[str, Range])
     uses: Range = (0, 0)
     leaves: Range = (0, 0)
+    largest: bool = False
 
 
 def passes_of(one: Instruction[Any]) -> int:
@@ -234,7 +236,8 @@ def touched(
             leaves = beat.peak - 1, beat.peak
             if after is not None:
                 writes[after.output] = _part(kind(after.output), 0, 1, chip)
-    return Touched(reads, writes, read_caches, written_caches, uses, leaves)
+    largest = isinstance(one, Softmax) and beat.number == 1
+    return Touched(reads, writes, read_caches, written_caches, uses, leaves, largest)
 
 
 def _entries(one: VectorInstruction[V], beat: Beat, first: int, last: int) -> tuple[Range, Range]:

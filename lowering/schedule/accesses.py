@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from intaglio.dialects.hazards import ADDERS
-from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.queues import PEAKS, QUEUES
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule.draft import Draft
@@ -128,6 +128,12 @@ def must_wait(one: Conflict, queue: str, *, flows: bool) -> bool:
     A queue that flows takes and leaves things in order: only what is read must be waited for.
     """
     return one.queue != queue or (flows and one.read)
+
+
+def takes_largest(one: Draft, conflict: Conflict) -> bool:
+    """Whether an instruction takes the largest of what it reads as the earlier one leaves it."""
+    largest = one.touched is not None and one.touched.largest
+    return largest and conflict.read and conflict.queue in PEAKS
 
 
 def named_slots(

@@ -15,7 +15,14 @@ from intaglio.dialects.isa.touched import reduces as is_reducing
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule import list_schedule
-from intaglio.lowering.schedule.accesses import Accesses, merged, named_slots, same_slots, touches
+from intaglio.lowering.schedule.accesses import (
+    Accesses,
+    merged,
+    named_slots,
+    same_slots,
+    takes_largest,
+    touches,
+)
 from intaglio.lowering.schedule.draft import Draft
 
 POSITIONS = (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(1))
@@ -126,6 +133,8 @@ def _depend(
         for conflict in seen.conflicts(one.queue, places, slots):
             there = conflict.queue != one.queue or conflict.read
             item.before[conflict.number] = item.before.get(conflict.number, False) or there
+            if takes_largest(one, conflict):
+                item.reductions.add(conflict.number)
         seen.add(one.queue, number, places)
         if item.reducing:
             # Rows of a group are reduced in their order.

@@ -183,9 +183,9 @@ def slot_beat(
 
 def _adapter_beat(machine: Machine, alone: Formula, floor: int) -> tuple[Formula, Formula]:
     fill = _adapter_fill(machine)
-    pace, least = alone + -fill, adapter_least(machine, floor)
-    if least > adapter_drain(machine):
-        pace = maximum(least, pace)
+    pace = alone + -fill
+    if floor > adapter_drain(machine):
+        pace = maximum(floor, pace)
     return pace, pace + fill
 
 
@@ -410,11 +410,10 @@ def least_before_sums(
 ) -> int:
     """Cycles from the start of a weighted sum to the last step of its first KV head, at least.
 
-    Scores of what went before have left by then, and their largest are found when it has finished.
-    The look-up of the first head's scale begins in the cycle after the start and is there
-    `table_lookup` later; it is wanted by the requantiser, `broadcast` and `attention_pipeline`
-    after that step, and the beat in between is one more. The other heads follow in every cycle;
-    where sums of several leave in one, they are waited for.
+    Scores of what went before have left by then. The look-up of the first head's scale begins in
+    the cycle after the start and is there `table_lookup` later; it is wanted by the requantiser,
+    `broadcast` and `attention_pipeline` after that step, and the beat in between is one more. The
+    other heads follow in every cycle; where sums of several leave in one, they are waited for.
 
     Args:
         machine: the chip.
@@ -429,30 +428,7 @@ def least_before_sums(
     # Each KV head before has a step, and its beats.
     late += (count - 1) * max(0, shared - 1 - drain)
     first = machine.table_lookup + 2 - machine.broadcast - machine.attention_pipeline
-    return max(floor, _after_scores(machine, floor) - drain, max(0, first) + late)
-
-
-def _after_scores(machine: Machine, floor: int) -> int:
-    """Cycles from the start of what follows a query and keys to the end of its last drain, at
-    least: the largest scores are found before it has finished.
-
-    Args:
-        machine: the chip.
-        floor: as in `query_key_beat`.
-    """
-    return floor + machine.vector_reduce + 1 if floor else 0
-
-
-def adapter_least(machine: Machine, floor: int) -> int:
-    """Cycles from the start of an adapter's product to its last step, at least.
-
-    Scores of what went before have left by then, and their largest are found when it has finished.
-
-    Args:
-        machine: the chip.
-        floor: as in `query_key_beat`.
-    """
-    return max(floor, _after_scores(machine, floor) - adapter_drain(machine))
+    return max(floor, max(0, first) + late)
 
 
 def query_key_beat(
@@ -468,7 +444,7 @@ def query_key_beat(
 ) -> tuple[Formula, Formula]:
     """Scores of some KV heads: until the next instruction, and to the results.
 
-    The largest score of a head is taken over the lanes of a row, as any maximum of the vector unit.
+    The largest score of a head follows `peak` cycles later.
 
     Args:
         machine: the chip.
@@ -486,7 +462,7 @@ def query_key_beat(
     )
     drain = score_drain(machine, shared)
     pace = _over_tokens(machine, count, width, window, kv, max(work, drain, floor))
-    return pace, pace + _attention_way(machine) + drain + machine.vector_reduce
+    return pace, pace + _attention_way(machine) + drain
 
 
 def weighted_sum_beat(

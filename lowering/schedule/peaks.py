@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from xdsl.ir import SSAValue
 
 from intaglio.dialects.formulas.norms import norm_constants
-from intaglio.dialects.isa.queues import MATRIX, PEAKS, VECTOR
+from intaglio.dialects.isa.attention import QueryKey
+from intaglio.dialects.isa.queues import ATTENTION, MATRIX, PEAKS, VECTOR
 from intaglio.dialects.isa.touched import may_leave_peak, may_read_peak, passes_of
 from intaglio.dialects.isa.values import Fixed
 from intaglio.dialects.isa.vector import Quantize, RMSNorm
@@ -84,6 +85,9 @@ def peaks_of(blocks: Sequence[DraftBlock], memory: VectorMemory, machine: Machin
             quantized[queue] = quantized.get(queue, False) or quantize is not None
         found.read |= dict.fromkeys(readers, found.entries)
         found.entries += 1
+    if any(isinstance(one.does, QueryKey) for one in drafts.values()):
+        # The largest scores of heads are left in the same way.
+        quantized.setdefault(ATTENTION, False)
     for one in drafts.values():
         if one.queue in PEAKS and one.queue in quantized:
             after = durations.peak(machine, quantized=quantized[one.queue])

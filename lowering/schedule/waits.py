@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from intaglio.dialects.isa.queues import COUNTERS, reductions_of
+from intaglio.dialects.isa.queues import COUNTERS, PEAKS, reductions_of
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule.accesses import (
@@ -13,6 +13,7 @@ from intaglio.lowering.schedule.accesses import (
     must_wait,
     named_slots,
     same_slots,
+    takes_largest,
     touches,
 )
 from intaglio.lowering.schedule.draft import DraftBlock
@@ -59,7 +60,11 @@ def waits(
             for conflict in seen.conflicts(queue, places, here):
                 # Queues are in order: the last one counts.
                 if must_wait(conflict, queue, flows=flows):
-                    need[conflict.queue] = max(need.get(conflict.queue, 0), conflict.number)
+                    counter = conflict.queue
+                    if takes_largest(one, conflict):
+                        # It comes after the elements; all of the queue leave something.
+                        counter = PEAKS[counter]
+                    need[counter] = max(need.get(counter, 0), conflict.number)
             leaves = reductions_of(queue)
             if one.touched is not None:
                 for entry in range(*one.touched.uses):

@@ -567,8 +567,6 @@ class RTLChip:
     ) -> None:
         """Gives a buffer of numbers, scores or codes a value, as `read` gives it.
 
-        Scores get their largest, too.
-
         Args:
             buffer: its name.
             value: [N], or [heads, T] of scores.
@@ -596,14 +594,23 @@ class RTLChip:
         else:
             memory, heads = SCORES, self.program.value(buffer, values.Scores).heads
             depth = self.layout.places.score_rows
-            begin, end = part or (0, heads)
-            largest = value[begin:end].max(axis=1).astype("<i4").view(np.uint8)
-            entry = self.layout.places.heads[buffer] + begin
-            write_words(self.memory(LARGEST), entry, largest.reshape(end - begin, -1))
         rows = self._lanes(memory, row, heads * depth, 32).copy()
         rows.reshape(heads, -1)[:, first : first + value.shape[-1]] = value
         content = rows.astype("<i4").view(np.uint8).reshape(len(rows), -1)
         write_words(self.memory(memory), row, content)
+
+    def write_largest(self, buffer: str, scores: Ints, part: tuple[int, int]) -> None:
+        """Gives some heads the largest of other scores.
+
+        Args:
+            buffer: of scores.
+            scores: [heads, T].
+            part: from one head to before another.
+        """
+        begin, end = part
+        largest = scores[begin:end].max(axis=1).astype("<i4").view(np.uint8)
+        entry = self.layout.places.heads[buffer] + begin
+        write_words(self.memory(LARGEST), entry, largest.reshape(end - begin, -1))
 
     @property
     def _external(self) -> npt.NDArray[np.unsignedinteger] | None:
@@ -801,17 +808,30 @@ def compare_token(
     wanted = _values(simulator, token, position, sample, change)
     chip.accept(token, position, sample)
     disturb()
-    for step in sorted(steps, key=lambda one: one.event.finish):
-        chip.advance(step.event.finish)
+    moments = [(step.event.finish, step, False) for step in steps]
+    # The largest scores come after the scores.
+    moments += [
+        (step.reduction.finish, step, True)
+        for step in steps
+        if isinstance(step.instruction.does, QueryKey) and step.reduction is not None
+    ]
+    for cycle, step, largest in sorted(moments, key=lambda one: one[0]):
+        chip.advance(cycle)
         value, other = wanted[_whole(step)]
         part = _part(chip, step)
         if part is None:
             continue
-        _compare_value(check, chip, step, value, part, position)
+        if largest:
+            _compare_largest(check, chip, step, value, part)
+        else:
+            _compare_value(check, chip, step, value, part, position)
         if other is not None:
-            first = _first_seen(step.instruction, position)
+            name, first = step.instruction.writes[0], _first_seen(step.instruction, position)
             one = _first_token(other) if isinstance(other, Quantized) else other[0]
-            chip.write(step.instruction.writes[0], one, first, part)
+            if largest:
+                chip.write_largest(name, np.asarray(one), part)
+            else:
+                chip.write(name, one, first, part)
         if check.result.difference is not None:
             break
     end = max(step.end for step in steps)
@@ -974,11 +994,16 @@ def _compare_value(
             _compare_scale(check, where, value.quantized.scale, seen.quantized.scale, step, mine)
             check.value(where, "sum", value.total[0][mine], seen.total[mine], step)
         case _:
-            want = np.asarray(value)[0][mine]
-            check.value(where, "element", want, np.asarray(seen)[mine], step)
-            if isinstance(one.does, QueryKey):
-                got = chip.largest(name)[mine]
-                check.value(where, "largest score", want.max(axis=1), got, step)
+            check.value(where, "element", np.asarray(value)[0][mine], np.asarray(seen)[mine], step)
+
+
+def _compare_largest(
+    check: _Check, chip: RTLChip, step: Step, value: Any, part: tuple[int, int]
+) -> None:
+    (name,) = step.instruction.writes
+    mine = slice(*part)
+    want = np.asarray(value)[0][mine].max(axis=1)
+    check.value(str(step), "largest score", want, chip.largest(name)[mine], step)
 
 
 def _compare_scale(

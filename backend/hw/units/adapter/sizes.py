@@ -134,11 +134,10 @@ class AdapterModel:
     def hold(self) -> int:
         """Cycles from the start to the last step, at least; 0: as they are.
 
-        Scores of an attention before have left by then (`durations.adapter_least`).
+        Scores of an attention before have left by then.
         """
-        machine = self.machine
-        least = durations.adapter_least(machine, AttentionModel(self.program).floor)
-        return least if least > durations.adapter_drain(machine) else 0
+        floor, machine = AttentionModel(self.program).floor, self.machine
+        return floor if floor > durations.adapter_drain(machine) else 0
 
     @cached_property
     def fields(self) -> Fields:

@@ -17,8 +17,8 @@ pipeline, then the reduction network and the requantiser:
   of several that share the KV head where all their results fit in a cycle
   (`AttentionModel.together`). Heads lie in rows of their own, so each of them has a write port.
   Only tokens that the query sees (up to the position, within the window) are written. The largest
-  of a head's follows its last ones: it is taken over the lanes of a beat in `vector_reduce`
-  cycles, like any maximum of the vector unit, and kept from block to block.
+  of a head's follows its last ones (`durations.peak`): it is taken over the lanes of a beat in
+  `vector_reduce` cycles, like any maximum of the vector unit, and kept from block to block.
 - `weighted_sum`: after each KV head the sums of its query heads, some heads or a part of one in a
   beat (`durations.sum_beat`), while the array pauses. Heads lie one behind the other, so a beat may
   end in the next row, which has a write port of its own where that happens
@@ -33,8 +33,8 @@ pipeline, then the reduction network and the requantiser:
 steps need is held from the start on, what the beats need is taken with the last step of their
 block, and what the requantiser needs goes with the beat. Scores that leave never meet what follows:
 a block of `query_key` takes at least as long as the longest drain of scores of the program
-(`AttentionModel.floor`), and so does the first head of a `weighted_sum`. Its sums come after the
-largest scores of what went before. So instructions finish in the order in which they start.
+(`AttentionModel.floor`), and so does the first head of a `weighted_sum`. So instructions finish in
+the order in which they start.
 
 **External memory.** With `kv_on_die` the keys and values of later tokens come from external memory,
 a block of `h_units` tokens of a KV head at a time, into buffers in the H-Units, from the start of
@@ -625,10 +625,8 @@ class _Unit:
         busy = m.register("busy", 1)
         busy.drive(start | (busy & ~over))
         m.output("attention_ready", ~busy | over)
-        last = beat_end & final
-        delay = self.early + self.late
+        last, delay = beat_end & final, self.early + self.late
         self.summed = (last & self.beats.weighted).delay(delay, reset=0, name="summed_done")
-        delay += machine.vector_reduce
         scored = (last & ~self.beats.weighted).delay(delay, reset=0, name="scored_done")
         m.output("attention_done", self.summed | scored)
 

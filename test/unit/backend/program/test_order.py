@@ -159,6 +159,18 @@ def test_most_weaker_waits_are_refused(demo: dict[str, Any], tmp_path: Path) -> 
     assert refused >= 20
 
 
+def test_the_largest_score_is_waited_for(demo: dict[str, Any], tmp_path: Path) -> None:
+    """It comes after the scores: what takes it must not start with them."""
+    content = copy.deepcopy(demo)
+    layer = content["blocks"][1]["instructions"]
+    passes = [one for one in layer if one["opcode"] == "softmax" and one["beat"].get("pass") == 1]
+    assert passes and all(one["waits"]["attention_peaks"] > 0 for one in passes)
+    waits = passes[-1]["waits"]
+    waits["attention"] = waits.pop("attention_peaks")
+    with pytest.raises(UserError, match=r"'softmax' .* may read .* before 'query_key' .* written"):
+        edited(content, tmp_path)
+
+
 def test_the_message_names_both(demo: dict[str, Any], tmp_path: Path) -> None:
     content = copy.deepcopy(demo)
     layer = content["blocks"][1]
