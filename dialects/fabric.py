@@ -53,7 +53,7 @@ from intaglio.dialects.h_units import (
     scale_group,
 )
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.memories import OF_VALUES, Memory
+from intaglio.dialects.memories import OF_VALUES, VECTORS, Memory
 from intaglio.dialects.occupancy import Claim, first_overlap
 from intaglio.dialects.plain import PlainOp
 from intaglio.dialects.rom import (
@@ -63,6 +63,7 @@ from intaglio.dialects.rom import (
     ParameterOp,
     ROMTensorType,
     SiteOp,
+    StateType,
     resolve,
 )
 from intaglio.dialects.tiling import MatrixShape, Piece
@@ -519,13 +520,13 @@ class ConstantOp(PlainOp):
 
 @irdl_op_definition
 class ReserveOp(PlainOp):
-    """Reserves rows of the H-Units' memories for a cache or an adapter (`dialects/h_units.py`).
+    """Reserves rows of a memory for a cache or an adapter (`dialects/h_units.py`), or a state.
 
     A cache has rows of `kv`, from `scale` on rows of `kv_scales`, where its scales are dynamic, and
     from `external` on rows of external memory, where tokens are outside. A matrix of an adapter has
     rows of `adapters`, and from `scale` on of `adapter_scales`; one of fewer rows than there are
     H-Units may begin at another `unit`, and takes the memories of these units only. A slot of a
-    site with `residents` is there as often.
+    site with `residents` is there as often. A state has rows of `vectors`, which values leave free.
 
     Example:
     ```
@@ -584,10 +585,13 @@ class ReserveOp(PlainOp):
         """The rows that it takes of each memory; of a slot those of the first resident.
 
         Raises:
-            VerifyException: the buffer is neither a cache nor an adapter.
+            VerifyException: the buffer is neither a cache nor an adapter nor a state.
         """
         buffer = resolve(self, self.buffer)
         name, type_ = self.buffer.root_reference.data, buffer.type
+        if isinstance(type_, StateType):
+            rows = -(-type_.size.data // machine.vector_lanes)
+            return {VECTORS: Claim(name, 0, 1, self.first_row, rows)}
         if isinstance(type_, KVType):
             cache = cache_shape(type_, machine)
             units = machine.h_units
@@ -607,15 +611,17 @@ class ReserveOp(PlainOp):
                     name, *scale_group(machine, unit, units), self.first_scale, scales
                 ),
             }
-        raise VerifyException(f"@{name} is neither a cache nor an adapter")
+        raise VerifyException(f"@{name} is neither a cache nor an adapter nor a state")
 
     def verify_(self) -> None:
         """The rows are those of memories that the module states."""
         buffer = resolve(self, self.buffer)
         name, type_ = self.buffer.root_reference.data, buffer.type
-        if not isinstance(type_, KVType | AdapterType):
-            raise VerifyException(f"@{name} is neither a cache nor an adapter")
-        wanted = KV if isinstance(type_, KVType) else ADAPTERS
+        if not isinstance(type_, KVType | AdapterType | StateType):
+            raise VerifyException(f"@{name} is neither a cache nor an adapter nor a state")
+        wanted = ADAPTERS if isinstance(type_, AdapterType) else KV
+        if isinstance(type_, StateType):
+            wanted = VECTORS
         if self.memory.root_reference.data != wanted:
             raise VerifyException(f"@{name} lies in memory @{wanted}")
         if min(self.first_row, self.first_scale, self.first_unit, self.first_external) < 0:
@@ -633,6 +639,9 @@ class ReserveOp(PlainOp):
         slot = isinstance(type_, AdapterType) and type_.is_slot
         for memory, claim in self.claims(machine).items():
             if (one := chip.get(memory)) is None:
+                if memory == VECTORS:
+                    # It gets its size with the places of values.
+                    continue
                 raise VerifyException(
                     f"@{name} lies in memory @{memory}, which the module does not state"
                 )
@@ -780,7 +789,7 @@ def _verify_apart(module: ModuleOp, machine: Machine) -> None:
         unit, number = ("tile", machine.tiles) if in_tiles else ("H-Unit", machine.h_units)
         if (found := first_overlap(found_claims, number)) is None:
             continue
-        if what in (KV_SCALES, EXTERNAL, CONSTANTS):
+        if what in (KV_SCALES, EXTERNAL, CONSTANTS, VECTORS):
             raise VerifyException(f"{_both(*found)} share rows of memory @{what}")
         part = what if in_tiles else f"rows of memory @{what}"
         raise VerifyException(f"{_both(*found)} share {part} of {unit} {_common(*found)}")

@@ -29,7 +29,7 @@ from intaglio.dialects.fixed_point import Ints, Real, Saturations, Scale, multip
 from intaglio.dialects.formulas import norms, products, quantise, routing
 from intaglio.dialects.formulas import softmax as softmax_formulas
 from intaglio.dialects.formulas.arrays import Arrays
-from intaglio.dialects.formulas.elementwise import ADD, ELEMENTWISE, Constants, Elementwise
+from intaglio.dialects.formulas.elementwise import ADD, ELEMENTWISE, MUL, Constants, Elementwise
 from intaglio.dialects.formulas.norms import norm_values
 from intaglio.dialects.formulas.products import PRODUCT_BITS, ROTARY_FRAC
 from intaglio.dialects.formulas.quantise import format_values
@@ -417,6 +417,47 @@ def rotary(
     y = by_head.copy()
     y[..., first], y[..., second] = products.rotate(Arrays(saturations), a, b, c, s, table_frac)
     return y.reshape(x.shape)
+
+
+def tap(
+    x: Ints,
+    weights: npt.NDArray[np.integer],
+    shift: int,
+    bias: npt.NDArray[np.integer] | None = None,
+    addend: Ints | None = None,
+    saturations: Saturations | None = None,
+) -> Ints:
+    """A tap of a depthwise convolution: the formula `mul` with constant weights, then `add`.
+
+    ::
+
+        y = shift_saturate(x * w, shift)      48 -> 32 bits
+        y = saturate(y + a)                   33 -> 32 bits; a is the bias or the addend
+
+    Args:
+        x: Fixed [..., N].
+        weights: int16 [N].
+        shift: fraction bits of `x` and of the weights, less those of the result.
+        bias: Fixed [N], of the result's fraction bits.
+        addend: Fixed [..., N], the same.
+        saturations: counts elements.
+    """
+    w = np.asarray(weights, np.int64)
+    y = elementwise(MUL, (x, w), Constants(second_shift=shift), saturations)
+    more = bias if addend is None else addend
+    if more is None:
+        return y
+    return elementwise(ADD, (y, np.asarray(more, np.int64)), Constants(), saturations)
+
+
+def delay(x: Ints, last: Ints) -> Ints:
+    """The same values a token later: [last, x[0], ..., x[-2]]; what x ends with is the next `last`.
+
+    Args:
+        x: Fixed [S, N], of S tokens one after the other.
+        last: Fixed [N], that of the token before them; zeros where they begin at position 0.
+    """
+    return np.concatenate([np.asarray(last, np.int64)[None], np.asarray(x, np.int64)[:-1]])
 
 
 def attention_mask(

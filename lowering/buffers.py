@@ -12,6 +12,15 @@ def name_of(symbol: SymbolRefAttr) -> str:
     return symbol.root_reference.data
 
 
+def state_sizes(module: ModuleOp) -> dict[str, int]:
+    """The states of a module by name, each with its number of elements."""
+    return {
+        op.sym_name.data: op.type.size.data
+        for op in module.ops
+        if isinstance(op, rom.StateOp) and isinstance(op.type, rom.StateType)
+    }
+
+
 def context(module: ModuleOp) -> int:
     """Tokens that the largest cache of a module holds; 1 where it has none."""
     caches = (op.type for op in module.ops if isinstance(op, rom.CacheOp))

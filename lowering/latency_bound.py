@@ -206,6 +206,9 @@ class _Token:
                 cached = self.caches.get(cache(op.values), {})
                 ready = _later(values[op.probabilities], cached)
                 result = {s: f.then(one.sums()) for s, f in ready.items()}
+            case rom.DelayOp():
+                # What the last token left.
+                result = {}
             case rom.SampleOp():
                 self.end = {
                     s: f.latency + self.latencies.sample(f.products)

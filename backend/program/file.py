@@ -24,7 +24,7 @@ from intaglio.dialects.fabric import (
     places,
 )
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
-from intaglio.lowering.buffers import name_of
+from intaglio.lowering.buffers import name_of, state_sizes
 from intaglio.lowering.place.mapping import form_content, piece_content
 from intaglio.lowering.place.sram import residents_of
 
@@ -59,6 +59,10 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
     buffers = {buffer.sym_name.data: _buffer(buffer) for buffer in program.buffers}
     logits = program.logits.root_reference.data
     residents = residents_of(module)
+    states = {
+        name: {"size": size, "row": reserved[name].first_row}
+        for name, size in state_sizes(module).items()
+    }
     return {
         "schema": SCHEMA,
         "machine": machine_of(module).to_dict(),
@@ -78,6 +82,7 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
             for op in module.ops
             if isinstance(op, rom.CacheOp)
         },
+        **({"states": states} if states else {}),
         "sites": {
             op.site.data: _site(op, module) for op in module.ops if isinstance(op, rom.SiteOp)
         },

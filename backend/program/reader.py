@@ -21,6 +21,7 @@ from intaglio.backend.program.types import (
     Part,
     Program,
     Site,
+    State,
 )
 from intaglio.dialects import formula, timeline
 from intaglio.dialects.codes import DENSE_BITS, FORMATS, SLOT_BITS, WEIGHT_BITS
@@ -36,7 +37,7 @@ from intaglio.dialects.isa.registry import instruction_of
 from intaglio.dialects.isa.values import Fixed, Value, read_value
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.memories import Memory, memory_of, span_of
+from intaglio.dialects.memories import VECTORS, Memory, memory_of, span_of
 from intaglio.dialects.tiling import Piece
 
 PROGRAM = "program.json"
@@ -69,6 +70,9 @@ def read_program(content: JSONFile, folder: Path) -> Program:
     buffers = {
         name: _buffer(name, one, memories, capacity) for name, one in content["buffers"].items()
     }
+    stated = content.get("states")
+    states = {} if stated is None else {n: _state(n, one, memories) for n, one in stated.items()}
+    _check_apart(content, states, buffers, machine)
     logits = _named(content["logits"], buffers, "buffer")
     result = buffers[logits].type
     if not isinstance(result, Fixed):
@@ -90,6 +94,7 @@ def read_program(content: JSONFile, folder: Path) -> Program:
             name: Store.CACHE if one.static_scale is None else Store.STATIC_CACHE
             for name, one in caches.items()
         },
+        **dict.fromkeys(states, Store.STATE),
     }
     used = _Used({name: type(one.type) for name, one in buffers.items()}, stores)
     return Program(
@@ -107,6 +112,7 @@ def read_program(content: JSONFile, folder: Path) -> Program:
         domains=domains,
         sites={name: _site(name, one, parameters) for name, one in content["sites"].items()},
         residents=1 if found is None else found.count(1),
+        states=states,
     )
 
 
@@ -242,6 +248,39 @@ def _cache(name: str, content: JSONFile) -> Cache:
         None if scale is None else _real(scale),
         None if inverse is None else _real(inverse),
     )
+
+
+def _state(name: str, content: JSONFile, memories: Mapping[str, Memory]) -> State:
+    content.only("size", "row")
+    size, row = content["size"].count(1), content["row"].count()
+    one = memories.get(VECTORS)
+    if one is None or row + -(-size // one.lanes) > one.rows:
+        raise content.error(f"lies outside of the memory {VECTORS}")
+    return State(name, size, row)
+
+
+def _check_apart(
+    content: JSONFile,
+    states: Mapping[str, State],
+    buffers: Mapping[str, Buffer],
+    machine: Machine,
+) -> None:
+    """States lie in rows of their own: they outlive a token, values do not.
+
+    Raises:
+        UserError: a value or another state has an element of it.
+    """
+    lanes = machine.vector_lanes
+    ends = sorted((one.row, one.row + -(-one.size // lanes), name) for name, one in states.items())
+    for name, one in buffers.items():
+        if ends and one.memory == VECTORS and isinstance(one.type, Fixed):
+            last = one.row + -(-(one.element + one.type.size) // lanes)
+            ends.append((one.row, last, name))
+    for name in states:
+        first, last, _ = next(one for one in ends if one[2] == name)
+        for begin, end, other in ends:
+            if other != name and begin < last and first < end:
+                raise content["states"][name].error(f"shares rows with '{other}'")
 
 
 def _real(content: JSONFile) -> Real:

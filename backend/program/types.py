@@ -157,6 +157,15 @@ class Cache:
 
 
 @dataclass(frozen=True)
+class State:
+    """What a layer keeps of the last token: `size` fixed-point numbers from a row of `vectors`."""
+
+    name: str
+    size: int
+    row: int
+
+
+@dataclass(frozen=True)
 class Buffer:
     """A place for a value, and its type.
 
@@ -271,6 +280,7 @@ class Program:
     """Adapters that the slots hold at once."""
     memories: Mapping[str, Memory] = field(default_factory=dict[str, Memory])
     """That the chip has, by name."""
+    states: Mapping[str, State] = field(default_factory=dict[str, State])
 
     @property
     def capacity(self) -> int:
@@ -386,7 +396,8 @@ class Program:
 
     @cached_property
     def _heads(self) -> Mapping[str, int]:
-        return {name: one.heads for name, one in self.caches.items()}
+        heads = {name: one.heads for name, one in self.caches.items()}
+        return heads | {name: one.size for name, one in self.states.items()}
 
     @cached_property
     def power_roles(self) -> Mapping[At, gating.Role]:

@@ -121,13 +121,19 @@ class Instruction(Generic[V]):
 
     @property
     def read_caches(self) -> tuple[str, ...]:
-        """Slots of caches of which it reads codes or scales."""
-        return self.slots(Store.CACHE, Access.READ, Access.SCALES)
+        """Slots of caches of which it reads codes or scales, and of states that it reads."""
+        return (
+            *self.slots(Store.CACHE, Access.READ, Access.SCALES),
+            *self.slots(Store.STATE, Access.EXCHANGE),
+        )
 
     @property
     def written_caches(self) -> tuple[str, ...]:
-        """Slots of caches that it writes."""
-        return self.slots(Store.CACHE, Access.WRITE)
+        """Slots of caches and states that it writes."""
+        return (
+            *self.slots(Store.CACHE, Access.WRITE),
+            *self.slots(Store.STATE, Access.EXCHANGE),
+        )
 
     def bound(self, instance: Mapping[str, str]) -> Self:
         """The instruction of an instance: its roles are what the instance binds the slots to."""

@@ -21,6 +21,7 @@ class Store(Enum):
     ADAPTER = "a matrix of an adapter"
     CACHE = "a cache"
     STATIC_CACHE = "a cache with a static scale"
+    STATE = "a state"
     DOMAIN = "a power domain"
 
     @staticmethod
@@ -41,6 +42,7 @@ class Access(Enum):
     READ = "read"
     WRITE = "written"
     SCALES = "the scales of its tokens are read"
+    EXCHANGE = "read, then written"
     NONE = "only what the program says of it"
 
 

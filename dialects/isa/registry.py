@@ -27,6 +27,8 @@ INSTRUCTIONS: tuple[type[Instruction[Any]], ...] = (
     vector.Clip,
     vector.Route,
     vector.Weigh,
+    vector.Tap,
+    vector.Delay,
     vector.Copy,
     vector.Softmax,
     vector.Sample,

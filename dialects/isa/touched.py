@@ -14,6 +14,7 @@ from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec, Product, Row
 from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Routing, Scores, Value
 from intaglio.dialects.isa.vector import (
     Copy,
+    Delay,
     ElementwiseInstruction,
     LayerNorm,
     Quantize,
@@ -36,7 +37,7 @@ class Memories:
     Attributes:
         lanes: elements of a row.
         capacity: tokens of the longest context, which scores are stored for.
-        heads: of a cache, by the slot that is bound to it.
+        heads: of a cache, or elements of a state, by the slot that is bound to it.
     """
 
     lanes: int
@@ -50,7 +51,7 @@ class Touched(Generic[V]):
 
     Attributes:
         reads, writes: values with their elements, counted in the rows of their memory.
-        read_caches, written_caches: slots with heads.
+        read_caches, written_caches: slots with heads; of states, elements.
         uses: entries of reductions that it reads.
         leaves: those that it leaves.
         largest: whether it takes the largest of what it reads as whoever wrote it leaves it.
@@ -113,7 +114,7 @@ def reduces(one: Instruction[Any], beat: Beat) -> bool:
     """Whether rows of a pass add to something that is reduced over its group: maxima or sums."""
     if beat.peak:
         return True
-    if not isinstance(one, VectorInstruction):
+    if not isinstance(one, VectorInstruction) or isinstance(one, Delay):
         return False
     return isinstance(one, Sample | Route) or beat.number < passes_of(one) - 1
 
@@ -216,12 +217,21 @@ def touched(
                     leaves = (0, 0)
         case Sample() | Route():
             reads[one.input] = (first, last)
+        case Delay():
+            # The first pass takes what the state holds, the second one keeps the input there.
+            here = {one.state: (first, last)}
+            if beat.number:
+                reads, writes = {one.input: (first, last)}, {}
+                read_caches, written_caches = {}, here
+            else:
+                reads, writes = {}, {one.output: (first, last)}
+                read_caches, written_caches = here, {}
         case VectorInstruction():
             reads |= {v: (first, last) for v in one.reads if not isinstance(kind(v), Routing)}
             writes = dict.fromkeys(one.writes, (first, last))
         case _:
             pass
-    if isinstance(one, VectorInstruction) and beat.number < passes_of(one) - 1:
+    if reduces(one, beat) and beat.number < passes_of(one) - 1:
         writes = {value: there for value, there in writes.items() if value not in one.writes}
     if isinstance(one, Quantize) and leaves != (0, 0):
         # The scales lie beside the first rows of the groups.

@@ -226,6 +226,27 @@ class Copy(VectorInstruction[V], opcode="copy", queue=VECTOR):
     output: V = write(Fixed)
 
 
+class Tap(VectorInstruction[V], opcode="tap", queue=VECTOR, meaning=(semantics.tap,)):
+    """The product of a vector and a constant one, plus an addend or a bias."""
+
+    input: V = read(Fixed)
+    addend: V | None = read(Fixed, default=None)
+    output: V = write(Fixed)
+    weights: str = use(Store.VECTOR)
+    bias: str | None = use(Store.VECTOR, default=None)
+
+
+class Delay(VectorInstruction[V], opcode="delay", queue=VECTOR, meaning=(semantics.delay,)):
+    """What the last token left in a state, or zeros at position 0; then this token's is kept."""
+
+    input: V = read(Fixed)
+    output: V = write(Fixed)
+    state: str = use(Store.STATE, access=Access.EXCHANGE)
+
+    passes = Passes(2)
+    """The state to the result; the input to the state."""
+
+
 class Softmax(
     OverTokens[V],
     VectorInstruction[V],

@@ -1,4 +1,4 @@
-"""What declares a buffer: parameters, caches, the slots of layers, the sites of adapters."""
+"""What declares a buffer: parameters, caches, states, slots of layers, sites of adapters."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from intaglio.dialects.rom.types import (
     Nodes,
     RealAttr,
     ROMTensorType,
+    StateType,
 )
 
 
@@ -103,6 +104,8 @@ class ParameterOp(PlainOp):
         """A KV buffer is no parameter; a zero point stands once."""
         if isinstance(self.type, KVType):
             raise VerifyException("a KV buffer is declared with rom.cache")
+        if isinstance(self.type, StateType):
+            raise VerifyException("a state is declared with rom.state")
         assert isinstance(self.type, ROMTensorType | AdapterType)
         if self.zero is not None and (self.type.zeros.data or not self.type.is_matrix):
             raise VerifyException("`zero` is for matrices whose type has no zero points")
@@ -150,6 +153,32 @@ class CacheOp(PlainOp):
 
 
 @irdl_op_definition
+class StateOp(PlainOp):
+    """What one layer keeps of the last token: of constant size, nothing before the first token.
+
+    Example:
+    ```
+    rom.state @c0 : !rom.state<64>
+    ```
+    """
+
+    name = "rom.state"
+    sym_name = prop_def(SymbolNameConstraint())
+    type = prop_def(BUFFER)
+
+    assembly_format = "$sym_name `:` $type attr-dict"
+    traits = traits_def(SymbolOpInterface())
+
+    def __init__(self, name: str, type_: StateType) -> None:
+        self._build(sym_name=name, type=type_)
+
+    def verify_(self) -> None:
+        """The type is that of a state."""
+        if not isinstance(self.type, StateType):
+            raise VerifyException(f"a state has a type !{StateType.name}, not {self.type}")
+
+
+@irdl_op_definition
 class SlotOp(PlainOp):
     """A buffer of an outlined layer that each instance binds to one of the module.
 
@@ -170,7 +199,7 @@ class SlotOp(PlainOp):
         self._build(sym_name=name, type=type_)
 
 
-Buffer = ParameterOp | CacheOp | SlotOp
+Buffer = ParameterOp | CacheOp | StateOp | SlotOp
 """What declares a buffer."""
 
 _DECLARED: WeakKeyDictionary[Block, WeakValueDictionary[str, Buffer]] = WeakKeyDictionary()

@@ -18,6 +18,7 @@ from xdsl.irdl import (
     BaseAttr,
     irdl_op_definition,
     operand_def,
+    opt_operand_def,
     opt_prop_def,
     prop_def,
     result_def,
@@ -37,11 +38,13 @@ from intaglio.dialects.rom.types import (
     TOKEN,
     VECTOR,
     AdapterType,
+    FixedType,
     KVType,
     Nodes,
     QuantizedType,
     RealAttr,
     ROMTensorType,
+    StateType,
     vector_size,
 )
 
@@ -575,6 +578,105 @@ class MulOp(_BinaryOp):
     """
 
     name = "rom.mul"
+
+
+@irdl_op_definition
+class TapOp(OperatorOp):
+    """x * w of each element, plus an addend or a bias: a tap of a depthwise convolution.
+
+    The weights are a constant vector. ONNX CausalConvWithState is one for each tap, each `onto`
+    the one before; the bias is that of the first.
+
+    Example:
+    ```
+    %y = rom.tap %x by @w2 onto %a {onnx = [["Conv"]]}
+        : tensor<64xf32>, tensor<64xf32> -> tensor<64xf32>
+    ```
+    """
+
+    name = "rom.tap"
+    input = operand_def(VECTOR)
+    addend = opt_operand_def(VECTOR)
+    weights = prop_def(SYMBOL)
+    bias = opt_prop_def(SYMBOL)
+    output = result_def(VECTOR)
+    assembly_format = (
+        "$input `by` $weights (`bias` $bias^)? (`onto` $addend^)? attr-dict"
+        " `:` type($input) (`,` type($addend)^)? `->` type($output)"
+    )
+    traits = traits_def(Pure())
+
+    def __init__(
+        self,
+        x: SSAValue,
+        weights: str,
+        onnx: Nodes,
+        *,
+        bias: str | None = None,
+        addend: SSAValue | None = None,
+        output: Attribute | None = None,
+    ) -> None:
+        self._build([x, addend], [output or x.type], weights=weights, bias=bias, onnx=onnx)
+
+    def verify_(self) -> None:
+        """Sizes agree; what is added has the result's fraction bits, and is one thing."""
+        added = [] if self.addend is None else [self.addend]
+        size = same_size(self, self.input, *added, self.output)
+        for symbol in (self.weights, self.bias):
+            if symbol is None:
+                continue
+            type_ = resolved_type(self, symbol, ROMTensorType)
+            if type_.dims != (size,):
+                raise VerifyException(
+                    f"@{symbol.root_reference.data} has shape {list(type_.dims)}, "
+                    f"the operation needs [{size}]"
+                )
+        if self.addend is None:
+            return
+        if self.bias is not None:
+            raise VerifyException("rom.tap adds a bias or another value, not both")
+        if self.addend.type != self.output.type:
+            raise VerifyException("rom.tap: the addend and the result must have equal types")
+
+
+@irdl_op_definition
+class DelayOp(OperatorOp):
+    """The value that the last token had here; zeros at position 0. This token's is kept.
+
+    A state holds it from token to token. K - 1 of them, one behind the other, give the taps of a
+    convolution over the last K tokens (ONNX CausalConvWithState).
+
+    Example:
+    ```
+    %y = rom.delay %x in @c0 at %position {onnx = [["Conv"]]}
+        : tensor<64xf32> -> tensor<64xf32>
+    ```
+    """
+
+    name = "rom.delay"
+    input = operand_def(VECTOR)
+    position = operand_def(POSITION)
+    state = prop_def(SYMBOL)
+    output = result_def(VECTOR)
+    assembly_format = (
+        "$input `in` $state `at` $position attr-dict `:` type($input) `->` type($output)"
+    )
+    traits = traits_def(MemoryReadEffect(), MemoryWriteEffect())
+
+    def __init__(self, x: SSAValue, state: str, position: SSAValue, onnx: Nodes) -> None:
+        self._build([x, position], [x.type], state=state, onnx=onnx)
+
+    def verify_(self) -> None:
+        """The state holds a value of this size; what comes out is in the format of what went in."""
+        state = resolved_type(self, self.state, StateType)
+        size = same_size(self, self.input, self.output)
+        if state.size.data != size:
+            raise VerifyException(
+                f"@{self.state.root_reference.data} holds {state.size.data} elements, not {size}"
+            )
+        given, kept = self.input.type, self.output.type
+        if isinstance(given, FixedType) and given != kept:
+            raise VerifyException("rom.delay: input and result must have equal types")
 
 
 @irdl_op_definition

@@ -403,6 +403,22 @@ class _IntegersType(ParametrizedAttribute, TypeAttribute):
 
 
 @irdl_attr_definition
+class StateType(_IntegersType):
+    """`!rom.state<64>`: 64 values of the last token, in the format of what is stored there."""
+
+    name = "rom.state"
+    size: IntAttr
+
+    def __init__(self, size: int) -> None:
+        super().__init__(IntAttr(size))
+
+    def verify(self) -> None:
+        """There is something of it."""
+        if self.size.data < 1:
+            raise VerifyException("a state has at least 1 element")
+
+
+@irdl_attr_definition
 class FixedType(_IntegersType):
     """`!rom.fixed<64, 16>`: 64 values of 32 bits, 16 of them fraction bits."""
 
@@ -523,7 +539,9 @@ REAL = AnyOf((BaseAttr(FloatAttr), BaseAttr(RealAttr)))
 TOKEN = EqAttrConstraint(i32)
 POSITION = EqAttrConstraint(IndexType())
 SYMBOL = BaseAttr(SymbolRefAttr)
-BUFFER = AnyOf((BaseAttr(ROMTensorType), BaseAttr(AdapterType), BaseAttr(KVType)))
+BUFFER = AnyOf(
+    (BaseAttr(ROMTensorType), BaseAttr(AdapterType), BaseAttr(KVType), BaseAttr(StateType))
+)
 
 
 def vector_size(type_: Attribute) -> int:

@@ -78,6 +78,11 @@ def assemble(
         operations.append(operation)
     capacity = _capacity(step, report, context)
     operations += [_cache(cache, capacity) for cache in step.caches.values()]
+    operations += [
+        rom.StateOp(symbol, rom.StateType(size))
+        for states in step.states.values()
+        for symbol, size in states
+    ]
     operations.append(rom.StepOp("decode", step.positions, Region(step.block)))
     return ModuleOp(operations), parameters
 

@@ -148,6 +148,10 @@ def _input(step: Step, report: Report, port: Port, tokens: Port | None) -> Value
         if isinstance(port.dims[3], int):
             return Past(name, tuple(dims))
         return Past(name, (*dims[:3], Expression({("head width",): 1})))
+    if rank == 3 and port.dtype in FLOATS and all(isinstance(d, int) for d in port.dims[1:]):
+        step.pasts[name] = port
+        sizes = (expression(d) for d in port.dims[1:] if isinstance(d, int))
+        return Past(name, (step.batch, *sizes))
     hint = None
     if "embeds" in name:
         hint = "export the model with its embedding (without exclude_embeds)"

@@ -69,7 +69,7 @@ def check_pasts(step: Step, report: Report) -> None:
         if isinstance(value := step.values.get(name), Cached | Present)
     }
     expected = presents_of([*step.pasts], [*given.values()])
-    for past in step.caches:
+    for past in (*step.caches, *step.states):
         if past in given and expected.get(past) != given[past]:
             report.error(f"'{past}' and '{given[past]}' belong to different layers")
         if past not in given:
@@ -79,5 +79,5 @@ def check_pasts(step: Step, report: Report) -> None:
             )
     report.raise_errors()
     for name in step.pasts:
-        if name not in step.caches:
+        if name not in step.caches and name not in step.states:
             report.warnings.append(f"input '{name}' is read by no attention and is left out")

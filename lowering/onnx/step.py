@@ -130,6 +130,7 @@ class Step:
         tables: coefficients of rotary embeddings at all positions, as computed.
         rotations: tables of cosines and sines by the coefficients of pairs; None for no rotation.
         engraved: constants that were computed, by their hash or name.
+        states: of each past input that is one, symbols and sizes.
         settled: nodes that became an activation function together.
         codes: what the chip has cells for; weights are narrowed to one of them where they fit.
         parted: symbols of matrices and biases that rows were chosen of: the whole need not be used.
@@ -151,6 +152,7 @@ class Step:
     values: dict[str, Value] = field(default_factory=dict)
     declared: dict[tuple[object, ...], Declared] = field(default_factory=dict)
     caches: dict[str, Cache] = field(default_factory=dict)
+    states: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     pasts: dict[str, Port] = field(default_factory=dict)
     symbols: set[str] = field(default_factory=set)
     positions: int = 0
@@ -522,6 +524,18 @@ class Step:
         symbol = self.unique(past)
         self.caches[past] = Cache(symbol, heads, width, fmt, static_scale)
         return symbol
+
+    def state(self, past: str, size: int, count: int) -> list[str]:
+        """Declares the states behind a past input, of `size` elements each; gives their symbols.
+
+        Raises:
+            Refusal: another node has them already.
+        """
+        if past in self.states:
+            raise Refusal(f"the state '{past}' belongs to another node too")
+        symbols = [self.unique(f"{past}.{number}") for number in range(1, count + 1)]
+        self.states[past] = [(symbol, size) for symbol in symbols]
+        return symbols
 
 
 def names_of(op: Operation) -> Iterable[str]:

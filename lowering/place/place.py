@@ -57,7 +57,7 @@ class FabricPlace(ModulePass):
         placements: list[Operation] = [*_place_rom(op, machine, given)]
         placements += place_constants(op, machine)
         placements += place_sram(op, machine)
-        buffers = [s for s in op.ops if isinstance(s, rom.ParameterOp | rom.CacheOp)]
+        buffers = [s for s in op.ops if isinstance(s, rom.ParameterOp | rom.CacheOp | rom.StateOp)]
         if buffers:
             Rewriter.insert_op(placements, InsertPoint.after(buffers[-1]))
 

@@ -8,6 +8,7 @@ as it has rows; such matrices fill the units evenly, the widest first.
 
 The SRAM of an H-Unit holds its part of `kv`, `adapters` and `adapter_scales`. The scales of caches
 are one memory of whole rows of the vector units, and take of these units' SRAM (`Need.scales`).
+States have the first rows of `vectors`; values lie behind them (`vector_memory.py`).
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ from intaglio.dialects.h_units import (
     unit_step,
 )
 from intaglio.dialects.machine import KV_FORMATS, Machine
-from intaglio.dialects.memories import LEAST_ROWS, Memory
+from intaglio.dialects.memories import LEAST_ROWS, VECTORS, Memory
 from intaglio.dialects.tiling import SCALE_BITS
+from intaglio.lowering.buffers import state_sizes
 from intaglio.lowering.place.search import largest
 
 KV_ON_DIE = "external.kv_on_die_tokens"
@@ -274,6 +276,10 @@ def place_sram(module: ModuleOp, machine: Machine) -> list[MemoryOp | ReserveOp]
         name: ReserveOp(name, ADAPTERS, one.word, one.scale, one.unit)
         for name, one in need.adapters.places.items()
     }
+    row = 0
+    for name, size in state_sizes(module).items():
+        placed[name] = ReserveOp(name, VECTORS, row)
+        row += -(-size // machine.vector_lanes)
     ops: list[MemoryOp | ReserveOp] = [
         MemoryOp(name, one) for name, one in (memories | need.adapters.memories).items()
     ]
@@ -281,7 +287,7 @@ def place_sram(module: ModuleOp, machine: Machine) -> list[MemoryOp | ReserveOp]
     return ops + [placed[name] for name in declared if name in placed]
 
 
-_DECLARED = (rom.ParameterOp, rom.CacheOp)
+_DECLARED = (rom.ParameterOp, rom.CacheOp, rom.StateOp)
 
 
 def _overflow(module: ModuleOp, need: Need) -> DoesNotFit:

@@ -32,14 +32,20 @@ class VectorMemory:
         machine: the chip.
         capacity: tokens of the longest context, which scores are stored for.
         scales: bytes that the scales of caches take beside values, at a context.
+        reserved: rows of `vectors` before those of values: states.
     """
 
     def __init__(
-        self, machine: Machine, capacity: int, scales: Callable[[int], int] = lambda _: 0
+        self,
+        machine: Machine,
+        capacity: int,
+        scales: Callable[[int], int] = lambda _: 0,
+        reserved: int = 0,
     ) -> None:
         self.machine = machine
         self.scales = scales
         self.capacity = capacity
+        self.reserved = reserved
         self.persistent: dict[SSAValue, SSAValue] = {}
         """Values that live across blocks, each with the value whose place it shares."""
         self._views: dict[SSAValue, tuple[SSAValue, int]] = {}
@@ -188,7 +194,14 @@ class VectorMemory:
         return memories.size_of(self.memories().values())
 
     def _take(self, rows: dict[SSAValue, int], heights: dict[str, int]) -> None:
-        self._rows, self._heights = rows, heights
+        self._heights = {m: n + self._before(m) for m, n in heights.items()}
+        self._rows = {value: n + self._before(self._memory(value)) for value, n in rows.items()}
+
+    def _memory(self, value: SSAValue) -> str | None:
+        return memory_of(self.kind(value))
+
+    def _before(self, memory: str | None) -> int:
+        return self.reserved if memory == memories.VECTORS else 0
 
     def _name(self, blocks: Sequence[DraftBlock], token: SSAValue, emit: rom.EmitOp) -> None:
         """Finds what lives across blocks, and gives every value the name of its buffer."""

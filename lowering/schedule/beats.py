@@ -22,7 +22,7 @@ from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec
 from intaglio.dialects.isa.touched import Memories, groups_of, passes_of, size_of, touched
-from intaglio.dialects.isa.vector import Rotary, Route, Softmax, VectorInstruction
+from intaglio.dialects.isa.vector import Delay, Rotary, Route, Softmax, VectorInstruction
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule.beat_order import ordered
@@ -43,6 +43,7 @@ class Beats:
         rows_at_once: rows of a matrix that leave the array together, by its slot's buffers.
         heads: of caches.
         peaks: the largest magnitudes that are taken while values are written.
+        states: elements of states.
     """
 
     machine: Machine
@@ -50,6 +51,7 @@ class Beats:
     rows_at_once: Callable[[str], int]
     heads: Mapping[str, int]
     peaks: Peaks
+    states: Mapping[str, int]
 
     def cut(self, block: DraftBlock, number: int) -> None:
         """Replaces the instructions of a block by their beats, in order; in place.
@@ -62,7 +64,7 @@ class Beats:
         chip = Memories(
             self.machine.vector_lanes,
             self.memory.capacity,
-            lambda slot: self.heads[bound.get(slot, slot)],
+            lambda slot: {**self.heads, **self.states}[bound.get(slot, slot)],
         )
         made_by = {value: one for one in block.drafts for value in one.does.writes}
         entries = self._entries(block, number)
@@ -156,7 +158,7 @@ class Beats:
         A pass that reduces keeps all others that reduce waiting from its first row to its last, so
         it does only where its rows come one behind the other.
         """
-        if number < passes_of(one.does) - 1:
+        if number < passes_of(one.does) - 1 and not isinstance(one.does, Delay):
             if number:
                 return False
             maker = made_by.get(one.does.reads[0])

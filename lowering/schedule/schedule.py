@@ -25,7 +25,7 @@ from intaglio.dialects.isa.matrix import Product
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import Memory
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
-from intaglio.lowering.buffers import context, name_of
+from intaglio.lowering.buffers import context, name_of, state_sizes
 from intaglio.lowering.order import check_before, check_legalised
 from intaglio.lowering.place.search import largest
 from intaglio.lowering.place.sram import need_of
@@ -166,7 +166,9 @@ def _schedule(
     """The program of a step, and the memories that the chip has for its values."""
     capacity = context(module)
     need = need_of(module, machine)
-    memory = VectorMemory(machine, capacity, lambda tokens: need.at(tokens).scales)
+    states = state_sizes(module)
+    reserved = sum(-(-size // machine.vector_lanes) for size in states.values())
+    memory = VectorMemory(machine, capacity, lambda tokens: need.at(tokens).scales, reserved)
     cutter = BlockCutter(module, machine, memory)
     blocks = list(cutter.blocks(step))
     heads = {
@@ -175,7 +177,7 @@ def _schedule(
         if isinstance(op, rom.CacheOp) and isinstance(op.type, rom.KVType)
     }
     peaks = peaks_of(blocks, memory, machine)
-    beats = Beats(machine, memory, cutter.rows_at_once, heads, peaks)
+    beats = Beats(machine, memory, cutter.rows_at_once, heads, peaks, states)
     for number, block in enumerate(blocks):
         beats.cut(block, number)
 

@@ -75,7 +75,7 @@ class RomAdapterSlots(ModulePass):
 
 
 def _buffers(module: ModuleOp) -> list[Operation]:
-    return [op for op in module.ops if isinstance(op, rom.ParameterOp | rom.CacheOp)]
+    return [op for op in module.ops if isinstance(op, rom.ParameterOp | rom.CacheOp | rom.StateOp)]
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -227,10 +227,12 @@ class _Values:
             match op:
                 case rom.AddOp():
                     self._join(op.lhs, op.rhs, op.output)
-                case rom.SliceOp() | rom.RotaryOp() | rom.ClipOp():
+                case rom.SliceOp() | rom.RotaryOp() | rom.ClipOp() | rom.DelayOp():
                     self._join(op.input, op.output)
                 case rom.WeighOp() if op.residual is not None:
                     self._join(op.residual, op.output)
+                case rom.TapOp() if op.addend is not None:
+                    self._join(op.addend, op.output)
                 case rom.RepeatOp():
                     body = op.body().body.block
                     end = body.last_op
@@ -263,6 +265,8 @@ class _Values:
                 return self._tensors(op, op.bias)
             case rom.LayerNormOp() if op.beta is not None:
                 return self._tensors(op, op.beta)
+            case rom.TapOp() if op.bias is not None:
+                return self._tensors(op, op.bias)
             case _:
                 return []
 
@@ -357,8 +361,21 @@ class _Values:
                 )
             case rom.AttentionOp():
                 return self._cached.get(name_of(op.values))
-            case rom.SliceOp() | rom.RotaryOp() | rom.ClipOp() | rom.WeighOp() if of:
+            case rom.SliceOp() | rom.RotaryOp() | rom.ClipOp() | rom.WeighOp() | rom.DelayOp() if (
+                of
+            ):
                 return of[0]
+            case rom.TapOp() if of and op.input in self._sizes:
+                weights = _known(one.rms for one in self._tensors(op, op.weights))
+                if not weights:
+                    return None
+                (small, large), added = of[0], [0.0, 0.0]
+                if op.addend is not None and op.addend in self._sizes:
+                    added = list(self._sizes[op.addend])
+                return (
+                    math.hypot(small * min(weights), added[0]),
+                    math.hypot(large * max(weights), added[1]),
+                )
             case rom.ActivateOp() if of and op.kind.data == "relu2":
                 # Of normal numbers; heavy tails square to values that no rms of theirs foretells,
                 # so only the range is taken from it.

@@ -145,6 +145,8 @@ def _conversions(op: Operation, chosen: Fractions, capacity: int) -> dict[str, C
             return fixed(op.bias)
         case rom.ExpertLinearOp():
             return fixed(op.bias)
+        case rom.TapOp():
+            return {name_of(op.weights): Conversion("fixed16"), **fixed(op.bias)}
         case rom.RMSNormOp():
             width = rom.vector_size(op.input.type) // op.groups.value.data
             return {name_of(op.gamma): Conversion("fixed16", math.sqrt(width))}
@@ -481,6 +483,8 @@ _CONVERTERS: dict[type[Operation], Callable[..., None]] = {
     rom.RotaryOp: _Body.retype,
     rom.ActivateOp: _Body.retype,
     rom.AddOp: _Body.retype,
+    rom.TapOp: _Body.retype,
+    rom.DelayOp: _Body.retype,
     rom.MulOp: _Body.retype,
     rom.SliceOp: _Body.retype,
     rom.RepeatOp: _Body.retype,

@@ -85,7 +85,7 @@ class _Sequence:
         self.buffers = {
             child.sym_name.data: child
             for child in module.body.block.ops
-            if isinstance(child, rom.ParameterOp | rom.CacheOp)
+            if isinstance(child, rom.ParameterOp | rom.CacheOp | rom.StateOp)
         }
         known: dict[object, int] = {}
         self.numbers = np.array(
@@ -112,7 +112,11 @@ class _Sequence:
                 if buffer is None:
                     return op
                 # What an operation does with a buffer may hang on these, not only on its type.
-                extra = buffer.zero if isinstance(buffer, rom.ParameterOp) else buffer.static_scale
+                extra = None
+                if isinstance(buffer, rom.ParameterOp):
+                    extra = buffer.zero
+                elif isinstance(buffer, rom.CacheOp):
+                    extra = buffer.static_scale
                 kinds.append((name, (buffer.type, extra)))
             else:
                 kinds.append((name, value))

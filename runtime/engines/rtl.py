@@ -41,7 +41,7 @@ from intaglio.dialects.isa import values
 from intaglio.dialects.isa.attention import OverTokens, QueryKey
 from intaglio.dialects.isa.queues import LEAVES, reductions_of
 from intaglio.dialects.isa.touched import passes_of
-from intaglio.dialects.isa.vector import Quantize, Sample
+from intaglio.dialects.isa.vector import Delay, Quantize, Sample
 from intaglio.dialects.memories import (
     CODE_SCALES,
     CODES,
@@ -551,6 +551,12 @@ class RTLChip:
             case _:
                 raise CompilerBug(f"buffer {buffer} of kind {kind.kind} is in no memory")
 
+    def state(self, name: str) -> Ints:
+        """What a state holds now."""
+        one, lanes = self.program.states[name], self.layout.lanes
+        rows = self._lanes(VECTORS, one.row, -(-one.size // lanes), 32)
+        return rows.reshape(-1)[: one.size].astype(np.int64)
+
     def largest(self, buffer: str) -> Ints:
         """The largest of each head's scores, as they were written: [heads]."""
         first = self.layout.places.heads[buffer]
@@ -929,7 +935,10 @@ def _whole(step: Step) -> _Whole:
 def _part(chip: RTLChip, step: Step) -> tuple[int, int] | None:
     """Which groups, heads or elements of its result a beat writes; None: it writes none of it."""
     one = step.instruction
-    if not one.writes or isinstance(one.does, Sample) or one.beat.number < passes_of(one.does) - 1:
+    if not one.writes or isinstance(one.does, Sample):
+        return None
+    # A delay gives its result in the first pass.
+    if one.beat.number < passes_of(one.does) - 1 and not isinstance(one.does, Delay):
         return None
     name = one.writes[0]
     if name not in step.touches.writes:
@@ -1043,6 +1052,8 @@ def _compare_end(
     if caches:
         seen = chip.stores
         tokens = chip.position
+        for name, state in simulator.states.items():
+            check.value(f"state {name}", "element", state, chip.state(name), None)
         for name, store in simulator.stores.items():
             other = seen[name]
             check.value(

@@ -36,6 +36,7 @@ from intaglio.dialects.isa.matrix import Embed, ExpertMatvec, Product, Row
 from intaglio.dialects.isa.power import Switch
 from intaglio.dialects.isa.vector import (
     Copy,
+    Delay,
     ElementwiseInstruction,
     LayerNorm,
     Quantize,
@@ -46,6 +47,7 @@ from intaglio.dialects.isa.vector import (
     ScaleBy,
     Softcap,
     Softmax,
+    Tap,
     Weigh,
 )
 from intaglio.dialects.semantics import Quantized, Routing
@@ -150,6 +152,8 @@ class Simulator:
         self._ops: ModuleType = semantics if reference else vector_kernels
         self._counter = Saturations()
         self.stores: dict[str, Store] = {}
+        self.states: dict[str, Ints] = {}
+        """What the last token left, by state; at position 0 it counts as zeros."""
         self._adapter: dict[str, SiteImage] = {}
         self._residents = Residents(program)
         self.ranks: dict[str, int] = {}
@@ -182,6 +186,7 @@ class Simulator:
     def reset(self) -> None:
         """Forgets all tokens and saturations."""
         self.stores.update({name: Store.empty(c) for name, c in self.program.caches.items()})
+        self.states.update({n: np.zeros(s.size, np.int64) for n, s in self.program.states.items()})
         self._counter.count = 0
 
     def load_adapter(self, image: AdapterImage | None) -> int:
@@ -335,6 +340,10 @@ class Simulator:
                 return self._weighted_sum(one, reads)
             case ElementwiseInstruction():
                 return self._elementwise(one, reads)
+            case Tap():
+                return self._tap(one, reads)
+            case Delay():
+                return self._delay(one, reads)
             case Copy():
                 return reads[0]
             case Sample():
@@ -561,6 +570,27 @@ class Simulator:
             reads[0](c), cos[c.positions], sin[c.positions], heads, interleaved, counter, frac
         )
 
+    def _tap(self, one: Tap[str], reads: Sequence[Action]) -> Action:
+        weights, frac = self._vector(one.weights), self.program.fraction(one.output)
+        bias = None if one.bias is None else self._addend(one.bias, frac)
+        exponent = self.program.parameters[one.weights].exponent
+        shift = self.program.fraction(one.input) + exponent - frac
+        counter = self._counter
+
+        def run(c: Context) -> Ints:
+            addend = reads[1](c) if len(reads) > 1 else None
+            return self._ops.tap(reads[0](c), weights, shift, bias, addend, counter)
+
+        return run
+
+    def _delay(self, one: Delay[str], reads: Sequence[Action]) -> Action:
+        def run(c: Context) -> Ints:
+            x, last = reads[0](c), self.states[one.state]
+            self.states[one.state] = x[-1].copy()
+            return self._ops.delay(x, last if c.first else np.zeros_like(last))
+
+        return run
+
     def _query_key(self, one: QueryKey[str], reads: Sequence[Action]) -> Action:
         name, cache = one.keys, self.program.caches[one.keys]
         kind = self.program.value(one.query, values.Quantized)
@@ -669,21 +699,21 @@ def _readers(program: Program, block: Block) -> list[list[Action]]:
     """
     written = {name for b in program.blocks for one in b.instructions for name in one.writes}
     order: list[str] = []
-    for other in program.blocks:
+    found: dict[int, list[Action]] = {}
+    for other, accesses in zip(program.blocks, program.accesses, strict=True):
+        # As the beats write: what is computed first may be written later.
+        for beat, access in zip(other.instructions, accesses, strict=True):
+            if other is block and beat.beat.ends:
+                found[id(beat)] = [
+                    (lambda c, name=name: c.values[name])
+                    if name in written or name in program.accepted
+                    else _part(program, name, order)
+                    for name in beat.reads
+                ]
+            order += access.writes
         if other is block:
             break
-        order += [name for one in other.whole for name in one.writes]
-    readers: list[list[Action]] = []
-    for one in block.whole:
-        actions: list[Action] = []
-        for name in one.reads:
-            if name in written or name in program.accepted:
-                actions.append(lambda c, name=name: c.values[name])
-                continue
-            actions.append(_part(program, name, order))
-        readers.append(actions)
-        order += one.writes
-    return readers
+    return [found[id(one)] for one in block.whole]
 
 
 def _part(program: Program, name: str, order: Sequence[str]) -> Action:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from intaglio.dialects import fixed_point, semantics
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import Ints, Real, Saturations, Scale
-from intaglio.dialects.formulas.elementwise import ADD, Constants, Elementwise
+from intaglio.dialects.formulas.elementwise import ADD, MUL, Constants, Elementwise
 from intaglio.dialects.formulas.norms import norm_values
 from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.formulas.quantise import format_values
@@ -497,6 +497,27 @@ def elementwise(
     if operands[0].shape != operands[-1].shape:
         return semantics.elementwise(one, operands, constants, saturations)
     return _elementwise(_kernel("elementwise", one.name), operands, constants, saturations)
+
+
+def tap(
+    x: Ints,
+    weights: npt.NDArray[np.integer],
+    shift: int,
+    bias: npt.NDArray[np.integer] | None = None,
+    addend: Ints | None = None,
+    saturations: Saturations | None = None,
+) -> Ints:
+    """`semantics.tap`."""
+    wide = np.broadcast_to(np.asarray(weights, np.int64), x.shape)
+    y = elementwise(MUL, (x, wide), Constants(second_shift=shift), saturations)
+    more = bias if addend is None else addend
+    if more is None:
+        return y
+    added = np.broadcast_to(np.asarray(more, np.int64), y.shape)
+    return elementwise(ADD, (y, added), Constants(), saturations)
+
+
+delay = semantics.delay
 
 
 def _elementwise(

@@ -158,6 +158,9 @@ class Reference:
         dim = port.dims[axis]
         if axis == 0:
             return 1
+        if len(port.dims) == 3 and isinstance(dim, int):
+            # A state of fixed size.
+            return dim
         # Caches are [batch, heads, tokens, width], or [batch, tokens, heads, width].
         tokens = 1 if isinstance(port.dims[2], int) and not isinstance(port.dims[1], int) else 2
         if axis == tokens:
@@ -505,10 +508,14 @@ def _classify(model: Path, session: onnxruntime.InferenceSession) -> _Ports:
         )
     ports = _Ports(tokens, _port(model, logits), mask, positions)
     pasts = [one for one in inputs if one not in (tokens, mask, positions)]
-    presents = [name for name, one in outputs.items() if len(one.shape or ()) == 4]
+    presents = [
+        name
+        for name, one in outputs.items()
+        if len(one.shape or ()) == 4 or (len(one.shape or ()) == 3 and name != logits.name)
+    ]
     pairs = presents_of([past.name for past in pasts], presents)
     for past in pasts:
-        if len(past.dims) != 4 or past.name not in pairs:
+        if len(past.dims) not in (3, 4) or past.name not in pairs:
             raise CannotJudge(
                 f"what the graph's input '{past.name}' is for is not known", file=str(model)
             )

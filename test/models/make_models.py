@@ -48,6 +48,11 @@ class Variant:
     experts: int = 0
     """A mixture of so many in each layer, of which two are chosen (gpt-oss); 0: none."""
 
+    taps: int = 0
+    """LFM2: the first layer is a convolution over so many taps, between two gates."""
+    activation: str = "none"
+    """Of the convolution."""
+
 
 VARIANTS = {
     "llama": Variant(vocabulary=256),
@@ -64,6 +69,8 @@ VARIANTS = {
     "learned": Variant(parallel=True, bias=True, learned=True),
     "ternary_tied": Variant(bits=2, tied=True, accuracy_level=0),
     "experts": Variant(bias=True, experts=8),
+    "lfm2": Variant(taps=3),
+    "conv4": Variant(taps=4, bias=True, activation="silu"),
 }
 
 
@@ -206,6 +213,28 @@ class Builder:
             do_rotary=1,
         )
 
+    def convolution(self, layer: int, x: str) -> str:
+        """B * x through a convolution over the last taps, times C; channels come before tokens."""
+        name, path = f"model.layers.{layer}.conv", f"/model/layers.{layer}/conv"
+        packed = self.linear(f"{name}.in_proj", x, 3 * HIDDEN, HIDDEN)
+        packed = self.node("Transpose", f"{path}/Transpose_1", [packed], perm=[0, 2, 1])
+        sizes = self.tensor(f"{path}/sizes", np.array([HIDDEN] * 3, np.int64))
+        parts = [f"{path}/split_{i}" for i in range(3)]
+        self.node("Split", f"{path}/Split", [packed, sizes], outputs=parts, axis=1)
+        y = self.node("Mul", f"{path}/Mul_1", [parts[0], parts[2]])
+        weights = self.normal(f"{name}.conv.weight", HIDDEN, 1, self.variant.taps, std=0.6)
+        bias = self.normal(f"{name}.conv.bias", HIDDEN, std=0.3) if self.variant.bias else ""
+        y = self.node(
+            "CausalConvWithState",
+            f"{path}/CausalConvWithState",
+            [y, weights, bias, f"past.{layer}.conv"],
+            outputs=[f"{path}/convolved", f"present.{layer}.conv"],
+            domain=MS,
+            activation=self.variant.activation,
+        )
+        y = self.node("Mul", f"{path}/Mul_2", [parts[1], y])
+        return self.node("Transpose", f"{path}/Transpose_2", [y], perm=[0, 2, 1])
+
     def head_norm(self, layer: int, letter: str, x: str, width: int) -> str:
         path = f"/model/layers.{layer}/attn/{letter}_norm"
         apart = self.tensor(f"{path}/apart", np.array([0, -1, HEAD], np.int64))
@@ -256,6 +285,9 @@ class Builder:
             block_size=BLOCK,
             normalize_routing_weights=1,
         )
+
+    def convolves(self, layer: int) -> bool:
+        return bool(self.variant.taps) and layer == 0
 
     def network(self, layer: int, x: str) -> str:
         if self.variant.experts:
@@ -328,7 +360,8 @@ class Builder:
         y, x = self.norm("/model/layers.0/input_layernorm", x, None)
         for layer in range(LAYERS):
             path = f"/model/layers.{layer}"
-            attended = self.attention(layer, y)
+            mixer = self.convolution if self.convolves(layer) else self.attention
+            attended = mixer(layer, y)
             attended = self.linear(f"model.layers.{layer}.attn.o_proj", attended, HIDDEN, HIDDEN)
             if self.variant.parallel:
                 other = self.network(layer, y)
@@ -364,11 +397,17 @@ class Builder:
         outputs = [helper.make_tensor_value_info("logits", floats, logits)]
         for kind in ("key", "value"):
             for layer in range(1 if self.variant.shared else LAYERS):
+                if self.convolves(layer):
+                    continue
                 name = f"{layer}.{kind}"
                 inputs.append(
                     helper.make_tensor_value_info(f"past_key_values.{name}", floats, past)
                 )
                 outputs.append(helper.make_tensor_value_info(f"present.{name}", floats, present))
+        if self.variant.taps:
+            state = ["batch_size", HIDDEN, self.variant.taps - 1]
+            inputs.append(helper.make_tensor_value_info("past.0.conv", floats, state))
+            outputs.append(helper.make_tensor_value_info("present.0.conv", floats, state))
         graph = helper.make_graph(self.nodes, "main_graph", inputs, outputs, self.tensors)
         opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MS, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)

@@ -72,6 +72,17 @@ _SCHEMAS: tuple[tuple[str, str, str, str, dict[str, str]], ...] = (
         "",
         {"T1": "float", "T2": _BYTES},
     ),
+    (
+        "CausalConvWithState",
+        "input:T weight:T bias?:T past_state?:T",
+        "output:T present_state:T state_update?:T",
+        (
+            "activation:string channels_last:int dilation:int input_channel_offset:int "
+            "input_channels:int ndim:int state_channels_last:int state_length:int "
+            "state_update_capacity:int state_window:int"
+        ),
+        {"T": _FLOATS},
+    ),
     ("FastGelu", "X:T bias?:T", "Y:T", "", {"T": _REALS}),
     (
         "FusedMatMul",

@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+STATE = r"conv|recurrent|ssm|state"
+"""What the last part of the name of an input has that is a state of fixed size."""
+
 Key = tuple[tuple[str, ...], str]
 
 
@@ -41,5 +44,7 @@ def is_position(name: str) -> bool:
 
 
 def _key(name: str) -> Key:
-    kind = "value" if re.search(r"value|\bv\b", name.split(".")[-1]) else "key"
+    last = name.split(".")[-1]
+    kind = "value" if re.search(r"value|\bv\b", last) else "key"
+    kind = last if re.search(STATE, last) else kind
     return tuple(re.findall(r"\d+", name)), kind

@@ -17,6 +17,7 @@ from intaglio.lowering.onnx.known.folding import Fold
 from intaglio.lowering.onnx.operators import (
     activations,
     attention,
+    convolution,
     elementwise,
     embedding,
     experts,
@@ -82,6 +83,7 @@ _EXPERTS = (
     "rom.route, rom.expert_linear, rom.slice, rom.clip, rom.activate, rom.scale, rom.mul, rom.weigh"
 )
 _ROUNDED = "of constants, and where the graph rounds activations to 8 bits (BitNet)"
+_CONVOLUTION = "constant weights; the past state an input of the graph, the present one an output"
 _TOKEN_SHAPES = "an activation's tokens must not mix and a token's elements keep their order"
 
 
@@ -139,6 +141,11 @@ def supported_operators() -> list[OperatorSupport]:
         OperatorSupport(
             "", "Ceil", 6, _NONE, "of constants, lengths, positions and masks",
             fold=lazy.small,
+        ),
+        OperatorSupport(
+            "", "CausalConvWithState", 27, "rom.delay, rom.tap, rom.activate",
+            _CONVOLUTION, ("activation",), outputs=2, inputs=2,
+            convert=convolution.causal_convolution,
         ),
         OperatorSupport(
             "", "Clip", 6, "the activation of rom.linear", _ROUNDED,
@@ -469,6 +476,11 @@ def supported_operators() -> list[OperatorSupport]:
             _MS, "BiasGelu", 1, "rom.activate, and the bias of rom.linear",
             "the bias follows a linear operator",
             inputs=2, convert=activations.biased_gelu("gelu_erf"),
+        ),
+        OperatorSupport(
+            _MS, "CausalConvWithState", 1, "rom.delay, rom.tap, rom.activate",
+            _CONVOLUTION, convolution.ATTRIBUTES, outputs=2, inputs=2,
+            convert=convolution.causal_convolution,
         ),
         OperatorSupport(
             _MS, "DynamicQuantizeMatMul", 1, "rom.linear",

@@ -20,6 +20,8 @@ from intaglio.backend.hw.units.vector.operations import (
     PASS_COUNTS,
     PASSES,
     QUANTIZE_STATIC,
+    TAP,
+    TAP_ONTO,
 )
 from intaglio.backend.program.types import Instruction, Parameter, Program
 from intaglio.dialects.codes import FORMATS
@@ -33,6 +35,7 @@ from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores
 from intaglio.dialects.isa.vector import (
     Copy,
+    Delay,
     ElementwiseInstruction,
     LayerNorm,
     Quantize,
@@ -40,6 +43,7 @@ from intaglio.dialects.isa.vector import (
     Rotary,
     Sample,
     Softmax,
+    Tap,
     VectorInstruction,
 )
 
@@ -144,6 +148,9 @@ def constant_forms(
             return tuple(zip(tables, forms, strict=True))
         case Softmax(sink=str(sink)):
             return ((program.parameters[sink], Form()),)
+        case Tap() as tap:
+            vectors = (tap.weights, *(() if tap.bias is None else (tap.bias,)))
+            return tuple((program.parameters[name], Form()) for name in vectors)
         case _:
             return ()
 
@@ -245,6 +252,8 @@ def _operation(one: VectorInstruction[str]) -> str:
             return COPY
         case Quantize() if one.scale_of is not None:
             return QUANTIZE_STATIC
+        case Tap():
+            return TAP if one.addend is None else TAP_ONTO
         case ElementwiseInstruction():
             return one.formula.family
         case _:
@@ -289,6 +298,12 @@ class _Encoder:
                 return values | self.quantize(one)
             case Rotary():
                 return values | self.rotary(one)
+            case Tap():
+                return values | self.tap(one)
+            case Delay():
+                state = self.program.states[one.state].row
+                values |= {"write": state} if beat.number else {"read0": state}
+                return values | self.grouped(1, self.size(one.input))
             case _:
                 values |= self.grouped(1, self.size(one.reads[0]))
         return values | self.elementwise(one) if isinstance(one, ElementwiseInstruction) else values
@@ -383,6 +398,16 @@ class _Encoder:
             "first_shift": constants.epsilon.exponent,
             "largest_shift": constants.largest_shift,
             "second_shift": UNIT_FRAC + gamma.exponent - self.program.fraction(one.output),
+        }
+
+    def tap(self, one: Tap[str]) -> dict[str, int]:
+        weights, fraction = self.program.parameters[one.weights], self.program.fraction(one.input)
+        return {
+            **self.grouped(1, self.size(one.input)),
+            **self.constant_fields(),
+            "read1": self.row(one.reads[-1]),
+            "offset": int(one.bias is not None),
+            "second_shift": fraction + weights.exponent - self.program.fraction(one.output),
         }
 
     def quantize(self, one: Quantize[str]) -> dict[str, int]:

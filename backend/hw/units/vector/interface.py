@@ -42,6 +42,8 @@ from intaglio.backend.hw.units.vector.operations import (
     ROTARY,
     SAMPLE,
     SOFTMAX,
+    TAP,
+    TAP_ONTO,
 )
 from intaglio.backend.hw.units.vector.shape import VectorShape, machine_refusals
 from intaglio.backend.hw.units.vector.unit import build_vector
@@ -65,6 +67,8 @@ INSTRUCTIONS = (
     vector.Mul,
     vector.ScaleBy,
     vector.Softcap,
+    vector.Tap,
+    vector.Delay,
     vector.Copy,
     vector.Softmax,
     vector.Sample,
@@ -110,7 +114,7 @@ class VectorUnit(Unit):
     def _reads(self) -> Iterator[Bundle]:
         yield row(VECTORS, "vector0", "address")
         yield row(VECTORS, "vector1", "address")
-        if self._has(ROTARY, *NORMS):
+        if self._has(ROTARY, *NORMS, TAP, TAP_ONTO):
             yield row(CONSTANTS, "constant0", "address")
             yield row(CONSTANTS, "constant1", "address")
         if self._has(SOFTMAX):

@@ -23,6 +23,7 @@ from intaglio.backend.hw.units.vector.operations import (
     ROTARY,
     SAMPLE,
     SOFTMAX,
+    TAP,
 )
 from intaglio.backend.hw.units.vector.tables import SharedTable
 from intaglio.backend.hw.wires.datapaths import (
@@ -103,6 +104,7 @@ class LaneControl:
         doubled: element by itself (relu2).
         bounded: the element alone, between two bounds (clip).
         paired: element by the second operand (mul).
+        tapped: element by the first constant (tap).
         added: the second operand is added.
         offset: the second constant is added.
         coded: saturation is that of a code.
@@ -134,6 +136,7 @@ class LaneControl:
     doubled: Signal
     bounded: Signal
     paired: Signal
+    tapped: Signal
     added: Signal
     offset: Signal
     coded: Signal
@@ -338,6 +341,8 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
         b = mux(control.doubled, rectified, b)
     if features.sets("bounded"):
         b = mux(control.bounded, 1, b)
+    if features.sets("tapped"):
+        b = mux(control.tapped, given.cos, b)
     if features.sets("paired"):
         b = mux(control.paired, given.y, b)
     if features.sets("bare"):
@@ -366,7 +371,7 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
         high = control.second << smaller(larger(control.second_shift, 0), 8)
         inside = larger(smaller(word, high), low).assume(-(1 << 31), (1 << 31) - 1)
         word = mux(control.bounded, inside, word)
-    if features.sets("added") or features.has(LAYER_NORM):
+    if features.sets("added") or features.has(LAYER_NORM, TAP):
         term = mux(control.added, given.y, mux(control.offset, given.sin, 0))
         total = saturate(word.cut() + term)
         word, count = total.value, count + total.saturated

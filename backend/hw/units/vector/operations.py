@@ -26,6 +26,11 @@ QUANTIZE = isa.Quantize.opcode
 QUANTIZE_STATIC = "quantize_static"
 """With the static scale of a cache."""
 
+TAP, TAP_ONTO = isa.Tap.opcode, "tap_onto"
+"""Constant weights, and a bias; constant weights, and the second operand."""
+DELAY = isa.Delay.opcode
+"""Both passes copy; at position 0 the first one gives zeros."""
+
 LANE_SETTINGS: Mapping[str, frozenset[str]] = {
     elementwise.SCALE.family: frozenset({"counted"}),
     elementwise.ADD.family: frozenset({"added", "counted"}),
@@ -39,8 +44,11 @@ LANE_SETTINGS: Mapping[str, frozenset[str]] = {
     elementwise.CLIP.family: frozenset({"bounded", "counted"}),
     "softplus": frozenset({"bare", "even", "joined", "counted"}),
     "mish": frozenset({"gated", "even", "whole", "counted"}),
+    TAP: frozenset({"tapped", "counted"}),
+    TAP_ONTO: frozenset({"tapped", "added", "counted"}),
+    DELAY: frozenset(),
 }
-"""What of `LaneControl` is 1 for an elementwise operation, by the formula's family."""
+"""What of `LaneControl` is 1 for an operation, by the formula's family where it has one."""
 
 OPERATIONS = (*LANE_SETTINGS, ROTARY, *NORMS, QUANTIZE, QUANTIZE_STATIC, SOFTMAX, SAMPLE)
 """What the unit distinguishes."""
@@ -49,7 +57,7 @@ PASS_COUNTS: Mapping[str, int] = {
     **dict.fromkeys(OPERATIONS, 1),
     **{
         one.opcode: one.passes.passes
-        for one in (isa.RMSNorm, isa.LayerNorm, isa.Quantize, isa.Softmax)
+        for one in (isa.RMSNorm, isa.LayerNorm, isa.Quantize, isa.Softmax, isa.Delay)
     },
 }
 """How often each operation passes over its vector."""

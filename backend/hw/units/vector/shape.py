@@ -86,6 +86,8 @@ class VectorShape:
                     groups = max(groups, kind.heads)
                 case _:
                     pass
+        for one in program.states.values():
+            rows = max(rows, one.row + -(-one.size // lanes))
         for block in program.blocks:
             for one in block.instructions:
                 if isinstance(one.does, RMSNorm):

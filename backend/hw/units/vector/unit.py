@@ -13,6 +13,8 @@ file, `vector_reduce` cycles later, and where the scalar tables are wanted, what
 | operation        | passes                                                                     |
 |------------------|----------------------------------------------------------------------------|
 | elementwise      | result                                                                     |
+| tap            | result; weights and bias are the constants                                 |
+| delay            | the state, or zeros at position 0; the input to the state                  |
 | rotary           | result; the partners come through the first port and the lane exchange     |
 | quantize         | largest magnitude (scalars); codes                                         |
 | quantize, static | codes                                                                      |
@@ -37,6 +39,7 @@ from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.units.vector.encode import FIELDS, GATE_TABLES
 from intaglio.backend.hw.units.vector.lane import ControlPorts, Features, build_lane, lane_inputs
 from intaglio.backend.hw.units.vector.operations import (
+    DELAY,
     FORMAT_CODES,
     LANE_SETTINGS,
     LAYER_NORM,
@@ -49,6 +52,8 @@ from intaglio.backend.hw.units.vector.operations import (
     ROTARY,
     SAMPLE,
     SOFTMAX,
+    TAP,
+    TAP_ONTO,
 )
 from intaglio.backend.hw.units.vector.shape import VectorShape, machine_refusals
 from intaglio.backend.hw.units.vector.tables import (
@@ -80,6 +85,9 @@ from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.formulas.softmax import exp2
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tables import table
+
+_WITH_CONSTANTS = (ROTARY, *NORMS, TAP, TAP_ONTO)
+"""Operations that read the constant ROM."""
 
 SUM_BITS = 63
 """Width of a sum, signed."""
@@ -186,7 +194,9 @@ class _Vector:
         self.rotary, self.sample, self.quantize = op(ROTARY), op(SAMPLE), op(QUANTIZE)
         self.squaring = op(*norms, last=1)
         self.centred = self.layer & ~op(LAYER_NORM, number=0)
-        self.final = op(*OPERATIONS, last=0)
+        self.tap = op(TAP, TAP_ONTO)
+        # Both passes of a delay write.
+        self.final = op(*OPERATIONS, last=0) | op(DELAY)
         self.ranging = op(*norms, last=2) | op(QUANTIZE, number=0)
         self.leaving = self.leaving_scale = m.constant(0)
         if self.features.has(*NORMS, QUANTIZE):
@@ -293,13 +303,13 @@ class _Vector:
         for name, field, more in (("vector0", "read0", partner), ("vector1", "read1", 0)):
             # The rows of a softmax are those of the score memory.
             self.address(name, rows, mux(self.softmax, 0, fields[field] + row + more))
-        if self.features.has(ROTARY, *NORMS):
+        if self.features.has(*_WITH_CONSTANTS):
             within = mux(fields["constant_restart"], self.j, row)
             if self.features.has(ROTARY):
                 folded = self.j - mux(first_half, 0, halves)
                 folded = mux(turning, folded.truncate(16), 0) + self.position_row
                 within = mux(self.rotary, folded, within)
-            reads = self.rotary | self.norm
+            reads = self.rotary | self.norm | self.tap
             # layer_norm without an offset has no second row.
             second = self.rotary | fields["offset"]
             for name, on in (("constant0", reads), ("constant1", reads & second)):
@@ -343,7 +353,7 @@ class _Vector:
         x = _exchanged(self.lanes_of("vector0"), exchange)
         y = self.lanes_of("vector1")
         empty: list[Signal] = [m.constant(0)] * self.lanes
-        constants = features.has(ROTARY, *NORMS)
+        constants = features.has(*_WITH_CONSTANTS)
         cos = self.lanes_of("constant0") if constants else empty
         sin = self.lanes_of("constant1") if constants else empty
         mantissa, exponent, top = empty, empty, m.constant(0)
@@ -426,6 +436,9 @@ class _Vector:
             flag: op(*(name for name, flags in LANE_SETTINGS.items() if flag in flags))
             for flag in sorted(frozenset[str]().union(*LANE_SETTINGS.values()))
         }
+        second = fields["second_mantissa"]
+        if self.features.has(DELAY):
+            second = mux(op(DELAY, number=0) & (self.position == 0), 0, second)
         return {
             **elementwise,
             "squared": self.squaring,
@@ -433,7 +446,7 @@ class _Vector:
             "scaled": (self.softmax | self.quantize) & final,
             "turned": self.rotary,
             "weighted": self.weighing,
-            "offset": self.layer & fields["offset"] & final,
+            "offset": ((self.layer & final) | op(TAP)) & fields["offset"],
             "coded": op(QUANTIZE_STATIC),
             "floating": floating & ~self.leaving,
             "counted": elementwise["counted"] | op(ROTARY, QUANTIZE_STATIC) | (self.norm & final),
@@ -441,7 +454,7 @@ class _Vector:
             "leaving": self.leaving,
             "first": fields["first_mantissa"],
             "first_shift": fields["first_shift"],
-            "second": fields["second_mantissa"],
+            "second": second,
             "second_shift": fields["second_shift"],
             "gate_shift": fields["fraction"],
             "lane_table": chosen,

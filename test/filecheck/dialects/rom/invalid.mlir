@@ -614,3 +614,46 @@ rom.parameter @s : !rom.tensor<[2], float32> {key = "k"}
 %q, %p = "test.op"() : () -> (tensor<64xf32>, index)
 %y = rom.attention %q over @k, @k at %p {heads = 4 : i64, scale = 0.25 : f64, sink = @s, onnx = [["n"]]} : tensor<64xf32> -> tensor<64xf32>
 // CHECK: sink @s has shape [2], the heads need [4]
+
+// -----
+
+rom.state @c : !rom.state<32>
+%p, %x = "test.op"() : () -> (index, tensor<64xf32>)
+%y = rom.delay %x in @c at %p {onnx = [["n"]]} : tensor<64xf32> -> tensor<64xf32>
+// CHECK: @c holds 32 elements, not 64
+
+// -----
+
+rom.state @c : !rom.state<64>
+%p, %x = "test.op"() : () -> (index, !rom.fixed<64, 16>)
+%y = rom.delay %x in @c at %p {onnx = [["n"]]} : !rom.fixed<64, 16> -> !rom.fixed<64, 12>
+// CHECK: rom.delay: input and result must have equal types
+
+// -----
+
+rom.parameter @w : !rom.tensor<[32], float32> {key = "k"}
+%x = "test.op"() : () -> tensor<64xf32>
+%y = rom.tap %x by @w {onnx = [["n"]]} : tensor<64xf32> -> tensor<64xf32>
+// CHECK: @w has shape [32], the operation needs [64]
+
+// -----
+
+rom.parameter @w : !rom.tensor<[64], float32> {key = "k"}
+%x, %a = "test.op"() : () -> (tensor<64xf32>, tensor<64xf32>)
+%y = rom.tap %x by @w bias @w onto %a {onnx = [["n"]]} : tensor<64xf32>, tensor<64xf32> -> tensor<64xf32>
+// CHECK: rom.tap adds a bias or another value, not both
+
+// -----
+
+rom.parameter @s : !rom.state<64> {key = "k"}
+// CHECK: a state is declared with rom.state
+
+// -----
+
+rom.state @c : !rom.kv<128, 2, 16, int8>
+// CHECK: a state has a type !rom.state, not !rom.kv<128, 2, 16, int8>
+
+// -----
+
+rom.state @c : !rom.state<0>
+// CHECK: a state has at least 1 element

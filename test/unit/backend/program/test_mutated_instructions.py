@@ -84,6 +84,8 @@ class Compiled:
             Store.STATIC_CACHE if "static_scale" in one else Store.CACHE: name
             for name, one in self.content["caches"].items()
         }
+        for name in self.content.get("states", ()):
+            found[Store.STATE] = name
         return {**found, **({Store.DOMAIN: NO_DOMAIN} if self.content["domains"] else {})}
 
     def made(self, kind: type[Instruction[Any]]) -> tuple[Content, dict[str, str]] | None:
@@ -132,9 +134,14 @@ class Compiled:
         kinds = {name: b["type"]["kind"] for name, b in self.content["buffers"].items()}
         for key in ("reads", "writes"):
             names: list[str] = one[key]
-            if names:
+            given = kind.form.reads if key == "reads" else ()
+            # Where the rest is an operand of the same kind, it may be the only one.
+            left_out = any(p.optional and p.kind is given[0].kind for p in given[1:])
+            if names and not left_out:
                 yield edit(f"{key} one less", **{key: names[1:]})
-            yield edit(f"{key} one more", **{key: [*names, *(names or list(kinds))[-1:]]})
+            room = given[len(names) : len(names) + 1] if names else ()
+            if not any(part.kind.kind == kinds[names[-1]] for part in room):
+                yield edit(f"{key} one more", **{key: [*names, *(names or list(kinds))[-1:]]})
             for place, name in enumerate(names):
                 for other in dict.fromkeys(kinds.values()):
                     if other != kinds[name]:
@@ -300,13 +307,23 @@ def mixed(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
     return Compiled(compile_model(model("experts"), out, options).folder)
 
 
-def test_what_the_compiler_writes_passes(demo: Compiled, gated: Compiled, mixed: Compiled) -> None:
-    for one in (demo, gated, mixed):
+@pytest.fixture(scope="module")
+def convolving(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """With the state of a convolution."""
+    out = tmp_path_factory.mktemp("convolving") / "out"
+    options = Options("roma-mini", context=32, emit="program")
+    return Compiled(compile_model(model("lfm2"), out, options).folder)
+
+
+def test_what_the_compiler_writes_passes(
+    demo: Compiled, gated: Compiled, mixed: Compiled, convolving: Compiled
+) -> None:
+    for one in (demo, gated, mixed, convolving):
         one.program.verify()
         assert program_of(one.content).blocks
 
 
-@pytest.mark.parametrize("which", ["demo", "gated", "mixed"])
+@pytest.mark.parametrize("which", ["demo", "gated", "mixed", "convolving"])
 def test_mutations_are_refused_with_the_same_words(
     which: str, request: pytest.FixtureRequest
 ) -> None:
@@ -322,10 +339,15 @@ def test_mutations_are_refused_with_the_same_words(
 
 @pytest.mark.parametrize("kind", INSTRUCTIONS, ids=lambda kind: f"{kind.queue}-{kind.opcode}")
 def test_mutations_of_every_declaration(
-    kind: type[Instruction[Any]], demo: Compiled, gated: Compiled, mixed: Compiled
+    kind: type[Instruction[Any]],
+    demo: Compiled,
+    gated: Compiled,
+    mixed: Compiled,
+    convolving: Compiled,
 ) -> None:
     """Instructions made by hand with all their parts, in the place of a program's first one."""
-    program, found = next((one, made) for one in (demo, gated, mixed) if (made := one.made(kind)))
+    programs = demo, gated, mixed, convolving
+    program, found = next((one, made) for one in programs if (made := one.made(kind)))
     one, bound = found
     block = program.blocks[0]
     op = next(iter(block.instructions))

@@ -57,6 +57,7 @@ class Evaluator:
         self.parameters = {
             op.sym_name.data: self._constant(op) for op in ops if isinstance(op, rom.ParameterOp)
         }
+        self.states: dict[str, np.ndarray] = {}
         self.caches: dict[str, list[np.ndarray]] = {
             op.sym_name.data: [] for op in ops if isinstance(op, rom.CacheOp)
         }
@@ -151,6 +152,13 @@ class Evaluator:
                     y = v[op.lhs] * v[op.rhs]
                 case rom.ScaleOp():
                     y = v[op.input] * op.factor.value.data
+                case rom.TapOp():
+                    y = v[op.input] * constant(op.weights)
+                    y = y + constant(op.bias) if op.bias else y
+                    y = y + v[op.addend] if op.addend is not None else y
+                case rom.DelayOp():
+                    y = self.states.get(named(op.state), np.zeros_like(v[op.input]))
+                    self.states[named(op.state)] = v[op.input]
                 case rom.SoftcapOp():
                     y = op.cap.value.data * np.tanh(v[op.input] / op.cap.value.data)
                 case rom.ClipOp():

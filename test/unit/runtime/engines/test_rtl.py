@@ -382,6 +382,20 @@ def test_shared_caches(model: Callable[[str], Path], tmp_path: Path) -> None:
     assert run(Simulator(program, tmp_path / "out"), chip, 5, seed=5)
 
 
+@pytest.mark.parametrize("name", ["lfm2", "conv4"])
+def test_state_of_a_convolution(model: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    """Values of earlier tokens, and zeros at the next sequence's beginning whatever is left."""
+    compile_model(model(name), tmp_path / "out", Options("roma-mini", SMALL, 8, emit="hw"))
+    program = load_program(tmp_path / "out")
+    simulator = Simulator(program, tmp_path / "out")
+    chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
+    assert run(simulator, chip, 5, seed=4)
+    assert any(chip.state(one).any() for one in program.states)
+    simulator.reset()
+    chip.reset()
+    assert run(simulator, chip, 3, seed=5)
+
+
 def test_what_is_emitted(out: Path, rtl: RTLChip) -> None:
     files = (IR, *VERILOG, WAIVERS, ROMS, ROM_INDEX, TESTBENCH)
     assert all((out / name).is_file() for name in files)

@@ -358,6 +358,19 @@ def ms_rotary(e):
     e.it("x", e.positions(), *e.angles(4), output="y")
 
 
+def causal_convolution(e):
+    """Silu of the sum of three taps, between channels and tokens."""
+    decoder = e.decoder
+    decoder.inputs.append(("past.0.conv", TensorProto.FLOAT, ["batch", 16, 2]))
+    decoder.outputs.append(("present.0.conv", TensorProto.FLOAT, ["batch", 16, 2]))
+    decoder.pasts.append(("past.0.conv", TensorProto.FLOAT, [1, 16, 2]))
+    channels = e.write("Transpose", "x", perm=[0, 2, 1])
+    weights, bias = (decoder.rng.normal(size=n).astype(FLOAT) for n in ((16, 1, 3), 16))
+    outputs = ["convolved", "present.0.conv"]
+    e.it(channels, weights, bias, "past.0.conv", outputs=outputs, activation="silu")
+    e.write("Transpose", "convolved", perm=[0, 2, 1], output="y")
+
+
 def group_query_attention(e):
     e.caches(1, 16)
     past = ["past_key_values.0.key", "past_key_values.0.value"]
@@ -498,6 +511,7 @@ EXAMPLES = {
     ("", "Softplus"): softplus,
     ("", "TopK"): top_k,
     ("", "Split"): split,
+    **{(domain, "CausalConvWithState"): causal_convolution for domain in ("", MS)},
     (MS, "FusedMatMul"): fused_matmul,
     (MS, "GatherBlockQuantized"): gather_block_quantized,
     (MS, "GroupQueryAttention"): group_query_attention,
