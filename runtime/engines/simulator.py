@@ -692,7 +692,9 @@ def _span(context: Context, one: OverTokens[str]) -> slice:
 def _readers(program: Program, block: Block) -> list[list[Action]]:
     """How each instruction gets its operands: a value by name, or a part of one.
 
-    A buffer that no instruction writes is a part of the buffer written last around its place.
+    A buffer that no instruction writes is a part of another: of that which its name says
+    (`part0_of_NAME`, see `place.vector_memory`), else of the one written last around its place.
+    Beats may be taken in another order than the model's, so that one is not always it.
 
     Raises:
         CompilerBug: an instruction reads what nothing has written.
@@ -718,7 +720,8 @@ def _readers(program: Program, block: Block) -> list[list[Action]]:
 
 def _part(program: Program, name: str, order: Sequence[str]) -> Action:
     part = program.span(name)
-    for source_name in reversed(order):
+    named = name.partition("_of_")[2]
+    for source_name in [*([named] if named in program.buffers else []), *reversed(order)]:
         source = program.span(source_name)
         is_fixed = isinstance(program.buffers[source_name].type, values.Fixed)
         if part is None or source is None or not is_fixed:
