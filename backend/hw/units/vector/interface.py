@@ -67,6 +67,7 @@ INSTRUCTIONS = (
     vector.Mul,
     vector.ScaleBy,
     vector.Softcap,
+    vector.Clip,
     vector.Tap,
     vector.Delay,
     vector.Copy,
