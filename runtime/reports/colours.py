@@ -47,6 +47,8 @@ PATTERNS: dict[str, tuple[int, int, str]] = {
     "wide-bars": (7, 0, '<path d="M0 0V7"/>'),
     "large-dots": (7, 0, '<circle cx="3.5" cy="3.5" r="1.5"/>'),
     "rings": (8, 0, '<circle cx="4" cy="4" r="2"/>'),
+    "small-net": (4, 45, '<path d="M0 0H4M0 0V4"/>'),
+    "wide-back": (8, -45, '<path d="M0 0V8"/>'),
 }
 """Size of a tile, degrees it is turned by, and what is drawn on it in the page's colour."""
 
@@ -71,6 +73,8 @@ _OPCODE_PATTERNS = {
     vector.Route.opcode: "wide-bars",
     vector.Weigh.opcode: "large-dots",
     vector.Copy.opcode: "lines",
+    vector.Tap.opcode: "small-net",
+    vector.Delay.opcode: "wide-back",
     vector.Sample.opcode: "broad-bars",
     cache.Append.opcode: "solid",
     power.Wake.opcode: "solid",

@@ -594,23 +594,6 @@ def _encode_attention(
         target += more
     else:
         target += first * shared * token_rows
-    beat = {
-        "beats_last": 0,
-        "beat_heads": model.together,
-        "beat_size": 0,
-        "last_size": 0,
-    }
-    of_sums = {"sum_shape": 0, "hold_last": 0}
-    if isinstance(one, WeightedSum):
-        number = model.sum_shape(one)
-        shape = model.sum_shapes[number]
-        beat = {
-            "beats_last": shape.parts - 1,
-            "beat_heads": shape.heads,
-            "beat_size": shape.size,
-            "last_size": shape.last_size,
-        }
-        of_sums = {"sum_shape": number, "hold_last": max(0, model.hold(one, count) - 1)}
     external: dict[str, int] = {}
     if model.external:
         external = {
@@ -639,8 +622,7 @@ def _encode_attention(
         "planes_last": place.planes - 1,
         "passes_last": passes - 1,
         "interval_last": interval - 1,
-        **beat,
-        **{name: value for name, value in of_sums.items() if name in model.fields},
+        **_leaving(model, one, count),
         "width": cache.width,
         "reach": min(one.window, model.capacity) - 1 if one.window else model.capacity - 1,
         "query_fp8": int(fmt == "fp8"),
@@ -663,6 +645,23 @@ def _encode_attention(
             if name in model.fields
         },
         **external,
+    }
+
+
+def _leaving(model: AttentionModel, one: OverCache, count: int) -> dict[str, int]:
+    """Fields that say how results of some KV heads leave: how many of them in a cycle."""
+    if not isinstance(one, WeightedSum):
+        fields = {"beats_last": 0, "beat_heads": model.together, "beat_size": 0, "last_size": 0}
+        return fields | {name: 0 for name in ("sum_shape", "hold_last") if name in model.fields}
+    number = model.sum_shape(one)
+    shape = model.sum_shapes[number]
+    of_sums = {"sum_shape": number, "hold_last": max(0, model.hold(one, count) - 1)}
+    return {
+        "beats_last": shape.parts - 1,
+        "beat_heads": shape.heads,
+        "beat_size": shape.size,
+        "last_size": shape.last_size,
+        **{name: value for name, value in of_sums.items() if name in model.fields},
     }
 
 

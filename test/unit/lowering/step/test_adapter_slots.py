@@ -50,6 +50,10 @@ def is_slot_product(one: InstructionOp) -> bool:
     return isinstance(weights, SymbolRefAttr) and weights.root_reference.data[-2:] in ("_A", "_B")
 
 
+PEAKED = ("quantize", "rms_norm")
+"""Their first pass may be left out, where what they read comes with its largest magnitude."""
+
+
 @RELAXED
 @given(data=st.data())
 def test_every_instruction_of_the_base_stays(
@@ -57,7 +61,8 @@ def test_every_instruction_of_the_base_stays(
 ) -> None:
     """The instructions without those of slots are the base's, and take what they take there, though
     behind a product with a slot a pass may be cut otherwise, and that for the largest magnitude may
-    be one of its own."""
+    be one of its own: a product leaves that of its results where a slot's product does not follow.
+    """
     model = data.draw(decoders)
     roles = data.draw(st.lists(st.sampled_from(ROLES), unique=True, min_size=1))
     rank = data.draw(st.integers(1, 9))
@@ -78,8 +83,8 @@ def test_every_instruction_of_the_base_stays(
                 one.queue.data,
                 str(one.uses),
                 str(one.onnx),
-                work(beats, model.capacity)[-1:],
-                work(beats, model.capacity)[:-1] if one.opcode.data != "quantize" else (),
+                [taken[:3] for taken in work(beats, model.capacity)[-1:]],
+                work(beats, model.capacity)[:-1] if one.opcode.data not in PEAKED else (),
             )
             for (block, _), beats in whole.items()
             for one in beats[:1]
