@@ -71,6 +71,9 @@ class RowOp(OperatorOp):
     output = result_def(VECTOR)
     traits = traits_def(Pure())
 
+    def __init__(self, number: SSAValue, table: str, onnx: Nodes, output: Attribute) -> None:
+        self._build([number], [output], table=table, onnx=onnx)
+
     def verify_(self) -> None:
         """The row has the table's width."""
         table = resolved_type(self, self.table, ROMTensorType)
@@ -97,9 +100,6 @@ class EmbedOp(RowOp):
     token = operand_def(TOKEN)
     assembly_format = "$token `of` $table attr-dict `:` type($output)"
 
-    def __init__(self, token: SSAValue, table: str, onnx: Nodes, output: Attribute) -> None:
-        self._build([token], [output], table=table, onnx=onnx)
-
 
 @irdl_op_definition
 class EmbedPositionOp(RowOp):
@@ -114,9 +114,6 @@ class EmbedPositionOp(RowOp):
     name = "rom.embed_position"
     position = operand_def(POSITION)
     assembly_format = "$position `of` $table attr-dict `:` type($output)"
-
-    def __init__(self, position: SSAValue, table: str, onnx: Nodes, output: Attribute) -> None:
-        self._build([position], [output], table=table, onnx=onnx)
 
 
 @irdl_op_definition
