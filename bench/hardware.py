@@ -2,6 +2,7 @@
 
     python bench/hardware.py MODEL.onnx... [--tokens 8] [--engine rtl] [--engine verilator]
                              [--shapes 3] [--slow] [--seed 1] [--set key=value]
+                             [--weights int4:32]
 
 Each model is compiled for roma-mini, and for as many random shapes of it as `--shapes` says. The
 seed is printed. With `--slow` every third shape has one unit that is much slower than the others.
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("--slow", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--weights", help="for models in floating point")
     arguments = parser.parse_args()
     settings = [tuple(arguments.set)]
     for seed in range(arguments.seed, arguments.seed + arguments.shapes):
@@ -132,7 +134,12 @@ def main() -> None:
                 name = f"{model.parent.name} shape {number}"
                 out = Path(work) / f"{model.parent.name}{number}"
                 try:
-                    options = Options("roma-mini", one, context=max(64, arguments.tokens))
+                    options = Options(
+                        "roma-mini",
+                        one,
+                        context=max(64, arguments.tokens),
+                        weights=arguments.weights,
+                    )
                     compile_model(model, out, options)
                     for engine in arguments.engine or HARDWARE_ENGINES:
                         print(f"{name}, {engine}: {compare(out, engine, arguments.tokens)}")

@@ -8,7 +8,7 @@ the rationale.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 from xdsl.dialects.builtin import (
@@ -43,6 +43,7 @@ from intaglio.dialects import (
     gating,
     hazards,
     overtaking,
+    part_of,
     rom,
     stated_cycles,
     timeline,
@@ -72,13 +73,13 @@ class BufferOp(PlainOp):
     """A place for a value: a memory of the chip, first row, type.
 
     Buffers may overlap when their values do not live at the same time, or when one is a part of
-    the other. A part that begins inside a row has the number of its first `element` there. A
-    token's number is in a register of the token port, in no memory.
+    the other, which its `of` names (`part_of`). A part that begins inside a row has the number of
+    its first `element` there. A token's number is in a register of the token port, in no memory.
 
     Example:
     ```
     program.buffer @x in @vectors at 4 : !rom.fixed<64, 16>
-    program.buffer @part0_of_x in @vectors at 5 : !rom.fixed<8, 16> {element = 8 : i64}
+    program.buffer @half in @vectors at 5 : !rom.fixed<8, 16> {element = 8 : i64, of = @x}
     program.buffer @token : i32
     ```
     """
@@ -88,18 +89,26 @@ class BufferOp(PlainOp):
     memory = opt_prop_def(SymbolRefAttr)
     row = opt_prop_def(IntegerAttr[I64])
     element = opt_prop_def(IntegerAttr[I64])
+    of = opt_prop_def(SymbolRefAttr)
     type = prop_def(AnyAttr())
     assembly_format = "$sym_name (`in` $memory^ `at` $row)? `:` $type attr-dict"
     traits = lazy_traits_def(lambda: (SymbolOpInterface(), HasParent(ProgramOp)))
 
     def __init__(
-        self, name: str, type_: Attribute, memory: str | None = None, row: int = 0, element: int = 0
+        self,
+        name: str,
+        type_: Attribute,
+        memory: str | None = None,
+        row: int = 0,
+        element: int = 0,
+        of: str | None = None,
     ) -> None:
         self._build(
             sym_name=name,
             memory=memory,
             row=None if memory is None else row,
             element=element or None,
+            of=of,
             type=type_,
         )
 
@@ -158,6 +167,10 @@ def longest(module: ModuleOp) -> int:
 
 def spans(module: ModuleOp | None, buffers: Iterable[BufferOp]) -> dict[str, tuple[int, int]]:
     """The buffers' places as ranges that overlap where the buffers do (`memories.numbered`)."""
+    return numbered(_where(module, buffers))
+
+
+def _where(module: ModuleOp | None, buffers: Iterable[BufferOp]) -> dict[str, Span | None]:
     chip = {} if module is None else memories(module)
     capacity = 1 if module is None else longest(module)
 
@@ -165,7 +178,7 @@ def spans(module: ModuleOp | None, buffers: Iterable[BufferOp]) -> dict[str, tup
         memory = None if one.memory is None else chip.get(one.memory.root_reference.data)
         return span_of(one.value, *one.place, memory.lanes if memory else 1, capacity)
 
-    return numbered({one.sym_name.data: where(one) for one in buffers})
+    return {one.sym_name.data: where(one) for one in buffers}
 
 
 @irdl_op_definition
@@ -490,6 +503,8 @@ class ProgramOp(PlainOp):
         module = self.parent_op()
         around = list(module.ops) if isinstance(module, ModuleOp) else []
         whole = _Whole(list(self.blocks))
+        written = {name for own in whole.does for one in own for name in one.writes}
+        self._check_parts(module if isinstance(module, ModuleOp) else None, written)
         whole.check_kinds(self.buffers, around)
         machine = next((op.machine for op in around if isinstance(op, MachineOp)), None)
         places = spans(module if isinstance(module, ModuleOp) else None, self.buffers)
@@ -507,6 +522,14 @@ class ProgramOp(PlainOp):
         whole.check_cycles(
             list(self.positions.get_values()), None if machine is None else machine.issue
         )
+
+    def _check_parts(self, module: ModuleOp | None, written: Container[str]) -> None:
+        of = {o.sym_name.data: o.of.root_reference.data for o in self.buffers if o.of is not None}
+        kinds = {one.sym_name.data: one.value for one in self.buffers}
+        places = _where(module, self.buffers)
+        for name in of:
+            if (fault := part_of.fault(name, of, kinds, places, written)) is not None:
+                raise VerifyException(f"@{name} {fault}")
 
 
 class _Whole:

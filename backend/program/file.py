@@ -194,6 +194,8 @@ def _buffer(op: BufferOp) -> dict[str, Any]:
         content["memory"], content["row"] = op.memory.root_reference.data, row
         if element:
             content["element"] = element
+    if op.of is not None:
+        content["of"] = op.of.root_reference.data
     return content
 
 

@@ -75,6 +75,7 @@ def load_program(out: str | Path) -> Program:
         raise content.error(f"has schema {shown(schema)}, this version reads {SCHEMA}")
     program = read_program(content, Path(out))
     _check_beats(program, path)
+    _check_sources(program, path)
     _check_order(program, path)
     _check_power(program, path)
     _check_cycles(program, path)
@@ -118,6 +119,23 @@ def _check_beats(program: Program, path: Path) -> None:
         _ = program.accesses
     except ValueError as error:
         raise UserError(str(error), file=str(path), hint=hint) from error
+
+
+def _check_sources(program: Program, path: Path) -> None:
+    """Refuses a program that reads a value before there is one."""
+    names, there = _Names(program), set(program.accepted)
+    for number, block in enumerate(program.blocks):
+        for one in block.whole:
+            missing = next((name for name in one.reads if program.whole(name) not in there), None)
+            if missing is not None:
+                at = number, 0, next(n for n, o in enumerate(block.instructions) if o is one)
+                raise UserError(
+                    f"{names(at)} reads '{missing}', which nothing has written before",
+                    file=str(path),
+                    node=names.node(at),
+                    hint="a part of another buffer says which ('of'); or compile the model again",
+                )
+            there.update(one.writes)
 
 
 def _check_order(program: Program, path: Path) -> None:

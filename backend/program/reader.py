@@ -23,7 +23,7 @@ from intaglio.backend.program.types import (
     Site,
     State,
 )
-from intaglio.dialects import formula, timeline
+from intaglio.dialects import formula, part_of, timeline
 from intaglio.dialects.codes import DENSE_BITS, FORMATS, SLOT_BITS, WEIGHT_BITS
 from intaglio.dialects.constant_rom import FORMS, PLAIN, Form
 from intaglio.dialects.errors import UserError
@@ -97,7 +97,7 @@ def read_program(content: JSONFile, folder: Path) -> Program:
         **dict.fromkeys(states, Store.STATE),
     }
     used = _Used({name: type(one.type) for name, one in buffers.items()}, stores)
-    return Program(
+    program = Program(
         machine=machine,
         memories=memories,
         name=content["name"].text(),
@@ -114,6 +114,23 @@ def read_program(content: JSONFile, folder: Path) -> Program:
         residents=1 if found is None else found.count(1),
         states=states,
     )
+    _check_parts(content, program)
+    return program
+
+
+def _check_parts(content: JSONFile, program: Program) -> None:
+    """Parts lie within what they are parts of.
+
+    Raises:
+        UserError: names the buffer.
+    """
+    of = {name: one.of for name, one in program.buffers.items() if one.of is not None}
+    kinds = {name: one.type for name, one in program.buffers.items()}
+    places = {name: program.span(name) for name in program.buffers}
+    for name in of:
+        fault = part_of.fault(name, of, kinds, places, program.written)
+        if fault is not None:
+            raise content["buffers"][name].error(fault)
 
 
 def _machine(content: JSONFile) -> Machine:
@@ -299,15 +316,16 @@ def _buffer(name: str, content: JSONFile, memories: Mapping[str, Memory], capaci
     if (memory := memory_of(value)) is None:
         content.only("type")
         return Buffer(name, value, None)
-    content.only("memory", "row", "element", "type")
+    content.only("memory", "row", "element", "of", "type")
     _ = content["memory"].text(memory)
+    of = content.get("of")
     _ = _named(content["memory"], memories, "memory")
     row, found = content["row"].count(), content.get("element")
     element, one = 0 if found is None else found.count(), memories[memory]
     where = span_of(value, row, element, one.lanes, capacity)
     if where is not None and (end := one.row_after(where)) > one.rows:
         raise content.error(f"ends at row {end}, the memory {memory} has {one.rows}")
-    return Buffer(name, value, memory, row, element)
+    return Buffer(name, value, memory, row, element, None if of is None else of.text())
 
 
 def _site(name: str, content: JSONFile, parameters: Mapping[str, Parameter]) -> Site:

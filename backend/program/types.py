@@ -23,7 +23,7 @@ from intaglio.dialects.memories import Memory, Span, span_of
 from intaglio.dialects.tiling import Piece
 from intaglio.dialects.timeline import At
 
-SCHEMA = 2
+SCHEMA = 3
 """Of program.json: another one has other keys."""
 
 V = TypeVar("V", bound=Value)
@@ -175,6 +175,7 @@ class Buffer:
         memory: where it lies; None: a token, in a register of the token port.
         row: the first one.
         element: the first one there.
+        of: the buffer whose value it is a part of; None: it is whole.
     """
 
     name: str
@@ -182,6 +183,7 @@ class Buffer:
     memory: str | None
     row: int = 0
     element: int = 0
+    of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -318,6 +320,17 @@ class Program:
         """Where a value lies; None: in no memory."""
         one, longest = self.buffers[buffer], max(c.capacity for c in self.caches.values())
         return span_of(one.type, one.row, one.element, self.machine.vector_lanes, longest)
+
+    def whole(self, buffer: str) -> str:
+        """The buffer that holds all of a buffer's value: the one it is a part of, or itself."""
+        return self.buffers[buffer].of or buffer
+
+    @cached_property
+    def written(self) -> frozenset[str]:
+        """Buffers that instructions write."""
+        return frozenset(
+            name for block in self.blocks for one in block.instructions for name in one.writes
+        )
 
     def value(self, buffer: str, kind: type[V]) -> V:
         """What is said of a buffer's value, of which the instruction that names it has the kind."""

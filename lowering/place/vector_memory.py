@@ -114,7 +114,8 @@ class VectorMemory:
         for value in (*self._roots, *self._views):
             memory = memory_of(self.kind(value))
             place = (0, 0) if memory is None else self._place(value)
-            yield BufferOp(self._names[value], value.type, memory, *place)
+            of = self._names[self.root(value)] if value in self._views else None
+            yield BufferOp(self._names[value], value.type, memory, *place, of=of)
 
     def memories(self) -> dict[str, Memory]:
         """The memories that the chip has for values."""

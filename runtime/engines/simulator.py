@@ -21,7 +21,7 @@ import numpy.typing as npt
 from intaglio.backend.images.adapter import AdapterImage, SiteImage
 from intaglio.backend.images.read import Images
 from intaglio.backend.program.program import Block, Cache, Instruction, Program
-from intaglio.dialects import semantics
+from intaglio.dialects import part_of, semantics
 from intaglio.dialects.codes import FORMATS, Matrix, decode
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Saturations, Scale, shift_saturate
@@ -690,43 +690,15 @@ def _span(context: Context, one: OverTokens[str]) -> slice:
 
 
 def _readers(program: Program, block: Block) -> list[list[Action]]:
-    """How each instruction gets its operands: a value by name, or a part of one.
+    """How each instruction gets its operands: a value by name, or a part of one."""
 
-    A buffer that no instruction writes is a part of another: of that which its name says
-    (`part0_of_NAME`, see `place.vector_memory`), else of the one written last around its place.
-    Beats may be taken in another order than the model's, so that one is not always it.
+    def reader(name: str) -> Action:
+        whole = program.whole(name)
+        if whole == name:
+            return lambda c: c.values[name]
+        inner, outer = program.span(name), program.span(whole)
+        assert inner is not None and outer is not None
+        where = part_of.elements(inner, outer)
+        return lambda c: c.values[whole][:, where]
 
-    Raises:
-        CompilerBug: an instruction reads what nothing has written.
-    """
-    written = {name for b in program.blocks for one in b.instructions for name in one.writes}
-    order: list[str] = []
-    found: dict[int, list[Action]] = {}
-    for other, accesses in zip(program.blocks, program.accesses, strict=True):
-        # As the beats write: what is computed first may be written later.
-        for beat, access in zip(other.instructions, accesses, strict=True):
-            if other is block and beat.beat.ends:
-                found[id(beat)] = [
-                    (lambda c, name=name: c.values[name])
-                    if name in written or name in program.accepted
-                    else _part(program, name, order)
-                    for name in beat.reads
-                ]
-            order += access.writes
-        if other is block:
-            break
-    return [found[id(one)] for one in block.whole]
-
-
-def _part(program: Program, name: str, order: Sequence[str]) -> Action:
-    part = program.span(name)
-    named = name.partition("_of_")[2]
-    for source_name in [*([named] if named in program.buffers else []), *reversed(order)]:
-        source = program.span(source_name)
-        is_fixed = isinstance(program.buffers[source_name].type, values.Fixed)
-        if part is None or source is None or not is_fixed:
-            continue
-        if part.memory == source.memory and source.first <= part.first and part.last <= source.last:
-            where = slice(part.first - source.first, part.last - source.first)
-            return lambda c: c.values[source_name][:, where]
-    raise CompilerBug(f"nothing writes buffer {name} before it is read")
+    return [[reader(name) for name in one.reads] for one in block.whole]

@@ -113,23 +113,19 @@ def read_bits(program: Program, placed: Mapping[str, Placed]) -> int:
 
 def heads(program: Program) -> set[str]:
     """The matrices that give the logits: no other product comes between."""
-
-    def overlap(one: str, other: str) -> bool:
-        a, b = program.span(one), program.span(other)
-        return a is not None and b is not None and a.overlaps(b)
-
-    wanted, found = {program.logits}, set[str]()
+    wanted, found = {program.whole(program.logits)}, set[str]()
     for block in reversed(program.blocks):
         if len(block.instances) > 1:
             break
         for one in reversed(block.whole):
-            if not any(overlap(name, other) for name in one.writes for other in wanted):
+            if wanted.isdisjoint(one.writes):
                 continue
             if isinstance(one.does, ExpertMatvec):
                 continue
             if isinstance(one.does, Matvec):
                 found.add(block.instances[0][one.does.weights])
             # A buffer may be read where it is written; its value before is another's.
-            wanted = {name for name in wanted if not any(overlap(name, w) for w in one.writes)}
-            wanted |= set(one.reads[1:] if isinstance(one.does, Product) else one.reads)
+            wanted -= set(one.writes)
+            read = one.reads[1:] if isinstance(one.does, Product) else one.reads
+            wanted |= {program.whole(name) for name in read}
     return found

@@ -546,3 +546,46 @@ program.program @p positions [0] logits @x token @t {
   program.buffer @x : index
 }
 // CHECK: @x has a type that no value has
+
+// -----
+
+fabric.memory @vectors rows 4 of 16 x 32
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x in @vectors at 0 : !rom.fixed<32, 16>
+  program.buffer @t : i32
+  program.buffer @h in @vectors at 1 : !rom.fixed<32, 16> {of = @x}
+}
+// CHECK: @h does not lie within 'x', of which it is a part
+
+// -----
+
+fabric.memory @vectors rows 4 of 16 x 32
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x in @vectors at 0 : !rom.fixed<32, 16>
+  program.buffer @t : i32
+  program.buffer @h in @vectors at 1 : !rom.fixed<16, 15> {of = @x}
+}
+// CHECK: @h has 15 fraction bits, 'x', of which it is a part, 16
+
+// -----
+
+fabric.memory @vectors rows 4 of 16 x 32
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x in @vectors at 0 : !rom.fixed<32, 16>
+  program.buffer @t : i32
+  program.buffer @h in @vectors at 1 : !rom.fixed<16, 16> {of = @z}
+}
+// CHECK: @h is a part of 'z', and there is no buffer of this name
+
+// -----
+
+fabric.memory @vectors rows 4 of 16 x 32
+program.program @p positions [0] logits @x token @t {
+  program.buffer @x in @vectors at 0 : !rom.fixed<32, 16>
+  program.buffer @t : i32
+  program.buffer @h in @vectors at 1 : !rom.fixed<16, 16> {of = @x}
+  program.block @b instances [{}] {
+    program.instruction "copy" on "vector" reads [@x] writes [@h] uses {} waits {} takes "1" {onnx = [["n"]]}
+  }
+}
+// CHECK: @h is written by an instruction, and is a part of 'x'

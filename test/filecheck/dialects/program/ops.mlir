@@ -11,7 +11,7 @@ fabric.memory @codes rows 4 of 16 x 16
 program.program @decode positions [0, 127] logits @y token @t {
   program.buffer @x in @codes at 0 : !rom.quantized<1, 64, int8>
   program.buffer @y in @vectors at 1 : !rom.fixed<256, 16>
-  program.buffer @part0_of_y in @vectors at 2 : !rom.fixed<8, 16> {element = 8 : i64}
+  program.buffer @half in @vectors at 2 : !rom.fixed<8, 16> {element = 8 : i64, of = @y}
   program.buffer @t : i32
   program.block @decoder instances [{w = @w0}, {w = @w1}] {
     program.instruction "quantize" on "vector" reads [@y] writes [@x] uses {} waits {matrix = 0 : i64} takes "34" {onnx = [["a"], ["b"]]}
@@ -25,7 +25,7 @@ program.program @decode positions [0, 127] logits @y token @t {
 // CHECK:      program.program @decode positions [0, 127] logits @y token @t {
 // CHECK-NEXT:   program.buffer @x in @codes at 0 : !rom.quantized<1, 64, int8>
 // CHECK-NEXT:   program.buffer @y in @vectors at 1 : !rom.fixed<256, 16>
-// CHECK-NEXT:   program.buffer @part0_of_y in @vectors at 2 : !rom.fixed<8, 16> {element = 8 : i64}
+// CHECK-NEXT:   program.buffer @half in @vectors at 2 : !rom.fixed<8, 16> {element = 8 : i64, of = @y}
 // CHECK-NEXT:   program.buffer @t : i32
 // CHECK-NEXT:   program.block @decoder instances [{w = @w0}, {w = @w1}] {
 // CHECK-NEXT:     program.instruction "quantize" on "vector" reads [@y] writes [@x] uses {}

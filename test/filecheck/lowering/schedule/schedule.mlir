@@ -53,7 +53,7 @@ rom.step @decode context 128 {
 // CHECK:        program.buffer @[[Y:\w+]] in @vectors at [[YA:[0-9]+]] : !rom.fixed<96, 16>
 // CHECK:        program.buffer @{{\w+}} in @scores at 0 : !rom.scores<4, 16>
 // CHECK-NEXT:   program.buffer @{{\w+}} in @probabilities at 0 : !rom.probabilities<4, uint8>
-// CHECK:        program.buffer @[[Q:part0_\w+]] in @vectors at [[YA]] : !rom.fixed<64, 16>
+// CHECK:        program.buffer @[[Q:part0_\w+]] in @vectors at [[YA]] : !rom.fixed<64, 16> {of = @[[Y]]}
 // CHECK-NEXT:   program.buffer @[[K:\w+]] in @vectors at {{[0-9]+}} : !rom.fixed<32, 16>
 
 // CHECK-NEXT:   program.block @part0 instances [{emb = @emb}] {
