@@ -17,10 +17,11 @@ machine; they are computed when a table is first asked for.
 | tanh       | x in Q16, entries to 8    | tanh(x), Q20                            | 2**-18 abs. |
 | softplus   | x in Q16, entries to 16   | log(1 + exp(-x)), Q20                   | 2**-18 abs. |
 | mish       | x + 16 in Q16, to 32      | tanh(log(1 + exp(x))), Q20              | 2**-18 abs. |
+| elu        | x + 16 in Q16, to 16      | 1 - exp(x), Q20                         | 2**-18 abs. |
 
 The 24-bit tables clip a value of 2**24 (reached at the first argument only) to 2**24 - 1, so that
 24 wires carry every value. Beyond the last argument of a gate table the value is the function's
-limit, 1 (softplus: 0).
+limit, 1 (softplus, elu: 0).
 """
 
 from __future__ import annotations
@@ -198,6 +199,7 @@ _BUILDERS: dict[str, Callable[[], Table]] = {
     "tanh": lambda: _gate("tanh", 8, 2048, lambda x: 2 * _sigmoid(2 * x) - 1),
     "softplus": lambda: _gate("softplus", 16, 2048, lambda x: (1 + (-x).exp()).ln(), limit=0),
     "mish": lambda: _gate("mish", 2 * WHOLE, 4096, lambda x: _mish(x - WHOLE)),
+    "elu": lambda: _gate("elu", WHOLE, 4096, lambda x: 1 - (x - WHOLE).exp(), limit=0),
 }
 TABLES = tuple(_BUILDERS)
 """The names of all tables."""

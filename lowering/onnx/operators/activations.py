@@ -11,7 +11,7 @@ from xdsl.ir import Operation
 from intaglio.dialects import rom
 from intaglio.lowering.onnx.graph.model import Node, text_of
 from intaglio.lowering.onnx.operators.linear import with_bias
-from intaglio.lowering.onnx.step import BIAS, Convert, Step, merged
+from intaglio.lowering.onnx.step import BIAS, Convert, Step, merged, real
 from intaglio.lowering.onnx.values import Refusal, Vector
 
 
@@ -22,6 +22,24 @@ def activation(kind: str) -> Convert:
         _activate(step, node, step.vector(node, 0), kind)
 
     return convert
+
+
+def elu(step: Step, node: Node) -> None:
+    """Elu: alpha * (exp(x) - 1) where x is negative."""
+    x, alpha = step.vector(node, 0), node.real("alpha", 1.0)
+    if alpha == 1.0:
+        _activate(step, node, x, "elu")
+        return
+    # alpha * elu(x) + (1 - alpha) * relu(x)
+    onnx = rom.nodes(node.name)
+    parts = (
+        step.emit(
+            rom.ScaleOp(step.emit(rom.ActivateOp(x.ssa, kind, onnx)).output, real(factor), onnx)
+        )
+        for kind, factor in (("elu", alpha), ("relu", 1.0 - alpha))
+    )
+    op = step.emit(rom.AddOp(*(part.output for part in parts), onnx))
+    step.result(node, op.output, x.dims)
 
 
 def gelu(step: Step, node: Node) -> None:

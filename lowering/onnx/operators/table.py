@@ -82,6 +82,9 @@ _NONE = "nothing"
 _EXPERTS = (
     "rom.route, rom.expert_linear, rom.slice, rom.clip, rom.activate, rom.scale, rom.mul, rom.weigh"
 )
+_COMPARED = (
+    "of constants, lengths, positions and masks; in an activation function written out (xIELU)"
+)
 _ROUNDED = "of constants, and where the graph rounds activations to 8 bits (BitNet)"
 _CONVOLUTION = "constant weights; the past state an input of the graph, the present one an output"
 _TOKEN_SHAPES = "an activation's tokens must not mix and a token's elements keep their order"
@@ -196,6 +199,9 @@ def supported_operators() -> list[OperatorSupport]:
             convert=levels.dynamic,
         ),
         OperatorSupport(
+            "", "Elu", 6, "rom.activate", "", ("alpha",), convert=activations.elu,
+        ),
+        OperatorSupport(
             "", "Equal", 7, _NONE, "of constants, lengths, positions and masks",
             inputs=2, fold=lazy.small,
         ),
@@ -242,7 +248,7 @@ def supported_operators() -> list[OperatorSupport]:
             ("alpha", "beta", "transA", "transB"), inputs=2, convert=linear.gemm,
         ),
         OperatorSupport(
-            "", "Greater", 7, _NONE, "of constants, lengths, positions and masks",
+            "", "Greater", 7, _NONE, _COMPARED,
             inputs=2, fold=lazy.small,
         ),
         OperatorSupport(
@@ -292,7 +298,8 @@ def supported_operators() -> list[OperatorSupport]:
             fold=lazy.small,
         ),
         OperatorSupport(
-            "", "Min", 8, "the activation of rom.linear", _ROUNDED,
+            "", "Min", 8, "the activation of rom.linear",
+            f"{_ROUNDED}; in an activation function written out",
             fold=lazy.small,
         ),
         OperatorSupport(
@@ -410,7 +417,8 @@ def supported_operators() -> list[OperatorSupport]:
             ("axis",),
         ),
         OperatorSupport(
-            "", "Softplus", 1, "rom.activate", "", convert=activations.activation("softplus"),
+            "", "Softplus", 1, "rom.activate", "", fold=lazy.small,
+            convert=activations.activation("softplus"),
         ),
         OperatorSupport(
             "", "Split", 2, "rom.slice",
@@ -464,7 +472,8 @@ def supported_operators() -> list[OperatorSupport]:
         ),
         OperatorSupport(
             "", "Where", 9, "rom.attention",
-            "of constants, lengths and masks; of attention scores by a mask",
+            "of constants, lengths and masks; of attention scores by a mask; in an activation "
+            "function written out (xIELU)",
             inputs=3, fold=lazy.small,
         ),
         OperatorSupport(

@@ -2,7 +2,8 @@
 
 Nodes that have no meaning for a chip on their own are followed as the function that they compute of
 each element. Where it is one of the chip's activation functions on the whole line, as far as
-float32 can tell, the value is that `rom.activate`.
+float32 can tell, the value is that `rom.activate`; where it is an xIELU, whatever its learned
+numbers, it is a sum of three.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from xdsl.ir import SSAValue
 from intaglio.dialects import rom
 from intaglio.dialects.formulas.elementwise import ACTIVATIONS, Samples
 from intaglio.lowering.onnx.graph.model import FLOATS, Node, cast_type
-from intaglio.lowering.onnx.known.functions import ARITHMETIC, Elementwise
-from intaglio.lowering.onnx.step import Step, names_of
+from intaglio.lowering.onnx.known.functions import ARITHMETIC, FUNCTIONS, Elementwise
+from intaglio.lowering.onnx.step import Step, names_of, real
 from intaglio.lowering.onnx.values import Curve, Refusal, Turned, Value, Vector, number
 
 Function = Callable[[Samples], Samples]
@@ -42,6 +43,9 @@ _UNARY = frozenset(
     }
 )
 _BINARY = frozenset({"Add", "Div", "Mul", "Pow", "Sub"})
+_COMPARISONS = frozenset({"Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
+"""Of an activation with a number: they choose between two functions of it."""
+_BOUNDS = frozenset({"Max", "Min"})
 
 _BEGIN = frozenset({"Erf", "Exp", "Log"})
 """Operators that have no meaning of their own for a chip."""
@@ -131,6 +135,8 @@ def _begins(node: Node, given: list[Value]) -> bool:
     match node.op_type:
         case op if op in _BEGIN:
             return True
+        case op if op in _COMPARISONS or op in _BOUNDS:
+            return len(given) == 2 and any(number(v) is not None for v in given)
         case "Pow":
             return number(given[1]) not in (None, 2.0)
         case "Add" | "Sub":
@@ -160,7 +166,10 @@ def convert(step: Step, node: Node, inputs: list[Value | None]) -> bool:
         assert inner is not None
         _bind(step, node, replace(inner, function=_after(ARITHMETIC[op], inner.function)))
         return True
-    found = _joined(node, given) if op in _BINARY and len(given) == 2 else None
+    binary = op in _BINARY or op in _COMPARISONS or op in _BOUNDS
+    found = _joined(node, given) if binary and len(given) == 2 else None
+    if op == "Where" and len(given) == 3:
+        found = _chosen(node, given)
     if found is not None:
         _bind(step, node, found)
         return True
@@ -172,7 +181,7 @@ def convert(step: Step, node: Node, inputs: list[Value | None]) -> bool:
 
 def _joined(node: Node, given: list[Value]) -> Curve | None:
     """A function of two values, where both follow from one activation, or one is a number."""
-    op = ARITHMETIC[node.op_type]
+    op = FUNCTIONS[node.op_type]
     values = [number(v) for v in given]
     place = next((i for i, v in enumerate(values) if v is not None), None)
     if place is not None:
@@ -186,20 +195,31 @@ def _joined(node: Node, given: list[Value]) -> Curve | None:
         operands = (inner.function, same) if place == 1 else (same, inner.function)
         return replace(inner, function=_of_both(op, *operands))
     left, right = (_curve(v, node) for v in given)
+    return _of_two(op, left, right)
+
+
+def _chosen(node: Node, given: list[Value]) -> Curve | None:
+    """Where on three functions of one activation."""
+    condition, yes, no = (_curve(v, node) for v in given)
+    either = _of_two(lambda f, g: np.stack([f, g]), yes, no)
+    return _of_two(lambda c, two: np.where(c, two[0], two[1]), condition, either)
+
+
+def _of_two(op: Elementwise, left: Curve | None, right: Curve | None) -> Curve | None:
+    """A function of two values that both follow from one activation."""
     if left is None or right is None or left.dims != right.dims:
         return None
     chains = [_chains(part.input) for part in (left, right)]
     root = next((root for root in chains[0] if root in chains[1]), None)
     if root is None:
         return None
-    first = given[0] if isinstance(given[0], Curve) else given[1]
-    assert isinstance(first, Curve)
     g, h = (
         _after(part.function, chain[root][0])
         for part, chain in zip((left, right), chains, strict=True)
     )
     inner = (*chains[0][root][1], *chains[1][root][1])
     names = tuple(dict.fromkeys((*inner, *left.names, *right.names)))
+    first = left if left.names else right
     return replace(first, input=root, function=_of_both(op, g, h), names=names)
 
 
@@ -209,11 +229,35 @@ def _bind(step: Step, node: Node, value: Curve) -> None:
     for root, (inner, before) in _chains(value.input).items():
         with np.errstate(all="ignore"):
             found = value.function(inner(_POINTS))
-        for kind, function in KINDS.items():
-            if np.allclose(found, function(_POINTS), rtol=_TOLERANCE, atol=_TOLERANCE):
-                every = tuple(dict.fromkeys((*before, *names)))
-                op = step.emit(rom.ActivateOp(root, kind, rom.nodes(*every)))
-                step.result(node, op.output, value.dims)
-                step.settled.update(names)
-                return
+        if found.dtype == np.bool_:
+            break
+        onnx = rom.nodes(*dict.fromkeys((*before, *names)))
+        result = _activated(step, root, found, onnx)
+        if result is not None:
+            step.result(node, result, value.dims)
+            step.settled.update(names)
+            return
     step.bind(node, replace(value, names=names))
+
+
+def _activated(step: Step, root: SSAValue, found: Samples, onnx: rom.Nodes) -> SSAValue | None:
+    """Emits the activation function that has these values at `_POINTS`; None where none has."""
+    for kind, function in KINDS.items():
+        if np.allclose(found, function(_POINTS), rtol=_TOLERANCE, atol=_TOLERANCE):
+            return step.emit(rom.ActivateOp(root, kind, onnx)).output
+    # xIELU: p * x**2 + b * x where x is positive, else n * (exp(x) - 1 - x) + b * x.
+    base = np.stack([KINDS["relu2"](_POINTS), KINDS["elu"](_POINTS), _POINTS], axis=1)
+    if not np.isfinite(found).all():
+        return None
+    factors: Samples = np.linalg.lstsq(base, found, rcond=None)[0]
+    if not np.allclose(base @ factors, found, rtol=_TOLERANCE, atol=_TOLERANCE):
+        return None
+    if (np.abs(factors[:2]) < _TOLERANCE).any():
+        return None
+    squares, below, line = (float(one) for one in factors)
+    parts: list[SSAValue] = []
+    for kind, factor in (("relu2", squares), ("elu", below), ("", line)):
+        part = step.emit(rom.ActivateOp(root, kind, onnx)).output if kind else root
+        parts.append(step.emit(rom.ScaleOp(part, real(factor), onnx)).output)
+    both = step.emit(rom.AddOp(parts[0], parts[1], onnx)).output
+    return step.emit(rom.AddOp(both, parts[2], onnx)).output

@@ -28,6 +28,7 @@ from intaglio.lowering.onnx.known.terms import FALSE, AtLeastZero, Number
 from intaglio.lowering.onnx.step import SINKS, Step, names_of, real
 from intaglio.lowering.onnx.values import (
     Cached,
+    Curve,
     Field,
     Known,
     Past,
@@ -468,6 +469,8 @@ def _convert_products(step: Step, node: Node, keys: Cached) -> None:
 def _chosen(step: Step, node: Node, inputs: list[Value | None]) -> bool:
     """Where on an activation with a condition that is always the same."""
     if not any(isinstance(v, Vector | Turned) for v in inputs):
+        return False
+    if any(isinstance(v, Curve) for v in inputs):
         return False
     chosen = truth_of(inputs[0])
     if chosen is None:

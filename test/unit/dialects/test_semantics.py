@@ -177,6 +177,11 @@ def slow_gate(x: int, kind: str, frac: int, out_frac: int) -> int:
     if kind == "mish":
         g = slow_lookup("mish", max(rshift(x, frac - 16) + (16 << 16), 0))
         return clip32(rshift(wires(x * g, 53), 20 + frac - out_frac))
+    if kind == "elu":
+        t, finer = slow_lookup("elu", max(rshift(x, frac - 16) + (16 << 16), 0)), max(frac, 20)
+        below = (t << (finer - 20)) if x < 0 else 0
+        assert t == 0 or x < 0
+        return clip32(rshift(wires((max(x, 0) << (finer - frac)) - below, 64), finer - out_frac))
     g = slow_lookup(ACTIVATIONS[kind].table, rshift(abs(x), frac - 16))
     if kind == "softplus":
         finer = max(frac, 20)

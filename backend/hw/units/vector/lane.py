@@ -98,8 +98,8 @@ class LaneControl:
         bare: table times constant.
         odd: the table's other side is ``-G(x)`` instead of ``1 - G(x)``.
         even: the table's other side is ``G(x)`` itself.
-        whole: the table is of both signs (mish).
-        joined: the first product, of the element where it is positive, is added (softplus).
+        whole: the table is of both signs, or of the negative one (mish, elu).
+        joined: the first product, of the element where it is positive, is added (softplus, elu).
         rectified: negative elements count as 0.
         doubled: element by itself (relu2).
         bounded: the element alone, between two bounds (clip).

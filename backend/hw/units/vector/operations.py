@@ -44,6 +44,7 @@ LANE_SETTINGS: Mapping[str, frozenset[str]] = {
     elementwise.CLIP.family: frozenset({"bounded", "counted"}),
     "softplus": frozenset({"bare", "even", "joined", "counted"}),
     "mish": frozenset({"gated", "even", "whole", "counted"}),
+    "elu": frozenset({"bare", "even", "whole", "joined", "counted"}),
     TAP: frozenset({"tapped", "counted"}),
     TAP_ONTO: frozenset({"tapped", "added", "counted"}),
     DELAY: frozenset(),

@@ -268,6 +268,8 @@ def _activate(kind: str, x: np.ndarray) -> np.ndarray:
             return np.tanh(x)
         case "mish":
             return x * np.tanh(np.log1p(np.exp(x)))
+        case "elu":
+            return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
         case "softplus":
             return np.log1p(np.exp(x))
     raise AssertionError(kind)

@@ -25,13 +25,13 @@ def test_all_nodes_are_listed(decoder):
     decoder.node("Relu", ["a"], ["b"], name="relu")
     decoder.node("Hardmax", ["b"], ["c"], name="hardmax")
     decoder.node("MatMul", ["c", "w"], ["d"], name="product")
-    decoder.node("Elu", ["d"], ["y"])
+    decoder.node("Selu", ["d"], ["y"])
     found = errors(decoder)
     assert len(found) == 4
     assert "model.onnx: node 'hardmax' (Hardmax): the operator Hardmax is not" in found[0]
     assert "'product'" in found[1] and "floating point (FLOAT)" in found[1]
     assert "--weights int4:32" in found[1]
-    assert "'Elu_5'" in found[2]
+    assert "'Selu_5'" in found[2]
     assert "'erf' (Erf): Erf is supported in an activation function" in found[3]
 
 

@@ -197,7 +197,7 @@ CONSTANTS = {
 }
 """Constant inputs of operators that are computed before the token."""
 
-ACTIVATIONS = ("Relu", "Mish", "Sigmoid", "Tanh", "Gelu", "QuickGelu", "FastGelu", "Swish")
+ACTIVATIONS = ("Relu", "Elu", "Mish", "Sigmoid", "Tanh", "Gelu", "QuickGelu", "FastGelu", "Swish")
 REGROUPED = {
     "Flatten": lambda e: e.write("Reshape", e.it("x", axis=2), i(1, -1, 16), output="y"),
     "Reshape": lambda e: e.it("x", i(0, 0, -1), output="y"),
