@@ -201,8 +201,17 @@ def _joined(node: Node, given: list[Value]) -> Curve | None:
 def _chosen(node: Node, given: list[Value]) -> Curve | None:
     """Where on three functions of one activation."""
     condition, yes, no = (_curve(v, node) for v in given)
-    either = _of_two(lambda f, g: np.stack([f, g]), yes, no)
-    return _of_two(lambda c, two: np.where(c, two[0], two[1]), condition, either)
+    return _of_two(_where, condition, _of_two(_both, yes, no))
+
+
+def _both(yes: Samples, no: Samples) -> Samples:
+    return np.stack([yes, no])
+
+
+def _where(condition: Samples, either: Samples) -> Samples:
+    yes: Samples = either[0]
+    no: Samples = either[1]
+    return np.where(condition, yes, no)
 
 
 def _of_two(op: Elementwise, left: Curve | None, right: Curve | None) -> Curve | None:
@@ -249,7 +258,7 @@ def _activated(step: Step, root: SSAValue, found: Samples, onnx: rom.Nodes) -> S
     base = np.stack([KINDS["relu2"](_POINTS), KINDS["elu"](_POINTS), _POINTS], axis=1)
     if not np.isfinite(found).all():
         return None
-    factors: Samples = np.linalg.lstsq(base, found, rcond=None)[0]
+    factors = np.linalg.lstsq(base, found, rcond=None)[0]
     if not np.allclose(base @ factors, found, rtol=_TOLERANCE, atol=_TOLERANCE):
         return None
     if (np.abs(factors[:2]) < _TOLERANCE).any():
