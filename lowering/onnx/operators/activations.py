@@ -32,13 +32,13 @@ def elu(step: Step, node: Node) -> None:
         return
     # alpha * elu(x) + (1 - alpha) * relu(x)
     onnx = rom.nodes(node.name)
-    parts = (
+    parts = [
         step.emit(
             rom.ScaleOp(step.emit(rom.ActivateOp(x.ssa, kind, onnx)).output, real(factor), onnx)
         )
         for kind, factor in (("elu", alpha), ("relu", 1.0 - alpha))
-    )
-    op = step.emit(rom.AddOp(*(part.output for part in parts), onnx))
+    ]
+    op = step.emit(rom.AddOp(parts[0].output, parts[1].output, onnx))
     step.result(node, op.output, x.dims)
 
 
