@@ -47,8 +47,11 @@ from intaglio.dialects.h_units import (
     IN_H_UNITS,
     KV,
     KV_SCALES,
+    STATE_SCALES,
+    STATES,
     AdapterShape,
     CacheShape,
+    StateShape,
     element_bits,
     scale_group,
 )
@@ -60,6 +63,7 @@ from intaglio.dialects.rom import (
     AdapterType,
     CacheOp,
     KVType,
+    MatricesType,
     ParameterOp,
     ROMTensorType,
     SiteOp,
@@ -526,7 +530,8 @@ class ReserveOp(PlainOp):
     from `external` on rows of external memory, where tokens are outside. A matrix of an adapter has
     rows of `adapters`, and from `scale` on of `adapter_scales`; one of fewer rows than there are
     H-Units may begin at another `unit`, and takes the memories of these units only. A slot of a
-    site with `residents` is there as often. A state has rows of `vectors`, which values leave free.
+    site with `residents` is there as often. A state has rows of `vectors`, which values leave free;
+    one of linear attention has rows of `states`, and from `scale` on entries of `state_scales`.
 
     Example:
     ```
@@ -592,6 +597,12 @@ class ReserveOp(PlainOp):
         if isinstance(type_, StateType):
             rows = -(-type_.size.data // machine.vector_lanes)
             return {VECTORS: Claim(name, 0, 1, self.first_row, rows)}
+        if isinstance(type_, MatricesType):
+            state = StateShape(machine, *type_.dims)
+            return {
+                STATES: Claim(name, 0, machine.h_units, self.first_row, state.rows),
+                STATE_SCALES: Claim(name, 0, 1, self.first_scale, state.heads),
+            }
         if isinstance(type_, KVType):
             cache = cache_shape(type_, machine)
             units = machine.h_units
@@ -617,11 +628,13 @@ class ReserveOp(PlainOp):
         """The rows are those of memories that the module states."""
         buffer = resolve(self, self.buffer)
         name, type_ = self.buffer.root_reference.data, buffer.type
-        if not isinstance(type_, KVType | AdapterType | StateType):
+        if not isinstance(type_, KVType | AdapterType | StateType | MatricesType):
             raise VerifyException(f"@{name} is neither a cache nor an adapter nor a state")
         wanted = ADAPTERS if isinstance(type_, AdapterType) else KV
         if isinstance(type_, StateType):
             wanted = VECTORS
+        if isinstance(type_, MatricesType):
+            wanted = STATES
         if self.memory.root_reference.data != wanted:
             raise VerifyException(f"@{name} lies in memory @{wanted}")
         if min(self.first_row, self.first_scale, self.first_unit, self.first_external) < 0:
@@ -745,7 +758,7 @@ def _verify_sizes(chip: Mapping[str, Memory], machine: Machine) -> None:
     """
     for what, names, available in (
         ("an H-Unit", IN_H_UNITS, machine.sram_bytes),
-        ("the vector units", (*OF_VALUES, KV_SCALES), machine.vector_sram_bytes),
+        ("the vector units", (*OF_VALUES, KV_SCALES, STATE_SCALES), machine.vector_sram_bytes),
     ):
         size = sum(chip[name].unit_size for name in names if name in chip)
         if size > available:

@@ -12,6 +12,9 @@ beside the vector units, `kv_scales`, with a row for as many. Static caches have
 row: words of the memory `adapters`, of `attention_lanes` elements, and scales of `adapter_scales`,
 one for each group. A matrix of fewer rows than there are H-Units takes as many of them only, and
 its rows of scales in all H-Units that are loaded at once with them.
+
+**States.** `StateShape` says how those of linear attention lie in the memory `states`. Exponents,
+one a head, are no part of the H-Units: they lie in `state_scales`, an entry a head.
 """
 
 from __future__ import annotations
@@ -20,14 +23,21 @@ from dataclasses import dataclass
 
 from intaglio.dialects.codes import FORMATS, SLOT_BITS
 from intaglio.dialects.fixed_point import SCALE_BYTES
+from intaglio.dialects.formulas.recurrence import STATE_BITS
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.memories import EXPONENT_BITS
 from intaglio.dialects.tiling import SCALE_BITS, floor_power
 
 KV, KV_SCALES, EXTERNAL = "kv", "kv_scales", "external"
 ADAPTERS, ADAPTER_SCALES = "adapters", "adapter_scales"
-IN_H_UNITS = (KV, ADAPTERS, ADAPTER_SCALES)
+STATES, STATE_SCALES = "states", "state_scales"
+IN_H_UNITS = (KV, ADAPTERS, ADAPTER_SCALES, STATES)
 """What takes an H-Unit's SRAM."""
 BYTE = 8
+STATE_BYTES = STATE_BITS // BYTE
+"""Of an element of a state."""
+STATE_SCALE_BITS = EXPONENT_BITS + STATE_BITS - 1
+"""Of a head of a state: its exponent, and the largest magnitude of its mantissas."""
 KV_SCALE_BITS = BYTE * SCALE_BYTES
 """Of a dynamic scale of a cache."""
 
@@ -92,6 +102,43 @@ class CacheShape:
         """Rows of external memory."""
         blocks = -(-(self.capacity - self.inside) // self.machine.h_units)
         return blocks * self.heads * self.beats
+
+
+@dataclass(frozen=True)
+class StateShape:
+    """The state of linear attention as the H-Units see it.
+
+    Element i of a key has a vector of values. Vectors of a head go round the H-Units, each in as
+    many of them as it has words, so that a row of the memory holds several; a head begins in a row
+    of its own.
+    """
+
+    machine: Machine
+    heads: int
+    key_width: int
+    value_width: int
+
+    @property
+    def words(self) -> int:
+        """Words of a vector."""
+        return -(-self.value_width * STATE_BYTES // self.machine.attention_lanes)
+
+    @property
+    def together(self) -> int:
+        """Vectors of a row; 0: a vector has several rows."""
+        return self.machine.h_units // self.words
+
+    @property
+    def head_rows(self) -> int:
+        """Rows of a head."""
+        if self.together:
+            return -(-self.key_width // self.together)
+        return self.key_width * -(-self.words // self.machine.h_units)
+
+    @property
+    def rows(self) -> int:
+        """Rows of `states` in every H-Unit."""
+        return self.heads * self.head_rows
 
 
 @dataclass(frozen=True)

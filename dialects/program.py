@@ -603,6 +603,11 @@ class _Whole:
             for op in around
             if isinstance(op, rom.StateOp) and isinstance(op.type, rom.StateType)
         }
+        heads |= {
+            op.sym_name.data: op.type.heads.data
+            for op in around
+            if isinstance(op, rom.StateOp) and isinstance(op.type, rom.MatricesType)
+        }
         capacity = max((type_.capacity.data for type_ in caches.values()), default=1)
         rows = {op.memory.data: op.content for op in around if isinstance(op, MemoryOp)}
         lanes = rows[VECTORS].lanes if VECTORS in rows else 1
@@ -709,6 +714,8 @@ def _stores(around: Iterable[Operation]) -> dict[str, Store]:
                 found[op.sym_name.data] = Store.of_tensor(in_rom, type_.code.data, type_.dims)
             case rom.CacheOp(type=rom.KVType(static=static)):
                 found[op.sym_name.data] = Store.STATIC_CACHE if static.data else Store.CACHE
+            case rom.StateOp(type=rom.MatricesType()):
+                found[op.sym_name.data] = Store.MATRICES
             case rom.StateOp():
                 found[op.sym_name.data] = Store.STATE
             case DomainOp():

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from intaglio.dialects.codes import FORMATS, SLOT_LIMITS, AdapterMatrix, Matrix, decode
 from intaglio.dialects.fixed_point import Ints, Real, Saturations, Scale, multiply
-from intaglio.dialects.formulas import norms, products, quantise, routing
+from intaglio.dialects.formulas import norms, products, quantise, recurrence, routing
 from intaglio.dialects.formulas import softmax as softmax_formulas
 from intaglio.dialects.formulas.arrays import Arrays
 from intaglio.dialects.formulas.elementwise import ADD, ELEMENTWISE, MUL, Constants, Elementwise
@@ -458,6 +458,126 @@ def delay(x: Ints, last: Ints) -> Ints:
         last: Fixed [N], that of the token before them; zeros where they begin at position 0.
     """
     return np.concatenate([np.asarray(last, np.int64)[None], np.asarray(x, np.int64)[:-1]])
+
+
+# Linear attention
+
+
+class Matrices(NamedTuple):
+    """The state of linear attention: mantissas [heads, K, V] and an exponent a head [heads].
+
+    The real value of an element is ``mantissas * 2**-exponents``.
+    """
+
+    mantissas: Ints
+    exponents: Ints
+
+    @staticmethod
+    def empty(heads: int, key_width: int, value_width: int) -> Matrices:
+        """The state before the first token."""
+        return Matrices(
+            np.zeros((heads, key_width, value_width), np.int64), np.zeros(heads, np.int64)
+        )
+
+    @property
+    def values(self) -> npt.NDArray[np.float64]:
+        """The real values as float64: for reports and tests, never for arithmetic."""
+        return np.ldexp(self.mantissas.astype(np.float64), -self.exponents[:, None, None])
+
+
+def state_sum_bits(key_width: int, fmt: str) -> int:
+    """Width of a sum over a head's state, and over a key and a query, signed."""
+    largest = max(FORMATS[fmt].magnitude, recurrence.STATE_LIMIT)
+    return _checked(key_width * FORMATS[fmt].magnitude * largest)
+
+
+def linear_attention(
+    query: Quantized,
+    key: Quantized,
+    value: Ints,
+    decay: Ints | None,
+    beta: Ints | None,
+    state: Matrices,
+    *,
+    fractions: tuple[int, int, int, int],
+    shift: int,
+    saturations: Saturations | None = None,
+) -> tuple[Ints, Matrices]:
+    """Tokens one after the other through the states of their heads: `formulas.recurrence`.
+
+    Of each token t and each of H heads, whose key and query are those of head
+    ``h * groups div H``::
+
+        g = decay_factor(decay)                  without a decay 2**24, that is 1
+        dots = sum_i k_i * S_ij, sum_i q_i * S_ij, sum_i k_i * q_i      exact, `state_sum_bits`
+        o_j, w_j = recalled(...)
+        S_ij = remembered(...), by the exponent of news(...)
+
+    Stands for LinearAttention with the rules linear (neither), gated (decay), delta (beta), and
+    gated_delta (both); the decay is a logarithm, one a head.
+
+    Args:
+        query, key: codes [S, groups * K], integers of one format; groups divide the heads.
+        value: Fixed [S, heads * V].
+        decay: Fixed [S, heads], or None.
+        beta: Fixed [S, heads], or None.
+        state: of the tokens before.
+        fractions: fraction bits of value, decay, beta and the result.
+        shift: `pre_shift` of `state_sum_bits`.
+        saturations: counts elements.
+
+    Returns:
+        Fixed [S, heads * V], and the state after the tokens.
+    """
+    heads, width, columns = state.mantissas.shape
+    tokens = len(value)
+    of_value, of_decay, of_beta, frac = fractions
+    r = Arrays(saturations)
+    limit = FORMATS[key.format].limit
+
+    def codes(x: Quantized) -> Ints:
+        found = np.asarray(decode(x.codes, x.format), np.int64).reshape(tokens, -1, width)
+        return np.repeat(found, heads // found.shape[1], 1)
+
+    def scales(x: Quantized, t: int) -> ScaleOf[Ints]:
+        parts = (np.repeat(one[t], heads // len(one[t]))[:, None] for one in x.scale)
+        return ScaleOf(*parts)
+
+    q, k = codes(query), codes(key)
+    v = np.asarray(value, np.int64).reshape(tokens, heads, columns)
+    v = r.shift_saturate(v, of_value - frac)
+    factors = np.full((tokens, heads), 1 << recurrence.DECAY_FRAC, np.int64)
+    if decay is not None:
+        factors = recurrence.decay_factor(r, np.asarray(decay, np.int64), of_decay)
+    output = np.empty((tokens, heads, columns), np.int64)
+    mantissas, exponents = state
+    for t in range(tokens):
+        ks, qs, factor = scales(key, t), scales(query, t), factors[t][:, None]
+        b = None if beta is None else np.asarray(beta[t], np.int64)[:, None]
+        both = _sums(np.stack([k[t], q[t]], 1), mantissas)
+        dot = (k[t] * q[t]).sum(-1, keepdims=True)
+        match = recurrence.matched(r, dot, ks, qs, shift)
+        more = exponents[:, None] - shift - frac
+        output[t], w = recurrence.recalled(
+            r, both[:, 0], both[:, 1], ks, qs, match, v[t], factor, b, shift, more, of_beta
+        )
+        top = np.abs(mantissas).max(axis=(1, 2), keepdims=False)[:, None]
+        largest = np.abs(w).max(axis=-1, keepdims=True)
+        one = recurrence.news(r, largest, ks, limit, frac, top, exponents[:, None], factor)
+        a = recurrence.added(r, w, ks.mantissa, one.places)
+        wide = recurrence.News(*(part[:, :, None] for part in one))
+        mantissas = recurrence.remembered(
+            r, mantissas, k[t][:, :, None], factor[:, :, None], a[:, None, :], wide
+        )
+        exponents = one.exponent[:, 0]
+    return output.reshape(tokens, -1), Matrices(mantissas, exponents)
+
+
+def _sums(codes: Ints, mantissas: Ints) -> Ints:
+    """Exact products of codes [heads, n, K] and states [heads, K, V]."""
+    largest = int(np.abs(codes).max(initial=0)) * recurrence.STATE_LIMIT * codes.shape[-1]
+    kind = _exact_type(max(1, largest))
+    return (codes.astype(kind) @ mantissas.astype(kind)).astype(np.int64)
 
 
 def attention_mask(

@@ -21,7 +21,18 @@ def state_sizes(module: ModuleOp) -> dict[str, int]:
     }
 
 
+def matrices_of(module: ModuleOp) -> dict[str, rom.MatricesType]:
+    """The states of linear attention of a module by name."""
+    return {
+        op.sym_name.data: op.type
+        for op in module.ops
+        if isinstance(op, rom.StateOp) and isinstance(op.type, rom.MatricesType)
+    }
+
+
 def context(module: ModuleOp) -> int:
-    """Tokens that the largest cache of a module holds; 1 where it has none."""
+    """Tokens that the largest cache of a module holds; without caches those of its step, or 1."""
     caches = (op.type for op in module.ops if isinstance(op, rom.CacheOp))
-    return max((one.capacity.data for one in caches if isinstance(one, rom.KVType)), default=1)
+    held = [one.capacity.data for one in caches if isinstance(one, rom.KVType)]
+    steps = [op.context.value.data for op in module.ops if isinstance(op, rom.StepOp)]
+    return max(held or [*steps, 1])

@@ -24,7 +24,7 @@ from intaglio.dialects.fabric import (
     places,
 )
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
-from intaglio.lowering.buffers import name_of, state_sizes
+from intaglio.lowering.buffers import matrices_of, name_of, state_sizes
 from intaglio.lowering.place.mapping import form_content, piece_content
 from intaglio.lowering.place.sram import residents_of
 
@@ -63,6 +63,7 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
         name: {"size": size, "row": reserved[name].first_row}
         for name, size in state_sizes(module).items()
     }
+    matrices = {name: _matrices(one, reserved[name]) for name, one in matrices_of(module).items()}
     return {
         "schema": SCHEMA,
         "machine": machine_of(module).to_dict(),
@@ -83,6 +84,7 @@ def program_content(module: ModuleOp) -> dict[str, Any]:
             if isinstance(op, rom.CacheOp)
         },
         **({"states": states} if states else {}),
+        **({"matrices": matrices} if matrices else {}),
         "sites": {
             op.site.data: _site(op, module) for op in module.ops if isinstance(op, rom.SiteOp)
         },
@@ -181,6 +183,17 @@ def _cache(op: rom.CacheOp, place: ReserveOp) -> dict[str, Any]:
         content["static_scale"] = _real(op.static_scale)
         content["static_inverse"] = _real(op.static_inverse)
     return content
+
+
+def _matrices(type_: rom.MatricesType, place: ReserveOp) -> dict[str, Any]:
+    heads, key_width, value_width = type_.dims
+    return {
+        "heads": heads,
+        "key_width": key_width,
+        "value_width": value_width,
+        "row": place.first_row,
+        "scale": place.first_scale,
+    }
 
 
 def _real(attribute: rom.RealAttr) -> list[int]:

@@ -17,6 +17,7 @@ from intaglio.backend.program.types import (
     Buffer,
     Cache,
     Instruction,
+    Matrices,
     Parameter,
     Part,
     Program,
@@ -29,6 +30,7 @@ from intaglio.dialects.constant_rom import FORMS, PLAIN, Form
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.gating import NO_DOMAIN
+from intaglio.dialects.h_units import STATE_SCALES, STATES
 from intaglio.dialects.isa.beat import MOST, WHOLE, WORDS, Beat
 from intaglio.dialects.isa.check import Misfit, check_kinds
 from intaglio.dialects.isa.parts import Store
@@ -63,16 +65,19 @@ def read_program(content: JSONFile, folder: Path) -> Program:
         name: _parameter(name, one, folder) for name, one in content["parameters"].items()
     }
     caches = {name: _cache(name, one) for name, one in content["caches"].items()}
-    if not caches:
-        raise content["caches"].error("is empty: a decoder has caches")
+    if not caches and content.get("states") is None and content.get("matrices") is None:
+        raise content["caches"].error("is empty: a decoder has caches or states")
     memories = {name: _memory(one) for name, one in content["memories"].items()}
-    capacity = max(cache.capacity for cache in caches.values())
+    capacity = max((cache.capacity for cache in caches.values()), default=1)
     buffers = {
         name: _buffer(name, one, memories, capacity) for name, one in content["buffers"].items()
     }
     stated = content.get("states")
     states = {} if stated is None else {n: _state(n, one, memories) for n, one in stated.items()}
     _check_apart(content, states, buffers, machine)
+    given = content.get("matrices")
+    matrices = {} if given is None else {n: _matrices(n, one, machine) for n, one in given.items()}
+    _check_matrices(content, matrices, memories, machine)
     logits = _named(content["logits"], buffers, "buffer")
     result = buffers[logits].type
     if not isinstance(result, Fixed):
@@ -95,6 +100,7 @@ def read_program(content: JSONFile, folder: Path) -> Program:
             for name, one in caches.items()
         },
         **dict.fromkeys(states, Store.STATE),
+        **dict.fromkeys(matrices, Store.MATRICES),
     }
     used = _Used({name: type(one.type) for name, one in buffers.items()}, stores)
     program = Program(
@@ -113,6 +119,7 @@ def read_program(content: JSONFile, folder: Path) -> Program:
         sites={name: _site(name, one, parameters) for name, one in content["sites"].items()},
         residents=1 if found is None else found.count(1),
         states=states,
+        matrices=matrices,
     )
     _check_parts(content, program)
     return program
@@ -274,6 +281,38 @@ def _state(name: str, content: JSONFile, memories: Mapping[str, Memory]) -> Stat
     if one is None or row + -(-size // one.lanes) > one.rows:
         raise content.error(f"lies outside of the memory {VECTORS}")
     return State(name, size, row)
+
+
+def _matrices(name: str, content: JSONFile, machine: Machine) -> Matrices:
+    sizes = ("heads", "key_width", "value_width")
+    content.only(*sizes, "row", "scale")
+    heads, key_width, value_width = (content[key].count(1) for key in sizes)
+    row, scale = content["row"].count(), content["scale"].count()
+    return Matrices(name, heads, key_width, value_width, row, scale)
+
+
+def _check_matrices(
+    content: JSONFile,
+    matrices: Mapping[str, Matrices],
+    memories: Mapping[str, Memory],
+    machine: Machine,
+) -> None:
+    """States of linear attention lie in their memories, apart.
+
+    Raises:
+        UserError: one lies outside, or shares rows with another.
+    """
+    for memory, taken in (
+        (STATES, {n: (one.row, one.shape(machine).rows) for n, one in matrices.items()}),
+        (STATE_SCALES, {n: (one.scale, one.heads) for n, one in matrices.items()}),
+    ):
+        done, before = 0, ""
+        for name, (first, rows) in sorted(taken.items(), key=lambda item: item[1]):
+            if memory not in memories or first + rows > memories[memory].rows:
+                raise content["matrices"][name].error(f"lies outside of the memory {memory}")
+            if first < done:
+                raise content["matrices"][name].error(f"shares rows with '{before}'")
+            done, before = first + rows, name
 
 
 def _check_apart(

@@ -12,7 +12,7 @@ from intaglio.dialects.codes import SLOT_BITS
 from intaglio.dialects.constant_rom import Form
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Real
-from intaglio.dialects.h_units import AdapterShape, CacheShape, element_bits
+from intaglio.dialects.h_units import AdapterShape, CacheShape, StateShape, element_bits
 from intaglio.dialects.isa import instruction as isa
 from intaglio.dialects.isa.beat import WHOLE, Beat
 from intaglio.dialects.isa.matrix import Embed
@@ -166,6 +166,24 @@ class State:
 
 
 @dataclass(frozen=True)
+class Matrices:
+    """The state of linear attention of a layer: of each head a matrix with an exponent."""
+
+    name: str
+    heads: int
+    key_width: int
+    value_width: int
+    row: int
+    """First row of the memory `states` in every H-Unit."""
+    scale: int
+    """First entry of `state_scales`."""
+
+    def shape(self, machine: Machine) -> StateShape:
+        """The state as the H-Units see it."""
+        return StateShape(machine, self.heads, self.key_width, self.value_width)
+
+
+@dataclass(frozen=True)
 class Buffer:
     """A place for a value, and its type.
 
@@ -283,16 +301,18 @@ class Program:
     memories: Mapping[str, Memory] = field(default_factory=dict[str, Memory])
     """That the chip has, by name."""
     states: Mapping[str, State] = field(default_factory=dict[str, State])
+    matrices: Mapping[str, Matrices] = field(default_factory=dict[str, Matrices])
 
     @property
     def capacity(self) -> int:
-        """Tokens that the caches hold."""
-        return min(cache.capacity for cache in self.caches.values())
+        """Tokens that the caches hold; without caches those of which positions are stated."""
+        held = [cache.capacity for cache in self.caches.values()]
+        return min(held) if held else self.positions[-1] + 1
 
     @property
     def rows_of_head(self) -> int:
         """Rows of a head's scores, and of its probabilities."""
-        longest = max(cache.capacity for cache in self.caches.values())
+        longest = max((cache.capacity for cache in self.caches.values()), default=1)
         return -(-longest // self.machine.vector_lanes)
 
     def row_of(self, buffer: str, one: Instruction | None = None) -> int:
@@ -318,7 +338,8 @@ class Program:
 
     def span(self, buffer: str) -> Span | None:
         """Where a value lies; None: in no memory."""
-        one, longest = self.buffers[buffer], max(c.capacity for c in self.caches.values())
+        one = self.buffers[buffer]
+        longest = max((cache.capacity for cache in self.caches.values()), default=1)
         return span_of(one.type, one.row, one.element, self.machine.vector_lanes, longest)
 
     def whole(self, buffer: str) -> str:
@@ -410,7 +431,8 @@ class Program:
     @cached_property
     def _heads(self) -> Mapping[str, int]:
         heads = {name: one.heads for name, one in self.caches.items()}
-        return heads | {name: one.size for name, one in self.states.items()}
+        heads |= {name: one.size for name, one in self.states.items()}
+        return heads | {name: one.heads for name, one in self.matrices.items()}
 
     @cached_property
     def power_roles(self) -> Mapping[At, gating.Role]:

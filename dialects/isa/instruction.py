@@ -125,6 +125,7 @@ class Instruction(Generic[V]):
         return (
             *self.slots(Store.CACHE, Access.READ, Access.SCALES),
             *self.slots(Store.STATE, Access.EXCHANGE),
+            *self.slots(Store.MATRICES, Access.EXCHANGE),
         )
 
     @property
@@ -133,6 +134,7 @@ class Instruction(Generic[V]):
         return (
             *self.slots(Store.CACHE, Access.WRITE),
             *self.slots(Store.STATE, Access.EXCHANGE),
+            *self.slots(Store.MATRICES, Access.EXCHANGE),
         )
 
     def bound(self, instance: Mapping[str, str]) -> Self:

@@ -22,6 +22,7 @@ class Store(Enum):
     CACHE = "a cache"
     STATIC_CACHE = "a cache with a static scale"
     STATE = "a state"
+    MATRICES = "a state of matrices"
     DOMAIN = "a power domain"
 
     @staticmethod

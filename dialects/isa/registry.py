@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from intaglio.dialects.isa import adapter, attention, cache, matrix, power, vector
+from intaglio.dialects.isa import adapter, attention, cache, matrix, power, recurrence, vector
 from intaglio.dialects.isa.check import Misfit, build
 from intaglio.dialects.isa.instruction import Instruction, V
 
@@ -35,6 +35,7 @@ INSTRUCTIONS: tuple[type[Instruction[Any]], ...] = (
     cache.Append,
     attention.QueryKey,
     attention.WeightedSum,
+    recurrence.LinearAttention,
     power.Wake,
     power.Sleep,
 )

@@ -11,6 +11,7 @@ from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.instruction import Instruction, V
 from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec, Product, Row
+from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Routing, Scores, Value
 from intaglio.dialects.isa.vector import (
     Copy,
@@ -37,7 +38,8 @@ class Memories:
     Attributes:
         lanes: elements of a row.
         capacity: tokens of the longest context, which scores are stored for.
-        heads: of a cache, or elements of a state, by the slot that is bound to it.
+        heads: of a cache or a state of matrices, or elements of a state, by the slot that is bound
+            to it.
     """
 
     lanes: int
@@ -70,6 +72,8 @@ def passes_of(one: Instruction[Any]) -> int:
     """How often an instruction passes over its vector."""
     if isinstance(one, Quantize) and one.scale_of is not None:
         return 1
+    if isinstance(one, LinearAttention):
+        return one.passes
     return one.passes.passes if isinstance(one, VectorInstruction) else 1
 
 
@@ -159,8 +163,9 @@ def touched(
     """
     first, count = beat.of(size_of(one, kind, chip.heads))
     last = first + count
-    reads: dict[V, Range] = {value: _whole(kind(value), chip) for value in one.reads}
-    writes: dict[V, Range] = {value: _whole(kind(value), chip) for value in one.writes}
+    reads, writes = (
+        {value: _whole(kind(value), chip) for value in values} for values in _named(one, beat)
+    )
     read_caches = {slot: (0, chip.heads(slot)) for slot in one.read_caches}
     written_caches = {slot: (0, chip.heads(slot)) for slot in one.written_caches}
     uses = leaves = (0, 0)
@@ -248,6 +253,14 @@ def touched(
                 writes[after.output] = _part(kind(after.output), 0, 1, chip)
     largest = isinstance(one, Softmax) and beat.number == 1
     return Touched(reads, writes, read_caches, written_caches, uses, leaves, largest)
+
+
+def _named(one: Instruction[V], beat: Beat) -> tuple[tuple[V, ...], tuple[V, ...]]:
+    """The values that a beat reads and writes at most."""
+    if isinstance(one, LinearAttention) and beat.number:
+        # What the first pass has kept in the H-Units is a part of the state.
+        return tuple(value for value in one.reads if value in (one.key, one.decay)), ()
+    return one.reads, one.writes
 
 
 def _entries(one: VectorInstruction[V], beat: Beat, first: int, last: int) -> tuple[Range, Range]:

@@ -52,6 +52,8 @@ from intaglio.dialects.rom.operators import (
     SoftcapOp,
     TapOp,
 )
+from intaglio.dialects.rom.recurrence import RULES as LINEAR_RULES
+from intaglio.dialects.rom.recurrence import LinearAttentionOp
 from intaglio.dialects.rom.types import (
     ACTIVATION_CODES,
     DENSE_CODES,
@@ -64,6 +66,7 @@ from intaglio.dialects.rom.types import (
     FixedType,
     ImageAttr,
     KVType,
+    MatricesType,
     Nodes,
     ProbabilitiesType,
     QuantizedType,
@@ -82,6 +85,7 @@ from intaglio.dialects.rom.types import (
 __all__ = [
     "ACTIVATION_CODES",
     "DENSE_CODES",
+    "LINEAR_RULES",
     "MIDDLES",
     "PROBABILITY_CODES",
     "ROM",
@@ -108,7 +112,9 @@ __all__ = [
     "KVType",
     "LayerNormOp",
     "LayerOp",
+    "LinearAttentionOp",
     "LinearOp",
+    "MatricesType",
     "MulOp",
     "Nodes",
     "OperatorOp",
@@ -176,6 +182,7 @@ ROM = Dialect(
         MulOp,
         TapOp,
         DelayOp,
+        LinearAttentionOp,
         ScaleOp,
         SoftcapOp,
         ClipOp,
@@ -199,6 +206,7 @@ ROM = Dialect(
         AdapterType,
         KVType,
         StateType,
+        MatricesType,
         FixedType,
         AccumulatorType,
         ScoresType,

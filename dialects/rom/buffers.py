@@ -26,6 +26,7 @@ from intaglio.dialects.rom.types import (
     AdapterType,
     ImageAttr,
     KVType,
+    MatricesType,
     Nodes,
     RealAttr,
     ROMTensorType,
@@ -104,7 +105,7 @@ class ParameterOp(PlainOp):
         """A KV buffer is no parameter; a zero point stands once."""
         if isinstance(self.type, KVType):
             raise VerifyException("a KV buffer is declared with rom.cache")
-        if isinstance(self.type, StateType):
+        if isinstance(self.type, StateType | MatricesType):
             raise VerifyException("a state is declared with rom.state")
         assert isinstance(self.type, ROMTensorType | AdapterType)
         if self.zero is not None and (self.type.zeros.data or not self.type.is_matrix):
@@ -159,6 +160,7 @@ class StateOp(PlainOp):
     Example:
     ```
     rom.state @c0 : !rom.state<64>
+    rom.state @s0 : !rom.matrices<4, 16, 16>
     ```
     """
 
@@ -169,13 +171,15 @@ class StateOp(PlainOp):
     assembly_format = "$sym_name `:` $type attr-dict"
     traits = traits_def(SymbolOpInterface())
 
-    def __init__(self, name: str, type_: StateType) -> None:
+    def __init__(self, name: str, type_: StateType | MatricesType) -> None:
         self._build(sym_name=name, type=type_)
 
     def verify_(self) -> None:
         """The type is that of a state."""
-        if not isinstance(self.type, StateType):
-            raise VerifyException(f"a state has a type !{StateType.name}, not {self.type}")
+        if not isinstance(self.type, StateType | MatricesType):
+            raise VerifyException(
+                f"a state has a type !{StateType.name} or !{MatricesType.name}, not {self.type}"
+            )
 
 
 @irdl_op_definition

@@ -419,6 +419,32 @@ class StateType(_IntegersType):
 
 
 @irdl_attr_definition
+class MatricesType(_IntegersType):
+    """`!rom.matrices<4, 16, 16>`: the state of linear attention: heads, key and value elements.
+
+    Each head has a matrix of 16-bit mantissas with one exponent.
+    """
+
+    name = "rom.matrices"
+    heads: IntAttr
+    key_width: IntAttr
+    value_width: IntAttr
+
+    def __init__(self, heads: int, key_width: int, value_width: int) -> None:
+        super().__init__(IntAttr(heads), IntAttr(key_width), IntAttr(value_width))
+
+    def verify(self) -> None:
+        """There is something of it."""
+        if min(self.dims) < 1:
+            raise VerifyException("a state has at least 1 head and 1 element a head")
+
+    @property
+    def dims(self) -> tuple[int, int, int]:
+        """Heads, elements of a key, elements of a value."""
+        return self.heads.data, self.key_width.data, self.value_width.data
+
+
+@irdl_attr_definition
 class FixedType(_IntegersType):
     """`!rom.fixed<64, 16>`: 64 values of 32 bits, 16 of them fraction bits."""
 
@@ -540,7 +566,13 @@ TOKEN = EqAttrConstraint(i32)
 POSITION = EqAttrConstraint(IndexType())
 SYMBOL = BaseAttr(SymbolRefAttr)
 BUFFER = AnyOf(
-    (BaseAttr(ROMTensorType), BaseAttr(AdapterType), BaseAttr(KVType), BaseAttr(StateType))
+    (
+        BaseAttr(ROMTensorType),
+        BaseAttr(AdapterType),
+        BaseAttr(KVType),
+        BaseAttr(StateType),
+        BaseAttr(MatricesType),
+    )
 )
 
 

@@ -79,11 +79,11 @@ def assemble(
     capacity = _capacity(step, report, context)
     operations += [_cache(cache, capacity) for cache in step.caches.values()]
     operations += [
-        rom.StateOp(symbol, rom.StateType(size))
-        for states in step.states.values()
-        for symbol, size in states
+        rom.StateOp(symbol, type_) for states in step.states.values() for symbol, type_ in states
     ]
-    operations.append(rom.StepOp("decode", step.positions, Region(step.block)))
+    # Without caches nothing else says how long a sequence may be.
+    positions = step.positions if step.caches else capacity
+    operations.append(rom.StepOp("decode", positions, Region(step.block)))
     return ModuleOp(operations), parameters
 
 

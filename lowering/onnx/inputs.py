@@ -131,6 +131,11 @@ def _input(step: Step, report: Report, port: Port, tokens: Port | None) -> Value
         ones = TRUE if port.dtype == "BOOL" else count(1)
         return Field((step.batch, step.total), ones, "INT64" if integral else "BOOL")
     if rank == 4 and (port.dtype in FLOATS or port.dtype in ("INT8", "UINT8")):
+        fixed = all(isinstance(dim, int) for dim in port.dims[1:])
+        if fixed and _reader(step, name) == "LinearAttention":
+            step.pasts[name] = port
+            sizes = (expression(d) for d in port.dims[1:] if isinstance(d, int))
+            return Past(name, (step.batch, *sizes))
         if all(isinstance(dim, int) for dim in port.dims[1:3]):
             is_state = any(word in name for word in _STATES)
             report.error(
@@ -167,6 +172,11 @@ def _input(step: Step, report: Report, port: Port, tokens: Port | None) -> Value
         hint=hint,
     )
     return Unknown()
+
+
+def _reader(step: Step, name: str) -> str | None:
+    """The operator of the node that reads an input first, if any."""
+    return next((node.op_type for node in step.graph.nodes if name in node.inputs), None)
 
 
 def _default_input(step: Step, report: Report, port: Port) -> Value:

@@ -130,7 +130,7 @@ class Step:
         tables: coefficients of rotary embeddings at all positions, as computed.
         rotations: tables of cosines and sines by the coefficients of pairs; None for no rotation.
         engraved: constants that were computed, by their hash or name.
-        states: of each past input that is one, symbols and sizes.
+        states: of each past input that is one, symbols and types.
         settled: nodes that became an activation function together.
         codes: what the chip has cells for; weights are narrowed to one of them where they fit.
         parted: symbols of matrices and biases that rows were chosen of: the whole need not be used.
@@ -152,7 +152,9 @@ class Step:
     values: dict[str, Value] = field(default_factory=dict)
     declared: dict[tuple[object, ...], Declared] = field(default_factory=dict)
     caches: dict[str, Cache] = field(default_factory=dict)
-    states: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    states: dict[str, list[tuple[str, rom.StateType | rom.MatricesType]]] = field(
+        default_factory=dict
+    )
     pasts: dict[str, Port] = field(default_factory=dict)
     symbols: set[str] = field(default_factory=set)
     positions: int = 0
@@ -239,7 +241,11 @@ class Step:
         Exporters pack queries, keys and values into one matrix, by head: what is cut out of each
         head is then no contiguous part of the result. Each element must be chosen once at most.
         """
-        x, owner = value.input, value.input.ssa.owner
+        x, owner, offset = value.input, value.input.ssa.owner, 0
+        while isinstance(owner, rom.SliceOp):
+            # A part of what several matrices in one give.
+            offset += owner.offset.value.data
+            owner = owner.input.owner
         if len(value.terms) != 1 or not isinstance(owner, rom.LinearOp):
             return None
         (term,) = value.terms
@@ -248,7 +254,7 @@ class Step:
             return None
         inner = term.source.reshape(-1)
         outer = np.arange(token_size(x.dims[: value.lead])) * token_size(x.dims[value.lead :])
-        rows = (outer[:, None] + inner).reshape(-1)
+        rows = (outer[:, None] + inner).reshape(-1) + offset
         if np.unique(rows).size != rows.size:
             return None
         bias = None
@@ -525,16 +531,20 @@ class Step:
         self.caches[past] = Cache(symbol, heads, width, fmt, static_scale)
         return symbol
 
-    def state(self, past: str, size: int, count: int) -> list[str]:
-        """Declares the states behind a past input, of `size` elements each; gives their symbols.
+    def state(
+        self, past: str, type_: rom.StateType | rom.MatricesType, count: int = 1
+    ) -> list[str]:
+        """Declares the states of a type behind a past input; gives their symbols.
 
         Raises:
             Refusal: another node has them already.
         """
         if past in self.states:
             raise Refusal(f"the state '{past}' belongs to another node too")
-        symbols = [self.unique(f"{past}.{number}") for number in range(1, count + 1)]
-        self.states[past] = [(symbol, size) for symbol in symbols]
+        single = isinstance(type_, rom.MatricesType)
+        names = [past] if single else [f"{past}.{number}" for number in range(1, count + 1)]
+        symbols = [self.unique(name) for name in names]
+        self.states[past] = [(symbol, type_) for symbol in symbols]
         return symbols
 
 

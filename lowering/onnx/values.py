@@ -86,7 +86,7 @@ class Ids:
 
 @dataclass(frozen=True, eq=False)
 class Past:
-    """Keys or values of earlier tokens, an input of the graph."""
+    """Keys, values or a state of earlier tokens, an input of the graph."""
 
     name: str
     dims: Dims

@@ -6,9 +6,10 @@ adapters are resident, those of the next resident behind all of the last one's. 
 rows than there are units (A of a low-rank adapter on a large chip) takes as many neighbouring units
 as it has rows; such matrices fill the units evenly, the widest first.
 
-The SRAM of an H-Unit holds its part of `kv`, `adapters` and `adapter_scales`. The scales of caches
-are one memory of whole rows of the vector units, and take of these units' SRAM (`Need.scales`).
-States have the first rows of `vectors`; values lie behind them (`vector_memory.py`).
+The SRAM of an H-Unit holds its part of `kv`, `adapters`, `adapter_scales` and `states`. The scales
+of caches are one memory of whole rows of the vector units, and take of these units' SRAM
+(`Need.scales`). Of states those of convolutions have the first rows of `vectors`; values lie behind
+them (`vector_memory.py`).
 """
 
 from __future__ import annotations
@@ -37,8 +38,12 @@ from intaglio.dialects.h_units import (
     KV,
     KV_SCALE_BITS,
     KV_SCALES,
+    STATE_SCALE_BITS,
+    STATE_SCALES,
+    STATES,
     AdapterShape,
     CacheShape,
+    StateShape,
     scale_group,
     tokens_on_die,
     unit_step,
@@ -46,7 +51,7 @@ from intaglio.dialects.h_units import (
 from intaglio.dialects.machine import KV_FORMATS, Machine
 from intaglio.dialects.memories import LEAST_ROWS, VECTORS, Memory
 from intaglio.dialects.tiling import SCALE_BITS
-from intaglio.lowering.buffers import state_sizes
+from intaglio.lowering.buffers import matrices_of, state_sizes
 from intaglio.lowering.place.search import largest
 
 KV_ON_DIE = "external.kv_on_die_tokens"
@@ -54,6 +59,7 @@ KV_ON_DIE = "external.kv_on_die_tokens"
 NO_SCALES = Way(settings=("kv=fp8",))
 """Caches without scales."""
 KV_USE, SLOTS, CONSTANT = "KV cache", "adapter slots", "adapters of the graph"
+STATE_USE = "states of linear attention"
 
 
 class Rows(NamedTuple):
@@ -164,6 +170,28 @@ def place_caches(
     return places, found
 
 
+def place_states(
+    states: Mapping[str, StateShape], machine: Machine
+) -> tuple[dict[str, tuple[int, int]], dict[str, Memory]]:
+    """Gives states their first rows in `states` and `state_scales`, one after the other."""
+    places: dict[str, tuple[int, int]] = {}
+    row = head = 0
+    for name, one in states.items():
+        places[name] = row, head
+        row, head = row + one.rows, head + one.heads
+    if not states:
+        return {}, {}
+    return places, {
+        STATES: Memory(max(LEAST_ROWS, row), machine.attention_lanes, BYTE, machine.h_units),
+        STATE_SCALES: Memory(max(LEAST_ROWS, head), 1, STATE_SCALE_BITS),
+    }
+
+
+def states_of(module: ModuleOp, machine: Machine) -> dict[str, StateShape]:
+    """The states of linear attention of a module by name, as the H-Units see them."""
+    return {name: StateShape(machine, *one.dims) for name, one in matrices_of(module).items()}
+
+
 def residents_of(module: ModuleOp) -> int:
     """How many adapters the slots of a module hold at once.
 
@@ -202,11 +230,13 @@ class Need:
         machine: the chip.
         caches: of the model.
         adapters: in their places.
+        states: bytes of those of linear attention in every H-Unit, and in the vector units.
     """
 
     machine: Machine
     caches: Sequence[CacheShape]
     adapters: Adapters
+    states: tuple[int, int] = (0, 0)
 
     @cached_property
     def _memories(self) -> dict[str, Memory]:
@@ -216,7 +246,7 @@ class Need:
     def unit_size(self) -> int:
         """Bytes of every H-Unit's SRAM."""
         kv = self._memories.get(KV)
-        return self.adapters.unit_size + (0 if kv is None else kv.unit_size)
+        return self.states[0] + self.adapters.unit_size + (0 if kv is None else kv.unit_size)
 
     @property
     def codes(self) -> int:
@@ -225,8 +255,9 @@ class Need:
 
     @property
     def scales(self) -> int:
-        """Bytes of the vector units' SRAM: scales of all tokens."""
-        return sum(one.size for name, one in self._memories.items() if name == KV_SCALES)
+        """Bytes of the vector units' SRAM: scales of all tokens, exponents of states."""
+        scales = sum(one.size for name, one in self._memories.items() if name == KV_SCALES)
+        return self.states[1] + scales
 
     @property
     def fits(self) -> bool:
@@ -247,7 +278,10 @@ class Need:
 def need_of(module: ModuleOp, machine: Machine) -> Need:
     """What a module needs of the SRAM."""
     adapters = place_matrices(adapters_of(module, machine), machine, residents_of(module))
-    return Need(machine, list(caches_of(module, machine).values()), adapters)
+    states = place_states(states_of(module, machine), machine)[1]
+    sizes = [states[name].unit_size if name in states else 0 for name in (STATES, STATE_SCALES)]
+    caches = list(caches_of(module, machine).values())
+    return Need(machine, caches, adapters, (sizes[0], sizes[1]))
 
 
 def place_sram(module: ModuleOp, machine: Machine) -> list[MemoryOp | ReserveOp]:
@@ -276,6 +310,9 @@ def place_sram(module: ModuleOp, machine: Machine) -> list[MemoryOp | ReserveOp]
         name: ReserveOp(name, ADAPTERS, one.word, one.scale, one.unit)
         for name, one in need.adapters.places.items()
     }
+    of_states, more = place_states(states_of(module, machine), machine)
+    memories |= more
+    placed |= {name: ReserveOp(name, STATES, row, head) for name, (row, head) in of_states.items()}
     row = 0
     for name, size in state_sizes(module).items():
         placed[name] = ReserveOp(name, VECTORS, row)
@@ -302,6 +339,7 @@ def _overflow(module: ModuleOp, need: Need) -> DoesNotFit:
     by_use = {
         KV_USE: need.codes,
         SLOTS: slots.unit_size * machine.h_units,
+        STATE_USE: need.states[0] * machine.h_units,
         CONSTANT: (need.adapters.unit_size - slots.unit_size) * machine.h_units,
     }
     over = need.unit_size - machine.sram_bytes

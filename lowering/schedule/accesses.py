@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 from intaglio.dialects.hazards import ADDERS
 from intaglio.dialects.isa.queues import PEAKS, QUEUES
+from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule.draft import Draft
 
+_KEPT = ("what is to be added to a state",)
 _ALL = 1 << 62
 """More heads than any cache has."""
 
@@ -59,6 +61,9 @@ def touches(one: Draft, memory: VectorMemory) -> list[Touch]:
             if part is not None:
                 heads = (part.written_caches if writes else part.read_caches).get(slot, heads)
             found.append(Touch(slot, *heads, writes))
+    if isinstance(does, LinearAttention):
+        # What the first pass keeps for the second one has one place in the H-Units.
+        found.append(Touch(_KEPT, 0, 1, True))
     return found
 
 

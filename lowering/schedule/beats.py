@@ -41,7 +41,7 @@ class Beats:
         machine: the chip.
         memory: of the program's values.
         rows_at_once: rows of a matrix that leave the array together, by its slot's buffers.
-        heads: of caches.
+        heads: of caches and states of matrices.
         peaks: the largest magnitudes that are taken while values are written.
         states: elements of states.
     """

@@ -169,11 +169,15 @@ def _only_use(value: SSAValue, op: Operation) -> bool:
     return all(use.operation is op for use in value.uses)
 
 
+_KEEPS = (rom.AppendOp, rom.RepeatOp, rom.DelayOp, rom.LinearAttentionOp)
+"""Operators that leave something for the tokens that follow."""
+
+
 def _needed_for_effects(ops: Sequence[Operation]) -> set[Operation]:
-    """Operators that write caches or repeat layers, and all that they depend on."""
+    """Operators that write caches and states or repeat layers, and all that they depend on."""
     needed: set[Operation] = set()
     for op in reversed(ops):
-        if isinstance(op, rom.AppendOp | rom.RepeatOp) or any(
+        if isinstance(op, _KEEPS) or any(
             use.operation in needed for result in op.results for use in result.uses
         ):
             needed.add(op)

@@ -19,6 +19,8 @@ from intaglio.dialects.formula import (
     maximum,
     minimum,
 )
+from intaglio.dialects.formulas.recurrence import DECAY_FRAC, STATE_BITS
+from intaglio.dialects.h_units import STATE_BYTES, StateShape
 from intaglio.dialects.isa.vector import (
     LayerNorm,
     Passes,
@@ -506,6 +508,52 @@ def append_beat(machine: Machine, vector_bytes: int, *, count: int) -> tuple[For
     """
     duration = append(machine, count, vector_bytes)
     return duration + -machine.kv_write, duration
+
+
+def recall(machine: Machine, state: StateShape, fmt: str) -> Formula:
+    """What a query has of a state with the token's key and value: the first pass.
+
+    Heads come one after the other; of each, as many vectors at a time as a row of the memory has.
+    While a head is multiplied the codes of the next ones are read, and results of those before
+    leave, a row of the vector units' in a cycle. Three products follow the requantisation: with the
+    decay's factor, with beta, and of the head's match with its news.
+
+    Args:
+        machine: the chip.
+        state: its shape.
+        fmt: format of queries and keys.
+    """
+    lanes = machine.vector_lanes
+    work = state.head_rows * _state_work(machine, 2 * _parts(machine, FORMATS[fmt].memory_bits))
+    interval = max(work, -(-state.key_width // lanes), -(-state.value_width // lanes))
+    fill = -(-state.key_width // lanes) + machine.table_lookup + _attention_way(machine)
+    return constant(fill + 3 * machine.requantise + state.heads * interval)
+
+
+def change(machine: Machine, state: StateShape, fmt: str) -> Formula:
+    """What the state becomes: the second pass. The arguments are those of `recall`.
+
+    Each element is multiplied by the decay's factor, of 24 bits, and the code of its key by what is
+    added, of 16 bits, and written back.
+    """
+    lanes = machine.vector_lanes
+    parts = _parts(machine, DECAY_FRAC) + _parts(machine, FORMATS[fmt].memory_bits)
+    work = state.head_rows * _state_work(machine, parts)
+    interval = max(work, -(-state.key_width // lanes), -(-state.value_width // lanes))
+    fill = -(-state.key_width // lanes) + 2 * machine.requantise
+    way = machine.broadcast + machine.attention_pipeline + machine.kv_write
+    return constant(fill + way + state.heads * interval)
+
+
+def _parts(machine: Machine, bits: int) -> int:
+    """Operands of an H-Unit's multiplier that make a number of some bits."""
+    return -(-bits // machine.multiplier_bits)
+
+
+def _state_work(machine: Machine, parts: int) -> int:
+    """Cycles of a row of a state: each element by operands of so many parts together."""
+    products = machine.attention_lanes // STATE_BYTES * _parts(machine, STATE_BITS) * parts
+    return max(1, -(-products // (machine.attention_lanes * machine.query_parallel)))
 
 
 def _attention_way(machine: Machine) -> int:

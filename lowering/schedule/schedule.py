@@ -25,7 +25,7 @@ from intaglio.dialects.isa.matrix import Product
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import Memory
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
-from intaglio.lowering.buffers import context, name_of, state_sizes
+from intaglio.lowering.buffers import context, matrices_of, name_of, state_sizes
 from intaglio.lowering.order import check_before, check_legalised
 from intaglio.lowering.place.search import largest
 from intaglio.lowering.place.sram import need_of
@@ -176,6 +176,7 @@ def _schedule(
         for op in module.ops
         if isinstance(op, rom.CacheOp) and isinstance(op.type, rom.KVType)
     }
+    heads |= {name: one.heads.data for name, one in matrices_of(module).items()}
     peaks = peaks_of(blocks, memory, machine)
     beats = Beats(machine, memory, cutter.rows_at_once, heads, peaks, states)
     for number, block in enumerate(blocks):

@@ -13,6 +13,7 @@ from xdsl.utils.exceptions import PassFailedException
 from intaglio.dialects import rom
 from intaglio.dialects.fabric import kv_vector_bytes, matrix_shape
 from intaglio.dialects.formula import Formula
+from intaglio.dialects.h_units import StateShape
 from intaglio.dialects.isa.adapter import AdapterMatvec
 from intaglio.dialects.isa.arguments import Integer
 from intaglio.dialects.isa.attention import QueryKey, WeightedSum
@@ -20,6 +21,7 @@ from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.instruction import Instruction
 from intaglio.dialects.isa.matrix import Embed, EmbedPosition, ExpertMatvec, Matvec
 from intaglio.dialects.isa.queues import VECTOR
+from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.isa.registry import INSTRUCTIONS
 from intaglio.dialects.isa.touched import groups_of, size_of
 from intaglio.dialects.isa.values import Scores, Value
@@ -92,6 +94,8 @@ class Selector:
                 return self.query_key(op)
             case rom.WeightedSumOp():
                 return self.weighted_sum(op)
+            case rom.LinearAttentionOp():
+                return self.linear_attention(op)
             case _:
                 return self.vector(op)
 
@@ -185,6 +189,22 @@ class Selector:
             return Times(duration, pace)
 
         return Draft(does, sums, op.onnx)
+
+    def linear_attention(self, op: rom.LinearAttentionOp) -> Draft:
+        """A pass that gives the result, and one that changes the state, have the H-Units alone."""
+        state = rom.resolved_type(op, op.state, rom.MatricesType)
+        key = op.key.type
+        assert isinstance(key, rom.QuantizedType)
+        gates = [*op.gates, None, None]
+        does = _named(LinearAttention[SSAValue], op, gate=gates[0], beta=gates[1])
+        shape, fmt = StateShape(self.machine, *state.dims), key.format.data
+
+        def passes(_: int, number: int) -> Times:
+            of = durations.change if number else durations.recall
+            duration = of(self.machine, shape, fmt)
+            return Times(duration, duration)
+
+        return Draft(does, passes, op.onnx)
 
     @cached_property
     def step_floor(self) -> int:

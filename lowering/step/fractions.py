@@ -27,7 +27,9 @@ from intaglio.dialects import rom
 from intaglio.dialects.codes import mantissa_exponent
 from intaglio.dialects.formulas.elementwise import ACTIVATIONS
 from intaglio.dialects.formulas.products import ROTARY_FRAC
+from intaglio.dialects.formulas.recurrence import DECAY_FRAC
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.tables import GATE_FRAC
 from intaglio.lowering.buffers import name_of
 from intaglio.lowering.step.loss_warning import NOTEWORTHY, Loss, loss_warnings
 
@@ -37,6 +39,8 @@ LEAST_BELOW = 8
 """Of them those that are kept where something large must fit too; an error of about 0.1 %."""
 FRACTIONS = (8, 30)
 """The fewest and the most fraction bits."""
+UNIT_KEY_BITS = 22
+"""Fraction bits of what is read of a state by the delta rule with keys of length 1; up to 512."""
 OUTLIERS = 8
 """Bits over the root mean square of a product that are kept for its largest elements."""
 
@@ -69,12 +73,14 @@ class Class:
         norms: low estimates of the root mean square of results of norms.
         products: the same of what products with matrices give, and what is made of it.
         largest: what must fit.
+        least: fraction bits that what takes them loses nothing of.
     """
 
     entries: list[Entry] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     products: list[float] = field(default_factory=list)
     largest: list[float] = field(default_factory=list)
+    least: list[int] = field(default_factory=list)
 
     def fraction(self, usual: int) -> int:
         """How many fraction bits the values get: `usual`, unless magnitudes ask for others.
@@ -87,7 +93,7 @@ class Class:
         exact = [_bits(one.rms) for one in self.entries] or [_bits(one) for one in self.norms]
         rough = [] if self.entries else [_bits(one) for one in self.products]
         below = [*(BITS_BELOW + bits for bits in exact), *(LEAST_BELOW + bits for bits in rough)]
-        wanted = max([usual, *below])
+        wanted = max([usual, *below, *self.least])
         kept = max([LEAST_BELOW + bits for bits in (*exact, *rough)], default=low)
         fit = [*self.largest, *(one.largest for one in self.entries)]
         room = min((30 - math.ceil(math.log2(one)) for one in fit), default=high)
@@ -304,6 +310,13 @@ class _Values:
                             small, large = self._sizes[x]
                             self._sizes[argument] = self._sizes[y] = small, max(large, 1.0)
                     self._measure(body)
+                case rom.LinearAttentionOp():
+                    self._gates(op)
+                    if (size := self._product(op)) and size[0]:
+                        self._sizes[op.output] = size
+                        one = self._class(op.output)
+                        one.products.append(size[0])
+                        one.largest.append(math.ldexp(size[1], OUTLIERS))
                 case rom.AppendOp() if op.input in self._sizes:
                     self._cached[name_of(op.cache)] = self._sizes[op.input]
                 case _ if op.results and (size := self._product(op)) and size[0]:
@@ -313,6 +326,21 @@ class _Values:
                     one.largest.append(math.ldexp(size[1], OUTLIERS))
                 case _:
                     pass
+
+    def _gates(self, op: rom.LinearAttentionOp) -> None:
+        """A decay's logarithm counts over and over: near 0 each bit of it, and of the softplus that
+        it is a multiple of. With keys of length 1 the delta rule keeps results as small as values,
+        which a norm magnifies."""
+        if "delta" in op.rule.data and isinstance(op.key.owner, rom.RMSNormOp):
+            self._class(op.output).least.append(UNIT_KEY_BITS)
+        if op.beta is not None:
+            self._class(op.beta).least.append(GATE_FRAC)
+        if op.decay is None:
+            return
+        self._class(op.decay).least.append(DECAY_FRAC)
+        owner = op.decay.owner
+        if isinstance(owner, rom.TapOp):
+            self._class(owner.input).least.append(GATE_FRAC)
 
     def _enter(self, value: SSAValue, entry: Entry) -> None:
         """Notes an embedding, and what it becomes where a constant scales it."""
@@ -359,6 +387,11 @@ class _Values:
                     math.hypot(small * min(weights) * root, min(added)),
                     math.hypot(large * max(weights) * root, max(added)),
                 )
+            case rom.LinearAttentionOp() if op.value in self._sizes:
+                # Keys and queries of length 1; the latter as a rule over the root of their width.
+                state = rom.resolved_type(op, op.state, rom.MatricesType)
+                small, large = self._sizes[op.value]
+                return small / math.sqrt(state.key_width.data), large
             case rom.AttentionOp():
                 return self._cached.get(name_of(op.values))
             case rom.SliceOp() | rom.RotaryOp() | rom.ClipOp() | rom.WeighOp() | rom.DelayOp() if (

@@ -39,6 +39,7 @@ from intaglio.dialects.semantics import (
     pre_shift,
     query_key_bits,
     slot_bits,
+    state_sum_bits,
     weighted_sum_bits,
 )
 from intaglio.lowering.buffers import context, name_of
@@ -380,6 +381,33 @@ class _Body:
         q = self.insert(op, rom.QuantizeOp(op.input, type_, op.onnx, static))
         Rewriter.replace_op(op, rom.AppendOp(q, name_of(op.cache), op.position, op.onnx), [])
 
+    def linear_attention(self, op: rom.LinearAttentionOp) -> None:
+        """Queries and keys become integers; E4M3 codes of a key would lose what the rule removes
+        again."""
+        state = rom.resolved_type(op, op.state, rom.MatricesType)
+        width = state.key_width.data
+        fmt = "int16" if self.machine.activations == "int16" else "int8"
+
+        def codes(x: SSAValue) -> SSAValue:
+            type_ = rom.QuantizedType(rom.vector_size(x.type) // width, width, fmt)
+            return self.insert(op, rom.QuantizeOp(x, type_, op.onnx))
+
+        query = codes(op.query)
+        key = query if op.key is op.query else codes(op.key)
+        new = rom.LinearAttentionOp(
+            query,
+            key,
+            op.value,
+            list(op.gates),
+            name_of(op.state),
+            op.rule.data,
+            op.position,
+            op.onnx,
+            pre_shift=pre_shift(state_sum_bits(width, fmt)),
+            output=self.fixed(op.output),
+        )
+        self.replace(op, new)
+
     def attention(self, op: rom.AttentionOp) -> None:
         machine = self.machine
         cache = rom.resolved_type(op, op.keys, rom.KVType)
@@ -485,6 +513,7 @@ _CONVERTERS: dict[type[Operation], Callable[..., None]] = {
     rom.AddOp: _Body.retype,
     rom.TapOp: _Body.retype,
     rom.DelayOp: _Body.retype,
+    rom.LinearAttentionOp: _Body.linear_attention,
     rom.MulOp: _Body.retype,
     rom.SliceOp: _Body.retype,
     rom.RepeatOp: _Body.retype,

@@ -34,6 +34,7 @@ from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.instruction import Instruction as Does
 from intaglio.dialects.isa.matrix import Embed, ExpertMatvec, Product, Row
 from intaglio.dialects.isa.power import Switch
+from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.isa.vector import (
     Copy,
     Delay,
@@ -50,7 +51,7 @@ from intaglio.dialects.isa.vector import (
     Tap,
     Weigh,
 )
-from intaglio.dialects.semantics import Quantized, Routing
+from intaglio.dialects.semantics import Matrices, Quantized, Routing
 from intaglio.runtime.adapters.slots import Residents, check_fits, ranks_of
 from intaglio.runtime.engines import vector_kernels
 
@@ -154,6 +155,8 @@ class Simulator:
         self.stores: dict[str, Store] = {}
         self.states: dict[str, Ints] = {}
         """What the last token left, by state; at position 0 it counts as zeros."""
+        self.matrices: dict[str, Matrices] = {}
+        """What the last token left of linear attention, by state; the same."""
         self._adapter: dict[str, SiteImage] = {}
         self._residents = Residents(program)
         self.ranks: dict[str, int] = {}
@@ -187,6 +190,12 @@ class Simulator:
         """Forgets all tokens and saturations."""
         self.stores.update({name: Store.empty(c) for name, c in self.program.caches.items()})
         self.states.update({n: np.zeros(s.size, np.int64) for n, s in self.program.states.items()})
+        self.matrices.update(
+            {
+                name: Matrices.empty(one.heads, one.key_width, one.value_width)
+                for name, one in self.program.matrices.items()
+            }
+        )
         self._counter.count = 0
 
     def load_adapter(self, image: AdapterImage | None) -> int:
@@ -344,6 +353,8 @@ class Simulator:
                 return self._tap(one, reads)
             case Delay():
                 return self._delay(one, reads)
+            case LinearAttention():
+                return self._linear_attention(one, reads)
             case Copy():
                 return reads[0]
             case Sample():
@@ -588,6 +599,40 @@ class Simulator:
             x, last = reads[0](c), self.states[one.state]
             self.states[one.state] = x[-1].copy()
             return self._ops.delay(x, last if c.first else np.zeros_like(last))
+
+        return run
+
+    def _linear_attention(self, one: LinearAttention[str], reads: Sequence[Action]) -> Action:
+        of = dict(zip(one.reads, reads, strict=True))
+        name, shift, counter = one.state, one.pre_shift, self._counter
+        shape = self.program.matrices[name]
+
+        def fraction(buffer: str | None) -> int:
+            return 0 if buffer is None else self.program.fraction(buffer)
+
+        fractions = (
+            fraction(one.value),
+            fraction(one.decay),
+            fraction(one.rate),
+            fraction(one.output),
+        )
+
+        def run(c: Context) -> Ints:
+            state = self.matrices[name]
+            if not c.first:
+                state = Matrices.empty(shape.heads, shape.key_width, shape.value_width)
+            output, self.matrices[name] = semantics.linear_attention(
+                of[one.query](c),
+                of[one.key](c),
+                of[one.value](c),
+                None if one.decay is None else of[one.decay](c),
+                None if one.rate is None else of[one.rate](c),
+                state,
+                fractions=fractions,
+                shift=shift,
+                saturations=counter,
+            )
+            return output
 
         return run
 

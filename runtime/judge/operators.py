@@ -12,9 +12,18 @@ import numpy.typing as npt
 
 from intaglio.backend.program.program import Block, Instruction
 from intaglio.dialects.isa.attention import WeightedSum
+from intaglio.dialects.isa.instruction import Instruction as Does
 from intaglio.dialects.isa.matrix import Product
 from intaglio.dialects.isa.values import Fixed, Routing
-from intaglio.dialects.isa.vector import Copy, LayerNorm, RMSNorm, Weigh
+from intaglio.dialects.isa.vector import (
+    Copy,
+    LayerNorm,
+    Mul,
+    RMSNorm,
+    Tap,
+    VectorInstruction,
+    Weigh,
+)
 from intaglio.runtime.judge.defaults import OPERATOR_THRESHOLD
 from intaglio.runtime.judge.reference import nodes_of
 from intaglio.runtime.loaded_model import LoadedModel
@@ -42,6 +51,8 @@ class _Observed:
     opcode: str
     node: str
     value: str
+    convolved: bool
+    """Whether its channels may come before its tokens."""
 
 
 _RESIDUAL_OUTPUT = 3
@@ -59,6 +70,36 @@ def _value_of(one: Instruction, op_type: str, outputs: Sequence[str]) -> str | N
     is_norm = isinstance(does, RMSNorm | LayerNorm)
     number = _RESIDUAL_OUTPUT if op_type.startswith("Skip") and not is_norm else 0
     return (outputs[number] or None) if number < len(outputs) else None
+
+
+_FINAL: dict[str, type[Does[str]]] = {
+    "CausalConvWithState": VectorInstruction,
+    "GatedRMSNorm": Mul,
+    "LinearAttentionGate": Tap,
+}
+"""Nodes that become several instructions, and the last of which class gives their first output."""
+
+
+def _is_inner(block: Block, instance: int, one: Instruction, op_type: str, node: str) -> bool:
+    """Whether an instruction gives a step on the way to what its node gives."""
+    if (final := _FINAL.get(op_type)) is None:
+        return False
+    own = [
+        other
+        for other in block.whole
+        if isinstance(other.does, final) and _last_node(other, instance) == node
+    ]
+    return one is not own[-1]
+
+
+def _place(block: Block, instance: int, one: Instruction, node: str) -> int:
+    """Which of the instructions of a node it is."""
+    own = [other for other in block.whole if _last_node(other, instance) == node]
+    return next(place for place, other in enumerate(own) if other is one)
+
+
+def _last_node(one: Instruction, instance: int) -> str:
+    return one.onnx[min(instance, len(one.onnx) - 1)][-1]
 
 
 def _mixtures(block: Block, instance: int) -> set[str]:
@@ -119,9 +160,20 @@ def _observations(chip: LoadedModel) -> Iterator[tuple[Instruction, _Observed | 
                     value = None
                     if names[-1] not in mixtures or not _is_part(chip, one):
                         value = _value_of(one, op_type, outputs)
+                    if _is_inner(block, instance, one, op_type, names[-1]):
+                        value = None
+                    elif op_type == "Split" and value is not None:
+                        # Rows of a packed product, one product for each part.
+                        value = outputs[_place(block, instance, one, names[-1]) % len(outputs)]
                     if value is not None:
                         observed = _Observed(
-                            block.name, index, instance, one.opcode, names[-1], value
+                            block.name,
+                            index,
+                            instance,
+                            one.opcode,
+                            names[-1],
+                            value,
+                            op_type == "CausalConvWithState",
                         )
                 yield one, observed
 
@@ -154,7 +206,7 @@ def check_operators(chip: LoadedModel, ids: Sequence[int]) -> dict[str, Any]:
         assert expected is one
         if observed is None or not written:
             return
-        theirs = _token_major(values[observed.value], written[0].shape)
+        theirs = _token_major(values[observed.value], written[0].shape, observed.convolved)
         if theirs is None:
             apart.append(observed.node)
             return
@@ -186,10 +238,14 @@ def check_operators(chip: LoadedModel, ids: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _token_major(value: np.ndarray, shape: tuple[int, ...]) -> Array | None:
+def _token_major(
+    value: np.ndarray, shape: tuple[int, ...], convolved: bool = False
+) -> Array | None:
     """A value of the graph, batch 1, as [S, N]; None when it is of another size."""
     if value.size != math.prod(shape) or value.ndim not in (3, 4):
         return None
-    if value.ndim == 4 and value.shape[1] != shape[0]:
+    # Heads, or the channels of a convolution, come before tokens.
+    channels = convolved and value.shape[1:] == shape[::-1]
+    if channels or (value.ndim == 4 and value.shape[1] != shape[0]):
         value = value.swapaxes(1, 2)
     return value.astype(np.float64).reshape(shape)

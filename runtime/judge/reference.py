@@ -110,6 +110,12 @@ class Reference:
         # Sliding-window caches must be handed over with room; others grow by themselves.
         self._reserved = (capacity or 0) if _has_sliding_caches(proto.graph) else 0
         self._packed = _packed_caches(proto.graph)
+        self._states = {
+            name
+            for node in proto.graph.node
+            if node.op_type == "LinearAttention"
+            for name in node.input
+        }
         idle = _idle_orders(proto.graph, self.model.parent)
         self.changes: tuple[str, ...] = (_said(idle),) if idle else ()
         """What the copy that onnxruntime runs does not have, each with the reason."""
@@ -158,7 +164,7 @@ class Reference:
         dim = port.dims[axis]
         if axis == 0:
             return 1
-        if len(port.dims) == 3 and isinstance(dim, int):
+        if (len(port.dims) == 3 or port.name in self._states) and isinstance(dim, int):
             # A state of fixed size.
             return dim
         # Caches are [batch, heads, tokens, width], or [batch, tokens, heads, width].

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from intaglio.dialects.isa import attention, cache, matrix, power, vector
+from intaglio.dialects.isa import attention, cache, matrix, power, recurrence, vector
 
 PAPER = ("#ffffff", "#16191d")
 """The page: light, dark."""
@@ -59,6 +59,7 @@ _OPCODE_PATTERNS = {
     matrix.EmbedPosition.opcode: "grid",
     attention.QueryKey.opcode: "diagonal",
     attention.WeightedSum.opcode: "lines",
+    recurrence.LinearAttention.opcode: "grid",
     vector.Softmax.opcode: "solid",
     vector.RMSNorm.opcode: "diagonal",
     vector.LayerNorm.opcode: "back",

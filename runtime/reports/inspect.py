@@ -19,7 +19,7 @@ from intaglio.backend.target.target import Target
 from intaglio.dialects.constant_rom import CONSTANTS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.formula import constant
-from intaglio.dialects.h_units import ADAPTER_SCALES, ADAPTERS, KV, KV_SCALES, tokens_on_die
+from intaglio.dialects.h_units import ADAPTER_SCALES, ADAPTERS, KV, KV_SCALES, STATES, tokens_on_die
 from intaglio.dialects.isa.matrix import Product, Row
 from intaglio.dialects.isa.values import Fixed
 from intaglio.dialects.isa.vector import Sample
@@ -303,6 +303,7 @@ def _sram(program: Program) -> dict[str, Any]:
         )
     use = {
         "kv_bytes": _size(program, KV),
+        "state_bytes": _size(program, STATES),
         "graph_adapter_bytes": adapters - slots,
         "adapter_slot_bytes": slots,
     }

@@ -8,6 +8,7 @@ from math import prod
 from intaglio.backend.program.program import Parameter, Program
 from intaglio.dialects.isa.attention import QueryKey
 from intaglio.dialects.isa.matrix import Row
+from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.isa.values import Fixed
 from intaglio.dialects.isa.vector import Rotary
 from intaglio.runtime.reports.wording import counted
@@ -25,7 +26,7 @@ def model_shape(program: Program) -> dict[str, int]:
     others: dict[str, Parameter] = {}
     for block in program.blocks:
         for one in block.whole:
-            layers += len(block.instances) * isinstance(one.does, QueryKey)
+            layers += len(block.instances) * isinstance(one.does, QueryKey | LinearAttention)
             if isinstance(one.does, Row):
                 hidden = max(hidden, program.value(one.does.output, Fixed).size)
             if isinstance(one.does, Rotary):

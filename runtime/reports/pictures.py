@@ -96,6 +96,7 @@ def sram_pictures(content: Mapping[str, Any]) -> tuple[list[Picture], Fills]:
     sram, vector = content["sram"], content["vector_memory"]
     parts = [
         ("KV cache", sram["kv_bytes"]),
+        ("states", sram["state_bytes"]),
         ("adapter slots", sram["adapter_slot_bytes"]),
         ("adapters of the graph", sram["graph_adapter_bytes"]),
     ]

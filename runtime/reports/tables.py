@@ -89,7 +89,7 @@ def summary_lines(content: Mapping[str, Any], *, limits: bool = True) -> list[st
     tiles_used = f"{banks['tiles_used']} of {counted(banks['tiles'], 'tile')}"
     lines = [
         f"ROM     {rom_use}, fullest bank {banks['fill_max']:.1%}, {tiles_used}",
-        f"SRAM    {sram_use}, {cache} {size_text(cache_size)}",
+        f"SRAM    {sram_use}, {cache} {size_text(cache_size)}{_states(sram)}",
         f"vectors {vector_use}",
         fraction_line(content),
     ]
@@ -150,9 +150,17 @@ def _latency_bound_lines(positions: Sequence[Mapping[str, Any]]) -> Iterator[str
 def _cache(content: Mapping[str, Any]) -> tuple[str, int]:
     """What of the caches is in the H-Units, with its bytes."""
     sram, tokens = content["sram"], counted(content["context"], "token")
+    if not sram["kv_bytes"] and not sram["kv_bytes_per_token"]:
+        return "no KV cache", 0
     if sram["kv_tokens"] == content["context"]:
         return f"KV cache of {tokens}", sram["kv_bytes"]
     return f"KV cache of the first {sram['kv_tokens']:,} of {tokens}", sram["kv_bytes"]
+
+
+def _states(sram: Mapping[str, Any]) -> str:
+    """What states of linear attention take besides, where there are any."""
+    size = sram["state_bytes"]
+    return f", states {size_text(size)}" if size else ""
 
 
 def _external_lines(positions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -298,6 +306,7 @@ def _memory(content: Mapping[str, Any]) -> Table:
     cache, cache_size = _cache(content)
     rows = [
         (cache, size_text(cache_size), size_text(sram["capacity_bytes"])),
+        ("states of linear attention", size_text(sram["state_bytes"]), ""),
         ("adapters of the graph", size_text(sram["graph_adapter_bytes"]), ""),
         ("adapter slots", size_text(sram["adapter_slot_bytes"]), ""),
         (

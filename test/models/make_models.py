@@ -52,6 +52,8 @@ class Variant:
     """LFM2: the first layer is a convolution over so many taps, between two gates."""
     activation: str = "none"
     """Of the convolution."""
+    recurrent: int = 0
+    """Qwen3.5: so many of the first layers are linear attention by the gated delta rule."""
 
 
 VARIANTS = {
@@ -71,6 +73,8 @@ VARIANTS = {
     "experts": Variant(bias=True, experts=8),
     "lfm2": Variant(taps=3),
     "conv4": Variant(taps=4, bias=True, activation="silu"),
+    "qwen35": Variant(recurrent=1),
+    "recurrent": Variant(recurrent=2),
 }
 
 
@@ -235,6 +239,68 @@ class Builder:
         y = self.node("Mul", f"{path}/Mul_2", [parts[1], y])
         return self.node("Transpose", f"{path}/Transpose_2", [y], perm=[0, 2, 1])
 
+    def recurrence(self, layer: int, x: str) -> str:
+        """Queries, keys and values in one product through a convolution of 4 taps; queries and keys
+        of length 1; half as many heads of them as of values; the result's norm times a gate."""
+        name, path = f"model.layers.{layer}.linear_attn", f"/model/layers.{layer}/linear_attn"
+        keys = HIDDEN // 2
+        packed = self.linear(f"{name}.qkv_proj", x, HIDDEN + 2 * keys, HIDDEN)
+        z = self.linear(f"{name}.z_proj", x, HIDDEN, HIDDEN)
+        a, b = (self.linear(f"{name}.{one}_proj", x, HEADS, HIDDEN) for one in "ab")
+        packed = self.node("Transpose", f"{path}/Transpose_1", [packed], perm=[0, 2, 1])
+        packed = self.node(
+            "CausalConvWithState",
+            f"{path}/CausalConvWithState",
+            [
+                packed,
+                self.normal(f"{name}.conv1d.weight", HIDDEN + 2 * keys, 1, 4, std=0.6),
+                "",
+                f"past.{layer}.conv",
+            ],
+            outputs=[f"{path}/convolved", f"present.{layer}.conv"],
+            domain=MS,
+            activation="silu",
+        )
+        packed = self.node("Transpose", f"{path}/Transpose_2", [packed], perm=[0, 2, 1])
+        sizes = self.tensor(f"{path}/sizes", np.array([keys, keys, HIDDEN], np.int64))
+        parts = [f"{path}/split_{i}" for i in range(3)]
+        self.node("Split", f"{path}/Split", [packed, sizes], outputs=parts, axis=-1)
+        apart = self.tensor(f"{path}/apart", np.array([0, -1, HEAD], np.int64))
+        together = self.tensor(f"{path}/together", np.array([0, -1, keys], np.int64))
+        for place, letter in enumerate("qk"):
+            y = self.node("Reshape", f"{path}/{letter}_apart", [parts[place], apart])
+            y = self.node("LpNormalization", f"{path}/{letter}_norm", [y], axis=-1, p=2)
+            parts[place] = self.node("Reshape", f"{path}/{letter}_together", [y, together])
+        # Some heads forget slowly.
+        rates = -np.exp(self.random.uniform(-6, 0, HEADS)).astype(np.float32)
+        gates = [f"{path}/decay", f"{path}/beta"]
+        self.node(
+            "LinearAttentionGate",
+            f"{path}/LinearAttentionGate",
+            [
+                a,
+                self.normal(f"{name}.dt_bias", HEADS),
+                self.tensor(f"{name}.neg_exp_A", rates),
+                b,
+            ],
+            outputs=gates,
+            domain=MS,
+        )
+        y = self.node(
+            "LinearAttention",
+            f"{path}/LinearAttention",
+            [*parts, f"past.{layer}.recurrent", *gates],
+            outputs=[f"{path}/read", f"present.{layer}.recurrent"],
+            domain=MS,
+            q_num_heads=HEADS // 2,
+            kv_num_heads=HEADS,
+            update_rule="gated_delta",
+        )
+        gamma = self.normal(f"{name}.norm.weight", HEAD, mean=1, std=0.1)
+        return self.node(
+            "GatedRMSNorm", f"{path}/GatedRMSNorm", [y, gamma, z], domain=MS, epsilon=1e-6
+        )
+
     def head_norm(self, layer: int, letter: str, x: str, width: int) -> str:
         path = f"/model/layers.{layer}/attn/{letter}_norm"
         apart = self.tensor(f"{path}/apart", np.array([0, -1, HEAD], np.int64))
@@ -288,6 +354,9 @@ class Builder:
 
     def convolves(self, layer: int) -> bool:
         return bool(self.variant.taps) and layer == 0
+
+    def recurs(self, layer: int) -> bool:
+        return layer < self.variant.recurrent
 
     def network(self, layer: int, x: str) -> str:
         if self.variant.experts:
@@ -361,6 +430,7 @@ class Builder:
         for layer in range(LAYERS):
             path = f"/model/layers.{layer}"
             mixer = self.convolution if self.convolves(layer) else self.attention
+            mixer = self.recurrence if self.recurs(layer) else mixer
             attended = mixer(layer, y)
             attended = self.linear(f"model.layers.{layer}.attn.o_proj", attended, HIDDEN, HIDDEN)
             if self.variant.parallel:
@@ -397,7 +467,7 @@ class Builder:
         outputs = [helper.make_tensor_value_info("logits", floats, logits)]
         for kind in ("key", "value"):
             for layer in range(1 if self.variant.shared else LAYERS):
-                if self.convolves(layer):
+                if self.convolves(layer) or self.recurs(layer):
                     continue
                 name = f"{layer}.{kind}"
                 inputs.append(
@@ -408,6 +478,11 @@ class Builder:
             state = ["batch_size", HIDDEN, self.variant.taps - 1]
             inputs.append(helper.make_tensor_value_info("past.0.conv", floats, state))
             outputs.append(helper.make_tensor_value_info("present.0.conv", floats, state))
+        for layer in range(self.variant.recurrent):
+            for kind, dims in (("conv", [2 * HIDDEN, 3]), ("recurrent", [HEADS, HEAD, HEAD])):
+                of, name = ["batch_size", *dims], f"{layer}.{kind}"
+                inputs.append(helper.make_tensor_value_info(f"past.{name}", floats, of))
+                outputs.append(helper.make_tensor_value_info(f"present.{name}", floats, of))
         graph = helper.make_graph(self.nodes, "main_graph", inputs, outputs, self.tensors)
         opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MS, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)

@@ -37,6 +37,7 @@ from intaglio.dialects.encoded import DescriptorOp, QueueOp, Value
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.h_units import KV, KV_SCALES
 from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.isa.vector import Route
 
 if TYPE_CHECKING:
@@ -178,6 +179,8 @@ def refusals(program: Program) -> list[UserError]:
     """All that the hardware does not have of what a program needs, over all units."""
     if (experts := expert_refusal(program)) is not None:
         return [experts]
+    if (recurrence := recurrence_refusal(program)) is not None:
+        return [recurrence]
     machine = program.machine
     found = [
         UserError(f"the hardware knows no {name} of {fmt}")
@@ -205,6 +208,21 @@ def expert_refusal(program: Program) -> UserError | None:
                     "addresses are those of the descriptor alone; the simulator runs the model",
                     node=one.node,
                     op_type=one.opcode,
+                )
+    return None
+
+
+def recurrence_refusal(program: Program) -> UserError | None:
+    """Why linear attention has no hardware, or None."""
+    for block in program.blocks:
+        for one in block.whole:
+            if isinstance(one.does, LinearAttention):
+                return UserError(
+                    "the hardware has no linear attention yet: its H-Units do not change what they "
+                    "hold; the simulator runs the model",
+                    node=one.node,
+                    op_type=one.opcode,
+                    hint="--emit program",
                 )
     return None
 

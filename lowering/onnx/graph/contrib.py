@@ -118,6 +118,30 @@ _SCHEMAS: tuple[tuple[str, str, str, str, dict[str, str]], ...] = (
         {"T": _FLOATS, "T_CACHE": _CACHES, "T_KV_SCALE": "float", "M": "int32"},
     ),
     (
+        "GatedRMSNorm",
+        "X:T scale:T gate:T",
+        "Y:T",
+        "activation:string epsilon:float",
+        {"T": _FLOATS},
+    ),
+    (
+        "LinearAttention",
+        "query:T key:T value:T past_state?:S decay?:T beta?:T",
+        "output:T present_state:S",
+        (
+            "chunk_size:int kv_num_heads:int! q_num_heads:int! scale:float state_window:int "
+            "update_rule:string"
+        ),
+        {"T": _FLOATS, "S": _FLOATS},
+    ),
+    (
+        "LinearAttentionGate",
+        "a:T dt_bias:TF decay_scale:TF b?:T",
+        "decay:T beta?:T",
+        "",
+        {"T": _FLOATS, "TF": "float"},
+    ),
+    (
         "MatMulIntegerToFloat",
         "A:T1 B:T2 a_scale:T3 b_scale:T3 a_zero_point?:T1 b_zero_point?:T2 bias?:T3",
         "Y:T3",

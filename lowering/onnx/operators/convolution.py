@@ -53,7 +53,7 @@ def causal_convolution(step: Step, node: Node) -> None:
     names, depth = rom.nodes(node.name), (count - 1) * dilation
     past = _past(step, node, channels, depth, last=last) if depth else None
     value, delayed = x.ssa, [x.ssa]
-    for symbol in step.state(past.name, channels, depth) if past else ():
+    for symbol in step.state(past.name, rom.StateType(channels), depth) if past else ():
         value = step.emit(rom.DelayOp(value, symbol, step.position, names)).output
         delayed.append(value)
     bias = step.dense(node, 2, (channels,), BIAS) if node.input(2) else None

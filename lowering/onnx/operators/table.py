@@ -24,6 +24,7 @@ from intaglio.lowering.onnx.operators import (
     linear,
     norms,
     rearrangement,
+    recurrence,
     rotary_operators,
 )
 from intaglio.lowering.onnx.step import Convert
@@ -87,6 +88,10 @@ _COMPARED = (
 )
 _ROUNDED = "of constants, and where the graph rounds activations to 8 bits (BitNet)"
 _CONVOLUTION = "constant weights; the past state an input of the graph, the present one an output"
+_RECURRENCE = (
+    "one decay and one beta a head; as many heads of queries as of values, or a part; the past "
+    "state an input of the graph, the present one an output"
+)
 _TOKEN_SHAPES = "an activation's tokens must not mix and a token's elements keep their order"
 
 
@@ -278,9 +283,18 @@ def supported_operators() -> list[OperatorSupport]:
             inputs=2, fold=field_folding.fold,
         ),
         OperatorSupport(
+            "", "LinearAttention", 27, "rom.linear_attention, rom.scale", _RECURRENCE,
+            tuple(a for a in recurrence.ATTENTION_ATTRIBUTES if a != "state_window"),
+            outputs=2, inputs=3, convert=recurrence.linear_attention,
+        ),
+        OperatorSupport(
             "", "Log", 6, "rom.activate",
             "of constants, and in an activation function written out",
             fold=field_folding.fold,
+        ),
+        OperatorSupport(
+            "", "LpNormalization", 1, "rom.rms_norm", "p = 2, over the last axis", ("axis", "p"),
+            convert=recurrence.lp_normalization,
         ),
         OperatorSupport(
             "", "MatMul", 1, "rom.linear, rom.attention",
@@ -521,6 +535,20 @@ def supported_operators() -> list[OperatorSupport]:
             "an attention bias proven to be causal or a window; constant sinks; a quantised cache "
             "needs one scale for keys and one for values",
             attention.GQA_ATTRIBUTES, outputs=3, convert=attention.group_query_attention,
+        ),
+        OperatorSupport(
+            _MS, "GatedRMSNorm", 1, "rom.rms_norm, rom.activate, rom.mul", "",
+            ("activation", "epsilon"), inputs=3, convert=recurrence.gated_rms_norm,
+        ),
+        OperatorSupport(
+            _MS, "LinearAttention", 1, "rom.linear_attention, rom.scale", _RECURRENCE,
+            recurrence.ATTENTION_ATTRIBUTES, outputs=2, inputs=3,
+            convert=recurrence.linear_attention,
+        ),
+        OperatorSupport(
+            _MS, "LinearAttentionGate", 1, "rom.tap, rom.activate, and the bias of rom.linear",
+            "constant dt_bias and decay_scale",
+            inputs=3, outputs=2, convert=recurrence.linear_attention_gate,
         ),
         OperatorSupport(
             _MS, "MatMulIntegerToFloat", 1, "rom.linear",

@@ -651,9 +651,54 @@ rom.parameter @s : !rom.state<64> {key = "k"}
 // -----
 
 rom.state @c : !rom.kv<128, 2, 16, int8>
-// CHECK: a state has a type !rom.state, not !rom.kv<128, 2, 16, int8>
+// CHECK: a state has a type !rom.state or !rom.matrices, not !rom.kv<128, 2, 16, int8>
 
 // -----
 
 rom.state @c : !rom.state<0>
 // CHECK: a state has at least 1 element
+
+// -----
+
+rom.state @s : !rom.matrices<4, 0, 8>
+// CHECK: a state has at least 1 head and 1 element a head
+
+// -----
+
+rom.state @s : !rom.matrices<4, 8, 16>
+%p, %x, %k = "test.op"() : () -> (index, tensor<64xf32>, tensor<32xf32>)
+%y = rom.linear_attention %k, %k, %x in @s at %p {rule = "other", onnx = [["n"]]} : tensor<32xf32>, tensor<32xf32>, tensor<64xf32> -> tensor<64xf32>
+// CHECK: unknown rule 'other', known are linear, gated, delta, gated_delta
+
+// -----
+
+rom.state @s : !rom.matrices<4, 8, 16>
+%p, %x, %k, %g = "test.op"() : () -> (index, tensor<64xf32>, tensor<32xf32>, tensor<4xf32>)
+%y = rom.linear_attention %k, %k, %x gates %g in @s at %p {rule = "gated_delta", onnx = [["n"]]} : tensor<32xf32>, tensor<32xf32>, tensor<64xf32>, tensor<4xf32> -> tensor<64xf32>
+// CHECK: rule gated_delta takes 2 gates, found 1
+
+// -----
+
+rom.state @s : !rom.matrices<4, 8, 16>
+%p, %x, %k = "test.op"() : () -> (index, tensor<60xf32>, tensor<32xf32>)
+%y = rom.linear_attention %k, %k, %x in @s at %p {rule = "linear", onnx = [["n"]]} : tensor<32xf32>, tensor<32xf32>, tensor<60xf32> -> tensor<60xf32>
+// CHECK: @s has 4 heads of 8 by 16: it takes 64 values, found 60
+
+// -----
+
+rom.state @s : !rom.matrices<4, 8, 16>
+%p, %x, %k = "test.op"() : () -> (index, tensor<64xf32>, tensor<24xf32>)
+%y = rom.linear_attention %k, %k, %x in @s at %p {rule = "linear", onnx = [["n"]]} : tensor<24xf32>, tensor<24xf32>, tensor<64xf32> -> tensor<64xf32>
+// CHECK: 24 elements of queries are no heads of 8 that divide 4
+
+// -----
+
+rom.state @s : !rom.matrices<4, 8, 16>
+%p, %x, %k = "test.op"() : () -> (index, !rom.fixed<64, 16>, !rom.quantized<1, 32, int8>)
+%y = rom.linear_attention %k, %k, %x in @s at %p {rule = "linear", onnx = [["n"]]} : !rom.quantized<1, 32, int8>, !rom.quantized<1, 32, int8>, !rom.fixed<64, 16> -> !rom.fixed<64, 16>
+// CHECK: queries have 1 groups, not one a head
+
+// -----
+
+rom.state @s : !rom.kv<128, 2, 16, int8>
+// CHECK: a state has a type !rom.state or !rom.matrices

@@ -86,6 +86,8 @@ class Compiled:
         }
         for name in self.content.get("states", ()):
             found[Store.STATE] = name
+        for name in self.content.get("matrices", ()):
+            found[Store.MATRICES] = name
         return {**found, **({Store.DOMAIN: NO_DOMAIN} if self.content["domains"] else {})}
 
     def made(self, kind: type[Instruction[Any]]) -> tuple[Content, dict[str, str]] | None:
@@ -309,10 +311,10 @@ def mixed(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def convolving(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    """With the state of a convolution."""
+    """With the states of a convolution and of linear attention."""
     out = tmp_path_factory.mktemp("convolving") / "out"
     options = Options("roma-mini", context=32, emit="program")
-    return Compiled(compile_model(model("lfm2"), out, options).folder)
+    return Compiled(compile_model(model("qwen35"), out, options).folder)
 
 
 def test_what_the_compiler_writes_passes(

@@ -159,6 +159,8 @@ class Evaluator:
                 case rom.DelayOp():
                     y = self.states.get(named(op.state), np.zeros_like(v[op.input]))
                     self.states[named(op.state)] = v[op.input]
+                case rom.LinearAttentionOp():
+                    y = self._linear_attention(op, v, named(op.state))
                 case rom.SoftcapOp():
                     y = op.cap.value.data * np.tanh(v[op.input] / op.cap.value.data)
                 case rom.ClipOp():
@@ -186,6 +188,22 @@ class Evaluator:
                     raise AssertionError(op.name)
             v[op.results[0]] = y
         raise AssertionError("no terminator")
+
+    def _linear_attention(
+        self, op: rom.LinearAttentionOp, v: dict[Any, Any], name: str
+    ) -> np.ndarray:
+        state = rom.resolved_type(op, op.state, rom.MatricesType)
+        heads, width, columns = state.dims
+        s = self.states.get(name, np.zeros(state.dims))
+        q, k = (v[one].reshape(-1, width) for one in (op.query, op.key))
+        q, k = (np.repeat(one, heads // len(one), 0) for one in (q, k))
+        u = v[op.value].reshape(heads, columns)
+        if op.decay is not None:
+            s = s * np.exp(v[op.decay])[:, None, None]
+        if op.beta is not None:
+            u = (u - np.einsum("hkv,hk->hv", s, k)) * v[op.beta][:, None]
+        self.states[name] = s = s + k[:, :, None] * u[:, None, :]
+        return np.einsum("hkv,hk->hv", s, q).reshape(-1)
 
     def _route(self, op: rom.RouteOp, x: np.ndarray) -> tuple[list[int], np.ndarray]:
         """Numbers and shares; of equal logits the last comes first, or the first."""

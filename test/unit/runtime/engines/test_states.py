@@ -18,7 +18,7 @@ from intaglio.runtime.judge.check import check
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 
 
-@pytest.fixture(scope="module", params=["lfm2", "conv4"])
+@pytest.fixture(scope="module", params=["lfm2", "conv4", "qwen35", "recurrent"])
 def out(
     request: pytest.FixtureRequest,
     model: Callable[[str], Path],
@@ -50,6 +50,8 @@ def test_position_0_begins_anew(out: Path) -> None:
     first = simulator.forward(TOKENS[:5])
     _ = simulator.forward(TOKENS[5:], 5)
     assert any(state.any() for state in simulator.states.values())
+    for one in simulator.matrices.values():
+        assert one.mantissas.any()
     np.testing.assert_array_equal(simulator.forward(TOKENS[:5]), first)
 
 

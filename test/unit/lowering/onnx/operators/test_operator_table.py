@@ -371,6 +371,27 @@ def causal_convolution(e):
     e.write("Transpose", "convolved", perm=[0, 2, 1], output="y")
 
 
+def linear_attention(e):
+    """One head, by the gated delta rule."""
+    decoder, shape = e.decoder, [1, 16, 16]
+    decoder.inputs.append(("past.0.recurrent", TensorProto.FLOAT, ["batch", *shape]))
+    decoder.outputs.append(("present.0.recurrent", TensorProto.FLOAT, ["batch", *shape]))
+    decoder.pasts.append(("past.0.recurrent", TensorProto.FLOAT, [1, *shape]))
+    gates = [e.write("MatMulNBits", "x", *e.matrix(1), domain=MS, K=16, N=1, bits=4, block_size=16)
+             for _ in range(2)]  # fmt: skip
+    unit = e.write("LpNormalization", "x")
+    decay, beta = e.write("Neg", e.write("Softplus", gates[0])), e.write("Sigmoid", gates[1])
+    outputs = ["y", "present.0.recurrent"]
+    past = "past.0.recurrent"
+    e.it(unit, unit, "x", past, decay, beta, outputs=outputs, q_num_heads=1, kv_num_heads=1)
+
+
+def linear_attention_gate(e):
+    bias, rate = (e.decoder.rng.normal(size=16).astype(FLOAT) for _ in range(2))
+    e.it("x", bias, rate, "x", outputs=["decay", "beta"])
+    e.write("Mul", "decay", "beta", output="y")
+
+
 def group_query_attention(e):
     e.caches(1, 16)
     past = ["past_key_values.0.key", "past_key_values.0.value"]
@@ -512,6 +533,10 @@ EXAMPLES = {
     ("", "TopK"): top_k,
     ("", "Split"): split,
     **{(domain, "CausalConvWithState"): causal_convolution for domain in ("", MS)},
+    **{(domain, "LinearAttention"): linear_attention for domain in ("", MS)},
+    ("", "LpNormalization"): lambda e: e.it("x", output="y"),
+    (MS, "LinearAttentionGate"): linear_attention_gate,
+    (MS, "GatedRMSNorm"): lambda e: e.it("x", f(*range(1, 5)), "x", output="y"),
     (MS, "FusedMatMul"): fused_matmul,
     (MS, "GatherBlockQuantized"): gather_block_quantized,
     (MS, "GroupQueryAttention"): group_query_attention,
