@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -70,7 +71,7 @@ class Span:
     """Start and finish of an instruction instance, one element a position.
 
     `free` is when its queue is free for the next one, `left` when its reduction is there (None: it
-    leaves none).
+    leaves none), `out` when a token that it chooses is at the port (None: it chooses none).
     """
 
     block: int
@@ -80,6 +81,7 @@ class Span:
     finish: npt.NDArray[np.int64]
     free: npt.NDArray[np.int64]
     left: npt.NDArray[np.int64] | None = None
+    out: npt.NDArray[np.int64] | None = None
 
     @property
     def at(self) -> At:
@@ -89,7 +91,8 @@ class Span:
     @property
     def end(self) -> npt.NDArray[np.int64]:
         """When all of it is there."""
-        return self.finish if self.left is None else np.maximum(self.finish, self.left)
+        there = (one for one in (self.left, self.out) if one is not None)
+        return reduce(np.maximum, there, self.finish)
 
 
 Cycles = npt.NDArray[np.int64]

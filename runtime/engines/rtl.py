@@ -87,6 +87,8 @@ class Step:
         event: its start and finish.
         block, instance, instruction: what it is.
         touches: what it reads and writes.
+        end: when all of it is there.
+        out: when a token that it chooses is at the port; None: it chooses none.
         reduction: its reduction, if it leaves one: the finish is the cycle in which it is there.
     """
 
@@ -95,13 +97,9 @@ class Step:
     instance: int
     instruction: Instruction
     touches: Access
+    end: int
+    out: int | None = None
     reduction: Event | None = None
-
-    @property
-    def end(self) -> int:
-        """When all of it is there."""
-        left = self.event if self.reduction is None else self.reduction
-        return max(self.event.finish, left.finish)
 
     @property
     def nodes(self) -> str:
@@ -219,6 +217,9 @@ class RTLChip:
         self.position = 0
         """Tokens since the last reset."""
         self._next: int | None = None
+        self.out: int | None = None
+        """The cycle in which the last token's successor was there, from its acceptance; None: it
+        was not."""
         self._began = 0
         self._open: dict[tuple[str, int], int] = {}
         self._adapter: AdapterImage | None = None
@@ -383,7 +384,8 @@ class RTLChip:
             model.set(name, value)
         if not model.get("token_ready"):
             raise CompilerBug("the hardware takes no token")
-        self._began, self.events, self._open, self._next = model.cycle, [], {}, None
+        self._began, self.events, self._open = model.cycle, [], {}
+        self._next = self.out = None
         model.step(1)
         model.set("token_valid", 0)
         self.position = position + 1
@@ -449,7 +451,8 @@ class RTLChip:
                 left = Event(reductions_of(queue), counts[queue], start, int(span.left[0]))
             counts[queue] += 1
             touches = self.program.accesses[block][span.instruction]
-            steps.append(Step(event, block, span.instance, instruction, touches, left))
+            end, out = int(span.end[0]), None if span.out is None else int(span.out[0])
+            steps.append(Step(event, block, span.instance, instruction, touches, end, out, left))
         return steps
 
     @property
@@ -478,6 +481,7 @@ class RTLChip:
                 self.events.append(Event(queue, number, start, cycle))
         for i in np.flatnonzero(out["next_valid"]).tolist():
             self._next = int(out["next_token"][i])
+            self.out = int(cycles[i]) if self.out is None else self.out
 
     def _hanging(self) -> str:
         done = dict.fromkeys(counters(self.layout.queues), 0)
@@ -867,7 +871,7 @@ def compare_token(
         if at is None or when < at:
             check.result.difference = first_cycle
     if check.result.difference is None:
-        _compare_end(check, simulator, chip, sample, saturations, caches)
+        _compare_end(check, simulator, chip, steps, sample, saturations, caches)
     if sample:
         result, _ = next(
             wanted[_whole(one)]
@@ -1037,6 +1041,7 @@ def _compare_end(
     check: _Check,
     simulator: Simulator,
     chip: RTLChip,
+    steps: Sequence[Step],
     sample: bool,
     before: tuple[int, int],
     caches: bool,
@@ -1049,6 +1054,8 @@ def _compare_end(
         where = "the sampled token"
         logits, token = chip.result()
         check.value(where, "next_token", np.argmax(logits), token, None)
+        out = next(one.out for one in reversed(steps) if one.out is not None)
+        check.value(where, "the cycle of next_token", out, chip.out, None)
     if caches:
         seen = chip.stores
         tokens = chip.position

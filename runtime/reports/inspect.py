@@ -22,7 +22,6 @@ from intaglio.dialects.formula import constant
 from intaglio.dialects.h_units import ADAPTER_SCALES, ADAPTERS, KV, KV_SCALES, STATES, tokens_on_die
 from intaglio.dialects.isa.matrix import Product, Row
 from intaglio.dialects.isa.values import Fixed
-from intaglio.dialects.isa.vector import Sample
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.latency_bound import Chain, read_chain
 from intaglio.dialects.memories import OF_VALUES, size_of
@@ -40,7 +39,7 @@ from intaglio.runtime.reports.rom_use import (
     read_bits,
     read_placement,
 )
-from intaglio.runtime.reports.timing import Ranks, critical_path, sampled_after, spans
+from intaglio.runtime.reports.timing import Ranks, critical_path, spans
 from intaglio.runtime.reports.traffic import traffic
 
 SCHEMA = 1
@@ -334,8 +333,8 @@ def _position(
         if one.issue.pace is None:
             own[one.queue] += program.machine.issue
         period = max(period, int(span.end[0]))
-        if isinstance(one.does, Sample):
-            out = int(span.finish[0]) + sampled_after(one, program.machine)
+        if span.out is not None:
+            out = int(span.out[0])
     by_queue: dict[str, int] = {}
     by_opcode: dict[str, int] = {}
     by_unit: dict[str, dict[str, int]] = {}

@@ -78,7 +78,11 @@ def spans(
     kept = [i for i, block in enumerate(program.blocks) if sampled or not block.sampled]
     blocks = [program.blocks[i].timing for i in kept]
     active = _instruction_ranks(program, kept, ranks) if ranks else None
-    for span in timeline.simulate(blocks, program.machine.issue, positions, active):
+    machine = program.machine
+    for span in timeline.simulate(blocks, machine.issue, positions, active):
+        one = program.blocks[kept[span.block]].instructions[span.instruction]
+        if isinstance(one.does, Sample):
+            span = replace(span, out=span.finish + _sampled_after(one, machine))
         yield span, kept[span.block]
 
 
@@ -98,7 +102,7 @@ def _instruction_ranks(program: Program, kept: Sequence[int], ranks: Ranks) -> t
     return found
 
 
-def sampled_after(one: Instruction, machine: Machine) -> int:
+def _sampled_after(one: Instruction, machine: Machine) -> int:
     """Cycles from the finish of a `sample` to the token.
 
     Where it flows the lanes compare what its beats left after that; else it ends with the token.
@@ -126,11 +130,14 @@ def token_cycles(
         last[one.queue] = span.finish
         if span.left is not None:
             last[reductions_of(one.queue)] = span.left
-        if isinstance(one.does, Sample):
+        if span.out is not None:
             # The last of its beats.
-            out = span.finish + sampled_after(one, program.machine)
+            out = span.out
     period = np.maximum.reduce([np.zeros_like(where), *last.values()])
-    return TokenCycles(period, period if out is None else out)
+    if out is None:
+        return TokenCycles(period, period)
+    # A token that is wanted and on its way to the port keeps the next one waiting.
+    return TokenCycles(np.maximum(period, out), out)
 
 
 def generation_cycles(

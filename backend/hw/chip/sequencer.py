@@ -335,8 +335,9 @@ def build_token_port(design: Design, position_bits: int) -> ModuleBuilder:
     """The module `token_port`: takes tokens, gives the next ones, knows the position.
 
     A token is accepted, and its cycle 0 is, when `token_valid` and `token_ready` are 1. The chip is
-    ready in the cycle in which the last instruction of the token before has finished, unless a
-    result waits to be taken; cycles in which it waits for the outside world belong to no token.
+    ready in the cycle in which the last instruction of the token before has finished and its
+    successor, where it is wanted, is there, unless a result waits to be taken; cycles in which it
+    waits for the outside world belong to no token.
 
     Ports:
 
@@ -361,10 +362,12 @@ def build_token_port(design: Design, position_bits: int) -> ModuleBuilder:
     pending = m.register("pending", 1)
     next_valid = (result_valid | pending).named("result_there")
     pending.drive(next_valid & ~next_ready)
-    free = ~running | idle
+    wanted = m.register("result_wanted", 1)
+    free = ~running | (idle & (result_valid | ~wanted))
     ready = (primed & free & (~next_valid | next_ready)).named("ready")
     accept = (valid & ready).named("accepted")
     running.drive(accept | ~free)
+    wanted.drive(mux(accept, sample, wanted & ~result_valid))
 
     position = m.register("position_q", position_bits)
     following = m.register("next_position", position_bits)

@@ -824,7 +824,7 @@ class _Vector:
         count = add_all([one["saturated"] for one in lanes])
         m.output("saturated", mux(valid, count, 0))
         m.output("done", self.later(self.over, front, "done", 0))
-        left = front + machine.vector_reduce + max(machine.table_lookup, machine.sample)
+        left = front + machine.vector_reduce + machine.table_lookup
         m.output("reduced", self.later(self.over, left, "reduced", 0))
         if features.has(SAMPLE):
             m.output("token", self.token)

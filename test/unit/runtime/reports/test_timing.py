@@ -99,7 +99,7 @@ def flowing() -> Program:
 
     product = {"pace": "3", "duration": "7"}
     rows = {"pace": "1", "duration": "5", "reduces": "9"}
-    return program(
+    taken = program(
         Block(
             "all",
             True,
@@ -119,6 +119,8 @@ def flowing() -> Program:
             ],
         )
     )
+    machine = replace(taken.machine, vector_reduce=2, sample=1, table_lookup=2)
+    return replace(taken, machine=machine)
 
 
 def test_period_counts_everything_and_out_only_the_sample(small: Program):
@@ -179,10 +181,15 @@ def test_beats_flow_and_the_token_is_out_after_the_lanes_have_compared(flowing: 
     assert [one[3] if one[3] is None else int(one[3][0]) for one in found] == [
         *(None, None, 17, 20, None, None, 31)
     ]
-    machine = replace(flowing.machine, vector_reduce=2, sample=1, table_lookup=2)
-    cycles = token_cycles(replace(flowing, machine=machine), [0])
+    cycles = token_cycles(flowing, [0])
     # The last reduction is there at 31; the sample finishes at 27, its token is out three later.
     assert (cycles.out.tolist(), cycles.period.tolist()) == ([30], [31])
+    # A longer way to the port keeps the next token waiting.
+    machine = replace(flowing.machine, sample=6)
+    far = replace(flowing, machine=machine)
+    cycles = token_cycles(far, [0])
+    assert (cycles.out.tolist(), cycles.period.tolist()) == ([35], [35])
+    check_path(far, 0)
 
 
 def test_steps_tell_what_they_wait_for(flowing: Program):

@@ -133,8 +133,11 @@ def words(blocks: Blocks, queue: str, programs: dict[str, QueueProgram]) -> list
     ]
 
 
-def build(blocks: Blocks, issue: int) -> tuple[str, dict[str, list[int]]]:
-    """A chip of dummies, and the contents of its sequencers' memories."""
+def build(blocks: Blocks, issue: int, late: int = 1) -> tuple[str, dict[str, list[int]]]:
+    """A chip of dummies, and the contents of its sequencers' memories.
+
+    A successor that is wanted is there `late` cycles, 1 or more, after the last finish.
+    """
     design = Design()
     gated = any(
         QUEUES[-1] in (one.queue, *one.waits) for block, _ in blocks for one in block.issues
@@ -158,9 +161,14 @@ def build(blocks: Blocks, issue: int) -> tuple[str, dict[str, list[int]]]:
     idle = m.wire("idle", 1)
     bits = next(p.width for p in sequencers["kv"].ports if p.name == "finished")
     counts: dict[str, Wire] = {q: m.wire(f"count_{q}", bits) for q in counters(programs)}
+    result_valid = m.wire("result_valid", 1)
     token = m.instance(
-        "port", port, {**given, "idle": idle, "result_valid": m.constant(0), "result": 0}
+        "port", port, {**given, "idle": idle, "result_valid": result_valid, "result": 0}
     )
+    wanted = m.register("wanted", 1)
+    over = (idle & token["running"] & wanted).named("over")
+    wanted.drive(mux(token["accept"], given["sample"], wanted & ~over))
+    result_valid.assign(over.delay(late, reset=0, name="late_result"))
     every = m.constant(1)
     event = m.constant(0)
     for queue, sequencer in sequencers.items():
@@ -224,9 +232,8 @@ def tokens_of(
     model: Model, valid: np.ndarray, sample: np.ndarray
 ) -> list[tuple[int, int, list[Event]]]:
     """Runs; for every accepted token its cycle, position and events."""
-    trace = model.run(
-        len(valid), {"token_valid": valid, "sample": sample, "restart": np.zeros_like(valid)}
-    )
+    given = {"restart": np.zeros_like(valid), "next_ready": np.ones_like(valid)}
+    trace = model.run(len(valid), {"token_valid": valid, "sample": sample, **given})
     out = trace.outputs
     tokens: list[tuple[int, int, list[Event]]] = []
     began: dict[tuple[str, int], int] = {}
@@ -252,7 +259,7 @@ def tokens_of(
     return tokens
 
 
-def check(model: Model, blocks: Blocks, issue: int, rng: np.random.Generator) -> int:
+def check(model: Model, blocks: Blocks, issue: int, rng: np.random.Generator, late: int = 1) -> int:
     """Runs tokens with random gaps, a reset in the middle of one; the number of events."""
     checked = 0
     for phase in range(2):
@@ -269,6 +276,8 @@ def check(model: Model, blocks: Blocks, issue: int, rng: np.random.Generator) ->
         seen = tokens_of(model, valid, sample)
         for number, (cycle, position, events) in enumerate(seen):
             want, period = expected(blocks, issue, bool(sample[cycle]))
+            # The successor that is wanted keeps the next token waiting.
+            period += late * int(sample[cycle])
             key = lambda e: (e.queue, e.sequence)  # noqa: E731
             whole = [e for e in want if cycle + e.finish < length]
             assert sorted(events, key=key) == sorted(whole, key=key), (number, cycle)
@@ -288,10 +297,11 @@ def test_every_start_and_finish(seed: int) -> None:
     rng = np.random.default_rng(seed)
     queues = QUEUES if seed % 2 else QUEUES[:-1]
     blocks, issue = random_blocks(rng, queues), int(rng.integers(1, 4))
-    text, contents = build(blocks, issue)
+    late = 1 + seed % 4
+    text, contents = build(blocks, issue, late)
     model = ArcModel(text, "top")
     fill(model, contents)
-    assert check(model, blocks, issue, rng) > 50
+    assert check(model, blocks, issue, rng, late) > 50
 
 
 def test_verilator() -> None:
