@@ -2,9 +2,10 @@
 
 Waits count results (`dialects/timeline.py`): the n-th of a counter must be that of the n-th
 instruction, or a wait would be over before the result that it means. One instruction that flows is
-overtaken by the next if that one's result is there sooner: so of two in a row, the first one's
-duration may not be longer than its pace and the second one's duration together; likewise what they
-reduce. That must hold at every position and rank, whatever the waits.
+overtaken by the next if that one's result is there sooner, and two that come in one cycle count as
+one: so of two in a row, the first one's duration must be less than its pace and the second one's
+duration together; likewise what they reduce. That must hold at every position and rank, whatever
+the waits.
 """
 
 from __future__ import annotations
@@ -104,4 +105,4 @@ def _ordered(formulas: tuple[Formula, ...], capacity: int, rank: int) -> bool:
     tokens: Any = np.arange(1, capacity + 1) if "tokens" in names else 1
     ranks: Any = np.arange(rank + 1)[:, None] if "rank" in names else 0
     pace, first, second = (one(tokens=tokens, rank=ranks) for one in formulas)
-    return bool(np.all(first <= pace + second))
+    return bool(np.all(first < pace + second))

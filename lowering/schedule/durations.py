@@ -293,6 +293,26 @@ def peak(machine: Machine, *, quantized: bool) -> int:
     return machine.vector_reduce + (machine.table_lookup if quantized else 0)
 
 
+def scores_peak(machine: Machine, scores: Sequence[Times], *, quantized: bool, beside: bool) -> int:
+    """Cycles from scores to their largest, for which no scale is looked up.
+
+    They are counted in one order with the peaks of what their queue took before, so none comes
+    before, or with, the peak of a weighted sum or of an adapter's product that has just left it
+    free.
+
+    Args:
+        machine: the chip.
+        scores: what the program's shortest beats of a query and keys take.
+        quantized: whether scales are looked up for other peaks of the queue.
+        beside: whether adapters' products stand in the queue.
+    """
+    if not quantized:
+        return peak(machine, quantized=False)
+    least = min(int(one.duration(tokens=1, rank=0)) for one in scores) - _attention_way(machine)
+    before = machine.table_lookup + (adapter_drain(machine) if beside else 0)
+    return peak(machine, quantized=False) + max(0, before + 1 - least)
+
+
 def norm(machine: Machine, elements: int, groups: int, *, centred: bool) -> Formula:
     """Maximum, sum of squares, scaling; centring takes a pass and a sum before them."""
     passes = LayerNorm.passes if centred else RMSNorm.passes

@@ -147,17 +147,12 @@ def best(beats: Beats, positions: Sequence[Cycles]) -> list[int]:
     For each position there are two list schedules. The priorities of the first are the tails. From
     the end a schedule is made in which of several beats that is nearest to it which the first one
     starts last; the priorities of the second are the distances from the end that all of these give
-    together.
+    together. The best order then begins again from the end, at all positions, for as long as that
+    helps: what each direction leaves late the other one moves together.
     """
     found = [from_the_start(beats, cycles, tails(beats, cycles)) for cycles in positions]
     if len(found) == 1:
         return found[0]
-    distances = [
-        from_the_end(beats, cycles, starts_of(beats, cycles, order))
-        for cycles, order in zip(positions, found, strict=True)
-    ]
-    together = [sum(own) for own in zip(*distances, strict=True)]
-    found += [from_the_start(beats, cycles, together) for cycles in positions]
 
     def taken(order: Sequence[int]) -> int:
         total = 0
@@ -166,4 +161,17 @@ def best(beats: Beats, positions: Sequence[Cycles]) -> list[int]:
             total += max(map(sum, zip(starts, cycles.durations, strict=True)))
         return total
 
-    return min(found, key=taken)
+    def again(orders: Sequence[Sequence[int]]) -> list[list[int]]:
+        distances = [
+            from_the_end(beats, cycles, starts_of(beats, cycles, order))
+            for cycles, order in zip(positions, orders, strict=True)
+        ]
+        together = [sum(own) for own in zip(*distances, strict=True)]
+        return [from_the_start(beats, cycles, together) for cycles in positions]
+
+    chosen = min([*found, *again(found)], key=taken)
+    while True:
+        other = min(again([chosen] * len(positions)), key=taken)
+        if taken(other) >= taken(chosen):
+            return chosen
+        chosen = other

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from xdsl.ir import SSAValue
 
 from intaglio.dialects.formulas.norms import norm_constants
+from intaglio.dialects.isa.adapter import AdapterMatvec
 from intaglio.dialects.isa.attention import QueryKey
 from intaglio.dialects.isa.queues import ATTENTION, MATRIX, PEAKS, VECTOR
 from intaglio.dialects.isa.touched import may_leave_peak, may_read_peak, passes_of
@@ -85,13 +86,24 @@ def peaks_of(blocks: Sequence[DraftBlock], memory: VectorMemory, machine: Machin
             quantized[queue] = quantized.get(queue, False) or quantize is not None
         found.read |= dict.fromkeys(readers, found.entries)
         found.entries += 1
-    if any(isinstance(one.does, QueryKey) for one in drafts.values()):
+    scores = [one for one in drafts.values() if isinstance(one.does, QueryKey)]
+    after = {
+        queue: durations.peak(machine, quantized=looks_up) for queue, looks_up in quantized.items()
+    }
+    after_scores = 0
+    if scores:
         # The largest scores of heads are left in the same way.
-        quantized.setdefault(ATTENTION, False)
+        after.setdefault(ATTENTION, durations.peak(machine, quantized=False))
+        after_scores = durations.scores_peak(
+            machine,
+            [one.takes(1, 0) for one in scores],
+            quantized=quantized.get(ATTENTION, False),
+            beside=any(isinstance(one.does, AdapterMatvec) for one in drafts.values()),
+        )
     for one in drafts.values():
-        if one.queue in PEAKS and one.queue in quantized:
-            after = durations.peak(machine, quantized=quantized[one.queue])
-            one.takes = _with_peak(one.takes, after)
+        if one.queue in PEAKS and one.queue in after:
+            is_scores = isinstance(one.does, QueryKey)
+            one.takes = _with_peak(one.takes, after_scores if is_scores else after[one.queue])
     return found
 
 

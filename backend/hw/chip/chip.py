@@ -190,13 +190,7 @@ class _Chip:
         for (queue, port), wire in self.heard.items():
             # Of units that share a queue all must be ready; one has done something.
             every = port == "ready"
-            if port == "reduced" and queue in PEAKS:
-                # Peaks follow results in a time of their own.
-                signals = [
-                    one.delay(self._peak(queue), reset=0) for one in self.told[queue, "done"]
-                ]
-            else:
-                signals = self.told[queue, port]
+            signals = self.told[queue, port]
             wire.assign(tree(signals, lambda a, b, every=every: a & b if every else a | b))
         self._result()
 
@@ -309,11 +303,15 @@ class _Chip:
         for one in unit.ports:
             match one:
                 case Command():
-                    told = {"done": one.done}
-                    told |= {"ready": one.ready} if one.flows else {}
-                    told |= {"reduced": one.reduced} if one.reduces else {}
-                    for name, port in told.items():
-                        self.told.setdefault((one.queue, name), []).append(out[port])
+                    told = {"done": out[one.done]}
+                    told |= {"ready": out[one.ready]} if one.flows else {}
+                    if one.reduces:
+                        told["reduced"] = out[one.reduced]
+                    elif one.queue in PEAKS:
+                        # Peaks follow results in a time of their own.
+                        told["reduced"] = told["done"].delay(self._peak(one.queue), reset=0)
+                    for name, signal in told.items():
+                        self.told.setdefault((one.queue, name), []).append(signal)
                 case Give():
                     self._give(one.name, out[one.port])
                 case Serve():

@@ -61,7 +61,13 @@ class AttentionUnit(Unit):
         model, machine = self.model, self.model.machine
         heads = machine.query_parallel
         return (
-            Command((QueryKey, WeightedSum), model.fields, "attention_", flows=True),
+            Command(
+                (QueryKey, WeightedSum),
+                model.fields,
+                "attention_",
+                flows=True,
+                reduces=model.counts_scores_apart,
+            ),
             Command((Append,), model.append_fields, "append_", flows=True),
             Take("position", POSITION),
             *self._rows("append", machine.kv_port_bytes),

@@ -469,6 +469,27 @@ class AttentionModel:
         return self.program.peaks.get(ATTENTION, False)
 
     @property
+    def counts_scores_apart(self) -> bool:
+        """Whether the largest scores count sooner after their results than other peaks do."""
+        return self.leaves_peaks and self.scores_peak < self.sums_peak
+
+    @property
+    def sums_peak(self) -> int:
+        """Cycles from sums to their largest magnitudes."""
+        return durations.peak(self.machine, quantized=self.looks_up_peaks)
+
+    @cached_property
+    def scores_peak(self) -> int:
+        """Cycles from scores to their largest, the same for all (`durations.scores_peak`)."""
+        (found,) = {
+            int(one.issue.reduces(tokens=1, rank=0)) - int(one.issue.duration(tokens=1, rank=0))
+            for block in self.program.blocks
+            for one in block.instructions
+            if isinstance(one.does, QueryKey) and one.issue.reduces is not None
+        } or {0}
+        return found
+
+    @property
     def _peak_fields(self) -> tuple[Field, ...]:
         return peaks.fields_of(quantized=self.looks_up_peaks) if self.leaves_peaks else ()
 

@@ -629,6 +629,10 @@ class _Unit:
         self.summed = (last & self.beats.weighted).delay(delay, reset=0, name="summed_done")
         scored = (last & ~self.beats.weighted).delay(delay, reset=0, name="scored_done")
         m.output("attention_done", self.summed | scored)
+        if model.counts_scores_apart:
+            apart = scored.delay(model.scores_peak, reset=0, name="scores_counted")
+            after = self.summed.delay(model.sums_peak, reset=0, name="sums_counted")
+            m.output("attention_reduced", apart | after)
 
     def steps(self, start: Signal, first: Signal, waiting: Signal) -> _Steps:
         """Counters of steps from the inside to the outside; `kv` and `base` are driven later.

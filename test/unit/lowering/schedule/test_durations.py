@@ -11,6 +11,7 @@ from intaglio.backend.target.target import load_target
 from intaglio.dialects.formula import Formula
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import MatrixShape
+from intaglio.dialects.timeline import Times
 from intaglio.lowering.schedule import durations
 
 SLOW = ("network.results_per_cycle=1024", "h_unit.query_parallel=1")
@@ -101,6 +102,39 @@ def test_attention_and_adapters_finish_in_order(name: str, results: int | None) 
             for pace, duration in taken:
                 assert 0 < pace <= duration
                 assert all(pace + later > duration for _, later in taken)
+
+
+@pytest.mark.parametrize("name", ["roma", "roma-mini", "tom", "hc1"])
+@pytest.mark.parametrize("lookup", [1, 5, 30])
+@pytest.mark.parametrize("beside", [False, True])
+def test_largest_scores_count_in_order(name: str, lookup: int, beside: bool) -> None:
+    """They wait for no look-up, but for the peaks of what has just left their queue free."""
+    machine = replace(load_target(name).machine(), table_lookup=lookup)
+    sizes = 4, 1, 2 * machine.attention_lanes, 0, "int8"
+    floor = durations.score_drain(machine, 4)
+
+    def scores(tokens: int) -> int:
+        return int(
+            durations.query_key_beat(machine, *sizes, count=1, floor=floor)[1](tokens=tokens)
+        )
+
+    pace, duration = durations.query_key_beat(machine, *sizes, count=1, floor=floor)
+    beats = [Times(duration, pace)]
+    bare = durations.peak(machine, quantized=False)
+    looked_up = durations.peak(machine, quantized=True)
+    assert durations.scores_peak(machine, beats, quantized=False, beside=beside) == bare
+    after = durations.scores_peak(machine, beats, quantized=True, beside=beside)
+    shape = MatrixShape(machine.h_units, machine.attention_lanes, machine.attention_lanes, 8, 16)
+    others = [durations.weighted_sum_beat(machine, *sizes, count=1, floor=floor)]
+    if beside:
+        others.append(durations.adapter_beat(machine, shape, floor=floor))
+    slack: list[int] = []
+    for tokens in (1, 99, 1000):
+        for pace, duration in others:
+            left = int(duration(tokens=tokens)) + looked_up
+            slack.append(int(pace(tokens=tokens)) + scores(tokens) + after - left)
+    # Never with another one, and no later than that needs.
+    assert min(slack) >= 1 and (after == bare or min(slack) == 1)
 
 
 @pytest.mark.parametrize("lookup", [1, 9, 40])
