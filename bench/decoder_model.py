@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import mixers
 import numpy as np
 
 ALIGNMENT = 4096
@@ -60,8 +61,18 @@ class Shape:
     """Of them, those that a token takes."""
     limited: bool = False
     """gpt-oss's SwiGLU: a limit of 7, a slope of 1.702, 1 added, biases."""
+    mixers: tuple[str, ...] = ("attention",)
+    """What the layers do, in turns: `attention`, `convolution` or `linear`."""
+    taps: int = 0
+    """Of convolutions."""
+    linear: tuple[int, int, int] = (0, 0, 0)
+    """Of linear attention: heads of keys and of values, elements of each."""
     one_layer: bool = False
     """All layers are the bytes of the first: a small file where only shapes matter."""
+
+    def mixer(self, layer: int) -> str:
+        """What a layer does."""
+        return self.mixers[layer % len(self.mixers)]
 
     def bits_of(self, name: str) -> int:
         """Bits of the weights of a matrix."""
@@ -134,7 +145,39 @@ QWEN3_30B_A3B = Shape(
 """Qwen/Qwen3-30B-A3B, without the norms of queries and keys."""
 
 
-class _Model:
+LFM2_1_2B = Shape(
+    layers=16,
+    hidden=2048,
+    heads=32,
+    kv_heads=8,
+    head_dim=64,
+    ffn=8192,
+    vocabulary=65536,
+    mixers=tuple(
+        "attention" if layer in (2, 5, 8, 10, 12, 14) else "convolution" for layer in range(16)
+    ),
+    taps=3,
+    one_layer=True,
+)
+"""LiquidAI/LFM2-1.2B, without the norms of queries and keys."""
+QWEN3_5_2B = Shape(
+    layers=24,
+    hidden=2048,
+    heads=8,
+    kv_heads=2,
+    head_dim=256,
+    ffn=6144,
+    vocabulary=248320,
+    mixers=("linear", "linear", "linear", "attention"),
+    taps=4,
+    linear=(16, 16, 128),
+    one_layer=True,
+)
+"""As Qwen3.5-2B: three of four layers are linear attention; without the gates, norms and partial
+rotation of the others."""
+
+
+class Model:
     """Nodes and initializers under construction; bytes go straight to the data file."""
 
     def __init__(self, folder: Path, shape: Shape, seed: int) -> None:
@@ -383,7 +426,7 @@ def _four_trits(zeros: float) -> np.ndarray:
     return bytes_[np.searchsorted(bounds, np.arange(1 << 16) + 0.5)].astype(np.uint8)
 
 
-def _network(m: _Model, path: str, x: str) -> str:
+def _network(m: Model, path: str, x: str) -> str:
     """Gate, up and down with SiLU, or BitNet's form."""
     shape, hidden = m.shape, m.shape.hidden
     gate = m.product(f"{path}/mlp/gate_proj", x, shape.ffn, hidden)
@@ -400,15 +443,48 @@ def _network(m: _Model, path: str, x: str) -> str:
     return m.product(f"{path}/mlp/down_proj", y, hidden, shape.ffn)
 
 
+def _attention(
+    m: Model, layer: int, x: str, lengths: tuple[str, str], angles: tuple[str, str]
+) -> str:
+    """Grouped-query attention of all cached tokens."""
+    shape, path = m.shape, f"/model/layers.{layer}"
+    hidden, width = shape.hidden, shape.head_dim
+    size, kv = shape.heads * width, shape.kv_heads * width
+    if shape.zeros is None and not shape.mix:
+        qkv = [m.product(f"{path}/attn/qkv_proj", x, size + 2 * kv, hidden), "", ""]
+    else:
+        # One scale or one width a matrix: the three are not packed.
+        parts = (("q", size), ("k", kv), ("v", kv))
+        qkv = [m.product(f"{path}/attn/{one}_proj", x, n, hidden) for one, n in parts]
+    past = [f"past_key_values.{layer}.{kind}" for kind in ("key", "value")]
+    present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
+    attention = m.node(
+        "GroupQueryAttention",
+        [*qkv, *past, *lengths, *angles, "", "", ""],
+        [f"{path}/attn/output_0", *present],
+        f"{path}/attn/GroupQueryAttention",
+        "com.microsoft",
+        num_heads=shape.heads,
+        kv_num_heads=shape.kv_heads,
+        scale=width**-0.5,
+        local_window_size=-1,
+        softcap=0.0,
+        do_rotary=1,
+        rotary_interleaved=0,
+    )
+    if shape.bitnet:
+        attention = m.norm(f"{path}/attn_sub_norm", attention, size)
+    return attention
+
+
 def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
     """Writes model.onnx and model.onnx.data; returns the path of the former."""
     import onnx
 
     folder.mkdir(parents=True, exist_ok=True)
-    m = _Model(folder, shape, seed)
-    cos, sin = m.angles()
-    per_row, total = m.lengths()
-    hidden, width = shape.hidden, shape.head_dim
+    m = Model(folder, shape, seed)
+    angles, lengths = m.angles(), m.lengths()
+    hidden = shape.hidden
     if shape.head_zeros is None:
         head_bits = shape.bits_of("lm_head")
         head = m.codes("lm_head.MatMul", shape.vocabulary, hidden, head_bits)
@@ -448,32 +524,16 @@ def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
     )
     for layer in range(shape.layers):
         path = f"/model/layers.{layer}"
-        size, kv = shape.heads * width, shape.kv_heads * width
-        if shape.zeros is None and not shape.mix:
-            qkv = [m.product(f"{path}/attn/qkv_proj", x, size + 2 * kv, hidden), "", ""]
-        else:
-            # One scale or one width a matrix: the three are not packed.
-            parts = (("q", size), ("k", kv), ("v", kv))
-            qkv = [m.product(f"{path}/attn/{one}_proj", x, n, hidden) for one, n in parts]
-        past = [f"past_key_values.{layer}.{kind}" for kind in ("key", "value")]
-        present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
-        attention = m.node(
-            "GroupQueryAttention",
-            [*qkv, *past, per_row, total, cos, sin, "", "", ""],
-            [f"{path}/attn/output_0", *present],
-            f"{path}/attn/GroupQueryAttention",
-            "com.microsoft",
-            num_heads=shape.heads,
-            kv_num_heads=shape.kv_heads,
-            scale=width**-0.5,
-            local_window_size=-1,
-            softcap=0.0,
-            do_rotary=1,
-            rotary_interleaved=0,
-        )
-        if shape.bitnet:
-            attention = m.norm(f"{path}/attn_sub_norm", attention, size)
-        o = m.product(f"{path}/attn/o_proj", attention, hidden, size)
+        match shape.mixer(layer):
+            case "convolution":
+                mixed, width = mixers.convolution(m, layer, x), hidden
+            case "linear":
+                mixed = mixers.linear_attention(m, layer, x)
+                width = shape.linear[1] * shape.linear[2]
+            case _:
+                mixed = _attention(m, layer, x, lengths, angles)
+                width = shape.heads * shape.head_dim
+        o = m.product(f"{path}/attn/o_proj", mixed, hidden, width)
         name = f"{path}/post_attention_layernorm"
         x = f"{name}/output_0"
         residual = m.node(
@@ -515,7 +575,14 @@ def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
 
     integer, real = onnx.TensorProto.INT64, onnx.TensorProto.FLOAT
     batch, total_name = "batch_size", "total_sequence_length"
-    names = [f"{i}.{kind}" for kind in ("key", "value") for i in range(shape.layers)]
+    attends = [i for i in range(shape.layers) if shape.mixer(i) == "attention"]
+    names = [f"{i}.{kind}" for kind in ("key", "value") for i in attends]
+    kept = {
+        f"{i}.{kind}": [batch, *dims]
+        for i in range(shape.layers)
+        for kind, dims in mixers.states(shape, i).items()
+    }
+    width = shape.head_dim
     inputs = [
         value("input_ids", integer, [batch, "sequence_length"]),
         value("attention_mask", integer, [batch, total_name]),
@@ -527,10 +594,12 @@ def write_decoder(folder: Path, shape: Shape, seed: int = 0) -> Path:
             )
             for n in names
         ),
+        *(value(f"past.{n}", real, dims) for n, dims in kept.items()),
     ]
     outputs = [
         value("logits", real, [batch, "sequence_length", shape.vocabulary]),
         *(value(f"present.{n}", real, [batch, shape.kv_heads, total_name, width]) for n in names),
+        *(value(f"present.{n}", real, dims) for n, dims in kept.items()),
     ]
     graph = onnx.helper.make_graph(m.nodes, "main_graph", inputs, outputs, m.tensors)
     # INT2 came with opset 25.
