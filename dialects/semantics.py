@@ -693,6 +693,22 @@ def score_scale(
     ).reshape(dots.shape)
 
 
+def sloped(
+    scores: Ints, slopes: Ints, distance: Ints, saturations: Saturations | None = None
+) -> Ints:
+    """`formulas.softmax.sloped` of scores; what ALiBi adds to them.
+
+    Args:
+        scores: Fixed with 16 fraction bits [S, heads, T], to the base 2.
+        slopes: Fixed with 24 fraction bits [heads]: what a score loses for each token.
+        distance: tokens from each key to the query [S, T]; negative where a key is not seen.
+        saturations: counts elements that are seen.
+    """
+    r, there = Arrays(), np.maximum(np.asarray(distance, np.int64), 0)[:, None, :]
+    loss = softmax_formulas.distance_loss(r, np.asarray(slopes, np.int64)[:, None], there)
+    return softmax_formulas.sloped(Arrays(saturations), np.asarray(scores, np.int64), loss)
+
+
 def softmax(
     scores: Ints,
     v_scale: Scale,

@@ -11,6 +11,8 @@ from intaglio.dialects.formulas.reader import Groups, P, Reader, ScaleOf, V
 
 SCORE_FRAC = 16
 """Fraction bits of attention scores."""
+SLOPE_FRAC = 24
+"""Fraction bits of what a score loses for each token between the query and the key."""
 PROBABILITY_FRAC = 24
 """Fraction bits of softmax's numerators and of their sum."""
 
@@ -34,6 +36,20 @@ def score_scale(r: Reader[V], dot: V, query: ScaleOf[V], key: ScaleOf[V], shift:
     """
     more = -r.lift(shift) - SCORE_FRAC
     return requantize(r, dot, r.multiply(query, key), shift, more)
+
+
+def distance_loss(r: Reader[V], slope: V, distance: V) -> V:
+    """``round_shift(slope * distance, 8)``: 24 and 16 fraction bits, 50 -> 42 bits."""
+    return r.round_shift(r.product(slope, distance), SLOPE_FRAC - SCORE_FRAC)
+
+
+def sloped(r: Reader[V], score: V, loss: V) -> V:
+    """``saturate(score - loss)``: a score to the base 2 after what its distance takes (ALiBi).
+
+    `loss` is `distance_loss` of the head's slope and of how many tokens the key lies before the
+    query. Saturations count.
+    """
+    return r.saturate(score - loss)
 
 
 def exp2(r: Reader[V], d: V) -> V:

@@ -29,17 +29,25 @@ class QueryKey(
     OverTokens[V],
     opcode="query_key",
     queue=ATTENTION,
-    meaning=(semantics.query_key, semantics.score_scale, elementwise.softcap, elementwise.scale),
+    meaning=(
+        semantics.query_key,
+        semantics.score_scale,
+        elementwise.softcap,
+        elementwise.scale,
+        semantics.sloped,
+    ),
     together=("cap", "cap_inverse", "log2e"),
 ):
     """Scores of the cached tokens, in units of log2; with a soft cap where there is one.
 
-    With them comes the largest score of each query head.
+    `slopes` has a number for each query head: what a score then loses for each token that its key
+    lies before the query (ALiBi). With the scores comes the largest one of each query head.
     """
 
     query: V = read(Quantized)
     output: V = write(Scores)
     keys: str = use(Store.CACHE)
+    slopes: str | None = use(Store.VECTOR, default=None)
     score_scale: Real = number()
     pre_shift: int = integer(SHIFT_BITS)
     cap: Real | None = number(default=None)

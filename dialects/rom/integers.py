@@ -17,7 +17,7 @@ from xdsl.traits import MemoryReadEffect, Pure
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects.rom.buffers import resolved_type
-from intaglio.dialects.rom.operators import OperatorOp, verify_heads, verify_matrix, verify_sink
+from intaglio.dialects.rom.operators import OperatorOp, verify_heads, verify_matrix, verify_of_heads
 from intaglio.dialects.rom.types import (
     ACTIVATION_CODES,
     POSITION,
@@ -183,7 +183,8 @@ class QueryKeyOp(OperatorOp):
     """Scores of the cached tokens, in units of log2 (QK^T, scale, soft cap).
 
     `score_scale` is the softmax scale times log2(e). With a soft cap it is the plain scale, and
-    `log2e` follows the cap.
+    `log2e` follows the cap. `slopes` has a number for each head, of 24 fraction bits, to the base
+    2: what a score loses for each token that its key lies before the query.
 
     Example:
     ```
@@ -202,6 +203,7 @@ class QueryKeyOp(OperatorOp):
     cap_inverse = opt_prop_def(RealAttr)
     log2e = opt_prop_def(RealAttr)
     window = opt_prop_def(IntegerAttr[I64])
+    slopes = opt_prop_def(SYMBOL)
     output = result_def(ScoresType)
     assembly_format = (
         "$query `over` $keys `at` $position attr-dict `:` type($query) `->` type($output)"
@@ -219,6 +221,7 @@ class QueryKeyOp(OperatorOp):
         *,
         softcap: tuple[RealAttr, RealAttr, RealAttr] | None = None,
         window: int = 0,
+        slopes: str | None = None,
     ) -> None:
         cap, inverse, log2e = softcap or (None, None, None)
         self._build(
@@ -230,6 +233,7 @@ class QueryKeyOp(OperatorOp):
             cap_inverse=inverse,
             log2e=log2e,
             window=window if window > 0 else None,
+            slopes=slopes,
             onnx=onnx,
         )
 
@@ -241,6 +245,7 @@ class QueryKeyOp(OperatorOp):
         verify_heads(query.groups.data, keys)
         if query.width.data != keys.width.data or scores.heads != query.groups:
             raise VerifyException("query, keys and scores differ in heads or width")
+        verify_of_heads(self, self.slopes, query.groups.data, "slopes")
         given = [self.cap, self.cap_inverse, self.log2e]
         if any(given) and not all(given):
             raise VerifyException("a soft cap needs cap, cap_inverse and log2e")
@@ -298,7 +303,7 @@ class SoftmaxOp(OperatorOp):
         values = resolved_type(self, self.values, KVType)
         assert isinstance(source, ScoresType)
         verify_heads(source.heads.data, values)
-        verify_sink(self, self.sink, source.heads.data)
+        verify_of_heads(self, self.sink, source.heads.data, "sink")
         if source.heads != target.heads:
             raise VerifyException("scores and probabilities differ in heads")
         if target.format.data not in PROBABILITY_CODES:

@@ -403,9 +403,10 @@ class AttentionOp(OperatorOp):
     """softmax(q k^T * scale) v over the cached tokens, of the float stage (GroupQueryAttention).
 
     Head h reads KV head h // (heads // kv heads). `window` > 0 limits it to the last `window`
-    tokens, this one included; `softcap` > 0 maps scores s to softcap * tanh(s / softcap). `sink`
-    has a number for each head: the score of a token without a value, which no cap or window
-    changes.
+    tokens, this one included; `softcap` > 0 maps scores s to softcap * tanh(s / softcap). `slopes`
+    has a number for each head: what a score loses after that for each token that its key lies
+    before the query (ALiBi). `sink` has one too: the score of a token without a value, which no
+    cap, slope or window changes.
 
     Example:
     ```
@@ -425,6 +426,7 @@ class AttentionOp(OperatorOp):
     softcap = opt_prop_def(FloatAttr)
     window = opt_prop_def(IntegerAttr[I64])
     sink = opt_prop_def(SYMBOL)
+    slopes = opt_prop_def(SYMBOL)
     output = result_def(VECTOR)
     assembly_format = (
         "$query `over` $keys `,` $values `at` $position attr-dict"
@@ -445,6 +447,7 @@ class AttentionOp(OperatorOp):
         softcap: float = 0.0,
         window: int = 0,
         sink: str | None = None,
+        slopes: str | None = None,
         output: Attribute | None = None,
     ) -> None:
         self._build(
@@ -457,6 +460,7 @@ class AttentionOp(OperatorOp):
             softcap=softcap if softcap else None,
             window=window if window > 0 else None,
             sink=sink,
+            slopes=slopes,
             onnx=onnx,
         )
 
@@ -467,7 +471,8 @@ class AttentionOp(OperatorOp):
         heads = self.heads.value.data
         verify_heads(heads, keys)
         verify_heads(heads, values)
-        verify_sink(self, self.sink, heads)
+        verify_of_heads(self, self.sink, heads, "sink")
+        verify_of_heads(self, self.slopes, heads, "slopes")
         for value, cache in ((self.query, keys), (self.output, values)):
             if vector_size(value.type) != heads * cache.width.data:
                 raise VerifyException(
@@ -476,14 +481,14 @@ class AttentionOp(OperatorOp):
                 )
 
 
-def verify_sink(op: Operation, sink: SymbolRefAttr | None, heads: int) -> None:
-    """Sinks are one number a head; VerifyException where not."""
-    if sink is None:
+def verify_of_heads(op: Operation, given: SymbolRefAttr | None, heads: int, what: str) -> None:
+    """Sinks and slopes are one number a head; VerifyException where not."""
+    if given is None:
         return
-    dims = resolved_type(op, sink, ROMTensorType).dims
+    dims = resolved_type(op, given, ROMTensorType).dims
     if dims != (heads,):
         raise VerifyException(
-            f"sink @{sink.root_reference.data} has shape {list(dims)}, the heads need [{heads}]"
+            f"{what} @{given.root_reference.data} has shape {list(dims)}, the heads need [{heads}]"
         )
 
 

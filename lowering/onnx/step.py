@@ -80,6 +80,7 @@ class Role:
 BIAS, BETA = Role("the bias", "bias"), Role("beta", "bias")
 GAMMA = Role("gamma", "norm")
 SINKS = Role("the sinks of heads", "sink")
+SLOPES = Role("the slopes of heads", "slope")
 ANGLES = Role("the table of a rotation", "rotation")
 
 

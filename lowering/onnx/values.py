@@ -333,7 +333,8 @@ class Scores:
     `cap` is that of a softcap whose tanh has been seen; `stage` is "scores", "tanh", "largest"
     (the largest of each head) or "probabilities". `masks` are those added or selected with, and
     what they are for messages. `sinks` are scores of the heads that stand behind those of the
-    tokens.
+    tokens. `slopes` are what the heads' scores lose for each token that a key lies before its
+    query; none where there are none. `moves` says that the query's own key gets something too.
     """
 
     query: Vector
@@ -346,6 +347,8 @@ class Scores:
     cap: float = 0.0
     masks: tuple[tuple[Field, str], ...] = ()
     sinks: tuple[float, ...] = ()
+    slopes: tuple[float, ...] = ()
+    moves: bool = False
 
     kind = "attention scores"
 

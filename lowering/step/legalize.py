@@ -32,7 +32,7 @@ from intaglio.dialects.codes import mantissa_exponent
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import machine_of
 from intaglio.dialects.fixed_point import Real
-from intaglio.dialects.formulas.softmax import SCORE_FRAC
+from intaglio.dialects.formulas.softmax import SCORE_FRAC, SLOPE_FRAC
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.semantics import (
     accumulator_bits,
@@ -154,9 +154,14 @@ def _conversions(op: Operation, chosen: Fractions, capacity: int) -> dict[str, C
         case rom.LayerNormOp():
             width = rom.vector_size(op.input.type)
             return {name_of(op.gamma): Conversion("fixed16", math.sqrt(width)), **fixed(op.beta)}
-        case rom.AttentionOp() if op.sink is not None:
+        case rom.AttentionOp():
             # Scores are to the base 2 when softmax takes them.
-            return {name_of(op.sink): Conversion("fixed32", float(LOG2E), SCORE_FRAC)}
+            of_heads = ((op.sink, SCORE_FRAC), (op.slopes, SLOPE_FRAC))
+            return {
+                name_of(symbol): Conversion("fixed32", float(LOG2E), frac)
+                for symbol, frac in of_heads
+                if symbol is not None
+            }
         case rom.RotaryOp():
             table = Conversion("fixed16", exponent=chosen.rotary, rows=capacity)
             return {name_of(op.cos): table, name_of(op.sin): table}
@@ -435,6 +440,7 @@ class _Body:
             rom.ScoresType(heads, SCORE_FRAC),
             softcap=softcap,
             window=window,
+            slopes=None if op.slopes is None else name_of(op.slopes),
         )
         probabilities = rom.SoftmaxOp(
             scores.output,

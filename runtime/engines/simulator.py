@@ -641,6 +641,7 @@ class Simulator:
         kind = self.program.value(one.query, values.Quantized)
         heads, width, fmt = kind.groups, kind.width, kind.format
         factor, shift, counter = one.score_scale, one.pre_shift, self._counter
+        slopes = None if one.slopes is None else self._vector(one.slopes)
         after: list[tuple[Elementwise, Constants[int]]] = []
         if one.softcap is not None:
             inverse, cap, log2e = one.softcap
@@ -661,6 +662,10 @@ class Simulator:
             scores = self._ops.score_scale(dots, q.scale, scale, factor, shift, counter)
             for formula, constants in after:
                 scores = self._ops.elementwise(formula, (scores,), constants, counter)
+            if slopes is not None:
+                cached = np.arange(*_span(c, one).indices(c.first + len(c.tokens)))
+                distance = c.positions[:, None] - cached
+                scores = semantics.sloped(scores, slopes, distance, counter)
             return scores
 
         return run

@@ -45,6 +45,9 @@ class Variant:
     """Gemma-4 E2B: the last layer attends to the first one's keys and values."""
     learned: bool = False
     """OPT: a row for each position is added to the embedding, from row 2 on; nothing is rotated."""
+    alibi: bool = False
+    """Bloom: scores fall with the distance, by a slope of each head. The second layer has a soft
+    cap, sinks and a window besides, and its first head has no slope."""
     experts: int = 0
     """A mixture of so many in each layer, of which two are chosen (gpt-oss); 0: none."""
 
@@ -75,6 +78,7 @@ VARIANTS = {
     "conv4": Variant(taps=4, bias=True, activation="silu"),
     "qwen35": Variant(recurrent=1),
     "recurrent": Variant(recurrent=2),
+    "alibi": Variant(alibi=True),
 }
 
 
@@ -173,10 +177,15 @@ class Builder:
             for i, (letter, width) in enumerate((("q", size), ("k", kv))):
                 values[i] = self.head_norm(layer, letter, values[i], width)
         sinks, attributes = [], {}
+        if self.variant.alibi and layer:
+            sinks = [self.normal(f"model.layers.{layer}.attn.sinks", HEADS, mean=1.0)]
+            attributes = {"local_window_size": 7, "softcap": 5.0}
         if self.variant.sinks:
             name = f"model.layers.{layer}.attn.sinks"
             sinks = ["", "", self.normal(name, HEADS, mean=1.0)]
             attributes = {"local_window_size": 5} if layer % 2 else {}
+        if self.variant.alibi:
+            sinks = [*self.alibi(layer), *sinks]
         return self.node(
             "GroupQueryAttention",
             f"{path}/GroupQueryAttention",
@@ -194,9 +203,36 @@ class Builder:
             domain=MS,
             num_heads=HEADS,
             kv_num_heads=KV_HEADS,
-            do_rotary=int(not self.variant.learned),
+            do_rotary=int(not (self.variant.learned or self.variant.alibi)),
             **attributes,
         )
+
+    def alibi(self, layer: int) -> list[str]:
+        """Inputs 9 and 10 of an attention: what its scores lose, slope * (query - key)."""
+        path = f"/model/layers.{layer}/attn/alibi"
+        slopes = 0.5 ** np.arange(1, HEADS + 1) * (1.0 if layer == 0 else -1.3)
+        slopes[0] *= layer == 0
+        bias = self.node("Mul", f"{path}/Mul", [
+            self.tensor(f"{path}/slopes", slopes.reshape(1, HEADS, 1, 1).astype(np.float32)),
+            "/alibi/forwards" if layer == 0 else "/alibi/backwards",
+        ])  # fmt: skip
+        return ["", bias]
+
+    def distances(self) -> None:
+        """[1, 1, sequence, total]: from query to key, and the other way."""
+        total = self.node("Cast", "/alibi/Cast", ["total_length"], to=TensorProto.INT64)
+        zero, one = (self.tensor(f"/alibi/{n}", np.array(n, np.int64)) for n in (0, 1))
+        keys = self.node("Range", "/alibi/Range", [zero, total, one])
+        shape = self.node("Shape", "/alibi/Shape", ["input_ids"])
+        sequence = self.node("Gather", "/alibi/Gather", [shape, one], axis=0)
+        first = self.node("Sub", "/alibi/Sub_1", [total, sequence])
+        queries = self.node("Range", "/alibi/Range_1", [first, total, one])
+        before, around = (self.tensor(f"/alibi/{n}", np.array([0, 1, n])) for n in (2, 3))
+        keys = self.node("Unsqueeze", "/alibi/Unsqueeze", [keys, before])
+        queries = self.node("Unsqueeze", "/alibi/Unsqueeze_1", [queries, around])
+        for name, pair in (("forwards", [keys, queries]), ("backwards", [queries, keys])):
+            y = self.node("Sub", f"/alibi/Sub/{name}", pair)
+            self.node("Cast", f"/alibi/Cast/{name}", [y], f"/alibi/{name}", to=TensorProto.FLOAT)
 
     def borrowing(self, layer: int, x: str) -> str:
         """Attention on the first layer's cache, with keys and values of no token of its own."""
@@ -423,6 +459,8 @@ class Builder:
     def decoder(self) -> None:
         self.lengths()
         self.tables()
+        if self.variant.alibi:
+            self.distances()
         x, head = self.embedding()
         if self.variant.learned:
             x = self.positions(x)

@@ -111,8 +111,11 @@ def group_query_attention(step: Step, node: Node) -> None:
     window = node.integer("local_window_size", -1)
     if window == 0:
         raise Refusal("local_window_size = 0 sees no token")
+    slope = None
     if inputs[10] is not None:
-        seen = scores.causal(step, window) + scores.mask_of(inputs[10], "the attention bias")
+        sunk = inputs[11] is not None or node.integer("smooth_softmax") == 1
+        slope, seen = scores.bias_of(step, node, inputs[10], "the attention bias", heads, sunk=sunk)
+        seen += scores.causal(step, window)
         dims = (step.batch, expression(heads), step.sequence, step.total)
         window = masks.window(seen, dims, step.sequence)
     scale = node.real("scale") or 1.0 / math.sqrt(width)
@@ -127,6 +130,7 @@ def group_query_attention(step: Step, node: Node) -> None:
         softcap=node.real("softcap"),
         window=max(0, window),
         sink=_sink(step, node, inputs[11], heads),
+        slope=slope,
     )
     step.result(node, attended, q.dims)
 
@@ -202,7 +206,7 @@ def multi_head_attention(step: Step, node: Node) -> None:
         raise Refusal(f"queries of {query.size} elements do not divide into {heads} heads")
     width = query.size // heads
     keys, values = _all_tokens(step, node, (1, 2), (6, 7), heads, width)
-    seen = scores.mask_of(inputs[5], "the attention bias")
+    slope, seen = scores.bias_of(step, node, inputs[5], "the attention bias", heads)
     seen += _padding(step, inputs[4])
     if node.integer("unidirectional"):
         seen += scores.causal(step)
@@ -217,6 +221,7 @@ def multi_head_attention(step: Step, node: Node) -> None:
         softcap=0.0,
         window=masks.window(seen, dims, step.sequence),
         names=(node.name,),
+        slope=slope,
     )
     step.bind(node, result)
 
@@ -257,7 +262,7 @@ def standard_attention(step: Step, node: Node) -> None:
     width = query.size // heads
     inner = inputs[4] is not None
     keys, values = _all_tokens(step, node, (1, 2), (4, 5), heads, width)
-    seen = scores.mask_of(inputs[3], "the attention mask")
+    slope, seen = scores.bias_of(step, node, inputs[3], "the attention mask", heads)
     if node.integer("is_causal"):
         seen += scores.causal(step, cached=inner)
     dims = (step.batch, expression(heads), step.sequence, step.total)
@@ -271,6 +276,7 @@ def standard_attention(step: Step, node: Node) -> None:
         softcap=node.real("softcap"),
         window=masks.window(seen, dims, step.sequence),
         names=(node.name,),
+        slope=slope,
     )
     step.bind(node, result)
 

@@ -179,7 +179,13 @@ def reshape(step: Step, node: Node) -> None:
     pairs = list(zip(dims, x.dims, strict=False))
     same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
     inner = (*dims[same:], *x.dims[same:])
-    if node.op_type in ("Reshape", "Flatten") and any(d.constant is None for d in inner):
+    # Axes of length 1 come and go: a batch of one that is merged with the heads, too.
+    regroups = [d for d in dims if d != 1] != [d for d in x.dims if d != 1]
+    if (
+        node.op_type in ("Reshape", "Flatten")
+        and regroups
+        and any(d.constant is None for d in inner)
+    ):
         for shape in (x.dims, dims):
             if not is_token_major(shape):
                 raise Refusal(

@@ -19,13 +19,13 @@ from xdsl.ir import SSAValue
 
 from intaglio.dialects import rom
 from intaglio.lowering.onnx.graph.model import FLOATS, Node, Tensor, cast_type
-from intaglio.lowering.onnx.known import fields, masks
+from intaglio.lowering.onnx.known import fields, masks, slopes
 from intaglio.lowering.onnx.known.expressions import dims_text, expression, variable
 from intaglio.lowering.onnx.known.fields import same_for_all_tokens
 from intaglio.lowering.onnx.known.shapes import axis_of, dims_of, new_dims, reduced_axes, slices_of
-from intaglio.lowering.onnx.known.simplification import apply
+from intaglio.lowering.onnx.known.simplification import apply, substitute
 from intaglio.lowering.onnx.known.terms import FALSE, AtLeastZero, Number
-from intaglio.lowering.onnx.step import SINKS, Step, names_of, real
+from intaglio.lowering.onnx.step import SINKS, SLOPES, Role, Step, names_of, real
 from intaglio.lowering.onnx.values import (
     Cached,
     Curve,
@@ -45,6 +45,8 @@ from intaglio.lowering.onnx.written import cached
 
 LARGEST_SINK = 20000.0
 """Beyond it a sink is cut: scores to the base 2 of 32 bits, 16 of them fraction, hold it."""
+LARGEST_SLOPE = 80.0
+"""What 32 bits hold to the base 2, 24 of them fraction."""
 
 # --- scores --------------------------------------------------------------------------------------
 
@@ -75,12 +77,14 @@ def _convert_scores(step: Step, node: Node, value: Scores, inputs: list[Value | 
             if factor is None or factor == 0.0 or (op == "Div" and places != [0]):
                 raise Refusal("scores are scaled by more than a number")
             by = 1.0 / factor if op == "Div" else factor
+            lost = tuple(one * by for one in value.slopes)
             if value.stage == "tanh":
                 cap = value.cap * by
-                step.bind(node, replace(value, cap=cap, names=names))
+                step.bind(node, replace(value, cap=cap, slopes=lost, names=names))
             else:
-                step.bind(node, replace(value, scale=value.scale * by, names=names))
-        case "Tanh" if value.stage == "scores" and not value.masks:
+                scale = value.scale * by
+                step.bind(node, replace(value, scale=scale, slopes=lost, names=names))
+        case "Tanh" if value.stage == "scores" and not (value.masks or value.slopes):
             step.bind(node, replace(value, stage="tanh", cap=1.0, names=names))
         case "Concat" if value.stage in _UNMASKED and places == [0] and not value.sinks:
             step.bind(node, _with_sinks(node, value, other, names))
@@ -99,14 +103,7 @@ def _convert_scores(step: Step, node: Node, value: Scores, inputs: list[Value | 
             if mask is None:
                 kind = kind_of(other)
                 raise Refusal(f"{kind} is added to attention scores; only masks are")
-            step.bind(
-                node,
-                replace(
-                    value,
-                    masks=(*value.masks, (mask, f"the mask that '{node.name}' adds")),
-                    names=names,
-                ),
-            )
+            step.bind(node, _added(node, value, mask, names))
         case "Where":
             step.bind(node, _selected(node, value, inputs, names))
         case "Softmax" if value.stage in _UNMASKED:
@@ -125,10 +122,8 @@ def _convert_scores(step: Step, node: Node, value: Scores, inputs: list[Value | 
             dims = new_dims(node, inputs, value.dims)
             if len(dims) < 3 or dims[-2:] != value.dims[-2:]:
                 raise Refusal(f"scores {dims_text(value.dims)} are turned into {dims_text(dims)}")
-            if value.masks:
-                # Axes of earlier masks would be others.
-                raise Refusal("scores are given another shape after their mask")
-            step.bind(node, replace(value, dims=dims, names=names))
+            kept = tuple((_of_all_heads(mask), what) for mask, what in value.masks)
+            step.bind(node, replace(value, dims=dims, masks=kept, names=names))
         case "MatMul" if (
             value.stage == "probabilities" and places == [0] and _of_tokens(step, value)
         ):
@@ -143,6 +138,34 @@ def _convert_scores(step: Step, node: Node, value: Scores, inputs: list[Value | 
 
 _UNMASKED = ("scores", "tanh")
 """Stages before the softmax."""
+
+
+def _of_all_heads(mask: Field) -> Field:
+    """The mask as one of [queries, keys]: scores are given other axes before these.
+
+    Raises:
+        Refusal: it has other axes itself.
+    """
+    lead = len(mask.dims) - 2
+    if lead < 1:
+        return mask
+    if any(dim != 1 for dim in mask.dims[:-2]):
+        raise Refusal("scores are given another shape after a mask that has heads")
+    moved = {f"@{lead + axis}": variable(f"@{axis}") for axis in range(2)}
+    return Field(mask.dims[-2:], substitute(mask.term, moved), mask.dtype)
+
+
+def _added(node: Node, value: Scores, mask: Field, names: tuple[str, ...]) -> Scores:
+    """Scores to which a mask is added, or what falls with the distance, or both."""
+    found = slopes.split(mask, value.dims, value.heads)
+    lost, seen = value.slopes, value.masks
+    if found.slopes is not None:
+        before = np.asarray(value.slopes or (0.0,) * value.heads)
+        lost = tuple((before + found.slopes).tolist())
+    if found.mask is not None:
+        seen = (*seen, (found.mask, f"the mask that '{node.name}' adds"))
+    moves = value.moves or found.moves
+    return replace(value, masks=seen, slopes=lost, moves=moves, names=names)
 
 
 def _with_sinks(node: Node, value: Scores, other: Value | None, names: tuple[str, ...]) -> Scores:
@@ -168,6 +191,7 @@ def _is_largest(value: Scores, other: Value | None) -> bool:
         and other.stage == "largest"
         and (other.query, other.keys, other.masks) == (value.query, value.keys, value.masks)
         and (other.sinks, other.scale, other.cap) == (value.sinks, value.scale, value.cap)
+        and other.slopes == value.slopes
     )
 
 
@@ -241,6 +265,7 @@ def _attend(step: Step, node: Node, value: Scores, values: Cached) -> None:
         raise Refusal(f"there are {value.heads} heads of queries and {heads} of values")
     window = masks.window(value.masks, value.dims, step.sequence)
     sunk = np.asarray(value.sinks)
+    check_sunk(value.moves and bool(value.sinks))
     result = attend(
         step,
         value.query,
@@ -252,6 +277,7 @@ def _attend(step: Step, node: Node, value: Scores, values: Cached) -> None:
         window=window,
         names=(*value.names, *values.names, node.name),
         sink=sinks(step, node, sunk, heads) if value.sinks else None,
+        slope=slopes_of(step, node, np.asarray(value.slopes), heads) if value.slopes else None,
     )
     dims = (*value.dims[:-1], expression(values.width))
     step.bind(node, Vector(result.ssa, dims))
@@ -269,6 +295,7 @@ def emit_attention(
     softcap: float,
     window: int,
     sink: str | None = None,
+    slope: str | None = None,
 ) -> SSAValue:
     """Emits attention over two caches, by their symbols; its result is as wide as the queries.
 
@@ -291,6 +318,7 @@ def emit_attention(
             softcap=softcap,
             window=window,
             sink=sink,
+            slopes=slope,
         )
     ).output
 
@@ -314,12 +342,34 @@ def sinks(step: Step, node: Node, given: npt.NDArray[np.floating[Any]], heads: i
     if (values <= -LARGEST_SINK).all():
         return None
     clipped = np.clip(values, -LARGEST_SINK, LARGEST_SINK)
-    key = hashlib.sha256(b"sinks" + clipped.tobytes()).digest()
+    return _of_heads(step, node, "sinks", clipped, SINKS)
+
+
+def slopes_of(
+    step: Step, node: Node, given: npt.NDArray[np.floating[Any]], heads: int
+) -> str | None:
+    """Declares what each head's scores lose for a token of distance; None where none loses.
+
+    Raises:
+        Refusal: one is more than 32 bits hold, of which 24 are fraction.
+    """
+    values = given.astype(np.float32)
+    if not values.any():
+        return None
+    if not (np.abs(values) < LARGEST_SLOPE).all():
+        raise Refusal(f"a score loses {np.abs(values).max():g} for each token of distance")
+    return _of_heads(step, node, "slopes", values, SLOPES)
+
+
+def _of_heads(
+    step: Step, node: Node, what: str, values: npt.NDArray[np.float32], role: Role
+) -> str:
+    key = hashlib.sha256(what.encode() + values.tobytes()).digest()
     if key not in step.engraved:
-        count = sum(one.tensor.name.startswith("sinks") for one in step.engraved.values())
-        tensor = Tensor(f"sinks_{count}", "FLOAT", (heads,), lambda: clipped.view(np.uint8))
-        step.engraved[key] = Stored(tensor, (heads,))
-    return step.dense_value(node, step.engraved[key], (heads,), SINKS)
+        count = sum(one.tensor.name.startswith(what) for one in step.engraved.values())
+        tensor = Tensor(f"{what}_{count}", "FLOAT", values.shape, lambda: values.view(np.uint8))
+        step.engraved[key] = Stored(tensor, values.shape)
+    return step.dense_value(node, step.engraved[key], values.shape, role)
 
 
 def attend(
@@ -334,6 +384,7 @@ def attend(
     window: int,
     names: Sequence[str],
     sink: str | None = None,
+    slope: str | None = None,
 ) -> Vector:
     """Emits attention; numbers that queries, keys and values are multiplied with go elsewhere.
 
@@ -368,6 +419,7 @@ def attend(
         softcap=softcap,
         window=window,
         sink=sink,
+        slope=slope,
     )
     if values.factor != 1.0:
         result = step.emit(rom.ScaleOp(result, real(values.factor), onnx)).output
@@ -393,6 +445,40 @@ def causal(step: Step, window: int = 0, *, cached: bool = True) -> list[masks.Ma
             bound = bound.substitute({"@0": expression(0)})
         found.append((Field(dims, AtLeastZero(bound), "BOOL"), ""))
     return found
+
+
+def bias_of(
+    step: Step, node: Node, value: Value | None, what: str, heads: int, *, sunk: bool = False
+) -> tuple[str | None, list[masks.Mask]]:
+    """What an operator adds to scores: slopes of the heads by their symbol, and masks.
+
+    Args:
+        step, node: where it stands.
+        value: the operator's input.
+        what: it is, for messages.
+        heads: of the queries.
+        sunk: whether they have sinks.
+
+    Raises:
+        Refusal: it is something else.
+    """
+    dims = (step.batch, expression(heads), step.sequence, step.total)
+    found = mask_of(value, what)
+    if not found:
+        return None, []
+    apart = slopes.split(found[0][0], dims, heads)
+    check_sunk(apart.moves and sunk)
+    lost, rest = apart.slopes, apart.mask
+    symbol = None if lost is None else slopes_of(step, node, lost, heads)
+    return symbol, [] if rest is None else [(rest, what)]
+
+
+def check_sunk(moved: bool) -> None:
+    """Refuses what moves the scores of all tokens of a head beside a sink."""
+    if moved:
+        raise Refusal(
+            "what is added to scores is not 0 for the query itself, and its sink does not get it"
+        )
 
 
 def mask_of(value: Value | None, what: str) -> list[masks.Mask]:

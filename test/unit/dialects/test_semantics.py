@@ -698,6 +698,26 @@ def test_score_scale(seed: int, kv_heads: int, shared: int, tokens: int, shift: 
         assert single.tolist() == expected[1].tolist()
 
 
+@given(SEEDS, st.integers(1, 5), st.integers(1, 40), st.booleans())
+def test_sloped(seed: int, heads: int, tokens: int, large: bool) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(-(2**31), 2**31, (3, heads, tokens)) >> (0 if large else 8)
+    slopes = rng.integers(-(2**31), 2**31, heads) >> (0 if large else 6)
+    distance = rng.integers(0, 2**17, (3, tokens))
+    expected, count = np.zeros(scores.shape, object), 0
+    for n, h, t in np.ndindex(scores.shape):
+        loss = rshift(wires(int(slopes[h]) * int(distance[n, t]), 50), 8)
+        wide = int(scores[n, h, t]) - wires(loss, 42)
+        expected[n, h, t] = clip32(wide)
+        count += wide != clip32(wide)
+    counter = Saturations()
+    assert sem.sloped(scores, slopes, distance, counter).tolist() == expected.tolist()
+    assert counter.count == count
+    # A key that is not seen is as near as the query itself.
+    unseen = sem.sloped(scores, slopes, -1 - distance)
+    assert unseen.tolist() == scores.tolist()
+
+
 @given(
     SEEDS,
     st.integers(1, 2),

@@ -13,6 +13,7 @@ from intaglio.backend.hw.units.attention.unit import attention_unit
 from intaglio.backend.hw.units.memories import (
     CODE_SCALES,
     CODES,
+    CONSTANTS,
     HEADS,
     LARGEST,
     PROBABILITIES,
@@ -74,6 +75,10 @@ class AttentionUnit(Unit):
             entry(CODE_SCALES, "append", "group"),
             *self._rows("query", machine.attention_lanes, heads),
             *(entry(CODE_SCALES, f"query_scale{i}", "group") for i in range(model.together)),
+            *(
+                row(CONSTANTS, f"slope{i}", "address")
+                for i in range(model.together if model.sloped else 0)
+            ),
             *self._rows("probability", machine.h_units, heads),
             entry(HEADS, "head", "row"),
             *(written_row(SCORES, f"score{i}", mask="lanes") for i in range(model.together)),

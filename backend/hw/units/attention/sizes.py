@@ -29,6 +29,7 @@ from intaglio.backend.hw.units.refusals import (
 )
 from intaglio.backend.hw.wires.widths import index_bits
 from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.constant_rom import CONSTANTS, Form
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, Real
@@ -205,6 +206,16 @@ class AttentionModel:
                 if isinstance(one, QueryKey) and (c := one.softcap) is not None
             )
         )
+
+    @cached_property
+    def sloped(self) -> bool:
+        """Whether scores of any head fall with the distance."""
+        return any(isinstance(one, QueryKey) and one.slopes is not None for one, _ in self._uses)
+
+    @property
+    def constant_rows(self) -> int:
+        """Rows of the constant ROM, which has the slopes."""
+        return self.program.memories[CONSTANTS].rows
 
     @property
     def external(self) -> bool:
@@ -453,6 +464,7 @@ class AttentionModel:
                     number_bits(max(1, len(self.caps))),
                     "number of the soft cap, from 1; 0: none",
                 ),
+                *self._slope_fields,
                 *self._peak_fields,
                 *self._external_fields(interval),
             )
@@ -492,6 +504,20 @@ class AttentionModel:
     @property
     def _peak_fields(self) -> tuple[Field, ...]:
         return peaks.fields_of(quantized=self.looks_up_peaks) if self.leaves_peaks else ()
+
+    @property
+    def _slope_fields(self) -> tuple[Field, ...]:
+        if not self.sloped:
+            return ()
+        places = self.constant_rows * self.machine.vector_lanes
+        return (
+            Field("sloped", 1, "1: the heads have slopes"),
+            Field(
+                "slope",
+                index_bits(places),
+                "place of the first head's slope among the elements of constants",
+            ),
+        )
 
     @property
     def _sum_fields(self) -> tuple[Field, ...]:
@@ -658,6 +684,7 @@ def _encode_attention(
         "pre_shift": one.pre_shift,
         "frac": frac,
         "cap": 0 if cap is None else 1 + model.caps.index(cap),
+        **_slopes(model, one, first * shared),
         **{
             name: value
             for name, value in peaks.peak_fields(
@@ -667,6 +694,16 @@ def _encode_attention(
         },
         **external,
     }
+
+
+def _slopes(model: AttentionModel, one: OverCache, head: int) -> dict[str, int]:
+    """Fields that say where the slopes of the heads from one on are."""
+    if not model.sloped:
+        return {}
+    if not isinstance(one, QueryKey) or one.slopes is None:
+        return {"sloped": 0, "slope": 0}
+    row = model.program.parameters[one.slopes].constant_row(Form())
+    return {"sloped": 1, "slope": row * model.machine.vector_lanes + head}
 
 
 def _leaving(model: AttentionModel, one: OverCache, count: int) -> dict[str, int]:

@@ -85,7 +85,14 @@ from intaglio.dialects import memories
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
 from intaglio.dialects.formulas.elementwise import Constants, scale, softcap
 from intaglio.dialects.formulas.products import requantize
-from intaglio.dialects.formulas.softmax import PROBABILITY_FRAC, SCORE_FRAC, reciprocal_scale
+from intaglio.dialects.formulas.softmax import (
+    PROBABILITY_FRAC,
+    SCORE_FRAC,
+    SLOPE_FRAC,
+    distance_loss,
+    reciprocal_scale,
+    sloped,
+)
 from intaglio.dialects.isa.queues import ATTENTION
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import CODE_BITS, SUM_BITS
@@ -115,6 +122,8 @@ _LEAVING = (
     "pre_shift",
     "frac",
     "cap",
+    "sloped",
+    "slope",
     *(one.name for one in peaks.FIELDS),
 )
 """Fields that count when results leave the array."""
@@ -135,6 +144,8 @@ def attention_unit(design: Design, model: AttentionModel) -> ModuleBuilder:
     - `query_scale<i>_group` (first entry of the buffer plus number of the group),
       `query_scale<i>_mantissa`, `query_scale<i>_exponent` (10 bits, signed): scales of query heads,
       as many ports as heads' scores leave together.
+    - `slope<i>_address`, `slope<i>_data`: rows of the constant ROM, where scores fall with the
+      distance; as many ports.
     - `append<i>_row`, `append<i>_data`: codes for append, max(1, kv_port_bytes / W) ports;
       `append_group`, `append_mantissa`, `append_exponent` as for queries.
     - `probability<i>_row`, `probability<i>_data`: codes of softmax, W of 16 bits; for each of the P
@@ -166,9 +177,11 @@ def attention_unit(design: Design, model: AttentionModel) -> ModuleBuilder:
 
 
 def _score_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
-    """A dot product to a score: `semantics.score_scale`, soft cap and log2(e).
+    """A dot product to a score: `semantics.score_scale`, soft cap and log2(e), what the distance
+    takes.
 
-    The scales come before the dot product, by the second number of `_scale_depths`.
+    The scales come before the dot product, by the second number of `_scale_depths`; `loss` comes
+    with it.
     """
     machine = model.machine
     _, key_depth = _scale_depths(machine)
@@ -191,22 +204,34 @@ def _score_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
             key_depth,
         ).outputs
 
+        loss = [m.input("loss", _loss_bits(model), True)] if model.sloped else []
+
         def score(
-            dot: Signal, mantissa: Signal, exponent: Signal, shift: Signal, cap: Signal
+            dot: Signal,
+            mantissa: Signal,
+            exponent: Signal,
+            shift: Signal,
+            cap: Signal,
+            *loss: Signal,
         ) -> tuple[Signal, Signal]:
             r = Wires(m)
             scale, shift = Scale(mantissa, exponent), shift.assume(0, model.shift)
-            plain = requantize(r, dot, scale, shift, -shift - SCORE_FRAC)
-            if not model.caps:
-                return plain, r.saturated
-            cap = cap.assume(0, len(model.caps))
-            capped, saturated = _capped(m, plain.cut(), cap, model.caps)
-            on = cap != 0
-            return mux(on, capped, plain), r.saturated + mux(on, saturated, 0)
+            found = requantize(r, dot, scale, shift, -shift - SCORE_FRAC)
+            flags = r.saturated
+            if model.caps:
+                cap = cap.assume(0, len(model.caps))
+                capped, saturated = _capped(m, found.cut(), cap, model.caps)
+                on = cap != 0
+                found, flags = mux(on, capped, found), flags + mux(on, saturated, 0)
+            for one in loss:
+                after = Wires(m)
+                found = sloped(after, found.cut(), one)
+                flags = flags + after.saturated
+            return found, flags
 
         value, saturated = pipelined(
             score,
-            [dot, *c, shift, cap],
+            [dot, *c, shift, cap, *loss],
             machine.reduce + machine.requantise,
             follow={3: follow_shift, 4: follow_cap},
         ).outputs
@@ -214,6 +239,11 @@ def _score_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
         m.output("saturated", saturated)
 
     return design.shared("score_lane", build)
+
+
+def _loss_bits(model: AttentionModel) -> int:
+    """Width of what a distance takes of a score, signed."""
+    return FIXED_BITS + index_bits(model.capacity) - (SLOPE_FRAC - SCORE_FRAC) + 1
 
 
 def _capped(
@@ -899,6 +929,7 @@ class _Unit:
         control = connections(
             lane, ("pre_shift", "cap"), lambda name, late: self.late_field(name, self.early + late)
         )
+        losses = self.losses(beats) if model.sloped else []
         row = b["target"] + beats.head * b["target_stride"] + self.token_row(beats)
         delay = self.early + self.late
         saturated: list[Signal] = []
@@ -915,6 +946,7 @@ class _Unit:
                         "key_mantissa": word[:SCALE_BITS],
                         "key_exponent": word[SCALE_BITS:].as_signed(),
                         "dot": dots[i][bits * head : bits * (head + 1)].as_signed(),
+                        **({"loss": losses[head][i]} if losses else {}),
                         **control,
                     },
                 )
@@ -931,6 +963,40 @@ class _Unit:
             there = [cat(*enables[i::count]).any() for i in range(count)]
             self.largest(beats, head, heads[head], values, there)
         return add_all(saturated)
+
+    def losses(self, beats: _Beats) -> list[list[Signal]]:
+        """What the distance takes of each score of a beat, by head, with the dot products."""
+        m, model, b = self.m, self.model, self.b
+        lane_bits = self.width.bit_length() - 1
+        bits = index_bits(model.capacity)
+        count_bits = self.count.bit_length() - 1
+        first = self.fit(self.token_group(beats) << count_bits, bits)
+        distances = [
+            self.fit(self.position - first - i, bits).delay(name=f"distance{i}")
+            for i in range(self.count)
+        ]
+        found: list[list[Signal]] = []
+        for head in range(self.together):
+            name = f"slope{head}"
+            place = mux(b["sloped"], b["slope"] + beats.head + head, 0)
+            address = index_bits(model.constant_rows)
+            m.output(f"{name}_address", self.fit(place >> lane_bits, address))
+            data = m.input(f"{name}_data", FIXED_BITS * self.width)
+            words = [data[FIXED_BITS * i : FIXED_BITS * (i + 1)] for i in range(self.width)]
+            lane = place.truncate(lane_bits).delay(name=f"{name}_lane") if lane_bits else None
+            word = words[0] if lane is None else choose(lane, words)
+            slope = mux(self.late_field("sloped", 1), word, 0).as_signed()
+
+            def taken(slope: Signal, distance: Signal) -> Signal:
+                return distance_loss(Wires(m), slope, distance).extend(_loss_bits(model), True)
+
+            found.append(
+                [
+                    pipelined(taken, [slope, distance], self.early - 1).outputs[0]
+                    for distance in distances
+                ]
+            )
+        return found
 
     def largest(
         self,

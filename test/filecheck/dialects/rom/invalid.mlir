@@ -702,3 +702,19 @@ rom.state @s : !rom.matrices<4, 8, 16>
 
 rom.state @s : !rom.kv<128, 2, 16, int8>
 // CHECK: a state has a type !rom.state or !rom.matrices
+
+// -----
+
+rom.cache @k : !rom.kv<128, 2, 16, int8>
+rom.parameter @s : !rom.tensor<[3], float32> {key = "k"}
+%q, %p = "test.op"() : () -> (tensor<64xf32>, index)
+%y = rom.attention %q over @k, @k at %p {heads = 4 : i64, scale = 0.25 : f64, slopes = @s, onnx = [["n"]]} : tensor<64xf32> -> tensor<64xf32>
+// CHECK: slopes @s has shape [3], the heads need [4]
+
+// -----
+
+rom.cache @k : !rom.kv<128, 2, 16, int8>
+rom.parameter @s : !rom.tensor<[2], fixed32> {key = "k"}
+%q, %p = "test.op"() : () -> (!rom.quantized<4, 16, int8>, index)
+%y = rom.query_key %q over @k at %p {score_scale = #rom.real<12101203, 25>, slopes = @s, onnx = [["n"]]} : !rom.quantized<4, 16, int8> -> !rom.scores<4, 16>
+// CHECK: slopes @s has shape [2], the heads need [4]

@@ -142,8 +142,9 @@ class Evaluator:
                 case rom.RotaryOp():
                     y = self._rotary(op, v[op.input], v[op.position], constant)
                 case rom.AttentionOp():
-                    sink = None if op.sink is None else constant(op.sink)
-                    y = self._attention(op, v[op.query], named(op.keys), named(op.values), sink)
+                    of_heads = [None if o is None else constant(o) for o in (op.sink, op.slopes)]
+                    caches = named(op.keys), named(op.values)
+                    y = self._attention(op, v[op.query], *caches, *of_heads)
                 case rom.ActivateOp():
                     y = _activate(op.kind.data, v[op.input])
                 case rom.AddOp():
@@ -240,6 +241,7 @@ class Evaluator:
         keys: str,
         values: str,
         sink: np.ndarray | None,
+        slopes: np.ndarray | None,
     ) -> np.ndarray:
         type_ = self.cache_ops[keys].type
         assert isinstance(type_, rom.KVType)
@@ -254,6 +256,8 @@ class Evaluator:
         if op.softcap is not None:
             cap = op.softcap.value.data
             scores = cap * np.tanh(scores / cap)
+        if slopes is not None:
+            scores = scores + slopes[:, None] * np.arange(1 - len(k), 1)
         top = scores.max(1, keepdims=True)
         top = top if sink is None else np.maximum(top, sink[:, None])
         p = np.exp(scores - top)

@@ -271,7 +271,9 @@ def repeated(write, cached, name):
     return write("Reshape", expanded, write("Concat", [-1], [HEADS], back, axis=0))
 
 
-def attend(write, window=0, cap=0.0, masked="add", scaled="both", guard=True, sinks=None):
+def attend(
+    write, window=0, cap=0.0, masked="add", scaled="both", guard=True, sinks=None, bias=None
+):
     """Attention over 4 heads of queries and 2 of keys and values, all taken from x."""
     write.decoder.past(0, KV, WIDTH)
     q = write.heads("x", HEADS)
@@ -286,6 +288,8 @@ def attend(write, window=0, cap=0.0, masked="add", scaled="both", guard=True, si
     if cap:
         scores = write("Tanh", write("Div", scores, np.float32(cap)))
         scores = write("Mul", scores, np.float32(cap))
+    if bias is not None:
+        scores = write("Add", scores, bias(write))
     seen = causal(write, total_of(write), window)
     low = np.array(-3.4028234663852886e38, np.float32)
     if masked == "add":
@@ -331,12 +335,180 @@ def test_attention(wide, write, agrees, masked, window):
     assert kinds(model) == ["embed", "slice", "slice", "append", "append", *rest]
 
 
+@pytest.mark.parametrize("bias", ["by_distance", "by_key"])
+def test_slopes_beside_sinks(wide, write, agrees, bias):
+    """A sink gets nothing added, so what the query's own key gets must be 0."""
+    add = anchored if bias == "by_distance" else by_key
+    attend(write, sinks=np.zeros(4, np.float32), guard=False, bias=add)
+    if bias == "by_distance":
+        op = only(agrees(wide), rom.AttentionOp)
+        assert op.slopes is not None and op.sink is not None
+    else:
+        assert any("its sink does not get it" in error for error in errors(wide))
+
+
 @pytest.mark.parametrize("values", [[0.5, 2.0, -1.0, 30.0], [0.0] * 4, [-1e4, 50.0, -np.inf, 0]])
 @pytest.mark.parametrize("cap", [0.0, 2.0])
 def test_sinks(wide, write, agrees, values, cap):
     attend(write, cap=cap, window=3, sinks=np.array(values, np.float32), guard=False)
     op = only(agrees(wide), rom.AttentionOp)
     assert op.sink is not None and op.window is not None
+
+
+SLOPES = np.array([0.5, 0.0, 0.0625, 0.7], np.float32).reshape(1, 4, 1, 1)
+
+
+def tokens(write, axes):
+    """0, 1, ... for all keys, in floating point."""
+    keys = write("Range", np.array(0), total_of(write), np.array(1))
+    return write("Cast", write("Unsqueeze", keys, axes), to=1)
+
+
+def by_key(write):
+    return write("Mul", SLOPES, tokens(write, [0, 1, 2]))
+
+
+def by_mask(write):
+    """Bloom: positions counted by an attention mask, which is all ones."""
+    ones = write("Expand", np.array([1]), write("Unsqueeze", total_of(write), [0]))
+    counted = write("Mul", write("Sub", write("CumSum", ones, np.array(0)), np.array(1)), ones)
+    counted = write("Cast", write("Unsqueeze", counted, [0, 1, 2]), to=1)
+    return write("Mul", counted, SLOPES)
+
+
+def by_distance(write):
+    """From the query, with a number besides that softmax does not see."""
+    return write("Add", anchored(write), np.float32(3.0))
+
+
+def anchored(write):
+    """From the query, which itself loses nothing."""
+    past = write("Squeeze", write("Shape", "past_key_values.0.key", start=2, end=3))
+    queries = write("Range", past, total_of(write), np.array(1))
+    queries = write("Cast", write("Unsqueeze", queries, [0, 1, 3]), to=1)
+    distance = write("Sub", queries, tokens(write, [0, 1, 2]))
+    return write("Mul", write("Neg", SLOPES), distance)
+
+
+def by_length(write):
+    """As if the last key were 0 (MPT)."""
+    last = write("Cast", write("Sub", total_of(write), np.array(1)), to=1)
+    keys = write("Sub", tokens(write, [0, 1, 2]), last)
+    return write("Mul", keys, SLOPES)
+
+
+@pytest.mark.parametrize("bias", [by_key, by_mask, by_distance, by_length])
+@pytest.mark.parametrize(("cap", "window"), [(0.0, 0), (2.0, 3)])
+def test_slopes(wide, write, agrees, bias, cap, window):
+    attend(write, cap=cap, window=window, scaled="scores", guard=False, bias=bias)
+    model = agrees(wide)
+    op = only(model, rom.AttentionOp)
+    (source,) = (
+        model.parameters[one.source]
+        for one in model.module.ops
+        if isinstance(one, rom.ParameterOp) and one.sym_name.data == op.slopes.root_reference.data
+    )
+    found = source.values(0, HEADS)
+    np.testing.assert_allclose(found, SLOPES.ravel(), atol=1e-6)
+
+
+@pytest.mark.parametrize("operator", ["MultiHeadAttention", "Attention", "GroupQueryAttention"])
+def test_slopes_of_operators(wide, write, agrees, operator):
+    """What is added by an input of the operator, alone or with the causal mask."""
+    write.decoder.past(0, HEADS, WIDTH)
+    mask = causal(write, total_of(write))
+    low = np.array(-3.4028234663852886e38, np.float32)
+    bias = write("Add", by_key(write), write("Where", mask, np.float32(0.0), low))
+    past = ["past_key_values.0.key", "past_key_values.0.value"]
+    outputs = ["y", "present.0.key", "present.0.value"]
+    if operator == "Attention":
+        wide.opset = 23
+        given = ["x", "x", "x", bias, *past]
+        wide.node(operator, given, outputs, q_num_heads=HEADS, kv_num_heads=HEADS)
+    elif operator == "MultiHeadAttention":
+        given = ["x", "x", "x", "", "", bias, *past]
+        wide.ms(operator, given, outputs, num_heads=HEADS)
+    else:
+        wide.lengths()
+        given = ["x", "x", "x", *past, "seqlens_k", "total", "", "", "", bias]
+        wide.ms(operator, given, outputs, num_heads=HEADS, kv_num_heads=HEADS)
+    op = only(agrees(wide), rom.AttentionOp)
+    assert op.slopes is not None and op.window is None
+
+
+def test_slopes_that_are_scaled_with_the_scores(wide, write, agrees):
+    """Falcon: what is added counts before the scores are divided."""
+    write.decoder.past(0, KV, WIDTH)
+    q, k = write.heads("x", HEADS), write.heads("x", KV)
+    v = write.heads("x", KV, first=32)
+    keys, values = repeated(write, k, "key"), repeated(write, v, "value")
+    scores = write("MatMul", q, write("Transpose", keys, perm=[0, 1, 3, 2]))
+    scores = write("Mul", write("Add", scores, by_key(write)), np.float32(0.25))
+    seen = causal(write, total_of(write))
+    low = np.array(-3.4028234663852886e38, np.float32)
+    scores = write("Add", scores, write("Where", seen, np.float32(0.0), low))
+    write.flat(write("MatMul", write("Softmax", scores, axis=-1), values))
+    assert only(agrees(wide), rom.AttentionOp).slopes is not None
+
+
+def test_no_slopes_at_all(wide, write, agrees):
+    def nothing(write):
+        return write("Mul", np.zeros((1, 4, 1, 1), np.float32), tokens(write, [0, 1, 2]))
+
+    attend(write, guard=False, bias=nothing)
+    assert only(agrees(wide), rom.AttentionOp).slopes is None
+
+
+def squared(write):
+    keys = tokens(write, [0, 1, 2])
+    return write("Mul", SLOPES, write("Mul", keys, keys))
+
+
+def by_total(write):
+    """A slope that changes with the length."""
+    length = write("Cast", total_of(write), to=1)
+    return write("Mul", write("Mul", SLOPES, length), tokens(write, [0, 1, 2]))
+
+
+def rounded(write):
+    """Falcon's: products of bfloat16, which are not on a line from 256 on."""
+    keys = write("Cast", tokens(write, [0, 1, 2]), to=TensorProto.BFLOAT16)
+    products = write("Mul", write("Cast", SLOPES, to=TensorProto.BFLOAT16), keys)
+    return write("Cast", products, to=1)
+
+
+@pytest.mark.parametrize("bias", [squared, by_total, rounded])
+def test_what_is_no_slope(wide, write, bias):
+    attend(write, guard=False, bias=bias)
+    assert any("not proven that" in error for error in errors(wide))
+
+
+def test_batch_and_heads_in_one_axis(wide, write, agrees):
+    """Bloom: queries, keys and values as [batch * heads, tokens, width], scores too."""
+    write.decoder.past(0, HEADS, 8)
+    q, k = (write.heads("x", HEADS, width=8, first=first) for first in (0, 32))
+    v = write.heads("x", HEADS, width=8, first=16)
+    keys = write("Concat", "past_key_values.0.key", k, axis=2, output="present.0.key")
+    values = write("Concat", "past_key_values.0.value", v, axis=2, output="present.0.value")
+    batch = write("Shape", "input_ids", start=0, end=1)
+    merged = write("Mul", batch, np.array([HEADS]))
+    rows = write("Concat", merged, [-1, 8], axis=0)
+    q, keys, values = (write("Reshape", one, rows) for one in (q, keys, values))
+    scores = write("MatMul", q, write("Transpose", keys, perm=[0, 2, 1]))
+    bias = write("Mul", SLOPES.reshape(4, 1, 1), write("Squeeze", tokens(write, [0, 1, 2]), [0]))
+    scores = write("Add", write("Mul", scores, np.float32(0.35)), bias)
+    length = write("Unsqueeze", total_of(write), [0])
+    apart = write("Concat", batch, [HEADS, -1], length, axis=0)
+    scores = write("Reshape", scores, apart)
+    low = np.array(-3.4028234663852886e38, np.float32)
+    seen = causal(write, total_of(write))
+    scores = write("Add", scores, write("Where", seen, np.float32(0.0), low))
+    p = write("Softmax", scores, axis=-1)
+    p = write("Reshape", p, write("Concat", merged, [-1], length, axis=0))
+    attended = write("MatMul", p, values)
+    write.flat(write("Reshape", attended, write("Concat", batch, [HEADS, -1, 8], axis=0)))
+    op = only(agrees(wide), rom.AttentionOp)
+    assert op.slopes is not None and op.heads.value.data == HEADS
 
 
 def test_what_is_no_sink(wide, write):
@@ -467,7 +639,8 @@ def test_a_bias_by_distance(wide, write):
     scores = write("Add", write("MatMul", q, keys), slope, output="biased")
     write.flat(write("MatMul", write("Softmax", scores), values))
     (error,) = errors(wide)
-    assert "the mask that 'n_biased' adds" in error and "depends on" in error
+    # What falls with the distance hides nothing.
+    assert "tokens see later tokens" in error
 
 
 def test_heads_repeated_in_another_order(wide, write):

@@ -373,6 +373,16 @@ def test_sinks(model: Callable[[str], Path], tmp_path: Path, heads: str) -> None
     assert run(Simulator(program, tmp_path / "out"), chip, 9, seed=4)
 
 
+@pytest.mark.parametrize("heads", ["h_unit.query_parallel=1", "h_unit.query_parallel=2"])
+def test_slopes(model: Callable[[str], Path], tmp_path: Path, heads: str) -> None:
+    """Bloom's ALiBi, and beside a soft cap, sinks and a window."""
+    options = Options("roma-mini", (*SMALL, heads), 16, emit="hw")
+    compile_model(model("alibi"), tmp_path / "out", options)
+    program = load_program(tmp_path / "out")
+    chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
+    assert run(Simulator(program, tmp_path / "out"), chip, 9, seed=4)
+
+
 def test_shared_caches(model: Callable[[str], Path], tmp_path: Path) -> None:
     """Gemma-4 E2B: a layer reads what another one has written."""
     compile_model(model("shared"), tmp_path / "out", Options("roma-mini", SMALL, 16, emit="hw"))
