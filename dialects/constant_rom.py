@@ -13,6 +13,7 @@ table lies there as the instruction that reads it takes it:
 | `pairs`    | the same, of narrower heads   | of each position, expanded to the lanes of a head:  |
 |            |                               | partners half a rotation apart                      |
 | `adjacent` | the same, interleaved         | the same, partners side by side                     |
+| `apart`    | biases of experts             | those of each expert begin in a row of their own    |
 
 What is expanded has `period` lanes, after which a row begins again: those of a head, or of a row
 where a head has several. Lanes that do not turn are multiplied by 1; tables of sines are `negated`
@@ -34,7 +35,8 @@ from intaglio.dialects.memories import LEAST_ROWS, Memory
 
 CONSTANTS = "constants"
 PLAIN, REPEATED, HALVES, PAIRS, ADJACENT = "plain", "repeated", "halves", "pairs", "adjacent"
-FORMS = (PLAIN, REPEATED, HALVES, PAIRS, ADJACENT)
+APART = "apart"
+FORMS = (PLAIN, REPEATED, HALVES, PAIRS, ADJACENT, APART)
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,16 @@ class Form:
         return self.kind in (HALVES, PAIRS, ADJACENT)
 
     def position_rows(self, columns: int, lanes: int) -> int:
-        """Rows of a position of a table with so many cosines or sines a position."""
-        return -(-columns // lanes) if self.kind == HALVES else -(-2 * columns // lanes)
+        """Rows of a position of a table with so many cosines or sines a position, or of an expert's
+        biases."""
+        return -(-columns // lanes) if self.kind in (HALVES, APART) else -(-2 * columns // lanes)
 
     def depth(self, dims: Sequence[int], lanes: int, capacity: int) -> int:
         """Rows of a tensor; tables end at `capacity` positions."""
         if self.turns:
             return min(dims[0], capacity) * self.position_rows(dims[-1], lanes)
+        if self.kind == APART:
+            return dims[0] * self.position_rows(dims[-1], lanes)
         return 1 if self.kind == REPEATED else -(-prod(dims) // lanes)
 
     def rows(
@@ -80,6 +85,8 @@ class Form:
         values = np.asarray(values, np.int64)
         if self.turns:
             values = values[:capacity]
+        if self.kind == APART:
+            return np.pad(values, ((0, 0), (0, -values.shape[1] % lanes))).reshape(-1, lanes)
         if self.kind in (PLAIN, HALVES):
             flat = values.reshape(-1)
             return np.pad(flat, (0, -flat.size % lanes)).reshape(-1, lanes)

@@ -38,7 +38,7 @@ from xdsl.traits import SymbolOpInterface, SymbolUserOpInterface
 from xdsl.utils.exceptions import PassFailedException, VerifyException
 
 from intaglio.dialects.codes import FORMATS
-from intaglio.dialects.constant_rom import CONSTANTS, FORMS, HALVES, PLAIN, Form
+from intaglio.dialects.constant_rom import APART, CONSTANTS, FORMS, HALVES, PLAIN, Form
 from intaglio.dialects.fixed_point import SCALE_BYTES
 from intaglio.dialects.h_units import (
     ADAPTER_SCALES,
@@ -500,11 +500,13 @@ class ConstantOp(PlainOp):
             raise VerifyException(f"@{name} has a negative row")
         if form.kind not in FORMS:
             raise VerifyException(f"@{name} has form {form.kind}, known are {', '.join(FORMS)}")
-        expanded = form.kind not in (PLAIN, HALVES)
+        expanded = form.kind not in (PLAIN, HALVES, APART)
         if expanded != (form.period > 0) or (form.negated and not expanded):
             raise VerifyException(f"@{name} has no form {form.kind} of period {form.period}")
         if form.turns and len(type_.dims) != 2:
             raise VerifyException(f"@{name} is no table of positions, as form {form.kind} needs")
+        if form.kind == APART and len(type_.dims) != 2:
+            raise VerifyException(f"@{name} is no table of rows, as form {form.kind} needs")
         module = self.parent_op()
         if not isinstance(module, ModuleOp):
             return

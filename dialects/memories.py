@@ -1,6 +1,6 @@
 """The memories of a chip, and how many of their rows a value takes.
 
-A memory is rows of equal elements. Values of a token lie in four of them, by their kind:
+A memory is rows of equal elements. Values of a token lie in five of them, by their kind:
 
 | memory          | an element                  | a value begins at a row, and so does           |
 |-----------------|-----------------------------|------------------------------------------------|
@@ -8,6 +8,7 @@ A memory is rows of equal elements. Values of a token lie in four of them, by th
 | `codes`         | a code of a quantised value | each of its groups                             |
 | `scores`        | a score                     | each head                                      |
 | `probabilities` | a code of a probability     | each head                                      |
+| `routings`      | an expert and its share     | each of the chosen, one a row                  |
 
 Beside these lie three with one element a row: `code_scales` has the scale of the group that begins
 at the same row of `codes`; `heads` has scale and sum of a head of probabilities, which begins at
@@ -22,12 +23,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
-from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores, Value
+from intaglio.dialects.formulas.routing import SHARE_FRAC
+from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Routing, Scores, Value
 
 VECTORS, CODES, SCORES, PROBABILITIES = "vectors", "codes", "scores", "probabilities"
 CODE_SCALES, HEADS, LARGEST = "code_scales", "heads", "largest"
+ROUTINGS = "routings"
 
-OF_VALUES = (VECTORS, CODES, CODE_SCALES, SCORES, LARGEST, PROBABILITIES, HEADS)
+OF_VALUES = (VECTORS, CODES, CODE_SCALES, SCORES, LARGEST, PROBABILITIES, HEADS, ROUTINGS)
 """All of them, in the order of their declarations."""
 
 CODE_BITS = 16
@@ -36,6 +39,10 @@ EXPONENT_BITS = 10
 """Of a scale beside its mantissa of `SCALE_BITS`."""
 SUM_BITS = 40
 """Of a head's sum of probabilities."""
+EXPERT_BITS = 12
+"""Of an expert's number."""
+SHARE_BITS = SHARE_FRAC + 1
+"""Of its share."""
 LEAST_ROWS = 2
 """Of a memory in hardware: its address has a wire at least."""
 
@@ -44,6 +51,7 @@ OF_KIND: Mapping[type[Value], str] = {
     Quantized: CODES,
     Scores: SCORES,
     Probabilities: PROBABILITIES,
+    Routing: ROUTINGS,
 }
 """The memory of each kind of value; tokens have none."""
 _LANE_BITS: Mapping[str, int] = {
@@ -113,6 +121,8 @@ def rows_of(value: Value, lanes: int, capacity: int) -> int:
             return value.groups * -(-value.width // lanes)
         case Scores() | Probabilities():
             return value.heads * -(-capacity // lanes)
+        case Routing():
+            return value.chosen
         case _:
             return 0
 
@@ -166,6 +176,8 @@ def of_values(rows: Mapping[str, int], lanes: int, capacity: int) -> dict[str, M
             heads = rows[PROBABILITIES] // -(-capacity // lanes)
             bits = SCALE_BITS + EXPONENT_BITS + SUM_BITS
             found[name] = Memory(max(LEAST_ROWS, heads), 1, bits)
+        elif name == ROUTINGS and name in rows:
+            found[name] = Memory(max(LEAST_ROWS, rows[name]), 1, EXPERT_BITS + SHARE_BITS)
     return found
 
 

@@ -9,7 +9,7 @@ from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation
 
 from intaglio.dialects import constant_rom, rom
-from intaglio.dialects.constant_rom import CONSTANTS, Form, norm_form, rotary_forms
+from intaglio.dialects.constant_rom import APART, CONSTANTS, Form, norm_form, rotary_forms
 from intaglio.dialects.fabric import ConstantOp, MemoryOp, capacity
 from intaglio.dialects.isa.vector import Rotary
 from intaglio.dialects.machine import Machine
@@ -54,5 +54,7 @@ def _form(op: Operation, role: str, lanes: int) -> Form:
             found = rotary_forms(width, turning, lanes, interleaved=op.interleaved is not None)
             roles = [one.name for one in Rotary.form.roles]
             return Form() if found is None else found[roles.index(role)]
+        case rom.ExpertProductOp():
+            return Form(APART)
         case _:
             return Form()

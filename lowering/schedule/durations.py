@@ -266,11 +266,12 @@ def vector_pass(machine: Machine, elements: int, groups: int, width: int) -> Tim
 
 def route(machine: Machine, experts: int, chosen: int, *, every: bool) -> Formula:
     """The choice of experts: a logit a cycle is put in order, and, where all have a share in the
-    sum, once more; then the chosen ones' numerators, one over their sum, and their shares."""
+    sum, once more; then the chosen ones' numerators, one over their sum, and their shares, each one
+    a cycle."""
     scans = 2 if every else 1
-    looking = 2 * max(machine.table_lookup, machine.sample)
+    looking = 2 * machine.table_lookup
     return constant(
-        scans * experts + chosen + machine.vector_pipeline + machine.vector_reduce + looking
+        scans * experts + 2 * chosen + machine.vector_pipeline + machine.vector_reduce + looking
     )
 
 

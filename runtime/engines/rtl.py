@@ -45,14 +45,16 @@ from intaglio.dialects.isa.vector import Delay, Quantize, Sample
 from intaglio.dialects.memories import (
     CODE_SCALES,
     CODES,
+    EXPERT_BITS,
     EXPONENT_BITS,
     HEADS,
     LARGEST,
     PROBABILITIES,
+    ROUTINGS,
     SCORES,
     VECTORS,
 )
-from intaglio.dialects.semantics import Quantized
+from intaglio.dialects.semantics import Quantized, Routing
 from intaglio.runtime.adapters.slots import Residents, Switch, check_fits, ranks_of
 from intaglio.runtime.engines.code_cache import kept
 from intaglio.runtime.engines.names import HARDWARE_ENGINES
@@ -511,20 +513,25 @@ class RTLChip:
         content = word_bytes(self.memory(memory)[first : first + rows], bits // 8 * lanes)
         return np.ascontiguousarray(content).view(f"<i{bits // 8}").reshape(rows, lanes)
 
-    def _scales(self, memory: str, first: int, count: int) -> tuple[Scale, Ints]:
-        """Scales of a file, and the totals behind them."""
+    def _numbers(self, memory: str, first: int, count: int) -> list[int]:
+        """Words of a file."""
         content = self.memory(memory)[first : first + count]
         if content.ndim == 1:
-            numbers = [int(word) for word in content]
-        else:
-            numbers = [int.from_bytes(word.tobytes(), "little") for word in content]
+            return [int(word) for word in content]
+        return [int.from_bytes(word.tobytes(), "little") for word in content]
+
+    def _scales(self, memory: str, first: int, count: int) -> tuple[Scale, Ints]:
+        """Scales of a file, and the totals behind them."""
+        numbers = self._numbers(memory, first, count)
         half, above = 1 << (EXPONENT_BITS - 1), SCALE_BITS + EXPONENT_BITS
         mantissa = np.array([n & ((1 << SCALE_BITS) - 1) for n in numbers], np.int64)
         exponents = [((n >> SCALE_BITS) + half) % (2 * half) - half for n in numbers]
         totals = np.array([n >> above for n in numbers], np.int64)
         return Scale(mantissa, np.array(exponents, np.int64)), totals
 
-    def read(self, buffer: str, first: int = 0, last: int = 0) -> Ints | Quantized | Probabilities:
+    def read(
+        self, buffer: str, first: int = 0, last: int = 0
+    ) -> Ints | Quantized | Probabilities | Routing:
         """The value of a buffer now, as the simulator has it for one token, without its first axis.
 
         Args:
@@ -552,6 +559,11 @@ class RTLChip:
                 codes = _codes(rows.reshape(heads, -1)[:, first : last + 1], kind.format)
                 scale, total = self._scales(HEADS, self.layout.places.heads[buffer], heads)
                 return Probabilities(Quantized(codes, scale, kind.format), total, first)
+            case values.Routing(chosen=chosen):
+                words = self._numbers(ROUTINGS, row, chosen)
+                experts = [word & ((1 << EXPERT_BITS) - 1) for word in words]
+                shares = [word >> EXPERT_BITS for word in words]
+                return Routing(np.array(experts, np.int64), np.array(shares, np.int64))
             case _:
                 raise CompilerBug(f"buffer {buffer} of kind {kind.kind} is in no memory")
 
@@ -957,6 +969,8 @@ def _part(chip: RTLChip, step: Step) -> tuple[int, int] | None:
             each = -(-width // lanes) * lanes
         case values.Scores(heads=whole) | values.Probabilities(heads=whole):
             each = chip.program.rows_of_head * lanes
+        case values.Routing(chosen=whole):
+            each = lanes
         case _:
             return None
     first, last = step.touches.parts.get(name, (0, whole * each))
@@ -1006,6 +1020,9 @@ def _compare_value(
             )
             _compare_scale(check, where, value.quantized.scale, seen.quantized.scale, step, mine)
             check.value(where, "sum", value.total[0][mine], seen.total[mine], step)
+        case Routing(), Routing():
+            check.value(where, "expert number", value.experts[0], seen.experts, step)
+            check.value(where, "share", value.shares[0], seen.shares, step)
         case _:
             check.value(where, "element", np.asarray(value)[0][mine], np.asarray(seen)[mine], step)
 

@@ -49,7 +49,9 @@ class Variant:
     """Bloom: scores fall with the distance, by a slope of each head. The second layer has a soft
     cap, sinks and a window besides, and its first head has no slope."""
     experts: int = 0
-    """A mixture of so many in each layer, of which two are chosen (gpt-oss); 0: none."""
+    """A mixture of so many in each layer (gpt-oss); 0: none."""
+    chosen: int = 2
+    """Of them."""
 
     taps: int = 0
     """LFM2: the first layer is a convolution over so many taps, between two gates."""
@@ -79,6 +81,8 @@ VARIANTS = {
     "qwen35": Variant(recurrent=1),
     "recurrent": Variant(recurrent=2),
     "alibi": Variant(alibi=True),
+    "experts8": Variant(bits=8, experts=5, chosen=3, accuracy_level=0),
+    "experts_ternary": Variant(bits=2, experts=6, accuracy_level=0),
 }
 
 
@@ -108,14 +112,17 @@ class Builder:
         value = mean + std * self.random.standard_normal(dims)
         return self.tensor(name, value.astype(np.float32))
 
+    def ternary(self, *dims: int) -> np.ndarray:
+        """-1, 0 and 1 around the zero point 2, four in a byte."""
+        trits = self.random.integers(1, 4, (*dims, 4), np.uint8)
+        return (trits << np.arange(0, 8, 2, dtype=np.uint8)).sum(axis=-1).astype(np.uint8)
+
     def weights(self, name: str, n: int, k: int) -> list[str]:
         """A quantised matrix: codes, scales and, where the variant has them, zero points."""
         bits, blocks = self.variant.bits, -(-k // BLOCK)
         codes = self.random.integers(0, 256, (n, blocks, BLOCK * bits // 8), np.uint8)
         if bits == 2 and not self.variant.hqq:
-            # -1, 0 and 1 around the zero point 2, four in a byte.
-            trits = self.random.integers(1, 4, (n, blocks, BLOCK // 4, 4), np.uint8)
-            codes = (trits << np.arange(0, 8, 2, dtype=np.uint8)).sum(axis=-1).astype(np.uint8)
+            codes = self.ternary(n, blocks, BLOCK // 4)
         scales = self.random.uniform(0.5, 1.5, (n, blocks)) * 2.0 ** (1 - bits) / np.sqrt(k) * 1.7
         if self.variant.hqq:
             scales = scales.reshape(-1)
@@ -358,15 +365,18 @@ class Builder:
     def mixture(self, layer: int, x: str) -> str:
         """Rows of gate and linear part in turns, biases, a limit that some values reach."""
         name, path = f"model.layers.{layer}.moe", f"/model/layers.{layer}/moe"
-        count = self.variant.experts
+        count, bits = self.variant.experts, self.variant.bits
         logits = self.linear(f"{name}.router", x, count, HIDDEN)
         flat = self.tensor(f"{path}/flat", np.array([-1, count], np.int64))
         logits = self.node("Reshape", f"{path}/router/Reshape", [logits, flat])
         inputs = [x, logits]
         for part, rows, columns in (("gate_up", 2 * FFN, HIDDEN), ("down", HIDDEN, FFN)):
-            codes = self.random.integers(0, 256, (count, rows, columns // 2), np.uint8)
+            size = columns * bits // 8
+            codes = self.random.integers(0, 256, (count, rows, size), np.uint8)
+            if bits == 2:
+                codes = self.ternary(count, rows, size)
             scales = self.random.uniform(0.5, 1.5, (count, rows, columns // BLOCK))
-            scales *= 0.3 / np.sqrt(columns)
+            scales *= 0.3 / np.sqrt(columns) * 2 ** (4 - bits)
             inputs += [
                 self.tensor(f"{name}.experts.{part}.qweight", codes),
                 self.tensor(f"{name}.experts.{part}.scales", scales.astype(np.float32)),
@@ -377,13 +387,13 @@ class Builder:
             f"{path}/QMoE",
             inputs,
             domain=MS,
-            k=2,
+            k=self.variant.chosen,
             activation_type="swiglu",
             swiglu_fusion=1,
             swiglu_limit=2.0,
             activation_alpha=1.702,
             activation_beta=1.0,
-            expert_weight_bits=4,
+            expert_weight_bits=bits,
             block_size=BLOCK,
             normalize_routing_weights=1,
         )

@@ -151,6 +151,7 @@ class _Chip:
                 layout.lanes if memory.masked else 0,
             )
             for memory in SHARED
+            if memory.name in layout.rows
         }
         self.counts: dict[str, Wire] = {
             name: m.wire(f"finished_{name}", bits) for name in counters(layout.queues)

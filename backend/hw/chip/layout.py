@@ -31,14 +31,13 @@ from intaglio.backend.hw.units.vector.interface import VectorUnit
 from intaglio.backend.hw.units.vector.shape import VectorShape
 from intaglio.dialects import memories
 from intaglio.dialects.codes import FORMATS
-from intaglio.dialects.constant_rom import CONSTANTS, Form
+from intaglio.dialects.constant_rom import APART, CONSTANTS, Form
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.encoded import DescriptorOp, QueueOp, Value
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.h_units import KV, KV_SCALES
 from intaglio.dialects.isa.queues import QUEUES
 from intaglio.dialects.isa.recurrence import LinearAttention
-from intaglio.dialects.isa.vector import Route
 
 if TYPE_CHECKING:
     from intaglio.backend.program.program import Instruction, Program
@@ -108,10 +107,11 @@ def layout_of(program: Program) -> Layout:
         UserError: the program needs what the hardware does not have.
     """
     refuse(refusals(program))
-    needed = (*memories.OF_VALUES, KV, KV_SCALES, CONSTANTS)
+    always = [name for name in memories.OF_VALUES if name != memories.ROUTINGS]
+    needed = (*always, KV, KV_SCALES, CONSTANTS)
     if missing := [name for name in needed if name not in program.memories]:
         raise UserError(f"the hardware needs a program with memories {', '.join(missing)}")
-    rows = {name: program.memories[name].rows for name in memories.OF_VALUES}
+    rows = {name: program.memories[name].rows for name in always}
     constant_rows = program.memories[CONSTANTS].rows
     vector_depth = max(rows[memories.VECTORS], rows[memories.CODES])
 
@@ -127,7 +127,7 @@ def layout_of(program: Program) -> Layout:
         for name, one in program.buffers.items()
         if one.memory in (memories.SCORES, memories.PROBABILITIES)
     }
-    row_bits = max(rows[name] for name in memories.OF_KIND.values()).bit_length()
+    row_bits = max(rows.get(name, 0) for name in memories.OF_KIND.values()).bit_length()
     attention_model = AttentionModel(program, max(row_bits, 2), heads)
     adapter_places = places_of(program)
     adapters = None
@@ -140,6 +140,9 @@ def layout_of(program: Program) -> Layout:
         score_heads=rows[memories.LARGEST],
         probability_rows=rows[memories.PROBABILITIES],
         scale_rows=attention_model.kv.scale_depth,
+        routing_rows=program.memories[memories.ROUTINGS].rows
+        if memories.ROUTINGS in program.memories
+        else 0,
     )
     scales = max(rows[memories.CODE_SCALES], rows[memories.HEADS])
     shape = replace(shape, rows=vector_depth, scales=scales)
@@ -177,8 +180,6 @@ def layout_of(program: Program) -> Layout:
 
 def refusals(program: Program) -> list[UserError]:
     """All that the hardware does not have of what a program needs, over all units."""
-    if (experts := expert_refusal(program)) is not None:
-        return [experts]
     if (recurrence := recurrence_refusal(program)) is not None:
         return [recurrence]
     machine = program.machine
@@ -196,20 +197,6 @@ def refusals(program: Program) -> list[UserError]:
     for unit in units:
         found += unit.refusals(program)
     return found
-
-
-def expert_refusal(program: Program) -> UserError | None:
-    """Why a mixture of experts has no hardware, or None."""
-    for block in program.blocks:
-        for one in block.whole:
-            if isinstance(one.does, Route):
-                return UserError(
-                    "the hardware does not choose experts yet: no unit of it has a router, and ROM "
-                    "addresses are those of the descriptor alone; the simulator runs the model",
-                    node=one.node,
-                    op_type=one.opcode,
-                )
-    return None
 
 
 def recurrence_refusal(program: Program) -> UserError | None:
@@ -257,12 +244,12 @@ def layout_with(layout: Layout, program: Program) -> Layout:
 
 def bias_rows(program: Program) -> dict[str, int]:
     """First rows in the constant ROM of what the matrix array may read there."""
-    plain = Form()
+    read = (Form(), Form(APART))
     return {
         one.name: row
         for one in program.parameters.values()
         for form, row in one.constants
-        if form == plain
+        if form in read
     }
 
 

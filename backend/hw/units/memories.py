@@ -51,10 +51,24 @@ PROBABILITIES = Memory(memories.PROBABILITIES, CODE_BITS)
 """Codes that the softmax writes."""
 HEADS = Memory(memories.HEADS, parts={**_SCALE, "total": SUM_BITS})
 """Scale and sum of each head's probabilities."""
+ROUTINGS = Memory(
+    memories.ROUTINGS, parts={"number": memories.EXPERT_BITS, "share": memories.SHARE_BITS}
+)
+"""Chosen experts and their shares."""
 CONSTANTS = Memory(constant_rom.CONSTANTS, FIXED_BITS)
 """Constant ROM."""
 VALUE_SCALES = Memory("value_scales", 8 * SCALE_BYTES)
 """Scales of cached vectors; inside the attention unit."""
 
-SHARED = (VECTORS, CODES, CODE_SCALES, SCORES, LARGEST, PROBABILITIES, HEADS, CONSTANTS)
-"""Those that the chip has beside its units, in order."""
+SHARED = (
+    VECTORS,
+    CODES,
+    CODE_SCALES,
+    SCORES,
+    LARGEST,
+    PROBABILITIES,
+    HEADS,
+    ROUTINGS,
+    CONSTANTS,
+)
+"""Those that the chip has beside its units, in order; routings where it chooses experts."""

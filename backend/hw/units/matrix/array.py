@@ -1,8 +1,8 @@
 """The matrix array: tiles, what feeds them, and what takes their results.
 
-`build_matrix` makes the module `matrix`, the unit of the matrix queue: it executes `matvec` and
-`embed` as `dialects.semantics.dot`, `requantize` and `embed` say, in the cycles that
-`lowering.schedule.durations.product` and `embed` state. Its sizes and descriptors are in
+`build_matrix` makes the module `matrix`, the unit of the matrix queue: it executes `matvec`,
+`expert_matvec` and `embed` as `dialects.semantics.dot`, `requantize` and `embed` say, in the cycles
+that `lowering.schedule.durations.product` and `embed` state. Its sizes and descriptors are in
 `plan.py`, the tiles in `tile.py`.
 
 A `matvec` goes through the array like this; all numbers are cycles after `start` (cycle 0), T is
@@ -26,6 +26,10 @@ planes of a word are there, its elements go through the requantisers, with `(q -
 place of an accumulator and 1 in place of the activations' scale. A word that is wider than the
 requantisers are many takes several cycles there (`durations.table_beats`), in which the planes of
 the next one are read.
+
+The expert of an `expert_matvec` is read from the memory of routings as the instruction starts, in
+the row that the descriptor names. Its number times the words, scales and bias rows of an expert is
+added to the addresses on their way: whichever it is, every cycle is the same.
 
 The one scale of a matrix without groups is a field of the descriptor. It takes the place of the
 groups' in the L-Units, or, in an array without group scales, the requantisers apply it.
@@ -58,7 +62,7 @@ from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.fixed_point import SCALE_BITS as MANTISSA_BITS
 from intaglio.dialects.formulas.products import PRODUCT_BITS
 from intaglio.dialects.isa.queues import MATRIX
-from intaglio.dialects.memories import EXPONENT_BITS
+from intaglio.dialects.memories import EXPERT_BITS, EXPONENT_BITS
 from intaglio.dialects.tiling import SCALE_BITS
 from intaglio.dialects.trits import widest
 
@@ -86,12 +90,15 @@ def build_matrix(
       scale file.
     - `power`: a bit for each of `MatrixConfig.domains`; the port exists if there are any. A word
       whose address comes while its domain's bit is 0 reads as 0.
+    - `routing_number`: from the memory of routings; the port exists when a program has families of
+      experts.
     - `bias_data`, `residual_data`: W numbers of 32 bits from constant ROM and vector memory; the
       ports exist when a program uses them.
 
     Outputs:
 
-    - `input<p>_address`, `scale_address`, `bias_address`, `residual_address`: the addresses.
+    - `input<p>_address`, `scale_address`, `routing_address`, `bias_address`, `residual_address`:
+      the addresses.
     - `write_enable`, `write_address`, `write_data`, `write_mask`: W numbers to the vector memory,
       with a bit for each lane.
     - `saturations`: how many places saturated, of the numbers written in this cycle.
@@ -169,12 +176,40 @@ class _Array:
         return choose(form, [of(form) for form in self.config.forms])
 
     def build(self) -> ModuleBuilder:
+        self._choose()
         self._sequence()
         self._feed()
         self._drain()
         self._collect()
         self._requantise()
         return self.m
+
+    # Experts
+
+    def _choose(self) -> None:
+        """The expert of the instruction at hand, from the cycle after its start on."""
+        self.expert: Signal = self.m.constant(0)
+        if self.config.experts == 1:
+            return
+        chosen = mux(self.start, self.new_field("chosen"), self.field("chosen"))
+        self.m.output("routing_address", chosen)
+        expert = self.m.input("routing_number", EXPERT_BITS)
+        self.expert = expert.truncate(choice_bits(self.config.experts))
+        if "expert_biases" in self.held:
+            rows = self.expert * self.field("expert_biases")
+            row = (self.held["bias_row"] + rows).truncate(index_bits(self.config.constant_rows))
+            self.held["bias_row"] = row.named("bias_row_of_expert")
+
+    def _of_expert(self, address: Signal, stride: str, depth: int, cycles: int) -> Signal:
+        """An address, some cycles later, of the expert at hand."""
+        if stride not in self.held:
+            return address.delay(cycles)
+
+        def moved(address: Signal, expert: Signal, stride: Signal) -> Signal:
+            return (address + (expert * stride).cut()).truncate(index_bits(depth))
+
+        inputs = [address, self.expert, self.field(stride)]
+        return pipelined(moved, inputs, cycles).outputs[0]
 
     # Steps and slots
 
@@ -284,7 +319,7 @@ class _Array:
         late = before + machine.mac_pipeline - 1
         at_rom = before + machine.rom_read
         inputs: dict[str, Signal] = {
-            "code_address": self.code.delay(before),
+            "code_address": self._of_expert(self.code, "expert_words", config.code_words, before),
             "first": (self.plane == 0).delay(at_rom),
             "zero": self.field("zero").delay(at_rom),
             "single": self.field("single").delay(at_rom),
@@ -359,7 +394,8 @@ class _Array:
         shift = self.field("group_shift")
         group = (word >> shift) - (first >> shift)
         scale = (self.scale + group).truncate(self.scale.width)
-        return x, xsum, scale.delay(machine.broadcast - 1)
+        depth, before = config.scale_words, machine.broadcast - 1
+        return x, xsum, self._of_expert(scale, "expert_scales", depth, before)
 
     def _part(self, x: Signal, part: Signal) -> Signal:
         """The part of a decoded activation that a pass multiplies; see `MatrixConfig.pass_bits`."""

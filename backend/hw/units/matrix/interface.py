@@ -16,13 +16,14 @@ from intaglio.backend.hw.units.matrix.plan import (
     refusals,
     tensor,
 )
-from intaglio.backend.hw.units.memories import CODE_SCALES, CODES, CONSTANTS, VECTORS
+from intaglio.backend.hw.units.memories import CODE_SCALES, CODES, CONSTANTS, ROUTINGS, VECTORS
 from intaglio.backend.hw.units.ports import (
     POSITION,
     POWER_BITS,
     TOKEN,
     Bundle,
     Command,
+    Read,
     Saturations,
     Take,
     entry,
@@ -30,7 +31,7 @@ from intaglio.backend.hw.units.ports import (
     written_row,
 )
 from intaglio.backend.hw.units.unit import Unit
-from intaglio.dialects.isa.matrix import Embed, EmbedPosition, Matvec
+from intaglio.dialects.isa.matrix import Embed, EmbedPosition, ExpertMatvec, Matvec
 from intaglio.dialects.isa.queues import MATRIX
 
 if TYPE_CHECKING:
@@ -63,12 +64,17 @@ class MatrixUnit(Unit):
         config = self.config
         added = {"bias": CONSTANTS, "residual": VECTORS}
         return (
-            Command((Matvec, Embed, EmbedPosition), config.fields, flows=True),
+            Command((Matvec, ExpertMatvec, Embed, EmbedPosition), config.fields, flows=True),
             *((Take("token", TOKEN),) if config.table_planes else ()),
             *((Take("position", POSITION),) if config.places else ()),
             *((Take("power", POWER_BITS),) if config.domains else ()),
             *(row(CODES, f"input{i}", "address") for i in range(config.input_ports)),
             entry(CODE_SCALES, "scale", "address"),
+            *(
+                (Read(ROUTINGS, "routing_address", {"number": "routing_number"}),)
+                if config.experts > 1
+                else ()
+            ),
             *(
                 row(memory, name, "address")
                 for name, memory in added.items()

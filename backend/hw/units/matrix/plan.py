@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -26,11 +27,12 @@ from intaglio.backend.hw.units.refusals import (
 )
 from intaglio.backend.hw.wires.widths import log2
 from intaglio.backend.program.types import Instruction, Parameter, Program
+from intaglio.dialects import constant_rom
 from intaglio.dialects.codes import FORMATS, Matrix, pack
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.isa.instruction import Instruction as Does
-from intaglio.dialects.isa.matrix import EmbedPosition, Matvec, Row
+from intaglio.dialects.isa.matrix import EmbedPosition, ExpertMatvec, Matvec, Row
 from intaglio.dialects.isa.values import Quantized
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import rows_of
@@ -43,15 +45,19 @@ PLACES_BITS = 12
 """Width of the signed number of places that a requantiser shifts by."""
 
 FIELDS: dict[str, str] = {
-    "embed": "1: a row of a table (`embed`, `embed_position`), 0: `matvec`",
+    "embed": "1: a row of a table (`embed`, `embed_position`), 0: `matvec`, `expert_matvec`",
     "placed": "1: the row is that of the position (`embed_position`), 0: of the token",
     "dense": "1: the table is of 16-bit numbers, without scales (`embed`)",
     "way": "how results leave the tiles: a number in `MatrixConfig.ways`",
     "form": "how the table's rows lie on the tiles: a number in `MatrixConfig.forms` (`embed`)",
     "first_tile": "first tile of the piece",
     "last_tile": "last tile of the piece; no field where all pieces lie on all tiles",
-    "code_base": "address of the piece's first code word",
+    "code_base": "address of the piece's first code word, in a family that of expert 0",
     "scale_base": "address of the piece's first group scale",
+    "chosen": "row of the chosen expert in the memory of routings (`expert_matvec`)",
+    "expert_words": "code words from an expert to the next one; 0: not of a family",
+    "expert_scales": "group scales from an expert to the next one",
+    "expert_biases": "rows of the constant ROM from an expert's biases to the next one's",
     "slice_groups": "group scales of a slice",
     "words": "words of a slice",
     "planes": "bit planes of a code, less one",
@@ -71,7 +77,7 @@ FIELDS: dict[str, str] = {
     "pre_shift": "places that an accumulator loses before it is scaled",
     "places": "places to shift the scaled accumulator by, without the activation's exponent",
     "bias": "1: add a bias",
-    "bias_row": "first row of the bias in the constant ROM",
+    "bias_row": "first row of the bias in the constant ROM, in a family that of expert 0",
     "residual": "1: add a vector",
     "residual_row": "first row of that vector in the vector memory",
     "output_row": "first row of the result in the vector memory",
@@ -177,6 +183,7 @@ class MatrixConfig:
         vector_rows: rows of the vector memory, and of the memory of quantised vectors.
         constant_rows: rows of the constant ROM.
         floor: cycles that a step takes at least.
+        experts: of the family with the most; 1 without families.
     """
 
     machine: Machine
@@ -198,6 +205,7 @@ class MatrixConfig:
     vector_rows: int
     constant_rows: int
     floor: int
+    experts: int = 1
 
     @property
     def splits(self) -> tuple[int, ...]:
@@ -309,7 +317,7 @@ def matrix_uses(program: Program) -> Iterator[Use]:
     for block in program.blocks:
         for instance in block.instances:
             for instruction in block.instructions:
-                if isinstance(instruction.does, Row | Matvec):
+                if isinstance(instruction.does, Row | Matvec | ExpertMatvec):
                     yield Use(instruction, instance)
 
 
@@ -340,7 +348,7 @@ def configure(
             program.parameters[name]
             for name in dict.fromkeys(tensor(u) for u in uses if isinstance(u.does, kind))
         ]
-        for kind in (Matvec, Row)
+        for kind in ((Matvec, ExpertMatvec), (Row,))
     )
     shapes = {p.name: shape_of(p) for p in (*products, *tables)}
     pieces = {p.name: piece_of(p, machine) for p in products}
@@ -408,6 +416,7 @@ def configure(
         vector_rows=vector_depth or rows,
         constant_rows=constant_depth,
         floor=floor,
+        experts=max((p.experts for p in products), default=1),
     )
 
 
@@ -454,7 +463,7 @@ def _banks(program: Program, pieces: Mapping[str, Piece]) -> tuple[tuple[BankRow
 def tensor(use: Use) -> str:
     """The matrix or table of an instruction instance."""
     match use.does:
-        case Row(table=name) | Matvec(weights=name):
+        case Row(table=name) | Matvec(weights=name) | ExpertMatvec(weights=name):
             return name
         case other:
             raise CompilerBug(f"the matrix array cannot execute {other.opcode}")
@@ -559,7 +568,7 @@ def encode(
 
     Args:
         program: the program.
-        instruction: a `matvec` or `embed` of the matrix queue.
+        instruction: a `matvec`, `expert_matvec` or `embed` of the matrix queue.
         instance: what the block's instance binds slots to.
         config: of the array.
         constant_rows: first row of each bias in the constant ROM.
@@ -632,7 +641,7 @@ def _descriptor(
         "single": int(is_single(parameter)),
         "output_row": program.row_of(does.writes[0], instruction),
     }
-    if not isinstance(does, Matvec):
+    if not isinstance(does, Matvec | ExpertMatvec):
         period = max(planes, durations.table_beats(machine))
         values |= {
             "placed": int(isinstance(does, EmbedPosition)),
@@ -675,7 +684,9 @@ def _descriptor(
             if does.bias not in constant_rows:
                 raise CompilerBug(f"bias {does.bias} has no row in the constant ROM")
             values |= {"bias": 1, "bias_row": constant_rows[does.bias]}
-        if does.residual is not None:
+        if isinstance(does, ExpertMatvec):
+            values |= _of_experts(program, does, piece)
+        elif does.residual is not None:
             values |= {"residual": 1, "residual_row": program.row_of(does.residual, instruction)}
     ends = instruction.beat.of(values["last"] + 1)
     values |= peaks.peak_fields(program, instruction, last=sum(ends) == values["last"] + 1)
@@ -684,7 +695,7 @@ def _descriptor(
             f"the hardware of {machine.name} cannot shift {name} by {values['places']} places"
         )
     stated, own = _pace(instruction), int(durations.embed(machine, shape)(tokens=1, rank=0))
-    if isinstance(does, Matvec):
+    if isinstance(does, Matvec | ExpertMatvec):
         own = values["slots"] + 1
     values["slack"] = stated - own
     if values["slack"] < 0:
@@ -692,6 +703,23 @@ def _descriptor(
             f"{instruction.opcode} of {name} is to take {stated} cycles, {-values['slack']} more "
             f"are needed"
         )
+    return values
+
+
+def _of_experts(program: Program, does: ExpertMatvec[str], piece: Piece) -> dict[str, int]:
+    """The fields of a descriptor that say where a family's experts lie."""
+    machine, parameter = program.machine, program.parameters[does.weights]
+    shape = shape_of(parameter)
+    routing = program.buffers[does.routing]
+    values = {
+        "chosen": routing.row + does.expert,
+        "expert_words": piece.expert_words(shape, machine),
+        "expert_scales": piece.expert_scales(shape, machine),
+    }
+    if does.bias is not None:
+        columns = program.parameters[does.bias].dims[1]
+        biases = constant_rom.Form(constant_rom.APART)
+        values["expert_biases"] = biases.position_rows(columns, machine.vector_lanes)
     return values
 
 
@@ -780,12 +808,14 @@ def _engrave(
     table = images.dense(parameter.name) if matrix is None else None
     width = piece.split * words * machine.lanes
     block = max(1, (1 << 20) // (width * planes))
-    for slot in range(slots):
+    for expert, slot in product(range(shape.experts), range(slots)):
+        code_base = piece.base + expert * piece.expert_words(shape, machine)
+        scale_base = piece.scale_base + expert * piece.expert_scales(shape, machine)
         first = (tile - piece.first_tile) * slots + slot
         every = np.arange(first, shape.rows, piece.rows_per_step(machine))
         units = slice(slot * piece.split, (slot + 1) * piece.split)
         for step in range(0, len(every), block):
-            rows = every[step : step + block]
+            rows = expert * shape.rows + every[step : step + block]
             padded = np.zeros((len(rows), width), np.int16)
             if matrix is not None:
                 padded[:, : shape.columns] = matrix.unpack(rows)
@@ -797,7 +827,7 @@ def _engrave(
             by_word = padded.reshape(len(rows), piece.split, words, 1, machine.lanes)
             packed = pack_word(_digits(by_word, shape, machine), machine.plane_bits)
             by_unit = packed.swapaxes(0, 1).reshape(piece.split, -1, packed.shape[-1])
-            at = piece.base + step * words * planes
+            at = code_base + step * words * planes
             codes[units, at : at + by_unit.shape[1], : packed.shape[-1]] = by_unit
             if matrix is None or not groups:
                 continue
@@ -813,7 +843,7 @@ def _engrave(
                 part = np.zeros((len(rows), groups), np.uint64)
                 seen = content[:, group : group + groups]
                 part[:, : seen.shape[1]] = seen
-                at = piece.scale_base + step * groups
+                at = scale_base + step * groups
                 scales[slot * piece.split + s, at : at + part.size] = part.reshape(-1)
 
 

@@ -22,7 +22,10 @@ from intaglio.backend.hw.units.vector.operations import (
     QUANTIZE_STATIC,
     TAP,
     TAP_ONTO,
+    WEIGH,
+    WEIGH_ONTO,
 )
+from intaglio.backend.hw.units.vector.router import FRACTION
 from intaglio.backend.program.types import Instruction, Parameter, Program
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.constant_rom import ADJACENT, HALVES, PAIRS, Form, norm_form, rotary_forms
@@ -32,7 +35,9 @@ from intaglio.dialects.fixed_point import Scale
 from intaglio.dialects.formulas.elementwise import CLIP, ELEMENTWISE
 from intaglio.dialects.formulas.norms import NORM_WIDTH, UNIT_FRAC, norm_constants
 from intaglio.dialects.formulas.products import ROTARY_FRAC
-from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores
+from intaglio.dialects.formulas.routing import SHARE_FRAC
+from intaglio.dialects.formulas.softmax import SCORE_FRAC
+from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Routing, Scores
 from intaglio.dialects.isa.vector import (
     Copy,
     Delay,
@@ -41,10 +46,12 @@ from intaglio.dialects.isa.vector import (
     Quantize,
     RMSNorm,
     Rotary,
+    Route,
     Sample,
     Softmax,
     Tap,
     VectorInstruction,
+    Weigh,
 )
 
 GATE_TABLES = tuple(dict.fromkeys(one.table for one in ELEMENTWISE.values() if one.table))
@@ -59,17 +66,21 @@ FIELDS = Fields(
         Field("write", 20, "first row of what is written"),
         Field("constant0", 20, "first row of the first constants; of a cache's scales"),
         Field("constant1", 20, "first row of the second constants; first entry of the heads"),
-        Field("scale", 20, "first entry in the file of scales"),
+        Field("scale", 20, "first entry in the file of scales; row of the chosen expert"),
         Field("entry", 12, "first entry in the files of groups"),
         Field("opens", 1, "1: each group's first row is here"),
         Field("closes", 1, "1: each group's last row is here"),
-        Field("groups", 12, "groups"),
-        Field("rows", 16, "rows of a group"),
+        Field("groups", 12, "groups; experts that are chosen"),
+        Field("rows", 16, "rows of a group; experts to choose from"),
         Field("lanes", 11, "lanes used in a group's last row"),
         Field("first_word", 24, "first word of the first group"),
         Field("group_words", 20, "words from a group to the next one"),
-        Field("constant_restart", 1, "1: all groups have the constants of the first one"),
-        Field("offset", 1, "1: add the second constants"),
+        Field(
+            "constant_restart",
+            1,
+            "1: all groups have the constants of the first one; of equal logits the first leads",
+        ),
+        Field("offset", 1, "1: add the second constants; all experts have a share in the sum"),
         Field("exchange", 10, "lanes from a turning element to its partner"),
         Field("half_rows", 8, "rows from a turning element to its partner"),
         Field("turning_rows", 8, "rows of a head that turn"),
@@ -254,6 +265,8 @@ def _operation(one: VectorInstruction[str]) -> str:
             return QUANTIZE_STATIC
         case Tap():
             return TAP if one.addend is None else TAP_ONTO
+        case Weigh():
+            return WEIGH if one.residual is None else WEIGH_ONTO
         case ElementwiseInstruction():
             return one.formula.family
         case _:
@@ -300,6 +313,10 @@ class _Encoder:
                 return values | self.rotary(one)
             case Tap():
                 return values | self.tap(one)
+            case Route():
+                return values | self.route(one)
+            case Weigh():
+                return values | self.weigh(one)
             case Delay():
                 state = self.program.states[one.state].row
                 values |= {"write": state} if beat.number else {"read0": state}
@@ -408,6 +425,28 @@ class _Encoder:
             "read1": self.row(one.reads[-1]),
             "offset": int(one.bias is not None),
             "second_shift": fraction + weights.exponent - self.program.fraction(one.output),
+        }
+
+    def route(self, one: Route[str]) -> dict[str, int]:
+        kind = self.program.value(one.output, Routing)
+        (least, most), fraction = FRACTION, self.program.fraction(one.input) - SCORE_FRAC
+        if not least <= fraction <= most:
+            raise CompilerBug(f"logits of experts with {fraction + SCORE_FRAC} fraction bits")
+        return {
+            "rows": kind.experts,
+            "groups": kind.chosen,
+            "constant_restart": int(one.lowest),
+            "offset": int(one.over_all),
+            "fraction": fraction,
+        }
+
+    def weigh(self, one: Weigh[str]) -> dict[str, int]:
+        fractions = self.program.fraction(one.input), self.program.fraction(one.output)
+        return {
+            **self.grouped(1, self.size(one.input)),
+            "read1": self.row(one.input if one.residual is None else one.residual),
+            "scale": self.row(one.routing) + one.expert,
+            "second_shift": SHARE_FRAC + fractions[0] - fractions[1],
         }
 
     def quantize(self, one: Quantize[str]) -> dict[str, int]:

@@ -15,6 +15,7 @@ from intaglio.backend.hw.units.memories import (
     HEADS,
     LARGEST,
     PROBABILITIES,
+    ROUTINGS,
     SCORES,
     VALUE_SCALES,
     VECTORS,
@@ -27,6 +28,7 @@ from intaglio.backend.hw.units.ports import (
     Bundle,
     Command,
     Give,
+    Read,
     Saturations,
     Take,
     Write,
@@ -40,10 +42,13 @@ from intaglio.backend.hw.units.vector.operations import (
     QUANTIZE,
     QUANTIZE_STATIC,
     ROTARY,
+    ROUTE,
     SAMPLE,
     SOFTMAX,
     TAP,
     TAP_ONTO,
+    WEIGH,
+    WEIGH_ONTO,
 )
 from intaglio.backend.hw.units.vector.shape import VectorShape, machine_refusals
 from intaglio.backend.hw.units.vector.unit import build_vector
@@ -73,6 +78,8 @@ INSTRUCTIONS = (
     vector.Copy,
     vector.Softmax,
     vector.Sample,
+    vector.Route,
+    vector.Weigh,
 )
 
 
@@ -124,6 +131,8 @@ class VectorUnit(Unit):
             yield row(VALUE_SCALES, "value_scale", "address")
         if self.shape.sinks:
             yield row(CONSTANTS, "sink", "address")
+        if self._has(WEIGH, WEIGH_ONTO):
+            yield Read(ROUTINGS, "routing_address", {"share": "routing_share"})
 
     def _writes(self) -> Iterator[Bundle]:
         yield written_row(VECTORS, "vector_write", "address", "mask")
@@ -136,6 +145,9 @@ class VectorUnit(Unit):
             yield self._scales(CODE_SCALES, "scale_enable")
         if self._has(SOFTMAX):
             yield self._scales(HEADS, "probability_scale_enable")
+        if self._has(ROUTE):
+            parts = {part: f"routing_write_{part}" for part in ROUTINGS.parts}
+            yield Write(ROUTINGS, "routing_write_address", parts, "routing_write_enable")
         for queue, quantized in self.shape.peaks.items():
             if quantized:
                 name = f"{queue}_peak_scale"

@@ -24,6 +24,8 @@ from intaglio.backend.hw.units.vector.operations import (
     SAMPLE,
     SOFTMAX,
     TAP,
+    WEIGH,
+    WEIGH_ONTO,
 )
 from intaglio.backend.hw.units.vector.tables import SharedTable
 from intaglio.backend.hw.wires.datapaths import (
@@ -75,6 +77,11 @@ class Features:
     def top_bits(self) -> int:
         """Width of what maxima are taken of, signed; its least value is no element's."""
         return 48 if self.has(LAYER_NORM) else 33
+
+    @property
+    def second_bits(self) -> int:
+        """Width of the second constant, signed; a share is a little more than 2**24 at most."""
+        return 26 if self.has(WEIGH, WEIGH_ONTO) else 25
 
     @property
     def lane_tables(self) -> tuple[str, ...]:
@@ -211,7 +218,6 @@ _INPUTS: Mapping[str, tuple[int, bool]] = {
 _CONTROL: Mapping[str, tuple[int, bool]] = {
     "first": (25, True),
     "first_shift": (10, True),
-    "second": (25, True),
     "second_shift": (10, True),
     "gate_shift": (7, True),
     "lane_table": (len(GATE_TABLES).bit_length(), False),
@@ -233,6 +239,7 @@ def build_lane(design: Design, features: Features, depth: int) -> ModuleBuilder:
     def build(m: ModuleBuilder) -> None:
         given = [m.input(name, width, signed) for name, (width, signed) in _INPUTS.items()]
         kinds = {one.name: _CONTROL.get(one.name, (1, False)) for one in fields(LaneControl)}
+        kinds["second"] = features.second_bits, True
         control = [m.input(name, *kind) for name, kind in kinds.items()]
 
         def datapath(*inputs: Signal) -> tuple[Signal, ...]:

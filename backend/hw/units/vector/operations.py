@@ -31,6 +31,11 @@ TAP, TAP_ONTO = isa.Tap.opcode, "tap_onto"
 DELAY = isa.Delay.opcode
 """Both passes copy; at position 0 the first one gives zeros."""
 
+ROUTE = isa.Route.opcode
+"""Not a pass over rows: `router.py`."""
+WEIGH, WEIGH_ONTO = isa.Weigh.opcode, "weigh_onto"
+"""By the share of a chosen expert; and the second operand."""
+
 LANE_SETTINGS: Mapping[str, frozenset[str]] = {
     elementwise.SCALE.family: frozenset({"counted"}),
     elementwise.ADD.family: frozenset({"added", "counted"}),
@@ -48,10 +53,12 @@ LANE_SETTINGS: Mapping[str, frozenset[str]] = {
     TAP: frozenset({"tapped", "counted"}),
     TAP_ONTO: frozenset({"tapped", "added", "counted"}),
     DELAY: frozenset(),
+    WEIGH: frozenset({"counted"}),
+    WEIGH_ONTO: frozenset({"added", "counted"}),
 }
 """What of `LaneControl` is 1 for an operation, by the formula's family where it has one."""
 
-OPERATIONS = (*LANE_SETTINGS, ROTARY, *NORMS, QUANTIZE, QUANTIZE_STATIC, SOFTMAX, SAMPLE)
+OPERATIONS = (*LANE_SETTINGS, ROTARY, *NORMS, QUANTIZE, QUANTIZE_STATIC, SOFTMAX, SAMPLE, ROUTE)
 """What the unit distinguishes."""
 
 PASS_COUNTS: Mapping[str, int] = {

@@ -17,7 +17,7 @@ from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.isa.queues import PEAKS
-from intaglio.dialects.isa.values import Probabilities, Quantized, Scores
+from intaglio.dialects.isa.values import Probabilities, Quantized, Routing, Scores
 from intaglio.dialects.isa.vector import RMSNorm, Softmax
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import rows_of
@@ -43,6 +43,9 @@ class VectorShape:
         scales: entries of the files of scales.
         rotary_fraction: fraction bits of cosines and sines.
         sinks: whether heads have sinks.
+        experts: to choose from, at most; 0 where none are.
+        chosen: at most.
+        routing_rows: of the memory of routings.
         peaks: queues whose units give largest magnitudes of what they write; whether of
             quantisations.
     """
@@ -61,6 +64,9 @@ class VectorShape:
     scales: int
     rotary_fraction: int = ROTARY_FRAC
     sinks: bool = False
+    experts: int = 0
+    chosen: int = 0
+    routing_rows: int = 0
     peaks: Mapping[str, bool] = field(default_factory=dict[str, bool])
 
     @staticmethod
@@ -72,11 +78,13 @@ class VectorShape:
         score_heads: int,
         probability_rows: int,
         scale_rows: int,
+        routing_rows: int = 0,
     ) -> VectorShape:
         """For a program, and memories of known size."""
         lanes = program.machine.vector_lanes
         longest = max((cache.capacity for cache in program.caches.values()), default=1)
         rows = groups = entries = 1
+        experts = chosen = 0
         for one in program.buffers.values():
             rows = max(rows, one.row + rows_of(one.type, lanes, longest))
             match one.type:
@@ -84,6 +92,8 @@ class VectorShape:
                     groups = max(groups, kind.groups)
                 case Scores() | Probabilities() as kind:
                     groups = max(groups, kind.heads)
+                case Routing() as kind:
+                    experts, chosen = max(experts, kind.experts), max(chosen, kind.chosen)
                 case _:
                     pass
         for one in program.states.values():
@@ -112,7 +122,10 @@ class VectorShape:
                 for block in program.blocks
                 for one in block.instructions
             ),
-            {queue: quantized for queue, quantized in program.peaks.items() if queue in PEAKS},
+            experts=experts,
+            chosen=chosen,
+            routing_rows=routing_rows,
+            peaks={queue: wanted for queue, wanted in program.peaks.items() if queue in PEAKS},
         )
 
 

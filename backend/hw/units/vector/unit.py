@@ -24,6 +24,9 @@ file, `vector_reduce` cycles later, and where the scalar tables are wanted, what
 |                  | largest product with a value's scale, products back into the score memory  |
 |                  | (scalars); codes                                                           |
 | sample           | largest element and its index                                              |
+| weigh            | result; the share of the chosen expert is read beside the rows             |
+
+`route` is no pass: `router.py` does it, and has the unit to itself.
 
 Restrictions: the lanes are a power of two; several groups in a pass are a multiple of the lanes
 wide, or divide them. Rows of one group that reduce follow each other.
@@ -50,11 +53,15 @@ from intaglio.backend.hw.units.vector.operations import (
     QUANTIZE,
     QUANTIZE_STATIC,
     ROTARY,
+    ROUTE,
     SAMPLE,
     SOFTMAX,
     TAP,
     TAP_ONTO,
+    WEIGH,
+    WEIGH_ONTO,
 )
+from intaglio.backend.hw.units.vector.router import RouterShape, build_router
 from intaglio.backend.hw.units.vector.shape import VectorShape, machine_refusals
 from intaglio.backend.hw.units.vector.tables import (
     ScalarInputs,
@@ -102,15 +109,16 @@ def build_vector(design: Design, machine: Machine, shape: VectorShape) -> Module
     the data of the memories, one cycle after their addresses (`vector0_data`, `vector1_data`,
     `constant0_data`, `constant1_data`, `score_data`, `value_scale_data`: mantissa in bits 0 to 23,
     exponent above, 32 bits a lane; lane 0 lowest; `largest_data`: the largest score of a head;
-    `sink_data`: the row of constants with a head's sink).
+    `sink_data`: the row of constants with a head's sink; `routing_share`: an expert's share).
 
     Outputs: the addresses; the write ports `vector_write` and `score_write` (32 bits a lane),
-    `code_write` (quantised vectors) and `probability_write` (16 bits a lane), each with
-    `_address`, `_data`, `_enable`, and `vector_write_mask` (a bit a lane); `scale_enable` and
+    `code_write` (quantised vectors) and `probability_write` (16 bits a lane), each with `_address`,
+    `_data`, `_enable`, and `vector_write_mask` (a bit a lane); `scale_enable` and
     `probability_scale_enable` with `scale_address`, `scale_mantissa`, `scale_exponent` and
-    `scale_total`; `saturated`, how many places saturated in this cycle; `ready`; `done` in the last
-    cycle in which the results of a pass cannot be read yet; `reduced` likewise for what it
-    reduces; `token` from the finish of a `sample` on, with `token_valid` in its first cycle.
+    `scale_total`; `routing_write_enable` with `_address`, `_number` and `_share`; `saturated`, how
+    many places saturated in this cycle; `ready`; `done` in the last cycle in which the results of a
+    pass cannot be read yet; `reduced` likewise for what it reduces; `token` from the finish of a
+    `sample` on, with `token_valid` in its first cycle.
 
     Raises:
         UserError: `machine_refusals`.
@@ -157,6 +165,7 @@ class _Vector:
         }
         self.position = position.delay(enable=self.start, name="at_position")
         self.decode()
+        self.route()
         self.sequence()
         beat = self.beat()
         self.files()
@@ -226,6 +235,46 @@ class _Vector:
             else m.constant(0)
         )
 
+    def route(self) -> None:
+        """The router, which has the first port to the vector memory while it works."""
+        m, shape = self.m, self.shape
+        self.passes: Signal = self.start
+        self.routing: dict[str, Signal] = {}
+        if not self.features.has(ROUTE):
+            return
+        (code,) = [place for place, (name, _) in enumerate(PASSES) if name == ROUTE]
+        routes = self.raw["operation"] == code
+        self.passes = self.start & ~routes
+        router = build_router(
+            self.design,
+            self.machine,
+            RouterShape(shape.experts, shape.chosen, shape.rows, shape.routing_rows),
+        )
+        self.row_to_route = m.wire("row_to_route", FIXED_BITS * self.lanes)
+        ports = {port.name: port.width for port in router.ports}
+        names = {
+            "read": "read0",
+            "write": "write",
+            "experts": "rows",
+            "chosen": "groups",
+            "first_leads": "constant_restart",
+            "every": "offset",
+            "fraction": "fraction",
+        }
+        given: dict[str, Operand] = {
+            port: self.raw[name].truncate(ports[port], name == "fraction")
+            for port, name in names.items()
+        }
+        self.routing = dict(
+            m.instance(
+                "router",
+                router,
+                {"start": self.start & routes, "data": self.row_to_route, **given},
+            )
+        )
+        for name in ("address", "number", "share", "enable"):
+            m.output(f"routing_write_{name}", self.routing[f"write_{name}"])
+
     def sequence(self) -> None:
         """The row within the group, the group, its first word in a buffer without gaps."""
         m, fields = self.m, self.fields
@@ -236,7 +285,7 @@ class _Vector:
         last_row = (j + 1) == self.rows
         last_group = (g + 1) == fields["groups"]
         over = (issuing & last_row & last_group).named("last")
-        issuing.drive(mux(self.start, 1, mux(over, 0, issuing)))
+        issuing.drive(mux(self.passes, 1, mux(over, 0, issuing)))
         step = issuing & last_row
         fresh = self.start
         j.drive(mux(fresh | last_row, 0, (j + 1).truncate(16)))
@@ -250,7 +299,8 @@ class _Vector:
         self.entry = (fields["entry"] + g).truncate(self.entry_bits)
         self.group = g
         self.first_beat, self.last_beat, self.last_group = j == 0, last_row, last_group
-        m.output("ready", ~issuing | over)
+        ready = ~issuing | over
+        m.output("ready", ready & ~self.routing["busy"] if self.routing else ready)
 
         # Query heads that share a key-value head read the same scales, and their least exponent at
         # the entry of the first of them.
@@ -302,7 +352,12 @@ class _Vector:
         rows = self.shape.rows
         for name, field, more in (("vector0", "read0", partner), ("vector1", "read1", 0)):
             # The rows of a softmax are those of the score memory.
-            self.address(name, rows, mux(self.softmax, 0, fields[field] + row + more))
+            where = mux(self.softmax, 0, fields[field] + row + more)
+            if self.routing and name == "vector0":
+                where = mux(self.routing["busy"], self.routing["address"], where)
+            self.address(name, rows, where)
+        if self.features.has(WEIGH, WEIGH_ONTO):
+            self.address("routing", self.shape.routing_rows, fields["scale"])
         if self.features.has(*_WITH_CONSTANTS):
             within = mux(fields["constant_restart"], self.j, row)
             if self.features.has(ROTARY):
@@ -350,7 +405,10 @@ class _Vector:
         m, features = self.m, self.features
         mask = [one.delay(name=f"lane{i}_valid") for i, one in enumerate(beat.mask)]
         exchange = beat.exchange.delay(name="exchange_now")
-        x = _exchanged(self.lanes_of("vector0"), exchange)
+        row = self.lanes_of("vector0")
+        x = _exchanged(row, exchange)
+        if self.routing:
+            self.row_to_route.assign(cat(*row[::-1]))
         y = self.lanes_of("vector1")
         empty: list[Signal] = [m.constant(0)] * self.lanes
         constants = features.has(*_WITH_CONSTANTS)
@@ -382,6 +440,10 @@ class _Vector:
         }
         lane = build_lane(self.design, features, self.machine.vector_pipeline - 2)
         control = {name: one.delay(name=f"lane_{name}") for name, one in self.control().items()}
+        if features.has(WEIGH, WEIGH_ONTO):
+            share = m.input("routing_share", memories.SHARE_BITS)
+            weighs = self.operation(WEIGH, WEIGH_ONTO).delay(name="weighs_now")
+            control["second"] = mux(weighs, share, control["second"])
         ports = ControlPorts(lane, control)
         self.results_of_lanes: list[Mapping[str, Signal]] = []
         for i in range(self.lanes):
@@ -823,9 +885,11 @@ class _Vector:
             m.output("probability_write_enable", valid & softmax)
         count = add_all([one["saturated"] for one in lanes])
         m.output("saturated", mux(valid, count, 0))
-        m.output("done", self.later(self.over, front, "done", 0))
+        done = self.later(self.over, front, "done", 0)
+        m.output("done", done | self.routing["done"] if self.routing else done)
         left = front + machine.vector_reduce + machine.table_lookup
-        m.output("reduced", self.later(self.over, left, "reduced", 0))
+        reduced = self.later(self.over, left, "reduced", 0)
+        m.output("reduced", reduced | self.routing["done"] if self.routing else reduced)
         if features.has(SAMPLE):
             m.output("token", self.token)
             closing = self.over & self.sample & self.fields["closes"]

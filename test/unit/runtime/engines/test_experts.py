@@ -1,4 +1,4 @@
-"""A mixture of experts, end to end: the simulator's two ways, the judge, times, refusals."""
+"""A mixture of experts, end to end: the simulator's two ways, the judge, times."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 
 from intaglio.backend.compile import compile_model
-from intaglio.backend.hw.chip.layout import layout_of
 from intaglio.backend.hw.units.matrix.plan import shape_of
 from intaglio.backend.program.program import load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects import semantics
-from intaglio.dialects.errors import UserError
 from intaglio.runtime.chip import load
 from intaglio.runtime.engines.simulator import Simulator
 from intaglio.runtime.judge.check import check
@@ -115,9 +113,3 @@ def test_energy_is_that_of_the_chosen_experts(compiled: Path) -> None:
         assert placed.busy_l_units(program.machine, 1) == single.busy_l_units(program.machine, 1)
         bits = placed.bits(program.machine), single.bits(program.machine)
         assert sum(bits[0].values()) == 8 * sum(bits[1].values())
-
-
-def test_the_hardware_is_refused_with_the_reason(compiled: Path) -> None:
-    with pytest.raises(UserError, match="the hardware does not choose experts yet") as caught:
-        layout_of(load_program(compiled))
-    assert caught.value.node == "/model/layers.0/moe/QMoE"

@@ -44,8 +44,7 @@ def test_every_instruction_has_one_unit(program: Program) -> None:
     executed = Counter((a.queue, one.opcode) for a in commands for one in a.instructions)
     assert set(executed.values()) == {1}
     declared = {(one.queue, one.opcode) for one in INSTRUCTIONS}
-    # Mixtures of experts have no hardware yet (`layout.expert_refusal`).
-    absent = {"wake", "sleep", "route", "weigh", "expert_matvec"}
+    absent = {"wake", "sleep"}
     absent |= {"matvec"} if layout.adapters is None else set()
     assert {opcode for _, opcode in declared - executed.keys()} <= absent
     used = {(one.queue, one.opcode) for block in program.blocks for one in block.instructions}
@@ -70,7 +69,11 @@ def test_ports_are_those_of_the_modules(program: Program) -> None:
             match bundle:
                 case Read() | Write():
                     word = bundle.memory.word(layout.lanes)
-                    assert bundle.data.keys() == word.keys()
+                    # Of a word a reader takes what it needs.
+                    given = bundle.data.keys()
+                    assert given == word.keys() or (
+                        isinstance(bundle, Read) and given < word.keys()
+                    )
                     for part, port in bundle.data.items():
                         # Codes of 8 bits take the low half of a lane.
                         wanted = {word[part], word[part] // 2 if bundle.memory is CODES else 0}
@@ -88,7 +91,8 @@ def test_every_memory_is_read_and_written(program: Program) -> None:
     read = {one.memory.name for one in found if isinstance(one, Read)}
     written = {one.memory.name for one in found if isinstance(one, Write)}
     served = {one.memory.name for one in found if isinstance(one, Serve)}
-    shared = {memory.name for memory in SHARED}
+    # Where no experts are chosen there are no routings.
+    shared = {memory.name for memory in SHARED} - {"routings"}
     assert read == shared | {VALUE_SCALES.name}
     assert written == shared - {"constants"}
     assert served == {VALUE_SCALES.name}

@@ -42,15 +42,16 @@ from intaglio.backend.program.program import (
 )
 from intaglio.dialects import formula, semantics, timeline
 from intaglio.dialects.codes import FORMATS, Matrix, container_bits, pack
+from intaglio.dialects.constant_rom import APART, PLAIN, Form
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Saturations, Scale
 from intaglio.dialects.isa import values
 from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.instruction import Instruction as Does
-from intaglio.dialects.isa.matrix import Embed, Matvec
+from intaglio.dialects.isa.matrix import Embed, ExpertMatvec, Matvec
 from intaglio.dialects.isa.queues import MATRIX
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.memories import EXPONENT_BITS, Span, memory_of, span_of
+from intaglio.dialects.memories import EXPERT_BITS, EXPONENT_BITS, Span, memory_of, span_of
 from intaglio.dialects.tiling import Piece, step_floor
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
@@ -58,6 +59,8 @@ from intaglio.runtime.engines.verilator import VerilatorModel
 
 Ints = npt.NDArray[np.int64]
 
+ROUTINGS = 64
+"""Rows of their memory."""
 MINI = Machine(
     name="mini",
     clock_hz=1,
@@ -140,6 +143,8 @@ class Model:
     """Cycles by which a beat of a matrix takes longer than it must."""
     rows: int = 2
     constants: int = 1
+    routed: int = 1
+    """Rows of the memory of routings that are taken."""
 
     def __post_init__(self) -> None:
         self.words = [3] * self.machine.tiles
@@ -156,8 +161,8 @@ class Model:
         machine = self.machine
         tiles = range(cut.first, cut.first + (cut.tiles or machine.tiles))
         base, scale_base = (max(full[t] for t in tiles) for full in (self.words, self.scales))
-        piece = Piece(0, parameter.dims[0], cut.first, len(tiles), cut.split, base, scale_base)
         shape = shape_of(parameter)
+        piece = Piece(0, shape.rows, cut.first, len(tiles), cut.split, base, scale_base)
         for tile in tiles:
             self.words[tile] = base + piece.code_words(shape, machine)
             self.scales[tile] = scale_base + piece.scale_words(shape, machine)
@@ -183,12 +188,15 @@ class Model:
         *,
         ternary: bool = False,
         offsets: int = 0,
+        experts: int = 1,
     ) -> str:
         """A random matrix, scales of both signs; with group 0 one scale.
 
-        With `offsets` groups have some of so many bits, the extremes among them.
+        With `offsets` groups have some of so many bits, the extremes among them. Of `experts` each
+        has so many rows.
         """
         rng, name = self.rng, f"w{len(self.parameters)}"
+        rows *= experts
         groups = -(-columns // group) if group else 1
         zeros: Any = zero
         if zero is None:
@@ -224,6 +232,7 @@ class Model:
                 matrix.exponent,
                 zero,
                 offset_bits=offsets,
+                experts=experts,
             ),
             cut if isinstance(cut, Cut) else Cut(cut),
         )
@@ -242,11 +251,18 @@ class Model:
     def product(self, weights: str, bias: bool, residual: bool, slack: int = 0) -> None:
         """An instruction for a matrix."""
         machine, parameter = self.machine, self.parameters[weights]
-        rows, columns = parameter.dims
+        experts, columns = parameter.experts, parameter.dims[1]
+        rows = parameter.dims[0] // experts
         kind = values.Quantized(1, columns, machine.activations)
         x = self._buffer(f"q{weights}", columns, kind)
         if bias:
-            self.biases[f"b{weights}"] = self.rng.integers(-(1 << 31), 1 << 31, rows)
+            shape = (experts, rows) if experts > 1 else rows
+            name = f"b{weights}"
+            self.biases[name] = self.rng.integers(-(1 << 31), 1 << 31, shape)
+            if experts > 1:
+                self.parameters[name] = Parameter(
+                    name, name, "rom.tensor", (experts, rows), "fixed32", 32, 0, 16
+                )
         fixed = values.Fixed(rows, 16)
         r = self._buffer(f"r{weights}", rows, fixed) if residual else None
         y = self._buffer(f"y{weights}", rows, fixed)
@@ -254,6 +270,22 @@ class Model:
             parameter.bits, columns, machine.activations, offset_bits=parameter.offset_bits
         )
         self.slack[weights] = slack
+        if experts > 1:
+            routing = values.Routing(int(self.rng.integers(1, experts + 1)), experts)
+            r = f"e{weights}"
+            self.buffers[r] = Buffer(r, routing, memory_of(routing), self.routed)
+            self.routed += routing.chosen
+            does = ExpertMatvec(
+                input=x,
+                routing=r,
+                output=y,
+                weights=weights,
+                bias=f"b{weights}" if bias else None,
+                pre_shift=semantics.pre_shift(bits),
+                expert=int(self.rng.integers(0, routing.chosen)),
+            )
+            self._add(does)
+            return
         does = Matvec(
             input=x,
             residual=r,
@@ -287,7 +319,7 @@ class Model:
         pieces = [
             piece
             for use in matrix_uses(program)
-            if isinstance(use.does, Matvec)
+            if isinstance(use.does, Matvec | ExpertMatvec)
             for piece in program.parameters[use.does.weights].pieces
         ]
         floor = step_floor(pieces, machine)
@@ -311,7 +343,7 @@ class Model:
         if isinstance(does, Embed):
             taken = durations.embed(self.machine, shape_of(self.parameters[does.table]))
             return [replace(one, issue=timeline.Issue(one.queue, {}, taken, taken))]
-        assert isinstance(does, Matvec)
+        assert isinstance(does, Matvec | ExpertMatvec)
         parameter = self.parameters[does.weights]
         shape, pieces = shape_of(parameter), parameter.pieces
         steps = pieces[0].steps(self.machine)
@@ -321,7 +353,7 @@ class Model:
             pace, taken = durations.steps(self.machine, shape, pieces, last - first, floor)
             slack = self.slack.get(does.weights, 0)
             issue = timeline.Issue(one.queue, {}, taken + slack, pace + slack)
-            rows, step = parameter.dims[0], pieces[0].rows_per_step(self.machine)
+            rows, step = shape.rows, pieces[0].rows_per_step(self.machine)
             begin, end = first * step, min(rows, last * step)
             found.append(replace(one, issue=issue, beat=Beat(0, begin, end - begin)))
         return found
@@ -347,7 +379,8 @@ class Model:
         rows: dict[str, int] = {}
         for name, bias in self.biases.items():
             rows[name] = self.constants
-            self.constants += -(-len(bias) // self.machine.vector_lanes)
+            form = Form(APART if bias.ndim == 2 else PLAIN)
+            self.constants += form.depth(bias.shape, self.machine.vector_lanes, 0)
         return rows
 
 
@@ -384,6 +417,10 @@ class _Images:
         return self.model.tables[name]
 
 
+GIVEN = ("scale_mantissa", "scale_exponent", "routing_number")
+"""Inputs that files give."""
+
+
 def _top(config: MatrixConfig, logic: LogicROM | None = None) -> str:
     """The array with its memories, and a register that counts saturations."""
     design = Design()
@@ -396,7 +433,7 @@ def _top(config: MatrixConfig, logic: LogicROM | None = None) -> str:
     for port in array.ports:
         if port.clock or port.output or port.name == "rst":
             continue
-        if port.name.endswith("_data") or port.name in ("scale_mantissa", "scale_exponent"):
+        if port.name.endswith("_data") or port.name in GIVEN:
             wires[port.name] = m.wire(f"{port.name}_wire", port.width, port.signed)
             inputs[port.name] = wires[port.name]
         else:
@@ -419,6 +456,9 @@ def _top(config: MatrixConfig, logic: LogicROM | None = None) -> str:
     scale = m.rom("scales", config.vector_rows, 24 + EXPONENT_BITS, out["scale_address"])
     wires["scale_mantissa"].assign(scale[:24])
     wires["scale_exponent"].assign(scale[24:].as_signed())
+    if "routing_address" in out:
+        data = m.rom("routings", ROUTINGS, EXPERT_BITS, out["routing_address"])
+        wires["routing_number"].assign(data)
     if "bias_address" in out:
         data = m.rom("constants", config.constant_rows, 32 * lanes, out["bias_address"])
         wires["bias_data"].assign(data)
@@ -492,7 +532,9 @@ def _run(
     vmem = run.memory("vmem")
     _fill(vmem, 0, rng.integers(0, 256, (len(vmem), 4 * lanes)).astype(np.uint8))
     for name, row in at.items():
-        _fill(run.memory("constants"), row, _rows(model.biases[name], lanes, 32))
+        bias = model.biases[name]
+        every = [_rows(one, lanes, 32) for one in bias.reshape(-1, bias.shape[-1])]
+        _fill(run.memory("constants"), row, np.concatenate(every))
     run.set("rst", 1)
     run.step(2)
     run.set("rst", 0)
@@ -590,7 +632,7 @@ def _expected(
 ) -> tuple[dict[str, int], Ints]:
     """Writes the operands of an instruction; the token port, and what it has to give."""
     machine, rng, does = model.machine, model.rng, instruction.does.bound(instance)
-    assert isinstance(does, Embed | Matvec)
+    assert isinstance(does, Embed | Matvec | ExpertMatvec)
     parameter = model.parameters[does.table if isinstance(does, Embed) else does.weights]
     domain = next((d for d, names in model.domains.items() if parameter.name in names), None)
     off = domain is not None and domain == dark
@@ -607,6 +649,11 @@ def _expected(
     matrix = model.matrices[parameter.name]
     if off:
         matrix = _erased(matrix, machine)
+    if isinstance(does, ExpertMatvec):
+        expert, rows = int(rng.integers(0, parameter.experts)), matrix.rows // parameter.experts
+        matrix = matrix.part(slice(expert * rows, (expert + 1) * rows))
+        bias = None if bias is None else bias[expert]
+        run.memory("routings")[model.buffers[does.routing].row + does.expert] = expert
     return {}, _product(model, run, instruction, parameter, matrix, bias, counter)
 
 
@@ -636,7 +683,7 @@ def _product(
 ) -> Ints:
     """Writes the operands of a `matvec`; what it has to give."""
     machine, rng, lanes = model.machine, model.rng, model.machine.vector_lanes
-    fmt, (rows, columns) = machine.activations, parameter.dims
+    fmt, rows, columns = machine.activations, matrix.rows, matrix.columns
     if fmt == "fp8":
         codes = rng.integers(0, 254, columns)
         codes[codes == 127] = 126
@@ -656,7 +703,7 @@ def _product(
     exponent += int(rng.integers(-1, 4))
     run.memory("scales")[row] = mantissa | ((exponent & ((1 << EXPONENT_BITS) - 1)) << 24)
     residual = None
-    if len(instruction.reads) > 1:
+    if isinstance(instruction.does, Matvec) and len(instruction.reads) > 1:
         residual = rng.integers(-(1 << 31), 1 << 31, rows)
         first = model.buffers[instruction.reads[1]].row
         _fill(run.memory("vmem"), first, _rows(residual, lanes, 32))
@@ -828,7 +875,10 @@ def _random_model(changes: dict[str, Any], seed: int, matrices: int = 12, most: 
             model.power((None, "first", "second", "third")[i // (matrices // 4)])
         table = i % 3 == 0
         weights = _random_weights(machine, rng, changes, most)
-        matrix = model.matrix(**weights, cut=_random_cut(machine, rng))
+        # What rows are read of is no family.
+        experts = int(rng.integers(2, 6)) if i % 3 and rng.random() < 0.5 else 1
+        weights["rows"] = -(-weights["rows"] // experts)
+        matrix = model.matrix(**weights, cut=_random_cut(machine, rng), experts=experts)
         model.product(matrix, bias=i % 2 == 1, residual=i % 3 == 1, slack=7 * (i == 5))
         if table and not weights["offsets"]:
             model.embed(matrix)
@@ -877,6 +927,10 @@ def test_random_programs(name: str) -> None:
                 rows, columns, bits, group, 1 << (bits - 1), split, offsets=offsets
             )
             model.product(matrix, bias=False, residual=i > 5)
+        if i % 4 == 1:
+            rows, *case = _random_case(machine, rng)
+            matrix = model.matrix(rows // 3 + 1, *case, experts=i // 4 + 2)
+            model.product(matrix, bias=i != 5, residual=False)
     for i in range(2):
         columns, split = int(rng.integers(1, 200)), 1 << int(rng.integers(0, i + 1))
         model.embed(model.table(int(rng.integers(1, 100)), columns, min(split, machine.l_units)))

@@ -39,7 +39,7 @@ from intaglio.dialects.isa import values as kinds
 from intaglio.dialects.isa.instruction import Instruction as Does
 from intaglio.dialects.isa.queues import VECTOR
 from intaglio.dialects.isa.registry import instruction_of
-from intaglio.dialects.isa.vector import Quantize, Rotary, Softmax
+from intaglio.dialects.isa.vector import Quantize, Rotary, Route, Softmax
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import CODES, VECTORS, memory_of
 from intaglio.lowering.schedule import durations
@@ -52,6 +52,8 @@ ROWS = 256
 POSITIONS = 64
 ENTRIES = 128
 """Of the files of groups."""
+EXPERTS, CHOSEN = 40, 6
+"""At most."""
 EXTREME = (1 << 31) - 1
 FORMATS = ("int8", "int16", "uint8", "uint16", "fp8")
 
@@ -116,6 +118,9 @@ def shape_of(parts: Parts, rotary: int = 14) -> VectorShape:
         scale_rows=ROWS,
         scales=ROWS,
         rotary_fraction=rotary,
+        experts=EXPERTS if "route" in operations else 0,
+        chosen=CHOSEN if "route" in operations else 0,
+        routing_rows=ROWS,
     )
 
 
@@ -128,12 +133,14 @@ def bench(machine: Machine, parts: Parts = EVERYTHING, rotary: int = 14) -> Desi
     given = {
         name: m.input(name, port.width, port.signed)
         for name, port in ports.items()
-        if not port.output and not port.name.endswith("_data") and name not in ("clk", "rst")
+        if not port.output
+        and not port.name.endswith("_data")
+        and name not in ("clk", "rst", "routing_share")
     }
     data = {
         name: m.wire(name, port.width)
         for name, port in ports.items()
-        if not port.output and port.name.endswith("_data")
+        if not port.output and (port.name.endswith("_data") or name == "routing_share")
     }
     out = m.instance("unit", unit, {**given, **data})
     words = 32 * machine.vector_lanes
@@ -156,6 +163,11 @@ def bench(machine: Machine, parts: Parts = EVERYTHING, rotary: int = 14) -> Desi
     for name in ("code", "probability"):
         write = Write(*(out[f"{name}_write_{part}"] for part in ("address", "data", "enable")))
         _memory(m, f"{name}_memory", 16 * machine.vector_lanes, write)
+    if "routing_share" in data:
+        routing = cat(out["routing_write_share"], out["routing_write_number"])
+        write = Write(out["routing_write_address"], routing, out["routing_write_enable"])
+        (read,) = m.ram("routings", ROWS, 37, [out["routing_address"]], [write])
+        data["routing_share"].assign(read[12:])
     scale = cat(out["scale_exponent"], out["scale_mantissa"])
     _memory(m, "scales", 34, Write(out["scale_address"], scale, out["scale_enable"]))
     head = cat(out["scale_total"], scale.extend(64))
@@ -217,7 +229,7 @@ class Unit:
     def made(
         self,
         opcode: str,
-        reads: Mapping[str, tuple[int, Ints, int]],
+        reads: Mapping[str, tuple[int, Any, int]],
         write: tuple[int, kinds.Value],
         duration: Formula | None = None,
         *,
@@ -232,7 +244,7 @@ class Unit:
 
         Args:
             opcode: of the instruction.
-            reads: buffers: first row, values, fraction bits.
+            reads: buffers: first row, values, fraction bits; of a routing the number of experts.
             write: first row and type of the result.
             duration: what it must take.
             arguments: of the instruction.
@@ -245,6 +257,12 @@ class Unit:
         constants = constants or {}
         buffers: dict[str, Buffer] = {}
         for name, (row, values, fraction) in reads.items():
+            if isinstance(values, semantics.Routing):
+                routing = kinds.Routing(len(values.experts), fraction)
+                words = values.shares << 12 | values.experts
+                self.model.memory("routings")[row : row + len(words)] = words
+                buffers[name] = Buffer(name, routing, memory_of(routing), row)
+                continue
             kind: kinds.Value = kinds.Fixed(len(values), fraction)
             if opcode == "softmax":
                 kind = kinds.Scores(len(values), fraction)
@@ -321,14 +339,23 @@ class Unit:
         first = max(0, self.position + 1 - fields["window"]) if fields["window"] else 0
         return fields["groups"] * (self.position // self.lanes - first // self.lanes + 1)
 
+    def finish_of(self, fields: Mapping[str, int]) -> int:
+        """Cycles to the result of a beat."""
+        if PASSES[fields["operation"]][0] != "route":
+            return self.rows_of(fields) + self.machine.vector_pipeline
+        sizes, every = (fields["rows"], fields["groups"]), bool(fields["offset"])
+        return int(durations.route(self.machine, *sizes, every=every)(tokens=1, rank=0))
+
     def feed(self, beats: list[Fed]) -> int:
         """Gives descriptors to the unit in certain cycles; returns how many places saturated.
 
         Each must end when it should, and the unit be ready for it.
         """
         rng, machine = self.rng, self.machine
-        ends = [start + self.rows_of(fields) + machine.vector_pipeline for start, fields in beats]
+        ends = [start + self.finish_of(fields) for start, fields in beats]
         left = self.reducing - machine.vector_pipeline
+        routes = [PASSES[fields["operation"]][0] == "route" for _, fields in beats]
+        reduced = [e if alone else e + left for e, alone in zip(ends, routes, strict=True)]
         length = ends[-1] + left + 1
         inputs: dict[str, Any] = {"start": np.zeros(length, np.int64)}
         inputs["position"] = rng.integers(0, POSITIONS, length)
@@ -345,7 +372,7 @@ class Unit:
         trace = self.model.run(length, {name: one.tolist() for name, one in inputs.items()})
         assert all(trace.outputs["ready"][start] for start, _ in beats)
         assert np.flatnonzero(trace.outputs["done"]).tolist() == [end - 1 for end in ends]
-        assert np.flatnonzero(trace.outputs["reduced"]).tolist() == [e + left - 1 for e in ends]
+        assert np.flatnonzero(trace.outputs["reduced"]).tolist() == [e - 1 for e in reduced]
         self.sampled = np.flatnonzero(trace.outputs["token_valid"]).tolist()
         self.ends = ends
         return int(trace.outputs["saturated"].sum())
@@ -416,6 +443,8 @@ def passes_of(program: Program, one: Instruction) -> tuple[int, int, int, int]:
         unit = size // does.heads
     if isinstance(does, Softmax):
         unit = 1
+    if isinstance(does, Route):
+        unit = size
     return touched.passes_of(does), -(-size // unit), unit, size
 
 
@@ -916,6 +945,50 @@ def test_refusals() -> None:
     assert "begins inside a row" in said(Quantize(input="y", output="q"))
     turn = Rotary(input="x", output="x", cos="cos", sin="sin", heads=5, rotary_dim=24)
     assert "heads of 24 elements, of which 24 turn" in said(turn)
+
+
+@geometries
+@pytest.mark.parametrize("every", [False, True], ids=["chosen", "every"])
+@pytest.mark.parametrize("lowest", [False, True], ids=["last", "first"])
+def test_route(unit: Unit, lowest: bool, every: bool) -> None:
+    """Any number of experts and of chosen ones, logits of all sizes, many of them equal."""
+    rng = unit.rng
+    for experts, chosen in ((1, 1), (2, 1), (8, 2), (8, 6), (6, 6), (33, 5), (40, 1), (40, 6)):
+        for spread in (31, 24, 18, 2, 0):
+            x, frac = unit.values(experts, spread), int(rng.integers(1, 32))
+            row = int(rng.integers(0, ROWS - CHOSEN))
+            arguments = {"lowest": lowest, "over_all": every}
+            kind = kinds.Routing(chosen, experts)
+            reads = {"x": (7, x, frac)}
+            ((fields,),) = unit.made("route", reads, (row, kind), arguments=arguments)
+            assert unit.feed([(0, fields)]) == 0
+            words = unit.model.memory("routings")[row : row + chosen].astype(np.int64)
+            expected = semantics.route(x, chosen, frac, lowest=lowest, every=every)
+            assert (words & 0xFFF).tolist() == expected.experts.tolist()
+            assert (words >> 12).tolist() == expected.shares.tolist()
+
+
+@geometries
+@pytest.mark.parametrize("plus", [False, True])
+def test_weigh(unit: Unit, plus: bool) -> None:
+    """Shares of all sizes, beside one another in the memory; 1 is a little more than 2**24."""
+    rng = unit.rng
+    for size in (5, unit.lanes, 3 * unit.lanes + 3):
+        for spread in SPREADS:
+            x, more = unit.values(size, spread), unit.values(size)
+            shares = rng.integers(0, (1 << 24) + 9, CHOSEN) >> rng.integers(0, 25, CHOSEN)
+            shares[0] = (1 << 24) + 8
+            routing = semantics.Routing(rng.integers(0, EXPERTS, CHOSEN), shares)
+            frac, out, which = (int(rng.integers(*ends)) for ends in ((8, 24), (8, 24), (0, 6)))
+            reads = {"x": (7, x, frac), "routing": (90, routing, EXPERTS)}
+            reads |= {"r": (20, more, out)} if plus else {}
+            counted = Saturations()
+            expected = semantics.weigh(x, shares[which], frac, out, more if plus else None, counted)
+            kind = fixed_type(size, out)
+            arguments = {"expert": which}
+            found = unit.run("weigh", reads, (40, kind), arguments=arguments)
+            assert np.array_equal(unit.fixed(40, size), expected)
+            assert found == counted.count
 
 
 def test_fields_fit_the_lists() -> None:

@@ -1,0 +1,50 @@
+"""Mixtures of experts on the hardware: all values, starts and finishes, for any routing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_chip import SMALL
+
+from intaglio.backend.compile import compile_model
+from intaglio.backend.program.program import load_program
+from intaglio.backend.stages import Options
+from intaglio.dialects.isa.matrix import ExpertMatvec
+from intaglio.runtime.engines.rtl import RTLChip, compare_token
+from intaglio.runtime.engines.simulator import Simulator
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "settings"),
+    [
+        # Two of eight, 4 bits, biases, SwiGLU with a limit.
+        ("roma-mini", "experts", SMALL),
+        # Three of five, 8 bits; activations in two passes.
+        ("roma-mini", "experts8", (*SMALL, "activations=int16")),
+        # Ternary, behind power gates.
+        ("tom-mini", "experts_ternary", ()),
+    ],
+)
+def test_equal_in_every_value_and_cycle(
+    model: Callable[[str], Path],
+    tmp_path: Path,
+    target: str,
+    name: str,
+    settings: tuple[str, ...],
+) -> None:
+    options = Options(target, settings, context=8, emit="hw")
+    out = compile_model(model(name), tmp_path / "out", options).folder
+    program = load_program(out)
+    assert (target == "tom-mini") == bool(program.domains)
+    chip, simulator = RTLChip(program, out, cache=False, opt=0), Simulator(program, out)
+    tokens = np.random.default_rng(1).integers(0, program.vocabulary, 4).tolist()
+    for position, token in enumerate(tokens):
+        result = compare_token(simulator, chip, token, position)
+        assert result.equal, str(result.difference)
+    used = {one.does.expert for block in program.blocks for one in block.whole
+            if isinstance(one.does, ExpertMatvec)}  # fmt: skip
+    assert used == set(range(3 if name == "experts8" else 2))
+    chip.close()
