@@ -7,7 +7,7 @@ from intaglio.lowering.onnx.graph.pairs import is_mask, is_position
 from intaglio.lowering.onnx.known.expressions import PAST, SEQUENCE, Expression, expression
 from intaglio.lowering.onnx.known.fields import axis_index
 from intaglio.lowering.onnx.known.simplification import substitute
-from intaglio.lowering.onnx.known.terms import TRUE, count
+from intaglio.lowering.onnx.known.terms import TRUE, Count, count
 from intaglio.lowering.onnx.operators.rotary_operators import token_index
 from intaglio.lowering.onnx.report import Report
 from intaglio.lowering.onnx.step import Step
@@ -130,9 +130,20 @@ def _input(step: Step, report: Report, port: Port, tokens: Port | None) -> Value
             )
         ones = TRUE if port.dtype == "BOOL" else count(1)
         return Field((step.batch, step.total), ones, "INT64" if integral else "BOOL")
+    if integral and rank in (0, 1) and (length := _length_said(step, name)) is not None:
+        return Field((step.batch,) if rank else (), Count(length), "INT64")
+    reader = _reader(step, name)
+    if rank in (3, 4) and reader == "TensorScatter" and port.dtype in FLOATS:
+        if not all(isinstance(dim, int) for dim in port.dims[1:]):
+            report.error(
+                f"the buffer '{name}' has no stated length: {list(port.dims)}",
+                hint="export with the length of the caches in it",
+            )
+        step.pasts[name] = port
+        return Past(name, tuple(expression(d) if isinstance(d, int) else PAST for d in port.dims))
     if rank == 4 and (port.dtype in FLOATS or port.dtype in ("INT8", "UINT8")):
         fixed = all(isinstance(dim, int) for dim in port.dims[1:])
-        if fixed and _reader(step, name) == "LinearAttention":
+        if fixed and reader == "LinearAttention":
             step.pasts[name] = port
             sizes = (expression(d) for d in port.dims[1:] if isinstance(d, int))
             return Past(name, (step.batch, *sizes))
@@ -172,6 +183,17 @@ def _input(step: Step, report: Report, port: Port, tokens: Port | None) -> Value
         hint=hint,
     )
     return Unknown()
+
+
+def _length_said(step: Step, name: str) -> Expression | None:
+    """What an input says that stands beside buffers of all tokens: where the new ones are written,
+    or how many then count; None where it says neither."""
+    readers = [n for n in step.graph.nodes if name in n.inputs]
+    if readers and all(n.op_type == "TensorScatter" and n.input(2) == name for n in readers):
+        return PAST
+    if readers and all(n.op_type == "Attention" and n.input(6) == name for n in readers):
+        return step.total
+    return None
 
 
 def _reader(step: Step, name: str) -> str | None:

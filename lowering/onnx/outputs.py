@@ -23,7 +23,7 @@ def find_logits(step: Step, report: Report) -> tuple[Vector | None, Node | None]
                 unknown = True
             case Present():
                 pass
-            case Cached() if cached.is_whole(value):
+            case Cached() if value.buffered or cached.is_whole(value):
                 pass
             case Curve():
                 unknown = True

@@ -301,7 +301,8 @@ class Cached:
     """Keys or values of all tokens: the past and the new ones, in any arrangement of the axes.
 
     Factors of axes are "batch", "heads", "repeat" (equal copies for query heads), "tokens" and
-    "width".
+    "width". `buffered`: in the graph they lie in a buffer with room for more tokens, of which
+    attention must be told how many count.
     """
 
     past: str
@@ -311,6 +312,7 @@ class Cached:
     axes: tuple[Axis, ...]
     factor: float
     names: tuple[str, ...]
+    buffered: bool = False
 
     kind = "keys or values of all tokens"
 

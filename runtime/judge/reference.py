@@ -41,6 +41,8 @@ _ELEMENTS: dict[str, type[np.generic]] = {
 _BYTE = 8
 _ORDER = 4
 """The input g_idx of MatMulNBits."""
+_WRITTEN, _COUNTED = 2, 6
+"""The inputs write_indices of TensorScatter and nonpad_kv_seqlen of Attention."""
 _PASTS = slice(3, 5)
 """The inputs of GroupQueryAttention that are caches."""
 _PREAMBLE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
@@ -67,6 +69,8 @@ class _Ports:
     logits: _Port
     mask: _Port | None = None
     positions: _Port | None = None
+    lengths: list[tuple[_Port, bool]] = field(default_factory=list)
+    """Beside buffers of all tokens: where new ones are written, or (True) how many then count."""
     caches: list[tuple[_Port, _Port]] = field(default_factory=list)
     """Past inputs, each with the present output that feeds it in the next step."""
 
@@ -115,7 +119,7 @@ class Reference:
             for node in proto.graph.node
             if node.op_type == "LinearAttention"
             for name in node.input
-        }
+        } | {n.input[0] for n in proto.graph.node if n.op_type == "TensorScatter"}
         idle = _idle_orders(proto.graph, self.model.parent)
         self.changes: tuple[str, ...] = (_said(idle),) if idle else ()
         """What the copy that onnxruntime runs does not have, each with the reason."""
@@ -130,11 +134,12 @@ class Reference:
             idle,
             threads or os.cpu_count() or 1,
         )
+        lengths = _lengths(proto.graph)
         del proto
         # The options only point to the adapter; whoever uses them has to keep it.
         self._adapter = None if adapter is None else _loaded(Path(adapter))
         self._options = None if self._adapter is None else _options_with(self._adapter)
-        self._ports = _classify(self.model, self._session)
+        self._ports = _classify(self.model, self._session, lengths)
         self._head_width = head_width
         self._past: dict[str, np.ndarray] = {}
         self.position = 0
@@ -216,6 +221,9 @@ class Reference:
             # Of text, positions along all axes of images are equal.
             lead = [one if isinstance(one, int) else 1 for one in ports.positions.dims[:-1]]
             feeds[ports.positions.name] = np.broadcast_to(positions, (*lead, count))
+        for port, counts in ports.lengths:
+            shape = [1] * len(port.dims)
+            feeds[port.name] = np.full(shape, total if counts else self.position, port.dtype)
         wanted = [
             ports.logits.name,
             *(present.name for _, present in ports.caches),
@@ -489,7 +497,19 @@ class _as_user_error:  # noqa: N801
         raise self.family(f"{self.what}: {first}", file=str(self.model)) from error
 
 
-def _classify(model: Path, session: onnxruntime.InferenceSession) -> _Ports:
+def _lengths(graph: onnx.GraphProto) -> dict[str, bool]:
+    """Inputs that say where tokens are written into buffers, or (True) how many then count."""
+    found: dict[str, bool] = {}
+    for node in graph.node:
+        for op_type, place in (("TensorScatter", _WRITTEN), ("Attention", _COUNTED)):
+            if node.op_type == op_type and len(node.input) > place and node.input[place]:
+                found[node.input[place]] = op_type == "Attention"
+    return found
+
+
+def _classify(
+    model: Path, session: onnxruntime.InferenceSession, lengths: Mapping[str, bool]
+) -> _Ports:
     inputs = [_port(model, one) for one in session.get_inputs()]
     outputs = {one.name: one for one in session.get_outputs()}
 
@@ -513,7 +533,10 @@ def _classify(model: Path, session: onnxruntime.InferenceSession) -> _Ports:
             "the graph has no input of token ids or no output of logits", file=str(model)
         )
     ports = _Ports(tokens, _port(model, logits), mask, positions)
-    pasts = [one for one in inputs if one not in (tokens, mask, positions)]
+    ports.lengths += [(one, lengths[one.name]) for one in inputs if one.name in lengths]
+    pasts = [
+        one for one in inputs if one not in (tokens, mask, positions) and one.name not in lengths
+    ]
     presents = [
         name
         for name, one in outputs.items()

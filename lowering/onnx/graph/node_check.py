@@ -18,8 +18,9 @@ from intaglio.lowering.onnx.graph.schema import Attribute, Formal, Schema
 
 _WIDE = frozenset({"value_int", "start", "end", "to"})
 """Integers that are no sizes: numbers, ends of slices, element types."""
-_FINITE = frozenset({"alpha", "beta", "epsilon", "qk_norm_epsilon", "scale", "softcap"})
-_NOT_NEGATIVE = frozenset({"epsilon", "qk_norm_epsilon", "softcap", "block_size"})
+_EPSILONS = frozenset({"epsilon", "qk_norm_epsilon", "q_norm_epsilon", "k_norm_epsilon"})
+_FINITE = _EPSILONS | {"alpha", "beta", "scale", "softcap"}
+_NOT_NEGATIVE = _EPSILONS | {"softcap", "block_size"}
 
 
 def schema_of(node: Node) -> Schema | None:

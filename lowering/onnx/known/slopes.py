@@ -26,7 +26,7 @@ from intaglio.lowering.onnx.known.terms import (
     is_truth,
     variables,
 )
-from intaglio.lowering.onnx.values import Field
+from intaglio.lowering.onnx.values import Field, Refusal
 
 Slopes = npt.NDArray[np.float64]
 
@@ -66,7 +66,11 @@ def split(mask: Field, dims: Dims, heads: int) -> Split:
     if is_truth(mask.term):
         return Split(None, mask)
     whole = Field(dims, Number(0.0, "FLOAT"), "FLOAT")
-    joint, terms = fields.broadcast([mask, whole])
+    try:
+        joint, terms = fields.broadcast([mask, whole])
+    except Refusal:
+        # Whoever looks at the mask says what is wrong with it.
+        return Split(None, mask)
     if joint != dims:
         return Split(None, mask)
     total: Slopes = np.zeros(heads)

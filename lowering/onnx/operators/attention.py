@@ -18,6 +18,7 @@ from intaglio.lowering.onnx.step import GAMMA, Role, Step, real
 from intaglio.lowering.onnx.values import (
     Blocked,
     Cached,
+    Field,
     Past,
     Present,
     Refusal,
@@ -43,6 +44,8 @@ GQA_ATTRIBUTES = (
     "v_quant_type",
     "kv_cache_bit_width",
     "qk_norm_epsilon",
+    "q_norm_epsilon",
+    "k_norm_epsilon",
     "sliding_window_cache",
     "causal",
 )
@@ -88,7 +91,8 @@ def group_query_attention(step: Step, node: Node) -> None:
     for i, x, count in ((14, q, heads), (15, k, kv_heads)):
         if inputs[i] is not None:
             gamma = step.dense(node, i, (width,), Role("the norm's weight", GAMMA.form))
-            eps = real(node.real("qk_norm_epsilon", 1e-6))
+            both = node.real("qk_norm_epsilon", 1e-6)
+            eps = real(node.real("q_norm_epsilon" if i == 14 else "k_norm_epsilon", both))
             op = step.emit(rom.RMSNormOp(x.ssa, gamma, eps, rom.nodes(node.name), groups=count))
             normed = Vector(op.output, x.dims)
             q, k = (normed, k) if i == 14 else (q, normed)
@@ -249,8 +253,12 @@ def standard_attention(step: Step, node: Node) -> None:
     inputs = step.inputs(node)
     if any(isinstance(v, Unknown) for v in inputs):
         raise Blocked
-    if inputs[6] is not None:
-        raise Refusal("nonpad_kv_seqlen is not supported")
+    counted = inputs[6] is not None
+    if counted and not (isinstance(inputs[6], Field) and inputs[6].term == Count(step.total)):
+        raise Refusal(
+            "nonpad_kv_seqlen (input 6) is not known to be the number of all tokens (an input that "
+            "nothing else reads)"
+        )
     query = step.vector(node, 0)
     heads = node.integer("q_num_heads")
     if len(query.dims) == 4:
@@ -262,9 +270,15 @@ def standard_attention(step: Step, node: Node) -> None:
     width = query.size // heads
     inner = inputs[4] is not None
     keys, values = _all_tokens(step, node, (1, 2), (4, 5), heads, width)
+    if keys.buffered != counted or values.buffered != counted:
+        raise Refusal(
+            "keys and values lie in buffers, and nothing says how many tokens of them count"
+            if not counted
+            else "nonpad_kv_seqlen is given, and keys and values are those of all tokens"
+        )
     slope, seen = scores.bias_of(step, node, inputs[3], "the attention mask", heads)
     if node.integer("is_causal"):
-        seen += scores.causal(step, cached=inner)
+        seen += scores.causal(step, cached=inner or counted)
     dims = (step.batch, expression(heads), step.sequence, step.total)
     result = scores.attend(
         step,
@@ -279,6 +293,18 @@ def standard_attention(step: Step, node: Node) -> None:
         slope=slope,
     )
     step.bind(node, result)
+
+
+def tensor_scatter(step: Step, node: Node) -> None:
+    """TensorScatter of new keys or values into a buffer for all tokens."""
+    inputs = step.inputs(node)
+    if any(isinstance(v, Unknown) for v in inputs):
+        raise Blocked
+    past = inputs[0]
+    if not isinstance(past, Past):
+        kind = kind_of(past)
+        raise Refusal(f"input 0 must be a past key or value of the graph; here it is {kind}")
+    step.bind(node, cached.scattered(step, node, inputs[2], past))
 
 
 def _all_tokens(

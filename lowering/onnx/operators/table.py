@@ -72,7 +72,6 @@ HINTS = {
     ("", "QLinearMatMul"): _NO_STATIC,
     ("com.microsoft", "MatMulBnb4"): _NO_CODEBOOK,
     ("com.microsoft", "MatMulFpQ4"): _NO_CODEBOOK,
-    ("", "TensorScatter"): "export with caches that keep all tokens and grow (no static cache)",
 }
 """What would help where an exporter writes an operator that is not supported."""
 
@@ -115,7 +114,8 @@ def supported_operators() -> list[OperatorSupport]:
         ),
         OperatorSupport(
             "", "Attention", 23, "rom.append, rom.attention",
-            "of all tokens or with the past; a mask proven to be causal or a window",
+            "of all tokens, with the past or over buffers; a mask proven to be causal or a window, "
+            "slopes of the heads added to it",
             (
                 "is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale",
                 "softcap", "softmax_precision",
@@ -459,6 +459,12 @@ def supported_operators() -> list[OperatorSupport]:
         ),
         OperatorSupport(
             "", "Tanh", 6, "rom.activate, rom.softcap", "", convert=activations.activation("tanh"),
+        ),
+        OperatorSupport(
+            "", "TensorScatter", 24, "rom.append",
+            "new keys or values, written behind the past ones into a buffer that attention is told "
+            "how many tokens of count (nonpad_kv_seqlen)",
+            ("axis", "mode"), inputs=2, convert=attention.tensor_scatter,
         ),
         OperatorSupport(
             "", "Tile", 6, _NONE,

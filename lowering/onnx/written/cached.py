@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from intaglio.dialects import rom
-from intaglio.lowering.onnx.graph.model import FLOATS, Node, cast_type
-from intaglio.lowering.onnx.known.expressions import Dims, Expression, dims_text, expression
+from intaglio.lowering.onnx.graph.model import FLOATS, Node, cast_type, text_of
+from intaglio.lowering.onnx.known.expressions import PAST, Dims, Expression, dims_text, expression
 from intaglio.lowering.onnx.known.shapes import (
     axis_of,
     check_broadcast,
@@ -23,7 +23,7 @@ from intaglio.lowering.onnx.known.shapes import (
     shape_of,
     slices_of,
 )
-from intaglio.lowering.onnx.known.terms import Number
+from intaglio.lowering.onnx.known.terms import Count, Number
 from intaglio.lowering.onnx.step import Step
 from intaglio.lowering.onnx.values import (
     Axis,
@@ -74,6 +74,53 @@ def appended(step: Step, node: Node, past: Past, new: Vector, axis: int) -> Cach
     axes[axis] = _axis("tokens", step.total)
     axes[3 - axis] = _axis("heads", expression(heads))
     return Cached(past.name, symbol, heads, width, tuple(axes), 1.0, (node.name,))
+
+
+def scattered(step: Step, node: Node, where: Value | None, past: Past) -> Cached:
+    """TensorScatter: new keys or values are written into a buffer that has room for all tokens.
+
+    The chip's cache is that buffer, as long as they are written behind those of the past, and
+    attention is told how many count (`standard_attention`).
+
+    Raises:
+        Refusal: they are written elsewhere, or by another shape.
+    """
+    new = step.vector(node, 1)
+    if text_of(node.attributes.get("mode", "linear")) != "linear":
+        raise Refusal("it wraps around at the end of the buffer: a cache that forgets tokens")
+    if not isinstance(where, Field) or where.term != Count(PAST):
+        raise Refusal(
+            "where it writes is not known to be behind the past tokens (an input that nothing else "
+            "reads)"
+        )
+    rank, axis = len(past.dims), axis_of(node, len(past.dims), -2)
+    heads = width = None
+    if rank == 4 and axis == 2:
+        heads, width = past.dims[1].constant, past.dims[3].constant
+        wanted = (step.batch, past.dims[1], step.sequence, past.dims[3])
+    else:
+        wanted = (step.batch, step.sequence, past.dims[2])
+        readers = [n for n in step.graph.readers(node.output(0)) if n.op_type == "Attention"]
+        count = readers[0].integer("kv_num_heads") if readers else 0
+        size = past.dims[2].constant or 0
+        if rank == 3 and axis == 1 and count > 0 and not size % count:
+            heads, width = count, size // count
+    if heads is None or width is None:
+        raise Refusal(
+            f"the buffer {dims_text(past.dims)}, written along axis {axis}, is none of keys or "
+            "values, [batch, heads, tokens, width] or [batch, tokens, heads * width]"
+        )
+    if new.dims != wanted:
+        raise Refusal(f"{dims_text(new.dims)} are not the keys or values of new tokens")
+    symbol = step.cache(past.name, heads, width, "float32", None)
+    step.emit(rom.AppendOp(new.ssa, symbol, step.position, rom.nodes(node.name)))
+    length = past.dims[axis].constant or 0
+    step.positions = min(step.positions or length, length)
+    found = of_cache(step, past, symbol, heads, width, node)
+    if rank == 3:
+        batch, of_heads, tokens, of_width = found.axes
+        found = replace(found, axes=(batch, tokens, (*of_heads, *of_width)))
+    return replace(found, buffered=True)
 
 
 def layout(step: Step, heads: int, width: int) -> tuple[Axis, ...]:

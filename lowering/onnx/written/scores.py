@@ -93,6 +93,11 @@ def _convert_scores(step: Step, node: Node, value: Scores, inputs: list[Value | 
             if set(axes) != {len(value.dims) - 1} or not node.integer("keepdims", 1):
                 raise Refusal("the largest score is not taken over the tokens")
             step.bind(node, replace(value, stage="largest", names=names))
+        case "Max" if value.stage in _UNMASKED and (
+            (least := cached.factor_of(other, value.dims)) is not None and least <= masks.BLOCKED
+        ):
+            # Scores that a mask blocks are not to be below the least number (XGLM).
+            step.bind(node, replace(value, names=names))
         case "Sub" if inputs[0] is value and value.stage in _UNMASKED and _is_largest(value, other):
             # Softmax does not change when all scores do alike.
             step.bind(node, replace(value, names=names))
@@ -516,6 +521,8 @@ def convert(step: Step, node: Node, inputs: list[Value | None]) -> bool:
     value = next((v for v in given if isinstance(v, Cached)), None)
     if value is not None:
         if node.op_type in ("MatMul", "FusedMatMul") and inputs[1] is value:
+            if value.buffered:
+                raise Refusal("attention over a buffer that is not filled is written out")
             _convert_products(step, node, value)
         else:
             cached.convert(step, node, value, inputs)

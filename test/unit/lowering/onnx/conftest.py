@@ -427,6 +427,9 @@ class Decoder:
             lead = [dim if isinstance(dim, int) else 1 for dim in dims[:-1]]
             positions = np.arange(len(tokens), dtype=np.int64)
             feed["position_ids"] = np.broadcast_to(positions, (*lead, len(tokens)))
+        if "write_indices" in names:
+            feed["write_indices"] = np.zeros(1, np.int64)
+            feed["nonpad_kv_seqlen"] = np.array([len(tokens)])
         for name, dtype, dims in self.pasts:
             feed[name] = np.zeros(dims, helper.tensor_dtype_to_np_dtype(dtype))
         result = session.run([output], feed)[0]

@@ -177,7 +177,7 @@ def attention(
 def test_attention(decoder, more, attributes, words):
     decoder.lengths()
     decoder.past(0, 2, 8)
-    decoder.floats("bias", 1, 1, 1, 1)
+    decoder.floats("bias", 1, 1, 1, 4)
     decoder.floats("three", 3)
     decoder.constant("none", np.full(2, np.nan, np.float32))
     decoder.constant("scales", np.linspace(0.1, 0.2, 16).astype(np.float32))

@@ -335,6 +335,24 @@ def test_attention(wide, write, agrees, masked, window):
     assert kinds(model) == ["embed", "slice", "slice", "append", "append", *rest]
 
 
+@pytest.mark.parametrize(("least", "fits"), [(-3.4028234663852886e38, True), (-2.0, False)])
+def test_scores_that_are_not_below_the_least(wide, write, agrees, least, fits):
+    """XGLM: a masked score is not less than the least number; a bound of others is refused."""
+    write.decoder.past(0, KV, WIDTH)
+    q, k = write.heads("x", HEADS), write.heads("x", KV)
+    v = write.heads("x", KV, first=32)
+    keys, values = repeated(write, k, "key"), repeated(write, v, "value")
+    scores = write("MatMul", q, write("Transpose", keys, perm=[0, 1, 3, 2]))
+    low = np.array(-3.4028234663852886e38, np.float32)
+    mask = write("Where", causal(write, total_of(write)), np.float32(0.0), low)
+    scores = write("Max", write("Add", scores, mask), np.array(least, np.float32))
+    write.flat(write("MatMul", write("Softmax", scores, axis=-1), values))
+    if fits:
+        assert only(agrees(wide), rom.AttentionOp).window is None
+    else:
+        assert any("Max of attention scores" in error for error in errors(wide))
+
+
 @pytest.mark.parametrize("bias", ["by_distance", "by_key"])
 def test_slopes_beside_sinks(wide, write, agrees, bias):
     """A sink gets nothing added, so what the query's own key gets must be 0."""

@@ -371,6 +371,20 @@ def causal_convolution(e):
     e.write("Transpose", "convolved", perm=[0, 2, 1], output="y")
 
 
+def tensor_scatter(e):
+    """Keys and values in buffers of 24 tokens."""
+    for name in ("write_indices", "nonpad_kv_seqlen"):
+        e.decoder.inputs.append((name, TensorProto.INT64, ["batch"]))
+    for kind in ("key", "value"):
+        past, present = f"{kind}_cache.0", f"updated_{kind}_cache.0"
+        e.decoder.inputs.append((past, TensorProto.FLOAT, ["batch", 24, 16]))
+        e.decoder.outputs.append((present, TensorProto.FLOAT, ["batch", 24, 16]))
+        e.decoder.pasts.append((past, TensorProto.FLOAT, [1, 24, 16]))
+        e.decoder.node("TensorScatter", [past, "x", "write_indices"], [present], name="it", axis=1)
+    inputs = ["x", "updated_key_cache.0", "updated_value_cache.0", "", "", "", "nonpad_kv_seqlen"]
+    e.decoder.node("Attention", inputs, ["y"], is_causal=1, q_num_heads=2, kv_num_heads=2)
+
+
 def linear_attention(e):
     """One head, by the gated delta rule."""
     decoder, shape = e.decoder, [1, 16, 16]
@@ -530,6 +544,7 @@ EXAMPLES = {
     ("", "Size"): size,
     ("", "Slice"): slice_,
     ("", "Softplus"): softplus,
+    ("", "TensorScatter"): tensor_scatter,
     ("", "TopK"): top_k,
     ("", "Split"): split,
     **{(domain, "CausalConvWithState"): causal_convolution for domain in ("", MS)},

@@ -728,3 +728,31 @@ def test_what_cannot_be_added_to_another_layers_cache(decoder):
     borrowing(decoder, empty="first")
     with pytest.raises(UserErrors, match="its own keys are to be added"):
         import_model(decoder.save())
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({}, (1e-6, 1e-6)),
+        ({"qk_norm_epsilon": 0.5}, (0.5, 0.5)),
+        ({"q_norm_epsilon": 0.25}, (0.25, 1e-6)),
+        ({"k_norm_epsilon": 0.125, "qk_norm_epsilon": 0.5}, (0.5, 0.125)),
+        ({"q_norm_epsilon": 0.25, "k_norm_epsilon": 2.0}, (0.25, 2.0)),
+    ],
+)
+def test_epsilons_of_norms_in_attention(decoder, attributes, expected):
+    """Queries and keys may have their own; onnxruntime has no such kernel for CPUs."""
+    decoder.lengths()
+    decoder.past(0, 2, 8)
+    norms = [decoder.constant(name, np.linspace(0.5, 2, 8, dtype=np.float32)) for name in "ab"]
+    decoder.ms(
+        "GroupQueryAttention",
+        ["x", "x", "x", *GQA_INPUTS, *[""] * 7, *norms],
+        GQA_OUTPUTS,
+        num_heads=2,
+        kv_num_heads=2,
+        **attributes,
+    )
+    model = import_model(decoder.save("y"))
+    found = [op.eps.value.data for op in model.module.walk() if isinstance(op, rom.RMSNormOp)]
+    assert found == pytest.approx(expected)
