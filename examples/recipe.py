@@ -1,9 +1,9 @@
 """What the recipes of the examples share: the text, the training loop, the judging.
 
-The recipes themselves are ``demo/train.py`` (an int4 Llama), ``demo/adapters.py`` (adapters for it)
-and ``bitnet/train.py`` (a BitNet b1.58). The vocabulary of all of them is the 256 bytes. Everything
-is counted in steps and drawn from one seed, on one thread: the same machine and the same versions
-give the same weights again.
+The recipes themselves are ``demo/train.py`` (an int4 Llama), ``demo/adapters.py`` (adapters
+for it), ``bitnet/train.py`` (a BitNet b1.58) and ``experts/train.py`` (a mixture of experts). The
+vocabulary of all of them is the 256 bytes. Everything is counted in steps and drawn from one seed,
+on one thread: the same machine and the same versions give the same weights again.
 """
 
 from __future__ import annotations
@@ -234,11 +234,13 @@ def train(
     random: np.random.Generator,
     round_now: Callable[[], None],
     save: Callable[[], None],
+    penalty: Callable[[], torch.Tensor] | None = None,
 ) -> list[dict[str, float]]:
     """Train all parameters that want a gradient; returns the course of the loss.
 
     ``text`` is a folder with ``train.txt``, ``choose.txt`` and, if the recipe mixes, ``other.txt``.
-    ``round_now`` is called once, where the steps begin that go through the rounding.
+    ``round_now`` is called once, where the steps begin that go through the rounding. ``penalty`` is
+    of the step's forward pass, and added to its loss.
     """
     import numpy as np
     import torch
@@ -250,8 +252,8 @@ def train(
 
     wanted = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in wanted if p.ndim == 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in wanted if p.ndim != 2], "weight_decay": 0.0},
+        {"params": [p for p in wanted if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in wanted if p.ndim < 2], "weight_decay": 0.0},
     ]
     adam = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
     count = sum(parameter.numel() for parameter in wanted)
@@ -274,7 +276,7 @@ def train(
         logits = model(input_ids=batch[:, :-1], use_cache=False).logits
         loss = functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         adam.zero_grad()
-        loss.backward()
+        (loss if penalty is None else loss + penalty()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         for group in adam.param_groups:
             group["lr"] = recipe.rate(step)

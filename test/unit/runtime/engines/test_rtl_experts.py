@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from small_chip import SMALL
 
 from intaglio.backend.compile import compile_model
-from intaglio.backend.program.program import load_program
+from intaglio.backend.program.program import Instruction, load_program
 from intaglio.backend.stages import Options
+from intaglio.dialects import semantics
 from intaglio.dialects.isa.matrix import ExpertMatvec
+from intaglio.dialects.isa.vector import Route
 from intaglio.runtime.engines.rtl import RTLChip, compare_token
 from intaglio.runtime.engines.simulator import Simulator
 
@@ -47,4 +50,41 @@ def test_equal_in_every_value_and_cycle(
     used = {one.does.expert for block in program.blocks for one in block.whole
             if isinstance(one.does, ExpertMatvec)}  # fmt: skip
     assert used == set(range(3 if name == "experts8" else 2))
+    chip.close()
+
+
+def test_any_routing_takes_the_same_time(model: Callable[[str], Path], tmp_path: Path) -> None:
+    """Fifty routings: logits of the routers replaced on both sides before anybody reads them.
+
+    All start and finish in the cycles of one timeline, which knows nothing of logits, and give what
+    `semantics` does. Ties are among them, and each expert is taken at each rank.
+    """
+    options = Options("roma-mini", SMALL, context=8, emit="hw")
+    out = compile_model(model("experts"), tmp_path / "out", options).folder
+    program = load_program(out)
+    chip, simulator = RTLChip(program, out, cache=False, opt=0), Simulator(program, out)
+    routers = {
+        one.does.input for block in program.blocks for one in block.whole
+        if isinstance(one.does, Route)
+    }  # fmt: skip
+    rng, taken = np.random.default_rng(7), set[tuple[int, int]]()
+    ends = set[int]()
+
+    def change(one: Instruction, result: Any) -> Any:
+        if one.writes and one.writes[0] in routers:
+            logits = rng.integers(-4, 4, result.shape) << rng.integers(14, 20)
+            frac = program.fraction(one.writes[0])
+            experts = semantics.route(logits, 2, frac).experts[0].tolist()
+            taken.update(enumerate(experts))
+            return logits
+        return None
+
+    for _ in range(50):
+        # Two layers each: a hundred choices.
+        simulator.reset()
+        result = compare_token(simulator, chip, 5, 0, caches=False, change=change)
+        assert result.equal, str(result.difference)
+        ends.add(max(event.finish for event in chip.events))
+    assert len(ends) == 1
+    assert taken == {(rank, expert) for rank in range(2) for expert in range(8)}
     chip.close()
