@@ -83,6 +83,10 @@ ROWS = (
     Row("GPT-J", TORCH_5, "part of each head turned in pairs", "torch_gptj"),
     Row("Bloom", TORCH_13, "ALiBi, packed by head, batch merged with heads", "torch_bloom"),
     Row("Bloom, 6 heads", TORCH_13, "the same, slopes that are no powers of two", "torch_bloom6"),
+    Row(
+        *("XGLM", TORCH_13),
+        *("positions by sine, batch merged with heads, a bound below masked scores", "torch_xglm"),
+    ),
     Row("Apertus", TORCH_13, "xIELU", "torch_apertus"),
     Row("Apertus", MOBIUS, "the same, its numbers in Softplus", "mobius_apertus"),
     Row("Llama, GGUF Q4_0", MOBIUS, "4 bits in blocks of 32", "gguf_llama_Q4_0"),

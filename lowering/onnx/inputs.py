@@ -168,6 +168,9 @@ def _input(step: Step, report: Report, port: Port, tokens: Port | None) -> Value
         step.pasts[name] = port
         sizes = (expression(d) for d in port.dims[1:] if isinstance(d, int))
         return Past(name, (step.batch, *sizes))
+    if not step.graph.consumers.get(name) and name not in step.graph.outputs:
+        report.warnings.append(f"input '{name}' is read by nothing and is left out")
+        return Unknown()
     hint = None
     if "embeds" in name:
         hint = "export the model with its embedding (without exclude_embeds)"

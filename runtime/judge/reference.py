@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -71,6 +71,8 @@ class _Ports:
     positions: _Port | None = None
     lengths: list[tuple[_Port, bool]] = field(default_factory=list)
     """Beside buffers of all tokens: where new ones are written, or (True) how many then count."""
+    idle: list[_Port] = field(default_factory=list)
+    """Inputs that no node reads; onnxruntime wants them all the same."""
     caches: list[tuple[_Port, _Port]] = field(default_factory=list)
     """Past inputs, each with the present output that feeds it in the next step."""
 
@@ -135,11 +137,13 @@ class Reference:
             threads or os.cpu_count() or 1,
         )
         lengths = _lengths(proto.graph)
+        read = {name for node in _all_nodes(proto.graph) for name in node.input}
+        read |= {one.name for one in proto.graph.output}
         del proto
         # The options only point to the adapter; whoever uses them has to keep it.
         self._adapter = None if adapter is None else _loaded(Path(adapter))
         self._options = None if self._adapter is None else _options_with(self._adapter)
-        self._ports = _classify(self.model, self._session, lengths)
+        self._ports = _classify(self.model, self._session, lengths, read)
         self._head_width = head_width
         self._past: dict[str, np.ndarray] = {}
         self.position = 0
@@ -221,6 +225,9 @@ class Reference:
             # Of text, positions along all axes of images are equal.
             lead = [one if isinstance(one, int) else 1 for one in ports.positions.dims[:-1]]
             feeds[ports.positions.name] = np.broadcast_to(positions, (*lead, count))
+        for port in ports.idle:
+            sizes = [one if isinstance(one, int) else 1 for one in port.dims]
+            feeds[port.name] = np.zeros(sizes, port.dtype)
         for port, counts in ports.lengths:
             shape = [1] * len(port.dims)
             feeds[port.name] = np.full(shape, total if counts else self.position, port.dtype)
@@ -508,9 +515,13 @@ def _lengths(graph: onnx.GraphProto) -> dict[str, bool]:
 
 
 def _classify(
-    model: Path, session: onnxruntime.InferenceSession, lengths: Mapping[str, bool]
+    model: Path,
+    session: onnxruntime.InferenceSession,
+    lengths: Mapping[str, bool],
+    read: Container[str],
 ) -> _Ports:
-    inputs = [_port(model, one) for one in session.get_inputs()]
+    given = [_port(model, one) for one in session.get_inputs()]
+    inputs = [one for one in given if one.name in read]
     outputs = {one.name: one for one in session.get_outputs()}
 
     def found(is_meant: Callable[[str], bool], *ranks: int) -> _Port | None:
@@ -533,6 +544,7 @@ def _classify(
             "the graph has no input of token ids or no output of logits", file=str(model)
         )
     ports = _Ports(tokens, _port(model, logits), mask, positions)
+    ports.idle += [one for one in given if one.name not in read]
     ports.lengths += [(one, lengths[one.name]) for one in inputs if one.name in lengths]
     pasts = [
         one for one in inputs if one not in (tokens, mask, positions) and one.name not in lengths

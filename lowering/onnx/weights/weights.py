@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -158,17 +159,34 @@ def _row_blocks(
                 f"the zero points have shape {list(points.dims)}, expected {wanted} (or flat)"
             )
         names.append(points.name)
-    source = RowBlockSource(
-        dims=dims,
-        code=CODES[bits],
-        bits=bits,
-        group=block,
-        zero=zero,
-        codes=tensor,
-        scale_tensor=scales,
-        zero_tensor=points,
-    )
-    return recognised(Parameter(source, tuple(names), ("blocks", *names, *dims, bits, block)))
+    found = _Packed(dims, bits, block, zero, tensor, scales, points)
+    identity = ("blocks", *names, *dims, bits, block)
+    return recognised(Parameter(found.read_by(RowBlockSource), tuple(names), identity))
+
+
+class _Packed(NamedTuple):
+    """Unsigned codes packed in bytes, with scales and zero points beside them."""
+
+    dims: tuple[int, int]
+    bits: int
+    group: int
+    zero: int | None
+    codes: Tensor
+    scales: Tensor
+    points: Tensor | None
+
+    def read_by(self, kind: type[RowBlockSource]) -> RowBlockSource:
+        """The source that knows how scales and zero points lie."""
+        return kind(
+            dims=self.dims,
+            code=CODES[self.bits],
+            bits=self.bits,
+            group=self.group,
+            zero=self.zero,
+            codes=self.codes,
+            scale_tensor=self.scales,
+            zero_tensor=self.points,
+        )
 
 
 def recognised(parameter: Parameter) -> Parameter:
@@ -337,16 +355,7 @@ def expert_matrices(
                 f"bytes with {bits} bits a row"
             )
         names.append(points.name)
-    source = RowScaleSource(
-        dims=dims,
-        code=CODES[bits],
-        bits=bits,
-        group=columns,
-        zero=zero,
-        codes=tensor,
-        scale_tensor=found,
-        zero_tensor=points,
-    )
+    source = _Packed(dims, bits, columns, zero, tensor, found, points).read_by(RowScaleSource)
     return recognised(Parameter(source, tuple(names), ("row scales", *names, *dims, bits)))
 
 

@@ -463,3 +463,16 @@ def test_groups_that_no_matrix_has(decoder, group):
     decoder.node("Relu", ["x"], ["y"])
     with pytest.raises(UserError, match="is not understood"):
         import_model(decoder.save(), weights=f"int8:{group}")
+
+
+@pytest.mark.parametrize("name", ["token_type_ids", "past_key_values.7.key", "cache_length"])
+def test_an_input_that_nothing_reads_is_left_out(decoder, name):
+    """Whatever it is for; where a node reads it, it is refused."""
+    decoder.inputs.append((name, TensorProto.INT64, ["batch", "sequence"]))
+    decoder.node("Relu", ["x"], ["y"])
+    model = import_model(decoder.save("y"))
+    assert any(f"'{name}' is read by nothing" in warning for warning in model.warnings)
+    decoder.node("Cast", [name], ["cast"], to=TensorProto.FLOAT)
+    decoder.node("Add", ["y", "cast"], ["sum"])
+    with pytest.raises(UserError, match="is not understood"):
+        import_model(decoder.save("sum"))

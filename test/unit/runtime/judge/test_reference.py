@@ -215,6 +215,32 @@ def test_a_packed_cache_whose_width_is_a_symbol(model, name: str, bits: int, tmp
     assert np.array_equal(Reference(path).feed(TOKENS), wanted)
 
 
+def test_inputs_that_nothing_reads(model, tmp_path: Path):
+    """Some exporters declare keys and values of layers that read another layer's cache."""
+    path = copy(model("tied"), tmp_path / "model")
+    wanted = Reference(path).feed(TOKENS)
+    proto = onnx.load(path, load_external_data=False)
+    floats, ids = TensorProto.FLOAT, TensorProto.INT64
+    more = {
+        "past_key_values.7.key": (floats, ["batch", 2, "past", 16]),
+        "past_key_values.7.value": (floats, ["batch", 2, "past", 16]),
+        "token_type_ids": (ids, ["batch", "sequence"]),
+        "flag": (TensorProto.FLOAT16, []),
+    }
+    for name, (kind, dims) in more.items():
+        proto.graph.input.append(helper.make_tensor_value_info(name, kind, dims))
+    onnx.save(proto, path)
+    for float_activations in (False, True):
+        one = Reference(path, float_activations=float_activations)
+        found = one.feed(TOKENS)
+        assert found.shape == wanted.shape
+        if not float_activations:
+            assert np.array_equal(found, wanted)
+            parts = Reference(path)
+            steps = [parts.feed(TOKENS[:3]), parts.feed(TOKENS[3:])]
+            np.testing.assert_allclose(np.concatenate(steps), wanted, atol=2e-5)
+
+
 def test_what_onnxruntime_cannot_load_is_the_users_error(model, tmp_path: Path):
     path = copy(model("tied"), tmp_path / "model")
     path.with_name("model.onnx.data").unlink()

@@ -380,7 +380,8 @@ def tensor_scatter(e):
         e.decoder.inputs.append((past, TensorProto.FLOAT, ["batch", 24, 16]))
         e.decoder.outputs.append((present, TensorProto.FLOAT, ["batch", 24, 16]))
         e.decoder.pasts.append((past, TensorProto.FLOAT, [1, 24, 16]))
-        e.decoder.node("TensorScatter", [past, "x", "write_indices"], [present], name="it", axis=1)
+        name = "it" if kind == "key" else "other"
+        e.decoder.node("TensorScatter", [past, "x", "write_indices"], [present], name=name, axis=1)
     inputs = ["x", "updated_key_cache.0", "updated_value_cache.0", "", "", "", "nonpad_kv_seqlen"]
     e.decoder.node("Attention", inputs, ["y"], is_causal=1, q_num_heads=2, kv_num_heads=2)
 
