@@ -6,7 +6,8 @@ All numbers come from the target description through `Machine`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.formula import (
@@ -530,24 +531,70 @@ def append_beat(machine: Machine, vector_bytes: int, *, count: int) -> tuple[For
     return duration + -machine.kv_write, duration
 
 
+@dataclass(frozen=True)
+class StateSteps:
+    """How a pass over a state is cut: heads one after the other.
+
+    Attributes:
+        rows: of the memory, of a head.
+        work: cycles of a row.
+        keys: rows of the codes of a head's key, and of its query.
+        values: rows of numbers of a head's values.
+        interval: cycles from a head to the next one.
+        fill: from its first cycle to its first row.
+    """
+
+    rows: int
+    work: int
+    keys: int
+    values: int
+    interval: int
+    fill: int
+
+    @property
+    def last_row(self) -> int:
+        """Cycles from the first row of a head to its last one."""
+        return (self.rows - 1) * self.work
+
+
+def recall_steps(machine: Machine, state: StateShape, fmt: str) -> StateSteps:
+    """Of the first pass: while a head is multiplied the codes of the next one are read."""
+    parts = 2 * _parts(machine, FORMATS[fmt].memory_bits)
+    return _state_steps(machine, state, parts, lambda keys, _: keys)
+
+
+def change_steps(machine: Machine, state: StateShape, fmt: str) -> StateSteps:
+    """Of the second pass: factor, exponent and what is added come before the rows."""
+    parts = _parts(machine, DECAY_FRAC) + _parts(machine, FORMATS[fmt].memory_bits)
+    look = machine.table_lookup + 3 * machine.requantise
+    return _state_steps(machine, state, parts, lambda keys, values: max(keys, look + values))
+
+
+def _state_steps(
+    machine: Machine, state: StateShape, parts: int, fill: Callable[[int, int], int]
+) -> StateSteps:
+    work, lanes = _state_work(machine, parts), machine.vector_lanes
+    keys, values = -(-state.key_width // lanes), -(-state.value_width // lanes)
+    interval = max(state.head_rows * work, keys, values)
+    return StateSteps(state.head_rows, work, keys, values, interval, fill(keys, values))
+
+
 def recall(machine: Machine, state: StateShape, fmt: str) -> Formula:
     """What a query has of a state with the token's key and value: the first pass.
 
     Heads come one after the other; of each, as many vectors at a time as a row of the memory has.
-    While a head is multiplied the codes of the next ones are read, and results of those before
-    leave, a row of the vector units' in a cycle. Three products follow the requantisation: with the
-    decay's factor, with beta, and of the head's match with its news.
+    Results leave a row of the vector units' in a cycle. Three products follow the requantisation:
+    with the decay's factor, with beta, and of the head's match with its news.
 
     Args:
         machine: the chip.
         state: its shape.
         fmt: format of queries and keys.
     """
-    lanes = machine.vector_lanes
-    work = state.head_rows * _state_work(machine, 2 * _parts(machine, FORMATS[fmt].memory_bits))
-    interval = max(work, -(-state.key_width // lanes), -(-state.value_width // lanes))
-    fill = -(-state.key_width // lanes) + machine.table_lookup + _attention_way(machine)
-    return constant(fill + 3 * machine.requantise + state.heads * interval)
+    steps = recall_steps(machine, state, fmt)
+    first = steps.fill + (state.heads - 1) * steps.interval + steps.last_row
+    rest = steps.values + machine.table_lookup + 3 * machine.requantise
+    return constant(1 + first + rest + _attention_way(machine))
 
 
 def change(machine: Machine, state: StateShape, fmt: str) -> Formula:
@@ -556,13 +603,10 @@ def change(machine: Machine, state: StateShape, fmt: str) -> Formula:
     Each element is multiplied by the decay's factor, of 24 bits, and the code of its key by what is
     added, of 16 bits, and written back.
     """
-    lanes = machine.vector_lanes
-    parts = _parts(machine, DECAY_FRAC) + _parts(machine, FORMATS[fmt].memory_bits)
-    work = state.head_rows * _state_work(machine, parts)
-    interval = max(work, -(-state.key_width // lanes), -(-state.value_width // lanes))
-    fill = -(-state.key_width // lanes) + 2 * machine.requantise
+    steps = change_steps(machine, state, fmt)
+    first = steps.fill + (state.heads - 1) * steps.interval + steps.last_row
     way = machine.broadcast + machine.attention_pipeline + machine.kv_write
-    return constant(fill + way + state.heads * interval)
+    return constant(1 + first + way)
 
 
 def _parts(machine: Machine, bits: int) -> int:

@@ -36,10 +36,12 @@ from intaglio.backend.program.program import PROGRAM, Instruction, Program, load
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, Scale
+from intaglio.dialects.h_units import STATE_SCALES, STATES
 from intaglio.dialects.hazards import Access
 from intaglio.dialects.isa import values
 from intaglio.dialects.isa.attention import OverTokens, QueryKey
 from intaglio.dialects.isa.queues import LEAVES, reductions_of
+from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.isa.touched import passes_of
 from intaglio.dialects.isa.vector import Delay, Quantize, Sample
 from intaglio.dialects.memories import (
@@ -54,7 +56,7 @@ from intaglio.dialects.memories import (
     SCORES,
     VECTORS,
 )
-from intaglio.dialects.semantics import Quantized, Routing
+from intaglio.dialects.semantics import Matrices, Quantized, Routing
 from intaglio.runtime.adapters.slots import Residents, Switch, check_fits, ranks_of
 from intaglio.runtime.engines.code_cache import kept
 from intaglio.runtime.engines.names import HARDWARE_ENGINES
@@ -573,6 +575,20 @@ class RTLChip:
         rows = self._lanes(VECTORS, one.row, -(-one.size // lanes), 32)
         return rows.reshape(-1)[: one.size].astype(np.int64)
 
+    def matrices(self, name: str) -> Matrices:
+        """What a state of linear attention holds now."""
+        one = self.program.matrices[name]
+        shape = one.shape(self.program.machine)
+        content = self.memory(f"recurrence/{STATES}")[one.row : one.row + shape.rows]
+        size = shape.words * self.program.machine.attention_lanes
+        vectors = word_bytes(content, size * shape.together).view("<i2")
+        vectors = vectors.reshape(one.heads, -1, size // 2)
+        mantissas = vectors[:, : one.key_width, : one.value_width].astype(np.int64)
+        scales = word_bytes(self.memory(f"recurrence/{STATE_SCALES}"), 4).view("<u4").reshape(-1)
+        half = 1 << (EXPONENT_BITS - 1)
+        exponents = scales[one.scale : one.scale + one.heads].astype(np.int64)
+        return Matrices(mantissas, (exponents + half) % (2 * half) - half)
+
     def largest(self, buffer: str) -> Ints:
         """The largest of each head's scores, as they were written: [heads]."""
         first = self.layout.places.heads[buffer]
@@ -953,8 +969,9 @@ def _part(chip: RTLChip, step: Step) -> tuple[int, int] | None:
     one = step.instruction
     if not one.writes or isinstance(one.does, Sample):
         return None
-    # A delay gives its result in the first pass.
-    if one.beat.number < passes_of(one.does) - 1 and not isinstance(one.does, Delay):
+    # What keeps something for the next token gives its result in the first pass.
+    keeps = isinstance(one.does, Delay | LinearAttention)
+    if one.beat.number < passes_of(one.does) - 1 and not keeps:
         return None
     name = one.writes[0]
     if name not in step.touches.writes:
@@ -1078,6 +1095,10 @@ def _compare_end(
         tokens = chip.position
         for name, state in simulator.states.items():
             check.value(f"state {name}", "element", state, chip.state(name), None)
+        for name, state in simulator.matrices.items():
+            other = chip.matrices(name)
+            check.value(f"state {name}", "mantissa", state.mantissas, other.mantissas, None)
+            check.value(f"state {name}", "exponent", state.exponents, other.exponents, None)
         for name, store in simulator.stores.items():
             other = seen[name]
             check.value(

@@ -58,7 +58,9 @@ class Variant:
     activation: str = "none"
     """Of the convolution."""
     recurrent: int = 0
-    """Qwen3.5: so many of the first layers are linear attention by the gated delta rule."""
+    """Qwen3.5: so many of the first layers are linear attention."""
+    rule: str = "gated_delta"
+    """Of linear attention."""
 
 
 VARIANTS = {
@@ -83,6 +85,7 @@ VARIANTS = {
     "alibi": Variant(alibi=True),
     "experts8": Variant(bits=8, experts=5, chosen=3, accuracy_level=0),
     "experts_ternary": Variant(bits=2, experts=6, accuracy_level=0),
+    **{f"recurrent_{r}": Variant(recurrent=1, rule=r) for r in ("linear", "gated", "delta")},
 }
 
 
@@ -329,15 +332,17 @@ class Builder:
             outputs=gates,
             domain=MS,
         )
+        rule = self.variant.rule
+        given = [gates[0] if "gated" in rule else "", gates[1] if "delta" in rule else ""]
         y = self.node(
             "LinearAttention",
             f"{path}/LinearAttention",
-            [*parts, f"past.{layer}.recurrent", *gates],
+            [*parts, f"past.{layer}.recurrent", *given],
             outputs=[f"{path}/read", f"present.{layer}.recurrent"],
             domain=MS,
             q_num_heads=HEADS // 2,
             kv_num_heads=HEADS,
-            update_rule="gated_delta",
+            update_rule=rule,
         )
         gamma = self.normal(f"{name}.norm.weight", HEAD, mean=1, std=0.1)
         return self.node(

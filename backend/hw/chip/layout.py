@@ -24,6 +24,8 @@ from intaglio.backend.hw.units.matrix import plan as matrix_plan
 from intaglio.backend.hw.units.matrix.interface import MatrixUnit
 from intaglio.backend.hw.units.matrix.plan import MatrixConfig
 from intaglio.backend.hw.units.power import PowerUnit
+from intaglio.backend.hw.units.recurrence.interface import RecurrenceUnit
+from intaglio.backend.hw.units.recurrence.sizes import RecurrenceModel
 from intaglio.backend.hw.units.refusals import attempted, refuse
 from intaglio.backend.hw.units.unit import Unit
 from intaglio.backend.hw.units.vector.encode import Places
@@ -37,7 +39,6 @@ from intaglio.dialects.encoded import DescriptorOp, QueueOp, Value
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.h_units import KV, KV_SCALES
 from intaglio.dialects.isa.queues import QUEUES
-from intaglio.dialects.isa.recurrence import LinearAttention
 
 if TYPE_CHECKING:
     from intaglio.backend.program.program import Instruction, Program
@@ -158,6 +159,9 @@ def layout_of(program: Program) -> Layout:
             MatrixUnit(matrix, biases),
             AttentionUnit(attention_model),
             None if adapters is None else AdapterUnit(adapters),
+            RecurrenceUnit(RecurrenceModel(program, attention_model.row_bits))
+            if program.matrices
+            else None,
             VectorUnit(program.machine, shape, places),
         )
         if unit is not None
@@ -180,8 +184,6 @@ def layout_of(program: Program) -> Layout:
 
 def refusals(program: Program) -> list[UserError]:
     """All that the hardware does not have of what a program needs, over all units."""
-    if (recurrence := recurrence_refusal(program)) is not None:
-        return [recurrence]
     machine = program.machine
     found = [
         UserError(f"the hardware knows no {name} of {fmt}")
@@ -192,26 +194,13 @@ def refusals(program: Program) -> list[UserError]:
     units: list[type[Unit]] = [MatrixUnit, AttentionUnit, VectorUnit]
     if products(program):
         units.append(AdapterUnit)
+    if program.matrices:
+        units.append(RecurrenceUnit)
     if PowerUnit.of(program) is not None:
         units.append(PowerUnit)
     for unit in units:
         found += unit.refusals(program)
     return found
-
-
-def recurrence_refusal(program: Program) -> UserError | None:
-    """Why linear attention has no hardware, or None."""
-    for block in program.blocks:
-        for one in block.whole:
-            if isinstance(one.does, LinearAttention):
-                return UserError(
-                    "the hardware has no linear attention yet: its H-Units do not change what they "
-                    "hold; the simulator runs the model",
-                    node=one.node,
-                    op_type=one.opcode,
-                    hint="--emit program",
-                )
-    return None
 
 
 def queue_fields(units: Sequence[Unit]) -> dict[str, Fields]:

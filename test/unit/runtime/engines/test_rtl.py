@@ -406,6 +406,33 @@ def test_state_of_a_convolution(model: Callable[[str], Path], tmp_path: Path, na
     assert run(simulator, chip, 3, seed=5)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("qwen35", ()), ("recurrent_delta", ("vector.lanes=16", "activations=int16", "kv=int16"))],
+)
+def test_states_of_linear_attention(
+    model: Callable[[str], Path], tmp_path: Path, name: str, settings: tuple[str, ...]
+) -> None:
+    """As above; with heads that are wider than a row of the vector units, and narrower."""
+    options = Options("roma-mini", (*SMALL, *settings), 8, emit="hw")
+    compile_model(model(name), tmp_path / "out", options)
+    program = load_program(tmp_path / "out")
+    simulator = Simulator(program, tmp_path / "out")
+    chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
+    assert run(simulator, chip, 8, seed=4)
+    assert all(chip.matrices(one).mantissas.any() for one in program.matrices)
+    simulator.reset()
+    chip.reset()
+    assert run(simulator, chip, 2, seed=5)
+
+
+def test_states_alone_have_no_hardware(model: Callable[[str], Path], tmp_path: Path) -> None:
+    options = Options("roma-mini", SMALL, 8, emit="program")
+    compile_model(model("recurrent"), tmp_path / "out", options)
+    with pytest.raises(UserError, match="needs a model with attention"):
+        layout_of(load_program(tmp_path / "out"))
+
+
 def test_what_is_emitted(out: Path, rtl: RTLChip) -> None:
     files = (IR, *VERILOG, WAIVERS, ROMS, ROM_INDEX, TESTBENCH)
     assert all((out / name).is_file() for name in files)

@@ -1,0 +1,1 @@
+"""The recurrence unit: linear attention on states in the H-Units."""
