@@ -579,9 +579,13 @@ class RTLChip:
         """What a state of linear attention holds now."""
         one = self.program.matrices[name]
         shape = one.shape(self.program.machine)
-        content = self.memory(f"recurrence/{STATES}")[one.row : one.row + shape.rows]
-        size = shape.words * self.program.machine.attention_lanes
-        vectors = word_bytes(content, size * shape.together).view("<i2")
+        machine, rows = self.program.machine, slice(one.row, one.row + shape.rows)
+        size = shape.words * machine.attention_lanes
+        words = [
+            word_bytes(self.memory(f"recurrence/{STATES}{unit}")[rows], machine.attention_lanes)
+            for unit in range(shape.words * shape.together)
+        ]
+        vectors = np.concatenate(words, axis=1).view("<i2")
         vectors = vectors.reshape(one.heads, -1, size // 2)
         mantissas = vectors[:, : one.key_width, : one.value_width].astype(np.int64)
         scales = word_bytes(self.memory(f"recurrence/{STATE_SCALES}"), 4).view("<u4").reshape(-1)

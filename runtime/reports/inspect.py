@@ -19,7 +19,15 @@ from intaglio.backend.target.target import Target
 from intaglio.dialects.constant_rom import CONSTANTS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.formula import constant
-from intaglio.dialects.h_units import ADAPTER_SCALES, ADAPTERS, KV, KV_SCALES, STATES, tokens_on_die
+from intaglio.dialects.h_units import (
+    ADAPTER_SCALES,
+    ADAPTERS,
+    KV,
+    KV_SCALES,
+    STATE_SCALES,
+    STATES,
+    tokens_on_die,
+)
 from intaglio.dialects.isa.matrix import Product, Row
 from intaglio.dialects.isa.values import Fixed
 from intaglio.dialects.json_file import JSONFile
@@ -121,7 +129,7 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
         "budget": budget(program, [] if sites is None else sites.list()),
         "vector_memory": {
             "capacity_bytes": program.machine.vector_sram_bytes,
-            "used_bytes": _size(program, *OF_VALUES, KV_SCALES),
+            "used_bytes": _size(program, *OF_VALUES, KV_SCALES, STATE_SCALES),
             "kv_scale_bytes": _size(program, KV_SCALES),
         },
         "memories": [

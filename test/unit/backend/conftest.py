@@ -11,7 +11,12 @@ from intaglio.backend.compile import compile_model
 from intaglio.backend.program.program import Program, load_program
 from intaglio.backend.stages import Options
 
-CHIPS = (("llama", "roma-mini", 4), ("ternary", "tom-mini", 0), ("ternary", "bitrom-mini", 0))
+CHIPS = (
+    ("llama", "roma-mini", 4),
+    ("ternary", "tom-mini", 0),
+    ("ternary", "bitrom-mini", 0),
+    ("qwen35", "roma-mini", 0),
+)
 
 
 @pytest.fixture(scope="session", params=CHIPS, ids=lambda param: param[1])

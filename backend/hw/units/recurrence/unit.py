@@ -1,9 +1,9 @@
 """The recurrence unit: the states of linear attention, and the two passes over them.
 
 `recurrence_unit` executes the `linear_attention` instructions of the attention queue. It is the
-part of the H-Units that changes what it holds: the memory `states` has a word of every H-Unit in a
-row, `state_scales` the exponent and the largest mantissa of each head. Between the passes of an
-instruction `news` keeps what is to be added, and `largest` its largest magnitude by head.
+part of the H-Units that changes what it holds: the memories `states<t>` have a word of every H-Unit
+in a row, `state_scales` has the exponent and the largest mantissa of each head. Between the passes
+of an instruction `news` keeps what is to be added, `largest` its largest magnitude by head.
 
 **Slots.** An instruction that starts in cycle s goes through its heads in *slots* of equal length,
 the first of which begins in cycle s + 1 (`durations.StateSteps`). What is done in a slot follows so
@@ -51,6 +51,7 @@ from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
 from intaglio.dialects.formulas import recurrence
 from intaglio.dialects.formulas.reader import ScaleOf
 from intaglio.dialects.formulas.recurrence import STATE_BITS, STATE_LIMIT
+from intaglio.dialects.h_units import BYTE
 from intaglio.dialects.memories import CODE_BITS, EXPONENT_BITS
 
 
@@ -105,7 +106,7 @@ class _Unit:
         self.lanes = min(shape.value_width, self.width)
         """Values of a head at once."""
         self.together, self.columns = shape.together, shape.value_width
-        self.word = shape.words * model.machine.attention_lanes * 8
+        self.word = shape.words * model.machine.attention_lanes * BYTE
         """Bits of a vector in a row."""
         machine = model.machine
         self.match = machine.requantise
@@ -239,15 +240,20 @@ class _Unit:
         self.write = m.wire("write", 1)
         self.write_address = m.wire("write_address", address.width)
         self.write_data = m.wire("write_data", self.together * self.word)
-        (word,) = m.ram(
-            "states",
-            model.depth,
-            self.together * self.word,
-            [address],
-            [Write(self.write_address, self.write_data, self.write)],
-        )
+        size, units = BYTE * self.machine.attention_lanes, self.machine.h_units
+        data = self.write_data.extend(size * units, False)
+        words = [
+            m.ram(
+                f"states{unit}",
+                model.depth,
+                size,
+                [address],
+                [Write(self.write_address, data[size * unit : size * (unit + 1)], self.write)],
+            )[0]
+            for unit in range(units)
+        ]
         # At position 0 states count as zeros.
-        self.content = mux(self.first, 0, word)
+        self.content = mux(self.first, 0, cat(*reversed(words)))
         scale_bits = EXPONENT_BITS + STATE_BITS - 1
         self.scale_write = m.wire("scale_write", 1)
         self.scale_address = m.wire("scale_address", index_bits(model.scale_depth))

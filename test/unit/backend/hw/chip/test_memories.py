@@ -29,6 +29,8 @@ PATHS = {
     "kv_scales": r"attention/scales",
     "adapters": r"adapter/h_unit\d+/codes",
     "adapter_scales": r"adapter/h_unit\d+/scales",
+    "states": r"recurrence/states\d+",
+    "state_scales": r"recurrence/state_scales",
     "external": r"external_kv/memory",
 }
 """Where in the hardware the memories of a module are."""
@@ -37,6 +39,7 @@ INSIDE = (
     r"sequencer_\w+/descriptors",
     r"attention/(head_scales|h_unit\d+/buffer)",
     r"adapter/exponents",
+    r"recurrence/(news|largest)",
     r"vector/\w+",
 )
 """What the module does not state: ROM of matrices (`fabric.engrave`), descriptors, and what units
@@ -105,15 +108,17 @@ def test_reports_count_the_bytes_that_are_there(built: Built) -> None:
     adapters = sum(-(-bits(found, name) // 8) for name in ("adapters", "adapter_scales"))
     assert sram["kv_bytes"] == kv
     assert sram["adapter_slot_bytes"] + sram["graph_adapter_bytes"] == adapters
-    assert sram["used_bytes"] == kv + adapters <= sram["capacity_bytes"]
+    states = -(-bits(found, "states") // 8)
+    assert sram["state_bytes"] == states
+    assert sram["used_bytes"] == kv + states + adapters <= sram["capacity_bytes"]
     values = ("vectors", "codes", "code_scales", "scores", "largest", "probabilities", "heads")
-    used = sum(-(-bits(found, name) // 8) for name in (*values, "kv_scales"))
+    used = sum(-(-bits(found, name) // 8) for name in (*values, "kv_scales", "state_scales"))
     assert vector["used_bytes"] == used <= vector["capacity_bytes"]
     assert vector["kv_scale_bytes"] == bits(found, "kv_scales") // 8
     assert content["constants"]["used_bytes"] == bits(found, "constants") // 8
     # The same in words, and in the other files.
     text = "\n".join(summary_lines(content))
-    assert f"SRAM    {size_text(kv + adapters)} of " in text
+    assert f"SRAM    {size_text(kv + states + adapters)} of " in text
     assert f"vectors {size_text(used)} of " in text
     mapping = json.loads((out / "mapping.json").read_text())["memories"]
     stated = {one.pop("name"): one for one in content["memories"]}
