@@ -8,6 +8,7 @@ nothing but the logits needs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 from xdsl.dialects.builtin import ArrayAttr, ModuleOp, SymbolRefAttr
 from xdsl.ir import BlockArgument, Operation, SSAValue
@@ -156,6 +157,8 @@ class BlockCutter:
             if isinstance(op, rom.SliceOp):
                 self.memory.add_view(op.output, op.input, op.offset.value.data)
             if (draft := selector.select(op)) is not None:
+                # Beats of one size are asked for again and again.
+                draft.takes = cache(draft.takes)
                 drafts.append(draft)
         return drafts
 

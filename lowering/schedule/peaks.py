@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from xdsl.ir import SSAValue
 
@@ -153,6 +154,7 @@ def in_a_row(one: Draft, made_by: Mapping[SSAValue, Draft]) -> bool:
 
 
 def _with_peak(takes: Takes, after: int) -> Takes:
+    @cache
     def both(size: int, number: int) -> Times:
         times = takes(size, number)
         return times._replace(reduces=times.duration + after)
