@@ -28,14 +28,18 @@ from intaglio.runtime.judge.defaults import (
     WINDOW,
 )
 from intaglio.runtime.judge.operators import OPERATOR_KEYS, check_operators
-from intaglio.runtime.judge.reference import CannotJudge, Reference, own_rounding
+from intaglio.runtime.judge.reference import (
+    AS_IT_COMES,
+    FLOAT_ACTIVATIONS,
+    CannotJudge,
+    Reference,
+    own_rounding,
+)
 from intaglio.runtime.judge.routing import check_routing, routes
 from intaglio.runtime.judge.saturation import saturation
 from intaglio.runtime.loaded_model import LoadedModel
 from intaglio.runtime.remaining import LONG, Remaining, duration
 
-AS_IT_COMES = "as_it_comes"
-FLOAT_ACTIVATIONS = "float_activations"
 _ROWS = 16
 """Positions whose logits are compared at once, so that large vocabularies take little memory."""
 

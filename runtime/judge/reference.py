@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
+AS_IT_COMES = "as_it_comes"
+FLOAT_ACTIVATIONS = "float_activations"
+NAMES = {AS_IT_COMES: "as it comes", FLOAT_ACTIVATIONS: "with float activations"}
+"""The references, as reports call them."""
+
 Logits = npt.NDArray[np.float32]
 Tokens = Sequence[int] | npt.NDArray[np.integer]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from intaglio.dialects.errors import UserError
-from intaglio.runtime.judge.check import AS_IT_COMES, FLOAT_ACTIVATIONS
+from intaglio.runtime.judge.reference import NAMES
 from intaglio.runtime.judge.routing import routing_lines
 from intaglio.runtime.judge.saturation import saturation_lines
 from intaglio.runtime.reports.wording import counted
@@ -133,7 +133,7 @@ def text_lines(result: Mapping[str, Any]) -> Iterator[str]:
 def _judged_lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{counted(result['tokens_compared'], 'token')} in {counted(result['windows'], 'window')}, "
-        f"judged by onnxruntime {_NAMES[result['judge']]}"
+        f"judged by onnxruntime {NAMES[result['judge']]}"
     )
     if result["judged_weights"] is not None:
         yield (
@@ -143,7 +143,7 @@ def _judged_lines(result: Mapping[str, Any]) -> Iterator[str]:
     for line in result["judge_changes"]:
         yield f"  copy         {line}"
     for name, figures in result["against"].items():
-        yield f"  onnxruntime {_NAMES[name]}"
+        yield f"  onnxruntime {NAMES[name]}"
         yield (
             f"    logits     largest error {figures['max_abs_logit_error']:.4g}, "
             f"{figures['max_error_of_range']:.2%} of their range {figures['logit_range']:.4g}; "
@@ -165,9 +165,9 @@ def _judged_lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"{counted(result['tokens_scored'], 'token')}; onnxruntime "
             f"{result['reference_perplexity']:.5f}, with float activations "
             f"{result['float_reference_perplexity']:.5f} ({result['perplexity_change']:+.4%} of "
-            f"the one {_NAMES[result['perplexity_judge']]})"
+            f"the one {NAMES[result['perplexity_judge']]})"
         )
-    yield from routing_lines(result["expert_choices"])
+    yield from routing_lines(result["expert_choices"], result["windows"])
     divergence = result["first_divergence"]
     if divergence is None:
         yield f"  greedy       {counted(result['greedy_tokens'], 'token')} equal"
@@ -177,9 +177,6 @@ def _judged_lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"{divergence['token']} here, {divergence['reference_token']} there, whose logits are "
             f"{divergence['reference_gap']:.3g} apart there and {divergence['gap']:.3g} here"
         )
-
-
-_NAMES = {AS_IT_COMES: "as it comes", FLOAT_ACTIVATIONS: "with float activations"}
 
 
 def _operator_lines(result: Mapping[str, Any]) -> Iterator[str]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from intaglio.backend.program.program import Instruction
 from intaglio.dialects.isa.values import Routing
 from intaglio.dialects.isa.vector import Route
-from intaglio.runtime.judge.reference import inputs_of
+from intaglio.runtime.judge.reference import FLOAT_ACTIVATIONS, NAMES, inputs_of
 from intaglio.runtime.loaded_model import LoadedModel
 from intaglio.runtime.reports.wording import counted
 
@@ -76,7 +76,8 @@ def check_routing(chip: LoadedModel, ids: Sequence[int], judge: str, other: str)
         other: the other one.
 
     Returns:
-        `choices` (tokens times routers), `differing`, `near_ties` (of those that differ), their
+        `judge`, whose gaps these are; `tokens`, how many; `choices` (tokens times
+        routers), `differing`, `near_ties` (of those that differ), their
         difference `counted`; `listed`, the first of those that differ, each with `token`, `node`,
         the experts `here` and `there`, `gap` and `apart`, the logits' distance of the references;
         `same_tokens`, those of which no choice differs but near ties, and over these tokens
@@ -88,7 +89,7 @@ def check_routing(chip: LoadedModel, ids: Sequence[int], judge: str, other: str)
     every = list(_routers(chip))
     names = list(dict.fromkeys(router.value for _, _, router in every))
     both = {
-        name: chip.reference(float_activations=name == "float_activations", observed=names).observe(
+        name: chip.reference(float_activations=name == FLOAT_ACTIVATIONS, observed=names).observe(
             ids
         )
         for name in (judge, other)
@@ -144,6 +145,8 @@ def check_routing(chip: LoadedModel, ids: Sequence[int], judge: str, other: str)
     size = float(logits.max() - logits.min())
     near = sum(one["near_tie"] for one in listed.values())
     return {
+        "judge": judge,
+        "tokens": len(ids),
         "choices": len(ids) * len(every),
         "differing": len(listed),
         "near_ties": near,
@@ -171,20 +174,36 @@ def _differing(
         yield token, wanted, float(row[best[chosen - 1]] - row[best[chosen]])
 
 
-def routing_lines(found: Mapping[str, Any] | None) -> Iterator[str]:
-    """What `check_routing` found, for people."""
+def routing_lines(found: Mapping[str, Any] | None, windows: int = 1) -> Iterator[str]:
+    """What `check_routing` found, for people.
+
+    Args:
+        found: what it found in the first window; None for a model without experts.
+        windows: how many windows the rest of the comparison has.
+    """
     if found is None:
         return
+    where = "" if windows == 1 else f" in the first of {windows:,} windows"
     yield (
-        f"  experts      {found['differing']} of {found['choices']:,} choices differ, "
-        f"{found['near_ties']} of them where the references cannot tell; on the "
-        f"{counted(found['same_tokens'], 'token')} with the same experts the largest error of a "
-        f"logit is {found['max_abs_logit_error']:.4g}, {found['max_error_of_range']:.2%} of their "
-        "range"
+        f"  experts      {found['differing']:,} of {counted(found['choices'], 'choice')}{where} "
+        f"{'differs' if found['choices'] == 1 else 'differ'} from onnxruntime's "
+        f"{NAMES[found['judge']]}, {found['near_ties']:,} of them near ties, which the references "
+        "cannot tell"
+    )
+    decided = "near ties decided as there, " if found["near_ties"] else ""
+    other = "another" if found["near_ties"] else "a"
+    yield (
+        f"               {decided}the largest error of a logit is "
+        f"{found['max_abs_logit_error']:.4g}, {found['max_error_of_range']:.2%} of their range, "
+        f"on {found['same_tokens']:,} of {counted(found['tokens'], 'token')}: those without "
+        f"{other} difference"
     )
     for one in found["listed"]:
+        tie = ", a near tie" if one["near_tie"] else ""
         yield (
             f"               token {one['token']} at {one['node']}: {one['here']} here, "
-            f"{one['there']} there; the gap is {one['gap']:.3g}, the references are "
+            f"{one['there']} there{tie}; the gap is {one['gap']:.3g} there, the references are "
             f"{one['apart']:.3g} apart"
         )
+    if more := found["differing"] - len(found["listed"]):
+        yield f"               and {more:,} more"

@@ -85,7 +85,9 @@ def test_the_judge(
     assert choices["counted"] <= most
     assert choices["max_error_of_range"] < bound
     assert result["top1_agreement_counted"] >= (0.95 if most else 1.0)
-    assert len(list(routing_lines(choices))) == 1 + len(choices["listed"])
+    assert choices["judge"] == result["judge"] and choices["tokens"] == 64
+    more = choices["differing"] > len(choices["listed"])
+    assert len(list(routing_lines(choices))) == 2 + len(choices["listed"]) + more
 
 
 def test_near_ties_are_told_apart(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
