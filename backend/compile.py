@@ -303,8 +303,7 @@ def _hardware(
     except UserError as error:
         if options.emit is not None:
             raise
-        help_ = f"; what helps: {error.hint}" if error.hint else ""
-        return [f"no hardware is written: {error.what}{help_}"]
+        return [str(UserError(f"no hardware is written: {error.what}", hint=error.hint))]
     if EXTERNAL_BANKS not in written:
         return []
     # Less the head line.

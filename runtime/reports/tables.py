@@ -213,7 +213,10 @@ def _power_lines(power: Mapping[str, Any]) -> Iterator[str]:
                 f"{counted(gated['added_cycles'], 'cycle')} a token"
             )
         if one["l_units"] is not None:
-            parts.append(f"L-Units {one['l_units']['millijoules']:.4g} mJ a token")
+            parts.append(
+                f"L-Units {one['l_units']['watts']:.4g} W, "
+                f"{one['l_units']['millijoules']:.4g} mJ a token"
+            )
         if one["published"] is not None:
             parts.append(
                 f"{one['published']['millijoules']:.4g} mJ a token at the published "

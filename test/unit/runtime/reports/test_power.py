@@ -206,7 +206,11 @@ def test_energy_of_l_units(compiled: Named):
         assert one["l_units"]["millijoules"] == pytest.approx(joules * 1e3)
         assert one["l_units"]["watts"] == pytest.approx(joules / one["seconds"])
         assert 0 < one["l_units"]["busy_share"] < 1
-    assert any("L-Units" in line for line in summary_lines(inspect_json(out)))
+    lines = [line for line in summary_lines(inspect_json(out)) if line.startswith("power")]
+    for line, one in zip(lines, content["positions"], strict=True):
+        units = one["l_units"]
+        said = f"L-Units {units['watts']:.4g} W, {units['millijoules']:.4g} mJ a token"
+        assert line == f"power   {said} at position {one['position']}"
 
 
 def test_two_passes_have_their_own_energy(model: Named, tmp_path: Path):
