@@ -55,6 +55,8 @@ JUDGED = (
     "judge_changes",
     "top1_agreement",
     "top1_agreement_counted",
+    "top1_misses",
+    "top1_misses_counted",
     "max_abs_logit_error",
     "logit_range",
     "max_error_of_range",
@@ -73,6 +75,7 @@ JUDGED_TEXT = (
     "float_reference_perplexity",
     "perplexity_judge",
     "perplexity_change",
+    "perplexity_changes",
 )
 """What it is needed for on a text."""
 
@@ -123,6 +126,8 @@ class _Against:
         return {
             "top1_agreement": self.agreed / self.tokens,
             "top1_agreement_counted": 1 - counted / self.tokens,
+            "top1_misses": len(self.gaps),
+            "top1_misses_counted": counted,
             "max_abs_logit_error": self.error,
             "logit_range": self.range,
             "max_error_of_range": self.error / self.range if self.range else 0.0,
@@ -178,6 +183,7 @@ def check(
         references, or `rounding_apart`. That is, for a graph that rounds activations itself, the
         largest distance of onnxruntime from itself when it does not, or (DynamicQuantizeLinear)
         when it does so token by token; None for other graphs.
+        `top1_misses` is how many tokens differ, `top1_misses_counted` how many of them count.
         `expert_choices` is what `check_routing` says of a mixture of experts over the first
         window; None for other models.
         `first_divergence` is the first of `greedy_tokens` that differs (its index, both tokens, and
@@ -185,7 +191,8 @@ def check(
         did not fit; where there are any, `saturation` says where and what helps (see
         `runtime/judge/saturation.py`), else it is None. A text adds `perplexity`,
         `reference_perplexity` (as it comes), `float_reference_perplexity` and `perplexity_change`
-        against the judge of perplexities.
+        against the judge of perplexities, `perplexity_judge` (of 8 bits the nearer, which need not
+        be `judge`); `perplexity_changes` has both.
         With an adapter there are `adapter`, `adapter_loss` (the worst site's conversion) and, on
         a text, `base_perplexity`, the chip's own without the adapter.
         `per_op` adds `operators` and more, see `check_operators`.
@@ -539,6 +546,7 @@ def _perplexities(ours: _Against, against: Mapping[str, _Against], is_wide: bool
         "float_reference_perplexity": theirs[FLOAT_ACTIVATIONS],
         "perplexity_judge": judge,
         "perplexity_change": changes[judge],
+        "perplexity_changes": changes,
         "tokens_scored": ours.scored,
     }
 

@@ -35,6 +35,9 @@ def test_figures_of_logits_by_hand():
     assert against.summary(0.0)["top1_agreement_counted"] == 0.5
     assert against.summary(0.7)["top1_agreement_counted"] == 1.0
     assert against.summary(0.7)["top1_agreement"] == 0.5
+    for undecided, counted in ((0.0, 1), (0.6, 1), (0.7, 0)):
+        figures = against.summary(undecided)
+        assert (figures["top1_misses"], figures["top1_misses_counted"]) == (1, counted)
 
 
 @pytest.mark.parametrize("name", ["llama", "tied", "qwen", "phi", "int8", "prune", "hqq4", "hqq2"])
@@ -88,6 +91,19 @@ def test_text_adds_perplexities(compiled, tmp_path: Path):
     assert result["float_reference_perplexity"] == pytest.approx(math.exp(loss / 307), rel=1e-6)
     change = result["perplexity"] / result["reference_perplexity"] - 1
     assert abs(result["perplexity_change"]) <= abs(change) < 0.05
+    floats = result["perplexity"] / result["float_reference_perplexity"] - 1
+    changes = result["perplexity_changes"]
+    assert changes == pytest.approx({"as_it_comes": change, "float_activations": floats})
+    assert changes[result["perplexity_judge"]] == result["perplexity_change"]
+    (line,) = [one for one in text_lines(result) if "  perplexity " in one]
+    for value, one in (
+        (result["reference_perplexity"], change),
+        (result["float_reference_perplexity"], floats),
+    ):
+        assert f"{value:.5f} ({one:+.4%})" in line
+    misses, counts = result["top1_misses"], result["top1_misses_counted"]
+    assert misses == round((1 - result["top1_agreement"]) * 310) >= counts
+    assert f"({counts} of {misses} that differ count)" in "".join(text_lines(result))
     assert check(chip, text=path, tokens=130)["tokens_compared"] == 130
     assert check(chip, text=path, windows=2)["tokens_compared"] == 256
 
@@ -134,6 +150,20 @@ def test_tolerances():
     with pytest.raises(UserError, match="only with --per-op"):
         check_tolerances([("operator_error", 3)], text=True, per_op=False)
     check_tolerances([("operator_error", 3), ("perplexity", 3)], text=True, per_op=True)
+
+
+@pytest.mark.parametrize(("key", "value"), [("differing", 5), ("counted", 3)])
+def test_tolerances_of_experts(key: str, value: int):
+    name, bound = parse_tolerance(f"expert_choices.{key}={value}")
+    result = {"expert_choices": {"differing": 5, "counted": 3}}
+    assert missed(result, [(name, bound)]) == []
+    assert missed(result, [(name, bound - 1)]) == [
+        f"{name} is {value}, at most {value - 1} was wanted"
+    ]
+    without = {"expert_choices": None}
+    assert missed(without, [(name, bound)]) == [f"{name} is not known: the model has no experts"]
+    (line,) = missed(without | {"judge_error": "why"}, [(name, bound)])
+    assert "onnxruntime could not judge; why" in line
 
 
 def test_tolerances_are_parsed():
