@@ -25,7 +25,16 @@ from intaglio.dialects import rom
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import machine_of
 from intaglio.lowering.order import check_before
-from intaglio.lowering.step.sites import Body, Place, bodies, matrix_name, names, selected
+from intaglio.lowering.step.sites import (
+    Body,
+    Place,
+    bodies,
+    check_unique,
+    families,
+    matrix_name,
+    names,
+    selected,
+)
 
 KEY = "adapter::"
 """How keys of slots begin: `adapter::layers.0.q_proj.A`."""
@@ -61,7 +70,8 @@ class RomAdapterSlots(ModulePass):
         if any(isinstance(one, rom.SiteOp) for one in op.ops):
             raise PassFailedException("the module has adapter slots already")
         found = bodies(op)
-        roles = selected(found, self.modules, machine.adapter_sites)
+        roles = selected(found, self.modules, machine.adapter_sites, families(op))
+        check_unique(found, roles)
         sites: list[rom.SiteOp] = []
         for body in found:
             places = [place for place in body.places if place.role in roles]

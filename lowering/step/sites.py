@@ -17,7 +17,7 @@ belongs to the attention before it, or to the one whose input it shares (paralle
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from xdsl.dialects.builtin import ModuleOp, SymbolRefAttr
@@ -91,7 +91,6 @@ def bodies(module: ModuleOp) -> list[Body]:
     """All blocks of a module of the float stage that have sites.
 
     Raises:
-        UserError: two matrices of a layer have one role.
         PassFailedException: a layer is repeated in several places.
     """
     found: list[Body] = []
@@ -120,9 +119,7 @@ def bodies(module: ModuleOp) -> list[Body]:
                 found.append(Body(body, op, _places(body, _numbers(body)), first))
                 count += attentions * len(op.instances)
         found.append(Body(block, None, _places(block, before), [0]))
-    found = [body for body in found if body.places]
-    _check(found)
-    return found
+    return [body for body in found if body.places]
 
 
 @dataclass(frozen=True)
@@ -146,6 +143,7 @@ def site_shapes(module: ModuleOp) -> list[SiteShape]:
     """The sites that a module of the float stage has; none where slots are not possible."""
     try:
         found = bodies(module)
+        check_unique(found)
     except (UserError, PassFailedException):
         return []
     counts: dict[tuple[int, int, int], int] = {}
@@ -170,20 +168,56 @@ def names(found: Sequence[Body]) -> list[str]:
     return [name for *_, name in sorted(sites)]
 
 
-def _check(found: Sequence[Body]) -> None:
-    seen: set[str] = set()
-    for name in names(found):
-        if name in seen:
-            layer, _, role = name.rpartition(".")
-            raise UserError(
-                f"two matrices of {layer} have the role {role}, so that adapters for it have no "
-                "one place",
-                hint="adapter slots are for decoders with one attention and one network a layer",
-            )
-        seen.add(name)
+def check_unique(found: Sequence[Body], roles: Set[str] = frozenset(ROLES)) -> None:
+    """Whether each layer has one matrix of each role that is to get slots.
+
+    Raises:
+        UserError: two matrices of a layer have one of the roles.
+    """
+    nodes: dict[str, str] = {}
+    for body in found:
+        for place in body.places:
+            if place.role not in roles:
+                continue
+            for instance in range(len(body.first)):
+                node = ", ".join(text.data for text in place.linear.onnx.data[instance])
+                site = body.site(place, instance)
+                layer, _, role = site.rpartition(".")
+                if site in nodes:
+                    raise UserError(
+                        f"two matrices of {layer} have the role {role}, so that adapters for it "
+                        f"have no one place: those of '{nodes[site]}' and '{node}'",
+                        hint="layers are counted by attention operators: those without one, such "
+                        "as convolutions, count to the one before them; name the roles that each "
+                        "layer has once, as in --adapter-slots 16:q_proj,v_proj",
+                    )
+                nodes[site] = node
 
 
-def selected(found: Sequence[Body], modules: Sequence[str], policy: Sequence[str]) -> set[str]:
+def families(module: ModuleOp) -> list[str]:
+    """The families of experts and the matrices of their routers, which can have no slots."""
+    found: dict[str, None] = {}
+    for op in module.walk():
+        if isinstance(op, rom.ExpertLinearOp):
+            found[op.weights.root_reference.data] = None
+        elif isinstance(op, rom.RouteOp) and (source := _source(op.input)) is not None:
+            found[source.linear.weights.root_reference.data] = None
+    return list(found)
+
+
+NO_EXPERT_SLOTS = (
+    "experts share no A and B: slots beside each expert, and beside the router that chooses among "
+    "them, are not built"
+)
+"""Why matrices of a mixture of experts have no slots."""
+
+
+def selected(
+    found: Sequence[Body],
+    modules: Sequence[str],
+    policy: Sequence[str],
+    without: Sequence[str] = (),
+) -> set[str]:
     """The roles that get slots.
 
     Args:
@@ -191,6 +225,7 @@ def selected(found: Sequence[Body], modules: Sequence[str], policy: Sequence[str
         modules: the roles, or packed matrices, that a user names; none leaves it to the target.
         policy: the roles that the target names; none means all. What the model does not have is
             no error here.
+        without: `families` of the module, which say why a role is missing.
 
     Raises:
         UserError: a name is unknown, or there is no site.
@@ -206,8 +241,10 @@ def selected(found: Sequence[Body], modules: Sequence[str], policy: Sequence[str
     for name in modules:
         meant = {role for role in PACKED.get(name, (name,)) if role in there}
         if not meant:
+            why = f"; {NO_EXPERT_SLOTS}" if without else ""
             raise UserError(
-                f"no matrix has the role '{name}', so it can have no adapter slots", hint=of_model
+                f"no matrix has the role '{name}', so it can have no adapter slots{why}",
+                hint=of_model,
             )
         roles |= meant
     if modules:

@@ -12,7 +12,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from intaglio.dialects.errors import UserError
 from intaglio.lowering.step.outline_layers import RomOutlineLayers
-from intaglio.lowering.step.sites import ROLES, bodies, names, selected
+from intaglio.lowering.step.sites import ROLES, bodies, check_unique, names, selected
 
 FromText = Callable[[str], ModuleOp]
 
@@ -211,7 +211,8 @@ def test_two_matrices_of_one_role(from_text: FromText) -> None:
         matrices={"o": SQUARE, "o2": SQUARE},
     )
     with pytest.raises(UserError, match=r"two matrices of layers\.0 have the role o_proj"):
-        bodies(from_text(text))
+        check_unique(bodies(from_text(text)))
+    check_unique(bodies(from_text(text)), {"q_proj", "k_proj", "v_proj"})
 
 
 def test_the_roles_that_get_slots(from_text: FromText, decoder: Any) -> None:
