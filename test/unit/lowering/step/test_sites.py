@@ -236,7 +236,8 @@ def test_a_model_without_sites(from_text: FromText) -> None:
 
 def test_experts_say_why_they_have_no_slots(from_text: FromText, decoder: Any) -> None:
     found = bodies(from_text(decoder.text()))
-    with pytest.raises(UserError, match="'up'.*no adapter slots; experts share no A and B"):
+    with pytest.raises(UserError, match=r"'up', .*; experts share no A and B"):
         selected(found, ["up"], [], ["layers.0.experts"])
-    with pytest.raises(UserError, match="role 'up', so it can have no adapter slots$"):
+    with pytest.raises(UserError) as raised:
         selected(found, ["up"], [])
+    assert "experts" not in str(raised.value)
