@@ -43,7 +43,7 @@ class RecurrenceUnit(Unit):
     def ports(self) -> tuple[Bundle, ...]:
         """See `Unit`."""
         form = self.model.form
-        gates = [*(["decay"] * form.gated), *(["beta"] * form.delta)]
+        gates = [*(["decay"] * form.gated), *(["rate"] * form.delta)]
         return (
             Command((LinearAttention,), self.model.fields, flows=True),
             Take("position", POSITION),

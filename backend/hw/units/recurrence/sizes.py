@@ -35,7 +35,7 @@ class Form:
         query_heads, key_heads: of queries and of keys.
         format: of their codes.
         gated: whether there is a decay.
-        delta: whether there is a beta.
+        delta: whether there is a rate.
         shift: places that sums over a head lose.
     """
 
@@ -172,7 +172,7 @@ class RecurrenceModel:
                 Field("state_key", self.row_bits, "first row of the key's codes"),
                 Field("state_value", self.row_bits, "first row of the value"),
                 *((Field("state_decay", self.row_bits, "first row of the decay"),) * form.gated),
-                *((Field("state_beta", self.row_bits, "first row of beta"),) * form.delta),
+                *((Field("state_rate", self.row_bits, "first row of the rate"),) * form.delta),
                 Field("state_output", self.row_bits, "first row of the result"),
                 Field("state_row", index_bits(self.depth), "first row of the state"),
                 Field("state_head", index_bits(self.scale_depth), "entry of its first exponent"),
@@ -186,7 +186,10 @@ class RecurrenceModel:
                     (Field("state_decay_frac", FRACTION_BITS, "fraction bits of the decay"),)
                     * form.gated
                 ),
-                *((Field("state_beta_frac", FRACTION_BITS, "fraction bits of beta"),) * form.delta),
+                *(
+                    (Field("state_rate_frac", FRACTION_BITS, "fraction bits of the rate"),)
+                    * form.delta
+                ),
                 Field("state_frac", FRACTION_BITS, "fraction bits of the result"),
             )
         )
@@ -219,7 +222,7 @@ def encode(
         "state_value_places": program.fraction(one.value) - frac,
         "state_frac": frac,
     }
-    for name, gate in (("decay", one.decay), ("beta", one.rate)):
+    for name, gate in (("decay", one.decay), ("rate", one.rate)):
         if gate is not None:
             values[f"state_{name}"] = row(gate)
             values[f"state_{name}_frac"] = program.fraction(gate)

@@ -64,7 +64,7 @@ def recurrence_unit(design: Design, model: RecurrenceModel) -> ModuleBuilder:
       cycle of the last write), `ready` (an instruction may start). `position` of the token.
     - `query_row`, `query_data`, `key_row`, `key_data`: codes, W of 16 bits; `query_scale_group` and
       its like: scales.
-    - `value_row`, `value_data`; `decay_row`, `beta_row` and their data, where there are any: W
+    - `value_row`, `value_data`; `decay_row`, `rate_row` and their data, where there are any: W
       numbers of 32 bits.
     - `result_enable`, `result_row`, `result_data`, `result_lanes`: write port of the vector memory.
     - `saturations`: how many values saturated among those written in this cycle.
@@ -176,12 +176,12 @@ class _Unit:
     # Gates and exponents
 
     def gates(self) -> None:
-        """What is one number a head: scales, exponents, factor, beta; of both passes."""
+        """What is one number a head: scales, exponents, factor, rate; of both passes."""
         m, model, f = self.m, self.model, self.f
         either = self.one.at("head", 0)
         down = (self.width - 1).bit_length()
         rows = {name: f[f"state_{name}"] + (either >> down)
-                for name in ("decay", "beta") if f"state_{name}" in f}  # fmt: skip
+                for name in ("decay", "rate") if f"state_{name}" in f}  # fmt: skip
         head = self.one.at("head", 1)
         self.gate: dict[str, Signal] = {}
         for name, at in rows.items():
@@ -374,11 +374,11 @@ class _Unit:
         # Numbers of the head, with the sums.
         scales = [part.delay(self.match) for name in ("key", "query") for part in late[name]]
         factor = self.factor.delay(ready - 1 - self.factor_depth)
-        beta = self.gate["beta"].delay(ready - 1) if "beta" in self.gate else None
+        rate = self.gate["rate"].delay(ready - 1) if "rate" in self.gate else None
         more = self.exponent.delay(ready - 1) - form.shift - f["state_frac"]
         values = self.value(ready)
         places = f["state_value_places"].static()
-        beta_frac = f["state_beta_frac"].static() if beta is not None else m.constant(0)
+        rate_frac = f["state_rate_frac"].static() if rate is not None else m.constant(0)
 
         def element(*given: Signal) -> tuple[Signal, Signal, Signal]:
             r = Wires(m)
@@ -396,11 +396,11 @@ class _Unit:
                 rest[0] if rest else None,
                 form.shift,
                 more,
-                beta_frac,
+                rate_frac,
             )
             return found.output, found.news, r.saturated
 
-        head = [match, factor, more, *scales, *([beta] if beta is not None else [])]
+        head = [match, factor, more, *scales, *([rate] if rate is not None else [])]
         outputs: list[Signal] = []
         news: list[Signal] = []
         counts: list[Signal] = []
