@@ -39,7 +39,7 @@ from intaglio.backend.hw.units.ports import (
     Write,
 )
 from intaglio.backend.hw.units.unit import Unit
-from intaglio.backend.hw.wires.memories import Bank, build_all, fit
+from intaglio.backend.hw.wires.memories import Bank, build_all
 from intaglio.backend.hw.wires.signal import (
     RESET,
     Design,
@@ -50,6 +50,7 @@ from intaglio.backend.hw.wires.signal import (
     cat,
     tree,
 )
+from intaglio.backend.hw.wires.widths import fit
 from intaglio.dialects.errors import CompilerBug
 from intaglio.dialects.isa.queues import PEAKS, reductions_of
 from intaglio.lowering.schedule import durations

@@ -10,12 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from intaglio.backend.hw.wires.signal import ModuleBuilder, Operand, Signal, Wire, Write, cat
+from intaglio.backend.hw.wires.widths import fit
 from intaglio.dialects.errors import CompilerBug
-
-
-def fit(signal: Signal, width: int) -> Signal:
-    """The signal on `width` wires, unsigned: an address that is too large is never used."""
-    return signal.truncate(width).extend(width, False)
 
 
 class Bank:

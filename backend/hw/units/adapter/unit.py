@@ -58,7 +58,7 @@ from intaglio.backend.hw.wires.signal import (
     mux,
     pipelined,
 )
-from intaglio.backend.hw.wires.widths import index_bits, log2
+from intaglio.backend.hw.wires.widths import fit, index_bits, log2, up
 from intaglio.dialects import memories
 from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.fixed_point import SCALE_BITS as MANTISSA_BITS
@@ -283,7 +283,7 @@ class _Unit:
             active.drive(data[:width], enable & (kind == ACTIVE))
             self.active: Signal = active
         self.exponent_write = Write(
-            self.fit(index, index_bits(max(2, places.registers))),
+            fit(index, index_bits(max(2, places.registers))),
             data[rank_bits : rank_bits + 2 * EXPONENT_BITS],
             on,
         )
@@ -300,12 +300,10 @@ class _Unit:
                 word = cat(*([data[: per_word // places.parts]] * places.parts))
             low = SCALE_BITS * (unit % places.scale_units)
             ports: dict[str, Signal] = {
-                "code_address": self.fit(index[code_shift:], index_bits(places.depth)),
+                "code_address": fit(index[code_shift:], index_bits(places.depth)),
                 "code_data": word,
                 "code_enable": enable & (kind == CODES) & (group == unit // places.load_units),
-                "scale_write_address": self.fit(
-                    index[scale_shift:], index_bits(places.scale_depth)
-                ),
+                "scale_write_address": fit(index[scale_shift:], index_bits(places.scale_depth)),
                 "scale_data": data[low : low + SCALE_BITS],
                 "scale_enable": enable
                 & (kind == SCALES)
@@ -330,7 +328,7 @@ class _Unit:
             return given[field]
         in_slot = given["adapter_first"] | given["adapter_second"]
         offset = self.of_active(step * number for number in range(residents))
-        return self.fit(given[field] + mux(in_slot, offset, 0), self.model.fields[field])
+        return fit(given[field] + mux(in_slot, offset, 0), self.model.fields[field])
 
     def control(self) -> None:
         """Counters of steps and beats."""
@@ -361,14 +359,14 @@ class _Unit:
         word = m.register("step_word", words.width)
         word_end = (word + 1) == words
         word_done = step & place_end
-        word.drive(mux(word_done, mux(word_end, 0, _up(word)), word))
+        word.drive(mux(word_done, mux(word_end, 0, up(word)), word))
         group_word = m.register("step_group_word", model.fields["adapter_group_last"])
         group = m.register("step_group", model.fields["adapter_groups"])
         group_end = group_word == f["adapter_group_last"]
         row_end = word_done & word_end
-        ends = mux(word_end, 0, mux(group_end, 0, _up(group_word)))
+        ends = mux(word_end, 0, mux(group_end, 0, up(group_word)))
         group_word.drive(mux(word_done, ends, group_word))
-        following = mux(word_end, 0, mux(group_end, _up(group), group))
+        following = mux(word_end, 0, mux(group_end, up(group), group))
         group.drive(mux(word_done, following, group))
 
         work = words << f["adapter_passes_last"]
@@ -385,26 +383,26 @@ class _Unit:
             hold.drive(mux(start, model.hold - 1, rest))
             slot_end = slot_end & ~(waiting & block_end)
         slot_end = slot_end.named("slot_end")
-        interval.drive(mux(running & ~slot_end, mux(slot_over, interval, _up(interval)), 0))
+        interval.drive(mux(running & ~slot_end, mux(slot_over, interval, up(interval)), 0))
         inner_done.drive((inner_done | row_end) & ~slot_end & ~start)
-        block.drive(mux(start, 0, mux(slot_end, _up(block), block)))
+        block.drive(mux(start, 0, mux(slot_end, up(block), block)))
         last = slot_end & block_end
         running.drive(start | (running & ~last))
         m.output("ready", ~running | last)
 
         address = m.register("row_word", model.fields["adapter_word"])
-        next_row = self.fit(address + f["adapter_words"], address.width)
+        next_row = fit(address + f["adapter_words"], address.width)
         first_row = self.of_resident("adapter_word", places.slot_words, given)
         address.drive(mux(start, first_row, mux(slot_end, next_row, address)))
         scale = m.register("row_scale", model.fields["adapter_scale"])
-        next_scale = self.fit(scale + f["adapter_groups"], scale.width)
+        next_scale = fit(scale + f["adapter_groups"], scale.width)
         first_scale = self.of_resident("adapter_scale", places.slot_scales, given)
         scale.drive(mux(start, first_scale, mux(slot_end, next_scale, scale)))
 
         self.step, self.place, self.word, self.slot_end = step, place, word, slot_end
         self.place_end = place_end
-        self.address = self.fit(address + word, address.width)
-        self.scale_address = self.fit(scale + group, scale.width)
+        self.address = fit(address + word, address.width)
+        self.scale_address = fit(scale + group, scale.width)
 
         # Beats: of an instruction that may have left the steps to the next one.
         leaving = {name: f[f"adapter_{name}"] for name in _LEAVING}
@@ -412,7 +410,7 @@ class _Unit:
             if f"adapter_{name}" in f:
                 leaving[f"first_{name}"] = f[f"adapter_{name}"]
         places_ = f["adapter_places"].as_signed() + exponent
-        leaving |= {"alive": rows, "places": self.fit(places_, PLACES_BITS + 1)}
+        leaving |= {"alive": rows, "places": fit(places_, PLACES_BITS + 1)}
         self.lines = {
             name: [signal.delay(enable=slot_end, name=f"beat_{name}")]
             for name, signal in leaving.items()
@@ -421,7 +419,7 @@ class _Unit:
         part = m.register("beat_part", index_bits(self.parts))
         part_end = part == self.parts - 1
         on.drive(slot_end | (on & ~part_end))
-        part.drive(mux(slot_end, 0, mux(on & ~part_end, _up(part), 0)))
+        part.drive(mux(slot_end, 0, mux(on & ~part_end, up(part), 0)))
         final = block_end.delay(enable=slot_end, name="beat_final")
         self.part = part
         beat_block = block.delay(enable=slot_end, name="beat_block")
@@ -448,7 +446,7 @@ class _Unit:
             "exponents",
             max(2, places.registers),
             2 * EXPONENT_BITS,
-            [self.fit(where, index_bits(max(2, places.registers)))],
+            [fit(where, index_bits(max(2, places.registers)))],
             [self.exponent_write],
         )
         a, b = registers[:EXPONENT_BITS], registers[EXPONENT_BITS:]
@@ -475,7 +473,7 @@ class _Unit:
         }
         ports = {port.name: port for port in unit.ports}
         shared = {
-            name: self.fit(one, ports[name].width).delay(deep, name=f"unit_{name}")
+            name: fit(one, ports[name].width).delay(deep, name=f"unit_{name}")
             for name, one in shared.items()
         }
         for name in self.model.mixed:
@@ -501,7 +499,7 @@ class _Unit:
             row = row + index * ports
         data: list[Signal] = []
         for port in range(ports):
-            m.output(f"input{port}_row", self.fit(row + port, self.model.row_bits))
+            m.output(f"input{port}_row", fit(row + port, self.model.row_bits))
             data.append(m.input(f"input{port}_data", memories.CODE_BITS * width))
         word = cat(*reversed(data))
         if lanes < width:
@@ -519,7 +517,7 @@ class _Unit:
         mantissa = m.input("input_mantissa", MANTISSA_BITS)
         exponent = m.input("input_exponent", memories.EXPONENT_BITS, True)
         own = self.late_field("places", self.early).as_signed()
-        places = self.fit(own + exponent, PLACES_BITS + 1).named("places")
+        places = fit(own + exponent, PLACES_BITS + 1).named("places")
         scale = {"mantissa": [mantissa], "places": [places]}
 
         def late(name: str, cycles: int) -> Signal:
@@ -553,7 +551,7 @@ class _Unit:
         offset = self.group >> bits
         m.output(
             "residual_row",
-            self.fit(self.late_field("residual_row", 0) + offset, row_bits).delay(
+            fit(self.late_field("residual_row", 0) + offset, row_bits).delay(
                 self.early - 1, name="residual_at"
             ),
         )
@@ -582,7 +580,7 @@ class _Unit:
         lanes = [self.on & (sub == i // count) & written[i % count] for i in range(width)]
         mask = cat(*reversed(lanes)).delay(delay, reset=0, name="result_lane")
         m.output("result_enable", self.on.delay(delay, reset=0, name="result_on"))
-        row = self.fit(self.late_field("target", 0) + offset, row_bits)
+        row = fit(self.late_field("target", 0) + offset, row_bits)
         m.output("result_row", row.delay(delay, name="result_to"))
         m.output("result_data", cat(*[values[i % count] for i in reversed(range(width))]))
         m.output("result_lanes", mask)
@@ -595,11 +593,3 @@ class _Unit:
         while len(line) <= cycles:
             line.append(line[-1].delay(name=f"{name}_at{len(line)}"))
         return line[cycles]
-
-    def fit(self, signal: Signal, width: int) -> Signal:
-        """The signal on `width` wires; what does not fit never happens."""
-        return signal.truncate(width).extend(width, False)
-
-
-def _up(counter: Signal) -> Signal:
-    return (counter + 1).truncate(counter.width)

@@ -80,7 +80,7 @@ from intaglio.backend.hw.wires.signal import (
     pipelined,
     tree,
 )
-from intaglio.backend.hw.wires.widths import index_bits, log2
+from intaglio.backend.hw.wires.widths import fit, index_bits, log2, up
 from intaglio.dialects import memories
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
 from intaglio.dialects.formulas.elementwise import Constants, scale, softcap
@@ -388,9 +388,9 @@ class _Unit:
         head_end = (head + 1) == f["count"]
         last = active & slot_end & head_end
         running.drive(active & ~last)
-        following = mux(turn_end, _up(slot), slot) if model.external else _up(slot)
+        following = mux(turn_end, up(slot), slot) if model.external else up(slot)
         slot.drive(mux(active & ~slot_end, following, 0))
-        head.drive(mux(active & slot_end, mux(head_end, 0, _up(head)), head))
+        head.drive(mux(active & slot_end, mux(head_end, 0, up(head)), head))
 
         two = f["planes_last"]
         plane = two & slot[0]
@@ -405,7 +405,7 @@ class _Unit:
         read = chunk >> (parts.bit_length() - 1)
         vector = (self.position >> self.unit_log) * f["heads"] + head
         word = f["word"] + vector * f["vector_words"] + mux(two, read << 1, read) + plane
-        address = self.fit(word, index_bits(model.kv.depth))
+        address = fit(word, index_bits(model.kv.depth))
         depth = machine.kv_write
         mask = None
         if parts > 1:
@@ -434,7 +434,7 @@ class _Unit:
         ]
 
         m.output("append_ready", ~running)
-        m.output("append_group", self.fit(f["entry"] + head, model.row_bits))
+        m.output("append_group", fit(f["entry"] + head, model.row_bits))
         mantissa = m.input("append_mantissa", SCALE_BITS)
         exponent = m.input("append_exponent", memories.EXPONENT_BITS, True)
         scale = cat(exponent.truncate(EXPONENT_BITS), mantissa)
@@ -444,7 +444,7 @@ class _Unit:
         chosen = cat(*[m.constant(0) + (lane == i) for i in reversed(range(self.width))])
         m.output("append_done", last.delay(depth, reset=0, name="append_done"))
         return writes, Write(
-            self.fit(row, index_bits(model.kv.scale_depth)).delay(depth, name="scale_address"),
+            fit(row, index_bits(model.kv.scale_depth)).delay(depth, name="scale_address"),
             cat(*([scale] * self.width)).delay(depth - 1, name="scale_word"),
             (active & slot_end & f["dynamic"]).delay(depth, reset=0, name="scale_enable"),
             chosen.delay(depth, name="scale_lane"),
@@ -462,7 +462,7 @@ class _Unit:
             return m.constant(0), m.constant(1), outside
         turn = m.register("append_turn", (turns - 1).bit_length())
         end = ~outside | (turn == turns - 1)
-        turn.drive(mux(active & ~end, _up(turn), 0))
+        turn.drive(mux(active & ~end, up(turn), 0))
         return turn, end, outside
 
     def append_outside(
@@ -513,7 +513,7 @@ class _Unit:
                 index = place.truncate(per_row)
                 mask = cat(*[index == i for i in reversed(range(1 << per_row))])
             taken = cat(*([taken] * (1 << per_row)))
-        address = self.fit(f["external"] + first + row, index_bits(model.kv.external_depth))
+        address = fit(f["external"] + first + row, index_bits(model.kv.external_depth))
         m.output("external_write_enable", enable.delay(depth, reset=0, name="external_enable"))
         m.output("external_write_address", address.delay(depth, name="external_address"))
         m.output("external_write_data", taken.delay(depth - 1, name="external_data"))
@@ -553,17 +553,17 @@ class _Unit:
         kv_end = (kv + 1) == f["count"]
         done = request & beat_end
         loading.drive(mux(start, any_, loading & ~(done & block_end & kv_end)))
-        beat.drive(mux(start | done, 0, mux(request, _up(beat), beat)))
-        following = mux(block_end, first, _up(here))
+        beat.drive(mux(start | done, 0, mux(request, up(beat), beat)))
+        following = mux(block_end, first, up(here))
         block.drive(mux(done, following, here).assume(0, (1 << block.width) - 1))
-        kv.drive(mux(start, 0, mux(done & block_end, _up(kv), kv)))
-        buffer.drive(mux(done, _up(buffer), buffer))
+        kv.drive(mux(start, 0, mux(done & block_end, up(kv), kv)))
+        buffer.drive(mux(done, up(buffer), buffer))
         freed = consumed.delay(machine.broadcast - 1, reset=0, name="buffer_freed")
         more = (held + (request & begin)).truncate(held.width)
         held.drive((more - freed).truncate(held.width))
         vector = (here - inside) * f["kv_heads"] + kv
         row = f["external"] + vector * f["block_beats"] + beat
-        m.output("external_read_address", self.fit(row, index_bits(model.kv.external_depth)))
+        m.output("external_read_address", fit(row, index_bits(model.kv.external_depth)))
         late = machine.external_latency
         units, lanes, size = self.units, machine.attention_lanes, machine.external_bytes
         parts, per_row = max(1, lanes // size), max(1, size // lanes)
@@ -619,7 +619,7 @@ class _Unit:
             waited = m.register("pause_count", model.fields["pause_last"])
             pause_end = pause & (waited == f["pause_last"])
             pause.drive(mux(start, far, pause & ~pause_end))
-            waited.drive(mux(pause & ~pause_end, _up(waited), 0))
+            waited.drive(mux(pause & ~pause_end, up(waited), 0))
             begin = ((start & ~far) | pause_end).named("started")
 
         # Beside a weighted sum's first steps: the heads' scales.
@@ -627,7 +627,7 @@ class _Unit:
         count = m.register("prelude_count", f["heads_last"].width)
         prelude_end = count == f["heads_last"]
         prelude.drive(mux(start, given["weighted"], prelude & ~prelude_end))
-        count.drive(mux(prelude & ~prelude_end, _up(count), 0))
+        count.drive(mux(prelude & ~prelude_end, up(count), 0))
         self.prelude = prelude
         self.prelude_head = count
 
@@ -649,8 +649,8 @@ class _Unit:
         stop = steps.head_end & (weighted | steps.kv_end)
         steps.stepping.drive(begin | (summed & ~final) | (steps.stepping & ~stop))
         kv, base = self.kv, self.base
-        kv.drive(mux(start | over, 0, mux(advance, _up(kv), kv)))
-        next_base = self.fit(base + f["shared"], base.width)
+        kv.drive(mux(start | over, 0, mux(advance, up(kv), kv)))
+        next_base = fit(base + f["shared"], base.width)
         base.drive(mux(start | over, 0, mux(advance, next_base, base)))
         busy = m.register("busy", 1)
         busy.drive(start | (busy & ~over))
@@ -682,7 +682,7 @@ class _Unit:
         for name in ("passes", "planes", "reads", "groups"):
             counter = m.register(f"step_{name}", model.fields[f"{name}_last"])
             end = counter == f[f"{name}_last"]
-            counter.drive(mux(carry, mux(end, 0, _up(counter)), counter))
+            counter.drive(mux(carry, mux(end, 0, up(counter)), counter))
             carry = carry & end
             ends.append(end)
             self.counters.append(counter)
@@ -700,14 +700,14 @@ class _Unit:
         slot_end = (stepping & slot_over & ~(waiting & (block == self.last_block))).named(
             "slot_end"
         )
-        interval.drive(mux(stepping & ~slot_end, mux(slot_over, interval, _up(interval)), 0))
+        interval.drive(mux(stepping & ~slot_end, mux(slot_over, interval, up(interval)), 0))
         inner_done.drive((inner_done | carry) & ~slot_end & ~start)
         self.kv = kv = m.register("kv_head", index_bits(model.kv_heads))
         self.base = m.register("head_base", index_bits(model.heads))
         block_end = (block == self.last_block).named("block_end")
         kv_end = ((kv + 1) == f["count"]).named("kv_end")
         head_end = slot_end & block_end
-        next_block = mux(block_end, self.first_block, _up(block))
+        next_block = mux(block_end, self.first_block, up(block))
         block.drive(
             mux(start, first >> self.unit_log, mux(slot_end, next_block, block)).assume(
                 0, (1 << block_bits) - 1
@@ -717,7 +717,7 @@ class _Unit:
             self.fetched = self.fetch(start, slot_end & self.outside)
             buffer = m.register("step_buffer", log2(model.buffers))
             used = slot_end & self.outside
-            buffer.drive(mux(used, _up(buffer), buffer))
+            buffer.drive(mux(used, up(buffer), buffer))
             self.step_buffer = buffer
         return _Steps(stepping, slot_end, block_end, kv_end, head_end)
 
@@ -748,12 +748,12 @@ class _Unit:
         head_done = on & part_end
         beat_end = (head_done & member_end).named("beat_end")
         on.drive(trigger | (on & ~beat_end))
-        part.drive(mux(on & ~part_end, _up(part), 0))
+        part.drive(mux(on & ~part_end, up(part), 0))
         again = trigger | beat_end
-        next_member = self.fit(next_member, member.width)
+        next_member = fit(next_member, member.width)
         member.drive(mux(again, 0, mux(head_done, next_member, member)))
         counts = head_done | (on & weighted)
-        number.drive(mux(again, 0, mux(counts, _up(number), number)))
+        number.drive(mux(again, 0, mux(counts, up(number), number)))
         final = (steps.kv_end & steps.block_end).delay(enable=trigger, name="beat_final")
         beat_kv = self.kv.delay(enable=trigger, name="beat_kv")
         beat_base = self.base.delay(enable=trigger, name="beat_base")
@@ -761,7 +761,7 @@ class _Unit:
         beat_first = self.first.delay(enable=trigger, name="beat_first")
         self.beats = _Beats(
             on, number, member, member_end & part_end,
-            self.fit(beat_base + member, index_bits(model.heads)), part, beat_kv,
+            fit(beat_base + member, index_bits(model.heads)), part, beat_kv,
             beat_block, beat_first, weighted,
         )  # fmt: skip
         return beat_end, final
@@ -811,7 +811,7 @@ class _Unit:
         vector = self.block * f["kv_heads"] + self.kv
         word = f["word"] + vector * f["vector_words"] + mux(f["planes_last"], reads << 1, reads)
         shared: dict[str, Signal] = {
-            "address": self.fit(word + planes, index_bits(model.kv.depth)),
+            "address": fit(word + planes, index_bits(model.kv.depth)),
             "first": first,
             "group": groups,
             "read": reads,
@@ -826,7 +826,7 @@ class _Unit:
             word_bits = log2(model.buffer_words)
             where = self.step_buffer
             if word_bits:
-                where = cat(where, self.fit(index, word_bits))
+                where = cat(where, fit(index, word_bits))
             shared |= {"outside": self.outside, "buffer_address": where}
         shared = {name: s.delay(deep, name=f"unit_{name}") for name, s in shared.items()}
         shared["step"] = self.step.delay(deep, reset=0, name="unit_step")
@@ -841,9 +841,7 @@ class _Unit:
         for name, signal in late.items():
             if name not in ports:
                 continue
-            shared[name] = self.fit(signal, ports[name].width).delay(
-                self.early, name=f"unit_{name}"
-            )
+            shared[name] = fit(signal, ports[name].width).delay(self.early, name=f"unit_{name}")
         # The cycle after the last step of a block is that of its first beat.
         load = self.trigger & ~f["weighted"]
         shared["load"] = load.delay(self.early, reset=0, name="unit_load")
@@ -889,7 +887,7 @@ class _Unit:
         queries: list[tuple[Signal, ...]] = []
         for head in range(together):
             name = f"query_scale{head}"
-            m.output(f"{name}_group", self.fit(b["entry"] + beats.head + head, model.row_bits))
+            m.output(f"{name}_group", fit(b["entry"] + beats.head + head, model.row_bits))
             queries.append(
                 pipelined(
                     scaled,
@@ -917,7 +915,7 @@ class _Unit:
             lanes = [(sub == i // count) & lanes[i % count] for i in range(self.width)]
         static = self.late_field("static", 1)
         constant = cat(
-            self.fit(self.late_field("scale_exponent", 1), memories.EXPONENT_BITS),
+            fit(self.late_field("scale_exponent", 1), memories.EXPONENT_BITS),
             self.late_field("scale_mantissa", 1),
         )
         words: list[Signal] = []
@@ -953,7 +951,7 @@ class _Unit:
                 values.append(out["score"])
                 flags.append(out["saturated"])
             name = f"score{head}"
-            where = self.fit(row + b["target_stride"] * head, model.row_bits)
+            where = fit(row + b["target_stride"] * head, model.row_bits)
             enables = _delayed([heads[head] & one for one in lanes], delay, f"{name}_lane", reset=0)
             m.output(f"{name}_enable", cat(*enables).any())
             m.output(f"{name}_row", where.delay(delay, name=f"{name}_row"))
@@ -970,9 +968,9 @@ class _Unit:
         lane_bits = self.width.bit_length() - 1
         bits = index_bits(model.capacity)
         count_bits = self.count.bit_length() - 1
-        first = self.fit(self.token_group(beats) << count_bits, bits)
+        first = fit(self.token_group(beats) << count_bits, bits)
         distances = [
-            self.fit(self.position - first - i, bits).delay(name=f"distance{i}")
+            fit(self.position - first - i, bits).delay(name=f"distance{i}")
             for i in range(self.count)
         ]
         found: list[list[Signal]] = []
@@ -980,7 +978,7 @@ class _Unit:
             name = f"slope{head}"
             place = mux(b["sloped"], b["slope"] + beats.head + head, 0)
             address = index_bits(model.constant_rows)
-            m.output(f"{name}_address", self.fit(place >> lane_bits, address))
+            m.output(f"{name}_address", fit(place >> lane_bits, address))
             data = m.input(f"{name}_data", FIXED_BITS * self.width)
             words = [data[FIXED_BITS * i : FIXED_BITS * (i + 1)] for i in range(self.width)]
             lane = place.truncate(lane_bits).delay(name=f"{name}_lane") if lane_bits else None
@@ -1037,7 +1035,7 @@ class _Unit:
             register = m.register(f"{name}_of{group}", FIXED_BITS, True)
             register.drive(mux(opens, value, larger(register, value)), here)
             kept.append(register)
-        entry = self.fit(b["head"] + beats.head + number, model.head_bits)
+        entry = fit(b["head"] + beats.head + number, model.head_bits)
         written = delay + 1
         which = beats.number.delay(written, name=f"{name}_which")
         m.output(f"{name}_enable", (on & closes).delay(written, reset=0, name=f"{name}_over"))
@@ -1094,7 +1092,7 @@ class _Unit:
         lane_bits = self.width.bit_length() - 1
         linear = m.register("result_element", model.row_bits + lane_bits)
         size = mux(beats.last, b["last_size"], b["beat_size"])
-        following = self.fit(linear + size, linear.width)
+        following = fit(linear + size, linear.width)
         opening = self.trigger & (self.kv == 0)
         linear.drive(mux(opening, self.f["lane"], mux(on, following, linear)))
         offset = linear.truncate(lane_bits) if lane_bits else m.constant(0)
@@ -1113,7 +1111,7 @@ class _Unit:
             choose(turn, [values[(i - k) % output] for k in range(0, output, step)])
             for i in range(self.width)
         ]
-        row = self.fit(b["target"] + (linear >> lane_bits), model.row_bits)
+        row = fit(b["target"] + (linear >> lane_bits), model.row_bits)
         enable = on.delay(delay, reset=0, name="result_enable")
         m.output("result_enable", enable)
         m.output("result_row", row.delay(delay, name="result_row"))
@@ -1121,7 +1119,7 @@ class _Unit:
         m.output("result_lanes", cat(*reversed(enables)))
         if model.crosses:
             spills = _delayed(spilled, delay, "spill_lane", reset=0)
-            following = self.fit(row + 1, model.row_bits).delay(delay, name="spill_row")
+            following = fit(row + 1, model.row_bits).delay(delay, name="spill_row")
             m.output("spill_enable", cat(*spills).any())
             m.output("spill_row", following)
             m.output("spill_data", cat(*reversed(data)))
@@ -1163,7 +1161,7 @@ class _Unit:
         """Probability scale over sum, of the heads of the beat that leaves the array."""
         m, model, f = self.m, self.model, self.f
         number = self.prelude_head
-        m.output("head_row", self.fit(f["head"] + number, model.head_bits))
+        m.output("head_row", fit(f["head"] + number, model.head_bits))
 
         def over(mantissa: Signal, exponent: Signal, total: Signal) -> Scale:
             inverse = reciprocal_scale(Wires(m), total, PROBABILITY_FRAC)
@@ -1186,7 +1184,7 @@ class _Unit:
         heads = [beats.head]
         for i in range(1, max(one.heads for one in model.sum_shapes)):
             there = (beats.member + i) < self.b["shared"]
-            heads.append(self.fit(beats.head + mux(there, m.constant(i), 0), bits))
+            heads.append(fit(beats.head + mux(there, m.constant(i), 0), bits))
         words = m.ram(
             "head_scales",
             max(2, model.heads),
@@ -1194,7 +1192,7 @@ class _Unit:
             [head.delay(self.early - 1, name="head_scale") for head in heads],
             [
                 Write(
-                    self.fit(number, bits).delay(written, name="head_scale_address"),
+                    fit(number, bits).delay(written, name="head_scale_address"),
                     cat(exponent, mantissa),
                     self.prelude.delay(written, reset=0, name="head_scale_enable"),
                 )
@@ -1208,7 +1206,7 @@ class _Unit:
         """The row of the key scales of a beat's tokens."""
         beats, b = self.beats, self.b
         row = b["scale_row"] + beats.kv * b["scale_stride"] + self.token_row(beats)
-        return self.fit(row, self.model.fields["scale_row"])
+        return fit(row, self.model.fields["scale_row"])
 
     def token_row(self, beats: _Beats) -> Signal:
         """The row, within those of a head, of a beat's tokens."""
@@ -1256,7 +1254,7 @@ class _Unit:
             row = row + index * ports
         for port in range(ports):
             label = f"{name}{number * ports + port}"
-            m.output(f"{label}_row", self.fit(row + port, self.model.row_bits))
+            m.output(f"{label}_row", fit(row + port, self.model.row_bits))
             rows.append(m.input(f"{label}_data", CODE_BITS * self.width))
         if count < self.width:
             size = CODE_BITS * count
@@ -1267,10 +1265,6 @@ class _Unit:
         else:
             word = cat(*reversed(rows))
         return [word[CODE_BITS * i : CODE_BITS * (i + 1)] for i in range(count)]
-
-    def fit(self, signal: Signal, width: int) -> Signal:
-        """The signal on `width` wires; what does not fit never happens."""
-        return signal.truncate(width).extend(width, False)
 
 
 def _delayed(
@@ -1290,7 +1284,3 @@ class _Steps(NamedTuple):
     block_end: Signal
     kv_end: Signal
     head_end: Signal
-
-
-def _up(counter: Signal) -> Signal:
-    return (counter + 1).truncate(counter.width)

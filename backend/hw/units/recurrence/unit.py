@@ -45,7 +45,7 @@ from intaglio.backend.hw.wires.signal import (
     pipelined,
     tree,
 )
-from intaglio.backend.hw.wires.widths import index_bits
+from intaglio.backend.hw.wires.widths import fit, index_bits, up
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
 from intaglio.dialects.formulas import recurrence
@@ -146,7 +146,7 @@ class _Unit:
         length = mux(second, model.cycles[1] - 1, model.cycles[0] - 1)
         last = (running & (elapsed == length)).named("last")
         running.drive(start | (running & ~last))
-        elapsed.drive(mux(start, 1, mux(running, _up(elapsed), elapsed)))
+        elapsed.drive(mux(start, 1, mux(running, up(elapsed), elapsed)))
         m.output("done", last)
         m.output("ready", ~running)
 
@@ -156,8 +156,8 @@ class _Unit:
         end = cycle == mux(second, change.interval - 1, recall.interval - 1)
         over = end & (head == self.heads - 1)
         active.drive(start | (active & ~over))
-        cycle.drive(mux(start | (active & end), 0, mux(active, _up(cycle), cycle)))
-        head.drive(mux(start, 0, mux(active & end, _up(head), head)))
+        cycle.drive(mux(start | (active & end), 0, mux(active, up(cycle), cycle)))
+        head.drive(mux(start, 0, mux(active & end, up(head), head)))
         self.one = _Line(active & ~second, head, cycle)
         self.two = _Line(active & second, head, cycle)
 
@@ -185,12 +185,12 @@ class _Unit:
         head = self.one.at("head", 1)
         self.gate: dict[str, Signal] = {}
         for name, at in rows.items():
-            m.output(f"{name}_row", self.fit(at, model.row_bits))
+            m.output(f"{name}_row", fit(at, model.row_bits))
             self.gate[name] = self.of_head(m.input(f"{name}_data", FIXED_BITS * self.width), head)
         self.scales: dict[str, ScaleOf[Signal]] = {}
         for name, count in (("query", self.form.query_heads), ("key", self.form.key_heads)):
             # Scales lie behind each other, from the codes' first row on.
-            at = self.fit(f[f"state_{name}"] + self.group(either, count), model.row_bits)
+            at = fit(f[f"state_{name}"] + self.group(either, count), model.row_bits)
             m.output(f"{name}_scale_group", at)
             self.scales[name] = ScaleOf(
                 m.input(f"{name}_scale_mantissa", SCALE_BITS),
@@ -234,7 +234,7 @@ class _Unit:
         step = mux(second, choose(cycle, steps(change.work)), choose(cycle, steps(recall.work)))
         self.step = (self.on & step).named("step")
         self.row = row
-        address = self.fit(f["state_row"] + head * recall.rows + row, index_bits(model.depth))
+        address = fit(f["state_row"] + head * recall.rows + row, index_bits(model.depth))
         self.address = address
         self.last_row = self.step & (row == recall.rows - 1)
         self.write = m.wire("write", 1)
@@ -263,7 +263,7 @@ class _Unit:
             "state_scales",
             model.scale_depth,
             scale_bits,
-            [self.fit(at, index_bits(model.scale_depth))],
+            [fit(at, index_bits(model.scale_depth))],
             [Write(self.scale_address, self.scale_data, self.scale_write)],
         )
         self.exponent = mux(self.first, 0, scale[:EXPONENT_BITS].as_signed())
@@ -282,7 +282,7 @@ class _Unit:
             return mux(second, self.two.at(what, later + cycles), self.one.at(what, cycles))
 
         row = self.group(at("head", 0), count) * keys + at("cycle", 0)
-        row = self.fit(self.f[f"state_{name}"] + row, model.row_bits)
+        row = fit(self.f[f"state_{name}"] + row, model.row_bits)
         m.output(f"{name}_row", row)
         data = m.input(f"{name}_data", CODE_BITS * self.width)
         cycle = at("cycle", 1)
@@ -421,7 +421,7 @@ class _Unit:
         """A head's values, so many cycles after its slot."""
         m, line = self.m, self.one
         rows = self.head_rows(line.at("head", ready - 1), line.at("cycle", ready - 1))
-        m.output("value_row", self.fit(self.f["state_value"] + rows, self.model.row_bits))
+        m.output("value_row", fit(self.f["state_value"] + rows, self.model.row_bits))
         data = m.input("value_data", FIXED_BITS * self.width)
         size = FIXED_BITS * self.lanes
         if self.lanes < self.width:
@@ -435,7 +435,7 @@ class _Unit:
         head, beat = line.at("head", at), line.at("cycle", at)
         rows = self.head_rows(head, beat)
         m.output("result_enable", on)
-        m.output("result_row", self.fit(self.f["state_output"] + rows, self.model.row_bits))
+        m.output("result_row", fit(self.f["state_output"] + rows, self.model.row_bits))
         copies = self.width // self.lanes
         m.output("result_data", cat(*reversed(outputs * copies)))
         lanes = [on] * self.width
@@ -460,8 +460,8 @@ class _Unit:
             "news",
             depth,
             FIXED_BITS * self.lanes,
-            [self.fit(read, index_bits(depth))],
-            [Write(self.fit(head * values + beat, index_bits(depth)), cat(*reversed(news)), on)],
+            [fit(read, index_bits(depth))],
+            [Write(fit(head * values + beat, index_bits(depth)), cat(*reversed(news)), on)],
         )
         self.kept = [
             word[FIXED_BITS * x : FIXED_BITS * (x + 1)].as_signed() for x in range(self.lanes)
@@ -471,8 +471,8 @@ class _Unit:
             "largest",
             size,
             FIXED_BITS,
-            [self.fit(other.at("head", 0), index_bits(size))],
-            [Write(self.fit(head, index_bits(size)), largest, on & (beat == values - 1))],
+            [fit(other.at("head", 0), index_bits(size))],
+            [Write(fit(head, index_bits(size)), largest, on & (beat == values - 1))],
         )
 
     # The second pass
@@ -570,14 +570,6 @@ class _Unit:
         self.scale_write.assign(last & on)
         head = self.two.at("head", self.model.change.fill).delay(late, name="change_head")
         at = self.f["state_head"] + head
-        self.scale_address.assign(self.fit(at, self.scale_address.width))
+        self.scale_address.assign(fit(at, self.scale_address.width))
         short = exponent.truncate(EXPONENT_BITS, True).as_unsigned()
         self.scale_data.assign(cat(size, short.extend(EXPONENT_BITS, False)))
-
-    def fit(self, signal: Signal, width: int) -> Signal:
-        """The signal on `width` wires; what does not fit never happens."""
-        return signal.truncate(width).extend(width, False)
-
-
-def _up(counter: Signal) -> Signal:
-    return (counter + 1).truncate(counter.width)
