@@ -446,3 +446,17 @@ def command_line(
     parser.add_argument("--bible", default="bible", help="Debian's bible program (%(default)s)")
     parser.add_argument("--bible-data", help="folder of bible.data, when not the usual one")
     return parser
+
+
+def schedule_options(parser: argparse.ArgumentParser, recipe: Recipe) -> None:
+    """The options that change the numbers of a training run."""
+    add = parser.add_argument
+    add("--steps", type=int, default=recipe.steps, help="length of the schedule (%(default)s)")
+    add("--stop", type=int, default=recipe.stop, help="steps of it to run (%(default)s)")
+    add("--seed", type=int, default=recipe.seed, help="the seed (%(default)s)")
+    add("--rate", type=float, default=recipe.peak_rate, help="peak learning rate (%(default)s)")
+
+
+def scheduled(options: argparse.Namespace) -> Recipe:
+    """The training run that `schedule_options` ask for."""
+    return Recipe(options.steps, options.stop, options.seed, options.rate)

@@ -33,6 +33,7 @@ from transformers import LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from genai_recipe import BLOCK
 from recipe import (
     Recipe,
     begin,
@@ -45,7 +46,7 @@ from recipe import (
     torch_logits,
     train,
 )
-from train import BLOCK, new_model
+from train import new_model
 
 HERE = Path(__file__).resolve().parent
 STAGES = ("text", "train", "judge")

@@ -24,18 +24,16 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from genai_recipe import judge_export, rounded, ship, stand_in_tokenizer
 from recipe import (
     CONTEXT,
-    Graph,
     Recipe,
     begin,
     command_line,
-    nats_a_byte,
     prepare,
-    report,
     round_weights,
-    say,
-    torch_logits,
+    schedule_options,
+    scheduled,
     train,
 )
 
@@ -47,28 +45,12 @@ HERE = Path(__file__).resolve().parent
 STAGES = ("text", "train", "export", "judge")
 HELD_OUT = HERE.parent / "demo" / "held_out.txt"
 RECIPE = Recipe(steps=1500, stop=1500, seed=1611, peak_rate=3e-3)
-BLOCK = 32
 EXPERTS, CHOSEN = 8, 2
 BALANCE = 0.01
 """Weight of the penalty on experts that take more than their share of the bytes."""
-SHIPPED = ("model.onnx", "model.onnx.data", "genai_config.json")
 
 
 # --------------------------------------------------------------------------------------- train
-
-
-def rounded(weight: torch.Tensor) -> torch.Tensor:
-    """What the builder's int4 makes of a matrix [N, K]; the gradient passes through.
-
-    A block of 32 along K has one scale, such that the largest value is code -8 exactly.
-    """
-    import torch
-
-    blocks = weight.detach().unflatten(-1, (-1, BLOCK))
-    largest = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
-    scale = torch.where(largest == 0, torch.ones_like(largest), largest / -8)
-    values = (torch.clamp(torch.round(blocks / scale), -8, 7) * scale).flatten(-2)
-    return weight + (values - weight).detach()
 
 
 def round_experts(model: GptOssForCausalLM) -> None:
@@ -194,15 +176,6 @@ def bare(model: GptOssForCausalLM) -> GptOssForCausalLM:
 # -------------------------------------------------------------------------------------- export
 
 
-def stand_in_tokenizer(folder: Path) -> None:
-    """A tokenizer beside the checkpoint: the builder insists on one. It is not shipped."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({f"<{n:02x}>": n for n in range(256)}, unk_token="<00>"))
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<00>").save_pretrained(folder)
-
-
 def export(work: Path, out: Path) -> None:
     """Run onnxruntime-genai's builder on the checkpoint; keep the graph, its data, its config.
 
@@ -227,27 +200,10 @@ def export(work: Path, out: Path) -> None:
     builder.create_model(
         *what, **builder.parse_extra_options(*what, ["hf_token=false", "windowed_kv_cache=false"])
     )
-    (out / "model").mkdir(exist_ok=True)
-    for name in SHIPPED:
-        shutil.copyfile(built / name, out / "model" / name)
-        say(f"export: {name}, {(built / name).stat().st_size} bytes")
+    ship(built, out)
 
 
 # --------------------------------------------------------------------------------------- judge
-
-
-def graph(model: Path, float_activations: bool) -> Graph:
-    """The exported model in onnxruntime."""
-    import onnx
-
-    proto = onnx.load(model)
-    if float_activations:
-        for node in proto.graph.node:
-            for attribute in node.attribute:
-                if attribute.name == "accuracy_level":
-                    attribute.i = 0
-    config = json.loads((model.parent / "genai_config.json").read_text())
-    return Graph(proto, config["model"]["decoder"]["head_size"])
 
 
 def judge(work: Path, out: Path) -> None:
@@ -258,19 +214,7 @@ def judge(work: Path, out: Path) -> None:
     torch.set_num_threads(1)
     text = HELD_OUT.read_bytes()
     model = GptOssForCausalLM.from_pretrained(work / "checkpoint").eval()
-    comes = graph(out / "model" / "model.onnx", float_activations=False)
-    exact = graph(out / "model" / "model.onnx", float_activations=True)
-    figures = {
-        "torch, float": nats_a_byte(torch_logits(model), text),
-        "onnxruntime, int4": nats_a_byte(comes.logits, text),
-        "onnxruntime, int4, float activations": nats_a_byte(exact.logits, text),
-    }
-    report(
-        work,
-        figures,
-        greedy=lambda prompt: comes.continued(prompt, 200),
-        drawn=lambda prompt: comes.continued(prompt, 400, 0.7),
-    )
+    judge_export(work, out, model, text)
 
 
 # ---------------------------------------------------------------------------------------- main
@@ -279,11 +223,7 @@ def judge(work: Path, out: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = command_line(__doc__, STAGES, HERE, Path("build/experts"))
-    add = parser.add_argument
-    add("--steps", type=int, default=RECIPE.steps, help="length of the schedule (%(default)s)")
-    add("--stop", type=int, default=RECIPE.stop, help="steps of it to run (%(default)s)")
-    add("--seed", type=int, default=RECIPE.seed, help="the seed (%(default)s)")
-    add("--rate", type=float, default=RECIPE.peak_rate, help="peak learning rate (%(default)s)")
+    schedule_options(parser, RECIPE)
     options = parser.parse_args(arguments)
 
     stages = options.only or STAGES
@@ -292,7 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
     if "text" in stages:
         prepare(options.work, options.bible, options.bible_data)
     if "train" in stages:
-        learn(options.work, Recipe(options.steps, options.stop, options.seed, options.rate))
+        learn(options.work, scheduled(options))
     if "export" in stages:
         export(options.work, options.out)
     if "judge" in stages:
