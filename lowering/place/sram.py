@@ -224,40 +224,48 @@ def adapters_of(module: ModuleOp, machine: Machine) -> dict[str, AdapterShape]:
 
 @dataclass(frozen=True)
 class Need:
-    """What caches and adapters need of a chip's SRAM.
+    """What caches, states and adapters need of a chip's SRAM.
 
     Attributes:
         machine: the chip.
         caches: of the model.
         adapters: in their places.
-        states: bytes of those of linear attention in every H-Unit, and in the vector units.
+        states: those of linear attention.
     """
 
     machine: Machine
     caches: Sequence[CacheShape]
     adapters: Adapters
-    states: tuple[int, int] = (0, 0)
+    states: Sequence[StateShape] = ()
 
     @cached_property
     def _memories(self) -> dict[str, Memory]:
-        return place_caches({str(n): one for n, one in enumerate(self.caches)}, self.machine)[1]
+        caches = {str(n): one for n, one in enumerate(self.caches)}
+        states = {str(n): one for n, one in enumerate(self.states)}
+        return place_caches(caches, self.machine)[1] | place_states(states, self.machine)[1]
+
+    def _of(self, *names: str) -> Iterator[Memory]:
+        return (self._memories[name] for name in names if name in self._memories)
 
     @property
     def unit_size(self) -> int:
         """Bytes of every H-Unit's SRAM."""
-        kv = self._memories.get(KV)
-        return self.states[0] + self.adapters.unit_size + (0 if kv is None else kv.unit_size)
+        return self.adapters.unit_size + sum(one.unit_size for one in self._of(KV, STATES))
 
     @property
     def codes(self) -> int:
         """Bytes of the caches' codes on the die, of all H-Units."""
-        return sum(one.size for name, one in self._memories.items() if name == KV)
+        return sum(one.size for one in self._of(KV))
+
+    @property
+    def mantissas(self) -> int:
+        """Bytes of the states' mantissas, of all H-Units."""
+        return sum(one.size for one in self._of(STATES))
 
     @property
     def scales(self) -> int:
         """Bytes of the vector units' SRAM: scales of all tokens, exponents of states."""
-        scales = sum(one.size for name, one in self._memories.items() if name == KV_SCALES)
-        return self.states[1] + scales
+        return sum(one.size for one in self._of(KV_SCALES, STATE_SCALES))
 
     @property
     def fits(self) -> bool:
@@ -278,10 +286,9 @@ class Need:
 def need_of(module: ModuleOp, machine: Machine) -> Need:
     """What a module needs of the SRAM."""
     adapters = place_matrices(adapters_of(module, machine), machine, residents_of(module))
-    states = place_states(states_of(module, machine), machine)[1]
-    sizes = [states[name].unit_size if name in states else 0 for name in (STATES, STATE_SCALES)]
     caches = list(caches_of(module, machine).values())
-    return Need(machine, caches, adapters, (sizes[0], sizes[1]))
+    states = list(states_of(module, machine).values())
+    return Need(machine, caches, adapters, states)
 
 
 def place_sram(module: ModuleOp, machine: Machine) -> list[MemoryOp | ReserveOp]:
@@ -339,7 +346,7 @@ def _overflow(module: ModuleOp, need: Need) -> DoesNotFit:
     by_use = {
         KV_USE: need.codes,
         SLOTS: slots.unit_size * machine.h_units,
-        STATE_USE: need.states[0] * machine.h_units,
+        STATE_USE: need.mantissas,
         CONSTANT: (need.adapters.unit_size - slots.unit_size) * machine.h_units,
     }
     over = need.unit_size - machine.sram_bytes

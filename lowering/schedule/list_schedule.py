@@ -169,9 +169,10 @@ def best(beats: Beats, positions: Sequence[Cycles]) -> list[int]:
         together = [sum(own) for own in zip(*distances, strict=True)]
         return [from_the_start(beats, cycles, together) for cycles in positions]
 
-    chosen = min([*found, *again(found)], key=taken)
-    while True:
-        other = min(again([chosen] * len(positions)), key=taken)
-        if taken(other) >= taken(chosen):
-            return chosen
-        chosen = other
+    def shortest(orders: Sequence[list[int]]) -> tuple[int, list[int]]:
+        return min(((taken(one), one) for one in orders), key=lambda one: one[0])
+
+    cycles, chosen = shortest([*found, *again(found)])
+    while (other := shortest(again([chosen] * len(positions))))[0] < cycles:
+        cycles, chosen = other
+    return chosen

@@ -190,12 +190,7 @@ class Simulator:
         """Forgets all tokens and saturations."""
         self.stores.update({name: Store.empty(c) for name, c in self.program.caches.items()})
         self.states.update({n: np.zeros(s.size, np.int64) for n, s in self.program.states.items()})
-        self.matrices.update(
-            {
-                name: Matrices.empty(one.heads, one.key_width, one.value_width)
-                for name, one in self.program.matrices.items()
-            }
-        )
+        self.matrices.update({name: self._forgotten(name) for name in self.program.matrices})
         self._counter.count = 0
 
     def load_adapter(self, image: AdapterImage | None) -> int:
@@ -602,10 +597,14 @@ class Simulator:
 
         return run
 
+    def _forgotten(self, name: str) -> Matrices:
+        """A state of linear attention before the first token."""
+        one = self.program.matrices[name]
+        return Matrices.empty(one.heads, one.key_width, one.value_width)
+
     def _linear_attention(self, one: LinearAttention[str], reads: Sequence[Action]) -> Action:
         of = dict(zip(one.reads, reads, strict=True))
         name, shift, counter = one.state, one.pre_shift, self._counter
-        shape = self.program.matrices[name]
 
         def fraction(buffer: str | None) -> int:
             return 0 if buffer is None else self.program.fraction(buffer)
@@ -618,9 +617,7 @@ class Simulator:
         )
 
         def run(c: Context) -> Ints:
-            state = self.matrices[name]
-            if not c.first:
-                state = Matrices.empty(shape.heads, shape.key_width, shape.value_width)
+            state = self.matrices[name] if c.first else self._forgotten(name)
             output, self.matrices[name] = semantics.linear_attention(
                 of[one.query](c),
                 of[one.key](c),
