@@ -66,6 +66,23 @@ def pair(rtl: RTLChip, out: Path) -> Iterator[tuple[Simulator, RTLChip]]:
     yield Simulator(rtl.program, out), rtl
 
 
+Pairs = Callable[..., tuple[Simulator, RTLChip]]
+
+
+@pytest.fixture
+def built(model: Callable[[str], Path], tmp_path: Path) -> Pairs:
+    """Makes simulator and chip of a model of test/models, for some settings of roma-mini."""
+
+    def build(name: str, context: int, *settings: str) -> tuple[Simulator, RTLChip]:
+        options = Options("roma-mini", settings, context, emit="hw")
+        compile_model(model(name), tmp_path / "out", options)
+        program = load_program(tmp_path / "out")
+        chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
+        return Simulator(program, tmp_path / "out"), chip
+
+    return build
+
+
 def run(simulator: Simulator, chip: RTLChip, tokens: int, seed: int, first: int = 0) -> int:
     """Compares tokens, every third without a successor; the number of instructions."""
     rng = np.random.default_rng(seed)
@@ -327,80 +344,56 @@ def test_a_wrong_rounding_is_located(out: Path, monkeypatch: pytest.MonkeyPatch)
     assert not found.is_cycle and "element" in found.what
 
 
-def test_another_shape(model: Callable[[str], Path], tmp_path: Path) -> None:
+def test_another_shape(built: Pairs) -> None:
     """So the cycle model is a model; bench/hardware.py tries more. INTAGLIO_SEED changes it."""
     seed = int(os.environ.get("INTAGLIO_SEED", "1"))
     settings = random_shape(np.random.default_rng(seed))
     print(f"seed {seed}: {' '.join(settings)}")
     name = ("llama", "qwen", "phi")[seed % 3]
-    compile_model(model(name), tmp_path / "out", Options("roma-mini", settings, context=64))
-    program = load_program(tmp_path / "out")
-    chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
-    assert run(Simulator(program, tmp_path / "out"), chip, 3, seed) > 100
+    assert run(*built(name, 64, *settings), 3, seed) > 100
 
 
 @pytest.mark.parametrize(("name", "setting"), [("hqq4", "int8"), ("hqq2", "int16")])
-def test_zero_points_of_any_value(
-    model: Callable[[str], Path], tmp_path: Path, name: str, setting: str
-) -> None:
+def test_zero_points_of_any_value(built: Pairs, name: str, setting: str) -> None:
     """HQQ's: offsets beside the scales, in the hardware as in the simulator."""
-    options = (*SMALL, f"activations={setting}")
-    compile_model(model(name), tmp_path / "out", Options("roma-mini", options, 8, emit="hw"))
-    program = load_program(tmp_path / "out")
-    assert sum(p.offsets is not None for p in program.parameters.values()) > 8
-    chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
-    assert run(Simulator(program, tmp_path / "out"), chip, 3, seed=2)
+    simulator, chip = built(name, 8, *SMALL, f"activations={setting}")
+    assert sum(p.offsets is not None for p in chip.program.parameters.values()) > 8
+    assert run(simulator, chip, 3, seed=2)
 
 
 @pytest.mark.parametrize("setting", ["embedding=int16", "embedding=int8"])
-def test_rows_by_position(model: Callable[[str], Path], tmp_path: Path, setting: str) -> None:
+def test_rows_by_position(built: Pairs, setting: str) -> None:
     """OPT's learned positions: the position chooses a row, beside the token's."""
-    options = (*SMALL, f"formats.{setting}")
-    compile_model(model("learned"), tmp_path / "out", Options("roma-mini", options, 8, emit="hw"))
-    program = load_program(tmp_path / "out")
-    assert program.parameters["model_embed_positions"].dims[0] == 8
-    chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
-    assert run(Simulator(program, tmp_path / "out"), chip, 3, seed=3)
+    simulator, chip = built("learned", 8, *SMALL, f"formats.{setting}")
+    assert chip.program.parameters["model_embed_positions"].dims[0] == 8
+    assert run(simulator, chip, 3, seed=3)
 
 
 @pytest.mark.parametrize("heads", ["h_unit.query_parallel=1", "h_unit.query_parallel=2"])
-def test_sinks(model: Callable[[str], Path], tmp_path: Path, heads: str) -> None:
+def test_sinks(built: Pairs, heads: str) -> None:
     """gpt-oss: a score of each head without a token, within a window and without one."""
-    options = Options("roma-mini", (*SMALL, heads), 16, emit="hw")
-    compile_model(model("sinks"), tmp_path / "out", options)
-    program = load_program(tmp_path / "out")
-    chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
-    assert run(Simulator(program, tmp_path / "out"), chip, 9, seed=4)
+    assert run(*built("sinks", 16, *SMALL, heads), 9, seed=4)
 
 
 @pytest.mark.parametrize("heads", ["h_unit.query_parallel=1", "h_unit.query_parallel=2"])
-def test_slopes(model: Callable[[str], Path], tmp_path: Path, heads: str) -> None:
+def test_slopes(built: Pairs, heads: str) -> None:
     """Bloom's ALiBi, and beside a soft cap, sinks and a window."""
-    options = Options("roma-mini", (*SMALL, heads), 16, emit="hw")
-    compile_model(model("alibi"), tmp_path / "out", options)
-    program = load_program(tmp_path / "out")
-    chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
-    assert run(Simulator(program, tmp_path / "out"), chip, 9, seed=4)
+    assert run(*built("alibi", 16, *SMALL, heads), 9, seed=4)
 
 
-def test_shared_caches(model: Callable[[str], Path], tmp_path: Path) -> None:
+def test_shared_caches(built: Pairs) -> None:
     """Gemma-4 E2B: a layer reads what another one has written."""
-    compile_model(model("shared"), tmp_path / "out", Options("roma-mini", SMALL, 16, emit="hw"))
-    program = load_program(tmp_path / "out")
-    assert len(program.caches) == 2
-    chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
-    assert run(Simulator(program, tmp_path / "out"), chip, 5, seed=5)
+    simulator, chip = built("shared", 16, *SMALL)
+    assert len(chip.program.caches) == 2
+    assert run(simulator, chip, 5, seed=5)
 
 
 @pytest.mark.parametrize("name", ["lfm2", "conv4"])
-def test_state_of_a_convolution(model: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+def test_state_of_a_convolution(built: Pairs, name: str) -> None:
     """Values of earlier tokens, and zeros at the next sequence's beginning whatever is left."""
-    compile_model(model(name), tmp_path / "out", Options("roma-mini", SMALL, 8, emit="hw"))
-    program = load_program(tmp_path / "out")
-    simulator = Simulator(program, tmp_path / "out")
-    chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
+    simulator, chip = built(name, 8, *SMALL)
     assert run(simulator, chip, 5, seed=4)
-    assert any(chip.state(one).any() for one in program.states)
+    assert any(chip.state(one).any() for one in chip.program.states)
     simulator.reset()
     chip.reset()
     assert run(simulator, chip, 3, seed=5)
@@ -410,17 +403,11 @@ def test_state_of_a_convolution(model: Callable[[str], Path], tmp_path: Path, na
     ("name", "settings"),
     [("qwen35", ()), ("recurrent_delta", ("vector.lanes=16", "activations=int16", "kv=int16"))],
 )
-def test_states_of_linear_attention(
-    model: Callable[[str], Path], tmp_path: Path, name: str, settings: tuple[str, ...]
-) -> None:
+def test_states_of_linear_attention(built: Pairs, name: str, settings: tuple[str, ...]) -> None:
     """As above; with heads that are wider than a row of the vector units, and narrower."""
-    options = Options("roma-mini", (*SMALL, *settings), 8, emit="hw")
-    compile_model(model(name), tmp_path / "out", options)
-    program = load_program(tmp_path / "out")
-    simulator = Simulator(program, tmp_path / "out")
-    chip = RTLChip(program, tmp_path / "out", cache=False, opt=0)
+    simulator, chip = built(name, 8, *SMALL, *settings)
     assert run(simulator, chip, 8, seed=4)
-    assert all(chip.matrices(one).mantissas.any() for one in program.matrices)
+    assert all(chip.matrices(one).mantissas.any() for one in chip.program.matrices)
     simulator.reset()
     chip.reset()
     assert run(simulator, chip, 2, seed=5)
