@@ -91,7 +91,26 @@ def refusals(program: Program) -> list[UserError]:
     found = machine_refusals(machine) + cache_refusals(machine, caches)
     if machine.results_per_cycle:
         found += attempted(*[partial(_check_width, cache.width, machine) for cache in caches])
+    if len(after := _scores_peaks(program)) > 1:
+        told = " and ".join(map(str, sorted(after)))
+        found.append(
+            UserError(
+                "the hardware counts all largest scores as many cycles after the scores, here "
+                f"{told}",
+                hint="compile the model again",
+            )
+        )
     return found
+
+
+def _scores_peaks(program: Program) -> set[int]:
+    """Cycles from scores to their largest, of all instructions; compiled ones have the same."""
+    return {
+        int(one.issue.reduces(tokens=1, rank=0)) - int(one.issue.duration(tokens=1, rank=0))
+        for block in program.blocks
+        for one in block.instructions
+        if isinstance(one.does, QueryKey) and one.issue.reduces is not None
+    }
 
 
 @dataclass(frozen=True)
@@ -493,12 +512,7 @@ class AttentionModel:
     @cached_property
     def scores_peak(self) -> int:
         """Cycles from scores to their largest, the same for all (`durations.scores_peak`)."""
-        (found,) = {
-            int(one.issue.reduces(tokens=1, rank=0)) - int(one.issue.duration(tokens=1, rank=0))
-            for block in self.program.blocks
-            for one in block.instructions
-            if isinstance(one.does, QueryKey) and one.issue.reduces is not None
-        } or {0}
+        (found,) = _scores_peaks(self.program) or {0}
         return found
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from intaglio.backend.hw.chip.layout import Layout, layout_of
 from intaglio.backend.program.program import load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects import hazards
+from intaglio.dialects.errors import UserError
+from intaglio.dialects.isa.attention import QueryKey
 from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores, Value
 
 CONTEXT = 40
@@ -40,6 +43,24 @@ def layout(
 ) -> Layout:
     name, target = request.param
     return laid_out(model(name), tmp_path_factory.mktemp("layout") / "out", target)
+
+
+def test_largest_scores_of_two_times_are_refused(layout: Layout) -> None:
+    """A program edited by hand: the hardware has one delay for all of them."""
+    block = next(
+        one
+        for one in layout.program.blocks
+        if sum(isinstance(beat.does, QueryKey) for beat in one.instructions) > 1
+    )
+    (late, *_) = (one for one in block.instructions if isinstance(one.does, QueryKey))
+    assert late.issue.reduces is not None
+    issue = replace(late.issue, reduces=late.issue.reduces + 1)
+    edited = [replace(late, issue=issue) if one is late else one for one in block.instructions]
+    blocks = [
+        replace(one, instructions=edited) if one is block else one for one in layout.program.blocks
+    ]
+    with pytest.raises(UserError, match="counts all largest scores as many cycles after"):
+        layout_of(replace(layout.program, blocks=blocks))
 
 
 def test_scores_and_probabilities_do_not_count_each_other(layout: Layout) -> None:
