@@ -309,11 +309,15 @@ class Program:
         held = [cache.capacity for cache in self.caches.values()]
         return min(held) if held else self.positions[-1] + 1
 
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the largest cache, for which scores have room; 1 without caches."""
+        return max((cache.capacity for cache in self.caches.values()), default=1)
+
     @property
     def rows_of_head(self) -> int:
         """Rows of a head's scores, and of its probabilities."""
-        longest = max((cache.capacity for cache in self.caches.values()), default=1)
-        return -(-longest // self.machine.vector_lanes)
+        return -(-self.longest // self.machine.vector_lanes)
 
     def row_of(self, buffer: str, one: Instruction | None = None) -> int:
         """The row at which a value begins in its memory.
@@ -339,8 +343,7 @@ class Program:
     def span(self, buffer: str) -> Span | None:
         """Where a value lies; None: in no memory."""
         one = self.buffers[buffer]
-        longest = max((cache.capacity for cache in self.caches.values()), default=1)
-        return span_of(one.type, one.row, one.element, self.machine.vector_lanes, longest)
+        return span_of(one.type, one.row, one.element, self.machine.vector_lanes, self.longest)
 
     def whole(self, buffer: str) -> str:
         """The buffer that holds all of a buffer's value: the one it is a part of, or itself."""
@@ -411,7 +414,7 @@ class Program:
                 self._kinds,
                 self._heads,
                 self.machine.vector_lanes,
-                max((cache.capacity for cache in self.caches.values()), default=1),
+                self.longest,
             )
             for block in self.blocks
         ]

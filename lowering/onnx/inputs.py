@@ -191,7 +191,7 @@ def _input(step: Step, report: Report, port: Port, tokens: Port | None) -> Value
 def _length_said(step: Step, name: str) -> Expression | None:
     """What an input says that stands beside buffers of all tokens: where the new ones are written,
     or how many then count; None where it says neither."""
-    readers = [n for n in step.graph.nodes if name in n.inputs]
+    readers = step.graph.consumers.get(name, ())
     if readers and all(n.op_type == "TensorScatter" and n.input(2) == name for n in readers):
         return PAST
     if readers and all(n.op_type == "Attention" and n.input(6) == name for n in readers):
@@ -201,7 +201,7 @@ def _length_said(step: Step, name: str) -> Expression | None:
 
 def _reader(step: Step, name: str) -> str | None:
     """The operator of the node that reads an input first, if any."""
-    return next((node.op_type for node in step.graph.nodes if name in node.inputs), None)
+    return next((node.op_type for node in step.graph.consumers.get(name, ())), None)
 
 
 def _default_input(step: Step, report: Report, port: Port) -> Value:

@@ -286,16 +286,27 @@ class Step:
     def _declared_by(self, symbol: str) -> Declared:
         return next(one for one in self.declared.values() if one.symbol == symbol)
 
+    def made(self, node: Node, name: str, values: npt.NDArray[np.float32], role: Role) -> str:
+        """Declares a vector that the graph does not hold; gives its symbol.
+
+        Args:
+            node: where it is needed.
+            name: says, with the length, which elements it has.
+            values: the elements.
+            role: of the vector.
+        """
+        size = values.size
+        tensor = Tensor(f"{name}_{size}", "FLOAT", (size,), lambda: values.view(np.uint8))
+        stored = self.engraved.setdefault(tensor.name, Stored(tensor, (size,)))
+        return self.dense_value(node, stored, (size,), role)
+
     def without_gamma(self, node: Node, part: NormPart) -> Vector:
         """A norm that nothing is multiplied with."""
         x = part.input
         width = x.dims[-1].constant
         if width is None:
             raise Refusal("the last axis of a norm varies in length")
-        ones = np.ones(width, np.float32)
-        tensor = Tensor(f"ones_{width}", "FLOAT", (width,), lambda: ones.view(np.uint8))
-        stored = self.engraved.setdefault(tensor.name, Stored(tensor, (width,)))
-        gamma = self.dense_value(node, stored, (width,), GAMMA)
+        gamma = self.made(node, "ones", np.ones(width, np.float32), GAMMA)
         return self.norm(part, gamma, width, part.names)
 
     def norm(self, part: NormPart, gamma: str, width: int, names: Iterable[str]) -> Vector:

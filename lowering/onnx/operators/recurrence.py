@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from intaglio.dialects import rom
-from intaglio.lowering.onnx.graph.model import Node, Tensor, text_of
+from intaglio.lowering.onnx.graph.model import Node, text_of
 from intaglio.lowering.onnx.known.expressions import dims_text
 from intaglio.lowering.onnx.known.shapes import axis_of
 from intaglio.lowering.onnx.operators.convolution import TAP
 from intaglio.lowering.onnx.operators.linear import with_bias
-from intaglio.lowering.onnx.step import BIAS, GAMMA, Role, Step, real
+from intaglio.lowering.onnx.step import BIAS, GAMMA, Step, real
 from intaglio.lowering.onnx.values import (
     Blocked,
     Past,
@@ -126,7 +125,7 @@ def linear_attention_gate(step: Step, node: Node) -> None:
     bias = step.dense(node, 1, (a.size,), BIAS)
     moved = with_bias(step, node, a, bias) if step.single_use(node.input(0)) else None
     if moved is None:
-        ones = _constant(step, node, "ones", np.ones(a.size, np.float32), TAP)
+        ones = step.made(node, "ones", np.ones(a.size, np.float32), TAP)
         moved = Vector(step.emit(rom.TapOp(a.ssa, ones, names, bias=bias)).output, a.dims)
     soft = step.emit(rom.ActivateOp(moved.ssa, "softplus", names)).output
     scale = step.dense(node, 2, (a.size,), TAP)
@@ -172,16 +171,7 @@ def lp_normalization(step: Step, node: Node) -> None:
     if width is None:
         raise Refusal(f"the last axis of {dims_text(x.dims)} varies in length")
     values = np.full(width, 1 / math.sqrt(width), np.float32)
-    gamma = _constant(step, node, "unit", values, GAMMA)
+    gamma = step.made(node, "unit", values, GAMMA)
     groups = x.size // width
     op = rom.RMSNormOp(x.ssa, gamma, real(0.0), rom.nodes(node.name), groups=groups)
     step.result(node, step.emit(op).output, x.dims)
-
-
-def _constant(
-    step: Step, node: Node, name: str, values: npt.NDArray[np.float32], role: Role
-) -> str:
-    """Declares a vector that the graph does not hold; gives its symbol."""
-    tensor = Tensor(f"{name}_{values.size}", "FLOAT", (values.size,), lambda: values.view(np.uint8))
-    stored = step.engraved.setdefault(tensor.name, Stored(tensor, (values.size,)))
-    return step.dense_value(node, stored, (values.size,), role)

@@ -82,11 +82,10 @@ class VectorShape:
     ) -> VectorShape:
         """For a program, and memories of known size."""
         lanes = program.machine.vector_lanes
-        longest = max((cache.capacity for cache in program.caches.values()), default=1)
         rows = groups = entries = 1
         experts = chosen = 0
         for one in program.buffers.values():
-            rows = max(rows, one.row + rows_of(one.type, lanes, longest))
+            rows = max(rows, one.row + rows_of(one.type, lanes, program.longest))
             match one.type:
                 case Quantized() as kind:
                     groups = max(groups, kind.groups)
@@ -108,7 +107,7 @@ class VectorShape:
             gate_tables(program),
             tuple(name for name in FORMATS if name in formats(program)),
             max(entries, groups),
-            longest,
+            program.longest,
             rows,
             constant_rows,
             score_rows,
