@@ -3,13 +3,16 @@
 Tokens are teacher-forced in windows: simulator and both references of `runtime/judge/reference.py`
 see the same tokens, and the logits of every position are compared. Activations and KV of 16 bits
 are judged against the reference with float activations, smaller ones against the nearer of the two.
+
+What a comparison can tell is asked of each token by itself: a token of which two executions of
+onnxruntime differ much says nothing of the next one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +88,9 @@ class _Against:
     """Running comparison with one reference."""
 
     tokens: int = 0
-    agreed: int = 0
-    gaps: list[float] = field(default_factory=list)
-    """For each miss, the reference's own distance between the two tokens."""
+    misses: int = 0
+    counted: int = 0
+    """Misses where the reference's own two logits are further apart than can be told."""
     error: float = 0.0
     divergence: float = 0.0
     lowest: float = math.inf
@@ -95,14 +98,28 @@ class _Against:
     scored: int = 0
     log_loss: float = 0.0
 
-    def add(self, ours: Array, theirs: Array, following: npt.NDArray[np.int64]) -> None:
-        """Compares logits [S, V]; `following` are the next tokens, one fewer at a window's end."""
+    def add(
+        self,
+        ours: Array,
+        theirs: Array,
+        following: npt.NDArray[np.int64],
+        undecided: Array | float = 0.0,
+    ) -> None:
+        """Compares logits [S, V].
+
+        Args:
+            ours: the chip's.
+            theirs: the reference's.
+            following: the next tokens, one fewer at a window's end.
+            undecided: [S], for each token the largest gap of two logits that says nothing.
+        """
         rows = np.arange(len(ours))
         mine, wanted = ours.argmax(-1), theirs.argmax(-1)
         missed = mine != wanted
         self.tokens += len(ours)
-        self.agreed += int((~missed).sum())
-        self.gaps += (theirs[rows, wanted] - theirs[rows, mine])[missed].tolist()
+        gaps = theirs[rows, wanted] - theirs[rows, mine]
+        self.misses += int(missed.sum())
+        self.counted += int((missed & (gaps > undecided)).sum())
         self.error = max(self.error, float(np.abs(ours - theirs).max(initial=0.0)))
         self.lowest = min(self.lowest, float(theirs.min(initial=math.inf)))
         self.highest = max(self.highest, float(theirs.max(initial=-math.inf)))
@@ -120,19 +137,23 @@ class _Against:
         """Of the tokens that have a predecessor in their window, by the reference."""
         return math.exp(self.log_loss / self.scored)
 
-    def summary(self, undecided: float) -> dict[str, Any]:
-        """Figures of this reference; misses within `undecided` count as agreement."""
-        counted = sum(gap > undecided for gap in self.gaps)
+    def summary(self) -> dict[str, Any]:
+        """Figures of this reference."""
         return {
-            "top1_agreement": self.agreed / self.tokens,
-            "top1_agreement_counted": 1 - counted / self.tokens,
-            "top1_misses": len(self.gaps),
-            "top1_misses_counted": counted,
+            "top1_agreement": 1 - self.misses / self.tokens,
+            "top1_agreement_counted": 1 - self.counted / self.tokens,
+            "top1_misses": self.misses,
+            "top1_misses_counted": self.counted,
             "max_abs_logit_error": self.error,
             "logit_range": self.range,
             "max_error_of_range": self.error / self.range if self.range else 0.0,
             "mean_kl": self.divergence / self.tokens,
         }
+
+
+def _distances(first: Array, second: Array) -> Array:
+    """The largest distance of two executions' logits [S, V] at each token, [S]."""
+    return np.abs(first - second).max(axis=-1)
 
 
 def _log_softmax(logits: Array) -> Array:
@@ -179,13 +200,13 @@ def check(
         `top1_agreement`, `top1_agreement_counted`, `max_abs_logit_error`, `logit_range`,
         `max_error_of_range` and `mean_kl` (nats) are against it; `against` has them for both.
         `top1_agreement_counted` takes a miss for one only where the reference's own two logits are
-        more than twice as far apart as `references_apart`, the largest distance between the
-        references, or `rounding_apart`. That is, for a graph that rounds activations itself, the
-        largest distance of onnxruntime from itself when it does not, or (DynamicQuantizeLinear)
-        when it does so token by token; None for other graphs.
+        more than twice as far apart as any logit of the two references at this token. For a graph
+        that rounds activations itself the same holds of onnxruntime and itself when it does not,
+        or (DynamicQuantizeLinear) when it does so token by token. `references_apart` and
+        `rounding_apart` are the largest of these distances; the latter is None for other graphs.
         `top1_misses` is how many tokens differ, `top1_misses_counted` how many of them count.
-        `expert_choices` is what `check_routing` says of a mixture of experts over the first
-        window; None for other models.
+        `expert_choices` is what `check_routing` says of a mixture of experts; None for other
+        models.
         `first_divergence` is the first of `greedy_tokens` that differs (its index, both tokens, and
         how far apart their logits are here and there), or None. `saturations` counts values that
         did not fit; where there are any, `saturation` says where and what helps (see
@@ -369,20 +390,23 @@ def _judged(
                 )
         if saturated and first is None:
             first = part, judged
+        unrounded = None
         if other is not None:
             other.reset()
-            distance = np.abs(other.feed(part) - judged[AS_IT_COMES])
-            rounding_apart = max(rounding_apart, float(distance.max(initial=0.0)))
+            unrounded = other.feed(part)
         for rows, mine, following in _rows_of(chip, part, exact):
             both = {name: logits[rows].astype(np.float64) for name, logits in judged.items()}
-            for name, theirs in both.items():
-                against[name].add(mine, theirs, following)
-            ours.add(mine, mine, following)
-            distance = np.abs(both[AS_IT_COMES] - both[FLOAT_ACTIVATIONS])
+            distance = _distances(both[AS_IT_COMES], both[FLOAT_ACTIVATIONS])
             apart = max(apart, float(distance.max(initial=0.0)))
+            if unrounded is not None:
+                by_rounding = _distances(both[AS_IT_COMES], unrounded[rows].astype(np.float64))
+                rounding_apart = max(rounding_apart, float(by_rounding.max(initial=0.0)))
+                distance = np.maximum(distance, by_rounding)
+            for name, theirs in both.items():
+                against[name].add(mine, theirs, following, 2 * distance)
+            ours.add(mine, mine, following)
 
-    undecided = 2 * max(apart, rounding_apart)
-    summaries = {name: one.summary(undecided) for name, one in against.items()}
+    summaries = {name: one.summary() for name, one in against.items()}
     nearer = min(summaries, key=lambda name: summaries[name]["max_abs_logit_error"])
     is_wide = "int16" in program.machine.activations
     judge = FLOAT_ACTIVATIONS if is_wide else nearer
@@ -407,8 +431,8 @@ def _judged(
     }
     if routes(chip):
         progress("comparing the experts of each token")
-        (other,) = references.keys() - {judge}
-        result["expert_choices"] = check_routing(chip, ids[: task.window], judge, other)
+        (second,) = references.keys() - {judge}
+        result["expert_choices"] = check_routing(chip, parts, judge, second)
     if first is not None:
         progress("fewer fraction bits are tried")
         result["saturation"] = saturation(simulator, first[0], first[1][judge])

@@ -179,7 +179,7 @@ def _judged_lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"({changes[FLOAT_ACTIVATIONS]:+.4%}); the one {NAMES[result['perplexity_judge']]} "
             "counts"
         )
-    yield from routing_lines(result["expert_choices"], result["windows"])
+    yield from routing_lines(result["expert_choices"])
     divergence = result["first_divergence"]
     if divergence is None:
         yield f"  greedy       {counted(result['greedy_tokens'], 'token')} equal"

@@ -8,6 +8,7 @@ the two references there are *near ties*, which neither reference can tell.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,20 +67,23 @@ def routes(chip: LoadedModel) -> bool:
     return any(isinstance(one.does, Route) for block in chip.program.blocks for one in block.whole)
 
 
-def check_routing(chip: LoadedModel, ids: Sequence[int], judge: str, other: str) -> dict[str, Any]:
+def check_routing(
+    chip: LoadedModel, windows: Sequence[Sequence[int]], judge: str, other: str
+) -> dict[str, Any]:
     """Compares the experts of each token with a reference's.
 
     Args:
         chip: the compiled model.
-        ids: tokens, from position 0 on.
+        windows: tokens of each window, from position 0 on.
         judge: the reference that counts: `as_it_comes` or `float_activations`.
         other: the other one.
 
     Returns:
         `judge`, whose gaps these are; `tokens`, how many; `choices` (tokens times
         routers), `differing`, `near_ties` (of those that differ), their
-        difference `counted`; `listed`, the first of those that differ, each with `token`, `node`,
-        the experts `here` and `there`, `gap` and `apart`, the logits' distance of the references;
+        difference `counted`; `listed`, the first of those that differ, each with `token` (its
+        number among those of all windows), `node`, the experts `here` and `there`, `gap` and
+        `apart`, the logits' distance of the references at this token;
         `same_tokens`, those of which no choice differs but near ties, and over these tokens
         `max_abs_logit_error` and `max_error_of_range`, where near ties are decided as there.
 
@@ -88,15 +92,58 @@ def check_routing(chip: LoadedModel, ids: Sequence[int], judge: str, other: str)
     """
     every = list(_routers(chip))
     names = list(dict.fromkeys(router.value for _, _, router in every))
-    both = {
-        name: chip.reference(float_activations=name == FLOAT_ACTIVATIONS, observed=names).observe(
-            ids
-        )
+    first, second = (
+        chip.reference(float_activations=name == FLOAT_ACTIVATIONS, observed=names)
         for name in (judge, other)
+    )
+    listed: list[dict[str, Any]] = []
+    tokens = same = 0
+    error, lowest, highest = 0.0, math.inf, -math.inf
+    for ids in windows:
+        first.reset()
+        second.reset()
+        logits, theirs = first.observe(ids)
+        found, ours = _window(chip, every, ids, theirs, second.observe(ids)[1])
+        counts = np.ones(len(ids), np.bool_)
+        counts[[one["token"] for one in found if not one["near_tie"]]] = False
+        same += int(counts.sum())
+        error = max(error, float(np.abs(ours - logits)[counts].max(initial=0.0)))
+        lowest, highest = min(lowest, float(logits.min())), max(highest, float(logits.max()))
+        listed += [one | {"token": tokens + one["token"]} for one in found]
+        tokens += len(ids)
+    near = sum(one["near_tie"] for one in listed)
+    size = highest - lowest
+    return {
+        "judge": judge,
+        "tokens": tokens,
+        "choices": tokens * len(every),
+        "differing": len(listed),
+        "near_ties": near,
+        "counted": len(listed) - near,
+        "listed": listed[:LISTED],
+        "same_tokens": same,
+        "max_abs_logit_error": error,
+        "max_error_of_range": error / size if size else 0.0,
     }
-    logits, _ = both[judge]
-    places = {(id(one), instance): number for number, (one, instance, _) in enumerate(every)}
 
+
+def _window(
+    chip: LoadedModel,
+    every: Sequence[tuple[Instruction, int, _Router]],
+    ids: Sequence[int],
+    theirs: Mapping[str, npt.NDArray[Any]],
+    others: Mapping[str, npt.NDArray[Any]],
+) -> tuple[list[dict[str, Any]], Array]:
+    """Choices of a window that differ, and the chip's logits [S, V], near ties decided as there.
+
+    Args:
+        chip: the compiled model.
+        every: its routers.
+        ids: tokens of the window.
+        theirs: the routers' logits of the reference that counts, by name.
+        others: those of the other one.
+    """
+    places = {(id(one), instance): number for number, (one, instance, _) in enumerate(every)}
     mine: dict[int, npt.NDArray[np.int64]] = {}
 
     def observe(one: Instruction, instance: int, written: list[Array]) -> None:
@@ -113,12 +160,12 @@ def check_routing(chip: LoadedModel, ids: Sequence[int], judge: str, other: str)
             assert exact is not None
             fresh = 0
             for number, (_, _, router) in enumerate(every):
-                theirs, others = (
-                    both[name][1][router.value].reshape(len(ids), -1).astype(np.float64)
-                    for name in (judge, other)
+                known, unsure = (
+                    of[router.value].reshape(len(ids), -1).astype(np.float64)
+                    for of in (theirs, others)
                 )
-                apart = np.abs(theirs - others).max(axis=1)
-                for token, experts, gap in _differing(mine[number], theirs, router.chosen):
+                apart = np.abs(known - unsure).max(axis=1)
+                for token, experts, gap in _differing(mine[number], known, router.chosen):
                     if (number, token) in listed:
                         continue
                     is_near = gap <= 2 * float(apart[token])
@@ -138,24 +185,7 @@ def check_routing(chip: LoadedModel, ids: Sequence[int], judge: str, other: str)
                 break
     finally:
         forced.clear()
-    same = np.ones(len(ids), np.bool_)
-    same[[one["token"] for one in listed.values() if not one["near_tie"]]] = False
-    ours = np.ldexp(exact.astype(np.float64), -simulator.fraction_bits)
-    error = np.abs(ours - logits)[same].max(initial=0.0)
-    size = float(logits.max() - logits.min())
-    near = sum(one["near_tie"] for one in listed.values())
-    return {
-        "judge": judge,
-        "tokens": len(ids),
-        "choices": len(ids) * len(every),
-        "differing": len(listed),
-        "near_ties": near,
-        "counted": len(listed) - near,
-        "listed": list(listed.values())[:LISTED],
-        "same_tokens": int(same.sum()),
-        "max_abs_logit_error": float(error),
-        "max_error_of_range": float(error) / size if size else 0.0,
-    }
+    return list(listed.values()), np.ldexp(exact.astype(np.float64), -simulator.fraction_bits)
 
 
 def _differing(
@@ -174,18 +204,12 @@ def _differing(
         yield token, wanted, float(row[best[chosen - 1]] - row[best[chosen]])
 
 
-def routing_lines(found: Mapping[str, Any] | None, windows: int = 1) -> Iterator[str]:
-    """What `check_routing` found, for people.
-
-    Args:
-        found: what it found in the first window; None for a model without experts.
-        windows: how many windows the rest of the comparison has.
-    """
+def routing_lines(found: Mapping[str, Any] | None) -> Iterator[str]:
+    """What `check_routing` found, for people; None for a model without experts."""
     if found is None:
         return
-    where = "" if windows == 1 else f" in the first of {windows:,} windows"
     yield (
-        f"  experts      {found['differing']:,} of {counted(found['choices'], 'choice')}{where} "
+        f"  experts      {found['differing']:,} of {counted(found['choices'], 'choice')} "
         f"{'differs' if found['choices'] == 1 else 'differ'} from onnxruntime's "
         f"{NAMES[found['judge']]}, {found['near_ties']:,} of them near ties, which the references "
         "cannot tell"

@@ -103,12 +103,14 @@ def test_near_ties_are_told_apart(compiled: Path, monkeypatch: pytest.MonkeyPatc
         return semantics.route_to(logits, experts, *more)
 
     monkeypatch.setattr(semantics, "route", worst)
-    choices = check(chip, tokens=16)["expert_choices"]
-    assert choices["counted"] >= 2
-    # Of the first token both layers', and it is left out of the errors.
+    # The context is a window: three of them.
+    choices = check(chip, tokens=64 + 64 + 16)["expert_choices"]
+    assert choices["tokens"] == 144 and choices["choices"] == 2 * 144
+    assert choices["counted"] >= 6
+    # Of the first token of each window both layers', and they are left out of the errors.
     wrong = [one["token"] for one in choices["listed"] if not one["near_tie"]]
-    assert wrong.count(0) == 2
-    assert choices["same_tokens"] == 16 - len(set(wrong))
+    assert all(wrong.count(token) == 2 for token in (0, 64, 128))
+    assert choices["same_tokens"] == 144 - len(set(wrong))
 
 
 def test_energy_is_that_of_the_chosen_experts(compiled: Path) -> None:

@@ -25,19 +25,38 @@ def test_figures_of_logits_by_hand():
     ours = np.log(np.array([[0.25, 0.5, 0.25], [0.2, 0.5, 0.3]]))
     against = module._Against()
     against.add(ours, theirs, np.array([2]))
-    assert (against.tokens, against.agreed, against.scored) == (2, 1, 1)
-    assert against.gaps == pytest.approx([math.log(2)])
+    assert (against.tokens, against.misses, against.scored) == (2, 1, 1)
     assert against.error == pytest.approx(math.log(2))
     assert against.range == pytest.approx(math.log(0.5 / 0.2))
     assert against.log_loss == pytest.approx(-math.log(0.25))
     # KL(theirs, ours) of the first row: 0.5 log 2 - 0.25 log 2.
     assert against.divergence == pytest.approx(0.25 * math.log(2))
-    assert against.summary(0.0)["top1_agreement_counted"] == 0.5
-    assert against.summary(0.7)["top1_agreement_counted"] == 1.0
-    assert against.summary(0.7)["top1_agreement"] == 0.5
-    for undecided, counted in ((0.0, 1), (0.6, 1), (0.7, 0)):
-        figures = against.summary(undecided)
-        assert (figures["top1_misses"], figures["top1_misses_counted"]) == (1, counted)
+
+
+# The first token differs, by log 2 = 0.69 of the reference's own logits; the second agrees.
+@pytest.mark.parametrize(
+    ("undecided", "counted"),
+    [([0.0, 0.0], 1), ([0.6, 9.0], 1), ([0.7, 0.0], 0), ([0.6, 0.7], 1)],
+)
+def test_a_miss_is_forgiven_by_its_own_token_alone(undecided: list[float], counted: int):
+    theirs = np.log(np.array([[0.5, 0.25, 0.25], [0.2, 0.5, 0.3]]))
+    ours = np.log(np.array([[0.25, 0.5, 0.25], [0.2, 0.5, 0.3]]))
+    against = module._Against()
+    against.add(ours, theirs, np.array([2]), np.array(undecided))
+    figures = against.summary()
+    assert (figures["top1_misses"], figures["top1_misses_counted"]) == (1, counted)
+    assert figures["top1_agreement"] == 0.5
+    assert figures["top1_agreement_counted"] == 1 - counted / 2
+
+
+@pytest.mark.parametrize("name", ["llama", "int8", "qwen"])
+def test_a_longer_comparison_forgives_no_more(compiled, name: str):
+    """Misses that count stay so, whatever follows them."""
+    chip = load(compiled(name))
+    found = [check(chip, tokens=tokens)["against"] for tokens in (64, 128, 200)]
+    for reference in found[0]:
+        counted = [one[reference]["top1_misses_counted"] for one in found]
+        assert counted == sorted(counted)
 
 
 @pytest.mark.parametrize("name", ["llama", "tied", "qwen", "phi", "int8", "prune", "hqq4", "hqq2"])

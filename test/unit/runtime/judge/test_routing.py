@@ -47,12 +47,6 @@ def test_errors_are_said_to_be_with_near_ties_decided():
     assert "near tie" not in error + listed and "on 39 of 40 tokens" in error
 
 
-@pytest.mark.parametrize(("windows", "said"), [(1, ""), (2, "2 windows"), (1024, "1,024 windows")])
-def test_the_window_is_said(windows: int, said: str):
-    head = next(routing_lines(_found(), windows))
-    assert ("in the first of" in head) == bool(said) and said in head
-
-
 @pytest.mark.parametrize(
     ("judge", "name"),
     [("as_it_comes", "as it comes"), ("float_activations", "with float activations")],
