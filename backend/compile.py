@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -48,14 +48,15 @@ from intaglio.dialects.latency_bound import Chain
 from intaglio.lowering.folded_latencies import Pipelines
 from intaglio.lowering.latency_bound import chain_of
 from intaglio.lowering.onnx.graph.external_data import companion_file
-from intaglio.lowering.onnx.weights.quantised_graph import DATA_FILE, write_quantised
-from intaglio.lowering.onnx.weights.rounding import HEAD_ROUNDING
+from intaglio.lowering.onnx.weights.quantised_graph import BLOCKS, DATA_FILE, write_quantised
+from intaglio.lowering.onnx.weights.rounding import HEAD_ROUNDING, parse_rounding
 from intaglio.lowering.onnx.weights.weights import FLOAT_WEIGHTS_HINT
 from intaglio.lowering.place.mapping import engraved, left_out_warnings, mapping_of
+from intaglio.lowering.step.adapter_slots import RomAdapterSlots
 from intaglio.lowering.step.fractions import Stream, stream_warnings
 from intaglio.lowering.step.legalize import RomLegalize, legalize, substituted
 from intaglio.lowering.step.loss_warning import NOTEWORTHY, loss_warnings
-from intaglio.lowering.step.sites import SiteShape, site_shapes
+from intaglio.lowering.step.sites import SiteShape, site_shapes, without_slots
 
 if TYPE_CHECKING:
     from intaglio.backend.program.program import Program
@@ -183,6 +184,8 @@ def _run_stages(
                         _legalize(module, found)
                     else:
                         one.apply(Context(), module)
+                        if isinstance(one, RomAdapterSlots):
+                            found.warnings += without_slots(module)
                 _verify(module, one.name)
         if stage == "rom":
             found.sites = site_shapes(module)
@@ -238,7 +241,7 @@ def _import(model: Path, options: Options) -> ImportedModel:
         embedding=_embedding_rounding(options),
         codes=cells(options),
         head=head_rounding(options),
-        float_weights_hint=float_weights_hint(options),
+        float_weights_hint=lambda columns: float_weights_hint(options, columns),
     )
 
 
@@ -380,12 +383,20 @@ def head_rounding(options: Options) -> str:
     return _target(options).text("policy.head_weights")
 
 
-def float_weights_hint(options: Options) -> str:
-    """What would help where float weights are refused: what the target's layers can hold."""
+def float_weights_hint(options: Options, columns: Collection[int] = ()) -> str:
+    """What would help where float weights are refused: what the target's layers can hold.
+
+    Args:
+        options: of the compile.
+        columns: of the matrices that were refused; the groups that are named divide all of them,
+            where any that onnxruntime knows do.
+    """
     if options.emit == "rom":
         return FLOAT_WEIGHTS_HINT
     target = _target(options)
-    ask = target.suited_weights
+    suited = parse_rounding(target.suited_weights)
+    groups = [one for one in BLOCKS if one <= suited.group and not any(n % one for n in columns)]
+    ask = f"{suited.code}:{groups[-1]}" if groups else target.suited_weights
     if target.mixed_weights is not None:
         ask = f"target (which is {target.mixed_weights})"
     return (
@@ -515,6 +526,7 @@ def _manifest(
         "context": options.context,
         "weights": requested_weights(options),
         "quantised": len(imported.rounded),
+        "positions": imported.positions,
         "adapter_slots": _slots(options),
         "adapter_sites": [asdict(one) for one in found.sites],
         "mapping": None if options.mapping is None else sha256_of(Path(options.mapping)),

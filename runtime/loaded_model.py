@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.engines.names import CHECKED_ENGINES, HARDWARE_ENGINES, check_known
+from intaglio.runtime.reports.wording import counted
 
 if TYPE_CHECKING:
     from intaglio.backend.images.adapter import AdapterImage
@@ -265,7 +266,7 @@ class LoadedModel:
                     f"token id {token} is out of range",
                     hint=f"ids of this model go from 0 to {vocabulary - 1}",
                 )
-        longer = "compile with a longer --context, if the model's positions allow it"
+        longer = self._longer()
         if len(prompt) > capacity:
             raise UserError(
                 f"the prompt has {len(prompt)} tokens, the KV caches hold {capacity}", hint=longer
@@ -274,8 +275,22 @@ class LoadedModel:
             raise UserError(
                 f"{len(prompt)} prompt tokens and {tokens} generated ones need {needed} positions, "
                 f"the KV caches hold {capacity}",
-                hint=f"at most {capacity - len(prompt) + 1} tokens; or {longer}",
+                hint=f"at most {counted(capacity - len(prompt) + 1, 'token')}; {longer}",
             )
+
+    def _longer(self) -> str:
+        """What gives a sequence more positions, or why nothing does."""
+        known = self.files.manifest.get("positions")
+        if known is None:
+            return "compile with a longer --context, if the model's positions allow it"
+        positions = known.integer(0)
+        if not positions:
+            return "compile with a longer --context"
+        if positions > self.program.capacity:
+            return f"compile with a --context of up to {positions}, the model's own positions"
+        return (
+            f"a longer --context is not possible: the model's own table has {positions} positions"
+        )
 
     def machine(self, engine: str) -> Simulator | RTLChip:
         """The simulator, or the hardware in one of its two simulations; made once.

@@ -50,7 +50,7 @@ from intaglio.lowering.onnx.values import (
     numbers,
 )
 from intaglio.lowering.onnx.weights.rounding import HEAD_ROUNDING, parse_request, parse_rounding
-from intaglio.lowering.onnx.weights.weights import FLOAT_WEIGHTS_HINT, Parameter
+from intaglio.lowering.onnx.weights.weights import FloatWeightsHint, Parameter, no_target_hint
 from intaglio.lowering.onnx.written import curves, experts, levels, rotary, scores
 from intaglio.lowering.onnx.written import norms as written_norms
 from intaglio.lowering.parameters import ParameterSource
@@ -103,7 +103,7 @@ def import_model(
     embedding: str | None = None,
     codes: Iterable[str] = (),
     head: str = HEAD_ROUNDING,
-    float_weights_hint: str = FLOAT_WEIGHTS_HINT,
+    float_weights_hint: FloatWeightsHint = no_target_hint,
 ) -> ImportedModel:
     """Imports a model.
 
@@ -118,7 +118,8 @@ def import_model(
         codes: what the chip has cells for, such as `int3`; integer weights that all fit a narrower
             one of them than the file stores are taken as that.
         head: how a floating-point head is quantised in a graph whose other matrices are.
-        float_weights_hint: what would help where floating-point weights are refused.
+        float_weights_hint: what would help where floating-point weights are refused, by the
+            columns of the matrices that are.
 
     Raises:
         UserError: the file is unusable.
@@ -313,6 +314,8 @@ class _Import:
                 )
         self._check_curves()
         logits, head = find_logits(self.step, self.report)
+        hint = self.step.float_weights_hint
+        self.report.settle_hint(hint(()), hint(self.step.float_columns))
         self.report.raise_errors()
         assert logits is not None and head is not None
         check_pasts(self.step, self.report)

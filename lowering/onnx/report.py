@@ -34,6 +34,12 @@ class Report:
         if str(error) not in {str(known) for known in self.errors}:
             self.errors.append(error)
 
+    def settle_hint(self, before: str, after: str) -> None:
+        """Says instead of one hint another one, which the whole graph decides."""
+        for one in self.errors:
+            if one.hint == before:
+                one.hint = after
+
     def raise_errors(self) -> None:
         """Ends the import where there are errors.
 

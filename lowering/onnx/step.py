@@ -35,7 +35,7 @@ from intaglio.lowering.onnx.weights import weights
 from intaglio.lowering.onnx.weights.narrow import narrowed
 from intaglio.lowering.onnx.weights.rounding import Request, Rounding
 from intaglio.lowering.onnx.weights.sources import DenseSource
-from intaglio.lowering.onnx.weights.weights import Parameter
+from intaglio.lowering.onnx.weights.weights import FloatWeightsHint, Parameter
 
 _Op = TypeVar("_Op", bound=Operation)
 
@@ -120,7 +120,8 @@ class Step:
         adapters: indices of nodes whose weights are those of an adapter.
         rounding: how floating-point weights are quantised, if asked for.
         head_rounding: how a head in floating point is quantised where other matrices are.
-        float_weights_hint: what would help a product whose weights are floating point.
+        float_weights_hint: what would help products whose weights are floating point.
+        float_columns: columns of matrices of floats that were refused.
         heads: indices of nodes that give the logits; their weights may be floating point where
             other matrices are small integers.
         has_integers: whether a matrix of small integers was met.
@@ -146,7 +147,7 @@ class Step:
     adapters: set[int]
     rounding: Request | None
     head_rounding: Rounding
-    float_weights_hint: str
+    float_weights_hint: FloatWeightsHint
     batch: Expression
     sequence: Expression
     total: Expression
@@ -163,6 +164,7 @@ class Step:
     heads: frozenset[int] = frozenset()
     embedding_rounding: Rounding | None = None
     rounded: dict[str, Parameter] = field(default_factory=dict)
+    float_columns: set[int] = field(default_factory=set)
     capacity: int = 1
     tables: dict[Columns, npt.NDArray[np.float32]] = field(default_factory=dict)
     rotations: dict[object, tuple[Stored, Stored] | None] = field(default_factory=dict)
@@ -186,6 +188,17 @@ class Step:
     def position(self) -> SSAValue:
         """The token's position."""
         return self.block.args[1]
+
+    def float_weights(self, dtype: str, columns: int) -> Refusal:
+        """Why a matrix of floats with so many columns is not taken, and what would help.
+
+        What helps hangs on all such matrices: `Report.settle_hint` says it once they are known.
+        """
+        self.float_columns.add(columns)
+        return Refusal(
+            f"its weights are floating point ({dtype}); the chip engraves small integers",
+            self.float_weights_hint(()),
+        )
 
     # --- values ---------------------------------------------------------------------------------
 

@@ -205,11 +205,22 @@ def families(module: ModuleOp) -> list[str]:
     return list(found)
 
 
+_NAMED = 8
+"""Matrices without slots that are named."""
 NO_EXPERT_SLOTS = (
     "experts share no A and B: slots beside each expert, and beside the router that chooses among "
     "them, are not built"
 )
 """Why matrices of a mixture of experts have no slots."""
+
+
+def without_slots(module: ModuleOp) -> list[str]:
+    """A warning where a module with slots has matrices that can have none."""
+    left = families(module)
+    if not left:
+        return []
+    more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+    return [f"no adapter slots beside {', '.join(left[:_NAMED])}{more}: {NO_EXPERT_SLOTS}"]
 
 
 def selected(
@@ -241,7 +252,9 @@ def selected(
     for name in modules:
         meant = {role for role in PACKED.get(name, (name,)) if role in there}
         if not meant:
-            why = f"; {NO_EXPERT_SLOTS}" if without else ""
+            # A mistyped name is no matrix of the experts.
+            known = name in ROLES or name in PACKED or any(name in one for one in without)
+            why = f"; {NO_EXPERT_SLOTS}" if without and known else ""
             raise UserError(
                 f"no matrix has the role '{name}', so it can have no adapter slots{why}",
                 hint=of_model,

@@ -266,7 +266,7 @@ class Simulator:
             raise UserError(
                 f"position {first + len(tokens) - 1} is beyond the chip's context of "
                 f"{self.capacity} tokens",
-                hint="compile with a longer --context",
+                hint="compile with a longer --context, if the model's positions allow it",
             )
         context = Context(tokens, first)
         context.values.update(dict.fromkeys(self.program.accepted, tokens))

@@ -163,11 +163,7 @@ def _rounded(step: Step, node: Node, value: Value | None) -> Parameter:
     name = weights.name_of(value)
     rounding = None if step.rounding is None else step.rounding.of(node.name, name, *node.scopes)
     if rounding is None:
-        raise Refusal(
-            f"its weights are floating point ({weights.type_of(value)}); the chip engraves small "
-            "integers",
-            step.float_weights_hint,
-        )
+        raise step.float_weights(weights.type_of(value), found.dims[2])
     step.warnings.append(
         f"node '{node.name}' ({node.op_type}): its experts are engraved as {rounding.in_words()}; "
         "onnxruntime judges them as they are in the file"

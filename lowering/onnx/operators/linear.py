@@ -160,10 +160,7 @@ def _weights_of(step: Step, node: Node, value: Value | None, row_axis: int) -> w
             dtype = weights.type_of(value)
             if not value.is_float:
                 raise Refusal(f"weights of the element type {dtype} without scales")
-            raise Refusal(
-                f"its weights are floating point ({dtype}); the chip engraves small integers",
-                step.float_weights_hint,
-            )
+            raise step.float_weights(dtype, value.dims[1 - row_axis])
         case Vector():
             raise Refusal("both factors are activations; a matrix must be a constant")
         case _:

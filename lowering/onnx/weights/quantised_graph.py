@@ -62,7 +62,7 @@ def write_quantised(
             if parameter.identity not in written:
                 written[parameter.identity] = _write_matrix(graph, data, source, block)
             if node.op_type == "Gather":
-                _table(graph, node, source, block, written[parameter.identity])
+                _table(str(model), graph, node, source, block, written[parameter.identity])
             else:
                 _product(graph, node, source, block, *written[parameter.identity])
     _remove_dead(graph)
@@ -93,13 +93,13 @@ def _remove_dead(graph: onnx.GraphProto) -> None:
 
 def _block(source: RoundedSource, file: str, node: onnx.NodeProto) -> int:
     """The block size; a scale for a whole row takes one block that covers it."""
-    if source.group in BLOCKS:
-        return source.group
     if not source.group or source.group >= source.dims[1]:
         block = BLOCKS[0]
         while block < source.dims[1]:
             block *= 2
         return block
+    if source.group in BLOCKS:
+        return source.group
     raise UserError(
         f"groups of {source.group} cannot be written for onnxruntime",
         file=file,
@@ -176,6 +176,7 @@ def _zeros_name(source: RoundedSource) -> str:
 
 
 def _table(
+    file: str,
     graph: onnx.GraphProto,
     node: onnx.NodeProto,
     source: RoundedSource,
@@ -189,6 +190,7 @@ def _table(
     if k % block:
         raise UserError(
             f"rows of {k} are no whole number of blocks of {block}",
+            file=file,
             node=node.name,
             op_type=node.op_type,
             hint="choose a group that divides the hidden size",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -49,6 +50,14 @@ FLOAT_WEIGHTS_HINT = (
     "quantised weights"
 )
 """What helps where no target says which codes there are."""
+
+FloatWeightsHint = Callable[[Collection[int]], str]
+"""What would help where matrices of floats are refused, by the columns that these have."""
+
+
+def no_target_hint(columns: Collection[int]) -> str:
+    """What helps where no target says which codes there are, whatever the matrices' columns."""
+    return FLOAT_WEIGHTS_HINT
 
 
 @dataclass(frozen=True, eq=False)

@@ -91,6 +91,26 @@ def test_manifest_records_what_was_asked_for(model: Named, compiled: Named, tmp_
     assert found["target"] == "roma-mini" and TARGET in found["outputs"]
 
 
+@pytest.mark.parametrize(
+    ("name", "slots", "left"),
+    [
+        ("experts", 4, "moe_router, moe_experts_gate_up, moe_experts_down"),
+        ("experts8", 8, "moe_router, moe_experts_gate_up, moe_experts_down"),
+        ("experts", 0, None),
+        ("llama", 4, None),
+    ],
+)
+def test_matrices_without_adapter_slots_are_said(
+    model: Named, tmp_path: Path, name: str, slots: int, left: str | None
+) -> None:
+    options = Options("roma-mini", context=32, emit="integer", adapter_rank=slots)
+    warnings = compile_model(model(name), tmp_path / "out", options).warnings
+    found = [one for one in warnings if "no adapter slots" in one]
+    assert [one.partition(": ")[0] for one in found] == (
+        [] if left is None else [f"no adapter slots beside {left}"]
+    )
+
+
 def test_a_users_target_is_kept_whole(model: Named, tmp_path: Path) -> None:
     """The file may go away; the output folder has every figure, with options applied."""
     text = (Path(load_target.__code__.co_filename).parents[1] / "targets" / "tom.toml").read_text()

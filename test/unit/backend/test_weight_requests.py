@@ -112,13 +112,56 @@ def test_hints_follow_settings() -> None:
     assert "--weights int2:128," in float_weights_hint(Options("roma", settings=("weights=int2",)))
 
 
+@pytest.mark.parametrize(
+    ("columns", "group"),
+    [([], 128), ([2048, 8192], 128), ([64, 256], 64), ([64, 96], 32), ([48], 16), ([128, 40], 128)],
+)
+def test_groups_of_hints_divide_every_row(columns: list[int], group: int) -> None:
+    """Where one that onnxruntime knows does; of rows of 40 none does."""
+    assert f"--weights int4:{group}," in float_weights_hint(Options("roma"), columns)
+
+
+def tied_in_floats(path: Path, folder: Path) -> Path:
+    """All products in floats, the head's on the table of the embedding."""
+    model = onnx.load(in_floats(path, "", folder))
+    (head,) = (node for node in model.graph.node if node.name == "/lm_head/MatMul")
+    (table,) = (node for node in model.graph.node if node.name == "/model/embed_tokens/Gather")
+    turned = helper.make_node("Transpose", [table.input[0]], ["turned"], "turned", perm=[1, 0])
+    model.graph.node.insert(0, turned)
+    head.input[1] = "turned"
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def test_a_tied_table_in_groups(model: Named, tmp_path: Path) -> None:
+    """Rows of 64: the groups of the hint, groups of the row or longer, and one that is none."""
+    path = tied_in_floats(model("llama"), tmp_path)
+    with pytest.raises(UserErrors) as caught:
+        compile_model(path, tmp_path / "out", Options("roma"))
+    hints = {error.hint for error in caught.value.errors}
+    assert any("--weights int4:32," in (hint or "") for hint in hints)
+    for group in (16, 32, 64, 128):
+        options = Options("roma-mini", weights=f"int4:{group}", emit="integer")
+        written = compile_model(path, tmp_path / "out", options).folder / "reference"
+        (quantised,) = written.glob("*.onnx")
+        kinds = {
+            node.op_type: node for node in onnx.load(quantised, load_external_data=False).graph.node
+        }
+        sizes = {one.name: one.i for one in kinds["GatherBlockQuantized"].attribute}
+        assert sizes["block_size"] == min(group, 64)
+    options = Options("roma-mini", weights="int4:256,lm_head=int4:48", emit="integer")
+    with pytest.raises(UserError, match="groups of 48 cannot be written") as raised:
+        compile_model(path, tmp_path / "out", options)
+    assert raised.value.file == str(path)
+
+
 @pytest.mark.parametrize("name", ["roma-mini", "tom-mini", "bitrom-mini", "hc1-mini"])
 def test_what_a_hint_says_helps(model: Named, tmp_path: Path, name: str) -> None:
     path = in_floats(model("llama"), "", tmp_path)
     with pytest.raises(UserErrors) as caught:
         compile_model(path, tmp_path / "out", Options(name))
     (hint,) = {error.hint for error in caught.value.errors if error.hint is not None}
-    assert hint == float_weights_hint(Options(name))
+    assert hint == float_weights_hint(Options(name), (64, 96))
     found = re.search(r"--weights ([a-z0-9:]+)", hint)
     assert found is not None
     compile_model(path, tmp_path / "out", Options(name, weights=found[1], emit="program"))

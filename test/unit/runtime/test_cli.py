@@ -450,6 +450,32 @@ def test_run_refuses(run: Run, compiled, arguments: list[str], message: str):
     assert result.code == 1 and message in result.err and "Traceback" not in result.err
 
 
+@pytest.mark.parametrize(
+    ("name", "context", "remedy"),
+    [
+        # OPT's table has 128 rows for positions, as many as the whole context.
+        ("learned", None, "a longer --context is not possible: the model's own table has 128"),
+        ("learned", "8", "compile with a --context of up to 128"),
+        # Nothing of it is stored by position.
+        ("alibi", "8", "compile with a longer --context"),
+    ],
+)
+def test_run_says_what_gives_more_positions(
+    run: Run, model, tmp_path: Path, name: str, context: str | None, remedy: str
+):
+    more = [] if context is None else ["--context", context]
+    run("compile", model(name), "--target", "roma-mini", *more, "-o", tmp_path / "out")
+    size = 128 if context is None else int(context)
+    for prompt, room in (
+        (size + 1, ""),
+        (size, "at most 1 token; "),
+        (size - 2, "at most 3 tokens; "),
+    ):
+        ids = ",".join(["1"] * prompt)
+        result = run("run", tmp_path / "out", "--prompt-ids", ids, "--tokens", "5")
+        assert result.code == 1 and f"{room}{remedy}" in result.err
+
+
 def test_commands_need_a_compiled_folder(refused, tmp_path: Path, run: Run, model):
     for command in (["run", "--prompt-ids", "1", "--tokens", "1"], ["check"], ["inspect"]):
         name, *rest = command

@@ -236,8 +236,15 @@ def test_a_model_without_sites(from_text: FromText) -> None:
 
 def test_experts_say_why_they_have_no_slots(from_text: FromText, decoder: Any) -> None:
     found = bodies(from_text(decoder.text()))
-    with pytest.raises(UserError, match=r"'up', .*; experts share no A and B"):
-        selected(found, ["up"], [], ["layers.0.experts"])
-    with pytest.raises(UserError) as raised:
-        selected(found, ["up"], [])
-    assert "experts" not in str(raised.value)
+    families = ["moe_router", "moe_experts_gate_up", "moe_experts_down"]
+    some = [
+        replace(body, places=[p for p in body.places if "gate" not in p.role]) for body in found
+    ]
+    for name in ("gate_proj", "router", "experts", "moe_experts_down"):
+        with pytest.raises(UserError, match=rf"'{name}', .*; experts share no A and B"):
+            selected(some, [name], [], families)
+    # A mistyped name is no matrix of the experts, and a model without has none to speak of.
+    for name, without in (("q_prj", families), ("gate_pro", families), ("gate_proj", [])):
+        with pytest.raises(UserError) as raised:
+            selected(some, [name], [], without)
+        assert "experts" not in str(raised.value)
