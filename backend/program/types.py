@@ -315,6 +315,11 @@ class Program:
         return max((cache.capacity for cache in self.caches.values()), default=1)
 
     @property
+    def counted(self) -> int:
+        """Positions that hardware counts up to: of the largest cache, else those stated."""
+        return max(self.longest, self.capacity)
+
+    @property
     def rows_of_head(self) -> int:
         """Rows of a head's scores, and of its probabilities."""
         return -(-self.longest // self.machine.vector_lanes)

@@ -661,10 +661,12 @@ class RTLChip:
 
     def write_store(self, store: Store) -> None:
         """Gives a cache the content of one of the simulator's."""
+        attention = self.layout.attention
+        assert attention is not None
         write_cache(
             lambda part: self.memory(f"attention/{part}"),
             self.program.machine,
-            self.layout.attention.kv.places[store.cache.name],
+            attention.kv.places[store.cache.name],
             store.codes,
             None if store.cache.static_scale is not None else store.scale,
             self._external,
@@ -674,8 +676,8 @@ class RTLChip:
     def stores(self) -> Mapping[str, Store]:
         """The content of the caches; beyond the tokens so far it means nothing."""
         found: dict[str, Store] = {}
-        external = self._external
-        for name, place in self.layout.attention.kv.places.items():
+        external, attention = self._external, self.layout.attention
+        for name, place in () if attention is None else attention.kv.places.items():
             codes, scale = read_cache(
                 lambda part: self.memory(f"attention/{part}"), self.program.machine, place, external
             )

@@ -97,7 +97,7 @@ def chip_design(layout: Layout, logic: LogicROM | None = None) -> Design:
 
 def position_bits(layout: Layout) -> int:
     """Width of the position register: a power of two holds the context's positions."""
-    return max(1, (layout.attention.capacity - 1).bit_length())
+    return max(1, (layout.program.counted - 1).bit_length())
 
 
 class _Chip:
@@ -384,10 +384,10 @@ class _Chip:
 
     def _external_port(self) -> ModuleBuilder | None:
         """The module of external memory, where keys and values are there."""
-        depth = self.layout.attention.kv.external_depth
-        if not depth:
+        attention = self.layout.attention
+        if attention is None or not attention.kv.external_depth:
             return None
-        module = external_kv(self.design, self.machine, depth)
+        module = external_kv(self.design, self.machine, attention.kv.external_depth)
         for port in module.ports:
             if port.output:
                 self._await(f"external_{port.name}", port.width)

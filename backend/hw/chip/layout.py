@@ -43,6 +43,9 @@ from intaglio.dialects.isa.queues import QUEUES
 if TYPE_CHECKING:
     from intaglio.backend.program.program import Instruction, Program
 
+_OF_ATTENTION = (memories.SCORES, memories.LARGEST, memories.PROBABILITIES, memories.HEADS)
+"""Memories of values that only attention over caches has."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -54,7 +57,7 @@ class Layout:
         queues: what each queue executes.
         fields: of the descriptors of each queue's units.
         matrix: sizes of the matrix array.
-        attention: sizes of the attention unit.
+        attention: sizes of the attention unit; None without one, as of states alone.
         adapters: sizes of the adapter unit; None without one.
         vector: sizes of the vector unit.
         places: what the vector unit's encoder has to know.
@@ -65,7 +68,7 @@ class Layout:
     queues: Mapping[str, QueueProgram]
     fields: Mapping[str, Fields]
     matrix: MatrixConfig
-    attention: AttentionModel
+    attention: AttentionModel | None
     adapters: AdapterModel | None
     vector: VectorShape
     places: Places
@@ -108,11 +111,13 @@ def layout_of(program: Program) -> Layout:
         UserError: the program needs what the hardware does not have.
     """
     refuse(refusals(program))
-    always = [name for name in memories.OF_VALUES if name != memories.ROUTINGS]
-    needed = (*always, KV, KV_SCALES, CONSTANTS)
+    needed = [memories.VECTORS, memories.CODES, memories.CODE_SCALES, CONSTANTS]
+    if program.caches:
+        needed += [*_OF_ATTENTION, KV, KV_SCALES]
     if missing := [name for name in needed if name not in program.memories]:
         raise UserError(f"the hardware needs a program with memories {', '.join(missing)}")
-    rows = {name: program.memories[name].rows for name in always}
+    rows: dict[str, int] = dict.fromkeys(memories.OF_VALUES, 0)
+    rows |= {name: one.rows for name, one in program.memories.items() if name in rows}
     constant_rows = program.memories[CONSTANTS].rows
     vector_depth = max(rows[memories.VECTORS], rows[memories.CODES])
 
@@ -128,28 +133,28 @@ def layout_of(program: Program) -> Layout:
         for name, one in program.buffers.items()
         if one.memory in (memories.SCORES, memories.PROBABILITIES)
     }
-    row_bits = max(rows.get(name, 0) for name in memories.OF_KIND.values()).bit_length()
-    attention_model = AttentionModel(program, max(row_bits, 2), heads)
+    row_bits = max(2, max(rows[name] for name in memories.OF_KIND.values()).bit_length())
+    attention = AttentionModel(program, row_bits, heads) if program.caches else None
     adapter_places = places_of(program)
     adapters = None
     if adapter_places is not None:
-        adapters = AdapterModel(program, adapter_places, attention_model.row_bits)
+        adapters = AdapterModel(program, adapter_places, row_bits)
     shape = VectorShape.of(
         program,
         constant_rows=constant_rows,
         score_rows=rows[memories.SCORES],
         score_heads=rows[memories.LARGEST],
         probability_rows=rows[memories.PROBABILITIES],
-        scale_rows=attention_model.kv.scale_depth,
-        routing_rows=program.memories[memories.ROUTINGS].rows
-        if memories.ROUTINGS in program.memories
-        else 0,
+        scale_rows=0 if attention is None else attention.kv.scale_depth,
+        routing_rows=rows[memories.ROUTINGS],
     )
     scales = max(rows[memories.CODE_SCALES], rows[memories.HEADS])
     shape = replace(shape, rows=vector_depth, scales=scales)
     places = Places(
         heads=heads,
-        value_scales={name: place.scale_row for name, place in attention_model.kv.places.items()},
+        value_scales={}
+        if attention is None
+        else {name: place.scale_row for name, place in attention.kv.places.items()},
         score_rows=program.rows_of_head,
     )
     units = tuple(
@@ -157,11 +162,9 @@ def layout_of(program: Program) -> Layout:
         for unit in (
             PowerUnit.of(program),
             MatrixUnit(matrix, biases),
-            AttentionUnit(attention_model),
+            None if attention is None else AttentionUnit(attention),
             None if adapters is None else AdapterUnit(adapters),
-            RecurrenceUnit(RecurrenceModel(program, attention_model.row_bits))
-            if program.matrices
-            else None,
+            RecurrenceUnit(RecurrenceModel(program, row_bits)) if program.matrices else None,
             VectorUnit(program.machine, shape, places),
         )
         if unit is not None
@@ -175,7 +178,7 @@ def layout_of(program: Program) -> Layout:
         ),
         fields=fields,
         matrix=matrix,
-        attention=attention_model,
+        attention=attention,
         adapters=adapters,
         vector=shape,
         places=places,
@@ -191,7 +194,9 @@ def refusals(program: Program) -> list[UserError]:
         if fmt not in FORMATS
     ]
     found += sequencer.refusals(machine.issue)
-    units: list[type[Unit]] = [MatrixUnit, AttentionUnit, VectorUnit]
+    units: list[type[Unit]] = [MatrixUnit, VectorUnit]
+    if program.caches:
+        units.insert(1, AttentionUnit)
     if products(program):
         units.append(AdapterUnit)
     if program.matrices:

@@ -107,7 +107,7 @@ class VectorShape:
             gate_tables(program),
             tuple(name for name in FORMATS if name in formats(program)),
             max(entries, groups),
-            program.longest,
+            program.counted,
             rows,
             constant_rows,
             score_rows,

@@ -413,11 +413,25 @@ def test_states_of_linear_attention(built: Pairs, name: str, settings: tuple[str
     assert run(simulator, chip, 2, seed=5)
 
 
-def test_states_alone_have_no_hardware(model: Callable[[str], Path], tmp_path: Path) -> None:
-    options = Options("roma-mini", SMALL, 8, emit="program")
-    compile_model(model("recurrent"), tmp_path / "out", options)
-    with pytest.raises(UserError, match="needs a model with attention"):
-        layout_of(load_program(tmp_path / "out"))
+@pytest.mark.parametrize(
+    ("context", "settings"),
+    [
+        (8, ()),
+        # The position's register holds more positions than there are.
+        (5, ("activations=int16", "vector.lanes=16", "latency.broadcast=5")),
+    ],
+)
+def test_states_alone(built: Pairs, context: int, settings: tuple[str, ...]) -> None:
+    """No caches: a chip without attention, its memories and its write port."""
+    simulator, chip = built("recurrent", context, *SMALL, *settings)
+    names = [unit.name for unit in chip.layout.units]
+    assert "recurrence" in names and "attention" not in names
+    assert not chip.layout.rows.keys() & {"scores", "largest", "probabilities", "heads"}
+    assert run(simulator, chip, context, seed=4)
+    assert all(chip.matrices(one).mantissas.any() for one in chip.program.matrices)
+    simulator.reset()
+    chip.reset()
+    assert run(simulator, chip, 2, seed=5)
 
 
 def test_what_is_emitted(out: Path, rtl: RTLChip) -> None:
