@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.backend import circt
+from intaglio.backend.hw.units.vector.constants import misfits
 from intaglio.backend.images.write import WrittenImages, clipped_warnings, write_images
 from intaglio.backend.measure import Stopwatch
 from intaglio.backend.output.hardware_files import EXTERNAL_BANKS
@@ -36,7 +36,9 @@ from intaglio.backend.output.output import (
 from intaglio.backend.output.reference_files import ReferenceNames
 from intaglio.backend.output.verified import OutputFiles
 from intaglio.backend.output.whole import write_text
+from intaglio.backend.printer import TextPrinter
 from intaglio.backend.program.file import program_content
+from intaglio.backend.program.program import program_of
 from intaglio.backend.stages import HARDWARE_STAGES, IR_STAGES, Options, passes
 from intaglio.backend.target.file import write_target
 from intaglio.backend.target.target import load_target
@@ -85,11 +87,19 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compile found out, besides the files it wrote."""
+    """What a compile found out, besides the files it wrote.
+
+    Attributes:
+        folder: with the files.
+        warnings: in order.
+        images: what was written of them.
+        program: that of the folder; None where the compile stopped before.
+    """
 
     folder: Path
     warnings: tuple[str, ...]
     images: WrittenImages
+    program: Program | None = None
 
 
 def compile_model(
@@ -129,7 +139,8 @@ def compile_model(
             content = program_content(imported.module)
             write_json(folder / "program.json", content)
             with watch.stage("hardware"), _about(model):
-                found.warnings += _hardware(folder, content, options, progress, expected)
+                found.program = program_of(content)
+                found.warnings += _hardware(folder, found.program, options, progress, expected)
         write_target(folder, _target(options))
         with watch.stage("reference"):
             reference, names = _reference(imported, folder, options, progress)
@@ -143,7 +154,7 @@ def compile_model(
         write_json(folder / TIMINGS, {"schema": SCHEMA, "stages": watch.stages})
         found.warnings += _gone(out)
     OutputFiles(out).note_all()
-    return Compiled(out, tuple(gathered(found.warnings)), found.images)
+    return Compiled(out, tuple(gathered(found.warnings)), found.images, found.program)
 
 
 @dataclass
@@ -156,6 +167,7 @@ class _Found:
         streams: embeddings in the formats that they enter.
         sites: matrices beside which adapters can stand.
         products: of a token, one after another, whose time is bounded from below.
+        program: as program.json has it.
     """
 
     warnings: list[str]
@@ -163,6 +175,7 @@ class _Found:
     streams: tuple[Stream, ...] = ()
     sites: Sequence[SiteShape] = ()
     products: Chain | None = None
+    program: Program | None = None
 
 
 def _run_stages(
@@ -267,14 +280,13 @@ def _attempt(model: Path, options: Options) -> None:
             one.apply(Context(), module)
     if options.emit in HARDWARE_STAGES:
         from intaglio.backend.hw.chip.layout import layout_of
-        from intaglio.backend.program.program import program_of
 
         _ = layout_of(program_of(program_content(module)))
 
 
 def _hardware(
     folder: Path,
-    content: dict[str, Any],
+    program: Program,
     options: Options,
     progress: Progress,
     expected: Callable[[Program, Path], Sequence[Expected]],
@@ -283,17 +295,12 @@ def _hardware(
 
     Where none is wanted, it is said what could not become hardware.
     """
-    from intaglio.backend.emit_hardware import emit_hardware
-    from intaglio.backend.hw.units.vector.encode import misfits
-    from intaglio.backend.images.read import Images
-    from intaglio.backend.program.program import load_program, program_of
-
     stage = options.emit or load_target(options.target).text("policy.emit")
     if stage not in HARDWARE_STAGES:
-        return [
-            f"this program has no hardware: {misfit}" for misfit in misfits(program_of(content))
-        ]
-    program = load_program(folder)
+        return [f"this program has no hardware: {misfit}" for misfit in misfits(program)]
+    from intaglio.backend.emit_hardware import emit_hardware
+    from intaglio.backend.images.read import Images
+
     try:
         written = emit_hardware(
             program,
@@ -337,7 +344,7 @@ def _verify(module: ModuleOp, after: str) -> None:
 def _write_ir(module: ModuleOp, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
-    Printer(stream=text).print_op(module)
+    TextPrinter(stream=text).print_op(module)
     # xdsl-opt ends what it prints with an empty line; so does this, to be equal byte for byte.
     write_text(path, text.getvalue() + "\n\n")
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from decoder_model import GPT_OSS_20B, QWEN3_30B_A3B, write_decoder
 from what_if import WhatIf
 
-from intaglio.backend.hw.units.matrix.plan import shape_of
 from intaglio.backend.stages import Options
 from intaglio.runtime.reports.rom_use import Placed, read_bits
 from intaglio.runtime.reports.timing import token_cycles
@@ -40,7 +39,7 @@ def main(folder: Path) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         rates = ", ".join(f"{int(c):,} cycles = {clock / int(c):,.0f} tokens/s" for c in periods)
         placed = {
-            n: Placed(p, shape_of(p), p.pieces, False)
+            n: Placed(p, p.rom_shape, p.pieces, False)
             for n, p in program.parameters.items()
             if p.pieces
         }

@@ -55,7 +55,6 @@ from intaglio.backend.hw.units.matrix.plan import (
     Use,
     encode,
     matrix_uses,
-    shape_of,
     tensor,
     tile_images,
 )
@@ -202,7 +201,7 @@ class Tile:
         """Multiplies a matrix with a vector of codes; whether all rows of the tile are right."""
         config, machine = self.config, self.config.machine
         (piece,) = parameter.pieces
-        shape = shape_of(parameter)
+        shape = parameter.rom_shape
         words, planes, passes = piece.words(shape, machine), shape.planes(machine), config.passes
         lanes, split = machine.lanes, piece.split
         used = words * planes * passes
@@ -290,7 +289,7 @@ class Tile:
     def notices_flipped_bit(self, parameter: Parameter, rng: np.random.Generator) -> bool:
         """Whether a product comes out wrong when a bit of a code is; restores it."""
         (piece,) = parameter.pieces
-        machine, shape = self.config.machine, shape_of(parameter)
+        machine, shape = self.config.machine, parameter.rom_shape
         depth = piece.code_words(shape, machine)
         memory = self.model.memory(f"l_unit{rng.integers(machine.l_units)}/codes")
         bytes_ = memory.view(np.uint8).reshape(len(memory), -1)
@@ -308,7 +307,7 @@ class Tile:
         """Reads a row of the embedding table; whether its words are right."""
         machine = self.config.machine
         (piece,) = table.pieces
-        shape = shape_of(table)
+        shape = table.rom_shape
         words, planes = piece.words(shape, machine), shape.planes(machine)
         tile, first_unit, step = piece.place_of(row, machine)
         assert tile == self.number

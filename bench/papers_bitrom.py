@@ -29,7 +29,7 @@ from intaglio.dialects.tiling import activation_passes
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.adapters.budget import external_saving
 from intaglio.runtime.reports.power import power
-from intaglio.runtime.reports.timing import token_cycles
+from intaglio.runtime.reports.timing import TokenTimeline, token_cycles
 
 ABOUT = """\
 Falcon3-1B with ternary weights, 29.7 % of them 0, 8-bit activations. No rate is published.
@@ -172,7 +172,8 @@ def _energy(compiled: Compiled, model: Path) -> list[Row]:
         (4, of("high_tops_per_w"), what_if.target(), four),
     ):
         machine, layers = one.program.machine, one.layers()
-        cycle = power(one.program, target, one.placed, [])["l_units"]["cycle_pj"]["value"]
+        l_units = power(TokenTimeline(one.program, []), target, one.placed)["l_units"]
+        cycle = l_units["cycle_pj"]["value"]
         passes = activation_passes(machine.activations, machine)
         joules = sum(p.busy_l_units(machine, passes) for p in layers) * cycle * 1e-12
         operations = sum(2 * p.shape.rows * p.shape.columns for p in layers)

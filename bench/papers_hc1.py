@@ -24,6 +24,7 @@ from intaglio.backend.target.target import load_target
 from intaglio.dialects.rom import WEIGHT_CODES
 from intaglio.lowering.onnx.weights.rounding import parse_request
 from intaglio.runtime.reports.power import power
+from intaglio.runtime.reports.timing import TokenTimeline
 
 ABOUT = """\
 Llama-3.1-8B with `{mix}`, the mix that the target states
@@ -68,7 +69,8 @@ def study(work: Work) -> Section:
             section.rows.append(Row(NAME, goal, figure(program), whole, f"with `{other}`"))
     used = compiled.rom_bytes(extra=True)
     last = sum(LENGTHS) - 1
-    stated = power(compiled.program, target, compiled.placed, [last])["positions"][0]["published"]
+    token = TokenTimeline(compiled.program, [last])
+    stated = power(token, target, compiled.placed)["positions"][0]["published"]
     section.rows += [
         Row("ROM, GB", None, used / 1e9, fixed(2), "with scales, padding and an 8-bit embedding"),
         Row(

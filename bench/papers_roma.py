@@ -24,6 +24,7 @@ from what_if import WhatIf
 from intaglio.backend.stages import Options
 from intaglio.backend.target.target import load_target
 from intaglio.runtime.reports.power import power
+from intaglio.runtime.reports.timing import TokenTimeline
 
 ABOUT = """\
 Llama-3.2-3B with 4-bit weights and a tied 4-bit head, Llama-3-8B with 2-bit weights and head, both
@@ -116,7 +117,7 @@ def _energy(compiled: Compiled) -> list[Row]:
     """Energy of a token at position 0."""
     target = load_target("roma")
     goal = published(target)("token_mj")
-    found = power(compiled.program, target, compiled.placed, [0])["positions"][0]
+    found = power(TokenTimeline(compiled.program, [0]), target, compiled.placed)["positions"][0]
     units = (
         "L-Units alone, at the published power of a busy one. All of them busy would draw "
         f"{target.number('power.l_units_peak_w'):.0f} W, which does not meet the published "

@@ -28,7 +28,7 @@ from intaglio.backend.stages import Options
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import rom
 from intaglio.runtime.reports.power import OnTimes, RomBits, on_times, power
-from intaglio.runtime.reports.timing import token_cycles
+from intaglio.runtime.reports.timing import TokenTimeline, token_cycles
 
 ABOUT = """\
 BitNet-b1.58-2B-4T, 42.2 % of the weights 0. Neither the context of the 3,306 tokens a second nor
@@ -148,7 +148,8 @@ def _power(compiled: Compiled) -> list[Row]:
     """Average power in the middle of the generation."""
     target, program = load_target("tom"), compiled.program
     of, position = published(target), sum(MIDDLE) - MIDDLE[1] // 2
-    found = power(program, target, compiled.placed, [position])["positions"][0]["rom"]
+    token = TokenTimeline(program, [position])
+    found = power(token, target, compiled.placed)["positions"][0]["rom"]
     gated, ungated, extra = found["gated"], found["ungated"], found["extra"]
     times = on_times(program, position)
     layers = int(token_cycles(program, [position], sampled=False).period[0])

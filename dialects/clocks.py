@@ -27,7 +27,9 @@ def clocks(blocks: Sequence[timeline.Block]) -> Iterator[tuple[At, Clock]]:
     nothing: Clock = tuple([0] * len(COUNTERS))
     started = [nothing] * len(QUEUES)
     """What the next instruction of a queue knows from the one before."""
+    issued = [0] * len(COUNTERS)
     results: list[list[Clock]] = [[] for _ in COUNTERS]
+    """The last ones of earlier instances, and those of the current one: nobody waits for others."""
     for block_number, block in enumerate(blocks):
         needs = [
             (
@@ -39,6 +41,7 @@ def clocks(blocks: Sequence[timeline.Block]) -> Iterator[tuple[At, Clock]]:
             for issue in block.issues
         ]
         for instance in range(block.instances):
+            results = [done[-1:] for done in results]
             base = [len(done) for done in results]
             for number, (own, waits, flows, reductions) in enumerate(needs):
                 known = [started[own]]
@@ -48,10 +51,12 @@ def clocks(blocks: Sequence[timeline.Block]) -> Iterator[tuple[At, Clock]]:
                 clock = known[0] if len(known) == 1 else tuple(map(max, *known))
                 yield (block_number, instance, number), clock
                 after = list(clock)
-                after[own] = len(results[own]) + 1
+                issued[own] += 1
+                after[own] = issued[own]
                 results[own].append(tuple(after))
                 if reductions is not None:
                     # They leave after the elements.
-                    after[reductions] = len(results[reductions]) + 1
+                    issued[reductions] += 1
+                    after[reductions] = issued[reductions]
                     results[reductions].append(tuple(after))
                 started[own] = clock if flows else results[own][-1]

@@ -322,21 +322,21 @@ def _cuts(
 
 
 def _touched(
-    accesses: Sequence[Access],
-    queues: Sequence[str],
+    one: Access,
+    queue: str,
     bound: Mapping[str, str],
     parts: _Parts,
     numbers: dict[Hashable, int],
     shared_adders: bool,
-) -> list[_Touched]:
-    """What the instructions of a block's instance touch; `numbers` are those of caches."""
+) -> _Touched:
+    """What an instruction of a block's instance touches; `numbers` are those of caches."""
 
     cuts, buffers, peaks = parts
 
-    def memory(one: Access, names: Sequence[str]) -> list[tuple[int, str]]:
+    def memory(names: Sequence[str]) -> list[tuple[int, str]]:
         return [(n, name) for name in names for n in cuts.of(one.places(name, buffers[name]))]
 
-    def cache(one: Access, slots: Sequence[str]) -> list[tuple[int, str]]:
+    def cache(slots: Sequence[str]) -> list[tuple[int, str]]:
         return [
             (numbers.setdefault(part, len(numbers)), name)
             for slot in slots
@@ -344,18 +344,15 @@ def _touched(
             for part in cuts.of_cache(name, one.parts.get(slot))
         ]
 
-    result: list[_Touched] = []
-    for one, queue in zip(accesses, queues, strict=True):
-        reads = [*memory(one, one.reads), *cache(one, one.read_caches)]
-        writes = [*memory(one, one.writes), *cache(one, one.written_caches)]
-        if shared_adders and queue in ADDERS:
-            writes.append((numbers.setdefault("", len(numbers)), ""))
-        for entries, places in ((one.uses, reads), (one.leaves, writes)):
-            # Units of several queues leave something there.
-            for entry in peaks.intersection(range(*entries)):
-                places.append((numbers.setdefault(entry, len(numbers)), _REDUCTIONS))
-        result.append(_Touched(reads, writes))
-    return result
+    reads = [*memory(one.reads), *cache(one.read_caches)]
+    writes = [*memory(one.writes), *cache(one.written_caches)]
+    if shared_adders and queue in ADDERS:
+        writes.append((numbers.setdefault("", len(numbers)), ""))
+    for entries, places in ((one.uses, reads), (one.leaves, writes)):
+        # Units of several queues leave something there.
+        for entry in peaks.intersection(range(*entries)):
+            places.append((numbers.setdefault(entry, len(numbers)), _REDUCTIONS))
+    return _Touched(reads, writes)
 
 
 class _Left(NamedTuple):
@@ -408,14 +405,16 @@ def _first_race(
     for at, clock in clocks(blocks):
         block, instance, instruction = at
         if not instruction:
-            touched = _touched(
-                accesses[block],
-                [issue.queue for issue in blocks[block].issues],
-                instances[block][instance],
-                parts,
-                numbers,
-                shared_adders,
-            )
+            bound = instances[block][instance]
+            touched = [
+                # Of a block's instances only the caches differ.
+                touched[number]
+                if instance and not (one.read_caches or one.written_caches)
+                else _touched(one, issue.queue, bound, parts, numbers, shared_adders)
+                for number, (one, issue) in enumerate(
+                    zip(accesses[block], blocks[block].issues, strict=True)
+                )
+            ]
         own, mine = queues[block][instruction], touched[instruction]
         largest = accesses[block][instruction].largest
         # What is read must have been written; what is written, read and written.

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -66,8 +65,7 @@ At = tuple[int, int, int]
 """An instruction instance: block, instance, instruction."""
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Start and finish of an instruction instance, one element a position.
 
     `free` is when its queue is free for the next one, `left` when its reduction is there (None: it
@@ -91,15 +89,17 @@ class Span:
     @property
     def end(self) -> npt.NDArray[np.int64]:
         """When all of it is there."""
-        there = (one for one in (self.left, self.out) if one is not None)
-        return reduce(np.maximum, there, self.finish)
+        end = self.finish
+        for one in (self.left, self.out):
+            if one is not None:
+                end = np.maximum(end, one)
+        return end
 
 
 Cycles = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class _There:
+class _There(NamedTuple):
     """A result: when it can be read, and when a beat that is told ahead may start for it."""
 
     at: Cycles
@@ -146,9 +146,11 @@ def simulate(
     zero = np.zeros_like(where)
     free = dict.fromkeys(QUEUES, zero)
     there: dict[str, list[_There]] = {counter: [] for counter in COUNTERS}
+    """The last ones of earlier instances, and those of the current one: nobody waits for others."""
     for block_number, block in enumerate(blocks):
         fixed = [_Taken.of(issued, given) for issued in block.issues]
         for instance in range(block.instances):
+            there = {counter: done[-1:] for counter, done in there.items()}
             base = {counter: len(done) for counter, done in there.items()}
             for number, issued in enumerate(block.issues):
                 rank = ranks.get((block_number, instance, number), 0) if ranks else 0

@@ -368,7 +368,7 @@ def _compile(args: argparse.Namespace) -> int:
         from intaglio.runtime.reports.inspect import inspect_json
         from intaglio.runtime.reports.tables import summary_lines
 
-        for line in summary_lines(inspect_json(compiled.folder)):
+        for line in summary_lines(inspect_json(compiled.folder, program=compiled.program)):
             write_line(f"  {line}")
     return SUCCESS
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from intaglio.backend.program.program import Program
-from intaglio.backend.testbench import FIRST_TOKEN, TOKENS, Expected
 from intaglio.runtime.reports.timing import token_cycles
+
+if TYPE_CHECKING:
+    from intaglio.backend.testbench import Expected
 
 
 def expected_tokens(program: Program, folder: Path) -> Sequence[Expected]:
@@ -19,6 +22,8 @@ def expected_tokens(program: Program, folder: Path) -> Sequence[Expected]:
         program: of a compiled model.
         folder: where its images are.
     """
+    # Only where hardware is emitted, which a compile need not load otherwise.
+    from intaglio.backend.testbench import FIRST_TOKEN, TOKENS, Expected
     from intaglio.runtime.engines.simulator import Simulator
 
     count = min(TOKENS, program.capacity)

@@ -20,7 +20,7 @@ from intaglio.dialects.isa.values import Fixed, Value
 from intaglio.dialects.isa.vector import Quantize
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import Memory, Span, span_of
-from intaglio.dialects.tiling import Piece
+from intaglio.dialects.tiling import MatrixShape, Piece
 from intaglio.dialects.timeline import At
 
 SCHEMA = 3
@@ -84,6 +84,24 @@ class Parameter:
     def is_slot(self) -> bool:
         """Whether it is empty until an adapter is loaded: a matrix of a site."""
         return self.store == "rom.adapter" and self.code in SLOT_BITS and not self.group
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is of numbers, not of codes."""
+        return self.code.startswith("fixed")
+
+    @property
+    def rom_shape(self) -> MatrixShape:
+        """A matrix in ROM as tiling sees it; see `fabric.matrix_shape`."""
+        return MatrixShape.of(
+            self.dims,
+            self.code,
+            self.bits,
+            self.group,
+            zeros=self.zero is None and not self.is_dense,
+            offsets=self.offset_bits,
+            experts=self.experts,
+        )
 
     def constant_row(self, form: Form) -> int:
         """Its first row in the constant ROM, in a form.

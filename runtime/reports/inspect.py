@@ -47,7 +47,7 @@ from intaglio.runtime.reports.rom_use import (
     read_bits,
     read_placement,
 )
-from intaglio.runtime.reports.timing import Ranks, critical_path, spans
+from intaglio.runtime.reports.timing import TokenTimeline
 from intaglio.runtime.reports.traffic import traffic
 
 SCHEMA = 1
@@ -55,7 +55,9 @@ SLOWEST = 10
 """Instructions that are listed as the slowest."""
 
 
-def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dict[str, Any]:
+def inspect_json(
+    out: str | Path, positions: Sequence[int] | None = None, program: Program | None = None
+) -> dict[str, Any]:
     """Sizes, cycles, power and bottlenecks of an output folder.
 
     Keys: `schema`, `target`, `clock_hz`, `model`, `folder` (the output folder's own name), `shape`
@@ -84,12 +86,13 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
     Args:
         out: the output folder.
         positions: to state; those of the program by default.
+        program: that of the folder, where it is in memory; else it is read.
 
     Raises:
         UserError: the folder holds no compiled program, or a position is beyond its context.
     """
     out = Path(out)
-    program = load_program(out)
+    program = load_program(out) if program is None else program
     stated = list(program.positions) if positions is None else list(positions)
     check_positions(program, stated)
     manifest = read_manifest(out)
@@ -106,6 +109,7 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
         for name in products(program)
         if name in placed
     )
+    token = TokenTimeline(program, stated)
     return {
         "schema": SCHEMA,
         "target": program.machine.name,
@@ -142,13 +146,13 @@ def inspect_json(out: str | Path, positions: Sequence[int] | None = None) -> dic
             "meaning": "every lane of the chip multiplies one plane of a weight in every cycle",
         },
         "positions": [
-            _with_latency_bound(program, _position(program, position, bound), chain)
-            for position in stated
+            _with_latency_bound(program, _position(token, which, bound), chain)
+            for which in range(len(stated))
         ],
-        "adapter": _adapter(program, stated, bound),
-        "power": power(program, target, placed, stated),
+        "adapter": _adapter(token, bound),
+        "power": power(token, target, placed),
         "outside_range": _outside_range(target),
-        "slowest": _slowest(program, stated[-1]) if stated else [],
+        "slowest": _slowest(token) if stated else [],
     }
 
 
@@ -326,36 +330,31 @@ def _sram(program: Program) -> dict[str, Any]:
 # --- cycles -----------------------------------------------------------------------------------
 
 
-def _position(
-    program: Program, position: int, bound: float, ranks: Ranks | None = None
-) -> dict[str, Any]:
-    """Cycles of the token at a position, and the instructions that they consist of."""
+def _position(token: TokenTimeline, which: int, bound: float) -> dict[str, Any]:
+    """Cycles of the token at one of the positions, and the instructions that they consist of."""
+    program, position = token.program, token.positions[which]
     busy: dict[str, int] = {}
     own: dict[str, int] = {}
-    out = period = 0
-    for span, number in spans(program, [position], ranks=ranks):
-        one = program.blocks[number].instructions[span.instruction]
-        taken = int(span.free[0] - span.start[0])
+    for number, taken in enumerate((token.free - token.start)[: len(token.at), which].tolist()):
+        one = token.taken(number)
         busy[one.queue] = busy.get(one.queue, 0) + taken
         own[one.queue] = own.get(one.queue, 0) + taken
         if one.issue.pace is None:
             own[one.queue] += program.machine.issue
-        period = max(period, int(span.end[0]))
-        if span.out is not None:
-            out = int(span.out[0])
+    period, out = int(token.period[which]), int(token.out[:, which].max(initial=0))
     by_queue: dict[str, int] = {}
     by_opcode: dict[str, int] = {}
     by_unit: dict[str, dict[str, int]] = {}
     by_block: dict[str, int] = {}
-    path = critical_path(program, position, ranks=ranks)
+    path = token.critical_path(which)
     in_slots = 0
     for step in path:
         span, cycles = step.span, step.cycles
         block = program.blocks[span.block]
         one = block.instructions[span.instruction]
-        does = one.does.bound(block.instances[span.instance])
-        if isinstance(does, Product) and does.weights in program.slots:
-            in_slots += cycles + step.issue
+        if isinstance(one.does, Product):
+            weights = block.instances[span.instance].get(one.does.weights, one.does.weights)
+            in_slots += cycles + step.issue if weights in program.slots else 0
         by_queue[one.queue] = by_queue.get(one.queue, 0) + cycles
         by_opcode[one.opcode] = by_opcode.get(one.opcode, 0) + cycles
         unit = by_unit.setdefault(one.queue, {})
@@ -425,15 +424,22 @@ def full_ranks(program: Program) -> dict[str, int]:
     return {site.name: site.rank for site in program.sites.values()}
 
 
-def _adapter(program: Program, positions: Sequence[int], bound: float) -> dict[str, Any] | None:
-    """Cycles with an adapter that fills all slots, and what it takes to load it."""
+def _adapter(token: TokenTimeline, bound: float) -> dict[str, Any] | None:
+    """Cycles with an adapter that fills all slots, and what it takes to load it.
+
+    Args:
+        token: without an adapter, at the stated positions.
+        bound: cycles with every lane always busy.
+    """
+    program = token.program
     ranks = full_ranks(program)
     if not ranks:
         return None
     entries: list[dict[str, Any]] = []
-    for position in positions:
-        with_adapter = _position(program, position, bound, ranks)
-        added = with_adapter["cycles"] - _position(program, position, bound)["cycles"]
+    adapted = TokenTimeline(program, token.positions, ranks=ranks)
+    for which, without in enumerate(token.period):
+        with_adapter = _position(adapted, which, bound)
+        added = with_adapter["cycles"] - int(without)
         entries.append({**with_adapter, "added_cycles": added})
     largest = max(ranks.values())
     size = adapter_bytes(program.machine, demand_of(program), largest)
@@ -451,9 +457,11 @@ def _descending(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def _slowest(program: Program, position: int) -> list[dict[str, Any]]:
-    """Instructions with the most cycles on the critical path, their instances together."""
-    path = critical_path(program, position)
+def _slowest(token: TokenTimeline) -> list[dict[str, Any]]:
+    """Instructions with the most cycles on the critical path at the last of the positions, their
+    instances together."""
+    program, position = token.program, token.positions[-1]
+    path = token.critical_path(len(token.positions) - 1)
     total = int(path[-1].span.end[0]) if path else 0
     cycles: dict[tuple[int, int], dict[int, int]] = {}
     """Of all beats of an instruction together, by instance."""

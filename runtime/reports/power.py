@@ -28,7 +28,7 @@ from intaglio.dialects.isa.power import Switch, Wake
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import activation_passes
 from intaglio.runtime.reports.rom_use import Placed, products
-from intaglio.runtime.reports.timing import Ranks, spans, token_cycles
+from intaglio.runtime.reports.timing import Ranks, TokenTimeline, token_cycles
 
 ALWAYS = "always on"
 """Name for ROM that lies in no power domain."""
@@ -73,24 +73,26 @@ class OnTimes:
 
 
 def on_times(program: Program, position: int, ranks: Ranks | None = None) -> OnTimes:
-    """The intervals in which each domain is on, at a position, when token follows token.
+    """The intervals in which each domain is on, at a position, when token follows token."""
+    return on_times_of(TokenTimeline(program, [position], ranks=ranks))
+
+
+def on_times_of(token: TokenTimeline, which: int = 0) -> OnTimes:
+    """The same of a token at one of some positions.
 
     A domain that a token leaves on is on in the next one until its `sleep` finishes.
     """
+    program, period = token.program, int(token.period[which])
     domains: dict[str, list[tuple[int, int]]] = {name: [] for name in program.domains}
     since: dict[str, int] = {}
-    period = 0
-    for span, number in spans(program, [position], ranks=ranks):
-        block = program.blocks[number]
-        one = block.instructions[span.instruction]
-        start, finish = int(span.start[0]), int(span.finish[0])
-        period = max(period, int(span.end[0]))
-        does = one.does.bound(block.instances[span.instance])
+    for number, (block, instance, _) in enumerate(token.at):
+        does = token.taken(number).does
         if not isinstance(does, Switch):
             continue
-        domain = does.domain
+        domain = does.bound(program.blocks[block].instances[instance]).domain
         if domain not in domains:
             continue
+        start, finish = int(token.start[number, which]), int(token.finish[number, which])
         if isinstance(does, Wake):
             since.setdefault(domain, start)
         else:
@@ -195,13 +197,7 @@ class RomBits:
         return (sum(self.extra_domains.values()) + self.extra_always) / self.capacity
 
 
-def power(
-    program: Program,
-    target: Target,
-    placed: Mapping[str, Placed],
-    positions: Sequence[int],
-    ranks: Ranks | None = None,
-) -> dict[str, Any]:
+def power(token: TokenTimeline, target: Target, placed: Mapping[str, Placed]) -> dict[str, Any]:
     """Power and energy as data, for `intaglio inspect`.
 
     Keys: `rom` (figures of the target, what it assumes, bits by domain), `published` and `l_units`
@@ -212,12 +208,11 @@ def power(
     more the token takes with gating.
 
     Args:
-        program: the compiled model.
+        token: of the compiled model, at the positions to evaluate at.
         target: what it was compiled for.
         placed: its matrices in ROM.
-        positions: to evaluate at.
-        ranks: of the active adapter.
     """
+    program = token.program
     bits = RomBits.of(program, placed)
     rom = _rom_figures(program, target, bits)
     published = _figure(target, "published.power_w")
@@ -225,7 +220,9 @@ def power(
     invalid = None if l_units is None else _other_l_unit(target, l_units["figure"])
     if invalid is not None:
         l_units = None
-    cycles_ungated = token_cycles(ungated(program), positions, ranks=ranks).period
+    cycles_ungated = token.period
+    if program.domains:
+        cycles_ungated = token_cycles(ungated(program), token.positions, ranks=token.ranks).period
     return {
         "rom": rom,
         "published": published,
@@ -236,12 +233,14 @@ def power(
                 program,
                 target,
                 bits,
-                on_times(program, position, ranks),
+                on_times_of(token, which),
                 position,
                 int(cycles),
                 (rom, published, l_units),
             )
-            for position, cycles in zip(positions, cycles_ungated, strict=True)
+            for which, (position, cycles) in enumerate(
+                zip(token.positions, cycles_ungated, strict=True)
+            )
         ],
     }
 

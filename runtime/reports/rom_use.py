@@ -77,8 +77,7 @@ def placed_matrices(program: Program, mapping: JSONFile) -> dict[str, Placed]:
         program: the compiled model.
         mapping: the content of mapping.json.
     """
-    # Imported when used, as xDSL is that they need.
-    from intaglio.backend.hw.units.matrix.plan import shape_of
+    # Imported when used, as xDSL is that it needs.
     from intaglio.lowering.place.mapping import piece_of
 
     found: dict[str, Placed] = {}
@@ -87,7 +86,7 @@ def placed_matrices(program: Program, mapping: JSONFile) -> dict[str, Placed]:
         parameter = program.parameters[name]
         pieces = tuple(map(piece_of, entry["pieces"].list()))
         found[name] = Placed(
-            parameter, shape_of(parameter), pieces, extra is not None and extra.boolean()
+            parameter, parameter.rom_shape, pieces, extra is not None and extra.boolean()
         )
     return found
 

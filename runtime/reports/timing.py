@@ -11,7 +11,7 @@ end of the period on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from intaglio.backend.program.program import Instruction, Program
 from intaglio.dialects import timeline
 from intaglio.dialects.isa.adapter import AdapterMatvec
-from intaglio.dialects.isa.queues import COUNTERS, reductions_of
+from intaglio.dialects.isa.queues import COUNTERS, LEAVES, reductions_of
 from intaglio.dialects.isa.vector import Sample
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.timeline import Span
@@ -82,7 +82,7 @@ def spans(
     for span in timeline.simulate(blocks, machine.issue, positions, active):
         one = program.blocks[kept[span.block]].instructions[span.instruction]
         if isinstance(one.does, Sample):
-            span = replace(span, out=span.finish + _sampled_after(one, machine))
+            span = span._replace(out=span.finish + _sampled_after(one, machine))
         yield span, kept[span.block]
 
 
@@ -208,32 +208,6 @@ class Step:
         return self.span.block, self.span.instance, number
 
 
-def steps(
-    program: Program, position: int, sampled: bool = True, ranks: Ranks | None = None
-) -> list[Step]:
-    """Every instruction instance of a token, in program order, with what it waits for."""
-    found: list[Step] = []
-    done: dict[str, list[Wait]] = {counter: [] for counter in COUNTERS}
-    free: dict[str, Wait] = {}
-    base: dict[str, int] = {}
-    for number, (span, block) in enumerate(spans(program, [position], sampled, ranks)):
-        if span.instruction == 0:
-            base = {counter: len(numbers) for counter, numbers in done.items()}
-        issue = program.blocks[block].instructions[span.instruction].issue
-        waits = tuple(
-            done[counter][last - 1]
-            for counter, count in issue.waits.items()
-            if (last := base[counter] + count)
-        )
-        found.append(Step(replace(span, block=block), free.get(issue.queue), waits))
-        free[issue.queue] = Wait(number, int(span.free[0]))
-        ahead = program.machine.issue if issue.pace is None else 0
-        done[issue.queue].append(Wait(number, int(span.finish[0]), ahead))
-        if span.left is not None:
-            done[reductions_of(issue.queue)].append(Wait(number, int(span.left[0])))
-    return found
-
-
 @dataclass(frozen=True)
 class OnPath:
     """An instruction instance on the critical path.
@@ -249,6 +223,138 @@ class OnPath:
     issue: int
 
 
+_LEFT = frozenset(LEAVES.values())
+"""Counters of what is there some cycles after the elements."""
+
+
+class TokenTimeline:
+    """A token at some positions: every instruction instance in program order, simulated once.
+
+    Attributes:
+        program: the compiled model.
+        positions: of the token.
+        ranks: of the active adapter.
+        at: which instruction instances, with the numbers of their blocks in the program.
+        start, finish, free, end: cycles, int64 [instances, positions]; as in `timeline.Span`.
+        left, out: likewise; -1 where there is none.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        positions: Sequence[int],
+        sampled: bool = True,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.program, self.positions, self.ranks = program, list(positions), ranks
+        instances = sum(len(one.instances) * len(one.instructions) for one in program.blocks)
+        self.start, self.finish, self.free, self.end, self.left, self.out = (
+            np.full((instances, len(self.positions)), -1, np.int64) for _ in range(6)
+        )
+        self.at: list[timeline.At] = []
+        self._before: list[int | None] = []
+        """The predecessor of each in its queue."""
+        self._counted: dict[str, list[int]] = {counter: [] for counter in COUNTERS}
+        """Who counts, in order."""
+        self._bases: dict[tuple[int, int], dict[str, int]] = {}
+        """How many had counted before a block's instance."""
+        self._gone = self.left, self.out
+        self._paths: dict[int, list[OnPath]] = {}
+        for number, (span, block) in enumerate(spans(program, self.positions, sampled, ranks)):
+            self._take(number, span, block)
+
+    def _take(self, number: int, span: Span, block: int) -> None:
+        if span.instruction == 0:
+            counts = {counter: len(numbers) for counter, numbers in self._counted.items()}
+            self._bases[block, span.instance] = counts
+        self.at.append((block, span.instance, span.instruction))
+        self.start[number], self.finish[number] = span.start, span.finish
+        self.free[number], self.end[number] = span.free, span.end
+        queue = self.program.blocks[block].instructions[span.instruction].queue
+        of_queue = self._counted[queue]
+        self._before.append(of_queue[-1] if of_queue else None)
+        of_queue.append(number)
+        if span.left is not None:
+            self.left[number] = span.left
+            self._counted[reductions_of(queue)].append(number)
+        if span.out is not None:
+            self.out[number] = span.out
+
+    @property
+    def period(self) -> Cycles:
+        """Until the next token may be accepted; int64 [positions]."""
+        return np.max(self.end[: len(self.at)], axis=0, initial=0)
+
+    def taken(self, number: int) -> Instruction:
+        """What an instruction instance is one of."""
+        block, _, instruction = self.at[number]
+        return self.program.blocks[block].instructions[instruction]
+
+    def step(self, number: int, which: int = 0) -> Step:
+        """An instruction instance at one of the positions, and what it waits for.
+
+        Args:
+            number: in program order.
+            which: the position's place in `positions`.
+        """
+        before = self._before[number]
+        return Step(
+            self._span(number, which),
+            None if before is None else Wait(before, int(self.free[before, which])),
+            self._waits(number, which),
+        )
+
+    def _span(self, number: int, which: int) -> Span:
+        at = slice(which, which + 1)
+        start, finish, free = (one[number, at] for one in (self.start, self.finish, self.free))
+        left, out = (None if one[number, which] < 0 else one[number, at] for one in self._gone)
+        return Span(*self.at[number], start, finish, free, left, out)
+
+    def _waits(self, number: int, which: int) -> tuple[Wait, ...]:
+        base, found = self._bases[self.at[number][:2]], list[Wait]()
+        for counter, count in self.taken(number).issue.waits.items():
+            if not (last := base[counter] + count):
+                continue
+            other = self._counted[counter][last - 1]
+            if counter in _LEFT:
+                found.append(Wait(other, int(self.left[other, which])))
+                continue
+            ahead = self.program.machine.issue if self.taken(other).issue.pace is None else 0
+            found.append(Wait(other, int(self.finish[other, which]), ahead))
+        return tuple(found)
+
+    def steps(self, which: int = 0) -> list[Step]:
+        """Every instruction instance at one of the positions."""
+        return [self.step(number, which) for number in range(len(self.at))]
+
+    def critical_path(self, which: int = 0) -> list[OnPath]:
+        """See `critical_path`; of the token at one of the positions."""
+        if which in self._paths:
+            return self._paths[which]
+        path: list[OnPath] = []
+        ends = self.end[: len(self.at), which]
+        at = int(np.argmax(ends)) if ends.size else None
+        end = 0 if at is None else int(ends[at])
+        while at is not None:
+            one = self.step(at, which)
+            start = int(one.span.start[0])
+            waited = (*(() if one.before is None else (one.before,)), *one.waits)
+            flows = one.taken(self.program).issue.pace is not None
+            latest = max(waited, key=lambda w: w.cycle + (w.ahead if flows else 0), default=None)
+            ready = 0 if latest is None else latest.cycle
+            path.append(OnPath(one.span, end - start, start - ready))
+            at, end = (None if latest is None else latest.number), ready
+        self._paths[which] = path[::-1]
+        return self._paths[which]
+
+
+def steps(
+    program: Program, position: int, sampled: bool = True, ranks: Ranks | None = None
+) -> list[Step]:
+    """Every instruction instance of a token, in program order, with what it waits for."""
+    return TokenTimeline(program, [position], sampled, ranks).steps()
+
+
 def critical_path(
     program: Program, position: int, sampled: bool = True, ranks: Ranks | None = None
 ) -> list[OnPath]:
@@ -257,21 +363,7 @@ def critical_path(
     What an instruction waits for last is the one before it in the list: its finish, its reduction,
     or that it leaves the queue free. Their `cycles` and `issue` add up to the period.
     """
-    found = steps(program, position, sampled, ranks)
-    path: list[OnPath] = []
-    last = max(range(len(found)), key=lambda n: int(found[n].span.end[0]), default=None)
-    end = 0 if last is None else int(found[last].span.end[0])
-    at = last
-    while at is not None:
-        one = found[at]
-        start = int(one.span.start[0])
-        waited = (*(() if one.before is None else (one.before,)), *one.waits)
-        flows = one.taken(program).issue.pace is not None
-        latest = max(waited, key=lambda w: w.cycle + (w.ahead if flows else 0), default=None)
-        ready = 0 if latest is None else latest.cycle
-        path.append(OnPath(one.span, end - start, start - ready))
-        at, end = (None if latest is None else latest.number), ready
-    return path[::-1]
+    return TokenTimeline(program, [position], sampled, ranks).critical_path()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from intaglio.backend.hw.units.vector.encode import misfits
+from intaglio.backend.hw.units.vector.constants import misfits
 from intaglio.backend.program.types import Block, Buffer, Instruction, Parameter, Program
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import formula, timeline

@@ -103,28 +103,9 @@ class ImagesLike(Protocol):
         ...
 
 
-def is_dense(parameter: Parameter) -> bool:
-    """Whether a tensor is of numbers, not of codes."""
-    return parameter.code.startswith("fixed")
-
-
 def is_single(parameter: Parameter) -> bool:
     """Whether a tensor is of codes with one scale for all."""
-    return not parameter.group and not is_dense(parameter)
-
-
-def shape_of(parameter: Parameter) -> MatrixShape:
-    """A parameter as tiling sees it; see `fabric.matrix_shape`."""
-    zeros = parameter.zero is None and not is_dense(parameter)
-    return MatrixShape.of(
-        parameter.dims,
-        parameter.code,
-        parameter.bits,
-        parameter.group,
-        zeros=zeros,
-        offsets=parameter.offset_bits,
-        experts=parameter.experts,
-    )
+    return not parameter.group and not parameter.is_dense
 
 
 class Way(NamedTuple):
@@ -350,7 +331,7 @@ def configure(
         ]
         for kind in ((Matvec, ExpertMatvec), (Row,))
     )
-    shapes = {p.name: shape_of(p) for p in (*products, *tables)}
+    shapes = {p.name: p.rom_shape for p in (*products, *tables)}
     pieces = {p.name: piece_of(p, machine) for p in products}
     pieces |= {p.name: piece_of(p, machine) for p in tables}
     floor = step_floor((pieces[one.name] for one in products), machine)
@@ -404,7 +385,7 @@ def configure(
         table_planes=max((shapes[p.name].planes(machine) for p in tables), default=0),
         grouped=grouped,
         zero_bits=max(
-            (p.bits for p in (*products, *tables) if p.zero is None and not is_dense(p)), default=0
+            (p.bits for p in (*products, *tables) if p.zero is None and not p.is_dense), default=0
         ),
         offset_bits=max(p.offset_bits for p in (*products, *tables)),
         code_words=code_words,
@@ -442,7 +423,7 @@ def _banks(program: Program, pieces: Mapping[str, Piece]) -> tuple[tuple[BankRow
     always: tuple[int | None, str] = (None, "none")
     found: list[dict[int, tuple[BankRow, str]]] = [{} for _ in range(machine.tiles)]
     for name, piece in pieces.items():
-        end = piece.base + piece.code_words(shape_of(program.parameters[name]), machine)
+        end = piece.base + piece.code_words(program.parameters[name].rom_shape, machine)
         domain, label = domain_of.get(name, always)
         for tile in range(piece.first_tile, piece.first_tile + piece.tiles):
             for row in range(piece.base // size, -(-end // size)):
@@ -516,8 +497,8 @@ def piece_of(parameter: Parameter, machine: Machine) -> Piece:
     def refuse(what: str) -> UserError:
         return UserError(f"the hardware of {machine.name} cannot use {parameter.name}: {what}")
 
-    shape = shape_of(parameter)
-    if machine.cell == "ternary" and not is_dense(parameter):
+    shape = parameter.rom_shape
+    if machine.cell == "ternary" and not parameter.is_dense:
         middle = 1 if shape.ternary else 1 << (parameter.bits - 1)
         if parameter.zero != middle:
             stated = "zero points of its groups" if parameter.zero is None else parameter.zero
@@ -549,7 +530,7 @@ def piece_of(parameter: Parameter, machine: Machine) -> Piece:
 
 def duration(machine: Machine, parameter: Parameter, *, table: bool) -> int:
     """Cycles from start to finish that the array takes by itself."""
-    shape = shape_of(parameter)
+    shape = parameter.rom_shape
     if table:
         return int(durations.embed(machine, shape)(tokens=1, rank=0))
     pieces = [piece_of(parameter, machine)]
@@ -615,7 +596,7 @@ def _descriptor(
     machine, instruction = program.machine, use.instruction
     name = tensor(use)
     parameter, piece = program.parameters[name], pieces[name]
-    shape = shape_of(parameter)
+    shape = parameter.rom_shape
 
     planes, words = shape.planes(machine), piece.words(shape, machine)
     single = shape.group >= shape.columns
@@ -645,7 +626,7 @@ def _descriptor(
         period = max(planes, durations.table_beats(machine))
         values |= {
             "placed": int(isinstance(does, EmbedPosition)),
-            "dense": int(is_dense(parameter)),
+            "dense": int(parameter.is_dense),
             "idle": period - planes,
             "stride": words * planes,
             "step_slots": words * period - 1,
@@ -709,7 +690,7 @@ def _descriptor(
 def _of_experts(program: Program, does: ExpertMatvec[str], piece: Piece) -> dict[str, int]:
     """The fields of a descriptor that say where a family's experts lie."""
     machine, parameter = program.machine, program.parameters[does.weights]
-    shape = shape_of(parameter)
+    shape = parameter.rom_shape
     routing = program.buffers[does.routing]
     values = {
         "chosen": routing.row + does.expert,
@@ -800,11 +781,11 @@ def _engrave(
     scales: npt.NDArray[np.uint64],
 ) -> None:
     """Adds one tile's part of a matrix to the images of its L-Units [l_units, depth(, bytes)]."""
-    machine, shape = config.machine, shape_of(parameter)
+    machine, shape = config.machine, parameter.rom_shape
     words, planes = piece.words(shape, machine), shape.planes(machine)
     slots = piece.rows_per_tile(machine)
     groups = piece.slice_groups(shape, machine)
-    matrix = None if is_dense(parameter) else images.matrix(parameter.name)
+    matrix = None if parameter.is_dense else images.matrix(parameter.name)
     table = images.dense(parameter.name) if matrix is None else None
     width = piece.split * words * machine.lanes
     block = max(1, (1 << 20) // (width * planes))

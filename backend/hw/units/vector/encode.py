@@ -1,4 +1,4 @@
-"""What the vector unit's descriptors say: fields, their values for an instruction, constant rows.
+"""What the vector unit's descriptors say: fields, and their values for an instruction.
 
 `backend/hw/units/vector/unit.py` is the unit. Everything an instruction needs to know at run time
 but the position is a field of its descriptor; everything here is plain integers, computed at
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 from intaglio.backend.hw.units.peaks import peak_fields
-from intaglio.backend.hw.units.refusals import attempted
+from intaglio.backend.hw.units.vector.constants import constant_forms, unfit
 from intaglio.backend.hw.units.vector.operations import (
     COPY,
     FORMAT_CODES,
@@ -26,11 +25,11 @@ from intaglio.backend.hw.units.vector.operations import (
     WEIGH_ONTO,
 )
 from intaglio.backend.hw.units.vector.router import FRACTION
-from intaglio.backend.program.types import Instruction, Parameter, Program
+from intaglio.backend.program.types import Instruction, Program
 from intaglio.dialects.codes import FORMATS
-from intaglio.dialects.constant_rom import ADJACENT, HALVES, PAIRS, Form, norm_form, rotary_forms
+from intaglio.dialects.constant_rom import ADJACENT, HALVES, PAIRS
 from intaglio.dialects.descriptor import Field, Fields
-from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.errors import CompilerBug
 from intaglio.dialects.fixed_point import Scale
 from intaglio.dialects.formulas.elementwise import CLIP, ELEMENTWISE
 from intaglio.dialects.formulas.norms import NORM_WIDTH, UNIT_FRAC, norm_constants
@@ -125,71 +124,6 @@ class Places:
     score_rows: int = 1
 
 
-def constant_forms(
-    program: Program, one: Instruction, instance: Mapping[str, str]
-) -> tuple[tuple[Parameter, Form], ...]:
-    """The constants that an instruction reads, one for each port, and the forms that it takes them
-    in: gamma and beta, or cosines and sines.
-
-    Raises:
-        UserError: a shape that the unit does not take.
-    """
-    lanes = program.machine.vector_lanes
-    match one.does.bound(instance):
-        case RMSNorm() | LayerNorm() as norm:
-            groups = norm.groups if isinstance(norm, RMSNorm) else 1
-            gamma = program.parameters[norm.gamma]
-            form = norm_form(program.value(norm.input, Fixed).size, groups, gamma.dims[-1], lanes)
-            if isinstance(norm, LayerNorm) and norm.beta is not None:
-                return (gamma, form), (program.parameters[norm.beta], form)
-            return ((gamma, form),)
-        case Rotary() as rotary:
-            width = program.value(rotary.input, Fixed).size // rotary.heads
-            turning = rotary.rotary_dim
-            forms = rotary_forms(width, turning, lanes, interleaved=rotary.interleaved)
-            if forms is None:
-                raise _unfit(
-                    one,
-                    f"heads of {width} elements, of which {turning} turn, do not fit "
-                    f"{lanes} vector lanes",
-                    "half of the turning elements must be a multiple of the lanes, or a power of "
-                    "two below them",
-                )
-            tables = (program.parameters[name] for name in (rotary.cos, rotary.sin))
-            return tuple(zip(tables, forms, strict=True))
-        case Softmax(sink=str(sink)):
-            return ((program.parameters[sink], Form()),)
-        case Tap() as tap:
-            vectors = (tap.weights, *(() if tap.bias is None else (tap.bias,)))
-            return tuple((program.parameters[name], Form()) for name in vectors)
-        case _:
-            return ()
-
-
-def misfits(program: Program) -> list[str]:
-    """Shapes of a program that the vector unit does not take: a line each, with the first node."""
-    found: dict[str, list[UserError]] = {}
-    for error in shape_refusals(program):
-        found.setdefault(error.what, []).append(error)
-    return [
-        f"node '{errors[0].node}' and {len(errors) - 1} more: {what}"
-        if len(errors) > 1
-        else f"node '{errors[0].node}': {what}"
-        for what, errors in found.items()
-    ]
-
-
-def shape_refusals(program: Program) -> list[UserError]:
-    """Instructions whose shapes the vector unit does not take."""
-    return attempted(
-        *[
-            partial(constant_forms, program, one, block.instances[0])
-            for block in program.blocks
-            for one in block.instructions
-        ]
-    )
-
-
 def encode(
     program: Program, one: Instruction, instance: Mapping[str, str], places: Places
 ) -> dict[str, int]:
@@ -273,10 +207,6 @@ def _operation(one: VectorInstruction[str]) -> str:
             return one.opcode
 
 
-def _unfit(one: Instruction, what: str, hint: str | None = None) -> UserError:
-    return UserError(what, node=one.node, op_type=one.opcode, hint=hint)
-
-
 @dataclass(frozen=True)
 class _Encoder:
     program: Program
@@ -339,7 +269,7 @@ class _Encoder:
         """Of the beat: its groups, or the rows of the only one."""
         lanes, beat = self.lanes, self.instruction.beat
         if groups > 1 and width % lanes and lanes % width:
-            raise _unfit(
+            raise unfit(
                 self.instruction,
                 f"{groups} groups of {width} elements do not fit {lanes} vector lanes",
                 "a group must be a multiple of the lanes, or divide them",
@@ -402,7 +332,7 @@ class _Encoder:
         groups = 1 if isinstance(one, LayerNorm) else one.groups
         width = self.size(one.input) // groups
         if width > NORM_WIDTH:
-            raise _unfit(self.instruction, f"norms take up to {NORM_WIDTH} elements, not {width}")
+            raise unfit(self.instruction, f"norms take up to {NORM_WIDTH} elements, not {width}")
         gamma, fraction = self.program.parameters[one.gamma], self.program.fraction(one.input)
         constants = norm_constants(one.eps, width, fraction, centred)
         return {

@@ -36,7 +36,8 @@ from intaglio.backend.hw.units.ports import (
     written_row,
 )
 from intaglio.backend.hw.units.unit import Unit
-from intaglio.backend.hw.units.vector.encode import FIELDS, Places, encode, shape_refusals
+from intaglio.backend.hw.units.vector.constants import shape_refusals
+from intaglio.backend.hw.units.vector.encode import FIELDS, Places, encode
 from intaglio.backend.hw.units.vector.operations import (
     NORMS,
     QUANTIZE,

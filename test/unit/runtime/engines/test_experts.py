@@ -11,7 +11,6 @@ import onnx
 import pytest
 
 from intaglio.backend.compile import compile_model
-from intaglio.backend.hw.units.matrix.plan import shape_of
 from intaglio.backend.program.program import load_program
 from intaglio.backend.stages import Options
 from intaglio.backend.target.target import load_target
@@ -28,6 +27,7 @@ from intaglio.runtime.reports.rom_use import (
     read_bits,
     read_placement,
 )
+from intaglio.runtime.reports.timing import TokenTimeline
 
 TOKENS = [int(one) for one in np.random.default_rng(3).integers(0, 64, 24)]
 
@@ -120,9 +120,9 @@ def test_energy_is_that_of_the_chosen_experts(compiled: Path) -> None:
     assert len(families) == 4
     for one in families:
         assert one.experts == 8 and products(program).count(one.name) == 2
-        placed = Placed(one, shape_of(one), one.pieces, False)
+        placed = Placed(one, one.rom_shape, one.pieces, False)
         alone = replace(one, dims=(one.dims[0] // 8, one.dims[1]), experts=1)
-        single = Placed(alone, shape_of(alone), one.pieces, False)
+        single = Placed(alone, alone.rom_shape, one.pieces, False)
         assert placed.busy_l_units(program.machine, 1) == single.busy_l_units(program.machine, 1)
         bits = placed.bits(program.machine), single.bits(program.machine)
         assert sum(bits[0].values()) == 8 * sum(bits[1].values())
@@ -143,7 +143,7 @@ def test_energy_is_proportional_to_the_chosen(model: Callable[[str], Path], tmp_
         compile_model(path, out, Options("roma-mini", context=8, emit="program"))
         program = load_program(out)
         placed = placed_matrices(program, read_placement(out, program))
-        found = power(program, load_target("roma-mini"), placed, [0])
+        found = power(TokenTimeline(program, [0]), load_target("roma-mini"), placed)
         busy[chosen] = found["l_units"]["busy_cycles"]
         families = [p for p in program.parameters.values() if p.experts > 1]
         whole = sum(sum(placed[p.name].bits(program.machine).values()) for p in families)

@@ -20,7 +20,7 @@ from intaglio.runtime.reports.inspect import inspect_json
 from intaglio.runtime.reports.power import OnTimes, RomBits, on_times, power, ungated
 from intaglio.runtime.reports.rom_use import Placed, placed_matrices
 from intaglio.runtime.reports.tables import all_tables, summary_lines
-from intaglio.runtime.reports.timing import spans, token_cycles
+from intaglio.runtime.reports.timing import TokenTimeline, spans, token_cycles
 
 Named = Callable[[str], Path]
 
@@ -164,7 +164,7 @@ def test_the_assumed_share_moves_what_hangs_on_it(gated: Path):
     """Full-size tom splits two published figures by the assumed share; the mini does not."""
     program, placed = load_program(gated), placed_of(gated)
     tom = load_target("tom")
-    one = power(program, tom, placed, [0])["positions"][0]["rom"]["gated"]
+    one = power(TokenTimeline(program, [0]), tom, placed)["positions"][0]["rom"]["gated"]
     low, high = one["watts_range"]
     assert low < one["watts"] <= high
     ends = [tom.with_options([f"power.gated_on_share={end}"]) for end in (0.0333, 0.0667)]
@@ -253,7 +253,7 @@ def test_energy_that_follows_the_lanes(model: Named, tmp_path: Path):
 def test_a_published_total_gives_energy(compiled: Named):
     out = compiled("llama")
     program = load_program(out)
-    content = power(program, load_target("roma"), placed_of(out), [0])
+    content = power(TokenTimeline(program, [0]), load_target("roma"), placed_of(out))
     (one,) = content["positions"]
     assert content["published"]["value"] == one["published"]["watts"] == 33.1
     assert one["published"]["millijoules"] == pytest.approx(33.1e3 * one["seconds"])

@@ -25,7 +25,6 @@ from intaglio.backend.hw.units.matrix.plan import (
     encode,
     l_unit_images,
     matrix_uses,
-    shape_of,
     single_scales,
     tile_images,
 )
@@ -161,7 +160,7 @@ class Model:
         machine = self.machine
         tiles = range(cut.first, cut.first + (cut.tiles or machine.tiles))
         base, scale_base = (max(full[t] for t in tiles) for full in (self.words, self.scales))
-        shape = shape_of(parameter)
+        shape = parameter.rom_shape
         piece = Piece(0, shape.rows, cut.first, len(tiles), cut.split, base, scale_base)
         for tile in tiles:
             self.words[tile] = base + piece.code_words(shape, machine)
@@ -341,11 +340,11 @@ class Model:
         """The steps of an instruction cut at random, each with what it takes."""
         does = one.does.bound(instance)
         if isinstance(does, Embed):
-            taken = durations.embed(self.machine, shape_of(self.parameters[does.table]))
+            taken = durations.embed(self.machine, self.parameters[does.table].rom_shape)
             return [replace(one, issue=timeline.Issue(one.queue, {}, taken, taken))]
         assert isinstance(does, Matvec | ExpertMatvec)
         parameter = self.parameters[does.weights]
-        shape, pieces = shape_of(parameter), parameter.pieces
+        shape, pieces = parameter.rom_shape, parameter.pieces
         steps = pieces[0].steps(self.machine)
         cuts = {0, steps, *self.rng.integers(0, steps, self.rng.integers(0, 4)).tolist()}
         found: list[Instruction] = []

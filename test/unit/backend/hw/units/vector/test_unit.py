@@ -15,13 +15,8 @@ import pytest
 
 from intaglio.backend import circt
 from intaglio.backend.hw.units.vector import encode as vector_encode
-from intaglio.backend.hw.units.vector.encode import (
-    FIELDS,
-    GATE_TABLES,
-    Places,
-    constant_forms,
-    encode,
-)
+from intaglio.backend.hw.units.vector.constants import constant_forms
+from intaglio.backend.hw.units.vector.encode import FIELDS, GATE_TABLES, Places, encode
 from intaglio.backend.hw.units.vector.operations import OPERATIONS, PASSES
 from intaglio.backend.hw.units.vector.shape import VectorShape, machine_refusals
 from intaglio.backend.hw.units.vector.unit import build_vector
