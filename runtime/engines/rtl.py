@@ -593,6 +593,29 @@ class RTLChip:
         exponents = scales[one.scale : one.scale + one.heads].astype(np.int64)
         return Matrices(mantissas, (exponents + half) % (2 * half) - half)
 
+    def write_state(self, name: str, value: Ints) -> None:
+        """Gives a state a value, as `state` gives it."""
+        one, lanes = self.program.states[name], self.layout.lanes
+        rows = np.zeros((-(-one.size // lanes), lanes), "<i4")
+        rows.reshape(-1)[: one.size] = value
+        write_words(self.memory(VECTORS), one.row, rows.view(np.uint8))
+
+    def write_matrices(self, name: str, value: Matrices) -> None:
+        """Gives a state of linear attention a value, as `matrices` gives it."""
+        one, machine = self.program.matrices[name], self.program.machine
+        shape = one.shape(machine)
+        size = shape.words * machine.attention_lanes
+        vectors = np.zeros((one.heads, shape.head_rows * shape.together, size // 2), "<i2")
+        vectors[:, : one.key_width, : one.value_width] = value.mantissas
+        units = vectors.view(np.uint8).reshape(shape.rows, -1, machine.attention_lanes)
+        for unit in range(units.shape[1]):
+            memory = self.memory(f"recurrence/{STATES}{unit}")
+            write_words(memory, one.row, np.ascontiguousarray(units[:, unit]))
+        largest = np.abs(value.mantissas).max(axis=(1, 2))
+        scales = largest << EXPONENT_BITS | value.exponents & ((1 << EXPONENT_BITS) - 1)
+        content = scales.astype("<u4").view(np.uint8).reshape(one.heads, -1)
+        write_words(self.memory(f"recurrence/{STATE_SCALES}"), one.scale, content)
+
     def largest(self, buffer: str) -> Ints:
         """The largest of each head's scores, as they were written: [heads]."""
         first = self.layout.places.heads[buffer]

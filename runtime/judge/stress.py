@@ -3,10 +3,10 @@
 Random tokens of a real model hardly ever saturate a sum, and constants of instructions never move,
 so much of a chip could be wrong unseen. Here every round gives the running hardware and the
 simulator the same extreme contents (`runtime/judge/stress_content.py`): ROM, descriptors of
-instructions, caches, an adapter through its port, a position, and, between instructions, what they
-wrote. Then tokens are compared as ever: each value, each cycle. The ports outside get what they
-must ignore or wait for: tokens and words while a token is worked on, resets within one, a result
-without a taker.
+instructions, caches, states, an adapter through its port, a position, and, between instructions,
+what they wrote. Then tokens are compared as ever: each value, each cycle. The ports outside get
+what they must ignore or wait for: tokens and words while a token is worked on, resets within one, a
+result without a taker.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from intaglio.backend.program.program import Instruction
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.isa.attention import OverTokens
 from intaglio.dialects.isa.cache import Append
+from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.isa.vector import Quantize
 from intaglio.dialects.memories import VECTORS
 from intaglio.dialects.semantics import Quantized
@@ -131,6 +132,14 @@ class _Round:
             store = self.simulator.stores[cache.name]
             store.append(stress_content.cached(rng, cache), 0)
             hardware.write_store(store)
+        for name, state in program.states.items():
+            value = stress_content.numbers(rng, (state.size,))
+            self.simulator.states[name] = value
+            hardware.write_state(name, value)
+        for name, matrices in program.matrices.items():
+            content = stress_content.remembered(rng, matrices)
+            self.simulator.matrices[name] = content
+            hardware.write_matrices(name, content)
         self.position = self._position()
         hardware.jump(self.position)
 
@@ -289,9 +298,10 @@ class _Round:
 
     @cached_property
     def _appended(self) -> frozenset[str]:
-        """Buffers that go into caches."""
-        every = (one.does for block in self.program.blocks for one in block.instructions)
-        return frozenset(one.input for one in every if isinstance(one, Append))
+        """Buffers that go into caches, and keys, whose scales go into those of states."""
+        every = [one.does for block in self.program.blocks for one in block.instructions]
+        cached = {one.input for one in every if isinstance(one, Append)}
+        return frozenset(cached | {one.key for one in every if isinstance(one, LinearAttention)})
 
     def _disturb(self) -> None:
         """Inputs that mean nothing while a token is worked on."""

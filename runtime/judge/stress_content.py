@@ -17,19 +17,21 @@ import numpy.typing as npt
 from intaglio.backend.images.adapter import AdapterImage, SiteImage
 from intaglio.backend.images.read import Images
 from intaglio.backend.program.program import Block, Cache, Instruction, Parameter, Program
+from intaglio.backend.program.types import Matrices
 from intaglio.dialects import semantics
 from intaglio.dialects.codes import FORMATS, SLOT_BITS, AdapterMatrix, Matrix, container_bits
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS, Ints, Real, Scale
+from intaglio.dialects.formulas.recurrence import FINEST, STATE_BITS, STATE_LIMIT
 from intaglio.dialects.isa import values
 from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.instruction import Instruction as Does
-from intaglio.dialects.isa.matrix import Product
+from intaglio.dialects.isa.matrix import ExpertMatvec, Product
 from intaglio.dialects.isa.vector import LayerNorm, RMSNorm, Rotary, ScaleBy
 from intaglio.dialects.semantics import Quantized
 
 Random = np.random.Generator
 
-SHIFTED = (Product, QueryKey, WeightedSum)
+SHIFTED = (Product, ExpertMatvec, QueryKey, WeightedSum)
 """Instructions whose accumulators are shifted before they are scaled."""
 
 CHANGED = (values.Fixed, values.Scores, values.Quantized)
@@ -39,6 +41,8 @@ _STORED_EXPONENTS, _CACHED_EXPONENTS = 512, 128
 _EPSILONS = (0.0, 2.0**-60, 1e-12, 1e-6, 1e-3, 1.0, 1e4)
 _STEPS = (6, 14, 40)
 """An exponent is moved by at most so much, each as often as the others."""
+_COARSEST = 40
+"""The smallest exponents of states are above minus this."""
 _SLOT_EXPONENTS = {"fp8": 28, "int8": 21, "int6": 19, "ternary": 15}
 """With these, adapters make numbers of about one."""
 
@@ -104,6 +108,14 @@ def cached(rng: Random, cache: Cache) -> Quantized:
         return semantics.quantize(values, cache.format, fraction, cache.heads)
     found = semantics.quantize_static(values, cache.format, cache.static_inverse, fraction)
     return Quantized(found, semantics.quantize(values, "int8", 16, cache.heads).scale, cache.format)
+
+
+def remembered(rng: Random, one: Matrices) -> semantics.Matrices:
+    """A state of linear attention: mantissas of extremes, exponents from small to the finest."""
+    shape = one.heads, one.key_width, one.value_width
+    mantissas = numbers(rng, shape, STATE_BITS).clip(-STATE_LIMIT, STATE_LIMIT)
+    coarsest = -int(rng.integers(_COARSEST + 1))
+    return semantics.Matrices(mantissas, rng.integers(coarsest, FINEST + 1, one.heads))
 
 
 class ChangedImages(Images):
@@ -266,7 +278,7 @@ def _changed_exponent(parameter: Parameter, rng: Random) -> Parameter:
 
 def _added_or_turned(one: Does[str]) -> tuple[str | None, ...]:
     match one:
-        case Product():
+        case Product() | ExpertMatvec():
             return (one.bias,)
         case LayerNorm():
             return (one.beta,)

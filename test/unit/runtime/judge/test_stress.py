@@ -164,6 +164,27 @@ def test_a_written_cache_is_read_back(model: Callable[[str], Path], tmp_path: Pa
                 assert (seen.scale.exponent == store.scale.exponent).all()
 
 
+@pytest.mark.parametrize("name", ["recurrent", "lfm2", "experts"])
+def test_states_and_experts(model: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    """What a chip holds besides caches is given to both sides, and read back as it was."""
+    options = Options("roma-mini", SMALL, context=9, emit="program")
+    compile_model(model(name), tmp_path / "out", options)
+    chip = chip_of(tmp_path / "out")
+    hardware, rng = hardware_of(chip), np.random.default_rng(2)
+    for one in chip.program.states.values():
+        value = stress_content.numbers(rng, (one.size,))
+        hardware.write_state(one.name, value)
+        assert (hardware.state(one.name) == value).all()
+    for one in chip.program.matrices.values():
+        content = stress_content.remembered(rng, one)
+        hardware.write_matrices(one.name, content)
+        for seen, wanted in zip(hardware.matrices(one.name), content, strict=True):
+            assert (seen == wanted).all()
+    counts, difference = stress(chip, hardware, rounds=4)
+    assert difference is None, str(difference)
+    assert counts["stress_tokens"] >= 4
+
+
 def test_contents_are_such_as_a_model_could_have(small: Path) -> None:
     rng = np.random.default_rng(0)
     for _ in range(60):
