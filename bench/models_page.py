@@ -130,6 +130,7 @@ ROWS = (
     Row("as gpt-oss, without experts", OWN, "sinks, windows", "sinks"),
     Row("as Gemma-4 E2B", OWN, "attention on another layer's cache", "shared"),
     Row("as OPT", OWN, "learned positions", "learned"),
+    Row("as OPT, static caches", OWN, "buffers of 24 tokens (TensorScatter)", "static"),
     Row("as Bloom", OWN, "ALiBi, also beside sinks, a window and a soft cap", "alibi"),
 )
 

@@ -48,6 +48,8 @@ class Variant:
     alibi: bool = False
     """Bloom: scores fall with the distance, by a slope of each head. The second layer has a soft
     cap, sinks and a window besides, and its first head has no slope."""
+    static: int = 0
+    """mobius' static caches: buffers of so many tokens, which new ones are written into."""
     experts: int = 0
     """A mixture of so many in each layer (gpt-oss); 0: none."""
     chosen: int = 2
@@ -86,6 +88,7 @@ VARIANTS = {
     "experts8": Variant(bits=8, experts=5, chosen=3, accuracy_level=0),
     "experts_ternary": Variant(bits=2, experts=6, accuracy_level=0),
     **{f"recurrent_{r}": Variant(recurrent=1, rule=r) for r in ("linear", "gated", "delta")},
+    "static": Variant(parallel=True, bias=True, learned=True, static=24),
 }
 
 
@@ -180,6 +183,8 @@ class Builder:
             return self.borrowing(layer, x)
         packed = self.linear(f"model.layers.{layer}.attn.qkv_proj", x, size + 2 * kv, HIDDEN)
         values = [packed, "", ""]
+        if self.variant.static:
+            return self.buffered(layer, packed)
         if self.variant.qk_norm:
             sizes = self.tensor(f"{path}/sizes", np.array([size, kv, kv], np.int64))
             values = [f"{path}/split_{i}" for i in range(3)]
@@ -215,6 +220,25 @@ class Builder:
             kv_num_heads=KV_HEADS,
             do_rotary=int(not (self.variant.learned or self.variant.alibi)),
             **attributes,
+        )
+
+    def buffered(self, layer: int, packed: str) -> str:
+        """Attention over buffers of all tokens, which the new ones are written into."""
+        path, kv = f"/model/layers.{layer}/attn", KV_HEADS * HEAD
+        sizes = self.tensor(f"{path}/sizes", np.array([HEADS * HEAD, kv, kv], np.int64))
+        values = [f"{path}/split_{i}" for i in range(3)]
+        self.node("Split", f"{path}/Split", [packed, sizes], outputs=values, axis=-1)
+        for i, kind in ((1, "key"), (2, "value")):
+            inputs = [f"{kind}_cache.{layer}", values[i], "write_indices"]
+            present = f"updated_{kind}_cache.{layer}"
+            values[i] = self.node("TensorScatter", f"{path}/{kind}", inputs, present, axis=1)
+        return self.node(
+            "Attention",
+            f"{path}/Attention",
+            [*values, "", "", "", "nonpad_kv_seqlen"],
+            is_causal=1,
+            q_num_heads=HEADS,
+            kv_num_heads=KV_HEADS,
         )
 
     def alibi(self, layer: int) -> list[str]:
@@ -472,8 +496,9 @@ class Builder:
         return self.node("Add", "/model/Add", [x, y])
 
     def decoder(self) -> None:
-        self.lengths()
-        self.tables()
+        if not self.variant.static:
+            self.lengths()
+            self.tables()
         if self.variant.alibi:
             self.distances()
         x, head = self.embedding()
@@ -511,10 +536,18 @@ class Builder:
         ids = ["batch_size", "sequence_length"]
         mask = ["batch_size", "total_sequence_length"]
         floats, integers = TensorProto.FLOAT, TensorProto.INT64
-        inputs = [
-            helper.make_tensor_value_info("input_ids", integers, ids),
-            helper.make_tensor_value_info("attention_mask", integers, mask),
-        ]
+        inputs = [helper.make_tensor_value_info("input_ids", integers, ids)]
+        if self.variant.static:
+            inputs += [
+                helper.make_tensor_value_info(name, integers, ids[:1])
+                for name in ("write_indices", "nonpad_kv_seqlen")
+            ]
+            past = present = ["batch_size", self.variant.static, KV_HEADS * HEAD]
+        else:
+            inputs.append(helper.make_tensor_value_info("attention_mask", integers, mask))
+        names = ("{kind}_cache.{layer}", "updated_{kind}_cache.{layer}")
+        if not self.variant.static:
+            names = ("past_key_values.{layer}.{kind}", "present.{layer}.{kind}")
         if self.variant.learned:
             inputs.append(helper.make_tensor_value_info("position_ids", integers, ids))
         outputs = [helper.make_tensor_value_info("logits", floats, logits)]
@@ -522,11 +555,9 @@ class Builder:
             for layer in range(1 if self.variant.shared else LAYERS):
                 if self.convolves(layer) or self.recurs(layer):
                     continue
-                name = f"{layer}.{kind}"
-                inputs.append(
-                    helper.make_tensor_value_info(f"past_key_values.{name}", floats, past)
-                )
-                outputs.append(helper.make_tensor_value_info(f"present.{name}", floats, present))
+                before, after = (name.format(layer=layer, kind=kind) for name in names)
+                inputs.append(helper.make_tensor_value_info(before, floats, past))
+                outputs.append(helper.make_tensor_value_info(after, floats, present))
         if self.variant.taps:
             state = ["batch_size", HIDDEN, self.variant.taps - 1]
             inputs.append(helper.make_tensor_value_info("past.0.conv", floats, state))
@@ -537,7 +568,8 @@ class Builder:
                 inputs.append(helper.make_tensor_value_info(f"past.{name}", floats, of))
                 outputs.append(helper.make_tensor_value_info(f"present.{name}", floats, of))
         graph = helper.make_graph(self.nodes, "main_graph", inputs, outputs, self.tensors)
-        opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MS, 1)]
+        opset = 24 if self.variant.static else 21
+        opsets = [helper.make_opsetid("", opset), helper.make_opsetid(MS, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 

@@ -413,6 +413,15 @@ def test_states_of_linear_attention(built: Pairs, name: str, settings: tuple[str
     assert run(simulator, chip, 2, seed=5)
 
 
+def test_static_caches(built: Pairs) -> None:
+    """Buffers of 24 tokens that the graph scatters into: caches like any other, to the last one."""
+    simulator, chip = built("static", 24, *SMALL)
+    assert [one.capacity for one in chip.program.caches.values()] == [24] * 4
+    assert run(simulator, chip, 8, seed=7)
+    chip.jump(22)
+    assert run(simulator, chip, 2, seed=8, first=22)
+
+
 @pytest.mark.parametrize(
     ("context", "settings"),
     [
