@@ -7,12 +7,11 @@ Nothing is engraved and no images are written; target examples/experts/roma-expe
 
 from __future__ import annotations
 
-import resource
 import sys
-import time
 from pathlib import Path
 
 from decoder_model import GPT_OSS_20B, QWEN3_30B_A3B, write_decoder
+from measured import measured
 from what_if import WhatIf
 
 from intaglio.backend.stages import Options
@@ -21,37 +20,38 @@ from intaglio.runtime.reports.timing import token_cycles
 
 TARGET = Path(__file__).parents[1] / "examples" / "experts" / "roma-experts.toml"
 CONTEXT = 4096
+SHAPES = {"gpt-oss-20b": GPT_OSS_20B, "Qwen3-30B-A3B": QWEN3_30B_A3B}
 
 
 def main(folder: Path) -> None:
-    """Prints a line for each model."""
-    for name, shape in (("gpt-oss-20b", GPT_OSS_20B), ("Qwen3-30B-A3B", QWEN3_30B_A3B)):
+    """Prints some lines for each model, which is compiled in a process of its own."""
+    for name, shape in SHAPES.items():
         path = folder / name / "model.onnx"
         if not path.exists():
             write_decoder(path.parent, shape)
-        begun = time.process_time()
-        one = WhatIf(path, Options(str(TARGET), context=CONTEXT))
-        program = one.program()
-        assert program is not None
-        seconds = time.process_time() - begun
-        periods = token_cycles(program, [0, CONTEXT - 1]).period
-        clock = program.machine.clock_hz
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        rates = ", ".join(f"{int(c):,} cycles = {clock / int(c):,.0f} tokens/s" for c in periods)
-        placed = {
-            n: Placed(p, p.rom_shape, p.pieces, False)
-            for n, p in program.parameters.items()
-            if p.pieces
-        }
-        whole = sum(sum(p.bits(program.machine).values()) for p in placed.values())
-        read = read_bits(program, placed)
-        print(
-            f"{name}: a token reads {read / 8e9:.2f} GB of {whole / 8e9:.2f} GB, {read / whole:.1%}"
-        )
-        print(
-            f"{name}: {rates} (positions 0 and {CONTEXT - 1}); {seconds:.1f} CPU s, {peak:.2f} GB"
-        )
+        print(f"{name}: {measured([sys.executable, __file__, str(folder), name])}", flush=True)
+
+
+def told(name: str, model: Path) -> None:
+    """Compiles a model and prints what a token of it takes."""
+    program = WhatIf(model, Options(str(TARGET), context=CONTEXT)).program()
+    assert program is not None
+    periods = token_cycles(program, [0, CONTEXT - 1]).period
+    clock = program.machine.clock_hz
+    rates = ", ".join(f"{int(c):,} cycles = {clock / int(c):,.0f} tokens/s" for c in periods)
+    placed = {
+        n: Placed(p, p.rom_shape, p.pieces, False)
+        for n, p in program.parameters.items()
+        if p.pieces
+    }
+    whole = sum(sum(p.bits(program.machine).values()) for p in placed.values())
+    read = read_bits(program, placed)
+    print(f"{name}: a token reads {read / 8e9:.2f} GB of {whole / 8e9:.2f} GB, {read / whole:.1%}")
+    print(f"{name}: {rates} (positions 0 and {CONTEXT - 1})", flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        told(sys.argv[2], Path(sys.argv[1]) / sys.argv[2] / "model.onnx")
+    else:
+        main(Path(sys.argv[1]))
