@@ -37,6 +37,7 @@ from xdsl.printer import Printer
 from xdsl.traits import SymbolOpInterface, SymbolUserOpInterface
 from xdsl.utils.exceptions import PassFailedException, VerifyException
 
+from intaglio.dialects.by_name import ByName
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.constant_rom import APART, CONSTANTS, FORMS, HALVES, PLAIN, Form
 from intaglio.dialects.fixed_point import SCALE_BYTES
@@ -331,6 +332,15 @@ def memories(module: ModuleOp) -> dict[str, Memory]:
     return found
 
 
+_MEMORIES = ByName[MemoryOp](lambda op: (op.memory.data, op) if isinstance(op, MemoryOp) else None)
+
+
+def stated_memory(module: ModuleOp, name: str) -> Memory | None:
+    """The memory of a name, if a module states one."""
+    found = _MEMORIES.find(module.body.block, name)
+    return None if found is None else found.content
+
+
 def capacity(module: ModuleOp) -> int:
     """Tokens that all caches of a module hold; 0 where it has none."""
     caches = (op.type for op in module.ops if isinstance(op, CacheOp))
@@ -481,7 +491,8 @@ class ConstantOp(PlainOp):
         name = self.buffer.root_reference.data
         if not isinstance(type_ := parameter.type, ROMTensorType) or type_.is_matrix:
             raise VerifyException(f"@{name} is no vector or table in ROM")
-        positions = capacity(module) or type_.dims[0]
+        # Tables alone end with the caches.
+        positions = (self.content.turns and capacity(module)) or type_.dims[0]
         depth = self.content.depth(type_.dims, machine.vector_lanes, positions)
         return Claim(name, 0, 1, self.first_row, depth)
 
@@ -510,8 +521,8 @@ class ConstantOp(PlainOp):
         module = self.parent_op()
         if not isinstance(module, ModuleOp):
             return
-        machine, chip = machine_of(module), memories(module)
-        if (one := chip.get(CONSTANTS)) is None:
+        machine = machine_of(module)
+        if (one := stated_memory(module, CONSTANTS)) is None:
             raise VerifyException(
                 f"@{name} lies in memory @{CONSTANTS}, which the module does not state"
             )
@@ -644,23 +655,24 @@ class ReserveOp(PlainOp):
         module = self.parent_op()
         if not isinstance(module, ModuleOp):
             return
-        machine, chip = machine_of(module), memories(module)
+        machine = machine_of(module)
         rows = type_.dims[0] if isinstance(type_, AdapterType) else machine.h_units
         if (first := self.first_unit) and first > machine.h_units - rows:
             raise VerifyException(
                 f"@{name} needs {rows} H-Units from unit {first} on, the chip has {machine.h_units}"
             )
-        copies = max((op.copies for op in module.ops if isinstance(op, SiteOp)), default=1)
-        slot = isinstance(type_, AdapterType) and type_.is_slot
+        slot, copies = isinstance(type_, AdapterType) and type_.is_slot, 1
+        if slot:
+            copies = max((op.copies for op in module.ops if isinstance(op, SiteOp)), default=1)
         for memory, claim in self.claims(machine).items():
-            if (one := chip.get(memory)) is None:
+            if (one := stated_memory(module, memory)) is None:
                 if memory == VECTORS:
                     # It gets its size with the places of values.
                     continue
                 raise VerifyException(
                     f"@{name} lies in memory @{memory}, which the module does not state"
                 )
-            end = claim.first + claim.size + ((copies - 1) * one.resident if slot else 0)
+            end = claim.first + claim.size + (copies - 1) * one.resident
             if end > one.rows:
                 raise VerifyException(f"@{name} ends at row {end}, memory @{memory} has {one.rows}")
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -193,8 +194,9 @@ def maximum(lhs: Formula | int, rhs: Formula | int) -> Formula:
     return _fold("max", constant(lhs), constant(rhs))
 
 
+@lru_cache(maxsize=1024)
 def parse(text: str) -> Formula:
-    """The formula printed as `text`.
+    """The formula printed as `text`; beats of a program have the same few again and again.
 
     Raises:
         ValueError: the text is not a formula.

@@ -49,8 +49,9 @@ from intaglio.dialects import (
     timeline,
     wholeness,
 )
+from intaglio.dialects.by_name import ByName
 from intaglio.dialects.encoded import DescriptorOp, FieldAttr, QueueOp
-from intaglio.dialects.fabric import DomainOp, MachineOp, MemoryOp, memories
+from intaglio.dialects.fabric import DomainOp, MachineOp, MemoryOp, memories, stated_memory
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.formula import Formula
 from intaglio.dialects.gating import NO_DOMAIN
@@ -144,19 +145,20 @@ class BufferOp(PlainOp):
         module = program.parent_op() if program is not None else None
         if memory is None or not isinstance(module, ModuleOp):
             return
-        chip = memories(module)
-        if memory not in chip:
+        if (one := stated_memory(module, memory)) is None:
             raise VerifyException(
                 f"@{name} lies in memory @{memory}, which the module does not state"
             )
         row, element = self.place
-        one = chip[memory]
         if row < 0 or not 0 <= element < one.lanes:
             raise VerifyException(f"@{name} begins at row {row}, element {element}")
         where = span_of(value, row, element, one.lanes, longest(module))
         assert where is not None
         if (end := one.row_after(where)) > one.rows:
             raise VerifyException(f"@{name} ends at row {end}, memory @{memory} has {one.rows}")
+
+
+_BUFFERS = ByName[BufferOp](lambda op: (op.sym_name.data, op) if isinstance(op, BufferOp) else None)
 
 
 def longest(module: ModuleOp) -> int:
@@ -315,13 +317,11 @@ class InstructionOp(PlainOp):
                 raise VerifyException(f"unknown queue '{name}', known are {', '.join(COUNTERS)}")
         program = block.parent_op() if block is not None else None
         if isinstance(block, BlockOp) and isinstance(program, ProgramOp):
-            buffers = {b.sym_name.data for b in program.buffers}
-            for used in (*self.reads, *self.writes):
-                if used.root_reference.data not in buffers:
-                    raise VerifyException(f"no buffer @{used.root_reference.data} is declared")
-            slots = {slot for instance in block.instances for slot in instance.data}
+            for used in _roots((*self.reads, *self.writes)):
+                if _BUFFERS.find(program.body.block, used) is None:
+                    raise VerifyException(f"no buffer @{used} is declared")
             for slot in _symbols(self.uses).values():
-                if slot not in slots:
+                if not any(slot in instance.data for instance in block.instances):
                     raise VerifyException(
                         f"no instance of @{block.sym_name.data} binds slot @{slot}"
                     )

@@ -8,11 +8,9 @@ no cycle.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from functools import reduce
 
 from intaglio.dialects import timeline
 from intaglio.dialects.clocks import clocks
@@ -35,11 +33,10 @@ def kept_apart(
     touches = [[_Touch.of(one, of) for one in block] for block in accesses]
     queues = [[QUEUES.index(i.queue) for i in block.issues] for block in blocks]
     issued = [0] * len(QUEUES)
-    # Of each buffer and queue the last instruction that read and wrote it: arrays, since a token
-    # has thousands of beats, and each is asked of all buffers.
-    read, written = (np.zeros((len(order), len(QUEUES)), np.int64) for _ in range(2))
-    apart = np.zeros((len(order), len(order)), np.bool_)
-    lost: npt.NDArray[np.bool_] = np.ones_like(apart)
+    read, written = ([_Last() for _ in QUEUES] for _ in range(2))
+    # Sets of buffers are bits of a number, since a token has thousands of beats.
+    apart = [0] * len(order)
+    lost = [(1 << len(order)) - 1] * len(order)
     """Buffers that were written since this one was; before a token none of its values is there."""
     for (block, _, instruction), clock in clocks(blocks):
         own = queues[block][instruction]
@@ -47,23 +44,58 @@ def kept_apart(
         touch = touches[block][instruction]
         if not (touch.reads or touch.writes):
             continue
-        finished = np.array(clock[: len(QUEUES)])
+        finished = list(clock[: len(QUEUES)])
         finished[own] = issued[own]
-        in_writing: npt.NDArray[np.bool_] = np.any(written > finished, axis=1)
+        in_writing = _later(written, finished)
         for index in touch.reads:
             apart[index] |= lost[index] | in_writing
         if touch.writes:
-            in_use = np.logical_or(in_writing, np.any(read > finished, axis=1))
-            in_use[touch.reads] = in_use[touch.writes] = True
+            in_use = in_writing | _later(read, finished) | _bits((*touch.reads, *touch.writes))
             for index in touch.writes:
                 apart[index] |= in_use
-                lost[:, index] = True
-            lost[touch.begun] = False
-        read[touch.reads, own] = issued[own]
-        written[touch.writes, own] = issued[own]
-    apart |= apart.T
-    np.fill_diagonal(apart, False)
-    return {name: {order[other] for other in np.flatnonzero(apart[of[name]])} for name in order}
+            newer = _bits(touch.writes)
+            lost = [others | newer for others in lost]
+            for index in touch.begun:
+                lost[index] = 0
+        read[own].take(touch.reads, issued[own])
+        written[own].take(touch.writes, issued[own])
+    found: dict[str, set[str]] = {name: set() for name in order}
+    for one, others in enumerate(apart):
+        for other in range(len(order)):
+            if others >> other & 1 and other != one:
+                found[order[one]].add(order[other])
+                found[order[other]].add(order[one])
+    return found
+
+
+class _Last:
+    """Of a queue the last instruction that touched each buffer."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}
+        """By buffer, in the order of the instructions."""
+
+    def take(self, buffers: Iterable[int], number: int) -> None:
+        """Takes an instruction, which comes after all before."""
+        for one in buffers:
+            self._numbers.pop(one, None)
+            self._numbers[one] = number
+
+    def after(self, number: int) -> Iterator[int]:
+        """The buffers that an instruction behind this one touched."""
+        for one, last in reversed(self._numbers.items()):
+            if last <= number:
+                return
+            yield one
+
+
+def _bits(buffers: Iterable[int]) -> int:
+    return reduce(lambda found, one: found | 1 << one, buffers, 0)
+
+
+def _later(last: Sequence[_Last], finished: Sequence[int]) -> int:
+    """What instructions touched of which it is not certain that they have finished."""
+    return _bits(one for of, number in zip(last, finished, strict=True) for one in of.after(number))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from intaglio.backend.target.formula import Value, names
@@ -360,6 +360,12 @@ def load_target(name_or_path: str | Path) -> Target:
         ) from error
     except UnicodeDecodeError as error:
         raise UserError("is not UTF-8 text", file=file_name) from error
+    return _described(text, file_name)
+
+
+@lru_cache(maxsize=16)
+def _described(text: str, file_name: str) -> Target:
+    """The target that a file's text describes; a compile asks for its own many times."""
     try:
         document = tomllib.loads(text)
     except RecursionError as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary, WeakValueDictionary
-
 from xdsl.dialects.builtin import (
     I64,
     FloatAttr,
@@ -12,11 +10,12 @@ from xdsl.dialects.builtin import (
     SymbolNameConstraint,
     SymbolRefAttr,
 )
-from xdsl.ir import Attribute, AttributeInvT, Block, Operation
+from xdsl.ir import Attribute, AttributeInvT, Operation
 from xdsl.irdl import BaseAttr, irdl_op_definition, opt_prop_def, prop_def, traits_def
 from xdsl.traits import SymbolOpInterface, SymbolTable, SymbolUserOpInterface
 from xdsl.utils.exceptions import VerifyException
 
+from intaglio.dialects.by_name import ByName
 from intaglio.dialects.names import escaped, unescaped
 from intaglio.dialects.plain import PlainOp
 from intaglio.dialects.rom.types import (
@@ -206,7 +205,7 @@ class SlotOp(PlainOp):
 Buffer = ParameterOp | CacheOp | StateOp | SlotOp
 """What declares a buffer."""
 
-_DECLARED: WeakKeyDictionary[Block, WeakValueDictionary[str, Buffer]] = WeakKeyDictionary()
+_DECLARED = ByName[Buffer](lambda op: (op.sym_name.data, op) if isinstance(op, Buffer) else None)
 
 
 def resolve(user: Operation, symbol: SymbolRefAttr) -> Buffer:
@@ -219,26 +218,11 @@ def resolve(user: Operation, symbol: SymbolRefAttr) -> Buffer:
     scope = user.parent_op()
     while scope is not None:
         if scope.has_trait(SymbolTable):
-            found = _declared(scope.regions[0].block, name)
+            found = _DECLARED.find(scope.regions[0].block, name)
             if found is not None:
                 return found
         scope = scope.parent_op()
     raise VerifyException(f"no buffer @{name} is declared")
-
-
-def _declared(block: Block, name: str) -> Buffer | None:
-    """A block's declaration of a name.
-
-    A model of many layers declares hundreds of buffers and names each many times; what was found
-    last is looked at first.
-    """
-    declared = _DECLARED.get(block)
-    found = None if declared is None else declared.get(name)
-    if found is not None and found.parent is block and found.sym_name.data == name:
-        return found
-    buffers = [op for op in block.ops if isinstance(op, Buffer)]
-    _DECLARED[block] = WeakValueDictionary({op.sym_name.data: op for op in reversed(buffers)})
-    return _DECLARED[block].get(name)
 
 
 def resolved_type(

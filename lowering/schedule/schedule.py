@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from xdsl.context import Context
-from xdsl.dialects.builtin import DenseArrayBase, ModuleOp, i64
+from xdsl.dialects.builtin import BytesAttr, DenseArrayBase, ModuleOp, i64
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
 from xdsl.utils.exceptions import PassFailedException
@@ -65,18 +66,21 @@ class ProgramSchedule(ModulePass):
 
 def annotate(program: ProgramOp, machine: Machine) -> None:
     """States start and finish of every instruction instance at the program's positions."""
-    blocks = list(program.blocks)
-    instructions = [list(block.instructions) for block in blocks]
-    positions = list(program.positions.get_values())
-    starts: dict[InstructionOp, list[int]] = {}
-    finishes: dict[InstructionOp, list[int]] = {}
-    for span in timeline.simulate([b.timing for b in blocks], machine.issue, positions):
-        instruction = instructions[span.block][span.instruction]
-        starts.setdefault(instruction, []).extend(int(c) for c in span.start)
-        finishes.setdefault(instruction, []).extend(int(c) for c in span.finish)
-    for instruction, cycles in starts.items():
-        instruction.start = DenseArrayBase.from_list(i64, cycles)
-        instruction.finish = DenseArrayBase.from_list(i64, finishes[instruction])
+    timing, positions = [one.timing for one in program.blocks], program.positions.get_values()
+    starts, finishes = (
+        [
+            np.zeros((len(one.issues), one.instances, len(positions)), np.dtype("<i8"))
+            for one in timing
+        ]
+        for _ in range(2)
+    )
+    for span in timeline.simulate(timing, machine.issue, positions):
+        starts[span.block][span.instruction, span.instance] = span.start
+        finishes[span.block][span.instruction, span.instance] = span.finish
+    for block, start, finish in zip(program.blocks, starts, finishes, strict=True):
+        for number, one in enumerate(block.instructions):
+            one.start = DenseArrayBase(i64, BytesAttr(start[number].tobytes()))
+            one.finish = DenseArrayBase(i64, BytesAttr(finish[number].tobytes()))
 
 
 def _check_retention(program: ProgramOp, machine: Machine) -> None:

@@ -9,8 +9,9 @@ lie in the vector units' SRAM, and must find room there; values besides are not 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +20,10 @@ from intaglio.dialects.codes import SLOT_BITS
 from intaglio.dialects.h_units import KV_SCALE_BITS, AdapterShape, tokens_on_die
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.memories import Memory
 from intaglio.lowering.place.search import largest
 from intaglio.runtime.reports.traffic import traffic
 from intaglio.runtime.reports.wording import counted
-
-if TYPE_CHECKING:
-    from intaglio.lowering.place.sram import Adapters
 
 RANKS = (0, 4, 8, 16, 32, 64, 128)
 """Ranks of the table, beside the chip's own."""
@@ -89,27 +88,33 @@ def demand_of(program: Program, possible: Sequence[JSONFile] = ()) -> Demand:
 def adapter_bytes(machine: Machine, demand: Demand, rank: int) -> int:
     """Bytes of the H-Units' memories that A and B of all sites take at a rank, with their scales,
     of one adapter."""
-    found = _placed(machine, replace(demand, fixed=(), residents=1), rank)
-    return sum(
-        one.resident * one.lanes * one.bits * one.units // 8 for one in found.memories.values()
-    )
+    found = _memories(machine, tuple(demand.sites), (), 1, rank)
+    return sum(one.resident * one.lanes * one.bits * one.units // 8 for one in found)
 
 
-def _placed(machine: Machine, demand: Demand, rank: int) -> Adapters:
-    """All matrices of adapters of a rank, as a compile places them."""
+@lru_cache(maxsize=64)
+def _memories(
+    machine: Machine,
+    sites: tuple[tuple[int, int], ...],
+    fixed: tuple[AdapterShape, ...],
+    residents: int,
+    rank: int,
+) -> tuple[Memory, ...]:
+    """The memories of all matrices of adapters of a rank, as a compile places them."""
     from intaglio.lowering.place.sram import place_matrices
 
     bits = SLOT_BITS[machine.adapter]
-    shapes = {f"fixed{number}": one for number, one in enumerate(demand.fixed)}
-    for number, (rows, columns) in enumerate(demand.sites if rank else ()):
+    shapes = {f"fixed{number}": one for number, one in enumerate(fixed)}
+    for number, (rows, columns) in enumerate(sites if rank else ()):
         for half, dims in (("a", (rank, columns)), ("b", (rows, rank))):
             shapes[f"{half}{number}"] = AdapterShape(machine, *dims, bits, 0, is_slot=True)
-    return place_matrices(shapes, machine, demand.residents)
+    return tuple(place_matrices(shapes, machine, residents).memories.values())
 
 
 def used_bytes(machine: Machine, demand: Demand, rank: int) -> int:
     """Bytes of each H-Unit without any cache."""
-    return _placed(machine, demand, rank).unit_size
+    found = _memories(machine, tuple(demand.sites), tuple(demand.fixed), demand.residents, rank)
+    return sum(one.unit_size for one in found)
 
 
 def cached_bytes(machine: Machine, demand: Demand, tokens: int) -> int:
