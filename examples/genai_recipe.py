@@ -1,7 +1,8 @@
 """What the recipes share whose ONNX onnxruntime-genai's builder writes in int4.
 
-They are ``demo/train.py`` and ``experts/train.py``: the rounding of the builder, what it wants to
-find and leaves, and what onnxruntime makes of its model. All else: ``recipe.py``.
+They are ``demo/train.py``, ``experts/train.py`` and ``states/train.py``: the rounding of the
+builder, what it wants to find and leaves, and what onnxruntime makes of its model. All else:
+``recipe.py``.
 """
 
 from __future__ import annotations
@@ -35,12 +36,17 @@ def rounded(weight: torch.Tensor) -> torch.Tensor:
 
 
 def stand_in_tokenizer(folder: Path) -> None:
-    """A tokenizer beside the checkpoint: the builder insists on one. It is not shipped."""
+    """A tokenizer beside the checkpoint: the builder insists on one. It is not shipped.
+
+    Its end token is named, for transformers gives the tokenizer of a Qwen3.5 another one if not,
+    beyond the vocabulary, and the builder writes that into its config.
+    """
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(models.WordLevel({f"<{n:02x}>": n for n in range(256)}, unk_token="<00>"))
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<00>").save_pretrained(folder)
+    special = {"unk_token": "<00>", "eos_token": "<00>", "pad_token": "<00>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
 
 
 def ship(built: Path, out: Path) -> None:

@@ -1,9 +1,10 @@
 """What the recipes of the examples share: the text, the training loop, the judging.
 
 The recipes themselves are ``demo/train.py`` (an int4 Llama), ``demo/adapters.py`` (adapters
-for it), ``bitnet/train.py`` (a BitNet b1.58) and ``experts/train.py`` (a mixture of experts). The
-vocabulary of all of them is the 256 bytes. Everything is counted in steps and drawn from one seed,
-on one thread: the same machine and the same versions give the same weights again.
+for it), ``bitnet/train.py`` (a BitNet b1.58), ``experts/train.py`` (a mixture of experts) and
+``states/train.py`` (linear attention). The vocabulary of all of them is the 256 bytes. Everything
+is counted in steps and drawn from one seed, on one thread: the same machine and the same versions
+give the same weights again.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ HELD_OUT_BYTES = 96 * 1024
 """At most so much of that tail is ``held_out.txt``; the rest is for choosing settings."""
 
 CONTEXT = 512
+CACHE, STATE = "past_key_values.", "past."
+"""What the names of a graph's inputs begin with."""
 PROMPTS = ("The LORD is my shepherd; ", "Then Moses ")
 
 
@@ -179,9 +182,14 @@ class Windows:
 
 
 def round_weights(
-    model: PreTrainedModel, function: Callable[[torch.Tensor], torch.Tensor], but: str = ""
+    model: PreTrainedModel,
+    function: Callable[[torch.Tensor], torch.Tensor],
+    but: str | tuple[str, ...] = (),
 ) -> None:
-    """Have every matrix but the embedding, and ``but``, go through a function of its weights."""
+    """Have every matrix go through a function of its weights.
+
+    But the embedding, and those whose names end as ``but`` says.
+    """
     import torch
     from torch.nn.utils import parametrize
 
@@ -190,7 +198,7 @@ def round_weights(
             return function(weight)
 
     for name, layer in list(model.named_modules()):
-        if isinstance(layer, torch.nn.Linear) and name != but:
+        if isinstance(layer, torch.nn.Linear) and not name.endswith(but):
             parametrize.register_parametrization(layer, "weight", Rounded())
 
 
@@ -325,13 +333,13 @@ def verdict(what: str, nats: float) -> str:
 
 
 class Graph:
-    """A language model in onnxruntime: ``input_ids``, ``attention_mask`` and caches in and out.
+    """A language model in onnxruntime: ``input_ids``, ``attention_mask``, caches and states.
 
-    ``head_size`` is for graphs that give that dimension of the caches no number.
+    Caches grow along their third axis; states (``past.N.conv``, ``past.N.recurrent``) keep their
+    size. ``head_size`` is for graphs that give that dimension of the caches no number.
     """
 
     def __init__(self, model: ModelProto, head_size: int | None = None) -> None:
-        import numpy as np
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -340,33 +348,39 @@ class Graph:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         inputs = self.session.get_inputs()
-        self.positions: bool = any(entry.name == "position_ids" for entry in inputs)
-        self.caches: dict[str, tuple[int, int]] = {
-            entry.name: (entry.shape[1], head_size or entry.shape[3])
+        self.position_axes: list[int] = [
+            len(entry.shape) for entry in inputs if entry.name == "position_ids"
+        ]
+        self.caches: dict[str, tuple[int, ...]] = {
+            entry.name: (entry.shape[1], 0, head_size or entry.shape[3])
             for entry in inputs
-            if entry.name.startswith("past_key_values.")
+            if entry.name.startswith(CACHE)
         }
-        self.none = np.zeros(0, np.float32)
+        self.states: dict[str, tuple[int, ...]] = {
+            entry.name: tuple(entry.shape[1:]) for entry in inputs if entry.name.startswith(STATE)
+        }
 
     def run(self, ids: np.ndarray, past: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One call: logits and the caches, under the names of the graph's outputs."""
+        """One call: logits and the caches and states, under the names of the graph's outputs."""
         import numpy as np
 
-        seen = next(iter(past.values())).shape[2]
+        seen = past[next(iter(self.caches))].shape[2]
         mask = np.ones((ids.shape[0], seen + ids.shape[1]), np.int64)
         feeds = {"input_ids": ids, "attention_mask": mask, **past}
-        if self.positions:
-            feeds["position_ids"] = np.arange(seen, mask.shape[1])[None].repeat(len(ids), 0)
+        for axes in self.position_axes:
+            # Along three axes for models that see images too; equal ones, for text.
+            positions = np.arange(seen, mask.shape[1])[None].repeat(len(ids), 0)
+            feeds["position_ids"] = positions if axes == 2 else np.stack([positions] * 3)
         names = [output.name for output in self.session.get_outputs()]
         results = [np.asarray(result) for result in self.session.run(names, feeds)]
         return dict(zip(names, results, strict=True))
 
     def empty(self, batch: int) -> dict[str, np.ndarray]:
-        """Caches that hold nothing yet."""
-        return {
-            name: self.none.reshape(batch, heads, 0, width)
-            for name, (heads, width) in self.caches.items()
-        }
+        """Caches that hold nothing yet, and states of zeros."""
+        import numpy as np
+
+        both = self.caches | self.states
+        return {name: np.zeros((batch, *shape), np.float32) for name, shape in both.items()}
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """Logits [B, S, 256] of whole windows."""
@@ -381,7 +395,10 @@ class Graph:
         def next_logits(ids: np.ndarray) -> np.ndarray:
             results = self.run(ids, past)
             past.update(
-                {name: results[name.replace("past_key_values", "present")] for name in past}
+                {
+                    name: results["present." + name.removeprefix(CACHE).removeprefix(STATE)]
+                    for name in past
+                }
             )
             return results["logits"][0, -1]
 
