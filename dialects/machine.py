@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
+from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.json_file import is_list
 
 KV_FORMATS = ("int8", "int16", "fp8")
@@ -96,6 +97,7 @@ class Machine:
     adapter: str
     """Format of an adapter's matrices in SRAM: fp8, int8, int6 or ternary."""
     activations: str
+    """Of products with the matrices; half8 and mxint8 have an exponent a block."""
     kv: str
     probabilities: str
     embedding: str
@@ -139,6 +141,10 @@ class Machine:
     """From switching a ROM bank on to its first word; 0: banks are always on."""
     power_sleep: int
     """To switch a ROM bank off."""
+    block: int = 0
+    """Activations that share an exponent, in formats that have one a block."""
+    block_exponent: int = 0
+    """From a block's elements to its exponent and step."""
     # Policy of the hardware
     rom_logic: str = "table"
     """How a ROM bank that is logic is written: `table`, its truth table; `shared`, gates that its
@@ -159,6 +165,17 @@ class Machine:
         for name in COUNTS:
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"machine description: {name} is {value}, at least 1 is needed")
+
+    @property
+    def scaled_activations(self) -> str:
+        """Format of activations that have one scale a vector or head whatever `activations` is:
+        queries, inputs of adapters."""
+        return "int8" if self.has_blocks else self.activations
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether activations have an exponent a block."""
+        return self.activations in FORMATS and FORMATS[self.activations].by_block
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, in declaration order."""

@@ -10,7 +10,8 @@ A memory is rows of equal elements. Values of a token lie in five of them, by th
 | `probabilities` | a code of a probability     | each head                                      |
 | `routings`      | an expert and its share     | each of the chosen, one a row                  |
 
-Beside these lie three with one element a row: `code_scales` has the scale of the group that begins
+Beside `codes` lies `block_steps`, with exponent and step of each block of the same row. Beside
+these lie three with one element a row: `code_scales` has the scale of the group that begins
 at the same row of `codes`; `heads` has scale and sum of a head of probabilities, which begins at
 row ``rows of a head * entry``; `largest` likewise the largest score of a head of scores. A token's
 number is in a register of the token port, in no memory.
@@ -24,13 +25,32 @@ from typing import NamedTuple
 
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
 from intaglio.dialects.formulas.routing import SHARE_FRAC
-from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Routing, Scores, Value
+from intaglio.dialects.isa.values import (
+    Blocks,
+    Fixed,
+    Probabilities,
+    Quantized,
+    Routing,
+    Scores,
+    Value,
+)
 
 VECTORS, CODES, SCORES, PROBABILITIES = "vectors", "codes", "scores", "probabilities"
 CODE_SCALES, HEADS, LARGEST = "code_scales", "heads", "largest"
+BLOCK_STEPS = "block_steps"
 ROUTINGS = "routings"
 
-OF_VALUES = (VECTORS, CODES, CODE_SCALES, SCORES, LARGEST, PROBABILITIES, HEADS, ROUTINGS)
+OF_VALUES = (
+    VECTORS,
+    CODES,
+    BLOCK_STEPS,
+    CODE_SCALES,
+    SCORES,
+    LARGEST,
+    PROBABILITIES,
+    HEADS,
+    ROUTINGS,
+)
 """All of them, in the order of their declarations."""
 
 CODE_BITS = 16
@@ -39,6 +59,8 @@ EXPONENT_BITS = 10
 """Of a scale beside its mantissa of `SCALE_BITS`."""
 SUM_BITS = 40
 """Of a head's sum of probabilities."""
+STEP_BITS = 5
+"""Of a block's exponent above the least one, and whether its step is three quarters."""
 EXPERT_BITS = 12
 """Of an expert's number."""
 SHARE_BITS = SHARE_FRAC + 1
@@ -49,6 +71,7 @@ LEAST_ROWS = 2
 OF_KIND: Mapping[type[Value], str] = {
     Fixed: VECTORS,
     Quantized: CODES,
+    Blocks: CODES,
     Scores: SCORES,
     Probabilities: PROBABILITIES,
     Routing: ROUTINGS,
@@ -115,7 +138,7 @@ def rows_of(value: Value, lanes: int, capacity: int) -> int:
         capacity: tokens of the longest context, which scores are stored for.
     """
     match value:
-        case Fixed():
+        case Fixed() | Blocks():
             return -(-value.size // lanes)
         case Quantized():
             return value.groups * -(-value.width // lanes)
@@ -155,18 +178,23 @@ def numbered(spans: Mapping[str, Span | None]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def of_values(rows: Mapping[str, int], lanes: int, capacity: int) -> dict[str, Memory]:
+def of_values(
+    rows: Mapping[str, int], lanes: int, capacity: int, block: int = 0
+) -> dict[str, Memory]:
     """The memories for values, those beside them too.
 
     Args:
         rows: that values take, of the memories that there are.
         lanes: elements of a row.
         capacity: tokens of the longest context.
+        block: elements of the shortest block; 0: no value has blocks.
     """
     found: dict[str, Memory] = {}
     for name in OF_VALUES:
         if (lane := _LANE_BITS.get(name)) is not None and name in rows:
             found[name] = Memory(max(LEAST_ROWS, rows[name]), lanes, lane)
+        elif name == BLOCK_STEPS and CODES in rows and block:
+            found[name] = Memory(found[CODES].rows, max(1, lanes // block), STEP_BITS)
         elif name == CODE_SCALES and CODES in rows:
             found[name] = Memory(found[CODES].rows, 1, SCALE_BITS + EXPONENT_BITS)
         elif name == LARGEST and SCORES in rows:

@@ -692,6 +692,9 @@ def value_of(type_: Attribute) -> values.Value | None:
             return values.Fixed(type_.size.data, type_.fraction.data)
         case rom.QuantizedType():
             return values.Quantized(type_.groups.data, type_.width.data, type_.format.data)
+        case rom.BlocksType():
+            block, fraction = type_.block.data, type_.fraction.data
+            return values.Blocks(type_.size, type_.format.data, block, fraction)
         case rom.ScoresType():
             return values.Scores(type_.heads.data, type_.fraction.data)
         case rom.ProbabilitiesType():

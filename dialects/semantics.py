@@ -19,6 +19,7 @@ Conventions (`fixed_point` defines the words):
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ import numpy.typing as npt
 
 from intaglio.dialects.codes import FORMATS, SLOT_LIMITS, AdapterMatrix, Matrix, decode
 from intaglio.dialects.fixed_point import Ints, Real, Saturations, Scale, multiply
-from intaglio.dialects.formulas import norms, products, quantise, recurrence, routing
+from intaglio.dialects.formulas import blocks, norms, products, quantise, recurrence, routing
 from intaglio.dialects.formulas import softmax as softmax_formulas
 from intaglio.dialects.formulas.arrays import Arrays
 from intaglio.dialects.formulas.elementwise import ADD, ELEMENTWISE, MUL, Constants, Elementwise
@@ -43,7 +44,8 @@ ACCUMULATOR_BITS = 62
 class Quantized(NamedTuple):
     """Codes [..., N] with a scale [..., groups] for each ``N / groups`` of them.
 
-    The real value of an element is ``decode(code) * scale``.
+    The real value of an element is ``decode(code) * scale``. In place of codes with an exponent a
+    block stand the integers that they are multiplied as, with one scale.
     """
 
     codes: Ints
@@ -194,6 +196,43 @@ def quantize_static(
         form.high,
         fp8,
     )
+
+
+def quantize_blocks(
+    x: Ints,
+    fmt: str,
+    block: int,
+    frac: int = 16,
+    fraction: int = 16,
+    saturations: Saturations | None = None,
+) -> Quantized:
+    """Integers of `formulas.blocks.quantise`, as `dot` takes them, and their unit.
+
+    Args:
+        x: Fixed [..., N], ``|x| <= 2**31``.
+        fmt: a name in `FORMATS`, of codes with an exponent a block.
+        block: elements that share an exponent; it divides N.
+        frac: fraction bits of `x`.
+        fraction: of the integers; `formulas.blocks.least_exponent` of it is 0 to 24.
+        saturations: counts elements that the largest exponent does not reach.
+
+    Returns:
+        What codes stand for, in place of codes, and one scale ``2**-fraction`` a vector.
+    """
+    steps = FORMATS[fmt].steps
+    low = blocks.least_exponent(frac, fraction, steps)
+    x = np.asarray(x, np.int64)
+    grouped = _grouped(x, x.shape[-1] // block)
+    r = Arrays(saturations)
+    integers = blocks.quantise(r, lambda at: grouped, low, steps)(None)
+    return Quantized(integers.reshape(x.shape), unit_scale(x.shape, fraction), fmt)
+
+
+def unit_scale(shape: tuple[int, ...], fraction: int) -> Scale:
+    """``2**-fraction`` for each vector [..., N] of a shape, as scales [..., 1]."""
+    scale = Scale.of(Fraction(1, 1 << fraction))
+    of = (*shape[:-1], 1)
+    return Scale(np.broadcast_to(scale.mantissa, of), np.broadcast_to(scale.exponent, of))
 
 
 # Matrix products

@@ -176,6 +176,8 @@ class _Token:
                 result = values[op.input]
                 if op.cache is not None:
                     self.scaled.add(op.output)
+            case rom.QuantizeBlocksOp():
+                result = values[op.input]
             case rom.DotOp():
                 result = self._dot(op, bound, values[op.input])
             case rom.ExpertProductOp():

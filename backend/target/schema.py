@@ -200,7 +200,22 @@ KEYS: dict[str, Key] = {
     ),
     "formats.adapter": _choice("matrices of an adapter", "fp8", "int8", "int6", "ternary"),
     "formats.activations": _choice(
-        "activations of engraved layers", "int4", "int8", "int16", "fp8"
+        "activations of engraved layers; half8 and mxint8 have an exponent a block",
+        "int4",
+        "int8",
+        "int16",
+        "fp8",
+        "half8",
+        "mxint8",
+    ),
+    "formats.block": Key(
+        "int",
+        "activations that share an exponent, in formats that have one a block",
+        "",
+        1,
+        1024,
+        required=False,
+        power_of_two=True,
     ),
     "formats.kv": _choice("keys and values in the cache", *KV_FORMATS),
     "formats.probabilities": _choice(
@@ -226,6 +241,14 @@ KEYS: dict[str, Key] = {
     "latency.vector_reduce": _cycles("tree over all lanes at the end of a reducing pass"),
     "latency.table_lookup": _cycles("scalar table function with interpolation"),
     "latency.sample": _cycles("arg-max result to the token port"),
+    "latency.block_exponent": Key(
+        "int",
+        "elements of a block to their exponent and step",
+        "cycles",
+        1,
+        1000,
+        required=False,
+    ),
     "latency.power_wake": Key(
         "int", "ROM bank switched on to its first word", "cycles", 1, 1_000_000, required=False
     ),

@@ -231,6 +231,7 @@ class Target:
             embedding_store=self.text("policy.embedding_store"),
             head_store=self.text("policy.head_store"),
             fraction_bits=self.integer("formats.fraction_bits"),
+            block=self._optional("formats.block"),
             rom_logic=self._rom_logic,
             fractions=self._fractions,
             **latencies,

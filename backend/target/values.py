@@ -9,8 +9,12 @@ from typing import TypeGuard
 
 from intaglio.backend.target.formula import FormulaError, Value, evaluate, names
 from intaglio.backend.target.schema import FOLLOWS_MESH, KEYS, MESH, Key
+from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError, UserErrors
 from intaglio.dialects.json_file import JSON
+
+BLOCK_FORMATS = tuple(name for name, one in FORMATS.items() if one.by_block)
+"""Formats of activations with an exponent a block."""
 
 _TOGETHER = {
     "external.kv_on_die_tokens": ("external.bytes_per_cycle", "external.latency_cycles"),
@@ -126,6 +130,12 @@ def contradictions(parameters: Mapping[str, Parameter]) -> list[tuple[str, str]]
             ("policy.head_weights", f"is {head}, formats.head_weights has only {shown(held)}")
         )
     activations = parameters["formats.activations"].value
+    if activations in BLOCK_FORMATS:
+        found += [
+            ("formats.activations", f"is {activations}, which needs {one}")
+            for one in ("formats.block", "latency.block_exponent")
+            if one not in parameters
+        ]
     fitting = "uint16" if activations == "int16" else "uint8"
     if parameters["formats.probabilities"].value != fitting:
         found.append(("formats.probabilities", f"must be {fitting} with {activations} activations"))

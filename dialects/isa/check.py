@@ -102,7 +102,10 @@ def check_kinds(
     for verb, operands in (("reads", one.form.reads), ("writes", one.form.writes)):
         for operand in operands:
             name: str | None = getattr(one, operand.name)
-            if name is None or (kind := kinds[name]) is operand.kind:
+            if name is None:
+                continue
+            kind = kinds[name]
+            if kind is not None and issubclass(kind, operand.kind):
                 continue
             told = "something else" if kind is None else kind.told
             raise Misfit(

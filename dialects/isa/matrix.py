@@ -6,7 +6,7 @@ from intaglio.dialects import semantics
 from intaglio.dialects.isa.instruction import Instruction, V
 from intaglio.dialects.isa.parts import Store, integer, read, use, write
 from intaglio.dialects.isa.queues import MATRIX
-from intaglio.dialects.isa.values import Fixed, Quantized, Routing, Token
+from intaglio.dialects.isa.values import Coded, Fixed, Routing, Token
 
 SHIFT_BITS = 6
 """Width of the number of places that an accumulator loses before it is scaled."""
@@ -34,7 +34,7 @@ class EmbedPosition(Row[V], opcode="embed_position", queue=MATRIX, meaning=(sema
 class Product(Instruction[V]):
     """Base of products of a matrix and a vector: scaled to fixed point; bias and residual added."""
 
-    input: V = read(Quantized)
+    input: V = read(Coded)
     residual: V | None = read(Fixed, elementwise=True, default=None)
     output: V = write(Fixed)
     weights: str = use(Store.MATRIX)
@@ -59,7 +59,7 @@ class ExpertMatvec(
     The expert is an address: it takes as long for any.
     """
 
-    input: V = read(Quantized)
+    input: V = read(Coded)
     routing: V = read(Routing)
     output: V = write(Fixed)
     weights: str = use(Store.MATRIX)

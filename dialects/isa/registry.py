@@ -18,6 +18,7 @@ INSTRUCTIONS: tuple[type[Instruction[Any]], ...] = (
     vector.RMSNorm,
     vector.LayerNorm,
     vector.Quantize,
+    vector.QuantizeBlocks,
     vector.Rotary,
     vector.Activate,
     vector.Add,

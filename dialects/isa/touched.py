@@ -12,13 +12,22 @@ from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.instruction import Instruction, V
 from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec, Product, Row
 from intaglio.dialects.isa.recurrence import LinearAttention
-from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Routing, Scores, Value
+from intaglio.dialects.isa.values import (
+    Coded,
+    Fixed,
+    Probabilities,
+    Quantized,
+    Routing,
+    Scores,
+    Value,
+)
 from intaglio.dialects.isa.vector import (
     Copy,
     Delay,
     ElementwiseInstruction,
     LayerNorm,
     Quantize,
+    QuantizeBlocks,
     RMSNorm,
     Route,
     Sample,
@@ -89,10 +98,10 @@ def size_of(one: Instruction[V], kind: Callable[[V], Value], heads: Callable[[st
             return heads(one.cache)
         case Softmax():
             return _scores(kind(one.scores))
-        case Quantize():
+        case Quantize() | QuantizeBlocks():
             value = kind(one.output)
-            assert isinstance(value, Quantized)
-            return value.groups * value.width
+            assert isinstance(value, Coded)
+            return value.size
         case Sample() | Route():
             return _elements(kind(one.input))
         case _:

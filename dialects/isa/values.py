@@ -6,6 +6,7 @@ a buffer in program.json: an object with `kind` and the fields by name.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -38,15 +39,51 @@ class Fixed(Value):
     fraction: int
 
 
+class Coded(Value):
+    """Base of what matrices are multiplied with.
+
+    Attributes:
+        format: of its codes, a name in `FORMATS`.
+    """
+
+    told = "a quantised vector"
+    format: str
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Elements."""
+
+
 @dataclass(frozen=True)
-class Quantized(Value):
+class Quantized(Coded):
     """`groups` groups of `width` codes of a format, each group with its scale."""
 
     kind = "quantized"
-    told = "a quantised vector"
     groups: int
     width: int
     format: str
+
+    @property
+    def size(self) -> int:
+        return self.groups * self.width
+
+
+@dataclass(frozen=True)
+class Blocks(Coded):
+    """`elements` codes of a format, `block` of which share an exponent and a step; the integers
+    that they stand for have `fraction` fraction bits."""
+
+    kind = "blocked"
+    told = "a vector quantised by blocks"
+    elements: int
+    format: str
+    block: int
+    fraction: int
+
+    @property
+    def size(self) -> int:
+        return self.elements
 
 
 @dataclass(frozen=True)
@@ -88,7 +125,7 @@ class Token(Value):
 
 
 KINDS: dict[str, type[Value]] = {
-    one.kind: one for one in (Fixed, Quantized, Scores, Probabilities, Routing, Token)
+    one.kind: one for one in (Fixed, Quantized, Blocks, Scores, Probabilities, Routing, Token)
 }
 """All kinds by name."""
 

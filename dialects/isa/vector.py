@@ -24,7 +24,15 @@ from intaglio.dialects.isa.parts import (
     write,
 )
 from intaglio.dialects.isa.queues import VECTOR
-from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Routing, Scores, Token
+from intaglio.dialects.isa.values import (
+    Blocks,
+    Fixed,
+    Probabilities,
+    Quantized,
+    Routing,
+    Scores,
+    Token,
+)
 
 COUNT_BITS = 16
 """Width of numbers of groups, heads and elements of a head."""
@@ -90,6 +98,18 @@ class Quantize(
 
     passes = Passes(2, reductions=1, lookups=True)
     """Of the dynamic scale; with a static one it is one pass."""
+
+
+class QuantizeBlocks(
+    VectorInstruction[V],
+    opcode="quantize_blocks",
+    queue=VECTOR,
+    meaning=(semantics.quantize_blocks,),
+):
+    """Codes with an exponent and a step a block, by the block's own largest magnitude."""
+
+    input: V = read(Fixed)
+    output: V = write(Blocks)
 
 
 class Rotary(VectorInstruction[V], opcode="rotary", queue=VECTOR, meaning=(semantics.rotary,)):

@@ -21,13 +21,14 @@ from xdsl.traits import Pure
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects.rom.buffers import resolved_type
+from intaglio.dialects.rom.integers import verify_multiplied
 from intaglio.dialects.rom.operators import OperatorOp, same_size
 from intaglio.dialects.rom.types import (
+    MULTIPLIED,
     SYMBOL,
     VECTOR,
     FixedType,
     Nodes,
-    QuantizedType,
     ROMTensorType,
     RoutingType,
     vector_size,
@@ -167,7 +168,7 @@ class ExpertProductOp(OperatorOp):
     """
 
     name = "rom.expert_product"
-    input = operand_def(QuantizedType)
+    input = operand_def(MULTIPLIED)
     routing = operand_def(RoutingType)
     expert = prop_def(IntegerAttr[I64])
     weights = prop_def(SYMBOL)
@@ -203,12 +204,9 @@ class ExpertProductOp(OperatorOp):
 
     def verify_(self) -> None:
         """Shapes agree."""
-        source, rows = self.input.type, vector_size(self.output.type)
-        assert isinstance(source, QuantizedType)
-        if source.groups.data != 1:
-            raise VerifyException("a matrix takes a vector with one scale")
+        size, rows = verify_multiplied(self.input.type), vector_size(self.output.type)
         _verify_number(self.expert.value.data, self.routing.type)
-        experts = _verify_family(self, self.routing.type, self.weights, source.size, rows)
+        experts = _verify_family(self, self.routing.type, self.weights, size, rows)
         _verify_biases(self, self.bias, experts, rows)
         if self.pre_shift.value.data < 0:
             raise VerifyException("pre_shift must not be negative")

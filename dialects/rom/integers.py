@@ -16,14 +16,18 @@ from xdsl.irdl import (
 from xdsl.traits import MemoryReadEffect, Pure
 from xdsl.utils.exceptions import VerifyException
 
+from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.formulas.blocks import LEAST_AT_MOST, least_exponent
 from intaglio.dialects.rom.buffers import resolved_type
 from intaglio.dialects.rom.operators import OperatorOp, verify_heads, verify_matrix, verify_of_heads
 from intaglio.dialects.rom.types import (
     ACTIVATION_CODES,
+    MULTIPLIED,
     POSITION,
     PROBABILITY_CODES,
     SYMBOL,
     AccumulatorType,
+    BlocksType,
     FixedType,
     KVType,
     Nodes,
@@ -80,6 +84,54 @@ class QuantizeOp(OperatorOp):
 
 
 @irdl_op_definition
+class QuantizeBlocksOp(OperatorOp):
+    """Codes with an exponent and a step a block, chosen by its own largest magnitude.
+
+    Example:
+    ```
+    %q = rom.quantize_blocks %x {onnx = [["MatMul"]]}
+        : !rom.fixed<64, 16> -> !rom.blocks<64, half8, 32, 16>
+    ```
+    """
+
+    name = "rom.quantize_blocks"
+    input = operand_def(FixedType)
+    output = result_def(BlocksType)
+    assembly_format = "$input attr-dict `:` type($input) `->` type($output)"
+    traits = traits_def(Pure())
+
+    def __init__(self, x: SSAValue, output: BlocksType, onnx: Nodes) -> None:
+        self._build([x], [output], onnx=onnx)
+
+    def verify_(self) -> None:
+        """Blocks cover the vector; their least exponent is within what they can have."""
+        source, target = self.input.type, self.output.type
+        assert isinstance(source, FixedType)
+        if target.size != source.size.data:
+            raise VerifyException(f"{target.size} codes do not cover {source.size.data} elements")
+        low = least_exponent(
+            source.fraction.data, target.fraction.data, FORMATS[target.format.data].steps
+        )
+        if not 0 <= low <= LEAST_AT_MOST:
+            raise VerifyException(
+                f"the least exponent would be {low}, and may be 0 to {LEAST_AT_MOST}; "
+                f"it is the input's fraction bits less those of the result"
+            )
+
+
+def verify_multiplied(type_: Attribute) -> int:
+    """Elements of a vector that a matrix is multiplied with.
+
+    Raises:
+        VerifyException: it has several scales.
+    """
+    assert isinstance(type_, QuantizedType | BlocksType)
+    if isinstance(type_, QuantizedType) and type_.groups.data != 1:
+        raise VerifyException("a matrix takes a vector with one scale, or with exponents of blocks")
+    return type_.size
+
+
+@irdl_op_definition
 class DotOp(OperatorOp):
     """The exact integer product of a matrix and a quantised vector, scale mantissas included.
 
@@ -94,7 +146,7 @@ class DotOp(OperatorOp):
     """
 
     name = "rom.dot"
-    input = operand_def(QuantizedType)
+    input = operand_def(MULTIPLIED)
     weights = prop_def(SYMBOL)
     output = result_def(AccumulatorType)
     assembly_format = "$input `by` $weights attr-dict `:` type($input) `->` type($output)"
@@ -105,11 +157,9 @@ class DotOp(OperatorOp):
 
     def verify_(self) -> None:
         """Shapes agree, and the sum fits 62 bits."""
-        source, target = self.input.type, self.output.type
-        assert isinstance(source, QuantizedType)
-        if source.groups.data != 1:
-            raise VerifyException("a matrix takes a vector with one scale")
-        verify_matrix(self, self.weights, None, source.size, target.size.data)
+        target = self.output.type
+        size = verify_multiplied(self.input.type)
+        verify_matrix(self, self.weights, None, size, target.size.data)
         if target.bits.data > 62:
             raise VerifyException(f"{target.bits.data} bits of accumulator, at most 62 are exact")
 
@@ -118,8 +168,8 @@ class DotOp(OperatorOp):
 class RequantizeOp(OperatorOp):
     """Scales accumulators to fixed point, then adds bias and residual, each step saturating.
 
-    The scale is that of the quantised vector times the matrix's exponent; the exponent of an
-    adapter's slot is in a register of its site.
+    The scale is that of the quantised vector, or the unit of its blocks' integers, times the
+    matrix's exponent; the exponent of an adapter's slot is in a register of its site.
 
     Example:
     ```
@@ -132,7 +182,7 @@ class RequantizeOp(OperatorOp):
 
     name = "rom.requantize"
     input = operand_def(AccumulatorType)
-    scale = operand_def(QuantizedType)
+    scale = operand_def(MULTIPLIED)
     residual = opt_operand_def(FixedType)
     weights = prop_def(SYMBOL)
     bias = opt_prop_def(SYMBOL)

@@ -40,6 +40,9 @@ DENSE_CODES = codes.DENSE_BITS
 ACTIVATION_CODES = ("int4", "int8", "int16", "fp8")
 """Codes of a quantised vector, and of keys and values."""
 
+BLOCK_CODES = tuple(name for name, one in codes.FORMATS.items() if one.by_block)
+"""Codes of a vector with an exponent a block."""
+
 PROBABILITY_CODES = ("uint8", "uint16")
 
 
@@ -533,6 +536,56 @@ class QuantizedType(ParametrizedAttribute, TypeAttribute):
 
 
 @irdl_attr_definition
+class BlocksType(ParametrizedAttribute, TypeAttribute):
+    """`!rom.blocks<192, half8, 32, 16>`: 192 codes, of which 32 share an exponent and a step.
+
+    They stand for integers of one unit, of 16 fraction bits (`formulas.blocks`).
+    """
+
+    name = "rom.blocks"
+    elements: IntAttr
+    format: StringAttr
+    block: IntAttr
+    fraction: IntAttr
+
+    def __init__(self, elements: int, fmt: str, block: int, fraction: int) -> None:
+        super().__init__(IntAttr(elements), StringAttr(fmt), IntAttr(block), IntAttr(fraction))
+
+    @classmethod
+    def parse_parameters(cls, parser: AttrParser) -> Sequence[Attribute]:
+        """Parses `<size, format, block, fraction>`."""
+        with parser.in_angle_brackets():
+            size = IntAttr(parser.parse_integer(allow_boolean=False))
+            parser.parse_punctuation(",")
+            fmt = StringAttr(parser.parse_identifier())
+            parser.parse_punctuation(",")
+            block = IntAttr(parser.parse_integer(allow_boolean=False))
+            parser.parse_punctuation(",")
+            fraction = IntAttr(parser.parse_integer())
+        return [size, fmt, block, fraction]
+
+    def print_parameters(self, printer: Printer) -> None:
+        """Prints `<size, format, block, fraction>`."""
+        size, block, fraction = (one.data for one in (self.elements, self.block, self.fraction))
+        printer.print_string(f"<{size}, {self.format.data}, {block}, {fraction}>")
+
+    def verify(self) -> None:
+        """The format has exponents of blocks, and there are whole blocks."""
+        if self.format.data not in BLOCK_CODES:
+            raise VerifyException(
+                f"'{self.format.data}' has no exponents of blocks; {', '.join(BLOCK_CODES)} have"
+            )
+        size, block = self.size, self.block.data
+        if min(size, block) < 1 or block & (block - 1) or size % block:
+            raise VerifyException(f"{size} elements are no whole blocks of {block}, a power of two")
+
+    @property
+    def size(self) -> int:
+        """Number of codes."""
+        return self.elements.data
+
+
+@irdl_attr_definition
 class ProbabilitiesType(ParametrizedAttribute, TypeAttribute):
     """`!rom.probabilities<4, uint8>`: for 4 heads, one code a cached token, a scale and a sum."""
 
@@ -565,6 +618,8 @@ REAL = AnyOf((BaseAttr(FloatAttr), BaseAttr(RealAttr)))
 TOKEN = EqAttrConstraint(i32)
 POSITION = EqAttrConstraint(IndexType())
 SYMBOL = BaseAttr(SymbolRefAttr)
+MULTIPLIED = AnyOf((BaseAttr(QuantizedType), BaseAttr(BlocksType)))
+"""What a matrix is multiplied with: codes with one scale, or with an exponent a block."""
 BUFFER = AnyOf(
     (
         BaseAttr(ROMTensorType),

@@ -14,7 +14,7 @@ from xdsl.ir import SSAValue
 
 from intaglio.dialects import hazards, memories, rom, sharing, timeline
 from intaglio.dialects.errors import DoesNotFit, Way
-from intaglio.dialects.isa.values import Value
+from intaglio.dialects.isa.values import Blocks, Value
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import OF_KIND, Memory, Span, memory_of
 from intaglio.dialects.program import BufferOp, value_of
@@ -119,7 +119,9 @@ class VectorMemory:
 
     def memories(self) -> dict[str, Memory]:
         """The memories that the chip has for values."""
-        return memories.of_values(self._heights, self.machine.vector_lanes, self.capacity)
+        blocks = [kind.block for v in self._roots if isinstance(kind := self.kind(v), Blocks)]
+        lanes, block = self.machine.vector_lanes, min(blocks, default=0)
+        return memories.of_values(self._heights, lanes, self.capacity, block)
 
     @property
     def _roots(self) -> list[SSAValue]:

@@ -194,7 +194,7 @@ def _adapter_beat(machine: Machine, alone: Formula, floor: int) -> tuple[Formula
 
 def _adapter_work(machine: Machine) -> int:
     """Cycles in which an H-Unit multiplies a word of an adapter's row."""
-    return _multiplier_passes(machine, machine.activations, "int8")
+    return _multiplier_passes(machine, machine.scaled_activations, "int8")
 
 
 def adapter_drain(machine: Machine) -> int:
@@ -263,6 +263,21 @@ def vector_pass(machine: Machine, elements: int, groups: int, width: int) -> Tim
     if groups > 1:
         rows = -(-elements // width) * -(-width // lanes)
     return _pass_times(machine, constant(rows))
+
+
+def blocks_pass(machine: Machine, elements: int) -> Times:
+    """Codes of some elements with exponents of their blocks: until the next pass, and to the codes.
+
+    Rows wait for the exponents of their blocks before they are multiplied; the pass that follows
+    waits as long.
+
+    Args:
+        machine: the chip.
+        elements: at hand.
+    """
+    return _pass_times(
+        machine, constant(-(-elements // machine.vector_lanes) + machine.block_exponent)
+    )
 
 
 def route(machine: Machine, experts: int, chosen: int, *, every: bool) -> Formula:
@@ -366,7 +381,7 @@ def query_key(
     """
     shared = heads // kv_heads
     work = _vector_cycles(
-        machine, shared, width, _multiplier_passes(machine, machine.activations, kv)
+        machine, shared, width, _multiplier_passes(machine, machine.scaled_activations, kv)
     )
     drain = score_drain(machine, shared)
     fixed = machine.broadcast + machine.attention_pipeline + machine.reduce + machine.requantise
@@ -481,7 +496,7 @@ def query_key_beat(
     """
     shared = heads // kv_heads
     work = _vector_cycles(
-        machine, shared, width, _multiplier_passes(machine, machine.activations, kv)
+        machine, shared, width, _multiplier_passes(machine, machine.scaled_activations, kv)
     )
     drain = score_drain(machine, shared)
     pace = _over_tokens(machine, count, width, window, kv, max(work, drain, floor))

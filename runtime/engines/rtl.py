@@ -33,9 +33,11 @@ from intaglio.backend.output.output import MANIFEST, sha256_of
 from intaglio.backend.output.verified import OutputFiles
 from intaglio.backend.output.whole import check_writable, write_text
 from intaglio.backend.program.program import PROGRAM, Instruction, Program, load_program
-from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.codes import EXPONENTS, FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, Scale
+from intaglio.dialects.formulas import blocks
+from intaglio.dialects.formulas.arrays import Arrays
 from intaglio.dialects.h_units import STATE_SCALES, STATES
 from intaglio.dialects.hazards import Access
 from intaglio.dialects.isa import values
@@ -45,6 +47,7 @@ from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.isa.touched import passes_of
 from intaglio.dialects.isa.vector import Delay, Quantize, Sample
 from intaglio.dialects.memories import (
+    BLOCK_STEPS,
     CODE_SCALES,
     CODES,
     EXPERT_BITS,
@@ -54,9 +57,10 @@ from intaglio.dialects.memories import (
     PROBABILITIES,
     ROUTINGS,
     SCORES,
+    STEP_BITS,
     VECTORS,
 )
-from intaglio.dialects.semantics import Matrices, Quantized, Routing
+from intaglio.dialects.semantics import Matrices, Quantized, Routing, unit_scale
 from intaglio.runtime.adapters.slots import Residents, Switch, check_fits, ranks_of
 from intaglio.runtime.engines.code_cache import kept
 from intaglio.runtime.engines.names import HARDWARE_ENGINES
@@ -553,6 +557,8 @@ class RTLChip:
                 codes = _codes(rows.reshape(groups, -1)[:, :width], kind.format)
                 scale, _ = self._scales(CODE_SCALES, row, groups)
                 return Quantized(codes.reshape(-1), scale, kind.format)
+            case values.Blocks():
+                return self._blocks(kind, row)
             case values.Scores(heads=heads):
                 rows = self._lanes(SCORES, row, heads * self.layout.places.score_rows, 32)
                 return rows.reshape(heads, -1)[:, first : last + 1].astype(np.int64)
@@ -568,6 +574,21 @@ class RTLChip:
                 return Routing(np.array(experts, np.int64), np.array(shares, np.int64))
             case _:
                 raise CompilerBug(f"buffer {buffer} of kind {kind.kind} is in no memory")
+
+    def _blocks(self, kind: values.Blocks, row: int) -> Quantized:
+        """The integers that the codes of a vector stand for."""
+        lanes, steps = self.layout.lanes, FORMATS[kind.format].steps
+        depth = -(-kind.size // lanes)
+        codes = _codes(self._lanes(CODES, row, depth, 16), kind.format).reshape(-1, kind.block)
+        words = [
+            word >> STEP_BITS * i & ((1 << STEP_BITS) - 1)
+            for word in self._numbers(BLOCK_STEPS, row, depth)
+            for i in range(lanes // kind.block)
+        ]
+        of = np.array(words, np.int64)[:, None]
+        block = blocks.Block(of & (EXPONENTS - 1), of >> blocks.EXPONENT_BITS)
+        integers = blocks.integer(Arrays(), codes, block, steps).reshape(-1)[: kind.size]
+        return Quantized(integers, unit_scale(integers.shape, kind.fraction), kind.format)
 
     def state(self, name: str) -> Ints:
         """What a state holds now."""
@@ -1009,7 +1030,7 @@ def _part(chip: RTLChip, step: Step) -> tuple[int, int] | None:
     match kind:
         case values.Fixed(size=whole):
             each = 1
-        case values.Quantized(groups=1, width=whole):
+        case values.Quantized(groups=1, width=whole) | values.Blocks(elements=whole):
             each = 1
         case values.Quantized(groups=whole, width=width):
             each = -(-width // lanes) * lanes
@@ -1052,6 +1073,8 @@ def _compare_value(
     seen = chip.read(name, _first_seen(one, position), position)
     mine = slice(*part)
     match value, seen:
+        case Quantized(), Quantized() if FORMATS[value.format].by_block:
+            check.value(where, "code", value.codes[0][mine], seen.codes[mine], step)
         case Quantized(), Quantized():
             kind = chip.program.value(name, values.Quantized)
             codes = [each.reshape(kind.groups, -1) for each in (value.codes[0], seen.codes)]

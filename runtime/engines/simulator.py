@@ -41,6 +41,7 @@ from intaglio.dialects.isa.vector import (
     ElementwiseInstruction,
     LayerNorm,
     Quantize,
+    QuantizeBlocks,
     RMSNorm,
     Rotary,
     Route,
@@ -332,6 +333,8 @@ class Simulator:
                 return self._norm(one, reads)
             case Quantize():
                 return self._quantize(one, reads)
+            case QuantizeBlocks():
+                return self._quantize_blocks(one, reads)
             case Rotary():
                 return self._rotary(one, reads)
             case Append():
@@ -386,7 +389,7 @@ class Simulator:
             matrix.offsets,
             matrix.offset_bits,
         )
-        narrow = np.int8 if FORMATS[fmt].decoded_bits <= 8 else np.int32
+        narrow = np.int8 if FORMATS[fmt].magnitude <= 128 else np.int32
 
         def product(codes: Ints) -> Ints:
             x = decode(codes, fmt).astype(narrow)
@@ -416,7 +419,7 @@ class Simulator:
     def _slot(self, one: Product[str], reads: Sequence[Action]) -> Action:
         """The product with A or B of whatever adapter is loaded."""
         site, half = self.program.slots[one.weights]
-        fmt = self.program.value(one.input, values.Quantized).format
+        fmt = self.program.value(one.input, values.Coded).format
         shift, frac = one.pre_shift, self.program.fraction(one.output)
         size, counter = site.rank if half == "a" else site.rows, self._counter
 
@@ -440,7 +443,7 @@ class Simulator:
         return run
 
     def _matvec(self, one: Product[str], reads: Sequence[Action]) -> Action:
-        fmt = self.program.value(one.input, values.Quantized).format
+        fmt = self.program.value(one.input, values.Coded).format
         matrix = self._images.matrix(one.weights)
         product = self._product(matrix, fmt)
         shift, frac = one.pre_shift, self.program.fraction(one.output)
@@ -465,7 +468,7 @@ class Simulator:
 
     def _expert_matvec(self, one: ExpertMatvec[str], reads: Sequence[Action]) -> Action:
         """The product of each token with its own expert; tokens of one expert go together."""
-        fmt = self.program.value(one.input, values.Quantized).format
+        fmt = self.program.value(one.input, values.Coded).format
         family = self._images.matrix(one.weights)
         experts = self.program.parameters[one.weights].experts
         products = _Experts(family, experts, lambda matrix: self._product(matrix, fmt))
@@ -566,6 +569,13 @@ class Simulator:
             )
 
         return run
+
+    def _quantize_blocks(self, one: QuantizeBlocks[str], reads: Sequence[Action]) -> Action:
+        frac, kind = self.program.fraction(one.input), self.program.value(one.output, values.Blocks)
+        counter = self._counter
+        return lambda c: self._ops.quantize_blocks(
+            reads[0](c), kind.format, kind.block, frac, kind.fraction, counter
+        )
 
     def _rotary(self, one: Rotary[str], reads: Sequence[Action]) -> Action:
         # Indexing a memory map itself costs more than the whole operator.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from intaglio.dialects.formulas import norms, products, quantise, softmax
+from intaglio.dialects.formulas import blocks, norms, products, quantise, softmax
 from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Constants
 from intaglio.dialects.formulas.norms import NormValues
 from intaglio.dialects.formulas.quantise import FormatValues
@@ -85,6 +85,17 @@ def emit_quantize_static(k: Kernel, fp8: bool) -> None:
         n,
         lambda at: codes.store(at, quantise.quantize_static(r, x.load(at), *constants, fp8=fp8)),
     )
+
+
+def emit_quantize_blocks(k: Kernel, steps: int) -> None:
+    """`semantics.quantize_blocks`."""
+    x, integers = k.arrays(2)
+    blocks_, n, low = k.numbers(3)
+    r = Lanes(k, n)
+    with k.range(blocks_) as block:
+        x, integers = x.at(block * n), integers.at(block * n)
+        integer = blocks.quantise(r, x.load, low, steps)
+        k.each(n, lambda at: integers.store(at, integer(at)))
 
 
 def emit_multiply(k: Kernel) -> None:
@@ -399,6 +410,7 @@ EMITTERS: dict[str, Callable[..., None]] = {
     "elementwise": emit_elementwise,
     "requantize": emit_requantize,
     "quantize": emit_quantize,
+    "quantize_blocks": emit_quantize_blocks,
     "quantize_static": emit_quantize_static,
     "multiply": emit_multiply,
     "reciprocal_scale": emit_reciprocal_scale,

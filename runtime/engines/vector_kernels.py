@@ -21,6 +21,7 @@ import numpy.typing as npt
 from intaglio.dialects import fixed_point, semantics
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import Ints, Real, Saturations, Scale
+from intaglio.dialects.formulas.blocks import least_exponent
 from intaglio.dialects.formulas.elementwise import ADD, MUL, Constants, Elementwise
 from intaglio.dialects.formulas.norms import norm_values
 from intaglio.dialects.formulas.products import ROTARY_FRAC
@@ -40,6 +41,7 @@ __all__ = [
     "multiply",
     "norm",
     "quantize",
+    "quantize_blocks",
     "quantize_static",
     "query_key",
     "reciprocal_scale",
@@ -130,6 +132,33 @@ def quantize_static(
     shift = inverse.exponent + frac - (8 if fp8 else 0)
     constants = inverse.mantissa, shift, form.low, form.high
     return _elementwise(_kernel("quantize_static", fp8), (x,), constants, saturations)
+
+
+def quantize_blocks(
+    x: Ints,
+    fmt: str,
+    block: int,
+    frac: int = 16,
+    fraction: int = 16,
+    saturations: Saturations | None = None,
+) -> Quantized:
+    """`semantics.quantize_blocks`."""
+    x, steps = np.asarray(x), FORMATS[fmt].steps
+    if not x.size or not x.ndim or x.shape[-1] % block:
+        return semantics.quantize_blocks(x, fmt, block, frac, fraction, saturations)
+    source = _ints(x)
+    integers = np.empty(x.shape, np.int64)
+    _run(
+        _kernel("quantize_blocks", steps),
+        saturations,
+        0,
+        address(source),
+        address(integers),
+        x.size // block,
+        block,
+        least_exponent(frac, fraction, steps),
+    )
+    return Quantized(integers, semantics.unit_scale(x.shape, fraction), fmt)
 
 
 def requantize(

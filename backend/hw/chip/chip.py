@@ -148,7 +148,7 @@ class _Chip:
                 m,
                 memory.name,
                 layout.rows[memory.name],
-                memory.word(layout.lanes),
+                memory.word(layout.program.memories[memory.name].lanes),
                 layout.lanes if memory.masked else 0,
             )
             for memory in SHARED

@@ -22,7 +22,7 @@ class Memory:
 
     Attributes:
         name: of its instance.
-        element: bits of a lane of its rows; 0 for a file, whose words have parts.
+        element: bits of an element of its rows; 0 for a file, whose words have parts.
         parts: of a file's words, by name: bits, the first in the lowest.
         masked: whether lanes of a row are written one by one.
     """
@@ -33,7 +33,7 @@ class Memory:
     masked: bool = False
 
     def word(self, lanes: int) -> dict[str, int]:
-        """Names and bits of the parts of a word; a row is one part, `data`."""
+        """Names and bits of the parts of a word of so many elements; a row is one part, `data`."""
         return {"data": self.element * lanes} if self.element else dict(self.parts)
 
 
@@ -41,6 +41,8 @@ VECTORS = Memory(memories.VECTORS, FIXED_BITS, masked=True)
 """Numbers in fixed point."""
 CODES = Memory(memories.CODES, CODE_BITS)
 """Quantised vectors."""
+BLOCK_STEPS = Memory(memories.BLOCK_STEPS, memories.STEP_BITS)
+"""Exponent and step of each block of a row of `CODES`."""
 CODE_SCALES = Memory(memories.CODE_SCALES, parts=_SCALE)
 """A scale for each group of a quantised vector."""
 SCORES = Memory(memories.SCORES, FIXED_BITS, masked=True)
@@ -63,6 +65,7 @@ VALUE_SCALES = Memory("value_scales", 8 * SCALE_BYTES)
 SHARED = (
     VECTORS,
     CODES,
+    BLOCK_STEPS,
     CODE_SCALES,
     SCORES,
     LARGEST,
@@ -71,4 +74,5 @@ SHARED = (
     ROUTINGS,
     CONSTANTS,
 )
-"""Those that the chip has beside its units, in order; routings where it chooses experts."""
+"""Those that the chip has beside its units, in order; routings where it chooses experts, steps of
+blocks where it has such codes."""

@@ -84,6 +84,8 @@ def test_formats() -> None:
         "int16": (32767, -32768, 32767),
         "uint8": (255, 0, 255),
         "uint16": (65535, 0, 65535),
+        "half8": (127, -127, 127),
+        "mxint8": (127, -127, 127),
     }
     widths = {n: f.decoded_bits for n, f in FORMATS.items()}
     assert widths == {

@@ -62,7 +62,7 @@ from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.fixed_point import SCALE_BITS as MANTISSA_BITS
 from intaglio.dialects.formulas.products import PRODUCT_BITS
 from intaglio.dialects.isa.queues import MATRIX
-from intaglio.dialects.memories import EXPERT_BITS, EXPONENT_BITS
+from intaglio.dialects.memories import EXPERT_BITS, EXPONENT_BITS, STEP_BITS
 from intaglio.dialects.tiling import SCALE_BITS
 from intaglio.dialects.trits import widest
 
@@ -85,6 +85,8 @@ def build_matrix(
     - `start`: the instruction begins; in this cycle the descriptor (`MatrixConfig.fields`, a port
       each), `token` and, where a position chooses rows, `position` are valid, and only then.
       `ready` must be 1; for an `embed` all others must have finished.
+    - `steps<s>_data`: exponent and step of each block of a row of that memory, for each slice; the
+      ports exist when a program has codes with an exponent a block.
     - `input<p>_data`: W codes of `MatrixConfig.code_bits`, for each of `MatrixConfig.input_ports`
       read ports of the memory of quantised vectors; `scale_mantissa`, `scale_exponent`: from its
       scale file.
@@ -97,8 +99,8 @@ def build_matrix(
 
     Outputs:
 
-    - `input<p>_address`, `scale_address`, `routing_address`, `bias_address`, `residual_address`:
-      the addresses.
+    - `input<p>_address`, `steps<s>_address`, `scale_address`, `routing_address`, `bias_address`,
+      `residual_address`: the addresses.
     - `write_enable`, `write_address`, `write_data`, `write_mask`: W numbers to the vector memory,
       with a bit for each lane.
     - `saturations`: how many places saturated, of the numbers written in this cycle.
@@ -337,6 +339,10 @@ class _Array:
             word = self.by_way(lambda way, n=number: self.field("words") * (n & (way.split - 1)))
             x, xsum, scale = self._stream(number, word)
             inputs |= {f"x{number}": x, f"xsum{number}": xsum, f"scale_address{number}": scale}
+            if config.steps:
+                inputs[f"steps{number}"] = self._steps(number, word).delay(late - 2)
+        if config.unblocked:
+            inputs["blocked"] = self.field("blocked").delay(late - 1)
         self.inputs = inputs
 
     def _row(self, base: Signal, row: Signal | int, rows: int) -> Signal:
@@ -396,6 +402,22 @@ class _Array:
         scale = (self.scale + group).truncate(self.scale.width)
         depth, before = config.scale_words, machine.broadcast - 1
         return x, xsum, self._of_expert(scale, "expert_scales", depth, before)
+
+    def _steps(self, number: int, first: Signal) -> Signal:
+        """Exponent and step of the block that a slice's word lies in, a cycle later."""
+        m, machine = self.m, self.machine
+        word = first + self.word
+        per_row = machine.vector_lanes // machine.lanes
+        address = self._row(self.field("input_row"), word >> log2(per_row), self.config.vector_rows)
+        m.output(f"steps{number}_address", address)
+        data = m.input(f"steps{number}_data", machine.vector_lanes // machine.block * STEP_BITS)
+        blocks = [
+            data[i * STEP_BITS : (i + 1) * STEP_BITS]
+            for i in range(machine.vector_lanes // machine.block)
+        ]
+        words = log2(machine.block // machine.lanes)
+        block = word[words : log2(per_row)].delay() if len(blocks) > 1 else m.constant(0)
+        return choose(block, blocks)
 
     def _part(self, x: Signal, part: Signal) -> Signal:
         """The part of a decoded activation that a pass multiplies; see `MatrixConfig.pass_bits`."""
@@ -613,6 +635,11 @@ class _Array:
         at = machine.reduce
         mantissa = m.input("scale_mantissa", MANTISSA_BITS).delay(at - 1)
         exponent = m.input("scale_exponent", EXPONENT_BITS, signed=True).delay(at - 1)
+        if "unscaled" in self.held:
+            unscaled = self.leaving("unscaled", at)
+            # A scale of 1, normalised.
+            mantissa = mux(unscaled, 1 << MANTISSA_BITS - 1, mantissa)
+            exponent = mux(unscaled, MANTISSA_BITS - 1, exponent)
         places = self.leaving("places", at).as_signed() if "places" in self.held else m.constant(0)
         codes: list[Signal] = []
         scale = zero = m.constant(0)

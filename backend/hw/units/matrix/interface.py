@@ -16,7 +16,14 @@ from intaglio.backend.hw.units.matrix.plan import (
     refusals,
     tensor,
 )
-from intaglio.backend.hw.units.memories import CODE_SCALES, CODES, CONSTANTS, ROUTINGS, VECTORS
+from intaglio.backend.hw.units.memories import (
+    BLOCK_STEPS,
+    CODE_SCALES,
+    CODES,
+    CONSTANTS,
+    ROUTINGS,
+    VECTORS,
+)
 from intaglio.backend.hw.units.ports import (
     POSITION,
     POWER_BITS,
@@ -69,6 +76,10 @@ class MatrixUnit(Unit):
             *((Take("position", POSITION),) if config.places else ()),
             *((Take("power", POWER_BITS),) if config.domains else ()),
             *(row(CODES, f"input{i}", "address") for i in range(config.input_ports)),
+            *(
+                row(BLOCK_STEPS, f"steps{i}", "address")
+                for i in range(config.ports if config.steps else 0)
+            ),
             entry(CODE_SCALES, "scale", "address"),
             *(
                 (Read(ROUTINGS, "routing_address", {"number": "routing_number"}),)

@@ -33,7 +33,7 @@ from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.isa.instruction import Instruction as Does
 from intaglio.dialects.isa.matrix import EmbedPosition, ExpertMatvec, Matvec, Row
-from intaglio.dialects.isa.values import Quantized
+from intaglio.dialects.isa.values import Blocks, Coded, Quantized
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import rows_of
 from intaglio.dialects.semantics import accumulator_bits
@@ -71,6 +71,8 @@ FIELDS: dict[str, str] = {
     "first": "number of the first element of the steps at hand",
     "last": "number of the result's last element",
     "input_row": "first row of the input in the memory of quantised vectors; also its scale's",
+    "blocked": "1: the input has an exponent a block; no field where all do, or none",
+    "unscaled": "1: the input has no scale of its own, its unit is in `places`",
     "zero": "zero point of the whole matrix; 0 when each group has its own",
     "single": "1: the matrix has one scale, `mantissa`",
     "mantissa": "of the matrix's one scale",
@@ -165,6 +167,8 @@ class MatrixConfig:
         constant_rows: rows of the constant ROM.
         floor: cycles that a step takes at least.
         experts: of the family with the most; 1 without families.
+        steps: of inputs with an exponent a block (`codes.Format.steps`); 0: there are none.
+        unblocked: whether there are others beside them.
     """
 
     machine: Machine
@@ -187,6 +191,8 @@ class MatrixConfig:
     constant_rows: int
     floor: int
     experts: int = 1
+    steps: int = 0
+    unblocked: bool = False
 
     @property
     def splits(self) -> tuple[int, ...]:
@@ -324,6 +330,13 @@ def configure(
     refuse(refusals(program))
     machine = program.machine
     uses = list(matrix_uses(program))
+    formats = {
+        (name, program.value(u.does.input, Coded).format)
+        for u in uses
+        if isinstance(u.does, Matvec | ExpertMatvec)
+        for name in (tensor(u),)
+    }
+    by_block = {FORMATS[fmt].by_block for _, fmt in formats}
     products, tables = (
         [
             program.parameters[name]
@@ -348,6 +361,8 @@ def configure(
     if any(is_single(p) for p in (*products, *tables)):
         widths["mantissa"] = SCALE_BITS
     widths |= {one.name: one.width for one in peaks.FIELDS if widths[one.name]}
+    if by_block == {True}:
+        widths["blocked"] = 0
     if all(piece.tiles == machine.tiles for piece in pieces.values()):
         widths["last_tile"] = 0
     if not grouped:
@@ -372,12 +387,13 @@ def configure(
                 accumulator_bits(
                     p.bits,
                     p.dims[1],
-                    machine.activations,
+                    fmt,
                     SCALE_BITS if grouped else 1,
                     p.zero,
                     p.offset_bits,
                 )
-                for p in products
+                for name, fmt in formats
+                for p in (program.parameters[name],)
             ),
             default=2,
         ),
@@ -398,6 +414,8 @@ def configure(
         constant_rows=constant_depth,
         floor=floor,
         experts=max((p.experts for p in products), default=1),
+        steps=max((FORMATS[fmt].steps for _, fmt in formats), default=0),
+        unblocked=len(by_block) > 1,
     )
 
 
@@ -455,13 +473,58 @@ def machine_refusals(machine: Machine) -> list[UserError]:
     powers = {"array.l_units": machine.l_units, "l_unit.lanes": machine.lanes}
     if machine.rom == "logic":
         powers["l_unit.bank_words"] = machine.bank_words
-    found = no_powers(powers) + result_refusals(machine)
+    found = no_powers(powers) + result_refusals(machine) + _block_refusals(machine)
     if machine.cell == "ternary" and machine.plane_bits != 2:
         bits = machine.plane_bits
         found.append(UserError(f"a ternary cell of {machine.name} has two bits, not {bits}"))
     least = {"broadcast": 1, "rom_read": 1, "reduce": 1, "requantise": 2}
-    least["mac_pipeline"] = machine.rom_read + 1
+    # Exponents of blocks are a stage of their own.
+    least["mac_pipeline"] = machine.rom_read + 1 + machine.has_blocks
     return found + short_latencies(machine, "matrix array", least)
+
+
+def _check_input(kind: Coded, machine: Machine) -> None:
+    """Whether the array can multiply with a vector.
+
+    Raises:
+        UserError: it has several scales, another format, or blocks that are not the machine's.
+    """
+    what = None
+    if isinstance(kind, Quantized):
+        if kind.groups != 1:
+            what = f"vectors with one scale, not {kind.groups}"
+        elif kind.format not in (machine.activations, machine.scaled_activations):
+            what = f"vectors of {machine.activations}, not of {kind.format}"
+    elif isinstance(kind, Blocks) and kind.block != machine.block:
+        what = f"blocks of {machine.block}, not of {kind.block}"
+    if what is not None:
+        raise UserError(
+            f"the hardware of {machine.name} multiplies {what}", hint="--set activations=int8"
+        )
+
+
+def _block_refusals(machine: Machine) -> list[UserError]:
+    """Why words and rows do not fit blocks."""
+    if not machine.has_blocks:
+        return []
+    hint = "--set formats.block=..., or --set activations=int8"
+    found: list[UserError] = []
+    if machine.block < machine.lanes:
+        found.append(
+            UserError(
+                f"a word of {machine.lanes} activations has several blocks of {machine.block}; the "
+                "hardware takes one exponent a word",
+                hint=hint,
+            )
+        )
+    if machine.block > machine.vector_lanes:
+        found.append(
+            UserError(
+                f"a block of {machine.block} is more than the {machine.vector_lanes} vector lanes",
+                hint=hint,
+            )
+        )
+    return found
 
 
 def refusals(program: Program) -> list[UserError]:
@@ -635,12 +698,11 @@ def _descriptor(
             "places": parameter.exponent - fraction,
         }
     else:
-        kind = program.value(does.input, Quantized)
-        if kind.groups != 1 or kind.format != machine.activations:
-            raise UserError(
-                f"the hardware of {machine.name} multiplies vectors with one scale and of "
-                f"{machine.activations}, not {kind.groups} scales and {kind.format}"
-            )
+        kind, unit = program.value(does.input, Coded), 0
+        _check_input(kind, machine)
+        if isinstance(kind, Blocks):
+            values |= {"blocked": 1, "unscaled": 1}
+            unit = kind.fraction
         shift = does.pre_shift
         passes = activation_passes(machine.activations, machine)
         cycles = piece.step_cycles(shape, machine, passes, floor)
@@ -659,7 +721,7 @@ def _descriptor(
             "last": shape.rows - 1,
             "input_row": program.row_of(does.input, instruction),
             "pre_shift": shift,
-            "places": parameter.exponent - shift - fraction,
+            "places": parameter.exponent + unit - shift - fraction,
         }
         if does.bias is not None:
             if does.bias not in constant_rows:

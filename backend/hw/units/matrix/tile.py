@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from intaglio.backend.hw.units.matrix.plan import MatrixConfig
+from intaglio.backend.hw.wires.reader import Wires
 from intaglio.backend.hw.wires.signal import (
     RESET,
     Design,
@@ -19,6 +20,8 @@ from intaglio.backend.hw.wires.signal import (
     repeat,
 )
 from intaglio.backend.hw.wires.widths import choice_bits, index_bits, log2
+from intaglio.dialects.formulas.blocks import EXPONENT_BITS, Block, integer
+from intaglio.dialects.memories import STEP_BITS
 from intaglio.dialects.tiling import SCALE_BITS
 
 TREE_LEVELS = 4
@@ -49,6 +52,7 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
         total = sum(code[i] * x[i]) - (first ? zero * xsum : 0)
         sum  += (total * scale - (first ? offset * xsum : 0))
                 * plane_weight[plane] << pass_bits * part
+                (times the step of the word's block, where it has one)
 
     where `zero` is the group's zero point or the matrix's, `offset` the group's where its zero
     point is no code, `xsum` the sum of the parts, and `first` marks the code's lowest plane (which
@@ -65,6 +69,8 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
       `single` and `mantissa` (in place of a group's scale) do not change
     - r: out `word`, `scale`: what the ROMs gave. Where the ROM is logic they are inputs `rom_word`
       and `rom_scale` instead of the addresses: each L-Unit has a ROM module of its own.
+    - m - 2: `steps`: exponent and step of the word's block; `blocked`: 0 where it has none. Exist
+      where inputs have exponents of blocks
     - m - 1: `plane`, `part` (which shift), `clear` (begin with 0)
     - m: the sum has this word; with `capture` in this cycle it is on `result` from the next one on
     """
@@ -107,11 +113,14 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
                 parts = [part.cut() for part in parts]
         return ((parts[0] - zeros).cut() * mantissa - offsets).cut()
 
-    depth = machine.mac_pipeline - machine.rom_read - 1
+    depth = machine.mac_pipeline - machine.rom_read - 1 - (config.steps > 0)
     inputs = [*codes, *x, mantissa, zero, offset, xsum]
     (scaled,), accumulate, _ = pipelined(scaled_total, inputs, depth, m.input("valid", 1))
     assert accumulate is not None
     scaled = scaled.named("scaled")
+    if config.steps:
+        scaled = _aligned(m, scaled, config).delay(enable=accumulate, name="aligned")
+        accumulate = accumulate.delay(reset=0, name="accumulates")
 
     if config.planes > 1:
         plane = index_input(m, "plane", config.planes)
@@ -125,6 +134,15 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
     accumulator.drive(total.truncate(config.accumulator_bits, True), accumulate)
     m.output("result", accumulator.delay(enable=capture, name="captured"))
     return m
+
+
+def _aligned(m: ModuleBuilder, x: Signal, config: MatrixConfig) -> Signal:
+    """A word's sum in the unit of all blocks: `formulas.blocks.integer`, of a sum of codes."""
+    steps = m.input("steps", STEP_BITS)
+    half = steps[EXPONENT_BITS:]
+    block = Block(steps[:EXPONENT_BITS].as_unsigned(), half.as_unsigned())
+    moved = integer(Wires(m), x, block, config.steps)
+    return mux(m.input("blocked", 1), moved, x) if config.unblocked else moved
 
 
 def _times(x: Signal, weight: int) -> Signal:
@@ -171,8 +189,8 @@ def build_matrix_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
     Slice s of a row is on L-Unit ``slot * split + s``; the tree adds the L-Units of each slot. The
     tile delivers `tile_lanes` results at a time, and for `embed` one L-Unit's words.
 
-    Ports besides those of every L-Unit (of `x`, `xsum` and `scale_address` there is one for each
-    slice, of `rom_word` and `rom_scale` one for each L-Unit):
+    Ports besides those of every L-Unit (of `x`, `xsum`, `scale_address` and `steps` there is one
+    for each slice, of `rom_word` and `rom_scale` one for each L-Unit):
 
     - `split` (a number in `MatrixConfig.splits`, does not change), `beat` (which of the tile's
       groups of results) and `deliver`: one cycle later the results are on `result0`, ...; else 0
@@ -236,7 +254,7 @@ def _read(
     return {name: [unit[name] for unit in units] for name in names}
 
 
-REPLICATED = ("x", "xsum", "scale_address")
+REPLICATED = ("x", "xsum", "scale_address", "steps")
 """Inputs of L-Units that depend on the slice of a row that they hold."""
 OWN = ("rom_word", "rom_scale")
 """Inputs of L-Units that each has for itself."""

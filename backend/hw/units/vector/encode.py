@@ -31,18 +31,20 @@ from intaglio.dialects.constant_rom import ADJACENT, HALVES, PAIRS
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug
 from intaglio.dialects.fixed_point import Scale
+from intaglio.dialects.formulas.blocks import least_exponent
 from intaglio.dialects.formulas.elementwise import CLIP, ELEMENTWISE
 from intaglio.dialects.formulas.norms import NORM_WIDTH, UNIT_FRAC, norm_constants
 from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.formulas.routing import SHARE_FRAC
 from intaglio.dialects.formulas.softmax import SCORE_FRAC
-from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Routing, Scores
+from intaglio.dialects.isa.values import Blocks, Fixed, Probabilities, Quantized, Routing, Scores
 from intaglio.dialects.isa.vector import (
     Copy,
     Delay,
     ElementwiseInstruction,
     LayerNorm,
     Quantize,
+    QuantizeBlocks,
     RMSNorm,
     Rotary,
     Route,
@@ -89,7 +91,12 @@ FIELDS = Fields(
         Field("first_shift", 10, "places that its product is shifted by", True),
         Field("second_mantissa", 25, "mantissa of the second real number", True),
         Field("second_shift", 10, "places that its product is shifted by", True),
-        Field("fraction", 7, "fraction bits of what is read, less those that are wanted", True),
+        Field(
+            "fraction",
+            7,
+            "fraction bits of what is read, less those that are wanted; least exponent of blocks",
+            True,
+        ),
         Field("largest_shift", 8, "largest shift that normalises", True),
         Field("peak", 1, "1: the largest magnitude of what is written is taken"),
         Field("peak_entry", 12, "its entry in the files of groups"),
@@ -239,6 +246,8 @@ class _Encoder:
                 return values | self.norm(one)
             case Quantize():
                 return values | self.quantize(one)
+            case QuantizeBlocks():
+                return values | self.quantize_blocks(one)
             case Rotary():
                 return values | self.rotary(one)
             case Tap():
@@ -399,6 +408,22 @@ class _Encoder:
         return values | {
             "second_mantissa": inverse.mantissa,
             "second_shift": inverse.exponent + fraction - finer,
+        }
+
+    def quantize_blocks(self, one: QuantizeBlocks[str]) -> dict[str, int]:
+        kind, machine = self.program.value(one.output, Blocks), self.program.machine
+        if kind.format != machine.activations or kind.block != machine.block:
+            raise unfit(
+                self.instruction,
+                f"the hardware of {machine.name} has {machine.activations} in blocks of "
+                f"{machine.block}, not {kind.format} in blocks of {kind.block}",
+                "--set activations=int8",
+            )
+        values = self.grouped(1, kind.size)
+        steps = FORMATS[kind.format].steps
+        return values | {
+            "write": self.row(one.output) + values["first_word"] // self.lanes,
+            "fraction": least_exponent(self.program.fraction(one.input), kind.fraction, steps),
         }
 
     def rotary(self, one: Rotary[str]) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from intaglio.backend.hw.units import peaks
 from intaglio.backend.hw.units.memories import (
+    BLOCK_STEPS,
     CODE_SCALES,
     CODES,
     CONSTANTS,
@@ -41,6 +42,7 @@ from intaglio.backend.hw.units.vector.encode import FIELDS, Places, encode
 from intaglio.backend.hw.units.vector.operations import (
     NORMS,
     QUANTIZE,
+    QUANTIZE_BLOCKS,
     QUANTIZE_STATIC,
     ROTARY,
     ROUTE,
@@ -67,6 +69,7 @@ INSTRUCTIONS = (
     vector.RMSNorm,
     vector.LayerNorm,
     vector.Quantize,
+    vector.QuantizeBlocks,
     vector.Rotary,
     vector.Activate,
     vector.Add,
@@ -137,8 +140,10 @@ class VectorUnit(Unit):
 
     def _writes(self) -> Iterator[Bundle]:
         yield written_row(VECTORS, "vector_write", "address", "mask")
-        if self._has(QUANTIZE, QUANTIZE_STATIC):
+        if self._has(QUANTIZE, QUANTIZE_STATIC, QUANTIZE_BLOCKS):
             yield written_row(CODES, "code_write", "address")
+        if self._has(QUANTIZE_BLOCKS):
+            yield written_row(BLOCK_STEPS, "step_write", "address")
         if self._has(SOFTMAX):
             yield written_row(SCORES, "score_write", "address")
             yield written_row(PROBABILITIES, "probability_write", "address")

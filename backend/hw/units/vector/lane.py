@@ -19,6 +19,7 @@ from intaglio.backend.hw.units.vector.operations import (
     LAYER_NORM,
     NORMS,
     QUANTIZE,
+    QUANTIZE_BLOCKS,
     QUANTIZE_STATIC,
     ROTARY,
     SAMPLE,
@@ -47,6 +48,7 @@ from intaglio.backend.hw.wires.signal import (
     smaller,
 )
 from intaglio.dialects.fixed_point import FIXED_BITS
+from intaglio.dialects.formulas.blocks import LARGEST_EXPONENT, REACH, THIRDS, THIRDS_PLACES
 from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.memories import CODE_BITS, EXPONENT_BITS
 from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC, WHOLE, table
@@ -64,6 +66,8 @@ class Features:
     formats: tuple[str, ...]
     rotary_fraction: int = ROTARY_FRAC
     """Fraction bits of cosines and sines."""
+    to_even: bool = False
+    """Whether codes of blocks are rounded to even."""
 
     def has(self, *operations: str) -> bool:
         """Whether one of the operations is there."""
@@ -115,6 +119,7 @@ class LaneControl:
         added: the second operand is added.
         offset: the second constant is added.
         coded: saturation is that of a code.
+        blocked: the code's step is that of the element's block.
         floating: the code is E4M3.
         counted: saturations count.
         ranged: the maximum is of magnitudes.
@@ -147,6 +152,7 @@ class LaneControl:
     added: Signal
     offset: Signal
     coded: Signal
+    blocked: Signal
     floating: Signal
     counted: Signal
     ranged: Signal
@@ -179,6 +185,7 @@ class LaneInputs(NamedTuple):
         top: largest score.
         least: least exponent.
         centre: sum of the elements of which the mean is taken off.
+        places, three_quarters: exponent and step of the element's block.
     """
 
     x: Signal
@@ -196,6 +203,8 @@ class LaneInputs(NamedTuple):
     top: Signal
     least: Signal
     centre: Signal
+    places: Signal
+    three_quarters: Signal
 
 
 _INPUTS: Mapping[str, tuple[int, bool]] = {
@@ -214,6 +223,8 @@ _INPUTS: Mapping[str, tuple[int, bool]] = {
     "top": (FIXED_BITS, True),
     "least": (EXPONENT_BITS, True),
     "centre": (46, True),
+    "places": (6, False),
+    "three_quarters": (1, False),
 }
 _CONTROL: Mapping[str, tuple[int, bool]] = {
     "first": (25, True),
@@ -358,6 +369,9 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
         b = mux(control.gated, g, b)
     if features.has(SOFTMAX):
         a, b = mux(control.weighted, g, a), mux(control.weighted, given.value_mantissa, b)
+    if features.has(QUANTIZE_BLOCKS):
+        step = mux(given.three_quarters, THIRDS, 1 << THIRDS_PLACES)
+        b = mux(control.blocked, step, b)
     second = (a * b).cut()
     q = second
     if joined or features.has(ROTARY):
@@ -371,6 +385,8 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
         shift = mux(control.weighted, places, shift)
     if features.sets("bounded"):
         shift = mux(control.bounded, control.gate_shift, shift)
+    if features.has(QUANTIZE_BLOCKS):
+        shift = mux(control.blocked, given.places + THIRDS_PLACES, shift)
     y = _shift_saturate(q, shift)
     word, count = y.value, y.saturated
     if features.sets("bounded"):
@@ -393,8 +409,13 @@ def _code(
 ) -> tuple[Signal, Signal]:
     """The code of a scaled element, and how many places saturated; `count` did before it."""
     code = given.x.module.constant(0)
-    if features.has(*_QUANTIZE, SOFTMAX):
+    if features.has(*_QUANTIZE, SOFTMAX, QUANTIZE_BLOCKS):
         t = value.cut()
+        if features.has(QUANTIZE_BLOCKS) and features.to_even:
+            # What lay in the middle of two codes has been rounded up.
+            step = given.x.module.constant(1) << given.places.assume(0, LARGEST_EXPONENT)
+            middle = (given.x.as_unsigned() & (step - 1)) == (step >> 1)
+            t = t - (control.blocked & given.places.any() & middle & t[0])
         over, under = t > control.high, t < control.low
         code = mux(over, control.high, mux(under, control.low, t.truncate(17, True)))
         code = code.truncate(CODE_BITS)
@@ -403,6 +424,9 @@ def _code(
             code = mux(control.floating, e4m3_encode(t, 8), code)
             clipped = mux(control.floating, abs(t) > 464 << 17, clipped)
         code = mux(given.valid, code, 0)
+        if features.has(QUANTIZE_BLOCKS):
+            beyond = (abs(given.x) >> (control.gate_shift + REACH).assume(0, 63)).any()
+            count = mux(control.blocked, beyond, count)
         if features.has(QUANTIZE_STATIC):
             count = mux(control.coded, clipped, count)
     return code, mux(given.valid & control.counted, count, 0)

@@ -11,8 +11,10 @@ from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.formulas import elementwise
 from intaglio.dialects.isa import vector as isa
 
-FORMAT_CODES = {name: code for code, name in enumerate(FORMATS)}
-"""Values of the field `number_format`."""
+FORMAT_CODES = {
+    name: code for code, name in enumerate(n for n, one in FORMATS.items() if not one.by_block)
+}
+"""Values of the field `number_format`; those with an exponent a block have an operation."""
 
 LARGEST_SHIFT = 24
 """Of magnitudes that are quantised."""
@@ -25,6 +27,8 @@ NORMS = (RMS_NORM, LAYER_NORM)
 QUANTIZE = isa.Quantize.opcode
 QUANTIZE_STATIC = "quantize_static"
 """With the static scale of a cache."""
+
+QUANTIZE_BLOCKS = isa.QuantizeBlocks.opcode
 
 TAP, TAP_ONTO = isa.Tap.opcode, "tap_onto"
 """Constant weights, and a bias; constant weights, and the second operand."""
@@ -58,7 +62,17 @@ LANE_SETTINGS: Mapping[str, frozenset[str]] = {
 }
 """What of `LaneControl` is 1 for an operation, by the formula's family where it has one."""
 
-OPERATIONS = (*LANE_SETTINGS, ROTARY, *NORMS, QUANTIZE, QUANTIZE_STATIC, SOFTMAX, SAMPLE, ROUTE)
+OPERATIONS = (
+    *LANE_SETTINGS,
+    ROTARY,
+    *NORMS,
+    QUANTIZE,
+    QUANTIZE_STATIC,
+    QUANTIZE_BLOCKS,
+    SOFTMAX,
+    SAMPLE,
+    ROUTE,
+)
 """What the unit distinguishes."""
 
 PASS_COUNTS: Mapping[str, int] = {

@@ -18,6 +18,7 @@ file, `vector_reduce` cycles later, and where the scalar tables are wanted, what
 | rotary           | result; the partners come through the first port and the lane exchange     |
 | quantize         | largest magnitude (scalars); codes                                         |
 | quantize, static | codes                                                                      |
+| quantize_blocks  | codes; rows wait `block_exponent` cycles for the exponents of their blocks |
 | rms_norm         | largest magnitude; sum of squares (scalars); result                        |
 | layer_norm       | sum; then as rms_norm                                                      |
 | softmax          | least exponent of each key-value head; numerators, their sum and the       |
@@ -51,6 +52,7 @@ from intaglio.backend.hw.units.vector.operations import (
     PASS_COUNTS,
     PASSES,
     QUANTIZE,
+    QUANTIZE_BLOCKS,
     QUANTIZE_STATIC,
     ROTARY,
     ROUTE,
@@ -83,12 +85,14 @@ from intaglio.backend.hw.wires.signal import (
     larger,
     mux,
     pipelined,
+    repeat,
     smaller,
     tree,
 )
 from intaglio.dialects import memories
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import FIXED_BITS
+from intaglio.dialects.formulas.blocks import EXPONENT_BITS, LARGEST, LEAST_AT_MOST, block_of
 from intaglio.dialects.formulas.softmax import exp2
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tables import table
@@ -150,7 +154,11 @@ class _Vector:
         self.lanes = machine.vector_lanes
         self.lane_bits = self.lanes.bit_length() - 1
         self.features = Features(
-            shape.operations, shape.gate_tables, shape.formats, shape.rotary_fraction
+            shape.operations,
+            shape.gate_tables,
+            shape.formats,
+            shape.rotary_fraction,
+            FORMATS[machine.activations].steps == 1,
         )
 
     def build(self) -> None:
@@ -201,6 +209,7 @@ class _Vector:
         self.peaking = op(SOFTMAX, number=0)
         self.norm, self.layer = op(*norms), op(LAYER_NORM)
         self.rotary, self.sample, self.quantize = op(ROTARY), op(SAMPLE), op(QUANTIZE)
+        self.blocked = op(QUANTIZE_BLOCKS)
         self.squaring = op(*norms, last=1)
         self.centred = self.layer & ~op(LAYER_NORM, number=0)
         self.tap = op(TAP, TAP_ONTO)
@@ -300,6 +309,9 @@ class _Vector:
         self.group = g
         self.first_beat, self.last_beat, self.last_group = j == 0, last_row, last_group
         ready = ~issuing | over
+        self.working, self.worked, self.worked_row = issuing, over, linear
+        if self.features.has(QUANTIZE_BLOCKS):
+            ready = self.wait(ready)
         m.output("ready", ready & ~self.routing["busy"] if self.routing else ready)
 
         # Query heads that share a key-value head read the same scales, and their least exponent at
@@ -318,6 +330,27 @@ class _Vector:
             entry.drive(mux(fresh, opening, following))
             self.scale_row, self.least_entry = row, entry
             self.entry = mux(self.peaking, entry, self.entry)
+
+    def wait(self, ready: Signal) -> Signal:
+        """Rows of blocks work when their exponents are there; the next pass begins as much later.
+
+        Until then the fields are those of this pass.
+        """
+        cycles = self.machine.block_exponent
+        late = self.over & self.blocked
+        ready = ready & ~late
+        for number in range(1, cycles):
+            ready = ready & ~late.delay(number, reset=0, name=f"over{number}")
+
+        def of_rows(now: Signal, name: str) -> Signal:
+            # Of rows of the pass before nothing is late.
+            own = now & repeat(self.blocked, now.width)
+            return mux(self.blocked, own.delay(cycles, reset=0, name=f"{name}_late"), now)
+
+        self.working = of_rows(self.issuing, "issuing")
+        self.worked = of_rows(self.over, "last")
+        self.worked_row = of_rows(self.linear, "linear_row")
+        return ready
 
     # Addresses
 
@@ -445,6 +478,10 @@ class _Vector:
             weighs = self.operation(WEIGH, WEIGH_ONTO).delay(name="weighs_now")
             control["second"] = mux(weighs, share, control["second"])
         ports = ControlPorts(lane, control)
+        places: list[Signal] = empty
+        steps: list[Signal] = empty
+        if features.has(QUANTIZE_BLOCKS):
+            x, mask, places, steps = self.blocks(x, mask)
         self.results_of_lanes: list[Mapping[str, Signal]] = []
         for i in range(self.lanes):
             own: dict[str, Operand] = {
@@ -455,9 +492,47 @@ class _Vector:
                 "valid": mask[i],
                 "value_mantissa": mantissa[i],
                 "value_exponent": exponent[i],
+                "places": places[i],
+                "three_quarters": steps[i],
             }
             connected = {**lane_inputs({**own, **shared}), **ports.connections}
             self.results_of_lanes.append(m.instance(f"lane{i}", lane, connected))
+
+    def blocks(
+        self, x: Sequence[Signal], mask: Sequence[Signal]
+    ) -> tuple[list[Signal], list[Signal], list[Signal], list[Signal]]:
+        """Exponent and step of each block of a row, and the row when they are there.
+
+        Returns:
+            of each lane the element, whether it is one, its block's exponent and step.
+        """
+        m, machine = self.m, self.machine
+        size, cycles = machine.block, machine.block_exponent
+        fmt, low = FORMATS[machine.activations], self.fields["fraction"]
+        low = low.truncate(LEAST_AT_MOST.bit_length()).assume(0, LEAST_AT_MOST)
+
+        def step(*given: Signal) -> list[Signal]:
+            elements, low = given[:-1], given[-1]
+            sizes = [abs(one).cut() for one in elements]
+            most = tree(sizes, lambda a, b: larger(a, b).cut())
+            block = block_of(Wires(m), most, low, fmt.steps)
+            return [block.exponent, block.half, block.exponent + low]
+
+        places: list[Signal] = []
+        steps: list[Signal] = []
+        words: list[Signal] = []
+        for first in range(0, self.lanes, size):
+            lanes = range(first, first + size)
+            elements = [mux(mask[i], x[i].as_signed(), 0) for i in lanes]
+            exponent, half, place = pipelined(step, [*elements, low], cycles).outputs
+            places += [place] * size
+            steps += [half] * size
+            words.append(cat(half.truncate(1), exponent.truncate(EXPONENT_BITS)))
+        self.steps_of_row = cat(*reversed(words))
+        now = self.blocked.delay(name="blocked_now")
+        x = [mux(now, one.delay(cycles), one) for one in x]
+        mask = [mux(now, one.delay(cycles), one) for one in mask]
+        return x, mask, places, steps
 
     def sunk(self, top: Signal) -> Signal:
         """The largest score with a head's sink, whose own numerator is left for the sum."""
@@ -475,7 +550,7 @@ class _Vector:
 
     def control(self) -> dict[str, Signal]:
         """`LaneControl` from the operation and the pass."""
-        fields, final, op = self.fields, self.final, self.operation
+        fields, final, op, features = self.fields, self.final, self.operation, self.features
         fmt = fields["number_format"]
         # E4M3 clips by itself.
         clipped = [name for name in self.shape.formats if name != "fp8"]
@@ -498,6 +573,8 @@ class _Vector:
             flag: op(*(name for name, flags in LANE_SETTINGS.items() if flag in flags))
             for flag in sorted(frozenset[str]().union(*LANE_SETTINGS.values()))
         }
+        if features.has(QUANTIZE_BLOCKS):
+            low, high = mux(self.blocked, -LARGEST, low), mux(self.blocked, LARGEST, high)
         second = fields["second_mantissa"]
         if self.features.has(DELAY):
             second = mux(op(DELAY, number=0) & (self.position == 0), 0, second)
@@ -510,8 +587,11 @@ class _Vector:
             "weighted": self.weighing,
             "offset": ((self.layer & final) | op(TAP)) & fields["offset"],
             "coded": op(QUANTIZE_STATIC),
+            "blocked": self.blocked,
             "floating": floating & ~self.leaving,
-            "counted": elementwise["counted"] | op(ROTARY, QUANTIZE_STATIC) | (self.norm & final),
+            "counted": elementwise["counted"]
+            | op(ROTARY, QUANTIZE_STATIC, QUANTIZE_BLOCKS)
+            | (self.norm & final),
             "ranged": self.ranging,
             "leaving": self.leaving,
             "first": fields["first_mantissa"],
@@ -852,12 +932,12 @@ class _Vector:
         """Write ports, saturations, token, end."""
         m, machine, features = self.m, self.machine, self.features
         front = machine.vector_pipeline - 1
-        valid = self.later(self.issuing & self.final, front, "write_valid", 0)
+        valid = self.later(self.working & self.final, front, "write_valid", 0)
         lanes = self.results_of_lanes
         words = cat(*[one["word"].extend(FIXED_BITS, True) for one in reversed(lanes)])
         codes = cat(*[one["code"].extend(memories.CODE_BITS) for one in reversed(lanes)])
         into = self.later((self.fields["write"] + beat.row).truncate(20), front, "write_row")
-        coded = self.operation(QUANTIZE, QUANTIZE_STATIC)
+        coded = self.operation(QUANTIZE, QUANTIZE_STATIC, QUANTIZE_BLOCKS)
         rows = self.shape.rows
         self.address("vector_write", rows, into)
         m.output("vector_write_data", words)
@@ -865,11 +945,19 @@ class _Vector:
         m.output("vector_write_enable", valid & writes)
         mask = cat(*reversed(beat.mask)).delay(front, name="write_mask")
         m.output("vector_write_mask", mask)
-        if features.has(QUANTIZE, QUANTIZE_STATIC):
-            linear = (self.fields["write"] + self.linear).truncate(20)
-            self.address("code_write", rows, self.later(linear, front, "code_row"))
+        if features.has(QUANTIZE, QUANTIZE_STATIC, QUANTIZE_BLOCKS):
+            linear = (self.fields["write"] + self.worked_row).truncate(20)
+            row = self.later(linear, front, "code_row")
+            self.address("code_write", rows, row)
             m.output("code_write_data", codes)
             m.output("code_write_enable", valid & self.later(coded, front, "writes_codes"))
+            if features.has(QUANTIZE_BLOCKS):
+                self.address("step_write", rows, row)
+                # They were there when the row began to work, a cycle behind its addresses.
+                steps = self.later(self.steps_of_row, front - 1, "steps_written")
+                m.output("step_write_data", steps)
+                blocked = self.later(self.blocked, front, "writes_steps")
+                m.output("step_write_enable", valid & blocked)
         if features.has(SOFTMAX):
             weighing = self.issuing & self.weighing
             back = self.later(weighing, front, "weight_valid", 0)
@@ -885,10 +973,10 @@ class _Vector:
             m.output("probability_write_enable", valid & softmax)
         count = add_all([one["saturated"] for one in lanes])
         m.output("saturated", mux(valid, count, 0))
-        done = self.later(self.over, front, "done", 0)
+        done = self.later(self.worked, front, "done", 0)
         m.output("done", done | self.routing["done"] if self.routing else done)
         left = front + machine.vector_reduce + machine.table_lookup
-        reduced = self.later(self.over, left, "reduced", 0)
+        reduced = self.later(self.worked, left, "reduced", 0)
         m.output("reduced", reduced | self.routing["done"] if self.routing else reduced)
         if features.has(SAMPLE):
             m.output("token", self.token)

@@ -70,6 +70,8 @@ class Geometry:
         return dataclasses.replace(
             load_target("roma-mini").machine(),
             vector_lanes=self.lanes,
+            activations="half8",
+            block=min(self.lanes, 16),
             vector_pipeline=self.pipeline,
             vector_reduce=self.reduce,
             table_lookup=self.lookup,
