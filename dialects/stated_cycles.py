@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from intaglio.dialects import timeline
-from intaglio.dialects.timeline import At
+from intaglio.dialects.timeline import At, Cycles
 
 Stated = tuple[Sequence[int] | None, Sequence[int] | None]
 """Starts and finishes of an instruction: instance after instance, and in each the positions. None
@@ -63,40 +62,33 @@ def first_contradiction(
                 )
     if not any(cycles is not None for own in stated for one in own for cycles in one):
         return None
-    for at, what, cycles, follows in _pairs(blocks, issue, positions, stated):
-        wrong = np.flatnonzero(cycles != follows)
-        if wrong.size:
-            where = int(wrong[0])
-            return Contradiction(
-                at, what, int(positions[where]), int(cycles[where]), int(follows[where])
-            )
-    return None
+    wrong: list[Contradiction] = []
+    tables = timeline.tables(blocks, issue or 0, positions)
+    for block, (own, table) in enumerate(zip(stated, tables, strict=True)):
+        for number, one in enumerate(own):
+            for what, cycles, follows in _pairs(one, (table[0][number], table[1][number]), issue):
+                instances, places = np.nonzero(cycles != follows)
+                if instances.size:
+                    instance, at = int(instances[0]), int(places[0])
+                    found = int(cycles[instance, at]), int(follows[instance, at])
+                    where = (block, instance, number), what, int(positions[at])
+                    wrong.append(Contradiction(*where, *found))
+    # Of one instance the start comes first, as it was found.
+    return min(wrong, key=lambda one: one.at, default=None)
 
 
 def _pairs(
-    blocks: Sequence[timeline.Block],
-    issue: int | None,
-    positions: Sequence[int],
-    stated: Sequence[Sequence[Stated]],
-) -> Iterator[tuple[At, str, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Stated cycles beside those that follow, a row for each instance."""
-    count = len(positions)
-    rows = {
-        (block, number, what): np.asarray(cycles, np.int64).reshape(-1, count)
-        for block, own in enumerate(stated)
-        for number, one in enumerate(own)
-        for what, cycles in zip(("start", "finish"), one, strict=True)
-        if cycles is not None
-    }
-    for span in timeline.simulate(blocks, issue or 0, positions):
-        at = span.block, span.instance, span.instruction
-        start = rows.get((span.block, span.instruction, "start"))
-        finish = rows.get((span.block, span.instruction, "finish"))
-        if start is not None and issue is not None:
-            yield at, "start", start[span.instance], span.start
+    stated: Stated, table: tuple[Cycles, Cycles], issue: int | None
+) -> Iterator[tuple[str, Cycles, Cycles]]:
+    """Stated cycles of an instruction beside those that follow, a row for each instance."""
+    start, finish = (
+        None if cycles is None else np.asarray(cycles, np.int64).reshape(follows.shape)
+        for cycles, follows in zip(stated, table, strict=True)
+    )
+    if issue is not None:
+        if start is not None:
+            yield "start", start, table[0]
         if finish is not None:
-            if issue is not None:
-                yield at, "finish", finish[span.instance], span.finish
-            elif start is not None:
-                taken = span.finish - span.start
-                yield at, "finish", finish[span.instance], start[span.instance] + taken
+            yield "finish", finish, table[1]
+    elif start is not None and finish is not None:
+        yield "finish", finish, start + (table[1] - table[0])

@@ -174,3 +174,25 @@ def simulate(
                     there[reductions_of(issued.queue)].append(_There(left, left))
                 free[issued.queue] = finish if taken.pace is None else start + taken.pace
                 yield Span(block_number, instance, number, start, finish, free[issued.queue], left)
+
+
+def tables(
+    blocks: Sequence[Block], issue: int, positions: npt.ArrayLike
+) -> list[tuple[Cycles, Cycles]]:
+    """Of each block the starts and finishes, int64 [instructions, instances, positions].
+
+    Args:
+        blocks: the program, in order.
+        issue: as in `simulate`.
+        positions: the positions to evaluate at.
+    """
+    count = np.size(positions)
+    found = [
+        (np.zeros(shape, np.int64), np.zeros(shape, np.int64))
+        for shape in ((len(one.issues), one.instances, count) for one in blocks)
+    ]
+    for span in simulate(blocks, issue, positions):
+        starts, finishes = found[span.block]
+        starts[span.instruction, span.instance] = span.start
+        finishes[span.instruction, span.instance] = span.finish
+    return found

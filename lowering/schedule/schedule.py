@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from xdsl.context import Context
-from xdsl.dialects.builtin import BytesAttr, DenseArrayBase, ModuleOp, i64
+from xdsl.dialects.builtin import I64, BytesAttr, DenseArrayBase, ModuleOp, i64
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
 from xdsl.utils.exceptions import PassFailedException
@@ -66,21 +67,16 @@ class ProgramSchedule(ModulePass):
 
 def annotate(program: ProgramOp, machine: Machine) -> None:
     """States start and finish of every instruction instance at the program's positions."""
-    timing, positions = [one.timing for one in program.blocks], program.positions.get_values()
-    starts, finishes = (
-        [
-            np.zeros((len(one.issues), one.instances, len(positions)), np.dtype("<i8"))
-            for one in timing
-        ]
-        for _ in range(2)
-    )
-    for span in timeline.simulate(timing, machine.issue, positions):
-        starts[span.block][span.instruction, span.instance] = span.start
-        finishes[span.block][span.instruction, span.instance] = span.finish
-    for block, start, finish in zip(program.blocks, starts, finishes, strict=True):
-        for number, one in enumerate(block.instructions):
-            one.start = DenseArrayBase(i64, BytesAttr(start[number].tobytes()))
-            one.finish = DenseArrayBase(i64, BytesAttr(finish[number].tobytes()))
+    timing = [block.timing for block in program.blocks]
+    found = timeline.tables(timing, machine.issue, program.positions.get_values())
+    for block, (starts, finishes) in zip(program.blocks, found, strict=True):
+        for one, start, finish in zip(block.instructions, starts, finishes, strict=True):
+            one.start, one.finish = _integers(start), _integers(finish)
+
+
+def _integers(values: npt.NDArray[np.int64]) -> DenseArrayBase[I64]:
+    """Integers as an attribute: `DenseArrayBase.from_list` takes them one by one."""
+    return DenseArrayBase(i64, BytesAttr(values.astype("<i8").tobytes()))
 
 
 def _check_retention(program: ProgramOp, machine: Machine) -> None:
