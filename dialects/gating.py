@@ -2,8 +2,11 @@
 
 At reset and before each token all domains are off, and a bank that is off gives zeros. So a product
 must start after the `wake` of its domain has finished, and finish before the next `sleep` of it
-starts. This must follow from the program's order, not from its timing: durations change with the
-position and with the ranks of adapters (`dialects/clocks.py`).
+starts. Of a domain of which only the chosen experts' banks are woken (`wake_chosen`), a product
+must be one of these experts: it reads the numbers that the switch read, from the same `route`. Then
+the banks at its address are on, whichever expert it is. This must follow from the program's order,
+not from its timing: durations change with the position and with the ranks of adapters
+(`dialects/clocks.py`).
 
 A domain that only products of sampled blocks need is woken only in a token whose successor is
 wanted: in another one its `wake` takes its time and does nothing. So a block that every token runs
@@ -23,8 +26,9 @@ from intaglio.dialects import timeline
 from intaglio.dialects.clocks import Clock, clocks
 from intaglio.dialects.isa.instruction import Instruction
 from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec
-from intaglio.dialects.isa.power import Switch, Wake
+from intaglio.dialects.isa.power import Switch, Wake, WakeChosen
 from intaglio.dialects.isa.queues import MATRIX, POWER, QUEUES
+from intaglio.dialects.isa.vector import Route
 from intaglio.dialects.timeline import At
 
 NO_DOMAIN = "none"
@@ -44,10 +48,17 @@ class Role:
     """What an instruction instance does with a power domain.
 
     Switches stand in the queue `power`, products in `matrix`.
+
+    Attributes:
+        kind: what.
+        domain: of which domain.
+        choice: the instruction instance that chose the experts whose banks are meant; None: all
+            banks.
     """
 
     kind: Kind
     domain: str
+    choice: At | None = None
 
 
 @dataclass(frozen=True)
@@ -67,27 +78,36 @@ def first_unpowered(blocks: Sequence[timeline.Block], roles: Mapping[At, Role]) 
         roles: of the instruction instances that have one; a product without one reads ROM that is
             always on.
     """
-    switches: dict[str, list[tuple[int, bool, Clock]]] = {}
-    products: list[tuple[At, str, Clock]] = []
+    switches: dict[str, list[tuple[int, Role, Clock]]] = {}
+    products: list[tuple[At, Role, Clock]] = []
     power, matrix = QUEUES.index(POWER), QUEUES.index(MATRIX)
     for at, clock in clocks(blocks):
         role = roles.get(at)
         if role is None or role.domain == NO_DOMAIN:
             continue
         if role.kind is Kind.PRODUCT:
-            products.append((at, role.domain, clock))
+            products.append((at, role, clock))
         else:
             # Queues are in order: the clock counts all of the queue that were issued before.
-            switch = clock[power], role.kind is Kind.ON, clock
+            switch = clock[power], role, clock
             switches.setdefault(role.domain, []).append(switch)
-    for at, domain, clock in products:
-        before = [on for index, on, _ in switches.get(domain, []) if index < clock[power]]
+    for at, role, clock in products:
+        domain = role.domain
+        before = [one for index, one, _ in switches.get(domain, []) if index < clock[power]]
         if not before:
             return Unpowered(at, domain, "it does not wait for a wake of it")
-        if not before[-1]:
+        if before[-1].kind is Kind.OFF:
             return Unpowered(at, domain, "it is put to sleep before")
+        if before[-1].choice not in (None, role.choice):
+            return Unpowered(at, domain, "the wake before it is of other experts")
+        # A wake of other experts switches off what it does not name.
         asleep = next(
-            (c for index, on, c in switches[domain] if index >= clock[power] and not on), None
+            (
+                c
+                for index, one, c in switches[domain]
+                if index >= clock[power] and (one.kind is Kind.OFF or one.choice is not None)
+            ),
+            None,
         )
         if asleep is not None and asleep[matrix] <= clock[matrix]:
             return Unpowered(at, domain, "the sleep after it does not wait for it")
@@ -107,21 +127,32 @@ def roles_of(
         domains: the power domain of each tensor that has one.
     """
     roles: dict[At, Role] = {}
+    chose: dict[str, At] = {}
     for block, (instructions, bound) in enumerate(zip(blocks, instances, strict=True)):
-        for number, one in enumerate(instructions):
-            for instance, slots in enumerate(bound):
+        # What has a say, so that full-size programs are not walked for each of their instances.
+        told = [
+            (number, one)
+            for number, one in enumerate(instructions)
+            if isinstance(one, Switch | Matvec | ExpertMatvec | Route)
+        ]
+        for instance, slots in enumerate(bound):
+            for number, one in told:
+                at = block, instance, number
                 match one:
+                    case Route():
+                        chose[one.output] = at
+                    case WakeChosen():
+                        domain = slots.get(one.domain, one.domain)
+                        roles[at] = Role(Kind.ON, domain, chose.get(one.routing, at))
                     case Switch():
                         kind = Kind.ON if isinstance(one, Wake) else Kind.OFF
-                        role = Role(kind, slots.get(one.domain, one.domain))
+                        roles[at] = Role(kind, slots.get(one.domain, one.domain))
                     case Matvec() | ExpertMatvec():
                         tensor = slots.get(one.weights, one.weights)
-                        if tensor not in domains:
-                            continue
-                        role = Role(Kind.PRODUCT, domains[tensor])
-                    case _:
-                        continue
-                roles[block, instance, number] = role
+                        if tensor in domains:
+                            own = isinstance(one, ExpertMatvec)
+                            choice = chose.get(one.routing) if own else None
+                            roles[at] = Role(Kind.PRODUCT, domains[tensor], choice)
     return roles
 
 

@@ -149,6 +149,9 @@ class Machine:
     rom_logic: str = "table"
     """How a ROM bank that is logic is written: `table`, its truth table; `shared`, gates that its
     bits share."""
+    expert_power: str = "layer"
+    """What of a mixture's experts is switched on where ROM is gated: `layer`, all with the rest of
+    the layer; `chosen`, the banks that a token's chosen experts reach, once they are known."""
     fractions: str = "model"
     """`model`: values whose magnitudes ask for it have other fractions than `fraction_bits`
     (`lowering/step/fractions.py`); `set`: none has."""

@@ -160,6 +160,16 @@ class Piece:
         """ROM words of codes that the piece takes in every L-Unit's bank."""
         return shape.experts * self.expert_words(shape, machine)
 
+    def experts_in(
+        self, first: int, last: int, shape: MatrixShape, machine: Machine
+    ) -> tuple[int, int] | None:
+        """The first and the last expert with code words from one address to another, both
+        included; None: there is none."""
+        words = self.expert_words(shape, machine)
+        low = max(0, (first - self.base) // words)
+        high = min(shape.experts - 1, (last - self.base) // words)
+        return (low, high) if low <= high else None
+
     def scale_words(self, shape: MatrixShape, machine: Machine) -> int:
         """Group scales that the piece takes in every L-Unit's bank."""
         return shape.experts * self.expert_scales(shape, machine)

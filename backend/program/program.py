@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from intaglio.backend.program.types import (
 from intaglio.backend.stages import IR_STAGES
 from intaglio.dialects import gating, hazards, stated_cycles
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.isa.power import Switch
 from intaglio.dialects.json_file import JSONFile, as_json, shown
 from intaglio.dialects.memories import numbered
 from intaglio.dialects.timeline import At
@@ -124,18 +125,30 @@ def _check_beats(program: Program, path: Path) -> None:
 def _check_sources(program: Program, path: Path) -> None:
     """Refuses a program that reads a value before there is one."""
     names, there = _Names(program), set(program.accepted)
+
+    def check(number: int, one: Instruction, known: Set[str]) -> None:
+        missing = next((name for name in one.reads if program.whole(name) not in known), None)
+        if missing is not None:
+            block = program.blocks[number]
+            at = number, 0, next(n for n, o in enumerate(block.instructions) if o is one)
+            raise UserError(
+                f"{names(at)} reads '{missing}', which nothing has written before",
+                file=str(path),
+                node=names.node(at),
+                hint="a part of another buffer says which ('of'); or compile the model again",
+            )
+
     for number, block in enumerate(program.blocks):
+        # Switches compute nothing: they read what is written by their place among the beats.
+        by_place = set(there)
+        for one in block.instructions:
+            if isinstance(one.does, Switch):
+                check(number, one, by_place)
+            by_place.update(one.writes)
         for one in block.whole:
-            missing = next((name for name in one.reads if program.whole(name) not in there), None)
-            if missing is not None:
-                at = number, 0, next(n for n, o in enumerate(block.instructions) if o is one)
-                raise UserError(
-                    f"{names(at)} reads '{missing}', which nothing has written before",
-                    file=str(path),
-                    node=names.node(at),
-                    hint="a part of another buffer says which ('of'); or compile the model again",
-                )
-            there.update(one.writes)
+            if not isinstance(one.does, Switch):
+                check(number, one, there)
+                there.update(one.writes)
 
 
 def _check_order(program: Program, path: Path) -> None:

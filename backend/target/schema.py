@@ -302,6 +302,13 @@ KEYS: dict[str, Key] = {
         choices=("table", "shared"),
         required=False,
     ),
+    "policy.expert_power": Key(
+        "choice",
+        "what of a mixture's experts is switched on where ROM banks are gated: all with the layer, "
+        "or the banks that the chosen ones reach",
+        choices=("layer", "chosen"),
+        required=False,
+    ),
     "published.rom_gb": _published("ROM of the chip", "GB", 10_000),
     "published.rom_mib": _published("ROM of the chip", "MiB", 10_000_000),
     "published.adapter_kv_sram_mb": _published("SRAM for adapters and KV", "MB", 1_000_000),

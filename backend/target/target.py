@@ -153,6 +153,11 @@ class Target:
         return self.text(name) if name in self.parameters else "table"
 
     @property
+    def _expert_power(self) -> str:
+        name = "policy.expert_power"
+        return self.text(name) if name in self.parameters else "layer"
+
+    @property
     def _fractions(self) -> str:
         """Whoever sets fraction bits sets those of all values."""
         return "set" if self.parameters["formats.fraction_bits"].origin == "option" else "model"
@@ -233,6 +238,7 @@ class Target:
             fraction_bits=self.integer("formats.fraction_bits"),
             block=self._optional("formats.block"),
             rom_logic=self._rom_logic,
+            expert_power=self._expert_power,
             fractions=self._fractions,
             **latencies,
         )

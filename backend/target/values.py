@@ -107,6 +107,9 @@ def formula_result(name: str, value: Value) -> Value:
     return value
 
 
+_WAKE = "latency.power_wake"
+
+
 def contradictions(parameters: Mapping[str, Parameter]) -> list[tuple[str, str]]:
     """Parameters that do not go together: name, and what is wrong with it."""
     found = _mesh_contradictions(parameters)
@@ -129,6 +132,9 @@ def contradictions(parameters: Mapping[str, Parameter]) -> list[tuple[str, str]]
         found.append(
             ("policy.head_weights", f"is {head}, formats.head_weights has only {shown(held)}")
         )
+    policy, wake = (parameters.get(key) for key in ("policy.expert_power", _WAKE))
+    if policy is not None and policy.value == "chosen" and (wake is None or not wake.value):
+        found.append(("policy.expert_power", f"is chosen, but without {_WAKE} no bank is gated"))
     activations = parameters["formats.activations"].value
     if activations in BLOCK_FORMATS:
         found += [

@@ -38,6 +38,7 @@ INSTRUCTIONS: tuple[type[Instruction[Any]], ...] = (
     attention.WeightedSum,
     recurrence.LinearAttention,
     power.Wake,
+    power.WakeChosen,
     power.Sleep,
 )
 """All declarations. An opcode may stand for one in each queue."""

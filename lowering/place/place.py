@@ -261,7 +261,8 @@ def _domains(
     """The power domain of each tensor: one a layer, one for the head (`lowering/roles.py`).
 
     An embedding table, of which a token reads one row, is always on; so is a matrix that more than
-    one layer multiplies with.
+    one layer multiplies with. Families of experts have a domain of their own where only the banks
+    of chosen ones are switched on.
     """
     if not machine.power_wake:
         return {}
@@ -270,6 +271,8 @@ def _domains(
         if len(numbers) == 1 and not kinds.get(name, set()) & _ROWS:
             (number,) = numbers
             domains[name] = "power_head" if number == roles.HEAD else f"power{number}"
+            if machine.expert_power == "chosen" and rom.ExpertProductOp in kinds.get(name, set()):
+                domains[name] += "_experts"
     return {name: domains[name] for name in kinds if name in domains}
 
 

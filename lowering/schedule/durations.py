@@ -99,6 +99,11 @@ def wake(machine: Machine) -> Formula:
     return constant(machine.power_wake)
 
 
+def wake_chosen(machine: Machine, chosen: int) -> Formula:
+    """The same of the chosen experts' banks: a cycle for each number, then they are switched."""
+    return constant(machine.power_wake + chosen)
+
+
 def sleep(machine: Machine) -> Formula:
     """ROM banks from on to off."""
     return constant(machine.power_sleep)

@@ -6,6 +6,10 @@ still leaves the wake latency, so that nothing waits and nothing is on earlier t
 choice is made where attention is shortest, at position 0. The last layer wakes the block behind the
 layers in the same way. The first layer is woken as the token begins. Whatever the choice, products
 wait for their domain: a late switch costs time, never a result.
+
+Where only the banks of chosen experts are switched on (`expert_power` of the machine), families
+have a domain of their own. It is woken when `route` has chosen, which nothing can hide, and put to
+sleep after the last product of these experts.
 """
 
 from __future__ import annotations
@@ -18,15 +22,17 @@ from intaglio.dialects import rom, timeline
 from intaglio.dialects.fabric import DomainOp
 from intaglio.dialects.gating import NO_DOMAIN
 from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec
-from intaglio.dialects.isa.power import Sleep, Wake
+from intaglio.dialects.isa.power import Sleep, Wake, WakeChosen
 from intaglio.dialects.isa.queues import MATRIX, POWER, QUEUES
+from intaglio.dialects.isa.vector import Route
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.timeline import Times
 from intaglio.lowering.schedule import durations
 from intaglio.lowering.schedule.draft import Draft, DraftBlock
 
-THIS, NEXT = "power", "next_power"
-"""Slots of a block for its domain and for that of the layer, or of the block, after it."""
+THIS, NEXT, EXPERTS = "power", "next_power", "experts_power"
+"""Slots of a block for its domain, for that of the layer, or of the block, after it, and for that
+of the experts that a router of it chooses among."""
 
 Timing = Callable[[Sequence[DraftBlock]], Sequence[timeline.Block]]
 
@@ -52,6 +58,8 @@ def switch(
         machine: the chip.
         timing: what the timeline needs of blocks, with their waits.
     """
+    chosen = _of_experts(blocks, domains) if machine.expert_power == "chosen" else {}
+    domains = {tensor: name for tensor, name in domains.items() if tensor not in chosen}
     anchors = _anchors(blocks, domains, machine, timing)
     used = [[_domains_used(block, one, domains) for one in block.instances] for block in blocks]
     ahead = NO_DOMAIN
@@ -65,6 +73,64 @@ def switch(
             ahead = _woken_ahead(blocks, used, number + 1)
             _gate_layers(block, own, ahead, domains, machine, anchors[number])
             _wake_first(blocks, number, own[0], machine)
+    for block in blocks:
+        _gate_experts(block, chosen, machine)
+
+
+def _of_experts(blocks: Sequence[DraftBlock], domains: Mapping[str, str]) -> dict[str, str]:
+    """The power domain of each family of experts that has one."""
+    names = {
+        instance[draft.does.weights]
+        for block in blocks
+        for draft in block.drafts
+        if isinstance(draft.does, ExpertMatvec)
+        for instance in block.instances
+    }
+    return {tensor: name for tensor, name in domains.items() if tensor in names}
+
+
+def _gate_experts(block: DraftBlock, chosen: Mapping[str, str], machine: Machine) -> None:
+    """Wakes the chosen experts' banks behind each choice; asleep after its last product."""
+    routes = [draft for draft in block.drafts if isinstance(draft.does, Route)]
+    for number, route in enumerate(routes):
+        assert isinstance(route.does, Route)
+        routing = route.does.output
+        experts = [
+            draft
+            for draft in block.drafts
+            if isinstance(draft.does, ExpertMatvec)
+            and draft.does.routing == routing
+            and any(one[draft.does.weights] in chosen for one in block.instances)
+        ]
+        if not experts:
+            continue
+        slot = f"{EXPERTS}{number}"
+        for instance in block.instances:
+            used = dict.fromkeys(
+                chosen.get(instance[draft.does.weights], NO_DOMAIN)
+                for draft in experts
+                if isinstance(draft.does, ExpertMatvec)
+            )
+            instance[slot] = _only(list(used))
+        kind = routing.type
+        assert isinstance(kind, rom.RoutingType)
+        takes = Times(durations.wake_chosen(machine, kind.chosen.data))
+        awake = Draft(
+            WakeChosen(domain=slot, routing=routing), lambda _, __, t=takes: t, route.onnx, {}
+        )
+        block.drafts.insert(_place(block, route) + 1, awake)
+        count = sum(one.queue == POWER for one in block.drafts[: _place(block, awake) + 1])
+        for draft in experts:
+            draft.also_waits[POWER] = count
+        last = _place(block, experts[-1])
+        needed = {MATRIX: _matrix_count(block, last)}
+        asleep = _sleep(slot, machine, _names(experts[-1], len(block.instances)), needed)
+        block.drafts.insert(last + 1, asleep)
+
+
+def _place(block: DraftBlock, one: Draft) -> int:
+    """Where a draft stands; equal ones are not it."""
+    return next(number for number, draft in enumerate(block.drafts) if draft is one)
 
 
 def _domains_used(

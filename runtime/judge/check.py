@@ -151,9 +151,19 @@ class _Against:
         }
 
 
-def _distances(first: Array, second: Array) -> Array:
+def _distances(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> Array:
     """The largest distance of two executions' logits [S, V] at each token, [S]."""
-    return np.abs(first - second).max(axis=-1)
+    found = [
+        np.abs(one.astype(np.float64) - other).max(axis=-1)
+        for one, other in zip(_parts(first), _parts(second), strict=True)
+    ]
+    return np.concatenate(found)
+
+
+def _parts(logits: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+    """Some positions at a time, so that large vocabularies take little memory."""
+    for first in range(0, len(logits), _ROWS):
+        yield logits[first : first + _ROWS]
 
 
 def _log_softmax(logits: Array) -> Array:
@@ -390,20 +400,17 @@ def _judged(
                 )
         if saturated and first is None:
             first = part, judged
-        unrounded = None
+        distance = _distances(judged[AS_IT_COMES], judged[FLOAT_ACTIVATIONS])
+        apart = max(apart, float(distance.max(initial=0.0)))
         if other is not None:
             other.reset()
-            unrounded = other.feed(part)
+            by_rounding = _distances(judged[AS_IT_COMES], other.feed(part))
+            rounding_apart = max(rounding_apart, float(by_rounding.max(initial=0.0)))
+            distance = np.maximum(distance, by_rounding)
         for rows, mine, following in _rows_of(chip, part, exact):
-            both = {name: logits[rows].astype(np.float64) for name, logits in judged.items()}
-            distance = _distances(both[AS_IT_COMES], both[FLOAT_ACTIVATIONS])
-            apart = max(apart, float(distance.max(initial=0.0)))
-            if unrounded is not None:
-                by_rounding = _distances(both[AS_IT_COMES], unrounded[rows].astype(np.float64))
-                rounding_apart = max(rounding_apart, float(by_rounding.max(initial=0.0)))
-                distance = np.maximum(distance, by_rounding)
-            for name, theirs in both.items():
-                against[name].add(mine, theirs, following, 2 * distance)
+            for name, logits in judged.items():
+                theirs = logits[rows].astype(np.float64)
+                against[name].add(mine, theirs, following, 2 * distance[rows])
             ours.add(mine, mine, following)
 
     summaries = {name: one.summary() for name, one in against.items()}

@@ -79,6 +79,7 @@ _OPCODE_PATTERNS = {
     vector.Sample.opcode: "broad-bars",
     cache.Append.opcode: "solid",
     power.Wake.opcode: "solid",
+    power.WakeChosen.opcode: "dots",
     power.Sleep.opcode: "diagonal",
 }
 

@@ -4,7 +4,9 @@ Three statements, each only where the target has the figures for it:
 
 - *ROM on*: ``rest_w + rom_on_w * share``, where the share of the ROM that is on is measured: a
   power domain is on from the start of its `wake` to the finish of its `sleep`, and counts with its
-  bits. `rest_w` and `rom_on_w` are the target's and hang on a share that the target assumes.
+  bits. `rest_w` and `rom_on_w` are the target's and hang on a share that the target assumes. Of a
+  domain of which only chosen experts' banks are woken those count that are on, on the average of
+  choices at random.
 - *Published power*: what a source gives for the whole chip, times the time of a token.
 - *L-Units*: energy of a busy cycle times the cycles in which engraved weights are multiplied.
 
@@ -17,14 +19,16 @@ Banks deeper than the target's (policy `extra-rom`) are in no published figure a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import comb
 from typing import Any
 
+from intaglio.backend.program.power_bits import by_choice, power_bits
 from intaglio.backend.program.program import Program
 from intaglio.backend.target.formula import names
 from intaglio.backend.target.report import source_keys
 from intaglio.backend.target.target import Target
-from intaglio.dialects.isa.power import Switch, Wake
+from intaglio.dialects.isa.power import Sleep, Switch
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import activation_passes
 from intaglio.runtime.reports.rom_use import Placed, products
@@ -93,7 +97,7 @@ def on_times_of(token: TokenTimeline, which: int = 0) -> OnTimes:
         if domain not in domains:
             continue
         start, finish = int(token.start[number, which]), int(token.finish[number, which])
-        if isinstance(does, Wake):
+        if not isinstance(does, Sleep):
             since.setdefault(domain, start)
         else:
             domains[domain].append((since.pop(domain, 0), finish))
@@ -144,6 +148,8 @@ class RomBits:
         domains: of each power domain, within the capacity.
         always: in no domain, within the capacity.
         extra_domains: of each power domain, in banks deeper than the target's.
+        chosen: of a domain of which only chosen experts' banks are on, the part of its bits that
+            are, on the average of choices at random.
         extra_always: in no domain, in banks deeper than the target's.
     """
 
@@ -152,6 +158,7 @@ class RomBits:
     always: int
     extra_domains: Mapping[str, int]
     extra_always: int
+    chosen: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @staticmethod
     def of(program: Program, placed: Mapping[str, Placed]) -> RomBits:
@@ -168,6 +175,7 @@ class RomBits:
             domains=published,
             extra_always=extra.pop(ALWAYS),
             extra_domains=extra,
+            chosen=_chosen_parts(program, placed),
         )
 
     def gated_share(self, times: OnTimes) -> float:
@@ -179,7 +187,9 @@ class RomBits:
         return self._average(self.extra_domains, self.extra_always, times)
 
     def _average(self, domains: Mapping[str, int], always: int, times: OnTimes) -> float:
-        on = sum(bits * times.share(name) for name, bits in domains.items())
+        on = sum(
+            bits * self.chosen.get(name, 1.0) * times.share(name) for name, bits in domains.items()
+        )
         return (on + always) / self.capacity
 
     def ungated_share(self, machine: Machine) -> float:
@@ -195,6 +205,26 @@ class RomBits:
     def extra_share(self) -> float:
         """Banks deeper than the target's, in parts of the target's capacity."""
         return (sum(self.extra_domains.values()) + self.extra_always) / self.capacity
+
+
+def _chosen_parts(program: Program, placed: Mapping[str, Placed]) -> dict[str, float]:
+    """For each domain that hangs on a choice, the part of its bits that is on: see `RomBits`.
+
+    A bank is off where none of its experts is among the k of E that are chosen: of m experts, with
+    probability C(E - m, k) / C(E, k).
+    """
+    chosen, machine = by_choice(program), program.machine
+    on, whole = dict.fromkeys(chosen, 0.0), dict.fromkeys(chosen, 0)
+    for one in power_bits(program):
+        for name, words in one.words.items():
+            family = placed[name]
+            count, of = chosen[one.domain], family.shape.experts
+            bits = sum(family.bits(machine).values()) * words
+            bits //= sum(p.code_words(family.shape, machine) * p.tiles for p in family.pieces)
+            off = comb(of - one.count, count) / comb(of, count)
+            on[one.domain] += bits * (1 - off)
+            whole[one.domain] += bits
+    return {name: on[name] / bits for name, bits in whole.items() if bits}
 
 
 def power(token: TokenTimeline, target: Target, placed: Mapping[str, Placed]) -> dict[str, Any]:
@@ -265,6 +295,7 @@ def _rom_figures(program: Program, target: Target, bits: RomBits) -> dict[str, A
         "published_gated_w": _figure(target, "published.gated_power_w"),
         "capacity_bits": bits.capacity,
         "domain_bits": dict(bits.domains),
+        "chosen_parts": dict(bits.chosen),
         "always_on_bits": bits.always,
         "extra_bits": sum(bits.extra_domains.values()) + bits.extra_always,
         "extra_always_on_bits": bits.extra_always,

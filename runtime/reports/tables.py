@@ -527,6 +527,13 @@ def _rom_notes(rom: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> 
         f"({on['origin']}) x the part of the target's ROM that is on, in bits, measured from the "
         "start of each wake to the finish of its sleep."
     )
+    if rom["chosen_parts"]:
+        parts = sorted(rom["chosen_parts"].values())
+        ends = dict.fromkeys(f"{part:.1%}" for part in (parts[0], parts[-1]))
+        yield (
+            f"Of experts' domains only the banks of chosen experts are on, {' to '.join(ends)} of "
+            "their bits on the average of choices at random."
+        )
     gated = [one["rom"]["gated"] for one in entries]
     ungated, published = rom["published_ungated_w"], rom["published_gated_w"]
     if ungated is not None and published is not None:

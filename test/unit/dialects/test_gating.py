@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,8 +12,9 @@ from intaglio.dialects.clocks import At
 from intaglio.dialects.formula import constant
 from intaglio.dialects.gating import NO_DOMAIN, Kind, Role, first_unpowered, roles_of, wanted_only
 from intaglio.dialects.isa.adapter import AdapterMatvec
-from intaglio.dialects.isa.matrix import Embed, Matvec
-from intaglio.dialects.isa.power import Wake
+from intaglio.dialects.isa.matrix import Embed, ExpertMatvec, Matvec
+from intaglio.dialects.isa.power import Wake, WakeChosen
+from intaglio.dialects.isa.vector import Route
 from intaglio.dialects.timeline import Block, Issue, simulate
 
 Step = tuple[str, dict[str, int]]
@@ -146,6 +149,70 @@ def test_roles() -> None:
         (0, 1, 0): Role(Kind.ON, NO_DOMAIN),
         (0, 0, 1): Role(Kind.PRODUCT, "d0"),
     }
+
+
+R1, R2 = (0, 0, 90), (0, 0, 91)
+"""Two choices of experts."""
+
+
+@pytest.mark.parametrize(
+    ("steps", "choices", "reason"),
+    [
+        # All experts, or those that the product is one of.
+        (GOOD, (None, R1, None), None),
+        (GOOD, (R1, R1, None), None),
+        (GOOD, (R2, R1, None), "the wake before it is of other experts"),
+        # A product with all of a domain is none of the chosen experts'.
+        (GOOD, (R1, None, None), "the wake before it is of other experts"),
+        # The second choice switches off what the first one woke.
+        (
+            [*GOOD[:2], ("wake", {"matrix": 1}), ("product", {"power": 2})],
+            (R1, R1, R2, R2),
+            None,
+        ),
+        (
+            [*GOOD[:2], ("wake", {}), ("product", {"power": 2})],
+            (R1, R1, R2, R2),
+            "the sleep after it does not wait for it",
+        ),
+    ],
+)
+def test_products_are_of_the_experts_that_are_awake(
+    steps: list[Step], choices: tuple[At | None, ...], reason: str | None
+) -> None:
+    block, roles = program(steps)
+    for number, choice in enumerate(choices):
+        roles[0, 0, number] = replace(roles[0, 0, number], choice=choice)
+    found = first_unpowered([block], roles)
+    assert (found and found.reason) == reason
+
+
+def test_roles_of_chosen_experts() -> None:
+    """A choice is the route that wrote the experts last, of this instance."""
+    product = ExpertMatvec(
+        input="x", routing="r", output="y", weights="w", bias=None, pre_shift=0, expert=0
+    )
+    block = [
+        WakeChosen(domain="d", routing="r"),
+        Route(input="l", output="r", lowest=False, over_all=False),
+        WakeChosen(domain="d", routing="r"),
+        product,
+        Route(input="l", output="r", lowest=False, over_all=False),
+        product,
+    ]
+    found = roles_of([block], [[{"d": "d0"}, {"d": "d1"}]], {"w": "d0"})
+    assert {at: one.choice for at, one in found.items()} == {
+        # Nobody has chosen yet: no product is of it.
+        (0, 0, 0): (0, 0, 0),
+        (0, 0, 2): (0, 0, 1),
+        (0, 0, 3): (0, 0, 1),
+        (0, 0, 5): (0, 0, 4),
+        (0, 1, 0): (0, 0, 4),
+        (0, 1, 2): (0, 1, 1),
+        (0, 1, 3): (0, 1, 1),
+        (0, 1, 5): (0, 1, 4),
+    }
+    assert found[0, 1, 2].domain == "d1"
 
 
 def test_domains_that_only_wanted_tokens_need() -> None:

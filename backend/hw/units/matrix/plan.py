@@ -26,6 +26,7 @@ from intaglio.backend.hw.units.refusals import (
     short_latencies,
 )
 from intaglio.backend.hw.wires.widths import log2
+from intaglio.backend.program.power_bits import power_bits
 from intaglio.backend.program.types import Instruction, Parameter, Program
 from intaglio.dialects import constant_rom
 from intaglio.dialects.codes import FORMATS, Matrix, pack
@@ -407,7 +408,7 @@ def configure(
         code_words=code_words,
         scale_words=max(1, scale_words) if grouped else 0,
         banks=_banks(program, pieces),
-        domains=tuple(program.domains),
+        domains=tuple(one.label for one in power_bits(program)),
         token_bits=max([(p.dims[0] - 1).bit_length() for p in tables] or [1]),
         places=program.capacity if widths["placed"] else 0,
         vector_rows=vector_depth or rows,
@@ -433,19 +434,16 @@ def _banks(program: Program, pieces: Mapping[str, Piece]) -> tuple[tuple[BankRow
     """The rows of banks of each tile; see `MatrixConfig.banks`."""
     machine = program.machine
     size = machine.bank_words
-    domain_of = {
-        tensor: (number, name)
-        for number, (name, tensors) in enumerate(program.domains.items())
-        for tensor in tensors
-    }
-    always: tuple[int | None, str] = (None, "none")
+    bits = {(one.domain, one.row): number for number, one in enumerate(power_bits(program))}
+    domain_of = {tensor: name for name, tensors in program.domains.items() for tensor in tensors}
     found: list[dict[int, tuple[BankRow, str]]] = [{} for _ in range(machine.tiles)]
     for name, piece in pieces.items():
         end = piece.base + piece.code_words(program.parameters[name].rom_shape, machine)
-        domain, label = domain_of.get(name, always)
+        label = domain_of.get(name, "none")
         for tile in range(piece.first_tile, piece.first_tile + piece.tiles):
             for row in range(piece.base // size, -(-end // size)):
                 used = min(end - row * size, size)
+                domain = bits.get((label, None), bits.get((label, row)))
                 other, other_label = found[tile].get(row, (BankRow(domain, 0), label))
                 if other.domain != domain:
                     raise UserError(

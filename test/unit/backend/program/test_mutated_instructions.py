@@ -303,10 +303,10 @@ def gated(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def mixed(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    """A mixture of experts."""
+    """A mixture of experts, on a chip that switches on the chosen ones alone."""
     out = tmp_path_factory.mktemp("mixed") / "out"
-    options = Options("roma-mini", context=32, emit="program")
-    return Compiled(compile_model(model("experts"), out, options).folder)
+    options = Options("tom-mini", ("policy.expert_power=chosen",), context=32, emit="program")
+    return Compiled(compile_model(model("experts_ternary"), out, options).folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -283,6 +284,17 @@ NO_TRAFFIC = ("bytes_per_cycle = { value = 4", "bytes_per_cycle = { value = 0")
 """Tokens are kept on the die, and nothing could bring the others."""
 MIX = '"int3:64,down_proj=int6:64,lm_head=int6:64"'
 MIXES = f'range = ["int3:64,lm_head=int6:64", {MIX}]'
+
+
+def test_experts_are_switched_only_where_banks_are(tmp_path: Path):
+    text = (TARGETS / "tom-mini.toml").read_text()
+    text = text.replace('expert_power = { value = "layer"', 'expert_power = { value = "chosen"')
+    path = tmp_path / "gated.toml"
+    path.write_text(text)
+    assert load_target(str(path)).machine().expert_power == "chosen"
+    path.write_text(re.sub(r"^power_(wake|sleep) =", r"# \g<0>", text, flags=re.MULTILINE))
+    with pytest.raises(UserError, match=r"expert_power.*without latency\.power_wake no bank"):
+        load_target(str(path))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from small_chip import SMALL
 
 from intaglio.backend.compile import compile_model
+from intaglio.backend.program.power_bits import power_bits
 from intaglio.backend.program.program import Instruction, load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects import semantics
@@ -50,6 +51,46 @@ def test_equal_in_every_value_and_cycle(
     used = {one.does.expert for block in program.blocks for one in block.whole
             if isinstance(one.does, ExpertMatvec)}  # fmt: skip
     assert used == set(range(3 if name == "experts8" else 2))
+    chip.close()
+
+
+@pytest.mark.parametrize("words", [32, 64])
+def test_only_the_chosen_experts_banks_are_on(
+    model: Callable[[str], Path], tmp_path: Path, words: int
+) -> None:
+    """Equal although the others' banks give zeros; which are on is what the routing says."""
+    settings = ("policy.expert_power=chosen", f"l_unit.bank_words={words}")
+    options = Options("tom-mini", settings, context=8, emit="hw")
+    out = compile_model(model("experts_ternary"), tmp_path / "out", options).folder
+    program = load_program(out)
+    chip, simulator = RTLChip(program, out, cache=False, opt=0), Simulator(program, out)
+    bits = power_bits(program)
+    assert len({one.experts for one in bits if one.row is not None}) > 3
+    tokens = np.random.default_rng(1).integers(0, program.vocabulary, 3).tolist()
+    for position, token in enumerate(tokens):
+        result = compare_token(simulator, chip, token, position)
+        assert result.equal, str(result.difference)
+
+    chosen: list[list[int]] = []
+
+    def observe(one: Instruction, instance: int, written: list[Any]) -> None:
+        if isinstance(one.does, Route):
+            chosen.append(written[0][0, :2].astype(int).tolist())
+
+    simulator.reset()
+    simulator.forward([5], 0, observe=observe)
+    chip.reset()
+    chip.accept(5, 0, True)
+    seen: set[int] = set()
+    for cycle in range(1, chip.period(0, True)):
+        chip.advance(cycle)
+        seen.add(chip.model.get("power"))
+    for layer, experts in enumerate(chosen):
+        own = [n for n, one in enumerate(bits) if one.domain == f"power{layer}_experts"]
+        wanted = tuple(int(any(map(bits[n].wakes, experts))) for n in own)
+        assert 0 in wanted
+        off = (0,) * len(own)
+        assert {tuple(value >> n & 1 for n in own) for value in seen} == {off, wanted}
     chip.close()
 
 

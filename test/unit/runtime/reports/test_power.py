@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,55 @@ def test_on_times_against_every_cycle(gated: Path, position: int, rank: int):
     for name, cycles in is_on.items():
         on += bits.domains[name] * cycles
     assert bits.gated_share(times) == pytest.approx(on.mean() / bits.capacity)
+
+
+@pytest.mark.parametrize("words", [32, 256])
+def test_chosen_experts_banks(model: Named, tmp_path: Path, words: int):
+    """The part that is on, counted over all pairs of the six experts."""
+    settings = ("policy.expert_power=chosen", f"l_unit.bank_words={words}")
+    options = Options("tom-mini", settings, context=16, emit="program")
+    out = compile_model(model("experts_ternary"), tmp_path / "out", options).folder
+    program, placed = load_program(out), placed_of(out)
+    machine, bits = program.machine, RomBits.of(program, placed)
+    assert set(bits.chosen) == {"power0_experts", "power1_experts"}
+    for domain, part in bits.chosen.items():
+        shares: list[float] = []
+        for pair in combinations(range(6), 2):
+            on = whole = 0.0
+            for name in program.domains[domain]:
+                family = placed[name]
+                (piece,) = family.pieces
+                each = piece.expert_words(family.shape, machine)
+                size = sum(family.bits(machine).values()) / (6 * each)
+                # Word by word: on with all of its bank, of which any family's expert may be chosen.
+                for word in range(piece.base, piece.base + 6 * each):
+                    bank = word // words
+                    reached = any(
+                        p.base + e * p.expert_words(o.shape, machine) < (bank + 1) * words
+                        and p.base + (e + 1) * p.expert_words(o.shape, machine) > bank * words
+                        for other in program.domains[domain]
+                        for o in (placed[other],)
+                        for p in o.pieces
+                        for e in pair
+                    )
+                    on += size * reached
+                    whole += size
+            shares.append(on / whole)
+        assert part == pytest.approx(np.mean(shares), rel=1e-3)
+        assert part < 0.6 or words > 32
+    content = inspect_json(out)["power"]
+    assert content["rom"]["chosen_parts"] == bits.chosen
+    layer = Options("tom-mini", settings[1:], context=16, emit="program")
+    other = compile_model(model("experts_ternary"), tmp_path / "layer", layer).folder
+    whole = inspect_json(other)["power"]
+    assert whole["rom"]["chosen_parts"] == {}
+    for one, all_ in zip(content["positions"], whole["positions"], strict=True):
+        # A wake and a cycle an expert behind the choices of two layers, and the sleep before it.
+        wake = 2 * (machine.power_wake + 2)
+        most = wake + 2 * (machine.power_sleep + machine.issue)
+        assert 0 < one["cycles"] - all_["cycles"] <= most
+        assert one["rom"]["gated"]["on_share"] < all_["rom"]["gated"]["on_share"]
+    assert "only the banks of chosen experts are on" in power_note(out)
 
 
 def test_bits_are_those_of_the_rom(gated: Path):

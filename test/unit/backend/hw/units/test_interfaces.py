@@ -44,8 +44,7 @@ def test_every_instruction_has_one_unit(program: Program) -> None:
     executed = Counter((a.queue, one.opcode) for a in commands for one in a.instructions)
     assert set(executed.values()) == {1}
     declared = {(one.queue, one.opcode) for one in INSTRUCTIONS}
-    # Linear attention has no hardware yet (`layout.recurrence_refusal`).
-    absent = {"wake", "sleep", "linear_attention"}
+    absent = {"wake", "wake_chosen", "sleep"}
     absent |= {"matvec"} if layout.adapters is None else set()
     absent |= set() if layout.program.matrices else {"linear_attention"}
     assert {opcode for _, opcode in declared - executed.keys()} <= absent

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from intaglio.backend.hw.units.power import NO_DOMAIN, build_power, encode
+from intaglio.backend.hw.units.power import NO_DOMAIN, Choice, build_power, encode
 from intaglio.backend.hw.wires.signal import Design
+from intaglio.backend.program.power_bits import PowerBit
 from intaglio.backend.program.program import Instruction
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import timeline
@@ -65,6 +66,55 @@ def test_bits_follow_the_instructions(wake: int, sleep: int) -> None:
             # The result can be read in the cycle of the finish.
             assert trace.outputs["power"].tolist() == [before] * cycles + [after] * idle
             assert model.get("power") == after
+
+
+@pytest.mark.parametrize(("wake", "chosen"), [(1, 1), (1, 4), (6, 3)])
+def test_banks_of_chosen_experts(wake: int, chosen: int) -> None:
+    """The bits of a domain's banks are those of the experts that the memory of routings names."""
+    chip, design, rows = machine(wake, 2), Design(), 16
+    choice = Choice(chosen, rows)
+    bits = [
+        PowerBit("power0"),
+        PowerBit("power0_experts", 1, ((0, 2),)),
+        PowerBit("power0_experts", 2, ((2, 2), (5, 7))),
+        PowerBit("power0_experts", 3, ((3, 4),)),
+        PowerBit("power0_experts", 4, ((7, 7), (0, 0))),
+    ]
+    domains = ("power0", "power0_experts")
+    build_power(design, chip, domains, set(), bits, choice)
+    model = ArcModel(design.text(), "power_controller", opt=0)
+    rng = np.random.default_rng(chosen)
+    model.set("rst", 1)
+    model.step()
+    model.set("rst", 0)
+    on = [0] * len(bits)
+    for _ in range(40):
+        memory = rng.integers(0, 8, rows)
+        name = domains[int(rng.integers(2))]
+        count = int(rng.integers(1, chosen + 1)) if name == domains[1] and rng.integers(2) else 0
+        kind = Wake if rng.integers(3) else Sleep
+        one = instruction(kind(domain="slot"), chip)
+        fields = encode(domains, one, {"slot": name}, choice)
+        fields |= {"wake": 1, "chosen": count} if count else {}
+        fields["routing"] = int(rng.integers(rows - count))
+        for field, value in fields.items():
+            model.set(field, value)
+        experts = memory[fields["routing"] : fields["routing"] + count].tolist()
+        for number, bit in enumerate(bits):
+            if bit.domain == name:
+                awake = any(map(bit.wakes, experts)) if count else True
+                on[number] = int(bool(fields["wake"]) and awake)
+        cycles = (wake + count) if fields["wake"] else 2
+        done: list[int] = []
+        for cycle in range(cycles):
+            model.set("start", int(cycle == 0))
+            done.append(model.get("done"))
+            address = model.get("routing_address")
+            model.step()
+            model.set("routing_number", int(memory[address % rows]))
+        model.set("start", 0)
+        assert done == [0] * (cycles - 1) + [1]
+        assert model.get("power") == sum(bit << i for i, bit in enumerate(on))
 
 
 def test_refusals() -> None:
