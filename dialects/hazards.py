@@ -23,10 +23,11 @@ from intaglio.dialects import timeline
 from intaglio.dialects.clocks import clocks
 from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.instruction import Instruction
+from intaglio.dialects.isa.matrix import ExpertMatvec, Product
 from intaglio.dialects.isa.queues import ATTENTION, COUNTERS, MATRIX, PEAKS, QUEUES, reductions_of
 from intaglio.dialects.isa.touched import Memories, Touched, may_read_peak, passes_of, touched
 from intaglio.dialects.isa.values import Value
-from intaglio.dialects.isa.vector import Quantize
+from intaglio.dialects.isa.vector import Quantize, RMSScale
 from intaglio.dialects.timeline import At
 
 ADDERS = (MATRIX, ATTENTION)
@@ -49,7 +50,8 @@ class Access:
         uses, leaves: entries of reductions that it reads and leaves: the first, and the one after
             the last.
         owner: whose reductions they are.
-        uses_peak: the buffer whose largest magnitude it reads there; "": its owner's reductions.
+        uses_peak: the buffer whose largest magnitude, or the factor of a norm, it reads there; "":
+            its owner's reductions.
         leaves_peak: likewise of what it leaves.
         largest: whether it takes the largest of what it reads, which comes after the elements.
     """
@@ -78,17 +80,16 @@ class Access:
         one: Instruction[str],
         found: Touched[str] | None = None,
         *,
-        uses_peak: bool = False,
-        leaves_peak: bool = False,
+        uses_peak: str = "",
+        leaves_peak: str = "",
     ) -> Access:
         """The accesses of an instruction, or of a beat of it that touches only parts.
 
         Args:
             one: the instruction.
             found: what the beat touches.
-            uses_peak: whether the reductions that it uses are the largest magnitude that others
-                have left of what it reads.
-            leaves_peak: whether it leaves that of what it writes.
+            uses_peak: of what it reads, that whose largest magnitude, or sum, others have left.
+            leaves_peak: of what it writes, that of which it leaves it.
         """
         if found is None:
             return Access(one.reads, one.writes, one.read_caches, one.written_caches)
@@ -101,8 +102,8 @@ class Access:
             found.uses,
             found.leaves,
             f"{one.opcode} {' '.join((*one.reads, *one.writes))}",
-            one.reads[0] if uses_peak else "",
-            one.writes[0] if leaves_peak else "",
+            uses_peak,
+            leaves_peak,
             found.largest,
         )
 
@@ -144,7 +145,12 @@ def accesses(
         part = None
         if issue.pace is not None:
             part = touched(one, beat, kinds.__getitem__, chip, after)
-        found.append(Access.of(one, part, uses_peak=number in readers, leaves_peak=bool(beat.peak)))
+        uses, leaves = one.reads[0] if number in readers else "", ""
+        if beat.peak or (isinstance(one, RMSScale) and part is not None and part.leaves != (0, 0)):
+            leaves = one.writes[0]
+        if isinstance(one, Product | ExpertMatvec) and one.norm is not None:
+            uses = one.norm
+        found.append(Access.of(one, part, uses_peak=uses, leaves_peak=leaves))
     return found
 
 

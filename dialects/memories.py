@@ -1,6 +1,6 @@
 """The memories of a chip, and how many of their rows a value takes.
 
-A memory is rows of equal elements. Values of a token lie in five of them, by their kind:
+A memory is rows of equal elements. Values of a token lie in six of them, by their kind:
 
 | memory          | an element                  | a value begins at a row, and so does           |
 |-----------------|-----------------------------|------------------------------------------------|
@@ -9,6 +9,7 @@ A memory is rows of equal elements. Values of a token lie in five of them, by th
 | `scores`        | a score                     | each head                                      |
 | `probabilities` | a code of a probability     | each head                                      |
 | `routings`      | an expert and its share     | each of the chosen, one a row                  |
+| `norm_scales`   | the factor of a norm        |                                                |
 
 Beside `codes` lies `block_steps`, with exponent and step of each block of the same row. Beside
 these lie three with one element a row: `code_scales` has the scale of the group that begins
@@ -31,13 +32,14 @@ from intaglio.dialects.isa.values import (
     Probabilities,
     Quantized,
     Routing,
+    Scale,
     Scores,
     Value,
 )
 
 VECTORS, CODES, SCORES, PROBABILITIES = "vectors", "codes", "scores", "probabilities"
 CODE_SCALES, HEADS, LARGEST = "code_scales", "heads", "largest"
-BLOCK_STEPS = "block_steps"
+BLOCK_STEPS, NORM_SCALES = "block_steps", "norm_scales"
 ROUTINGS = "routings"
 
 OF_VALUES = (
@@ -45,6 +47,7 @@ OF_VALUES = (
     CODES,
     BLOCK_STEPS,
     CODE_SCALES,
+    NORM_SCALES,
     SCORES,
     LARGEST,
     PROBABILITIES,
@@ -72,6 +75,7 @@ OF_KIND: Mapping[type[Value], str] = {
     Fixed: VECTORS,
     Quantized: CODES,
     Blocks: CODES,
+    Scale: NORM_SCALES,
     Scores: SCORES,
     Probabilities: PROBABILITIES,
     Routing: ROUTINGS,
@@ -146,6 +150,8 @@ def rows_of(value: Value, lanes: int, capacity: int) -> int:
             return value.heads * -(-capacity // lanes)
         case Routing():
             return value.chosen
+        case Scale():
+            return 1
         case _:
             return 0
 
@@ -197,6 +203,8 @@ def of_values(
             found[name] = Memory(found[CODES].rows, max(1, lanes // block), STEP_BITS)
         elif name == CODE_SCALES and CODES in rows:
             found[name] = Memory(found[CODES].rows, 1, SCALE_BITS + EXPONENT_BITS)
+        elif name == NORM_SCALES and name in rows:
+            found[name] = Memory(max(LEAST_ROWS, rows[name]), 1, SCALE_BITS + EXPONENT_BITS)
         elif name == LARGEST and SCORES in rows:
             heads = rows[SCORES] // -(-capacity // lanes)
             found[name] = Memory(max(LEAST_ROWS, heads), 1, FIXED_BITS)

@@ -695,6 +695,8 @@ def value_of(type_: Attribute) -> values.Value | None:
         case rom.BlocksType():
             block, fraction = type_.block.data, type_.fraction.data
             return values.Blocks(type_.size, type_.format.data, block, fraction)
+        case rom.ScaleType():
+            return values.Scale()
         case rom.ScoresType():
             return values.Scores(type_.heads.data, type_.fraction.data)
         case rom.ProbabilitiesType():

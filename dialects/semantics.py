@@ -26,12 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.dialects.codes import FORMATS, SLOT_LIMITS, AdapterMatrix, Matrix, decode
-from intaglio.dialects.fixed_point import Ints, Real, Saturations, Scale, multiply
+from intaglio.dialects.fixed_point import SCALE_BITS, Ints, Real, Saturations, Scale, multiply
 from intaglio.dialects.formulas import blocks, norms, products, quantise, recurrence, routing
 from intaglio.dialects.formulas import softmax as softmax_formulas
 from intaglio.dialects.formulas.arrays import Arrays
 from intaglio.dialects.formulas.elementwise import ADD, ELEMENTWISE, MUL, Constants, Elementwise
-from intaglio.dialects.formulas.norms import norm_values
+from intaglio.dialects.formulas.norms import norm_epsilon, norm_values
 from intaglio.dialects.formulas.products import PRODUCT_BITS, ROTARY_FRAC
 from intaglio.dialects.formulas.quantise import format_values
 from intaglio.dialects.formulas.reader import ScaleOf
@@ -416,6 +416,33 @@ def norm(
     elements = norms.centred(r, lambda at: grouped, width)(None) if centred else grouped
     y = norms.norm(r, lambda at: elements, lambda at: weight, values)(None).reshape(x.shape)
     return y if beta is None else operator(ADD.name, y, beta, saturations=saturations)
+
+
+def rms_scale(x: Ints, eps: Real, frac: int = 16) -> Scale:
+    """`formulas.norms.rms_scale` of vectors.
+
+    Args:
+        x: Fixed [..., n].
+        eps: the graph's epsilon, not negative.
+        frac: fraction bits of `x`.
+
+    Returns:
+        A scale a vector, [..., 1].
+
+    Raises:
+        ValueError: n is more than 2**14.
+    """
+    r, x = Arrays(), np.asarray(x, np.int64)
+    epsilon = norm_epsilon(eps, x.shape[-1], frac)
+    high, low = r.sweep(lambda at: norms.square(r, x), "sum", "sum")
+    mantissa, exponent = norms.rms_scale(r, high, low, np.asarray(epsilon, np.int64), frac)
+    return Scale(mantissa, exponent)
+
+
+def with_norm(x: Quantized, norm: Scale) -> Quantized:
+    """A vector of one unit whose products' results are times the factor of a norm."""
+    unit = int(np.asarray(x.scale.exponent).reshape(-1)[0]) - (SCALE_BITS - 1)
+    return Quantized(x.codes, Scale(norm.mantissa, norm.exponent + unit), x.format)
 
 
 # Attention

@@ -178,6 +178,9 @@ class _Token:
                     self.scaled.add(op.output)
             case rom.QuantizeBlocksOp():
                 result = values[op.input]
+            case rom.RMSScaleOp():
+                # It follows the products.
+                result = {}
             case rom.DotOp():
                 result = self._dot(op, bound, values[op.input])
             case rom.ExpertProductOp():

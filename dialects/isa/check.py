@@ -39,7 +39,9 @@ def build(
         ("reads", form.reads, reads),
         ("writes", form.writes, writes),
     ):
-        least = sum(not one.optional for one in operands)
+        # With its flag an operand is there, else it is not.
+        operands = [one for one in operands if not one.when or arguments.get(one.when)]
+        least = sum(not one.optional or bool(one.when) for one in operands)
         if not least <= len(given) <= len(operands):
             count = f"{least} or {len(operands)}" if least < len(operands) else str(least)
             names = f" ({', '.join(one.name for one in operands)})" if operands else ""

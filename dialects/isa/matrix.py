@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from intaglio.dialects import semantics
 from intaglio.dialects.isa.instruction import Instruction, V
-from intaglio.dialects.isa.parts import Store, integer, read, use, write
+from intaglio.dialects.isa.parts import Store, flag, integer, read, use, write
 from intaglio.dialects.isa.queues import MATRIX
-from intaglio.dialects.isa.values import Coded, Fixed, Routing, Token
+from intaglio.dialects.isa.values import Coded, Fixed, Routing, Scale, Token
 
 SHIFT_BITS = 6
 """Width of the number of places that an accumulator loses before it is scaled."""
@@ -35,11 +35,13 @@ class Product(Instruction[V]):
     """Base of products of a matrix and a vector: scaled to fixed point; bias and residual added."""
 
     input: V = read(Coded)
+    norm: V | None = read(Scale, when="normed")
     residual: V | None = read(Fixed, elementwise=True, default=None)
     output: V = write(Fixed)
     weights: str = use(Store.MATRIX)
     bias: str | None = use(Store.VECTOR, default=None)
     pre_shift: int = integer(SHIFT_BITS)
+    normed: bool = flag()
 
 
 class Matvec(
@@ -61,6 +63,7 @@ class ExpertMatvec(
 
     input: V = read(Coded)
     routing: V = read(Routing)
+    norm: V | None = read(Scale, default=None)
     output: V = write(Fixed)
     weights: str = use(Store.MATRIX)
     bias: str | None = use(Store.TABLE, default=None)

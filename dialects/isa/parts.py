@@ -57,12 +57,14 @@ class Operand:
         optional: whether it may be left out; then all behind it are, too.
         elementwise: of what is read: each element is read before the result's is written, so the
             result may take its place.
+        when: the flag among the arguments with which it is there; "": none says it.
     """
 
     name: str
     kind: type[Value]
     optional: bool
     elementwise: bool = False
+    when: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,12 @@ def _declared(part: Callable[[str, bool], object], kind: str, default: Any) -> A
     return field(metadata=about, default=default)
 
 
-def read(kind: type[Value], *, elementwise: bool = False, default: Any = _REQUIRED) -> Any:
-    """A field for a value that is read; optional with `default=None`."""
+def read(
+    kind: type[Value], *, elementwise: bool = False, default: Any = _REQUIRED, when: str = ""
+) -> Any:
+    """A field for a value that is read; optional with `default=None`, or there with a flag."""
+    if when:
+        return _declared(lambda n, _: Operand(n, kind, True, elementwise, when), "reads", None)
     return _declared(lambda n, o: Operand(n, kind, o, elementwise), "reads", default)
 
 

@@ -29,6 +29,7 @@ from intaglio.dialects.isa.vector import (
     Quantize,
     QuantizeBlocks,
     RMSNorm,
+    RMSScale,
     Route,
     Sample,
     Softmax,
@@ -102,7 +103,7 @@ def size_of(one: Instruction[V], kind: Callable[[V], Value], heads: Callable[[st
             value = kind(one.output)
             assert isinstance(value, Coded)
             return value.size
-        case Sample() | Route():
+        case Sample() | Route() | RMSScale():
             return _elements(kind(one.input))
         case _:
             return _elements(kind(one.writes[0])) if one.writes else 1
@@ -129,7 +130,7 @@ def reduces(one: Instruction[Any], beat: Beat) -> bool:
         return True
     if not isinstance(one, VectorInstruction) or isinstance(one, Delay):
         return False
-    return isinstance(one, Sample | Route) or beat.number < passes_of(one) - 1
+    return isinstance(one, Sample | Route | RMSScale) or beat.number < passes_of(one) - 1
 
 
 def may_leave_peak(one: Instruction[V], kind: Callable[[V], Value]) -> bool:
@@ -183,8 +184,16 @@ def touched(
             # The vector is multiplied with every row.
             reads |= {} if one.residual is None else {one.residual: (first, last)}
             writes[one.output] = (first, last)
+            uses = _of_norm(one, beat)
         case ExpertMatvec():
             writes[one.output] = (first, last)
+            uses = _of_norm(one, beat)
+        case RMSScale():
+            reads[one.input] = (first, last)
+            if last == size_of(one, kind, chip.heads):
+                leaves = beat.entry, beat.entry + 1
+            else:
+                writes = {}
         case QueryKey():
             read_caches[one.keys] = (first, last)
             value = kind(one.query)
@@ -262,6 +271,11 @@ def touched(
                 writes[after.output] = _part(kind(after.output), 0, 1, chip)
     largest = isinstance(one, Softmax) and beat.number == 1
     return Touched(reads, writes, read_caches, written_caches, uses, leaves, largest)
+
+
+def _of_norm(one: Product[V] | ExpertMatvec[V], beat: Beat) -> Range:
+    """The entry of the reduction that gives the factor of a product's results."""
+    return (0, 0) if one.norm is None else (beat.entry, beat.entry + 1)
 
 
 def _named(one: Instruction[V], beat: Beat) -> tuple[tuple[V, ...], tuple[V, ...]]:

@@ -87,6 +87,14 @@ class Blocks(Coded):
 
 
 @dataclass(frozen=True)
+class Scale(Value):
+    """A number that results of products are times: a mantissa with an exponent."""
+
+    kind = "factor"
+    told = "a scale"
+
+
+@dataclass(frozen=True)
 class Scores(Value):
     """Of each head one number of 32 bits a cached token."""
 
@@ -125,7 +133,8 @@ class Token(Value):
 
 
 KINDS: dict[str, type[Value]] = {
-    one.kind: one for one in (Fixed, Quantized, Blocks, Scores, Probabilities, Routing, Token)
+    one.kind: one
+    for one in (Fixed, Quantized, Blocks, Scale, Scores, Probabilities, Routing, Token)
 }
 """All kinds by name."""
 

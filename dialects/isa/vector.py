@@ -30,6 +30,7 @@ from intaglio.dialects.isa.values import (
     Probabilities,
     Quantized,
     Routing,
+    Scale,
     Scores,
     Token,
 )
@@ -110,6 +111,18 @@ class QuantizeBlocks(
 
     input: V = read(Fixed)
     output: V = write(Blocks)
+
+
+class RMSScale(
+    VectorInstruction[V], opcode="rms_scale", queue=VECTOR, meaning=(semantics.rms_scale,)
+):
+    """``1 / sqrt(sum(x**2) + n * eps)``: the factor of a norm, for products that follow it."""
+
+    input: V = read(Fixed)
+    output: V = write(Scale)
+    eps: Real = number()
+
+    passes = Passes(1, reductions=1, lookups=True)
 
 
 class Rotary(VectorInstruction[V], opcode="rotary", queue=VECTOR, meaning=(semantics.rotary,)):

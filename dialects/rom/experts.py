@@ -21,10 +21,11 @@ from xdsl.traits import Pure
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects.rom.buffers import resolved_type
-from intaglio.dialects.rom.integers import verify_multiplied
+from intaglio.dialects.rom.integers import verify_multiplied, verify_normed
 from intaglio.dialects.rom.operators import OperatorOp, same_size
 from intaglio.dialects.rom.types import (
     MULTIPLIED,
+    SCALE,
     SYMBOL,
     VECTOR,
     FixedType,
@@ -170,14 +171,15 @@ class ExpertProductOp(OperatorOp):
     name = "rom.expert_product"
     input = operand_def(MULTIPLIED)
     routing = operand_def(RoutingType)
+    norm = opt_operand_def(SCALE)
     expert = prop_def(IntegerAttr[I64])
     weights = prop_def(SYMBOL)
     bias = opt_prop_def(SYMBOL)
     pre_shift = prop_def(IntegerAttr[I64])
     output = result_def(FixedType)
     assembly_format = (
-        "$input `,` $routing `expert` $expert `by` $weights (`bias` $bias^)? attr-dict"
-        " `:` type($input) `,` type($routing) `->` type($output)"
+        "$input `,` $routing `expert` $expert `by` $weights (`bias` $bias^)? (`norm` $norm^)?"
+        " attr-dict `:` type($input) `,` type($routing) `->` type($output)"
     )
     traits = traits_def(Pure())
 
@@ -191,9 +193,10 @@ class ExpertProductOp(OperatorOp):
         onnx: Nodes,
         output: Attribute,
         bias: str | None = None,
+        norm: SSAValue | None = None,
     ) -> None:
         self._build(
-            [x, routing],
+            [x, routing, norm],
             [output],
             expert=expert,
             weights=weights,
@@ -208,6 +211,7 @@ class ExpertProductOp(OperatorOp):
         _verify_number(self.expert.value.data, self.routing.type)
         experts = _verify_family(self, self.routing.type, self.weights, size, rows)
         _verify_biases(self, self.bias, experts, rows)
+        verify_normed(self.norm, self.input.type)
         if self.pre_shift.value.data < 0:
             raise VerifyException("pre_shift must not be negative")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from xdsl.dialects.builtin import I64, IntegerAttr
 from xdsl.ir import Attribute, SSAValue
 from xdsl.irdl import (
+    AttrSizedOperandSegments,
     irdl_op_definition,
     operand_def,
     opt_operand_def,
@@ -25,6 +26,7 @@ from intaglio.dialects.rom.types import (
     MULTIPLIED,
     POSITION,
     PROBABILITY_CODES,
+    SCALE,
     SYMBOL,
     AccumulatorType,
     BlocksType,
@@ -34,6 +36,7 @@ from intaglio.dialects.rom.types import (
     ProbabilitiesType,
     QuantizedType,
     RealAttr,
+    ScaleType,
     ScoresType,
     vector_size,
 )
@@ -119,6 +122,30 @@ class QuantizeBlocksOp(OperatorOp):
             )
 
 
+@irdl_op_definition
+class RMSScaleOp(OperatorOp):
+    """1 / sqrt(sum(x^2) + n * eps): what is left of a norm whose weights are in the codes.
+
+    The products that take x times the weights times sqrt(n) take it as a factor of their results.
+
+    Example:
+    ```
+    %s = rom.rms_scale %x {eps = #rom.real<10995116, 40>, onnx = [["norm"]]}
+        : !rom.fixed<64, 16> -> !rom.scale
+    ```
+    """
+
+    name = "rom.rms_scale"
+    input = operand_def(FixedType)
+    eps = prop_def(RealAttr)
+    output = result_def(ScaleType)
+    assembly_format = "$input attr-dict `:` type($input) `->` type($output)"
+    traits = traits_def(Pure())
+
+    def __init__(self, x: SSAValue, eps: Attribute, onnx: Nodes) -> None:
+        self._build([x], [ScaleType()], eps=eps, onnx=onnx)
+
+
 def verify_multiplied(type_: Attribute) -> int:
     """Elements of a vector that a matrix is multiplied with.
 
@@ -129,6 +156,16 @@ def verify_multiplied(type_: Attribute) -> int:
     if isinstance(type_, QuantizedType) and type_.groups.data != 1:
         raise VerifyException("a matrix takes a vector with one scale, or with exponents of blocks")
     return type_.size
+
+
+def verify_normed(norm: SSAValue | None, type_: Attribute) -> None:
+    """A vector that has a scale of its own takes none of a norm.
+
+    Raises:
+        VerifyException: it has both.
+    """
+    if norm is not None and isinstance(type_, QuantizedType):
+        raise VerifyException("a quantised vector has its scale; only blocks take that of a norm")
 
 
 @irdl_op_definition
@@ -168,8 +205,9 @@ class DotOp(OperatorOp):
 class RequantizeOp(OperatorOp):
     """Scales accumulators to fixed point, then adds bias and residual, each step saturating.
 
-    The scale is that of the quantised vector, or the unit of its blocks' integers, times the
-    matrix's exponent; the exponent of an adapter's slot is in a register of its site.
+    The scale is that of the quantised vector, or the unit of its blocks' integers and, where they
+    are to be normalised, what `rom.rms_scale` says; times the matrix's exponent. The exponent of an
+    adapter's slot is in a register of its site.
 
     Example:
     ```
@@ -184,12 +222,15 @@ class RequantizeOp(OperatorOp):
     input = operand_def(AccumulatorType)
     scale = operand_def(MULTIPLIED)
     residual = opt_operand_def(FixedType)
+    norm = opt_operand_def(SCALE)
     weights = prop_def(SYMBOL)
     bias = opt_prop_def(SYMBOL)
     pre_shift = prop_def(IntegerAttr[I64])
     output = result_def(FixedType)
+    irdl_options = (AttrSizedOperandSegments(as_property=True),)
     assembly_format = (
-        "$input `scaled` $scale `,` $weights (`bias` $bias^)? (`residual` $residual^)? attr-dict"
+        "$input `scaled` $scale `,` $weights (`bias` $bias^)? (`residual` $residual^)?"
+        " (`norm` $norm^)? attr-dict"
         " `:` type($input) `,` type($scale) (`,` type($residual)^)? `->` type($output)"
     )
     traits = traits_def(Pure())
@@ -204,9 +245,10 @@ class RequantizeOp(OperatorOp):
         output: Attribute,
         bias: str | None = None,
         residual: SSAValue | None = None,
+        norm: SSAValue | None = None,
     ) -> None:
         self._build(
-            [x, scale, residual],
+            [x, scale, residual, norm],
             [output],
             weights=weights,
             bias=bias,
@@ -226,6 +268,7 @@ class RequantizeOp(OperatorOp):
             raise VerifyException(f"{self.name}: values must have equal sizes, found {found}")
         if self.pre_shift.value.data < 0:
             raise VerifyException("pre_shift must not be negative")
+        verify_normed(self.norm, self.scale.type)
 
 
 @irdl_op_definition

@@ -586,6 +586,13 @@ class BlocksType(ParametrizedAttribute, TypeAttribute):
 
 
 @irdl_attr_definition
+class ScaleType(ParametrizedAttribute, TypeAttribute):
+    """`!rom.scale`: a mantissa of 24 bits with an exponent, which a product's results are times."""
+
+    name = "rom.scale"
+
+
+@irdl_attr_definition
 class ProbabilitiesType(ParametrizedAttribute, TypeAttribute):
     """`!rom.probabilities<4, uint8>`: for 4 heads, one code a cached token, a scale and a sum."""
 
@@ -618,6 +625,7 @@ REAL = AnyOf((BaseAttr(FloatAttr), BaseAttr(RealAttr)))
 TOKEN = EqAttrConstraint(i32)
 POSITION = EqAttrConstraint(IndexType())
 SYMBOL = BaseAttr(SymbolRefAttr)
+SCALE = EqAttrConstraint(ScaleType())
 MULTIPLIED = AnyOf((BaseAttr(QuantizedType), BaseAttr(BlocksType)))
 """What a matrix is multiplied with: codes with one scale, or with an exponent a block."""
 BUFFER = AnyOf(

@@ -20,9 +20,9 @@ from xdsl.ir import SSAValue
 from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.cache import Append
-from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec
+from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec, Product
 from intaglio.dialects.isa.touched import Memories, groups_of, passes_of, size_of, touched
-from intaglio.dialects.isa.vector import Delay, Rotary, Route, Softmax, VectorInstruction
+from intaglio.dialects.isa.vector import Delay, RMSScale, Rotary, Route, Softmax, VectorInstruction
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule.beat_order import ordered
@@ -79,7 +79,16 @@ class Beats:
         """For each instruction the entry of its first group's reductions; those of peaks are the
         first ones."""
         entries, taken = list[int](), self.peaks.entries
+        factors: dict[SSAValue, int] = {}
         for place, one in enumerate(block.drafts):
+            if isinstance(one.does, RMSScale):
+                factors[one.does.output] = taken
+                entries.append(taken)
+                taken += 1
+                continue
+            if isinstance(one.does, Product | ExpertMatvec) and one.does.norm is not None:
+                entries.append(factors[one.does.norm])
+                continue
             if (number, place) in self.peaks.read:
                 entries.append(self.peaks.read[number, place])
                 continue
@@ -158,7 +167,8 @@ class Beats:
         A pass that reduces keeps all others that reduce waiting from its first row to its last, so
         it does only where its rows come one behind the other.
         """
-        if number < passes_of(one.does) - 1 and not isinstance(one.does, Delay):
+        reduced = number < passes_of(one.does) - 1 or isinstance(one.does, RMSScale)
+        if reduced and not isinstance(one.does, Delay):
             if number:
                 return False
             maker = made_by.get(one.does.reads[0])

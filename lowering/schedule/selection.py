@@ -103,11 +103,14 @@ class Selector:
         dot = op.input.owner
         assert isinstance(dot, rom.DotOp)
         type_ = rom.resolved_type(op, op.weights, rom.ROMTensorType, rom.AdapterType)
+        normed = op.norm is not None
         if isinstance(type_, rom.AdapterType):
-            does = _named(AdapterMatvec[SSAValue], op, input=dot.input)
+            does = _named(AdapterMatvec[SSAValue], op, input=dot.input, normed=normed)
             pace, duration = self.adapter_product(op, type_)
             return Draft(does, lambda _, __: Times(duration, pace), op.onnx)
-        return self.rom_product(op, type_, _named(Matvec[SSAValue], op, input=dot.input))
+        return self.rom_product(
+            op, type_, _named(Matvec[SSAValue], op, input=dot.input, normed=normed)
+        )
 
     def rom_product(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from intaglio.dialects.isa.queues import COUNTERS, PEAKS, reductions_of
+from intaglio.dialects.isa.vector import RMSScale
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule.accesses import (
@@ -87,9 +88,9 @@ def waits(
 
 
 def _leave(block: DraftBlock, left: dict[int, set[str]]) -> None:
-    """Adds the counters of a block's peaks to those of each entry."""
+    """Adds the counters of a block's peaks and norms' factors to those of each entry."""
     for one in block.drafts:
-        if one.touched is not None and one.beat.peak:
+        if one.touched is not None and (one.beat.peak or isinstance(one.does, RMSScale)):
             for entry in range(*one.touched.leaves):
                 left.setdefault(entry, set()).add(reductions_of(one.queue))
 

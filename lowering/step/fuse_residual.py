@@ -57,6 +57,7 @@ def _fuse(add: rom.AddOp, value: SSAValue, other: SSAValue) -> bool:
         add.output.type,
         bias=bias,
         residual=other,
+        norm=requantize.norm,
     )
     Rewriter.insert_op(fused, InsertPoint.before(requantize))
     Rewriter.replace_op(add, [], [fused.output])

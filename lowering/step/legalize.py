@@ -33,6 +33,7 @@ from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import machine_of
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.formulas.blocks import LEAST_AT_MOST, REACH, integer_fraction
+from intaglio.dialects.formulas.norms import weight_fraction
 from intaglio.dialects.formulas.softmax import SCORE_FRAC, SLOPE_FRAC
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.semantics import (
@@ -54,6 +55,8 @@ UNBOUNDED = 1 << 31
 WINDOW = REACH - 8
 """Fraction bits of numbers whose blocks' least exponent is 0, and whose largest one reaches 8 bits
 above the point."""
+STREAM_BITS = 2
+"""How many bits further up the blocks of a residual stream reach."""
 FP8_UNITS = 1 << 9
 """E4M3 codes decode to integers in units of its smallest number, 2**-9."""
 
@@ -288,6 +291,8 @@ class _Body:
     machine: Machine
     chosen: Fractions
     quantized: dict[tuple[SSAValue, str], SSAValue] = field(default_factory=dict)
+    factors: dict[SSAValue, SSAValue] = field(default_factory=dict)
+    """Of values that are a norm's but for its factor, the factor."""
 
     def convert(self, block: Block) -> None:
         for argument in list(block.args):
@@ -333,7 +338,11 @@ class _Body:
         assert isinstance(x.type, rom.FixedType)
         size, frac = x.type.size.data, x.type.fraction.data
         block = math.gcd(size, self.machine.block)
-        low = min(max(0, frac - WINDOW), LEAST_AT_MOST)
+        low = frac - WINDOW
+        if x in self.factors:
+            # As large as the stream, which has outliers.
+            low += frac - weight_fraction(frac, size) + STREAM_BITS
+        low = min(max(0, low), LEAST_AT_MOST)
         return rom.BlocksType(size, fmt, block, integer_fraction(frac, low, FORMATS[fmt].steps))
 
     def linear(self, op: rom.LinearOp) -> None:
@@ -358,6 +367,7 @@ class _Body:
             op.onnx,
             self.fixed(op.output),
             bias=None if op.bias is None else name_of(op.bias),
+            norm=self.factors.get(op.input),
         )
         self.replace(op, dot, requantize)
 
@@ -374,6 +384,7 @@ class _Body:
             op.onnx,
             self.fixed(op.output),
             bias=None if op.bias is None else name_of(op.bias),
+            norm=self.factors.get(op.input),
         )
         self.replace(op, product)
 
@@ -388,7 +399,41 @@ class _Body:
     def rms_norm(self, op: rom.RMSNormOp) -> None:
         if isinstance(op.eps, FloatAttr):
             op.eps = real_attr(op.eps.value.data)
-        self.retype(op)
+        if self.folds(op):
+            self.fold(op)
+        else:
+            self.retype(op)
+
+    def folds(self, op: rom.RMSNormOp) -> bool:
+        """Whether only products that take blocks read a norm: then its factor can follow them."""
+        if op.groups.value.data != 1 or not self.machine.has_blocks:
+            return False
+        return all(
+            isinstance(user, rom.LinearOp | rom.ExpertLinearOp)
+            and isinstance(rom.resolve(user, user.weights).type, rom.ROMTensorType)
+            and FORMATS[self.format_of(user)].by_block
+            for user in (use.operation for use in op.output.uses)
+        )
+
+    def format_of(self, op: rom.LinearOp | rom.ExpertLinearOp) -> str:
+        if isinstance(op, rom.LinearOp):
+            return activation_format(op, self.machine)
+        return self.machine.activations
+
+    def fold(self, op: rom.RMSNormOp) -> None:
+        """The weights go into what is coded, the factor follows the products."""
+        assert isinstance(op.input.type, rom.FixedType)
+        size, frac = op.input.type.size.data, op.input.type.fraction.data
+        weighted = rom.TapOp(
+            op.input,
+            name_of(op.gamma),
+            op.onnx,
+            output=rom.FixedType(size, weight_fraction(frac, size)),
+        )
+        factor = rom.RMSScaleOp(op.input, op.eps, op.onnx)
+        self.factors[weighted.output] = factor.output
+        Rewriter.insert_op(factor, InsertPoint.before(op))
+        self.replace(op, weighted)
 
     def layer_norm(self, op: rom.LayerNormOp) -> None:
         if isinstance(op.eps, FloatAttr):

@@ -45,7 +45,7 @@ from intaglio.dialects.isa.attention import OverTokens, QueryKey
 from intaglio.dialects.isa.queues import LEAVES, reductions_of
 from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.isa.touched import passes_of
-from intaglio.dialects.isa.vector import Delay, Quantize, Sample
+from intaglio.dialects.isa.vector import Delay, Quantize, RMSScale, Sample
 from intaglio.dialects.memories import (
     BLOCK_STEPS,
     CODE_SCALES,
@@ -1017,7 +1017,8 @@ def _whole(step: Step) -> _Whole:
 def _part(chip: RTLChip, step: Step) -> tuple[int, int] | None:
     """Which groups, heads or elements of its result a beat writes; None: it writes none of it."""
     one = step.instruction
-    if not one.writes or isinstance(one.does, Sample):
+    # A norm's factor comes later than its rows; products show whether it is right.
+    if not one.writes or isinstance(one.does, Sample | RMSScale):
         return None
     # What keeps something for the next token gives its result in the first pass.
     keeps = isinstance(one.does, Delay | LinearAttention)

@@ -43,6 +43,7 @@ from intaglio.dialects.isa.vector import (
     Quantize,
     QuantizeBlocks,
     RMSNorm,
+    RMSScale,
     Rotary,
     Route,
     Sample,
@@ -289,6 +290,8 @@ class Simulator:
             match result:
                 case Quantized():
                     floats.append(result.values)
+                case Scale():
+                    floats.append(result.values)
                 case Routing():
                     shares = np.ldexp(result.shares.astype(np.float64), -SHARE_FRAC)
                     numbers = result.experts.astype(np.float64)
@@ -335,6 +338,9 @@ class Simulator:
                 return self._quantize(one, reads)
             case QuantizeBlocks():
                 return self._quantize_blocks(one, reads)
+            case RMSScale():
+                frac = self.program.fraction(one.input)
+                return lambda c: self._ops.rms_scale(reads[0](c), one.eps, frac)
             case Rotary():
                 return self._rotary(one, reads)
             case Append():
@@ -450,9 +456,13 @@ class Simulator:
         bias = None if one.bias is None else self._addend(one.bias, frac)
         counter = self._counter
 
+        of = dict(zip(one.reads, reads, strict=True))
+        added = None if one.residual is None else of[one.residual]
+        multiplied = _normed(of[one.input], None if one.norm is None else of[one.norm])
+
         def run(c: Context) -> Ints:
-            x: Quantized = reads[0](c)
-            residual = reads[1](c) if len(reads) > 1 else None
+            x = multiplied(c)
+            residual = None if added is None else added(c)
             return self._ops.requantize(
                 product(x.codes),
                 x.scale,
@@ -475,9 +485,10 @@ class Simulator:
         shift, frac = one.pre_shift, self.program.fraction(one.output)
         biases = None if one.bias is None else self._addend(one.bias, frac)
         number, counter = one.expert, self._counter
+        multiplied = _normed(reads[0], reads[2] if one.norm is not None else None)
 
         def run(c: Context) -> Ints:
-            x: Quantized = reads[0](c)
+            x = multiplied(c)
             routing: Routing = reads[1](c)
             chosen = routing.experts[:, number]
             y = np.empty((len(chosen), family.rows // experts), np.int64)
@@ -739,6 +750,13 @@ class _Experts:
             rows = slice(expert * self._rows, (expert + 1) * self._rows)
             self._made[expert] = self._make(self._family.part(rows))
         return self._made[expert]
+
+
+def _normed(codes: Action, norm: Action | None) -> Callable[[Context], Quantized]:
+    """What is multiplied, with the factor of its norm where that follows."""
+    if norm is None:
+        return codes
+    return lambda c: semantics.with_norm(codes(c), norm(c))
 
 
 def _span(context: Context, one: OverTokens[str]) -> slice:

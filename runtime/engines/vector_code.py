@@ -98,6 +98,19 @@ def emit_quantize_blocks(k: Kernel, steps: int) -> None:
         k.each(n, lambda at: integers.store(at, integer(at)))
 
 
+def emit_rms_scale(k: Kernel) -> None:
+    """`semantics.rms_scale`."""
+    x, mantissa, exponent = k.arrays(3)
+    rows, n, epsilon, frac = k.numbers(4)
+    r = Lanes(k, n)
+    with k.range(rows) as row:
+        x = x.at(row * n)
+        high, low = r.sweep(lambda at: norms.square(r, x.load(at)), "sum", "sum")
+        scale = norms.rms_scale(r, high, low, epsilon, frac)
+        mantissa.store(row, scale.mantissa)
+        exponent.store(row, scale.exponent)
+
+
 def emit_multiply(k: Kernel) -> None:
     """`fixed_point.multiply`."""
     a_mantissa, a_exponent, b_mantissa, b_exponent, mantissa, exponent = k.arrays(6)
@@ -411,6 +424,7 @@ EMITTERS: dict[str, Callable[..., None]] = {
     "requantize": emit_requantize,
     "quantize": emit_quantize,
     "quantize_blocks": emit_quantize_blocks,
+    "rms_scale": emit_rms_scale,
     "quantize_static": emit_quantize_static,
     "multiply": emit_multiply,
     "reciprocal_scale": emit_reciprocal_scale,

@@ -23,7 +23,7 @@ from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import Ints, Real, Saturations, Scale
 from intaglio.dialects.formulas.blocks import least_exponent
 from intaglio.dialects.formulas.elementwise import ADD, MUL, Constants, Elementwise
-from intaglio.dialects.formulas.norms import norm_values
+from intaglio.dialects.formulas.norms import norm_epsilon, norm_values
 from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.formulas.quantise import format_values
 from intaglio.dialects.formulas.softmax import PROBABILITY_FRAC
@@ -46,6 +46,7 @@ __all__ = [
     "query_key",
     "reciprocal_scale",
     "requantize",
+    "rms_scale",
     "rotary",
     "score_scale",
     "softmax",
@@ -263,6 +264,29 @@ def norm(
     if beta is None:
         return result
     return semantics.operator(ADD.name, result, beta, saturations=saturations)
+
+
+def rms_scale(x: Ints, eps: Real, frac: int = 16) -> Scale:
+    """`semantics.rms_scale`."""
+    x = np.asarray(x)
+    if not x.size or not x.ndim:
+        return semantics.rms_scale(x, eps, frac)
+    source, n = _ints(x), x.shape[-1]
+    rows = (*x.shape[:-1], 1)
+    mantissa, exponent = np.empty(rows, np.int64), np.empty(rows, np.int64)
+    _run(
+        _kernel("rms_scale"),
+        None,
+        0,
+        address(source),
+        address(mantissa),
+        address(exponent),
+        mantissa.size,
+        n,
+        norm_epsilon(eps, n, frac),
+        frac,
+    )
+    return Scale(mantissa, exponent)
 
 
 # Attention

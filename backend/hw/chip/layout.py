@@ -148,7 +148,9 @@ def layout_of(program: Program) -> Layout:
         scale_rows=0 if attention is None else attention.kv.scale_depth,
         routing_rows=rows[memories.ROUTINGS],
     )
-    scales = max(rows[memories.CODE_SCALES], rows[memories.HEADS])
+    scales = max(
+        rows[name] for name in (memories.CODE_SCALES, memories.NORM_SCALES, memories.HEADS)
+    )
     shape = replace(shape, rows=vector_depth, scales=scales)
     places = Places(
         heads=heads,

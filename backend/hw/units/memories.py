@@ -45,6 +45,8 @@ BLOCK_STEPS = Memory(memories.BLOCK_STEPS, memories.STEP_BITS)
 """Exponent and step of each block of a row of `CODES`."""
 CODE_SCALES = Memory(memories.CODE_SCALES, parts=_SCALE)
 """A scale for each group of a quantised vector."""
+NORM_SCALES = Memory(memories.NORM_SCALES, parts=_SCALE)
+"""Factors of norms."""
 SCORES = Memory(memories.SCORES, FIXED_BITS, masked=True)
 """Scores of cached tokens, then numerators of the softmax."""
 LARGEST = Memory(memories.LARGEST, parts={"data": FIXED_BITS})
@@ -67,6 +69,7 @@ SHARED = (
     CODES,
     BLOCK_STEPS,
     CODE_SCALES,
+    NORM_SCALES,
     SCORES,
     LARGEST,
     PROBABILITIES,
@@ -75,4 +78,4 @@ SHARED = (
     CONSTANTS,
 )
 """Those that the chip has beside its units, in order; routings where it chooses experts, steps of
-blocks where it has such codes."""
+blocks and factors of norms where it has such codes."""

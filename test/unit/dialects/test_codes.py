@@ -89,8 +89,12 @@ def test_formats() -> None:
     }
     widths = {n: f.decoded_bits for n, f in FORMATS.items()}
     assert widths == {
-        "int4": 4, "int6": 6, "int8": 8, "int16": 16, "uint8": 8, "uint16": 16, "fp8": 19
+        "int4": 4, "int6": 6, "int8": 8, "int16": 16, "uint8": 8, "uint16": 16, "fp8": 19,
+        "half8": 8, "mxint8": 8,
     }  # fmt: skip
+    # Of a block: 127 times three or four quarters, up to 15 places further up.
+    assert FORMATS["half8"].magnitude == 127 * 4 << 15
+    assert FORMATS["mxint8"].magnitude == 127 << 15
     codes = np.array([3, -4])
     assert decode(codes, "int8") is codes
     assert decode(np.array([0x38], np.uint8), "fp8").tolist() == [512]

@@ -89,7 +89,8 @@ def build_matrix(
       ports exist when a program has codes with an exponent a block.
     - `input<p>_data`: W codes of `MatrixConfig.code_bits`, for each of `MatrixConfig.input_ports`
       read ports of the memory of quantised vectors; `scale_mantissa`, `scale_exponent`: from its
-      scale file.
+      scale file; `norm_mantissa`, `norm_exponent`: from that of norms' factors, where there are
+      any.
     - `power`: a bit for each of `MatrixConfig.domains`; the port exists if there are any. A word
       whose address comes while its domain's bit is 0 reads as 0.
     - `routing_number`: from the memory of routings; the port exists when a program has families of
@@ -635,6 +636,13 @@ class _Array:
         at = machine.reduce
         mantissa = m.input("scale_mantissa", MANTISSA_BITS).delay(at - 1)
         exponent = m.input("scale_exponent", EXPONENT_BITS, signed=True).delay(at - 1)
+        if "normed" in self.held:
+            row = self._row(self.leaving("norm_row"), 0, config.norm_rows)
+            m.output("norm_address", row)
+            factor = m.input("norm_mantissa", MANTISSA_BITS).delay(at - 1)
+            places = m.input("norm_exponent", EXPONENT_BITS, signed=True).delay(at - 1)
+            normed = self.leaving("normed", at)
+            mantissa, exponent = mux(normed, factor, mantissa), mux(normed, places, exponent)
         if "unscaled" in self.held:
             unscaled = self.leaving("unscaled", at)
             # A scale of 1, normalised.

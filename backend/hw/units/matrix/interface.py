@@ -21,6 +21,7 @@ from intaglio.backend.hw.units.memories import (
     CODE_SCALES,
     CODES,
     CONSTANTS,
+    NORM_SCALES,
     ROUTINGS,
     VECTORS,
 )
@@ -81,6 +82,7 @@ class MatrixUnit(Unit):
                 for i in range(config.ports if config.steps else 0)
             ),
             entry(CODE_SCALES, "scale", "address"),
+            *((entry(NORM_SCALES, "norm", "address"),) if "normed" in config.fields else ()),
             *(
                 (Read(ROUTINGS, "routing_address", {"number": "routing_number"}),)
                 if config.experts > 1

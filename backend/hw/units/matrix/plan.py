@@ -36,7 +36,7 @@ from intaglio.dialects.isa.instruction import Instruction as Does
 from intaglio.dialects.isa.matrix import EmbedPosition, ExpertMatvec, Matvec, Row
 from intaglio.dialects.isa.values import Blocks, Coded, Quantized
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.memories import rows_of
+from intaglio.dialects.memories import LEAST_ROWS, NORM_SCALES, rows_of
 from intaglio.dialects.semantics import accumulator_bits
 from intaglio.dialects.tiling import SCALE_BITS, MatrixShape, Piece, activation_passes, step_floor
 from intaglio.dialects.trits import balanced
@@ -74,6 +74,8 @@ FIELDS: dict[str, str] = {
     "input_row": "first row of the input in the memory of quantised vectors; also its scale's",
     "blocked": "1: the input has an exponent a block; no field where all do, or none",
     "unscaled": "1: the input has no scale of its own, its unit is in `places`",
+    "normed": "1: the results are times the factor of a norm, the input's unit is in `places`",
+    "norm_row": "row of the factor",
     "zero": "zero point of the whole matrix; 0 when each group has its own",
     "single": "1: the matrix has one scale, `mantissa`",
     "mantissa": "of the matrix's one scale",
@@ -170,6 +172,7 @@ class MatrixConfig:
         experts: of the family with the most; 1 without families.
         steps: of inputs with an exponent a block (`codes.Format.steps`); 0: there are none.
         unblocked: whether there are others beside them.
+        norm_rows: rows of the memory of norms' factors.
     """
 
     machine: Machine
@@ -194,6 +197,7 @@ class MatrixConfig:
     experts: int = 1
     steps: int = 0
     unblocked: bool = False
+    norm_rows: int = 0
 
     @property
     def splits(self) -> tuple[int, ...]:
@@ -417,6 +421,9 @@ def configure(
         experts=max((p.experts for p in products), default=1),
         steps=max((FORMATS[fmt].steps for _, fmt in formats), default=0),
         unblocked=len(by_block) > 1,
+        norm_rows=max(
+            (LEAST_ROWS, *(o.row + 1 for o in program.buffers.values() if o.memory == NORM_SCALES))
+        ),
     )
 
 
@@ -699,8 +706,10 @@ def _descriptor(
         kind, unit = program.value(does.input, Coded), 0
         _check_input(kind, machine)
         if isinstance(kind, Blocks):
-            values |= {"blocked": 1, "unscaled": 1}
+            values |= {"blocked": 1, "unscaled": int(does.norm is None)}
             unit = kind.fraction
+        if does.norm is not None:
+            values |= {"normed": 1, "norm_row": program.row_of(does.norm, instruction)}
         shift = does.pre_shift
         passes = activation_passes(machine.activations, machine)
         cycles = piece.step_cycles(shape, machine, passes, floor)

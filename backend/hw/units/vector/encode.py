@@ -46,6 +46,7 @@ from intaglio.dialects.isa.vector import (
     Quantize,
     QuantizeBlocks,
     RMSNorm,
+    RMSScale,
     Rotary,
     Route,
     Sample,
@@ -248,6 +249,8 @@ class _Encoder:
                 return values | self.quantize(one)
             case QuantizeBlocks():
                 return values | self.quantize_blocks(one)
+            case RMSScale():
+                return values | self.rms_scale(one)
             case Rotary():
                 return values | self.rotary(one)
             case Tap():
@@ -424,6 +427,17 @@ class _Encoder:
         return values | {
             "write": self.row(one.output) + values["first_word"] // self.lanes,
             "fraction": least_exponent(self.program.fraction(one.input), kind.fraction, steps),
+        }
+
+    def rms_scale(self, one: RMSScale[str]) -> dict[str, int]:
+        size, fraction = self.size(one.input), self.program.fraction(one.input)
+        constants = norm_constants(one.eps, size, fraction)
+        return {
+            **self.grouped(1, size),
+            "scale": self.row(one.output),
+            "first_mantissa": constants.epsilon.mantissa,
+            "first_shift": constants.epsilon.exponent,
+            "fraction": fraction,
         }
 
     def rotary(self, one: Rotary[str]) -> dict[str, int]:

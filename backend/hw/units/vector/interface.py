@@ -15,6 +15,7 @@ from intaglio.backend.hw.units.memories import (
     CONSTANTS,
     HEADS,
     LARGEST,
+    NORM_SCALES,
     PROBABILITIES,
     ROUTINGS,
     SCORES,
@@ -44,6 +45,7 @@ from intaglio.backend.hw.units.vector.operations import (
     QUANTIZE,
     QUANTIZE_BLOCKS,
     QUANTIZE_STATIC,
+    RMS_SCALE,
     ROTARY,
     ROUTE,
     SAMPLE,
@@ -70,6 +72,7 @@ INSTRUCTIONS = (
     vector.LayerNorm,
     vector.Quantize,
     vector.QuantizeBlocks,
+    vector.RMSScale,
     vector.Rotary,
     vector.Activate,
     vector.Add,
@@ -149,6 +152,8 @@ class VectorUnit(Unit):
             yield written_row(PROBABILITIES, "probability_write", "address")
         if self._has(QUANTIZE, SOFTMAX):
             yield self._scales(CODE_SCALES, "scale_enable")
+        if self._has(RMS_SCALE):
+            yield self._scales(NORM_SCALES, "norm_scale_enable")
         if self._has(SOFTMAX):
             yield self._scales(HEADS, "probability_scale_enable")
         if self._has(ROUTE):
@@ -161,7 +166,7 @@ class VectorUnit(Unit):
                 yield Write(CODE_SCALES, f"{name}_address", parts, f"{name}_enable")
 
     def _scales(self, memory: Memory, enable: str) -> Write:
-        """Both files of scales take what the scalar unit gives, each at its own time."""
+        """All files of scales take what the scalar unit gives, each at its own time."""
         parts = {part: f"scale_{part}" for part in memory.parts}
         return Write(memory, "scale_address", parts, enable)
 

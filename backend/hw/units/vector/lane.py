@@ -21,6 +21,7 @@ from intaglio.backend.hw.units.vector.operations import (
     QUANTIZE,
     QUANTIZE_BLOCKS,
     QUANTIZE_STATIC,
+    RMS_SCALE,
     ROTARY,
     SAMPLE,
     SOFTMAX,
@@ -31,6 +32,7 @@ from intaglio.backend.hw.units.vector.operations import (
 from intaglio.backend.hw.units.vector.tables import SharedTable
 from intaglio.backend.hw.wires.datapaths import (
     Fixed,
+    bit_length,
     e4m3_encode,
     round_shift,
     saturate,
@@ -47,7 +49,7 @@ from intaglio.backend.hw.wires.signal import (
     pipelined,
     smaller,
 )
-from intaglio.dialects.fixed_point import FIXED_BITS
+from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
 from intaglio.dialects.formulas.blocks import LARGEST_EXPONENT, REACH, THIRDS, THIRDS_PLACES
 from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.memories import CODE_BITS, EXPONENT_BITS
@@ -100,6 +102,7 @@ class LaneControl:
 
     Attributes:
         squared: the sum of squares: a normalised element by itself.
+        rooted: a norm's factor alone: each element is normalised by itself.
         normed: a norm's result: normalised element, factor, weight.
         scaled: a quantisation's code: normalised element, factor.
         turned: rotary.
@@ -133,6 +136,7 @@ class LaneControl:
     """
 
     squared: Signal
+    rooted: Signal
     normed: Signal
     scaled: Signal
     turned: Signal
@@ -312,9 +316,13 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
     if features.has(LAYER_NORM):
         most = 1 << (FIXED_BITS + 14)
         v = ((x * control.elements).cut() - given.centre).assume(-most, most)
-    xs = x
-    if features.has(*NORMS, *_SCALED):
-        xs = shift_normal(v, given.z.assume(-40, 24)).cut()
+    xs, z = x, given.z.assume(-40, 24)
+    shorter = zero
+    if features.has(RMS_SCALE):
+        shorter = bit_length(abs(x) >> SCALE_BITS)
+        z = mux(control.rooted, -shorter, z)
+    if features.has(*NORMS, *_SCALED, RMS_SCALE):
+        xs = shift_normal(v, z).cut()
 
     # First product
     first = zero
@@ -349,6 +357,7 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
         a, b = mux(control.scaled, xs, a), mux(control.scaled, given.factor, b)
     if features.has(*NORMS):
         a, b = mux(control.normed, shifted, a), mux(control.normed, given.cos, b)
+    if features.has(*NORMS, RMS_SCALE):
         a, b = mux(control.squared, xs, a), mux(control.squared, xs, b)
     if features.has(ROTARY):
         cosine = mux(given.turning, given.cos, 1 << features.rotary_fraction)
@@ -400,7 +409,10 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
         word, count = total.value, count + total.saturated
 
     code, count = _code(given, control, features, y.value, count)
-    reduced = _reduced(given, control, features, v=v, word=word, second=second, gate=g)
+    square = second.assume(0, (1 << 48) - 1) if features.has(*NORMS, RMS_SCALE) else zero
+    if features.has(RMS_SCALE):
+        square = mux(control.rooted, square << (shorter << 1), square)
+    reduced = _reduced(given, control, features, v=v, word=word, square=square, gate=g)
     return word, code, count, *reduced
 
 
@@ -439,7 +451,7 @@ def _reduced(
     *,
     v: Signal,
     word: Signal,
-    second: Signal,
+    square: Signal,
     gate: Signal,
 ) -> tuple[Signal, Signal, Signal]:
     """What is reduced over the lanes: for the maximum, for the sum, and the exponent in use.
@@ -450,7 +462,7 @@ def _reduced(
         features: what the program uses.
         v: the element, less the mean where the norm is one of layers.
         word: the result.
-        second: the second product.
+        square: of the element, as sums of squares take it.
         gate: the table's value.
     """
     x = given.x
@@ -463,10 +475,10 @@ def _reduced(
         if features.has(SOFTMAX):
             top = mux(control.weighted, word, top)
         top = mux(given.valid, top, least)
-    if features.has(*NORMS, SOFTMAX):
+    if features.has(*NORMS, SOFTMAX, RMS_SCALE):
         part = x if features.has(LAYER_NORM) else zero
-        if features.has(*NORMS):
-            part = mux(control.squared, second.assume(0, (1 << 48) - 1), part)
+        if features.has(*NORMS, RMS_SCALE):
+            part = mux(control.squared, square, part)
         if features.has(SOFTMAX):
             part = mux(control.weighted, gate.assume(0, (1 << 24) - 1), part)
         part = mux(given.valid, part, 0)

@@ -29,6 +29,8 @@ QUANTIZE_STATIC = "quantize_static"
 """With the static scale of a cache."""
 
 QUANTIZE_BLOCKS = isa.QuantizeBlocks.opcode
+RMS_SCALE = isa.RMSScale.opcode
+"""A norm's factor alone: what it writes is looked up."""
 
 TAP, TAP_ONTO = isa.Tap.opcode, "tap_onto"
 """Constant weights, and a bias; constant weights, and the second operand."""
@@ -69,6 +71,7 @@ OPERATIONS = (
     QUANTIZE,
     QUANTIZE_STATIC,
     QUANTIZE_BLOCKS,
+    RMS_SCALE,
     SOFTMAX,
     SAMPLE,
     ROUTE,

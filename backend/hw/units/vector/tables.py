@@ -27,6 +27,8 @@ from intaglio.dialects.fixed_point import Scale as ConstantScale
 from intaglio.dialects.tables import Table
 
 _MANTISSA = (1 << SCALE_BITS) - 1
+ROOT_PLACES = 39
+"""Of a norm's factor beside the half of its sum's places (`formulas.norms.rms_scale`)."""
 _HALF = 1 << (SCALE_BITS - 1)
 
 
@@ -107,6 +109,7 @@ class ScalarInputs(NamedTuple):
     total: Signal
     least: Signal
     norm: Signal
+    rooted: Signal
     softmax: Signal
     epsilon: Signal
     epsilon_exponent: Signal
@@ -124,7 +127,12 @@ class ScalarOutputs(NamedTuple):
 
 
 def scalars(
-    given: ScalarInputs, table: SharedTable, formats: Sequence[str], *, norms: bool
+    given: ScalarInputs,
+    table: SharedTable,
+    formats: Sequence[str],
+    *,
+    norms: bool,
+    factors: bool = False,
 ) -> ScalarOutputs:
     """What a quantisation or a norm computes once a group, with constants that are signals.
 
@@ -133,6 +141,7 @@ def scalars(
         table: reciprocal, and with `norms` rsqrt.
         formats: what quantisations write; empty when there are none.
         norms: whether there are norms.
+        factors: whether there are those that leave their factor alone, a scale.
     """
     constant = given.top.module.constant
     zero = constant(0)
@@ -142,7 +151,8 @@ def scalars(
         mantissa = shift_normal(given.top, given.z).assume(0, _MANTISSA).cut()
         arguments.append((~given.norm, larger(mantissa, _HALF)))
     if norms:
-        places = given.epsilon_exponent - (given.z << 1)
+        z = mux(given.rooted, 0, given.z) if factors else given.z
+        places = given.epsilon_exponent - (z << 1)
         epsilon = given.epsilon.assume(0, _MANTISSA)
         # Below 2**61 by the choice of the largest shift; beyond 26 places nothing is left.
         more = mux(
@@ -150,7 +160,8 @@ def scalars(
             epsilon << smaller(larger(-places, 0), 61 - SCALE_BITS),
             round_shift(epsilon, smaller(larger(places, 0), SCALE_BITS + 2)),
         )
-        t = (given.total + more).assume(0, (1 << 63) - 1).cut()
+        most = given.total.high + (1 << 61) if factors else (1 << 63) - 1
+        t = (given.total + more).assume(0, most).cut()
         half = ((bit_length(t) - 31) >> 1).cut()
         left = (t.truncate(32) << (larger(-half, 0) << 1)).truncate(32)
         right = (t >> (larger(half, 0) << 1)).truncate(32)
@@ -161,8 +172,9 @@ def scalars(
         argument = mux(given.norm, arguments[1][1], argument)
     which = given.norm if len(table.tables) == 2 else zero
     root = table.lookup(which, argument.cut()).assume(0, _MANTISSA).cut()
+    factor = Scale(root, half - given.fraction + ROOT_PLACES) if factors else Scale(zero, zero)
     if not formats:
-        return ScalarOutputs(root, half, Scale(zero, zero), given.total)
+        return ScalarOutputs(root, half, factor, given.total)
 
     def of_format(values: Sequence[int]) -> Signal:
         found = constant(values[0])
@@ -185,8 +197,12 @@ def scalars(
         ),
     )
     exponent = mux(given.top == 0, 0, scale.exponent)
-    factor = mux(given.norm, root, scaled) if norms else scaled
-    return ScalarOutputs(factor, half, Scale(scale.mantissa, exponent), given.total)
+    scale = Scale(scale.mantissa, exponent)
+    if factors:
+        parts = zip(factor, scale, strict=True)
+        scale = Scale(*(mux(given.rooted, one, other) for one, other in parts))
+    by = mux(given.norm, root, scaled) if norms else scaled
+    return ScalarOutputs(by, half, scale, given.total)
 
 
 def normalising_shift(top: Signal, largest: Signal) -> Signal:

@@ -19,6 +19,7 @@ file, `vector_reduce` cycles later, and where the scalar tables are wanted, what
 | quantize         | largest magnitude (scalars); codes                                         |
 | quantize, static | codes                                                                      |
 | quantize_blocks  | codes; rows wait `block_exponent` cycles for the exponents of their blocks |
+| rms_scale        | sum of squares, each of 24 significant bits (scalars)                      |
 | rms_norm         | largest magnitude; sum of squares (scalars); result                        |
 | layer_norm       | sum; then as rms_norm                                                      |
 | softmax          | least exponent of each key-value head; numerators, their sum and the       |
@@ -54,6 +55,7 @@ from intaglio.backend.hw.units.vector.operations import (
     QUANTIZE,
     QUANTIZE_BLOCKS,
     QUANTIZE_STATIC,
+    RMS_SCALE,
     ROTARY,
     ROUTE,
     SAMPLE,
@@ -102,6 +104,8 @@ _WITH_CONSTANTS = (ROTARY, *NORMS, TAP, TAP_ONTO)
 
 SUM_BITS = 63
 """Width of a sum, signed."""
+FACTOR_SUM_BITS = 79
+"""Of one of squares that nothing has normalised."""
 
 _FAR = (1 << (memories.EXPONENT_BITS - 1)) - 1
 
@@ -209,8 +213,8 @@ class _Vector:
         self.peaking = op(SOFTMAX, number=0)
         self.norm, self.layer = op(*norms), op(LAYER_NORM)
         self.rotary, self.sample, self.quantize = op(ROTARY), op(SAMPLE), op(QUANTIZE)
-        self.blocked = op(QUANTIZE_BLOCKS)
-        self.squaring = op(*norms, last=1)
+        self.blocked, self.rooted = op(QUANTIZE_BLOCKS), op(RMS_SCALE)
+        self.squaring = op(*norms, last=1) | self.rooted
         self.centred = self.layer & ~op(LAYER_NORM, number=0)
         self.tap = op(TAP, TAP_ONTO)
         # Both passes of a delay write.
@@ -581,6 +585,7 @@ class _Vector:
         return {
             **elementwise,
             "squared": self.squaring,
+            "rooted": self.rooted,
             "normed": self.norm & final,
             "scaled": (self.softmax | self.quantize) & final,
             "turned": self.rotary,
@@ -620,9 +625,9 @@ class _Vector:
         self.least, self.centre = constant, constant
         self.found: dict[str, Signal] = {}
         """What lookups read."""
-        norms = features.has(*NORMS)
+        norms = features.has(*NORMS, RMS_SCALE)
         tops, looked = self.peaks()
-        if features.has(*NORMS, QUANTIZE, SOFTMAX):
+        if features.has(*NORMS, RMS_SCALE, QUANTIZE, SOFTMAX):
             self.write_entry = m.wire("write_entry", self.entry_bits)
             self.looked_entry = m.wire("looked_entry", self.entry_bits)
             parts = {"z": (7, True), "top": (features.top_bits, True)}
@@ -632,7 +637,7 @@ class _Vector:
             word = self.file("scalars", parts, looked, written=True)
             self.factor, self.half = word["factor"], word["half"]
         if norms or features.has(SOFTMAX):
-            _ = self.file("sums", {"sum": (SUM_BITS, True)}, by_rows=False)
+            _ = self.file("sums", {"sum": (self.sum_bits, True)}, by_rows=False)
         if features.has(SOFTMAX):
             parts = {"least": (memories.EXPONENT_BITS, True)}
             self.least_read = m.wire("least_read", self.entry_bits)
@@ -699,6 +704,7 @@ class _Vector:
                     total=zero,
                     least=zero,
                     norm=zero,
+                    rooted=zero,
                     softmax=zero,
                     epsilon=zero,
                     epsilon_exponent=zero,
@@ -714,6 +720,10 @@ class _Vector:
         inputs = [top, z, given["peak_fraction"], given["peak_format"]]
         outputs = pipelined(unit, inputs, self.machine.table_lookup + 1).outputs
         return dict(zip(("factor", "half", "mantissa", "exponent"), outputs, strict=True))
+
+    @property
+    def sum_bits(self) -> int:
+        return FACTOR_SUM_BITS if self.features.has(RMS_SCALE) else SUM_BITS
 
     @property
     def entry_bits(self) -> int:
@@ -792,7 +802,7 @@ class _Vector:
             return valid & self.later(signal, front, f"{name}_reduced")
 
         topping = self.ranging | self.weighing | self.leaving
-        if features.has(*NORMS, QUANTIZE, SOFTMAX, SAMPLE):
+        if features.has(*NORMS, RMS_SCALE, QUANTIZE, SOFTMAX, SAMPLE):
             width = features.top_bits
             tops = [one["top_part"] for one in results]
             indexed = features.has(SAMPLE)
@@ -833,11 +843,11 @@ class _Vector:
                 return tree(given, lambda a, b: (a + b).cut())
 
             (part,) = pipelined(total_of, parts, depth).outputs
-            total = m.register("total", SUM_BITS, True)
+            total = m.register("total", self.sum_bits, True)
             summing = self.squaring | self.weighing
             centring = self.operation(LAYER_NORM, number=0)
             begin = self.of_sink if self.shape.sinks else 0
-            following = (mux(first, begin, total) + part).truncate(SUM_BITS, True)
+            following = (mux(first, begin, total) + part).truncate(self.sum_bits, True)
             total.drive(following, reducing(summing | centring, "sum"))
             self.new["sum"].assign(total)
             self.writes["sums"].assign(behind(summing, "sum"))
@@ -870,14 +880,15 @@ class _Vector:
         latency = self.machine.table_lookup
         if "factor" not in self.new:
             return
-        norms = features.has(*NORMS)
+        norms, factors = features.has(*NORMS, RMS_SCALE), features.has(RMS_SCALE)
         written = self.shape.formats if features.has(QUANTIZE, SOFTMAX) else ()
         names = [*(["reciprocal"] if written else []), *(["rsqrt"] if norms else [])]
         of = SharedTable("scalar", tuple(table(name) for name in names))
         # The files are read at the entry that was just written: the word is there a cycle later.
         there = over + 1
         with_group = {
-            "norm": self.norm & ~self.leaving,
+            "norm": (self.norm | self.rooted) & ~self.leaving,
+            "rooted": self.rooted,
             "softmax": self.softmax,
             "epsilon": self.fields["first_mantissa"],
             "epsilon_exponent": self.fields["first_shift"],
@@ -892,13 +903,14 @@ class _Vector:
                 ScalarInputs(
                     top.assume(0, (1 << (features.top_bits - 1)) - 1),
                     z.assume(-40, 24),
-                    total.assume(0, (1 << 62) - 1),
+                    total.assume(0, (1 << self.sum_bits - 1) - 1),
                     least,
                     **dict(zip(with_group, rest, strict=True)),
                 ),
                 of,
                 written,
                 norms=norms,
+                factors=factors,
             )
             return [result.factor, result.half, *result.scale, result.total]
 
@@ -911,7 +923,7 @@ class _Vector:
         self.new["factor"].assign(factor)
         self.new["half"].assign(half)
         self.writes["scalars"].assign(valid)
-        if written:
+        if written or factors:
             base = mux(self.softmax, self.fields["constant1"], self.fields["scale"]) + self.group
             place = self.later(base, there + latency + 1, "scale_place")
             self.address("scale", self.shape.scales, place)
@@ -920,7 +932,11 @@ class _Vector:
             quantize = self.later(
                 self.quantize | self.leaving_scale, there + latency + 1, "quantize_looked"
             )
-            m.output("scale_enable", valid & quantize)
+            if written:
+                m.output("scale_enable", valid & quantize)
+            if factors:
+                rooted = self.later(self.rooted, there + latency + 1, "rooted_looked")
+                m.output("norm_scale_enable", valid & rooted)
         if features.has(SOFTMAX):
             m.output("scale_total", total.as_unsigned().truncate(memories.SUM_BITS))
             softmax = self.later(self.softmax, there + latency + 1, "softmax_looked")
@@ -941,7 +957,8 @@ class _Vector:
         rows = self.shape.rows
         self.address("vector_write", rows, into)
         m.output("vector_write_data", words)
-        writes = self.later(~(coded | self.softmax | self.sample), front, "writes_vector")
+        others = coded | self.softmax | self.sample | self.rooted
+        writes = self.later(~others, front, "writes_vector")
         m.output("vector_write_enable", valid & writes)
         mask = cat(*reversed(beat.mask)).delay(front, name="write_mask")
         m.output("vector_write_mask", mask)

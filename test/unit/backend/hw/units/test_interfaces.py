@@ -92,8 +92,9 @@ def test_every_memory_is_read_and_written(program: Program) -> None:
     read = {one.memory.name for one in found if isinstance(one, Read)}
     written = {one.memory.name for one in found if isinstance(one, Write)}
     served = {one.memory.name for one in found if isinstance(one, Serve)}
-    # Where no experts are chosen there are no routings, and without blocks none have steps.
-    shared = {memory.name for memory in SHARED} - {"routings", "block_steps"}
+    # Routings are of experts, steps and factors of norms of codes with an exponent a block.
+    sometimes = {"routings", "block_steps", "norm_scales"}
+    shared = {memory.name for memory in SHARED} - sometimes
     assert read == shared | {VALUE_SCALES.name}
     assert written == shared - {"constants"}
     assert served == {VALUE_SCALES.name}
