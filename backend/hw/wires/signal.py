@@ -25,6 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 from xdsl.dialects import comb, hw, seq
@@ -52,6 +53,23 @@ from intaglio.backend.hw.wires.reserved import RESERVED
 from intaglio.dialects.errors import CompilerBug
 
 Operand: TypeAlias = "Signal | int"
+
+
+@lru_cache(1 << 10)
+def _wires(width: int) -> IntegerType:
+    """A type, verified once: most operations of a design have one of a few."""
+    return IntegerType(width)
+
+
+@lru_cache(1 << 12)
+def _integer(value: int, type_: IntegerType) -> IntegerAttr[IntegerType]:
+    """A number below ``2**width``, verified once."""
+    return IntegerAttr(value, type_, truncate_bits=True)
+
+
+def _made(op: type[Operation], operands: Sequence[SSAValue], result: Attribute) -> Operation:
+    """An operation of one result; its constructor looks for what the operands are each time."""
+    return op.create(operands=operands, result_types=(result,))
 
 
 def _bits(value: SSAValue) -> int:
@@ -715,7 +733,7 @@ class Port:
     @property
     def type(self) -> TypeAttribute:
         """The port's type in the IR."""
-        return seq.clock if self.clock else IntegerType(self.width)
+        return seq.clock if self.clock else _wires(self.width)
 
 
 CLOCK, RESET = "clk", "rst"
@@ -809,7 +827,7 @@ class ModuleBuilder:
         self, name: str | None, width: int, signed: bool = False, reset: int | None = 0
     ) -> Register:
         """A register, to be driven later; `reset` is its value after reset (None: unreset)."""
-        type_ = IntegerType(width)
+        type_ = _wires(width)
         place = self.number(0, width)
         with_reset = None
         if reset is not None:
@@ -957,50 +975,61 @@ class ModuleBuilder:
     def number(self, value: int, width: int) -> SSAValue:
         value &= (1 << width) - 1
         key = ("constant", value, width)
-        return self._share(key, lambda: hw.ConstantOp(value, width, truncate_bits=True))
+        type_ = _wires(width)
+        return self._share(
+            key,
+            lambda: hw.ConstantOp.create(
+                result_types=[type_], properties={"value": _integer(value, type_)}
+            ),
+        )
 
     def binary(self, op: type[Operation], a: SSAValue, b: SSAValue) -> SSAValue:
         if issubclass(op, comb.VariadicCombOperation):
             if (op, b, a) in self._shared:
                 return self._shared[op, b, a]
-            return self._share((op, a, b), lambda: op([a, b]))
+            return self._share((op, a, b), lambda: _made(op, (a, b), a.type))
         assert issubclass(op, comb.BinCombOperation)
-        return self._share((op, a, b), lambda: op(a, b))
+        return self._share((op, a, b), lambda: _made(op, (a, b), a.type))
 
     def compare(self, predicate: str, a: SSAValue, b: SSAValue) -> SSAValue:
         return self._share((predicate, a, b), lambda: comb.ICmpOp(a, b, predicate))
 
     def select(self, condition: Signal, a: SSAValue, b: SSAValue) -> SSAValue:
         c = condition.any().bits(1)
-        return a if a is b else self._share(("mux", c, a, b), lambda: comb.MuxOp(c, a, b))
+        return (
+            a
+            if a is b
+            else self._share(("mux", c, a, b), lambda: _made(comb.MuxOp, (c, a, b), a.type))
+        )
 
     def extract(self, value: SSAValue, low: int, width: int) -> SSAValue:
         if not low and width == _bits(value):
             return value
         key = ("extract", value, low, width)
-        return self._share(
-            key, lambda: comb.ExtractOp(value, IntegerAttr(low, i32), IntegerType(width))
-        )
+        return self._share(key, lambda: comb.ExtractOp(value, _integer(low, i32), _wires(width)))
 
     def concat(self, values: Sequence[SSAValue]) -> SSAValue:
         if len(values) == 1:
             return values[0]
         width = sum(map(_bits, values))
         key = ("concat", *values)
-        return self._share(key, lambda: comb.ConcatOp(values, IntegerType(width)))
+        return self._share(key, lambda: _made(comb.ConcatOp, values, _wires(width)))
 
     def replicate(self, bit: SSAValue, count: int) -> SSAValue:
         if count == 1:
             return bit
         key = ("replicate", bit, count)
-        return self._share(key, lambda: comb.ReplicateOp(bit, IntegerType(count)))
+        return self._share(key, lambda: _made(comb.ReplicateOp, (bit,), _wires(count)))
 
     def mark(self) -> _Mark:
-        return self._block.last_op, dict(self._shared), dict(self._names), dict(self._numbers)
+        return self._block.last_op, len(self._shared), dict(self._names), dict(self._numbers)
 
     def roll_back(self, mark: _Mark) -> None:
         """Forgets the operations made since the mark."""
-        last, self._shared, self._names, self._numbers = mark
+        last, shared, self._names, self._numbers = mark
+        while len(self._shared) > shared:
+            # What was added last.
+            _ = self._shared.popitem()
         while (op := self._block.last_op) is not None and op is not last:
             op.detach()
             op.erase(safe_erase=False)
@@ -1070,7 +1099,7 @@ class ModuleBuilder:
 
 _Mark = tuple[
     Operation | None,
-    dict[tuple[Hashable, ...], SSAValue],
+    int,
     dict[str, Operation | None],
     dict[str, int],
 ]
@@ -1217,7 +1246,7 @@ class Design:
             if len(entries) < 2 or min(entries) < 0:
                 raise CompilerBug(f"table {name}: two entries or more, none negative")
             width = max(1, max(entries).bit_length())
-            type_ = IntegerType(width)
+            type_ = _wires(width)
             # A full power of two: every address has an entry.
             size = 1 << (len(entries) - 1).bit_length()
             full = [*entries, *([entries[-1]] * (size - len(entries)))]
