@@ -18,6 +18,7 @@ from intaglio.dialects.isa.values import (
     Probabilities,
     Quantized,
     Routing,
+    Scale,
     Scores,
     Value,
 )
@@ -305,6 +306,9 @@ def _elements(value: Value) -> int:
 def _whole(value: Value, chip: Memories) -> Range:
     if isinstance(value, Fixed):
         return 0, value.size
+    if isinstance(value, Scale):
+        # Its memory has one element a row.
+        return 0, 1
     return 0, max(1, rows_of(value, chip.lanes, chip.capacity) * chip.lanes)
 
 

@@ -79,15 +79,14 @@ class Beats:
         """For each instruction the entry of its first group's reductions; those of peaks are the
         first ones."""
         entries, taken = list[int](), self.peaks.entries
-        factors: dict[SSAValue, int] = {}
+        factors = self.peaks.factors
         for place, one in enumerate(block.drafts):
-            if isinstance(one.does, RMSScale):
-                factors[one.does.output] = taken
-                entries.append(taken)
-                taken += 1
+            does = one.does
+            if isinstance(does, RMSScale):
+                entries.append(factors[does.output])
                 continue
-            if isinstance(one.does, Product | ExpertMatvec) and one.does.norm is not None:
-                entries.append(factors[one.does.norm])
+            if isinstance(does, Product | ExpertMatvec) and does.norm is not None:
+                entries.append(factors[does.norm])
                 continue
             if (number, place) in self.peaks.read:
                 entries.append(self.peaks.read[number, place])

@@ -21,7 +21,7 @@ from intaglio.dialects.isa.attention import QueryKey
 from intaglio.dialects.isa.queues import ATTENTION, MATRIX, PEAKS, VECTOR
 from intaglio.dialects.isa.touched import may_leave_peak, may_read_peak, passes_of
 from intaglio.dialects.isa.values import Fixed
-from intaglio.dialects.isa.vector import Quantize, RMSNorm
+from intaglio.dialects.isa.vector import Quantize, RMSNorm, RMSScale
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.timeline import Times
 from intaglio.lowering.place.vector_memory import VectorMemory
@@ -37,14 +37,16 @@ class Peaks:
     """The largest magnitudes that are taken while values are written.
 
     Attributes:
-        entries: of them, the first ones of the files.
+        entries: of them, the first ones of the files; and of factors of norms.
         left: by who leaves it, its entry, and the quantisation that reads it there, if one does.
         read: by who reads it, its entry.
+        factors: by factor of a norm the entry of its sum, which products in any block read.
     """
 
     entries: int = 0
     left: dict[Place, tuple[int, Quantize[SSAValue] | None]] = field(default_factory=dict)
     read: dict[Place, int] = field(default_factory=dict)
+    factors: dict[SSAValue, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -87,6 +89,10 @@ def peaks_of(blocks: Sequence[DraftBlock], memory: VectorMemory, machine: Machin
             quantized[queue] = quantized.get(queue, False) or quantize is not None
         found.read |= dict.fromkeys(readers, found.entries)
         found.entries += 1
+    for one in drafts.values():
+        if isinstance(one.does, RMSScale):
+            found.factors[one.does.output] = found.entries
+            found.entries += 1
     scores = [one for one in drafts.values() if isinstance(one.does, QueryKey)]
     after = {
         queue: durations.peak(machine, quantized=looks_up) for queue, looks_up in quantized.items()
