@@ -49,6 +49,8 @@ PATTERNS: dict[str, tuple[int, int, str]] = {
     "rings": (8, 0, '<circle cx="4" cy="4" r="2"/>'),
     "small-net": (4, 45, '<path d="M0 0H4M0 0V4"/>'),
     "wide-back": (8, -45, '<path d="M0 0V8"/>'),
+    "wide-diagonal": (8, 45, '<path d="M0 0V8"/>'),
+    "wide-lines": (7, 0, '<path d="M0 0H7"/>'),
 }
 """Size of a tile, degrees it is turned by, and what is drawn on it in the page's colour."""
 
@@ -64,6 +66,8 @@ _OPCODE_PATTERNS = {
     vector.RMSNorm.opcode: "diagonal",
     vector.LayerNorm.opcode: "back",
     vector.Quantize.opcode: "dots",
+    vector.QuantizeBlocks.opcode: "wide-diagonal",
+    vector.RMSScale.opcode: "wide-lines",
     vector.Rotary.opcode: "bars",
     vector.Activate.opcode: "broad-lines",
     vector.Add.opcode: "grid",
