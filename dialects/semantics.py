@@ -222,7 +222,7 @@ def quantize_blocks(
     steps = FORMATS[fmt].steps
     low = blocks.least_exponent(frac, fraction, steps)
     x = np.asarray(x, np.int64)
-    grouped = _grouped(x, x.shape[-1] // block)
+    grouped = x.reshape(*x.shape[:-1], x.shape[-1] // block, block)
     r = Arrays(saturations)
     integers = blocks.quantise(r, lambda at: grouped, low, steps)(None)
     return Quantized(integers.reshape(x.shape), unit_scale(x.shape, fraction), fmt)
@@ -230,7 +230,7 @@ def quantize_blocks(
 
 def unit_scale(shape: tuple[int, ...], fraction: int) -> Scale:
     """``2**-fraction`` for each vector [..., N] of a shape, as scales [..., 1]."""
-    scale = Scale.of(Fraction(1, 1 << fraction))
+    scale = Scale.of(Fraction(2) ** -fraction)
     of = (*shape[:-1], 1)
     return Scale(np.broadcast_to(scale.mantissa, of), np.broadcast_to(scale.exponent, of))
 

@@ -65,6 +65,8 @@ def norm_values(eps: Real, width: int, frac: int, centred: bool, more: int) -> N
 
 WORD = 32
 """Bits of the lower part of a sum of squares that is wider than 64."""
+EPSILON_BITS = 61
+"""Of what a norm's epsilon adds to that part."""
 
 
 def square(r: Reader[V], x: V) -> tuple[V, V]:
@@ -90,7 +92,7 @@ def rms_scale(r: Reader[V], high: V, low: V, epsilon: V, frac: V | int) -> Scale
     ::
 
         t = high * 2**32 + low + epsilon                     79 bits
-        h = floor((bit_length(t) - 31) / 2)                  -15 to 24
+        h = floor((bit_length(t) - 31) / 2)                  -16 to 24
         v = floor(t / 4**h)                                  32 bits, in [2**30, 2**32)
         r = rsqrt(max(v, 2**30))                             24 bits
         scale = (r, 39 + h - frac)
@@ -118,11 +120,14 @@ def norm_epsilon(eps: Real, width: int, frac: int) -> int:
     """What `rms_scale` adds to the squares of vectors.
 
     Raises:
-        ValueError: vectors of this width are too long.
+        ValueError: vectors of this width are too long, or this is too much for its adder.
     """
     values = norm_values(eps, width, frac, False, 0)
     mantissa, places = int(values.epsilon), int(values.epsilon_exponent)
-    return mantissa << -places if places <= 0 else (mantissa + (1 << (places - 1))) >> places
+    added = mantissa << -places if places <= 0 else (mantissa + (1 << (places - 1))) >> places
+    if added.bit_length() > EPSILON_BITS:
+        raise ValueError(f"an epsilon of {float(eps.fraction):g} is beyond the sum of squares")
+    return added
 
 
 def weight_fraction(frac: int, width: int) -> int:

@@ -18,7 +18,9 @@ from xdsl.traits import MemoryReadEffect, Pure
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.formulas.blocks import LEAST_AT_MOST, least_exponent
+from intaglio.dialects.formulas.norms import norm_epsilon
 from intaglio.dialects.rom.buffers import resolved_type
 from intaglio.dialects.rom.operators import OperatorOp, verify_heads, verify_matrix, verify_of_heads
 from intaglio.dialects.rom.types import (
@@ -144,6 +146,15 @@ class RMSScaleOp(OperatorOp):
 
     def __init__(self, x: SSAValue, eps: Attribute, onnx: Nodes) -> None:
         self._build([x], [ScaleType()], eps=eps, onnx=onnx)
+
+    def verify_(self) -> None:
+        """The sum of squares holds the squares and the epsilon."""
+        assert isinstance(self.input.type, FixedType)
+        size, frac = self.input.type.size.data, self.input.type.fraction.data
+        try:
+            _ = norm_epsilon(Real(self.eps.mantissa.data, self.eps.exponent.data), size, frac)
+        except ValueError as error:
+            raise VerifyException(str(error)) from error
 
 
 def verify_multiplied(type_: Attribute) -> int:

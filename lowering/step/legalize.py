@@ -33,7 +33,7 @@ from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import machine_of
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.formulas.blocks import LEAST_AT_MOST, REACH, integer_fraction
-from intaglio.dialects.formulas.norms import weight_fraction
+from intaglio.dialects.formulas.norms import norm_epsilon, weight_fraction
 from intaglio.dialects.formulas.softmax import SCORE_FRAC, SLOPE_FRAC
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.semantics import (
@@ -405,8 +405,16 @@ class _Body:
             self.retype(op)
 
     def folds(self, op: rom.RMSNormOp) -> bool:
-        """Whether only products that take blocks read a norm: then its factor can follow them."""
+        """Whether only products that take blocks read a norm, so that its factor can follow them,
+        and its sum of squares holds its epsilon."""
         if op.groups.value.data != 1 or not self.machine.has_blocks:
+            return False
+        assert isinstance(op.eps, rom.RealAttr)
+        assert isinstance(op.input.type, rom.FixedType)
+        eps = Real(op.eps.mantissa.data, op.eps.exponent.data)
+        try:
+            _ = norm_epsilon(eps, op.input.type.size.data, op.input.type.fraction.data)
+        except ValueError:
             return False
         return all(
             isinstance(user, rom.LinearOp | rom.ExpertLinearOp)

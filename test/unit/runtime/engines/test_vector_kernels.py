@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from intaglio.dialects import semantics
 from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import Real, Saturations, Scale
+from intaglio.dialects.formulas.blocks import LEAST_AT_MOST, integer_fraction
 from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Constants
 from intaglio.runtime.engines import kernels, vector_kernels
 
@@ -155,6 +156,35 @@ def test_norms(path: str, seed: int) -> None:
 
 @given(seeds)
 @examples
+def test_blocks(path: str, seed: int) -> None:
+    """Integers of blocks, and how many of them their window does not reach."""
+    s = Source(seed)
+    fmt, block = s.pick("half8", "mxint8"), s.pick(1, 2, 8, 16, 32, 64)
+    x = s.fixed(*s.lead(), s.pick(1, 2, 5) * block)
+    low = s.pick(0, 2, 4, 9, LEAST_AT_MOST)
+    frac = s.pick(10, 16, 20)
+    fraction = integer_fraction(frac, low, FORMATS[fmt].steps)
+    check("quantize_blocks", x, fmt, block, frac, fraction)
+    # Ties of all exponents, and the magnitudes where a step changes.
+    edges = np.array([(765 << e) // 8 + d for e in range(24) for d in (-1, 0, 1)])
+    ties = np.array([(2 * c + 1 << e) >> 1 for e in range(22) for c in (-64, 63, 126)])
+    both = np.concatenate([edges, -edges, ties]).clip(-(2**31), 2**31 - 1)
+    for one in (both, np.repeat(both, block)):
+        some = one[: len(one) // block * block]
+        check("quantize_blocks", some, fmt, block, frac, fraction)
+
+
+@given(seeds)
+@examples
+def test_rms_scale(path: str, seed: int) -> None:
+    s = Source(seed)
+    x = s.fixed(*s.lead(), s.pick(*WIDTHS, 1000))
+    eps = s.pick(Real.of(1e-5), Real.of(1e-12), Real.of(1.0), Real(0, 0), Real.of(3e3))
+    check("rms_scale", x, eps, s.pick(8, 10, 16, 20), counted=False)
+
+
+@given(seeds)
+@examples
 def test_elementwise(path: str, seed: int) -> None:
     s = Source(seed)
     shape = (*s.lead(), s.width())
@@ -240,6 +270,9 @@ def test_empty_and_read_only() -> None:
     x.setflags(write=False)
     check("quantize", x[:, ::2], "int8", 16, 2, counted=False)
     check("norm", x[:, :8], np.arange(8), 3, Real.of(1e-5))
+    check("quantize_blocks", x[:, ::3], "half8", 2)
+    check("quantize_blocks", empty, "mxint8", 4)
+    check("rms_scale", x[:, ::2], Real.of(1e-5), counted=False)
     with pytest.raises(ValueError, match="elements"):
         vector_kernels.norm(np.ones((1, 1 << 15), np.int64), x, 0, Real(0, 0))
 
