@@ -6,6 +6,7 @@ import copy
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,49 @@ def test_a_changed_duration_contradicts_what_is_stated(
     with pytest.raises(UserError, match="states finish"):
         load_program(tmp_path)
     assert program_of(content).blocks[1].instructions[0].issue.duration(tokens=1, rank=0) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "by", "queues"),
+    [
+        ("duration", -1, {"matrix", "vector", "attention", "kv"}),
+        ("duration", 1, {"matrix", "vector", "attention", "kv"}),
+        ("pace", -1, {"matrix", "vector", "attention", "kv"}),
+        # What products leave is there long before it is waited for.
+        ("reduces", -1, {"vector", "attention"}),
+    ],
+)
+def test_one_cycle_off_is_named(
+    demo: dict[str, Any], tmp_path: Path, key: str, by: int, queues: set[str]
+) -> None:
+    """A latency, a pace, or what is left after it: of each queue the first beat of a layer on which
+    a stated cycle hangs."""
+    program, content = program_of(demo), copy.deepcopy(demo)
+    issue = program.machine.issue
+    timing = [block.timing for block in program.blocks]
+    cycles = timeline.tables(timing, issue, 0)[1]
+    found: set[str] = set()
+    for number, one in enumerate(timing[1].issues):
+        was = getattr(one, key)
+        if was is None or one.queue in found:
+            continue
+        issues = [*timing[1].issues]
+        issues[number] = replace(one, **{key: was + by})
+        mutated = [timing[0], replace(timing[1], issues=issues), *timing[2:]]
+        changed = timeline.tables(mutated, issue, 0)[1]
+        if all(np.array_equal(*both) for both in zip(cycles, changed, strict=True)):
+            continue
+        found.add(one.queue)
+        beats = content["blocks"][1]["instructions"]
+        stated = beats[number][key]
+        beats[number][key] = str(was + by)
+        (tmp_path / PROGRAM).write_text(json.dumps(content))
+        beats[number][key] = stated
+        with pytest.raises(UserError, match="its duration and waits make it") as caught:
+            load_program(tmp_path)
+        if key == "duration":
+            assert f"(instruction {number} of block {timing[1].name}," in caught.value.what
+    assert found == queues
 
 
 @pytest.mark.parametrize(
