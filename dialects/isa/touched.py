@@ -225,20 +225,8 @@ def touched(
                 # The products with the values' scales take the scores' place.
                 writes = {one.scores: reads[one.scores]}
         case Quantize() | RMSNorm() | LayerNorm():
-            groups = groups_of(one, kind)
-            width = size_of(one, kind, chip.heads) // groups
             reads[one.input] = (first, last)
-            writes[one.output] = (first, last)
-            value = kind(one.output)
-            if isinstance(value, Quantized) and groups > 1:
-                writes[one.output] = _part(value, first // width, -(-last // width), chip)
-            if groups > 1:
-                uses, leaves = _entries(one, beat, first // width, -(-last // width))
-            else:
-                uses, leaves = _entries(one, beat, 0, 1)
-                if last < width:
-                    # Only the last row leaves what is reduced.
-                    leaves = (0, 0)
+            writes[one.output], uses, leaves = _of_groups(one, beat, kind, chip)
         case Sample() | Route():
             reads[one.input] = (first, last)
         case Delay():
@@ -272,6 +260,26 @@ def touched(
                 writes[after.output] = _part(kind(after.output), 0, 1, chip)
     largest = isinstance(one, Softmax) and beat.number == 1
     return Touched(reads, writes, read_caches, written_caches, uses, leaves, largest)
+
+
+def _of_groups(
+    one: Quantize[V] | RMSNorm[V] | LayerNorm[V],
+    beat: Beat,
+    kind: Callable[[V], Value],
+    chip: Memories,
+) -> tuple[Range, Range, Range]:
+    """Of a beat of what reduces groups: what it writes, and the entries that it uses and leaves."""
+    size, groups = size_of(one, kind, chip.heads), groups_of(one, kind)
+    first, count = beat.of(size)
+    last, width = first + count, size // groups
+    if groups == 1:
+        uses, leaves = _entries(one, beat, 0, 1)
+        # Only the last row leaves what is reduced.
+        return (first, last), uses, leaves if last == width else (0, 0)
+    begin, end = first // width, -(-last // width)
+    value = kind(one.output)
+    written = _part(value, begin, end, chip) if isinstance(value, Quantized) else (first, last)
+    return written, *_entries(one, beat, begin, end)
 
 
 def _of_norm(one: Product[V] | ExpertMatvec[V], beat: Beat) -> Range:

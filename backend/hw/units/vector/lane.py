@@ -352,35 +352,7 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
         g = _table(given, control, features, shifted)
 
     # Second product
-    a, b = x, control.second
-    if features.has(QUANTIZE, SOFTMAX):
-        a, b = mux(control.scaled, xs, a), mux(control.scaled, given.factor, b)
-    if features.has(*NORMS):
-        a, b = mux(control.normed, shifted, a), mux(control.normed, given.cos, b)
-    if features.has(*NORMS, RMS_SCALE):
-        a, b = mux(control.squared, xs, a), mux(control.squared, xs, b)
-    if features.has(ROTARY):
-        cosine = mux(given.turning, given.cos, 1 << features.rotary_fraction)
-        a, b = mux(control.turned, given.y, a), mux(control.turned, cosine, b)
-    if features.sets("rectified"):
-        rectified = larger(x, 0)
-        a = mux(control.rectified, rectified, a)
-        b = mux(control.doubled, rectified, b)
-    if features.sets("bounded"):
-        b = mux(control.bounded, 1, b)
-    if features.sets("tapped"):
-        b = mux(control.tapped, given.cos, b)
-    if features.sets("paired"):
-        b = mux(control.paired, given.y, b)
-    if features.sets("bare"):
-        a = mux(control.bare, g, a)
-    if features.sets("gated"):
-        b = mux(control.gated, g, b)
-    if features.has(SOFTMAX):
-        a, b = mux(control.weighted, g, a), mux(control.weighted, given.value_mantissa, b)
-    if features.has(QUANTIZE_BLOCKS):
-        step = mux(given.three_quarters, THIRDS, 1 << THIRDS_PLACES)
-        b = mux(control.blocked, step, b)
+    a, b = _second_operands(given, control, features, xs=xs, shifted=shifted, gate=g)
     second = (a * b).cut()
     q = second
     if joined or features.has(ROTARY):
@@ -414,6 +386,58 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
         square = mux(control.rooted, square << (shorter << 1), square)
     reduced = _reduced(given, control, features, v=v, word=word, square=square, gate=g)
     return word, code, count, *reduced
+
+
+def _second_operands(
+    given: LaneInputs,
+    control: LaneControl,
+    features: Features,
+    *,
+    xs: Signal,
+    shifted: Signal,
+    gate: Signal,
+) -> tuple[Signal, Signal]:
+    """What the second product multiplies.
+
+    Args:
+        given: inputs of the lane.
+        control: what steers it.
+        features: what the program uses.
+        xs: the element, normalised.
+        shifted: the first product.
+        gate: the table's value.
+    """
+    x = given.x
+    a, b = x, control.second
+    if features.has(QUANTIZE, SOFTMAX):
+        a, b = mux(control.scaled, xs, a), mux(control.scaled, given.factor, b)
+    if features.has(*NORMS):
+        a, b = mux(control.normed, shifted, a), mux(control.normed, given.cos, b)
+    if features.has(*NORMS, RMS_SCALE):
+        a, b = mux(control.squared, xs, a), mux(control.squared, xs, b)
+    if features.has(ROTARY):
+        cosine = mux(given.turning, given.cos, 1 << features.rotary_fraction)
+        a, b = mux(control.turned, given.y, a), mux(control.turned, cosine, b)
+    if features.sets("rectified"):
+        rectified = larger(x, 0)
+        a = mux(control.rectified, rectified, a)
+        b = mux(control.doubled, rectified, b)
+    if features.sets("bounded"):
+        b = mux(control.bounded, 1, b)
+    if features.sets("tapped"):
+        b = mux(control.tapped, given.cos, b)
+    if features.sets("paired"):
+        b = mux(control.paired, given.y, b)
+    if features.sets("bare"):
+        a = mux(control.bare, gate, a)
+    if features.sets("gated"):
+        b = mux(control.gated, gate, b)
+    if features.has(SOFTMAX):
+        a, b = mux(control.weighted, gate, a), mux(control.weighted, given.value_mantissa, b)
+    if features.has(QUANTIZE_BLOCKS):
+        step = mux(given.three_quarters, THIRDS, 1 << THIRDS_PLACES)
+        b = mux(control.blocked, step, b)
+    return a, b
 
 
 def _code(
