@@ -20,6 +20,7 @@ from intaglio.dialects.isa.vector import (
     LayerNorm,
     Mul,
     RMSNorm,
+    RMSScale,
     Tap,
     VectorInstruction,
     Weigh,
@@ -53,6 +54,8 @@ class _Observed:
     value: str
     convolved: bool
     """Whether its channels may come before its tokens."""
+    folded: bool = False
+    """Whether it is a norm's but for the factor that its products take (`rms_scale`)."""
 
 
 _RESIDUAL_OUTPUT = 3
@@ -60,14 +63,17 @@ _RESIDUAL_OUTPUT = 3
 _ATTENTION = ("GroupQueryAttention", "MultiHeadAttention", "Attention")
 
 
-def _value_of(one: Instruction, op_type: str, outputs: Sequence[str]) -> str | None:
-    """The output of its last node that an instruction computes, if any."""
+def _value_of(
+    one: Instruction, op_type: str, outputs: Sequence[str], *, folded: bool = False
+) -> str | None:
+    """The output of its last node that an instruction computes, if any; `folded`: see
+    `_Observed`."""
     does = one.does
     # Values of an ONNX graph are the fixed-point ones; a copy's is another instruction's.
     is_inner = isinstance(does, Copy) or [out.kind for out in does.form.writes] != [Fixed]
     if is_inner or (op_type in _ATTENTION and not isinstance(does, WeightedSum)):
         return None
-    is_norm = isinstance(does, RMSNorm | LayerNorm)
+    is_norm = folded or isinstance(does, RMSNorm | LayerNorm)
     number = _RESIDUAL_OUTPUT if op_type.startswith("Skip") and not is_norm else 0
     return (outputs[number] or None) if number < len(outputs) else None
 
@@ -100,6 +106,11 @@ def _place(block: Block, instance: int, one: Instruction, node: str) -> int:
 
 def _last_node(one: Instruction, instance: int) -> str:
     return one.onnx[min(instance, len(one.onnx) - 1)][-1]
+
+
+def _factors(block: Block, instance: int) -> set[str]:
+    """The last nodes of a block's norms whose factors follow their products."""
+    return {_last_node(one, instance) for one in block.whole if isinstance(one.does, RMSScale)}
 
 
 def _mixtures(block: Block, instance: int) -> set[str]:
@@ -150,7 +161,7 @@ def _observations(chip: LoadedModel) -> Iterator[tuple[Instruction, _Observed | 
     nodes = nodes_of(chip.model)
     for block in chip.program.blocks:
         for instance, buffers in enumerate(block.instances):
-            mixtures = _mixtures(block, instance)
+            mixtures, factors = _mixtures(block, instance), _factors(block, instance)
             for index, one in enumerate(block.whole):
                 weights = buffers[one.does.weights] if isinstance(one.does, Product) else ""
                 names = _names(chip, block, instance, one, weights)
@@ -158,8 +169,9 @@ def _observations(chip: LoadedModel) -> Iterator[tuple[Instruction, _Observed | 
                 if names and names[-1] in nodes:
                     op_type, outputs = nodes[names[-1]]
                     value = None
+                    folded = isinstance(one.does, Tap) and names[-1] in factors
                     if names[-1] not in mixtures or not _is_part(chip, one):
-                        value = _value_of(one, op_type, outputs)
+                        value = _value_of(one, op_type, outputs, folded=folded)
                     if _is_inner(block, instance, one, op_type, names[-1]):
                         value = None
                     elif op_type == "Split" and value is not None:
@@ -174,12 +186,16 @@ def _observations(chip: LoadedModel) -> Iterator[tuple[Instruction, _Observed | 
                             names[-1],
                             value,
                             op_type == "CausalConvWithState",
+                            folded,
                         )
                 yield one, observed
 
 
 def check_operators(chip: LoadedModel, ids: Sequence[int]) -> dict[str, Any]:
     """Compares what each instruction wrote with the float reference's value of that name.
+
+    A norm that is folded into its products is compared all the same: its weighted elements, times
+    the factor that its products take.
 
     Args:
         chip: the compiled model.
@@ -200,18 +216,33 @@ def check_operators(chip: LoadedModel, ids: Sequence[int]) -> dict[str, Any]:
     found = iter(every)
     entries: list[dict[str, Any]] = []
     apart: list[str] = []
+    factors: dict[str, Array] = {}
+    weighted: dict[str, tuple[_Observed, int, Array]] = {}
 
     def observe(one: Instruction, instance: int, written: list[Array]) -> None:
         expected, observed = next(found)
         assert expected is one
+        if isinstance(one.does, RMSScale):
+            node = _last_node(one, instance)
+            factors[node] = written[0]
+            if (early := weighted.pop(node, None)) is not None:
+                compare(early[0], early[1], early[2] * written[0])
         if observed is None or not written:
             return
-        theirs = _token_major(values[observed.value], written[0].shape, observed.convolved)
+        if not observed.folded:
+            compare(observed, instance, written[0])
+        elif (factor := factors.pop(observed.node, None)) is not None:
+            compare(observed, instance, written[0] * factor)
+        else:
+            weighted[observed.node] = observed, instance, written[0]
+
+    def compare(observed: _Observed, instance: int, ours: Array) -> None:
+        theirs = _token_major(values[observed.value], ours.shape, observed.convolved)
         if theirs is None:
             apart.append(observed.node)
             return
         peak = float(np.abs(theirs).max(initial=0.0))
-        error = float(np.abs(written[0] - theirs).max(initial=0.0))
+        error = float(np.abs(ours - theirs).max(initial=0.0))
         entries.append(
             {
                 "block": observed.block,

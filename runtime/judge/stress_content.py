@@ -26,7 +26,7 @@ from intaglio.dialects.isa import values
 from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.instruction import Instruction as Does
 from intaglio.dialects.isa.matrix import ExpertMatvec, Product
-from intaglio.dialects.isa.vector import LayerNorm, RMSNorm, Rotary, ScaleBy
+from intaglio.dialects.isa.vector import LayerNorm, RMSNorm, RMSScale, Rotary, ScaleBy
 from intaglio.dialects.semantics import Quantized
 
 Random = np.random.Generator
@@ -296,6 +296,9 @@ def _changed(one: Instruction, most: Mapping[str, int], rng: Random) -> Does[str
         does = replace(does, pre_shift=shift)
     if isinstance(does, RMSNorm | LayerNorm) and rng.integers(2):
         does = replace(does, eps=Real.of(float(rng.choice(_EPSILONS))))
+    if isinstance(does, RMSScale) and rng.integers(2):
+        # A sum that nothing has normalised holds no larger one at any fraction.
+        does = replace(does, eps=Real.of(float(rng.choice(_EPSILONS[:-1]))))
     if isinstance(does, QueryKey) and rng.integers(2):
         does = replace(does, score_scale=_scaled(does.score_scale, rng))
     if isinstance(does, ScaleBy) and rng.integers(2):

@@ -188,3 +188,69 @@ program.program @p positions [0, 7] logits @x token @x {
   }
 }
 // CHECK: an instruction states 2 cycles for 2 instances at 2 positions
+
+// -----
+
+// Codes are taken before their blocks are written.
+rom.parameter @w0 : !rom.tensor<[16, 16], int4, group 16> {key = "w0"}
+fabric.memory @vectors rows 4 of 16 x 32
+fabric.memory @codes rows 4 of 16 x 16
+fabric.memory @block_steps rows 4 of 1 x 5
+fabric.memory @norm_scales rows 2 of 1 x 34
+program.program @p positions [0] logits @y token @t {
+  program.buffer @x in @vectors at 0 : !rom.fixed<16, 16>
+  program.buffer @q in @codes at 1 : !rom.blocks<16, half8, 16, 16>
+  program.buffer @s in @norm_scales at 0 : !rom.scale
+  program.buffer @y in @vectors at 2 : !rom.fixed<16, 16>
+  program.buffer @t : i32
+  program.block @b instances [{w = @w0}] {
+    program.instruction "rms_scale" on "vector" reads [@x] writes [@s] uses {} waits {} takes "9" {arguments = {eps = #rom.real<1, 0>}, onnx = [["n"]]}
+    program.instruction "quantize_blocks" on "vector" reads [@x] writes [@q] uses {} waits {} takes "9" {onnx = [["n"]]}
+    program.instruction "matvec" on "matrix" reads [@q, @s] writes [@y] uses {weights = @w} waits {vector = 1 : i64} takes "1" {arguments = {pre_shift = 0 : i64, normed}, onnx = [["n"]]}
+  }
+}
+// CHECK: 'matvec' number 2 of instance 0 of @b (queue matrix) may read @q before 'quantize_blocks' number 1 of instance 0 of @b (queue vector) has written it: no wait orders them (read after write)
+
+// -----
+
+// The factor of a norm is taken before it is left.
+rom.parameter @w0 : !rom.tensor<[16, 16], int4, group 16> {key = "w0"}
+fabric.memory @vectors rows 4 of 16 x 32
+fabric.memory @codes rows 4 of 16 x 16
+fabric.memory @block_steps rows 4 of 1 x 5
+fabric.memory @norm_scales rows 2 of 1 x 34
+program.program @p positions [0] logits @y token @t {
+  program.buffer @x in @vectors at 0 : !rom.fixed<16, 16>
+  program.buffer @q in @codes at 1 : !rom.blocks<16, half8, 16, 16>
+  program.buffer @s in @norm_scales at 0 : !rom.scale
+  program.buffer @y in @vectors at 2 : !rom.fixed<16, 16>
+  program.buffer @t : i32
+  program.block @b instances [{w = @w0}] {
+    program.instruction "quantize_blocks" on "vector" reads [@x] writes [@q] uses {} waits {} takes "9" {onnx = [["n"]]}
+    program.instruction "rms_scale" on "vector" reads [@x] writes [@s] uses {} waits {} takes "9" {arguments = {eps = #rom.real<1, 0>}, onnx = [["n"]]}
+    program.instruction "matvec" on "matrix" reads [@q, @s] writes [@y] uses {weights = @w} waits {vector = 1 : i64} takes "1" {arguments = {pre_shift = 0 : i64, normed}, onnx = [["n"]]}
+  }
+}
+// CHECK: 'matvec' number 2 of instance 0 of @b (queue matrix) may read @s before 'rms_scale' number 1 of instance 0 of @b (queue vector) has written it: no wait orders them (read after write)
+
+// -----
+
+// Both are there.
+rom.parameter @w0 : !rom.tensor<[16, 16], int4, group 16> {key = "w0"}
+fabric.memory @vectors rows 4 of 16 x 32
+fabric.memory @codes rows 4 of 16 x 16
+fabric.memory @block_steps rows 4 of 1 x 5
+fabric.memory @norm_scales rows 2 of 1 x 34
+program.program @factor positions [0] logits @y token @t {
+  program.buffer @x in @vectors at 0 : !rom.fixed<16, 16>
+  program.buffer @q in @codes at 1 : !rom.blocks<16, half8, 16, 16>
+  program.buffer @s in @norm_scales at 0 : !rom.scale
+  program.buffer @y in @vectors at 2 : !rom.fixed<16, 16>
+  program.buffer @t : i32
+  program.block @b instances [{w = @w0}] {
+    program.instruction "quantize_blocks" on "vector" reads [@x] writes [@q] uses {} waits {} takes "9" {onnx = [["n"]]}
+    program.instruction "rms_scale" on "vector" reads [@x] writes [@s] uses {} waits {} takes "9" {arguments = {eps = #rom.real<1, 0>}, onnx = [["n"]]}
+    program.instruction "matvec" on "matrix" reads [@q, @s] writes [@y] uses {weights = @w} waits {vector = 2 : i64} takes "1" {arguments = {pre_shift = 0 : i64, normed}, onnx = [["n"]]}
+  }
+}
+// CHECK: program.program @factor

@@ -369,6 +369,36 @@ def test_rows_by_position(built: Pairs, setting: str) -> None:
     assert run(simulator, chip, 3, seed=3)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("tied", ("activations=half8", "formats.block=8")),
+        ("tied", ("activations=mxint8", "formats.block=8")),
+        ("experts", ("activations=half8", "formats.block=8")),
+    ],
+)
+def test_exponents_of_blocks(built: Pairs, name: str, settings: tuple[str, ...]) -> None:
+    """Blocks' exponents and norms' factors, in every product, and of experts."""
+    simulator, chip = built(name, 8, *SMALL, *settings)
+    opcodes = {one.opcode for block in chip.program.blocks for one in block.whole}
+    assert {"quantize_blocks", "rms_scale"} <= opcodes
+    assert run(simulator, chip, 4, seed=6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((*SMALL, "formats.block=4"), "a word of 8 activations has several blocks of 4"),
+        ((*SMALL, "formats.block=16"), "a block of 16 is more than the 8 vector lanes"),
+    ],
+)
+def test_blocks_without_hardware(built: Pairs, settings: tuple[str, ...], message: str) -> None:
+    """A word has one exponent, and a row whole blocks; the simulator takes any."""
+    with pytest.raises(UserError, match=message) as error:
+        built("tied", 8, *settings, "activations=half8")
+    assert "--set formats.block=..., or --set activations=int8" in str(error.value)
+
+
 @pytest.mark.parametrize("heads", ["h_unit.query_parallel=1", "h_unit.query_parallel=2"])
 def test_sinks(built: Pairs, heads: str) -> None:
     """gpt-oss: a score of each head without a token, within a window and without one."""

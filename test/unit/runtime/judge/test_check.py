@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from intaglio.backend.compile import compile_model
+from intaglio.backend.stages import Options
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.chip import load
 from intaglio.runtime.judge import check as module
@@ -138,6 +140,40 @@ def test_every_operator_is_compared(compiled):
         assert any("layers.1" in node for node in nodes) and "/lm_head/" in nodes[-1]
         assert result["operators"][0]["relative_error"] < 1e-3
         assert result["operator_error"] == result["worst_operator"]["relative_error"]
+
+
+@pytest.mark.parametrize("name", ["llama", "tied"])
+def test_folded_norms_are_compared(model, tmp_path, name):
+    """What has the weights of a norm is no value of the graph; with the factor it is the norm."""
+    options = Options("roma-mini", ("activations=half8",), context=64, emit="program")
+    compile_model(model(name), tmp_path / "out", options)
+    chip = load(tmp_path / "out")
+    result = check(chip, per_op=True, tokens=16)
+    assert not result["operators_without_counterpart"]
+    assert result["first_operator_above_threshold"] is None
+    norms = [entry for entry in result["operators"] if entry["opcode"] == "tap"]
+    assert len(norms) == sum(
+        len(block.instances) * sum(one.opcode == "rms_scale" for one in block.whole)
+        for block in chip.program.blocks
+    )
+    assert len(norms) > 3 and norms[0]["relative_error"] < 0.01
+    # A wrong factor is named, as a wrong norm would be.
+    number, index = next(
+        (number, index)
+        for number, block in enumerate(chip.program.blocks)
+        for index, one in enumerate(block.whole)
+        if one.opcode == "rms_scale"
+    )
+    actions = chip.simulator._steps[number][1][0]
+    right = actions[index]
+
+    def wrong(c):
+        scale = right(c)
+        return scale._replace(exponent=scale.exponent + 1)
+
+    actions[index] = wrong
+    first = check(chip, per_op=True, tokens=16)["first_operator_above_threshold"]
+    assert first["opcode"] == "tap" and "norm" in first["onnx"]
 
 
 def test_the_first_wrong_operator_is_named(compiled):

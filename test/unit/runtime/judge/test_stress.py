@@ -83,6 +83,8 @@ def test_equal_and_as_before_afterwards(chip: Chip) -> None:
         ("hc1-mini", "llama", (), 0),
         ("roma-mini", "qwen", (*SMALL, "activations=int16", "kv=fp8"), 0),
         ("roma-mini", "phi", SMALL, 0),
+        ("roma-mini", "tied", (*SMALL, "activations=half8", "formats.block=8"), RANK),
+        ("roma-mini", "llama", (*SMALL, "activations=mxint8", "formats.block=8"), 0),
     ],
 )
 def test_chips_of_other_kinds(

@@ -23,10 +23,12 @@ from intaglio.backend.hw.units.vector.unit import build_vector
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Write, cat
 from intaglio.backend.program.types import Buffer, Cache, Instruction, Parameter, Program
 from intaglio.backend.target.target import load_target
+from intaglio.dialects import codes as number_codes
 from intaglio.dialects import semantics, timeline
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real, Saturations, Scale
 from intaglio.dialects.formula import Formula, constant
+from intaglio.dialects.formulas.blocks import integer_fraction
 from intaglio.dialects.formulas.elementwise import ACTIVATIONS, ELEMENTWISE
 from intaglio.dialects.isa import beat as isa_beat
 from intaglio.dialects.isa import touched
@@ -36,7 +38,7 @@ from intaglio.dialects.isa.queues import VECTOR
 from intaglio.dialects.isa.registry import instruction_of
 from intaglio.dialects.isa.vector import Quantize, Rotary, Route, Softmax
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.memories import CODES, VECTORS, memory_of
+from intaglio.dialects.memories import CODES, STEP_BITS, VECTORS, memory_of
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
 
@@ -167,6 +169,13 @@ def bench(machine: Machine, parts: Parts = EVERYTHING, rotary: int = 14) -> Desi
         data["routing_share"].assign(read[12:])
     scale = cat(out["scale_exponent"], out["scale_mantissa"])
     _memory(m, "scales", 34, Write(out["scale_address"], scale, out["scale_enable"]))
+    if "norm_scale_enable" in out:
+        enable = out["norm_scale_enable"]
+        _memory(m, "norm_scales", 34, Write(out["scale_address"], scale, enable))
+    if "step_write_enable" in out:
+        blocks = machine.vector_lanes // machine.block
+        write = Write(*(out[f"step_write_{part}"] for part in ("address", "data", "enable")))
+        _memory(m, "step_memory", STEP_BITS * blocks, write)
     head = cat(out["scale_total"], scale.extend(64))
     enable = out["probability_scale_enable"]
     _memory(m, "heads", 104, Write(out["scale_address"], head, enable))
@@ -331,8 +340,10 @@ class Unit:
 
     def rows_of(self, fields: Mapping[str, int]) -> int:
         """Cycles in which a beat's rows go."""
-        if PASSES[fields["operation"]][0] != "softmax":
-            return fields["groups"] * fields["rows"]
+        operation = PASSES[fields["operation"]][0]
+        if operation != "softmax":
+            waits = self.machine.block_exponent if operation == "quantize_blocks" else 0
+            return fields["groups"] * fields["rows"] + waits
         first = max(0, self.position + 1 - fields["window"]) if fields["window"] else 0
         return fields["groups"] * (self.position // self.lanes - first // self.lanes + 1)
 
@@ -386,9 +397,9 @@ class Unit:
         part = self.memory(f"{name}_memory", kind)[row : row + groups * rows]
         return part.reshape(groups, -1)[:, :width].reshape(-1).astype(np.int64)
 
-    def scales(self, first: int, count: int) -> Scale:
-        """Entries of the scale file."""
-        words = self.model.memory("scales")[first : first + count].astype(np.int64)
+    def scales(self, first: int, count: int, file: str = "scales") -> Scale:
+        """Entries of a file of scales."""
+        words = self.model.memory(file)[first : first + count].astype(np.int64)
         return Scale(words & 0xFFFFFF, ((words >> 24) << 54) >> 54)
 
     def heads(self, first: int, count: int) -> tuple[Scale, Ints]:
@@ -537,6 +548,107 @@ def test_quantize_static(unit: Unit, fmt: str) -> None:
             assert count == counter.count
             saturated += count
     assert saturated
+
+
+def block_values(unit: Unit, size: int, low: int) -> Ints:
+    """Elements of all sizes, each block of one: ties, and where steps change, among them."""
+    rng, block = unit.rng, unit.machine.block
+    blocks = -(-size // block)
+    bits = rng.integers(0, 32, (blocks, 1))
+    x = rng.integers(-(1 << 31), 1 << 31, (blocks, block)) >> (31 - bits)
+    at = rng.integers(0, 24, (blocks, 1))
+    ties = (rng.integers(-127, 128, (blocks, block)) * 2 + 1 << at) >> 1
+    edges = np.where(rng.random((blocks, block)) < 0.3, (765 << at) // 8, 3 << at)
+    edges += rng.integers(-1, 2, edges.shape)
+    kind = rng.integers(0, 6, (blocks, 1))
+    x = np.choose(kind, [x, x, ties, edges, -edges, 0 * x])
+    x[rng.random(x.shape) < 0.02] = rng.choice([(1 << low + 22) - 1, 1 << low + 22, -EXTREME - 1])
+    return x.reshape(-1)[:size].clip(-EXTREME - 1, EXTREME)
+
+
+def integers_of_blocks(unit: Unit, row: int, size: int) -> Ints:
+    """What codes stand for, by the steps beside them."""
+    machine, lanes = unit.machine, unit.lanes
+    codes = unit.codes(row, 1, size, "half8")
+    codes = np.where(codes > 127, codes - 256, codes)
+    rows = -(-size // lanes)
+    words = unit.model.memory("step_memory")[row : row + rows].astype(np.int64).reshape(rows)
+    per_row = lanes // machine.block
+    steps = (words[:, None] >> np.arange(per_row) * STEP_BITS & 31).reshape(-1)
+    steps = np.repeat(steps, machine.block)[:size]
+    if number_codes.FORMATS[machine.activations].steps > 1:
+        codes = codes * (4 - (steps >> 4))
+    return codes << (steps & 15)
+
+
+@functools.cache
+def built_blocks(geometry: Geometry, fmt: str, block: int, cycles: int) -> tuple[Machine, ArcModel]:
+    machine = dataclasses.replace(
+        geometry.machine, activations=fmt, block=block, block_exponent=cycles
+    )
+    parts = (("quantize_blocks", "rms_scale", *LLAMA[0]), LLAMA[1], LLAMA[2])
+    return machine, ArcModel(bench(machine, parts, geometry.rotary).text(), "bench", opt=0)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "fmt", "block", "cycles"),
+    [
+        (GEOMETRIES[0], "half8", 16, 2),
+        (GEOMETRIES[0], "half8", 8, 1),
+        (GEOMETRIES[1], "mxint8", 8, 3),
+        (GEOMETRIES[3], "mxint8", 32, 4),
+        (GEOMETRIES[3], "half8", 16, 5),
+    ],
+)
+def test_quantize_blocks(geometry: Geometry, fmt: str, block: int, cycles: int) -> None:
+    """Codes, steps and saturations, in the cycles that the timeline says."""
+    machine, model = built_blocks(geometry, fmt, block, cycles)
+    unit, saturated = running(machine, model, geometry.rotary), 0
+    for words in (1, 2, 4, 7):
+        for low in (0, 4, 24):
+            size, frac = words * max(block, unit.lanes // 2), int(unit.rng.integers(10, 22))
+            size -= size % block
+            fraction = integer_fraction(frac, low, number_codes.FORMATS[fmt].steps)
+            x = block_values(unit, size, low)
+            before = unit.fixed(60, 8 * unit.lanes)
+            kind = kinds.Blocks(size, fmt, block, fraction)
+            duration = durations.blocks_pass(machine, size).duration
+            count = unit.run("quantize_blocks", {"x": (7, x, frac)}, (40, kind), duration)
+            counter = Saturations()
+            expected = semantics.quantize_blocks(x, fmt, block, frac, fraction, counter)
+            assert np.array_equal(integers_of_blocks(unit, 40, size), expected.codes)
+            assert count == counter.count
+            assert np.array_equal(unit.fixed(60, len(before)), before), "wrote to the vectors"
+            saturated += count
+    assert saturated
+
+
+@geometries
+@pytest.mark.parametrize("eps", [0.0, 1e-5, 3e3])
+def test_rms_scale(unit: Unit, eps: float) -> None:
+    """The factor alone goes to its memory, when what the pass reduces is there."""
+    rng = unit.rng
+    for width in (5, unit.lanes, 3 * unit.lanes + 3, 8 * unit.lanes):
+        for spread in SPREADS:
+            x, frac, row = unit.values(width, spread), int(rng.integers(8, 22)), 33
+            x = np.full_like(x, -EXTREME - 1) if spread == 31 and rng.integers(2) else x
+            before, others = unit.fixed(60, width), unit.model.memory("scales").copy()
+            real = Real.of(eps)
+            count = unit.run(
+                "rms_scale",
+                {"x": (7, x, frac)},
+                (row, kinds.Scale()),
+                durations.vector_pass(unit.machine, width, 1, width).duration,
+                arguments={"eps": [real.mantissa, real.exponent]},
+            )
+            unit.model.step()
+            expected = semantics.rms_scale(x, real, frac)
+            found = unit.scales(row, 1, "norm_scales")
+            assert np.array_equal(found.mantissa, expected.mantissa)
+            assert np.array_equal(found.exponent, expected.exponent)
+            assert np.array_equal(unit.fixed(60, width), before), "wrote to the vectors"
+            assert np.array_equal(unit.model.memory("scales"), others), "wrote other scales"
+            assert count == 0
 
 
 @geometries
