@@ -54,6 +54,7 @@ from intaglio.dialects.memories import (
     EXPONENT_BITS,
     HEADS,
     LARGEST,
+    NORM_SCALES,
     PROBABILITIES,
     ROUTINGS,
     SCORES,
@@ -537,7 +538,7 @@ class RTLChip:
 
     def read(
         self, buffer: str, first: int = 0, last: int = 0
-    ) -> Ints | Quantized | Probabilities | Routing:
+    ) -> Ints | Quantized | Scale | Probabilities | Routing:
         """The value of a buffer now, as the simulator has it for one token, without its first axis.
 
         Args:
@@ -559,6 +560,8 @@ class RTLChip:
                 return Quantized(codes.reshape(-1), scale, kind.format)
             case values.Blocks():
                 return self._blocks(kind, row)
+            case values.Scale():
+                return self._scales(NORM_SCALES, row, 1)[0]
             case values.Scores(heads=heads):
                 rows = self._lanes(SCORES, row, heads * self.layout.places.score_rows, 32)
                 return rows.reshape(heads, -1)[:, first : last + 1].astype(np.int64)
@@ -835,6 +838,10 @@ def _kept(end: str, parts: Iterable[bytes], make: Callable[[], str], cache: bool
 # Comparison
 
 
+FACTOR_WRITTEN = 2
+"""Cycles from a norm's reduction to its factor in the memory; products read it later."""
+
+
 @dataclass
 class _Check:
     """Compares, and remembers the first difference."""
@@ -903,9 +910,24 @@ def compare_token(
         for step in steps
         if isinstance(step.instruction.does, QueryKey) and step.reduction is not None
     ]
+    # Factors of norms are looked up behind their rows.
+    moments += [
+        (step.reduction.finish + FACTOR_WRITTEN, step, True)
+        for step in steps
+        if isinstance(step.instruction.does, RMSScale)
+        and step.reduction is not None
+        and step.touches.writes
+    ]
     for cycle, step, largest in sorted(moments, key=lambda one: one[0]):
         chip.advance(cycle)
         value, other = wanted[_whole(step)]
+        if largest and isinstance(value, Scale):
+            seen_now = chip.read(step.instruction.writes[0])
+            assert isinstance(seen_now, Scale)
+            _compare_scale(check, str(step), value, seen_now, step, slice(None))
+            if check.result.difference is not None:
+                break
+            continue
         part = _part(chip, step)
         if part is None:
             continue
@@ -1017,7 +1039,7 @@ def _whole(step: Step) -> _Whole:
 def _part(chip: RTLChip, step: Step) -> tuple[int, int] | None:
     """Which groups, heads or elements of its result a beat writes; None: it writes none of it."""
     one = step.instruction
-    # A norm's factor comes later than its rows; products show whether it is right.
+    # A norm's factor comes later than its rows.
     if not one.writes or isinstance(one.does, Sample | RMSScale):
         return None
     # What keeps something for the next token gives its result in the first pass.

@@ -7,6 +7,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,7 @@ from intaglio.backend.hw.units.matrix.plan import (
     configure,
     encode,
     l_unit_images,
+    machine_refusals,
     matrix_uses,
     single_scales,
     tile_images,
@@ -39,6 +41,7 @@ from intaglio.backend.program.program import (
     Program,
     load_program,
 )
+from intaglio.backend.target.target import load_target
 from intaglio.dialects import formula, semantics, timeline
 from intaglio.dialects.codes import FORMATS, Matrix, container_bits, pack
 from intaglio.dialects.constant_rom import APART, PLAIN, Form
@@ -50,7 +53,14 @@ from intaglio.dialects.isa.instruction import Instruction as Does
 from intaglio.dialects.isa.matrix import Embed, ExpertMatvec, Matvec
 from intaglio.dialects.isa.queues import MATRIX
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.memories import EXPERT_BITS, EXPONENT_BITS, Span, memory_of, span_of
+from intaglio.dialects.memories import (
+    EXPERT_BITS,
+    EXPONENT_BITS,
+    STEP_BITS,
+    Span,
+    memory_of,
+    span_of,
+)
 from intaglio.dialects.tiling import Piece, step_floor
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
@@ -144,6 +154,8 @@ class Model:
     constants: int = 1
     routed: int = 1
     """Rows of the memory of routings that are taken."""
+    factors: int = 0
+    """Of that of norms' factors."""
 
     def __post_init__(self) -> None:
         self.words = [3] * self.machine.tiles
@@ -247,13 +259,36 @@ class Model:
         )
         return name
 
-    def product(self, weights: str, bias: bool, residual: bool, slack: int = 0) -> None:
-        """An instruction for a matrix."""
+    def product(
+        self,
+        weights: str,
+        bias: bool,
+        residual: bool,
+        slack: int = 0,
+        *,
+        blocked: bool = False,
+        normed: bool = False,
+    ) -> None:
+        """An instruction for a matrix; of blocks, whose results are times a norm's factor."""
         machine, parameter = self.machine, self.parameters[weights]
         experts, columns = parameter.experts, parameter.dims[1]
         rows = parameter.dims[0] // experts
-        kind = values.Quantized(1, columns, machine.activations)
+        fmt = machine.activations if blocked else machine.scaled_activations
+        kind: values.Coded = values.Quantized(1, columns, fmt)
+        bits = semantics.accumulator_bits(
+            parameter.bits, columns, fmt, offset_bits=parameter.offset_bits
+        )
+        if blocked:
+            # So that most results fit, some do not.
+            fraction = bits - 21 - self.matrices[weights].exponent
+            kind = values.Blocks(columns, fmt, machine.block, fraction)
         x = self._buffer(f"q{weights}", columns, kind)
+        factor = None
+        if normed:
+            factor = f"f{weights}"
+            scale = values.Scale()
+            self.buffers[factor] = Buffer(factor, scale, memory_of(scale), self.factors)
+            self.factors += 1
         if bias:
             shape = (experts, rows) if experts > 1 else rows
             name = f"b{weights}"
@@ -265,9 +300,6 @@ class Model:
         fixed = values.Fixed(rows, 16)
         r = self._buffer(f"r{weights}", rows, fixed) if residual else None
         y = self._buffer(f"y{weights}", rows, fixed)
-        bits = semantics.accumulator_bits(
-            parameter.bits, columns, machine.activations, offset_bits=parameter.offset_bits
-        )
         self.slack[weights] = slack
         if experts > 1:
             routing = values.Routing(int(self.rng.integers(1, experts + 1)), experts)
@@ -277,6 +309,7 @@ class Model:
             does = ExpertMatvec(
                 input=x,
                 routing=r,
+                norm=factor,
                 output=y,
                 weights=weights,
                 bias=f"b{weights}" if bias else None,
@@ -287,11 +320,13 @@ class Model:
             return
         does = Matvec(
             input=x,
+            norm=factor,
             residual=r,
             output=y,
             weights=weights,
             bias=f"b{weights}" if bias else None,
             pre_shift=semantics.pre_shift(bits),
+            normed=normed,
         )
         self._add(does)
 
@@ -416,7 +451,13 @@ class _Images:
         return self.model.tables[name]
 
 
-GIVEN = ("scale_mantissa", "scale_exponent", "routing_number")
+GIVEN = (
+    "scale_mantissa",
+    "scale_exponent",
+    "norm_mantissa",
+    "norm_exponent",
+    "routing_number",
+)
 """Inputs that files give."""
 
 
@@ -455,6 +496,14 @@ def _top(config: MatrixConfig, logic: LogicROM | None = None) -> str:
     scale = m.rom("scales", config.vector_rows, 24 + EXPONENT_BITS, out["scale_address"])
     wires["scale_mantissa"].assign(scale[:24])
     wires["scale_exponent"].assign(scale[24:].as_signed())
+    for p in range(config.ports if config.steps else 0):
+        width = lanes // config.machine.block * STEP_BITS
+        data = m.rom(f"smem{p}", config.vector_rows, width, out[f"steps{p}_address"])
+        wires[f"steps{p}_data"].assign(data)
+    if "norm_address" in out:
+        factor = m.rom("norms", config.norm_rows, 24 + EXPONENT_BITS, out["norm_address"])
+        wires["norm_mantissa"].assign(factor[:24])
+        wires["norm_exponent"].assign(factor[24:].as_signed())
     if "routing_address" in out:
         data = m.rom("routings", ROUTINGS, EXPERT_BITS, out["routing_address"])
         wires["routing_number"].assign(data)
@@ -671,6 +720,28 @@ def _tail(after: npt.NDArray[Any], before: npt.NDArray[Any], row: int, used: int
     after[row : row + 1] = a.view(after.dtype).reshape(after[row : row + 1].shape)
 
 
+def _word(mantissa: int, exponent: int) -> int:
+    """A scale as a file has it."""
+    return mantissa | ((exponent & ((1 << EXPONENT_BITS) - 1)) << 24)
+
+
+def _stepped(model: Model, run: ArcModel, row: int, codes: Ints, steps: int) -> Ints:
+    """Gives blocks exponents and steps; the integers that codes then stand for."""
+    rng, machine = model.rng, model.machine
+    blocks, per_row = len(codes) // machine.block, machine.vector_lanes // machine.block
+    exponents = rng.integers(0, 16, blocks)
+    exponents[rng.random(blocks) < 0.3] = 15
+    halves = rng.integers(0, 2, blocks) * (steps > 1)
+    words = np.zeros((-(-blocks // per_row), per_row), np.int64)
+    words.reshape(-1)[:blocks] = exponents | halves << 4
+    packed = (words << np.arange(per_row) * STEP_BITS).sum(-1)
+    for p in range(len([n for n in run.memories if n.startswith("smem")])):
+        memory = run.memory(f"smem{p}")
+        memory[row : row + len(packed)] = packed.reshape(-1, *memory.shape[1:])
+    each = [np.repeat(one, machine.block) for one in (exponents, halves)]
+    return codes * ((4 - each[1]) if steps > 1 else 1) << each[0]
+
+
 def _product(
     model: Model,
     run: ArcModel,
@@ -681,18 +752,24 @@ def _product(
     counter: Saturations,
 ) -> Ints:
     """Writes the operands of a `matvec`; what it has to give."""
-    machine, rng, lanes = model.machine, model.rng, model.machine.vector_lanes
-    fmt, rows, columns = machine.activations, matrix.rows, matrix.columns
+    rng, lanes = model.rng, model.machine.vector_lanes
+    does, rows, columns = instruction.does, matrix.rows, matrix.columns
+    kind = model.buffers[does.input].type
+    assert isinstance(kind, values.Coded)
+    fmt = kind.format
     if fmt == "fp8":
         codes = rng.integers(0, 254, columns)
         codes[codes == 127] = 126
     else:
         codes = rng.integers(FORMATS[fmt].low, FORMATS[fmt].high + 1, columns)
         codes[: columns // 8] = FORMATS[fmt].low
-    row = model.buffers[instruction.reads[0]].row
+    row = model.buffers[does.input].row
     for p in range(len([n for n in run.memories if n.startswith("qmem")])):
         _fill(run.memory(f"qmem{p}"), row, _rows(codes, lanes, FORMATS[fmt].memory_bits))
-    y = semantics.dot(codes, matrix, fmt)
+    multiplied = codes
+    if isinstance(kind, values.Blocks):
+        multiplied = _stepped(model, run, row, codes, FORMATS[fmt].steps)
+    y = semantics.dot(multiplied, matrix, fmt)
     # So that most results fit, some do not.
     spread = int(np.abs(y).max()).bit_length()
     mantissa, exponent = (
@@ -700,15 +777,24 @@ def _product(
         spread + 24 + 16 - 31 - matrix.exponent,
     )
     exponent += int(rng.integers(-1, 4))
-    run.memory("scales")[row] = mantissa | ((exponent & ((1 << EXPONENT_BITS) - 1)) << 24)
+    word = _word(mantissa, exponent)
+    # A scale that lies beside blocks is nobody's.
+    run.memory("scales")[row] = word
+    scale = Scale(np.array(mantissa), np.array(exponent))
+    if isinstance(kind, values.Blocks):
+        scale = Scale.of(Fraction(2) ** -kind.fraction)
+        if does.norm is not None:
+            exponent -= kind.fraction
+            run.memory("norms")[model.buffers[does.norm].row] = _word(mantissa, exponent)
+            scale = Scale(np.array(mantissa), np.array(exponent + kind.fraction))
     residual = None
-    if isinstance(instruction.does, Matvec) and len(instruction.reads) > 1:
+    if isinstance(does, Matvec) and does.residual is not None:
         residual = rng.integers(-(1 << 31), 1 << 31, rows)
-        first = model.buffers[instruction.reads[1]].row
+        first = model.buffers[does.residual].row
         _fill(run.memory("vmem"), first, _rows(residual, lanes, 32))
     return semantics.requantize(
         y,
-        Scale(np.array(mantissa), np.array(exponent)),
+        scale,
         matrix.exponent,
         instruction.does.pre_shift,
         16,
@@ -888,6 +974,44 @@ def _random_model(changes: dict[str, Any], seed: int, matrices: int = 12, most: 
     return model
 
 
+BY_BLOCK: dict[str, dict[str, Any]] = {
+    "a word": {"activations": "half8", "block": 16},
+    "two words": {"activations": "mxint8", "block": 16, "lanes": 8},
+    "two blocks a row": {"activations": "half8", "block": 8, "lanes": 8, "results_per_cycle": 8},
+    "four words": {"activations": "half8", "block": 32, "lanes": 8, "vector_lanes": 32,
+                   "mac_pipeline": 4},
+}  # fmt: skip
+"""Machines whose activations have an exponent a block."""
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "mixed"])
+@pytest.mark.parametrize("name", BY_BLOCK)
+def test_products_of_blocks(name: str, others: bool) -> None:
+    """Of any exponents and steps, with factors of norms and without, beside codes of one scale."""
+    machine = replace(MINI, **BY_BLOCK[name])
+    model = _model(machine, sum(name.encode()) + others)
+    rng = model.rng
+    for i in range(10):
+        rows, columns, bits, group, zero, split = _random_case(machine, rng)
+        blocked = not others or i % 3 != 2
+        if blocked:
+            columns = -(-columns // machine.block) * machine.block
+        experts = 3 if i % 4 == 3 else 1
+        matrix = model.matrix(
+            -(-rows // experts), columns, bits, group, zero, split, experts=experts
+        )
+        model.product(
+            matrix,
+            bias=i % 2 == 1,
+            residual=i % 3 == 1 and experts == 1,
+            blocked=blocked,
+            normed=blocked and i % 5 in (1, 3, 4),
+        )
+        if i % 5 == 0:
+            model.embed(matrix)
+    _run(model)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_random_machines(name: str) -> None:
     """Random matrices and tables on machines of other kinds: all results and cycles."""
@@ -1045,6 +1169,18 @@ def test_least_hardware() -> None:
         ({"cell": "ternary", "plane_bits": 3}, "has two bits, not 3"),
         ({"mac_pipeline": 1}, "latency.mac_pipeline is 1, the matrix array needs at least 2"),
         ({"requantise": 1}, "latency.requantise is 1, the matrix array needs at least 2"),
+        (
+            {"activations": "half8", "block": 8},
+            "a word of 16 activations has several blocks of 8; the hardware takes one exponent",
+        ),
+        (
+            {"activations": "mxint8", "block": 32},
+            "a block of 32 is more than the 16 vector lanes",
+        ),
+        (
+            {"activations": "half8", "block": 16, "mac_pipeline": 2},
+            "latency.mac_pipeline is 2, the matrix array needs at least 3",
+        ),
     ],
 )
 def test_machines_without_hardware(change: dict[str, Any], message: str) -> None:
@@ -1052,6 +1188,16 @@ def test_machines_without_hardware(change: dict[str, Any], message: str) -> None
     model.product(model.matrix(40, 64, 2, 64, 1, 4), bias=False, residual=False)
     with pytest.raises(UserError, match=message):
         configure(model.program)
+
+
+@pytest.mark.parametrize("name", ["hc1", "tom", "bitrom"])
+def test_words_of_several_blocks(name: str) -> None:
+    """Words of shipped targets are longer than their blocks; with blocks as long there is one."""
+    machine = replace(load_target(name).machine(), activations="half8")
+    (found,) = [str(one) for one in machine_refusals(machine) if "blocks" in str(one)]
+    assert f"a word of {machine.lanes} activations has several blocks of 32" in found
+    assert "--set formats.block=" in found
+    assert not machine_refusals(replace(machine, block=machine.lanes))
 
 
 @pytest.mark.parametrize(
