@@ -383,6 +383,19 @@ def test_exponents_of_blocks(built: Pairs, name: str, settings: tuple[str, ...])
     opcodes = {one.opcode for block in chip.program.blocks for one in block.whole}
     assert {"quantize_blocks", "rms_scale"} <= opcodes
     assert run(simulator, chip, 4, seed=6)
+    # A factor is compared where it lies, before a product shows it.
+    number, index = next(
+        (number, index)
+        for number, block in enumerate(chip.program.blocks)
+        for index, one in enumerate(block.whole)
+        if one.opcode == "rms_scale"
+    )
+    actions = simulator._steps[number][1][0]
+    right = actions[index]
+    actions[index] = lambda c: right(c)._replace(exponent=right(c).exponent + 1)
+    found = compare_token(simulator, chip, 3, 4).difference
+    assert found is not None and found.step is not None
+    assert found.step.instruction.opcode == "rms_scale" and "scale exponent" in found.what
 
 
 @pytest.mark.parametrize(
