@@ -35,8 +35,9 @@ from intaglio.dialects.fabric import FABRIC
 from intaglio.dialects.gating import NO_DOMAIN
 from intaglio.dialects.isa.arguments import Choice, Flag, Integer, Number
 from intaglio.dialects.isa.instruction import Instruction
-from intaglio.dialects.isa.parts import Store
+from intaglio.dialects.isa.parts import Operand, Store
 from intaglio.dialects.isa.registry import INSTRUCTIONS, declared
+from intaglio.dialects.isa.values import Blocks, Coded, Quantized
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.program import PROGRAM as PROGRAM_DIALECT
 from intaglio.dialects.program import BlockOp, InstructionOp, ProgramOp
@@ -49,6 +50,16 @@ Mutation = tuple[str, Content, dict[str, str]]
 
 SMALLEST: Mapping[type, object] = {Integer: 1, Number: [1, 0], Flag: True}
 """Arguments of instructions that are made by hand, as in program.json."""
+
+
+def told(one: Operand) -> str:
+    """The kind of an operand, or what its kinds are together."""
+    return one.kind.told if one.kind is Coded else one.kind.kind
+
+
+def kinds_of(one: Operand) -> tuple[str, ...]:
+    """The kinds that an operand can have."""
+    return (Quantized.kind, Blocks.kind) if one.kind is Coded else (one.kind.kind,)
 
 
 class Compiled:
@@ -99,7 +110,11 @@ class Compiled:
         first: dict[str, str] = {}
         for name, one in self.content["buffers"].items():
             _ = first.setdefault(one["type"]["kind"], name)
-        values = {one.kind.kind for one in (*form.reads, *form.writes)}
+        for one in (Quantized, Blocks):
+            if one.kind in first:
+                # Matrices are multiplied with either.
+                _ = first.setdefault(Coded.told, first[one.kind])
+        values = {told(one) for one in (*form.reads, *form.writes)}
         bound = {
             f"the_{role.name}": name
             for role in form.roles
@@ -111,8 +126,8 @@ class Compiled:
         return {
             "opcode": kind.opcode,
             "queue": kind.queue,
-            "reads": [first[one.kind.kind] for one in form.reads],
-            "writes": [first[one.kind.kind] for one in form.writes],
+            "reads": [first[told(one)] for one in form.reads],
+            "writes": [first[told(one)] for one in form.writes],
             "uses": {slot.removeprefix("the_"): slot for slot in bound},
             "waits": {},
             "duration": "1",
@@ -142,11 +157,12 @@ class Compiled:
             if names and not left_out:
                 yield edit(f"{key} one less", **{key: names[1:]})
             room = given[len(names) : len(names) + 1] if names else ()
-            if not any(part.kind.kind == kinds[names[-1]] for part in room):
+            if not any(kinds[names[-1]] in kinds_of(part) for part in room):
                 yield edit(f"{key} one more", **{key: [*names, *(names or list(kinds))[-1:]]})
             for place, name in enumerate(names):
                 for other in dict.fromkeys(kinds.values()):
-                    if other != kinds[name]:
+                    of = given[place] if place < len(given) else None
+                    if other != kinds[name] and (of is None or other not in kinds_of(of)):
                         wrong = next(n for n, k in kinds.items() if k == other)
                         changed = [*names[:place], wrong, *names[place + 1 :]]
                         yield edit(f"{key}[{place}] of {other}", **{key: changed})
@@ -317,15 +333,32 @@ def convolving(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     return Compiled(compile_model(model("qwen35"), out, options).folder)
 
 
+@pytest.fixture(scope="module")
+def blocked(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """With exponents by block, and norms whose factors follow the products."""
+    out = tmp_path_factory.mktemp("blocked") / "out"
+    settings = ("activations=half8",)
+    options = Options("roma-mini", settings, context=32, emit="program", adapter_rank=4)
+    return Compiled(compile_model(model("llama"), out, options).folder)
+
+
+@pytest.fixture(scope="module")
+def dealt(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """Experts, with exponents by block."""
+    out = tmp_path_factory.mktemp("dealt") / "out"
+    options = Options("roma-mini", ("activations=half8",), context=32, emit="program")
+    return Compiled(compile_model(model("experts"), out, options).folder)
+
+
 def test_what_the_compiler_writes_passes(
-    demo: Compiled, gated: Compiled, mixed: Compiled, convolving: Compiled
+    demo: Compiled, gated: Compiled, mixed: Compiled, convolving: Compiled, blocked: Compiled
 ) -> None:
-    for one in (demo, gated, mixed, convolving):
+    for one in (demo, gated, mixed, convolving, blocked):
         one.program.verify()
         assert program_of(one.content).blocks
 
 
-@pytest.mark.parametrize("which", ["demo", "gated", "mixed", "convolving"])
+@pytest.mark.parametrize("which", ["demo", "gated", "mixed", "convolving", "blocked"])
 def test_mutations_are_refused_with_the_same_words(
     which: str, request: pytest.FixtureRequest
 ) -> None:
@@ -346,9 +379,11 @@ def test_mutations_of_every_declaration(
     gated: Compiled,
     mixed: Compiled,
     convolving: Compiled,
+    blocked: Compiled,
+    dealt: Compiled,
 ) -> None:
     """Instructions made by hand with all their parts, in the place of a program's first one."""
-    programs = demo, gated, mixed, convolving
+    programs = demo, gated, mixed, convolving, blocked, dealt
     program, found = next((one, made) for one in programs if (made := one.made(kind)))
     one, bound = found
     block = program.blocks[0]
