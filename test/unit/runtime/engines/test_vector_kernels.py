@@ -180,7 +180,7 @@ def test_rms_scale(path: str, seed: int) -> None:
     s = Source(seed)
     x = s.fixed(*s.lead(), s.pick(*WIDTHS, 1000))
     eps = s.pick(Real.of(1e-5), Real.of(1e-12), Real.of(1.0), Real(0, 0), Real.of(3e3))
-    check("rms_scale", x, eps, s.pick(8, 10, 16, 20), counted=False)
+    check("rms_scale", x, eps, s.pick(8, 10, 16), counted=False)
 
 
 @given(seeds)
