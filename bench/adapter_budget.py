@@ -22,7 +22,8 @@ from decoder_model import BITNET_2B, LLAMA_3_2_3B, Shape
 from papers_work import published
 
 from intaglio.backend.target.target import Target, load_target
-from intaglio.dialects.codes import FORMATS, SLOT_BITS
+from intaglio.dialects.codes import SLOT_BITS
+from intaglio.dialects.formats import FORMATS
 from intaglio.runtime.adapters.budget import Demand, adapter_bytes, context_that_fits
 
 MIB = 2**20

@@ -63,8 +63,9 @@ from intaglio.backend.hw.wires.signal import Design
 from intaglio.backend.images.read import Images
 from intaglio.backend.program.program import Parameter, Program, load_program
 from intaglio.dialects import semantics
-from intaglio.dialects.codes import FORMATS, Matrix, decode
+from intaglio.dialects.codes import Matrix, decode
 from intaglio.dialects.fixed_point import Saturations, Scale
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.isa.matrix import Embed, Matvec
 from intaglio.dialects.isa.values import Fixed
 from intaglio.runtime.engines.arc import ArcModel

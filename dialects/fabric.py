@@ -38,9 +38,9 @@ from xdsl.traits import SymbolOpInterface, SymbolUserOpInterface
 from xdsl.utils.exceptions import PassFailedException, VerifyException
 
 from intaglio.dialects.by_name import ByName
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.constant_rom import APART, CONSTANTS, FORMS, HALVES, PLAIN, Form
 from intaglio.dialects.fixed_point import SCALE_BYTES
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.h_units import (
     ADAPTER_SCALES,
     ADAPTERS,

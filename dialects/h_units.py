@@ -21,8 +21,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intaglio.dialects.codes import FORMATS, SLOT_BITS
+from intaglio.dialects.codes import SLOT_BITS
 from intaglio.dialects.fixed_point import SCALE_BYTES
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.recurrence import STATE_BITS
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import EXPONENT_BITS

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
-from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.json_file import is_list
 
 KV_FORMATS = ("int8", "int16", "fp8")

@@ -25,8 +25,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from intaglio.dialects.codes import FORMATS, SLOT_LIMITS, AdapterMatrix, Matrix, decode
+from intaglio.dialects.codes import SLOT_LIMITS, AdapterMatrix, Matrix, decode
 from intaglio.dialects.fixed_point import SCALE_BITS, Ints, Real, Saturations, Scale, multiply
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas import blocks, norms, products, quantise, recurrence, routing
 from intaglio.dialects.formulas import softmax as softmax_formulas
 from intaglio.dialects.formulas.arrays import Arrays

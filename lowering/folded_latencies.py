@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, log2
 
-from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formula import TOKENS, Formula, ceildiv, constant, minimum
 from intaglio.dialects.machine import Machine
 

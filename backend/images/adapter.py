@@ -30,7 +30,6 @@ from intaglio.backend.images.ternary_adapter import absmean, fitted
 from intaglio.backend.output.output import ADAPTER_BYTES, ADAPTER_DESCRIPTION, write_json
 from intaglio.backend.output.whole import naming
 from intaglio.dialects.codes import (
-    E4M3_LIMIT,
     SLOT_BITS,
     AdapterMatrix,
     container_bits,
@@ -39,6 +38,7 @@ from intaglio.dialects.codes import (
     unpack,
 )
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.formats import E4M3_LIMIT
 from intaglio.dialects.json_file import JSON
 
 if TYPE_CHECKING:

@@ -25,10 +25,11 @@ from intaglio.backend.program.types import (
     State,
 )
 from intaglio.dialects import formula, part_of, timeline
-from intaglio.dialects.codes import DENSE_BITS, FORMATS, SLOT_BITS, WEIGHT_BITS
+from intaglio.dialects.codes import DENSE_BITS, SLOT_BITS, WEIGHT_BITS
 from intaglio.dialects.constant_rom import FORMS, PLAIN, Form
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.gating import NO_DOMAIN
 from intaglio.dialects.h_units import STATE_SCALES, STATES
 from intaglio.dialects.isa.beat import MOST, WHOLE, WORDS, Beat

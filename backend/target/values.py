@@ -9,8 +9,8 @@ from typing import TypeGuard
 
 from intaglio.backend.target.formula import FormulaError, Value, evaluate, names
 from intaglio.backend.target.schema import FOLLOWS_MESH, KEYS, MESH, Key
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError, UserErrors
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.json_file import JSON
 
 BLOCK_FORMATS = tuple(name for name, one in FORMATS.items() if one.by_block)

@@ -1,7 +1,7 @@
 """Codes of 8 bits with an exponent a block: what a product reads without waiting for a maximum.
 
 A block's step is a power of two, or three quarters of one ("half steps"), chosen from 16 exponents
-(`codes.EXPONENTS`) by the block's own largest magnitude. Codes stand for integers of one unit, so
+(`formats.EXPONENTS`) by the block's own largest magnitude. Codes stand for integers of one unit, so
 that products of any blocks are added exactly, in any order.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, NamedTuple
 
-from intaglio.dialects.codes import EXPONENTS, FORMATS
+from intaglio.dialects.formats import EXPONENTS, FORMATS
 from intaglio.dialects.formulas.reader import Groups, P, Reader, V
 
 CODE_PLACES = 7
@@ -46,7 +46,7 @@ def least_exponent(frac: int, fraction: int, steps: int) -> int:
     Args:
         frac: fraction bits of the numbers that are coded.
         fraction: of the integers that the codes stand for.
-        steps: of the format (`codes.Format.steps`).
+        steps: of the format (`formats.Format.steps`).
     """
     return frac - fraction + (steps.bit_length() - 1)
 

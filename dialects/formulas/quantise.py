@@ -7,8 +7,8 @@ from fractions import Fraction
 from functools import cache
 from typing import Generic, NamedTuple
 
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.reader import Groups, K_co, P, Reader, ScaleOf, V
 
 

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.json_file import JSONFile
 
 

@@ -17,8 +17,8 @@ from xdsl.irdl import (
 from xdsl.traits import MemoryReadEffect, Pure
 from xdsl.utils.exceptions import VerifyException
 
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.blocks import LEAST_AT_MOST, least_exponent
 from intaglio.dialects.formulas.norms import norm_epsilon
 from intaglio.dialects.rom.buffers import resolved_type

@@ -23,6 +23,7 @@ from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects import codes
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.names import escaped, unescaped
 
 WEIGHT_CODES = codes.WEIGHT_BITS
@@ -40,7 +41,7 @@ DENSE_CODES = codes.DENSE_BITS
 ACTIVATION_CODES = ("int4", "int8", "int16", "fp8")
 """Codes of a quantised vector, and of keys and values."""
 
-BLOCK_CODES = tuple(name for name, one in codes.FORMATS.items() if one.by_block)
+BLOCK_CODES = tuple(name for name, one in FORMATS.items() if one.by_block)
 """Codes of a vector with an exponent a block."""
 
 PROBABILITY_CODES = ("uint8", "uint16")

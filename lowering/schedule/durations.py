@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formula import (
     RANK,
     TOKENS,

@@ -28,10 +28,11 @@ from xdsl.rewriter import InsertPoint, Rewriter
 from xdsl.utils.exceptions import PassFailedException
 
 from intaglio.dialects import rom
-from intaglio.dialects.codes import FORMATS, mantissa_exponent
+from intaglio.dialects.codes import mantissa_exponent
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import machine_of
 from intaglio.dialects.fixed_point import Real
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.blocks import LEAST_AT_MOST, REACH, integer_fraction
 from intaglio.dialects.formulas.norms import norm_epsilon, weight_fraction
 from intaglio.dialects.formulas.softmax import SCORE_FRAC, SLOPE_FRAC

@@ -33,9 +33,9 @@ from intaglio.backend.output.output import MANIFEST, sha256_of
 from intaglio.backend.output.verified import OutputFiles
 from intaglio.backend.output.whole import check_writable, write_text
 from intaglio.backend.program.program import PROGRAM, Instruction, Program, load_program
-from intaglio.dialects.codes import EXPONENTS, FORMATS
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, Scale
+from intaglio.dialects.formats import EXPONENTS, FORMATS
 from intaglio.dialects.formulas import blocks
 from intaglio.dialects.formulas.arrays import Arrays
 from intaglio.dialects.h_units import STATE_SCALES, STATES

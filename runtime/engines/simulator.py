@@ -22,9 +22,10 @@ from intaglio.backend.images.adapter import AdapterImage, SiteImage
 from intaglio.backend.images.read import Images
 from intaglio.backend.program.program import Block, Cache, Instruction, Program
 from intaglio.dialects import part_of, semantics
-from intaglio.dialects.codes import FORMATS, Matrix, decode
+from intaglio.dialects.codes import Matrix, decode
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Saturations, Scale, shift_saturate
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.elementwise import Constants, Elementwise
 from intaglio.dialects.formulas.routing import SHARE_FRAC
 from intaglio.dialects.formulas.softmax import SCORE_FRAC

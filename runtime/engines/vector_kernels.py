@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.dialects import fixed_point, semantics
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import Ints, Real, Saturations, Scale
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.blocks import least_exponent
 from intaglio.dialects.formulas.elementwise import ADD, MUL, Constants, Elementwise
 from intaglio.dialects.formulas.norms import norm_epsilon, norm_values

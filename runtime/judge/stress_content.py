@@ -19,8 +19,9 @@ from intaglio.backend.images.read import Images
 from intaglio.backend.program.program import Block, Cache, Instruction, Parameter, Program
 from intaglio.backend.program.types import Matrices
 from intaglio.dialects import semantics
-from intaglio.dialects.codes import FORMATS, SLOT_BITS, AdapterMatrix, Matrix, container_bits
+from intaglio.dialects.codes import SLOT_BITS, AdapterMatrix, Matrix, container_bits
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS, Ints, Real, Scale
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.recurrence import FINEST, STATE_BITS, STATE_LIMIT
 from intaglio.dialects.isa import values
 from intaglio.dialects.isa.attention import QueryKey, WeightedSum

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intaglio.backend.program.program import Cache, Program
-from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.isa.attention import OverTokens
 from intaglio.dialects.isa.parts import Access, Store
 from intaglio.dialects.machine import Machine

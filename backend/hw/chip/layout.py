@@ -32,11 +32,11 @@ from intaglio.backend.hw.units.vector.encode import Places
 from intaglio.backend.hw.units.vector.interface import VectorUnit
 from intaglio.backend.hw.units.vector.shape import VectorShape
 from intaglio.dialects import memories
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.constant_rom import APART, CONSTANTS, Form
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.encoded import DescriptorOp, QueueOp, Value
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.h_units import KV, KV_SCALES
 from intaglio.dialects.isa.queues import QUEUES
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 from intaglio.backend.hw.wires.signal import Operand, Signal, cat, larger, mux, smaller
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.reader import ScaleOf
 from intaglio.dialects.tables import Table
 

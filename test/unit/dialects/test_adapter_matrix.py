@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from intaglio.dialects.codes import FORMATS, SLOT_BITS, SLOT_LIMITS, AdapterMatrix, e4m3_decode
+from intaglio.dialects.codes import SLOT_BITS, SLOT_LIMITS, AdapterMatrix, e4m3_decode
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.semantics import dot, slot_bits
 
 ACTIVATIONS = ("int8", "int16", "fp8")

@@ -11,8 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from intaglio.dialects import semantics as sem
-from intaglio.dialects.codes import FORMATS, Matrix, pack
+from intaglio.dialects.codes import Matrix, pack
 from intaglio.dialects.fixed_point import Real, Saturations, Scale
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.blocks import LEAST_AT_MOST, integer_fraction, least_exponent
 
 settings.register_profile("unit", max_examples=60, deadline=None)

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intaglio.dialects.codes import (
-    FORMATS,
     Matrix,
     decode,
     e4m3_decode,
@@ -26,6 +25,7 @@ from intaglio.dialects.codes import (
     unpack,
 )
 from intaglio.dialects.fixed_point import Saturations
+from intaglio.dialects.formats import FORMATS
 
 settings.register_profile("unit", max_examples=60, deadline=None)
 settings.load_profile("unit")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from intaglio.dialects import semantics
-from intaglio.dialects.codes import FORMATS
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas import recurrence
 from intaglio.dialects.formulas.arrays import Arrays
 from intaglio.dialects.formulas.reader import ScaleOf

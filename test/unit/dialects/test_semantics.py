@@ -16,8 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from intaglio.dialects import semantics as sem
-from intaglio.dialects.codes import FORMATS, Matrix, e4m3_decode, e4m3_encode, pack
+from intaglio.dialects.codes import Matrix, e4m3_decode, e4m3_encode, pack
 from intaglio.dialects.fixed_point import Real, Saturations, Scale, multiply
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.elementwise import ACTIVATIONS, ELEMENTWISE
 from intaglio.dialects.tables import lookup, table
 

@@ -16,9 +16,9 @@ from intaglio.backend.hw.units.adapter.layout import (
 from intaglio.backend.hw.units.attention.h_unit import BYTE
 from intaglio.backend.hw.units.attention.sizes import AttentionModel, machine_refusals, number_bits
 from intaglio.backend.hw.wires.widths import index_bits
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.isa.adapter import AdapterMatvec
 from intaglio.dialects.isa.values import Quantized
 from intaglio.dialects.machine import Machine

@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Write
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, SCALE_BYTES, Ints, Scale
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.h_units import EXTERNAL, KV, KV_SCALES, CacheShape
 from intaglio.dialects.machine import KV_FORMATS, Machine
 

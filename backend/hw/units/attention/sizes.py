@@ -28,12 +28,12 @@ from intaglio.backend.hw.units.refusals import (
     short_latencies,
 )
 from intaglio.backend.hw.wires.widths import index_bits
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.constant_rom import CONSTANTS, Form
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, Real
 from intaglio.dialects.fixed_point import Scale as ConstantScale
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.softmax import SCORE_FRAC
 from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.cache import Append

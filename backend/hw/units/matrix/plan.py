@@ -29,9 +29,10 @@ from intaglio.backend.hw.wires.widths import log2
 from intaglio.backend.program.power_bits import power_bits
 from intaglio.backend.program.types import Instruction, Parameter, Program
 from intaglio.dialects import constant_rom
-from intaglio.dialects.codes import FORMATS, Matrix, pack
+from intaglio.dialects.codes import Matrix, pack
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug, UserError
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.isa.instruction import Instruction as Does
 from intaglio.dialects.isa.matrix import EmbedPosition, ExpertMatvec, Matvec, Row
 from intaglio.dialects.isa.values import Blocks, Coded, Quantized
@@ -170,7 +171,7 @@ class MatrixConfig:
         constant_rows: rows of the constant ROM.
         floor: cycles that a step takes at least.
         experts: of the family with the most; 1 without families.
-        steps: of inputs with an exponent a block (`codes.Format.steps`); 0: there are none.
+        steps: of inputs with an exponent a block (`formats.Format.steps`); 0: there are none.
         unblocked: whether there are others beside them.
         norm_rows: rows of the memory of norms' factors.
     """

@@ -46,8 +46,8 @@ from intaglio.backend.hw.wires.signal import (
     tree,
 )
 from intaglio.backend.hw.wires.widths import fit, index_bits, up
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas import recurrence
 from intaglio.dialects.formulas.reader import ScaleOf
 from intaglio.dialects.formulas.recurrence import STATE_BITS, STATE_LIMIT

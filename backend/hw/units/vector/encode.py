@@ -26,11 +26,11 @@ from intaglio.backend.hw.units.vector.operations import (
 )
 from intaglio.backend.hw.units.vector.router import FRACTION
 from intaglio.backend.program.types import Instruction, Program
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.constant_rom import ADJACENT, HALVES, PAIRS
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug
 from intaglio.dialects.fixed_point import Scale
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.blocks import least_exponent
 from intaglio.dialects.formulas.elementwise import CLIP, ELEMENTWISE
 from intaglio.dialects.formulas.norms import NORM_WIDTH, UNIT_FRAC, norm_constants

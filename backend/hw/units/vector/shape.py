@@ -13,8 +13,8 @@ from intaglio.backend.hw.units.vector.encode import (
     rotary_fraction,
 )
 from intaglio.backend.program.types import Program
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.isa.queues import PEAKS
 from intaglio.dialects.isa.values import Probabilities, Quantized, Routing, Scores

@@ -21,9 +21,9 @@ from intaglio.backend.hw.wires.datapaths import (
     shift_normal,
 )
 from intaglio.backend.hw.wires.signal import Signal, choose, larger, mux, smaller
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import SCALE_BITS
 from intaglio.dialects.fixed_point import Scale as ConstantScale
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.tables import Table
 
 _MANTISSA = (1 << SCALE_BITS) - 1

@@ -92,8 +92,8 @@ from intaglio.backend.hw.wires.signal import (
     tree,
 )
 from intaglio.dialects import memories
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import FIXED_BITS
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.blocks import EXPONENT_BITS, LARGEST, LEAST_AT_MOST, block_of
 from intaglio.dialects.formulas.softmax import exp2
 from intaglio.dialects.machine import Machine

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intaglio.dialects.codes import FORMATS, Matrix, decode
+from intaglio.dialects.codes import Matrix, decode
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.semantics import dot
 from intaglio.runtime.engines import kernels
 from intaglio.runtime.engines.kernels import PackedMatrix, matmul, matvec

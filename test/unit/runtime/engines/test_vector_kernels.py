@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from intaglio.dialects import semantics
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.fixed_point import Real, Saturations, Scale
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.blocks import LEAST_AT_MOST, integer_fraction
 from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Constants
 from intaglio.runtime.engines import kernels, vector_kernels

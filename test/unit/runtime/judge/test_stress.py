@@ -18,9 +18,10 @@ from intaglio.backend.emit_hardware import hardware_text
 from intaglio.backend.images.read import Images
 from intaglio.backend.program.program import load_program
 from intaglio.backend.stages import Options
-from intaglio.dialects.codes import FORMATS, decode
+from intaglio.dialects.codes import decode
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import SCALE_BITS
+from intaglio.dialects.formats import FORMATS
 from intaglio.runtime import cli
 from intaglio.runtime.chip import Chip
 from intaglio.runtime.engines.rtl import RTLChip

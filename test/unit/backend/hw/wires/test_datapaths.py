@@ -16,7 +16,7 @@ from intaglio.backend import circt
 from intaglio.backend.hw.wires import datapaths as hw
 from intaglio.backend.hw.wires.reader import Wires
 from intaglio.backend.hw.wires.signal import Design, Signal, larger, mux, pipelined
-from intaglio.dialects import codes
+from intaglio.dialects import codes, formats
 from intaglio.dialects import fixed_point as fp
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real, Saturations, Scale
@@ -336,12 +336,12 @@ def _quantize(r: Any, fmt: str, a: Any, b: Any, c: Any) -> list[Any]:
 
 
 for _fmt in ("int8", "int16", "uint8", "uint16", "fp8", "int4"):
-    _x = FIXED if codes.FORMATS[_fmt].low else UNSIGNED
+    _x = FIXED if formats.FORMATS[_fmt].low else UNSIGNED
     formula(f"quantize_{_fmt}", dict.fromkeys("abc", _x), partial(_quantize, fmt=_fmt), 12)
 
 
 def _static_case(fmt: str, value: float) -> None:
-    inverse, form = Real.of(value), codes.FORMATS[fmt]
+    inverse, form = Real.of(value), formats.FORMATS[fmt]
     limits = form.low, form.high, fmt == "fp8"
     places = inverse.exponent + 16 - 8 * limits[2]
     formula(

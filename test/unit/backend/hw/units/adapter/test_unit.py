@@ -27,9 +27,10 @@ from intaglio.backend.program.program import (
 )
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import semantics, timeline
-from intaglio.dialects.codes import FORMATS, SLOT_BITS, AdapterMatrix, Matrix, e4m3_encode, pack
+from intaglio.dialects.codes import SLOT_BITS, AdapterMatrix, Matrix, e4m3_encode, pack
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Real, Saturations
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formula import Formula
 from intaglio.dialects.formula import constant as constant_cycles
 from intaglio.dialects.isa.adapter import AdapterMatvec

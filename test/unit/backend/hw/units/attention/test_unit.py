@@ -22,9 +22,9 @@ from intaglio.backend.hw.wires.signal import Design, Signal, Write, cat
 from intaglio.backend.program.program import Block, Buffer, Cache, Instruction, Program
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import semantics, timeline
-from intaglio.dialects.codes import FORMATS
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real, Saturations, Scale, multiply
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formula import constant
 from intaglio.dialects.h_units import CacheShape
 from intaglio.dialects.isa import values

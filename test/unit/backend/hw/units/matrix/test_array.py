@@ -43,10 +43,11 @@ from intaglio.backend.program.program import (
 )
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import formula, semantics, timeline
-from intaglio.dialects.codes import FORMATS, Matrix, container_bits, pack
+from intaglio.dialects.codes import Matrix, container_bits, pack
 from intaglio.dialects.constant_rom import APART, PLAIN, Form
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Saturations, Scale
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.isa import values
 from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.instruction import Instruction as Does

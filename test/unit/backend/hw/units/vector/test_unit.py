@@ -23,7 +23,7 @@ from intaglio.backend.hw.units.vector.unit import build_vector
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Write, cat
 from intaglio.backend.program.types import Buffer, Cache, Instruction, Parameter, Program
 from intaglio.backend.target.target import load_target
-from intaglio.dialects import codes as number_codes
+from intaglio.dialects import formats as number_formats
 from intaglio.dialects import semantics, timeline
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import Real, Saturations, Scale
@@ -576,7 +576,7 @@ def integers_of_blocks(unit: Unit, row: int, size: int) -> Ints:
     per_row = lanes // machine.block
     steps = (words[:, None] >> np.arange(per_row) * STEP_BITS & 31).reshape(-1)
     steps = np.repeat(steps, machine.block)[:size]
-    if number_codes.FORMATS[machine.activations].steps > 1:
+    if number_formats.FORMATS[machine.activations].steps > 1:
         codes = codes * (4 - (steps >> 4))
     return codes << (steps & 15)
 
@@ -608,7 +608,7 @@ def test_quantize_blocks(geometry: Geometry, fmt: str, block: int, cycles: int) 
         for low in (0, 4, 24):
             size, frac = words * max(block, unit.lanes // 2), int(unit.rng.integers(10, 22))
             size -= size % block
-            fraction = integer_fraction(frac, low, number_codes.FORMATS[fmt].steps)
+            fraction = integer_fraction(frac, low, number_formats.FORMATS[fmt].steps)
             x = block_values(unit, size, low)
             before = unit.fixed(60, 8 * unit.lanes)
             kind = kinds.Blocks(size, fmt, block, fraction)
