@@ -50,6 +50,7 @@ Drawn = tuple[Picture, Fills]
 
 _MEMORY = {
     "KV cache": Fill("kv"),
+    "states": Fill("kv", "lines"),
     "adapter slots": Fill("tensor2"),
     "adapters of the graph": Fill("tensor3"),
     "values": Fill("vector"),

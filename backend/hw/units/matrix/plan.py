@@ -513,7 +513,11 @@ def _block_refusals(machine: Machine) -> list[UserError]:
     """Why words and rows do not fit blocks."""
     if not machine.has_blocks:
         return []
-    hint = "--set formats.block=..., or --set activations=int8"
+    # As long as a word, or longer, and no longer than a row.
+    hint = "--set activations=int8"
+    if machine.lanes <= machine.vector_lanes:
+        nearest = min(max(machine.block, machine.lanes), machine.vector_lanes)
+        hint = f"--set formats.block={nearest}, or {hint}"
     found: list[UserError] = []
     if machine.block < machine.lanes:
         found.append(

@@ -409,7 +409,7 @@ def test_blocks_without_hardware(built: Pairs, settings: tuple[str, ...], messag
     """A word has one exponent, and a row whole blocks; the simulator takes any."""
     with pytest.raises(UserError, match=message) as error:
         built("tied", 8, *settings, "activations=half8")
-    assert "--set formats.block=..., or --set activations=int8" in str(error.value)
+    assert "--set formats.block=8, or --set activations=int8" in str(error.value)
 
 
 @pytest.mark.parametrize("heads", ["h_unit.query_parallel=1", "h_unit.query_parallel=2"])

@@ -146,6 +146,14 @@ def test_a_chip_without_domains_or_layers_to_draw(compiled: Named):
     assert any("position 5" in title for title in titles)
 
 
+@pytest.mark.parametrize("name", ["recurrent", "qwen35"])
+def test_states_have_a_part_of_the_sram(compiled: Named, name: str):
+    folder = compiled(name)
+    page = inspect_html(folder, inspect_json(folder))
+    parts = [part for one in pictures(page) for part in one.iter() if part.tag.endswith("title")]
+    assert any("states" in (part.text or "") for part in parts)
+
+
 def test_cells_that_do_not_fit_are_marked(gated: Path):
     page = inspect_html(gated, inspect_json(gated))
     assert '<td class="own">' in page
