@@ -76,3 +76,6 @@ FORMATS: dict[str, Format] = {
     )
 }
 """All formats by name."""
+
+BLOCK_FORMATS = tuple(name for name, one in FORMATS.items() if one.by_block)
+"""Those with an exponent a block."""

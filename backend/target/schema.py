@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from intaglio.dialects.formats import BLOCK_FORMATS
 from intaglio.dialects.machine import KV_FORMATS
 
 SCHEMA = 1
@@ -205,8 +206,7 @@ KEYS: dict[str, Key] = {
         "int8",
         "int16",
         "fp8",
-        "half8",
-        "mxint8",
+        *BLOCK_FORMATS,
     ),
     "formats.block": Key(
         "int",

@@ -10,11 +10,8 @@ from typing import TypeGuard
 from intaglio.backend.target.formula import FormulaError, Value, evaluate, names
 from intaglio.backend.target.schema import FOLLOWS_MESH, KEYS, MESH, Key
 from intaglio.dialects.errors import UserError, UserErrors
-from intaglio.dialects.formats import FORMATS
+from intaglio.dialects.formats import BLOCK_FORMATS
 from intaglio.dialects.json_file import JSON
-
-BLOCK_FORMATS = tuple(name for name, one in FORMATS.items() if one.by_block)
-"""Formats of activations with an exponent a block."""
 
 _TOGETHER = {
     "external.kv_on_die_tokens": ("external.bytes_per_cycle", "external.latency_cycles"),

@@ -23,7 +23,7 @@ from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects import codes
-from intaglio.dialects.formats import FORMATS
+from intaglio.dialects.formats import BLOCK_FORMATS
 from intaglio.dialects.names import escaped, unescaped
 
 WEIGHT_CODES = codes.WEIGHT_BITS
@@ -40,9 +40,6 @@ DENSE_CODES = codes.DENSE_BITS
 
 ACTIVATION_CODES = ("int4", "int8", "int16", "fp8")
 """Codes of a quantised vector, and of keys and values."""
-
-BLOCK_CODES = tuple(name for name, one in FORMATS.items() if one.by_block)
-"""Codes of a vector with an exponent a block."""
 
 PROBABILITY_CODES = ("uint8", "uint16")
 
@@ -572,9 +569,9 @@ class BlocksType(ParametrizedAttribute, TypeAttribute):
 
     def verify(self) -> None:
         """The format has exponents of blocks, and there are whole blocks."""
-        if self.format.data not in BLOCK_CODES:
+        if self.format.data not in BLOCK_FORMATS:
             raise VerifyException(
-                f"'{self.format.data}' has no exponents of blocks; {', '.join(BLOCK_CODES)} have"
+                f"'{self.format.data}' has no exponents of blocks; {', '.join(BLOCK_FORMATS)} have"
             )
         size, block = self.size, self.block.data
         if min(size, block) < 1 or block & (block - 1) or size % block:

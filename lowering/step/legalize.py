@@ -68,17 +68,19 @@ def real_attr(value: float | Fraction) -> rom.RealAttr:
     return rom.RealAttr(real.mantissa, real.exponent)
 
 
-def activation_format(op: rom.LinearOp, machine: Machine) -> str:
+def activation_format(op: rom.LinearOp | rom.ExpertLinearOp, machine: Machine) -> str:
     """How an operator's input is rounded.
 
     What the graph itself rounds to int8 is rounded to int8 where the machine's integers are wider:
     int8 codes are int16 codes too; so it is where they have an exponent a block, since its sums are
-    then those of the graph. Other formats stand in for it (see `substituted`).
+    then those of the graph. Other formats stand in for it (see `substituted`). The H-Units, which
+    multiply adapters, have no shifters for exponents of blocks.
     """
-    wanted = None if op.activation is None else op.activation.data
+    wanted = op.activation.data if isinstance(op, rom.LinearOp) and op.activation else None
     if wanted == "int8" and machine.activations == "int16":
         return wanted
-    return machine.activations if wanted is None else machine.scaled_activations
+    is_adapter = isinstance(rom.resolve(op, op.weights).type, rom.AdapterType)
+    return machine.scaled_activations if wanted or is_adapter else machine.activations
 
 
 def substituted(module: ModuleOp, machine: Machine) -> list[str]:
@@ -350,9 +352,6 @@ class _Body:
         type_ = rom.resolved_type(op, op.weights, rom.ROMTensorType, rom.AdapterType)
         weights = name_of(op.weights)
         fmt = activation_format(op, self.machine)
-        if isinstance(type_, rom.AdapterType):
-            # The H-Units have no shifters for exponents of blocks.
-            fmt = "int8" if FORMATS[fmt].by_block else fmt
         q = self.quantize(op, op.input, fmt, op.onnx)
         if isinstance(type_, rom.AdapterType) and type_.is_slot:
             bits = _slot_bits(type_, fmt)
@@ -374,7 +373,7 @@ class _Body:
 
     def expert_linear(self, op: rom.ExpertLinearOp) -> None:
         type_ = rom.resolved_type(op, op.weights, rom.ROMTensorType)
-        fmt = self.machine.activations
+        fmt = activation_format(op, self.machine)
         bits = _product_bits(op, type_, fmt)
         product = rom.ExpertProductOp(
             self.quantize(op, op.input, fmt, op.onnx),
@@ -419,15 +418,9 @@ class _Body:
             return False
         return all(
             isinstance(user, rom.LinearOp | rom.ExpertLinearOp)
-            and isinstance(rom.resolve(user, user.weights).type, rom.ROMTensorType)
-            and FORMATS[self.format_of(user)].by_block
+            and FORMATS[activation_format(user, self.machine)].by_block
             for user in (use.operation for use in op.output.uses)
         )
-
-    def format_of(self, op: rom.LinearOp | rom.ExpertLinearOp) -> str:
-        if isinstance(op, rom.LinearOp):
-            return activation_format(op, self.machine)
-        return self.machine.activations
 
     def fold(self, op: rom.RMSNormOp) -> None:
         """The weights go into what is coded, the factor follows the products."""
