@@ -212,7 +212,7 @@ def quantize_blocks(
     Args:
         x: Fixed [..., N], ``|x| <= 2**31``.
         fmt: a name in `FORMATS`, of codes with an exponent a block.
-        block: elements that share an exponent; it divides N.
+        block: elements that share an exponent; fewer in the last block, where it does not divide N.
         frac: fraction bits of `x`.
         fraction: of the integers; `formulas.blocks.least_exponent` of it is 0 to 24.
         saturations: counts elements that the largest exponent does not reach.
@@ -223,10 +223,18 @@ def quantize_blocks(
     steps = FORMATS[fmt].steps
     low = blocks.least_exponent(frac, fraction, steps)
     x = np.asarray(x, np.int64)
-    grouped = x.reshape(*x.shape[:-1], x.shape[-1] // block, block)
+    whole = whole_blocks(x, block)
+    grouped = whole.reshape(*x.shape[:-1], -1, block)
     r = Arrays(saturations)
-    integers = blocks.quantise(r, lambda at: grouped, low, steps)(None)
-    return Quantized(integers.reshape(x.shape), unit_scale(x.shape, fraction), fmt)
+    integers = blocks.quantise(r, lambda at: grouped, low, steps)(None).reshape(whole.shape)
+    return Quantized(integers[..., : x.shape[-1]], unit_scale(x.shape, fraction), fmt)
+
+
+def whole_blocks(x: Ints, block: int) -> Ints:
+    """Vectors [..., N] with zeros behind, so that whole blocks cover them; zeros change neither a
+    block's exponent nor its step."""
+    more = -x.shape[-1] % block
+    return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)]) if more else x
 
 
 def unit_scale(shape: tuple[int, ...], fraction: int) -> Scale:

@@ -568,14 +568,16 @@ class BlocksType(ParametrizedAttribute, TypeAttribute):
         printer.print_string(f"<{size}, {self.format.data}, {block}, {fraction}>")
 
     def verify(self) -> None:
-        """The format has exponents of blocks, and there are whole blocks."""
+        """The format has exponents of blocks, and a block's size is a power of two."""
         if self.format.data not in BLOCK_FORMATS:
             raise VerifyException(
                 f"'{self.format.data}' has no exponents of blocks; {', '.join(BLOCK_FORMATS)} have"
             )
         size, block = self.size, self.block.data
-        if min(size, block) < 1 or block & (block - 1) or size % block:
-            raise VerifyException(f"{size} elements are no whole blocks of {block}, a power of two")
+        if size < 1:
+            raise VerifyException(f"there are {size} elements, at least 1 is needed")
+        if block < 1 or block & (block - 1):
+            raise VerifyException(f"a block of {block} elements is no power of two")
 
     @property
     def size(self) -> int:

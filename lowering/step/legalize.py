@@ -332,21 +332,21 @@ class _Body:
         return self.quantized[x, fmt]
 
     def blocks(self, x: SSAValue, fmt: str) -> rom.BlocksType:
-        """The blocks of a vector: of as many elements as the chip has together, or the largest
-        power of two below that divides the vector.
+        """The blocks of a vector, of as many elements as the chip has together; the last one may
+        be shorter.
 
         Their largest exponent reaches 8 bits above the point, 2**24 units where the fraction has
         16 bits, as it does in all models measured.
         """
         assert isinstance(x.type, rom.FixedType)
         size, frac = x.type.size.data, x.type.fraction.data
-        block = math.gcd(size, self.machine.block)
         low = frac - WINDOW
         if x in self.factors:
             # As large as the stream, which has outliers.
             low += frac - weight_fraction(frac, size) + STREAM_BITS
         low = min(max(0, low), LEAST_AT_MOST)
-        return rom.BlocksType(size, fmt, block, integer_fraction(frac, low, FORMATS[fmt].steps))
+        fraction = integer_fraction(frac, low, FORMATS[fmt].steps)
+        return rom.BlocksType(size, fmt, self.machine.block, fraction)
 
     def linear(self, op: rom.LinearOp) -> None:
         type_ = rom.resolved_type(op, op.weights, rom.ROMTensorType, rom.AdapterType)

@@ -145,20 +145,21 @@ def quantize_blocks(
 ) -> Quantized:
     """`semantics.quantize_blocks`."""
     x, steps = np.asarray(x), FORMATS[fmt].steps
-    if not x.size or not x.ndim or x.shape[-1] % block:
+    if not x.size or not x.ndim:
         return semantics.quantize_blocks(x, fmt, block, frac, fraction, saturations)
-    source = _ints(x)
-    integers = np.empty(x.shape, np.int64)
+    source = _ints(semantics.whole_blocks(x, block))
+    integers = np.empty(source.shape, np.int64)
     _run(
         _kernel("quantize_blocks", steps),
         saturations,
         0,
         address(source),
         address(integers),
-        x.size // block,
+        source.size // block,
         block,
         least_exponent(frac, fraction, steps),
     )
+    integers = integers[..., : x.shape[-1]]
     return Quantized(integers, semantics.unit_scale(x.shape, fraction), fmt)
 
 

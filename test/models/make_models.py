@@ -26,6 +26,8 @@ class Variant:
     """What sets a model apart from a Llama in int4 with its own head."""
 
     vocabulary: int = 64
+    hidden: int = HIDDEN
+    ffn: int = FFN
     bits: int = 4
     tied: bool = False
     bias: bool = False
@@ -89,6 +91,8 @@ VARIANTS = {
     "experts_ternary": Variant(bits=2, experts=6, accuracy_level=0),
     **{f"recurrent_{r}": Variant(recurrent=1, rule=r) for r in ("linear", "gated", "delta")},
     "static": Variant(parallel=True, bias=True, learned=True, static=24),
+    "odd": Variant(hidden=72, ffn=75),
+    "odd_bias": Variant(hidden=36, ffn=51, bias=True, asymmetric=True),
 }
 
 
@@ -163,10 +167,10 @@ class Builder:
         """The normalised value and the sum of `x` and `skip`."""
         key = path.strip("/").replace("/", ".")
         inputs = [x] if skip is None else [x, skip]
-        inputs.append(self.normal(f"{key}.weight", HIDDEN, mean=1.0, std=0.1))
+        inputs.append(self.normal(f"{key}.weight", self.variant.hidden, mean=1.0, std=0.1))
         kind = "LayerNormalization" if self.variant.parallel else "SimplifiedLayerNormalization"
         if self.variant.parallel:
-            inputs.append(self.normal(f"{key}.bias", HIDDEN, std=0.1))
+            inputs.append(self.normal(f"{key}.bias", self.variant.hidden, std=0.1))
         if skip is None:
             attributes: dict[str, Any] = {"axis": -1, "epsilon": 1e-5, "stash_type": 1}
             return self.node(kind, f"{path}/LayerNorm", inputs, **attributes), x
@@ -181,7 +185,9 @@ class Builder:
         path = f"/model/layers.{layer}/attn"
         if self.variant.shared and layer:
             return self.borrowing(layer, x)
-        packed = self.linear(f"model.layers.{layer}.attn.qkv_proj", x, size + 2 * kv, HIDDEN)
+        packed = self.linear(
+            f"model.layers.{layer}.attn.qkv_proj", x, size + 2 * kv, self.variant.hidden
+        )
         values = [packed, "", ""]
         if self.variant.static:
             return self.buffered(layer, packed)
@@ -438,15 +444,15 @@ class Builder:
             return self.mixture(layer, x)
         name, path = f"model.layers.{layer}.mlp", f"/model/layers.{layer}/mlp"
         if self.variant.parallel:
-            y = self.linear(f"{name}.fc1", x, FFN, HIDDEN)
+            y = self.linear(f"{name}.fc1", x, self.variant.ffn, self.variant.hidden)
             y = self.node("Gelu", f"{path}/Gelu", [y], approximate="tanh")
-            return self.linear(f"{name}.fc2", y, HIDDEN, FFN)
-        gate = self.linear(f"{name}.gate_proj", x, FFN, HIDDEN)
-        up = self.linear(f"{name}.up_proj", x, FFN, HIDDEN)
+            return self.linear(f"{name}.fc2", y, self.variant.hidden, self.variant.ffn)
+        gate = self.linear(f"{name}.gate_proj", x, self.variant.ffn, self.variant.hidden)
+        up = self.linear(f"{name}.up_proj", x, self.variant.ffn, self.variant.hidden)
         sigmoid = self.node("Sigmoid", f"{path}/act_fn/Sigmoid", [gate])
         silu = self.node("Mul", f"{path}/act_fn/Mul", [gate, sigmoid])
         y = self.node("Mul", f"{path}/Mul", [silu, up])
-        return self.linear(f"{name}.down_proj", y, HIDDEN, FFN)
+        return self.linear(f"{name}.down_proj", y, self.variant.hidden, self.variant.ffn)
 
     def lengths(self) -> None:
         """Cached tokens from the attention mask, as the builder counts them."""
@@ -469,10 +475,10 @@ class Builder:
         """The embedded tokens, and the matrix that a tied head shares."""
         vocabulary = self.variant.vocabulary
         if not self.variant.tied:
-            table = self.normal("model.embed_tokens.weight", vocabulary, HIDDEN)
+            table = self.normal("model.embed_tokens.weight", vocabulary, self.variant.hidden)
             return self.node("Gather", "/model/embed_tokens/Gather", [table, "input_ids"]), None
-        head = self.weights("lm_head.MatMul", vocabulary, HIDDEN)
-        dims = np.array([vocabulary, HIDDEN * self.variant.bits // 8], np.int64)
+        head = self.weights("lm_head.MatMul", vocabulary, self.variant.hidden)
+        dims = np.array([vocabulary, self.variant.hidden * self.variant.bits // 8], np.int64)
         shape = self.tensor("/model/embed_tokens/shape", dims)
         rows = self.node("Reshape", "/model/embed_tokens/Reshape", [head[0], shape])
         x = self.node(
@@ -510,7 +516,9 @@ class Builder:
             mixer = self.convolution if self.convolves(layer) else self.attention
             mixer = self.recurrence if self.recurs(layer) else mixer
             attended = mixer(layer, y)
-            attended = self.linear(f"model.layers.{layer}.attn.o_proj", attended, HIDDEN, HIDDEN)
+            attended = self.linear(
+                f"model.layers.{layer}.attn.o_proj", attended, self.variant.hidden, HEADS * HEAD
+            )
             if self.variant.parallel:
                 other = self.network(layer, y)
                 y = self.node("Add", f"{path}/residual_add/Add", [attended, other])
@@ -523,7 +531,7 @@ class Builder:
         if self.variant.prune:
             last_index = self.tensor("last", np.array([-1], np.int64))
             y = self.node("Gather", "/lm_head/Gather", [y, last_index], axis=1)
-        logits = self.linear("lm_head", y, self.variant.vocabulary, HIDDEN, head)
+        logits = self.linear("lm_head", y, self.variant.vocabulary, self.variant.hidden, head)
         self.nodes[-1].output[0] = "logits"
         assert logits.startswith("/lm_head")
 

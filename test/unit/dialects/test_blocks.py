@@ -103,6 +103,26 @@ def test_half_steps(rows: list[list[int]], low: int) -> None:
     assert together.codes.ravel().tolist() == q.codes.tolist()
 
 
+@pytest.mark.parametrize("fmt", BY_BLOCK)
+@given(st.lists(st.integers(-INT32, INT32 - 1), min_size=1, max_size=80), st.integers(0, 4))
+@example([1, -2, 3, INT32 - 1], 4)
+@example([5] * 75, 4)
+@example([INT32 - 1, -INT32, *range(70)], 3)
+def test_the_last_block_is_shorter(fmt: str, x: list[int], size: int) -> None:
+    """It has a step of its own elements, and no element of its own counts twice or not at all."""
+    size, given_counter, counter = 1 << size, Saturations(), Saturations()
+    q = sem.quantize_blocks(np.array([x, x[::-1]]), fmt, size, 16, 16, given_counter)
+    for vector, integers in zip((x, x[::-1]), q.codes.tolist(), strict=True):
+        parts = [vector[first : first + size] for first in range(0, len(x), size)]
+        each = [
+            sem.quantize_blocks(np.array(part), fmt, len(part), 16, 16, counter).codes
+            for part in parts
+        ]
+        assert integers == np.concatenate(each).tolist()
+    assert given_counter.count == counter.count
+    assert q.scale.mantissa.shape == (2, 1)
+
+
 @given(VECTOR, st.integers(0, LEAST_AT_MOST))
 @example([-INT32, INT32 - 1], 9)
 @example([254, 255, 253, 1, 3, 5], 0)

@@ -42,7 +42,7 @@ from collections.abc import Callable, Collection, Sequence
 from intaglio.backend.hw.units import peaks
 from intaglio.backend.hw.units.matrix.plan import Form, MatrixConfig, Way
 from intaglio.backend.hw.units.matrix.rom_bank import LogicROM, build_unit_rom, powered
-from intaglio.backend.hw.units.matrix.tile import build_matrix_unit, has_sums, only
+from intaglio.backend.hw.units.matrix.tile import aligned, build_matrix_unit, has_sums, only
 from intaglio.backend.hw.wires import datapaths
 from intaglio.backend.hw.wires.signal import (
     RESET,
@@ -85,12 +85,11 @@ def build_matrix(
     - `start`: the instruction begins; in this cycle the descriptor (`MatrixConfig.fields`, a port
       each), `token` and, where a position chooses rows, `position` are valid, and only then.
       `ready` must be 1; for an `embed` all others must have finished.
-    - `steps<s>_data`: exponent and step of each block of a row of that memory, for each slice; the
-      ports exist when a program has codes with an exponent a block.
     - `input<p>_data`: W codes of `MatrixConfig.code_bits`, for each of `MatrixConfig.input_ports`
-      read ports of the memory of quantised vectors; `scale_mantissa`, `scale_exponent`: from its
-      scale file; `norm_mantissa`, `norm_exponent`: from that of norms' factors, where there are
-      any.
+      read ports of the memory of quantised vectors; `steps<p>_data`: exponent and step of each
+      block of the row, where a program has codes with an exponent a block; `scale_mantissa`,
+      `scale_exponent`: from its scale file; `norm_mantissa`, `norm_exponent`: from that of norms'
+      factors, where there are any.
     - `power`: a bit for each of `MatrixConfig.domains`; the port exists if there are any. A word
       whose address comes while its domain's bit is 0 reads as 0.
     - `routing_number`: from the memory of routings; the port exists when a program has families of
@@ -100,7 +99,7 @@ def build_matrix(
 
     Outputs:
 
-    - `input<p>_address`, `steps<s>_address`, `scale_address`, `routing_address`, `bias_address`,
+    - `input<p>_address`, `steps<p>_address`, `scale_address`, `routing_address`, `bias_address`,
       `residual_address`: the addresses.
     - `write_enable`, `write_address`, `write_data`, `write_mask`: W numbers to the vector memory,
       with a bit for each lane.
@@ -321,6 +320,8 @@ class _Array:
         first_word = (self.word == 0) & (self.plane == 0) & (self.part == 0)
         late = before + machine.mac_pipeline - 1
         at_rom = before + machine.rom_read
+        # Blocks of a word are told apart at its products, a whole word's behind their sum.
+        stepped = at_rom if config.word_blocks > 1 else late - 1
         inputs: dict[str, Signal] = {
             "code_address": self._of_expert(self.code, "expert_words", config.code_words, before),
             "first": (self.plane == 0).delay(at_rom),
@@ -338,33 +339,47 @@ class _Array:
             self.power = m.input("power", len(config.domains))
         for number in range(config.ports):
             word = self.by_way(lambda way, n=number: self.field("words") * (n & (way.split - 1)))
-            x, xsum, scale = self._stream(number, word)
+            steps = self._steps(number, word) if config.steps else None
+            x, xsum, scale = self._stream(number, word, steps)
             inputs |= {f"x{number}": x, f"xsum{number}": xsum, f"scale_address{number}": scale}
-            if config.steps:
-                inputs[f"steps{number}"] = self._steps(number, word).delay(late - 2)
+            if steps is not None:
+                inputs[f"steps{number}"] = steps.delay(stepped - 1)
         if config.unblocked:
-            inputs["blocked"] = self.field("blocked").delay(late - 1)
+            inputs["blocked"] = self.field("blocked").delay(stepped)
         self.inputs = inputs
 
     def _row(self, base: Signal, row: Signal | int, rows: int) -> Signal:
         """A row of a memory; rows beyond its end are read in vain and wrap."""
         return (base + row).truncate(index_bits(rows))
 
-    def _stream(self, number: int, first: Signal) -> tuple[Signal, Signal, Signal]:
+    def _read(self, port: str, number: int, first: Signal, bits: int) -> Signal:
+        """The rows that a slice's word lies in, a cycle later: several words, or one word.
+
+        Args:
+            port: of a memory whose rows are those of quantised vectors.
+            number: of the slice.
+            first: the slice's first word.
+            bits: of a row.
+        """
+        m, machine, config = self.m, self.machine, self.config
+        per_row, rows = max(1, machine.vector_lanes // machine.lanes), config.word_rows
+        parts: list[Signal] = []
+        for i in range(rows):
+            name = f"{port}{number * rows + i}"
+            row = ((first + self.word) >> log2(per_row)) * rows + i
+            m.output(f"{name}_address", self._row(self.field("input_row"), row, config.vector_rows))
+            parts.append(m.input(f"{name}_data", bits))
+        return cat(*parts[::-1])
+
+    def _stream(
+        self, number: int, first: Signal, steps: Signal | None
+    ) -> tuple[Signal, Signal, Signal]:
         """Activations, their sum and the scale address for the slices that begin with a word."""
         m, machine, config = self.m, self.machine, self.config
         lanes = machine.lanes
         word = first + self.word
-        # A row holds several words, or a word takes several rows.
-        per_row, rows = max(1, machine.vector_lanes // lanes), config.word_rows
-        parts: list[Signal] = []
-        for i in range(rows):
-            port = f"input{number * rows + i}"
-            row = (word >> log2(per_row)) * rows + i
-            address = self._row(self.field("input_row"), row, config.vector_rows)
-            m.output(f"{port}_address", address)
-            parts.append(m.input(f"{port}_data", machine.vector_lanes * config.code_bits))
-        data = cat(*parts[::-1])
+        per_row = max(1, machine.vector_lanes // lanes)
+        data = self._read("input", number, first, machine.vector_lanes * config.code_bits)
         # Elements beyond the row are no part of the vector.
         columns = self.field("columns")
         tail = (columns & (lanes - 1)).delay()
@@ -372,6 +387,9 @@ class _Array:
         ragged = (word == (columns >> log2(lanes))).delay()
         place = word[: log2(per_row)].delay() if per_row > 1 else m.constant(0)
         part = self.part.delay()
+        # Several blocks of a word are brought to one unit before they are added.
+        blocks = config.word_blocks
+        several = [] if steps is None or blocks == 1 else [steps, self.field("blocked").delay()]
 
         def activations(
             data: Signal,
@@ -380,6 +398,7 @@ class _Array:
             ragged: Signal,
             part: Signal,
             tail: Signal,
+            *several: Signal,
         ) -> list[Signal]:
             size = lanes * config.code_bits
             codes = choose(place, [data[i * size : (i + 1) * size] for i in range(per_row)])
@@ -391,10 +410,17 @@ class _Array:
                 parts.append(self._part(x, part))
             taken = [one.cut() for one in parts]
             together = [cat(*taken[::-1])]
-            return [*together, add_all(taken).cut()] if has_sums(config) else together
+            if not has_sums(config):
+                return together
+            size = lanes // blocks
+            sums = [add_all(taken[i : i + size]) for i in range(0, lanes, size)]
+            if several:
+                sums = [one.cut() for one in aligned(m, sums, several, config)]
+            return [*together, add_all(sums).cut()]
 
         depth = machine.broadcast + machine.rom_read - 2
-        x, *sums = pipelined(activations, [data, place, whole, ragged, part, tail], depth).outputs
+        given = [data, place, whole, ragged, part, tail, *several]
+        x, *sums = pipelined(activations, given, depth).outputs
         xsum = sums[0] if sums else m.constant(0)
         if not config.grouped:
             return x, xsum, m.constant(0)
@@ -405,20 +431,15 @@ class _Array:
         return x, xsum, self._of_expert(scale, "expert_scales", depth, before)
 
     def _steps(self, number: int, first: Signal) -> Signal:
-        """Exponent and step of the block that a slice's word lies in, a cycle later."""
-        m, machine = self.m, self.machine
-        word = first + self.word
-        per_row = machine.vector_lanes // machine.lanes
-        address = self._row(self.field("input_row"), word >> log2(per_row), self.config.vector_rows)
-        m.output(f"steps{number}_address", address)
-        data = m.input(f"steps{number}_data", machine.vector_lanes // machine.block * STEP_BITS)
-        blocks = [
-            data[i * STEP_BITS : (i + 1) * STEP_BITS]
-            for i in range(machine.vector_lanes // machine.block)
-        ]
-        words = log2(machine.block // machine.lanes)
-        block = word[words : log2(per_row)].delay() if len(blocks) > 1 else m.constant(0)
-        return choose(block, blocks)
+        """Exponent and step of each block that a slice's word lies in, a cycle later."""
+        machine, word = self.machine, first + self.word
+        blocks, words = self.config.word_blocks, max(1, machine.block // machine.lanes)
+        data = self._read("steps", number, first, machine.vector_lanes // machine.block * STEP_BITS)
+        size = blocks * STEP_BITS
+        parts = [data[low : low + size] for low in range(0, data.width, size)]
+        per_row = len(parts) * words
+        place = word[log2(words) : log2(per_row)].delay() if len(parts) > 1 else self.m.constant(0)
+        return choose(place, parts)
 
     def _part(self, x: Signal, part: Signal) -> Signal:
         """The part of a decoded activation that a pass multiplies; see `MatrixConfig.pass_bits`."""

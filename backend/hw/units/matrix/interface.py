@@ -77,10 +77,7 @@ class MatrixUnit(Unit):
             *((Take("position", POSITION),) if config.places else ()),
             *((Take("power", POWER_BITS),) if config.domains else ()),
             *(row(CODES, f"input{i}", "address") for i in range(config.input_ports)),
-            *(
-                row(BLOCK_STEPS, f"steps{i}", "address")
-                for i in range(config.ports if config.steps else 0)
-            ),
+            *(row(BLOCK_STEPS, f"steps{i}", "address") for i in range(config.step_ports)),
             entry(CODE_SCALES, "scale", "address"),
             *((entry(NORM_SCALES, "norm", "address"),) if "normed" in config.fields else ()),
             *(

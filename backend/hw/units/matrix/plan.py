@@ -32,7 +32,7 @@ from intaglio.dialects import constant_rom
 from intaglio.dialects.codes import Matrix, pack
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug, UserError
-from intaglio.dialects.formats import FORMATS
+from intaglio.dialects.formats import EXPONENTS, FORMATS
 from intaglio.dialects.isa.instruction import Instruction as Does
 from intaglio.dialects.isa.matrix import EmbedPosition, ExpertMatvec, Matvec, Row
 from intaglio.dialects.isa.values import Blocks, Coded, Quantized
@@ -238,6 +238,16 @@ class MatrixConfig:
         return self.ports * self.word_rows
 
     @property
+    def word_blocks(self) -> int:
+        """Parts of a word that have an exponent each; 1 where blocks are no shorter than words."""
+        return max(1, self.machine.lanes // self.machine.block) if self.steps else 1
+
+    @property
+    def step_ports(self) -> int:
+        """Read ports of the memory of blocks' steps; 0: no input has blocks."""
+        return self.input_ports if self.steps else 0
+
+    @property
     def passes(self) -> int:
         """How often a code word is used: once for each part of an activation."""
         return activation_passes(self.machine.activations, self.machine)
@@ -256,6 +266,15 @@ class MatrixConfig:
     def part_bits(self) -> int:
         """Wires of one signed part: a bit more than `pass_bits` when there are unsigned parts."""
         return self.pass_bits + (self.passes > 1)
+
+    @property
+    def sum_bits(self) -> int:
+        """Bits of the sum of a word's activations, with a sign: of their parts, or, where a word
+        has several blocks, of the integers that these stand for."""
+        bits = self.part_bits + log2(self.machine.lanes)
+        if self.word_blocks > 1:
+            bits += self.steps.bit_length() - 1 + EXPONENTS - 1
+        return bits
 
     @property
     def code_bits(self) -> int:
@@ -510,31 +529,15 @@ def _check_input(kind: Coded, machine: Machine) -> None:
 
 
 def _block_refusals(machine: Machine) -> list[UserError]:
-    """Why words and rows do not fit blocks."""
-    if not machine.has_blocks:
+    """Why rows do not fit blocks."""
+    if not machine.has_blocks or machine.block <= machine.vector_lanes:
         return []
-    # As long as a word, or longer, and no longer than a row.
-    hint = "--set activations=int8"
-    if machine.lanes <= machine.vector_lanes:
-        nearest = min(max(machine.block, machine.lanes), machine.vector_lanes)
-        hint = f"--set formats.block={nearest}, or {hint}"
-    found: list[UserError] = []
-    if machine.block < machine.lanes:
-        found.append(
-            UserError(
-                f"a word of {machine.lanes} activations has several blocks of {machine.block}; the "
-                "hardware takes one exponent a word",
-                hint=hint,
-            )
+    return [
+        UserError(
+            f"a block of {machine.block} is more than the {machine.vector_lanes} vector lanes",
+            hint=f"--set formats.block={machine.vector_lanes}, or --set activations=int8",
         )
-    if machine.block > machine.vector_lanes:
-        found.append(
-            UserError(
-                f"a block of {machine.block} is more than the {machine.vector_lanes} vector lanes",
-                hint=hint,
-            )
-        )
-    return found
+    ]
 
 
 def refusals(program: Program) -> list[UserError]:

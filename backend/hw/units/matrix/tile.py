@@ -20,6 +20,7 @@ from intaglio.backend.hw.wires.signal import (
     repeat,
 )
 from intaglio.backend.hw.wires.widths import choice_bits, index_bits, log2
+from intaglio.dialects.formats import EXPONENTS
 from intaglio.dialects.formulas.blocks import EXPONENT_BITS, Block, integer
 from intaglio.dialects.memories import STEP_BITS
 from intaglio.dialects.tiling import SCALE_BITS
@@ -61,16 +62,21 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
     offset none with those. The sum is modulo 2 to the accumulator's width: exact in the end,
     whatever the order.
 
+    A word of several blocks is brought to one unit before they are added: products are added
+    within each block, its sum is multiplied by its step, and `xsum` is of the integers that the
+    activations stand for. So there is one product with the scale, of wider numbers.
+
     Ports (cycle 0 is that of the addresses; r is the ROM's latency `rom_read`, m `mac_pipeline`):
 
     - 0: `code_address`, `scale_address`
+    - r: `steps` and `blocked`, where a word has several blocks (see m - 2)
     - r: `valid`: the word is multiplied; registers load only then. `powered`: 0 when the bank is
       off, which reads as 0. `x` (lane i at bits ``i * part_bits``), `xsum`, `first`; `zero`,
       `single` and `mantissa` (in place of a group's scale) do not change
     - r: out `word`, `scale`: what the ROMs gave. Where the ROM is logic they are inputs `rom_word`
       and `rom_scale` instead of the addresses: each L-Unit has a ROM module of its own.
     - m - 2: `steps`: exponent and step of the word's block; `blocked`: 0 where it has none. Exist
-      where inputs have exponents of blocks
+      where inputs have exponents of blocks. Of several blocks the first one is at the low bits
     - m - 1: `plane`, `part` (which shift), `clear` (begin with 0)
     - m: the sum has this word; with `capture` in this cycle it is on `result` from the next one on
     """
@@ -94,32 +100,45 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
         zero = only(first, zero)
         if config.offset_bits:
             offset = only(first & ~single, group[config.offset_place :].as_signed())
-        xsum = m.input("xsum", bits + log2(lanes), signed=True)
+        xsum = m.input("xsum", config.sum_bits, signed=True)
     mantissa = group[:SCALE_BITS].as_signed() if config.grouped else m.constant(1)
     if "single" in fields:
         mantissa = mux(single, m.input("mantissa", SCALE_BITS, True), mantissa)
 
+    several: list[Signal] = []
+    if config.word_blocks > 1:
+        several = [m.input("steps", config.word_blocks * STEP_BITS), m.constant(1)]
+        if config.unblocked:
+            several[1] = m.input("blocked", 1)
+
     def scaled_total(*inputs: Signal) -> Signal:
         times = ternary if config.ternary else Signal.__mul__
-        pairs = zip(inputs[:lanes], inputs[lanes:-4], strict=True)
+        pairs = zip(inputs[:lanes], inputs[lanes : 2 * lanes], strict=True)
         parts = [times(code, a).cut() for code, a in pairs]
-        mantissa, zero, offset, sum_of_x = inputs[-4:]
+        mantissa, zero, offset, sum_of_x, *several = inputs[2 * lanes :]
         zeros = (zero * sum_of_x).cut()
         offsets = (offset * sum_of_x).cut()
         levels = log2(lanes)
         for level in range(levels):
+            if several and len(parts) == config.word_blocks:
+                parts = [part.cut() for part in aligned(m, parts, several, config)]
             parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)]
             if (level + 1) % TREE_LEVELS == 0 and level + 1 < levels:
                 parts = [part.cut() for part in parts]
         return ((parts[0] - zeros).cut() * mantissa - offsets).cut()
 
-    depth = machine.mac_pipeline - machine.rom_read - 1 - (config.steps > 0)
-    inputs = [*codes, *x, mantissa, zero, offset, xsum]
+    # The step of a whole word is a stage behind the product with the scale.
+    behind = config.steps > 0 and not several
+    depth = machine.mac_pipeline - machine.rom_read - 1 - behind
+    inputs = [*codes, *x, mantissa, zero, offset, xsum, *several]
     (scaled,), accumulate, _ = pipelined(scaled_total, inputs, depth, m.input("valid", 1))
     assert accumulate is not None
     scaled = scaled.named("scaled")
-    if config.steps:
-        scaled = _aligned(m, scaled, config).delay(enable=accumulate, name="aligned")
+    if behind:
+        steps = m.input("steps", STEP_BITS)
+        blocked = m.input("blocked", 1) if config.unblocked else m.constant(1)
+        (moved,) = aligned(m, [scaled], (steps, blocked), config)
+        scaled = moved.delay(enable=accumulate, name="aligned")
         accumulate = accumulate.delay(reset=0, name="accumulates")
 
     if config.planes > 1:
@@ -136,13 +155,26 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
     return m
 
 
-def _aligned(m: ModuleBuilder, x: Signal, config: MatrixConfig) -> Signal:
-    """A word's sum in the unit of all blocks: `formulas.blocks.integer`, of a sum of codes."""
-    steps = m.input("steps", STEP_BITS)
-    half = steps[EXPONENT_BITS:]
-    block = Block(steps[:EXPONENT_BITS].as_unsigned(), half.as_unsigned())
-    moved = integer(Wires(m), x, block, config.steps)
-    return mux(m.input("blocked", 1), moved, x) if config.unblocked else moved
+def aligned(
+    m: ModuleBuilder, sums: Sequence[Signal], steps: Sequence[Signal], config: MatrixConfig
+) -> list[Signal]:
+    """Sums of blocks' codes in the unit of all blocks: `formulas.blocks.integer`.
+
+    Args:
+        m: what the signals belong to.
+        sums: of a word's blocks.
+        steps: `STEP_BITS` of each, the first at the low bits; 0 where codes have no exponents.
+        config: of the array.
+    """
+    (words, blocked), found = steps, list[Signal]()
+    for number, one in enumerate(sums):
+        step = words[number * STEP_BITS : (number + 1) * STEP_BITS]
+        exponent, half = step[:EXPONENT_BITS].as_unsigned(), step[EXPONENT_BITS:].as_unsigned()
+        moved = integer(Wires(m), one, Block(exponent, half), config.steps)
+        most = config.steps << EXPONENTS - 1
+        moved = moved.assume(min(0, one.low) * most, max(0, one.high) * most)
+        found.append(mux(blocked, moved, one) if config.unblocked else moved)
+    return found
 
 
 def _times(x: Signal, weight: int) -> Signal:

@@ -5,18 +5,18 @@
 
 // -----
 
-%q = "test.op"() : () -> !rom.blocks<48, half8, 32, 16>
-// CHECK: 48 elements are no whole blocks of 32, a power of two
+%q = "test.op"() : () -> !rom.blocks<48, half8, 0, 16>
+// CHECK: a block of 0 elements is no power of two
 
 // -----
 
 %q = "test.op"() : () -> !rom.blocks<48, mxint8, 24, 16>
-// CHECK: 48 elements are no whole blocks of 24, a power of two
+// CHECK: a block of 24 elements is no power of two
 
 // -----
 
 %q = "test.op"() : () -> !rom.blocks<0, half8, 1, 16>
-// CHECK: 0 elements are no whole blocks of 1, a power of two
+// CHECK: there are 0 elements, at least 1 is needed
 
 // -----
 

@@ -111,7 +111,7 @@ rom.layer @epsilon {
 // CHECK:        rom.rms_norm
 // CHECK-NOT:    rom.rms_scale
 
-// Blocks are as long as the vector allows; keys have a scale a head.
+// The last block is shorter where blocks do not divide a vector; keys have a scale a head.
 rom.step @decode context 128 {
 ^bb0(%token: i32, %position: index):
   %x = rom.embed %token of @emb {onnx = [["Gather"]]} : tensor<24xf32>
@@ -124,8 +124,8 @@ rom.step @decode context 128 {
   rom.emit %o, %s : tensor<64xf32>
 }
 // CHECK:      rom.step @decode
-// CHECK:        rom.quantize_blocks {{.*}} : !rom.fixed<24, 16> -> !rom.blocks<24, half8, 8, 16>
+// CHECK:        rom.quantize_blocks {{.*}} : !rom.fixed<24, 16> -> !rom.blocks<24, half8, 16, 16>
 // CHECK:        rom.quantize {{.*}} -> !rom.quantized<2, 16, int8>
 // CHECK:        rom.quantize {{.*}} -> !rom.quantized<4, 16, int8>
 // MX:         rom.step @decode
-// MX:           rom.quantize_blocks {{.*}} -> !rom.blocks<24, mxint8, 8, 14>
+// MX:           rom.quantize_blocks {{.*}} -> !rom.blocks<24, mxint8, 32, 14>
