@@ -39,7 +39,6 @@ from xdsl.utils.exceptions import PassFailedException, VerifyException
 
 from intaglio.dialects.by_name import ByName
 from intaglio.dialects.constant_rom import APART, CONSTANTS, FORMS, HALVES, PLAIN, Form
-from intaglio.dialects.fixed_point import SCALE_BYTES
 from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.h_units import (
     ADAPTER_SCALES,
@@ -54,6 +53,7 @@ from intaglio.dialects.h_units import (
     CacheShape,
     StateShape,
     element_bits,
+    kv_scale_bits,
     scale_group,
 )
 from intaglio.dialects.machine import Machine
@@ -752,7 +752,7 @@ def kv_vector_bytes(cache: CacheOp) -> int:
     format_ = cache.type.format.data
     if format_ not in FORMATS:
         raise PassFailedException(f"@{cache.sym_name.data} holds {format_}; run rom-legalize first")
-    scale = 0 if cache.type.static.data else SCALE_BYTES
+    scale = 0 if cache.type.static.data else kv_scale_bits(format_) // 8
     return kv_code_bytes(cache.type.width.data, format_) + scale
 
 

@@ -36,8 +36,13 @@ class Format:
     def magnitude(self) -> int:
         """The largest magnitude of the integers that are multiplied: what accumulator widths are
         derived from."""
-        largest = max(-self.low, self.high)
+        largest = self.code_magnitude
         return (largest * self.steps) << (EXPONENTS - 1) if self.by_block else largest
+
+    @property
+    def code_magnitude(self) -> int:
+        """The same of the decoded codes alone: of heads, whose scales follow their products."""
+        return max(-self.low, self.high)
 
     @property
     def memory_bits(self) -> int:
@@ -79,3 +84,6 @@ FORMATS: dict[str, Format] = {
 
 BLOCK_FORMATS = tuple(name for name, one in FORMATS.items() if one.by_block)
 """Those with an exponent a block."""
+
+HEAD_FORMATS = ("half8",)
+"""Those of queries, keys and values with an exponent and a step a head (`formulas.heads`)."""

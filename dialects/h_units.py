@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from intaglio.dialects.codes import SLOT_BITS
 from intaglio.dialects.fixed_point import SCALE_BYTES
-from intaglio.dialects.formats import FORMATS
+from intaglio.dialects.formats import FORMATS, HEAD_FORMATS
 from intaglio.dialects.formulas.recurrence import STATE_BITS
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import EXPONENT_BITS
@@ -39,8 +39,11 @@ STATE_BYTES = STATE_BITS // BYTE
 """Of an element of a state."""
 STATE_SCALE_BITS = EXPONENT_BITS + STATE_BITS - 1
 """Of a head of a state: its exponent, and the largest magnitude of its mantissas."""
-KV_SCALE_BITS = BYTE * SCALE_BYTES
-"""Of a dynamic scale of a cache."""
+
+
+def kv_scale_bits(fmt: str) -> int:
+    """Bits of a dynamic scale of a cache: an exponent and a step need no mantissa."""
+    return BYTE if fmt in HEAD_FORMATS else BYTE * SCALE_BYTES
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,11 @@ class CacheShape:
     def scale_rows(self) -> int:
         """Rows of `kv_scales` of a head, where the cache is dynamic."""
         return -(-self.capacity // self.machine.vector_lanes)
+
+    @property
+    def scale_bits(self) -> int:
+        """Bits of a token's scale of a head; 0: the cache is static."""
+        return 0 if self.static else kv_scale_bits(self.format)
 
     @property
     def scales(self) -> int:

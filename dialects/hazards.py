@@ -4,9 +4,11 @@ The meaning of a program is that of its instructions one after the other. So of 
 same elements of a memory or the same heads of a cache, and of which one writes, the later one must
 start after the earlier one has finished: a read after the write, a write after the read, a write
 after the write. In one queue only the first needs a wait, where instructions flow: a unit reads
-and writes in the order in which it takes them. Units that share the adders of the matrix tiles take
-turns in the same way. As with power (`dialects/gating.py`) this must follow from the program's
-order, not from its timing: durations change with the position and with the ranks of adapters.
+and writes in the order in which it takes them. What is written late, with an instruction's
+reductions, is there when these are, and needs a wait always. Units that share the adders of the
+matrix tiles take turns in the same way. As with power (`dialects/gating.py`) this must follow from
+the program's order, not from its timing: durations change with the position and with the ranks of
+adapters.
 
 Between tokens there is nothing to prove: a token is accepted when all of the last one has finished.
 """
@@ -54,6 +56,7 @@ class Access:
             its owner's reductions.
         leaves_peak: likewise of what it leaves.
         largest: whether it takes the largest of what it reads, which comes after the elements.
+        late: whether what it writes comes with its reductions.
     """
 
     reads: Sequence[str]
@@ -67,6 +70,7 @@ class Access:
     uses_peak: str = ""
     leaves_peak: str = ""
     largest: bool = False
+    late: bool = False
 
     def places(self, buffer: str, whole: Bytes) -> Bytes:
         """Where in a memory it touches a buffer, which lies at `whole`."""
@@ -105,6 +109,7 @@ class Access:
             uses_peak,
             leaves_peak,
             found.largest,
+            found.late,
         )
 
 
@@ -384,11 +389,12 @@ def _overlap(one: Bytes, other: Bytes) -> bool:
 
 
 class _Last:
-    """The last instruction of each queue that touched a part, and how it calls the part."""
+    """What counted the last touches of a part: of each counter the number, and how whoever touched
+    it calls the part."""
 
     def __init__(self) -> None:
-        self.number = [0] * len(QUEUES)
-        self.name = [""] * len(QUEUES)
+        self.number = [0] * len(COUNTERS)
+        self.name = [""] * len(COUNTERS)
 
 
 def _first_race(
@@ -401,10 +407,9 @@ def _first_race(
     # Parts of the memories have the first numbers, caches those after them.
     numbers: dict[Hashable, int] = {(n, ""): n for n in range(len(parts[0].spans))}
     queues = [[QUEUES.index(i.queue) for i in block.issues] for block in blocks]
-    issued: list[list[At]] = [[] for _ in QUEUES]
+    issued: list[list[At]] = [[] for _ in COUNTERS]
     left: dict[int, _Left] = {}
     peaks: set[int] = set()
-    counted = [0] * len(COUNTERS)
     read: dict[int, _Last] = {}
     written: dict[int, _Last] = {}
     touched: list[_Touched] = []
@@ -434,15 +439,15 @@ def _first_race(
                 if before is None:
                     continue
                 flows = blocks[block].issues[instruction].pace is not None
-                for queue, number in enumerate(before.number):
-                    ordered = queue == own and not (flows and may == "read")
-                    late = number > clock[queue]
-                    if may == "read" and largest and QUEUES[queue] in PEAKS:
+                for counter, number in enumerate(before.number):
+                    ordered = counter == own and not (flows and may == "read")
+                    late = number > clock[counter]
+                    if may == "read" and largest and COUNTERS[counter] in PEAKS:
                         # All of the queue leave something, in order.
-                        late = number > clock[COUNTERS.index(PEAKS[QUEUES[queue]])]
+                        late = number > clock[COUNTERS.index(PEAKS[COUNTERS[counter]])]
                     if late and not ordered:
-                        earlier = issued[queue][number - 1]
-                        return Race(earlier, at, has, may, name, before.name[queue])
+                        earlier = issued[counter][number - 1]
+                        return Race(earlier, at, has, may, name, before.name[counter])
         one = accesses[block][instruction]
         for entry in range(*one.uses):
             before = left.get(entry)
@@ -453,7 +458,8 @@ def _first_race(
                 return Race(before.at, at, "write", "read", _REDUCTIONS, "")
         issue = blocks[block].issues[instruction]
         counter = COUNTERS.index(reductions_of(issue.queue))
-        counted[counter] += issue.reduces is not None
+        if issue.reduces is not None:
+            issued[counter].append(at)
         if peaks:
             # What is written over has another largest magnitude.
             for name in one.writes:
@@ -469,11 +475,14 @@ def _first_race(
                 peaks.add(entry)
             else:
                 place, owner = (0, 0), (block, instance, one.owner)
-            left[entry] = _Left(counter, counted[counter], at, owner, place)
+            left[entry] = _Left(counter, len(issued[counter]), at, owner, place)
         issued[own].append(at)
-        for here, last in ((mine.reads, read), (mine.writes, written)):
+        for here, last, by in (
+            (mine.reads, read, own),
+            (mine.writes, written, counter if one.late else own),
+        ):
             for part, name in here:
                 entry = last.setdefault(part, _Last())
-                entry.number[own] = len(issued[own])
-                entry.name[own] = name
+                entry.number[by] = len(issued[by])
+                entry.name[by] = name
     return None

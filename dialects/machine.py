@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
-from intaglio.dialects.formats import FORMATS
+from intaglio.dialects.formats import FORMATS, HEAD_FORMATS
 from intaglio.dialects.json_file import is_list
 
-KV_FORMATS = ("int8", "int16", "fp8")
-"""Formats of keys and values that a chip may have; those of fp8 have no scales."""
+KV_FORMATS = ("int8", "int16", "fp8", *HEAD_FORMATS)
+"""Formats of keys and values that a chip may have; those of fp8 have no scales, those of half8 a
+byte a head and token."""
 
 COUNTS = (
     *("clock_hz", "tiles", "l_units", "lanes", "plane_bits", "pass_bits", "rom_bits"),
@@ -174,6 +175,13 @@ class Machine:
         """Format of activations that have one scale a vector or head whatever `activations` is:
         queries, inputs of adapters."""
         return "int8" if self.has_blocks else self.activations
+
+    @property
+    def queries(self) -> str:
+        """Format of queries, which is that of keys where these have an exponent a head; wider
+        activations keep theirs."""
+        half = self.kv in HEAD_FORMATS and self.scaled_activations == "int8"
+        return self.kv if half else self.scaled_activations
 
     @property
     def has_blocks(self) -> bool:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from intaglio.dialects.codes import SLOT_LIMITS, AdapterMatrix, Matrix, decode
 from intaglio.dialects.fixed_point import SCALE_BITS, Ints, Real, Saturations, Scale, multiply
 from intaglio.dialects.formats import FORMATS
-from intaglio.dialects.formulas import blocks, norms, products, quantise, recurrence, routing
+from intaglio.dialects.formulas import blocks, heads, norms, products, quantise, recurrence, routing
 from intaglio.dialects.formulas import softmax as softmax_formulas
 from intaglio.dialects.formulas.arrays import Arrays
 from intaglio.dialects.formulas.elementwise import ADD, ELEMENTWISE, MUL, Constants, Elementwise
@@ -46,7 +46,7 @@ class Quantized(NamedTuple):
     """Codes [..., N] with a scale [..., groups] for each ``N / groups`` of them.
 
     The real value of an element is ``decode(code) * scale``. In place of codes with an exponent a
-    block stand the integers that they are multiplied as, with one scale.
+    block (not a head) stand the integers that they are multiplied as, with one scale.
     """
 
     codes: Ints
@@ -128,12 +128,12 @@ def slot_bits(code: str, columns: int, fmt: str) -> int:
 
 def query_key_bits(head_dim: int, q_format: str, k_format: str) -> int:
     """Width of `query_key`'s result, signed."""
-    return _checked(head_dim * FORMATS[q_format].magnitude * FORMATS[k_format].magnitude)
+    return _checked(head_dim * FORMATS[q_format].code_magnitude * FORMATS[k_format].code_magnitude)
 
 
 def weighted_sum_bits(tokens: int, p_format: str, v_format: str) -> int:
     """Width of `weighted_sum`'s result, signed, for a context of `tokens`."""
-    return _checked(tokens * FORMATS[p_format].magnitude * FORMATS[v_format].magnitude)
+    return _checked(tokens * FORMATS[p_format].code_magnitude * FORMATS[v_format].code_magnitude)
 
 
 def _largest_weight(bits: int, zero: int | None) -> int:
@@ -235,6 +235,21 @@ def whole_blocks(x: Ints, block: int) -> Ints:
     block's exponent nor its step."""
     more = -x.shape[-1] % block
     return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)]) if more else x
+
+
+def quantize_heads(x: Ints, fmt: str, frac: int = 16, groups: int = 1) -> Quantized:
+    """Codes and scales of `formulas.heads.quantise`.
+
+    Args:
+        x: Fixed [..., N], ``|x| <= 2**31``.
+        fmt: a name in `HEAD_FORMATS`.
+        frac: fraction bits of `x`.
+        groups: heads, equal parts of the last axis.
+    """
+    grouped = _grouped(np.asarray(x, np.int64), groups)
+    code, scale = heads.quantise(Arrays(), lambda at: grouped, frac)
+    mantissa, exponent = (part[..., 0] for part in scale)
+    return Quantized(code(None).reshape(np.shape(x)), Scale(mantissa, exponent), fmt)
 
 
 def unit_scale(shape: tuple[int, ...], fraction: int) -> Scale:
@@ -696,7 +711,7 @@ def query_key(
     Returns:
         int64 [..., heads, T].
     """
-    bound = q.shape[-1] * FORMATS[q_format].magnitude * FORMATS[k_format].magnitude
+    bound = q.shape[-1] * FORMATS[q_format].code_magnitude * FORMATS[k_format].code_magnitude
     keys = np.swapaxes(decode(k, k_format), 1, 2)
     return _by_kv_head(decode(q, q_format), keys, bound)
 
@@ -721,7 +736,7 @@ def weighted_sum(
     Returns:
         int64 [..., heads, D].
     """
-    bound = p.shape[-1] * FORMATS[p_format].magnitude * FORMATS[v_format].magnitude
+    bound = p.shape[-1] * FORMATS[p_format].code_magnitude * FORMATS[v_format].code_magnitude
     return _by_kv_head(p, decode(v, v_format), bound)
 
 

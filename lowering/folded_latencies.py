@@ -138,7 +138,7 @@ class Attention:
 
     def scores(self) -> Formula:
         """From the query to the last score."""
-        block = max(self.work(self.latencies.machine.scaled_activations), self.drain)
+        block = max(self.work(self.latencies.machine.queries), self.drain)
         return self.way + self.drain + block * self.blocks
 
     def softmax(self) -> Formula:
@@ -159,5 +159,5 @@ class Attention:
         m = self.latencies.machine
         if not m.shared_arrays:
             return constant(0)
-        block = max(self.work(m.scaled_activations), self.drain) + self.work(m.probabilities)
+        block = max(self.work(m.queries), self.drain) + self.work(m.probabilities)
         return (self.kv_heads - 1) * block * self.blocks

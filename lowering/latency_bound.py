@@ -176,7 +176,7 @@ class _Token:
                 result = values[op.input]
                 if op.cache is not None:
                     self.scaled.add(op.output)
-            case rom.QuantizeBlocksOp():
+            case rom.QuantizeBlocksOp() | rom.QuantizeHeadsOp():
                 result = values[op.input]
             case rom.RMSScaleOp():
                 # It follows the products.

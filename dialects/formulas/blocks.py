@@ -56,7 +56,7 @@ def integer_fraction(frac: int, low: int, steps: int) -> int:
     return frac - low + (steps.bit_length() - 1)
 
 
-def block_of(r: Reader[V], m: V, low: V | int, steps: int) -> Block[V]:
+def block_of(r: Reader[V], m: V, low: V | int, steps: int, exponents: int = EXPONENTS) -> Block[V]:
     """Exponent and step of a block with ``m = max|x|``.
 
     ::
@@ -64,10 +64,10 @@ def block_of(r: Reader[V], m: V, low: V | int, steps: int) -> Block[V]:
         e = clip(bit_length(m) - 7, low, low + 15)
         h = 8 * m <= 765 * 2**e and e > 0          that is m <= 0.75 * 127.5 * 2**e; 35 bits
 
-    `low` is 0 to `LEAST_AT_MOST`. The step is ``(4 - h) / 4 * 2**e`` where steps are 4, else
-    ``2**e``.
+    `low` is 0 to `LEAST_AT_MOST`; there are `exponents` exponents, 16 of blocks. The step is
+    ``(4 - h) / 4 * 2**e`` where steps are 4, else ``2**e``.
     """
-    above = r.smaller(r.larger(r.bit_length(m) - CODE_PLACES - low, 0), EXPONENTS - 1)
+    above = r.smaller(r.larger(r.bit_length(m) - CODE_PLACES - low, 0), exponents - 1)
     above = r.cut(above)
     if steps == 1:
         return Block(above, r.lift(0))
@@ -92,6 +92,11 @@ def code(r: Reader[V], x: V, block: Block[V], low: V | int, steps: int) -> V:
     """
     most = (r.lift(1) << (r.lift(low) + REACH)) - 1
     r.count(r.cut(most - abs(x)))
+    return rounded(r, x, block, low, steps)
+
+
+def rounded(r: Reader[V], x: V, block: Block[V], low: V | int, steps: int) -> V:
+    """`code` without the count."""
     exponent = block.exponent + low
     if steps == 1:
         odd = (x >> exponent) & 1

@@ -19,6 +19,7 @@ INSTRUCTIONS: tuple[type[Instruction[Any]], ...] = (
     vector.LayerNorm,
     vector.Quantize,
     vector.QuantizeBlocks,
+    vector.QuantizeHeads,
     vector.RMSScale,
     vector.Rotary,
     vector.Activate,

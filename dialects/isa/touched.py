@@ -29,6 +29,7 @@ from intaglio.dialects.isa.vector import (
     LayerNorm,
     Quantize,
     QuantizeBlocks,
+    QuantizeHeads,
     RMSNorm,
     RMSScale,
     Route,
@@ -68,6 +69,7 @@ class Touched(Generic[V]):
         uses: entries of reductions that it reads.
         leaves: those that it leaves.
         largest: whether it takes the largest of what it reads as whoever wrote it leaves it.
+        late: whether what it writes is there with its reductions, and not with its results.
     """
 
     reads: Mapping[V, Range]
@@ -77,6 +79,7 @@ class Touched(Generic[V]):
     uses: Range = (0, 0)
     leaves: Range = (0, 0)
     largest: bool = False
+    late: bool = False
 
 
 def passes_of(one: Instruction[Any]) -> int:
@@ -100,7 +103,7 @@ def size_of(one: Instruction[V], kind: Callable[[V], Value], heads: Callable[[st
             return heads(one.cache)
         case Softmax():
             return _scores(kind(one.scores))
-        case Quantize() | QuantizeBlocks():
+        case Quantize() | QuantizeBlocks() | QuantizeHeads():
             value = kind(one.output)
             assert isinstance(value, Coded)
             return value.size
@@ -113,7 +116,7 @@ def size_of(one: Instruction[V], kind: Callable[[V], Value], heads: Callable[[st
 def groups_of(one: Instruction[V], kind: Callable[[V], Value]) -> int:
     """Groups that an instruction of the vector unit reduces apart."""
     match one:
-        case Quantize():
+        case Quantize() | QuantizeHeads():
             value = kind(one.output)
             assert isinstance(value, Quantized)
             return value.groups
@@ -227,6 +230,13 @@ def touched(
         case Quantize() | RMSNorm() | LayerNorm():
             reads[one.input] = (first, last)
             writes[one.output], uses, leaves = _of_groups(one, beat, kind, chip)
+        case QuantizeHeads():
+            value = kind(one.output)
+            assert isinstance(value, Quantized)
+            if first % value.width or last % value.width:
+                raise ValueError(f"a beat of {one.opcode} has no whole heads of {value.width}")
+            reads[one.input] = (first, last)
+            writes[one.output] = _part(value, first // value.width, last // value.width, chip)
         case Sample() | Route():
             reads[one.input] = (first, last)
         case Delay():
@@ -259,7 +269,8 @@ def touched(
             if after is not None:
                 writes[after.output] = _part(kind(after.output), 0, 1, chip)
     largest = isinstance(one, Softmax) and beat.number == 1
-    return Touched(reads, writes, read_caches, written_caches, uses, leaves, largest)
+    late = isinstance(one, QuantizeHeads)
+    return Touched(reads, writes, read_caches, written_caches, uses, leaves, largest, late)
 
 
 def _of_groups(

@@ -113,6 +113,22 @@ class QuantizeBlocks(
     output: V = write(Blocks)
 
 
+class QuantizeHeads(
+    VectorInstruction[V],
+    opcode="quantize_heads",
+    queue=VECTOR,
+    meaning=(semantics.quantize_heads,),
+):
+    """Codes with an exponent and a step a head, by the head's own largest magnitude.
+
+    One pass: rows wait for the exponents behind their own tree, so that codes and scales are there
+    as late as what a pass reduces.
+    """
+
+    input: V = read(Fixed)
+    output: V = write(Quantized)
+
+
 class RMSScale(
     VectorInstruction[V], opcode="rms_scale", queue=VECTOR, meaning=(semantics.rms_scale,)
 ):

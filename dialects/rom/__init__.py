@@ -24,6 +24,7 @@ from intaglio.dialects.rom.experts import ExpertLinearOp, ExpertProductOp, Route
 from intaglio.dialects.rom.integers import (
     DotOp,
     QuantizeBlocksOp,
+    QuantizeHeadsOp,
     QuantizeOp,
     QueryKeyOp,
     RequantizeOp,
@@ -126,6 +127,7 @@ __all__ = [
     "ParameterOp",
     "ProbabilitiesType",
     "QuantizeBlocksOp",
+    "QuantizeHeadsOp",
     "QuantizeOp",
     "QuantizedType",
     "QueryKeyOp",
@@ -201,6 +203,7 @@ ROM = Dialect(
         WeighOp,
         QuantizeOp,
         QuantizeBlocksOp,
+        QuantizeHeadsOp,
         RMSScaleOp,
         DotOp,
         RequantizeOp,

@@ -18,7 +18,7 @@ from xdsl.traits import MemoryReadEffect, Pure
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects.fixed_point import Real
-from intaglio.dialects.formats import FORMATS
+from intaglio.dialects.formats import FORMATS, HEAD_FORMATS
 from intaglio.dialects.formulas.blocks import LEAST_AT_MOST, least_exponent
 from intaglio.dialects.formulas.norms import norm_epsilon
 from intaglio.dialects.rom.buffers import resolved_type
@@ -71,11 +71,7 @@ class QuantizeOp(OperatorOp):
     def verify_(self) -> None:
         """Groups cover the vector; the format is known; a cache has a static scale."""
         type_ = self.output.type
-        if type_.size != vector_size(self.input.type):
-            raise VerifyException(
-                f"{type_.groups.data} groups of {type_.width.data} do not cover "
-                f"{vector_size(self.input.type)} elements"
-            )
+        verify_groups(type_, self.input.type)
         if type_.format.data not in ACTIVATION_CODES:
             raise VerifyException(
                 f"unknown format '{type_.format.data}', known are {', '.join(ACTIVATION_CODES)}"
@@ -122,6 +118,48 @@ class QuantizeBlocksOp(OperatorOp):
                 f"the least exponent would be {low}, and may be 0 to {LEAST_AT_MOST}; "
                 f"it is the input's fraction bits less those of the result"
             )
+
+
+@irdl_op_definition
+class QuantizeHeadsOp(OperatorOp):
+    """Codes with an exponent and a step a head, chosen by its own largest magnitude.
+
+    Example:
+    ```
+    %q = rom.quantize_heads %x {onnx = [["GQA"]]}
+        : !rom.fixed<64, 16> -> !rom.quantized<4, 16, half8>
+    ```
+    """
+
+    name = "rom.quantize_heads"
+    input = operand_def(FixedType)
+    output = result_def(QuantizedType)
+    assembly_format = "$input attr-dict `:` type($input) `->` type($output)"
+    traits = traits_def(Pure())
+
+    def __init__(self, x: SSAValue, output: QuantizedType, onnx: Nodes) -> None:
+        self._build([x], [output], onnx=onnx)
+
+    def verify_(self) -> None:
+        """Heads cover the vector; the format has an exponent a head."""
+        verify_groups(self.output.type, self.input.type)
+        if (name := self.output.type.format.data) not in HEAD_FORMATS:
+            raise VerifyException(
+                f"'{name}' has no exponents of heads; {', '.join(HEAD_FORMATS)} has"
+            )
+
+
+def verify_groups(type_: QuantizedType, source: Attribute) -> None:
+    """Groups cover the vector that is quantised.
+
+    Raises:
+        VerifyException: they do not.
+    """
+    if type_.size != vector_size(source):
+        raise VerifyException(
+            f"{type_.groups.data} groups of {type_.width.data} do not cover "
+            f"{vector_size(source)} elements"
+        )
 
 
 @irdl_op_definition

@@ -23,7 +23,7 @@ from xdsl.printer import Printer
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects import codes
-from intaglio.dialects.formats import BLOCK_FORMATS
+from intaglio.dialects.formats import BLOCK_FORMATS, HEAD_FORMATS
 from intaglio.dialects.names import escaped, unescaped
 
 WEIGHT_CODES = codes.WEIGHT_BITS
@@ -381,11 +381,14 @@ class KVType(ParametrizedAttribute, TypeAttribute):
         """Checks sizes and format."""
         if min(self.capacity.data, self.heads.data, self.width.data) < 1:
             raise VerifyException("capacity, heads and width of a KV buffer must be at least 1")
-        if self.format.data not in (*ACTIVATION_CODES, "float32"):
+        known = (*ACTIVATION_CODES, *HEAD_FORMATS)
+        if self.format.data not in (*known, "float32"):
             raise VerifyException(
                 f"unknown KV format '{self.format.data}', known are "
-                f"{', '.join(ACTIVATION_CODES)}, and float32 before legalisation"
+                f"{', '.join(known)}, and float32 before legalisation"
             )
+        if self.static.data and self.format.data in HEAD_FORMATS:
+            raise VerifyException(f"{self.format.data} has a scale a head, no static one")
 
 
 class _IntegersType(ParametrizedAttribute, TypeAttribute):

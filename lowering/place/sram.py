@@ -36,7 +36,6 @@ from intaglio.dialects.h_units import (
     BYTE,
     EXTERNAL,
     KV,
-    KV_SCALE_BITS,
     KV_SCALES,
     STATE_SCALE_BITS,
     STATE_SCALES,
@@ -44,6 +43,7 @@ from intaglio.dialects.h_units import (
     AdapterShape,
     CacheShape,
     StateShape,
+    kv_scale_bits,
     scale_group,
     tokens_on_die,
     unit_step,
@@ -161,9 +161,11 @@ def place_caches(
         word, scale, external = word + one.rows, scale + one.scales, external + one.outside
     if not caches:
         return {}, {}
+    # Scales of caches that have some; without any the memory has its least rows.
+    bits = max(one.scale_bits for one in caches.values()) or kv_scale_bits(machine.kv)
     found = {
         KV: Memory(max(LEAST_ROWS, word), machine.attention_lanes, BYTE, machine.h_units),
-        KV_SCALES: Memory(max(LEAST_ROWS, scale), machine.vector_lanes, KV_SCALE_BITS),
+        KV_SCALES: Memory(max(LEAST_ROWS, scale), machine.vector_lanes, bits),
     }
     if external:
         found[EXTERNAL] = Memory(max(LEAST_ROWS, external), machine.external_bytes, BYTE)

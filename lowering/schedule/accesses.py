@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from intaglio.dialects.hazards import ADDERS
-from intaglio.dialects.isa.queues import PEAKS, QUEUES
+from intaglio.dialects.isa.queues import COUNTERS, PEAKS, reductions_of
 from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
@@ -25,6 +25,8 @@ class Touch(NamedTuple):
     first: int
     last: int
     writes: bool
+    late: bool = False
+    """Whether what is written is there with the reductions of the instruction."""
 
 
 class Conflict(NamedTuple):
@@ -34,11 +36,18 @@ class Conflict(NamedTuple):
         queue: where it stands.
         number: as it was added.
         read: whether the later one reads what it writes.
+        late: whether it writes that with its reductions.
     """
 
     queue: str
     number: int
     read: bool
+    late: bool = False
+
+    @property
+    def counter(self) -> str:
+        """What counts that it is there."""
+        return reductions_of(self.queue) if self.late else self.queue
 
 
 Slots = Mapping[str, Iterable[str]]
@@ -54,7 +63,8 @@ def touches(one: Draft, memory: VectorMemory) -> list[Touch]:
             elements = None
             if part is not None:
                 elements = (part.writes if writes else part.reads)[value]
-            found.append(Touch(*memory.where(value, elements), writes))
+            late = writes and part is not None and part.late
+            found.append(Touch(*memory.where(value, elements), writes, late))
     for slots, writes in ((does.read_caches, False), (does.written_caches, True)):
         for slot in slots:
             heads = (0, _ALL)
@@ -108,7 +118,8 @@ class Accesses:
                         and earlier.first < touch.last
                         and touch.first < earlier.last
                     ):
-                        yield Conflict(other, number, earlier.writes and not touch.writes)
+                        read = earlier.writes and not touch.writes
+                        yield Conflict(other, number, read, earlier.late)
         if queue in ADDERS:
             for other, numbers in self._adders.items():
                 if other != queue:
@@ -117,12 +128,12 @@ class Accesses:
     def queues(
         self, queue: str, touched: Sequence[Touch], slots: Slots | None, *, flows: bool
     ) -> set[str]:
-        """The queues with any that an instruction must wait for."""
+        """The counters of any that an instruction must wait for."""
         found: set[str] = set()
         for one in self.conflicts(queue, touched, slots):
             if must_wait(one, queue, flows=flows):
-                found.add(one.queue)
-                if len(found) == len(QUEUES):
+                found.add(one.counter)
+                if len(found) == len(COUNTERS):
                     break
         return found
 
@@ -130,9 +141,10 @@ class Accesses:
 def must_wait(one: Conflict, queue: str, *, flows: bool) -> bool:
     """Whether an instruction of a queue needs that the earlier one has finished.
 
-    A queue that flows takes and leaves things in order: only what is read must be waited for.
+    A queue that flows takes and leaves things in order: only what is read must be waited for, and
+    what comes later than the results of what follows.
     """
-    return one.queue != queue or (flows and one.read)
+    return one.late or one.queue != queue or (flows and one.read)
 
 
 def takes_largest(one: Draft, conflict: Conflict) -> bool:

@@ -131,9 +131,9 @@ def _depend(
         one = item.draft
         places = touches(one, memory)
         for conflict in seen.conflicts(one.queue, places, slots):
-            there = conflict.queue != one.queue or conflict.read
+            there = (conflict.queue != one.queue or conflict.read) and not conflict.late
             item.before[conflict.number] = item.before.get(conflict.number, False) or there
-            if takes_largest(one, conflict):
+            if conflict.late or takes_largest(one, conflict):
                 item.reductions.add(conflict.number)
         seen.add(one.queue, number, places)
         if item.reducing:

@@ -285,6 +285,22 @@ def blocks_pass(machine: Machine, elements: int) -> Times:
     )
 
 
+def heads_pass(machine: Machine, elements: int, width: int) -> Times:
+    """Codes of some heads with their own exponents: until the next pass, and to the codes, which
+    come with what is reduced.
+
+    Where a head has several rows its first ones wait for the last, and the pass that follows as
+    long.
+
+    Args:
+        machine: the chip.
+        elements: at hand: whole heads.
+        width: of a head.
+    """
+    rows = -(-width // machine.vector_lanes)
+    return _pass_times(machine, constant(elements // width * rows + rows - 1))
+
+
 def route(machine: Machine, experts: int, chosen: int, *, every: bool) -> Formula:
     """The choice of experts: a logit a cycle is put in order, and, where all have a share in the
     sum, once more; then the chosen ones' numerators, one over their sum, and their shares, each one
@@ -385,9 +401,7 @@ def query_key(
     KV heads come one after the other; of each, as many tokens at a time as there are H-Units.
     """
     shared = heads // kv_heads
-    work = _vector_cycles(
-        machine, shared, width, _multiplier_passes(machine, machine.scaled_activations, kv)
-    )
+    work = _vector_cycles(machine, shared, width, _multiplier_passes(machine, machine.queries, kv))
     drain = score_drain(machine, shared)
     fixed = machine.broadcast + machine.attention_pipeline + machine.reduce + machine.requantise
     passes = _over_tokens(machine, kv_heads, width, window, kv, max(work, drain))
@@ -500,9 +514,7 @@ def query_key_beat(
         floor: cycles that a block takes at least: the longest `score_drain` of the program.
     """
     shared = heads // kv_heads
-    work = _vector_cycles(
-        machine, shared, width, _multiplier_passes(machine, machine.scaled_activations, kv)
-    )
+    work = _vector_cycles(machine, shared, width, _multiplier_passes(machine, machine.queries, kv))
     drain = score_drain(machine, shared)
     pace = _over_tokens(machine, count, width, window, kv, max(work, drain, floor))
     return pace, pace + _attention_way(machine) + drain

@@ -24,8 +24,8 @@ from intaglio.dialects.isa.queues import VECTOR
 from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.isa.registry import INSTRUCTIONS
 from intaglio.dialects.isa.touched import groups_of, size_of
-from intaglio.dialects.isa.values import Scores, Value
-from intaglio.dialects.isa.vector import Quantize, QuantizeBlocks, Route, Softmax
+from intaglio.dialects.isa.values import Quantized, Scores, Value
+from intaglio.dialects.isa.vector import Quantize, QuantizeBlocks, QuantizeHeads, Route, Softmax
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.program import plain_argument, value_of
 from intaglio.dialects.semantics import pre_shift, query_key_bits, weighted_sum_bits
@@ -244,6 +244,11 @@ class Selector:
             return Draft(does, self.softmax(does), onnx)
         if isinstance(does, QuantizeBlocks):
             return Draft(does, lambda n, _: durations.blocks_pass(machine, n), onnx)
+        if isinstance(does, QuantizeHeads):
+            head = _kind(does.output)
+            assert isinstance(head, Quantized)
+            width = head.width
+            return Draft(does, lambda n, _: durations.heads_pass(machine, n, width), onnx)
         groups = groups_of(does, _kind)
         width = size_of(does, _kind, lambda _: 1) // groups
         return Draft(does, lambda n, _: durations.vector_pass(machine, n, groups, width), onnx)

@@ -61,9 +61,9 @@ def waits(
             for conflict in seen.conflicts(queue, places, here):
                 # Queues are in order: the last one counts.
                 if must_wait(conflict, queue, flows=flows):
-                    counter = conflict.queue
+                    # What is reduced comes after the elements; all of the queue leave something.
+                    counter = conflict.counter
                     if takes_largest(one, conflict):
-                        # It comes after the elements; all of the queue leave something.
                         counter = PEAKS[counter]
                     need[counter] = max(need.get(counter, 0), conflict.number)
             leaves = reductions_of(queue)

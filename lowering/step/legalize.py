@@ -32,7 +32,7 @@ from intaglio.dialects.codes import mantissa_exponent
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import machine_of
 from intaglio.dialects.fixed_point import Real
-from intaglio.dialects.formats import FORMATS
+from intaglio.dialects.formats import FORMATS, HEAD_FORMATS
 from intaglio.dialects.formulas.blocks import LEAST_AT_MOST, REACH, integer_fraction
 from intaglio.dialects.formulas.norms import norm_epsilon, weight_fraction
 from intaglio.dialects.formulas.softmax import SCORE_FRAC, SLOPE_FRAC
@@ -457,8 +457,20 @@ class _Body:
         cache = rom.resolved_type(op, op.cache, rom.KVType)
         type_ = rom.QuantizedType(cache.heads.data, cache.width.data, cache.format.data)
         static = name_of(op.cache) if cache.static.data else None
-        q = self.insert(op, rom.QuantizeOp(op.input, type_, op.onnx, static))
+        q = self.heads(op, op.input, type_, static)
         Rewriter.replace_op(op, rom.AppendOp(q, name_of(op.cache), op.position, op.onnx), [])
+
+    def heads(
+        self,
+        op: rom.AppendOp | rom.AttentionOp,
+        x: SSAValue,
+        type_: rom.QuantizedType,
+        static: str | None = None,
+    ) -> SSAValue:
+        """The heads of queries, keys or values as codes, each with its scale."""
+        if type_.format.data in HEAD_FORMATS:
+            return self.insert(op, rom.QuantizeHeadsOp(x, type_, op.onnx))
+        return self.insert(op, rom.QuantizeOp(x, type_, op.onnx, static))
 
     def linear_attention(self, op: rom.LinearAttentionOp) -> None:
         """Queries and keys become integers; E4M3 codes of a key would lose what the rule removes
@@ -494,11 +506,10 @@ class _Body:
         window = 0 if op.window is None else op.window.value.data
         kv = cache.format.data
         # Stated here so that a sum too wide to be exact is an error at compile time.
-        _ = query_key_bits(width, machine.scaled_activations, kv)
+        _ = query_key_bits(width, machine.queries, kv)
         _ = weighted_sum_bits(cache.capacity.data, machine.probabilities, kv)
 
-        type_ = rom.QuantizedType(heads, width, machine.scaled_activations)
-        q = self.insert(op, rom.QuantizeOp(op.query, type_, op.onnx))
+        q = self.heads(op, op.query, rom.QuantizedType(heads, width, machine.queries))
         scale, softcap = Fraction(op.scale.value.data), None
         if op.softcap is None:
             scale *= LOG2E

@@ -17,7 +17,7 @@ import numpy as np
 
 from intaglio.backend.program.program import Program
 from intaglio.dialects.codes import SLOT_BITS
-from intaglio.dialects.h_units import KV_SCALE_BITS, AdapterShape, tokens_on_die
+from intaglio.dialects.h_units import AdapterShape, tokens_on_die
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import Memory
@@ -72,7 +72,7 @@ def demand_of(program: Program, possible: Sequence[JSONFile] = ()) -> Demand:
     machine = program.machine
     caches = [one.shape(machine) for one in program.caches.values()]
     codes = sum(one.heads * one.words * machine.attention_lanes for one in caches)
-    scales = sum(one.heads * KV_SCALE_BITS // 8 for one in caches if not one.static)
+    scales = sum(one.heads * one.scale_bits // 8 for one in caches)
     sites = [(site.rows, site.columns) for site in program.sites.values()]
     if not sites:
         for one in possible:

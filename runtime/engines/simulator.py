@@ -43,6 +43,7 @@ from intaglio.dialects.isa.vector import (
     LayerNorm,
     Quantize,
     QuantizeBlocks,
+    QuantizeHeads,
     RMSNorm,
     RMSScale,
     Rotary,
@@ -62,7 +63,13 @@ Ints = npt.NDArray[np.int64]
 Observer = Callable[[Instruction, int, list[npt.NDArray[np.float64]]], None]
 """Called after an instruction with its instance and, as floats, what it wrote: [S, N] each."""
 
-_CODE_TYPES = {"int8": np.int8, "int4": np.int8, "fp8": np.uint8, "int16": np.int16}
+_CODE_TYPES = {
+    "int8": np.int8,
+    "int4": np.int8,
+    "fp8": np.uint8,
+    "int16": np.int16,
+    "half8": np.int8,
+}
 
 
 @dataclass
@@ -339,6 +346,8 @@ class Simulator:
                 return self._quantize(one, reads)
             case QuantizeBlocks():
                 return self._quantize_blocks(one, reads)
+            case QuantizeHeads():
+                return self._quantize_heads(one, reads)
             case RMSScale():
                 frac = self.program.fraction(one.input)
                 return lambda c: self._ops.rms_scale(reads[0](c), one.eps, frac)
@@ -588,6 +597,11 @@ class Simulator:
         return lambda c: self._ops.quantize_blocks(
             reads[0](c), kind.format, kind.block, frac, kind.fraction, counter
         )
+
+    def _quantize_heads(self, one: QuantizeHeads[str], reads: Sequence[Action]) -> Action:
+        frac = self.program.fraction(one.input)
+        kind = self.program.value(one.output, values.Quantized)
+        return lambda c: self._ops.quantize_heads(reads[0](c), kind.format, frac, kind.groups)
 
     def _rotary(self, one: Rotary[str], reads: Sequence[Action]) -> Action:
         # Indexing a memory map itself costs more than the whole operator.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from intaglio.dialects.formulas import blocks, norms, products, quantise, softmax
+from intaglio.dialects.formulas import blocks, heads, norms, products, quantise, softmax
 from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Constants
 from intaglio.dialects.formulas.norms import NormValues
 from intaglio.dialects.formulas.quantise import FormatValues
@@ -96,6 +96,19 @@ def emit_quantize_blocks(k: Kernel, steps: int) -> None:
         x, integers = x.at(block * n), integers.at(block * n)
         integer = blocks.quantise(r, x.load, low, steps)
         k.each(n, lambda at: integers.store(at, integer(at)))
+
+
+def emit_quantize_heads(k: Kernel) -> None:
+    """`semantics.quantize_heads`."""
+    x, codes, mantissa, exponent = k.arrays(4)
+    groups, n, frac = k.numbers(3)
+    r = Lanes(k, n)
+    with k.range(groups) as group:
+        x, codes = x.at(group * n), codes.at(group * n)
+        code, scale = heads.quantise(r, x.load, frac)
+        k.each(n, lambda at: codes.store(at, code(at)))
+        mantissa.store(group, scale.mantissa)
+        exponent.store(group, scale.exponent)
 
 
 def emit_rms_scale(k: Kernel) -> None:
@@ -424,6 +437,7 @@ EMITTERS: dict[str, Callable[..., None]] = {
     "requantize": emit_requantize,
     "quantize": emit_quantize,
     "quantize_blocks": emit_quantize_blocks,
+    "quantize_heads": emit_quantize_heads,
     "rms_scale": emit_rms_scale,
     "quantize_static": emit_quantize_static,
     "multiply": emit_multiply,

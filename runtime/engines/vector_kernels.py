@@ -42,6 +42,7 @@ __all__ = [
     "norm",
     "quantize",
     "quantize_blocks",
+    "quantize_heads",
     "quantize_static",
     "query_key",
     "reciprocal_scale",
@@ -161,6 +162,30 @@ def quantize_blocks(
     )
     integers = integers[..., : x.shape[-1]]
     return Quantized(integers, semantics.unit_scale(x.shape, fraction), fmt)
+
+
+def quantize_heads(x: Ints, fmt: str, frac: int = 16, groups: int = 1) -> Quantized:
+    """`semantics.quantize_heads`."""
+    x = np.asarray(x)
+    if not x.size or not x.ndim or x.shape[-1] % groups:
+        return semantics.quantize_heads(x, fmt, frac, groups)
+    source = _ints(x)
+    codes = np.empty(x.shape, np.int64)
+    rows = (*x.shape[:-1], groups)
+    mantissa, exponent = np.empty(rows, np.int64), np.empty(rows, np.int64)
+    _run(
+        _kernel("quantize_heads"),
+        None,
+        0,
+        address(source),
+        address(codes),
+        address(mantissa),
+        address(exponent),
+        mantissa.size,
+        x.shape[-1] // groups,
+        frac,
+    )
+    return Quantized(codes, Scale(mantissa, exponent), fmt)
 
 
 def requantize(

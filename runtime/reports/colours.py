@@ -51,6 +51,7 @@ PATTERNS: dict[str, tuple[int, int, str]] = {
     "wide-back": (8, -45, '<path d="M0 0V8"/>'),
     "wide-diagonal": (8, 45, '<path d="M0 0V8"/>'),
     "wide-lines": (7, 0, '<path d="M0 0H7"/>'),
+    "wide-net": (9, 45, '<path d="M0 0H9M0 0V9"/>'),
 }
 """Size of a tile, degrees it is turned by, and what is drawn on it in the page's colour."""
 
@@ -67,6 +68,7 @@ _OPCODE_PATTERNS = {
     vector.LayerNorm.opcode: "back",
     vector.Quantize.opcode: "dots",
     vector.QuantizeBlocks.opcode: "wide-diagonal",
+    vector.QuantizeHeads.opcode: "wide-net",
     vector.RMSScale.opcode: "wide-lines",
     vector.Rotary.opcode: "bars",
     vector.Activate.opcode: "broad-lines",

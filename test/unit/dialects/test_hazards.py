@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -187,6 +187,35 @@ def test_words(first: Access, second: Access, words: str | None) -> None:
         assert words in race.told(names.__getitem__, "@")
     steps[1] = Step("vector", {"matrix": 1}, second)
     assert found_in([(steps, [{"k": "c0"}], False)]) is None
+
+
+@pytest.mark.parametrize(
+    ("queue", "second", "waits", "races"),
+    [
+        ("attention", READ, {"vector": 1}, True),
+        ("attention", READ, {"reductions": 0}, True),
+        ("attention", READ, {"reductions": 1}, False),
+        ("attention", READ, {"reductions": 2}, False),
+        ("vector", WRITE, {}, True),
+        ("vector", READ, {"vector": 1}, True),
+        ("vector", WRITE, {"reductions": 1}, False),
+        ("kv", WRITE, {"reductions": 1}, False),
+    ],
+)
+def test_what_is_written_late_is_there_with_the_reductions(
+    queue: str, second: Access, waits: dict[str, int], races: bool
+) -> None:
+    flows, nothing = constant(1), Access([], [])
+    issues = [
+        Issue("vector", {}, constant(5), flows, constant(9)),
+        Issue("vector", {}, constant(5), flows, constant(9)),
+        Issue(queue, waits, constant(5), flows, constant(9) if queue == "vector" else None),
+    ]
+    late = replace(WRITE, late=True)
+    race = first_race([Block("b", issues, 1)], [[late, nothing, second]], [[{}]], BUFFERS)
+    assert (race is not None) == races
+    if race is not None:
+        assert (race.earlier, race.later, race.has) == ((0, 0, 0), (0, 0, 2), "write")
 
 
 def test_units_that_share_adders_take_turns() -> None:

@@ -25,7 +25,7 @@ from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Write
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, SCALE_BYTES, Ints, Scale
-from intaglio.dialects.formats import FORMATS
+from intaglio.dialects.formats import FORMATS, HEAD_FORMATS
 from intaglio.dialects.h_units import EXTERNAL, KV, KV_SCALES, CacheShape
 from intaglio.dialects.machine import KV_FORMATS, Machine
 
@@ -140,7 +140,14 @@ def cache_refusals(machine: Machine, caches: Iterable[Cache]) -> list[UserError]
     caches = list(caches)
     found: list[UserError] = []
     for cache in caches:
-        if cache.format not in KV_FORMATS:
+        if cache.format in HEAD_FORMATS:
+            found.append(
+                UserError(
+                    f"the hardware has no KV cache of {cache.format} yet",
+                    hint="--set kv=int8, or --emit program for cycles alone",
+                )
+            )
+        elif cache.format not in KV_FORMATS:
             found.append(
                 UserError(
                     f"the hardware has no KV cache of {cache.format}",

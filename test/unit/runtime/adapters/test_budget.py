@@ -162,7 +162,7 @@ def test_scales_of_tokens_outside_are_counted(model: Callable[[str], Path], tmp_
 @pytest.mark.parametrize(
     ("kv", "size", "named"),
     [
-        ("int16", 2048, ["int8", "fp8"]),
+        ("int16", 2048, ["int8", "fp8", "half8"]),
         ("int16", 2047, []),
         ("int8", 2047, []),
         ("fp8", 64, []),

@@ -175,6 +175,17 @@ def test_blocks(path: str, seed: int) -> None:
 
 @given(seeds)
 @examples
+def test_quantize_heads(path: str, seed: int) -> None:
+    s = Source(seed)
+    groups = s.pick(1, 2, 3)
+    x = s.fixed(*s.lead(), groups * s.pick(*WIDTHS))
+    check("quantize_heads", x, "half8", s.pick(8, 16, 30), groups, counted=False)
+    edges = np.array([(765 << e) // 8 + d for e in range(25) for d in (-1, 0, 1)])
+    check("quantize_heads", edges.clip(-(2**31), 2**31 - 1), "half8", 16, 25, counted=False)
+
+
+@given(seeds)
+@examples
 def test_rms_scale(path: str, seed: int) -> None:
     s = Source(seed)
     x = s.fixed(*s.lead(), s.pick(*WIDTHS, 1000))
@@ -271,6 +282,8 @@ def test_empty_and_read_only() -> None:
     check("norm", x[:, :8], np.arange(8), 3, Real.of(1e-5))
     check("quantize_blocks", x[:, ::3], "half8", 2)
     check("quantize_blocks", empty, "mxint8", 4)
+    check("quantize_heads", x[:, ::3], "half8", 16, 2, counted=False)
+    check("quantize_heads", empty, "half8", counted=False)
     check("rms_scale", x[:, ::2], Real.of(1e-5), counted=False)
     with pytest.raises(ValueError, match="elements"):
         vector_kernels.norm(np.ones((1, 1 << 15), np.int64), x, 0, Real(0, 0))
