@@ -19,7 +19,7 @@ Conventions (`fixed_point` defines the words):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from intaglio.dialects.codes import SLOT_LIMITS, AdapterMatrix, Matrix, decode
 from intaglio.dialects.fixed_point import SCALE_BITS, Ints, Real, Saturations, Scale, multiply
-from intaglio.dialects.formats import FORMATS
+from intaglio.dialects.formats import EXPONENTS, FORMATS
 from intaglio.dialects.formulas import blocks, heads, norms, products, quantise, recurrence, routing
 from intaglio.dialects.formulas import softmax as softmax_formulas
 from intaglio.dialects.formulas.arrays import Arrays
@@ -42,16 +42,65 @@ ACCUMULATOR_BITS = 62
 """Widest accumulator allowed."""
 
 
+@dataclass(frozen=True)
+class BlockCodes:
+    """Codes with an exponent a block, as they are written (`formulas.blocks`).
+
+    Attributes:
+        codes: int8 [..., N].
+        size: elements of a block; the last one may be shorter.
+        exponents: above the least one, [..., blocks].
+        halves: 1 where a step is three quarters of a power of two, [..., blocks]; None: nowhere.
+    """
+
+    codes: npt.NDArray[np.int8]
+    size: int
+    exponents: Ints
+    halves: Ints | None
+
+    def steps(self, *, apart: bool = False) -> Ints:
+        """Of each block its step, in the integers' unit; apart: the factors ``4 - h`` (1 without
+        half steps) of all blocks, and then their exponents."""
+        factors = np.ones_like(self.exponents) if self.halves is None else 4 - self.halves
+        if apart:
+            return np.concatenate([factors, self.exponents], axis=-1)
+        return factors << self.exponents
+
+    @property
+    def integers(self) -> Ints:
+        """What the codes stand for."""
+        steps = np.repeat(self.steps(), self.size, axis=-1)[..., : self.codes.shape[-1]]
+        return self.codes * steps
+
+    @property
+    def largest(self) -> int:
+        """The largest magnitude of such integers."""
+        return (blocks.LARGEST * (1 if self.halves is None else 4)) << (EXPONENTS - 1)
+
+    def part(self, rows: npt.NDArray[np.bool_]) -> BlockCodes:
+        """Some of the vectors [S, N]."""
+        halves = None if self.halves is None else self.halves[rows]
+        return BlockCodes(self.codes[rows], self.size, self.exponents[rows], halves)
+
+
 class Quantized(NamedTuple):
     """Codes [..., N] with a scale [..., groups] for each ``N / groups`` of them.
 
     The real value of an element is ``decode(code) * scale``. In place of codes with an exponent a
-    block (not a head) stand the integers that they are multiplied as, with one scale.
+    block (not a head) stand the integers that they are multiplied as, with one scale; whoever made
+    them may give the codes themselves in `blocks`.
     """
 
     codes: Ints
     scale: Scale
     format: str
+    blocks: BlockCodes | None = None
+
+    def rows(self, which: npt.NDArray[np.bool_]) -> Quantized:
+        """Some of the vectors [S, N]."""
+        scale = Scale(self.scale.mantissa[which], self.scale.exponent[which])
+        made = None if self.blocks is None else self.blocks.part(which)
+        return Quantized(self.codes[which], scale, self.format, made)
 
     @property
     def values(self) -> npt.NDArray[np.float64]:
@@ -226,8 +275,16 @@ def quantize_blocks(
     whole = whole_blocks(x, block)
     grouped = whole.reshape(*x.shape[:-1], -1, block)
     r = Arrays(saturations)
-    integers = blocks.quantise(r, lambda at: grouped, low, steps)(None).reshape(whole.shape)
-    return Quantized(integers[..., : x.shape[-1]], unit_scale(x.shape, fraction), fmt)
+    shared, code = blocks.quantise(r, lambda at: grouped, low, steps)
+    codes = code(None)
+    integers = blocks.integer(r, codes, shared, steps).reshape(whole.shape)
+    made = BlockCodes(
+        codes.astype(np.int8).reshape(whole.shape)[..., : x.shape[-1]],
+        block,
+        shared.exponent[..., 0],
+        None if steps == 1 else shared.half[..., 0],
+    )
+    return Quantized(integers[..., : x.shape[-1]], unit_scale(x.shape, fraction), fmt, made)
 
 
 def whole_blocks(x: Ints, block: int) -> Ints:
@@ -254,9 +311,9 @@ def quantize_heads(x: Ints, fmt: str, frac: int = 16, groups: int = 1) -> Quanti
 
 def unit_scale(shape: tuple[int, ...], fraction: int) -> Scale:
     """``2**-fraction`` for each vector [..., N] of a shape, as scales [..., 1]."""
-    scale = Scale.of(Fraction(2) ** -fraction)
     of = (*shape[:-1], 1)
-    return Scale(np.broadcast_to(scale.mantissa, of), np.broadcast_to(scale.exponent, of))
+    places = SCALE_BITS - 1
+    return Scale(np.full(of, 1 << places), np.full(of, places + fraction))
 
 
 # Matrix products
@@ -466,7 +523,7 @@ def rms_scale(x: Ints, eps: Real, frac: int = 16) -> Scale:
 def with_norm(x: Quantized, norm: Scale) -> Quantized:
     """A vector of one unit whose products' results are times the factor of a norm."""
     unit = int(np.asarray(x.scale.exponent).reshape(-1)[0]) - (SCALE_BITS - 1)
-    return Quantized(x.codes, Scale(norm.mantissa, norm.exponent + unit), x.format)
+    return x._replace(scale=Scale(norm.mantissa, norm.exponent + unit))
 
 
 # Attention

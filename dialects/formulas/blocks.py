@@ -116,12 +116,14 @@ def integer(r: Reader[V], code: V, block: Block[V], steps: int) -> V:
     return code << block.exponent
 
 
-def quantise(r: Groups[V, P], x: Callable[[P], V], low: V | int, steps: int) -> Callable[[P], V]:
-    """Of each element of a block the integer that its code stands for.
+def quantise(
+    r: Groups[V, P], x: Callable[[P], V], low: V | int, steps: int
+) -> tuple[Block[V], Callable[[P], V]]:
+    """What a block's codes share, and of each element its code.
 
     Stands for what is done to activations by MatMulNBits with accuracy_level 4, which scales blocks
     of a row with real numbers.
     """
     (m,) = r.sweep(lambda at: (abs(x(at)),), "largest")
     block = block_of(r, m, low, steps)
-    return lambda at: integer(r, code(r, x(at), block, low, steps), block, steps)
+    return block, lambda at: code(r, x(at), block, low, steps)

@@ -20,6 +20,15 @@ a lane pair of one group sums at most K / (lanes / 2) products (q - z) * x of ma
 16-bit scale into int64, where a row is below 2^18 * 255 * 128 * 2^15 < 2^48. Values before the
 zero point is taken away may wrap around 2^32; the sum of both does not, so the wrapping cancels.
 Offsets of 32 bits add 2^18 * 128 * 2^31 = 2^56 at most.
+
+Activations with an exponent a block (`dialects/formulas/blocks.py`): bytes are their codes, and
+what a code stands for is the code times its block's step, `(4 - h) << e`, of 18 bits. A block is
+whole lanes, or whole pairs of lanes, so the step is one more product of a chunk's sums, lane by
+lane. All products have operands of 32 bits: in a chunk a pair sums at most 32 activations, so with
+2- or 4-bit weights it has 16 bits, 31 times its scale, and the step comes after the scale; for
+wider weights the scale is times 4 - h, and what it gives shifted by e (`shifted`). Where a
+group is several chunks the step comes first and the scale after the group's sum. What they give is
+part of a sum that fits int64 (`matmul` asks for it).
 """
 
 from __future__ import annotations
@@ -77,16 +86,20 @@ class Param(IntEnum):
     TAIL_BYTES = 10
     CHUNKS_PER_GROUP = 11
     X_STRIDE = 12
-    CORRECTION_STRIDE = 13
-    FACTOR = 14
-    ZERO = 15
-    SOURCE = 16
-    TOKENS = 17
-    X = 18
-    CORRECTION = 19
-    Y = 20
-    TOKEN_BLOCKS = 21
-    NEXT_ROW = 22
+    CHUNKS_PER_CORRECTION = 13
+    CORRECTION_STRIDE = 14
+    FACTOR = 15
+    ZERO = 16
+    SOURCE = 17
+    TOKENS = 18
+    X = 19
+    CORRECTION = 20
+    STEPS = 21
+    """Of activations with an exponent a block, for each token and chunk the steps of
+    `KernelSpec.step_vectors`, in int64 lanes."""
+    Y = 22
+    TOKEN_BLOCKS = 23
+    NEXT_ROW = 24
 
 
 _POINTERS = frozenset(
@@ -98,6 +111,7 @@ _POINTERS = frozenset(
         Param.SOURCE,
         Param.X,
         Param.CORRECTION,
+        Param.STEPS,
         Param.Y,
     }
 )
@@ -139,6 +153,9 @@ class KernelSpec:
         groups_per_chunk: for `FINE`; 16-element units in a chunk for `INDEXED`; 1 for `COARSE`.
         points: what stands for 0.
         tokens: activation vectors that one pass over a row serves.
+        steps: vectors of steps of a chunk, where activations have an exponent a block: 1 for pairs
+            of lanes, 2 where two neighbouring lanes may be of two blocks; else 0.
+        shifted: each of these is 4 - h and, in the vector behind it, e; else `(4 - h) << e`.
     """
 
     bits: int
@@ -146,6 +163,17 @@ class KernelSpec:
     groups_per_chunk: int
     points: Points
     tokens: int
+    steps: int = 0
+    shifted: bool = False
+
+    @property
+    def step_vectors(self) -> int:
+        """Vectors of what steps are, for a chunk."""
+        return self.steps * (2 if self.shifted else 1)
+
+    def apart(self, lanes: int) -> bool:
+        """Whether two neighbouring ones of so many lanes may be of two groups or blocks."""
+        return self.steps == 2 or self.groups_per_chunk == lanes
 
 
 def available_paths() -> dict[str, Path]:
@@ -365,26 +393,42 @@ class Emitter:
         shift = self.const(32, quads.type)
         return self.b.ashr(self.b.shl(quads, shift), shift)
 
-    def split(self, lanes: Value, groups: int) -> list[Value]:
+    def split(self, lanes: Value, apart: bool) -> list[Value]:
         """Int32 lanes as int64 vectors that a group's scale applies to.
 
-        Where two neighbouring lanes are of one group they are added first (one vector), else the
-        even and the odd lanes come back as two.
+        Two neighbouring lanes are added first (one vector), or, where they are kept apart, the even
+        and the odd ones come back as two.
         """
         b = self.b
         quads = b.bitcast(lanes, self.vec(self.i64, self.path.lanes // 2))
         upper = b.lshr(quads, self.const(32, quads.type))
-        if groups == self.path.lanes:
+        if apart:
             return [self.extend_low(quads), self.extend_low(upper)]
         both = b.add(lanes, b.bitcast(upper, lanes.type))
         return [self.extend_low(b.bitcast(both, quads.type))]
 
-    def spread(self, values: Value, signed: bool) -> list[Value]:
+    def words_product(self, a: Value, c: Value) -> Value:
+        """Products of int64 lanes whose low 32 bits are a number of 16 bits; of `c` the others are
+        0. Those of the result count only in its low 32 bits.
+
+        With `mul` and only these used LLVM would choose the product of 64 bits, three times slower.
+        """
+        if self.path.dot == "portable":
+            above = self.const(48, a.type)
+            low = [self.b.ashr(self.b.shl(one, above), above) for one in (a, c)]
+            return self.b.mul(*low)
+        words, lanes = self.vec(self.i16, self.path.width // 2), self.vec(self.i32, self.path.lanes)
+        wide = self.path.width == 64
+        name = "llvm.x86.avx512.pmaddw.d.512" if wide else "llvm.x86.avx2.pmadd.wd"
+        operands = [self.b.bitcast(one, words) for one in (a, c)]
+        return self.b.bitcast(self.intrinsic(name, lanes, operands), a.type)
+
+    def spread(self, values: Value, signed: bool, apart: bool) -> list[Value]:
         """Per-group values of a chunk, brought to the lanes that `split` gives."""
         groups = values.type.count
         half = self.path.lanes // 2
-        if groups == self.path.lanes:
-            orders = [list(range(0, groups, 2)), list(range(1, groups, 2))]
+        if apart:
+            orders = [[i * groups // (2 * half) for i in range(j, 2 * half, 2)] for j in (0, 1)]
         else:
             orders = [[i * groups // half for i in range(half)]]
         wide = self.vec(self.i64, half)
@@ -401,7 +445,7 @@ def emit_prepare(path: Path, bits: int) -> Module:
 
     Reads SOURCE int8 [TOKENS, CHUNKS * elements of a chunk], zero-padded. Writes X in the same
     shape, phase by phase, and CORRECTION int32 [TOKENS, CORRECTION_STRIDE]: FACTOR * (sum of a
-    lane's activations), summed over CHUNKS_PER_GROUP chunks.
+    lane's activations), summed over CHUNKS_PER_CORRECTION chunks.
     """
     e = Emitter(path, "prepare")
     b = e.b
@@ -410,7 +454,8 @@ def emit_prepare(path: Path, bits: int) -> Module:
     lanes = e.vec(e.i32, path.lanes)
     source, x, correction = (e.parameter(p) for p in (Param.SOURCE, Param.X, Param.CORRECTION))
     chunks, tokens = e.parameter(Param.CHUNKS), e.parameter(Param.TOKENS)
-    per_group, stride = e.parameter(Param.CHUNKS_PER_GROUP), e.parameter(Param.CORRECTION_STRIDE)
+    per_entry = e.parameter(Param.CHUNKS_PER_CORRECTION)
+    stride = e.parameter(Param.CORRECTION_STRIDE)
     factor = b.trunc(e.parameter(Param.FACTOR), e.i32)
     factors = e.shuffle(
         b.insert_element(e.zero(lanes), factor, e.const(0, e.i32)), [0] * path.lanes
@@ -427,7 +472,7 @@ def emit_prepare(path: Path, bits: int) -> Module:
             e.store(part, e.at(x, b.add(offset, e.const(f * path.width))))
         # A code of 1 is a legal code of every width, so the kernels' own bounds hold.
         sums = b.mul(e.dot(e.zero(lanes), [ones] * phases, parts, bits), factors)
-        entry = b.add(b.mul(token, stride), b.mul(b.sdiv(chunk, per_group), e.const(path.lanes)))
+        entry = b.add(b.mul(token, stride), b.mul(b.sdiv(chunk, per_entry), e.const(path.lanes)))
         place = e.at(correction, entry, e.i32)
         e.store(b.add(e.load(place, lanes), sums), place)
     return e.finish()
@@ -439,6 +484,7 @@ class _Kernel(Emitter):
     def __init__(self, path: Path, spec: KernelSpec, prefetch: int) -> None:
         super().__init__(path, "kernel")
         self.spec, self.prefetch = spec, prefetch
+        self.apart = spec.apart(path.lanes)
         self.codes_in_byte = 8 // spec.bits
         lanes = path.lanes
         self.chunk, self.lanes = self.vec(self.i8, path.width), self.vec(self.i32, lanes)
@@ -450,6 +496,20 @@ class _Kernel(Emitter):
             self.zero(self.quads), self.p[Param.ZERO], self.const(0, self.i32)
         )
         self.one_zero = self.shuffle(first, [0] * (lanes // 2))
+
+    def spread_words(self, together: Value, groups: int) -> list[Value]:
+        """`spread` of two or four words that are one integer: in every 128 bits all of them, so
+        that one shuffle within these is enough."""
+        b, half = self.b, self.path.lanes // 2
+        wide = together if groups == 4 else b.zext(together, self.i64)
+        first = b.insert_element(self.zero(self.quads), wide, self.const(0, self.i32))
+        words = b.bitcast(self.shuffle(first, [0] * half), self.vec(self.i16, 4 * half))
+        order = [
+            4 * i + i * groups // half if j == 0 else 4 * half
+            for i in range(half)
+            for j in range(4)
+        ]
+        return [b.bitcast(self.shuffle(words, order, self.zero(words.type)), self.quads)]
 
     def per_group(
         self, base: Value, element: Type, chunk: Value, partial: bool, signed: bool
@@ -465,13 +525,15 @@ class _Kernel(Emitter):
                 group = b.sext(entry, self.i64)
                 value = self.load(self.at(base, group, element), element)
                 values = b.insert_element(values, value, self.const(u, self.i32))
-            return self.spread(values, signed)
+            return self.spread(values, signed, self.apart)
         first = b.mul(chunk, self.const(count))
         place = self.at(base, first, element)
         if partial:
             left = b.sub(p[Param.GROUPS], first)
-            return self.spread(self.load_first(place, type_, left), signed)
-        return self.spread(self.load(place, type_), signed)
+            return self.spread(self.load_first(place, type_, left), signed, self.apart)
+        if not (signed or self.apart) and element.width == 16 and count in (2, 4):
+            return self.spread_words(self.load(place, self.ir.IntType(16 * count)), count)
+        return self.spread(self.load(place, type_), signed, self.apart)
 
 
 class _Row:
@@ -488,12 +550,15 @@ class _Row:
         self.points = k.at(p[Param.ZEROS], first_group, point_type)
         self.xs: list[Value] = []
         self.corrections: list[Value] = []
+        self.steps: list[Value] = []
+        of_token = b.mul(p[Param.CHUNKS], k.const(k.spec.step_vectors))
         for t in range(self.tokens):
             token = b.add(first_token, k.const(t))
             self.xs.append(k.at(p[Param.X], b.mul(token, p[Param.X_STRIDE])))
             self.corrections.append(
                 k.at(p[Param.CORRECTION], b.mul(token, p[Param.CORRECTION_STRIDE]), k.i32)
             )
+            self.steps.append(k.at(p[Param.STEPS], b.mul(token, of_token), k.quads))
         self.totals = [k.variable(k.zero(k.quads)) for _ in range(self.tokens)]
 
     def correction(self, t: int, entry: Value) -> Value:
@@ -525,36 +590,138 @@ class _Row:
         ]
         return k.dot(lanes, values, parts, k.spec.bits)
 
+    def steps_of(self, t: int, chunk: Value) -> list[Value]:
+        """The steps of a chunk's blocks, on the lanes that `split` gives; none: all are 1."""
+        k, b = self.k, self.k.b
+        count = k.spec.step_vectors
+        first = b.mul(chunk, k.const(count))
+        return [
+            k.load(k.at(self.steps[t], b.add(first, k.const(j)), k.quads), k.quads)
+            for j in range(count)
+        ]
+
+    def scaled(
+        self, sums: Sequence[Value], factors: Sequence[Value], steps: Sequence[Value]
+    ) -> list[Value]:
+        """Sums of codes of a chunk times the scale of their groups and the step of their block."""
+        k, b = self.k, self.k.b
+        if not steps:
+            return [b.mul(x, factor) for x, factor in zip(sums, factors, strict=True)]
+        if not k.spec.shifted:
+            return [
+                b.mul(k.extend_low(k.words_product(x, factor)), k.extend_low(step))
+                for x, factor, step in zip(sums, factors, steps, strict=True)
+            ]
+        pieces: list[Value] = []
+        for x, factor, step, shift in zip(sums, factors, steps[::2], steps[1::2], strict=True):
+            longer = k.extend_low(k.words_product(factor, step))
+            pieces.append(b.shl(b.mul(x, longer), shift))
+        return pieces
+
+    def offset_by(
+        self, x_sums: Sequence[Value], offsets: Sequence[Value], steps: Sequence[Value]
+    ) -> list[Value]:
+        """Sums of a chunk's activations times offsets of 32 bits: with their step, 12 and 18 bits,
+        they fit 32 bits themselves."""
+        k, b = self.k, self.k.b
+        if steps and k.spec.shifted:
+            stretched = [
+                b.shl(k.extend_low(k.words_product(x, step)), shift)
+                for x, step, shift in zip(x_sums, steps[::2], steps[1::2], strict=True)
+            ]
+        elif steps:
+            stretched = [
+                b.mul(x, k.extend_low(step)) for x, step in zip(x_sums, steps, strict=True)
+            ]
+        else:
+            stretched = list(x_sums)
+        return [
+            b.mul(k.extend_low(x), offset) for x, offset in zip(stretched, offsets, strict=True)
+        ]
+
+    def points_of(self, entry: Value, partial: bool) -> tuple[list[Value], list[Value]]:
+        """Zero points and offsets of the groups of a chunk, or of a group."""
+        k = self.k
+        match k.spec.points:
+            case Points.GROUPS:
+                return k.per_group(self.points, k.i8, entry, partial, False), []
+            case Points.OFFSETS:
+                offsets = k.per_group(self.points, k.i32, entry, partial, True)
+                return [k.one_zero] * len(offsets), offsets
+            case Points.ONE:
+                return [], []
+
+    def around(
+        self, t: int, lanes: Value, zeros: Sequence[Value], entry: Value
+    ) -> tuple[list[Value], list[Value]]:
+        """The sums less zero * sum of x, and the sums of x where zeros are given."""
+        k, b = self.k, self.k.b
+        pairs = k.split(lanes, k.apart)
+        if not zeros:
+            return pairs, []
+        x_sums = k.split(self.correction(t, entry), k.apart)
+        # The activations of a chunk sum to 16 bits, those of a group may not.
+        times = k.words_product if k.spec.steps else b.mul
+        return [
+            k.extend_low(b.sub(pair, times(x_sum, zero)))
+            for pair, zero, x_sum in zip(pairs, zeros, x_sums, strict=True)
+        ], x_sums
+
     def scale(self, sums: Sequence[Value], entry: Value, partial: bool) -> None:
         """Adds scale * (sums - zero * sum of x) of chunk or group `entry` to the totals.
 
-        With offsets less offset * sum of x.
+        With offsets less offset * sum of x; with blocks each at its block's place, and `entry` is a
+        chunk.
         """
-        k, b, count = self.k, self.k.b, self.k.spec.groups_per_chunk
-        factors = k.per_group(self.scales, k.i16, entry, partial, True)
-        offsets: list[Value] = []
-        zeros: list[Value] = []
-        match k.spec.points:
-            case Points.GROUPS:
-                zeros = k.per_group(self.points, k.i8, entry, partial, False)
-            case Points.OFFSETS:
-                offsets = k.per_group(self.points, k.i32, entry, partial, True)
-                zeros = [k.one_zero] * len(offsets)
-            case Points.ONE:
-                pass
+        k, b = self.k, self.k.b
+        # Products of words take them without their sign.
+        signed = not k.spec.steps or k.spec.shifted
+        factors = k.per_group(self.scales, k.i16, entry, partial, signed)
+        zeros, offsets = self.points_of(entry, partial)
         for t, lanes in enumerate(sums):
-            pairs = k.split(lanes, count)
+            pairs, x_sums = self.around(t, lanes, zeros, entry)
             total = b.load(self.totals[t], typ=k.quads)
-            if zeros:
-                x_sums = k.split(self.correction(t, entry), count)
-                pairs = [
-                    k.extend_low(b.sub(pair, b.mul(zero, x_sum)))
-                    for pair, zero, x_sum in zip(pairs, zeros, x_sums, strict=True)
-                ]
-                for offset, x_sum in zip(offsets, x_sums, strict=False):
-                    total = b.sub(total, b.mul(x_sum, offset))
-            for pair, factor in zip(pairs, factors, strict=True):
-                total = b.add(total, b.mul(pair, factor))
+            steps = self.steps_of(t, entry)
+            if offsets:
+                for piece in self.offset_by(x_sums, offsets, steps):
+                    total = b.sub(total, piece)
+            for piece in self.scaled(pairs, factors, steps):
+                total = b.add(total, piece)
+            b.store(total, self.totals[t])
+
+    def coarse_blocks(self, group: Value, first: Value, stop: Value, last: bool) -> None:
+        """`coarse_group` of activations with an exponent a block: each chunk's sums are times
+        their steps before they are added, and the scale follows the group."""
+        k, b = self.k, self.k.b
+        factors = k.per_group(self.scales, k.i16, group, False, True)
+        zeros, offsets = self.points_of(group, False)
+        kinds = 1 + bool(offsets)
+        slots = [
+            [[k.variable(k.zero(k.quads)) for _ in factors] for _ in range(kinds)]
+            for _ in range(self.tokens)
+        ]
+
+        def add(chunk: Value, partial: bool) -> None:
+            values = self.codes_of(chunk, partial)
+            for t in range(self.tokens):
+                lanes = self.accumulate(t, self.start(t, chunk), chunk, values)
+                steps = self.steps_of(t, chunk)
+                for slot, sums in zip(slots[t], self.around(t, lanes, zeros, chunk), strict=False):
+                    for place, sum_, step in zip(slot, sums, steps, strict=True):
+                        piece = b.mul(sum_, k.extend_low(step))
+                        b.store(b.add(b.load(place, typ=k.quads), piece), place)
+
+        with k.loop(first, stop) as chunk:
+            add(chunk, False)
+        if last:
+            with b.if_then(k.has_tail):
+                add(stop, True)
+        for t in range(self.tokens):
+            total = b.load(self.totals[t], typ=k.quads)
+            for j, factor in enumerate(factors):
+                total = b.add(total, b.mul(b.load(slots[t][0][j], typ=k.quads), factor))
+            for j, offset in enumerate(offsets):
+                total = b.sub(total, b.mul(b.load(slots[t][1][j], typ=k.quads), offset))
             b.store(total, self.totals[t])
 
     def fine_chunk(self, chunk: Value, partial: bool) -> None:
@@ -564,6 +731,9 @@ class _Row:
 
     def coarse_group(self, group: Value, first: Value, stop: Value, last: bool) -> None:
         k, b = self.k, self.k.b
+        if k.spec.steps:
+            self.coarse_blocks(group, first, stop, last)
+            return
         slots = [k.variable(self.start(t, group)) for t in range(self.tokens)]
 
         def add(chunk: Value, partial: bool) -> None:

@@ -10,6 +10,9 @@ is made. Every path gives the same integers as the numpy reference (`dialects.se
 Activations wider than int8 are written as balanced base-256 digits, x = sum_d 256^d * x_d with
 x_d in -128..127, and all digits go through the int8 kernel in one pass over the weights; the
 products of the digits are then put together in int64.
+
+Activations with an exponent a block are codes of int8 beside the steps of their blocks, which the
+kernel applies to the sums of codes (`matmul` with `blocks`).
 """
 
 from __future__ import annotations
@@ -19,13 +22,15 @@ import os
 import threading
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from intaglio.dialects.formulas.blocks import LARGEST
+from intaglio.dialects.semantics import BlockCodes
 from intaglio.runtime.engines.kernel_code import (
     MAX_K,
     KernelSpec,
@@ -115,6 +120,12 @@ class _Plan:
     prepare: Callable[[int], None]
     kernels: dict[int, Callable[[int], None]]
     """Compiled kernels by tokens in one pass."""
+    steps: int = 0
+    """Vectors of steps of a chunk (`KernelSpec.steps`)."""
+    shifted: bool = False
+    """Whether steps are a factor and a shift (`KernelSpec.shifted`)."""
+    step_index: npt.NDArray[np.int64] | None = None
+    """Of each lane of those, in the order in which they lie, its block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +156,7 @@ class PackedMatrix:
     k: int
     offsets: npt.NDArray[np.int32] | None = None
     offset_bits: int = 32
-    _plans: dict[str, _Plan] = field(default_factory=dict, repr=False, compare=False)
+    _plans: dict[tuple[str, int], _Plan] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.bits not in (2, 4, 8):
@@ -187,6 +198,14 @@ class PackedMatrix:
         return self.zero if isinstance(self.zero, np.ndarray) and self.zero.ndim else None
 
     @property
+    def largest_code(self) -> int:
+        """The largest magnitude of a code less its zero point."""
+        top, zeros = (1 << self.bits) - 1, self._zeros
+        if zeros is not None:
+            return max(top, int(zeros.max(initial=0)))
+        return max(int(self.zero), top - int(self.zero))
+
+    @property
     def _points(self) -> Points:
         if self.offsets is not None:
             return Points.OFFSETS
@@ -198,10 +217,10 @@ class PackedMatrix:
         offset = 0 if self.offsets is None else 1 << (self.offset_bits - 1)
         return (255 << 15) + offset
 
-    def _plan(self, path: Path) -> _Plan:
-        plan = self._plans.get(path.name)
+    def _plan(self, path: Path, block: int = 0) -> _Plan:
+        plan = self._plans.get((path.name, block))
         if plan is None:
-            plan = self._plans[path.name] = _make_plan(self, path)
+            plan = self._plans[path.name, block] = _make_plan(self, path, block)
         return plan
 
 
@@ -213,7 +232,8 @@ def _check(name: str, array: np.ndarray, dtype: npt.DTypeLike, shape: tuple[int,
         )
 
 
-def _make_plan(matrix: PackedMatrix, path: Path) -> _Plan:
+def _make_plan(matrix: PackedMatrix, path: Path, block: int) -> _Plan:
+    """The plan for activations with an exponent for each block of so many; 0: without."""
     elements = path.width * 8 // matrix.bits
     full, rest = divmod(matrix.k, elements)
     chunks = full + (rest > 0)
@@ -250,14 +270,38 @@ def _make_plan(matrix: PackedMatrix, path: Path) -> _Plan:
     p[Param.TAIL_BYTES] = row_bytes - full * path.width
     p[Param.CHUNKS_PER_GROUP] = per_group
     p[Param.X_STRIDE] = chunks * elements
-    entries = -(-chunks // per_group)
+    # Chunks of a group have blocks of their own.
+    per_entry = 1 if block else per_group
+    p[Param.CHUNKS_PER_CORRECTION] = per_entry
+    entries = -(-chunks // per_entry)
     p[Param.CORRECTION_STRIDE] = entries * path.lanes
     # What groups have multiplies the sums of x in the kernel, one zero point for the matrix does
     # here.
     p[Param.FACTOR] = -int(matrix.zero) if points is None else 1
     p[Param.ZERO] = int(matrix.zero) if matrix._zeros is None else 0
     prepare = _compile(path, matrix.bits)
-    return _Plan(layout, per_chunk, chunks, elements, entries, index, p, prepare, {})
+    plan = _Plan(layout, per_chunk, chunks, elements, entries, index, p, prepare, {})
+    if not block:
+        return plan
+    lane = _lane(matrix.bits)
+    spec = KernelSpec(matrix.bits, layout, per_chunk, matrix._points, 1)
+    steps = 2 if spec.apart(path.lanes) or (block % (2 * lane) and block < matrix.k) else 1
+    # Pairs of lanes in order, or of each chunk its even lanes and then its odd ones.
+    first = np.arange(chunks * path.lanes, dtype=np.int64) * lane
+    first = first.reshape(chunks, path.lanes // 2, 2)
+    first = first[..., :1] if steps == 1 else first
+    index = np.minimum(first.swapaxes(1, 2), matrix.k - 1) // block
+    of_pair = 2 * lane * matrix.largest_code * LARGEST
+    shifted = layout is not Layout.COARSE and of_pair >= 1 << 15
+    if shifted:
+        # Factors are followed by shifts, which lie behind those of all blocks.
+        index = np.stack([index, index + -(-matrix.k // block)], axis=2)
+    return replace(plan, steps=steps, shifted=shifted, step_index=index.reshape(-1))
+
+
+def _lane(bits: int) -> int:
+    """Consecutive elements that a lane of the accumulator sums."""
+    return 4 * (8 // bits)
 
 
 def matvec(
@@ -290,7 +334,7 @@ def matvec(
 
 def matmul(
     matrix: PackedMatrix,
-    x: IntArray,
+    x: IntArray | BlockCodes,
     *,
     path: str | None = None,
     threads: int | None = None,
@@ -299,7 +343,9 @@ def matmul(
 
     Args:
         matrix: weights [N, K].
-        x: integers [S, K], one vector a token; see `matvec`.
+        x: integers [S, K], one vector a token; see `matvec`. Codes with an exponent a block stand
+            for the integers that they are (`formulas.blocks.integer`), and cost little more than
+            int8.
         path: one of `path_names()`; the best unless given.
         threads: at most this many; all CPUs unless given.
 
@@ -310,6 +356,12 @@ def matmul(
         ValueError: the shape or type of x, or the path, does not fit.
         OverflowError: the worst case for these activations exceeds int64.
     """
+    steps = None
+    if isinstance(x, BlockCodes):
+        if x.size % _lane(matrix.bits) and x.size < matrix.k:
+            x = x.integers
+        else:
+            x, steps = x.codes, x
     if x.ndim != 2 or x.shape[1] != matrix.k or x.dtype.kind not in "iu":
         raise ValueError(
             f"activations must be integers [..., {matrix.k}], not {x.dtype} {list(x.shape)}"
@@ -318,8 +370,10 @@ def matmul(
     tokens = x.shape[0]
     if not tokens or not matrix.n:
         return np.zeros((tokens, matrix.n), np.int64)
+    if steps is not None:
+        _check_range(matrix, steps.largest)
     if x.dtype == np.int8:
-        return _product(matrix, x.astype(np.int8, copy=False), chosen, threads)
+        return _product(matrix, x.astype(np.int8, copy=False), chosen, threads, steps)
     digits, sign = _digits(matrix, x)
     y = _product(matrix, digits.reshape(-1, matrix.k), chosen, threads)
     y = y.reshape(len(digits), tokens, matrix.n)
@@ -333,11 +387,7 @@ def matmul(
 def _digits(matrix: PackedMatrix, x: IntArray) -> tuple[npt.NDArray[np.int8], int]:
     """Balanced base-256 digits int8 [D, S, K] of sign * x, least significant first, and sign."""
     low, high = int(x.min()), int(x.max())
-    largest = max(high, -low)
-    if matrix.k * matrix._largest * largest >> 63:
-        raise OverflowError(
-            f"activations up to {largest} over {matrix.k} elements may exceed the int64 product"
-        )
+    _check_range(matrix, max(high, -low))
     count, sign = 1, 1
     while True:
         # Digits of -128..127 reach a little further down than up: 127 * 257 = 32639 for two.
@@ -356,6 +406,13 @@ def _digits(matrix: PackedMatrix, x: IntArray) -> tuple[npt.NDArray[np.int8], in
         digits[d] = rest.astype(np.int8)
         rest = (rest - digits[d]) >> 8
     return digits, sign
+
+
+def _check_range(matrix: PackedMatrix, largest: int) -> None:
+    if matrix.k * matrix._largest * largest >> 63:
+        raise OverflowError(
+            f"activations up to {largest} over {matrix.k} elements may exceed the int64 product"
+        )
 
 
 _buffer: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
@@ -398,10 +455,19 @@ _SCRATCH = _Scratch()
 
 
 def _product(
-    matrix: PackedMatrix, x: npt.NDArray[np.int8], path: Path, threads: int | None
+    matrix: PackedMatrix,
+    x: npt.NDArray[np.int8],
+    path: Path,
+    threads: int | None,
+    coded: BlockCodes | None = None,
 ) -> npt.NDArray[np.int64]:
     """`matmul` for int8 [S, K] with S and N at least 1."""
-    plan = matrix._plan(path)
+    plan = matrix._plan(path, 0 if coded is None else coded.size)
+    steps, step_row = None, 0
+    if coded is not None:
+        assert plan.step_index is not None
+        steps = np.take(coded.steps(apart=plan.shifted), plan.step_index, axis=1)
+        step_row = 8 * plan.step_index.size
     tokens, k = x.shape
     row = plan.chunks * plan.elements
     correction_row = plan.entries * path.width
@@ -425,15 +491,22 @@ def _product(
         kernel = plan.kernels.get(width)
         if kernel is None:
             spec = KernelSpec(
-                matrix.bits, plan.layout, plan.groups_per_chunk, matrix._points, width
+                matrix.bits,
+                plan.layout,
+                plan.groups_per_chunk,
+                matrix._points,
+                width,
+                plan.steps,
+                plan.shifted,
             )
             kernel = plan.kernels[width] = _compile(path, spec)
-        # SOURCE, TOKENS, X, CORRECTION, Y, TOKEN_BLOCKS, NEXT_ROW
+        # SOURCE, TOKENS, X, CORRECTION, STEPS, Y, TOKEN_BLOCKS, NEXT_ROW
         call = (
             scratch,
             tokens,
             scratch + size + done * row,
             scratch + 2 * size + done * correction_row,
+            0 if steps is None else address(steps) + done * step_row,
             y_address + 8 * done * matrix.n,
             blocks,
             0,

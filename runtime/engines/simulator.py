@@ -305,7 +305,7 @@ class Simulator:
                     numbers = result.experts.astype(np.float64)
                     floats.append(np.concatenate([numbers, shares], axis=1))
                 case Probabilities():
-                    codes, scale, _ = result.quantized
+                    codes, scale = result.quantized.codes, result.quantized.scale
                     floats.append(codes * scale.values[..., None])
                 case _:
                     kind = self.program.buffers[name].type
@@ -388,11 +388,11 @@ class Simulator:
         more = self.program.parameters[name].exponent - frac
         return shift_saturate(values, more) if more else values
 
-    def _product(self, matrix: Matrix, fmt: str) -> Callable[[Ints], Ints]:
+    def _product(self, matrix: Matrix, fmt: str) -> Callable[[Quantized], Ints]:
         """The exact product of codes [S, K] with a matrix."""
         fits = matrix.group % 16 == 0 or matrix.group >= matrix.columns
         if self._reference or not fits:
-            return lambda codes: semantics.dot(codes, matrix, fmt)
+            return lambda x: semantics.dot(x.codes, matrix, fmt)
         from intaglio.runtime.engines import kernels
 
         packed = kernels.PackedMatrix(
@@ -407,11 +407,10 @@ class Simulator:
         )
         narrow = np.int8 if FORMATS[fmt].magnitude <= 128 else np.int32
 
-        def product(codes: Ints) -> Ints:
-            x = decode(codes, fmt).astype(narrow)
-            if len(x) == 1:
-                return kernels.matvec(packed, x[0])[None]
-            return kernels.matmul(packed, x)
+        def product(x: Quantized) -> Ints:
+            if x.blocks is not None:
+                return kernels.matmul(packed, x.blocks)
+            return kernels.matmul(packed, decode(x.codes, fmt).astype(narrow))
 
         return product
 
@@ -474,7 +473,7 @@ class Simulator:
             x = multiplied(c)
             residual = None if added is None else added(c)
             return self._ops.requantize(
-                product(x.codes),
+                product(x),
                 x.scale,
                 matrix.exponent,
                 shift,
@@ -504,7 +503,7 @@ class Simulator:
             y = np.empty((len(chosen), family.rows // experts), np.int64)
             for expert in np.unique(chosen):
                 mine = chosen == expert
-                y[mine] = products.of(int(expert))(np.ascontiguousarray(x.codes[mine]))
+                y[mine] = products.of(int(expert))(x.rows(mine))
             bias = None if biases is None else biases[chosen]
             return self._ops.requantize(
                 y, x.scale, family.exponent, shift, frac, bias, saturations=counter
@@ -753,13 +752,13 @@ class _Experts:
     """Products with the matrices of a family, made when they are first wanted."""
 
     def __init__(
-        self, family: Matrix, experts: int, make: Callable[[Matrix], Callable[[Ints], Ints]]
+        self, family: Matrix, experts: int, make: Callable[[Matrix], Callable[[Quantized], Ints]]
     ) -> None:
         self._family, self._make = family, make
         self._rows = family.rows // experts
-        self._made: dict[int, Callable[[Ints], Ints]] = {}
+        self._made: dict[int, Callable[[Quantized], Ints]] = {}
 
-    def of(self, expert: int) -> Callable[[Ints], Ints]:
+    def of(self, expert: int) -> Callable[[Quantized], Ints]:
         """The product of codes [S, K] with an expert's matrix."""
         if expert not in self._made:
             rows = slice(expert * self._rows, (expert + 1) * self._rows)

@@ -90,12 +90,23 @@ def emit_quantize_static(k: Kernel, fp8: bool) -> None:
 def emit_quantize_blocks(k: Kernel, steps: int) -> None:
     """`semantics.quantize_blocks`."""
     x, integers = k.arrays(2)
-    blocks_, n, low = k.numbers(3)
-    r = Lanes(k, n)
-    with k.range(blocks_) as block:
-        x, integers = x.at(block * n), integers.at(block * n)
-        integer = blocks.quantise(r, x.load, low, steps)
-        k.each(n, lambda at: integers.store(at, integer(at)))
+    (codes,) = k.arrays(1, bits=8)
+    exponents, halves = k.arrays(2)
+    rows, in_row, n, width, low = k.numbers(5)
+    with k.range(rows) as row, k.range(in_row) as block:
+        first, start = row * width, block * n
+        count = smaller(n, width - start)
+        x, integers, codes = (a.at(first + start) for a in (x, integers, codes))
+        of, code = blocks.quantise(Lanes(k, count), x.load, low, steps)
+
+        def body(at: Cursor) -> None:
+            one = code(at)
+            codes.store(at, one)
+            integers.store(at, blocks.integer(Lanes(k), one, of, steps))
+
+        k.each(count, body)
+        exponents.store(row * in_row + block, of.exponent)
+        halves.store(row * in_row + block, of.half)
 
 
 def emit_quantize_heads(k: Kernel) -> None:

@@ -27,7 +27,7 @@ from intaglio.dialects.formulas.norms import norm_epsilon, norm_values
 from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.formulas.quantise import format_values
 from intaglio.dialects.formulas.softmax import PROBABILITY_FRAC
-from intaglio.dialects.semantics import Quantized, argmax, attention_mask, dot, embed
+from intaglio.dialects.semantics import BlockCodes, Quantized, argmax, attention_mask, dot, embed
 from intaglio.runtime.engines import vector_code
 from intaglio.runtime.engines.kernel_code import compile_module
 from intaglio.runtime.engines.kernels import address, choose_path
@@ -148,20 +148,27 @@ def quantize_blocks(
     x, steps = np.asarray(x), FORMATS[fmt].steps
     if not x.size or not x.ndim:
         return semantics.quantize_blocks(x, fmt, block, frac, fraction, saturations)
-    source = _ints(semantics.whole_blocks(x, block))
-    integers = np.empty(source.shape, np.int64)
+    source, width = _ints(x), x.shape[-1]
+    integers, codes = np.empty(x.shape, np.int64), np.empty(x.shape, np.int8)
+    blocks = (*x.shape[:-1], -(-width // block))
+    exponents, halves = np.empty(blocks, np.int64), np.empty(blocks, np.int64)
     _run(
         _kernel("quantize_blocks", steps),
         saturations,
         0,
         address(source),
         address(integers),
-        source.size // block,
+        address(codes),
+        address(exponents),
+        address(halves),
+        x.size // width,
+        blocks[-1],
         block,
+        width,
         least_exponent(frac, fraction, steps),
     )
-    integers = integers[..., : x.shape[-1]]
-    return Quantized(integers, semantics.unit_scale(x.shape, fraction), fmt)
+    made = BlockCodes(codes, block, exponents, None if steps == 1 else halves)
+    return Quantized(integers, semantics.unit_scale(x.shape, fraction), fmt, made)
 
 
 def quantize_heads(x: Ints, fmt: str, frac: int = 16, groups: int = 1) -> Quantized:

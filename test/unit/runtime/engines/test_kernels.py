@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from intaglio.dialects.codes import Matrix, decode
 from intaglio.dialects.formats import FORMATS
-from intaglio.dialects.semantics import dot
+from intaglio.dialects.formulas.blocks import integer_fraction
+from intaglio.dialects.semantics import BlockCodes, dot, quantize_blocks
 from intaglio.runtime.engines import kernels
 from intaglio.runtime.engines.kernels import PackedMatrix, matmul, matvec
 
@@ -362,3 +363,118 @@ def test_fork_leaves_the_child_able_to_compute() -> None:
 def test_backend_name_is_the_best_path() -> None:
     assert kernels.backend_name() == PATHS[0]
     assert PATHS[-1] == "generic"
+
+
+def block_codes(
+    rng: np.random.Generator, s: int, k: int, size: int, mode: str, halves: bool
+) -> BlockCodes:
+    """Codes with an exponent for each block of `size`, of which the last may be shorter."""
+    shape = (s, -(-k // size))
+    codes = rng.integers(-127, 128, (s, k), dtype=np.int8)
+    exponents, half = rng.integers(0, 16, shape), rng.integers(0, 2, shape)
+    if mode != "random":
+        codes = np.full((s, k), -127, np.int8) if mode == "worst" else np.sign(codes) * np.int8(127)
+        exponents = np.full(shape, 15) if mode == "worst" else rng.choice([0, 15], shape)
+        half = half * (mode != "worst")
+    return BlockCodes(codes, size, exponents, half if halves else None)
+
+
+def stands_for(x: BlockCodes) -> np.ndarray:
+    """Element by element, in Python's integers."""
+    s, k = x.codes.shape
+    found = np.empty((s, k), object)
+    for token in range(s):
+        for i in range(k):
+            block = i // x.size
+            step = 1 if x.halves is None else 4 - int(x.halves[token, block])
+            found[token, i] = int(x.codes[token, i]) * step << int(x.exponents[token, block])
+    return found
+
+
+def check_blocks(
+    path: str | None,
+    bits: int,
+    n: int,
+    k: int,
+    group: int,
+    points: str,
+    mode: str,
+    x: BlockCodes,
+    seed: int = 0,
+) -> None:
+    rng = np.random.default_rng(seed)
+    q, scales, zero = make(rng, bits, n, k, group, points == "groups", mode)
+    offsets = make_offsets(rng, scales.shape, mode) >> 8 if points == "offsets" else None
+    matrix = PackedMatrix(pack(q, bits), scales, zero, bits, group, k, offsets, 24)
+    y = matmul(matrix, x, path=path)
+    assert y.dtype == np.int64
+    want = expected(q, scales, zero, group, stands_for(x), offsets)
+    assert np.array_equal(y.astype(object), want)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("group", [16, 32, 64, 128, 256, 48, 160, 10**6])
+def test_blocks_in_every_layout(path: str, bits: int, group: int) -> None:
+    seed = bits + group
+    rng = np.random.default_rng(seed)
+    for i, points in enumerate(("one", "groups", "offsets")):
+        size, mode = (16, 32, 8)[(i + bits) % 3], ("random", "extreme", "worst")[(i + group) % 3]
+        x = block_codes(rng, 1 + i, 544, size, mode, halves=bool((i + bits) % 2))
+        check_blocks(path, bits, 3, 544, group, points, mode, x, seed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 700),
+    st.sampled_from([1, 2, 4, 8, 16, 32, 64, 128, 1024]),
+    st.sampled_from([16, 32, 64, 128, 96, 1024]),
+    st.sampled_from([2, 4, 8]),
+    st.sampled_from(["one", "groups", "offsets"]),
+    st.sampled_from(["random", "extreme", "worst"]),
+    st.booleans(),
+    st.integers(1, 6),
+    st.sampled_from(PATHS),
+)
+def test_blocks_of_any_size(
+    k: int,
+    size: int,
+    group: int,
+    bits: int,
+    points: str,
+    mode: str,
+    halves: bool,
+    s: int,
+    path: str,
+) -> None:
+    """Rows that end inside of blocks, groups, lanes and vectors; blocks smaller than lanes too."""
+    x = block_codes(np.random.default_rng(k), s, k, size, mode, halves)
+    check_blocks(path, bits, 2, k, group, points, mode, x, k)
+
+
+def test_the_longest_rows_of_blocks() -> None:
+    """What a compile allows fits: 62 bits are exact, and a longer row is refused."""
+    x = block_codes(np.random.default_rng(1), 1, 1 << 15, 32, "worst", halves=True)
+    check_blocks(None, 8, 1, 1 << 15, 128, "one", "worst", x)
+    matrix = PackedMatrix(
+        np.zeros((1, 1 << 17), np.uint8), np.ones((1, 1), np.int16), 0, 8, 1 << 17, 1 << 17
+    )
+    with pytest.raises(OverflowError, match="may exceed"):
+        matmul(matrix, block_codes(np.random.default_rng(1), 1, 1 << 17, 32, "worst", True))
+
+
+@pytest.mark.parametrize("fmt", [name for name, one in FORMATS.items() if one.by_block])
+@pytest.mark.parametrize(("bits", "group"), [(2, 128), (4, 32), (4, 512), (8, 64)])
+def test_blocks_give_the_integers_of_the_reference(fmt: str, bits: int, group: int) -> None:
+    rng = np.random.default_rng(bits)
+    values = rng.integers(-(1 << 20), 1 << 20, (3, 512)) >> rng.integers(0, 12, (3, 512))
+    x = quantize_blocks(values, fmt, 32, 16, integer_fraction(16, 4, FORMATS[fmt].steps))
+    assert x.blocks is not None
+    assert np.array_equal(x.blocks.integers, x.codes)
+    q, scales, zero = make(rng, bits, 5, 512, group, True, "random")
+    assert isinstance(zero, np.ndarray)
+    zero = zero & ((1 << bits) - 1)
+    packed = pack(q, bits)
+    y = matmul(PackedMatrix(packed, scales, zero, bits, group, 512), x.blocks)
+    want = dot(x.codes, Matrix(packed, bits, 512, group, zero, scales, 0), fmt)
+    assert np.array_equal(y, want)

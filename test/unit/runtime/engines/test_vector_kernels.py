@@ -15,6 +15,7 @@ from intaglio.dialects.fixed_point import Real, Saturations, Scale
 from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.blocks import LEAST_AT_MOST, integer_fraction
 from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Constants
+from intaglio.dialects.semantics import BlockCodes
 from intaglio.runtime.engines import kernels, vector_kernels
 
 LEADS = ((), (1,), (3,), (2, 2))
@@ -91,7 +92,13 @@ def same(got: Any, expected: Any) -> None:
         for a, b in zip(got, expected, strict=True):
             same(a, b)
         return
-    if isinstance(expected, str):
+    if isinstance(expected, BlockCodes):
+        assert isinstance(got, BlockCodes)
+        assert got.size == expected.size
+        for part in ("codes", "exponents", "halves"):
+            same(getattr(got, part), getattr(expected, part))
+        return
+    if expected is None or isinstance(expected, str):
         assert got == expected
         return
     assert got.dtype == expected.dtype
