@@ -22,7 +22,15 @@ from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec, Product
 from intaglio.dialects.isa.touched import Memories, groups_of, passes_of, size_of, touched
-from intaglio.dialects.isa.vector import Delay, RMSScale, Rotary, Route, Softmax, VectorInstruction
+from intaglio.dialects.isa.vector import (
+    Delay,
+    QuantizeHeads,
+    RMSScale,
+    Rotary,
+    Route,
+    Softmax,
+    VectorInstruction,
+)
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule.beat_order import ordered
@@ -149,6 +157,8 @@ class Beats:
             case Rotary() if size // does.heads >= lanes:
                 return size // does.heads
             case Route():
+                return size
+            case QuantizeHeads() if groups_of(does, kind) == 1:
                 return size
             case VectorInstruction():
                 groups = groups_of(does, kind)

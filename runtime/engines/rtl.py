@@ -45,7 +45,7 @@ from intaglio.dialects.isa.attention import OverTokens, QueryKey
 from intaglio.dialects.isa.queues import LEAVES, reductions_of
 from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.isa.touched import passes_of
-from intaglio.dialects.isa.vector import Delay, Quantize, RMSScale, Sample
+from intaglio.dialects.isa.vector import Delay, Quantize, QuantizeHeads, RMSScale, Sample
 from intaglio.dialects.memories import (
     BLOCK_STEPS,
     CODE_SCALES,
@@ -903,7 +903,17 @@ def compare_token(
     wanted = _values(simulator, token, position, sample, change)
     chip.accept(token, position, sample)
     disturb()
-    moments = [(step.event.finish, step, False) for step in steps]
+    # Codes of heads are there with the reductions.
+    moments = [
+        (
+            step.reduction.finish
+            if isinstance(step.instruction.does, QuantizeHeads) and step.reduction is not None
+            else step.event.finish,
+            step,
+            False,
+        )
+        for step in steps
+    ]
     # The largest scores come after the scores.
     moments += [
         (step.reduction.finish, step, True)
@@ -1096,7 +1106,7 @@ def _compare_value(
     seen = chip.read(name, _first_seen(one, position), position)
     mine = slice(*part)
     match value, seen:
-        case Quantized(), Quantized() if FORMATS[value.format].by_block:
+        case Quantized(), Quantized() if isinstance(chip.program.buffers[name].type, values.Blocks):
             check.value(where, "code", value.codes[0][mine], seen.codes[mine], step)
         case Quantized(), Quantized():
             kind = chip.program.value(name, values.Quantized)

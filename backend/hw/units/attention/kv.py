@@ -9,7 +9,8 @@ block begins with word 0 of all its tokens in the H-Units' order, word 1 follows
 what comes in a cycle is for different H-Units.
 
 In the memory of scales row ``scale_row + h * scale_rows + t div W`` holds, at lane t mod W, the
-scale of head h of token t, 8 bits of exponent above 24 bits of mantissa.
+scale of head h of token t, 8 bits of exponent above 24 bits of mantissa; where all caches with
+scales have half steps, a byte (`formulas.heads.byte_of`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Write
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, SCALE_BYTES, Ints, Scale
-from intaglio.dialects.formats import FORMATS, HEAD_FORMATS
+from intaglio.dialects.formats import FORMATS
+from intaglio.dialects.formulas import heads
+from intaglio.dialects.formulas.arrays import Arrays
+from intaglio.dialects.formulas.reader import ScaleOf
 from intaglio.dialects.h_units import EXTERNAL, KV, KV_SCALES, CacheShape
 from intaglio.dialects.machine import KV_FORMATS, Machine
 
@@ -33,8 +37,12 @@ if TYPE_CHECKING:
     from intaglio.backend.program.program import Cache, Program
 
 SCALE_WORD = 8 * SCALE_BYTES
-"""Bits of a scale in the memory of scales: mantissa below exponent."""
+"""Bits of a scale as units have it: mantissa below exponent."""
 EXPONENT_BITS = SCALE_WORD - SCALE_BITS
+
+
+_KINDS = {"int8": np.int8, "int16": "<i2", "fp8": np.uint8, "half8": np.int8}
+"""Of codes, in numpy."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +52,12 @@ class CachePlace:
     Attributes:
         cache: what it is.
         shape: how it lies on the H-Units.
+        scale_bits: of a scale in the memory of scales.
     """
 
     cache: Cache
     shape: CacheShape
+    scale_bits: int = SCALE_WORD
 
     @property
     def word(self) -> int:
@@ -109,12 +119,14 @@ class KVPlaces:
         depth: words of every H-Unit's SRAM that are used.
         scale_depth: rows of the memory of scales.
         external_depth: rows of external memory; 0 without.
+        scale_bits: of a scale in the memory of scales.
     """
 
     places: dict[str, CachePlace]
     depth: int
     scale_depth: int
     external_depth: int
+    scale_bits: int
 
     def __getitem__(self, name: str) -> CachePlace:
         return self.places[name]
@@ -127,12 +139,13 @@ def kv_places(program: Program) -> KVPlaces:
         UserError: a format or a size that the hardware does not take.
     """
     refuse(cache_refusals(program.machine, program.caches.values()))
+    bits = program.memories[KV_SCALES].bits
     places = {
-        name: CachePlace(cache, cache.shape(program.machine))
+        name: CachePlace(cache, cache.shape(program.machine), bits)
         for name, cache in program.caches.items()
     }
     rows = {name: one.rows for name, one in program.memories.items()}
-    return KVPlaces(places, rows[KV], rows[KV_SCALES], rows.get(EXTERNAL, 0))
+    return KVPlaces(places, rows[KV], rows[KV_SCALES], rows.get(EXTERNAL, 0), bits)
 
 
 def cache_refusals(machine: Machine, caches: Iterable[Cache]) -> list[UserError]:
@@ -140,14 +153,7 @@ def cache_refusals(machine: Machine, caches: Iterable[Cache]) -> list[UserError]
     caches = list(caches)
     found: list[UserError] = []
     for cache in caches:
-        if cache.format in HEAD_FORMATS:
-            found.append(
-                UserError(
-                    f"the hardware has no KV cache of {cache.format} yet",
-                    hint="--set kv=int8, or --emit program for cycles alone",
-                )
-            )
-        elif cache.format not in KV_FORMATS:
+        if cache.format not in KV_FORMATS:
             found.append(
                 UserError(
                     f"the hardware has no KV cache of {cache.format}",
@@ -261,13 +267,18 @@ def read_cache(
         outside = outside.reshape(cache.heads, far * units, place.reads * lanes, place.planes)
         raw = np.concatenate([raw, outside], axis=1)
     raw = np.ascontiguousarray(raw[:, : cache.capacity, : cache.width])
-    kind = np.dtype({"int8": np.int8, "int16": "<i2", "fp8": np.uint8}[cache.format])
+    kind = np.dtype(_KINDS[cache.format])
     codes = raw.view(kind)[..., 0].astype(np.int64)
     if place.static:
         return codes, None
-    rows = word_bytes(memory("scales"), SCALE_WORD // 8 * machine.vector_lanes)
+    rows = word_bytes(memory("scales"), place.scale_bits // 8 * machine.vector_lanes)
     rows = rows[place.scale_row : place.scale_row + cache.heads * place.scale_rows]
-    words = np.ascontiguousarray(rows).view("<u4").reshape(cache.heads, -1)[:, : cache.capacity]
+    kind = "<u4" if place.scale_bits == SCALE_WORD else "u1"
+    words = np.ascontiguousarray(rows).view(kind).reshape(cache.heads, -1)[:, : cache.capacity]
+    if place.scale_bits < SCALE_WORD:
+        scale = heads.scale_of(Arrays(), words.astype(np.int64))
+        # What nobody has written is no scale.
+        return codes, Scale(np.where(words, scale.mantissa, 0), scale.exponent)
     mantissa = (words & ((1 << SCALE_BITS) - 1)).astype(np.int64)
     exponent = words.view("<i4").astype(np.int64) >> SCALE_BITS
     return codes, Scale(mantissa, exponent)
@@ -293,7 +304,7 @@ def write_cache(
     """
     cache, units, lanes = place.cache, machine.h_units, machine.attention_lanes
     blocks, far = -(-place.inside // units), -(-(cache.capacity - place.inside) // units)
-    kind = np.dtype({"int8": np.int8, "int16": "<i2", "fp8": np.uint8}[cache.format])
+    kind = np.dtype(_KINDS[cache.format])
     raw = np.zeros(
         (cache.heads, (blocks + far) * units, place.reads * lanes, place.planes), np.uint8
     )
@@ -312,11 +323,16 @@ def write_cache(
     if place.static:
         return
     assert scale is not None
-    size = SCALE_WORD // 8 * machine.vector_lanes
+    size = place.scale_bits // 8 * machine.vector_lanes
     words = np.zeros((cache.heads, place.scale_rows * machine.vector_lanes), np.int64)
-    mantissa = scale.mantissa & ((1 << SCALE_BITS) - 1)
-    words[:, : cache.capacity] = mantissa | scale.exponent << SCALE_BITS
-    rows = (words & ((1 << SCALE_WORD) - 1)).astype("<u4").view(np.uint8).reshape(-1, size)
+    if place.scale_bits < SCALE_WORD:
+        byte = heads.byte_of(Arrays(), ScaleOf(scale.mantissa, scale.exponent))
+        words[:, : cache.capacity] = np.where(scale.mantissa, byte, 0)
+        rows = words.astype("u1").reshape(-1, size)
+    else:
+        mantissa = scale.mantissa & ((1 << SCALE_BITS) - 1)
+        words[:, : cache.capacity] = mantissa | scale.exponent << SCALE_BITS
+        rows = (words & ((1 << SCALE_WORD) - 1)).astype("<u4").view(np.uint8).reshape(-1, size)
     write_words(memory("scales"), place.scale_row, rows)
 
 

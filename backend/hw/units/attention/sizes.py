@@ -14,13 +14,7 @@ from typing import TYPE_CHECKING
 
 from intaglio.backend.hw.units import peaks
 from intaglio.backend.hw.units.attention.h_unit import BYTE, HShape, SumShape
-from intaglio.backend.hw.units.attention.kv import (
-    SCALE_WORD,
-    CachePlace,
-    KVPlaces,
-    cache_refusals,
-    kv_places,
-)
+from intaglio.backend.hw.units.attention.kv import CachePlace, KVPlaces, cache_refusals, kv_places
 from intaglio.backend.hw.units.refusals import (
     attempted,
     no_powers,
@@ -744,7 +738,7 @@ def _encode_append(
     place = model.kv[one.cache]
     cache, port = place.cache, machine.kv_port_bytes
     chunks = -(-cache.width // port)
-    scale = 0 if place.static else SCALE_WORD // BYTE
+    scale = place.shape.scale_bits // BYTE
     first, count = instruction.beat.of(cache.heads)
     row = model.program.row_of(one.input, instruction)
     stride = -(-cache.width // machine.vector_lanes)

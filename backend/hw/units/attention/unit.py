@@ -83,8 +83,10 @@ from intaglio.backend.hw.wires.signal import (
 from intaglio.backend.hw.wires.widths import fit, index_bits, log2, up
 from intaglio.dialects import memories
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
+from intaglio.dialects.formulas import heads as head_formulas
 from intaglio.dialects.formulas.elementwise import Constants, scale, softcap
 from intaglio.dialects.formulas.products import requantize
+from intaglio.dialects.formulas.reader import ScaleOf
 from intaglio.dialects.formulas.softmax import (
     PROBABILITY_FRAC,
     SCORE_FRAC,
@@ -355,19 +357,31 @@ class _Unit:
         write, scale_write = self.append()
         self.control()
         beats = self.beats
-        scales = m.ram(
+        stored = m.ram(
             "scales",
             self.model.kv.scale_depth,
-            SCALE_WORD * self.width,
+            self.model.kv.scale_bits * self.width,
             [self.key_scale_row(), m.input("value_scale_row", self.model.fields["scale_row"])],
             [scale_write],
             parts=self.width,
         )
+        scales = [self.whole_scales(one) for one in stored]
         m.output("value_scale_data", scales[1])
         outputs = self.array(unit, write, beats)
         written = self.scores(score, beats, scales[0], [one["dot"] for one in outputs])
         count, result = self.sums(total, beats, [one["sums"] for one in outputs])
         m.output("saturations", mux(result, count, written))
+
+    def whole_scales(self, row: Signal) -> Signal:
+        """A row of the memory of scales, each with mantissa and exponent; of a byte they are just
+        wires."""
+        if (bits := self.model.kv.scale_bits) == SCALE_WORD:
+            return row
+        whole: list[Signal] = []
+        for i in range(self.width):
+            scale = head_formulas.scale_of(Wires(self.m), row[bits * i : bits * (i + 1)])
+            whole += [fit(scale.mantissa, SCALE_BITS), fit(scale.exponent, EXPONENT_BITS)]
+        return cat(*reversed(whole))
 
     # The KV write port
 
@@ -438,6 +452,9 @@ class _Unit:
         mantissa = m.input("append_mantissa", SCALE_BITS)
         exponent = m.input("append_exponent", memories.EXPONENT_BITS, True)
         scale = cat(exponent.truncate(EXPONENT_BITS), mantissa)
+        if model.kv.scale_bits < SCALE_WORD:
+            byte = head_formulas.byte_of(Wires(m), ScaleOf(mantissa, exponent))
+            scale = byte.as_unsigned().truncate(model.kv.scale_bits)
         lane_bits = self.width.bit_length() - 1
         row = f["scale_row"] + head * f["scale_stride"] + (self.position >> lane_bits)
         lane = self.position.truncate(max(1, lane_bits)) if lane_bits else m.constant(0)

@@ -45,6 +45,7 @@ from intaglio.dialects.isa.vector import (
     LayerNorm,
     Quantize,
     QuantizeBlocks,
+    QuantizeHeads,
     RMSNorm,
     RMSScale,
     Rotary,
@@ -177,9 +178,25 @@ def gate_tables(program: Program) -> frozenset[str]:
 
 
 def formats(program: Program) -> frozenset[str]:
-    """The formats that a program's vector instructions write."""
+    """The formats that a program's vector instructions write, of those with a number."""
     values = (program.buffers[n].type for i in _vector_instructions(program) for n in i.writes)
-    return frozenset(one.format for one in values if isinstance(one, Quantized | Probabilities))
+    return frozenset(
+        one.format
+        for one in values
+        if isinstance(one, Quantized | Probabilities) and one.format in FORMAT_CODES
+    )
+
+
+def head_rows(program: Program) -> int:
+    """Rows of the widest head that has an exponent of its own; 0: none has one."""
+    lanes = program.machine.vector_lanes
+    widths = (
+        kind.width
+        for one in _vector_instructions(program)
+        if isinstance(one, QuantizeHeads)
+        and isinstance(kind := program.buffers[one.output].type, Quantized)
+    )
+    return -(-max(widths, default=0) // lanes)
 
 
 def rotary_fraction(program: Program) -> int:
@@ -249,6 +266,8 @@ class _Encoder:
                 return values | self.quantize(one)
             case QuantizeBlocks():
                 return values | self.quantize_blocks(one)
+            case QuantizeHeads():
+                return values | self.quantize_heads(one)
             case RMSScale():
                 return values | self.rms_scale(one)
             case Rotary():
@@ -394,13 +413,7 @@ class _Encoder:
     def quantize(self, one: Quantize[str]) -> dict[str, int]:
         kind, fraction = self.program.value(one.output, Quantized), self.program.fraction(one.input)
         fmt = FORMATS[kind.format]
-        values = self.grouped(kind.groups, kind.width)
-        # Codes of a group begin in a row of their own.
-        before = values["first_word"] // self.lanes
-        if kind.groups > 1:
-            before = self.instruction.beat.first // kind.width * values["rows"]
-        values["write"] = self.row(one.output) + before
-        values["scale"] = self.row(one.output) + (values["entry"] - self.instruction.beat.entry)
+        values = self.groups_of_codes(one.output, kind)
         values |= {"number_format": FORMAT_CODES[fmt.name], "fraction": fraction}
         # E4M3 takes its argument with 8 fraction bits.
         finer = 8 if fmt.name == "fp8" else 0
@@ -412,6 +425,22 @@ class _Encoder:
             "second_mantissa": inverse.mantissa,
             "second_shift": inverse.exponent + fraction - finer,
         }
+
+    def groups_of_codes(self, output: str, kind: Quantized) -> dict[str, int]:
+        """The groups of a beat, and where their codes and scales go."""
+        values = self.grouped(kind.groups, kind.width)
+        # Codes of a group begin in a row of their own.
+        before = values["first_word"] // self.lanes
+        if kind.groups > 1:
+            before = self.instruction.beat.first // kind.width * values["rows"]
+        return values | {
+            "write": self.row(output) + before,
+            "scale": self.row(output) + (values["entry"] - self.instruction.beat.entry),
+        }
+
+    def quantize_heads(self, one: QuantizeHeads[str]) -> dict[str, int]:
+        values = self.groups_of_codes(one.output, self.program.value(one.output, Quantized))
+        return values | {"fraction": self.program.fraction(one.input)}
 
     def quantize_blocks(self, one: QuantizeBlocks[str]) -> dict[str, int]:
         kind, machine = self.program.value(one.output, Blocks), self.program.machine

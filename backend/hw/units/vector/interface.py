@@ -44,6 +44,7 @@ from intaglio.backend.hw.units.vector.operations import (
     NORMS,
     QUANTIZE,
     QUANTIZE_BLOCKS,
+    QUANTIZE_HEADS,
     QUANTIZE_STATIC,
     RMS_SCALE,
     ROTARY,
@@ -72,6 +73,7 @@ INSTRUCTIONS = (
     vector.LayerNorm,
     vector.Quantize,
     vector.QuantizeBlocks,
+    vector.QuantizeHeads,
     vector.RMSScale,
     vector.Rotary,
     vector.Activate,
@@ -147,6 +149,10 @@ class VectorUnit(Unit):
             yield written_row(CODES, "code_write", "address")
         if self._has(QUANTIZE_BLOCKS):
             yield written_row(BLOCK_STEPS, "step_write", "address")
+        if self._has(QUANTIZE_HEADS):
+            yield written_row(CODES, "head_code_write", "address")
+            parts = {part: f"head_scale_{part}" for part in CODE_SCALES.parts}
+            yield Write(CODE_SCALES, "head_scale_address", parts, "head_scale_enable")
         if self._has(SOFTMAX):
             yield written_row(SCORES, "score_write", "address")
             yield written_row(PROBABILITIES, "probability_write", "address")

@@ -29,6 +29,7 @@ QUANTIZE_STATIC = "quantize_static"
 """With the static scale of a cache."""
 
 QUANTIZE_BLOCKS = isa.QuantizeBlocks.opcode
+QUANTIZE_HEADS = isa.QuantizeHeads.opcode
 RMS_SCALE = isa.RMSScale.opcode
 """A norm's factor alone: what it writes is looked up."""
 
@@ -71,6 +72,7 @@ OPERATIONS = (
     QUANTIZE,
     QUANTIZE_STATIC,
     QUANTIZE_BLOCKS,
+    QUANTIZE_HEADS,
     RMS_SCALE,
     SOFTMAX,
     SAMPLE,

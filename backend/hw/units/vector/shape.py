@@ -9,6 +9,7 @@ from intaglio.backend.hw.units.refusals import short_latencies
 from intaglio.backend.hw.units.vector.encode import (
     formats,
     gate_tables,
+    head_rows,
     operations,
     rotary_fraction,
 )
@@ -46,6 +47,7 @@ class VectorShape:
         experts: to choose from, at most; 0 where none are.
         chosen: at most.
         routing_rows: of the memory of routings.
+        head_rows: of the widest head with an exponent of its own; 0: there is none.
         peaks: queues whose units give largest magnitudes of what they write; whether of
             quantisations.
     """
@@ -67,6 +69,7 @@ class VectorShape:
     experts: int = 0
     chosen: int = 0
     routing_rows: int = 0
+    head_rows: int = 0
     peaks: Mapping[str, bool] = field(default_factory=dict[str, bool])
 
     @staticmethod
@@ -124,6 +127,7 @@ class VectorShape:
             experts=experts,
             chosen=chosen,
             routing_rows=routing_rows,
+            head_rows=head_rows(program),
             peaks={queue: wanted for queue, wanted in program.peaks.items() if queue in PEAKS},
         )
 

@@ -19,6 +19,7 @@ file, `vector_reduce` cycles later, and where the scalar tables are wanted, what
 | quantize         | largest magnitude (scalars); codes                                         |
 | quantize, static | codes                                                                      |
 | quantize_blocks  | codes; rows wait `block_exponent` cycles for the exponents of their blocks |
+| quantize_heads   | codes and scales, as late as reductions, by ports of their own (`heads.py`)|
 | rms_scale        | sum of squares, each of 24 significant bits (scalars)                      |
 | rms_norm         | largest magnitude; sum of squares (scalars); result                        |
 | layer_norm       | sum; then as rms_norm                                                      |
@@ -41,6 +42,7 @@ from dataclasses import dataclass
 
 from intaglio.backend.hw.units import peaks
 from intaglio.backend.hw.units.refusals import refuse
+from intaglio.backend.hw.units.vector import heads
 from intaglio.backend.hw.units.vector.encode import FIELDS, GATE_TABLES
 from intaglio.backend.hw.units.vector.lane import ControlPorts, Features, build_lane, lane_inputs
 from intaglio.backend.hw.units.vector.operations import (
@@ -54,6 +56,7 @@ from intaglio.backend.hw.units.vector.operations import (
     PASSES,
     QUANTIZE,
     QUANTIZE_BLOCKS,
+    QUANTIZE_HEADS,
     QUANTIZE_STATIC,
     RMS_SCALE,
     ROTARY,
@@ -120,13 +123,13 @@ def build_vector(design: Design, machine: Machine, shape: VectorShape) -> Module
     `sink_data`: the row of constants with a head's sink; `routing_share`: an expert's share).
 
     Outputs: the addresses; the write ports `vector_write` and `score_write` (32 bits a lane),
-    `code_write` (quantised vectors) and `probability_write` (16 bits a lane), each with `_address`,
-    `_data`, `_enable`, and `vector_write_mask` (a bit a lane); `scale_enable` and
-    `probability_scale_enable` with `scale_address`, `scale_mantissa`, `scale_exponent` and
-    `scale_total`; `routing_write_enable` with `_address`, `_number` and `_share`; `saturated`, how
-    many places saturated in this cycle; `ready`; `done` in the last cycle in which the results of a
-    pass cannot be read yet; `reduced` likewise for what it reduces; `token` from the finish of a
-    `sample` on, with `token_valid` in its first cycle.
+    `code_write`, `head_code_write` (quantised vectors) and `probability_write` (16 bits a lane),
+    each with `_address`, `_data`, `_enable`, and `vector_write_mask` (a bit a lane); `scale_enable`
+    and `probability_scale_enable` with `scale_address`, `scale_mantissa`, `scale_exponent` and
+    `scale_total`; `head_scale_enable` with such of its own; `routing_write_enable` with `_address`,
+    `_number` and `_share`; `saturated`, how many places saturated in this cycle; `ready`; `done` in
+    the last cycle in which the results of a pass cannot be read yet; `reduced` likewise for what it
+    reduces; `token` from the finish of a `sample` on, with `token_valid` in its first cycle.
 
     Raises:
         UserError: `machine_refusals`.
@@ -214,6 +217,7 @@ class _Vector:
         self.norm, self.layer = op(*norms), op(LAYER_NORM)
         self.rotary, self.sample, self.quantize = op(ROTARY), op(SAMPLE), op(QUANTIZE)
         self.blocked, self.rooted = op(QUANTIZE_BLOCKS), op(RMS_SCALE)
+        self.by_head = op(QUANTIZE_HEADS)
         self.squaring = op(*norms, last=1) | self.rooted
         self.centred = self.layer & ~op(LAYER_NORM, number=0)
         self.tap = op(TAP, TAP_ONTO)
@@ -316,6 +320,8 @@ class _Vector:
         self.working, self.worked, self.worked_row = issuing, over, linear
         if self.features.has(QUANTIZE_BLOCKS):
             ready = self.wait(ready)
+        if self.shape.head_rows > 1:
+            ready = self.wait_for_heads(ready)
         m.output("ready", ready & ~self.routing["busy"] if self.routing else ready)
 
         # Query heads that share a key-value head read the same scales, and their least exponent at
@@ -355,6 +361,36 @@ class _Vector:
         self.worked = of_rows(self.over, "last")
         self.worked_row = of_rows(self.linear, "linear_row")
         return ready
+
+    def wait_for_heads(self, ready: Signal) -> Signal:
+        """Rows of a head work when its last one has come; the next pass begins as much later."""
+        late = self.over & self.by_head
+        for number in range(1, self.shape.head_rows):
+            # A head of so many rows, or more.
+            ready = ready & ~(late & (self.rows > number))
+            late = late.delay(reset=0, name=f"head_over{number}")
+        worked = self.working, self.worked, self.worked_row
+        chosen: list[Signal] = []
+        for now, name in zip(worked, ("working", "worked", "worked_row"), strict=True):
+            taps = self.taps(now & repeat(self.by_head, now.width), f"head_{name}")
+            chosen.append(mux(self.by_head, choose(self.rows_before, taps), now))
+        self.working, self.worked, self.worked_row = chosen
+        return ready
+
+    @property
+    def rows_before(self) -> Signal:
+        """Of the groups at hand the rows before the last."""
+        bits = max(1, (self.shape.head_rows - 1).bit_length())
+        return (self.rows - 1).truncate(bits)
+
+    def taps(self, signal: Signal, name: str) -> list[Signal]:
+        """A signal as it was up to `head_rows` - 1 cycles ago, 0 from before the pass."""
+        found = [signal]
+        for number in range(1, self.shape.head_rows):
+            register = self.m.register(f"{name}{number}", signal.width)
+            register.drive(mux(self.start, 0, found[-1]))
+            found.append(register)
+        return found
 
     # Addresses
 
@@ -482,6 +518,8 @@ class _Vector:
             weighs = self.operation(WEIGH, WEIGH_ONTO).delay(name="weighs_now")
             control["second"] = mux(weighs, share, control["second"])
         ports = ControlPorts(lane, control)
+        if features.has(QUANTIZE_HEADS):
+            self.heads(x, mask)
         places: list[Signal] = empty
         steps: list[Signal] = empty
         if features.has(QUANTIZE_BLOCKS):
@@ -501,6 +539,39 @@ class _Vector:
             }
             connected = {**lane_inputs({**own, **shared}), **ports.connections}
             self.results_of_lanes.append(m.instance(f"lane{i}", lane, connected))
+
+    def heads(self, x: Sequence[Signal], mask: Sequence[Signal]) -> None:
+        """The ports with codes and scales of heads, from the rows in the cycle of their operands.
+
+        They are there in the cycle in which what the pass would have reduced is.
+        """
+        m, machine, f = self.m, self.machine, self.fields
+        # The rows come a cycle behind their addresses.
+        row = heads.Row(
+            tuple(mux(valid, one.as_signed(), 0) for one, valid in zip(x, mask, strict=True)),
+            (self.issuing & self.by_head).delay(reset=0, name="head_row"),
+            self.first_beat.delay(name="head_first"),
+            self.last_beat.delay(name="head_last"),
+            f["fraction"].delay(name="head_fraction"),
+        )
+        before = self.rows_before.delay(name="head_rows_before")
+        depth = machine.vector_pipeline - 2 + machine.vector_reduce + machine.table_lookup
+        found = heads.build(m, row, before, self.shape.head_rows, machine.vector_reduce, depth)
+        behind = depth + 1
+        linear = (f["write"] + self.worked_row).truncate(20)
+        self.address(
+            "head_code_write", self.shape.rows, self.later(linear, behind, "head_code_row")
+        )
+        codes = cat(*[one.extend(memories.CODE_BITS, True) for one in reversed(found.codes)])
+        m.output("head_code_write_data", codes)
+        enable = self.later(self.working & self.by_head, behind, "head_code_enable", 0)
+        m.output("head_code_write_enable", enable)
+        entry = self.later((f["scale"] + self.group).truncate(20), behind, "head_scale_place")
+        self.address("head_scale", self.shape.scales, entry)
+        m.output("head_scale_mantissa", found.mantissa, 24)
+        m.output("head_scale_exponent", found.exponent.extend(memories.EXPONENT_BITS, True))
+        over = self.issuing & self.by_head & self.last_beat
+        m.output("head_scale_enable", self.later(over, behind, "head_scale_over", 0))
 
     def blocks(
         self, x: Sequence[Signal], mask: Sequence[Signal]
@@ -957,7 +1028,7 @@ class _Vector:
         rows = self.shape.rows
         self.address("vector_write", rows, into)
         m.output("vector_write_data", words)
-        others = coded | self.softmax | self.sample | self.rooted
+        others = coded | self.softmax | self.sample | self.rooted | self.by_head
         writes = self.later(~others, front, "writes_vector")
         m.output("vector_write_enable", valid & writes)
         mask = cat(*reversed(beat.mask)).delay(front, name="write_mask")

@@ -401,6 +401,33 @@ def test_exponents_of_blocks(built: Pairs, name: str, settings: tuple[str, ...])
     assert found.step.instruction.opcode == "rms_scale" and "scale exponent" in found.what
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("sinks", ()),
+        ("qwen", ("activations=half8", "formats.block=8")),
+        ("alibi", ("activations=int16", "vector.lanes=32", "network.results_per_cycle=32")),
+    ],
+)
+def test_exponents_of_heads(built: Pairs, name: str, settings: tuple[str, ...]) -> None:
+    """Half steps a head in all of the attention; codes are compared when they are there."""
+    simulator, chip = built(name, 8, *SMALL, "kv=half8", *settings)
+    assert chip.program.memories["kv_scales"].bits == 8
+    assert run(simulator, chip, 4, seed=6)
+    number, index = next(
+        (number, index)
+        for number, block in enumerate(chip.program.blocks)
+        for index, one in enumerate(block.whole)
+        if one.opcode == "quantize_heads"
+    )
+    actions = simulator._steps[number][1][0]
+    right = actions[index]
+    actions[index] = lambda c: right(c)._replace(codes=right(c).codes ^ 1)
+    found = compare_token(simulator, chip, 3, 4).difference
+    assert found is not None and found.step is not None
+    assert found.step.instruction.opcode == "quantize_heads" and "code" in found.what
+
+
 def test_blocks_without_hardware(built: Pairs) -> None:
     """A row has whole blocks; the simulator takes any."""
     with pytest.raises(UserError, match="a block of 16 is more than the 8 vector lanes") as error:

@@ -36,7 +36,7 @@ from intaglio.dialects.isa import values as kinds
 from intaglio.dialects.isa.instruction import Instruction as Does
 from intaglio.dialects.isa.queues import VECTOR
 from intaglio.dialects.isa.registry import instruction_of
-from intaglio.dialects.isa.vector import Quantize, Rotary, Route, Softmax
+from intaglio.dialects.isa.vector import Quantize, QuantizeHeads, Rotary, Route, Softmax
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import CODES, STEP_BITS, VECTORS, memory_of
 from intaglio.lowering.schedule import durations
@@ -46,6 +46,8 @@ Ints = npt.NDArray[np.int64]
 
 ROWS = 256
 """Rows of each memory."""
+HEAD_ROWS = 4
+"""Of the widest head with an exponent of its own."""
 POSITIONS = 64
 ENTRIES = 128
 """Of the files of groups."""
@@ -120,6 +122,7 @@ def shape_of(parts: Parts, rotary: int = 14) -> VectorShape:
         experts=EXPERTS if "route" in operations else 0,
         chosen=CHOSEN if "route" in operations else 0,
         routing_rows=ROWS,
+        head_rows=HEAD_ROWS if "quantize_heads" in operations else 0,
     )
 
 
@@ -159,16 +162,24 @@ def bench(machine: Machine, parts: Parts = EVERYTHING, rotary: int = 14) -> Desi
     (read,) = m.ram("score_memory", ROWS, words, [out["score_address"]], [write])
     data["score_data"].assign(read)
     data["largest_data"].assign(m.rom("largest_memory", ROWS, 32, out["largest_address"]))
-    for name in ("code", "probability"):
-        write = Write(*(out[f"{name}_write_{part}"] for part in ("address", "data", "enable")))
-        _memory(m, f"{name}_memory", 16 * machine.vector_lanes, write)
+    for name, *ports_ in (("code", "code", "head_code"), ("probability", "probability")):
+        writes = [
+            Write(*(out[f"{port}_write_{part}"] for part in ("address", "data", "enable")))
+            for port in ports_
+            if f"{port}_write_enable" in out
+        ]
+        _memory(m, f"{name}_memory", 16 * machine.vector_lanes, *writes)
     if "routing_share" in data:
         routing = cat(out["routing_write_share"], out["routing_write_number"])
         write = Write(out["routing_write_address"], routing, out["routing_write_enable"])
         (read,) = m.ram("routings", ROWS, 37, [out["routing_address"]], [write])
         data["routing_share"].assign(read[12:])
     scale = cat(out["scale_exponent"], out["scale_mantissa"])
-    _memory(m, "scales", 34, Write(out["scale_address"], scale, out["scale_enable"]))
+    writes = [Write(out["scale_address"], scale, out["scale_enable"])]
+    if "head_scale_enable" in out:
+        own = cat(out["head_scale_exponent"], out["head_scale_mantissa"])
+        writes.append(Write(out["head_scale_address"], own, out["head_scale_enable"]))
+    _memory(m, "scales", 34, *writes)
     if "norm_scale_enable" in out:
         enable = out["norm_scale_enable"]
         _memory(m, "norm_scales", 34, Write(out["scale_address"], scale, enable))
@@ -184,8 +195,8 @@ def bench(machine: Machine, parts: Parts = EVERYTHING, rotary: int = 14) -> Desi
     return design
 
 
-def _memory(m: ModuleBuilder, name: str, width: int, write: Write) -> None:
-    (read,) = m.ram(name, ROWS, width, [write.address], [write])
+def _memory(m: ModuleBuilder, name: str, width: int, *writes: Write) -> None:
+    (read,) = m.ram(name, ROWS, width, [writes[0].address], writes)
     # A memory that nothing reads would not be built.
     m.output(f"{name}_unused", read)
 
@@ -343,6 +354,7 @@ class Unit:
         operation = PASSES[fields["operation"]][0]
         if operation != "softmax":
             waits = self.machine.block_exponent if operation == "quantize_blocks" else 0
+            waits += fields["rows"] - 1 if operation == "quantize_heads" else 0
             return fields["groups"] * fields["rows"] + waits
         first = max(0, self.position + 1 - fields["window"]) if fields["window"] else 0
         return fields["groups"] * (self.position // self.lanes - first // self.lanes + 1)
@@ -451,7 +463,7 @@ def passes_of(program: Program, one: Instruction) -> tuple[int, int, int, int]:
         unit = size // does.heads
     if isinstance(does, Softmax):
         unit = 1
-    if isinstance(does, Route):
+    if isinstance(does, Route) or (isinstance(does, QuantizeHeads) and groups == 1):
         unit = size
     return touched.passes_of(does), -(-size // unit), unit, size
 
@@ -622,6 +634,71 @@ def test_quantize_blocks(geometry: Geometry, fmt: str, block: int, cycles: int) 
             assert np.array_equal(unit.fixed(60, len(before)), before), "wrote to the vectors"
             saturated += count
     assert saturated
+
+
+def equal_heads(unit: Unit, row: int, x: Ints, frac: int, groups: int) -> None:
+    """Codes and scales are those of the semantics."""
+    expected = semantics.quantize_heads(x, "half8", frac, groups)
+    found = unit.codes(row, groups, len(x) // groups, "half8")
+    assert np.array_equal(found, expected.codes)
+    scale = unit.scales(row, groups)
+    assert np.array_equal(scale.mantissa, expected.scale.mantissa)
+    assert np.array_equal(scale.exponent, expected.scale.exponent)
+
+
+@geometries
+def test_quantize_heads(unit: Unit) -> None:
+    """Codes and scales of heads of any width, when what a pass reduces is there."""
+    lanes, rng = unit.lanes, unit.rng
+    for groups, width in (
+        (1, 3),
+        (1, lanes),
+        (1, HEAD_ROWS * lanes - 3),
+        (6, lanes // 2),
+        (5, lanes),
+        (3, 2 * lanes),
+        (2, HEAD_ROWS * lanes),
+    ):
+        for spread in (*SPREADS, 0):
+            x, frac = unit.values(groups * width, spread), int(rng.integers(8, 31))
+            before = unit.fixed(160, 8 * lanes)
+            kind = quantized_type(groups, width, "half8")
+            duration = durations.heads_pass(unit.machine, groups * width, width).duration
+            reads = {"x": (7, x, frac)}
+            assert unit.run("quantize_heads", reads, (100, kind), duration) == 0
+            equal_heads(unit, 100, x, frac, groups)
+            assert np.array_equal(unit.fixed(160, len(before)), before), "wrote to the vectors"
+
+
+@geometries
+def test_heads_and_others_follow_each_other(unit: Unit) -> None:
+    """Passes behind those of heads begin as soon as their rows are taken, in any order."""
+    lanes, rng = unit.lanes, unit.rng
+    for _ in range(6):
+        widths = [(4, lanes // 2), (3, lanes), (2, 2 * lanes), (2, HEAD_ROWS * lanes), (1, lanes)]
+        heads = [(*one, unit.values(one[0] * one[1]), int(rng.integers(8, 31))) for one in widths]
+        a, b = unit.values(4 * lanes), unit.values(4 * lanes)
+        queues: list[list[dict[str, int]]] = []
+        unit.entry = 0
+        for number, (groups, width, x, frac) in enumerate(heads):
+            kind = quantized_type(groups, width, "half8")
+            (own,) = unit.made(
+                "quantize_heads", {"x": (8 * number, x, frac)}, (60 + 8 * number, kind)
+            )
+            queues.append(own)
+        (own,) = unit.made("mul", {"a": (40, a, 16), "b": (44, b, 16)}, (50, fixed_type(4 * lanes)))
+        queues.append(own)
+        now, fed = 0, list[Fed]()
+        while left := [queue for queue in queues if queue]:
+            fields = left[int(rng.integers(len(left)))].pop(0)
+            fed.append((now, fields))
+            now += unit.rows_of(fields) + int(rng.integers(0, 8) == 0)
+        _ = unit.feed(fed)
+        for number, (groups, _, x, frac) in enumerate(heads):
+            equal_heads(unit, 60 + 8 * number, x, frac, groups)
+        constants = ELEMENTWISE["mul"].constants([16, 16], 16, {})
+        product = semantics.elementwise(ELEMENTWISE["mul"], [a, b], constants)
+        assert np.array_equal(unit.fixed(50, 4 * lanes), product)
 
 
 @geometries
