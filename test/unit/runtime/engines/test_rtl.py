@@ -406,7 +406,7 @@ def test_exponents_of_blocks(built: Pairs, name: str, settings: tuple[str, ...])
     [
         ("sinks", ()),
         ("qwen", ("activations=half8", "formats.block=8")),
-        ("alibi", ("activations=int16", "vector.lanes=32", "network.results_per_cycle=32")),
+        ("alibi", ("activations=int16",)),
     ],
 )
 def test_exponents_of_heads(built: Pairs, name: str, settings: tuple[str, ...]) -> None:
