@@ -71,7 +71,7 @@ from intaglio.dialects.rom import (
     StateType,
     resolve,
 )
-from intaglio.dialects.tiling import MatrixShape, Piece
+from intaglio.dialects.tiling import MatrixShape, Piece, misdealt
 
 
 def matrix_shape(type_: ROMTensorType | AdapterType) -> MatrixShape:
@@ -97,7 +97,7 @@ class PieceAttr(ParametrizedAttribute):
     """A piece of a matrix: `#fabric.piece<rows 0 to 64, tiles 0 to 8, split 4, at 128, 32>`.
 
     The two numbers after `at` are the first address of its code words and of its group scales in
-    every L-Unit's bank.
+    every L-Unit's bank. `run 2` after the split says that slices are dealt runs of two words.
     """
 
     name = "fabric.piece"
@@ -108,6 +108,7 @@ class PieceAttr(ParametrizedAttribute):
     split: IntAttr
     base: IntAttr
     scale_base: IntAttr
+    run: IntAttr
 
     @staticmethod
     def of(piece: Piece) -> PieceAttr:
@@ -120,6 +121,7 @@ class PieceAttr(ParametrizedAttribute):
             IntAttr(piece.split),
             IntAttr(piece.base),
             IntAttr(piece.scale_base),
+            IntAttr(piece.run),
         )
 
     @property
@@ -133,11 +135,12 @@ class PieceAttr(ParametrizedAttribute):
             split=self.split.data,
             base=self.base.data,
             scale_base=self.scale_base.data,
+            run=self.run.data,
         )
 
     @classmethod
     def parse_parameters(cls, parser: AttrParser) -> Sequence[Attribute]:
-        """Parses `<rows a to b, tiles c to d, split s, at x, y>`."""
+        """Parses `<rows a to b, tiles c to d, split s, run r, at x, y>`; the run may be missing."""
 
         def integer() -> IntAttr:
             return IntAttr(parser.parse_integer(allow_boolean=False, allow_negative=False))
@@ -153,18 +156,23 @@ class PieceAttr(ParametrizedAttribute):
             parser.parse_keyword("split")
             values.append(integer())
             parser.parse_punctuation(",")
+            run = IntAttr(0)
+            if parser.parse_optional_keyword("run") is not None:
+                run = integer()
+                parser.parse_punctuation(",")
             parser.parse_keyword("at")
             values.append(integer())
             parser.parse_punctuation(",")
             values.append(integer())
-        return values
+        return [*values, run]
 
     def print_parameters(self, printer: Printer) -> None:
-        """Prints `<rows a to b, tiles c to d, split s, at x, y>`."""
+        """Prints `<rows a to b, tiles c to d, split s, run r, at x, y>`, no run of 0."""
+        run = f"run {self.run.data}, " if self.run.data else ""
         printer.print_string(
             f"<rows {self.first_row.data} to {self.last_row.data}, "
             f"tiles {self.first_tile.data} to {self.last_tile.data}, "
-            f"split {self.split.data}, at {self.base.data}, {self.scale_base.data}>"
+            f"split {self.split.data}, {run}at {self.base.data}, {self.scale_base.data}>"
         )
 
     def verify(self) -> None:
@@ -422,6 +430,8 @@ def _verify_piece(
             f"a piece of @{name} splits rows over {piece.split} L-Units, "
             f"a tile has {machine.l_units}"
         )
+    if (reason := misdealt(piece, shape, machine)) is not None:
+        raise VerifyException(f"a piece of @{name} {reason}")
     word_bits = machine.lanes * machine.plane_bits
     words = piece.base + piece.code_words(shape, machine)
     if words * word_bits > machine.rom_bits and machine.rom == "array" and not extra:

@@ -154,7 +154,8 @@ def accesses(
         if beat.peak or (isinstance(one, RMSScale) and part is not None and part.leaves != (0, 0)):
             leaves = one.writes[0]
         if isinstance(one, Product | ExpertMatvec) and one.norm is not None:
-            uses = one.norm
+            # Not of the rounds before the last one.
+            uses = one.norm if part is None or part.uses != (0, 0) else ""
         found.append(Access.of(one, part, uses_peak=uses, leaves_peak=leaves))
     return found
 

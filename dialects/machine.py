@@ -142,6 +142,8 @@ class Machine:
     """From switching a ROM bank on to its first word; 0: banks are always on."""
     power_sleep: int
     """To switch a ROM bank off."""
+    accumulators: int = 0
+    """Sums that an L-Unit keeps besides that of the step at hand."""
     block: int = 0
     """Activations that share an exponent, in formats that have one a block."""
     block_exponent: int = 0

@@ -10,6 +10,10 @@ A matrix [N, K] is cut by rows over tiles, and each row by words over the L-Unit
   takes `steps` such steps, and in each of them every L-Unit reads `words * planes` ROM words.
 
 All L-Units of a piece run in lockstep, so one address serves them all.
+
+A piece may also be *dealt*: its slices take runs of words in turn, as cards are dealt. Then the
+first run of all slices together is the first part of the row, and so on: a product takes a row in
+*rounds*, each of which needs a part of the input only, and keeps the sums of all steps meanwhile.
 """
 
 from __future__ import annotations
@@ -111,6 +115,11 @@ class Piece:
     w, plane p is at bank address `base + (step * words + w) * planes + p`; the scale of its i-th
     group at `scale_base + step * slice_groups + i`. What a family of experts has of the same rows
     follows: expert e is `expert_words` and `expert_scales` times e behind those of expert 0.
+
+    Word w of a slice is word `s * words + w` of the row. Where the piece is dealt it is word
+    `(r * split + s) * run + w % run` with the round `r = w // run`, and lies at
+    `base + ((r * steps + step) * run + w % run) * planes + p`; the scale of the i-th group of a run
+    is at `scale_base + (r * steps + step) * run_groups + i`.
     """
 
     first_row: int
@@ -122,6 +131,8 @@ class Piece:
     """Address of the first code word in every L-Unit's bank."""
     scale_base: int
     """Address of the first group scale in every L-Unit's scale column."""
+    run: int = 0
+    """Words of a row that follow each other in a slice, where it is dealt; 0: all of them do."""
 
     def rows_per_tile(self, machine: Machine) -> int:
         """Rows a tile works on at a time."""
@@ -139,10 +150,26 @@ class Piece:
         """Words of one slice."""
         return _ceildiv(shape.words_per_row(machine), self.split)
 
+    def rounds(self, shape: MatrixShape, machine: Machine) -> int:
+        """Parts in which a product takes a row."""
+        return self.words(shape, machine) // self.run if self.run else 1
+
+    def round_columns(self, machine: Machine) -> int:
+        """Columns of such a part; 0: a row is taken at once."""
+        return self.run * self.split * machine.lanes
+
+    def run_groups(self, shape: MatrixShape, machine: Machine) -> int:
+        """Group scales that lie together: of a run, or of a slice that is not dealt."""
+        if shape.scale_bits == 0 or not self.run:
+            return self.slice_groups(shape, machine)
+        return max(1, self.run // shape.words_per_group(machine))
+
     def slice_groups(self, shape: MatrixShape, machine: Machine) -> int:
         """Group scales stored with one slice, at most: a slice may begin inside a group."""
         if shape.scale_bits == 0:
             return 0
+        if self.run:
+            return self.rounds(shape, machine) * self.run_groups(shape, machine)
         words, size = self.words(shape, machine), shape.words_per_group(machine)
         if words % size == 0:
             return words // size
@@ -180,8 +207,21 @@ class Piece:
         codes = self.code_words(shape, machine) * word_bits
         return codes + self.scale_words(shape, machine) * shape.scale_bits
 
+    def read_cycles(self, shape: MatrixShape, machine: Machine, passes: int) -> int:
+        """Cycles in which the words of a step are read; where the piece is dealt, of a round."""
+        words = self.run or self.words(shape, machine)
+        return words * shape.planes(machine) * passes
+
+    def round_cycles(
+        self, shape: MatrixShape, machine: Machine, passes: int, floor: int = 1
+    ) -> int:
+        """Cycles of a round that is not the last: its words in all steps. Arguments as
+        `step_cycles`."""
+        return max(self.steps(machine) * self.read_cycles(shape, machine, passes), floor)
+
     def step_cycles(self, shape: MatrixShape, machine: Machine, passes: int, floor: int = 1) -> int:
-        """Cycles of one step: the slower of reading the words and draining the results.
+        """Cycles of one step, in the last round: the slower of reading the words and draining the
+        results.
 
         Args:
             shape: of the matrix.
@@ -189,7 +229,7 @@ class Piece:
             passes: how often a word is used for the bits of an activation.
             floor: what a step takes at least (`step_floor`).
         """
-        read = self.words(shape, machine) * shape.planes(machine) * passes
+        read = self.read_cycles(shape, machine, passes)
         return max(read, self.drain_cycles(machine), floor)
 
     def drain_cycles(self, machine: Machine) -> int:
@@ -199,13 +239,37 @@ class Piece:
     def product_cycles(self, shape: MatrixShape, machine: Machine, passes: int) -> int:
         """Cycles of all steps and the last drain, without the latencies of the way."""
         steps = self.steps(machine) * self.step_cycles(shape, machine, passes)
-        return steps + self.drain_cycles(machine)
+        before = (self.rounds(shape, machine) - 1) * self.round_cycles(shape, machine, passes)
+        return before + steps + self.drain_cycles(machine)
 
     def place_of(self, row: int, machine: Machine) -> tuple[int, int, int]:
         """Tile, first L-Unit and step of a row of the matrix."""
         step, rest = divmod(row - self.first_row, self.rows_per_step(machine))
         tile, slot = divmod(rest, self.rows_per_tile(machine))
         return self.first_tile + tile, slot * self.split, step
+
+
+def misdealt(piece: Piece, shape: MatrixShape, machine: Machine) -> str | None:
+    """Why a piece cannot be dealt in its runs; None: it can, or is not."""
+    run, words = piece.run, piece.words(shape, machine)
+    if not run:
+        return None
+    if words % run:
+        return f"has runs of {run} words, which do not divide the {words} of a slice"
+    runs = _ceildiv(shape.words_per_row(machine), run)
+    if _ceildiv(runs, piece.split) * run > words:
+        return f"has runs of {run} words, of which some slices would get more than {words}"
+    group = shape.words_per_group(machine)
+    if shape.scale_bits and run % group and group % run:
+        return f"has runs of {run} words, which scale groups of {group} words do not fit"
+    if (steps := piece.steps(machine)) > machine.accumulators:
+        return (
+            f"has {steps} steps, of which an L-Unit with {machine.accumulators} more accumulators "
+            "cannot keep all sums"
+        )
+    if shape.experts > 1:
+        return "is a family of experts, which are not dealt"
+    return None
 
 
 def step_floor(pieces: Iterable[Piece], machine: Machine) -> int:

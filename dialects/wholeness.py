@@ -5,6 +5,8 @@ say. So nothing of an instruction may be left out or done twice; but of what fin
 magnitude that others have left the first pass is (`hazards.py` proves that they have). And units
 have one register for a maximum, the vector unit one for a sum too: rows of a group that a unit
 reduces follow each other in their order, with rows between them only of passes that reduce nothing.
+L-Units keep the sums of one product that takes its rows in rounds: these follow each other, and no
+other such product comes between them.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from intaglio.dialects.hazards import Taken
 from intaglio.dialects.isa.beat import WHOLE
 from intaglio.dialects.isa.instruction import Instruction
+from intaglio.dialects.isa.matrix import Matvec
 from intaglio.dialects.isa.touched import groups_of, may_read_peak, passes_of, reduces, size_of
 from intaglio.dialects.isa.values import Value
 
@@ -61,7 +64,31 @@ def first_fault(
         fault = _fault(beats, size(does), from_pass)
         if fault is not None:
             return fault
-    return _first_mixed(taken, kinds, size)
+    return _first_mixed(taken, kinds, size) or _first_kept(taken)
+
+
+def _first_kept(taken: Sequence[Taken]) -> Fault | None:
+    """The first beat that finds the sums of another product in the L-Units, or a round that does
+    not follow its own."""
+    opened: tuple[int, int] | None = None
+    left = 0
+    for number, (does, beat, _) in enumerate(taken):
+        if not isinstance(does, Matvec) or does.rounds is None:
+            continue
+        mine = beat.of_instruction, beat.number
+        if opened is None or left == 0:
+            if beat.number:
+                return Fault(number, f"round {beat.number} comes before round 0")
+            left = sum(
+                isinstance(other, Matvec) and one.of_instruction == mine[0]
+                for other, one, _ in taken
+            )
+        elif opened[0] != mine[0]:
+            return Fault(number, f"L-Units still keep sums of instruction {opened[0]}")
+        elif mine[1] not in (opened[1], opened[1] + 1):
+            return Fault(number, f"round {mine[1]} comes after round {opened[1]}")
+        opened, left = mine, left - 1
+    return None
 
 
 def _first_mixed(

@@ -234,7 +234,7 @@ def _part(content: JSONFile | None, folder: Path) -> Part | None:
 
 
 def _piece(content: JSONFile) -> Piece:
-    content.only("rows", "tiles", "split", "at")
+    content.only("rows", "tiles", "split", "run", "at")
     (first_row, last_row), (first_tile, last_tile), (base, scale_base) = (
         [one.count() for one in content[key].list(2)] for key in ("rows", "tiles", "at")
     )
@@ -249,6 +249,7 @@ def _piece(content: JSONFile) -> Piece:
         content["split"].count(1),
         base,
         scale_base,
+        0 if (run := content.get("run")) is None else run.count(1),
     )
 
 

@@ -137,6 +137,15 @@ KEYS: dict[str, Key] = {
     "l_unit.bank_bits": _count("bits of a word of a ROM bank", 65536, "bit"),
     "l_unit.plane_bits": Key("int", "bits of a weight that one pass takes", "bit", 1, 8),
     "l_unit.pass_bits": Key("int", "bits of an activation that one pass takes", "bit", 1, 16),
+    "l_unit.accumulators": Key(
+        "int",
+        "sums that it keeps besides that of the step at hand: products of no more steps take their "
+        "rows in rounds, as their inputs come",
+        "",
+        1,
+        256,
+        required=False,
+    ),
     "l_unit.group": Key(
         "int",
         "weights that share a scale, as published; absent where a whole matrix does",

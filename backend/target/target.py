@@ -236,6 +236,7 @@ class Target:
             embedding_store=self.text("policy.embedding_store"),
             head_store=self.text("policy.head_store"),
             fraction_bits=self.integer("formats.fraction_bits"),
+            accumulators=self._optional("l_unit.accumulators"),
             block=self._optional("formats.block"),
             rom_logic=self._rom_logic,
             expert_power=self._expert_power,

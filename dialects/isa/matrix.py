@@ -10,6 +10,10 @@ from intaglio.dialects.isa.values import Coded, Fixed, Routing, Scale, Token
 
 SHIFT_BITS = 6
 """Width of the number of places that an accumulator loses before it is scaled."""
+ROUND_BITS = 8
+"""Width of the number of parts in which a product takes a row."""
+COLUMN_BITS = 24
+"""Width of the number of columns of such a part."""
 CHOSEN_BITS = 6
 """Width of the number of an expert among those that are chosen."""
 
@@ -45,9 +49,36 @@ class Product(Instruction[V]):
 
 
 class Matvec(
-    Product[V], opcode="matvec", queue=MATRIX, meaning=(semantics.dot, semantics.requantize)
+    Product[V],
+    opcode="matvec",
+    queue=MATRIX,
+    meaning=(semantics.dot, semantics.requantize),
+    together=("rounds", "round_columns"),
 ):
-    """A matrix by a vector, scaled to fixed point; bias and residual are added."""
+    """A matrix by a vector, scaled to fixed point; bias and residual are added.
+
+    With `rounds` a row is taken in so many parts of `round_columns` columns each, one after the
+    other: a pass each. The results are there after the last one.
+    """
+
+    rounds: int | None = integer(ROUND_BITS, default=None)
+    round_columns: int | None = integer(COLUMN_BITS, default=None)
+
+    def columns_of(self, round_: int, size: int) -> tuple[int, int]:
+        """The first column of a round, and the one after its last.
+
+        Args:
+            round_: its number.
+            size: columns of the matrix.
+
+        Raises:
+            ValueError: a round has no columns, or columns have no round.
+        """
+        if self.rounds is None or self.round_columns is None:
+            return 0, size
+        if not (self.rounds - 1) * self.round_columns < size <= self.rounds * self.round_columns:
+            raise ValueError(f"{self.rounds} rounds of {self.round_columns} columns, of {size}")
+        return round_ * self.round_columns, min(size, (round_ + 1) * self.round_columns)
 
 
 class ExpertMatvec(

@@ -131,9 +131,9 @@ def use(*stores: Store, access: Access = Access.READ, default: Any = _REQUIRED) 
     return _declared(lambda n, o: Role(n, stores, access, o), "roles", default)
 
 
-def integer(bits: int, *, signed: bool = False) -> Any:
-    """A field for an integer of some bits."""
-    return argument(Integer(bits, signed))
+def integer(bits: int, *, signed: bool = False, default: Any = _REQUIRED) -> Any:
+    """A field for an integer of some bits; optional with `default=None`."""
+    return argument(Integer(bits, signed), default=default)
 
 
 def number(*, default: Any = _REQUIRED) -> Any:

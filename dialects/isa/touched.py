@@ -88,6 +88,8 @@ def passes_of(one: Instruction[Any]) -> int:
         return 1
     if isinstance(one, LinearAttention):
         return one.passes
+    if isinstance(one, Matvec):
+        return one.rounds or 1
     return one.passes.passes if isinstance(one, VectorInstruction) else 1
 
 
@@ -185,10 +187,15 @@ def touched(
     uses = leaves = (0, 0)
     match one:
         case Product():
-            # The vector is multiplied with every row.
-            reads |= {} if one.residual is None else {one.residual: (first, last)}
-            writes[one.output] = (first, last)
-            uses = _of_norm(one, beat)
+            # The vector is multiplied with every row; of a round, its part.
+            if isinstance(one, Matvec) and one.rounds is not None:
+                reads[one.input] = _of_round(one, beat, kind)
+            if beat.number < passes_of(one) - 1:
+                reads, writes = {one.input: reads[one.input]}, {}
+            else:
+                reads |= {} if one.residual is None else {one.residual: (first, last)}
+                writes[one.output] = (first, last)
+                uses = _of_norm(one, beat)
         case ExpertMatvec():
             writes[one.output] = (first, last)
             uses = _of_norm(one, beat)
@@ -291,6 +298,15 @@ def _of_groups(
     value = kind(one.output)
     written = _part(value, begin, end, chip) if isinstance(value, Quantized) else (first, last)
     return written, *_entries(one, beat, begin, end)
+
+
+def _of_round(one: Matvec[V], beat: Beat, kind: Callable[[V], Value]) -> Range:
+    """The elements that a round of a product multiplies."""
+    value = kind(one.input)
+    assert isinstance(value, Coded)
+    first, last = one.columns_of(beat.number, value.size)
+    # A scale of the whole vector lies beside its first row.
+    return (0 if isinstance(value, Quantized) else first), last
 
 
 def _of_norm(one: Product[V] | ExpertMatvec[V], beat: Beat) -> Range:

@@ -1,6 +1,7 @@
 """The mapping file: the placement of matrices as JSON, written by a compile and read by another.
 
-A person edits `pieces`: which rows lie on which tiles, and over how many L-Units a row is split.
+A person edits `pieces`: which rows lie on which tiles, over how many L-Units a row is split, and in
+runs of how many words these are dealt it (`run`; left out where each has consecutive words).
 Addresses (`at`) may be left out; they are then assigned in the file's order.
 """
 
@@ -19,12 +20,12 @@ from intaglio.dialects.fabric import ConstantOp, EngraveOp, ReserveOp, memories,
 from intaglio.dialects.h_units import KV
 from intaglio.dialects.json_file import JSON, JSONFile, shown
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.tiling import MatrixShape, Piece
+from intaglio.dialects.tiling import MatrixShape, Piece, misdealt
 
 SCHEMA = 1
 _KEYS = ("schema", "target", "tiles", "l_units", "memories", "matrices", "constants", "sram")
 _MATRIX_KEYS = ("name", "key", "extra", "pieces")
-_PIECE_KEYS = ("rows", "tiles", "split", "at")
+_PIECE_KEYS = ("rows", "tiles", "split", "run", "at")
 Fill = Callable[[int, int], tuple[int, int]]
 """First free addresses of a range of tiles: code words, scale words."""
 
@@ -62,7 +63,11 @@ class Mapping:
                         f"{scale_base}",
                     )
                 base, scale_base = at
-            yield Piece(row, last_row - row, first, last - first, split, base, scale_base)
+            run = 0 if (dealt := entry.get("run")) is None else dealt.count(1)
+            piece = Piece(row, last_row - row, first, last - first, split, base, scale_base, run)
+            if (reason := misdealt(piece, shape, machine)) is not None:
+                raise self._wrong(name, reason)
+            yield piece
             row = last_row
         if row != shape.rows:
             raise self._wrong(name, f"ends at row {row} of {shape.rows}")
@@ -124,6 +129,8 @@ def check_mapping(content: JSONFile, *, whole: bool = False) -> None:
             for key in ("rows", "tiles", *(("at",) if whole else ())):
                 piece[key].pair()
             piece["split"].integer()
+            if (run := piece.get("run")) is not None:
+                run.count(1)
             if (at := piece.get("at")) is not None:
                 at.pair()
     for one in content["constants"].list() if whole else ():
@@ -246,9 +253,9 @@ def piece_of(content: JSONFile) -> Piece:
     """The inverse of `piece_content`."""
     (first_row, last_row), (first_tile, last_tile) = content["rows"].pair(), content["tiles"].pair()
     rows, tiles = last_row - first_row, last_tile - first_tile
-    return Piece(
-        first_row, rows, first_tile, tiles, content["split"].integer(), *content["at"].pair()
-    )
+    run = 0 if (dealt := content.get("run")) is None else dealt.count(1)
+    split, at = content["split"].integer(), content["at"].pair()
+    return Piece(first_row, rows, first_tile, tiles, split, *at, run)
 
 
 def form_content(form: Form) -> dict[str, JSON]:
@@ -264,5 +271,6 @@ def piece_content(piece: Piece) -> dict[str, JSON]:
         "rows": [piece.first_row, piece.first_row + piece.rows],
         "tiles": [piece.first_tile, piece.first_tile + piece.tiles],
         "split": piece.split,
+        **({"run": piece.run} if piece.run else {}),
         "at": [piece.base, piece.scale_base],
     }

@@ -23,12 +23,19 @@ from intaglio.dialects import rom
 from intaglio.dialects.errors import DoesNotFit, UserError, Way
 from intaglio.dialects.fabric import DomainOp, EngraveOp, PlaceOp, machine_of, matrix_shape
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes, floor_power
+from intaglio.dialects.tiling import (
+    MatrixShape,
+    Piece,
+    activation_passes,
+    floor_power,
+    step_floor,
+)
 from intaglio.lowering import roles
 from intaglio.lowering.order import check_before, check_legalised
 from intaglio.lowering.place.constants import place_constants
 from intaglio.lowering.place.mapping import Mapping as MappingFile
 from intaglio.lowering.place.mapping import read_mapping
+from intaglio.lowering.place.rounds import dealt, in_rounds
 from intaglio.lowering.place.sram import place_sram
 from intaglio.lowering.place.users import users
 
@@ -291,6 +298,15 @@ def _engrave(
 ) -> Iterator[EngraveOp | DomainOp]:
     banks = _Banks(machine)
     tensors = _engraved(module, machine)
+    rounds = in_rounds(module) if machine.accumulators else set[str]()
+
+    def cut_of(one: _Engraved) -> Piece:
+        return choose_piece(
+            one.shape, machine, one.is_table, is_read=one.is_read, compact=compact
+        )
+
+    cuts = {one.name: cut_of(one) for one in tensors}
+    floor = step_floor(cuts.values(), machine)
     engraved: dict[str, list[Piece]] = {}
     members: dict[str, list[str]] = {}
     domain: str | None = None
@@ -309,9 +325,9 @@ def _engrave(
             if machine.placement == "packed" and not one.extra:
                 place = _pack(shape, machine, banks, compact)
             if place is None:
-                cut = choose_piece(
-                    shape, machine, one.is_table, is_read=one.is_read, compact=compact
-                )
+                cut = cuts[one.name]
+                if one.name in rounds and not compact:
+                    cut = dealt(cut, shape, machine, floor)
                 place = _at(cut, 0, banks.fill(0, cut.tiles))
             pieces = [place]
             banks.add(place, shape, one.extra)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from intaglio.dialects.isa.matrix import Matvec
 from intaglio.dialects.isa.touched import reduces as is_reducing
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
@@ -125,6 +126,7 @@ def _depend(
     """What of each beat comes before it."""
     slots = merged(same_slots(one, one) for one in named_slots([i.draft for i in items], instances))
     left: dict[int, int] = {}
+    kept: int | None = None
     rows: dict[tuple[int, int], int] = {}
     seen = Accesses(machine)
     for number, item in enumerate(items):
@@ -141,6 +143,11 @@ def _depend(
             if item.of_pass in rows:
                 item.before.setdefault(rows[item.of_pass], False)
             rows[item.of_pass] = number
+        if isinstance(one.does, Matvec) and one.does.rounds is not None:
+            # L-Units keep the sums of one product at a time, from its first round to its last step.
+            if kept is not None:
+                item.before.setdefault(kept, False)
+            kept = number
         if one.touched is not None:
             for entry in range(*one.touched.uses):
                 # Peaks may be of an instance or block before.

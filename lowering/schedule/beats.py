@@ -3,7 +3,8 @@
 A queue takes beats, so what another queue waits for is there as soon as the beat that makes it has
 finished, and not when the whole instruction has. What is cut:
 
-- products by their steps, vectors by their rows, attention by the heads of the cache;
+- products by their steps, and those that take a row in rounds by these, up to the last one;
+- vectors by their rows, attention by the heads of the cache;
 - an instruction of several passes into its passes.
 
 What comes first of a block's beats is said by `beat_order.py`.
@@ -99,9 +100,10 @@ class Beats:
             if (number, place) in self.peaks.read:
                 entries.append(self.peaks.read[number, place])
                 continue
-            passes = passes_of(one.does)
+            # Rounds of a product leave sums in the L-Units.
+            passes = 1 if isinstance(does, Product) else passes_of(does)
             entries.append(taken if passes > 1 else 0)
-            taken += groups_of(one.does, self.memory.kind) if passes > 1 else 0
+            taken += groups_of(does, self.memory.kind) if passes > 1 else 0
         return entries
 
     def _beats(
@@ -148,6 +150,8 @@ class Beats:
         """How much of what is counted a beat has."""
         does, kind, lanes = one.does, self.memory.kind, self.machine.vector_lanes
         match does:
+            case Matvec() if number < passes_of(does) - 1:
+                return size
             case Matvec() | ExpertMatvec():
                 return self.rows_at_once(bound.get(does.weights, does.weights))
             case QueryKey() | WeightedSum() | Append():

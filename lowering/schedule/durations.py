@@ -123,6 +123,8 @@ def steps(
 ) -> tuple[Formula, Formula]:
     """Some steps of a matrix by a vector, requantised: until the next ones, and to the results.
 
+    Of a matrix that is dealt, those of the last round.
+
     Args:
         machine: the chip.
         shape: of the matrix.
@@ -135,6 +137,20 @@ def steps(
     drain = max(one.drain_cycles(machine) for one in pieces)
     fixed = machine.broadcast + machine.mac_pipeline + machine.reduce + machine.requantise
     return constant(count * cycles), constant(count * cycles + drain + fixed)
+
+
+def product_round(
+    machine: Machine, shape: MatrixShape, pieces: Sequence[Piece], floor: int
+) -> tuple[Formula, Formula]:
+    """A round of a matrix by a vector that is not the last: until the next one, and until it counts
+    as done, which is when results would be there that leave in a cycle.
+
+    The arguments are those of `steps`.
+    """
+    passes = activation_passes(machine.activations, machine)
+    cycles = max(one.round_cycles(shape, machine, passes, floor) for one in pieces)
+    fixed = machine.broadcast + machine.mac_pipeline + machine.reduce + machine.requantise
+    return constant(cycles), constant(cycles + 1 + fixed)
 
 
 def adapter_product(machine: Machine, shape: MatrixShape) -> Formula:

@@ -11,6 +11,7 @@ from xdsl.ir import Attribute, Operation, SSAValue
 from xdsl.utils.exceptions import PassFailedException
 
 from intaglio.dialects import rom
+from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import kv_vector_bytes, matrix_shape
 from intaglio.dialects.formula import Formula
 from intaglio.dialects.h_units import StateShape
@@ -23,13 +24,13 @@ from intaglio.dialects.isa.matrix import Embed, EmbedPosition, ExpertMatvec, Mat
 from intaglio.dialects.isa.queues import VECTOR
 from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.isa.registry import INSTRUCTIONS
-from intaglio.dialects.isa.touched import groups_of, size_of
+from intaglio.dialects.isa.touched import groups_of, passes_of, size_of
 from intaglio.dialects.isa.values import Quantized, Scores, Value
 from intaglio.dialects.isa.vector import Quantize, QuantizeBlocks, QuantizeHeads, Route, Softmax
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.program import plain_argument, value_of
 from intaglio.dialects.semantics import pre_shift, query_key_bits, weighted_sum_bits
-from intaglio.dialects.tiling import Piece, step_floor
+from intaglio.dialects.tiling import MatrixShape, Piece, step_floor
 from intaglio.dialects.timeline import Times
 from intaglio.lowering.buffers import name_of
 from intaglio.lowering.schedule import durations
@@ -108,9 +109,36 @@ class Selector:
             does = _named(AdapterMatvec[SSAValue], op, input=dot.input, normed=normed)
             pace, duration = self.adapter_product(op, type_)
             return Draft(does, lambda _, __: Times(duration, pace), op.onnx)
-        return self.rom_product(
-            op, type_, _named(Matvec[SSAValue], op, input=dot.input, normed=normed)
+        (rounds, columns) = self.rounds(name_of(op.weights), matrix_shape(type_))
+        does = _named(
+            Matvec[SSAValue],
+            op,
+            input=dot.input,
+            normed=normed,
+            rounds=rounds,
+            round_columns=columns,
         )
+        return self.rom_product(op, type_, does)
+
+    def rounds(self, slot: str, shape: MatrixShape) -> tuple[int, int] | tuple[None, None]:
+        """In how many parts a product takes a row, and of how many columns; none: at once.
+
+        Raises:
+            UserError: matrices that one slot is bound to are dealt differently.
+        """
+        pieces = self.pieces_of(slot)
+        found = {
+            (one.rounds(shape, self.machine), one.round_columns(self.machine)) for one in pieces
+        }
+        if len(found) > 1:
+            names = [one.get(slot, slot) for one in self.instances] or [slot]
+            raise UserError(
+                f"matrices {names[0]} to {names[-1]} are multiplied by one instruction of a layer, "
+                "and their rows are dealt in different runs",
+                hint="give all of them the same 'run' and 'split' in the mapping file",
+            )
+        ((rounds, columns),) = found
+        return (rounds, columns) if columns else (None, None)
 
     def rom_product(
         self,
@@ -122,7 +150,12 @@ class Selector:
         pieces, shape = self.pieces_of(name_of(op.weights)), matrix_shape(type_)
         at_once = pieces[0].rows_per_step(self.machine)
 
-        def product(rows: int, _: int) -> Times:
+        def product(rows: int, number: int) -> Times:
+            if number < passes_of(does) - 1:
+                pace, duration = durations.product_round(
+                    self.machine, shape, pieces, self.step_floor
+                )
+                return Times(duration, pace)
             steps = -(-rows // at_once)
             pace, duration = durations.steps(self.machine, shape, pieces, steps, self.step_floor)
             return Times(duration, pace)

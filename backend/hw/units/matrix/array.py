@@ -19,6 +19,8 @@ so the last write, the last beat of the last step, is in cycle ``product - 1``, 
 The next instruction may start when the last slot goes (`ready`): the slots have their fields, what
 leaves the tiles those of its step, taken with it, and the requantisers those of their results. No
 step is shorter than the drain of another one, so what leaves never meets (`durations.step_floor`).
+A round that is not the last (`tiling.Piece.run`) leaves the sums of its steps in the L-Units, an
+accumulator each; it ends as if its last step had results of one cycle.
 In a step, the words of a slice come in order; of each word its planes, of each plane the parts of
 the activations (`MatrixConfig.pass_bits`). An `embed` uses the same way, and nothing starts before
 it has finished: the L-Units that hold the row give their words one after the other, and when all
@@ -306,6 +308,14 @@ class _Array:
             following = mux(step_end & ~embed, following, counter)
             counter.drive(mux(start, first.truncate(scale_bits), following))
 
+        self.sum: Signal = m.constant(0)
+        if config.sums:
+            # Where sums stay in the L-Units, each step has its own.
+            self.sum = counter = self._counter("sum", choice_bits(config.sums + 1))
+            following = mux(counter == 0, 0, counter + 1).truncate(counter.width)
+            following = mux(step_end, following, counter)
+            counter.drive(mux(start, self.new_field("sum"), following))
+
         self.busy, self.active, self.final, self.step_end = busy, active, final, step_end
         self.part, self.plane, self.word, self.slice = part, plane, word, slice_
         self.code, self.scale, self.embed = code, scale, embed
@@ -331,14 +341,20 @@ class _Array:
             "plane": self.plane.truncate(index_bits(config.planes)).delay(late),
             "part": self.part.delay(late),
             "valid": product.delay(at_rom, reset=0, name="valid"),
-            "clear": first_word.delay(late),
-            "capture": (self.step_end & ~self.embed).delay(late + 1, reset=0, name="capture"),
+            "clear": (first_word & ~self.field("added")).delay(late),
+            # Of a round whose sums stay, only the end counts.
+            "capture": (
+                self.step_end & ~self.embed & (~self.field("kept") | self.final)
+            ).delay(late + 1, reset=0, name="capture"),
         }
+        if config.sums:
+            inputs["sum"] = self.sum.delay(late)
         self.capture, self.to_capture = inputs["capture"], late + 1
         if config.domains:
             self.power = m.input("power", len(config.domains))
         for number in range(config.ports):
             word = self.by_way(lambda way, n=number: self.field("words") * (n & (way.split - 1)))
+            word = word + self.field("first_word")
             steps = self._steps(number, word) if config.steps else None
             x, xsum, scale = self._stream(number, word, steps)
             inputs |= {f"x{number}": x, f"xsum{number}": xsum, f"scale_address{number}": scale}
@@ -466,8 +482,8 @@ class _Array:
         last_beat = draining & (beat == self.leaving("beats"))
         draining.drive(mux(self.capture, 1, mux(last_beat, 0, draining)))
         beat.drive(mux(self.capture, 0, mux(draining, (beat + 1).truncate(beat.width), beat)))
-        event, done = draining, last_beat & last_step
-        self.beat, self.draining = beat, draining
+        event, done = draining & ~self.leaving("kept"), last_beat & last_step
+        self.beat, self.draining = beat, event
 
         size = self.by_way(lambda way: way.chunk, self.leaving("way"))
         if config.table_planes:

@@ -60,8 +60,12 @@ FIELDS: dict[str, str] = {
     "expert_words": "code words from an expert to the next one; 0: not of a family",
     "expert_scales": "group scales from an expert to the next one",
     "expert_biases": "rows of the constant ROM from an expert's biases to the next one's",
-    "slice_groups": "group scales of a slice",
-    "words": "words of a slice",
+    "slice_groups": "group scales of a slice, or of a round of it",
+    "words": "words of a slice, or of a round of it",
+    "first_word": "first word of the round in the row",
+    "kept": "1: a round that is not the last, whose sums stay in the L-Units",
+    "added": "1: a round that is not the first, added to the sums that stay there",
+    "sum": "accumulator of the first step at hand: 0 without rounds, else 1 for step 0",
     "planes": "bit planes of a code, less one",
     "idle": "cycles after each word's planes in which the word before still leaves (`embed`)",
     "stride": "code words of a slice: words times planes (`embed`)",
@@ -171,6 +175,7 @@ class MatrixConfig:
         constant_rows: rows of the constant ROM.
         floor: cycles that a step takes at least.
         experts: of the family with the most; 1 without families.
+        sums: accumulators of an L-Unit for products that take rows in rounds, besides one.
         steps: of inputs with an exponent a block (`formats.Format.steps`); 0: there are none.
         unblocked: whether there are others beside them.
         norm_rows: rows of the memory of norms' factors.
@@ -196,6 +201,7 @@ class MatrixConfig:
     constant_rows: int
     floor: int
     experts: int = 1
+    sums: int = 0
     steps: int = 0
     unblocked: bool = False
     norm_rows: int = 0
@@ -439,6 +445,7 @@ def configure(
         constant_rows=constant_depth,
         floor=floor,
         experts=max((p.experts for p in products), default=1),
+        sums=max((one.steps(machine) for one in pieces.values() if one.run), default=0),
         steps=max((FORMATS[fmt].steps for _, fmt in formats), default=0),
         unblocked=len(by_block) > 1,
         norm_rows=max(
@@ -674,11 +681,11 @@ def _descriptor(
     parameter, piece = program.parameters[name], pieces[name]
     shape = parameter.rom_shape
 
-    planes, words = shape.planes(machine), piece.words(shape, machine)
+    planes, words = shape.planes(machine), piece.run or piece.words(shape, machine)
     single = shape.group >= shape.columns
     # Shifted so far, every word's number is 0.
     group_shift = (
-        (words * piece.split).bit_length() if single else log2(shape.words_per_group(machine))
+        shape.words_per_row(machine).bit_length() if single else log2(shape.words_per_group(machine))
     )
     does = use.does
     fraction = program.fraction(does.writes[0])
@@ -689,7 +696,7 @@ def _descriptor(
         "last_tile": piece.first_tile + piece.tiles - 1,
         "code_base": piece.base,
         "scale_base": piece.scale_base,
-        "slice_groups": piece.slice_groups(shape, machine),
+        "slice_groups": piece.run_groups(shape, machine),
         "words": words,
         "planes": planes - 1,
         "group_shift": group_shift,
@@ -721,18 +728,26 @@ def _descriptor(
         shift = does.pre_shift
         passes = activation_passes(machine.activations, machine)
         cycles = piece.step_cycles(shape, machine, passes, floor)
-        at_once = piece.rows_per_step(machine)
+        at_once, round_ = piece.rows_per_step(machine), instruction.beat.number
+        kept = round_ < piece.rounds(shape, machine) - 1
+        if kept:
+            cycles = piece.read_cycles(shape, machine, passes)
         first, elements = instruction.beat.of(shape.rows)
         if first % at_once or ((first + elements) % at_once and first + elements != shape.rows):
             raise CompilerBug(f"a beat of {name} begins or ends within a step of {at_once} rows")
         first, steps = first // at_once, -(-elements // at_once)
+        before = round_ * piece.steps(machine) + first
         values |= {
-            "code_base": piece.base + first * words * planes,
-            "scale_base": piece.scale_base + first * piece.slice_groups(shape, machine),
+            "code_base": piece.base + before * words * planes,
+            "scale_base": piece.scale_base + before * values["slice_groups"],
+            "first_word": round_ * piece.split * piece.run,
+            "kept": int(kept),
+            "added": int(round_ > 0),
+            "sum": first + 1 if piece.run else 0,
             "first": first * piece.rows_per_step(machine),
             "step_slots": cycles - 1,
             "slots": cycles * steps - 1,
-            "beats": piece.drain_cycles(machine) - 1,
+            "beats": 0 if kept else piece.drain_cycles(machine) - 1,
             "last": shape.rows - 1,
             "input_row": program.row_of(does.input, instruction),
             "pre_shift": shift,
@@ -865,6 +880,8 @@ def _engrave(
     matrix = None if parameter.is_dense else images.matrix(parameter.name)
     table = images.dense(parameter.name) if matrix is None else None
     width = piece.split * words * machine.lanes
+    run, rounds = piece.run or words, piece.rounds(shape, machine)
+    run_groups = piece.run_groups(shape, machine)
     block = max(1, (1 << 20) // (width * planes))
     for expert, slot in product(range(shape.experts), range(slots)):
         code_base = piece.base + expert * piece.expert_words(shape, machine)
@@ -882,11 +899,12 @@ def _engrave(
                     padded[:, : shape.columns] -= np.int16(parameter.zero or 0)
             elif table is not None:
                 padded[:, : shape.columns] = table[rows]
-            by_word = padded.reshape(len(rows), piece.split, words, 1, machine.lanes)
+            by_word = padded.reshape(len(rows), rounds, piece.split, run, 1, machine.lanes)
             packed = pack_word(_digits(by_word, shape, machine), machine.plane_bits)
-            by_unit = packed.swapaxes(0, 1).reshape(piece.split, -1, packed.shape[-1])
-            at = code_base + step * words * planes
-            codes[units, at : at + by_unit.shape[1], : packed.shape[-1]] = by_unit
+            for r in range(rounds):
+                by_unit = packed[:, r].swapaxes(0, 1).reshape(piece.split, -1, packed.shape[-1])
+                at = code_base + (r * piece.steps(machine) + step) * run * planes
+                codes[units, at : at + by_unit.shape[1], : packed.shape[-1]] = by_unit
             if matrix is None or not groups:
                 continue
             content = matrix.scales[rows].astype(np.uint16).astype(np.uint64)
@@ -896,12 +914,12 @@ def _engrave(
                 offsets = matrix.offsets[rows].astype(np.int64)
                 offsets &= (1 << config.offset_bits) - 1
                 content |= offsets.astype(np.uint64) << np.uint64(config.offset_place)
-            for s in range(piece.split):
-                group = s * words // shape.words_per_group(machine)
-                part = np.zeros((len(rows), groups), np.uint64)
-                seen = content[:, group : group + groups]
+            for r, s in product(range(rounds), range(piece.split)):
+                group = (r * piece.split + s) * run // shape.words_per_group(machine)
+                part = np.zeros((len(rows), run_groups), np.uint64)
+                seen = content[:, group : group + run_groups]
                 part[:, : seen.shape[1]] = seen
-                at = scale_base + step * groups
+                at = scale_base + (r * piece.steps(machine) + step) * run_groups
                 scales[slot * piece.split + s, at : at + part.size] = part.reshape(-1)
 
 

@@ -77,7 +77,8 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
       and `rom_scale` instead of the addresses: each L-Unit has a ROM module of its own.
     - m - 2: `steps`: exponent and step of the word's block; `blocked`: 0 where it has none. Exist
       where inputs have exponents of blocks. Of several blocks the first one is at the low bits
-    - m - 1: `plane`, `part` (which shift), `clear` (begin with 0)
+    - m - 1: `plane`, `part` (which shift), `clear` (begin with 0), `sum` (which accumulator; where
+      there are several)
     - m: the sum has this word; with `capture` in this cycle it is on `result` from the next one on
     """
     machine, fields = config.machine, config.fields
@@ -148,10 +149,17 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
         part = index_input(m, "part", config.passes)
         scaled = choose(part, [scaled << config.pass_bits * a for a in range(config.passes)])
     clear, capture = m.input("clear", 1), m.input("capture", 1)
-    accumulator = m.register("accumulator", config.accumulator_bits, signed=True, reset=None)
-    total = mux(clear, m.constant(0), accumulator) + scaled
-    accumulator.drive(total.truncate(config.accumulator_bits, True), accumulate)
-    m.output("result", accumulator.delay(enable=capture, name="captured"))
+    width, count = config.accumulator_bits, config.sums + 1
+    number = index_input(m, "sum", count)
+    sums = [
+        m.register(f"accumulator{n}" if n else "accumulator", width, signed=True, reset=None)
+        for n in range(count)
+    ]
+    total = (mux(clear, m.constant(0), choose(number, sums)) + scaled).truncate(width, True)
+    for n, one in enumerate(sums):
+        one.drive(total, accumulate & (number == n) if config.sums else accumulate)
+    taken = choose(number.delay(), sums) if config.sums else sums[0]
+    m.output("result", taken.delay(enable=capture, name="captured"))
     return m
 
 
