@@ -31,6 +31,7 @@ def clocks(blocks: Sequence[timeline.Block]) -> Iterator[tuple[At, Clock]]:
     results: list[list[Clock]] = [[] for _ in COUNTERS]
     """The last ones of earlier instances, and those of the current one: nobody waits for others."""
     for block_number, block in enumerate(blocks):
+        back = timeline.reach(block.issues)
         needs = [
             (
                 QUEUES.index(issue.queue),
@@ -41,12 +42,15 @@ def clocks(blocks: Sequence[timeline.Block]) -> Iterator[tuple[At, Clock]]:
             for issue in block.issues
         ]
         for instance in range(block.instances):
-            results = [done[-1:] for done in results]
+            results = [
+                done[-1 - back[counter] :]
+                for counter, done in zip(COUNTERS, results, strict=True)
+            ]
             base = [len(done) for done in results]
             for number, (own, waits, flows, reductions) in enumerate(needs):
                 known = [started[own]]
                 for counter, count in waits:
-                    if last := base[counter] + count:
+                    if (last := timeline.awaited(base[counter], count, instance)) > 0:
                         known.append(results[counter][last - 1])
                 clock = known[0] if len(known) == 1 else tuple(map(max, *known))
                 yield (block_number, instance, number), clock

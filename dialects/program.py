@@ -418,7 +418,8 @@ class BlockOp(PlainOp):
         )
 
     def verify_(self) -> None:
-        """Instances bind the same slots; no instruction waits for what is issued after it."""
+        """Instances bind the same slots; no instruction waits for what is issued after it, nor
+        reaches back behind the instance before."""
         if not self.instances.data:
             raise VerifyException("a block has at least one instance")
         slots = set(self.instances.data[0].data)
@@ -426,10 +427,12 @@ class BlockOp(PlainOp):
             if set(instance.data) != slots:
                 raise VerifyException(f"instances of @{self.sym_name.data} bind different slots")
         issued = dict.fromkeys(COUNTERS, 0)
+        back = dict[str, int]()
         for instruction in self.instructions:
             for queue, count in instruction.waits.data.items():
-                if not isinstance(count, IntegerAttr) or count.value.data < 0:
+                if not isinstance(count, IntegerAttr):
                     raise VerifyException(f"a wait for queue '{queue}' is a count, not {count}")
+                back[queue] = max(back.get(queue, 0), -count.value.data)
                 if count.value.data > issued[queue]:
                     raise VerifyException(
                         f"'{instruction.opcode.data}' waits for {count.value.data} instructions "
@@ -437,6 +440,12 @@ class BlockOp(PlainOp):
                     )
             issued[instruction.queue.data] += 1
             issued[reductions_of(instruction.queue.data)] += instruction.reduces is not None
+        for queue, count in back.items():
+            if count > issued[queue]:
+                raise VerifyException(
+                    f"a wait leaves out the last {count} instructions of queue '{queue}'; an "
+                    f"instance of @{self.sym_name.data} has {issued[queue]}"
+                )
 
 
 @irdl_op_definition

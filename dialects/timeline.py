@@ -15,7 +15,8 @@ anything earlier.
 
 A *wait* names a counter and a number, counted from the beginning of the block instance: so many
 instructions of a queue must have finished, or left what they reduce (`isa.queues.reductions_of`);
-0 means all that were issued before the instance.
+0 means all that were issued before the instance, -n all but the last n of these. That reaches back
+into the instance before; the first instance of a block, behind which others lie, takes it as 0.
 """
 
 from __future__ import annotations
@@ -123,6 +124,26 @@ class _Taken:
         )
 
 
+def awaited(base: int, count: int, instance: int) -> int:
+    """How many results of a counter a wait needs.
+
+    Args:
+        base: those of before the block instance.
+        count: of the wait.
+        instance: the number of the instance.
+    """
+    return base + (count if instance else max(count, 0))
+
+
+def reach(issues: Sequence[Issue]) -> dict[str, int]:
+    """Of each counter how many of its last results before an instance its waits leave out."""
+    found = dict.fromkeys(COUNTERS, 0)
+    for one in issues:
+        for counter, count in one.waits.items():
+            found[counter] = max(found[counter], -count)
+    return found
+
+
 Ranks = Mapping[At, int]
 """The active rank at the site of an instruction instance, not 0."""
 
@@ -149,8 +170,9 @@ def simulate(
     """The last ones of earlier instances, and those of the current one: nobody waits for others."""
     for block_number, block in enumerate(blocks):
         fixed = [_Taken.of(issued, given) for issued in block.issues]
+        back = reach(block.issues)
         for instance in range(block.instances):
-            there = {counter: done[-1:] for counter, done in there.items()}
+            there = {counter: done[-1 - back[counter] :] for counter, done in there.items()}
             base = {counter: len(done) for counter, done in there.items()}
             for number, issued in enumerate(block.issues):
                 rank = ranks.get((block_number, instance, number), 0) if ranks else 0
@@ -161,7 +183,7 @@ def simulate(
                     # The first of its queue. The others come after it.
                     start = zero + issue
                 for counter, count in issued.waits.items():
-                    if last := base[counter] + count:
+                    if (last := awaited(base[counter], count, instance)) > 0:
                         done = there[counter][last - 1]
                         start = np.maximum(start, done.ahead if flows else done.at)
                 if not flows:

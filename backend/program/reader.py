@@ -411,6 +411,10 @@ def _block(content: JSONFile, used: _Used) -> Block:
         issued[instructions[-1].queue] += 1
         of = reductions_of(instructions[-1].queue)
         issued[of] += instructions[-1].issue.reduces is not None
+    for one, instruction in zip(content["instructions"].list(), instructions, strict=True):
+        # They reach back into the instance before, and no further.
+        for name in instruction.issue.waits:
+            one["waits"][name].integer(-issued[name], issued[name])
     return Block(content["name"].text(), content["sampled"].boolean(), instances, instructions)
 
 
@@ -451,7 +455,7 @@ def _instruction(
     for name, one in content["waits"].items():
         if name not in COUNTERS:
             raise content["waits"].error(f"has the unknown queue '{name}'")
-        waits[name] = one.integer(0, issued[name])
+        waits[name] = one.integer(-MOST, issued[name])
     duration = content["duration"].read_as(_duration, "duration")
     pace, reduces = (
         None if one is None else one.read_as(_duration, "duration")

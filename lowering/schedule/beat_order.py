@@ -18,6 +18,7 @@ from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule import list_schedule
 from intaglio.lowering.schedule.accesses import (
     Accesses,
+    Touch,
     merged,
     named_slots,
     same_slots,
@@ -46,6 +47,7 @@ def ordered(
     """
     items = [_Item(one, reducing=is_reducing(one.does, one.beat)) for one in beats]
     _depend(items, instances, memory, machine)
+    behind = _behind(items) if len(instances) > 1 else {}
     needs = [[*item.before, *(item.reductions - item.before.keys())] for item in items]
     needed: list[list[int]] = [[] for _ in items]
     for number, own in enumerate(needs):
@@ -63,12 +65,15 @@ def ordered(
     tokens = sorted({1 + int(part * last) for part in POSITIONS})
     if not any("tokens" in one.variables for item in items for one in item.draft.times if one):
         tokens = tokens[-1:]
-    positions = [_cycles(items, needs, count) for count in tokens]
+    positions = [_cycles(items, needs, behind, count) for count in tokens]
     return [beats[number] for number in list_schedule.best(given, positions)]
 
 
 def _cycles(
-    items: Sequence[_Item], needs: Sequence[Sequence[int]], tokens: int
+    items: Sequence[_Item],
+    needs: Sequence[Sequence[int]],
+    behind: Mapping[int, Sequence[int]],
+    tokens: int,
 ) -> list_schedule.Cycles:
     """What beats take with so many tokens."""
     given = {"tokens": tokens, "rank": 0}
@@ -91,7 +96,11 @@ def _cycles(
                 delay = max(delay, reduces[other])
             found.append(delay)
         delays.append(found)
-    return list_schedule.Cycles(paces, durations, delays)
+    # The instance before ends with the last of those that give something to this one.
+    ahead = {number: sum(paces[one] for one in later) for number, later in behind.items()}
+    whole = max(ahead.values(), default=0)
+    released = [whole - ahead.get(number, whole) for number in range(len(items))]
+    return list_schedule.Cycles(paces, durations, delays, released)
 
 
 @dataclass
@@ -99,6 +108,8 @@ class _Item:
     """A beat on its way into the order."""
 
     draft: Draft
+    previous: int | None = None
+    """The last beat of the instance before that gives it something."""
     before: dict[int, bool] = field(default_factory=dict)
     """Beats that come before it; whether their results must be there."""
     reductions: set[int] = field(default_factory=set)
@@ -117,6 +128,19 @@ class _Item:
         return touched is None or touched.leaves != (0, 0) or self.draft.beat.ends
 
 
+def _behind(items: Sequence[_Item]) -> dict[int, list[int]]:
+    """For each beat that takes something of the instance before, the beats of the pass that gives
+    it which follow the one that does."""
+    passes: dict[tuple[int, int], list[int]] = {}
+    for number, item in enumerate(items):
+        passes.setdefault(item.of_pass, []).append(number)
+    return {
+        number: [one for one in passes[items[item.previous].of_pass] if one > item.previous]
+        for number, item in enumerate(items)
+        if item.previous is not None
+    }
+
+
 def _depend(
     items: Sequence[_Item],
     instances: Sequence[Mapping[str, str]],
@@ -127,11 +151,13 @@ def _depend(
     slots = merged(same_slots(one, one) for one in named_slots([i.draft for i in items], instances))
     left: dict[int, int] = {}
     kept: int | None = None
+    read: list[list[Touch]] = []
     rows: dict[tuple[int, int], int] = {}
     seen = Accesses(machine)
     for number, item in enumerate(items):
         one = item.draft
         places = touches(one, memory)
+        read.append([one for one in places if not one.writes])
         for conflict in seen.conflicts(one.queue, places, slots):
             there = (conflict.queue != one.queue or conflict.read) and not conflict.late
             item.before[conflict.number] = item.before.get(conflict.number, False) or there
@@ -155,3 +181,12 @@ def _depend(
                     item.reductions.add(left[entry])
             for entry in range(*one.touched.leaves):
                 left[entry] = number
+    if len(instances) == 1:
+        return
+    for number, item in enumerate(items):
+        # What is read and not written before has been left by the instance before.
+        last = -1
+        for conflict in seen.conflicts(item.draft.queue, read[number], slots):
+            if conflict.read and conflict.number > max(number, last):
+                last = conflict.number
+        item.previous = last if last >= 0 else None

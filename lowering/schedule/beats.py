@@ -76,6 +76,16 @@ class Beats:
             lambda slot: {**self.heads, **self.states}[bound.get(slot, slot)],
         )
         made_by = {value: one for one in block.drafts for value in one.does.writes}
+        if len(block.instances) > 1:
+            # What an instance takes over has been made by the one before.
+            roots = self.memory.persistent
+            left = {roots[value]: one for value, one in made_by.items() if value in roots}
+            carried = (value for one in block.drafts for value in one.does.reads)
+            made_by |= {
+                value: left[roots[value]]
+                for value in carried
+                if value not in made_by and roots.get(value) in left
+            }
         entries = self._entries(block, number)
         beats = [
             beat

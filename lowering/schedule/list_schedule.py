@@ -42,11 +42,13 @@ class Cycles:
         paces: until the queue is free for the next one.
         durations: until the result is there.
         delays: from the start of each beat that it needs, in their order, until it may start.
+        released: when a beat may start for what comes before the block.
     """
 
     paces: Sequence[int]
     durations: Sequence[int]
     delays: Sequence[Sequence[int]]
+    released: Sequence[int]
 
 
 def tails(beats: Beats, cycles: Cycles) -> list[int]:
@@ -67,7 +69,7 @@ def tails(beats: Beats, cycles: Cycles) -> list[int]:
 
 def from_the_start(beats: Beats, cycles: Cycles, priorities: Sequence[int]) -> list[int]:
     """The numbers of the beats in the order of a list schedule."""
-    starts = [0] * len(beats.queues)
+    starts = list(cycles.released)
     missing = [len(needs) for needs in beats.needs]
     ready = [number for number, count in enumerate(missing) if not count]
     free = dict.fromkeys(beats.queues, 0)
@@ -130,10 +132,10 @@ def from_the_end(beats: Beats, cycles: Cycles, priorities: Sequence[int]) -> lis
 
 def starts_of(beats: Beats, cycles: Cycles, order: Sequence[int]) -> list[int]:
     """When each beat starts if queues take them in an order."""
-    starts = [0] * len(order)
+    starts = list(cycles.released)
     free = dict.fromkeys(beats.queues, 0)
     for number in order:
-        start = free[beats.queues[number]]
+        start = max(free[beats.queues[number]], starts[number])
         for other, delay in zip(beats.needs[number], cycles.delays[number], strict=True):
             start = max(start, starts[other] + delay)
         starts[number] = start

@@ -36,14 +36,15 @@ def waits(
         instances = named_slots(block.drafts, block.instances)
         touched = [touches(one, memory) for one in block.drafts]
         own = Accesses(machine)
-        for number, (one, places) in enumerate(zip(block.drafts, touched, strict=True)):
-            own.add(one.queue, number, places)
+        whole = dict.fromkeys(COUNTERS, 0)
+        for one, places in zip(block.drafts, touched, strict=True):
+            whole[one.queue] += 1
+            own.add(one.queue, whole[one.queue], places)
         before = [
             (index, merged(same_slots(a, b) for a in bound for b in instances))
             for index, bound in outside
         ]
-        if len(instances) > 1:
-            before.append((own, merged(_earlier(instances))))
+        again = merged(_earlier(instances)) if len(instances) > 1 else None
         outside.append((own, instances))
         here = merged(same_slots(one, one) for one in instances)
         if len(instances) > 1:
@@ -57,7 +58,16 @@ def waits(
             flows = times.pace is not None
             need: dict[str, int] = {}
             for index, slots in before:
-                need |= dict.fromkeys(index.queues(queue, places, slots, flows=flows), 0)
+                # Of the block's own instructions none need be done for that.
+                for other in index.queues(queue, places, slots, flows=flows):
+                    need[other] = -whole[other] if again is not None else 0
+            if again is not None:
+                for conflict in own.conflicts(queue, places, again):
+                    if must_wait(conflict, queue, flows=flows):
+                        # Queues are in order: the last one counts.
+                        other = conflict.queue
+                        count = conflict.number - whole[other]
+                        need[other] = max(need.get(other, count), count)
             for conflict in seen.conflicts(queue, places, here):
                 # Queues are in order: the last one counts.
                 if must_wait(conflict, queue, flows=flows):
@@ -73,7 +83,7 @@ def waits(
                         counter, number = left[entry]
                         need[counter] = max(need.get(counter, 0), number)
                     else:
-                        need |= {counter: need.get(counter, 0) for counter in left_before[entry]}
+                        need |= {one: max(need.get(one, 0), 0) for one in left_before[entry]}
             counts[queue] += 1
             if times.reduces is not None:
                 counts[leaves] += 1

@@ -22,7 +22,7 @@ from intaglio.dialects.isa.adapter import AdapterMatvec
 from intaglio.dialects.isa.queues import COUNTERS, LEAVES, reductions_of
 from intaglio.dialects.isa.vector import Sample
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.timeline import Span
+from intaglio.dialects.timeline import Span, awaited
 
 Cycles = npt.NDArray[np.int64]
 
@@ -313,7 +313,7 @@ class TokenTimeline:
     def _waits(self, number: int, which: int) -> tuple[Wait, ...]:
         base, found = self._bases[self.at[number][:2]], list[Wait]()
         for counter, count in self.taken(number).issue.waits.items():
-            if not (last := base[counter] + count):
+            if (last := awaited(base[counter], count, self.at[number][1])) <= 0:
                 continue
             other = self._counted[counter][last - 1]
             if counter in _LEFT:

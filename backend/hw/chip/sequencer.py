@@ -21,7 +21,7 @@ from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Register, Si
 from intaglio.dialects.descriptor import Fields, wait_fields
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.isa.queues import COUNTERS, LEAVES, reductions_of
-from intaglio.dialects.timeline import Block
+from intaglio.dialects.timeline import Block, awaited
 
 SEQUENCE_BITS = 16
 """Width of the sequence numbers at the event port."""
@@ -96,12 +96,14 @@ def unroll(blocks: Sequence[tuple[Block, bool]], queues: Sequence[str]) -> dict[
                 for counter in (issue.queue, *issue.waits):
                     if counter not in base:
                         raise UserError(f"the hardware has no {counter} queue")
-                counts = {one: base[one] + count for one, count in issue.waits.items()}
+                counts = {
+                    one: awaited(base[one], count, instance) for one, count in issue.waits.items()
+                }
                 flows = issue.pace is not None
                 waits = {
                     one: count
                     for one, count in counts.items()
-                    if count and (flows or one != issue.queue)
+                    if count > 0 and (flows or one != issue.queue)
                 }
                 entries[issue.queue].append(Entry(number, instance, i, waits))
                 kinds[issue.queue].add((flows, issue.reduces is not None))
