@@ -73,7 +73,7 @@ def _first_kept(taken: Sequence[Taken]) -> Fault | None:
     opened: tuple[int, int] | None = None
     left = 0
     for number, (does, beat, _) in enumerate(taken):
-        if not isinstance(does, Matvec) or does.rounds is None:
+        if not isinstance(does, Matvec) or does.row_rounds is None:
             continue
         mine = beat.of_instruction, beat.number
         if opened is None or left == 0:

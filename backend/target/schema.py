@@ -142,7 +142,7 @@ KEYS: dict[str, Key] = {
         "sums that it keeps besides that of the step at hand: products of no more steps take their "
         "rows in rounds, as their inputs come",
         "",
-        1,
+        0,
         256,
         required=False,
     ),

@@ -53,15 +53,15 @@ class Matvec(
     opcode="matvec",
     queue=MATRIX,
     meaning=(semantics.dot, semantics.requantize),
-    together=("rounds", "round_columns"),
+    together=("row_rounds", "round_columns"),
 ):
     """A matrix by a vector, scaled to fixed point; bias and residual are added.
 
-    With `rounds` a row is taken in so many parts of `round_columns` columns each, one after the
+    With `row_rounds` a row is taken in so many parts of `round_columns` columns each, one after the
     other: a pass each. The results are there after the last one.
     """
 
-    rounds: int | None = integer(ROUND_BITS, default=None)
+    row_rounds: int | None = integer(ROUND_BITS, default=None)
     round_columns: int | None = integer(COLUMN_BITS, default=None)
 
     def columns_of(self, round_: int, size: int) -> tuple[int, int]:
@@ -74,10 +74,10 @@ class Matvec(
         Raises:
             ValueError: a round has no columns, or columns have no round.
         """
-        if self.rounds is None or self.round_columns is None:
+        if self.row_rounds is None or self.round_columns is None:
             return 0, size
-        if not (self.rounds - 1) * self.round_columns < size <= self.rounds * self.round_columns:
-            raise ValueError(f"{self.rounds} rounds of {self.round_columns} columns, of {size}")
+        if not (self.row_rounds - 1) * self.round_columns < size <= self.row_rounds * self.round_columns:
+            raise ValueError(f"{self.row_rounds} rounds of {self.round_columns} columns, of {size}")
         return round_ * self.round_columns, min(size, (round_ + 1) * self.round_columns)
 
 

@@ -89,7 +89,7 @@ def passes_of(one: Instruction[Any]) -> int:
     if isinstance(one, LinearAttention):
         return one.passes
     if isinstance(one, Matvec):
-        return one.rounds or 1
+        return one.row_rounds or 1
     return one.passes.passes if isinstance(one, VectorInstruction) else 1
 
 
@@ -188,7 +188,7 @@ def touched(
     match one:
         case Product():
             # The vector is multiplied with every row; of a round, its part.
-            if isinstance(one, Matvec) and one.rounds is not None:
+            if isinstance(one, Matvec) and one.row_rounds is not None:
                 reads[one.input] = _of_round(one, beat, kind)
             if beat.number < passes_of(one) - 1:
                 reads, writes = {one.input: reads[one.input]}, {}

@@ -169,7 +169,7 @@ def _depend(
             if item.of_pass in rows:
                 item.before.setdefault(rows[item.of_pass], False)
             rows[item.of_pass] = number
-        if isinstance(one.does, Matvec) and one.does.rounds is not None:
+        if isinstance(one.does, Matvec) and one.does.row_rounds is not None:
             # L-Units keep the sums of one product at a time, from its first round to its last step.
             if kept is not None:
                 item.before.setdefault(kept, False)

@@ -12,7 +12,7 @@ What comes first of a block's beats is said by `beat_order.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
 
@@ -22,6 +22,7 @@ from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec, Product
+from intaglio.dialects.isa.queues import VECTOR
 from intaglio.dialects.isa.touched import Memories, groups_of, passes_of, size_of, touched
 from intaglio.dialects.isa.vector import (
     Delay,
@@ -40,6 +41,18 @@ from intaglio.lowering.schedule.peaks import Peaks, in_a_row
 
 MOST = 64
 """Beats of a pass or product at most: their descriptors are memory."""
+
+
+@dataclass(frozen=True)
+class _Makers:
+    """Who makes values: here, and in the instance before."""
+
+    here: Mapping[SSAValue, Draft]
+    before: Mapping[SSAValue, Draft]
+
+    def of(self, value: SSAValue) -> Draft | None:
+        """Who makes a value that is read here; None: it is left by other blocks."""
+        return self.here.get(value) or self.before.get(value)
 
 
 @dataclass
@@ -76,23 +89,25 @@ class Beats:
             lambda slot: {**self.heads, **self.states}[bound.get(slot, slot)],
         )
         made_by = {value: one for one in block.drafts for value in one.does.writes}
-        if len(block.instances) > 1:
-            # What an instance takes over has been made by the one before.
-            roots = self.memory.persistent
-            left = {roots[value]: one for value, one in made_by.items() if value in roots}
-            carried = (value for one in block.drafts for value in one.does.reads)
-            made_by |= {
-                value: left[roots[value]]
-                for value in carried
-                if value not in made_by and roots.get(value) in left
-            }
+        makers = _Makers(made_by, self._left_before(block, made_by))
         entries = self._entries(block, number)
         beats = [
             beat
             for place, one in enumerate(block.drafts)
-            for beat in self._beats((number, place), one, chip, bound, made_by, entries[place])
+            for beat in self._beats((number, place), one, chip, bound, makers, entries[place])
         ]
         block.drafts[:] = ordered(beats, block.instances, self.memory, self.machine)
+
+    def _left_before(
+        self, block: DraftBlock, made_by: Mapping[SSAValue, Draft]
+    ) -> dict[SSAValue, Draft]:
+        """Who makes the values that an instance takes over from the one before."""
+        if len(block.instances) == 1:
+            return {}
+        roots = self.memory.persistent
+        left = {roots[value]: one for value, one in made_by.items() if value in roots}
+        read = {value for one in block.drafts for value in one.does.reads if value not in made_by}
+        return {value: left[roots[value]] for value in read if roots.get(value) in left}
 
     def _entries(self, block: DraftBlock, number: int) -> list[int]:
         """For each instruction the entry of its first group's reductions; those of peaks are the
@@ -122,7 +137,7 @@ class Beats:
         one: Draft,
         chip: Memories,
         bound: Mapping[str, str],
-        made_by: Mapping[SSAValue, Draft],
+        makers: _Makers,
         entry: int,
     ) -> Iterator[Draft]:
         does, kind = one.does, self.memory.kind
@@ -133,7 +148,7 @@ class Beats:
             if number == passes - 1 and at in self.peaks.left:
                 left, after = self.peaks.left[at]
                 peak = left + 1
-            unit = self._unit(one, number, size, chip, bound, made_by)
+            unit = self._unit(one, number, size, chip, bound, makers)
             if unit * MOST < size:
                 unit *= -(-size // (unit * MOST))
             for first in range(0, size, unit):
@@ -155,7 +170,7 @@ class Beats:
         size: int,
         chip: Memories,
         bound: Mapping[str, str],
-        made_by: Mapping[SSAValue, Draft],
+        makers: _Makers,
     ) -> int:
         """How much of what is counted a beat has."""
         does, kind, lanes = one.does, self.memory.kind, self.machine.vector_lanes
@@ -180,11 +195,53 @@ class Beats:
                     # Heads of queries that share a head of the cache go together.
                     together = groups // gcd(groups, max(self.heads.values(), default=1))
                     return size // groups * together
-                return lanes if self._streams(one, number, made_by) else size
+                if not self._streams(one, number, makers):
+                    return size
+                return lanes * self._rows_together(one, size, makers)
             case _:
                 return size
 
-    def _streams(self, one: Draft, number: int, made_by: Mapping[SSAValue, Draft]) -> bool:
+    def _rows_together(self, one: Draft, size: int, makers: _Makers) -> int:
+        """Rows of a beat of a pass over rows that come one after the other, so that the last is
+        done first: a beat may keep its queue longer than its rows take."""
+        lanes = self.machine.vector_lanes
+        rows = -(-size // lanes)
+
+        def pace(count: int) -> int:
+            times = one.takes(min(size, count * lanes), passes_of(one.does) - 1)
+            return int((times.pace or times.duration)(tokens=1, rank=0))
+
+        if pace(1) == 1:
+            return 1
+        apart = self._apart([makers.of(value) for value in one.does.reads], makers)
+        if apart is None:
+            return 1
+
+        def done(together: int) -> int:
+            free = 0
+            for first in range(0, rows, together):
+                last = min(first + together, rows) - 1
+                free = max(free, last * apart) + pace(last - first + 1)
+            return free
+
+        return min(range(1, rows + 1), key=lambda together: (done(together), together))
+
+    def _apart(self, made: Sequence[Draft | None], makers: _Makers) -> int | None:
+        """Cycles between two rows of what some instructions make: those of the products that it is
+        made of; None: it is made of none."""
+        found: list[int] = []
+        for maker in made:
+            if maker is None:
+                continue
+            if isinstance(maker.does, Matvec):
+                times = maker.takes(self.machine.vector_lanes, passes_of(maker.does) - 1)
+                found.append(int((times.pace or times.duration)(tokens=1, rank=0)))
+            elif maker.queue == VECTOR:
+                apart = self._apart([makers.here.get(value) for value in maker.does.reads], makers)
+                found += [] if apart is None else [apart]
+        return max(found, default=None)
+
+    def _streams(self, one: Draft, number: int, makers: _Makers) -> bool:
         """Whether a pass over the only group goes row by row.
 
         A pass that reduces keeps all others that reduce waiting from its first row to its last, so
@@ -194,6 +251,6 @@ class Beats:
         if reduced and not isinstance(one.does, Delay):
             if number:
                 return False
-            maker = made_by.get(one.does.reads[0])
-            return maker is not None and in_a_row(maker, made_by)
+            maker = makers.of(one.does.reads[0])
+            return maker is not None and in_a_row(maker, makers.here)
         return True

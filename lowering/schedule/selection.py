@@ -115,7 +115,7 @@ class Selector:
             op,
             input=dot.input,
             normed=normed,
-            rounds=rounds,
+            row_rounds=rounds,
             round_columns=columns,
         )
         return self.rom_product(op, type_, does)

@@ -56,10 +56,12 @@ def step_by_step(
             base = {queue: len(unit.instances) for queue, unit in units.items()}
             base |= {counter: len(done) for counter, done in left.items()}
             for n, issued in enumerate(block.issues):
+                # The first instance has none of its block before it to reach back into.
                 waits = [
-                    (queue, base[queue] + count - 1)
+                    (queue, base[queue] + known - 1)
                     for queue, count in issued.waits.items()
-                    if base[queue] + count > 0
+                    for known in (count if i else max(0, count),)
+                    if base[queue] + known > 0
                 ]
                 given = {"tokens": position + 1, "rank": ranks.get((b, i, n), 0)}
                 taken, pace, reduces = (
@@ -130,6 +132,12 @@ def programs(draw: st.DrawFn) -> list[Block]:
                 issues.append(Issue(queue, waits, finish, pace, reduces))
                 issued[reductions_of(queue)] += reduces is not None
             issued[queue] += 1
+        if draw(st.booleans()):
+            # Some waits reach back into the instance before.
+            at = draw(st.integers(0, len(issues) - 1))
+            counter = draw(st.sampled_from([name for name in COUNTERS if issued[name]]))
+            count = -draw(st.integers(1, issued[counter]))
+            issues[at] = replace(issues[at], waits={**issues[at].waits, counter: count})
         blocks.append(Block(f"b{number}", issues, draw(st.integers(1, 3))))
     return blocks
 
@@ -206,6 +214,17 @@ def test_instances_come_in_program_order() -> None:
     block = Block("b", [Issue("vector", {}, constant(2)), Issue("matrix", {}, constant(1))], 2)
     order = [(s.block, s.instance, s.instruction) for s in simulate([block, block], 1, 0)]
     assert order == [(b, i, n) for b in (0, 1) for i in (0, 1) for n in (0, 1)]
+
+
+def test_waits_reach_back_into_the_instance_before() -> None:
+    """Of two rows of the instance before, the first is enough; the first instance knows none."""
+    row = Issue("matrix", {}, constant(10), constant(2))
+    block = Block("b", [Issue("vector", {"matrix": -1}, constant(3), constant(1)), row, row], 2)
+    first = Block("a", [Issue("matrix", {}, constant(30), constant(30))], 1)
+    starts = [(s.block, s.instance, int(s.start[0])) for s in simulate([first, block], 2, 0)]
+    assert starts[1] == (1, 0, 32)
+    # The rows start at 32 and 34, and their results can be read at 42 and 44.
+    assert starts[4] == (1, 1, 42)
 
 
 def test_wait_zero_is_all_that_was_issued_before_the_instance() -> None:

@@ -31,9 +31,12 @@ def made(
     return Beats(queues, passes, reduces, closes, needs, needed)
 
 
-def cycles_of(beats: Beats, paces: list[int], durations: list[int]) -> Cycles:
+def cycles_of(
+    beats: Beats, paces: list[int], durations: list[int], released: list[int] | None = None
+) -> Cycles:
     """All results are waited for."""
-    return Cycles(paces, durations, [[durations[other] for other in own] for own in beats.needs])
+    delays = [[durations[other] for other in own] for own in beats.needs]
+    return Cycles(paces, durations, delays, released or [0] * len(paces))
 
 
 def length(beats: Beats, cycles: Cycles, order: list[int]) -> int:
@@ -66,7 +69,9 @@ def blocks(draw: st.DrawFn) -> tuple[Beats, list[Cycles]]:
     positions: list[Cycles] = []
     for _ in range(draw(st.integers(1, 3))):
         paces = [draw(numbers) for _ in queues]
-        positions.append(cycles_of(beats, paces, [pace + draw(numbers) for pace in paces]))
+        durations = [pace + draw(numbers) for pace in paces]
+        released = [draw(st.sampled_from((0, 0, 5, 20))) for _ in queues]
+        positions.append(cycles_of(beats, paces, durations, released))
     return beats, positions
 
 
@@ -157,3 +162,13 @@ def test_positions_count_together(late: int) -> None:
         if orders.index(0) < orders.index(2) and orders.index(1) < orders.index(3)
     }
     assert totals[tuple(order)] == min(totals.values())
+
+
+def test_what_comes_from_before_the_block_is_taken_as_it_comes() -> None:
+    """Two rows, each for a pass of its own: the second row comes late, so the first one's second
+    pass goes before it."""
+    beats = made(["v", "v", "v", "v"], [[], [0], [], [2]])
+    cycles = cycles_of(beats, [1] * 4, [3] * 4, [0, 0, 10, 0])
+    order = list_schedule.best(beats, [cycles])
+    assert order == [0, 1, 2, 3]
+    assert list_schedule.starts_of(beats, cycles, order) == [0, 3, 10, 13]

@@ -16,6 +16,7 @@ from intaglio.backend.program.program import load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.isa.queues import COUNTERS, QUEUES, reductions_of
+from intaglio.dialects.timeline import awaited
 from intaglio.runtime.reports.inspect import inspect_json
 from intaglio.runtime.reports.perfetto import BEATS, BLOCKS, PATH, POWER, UNITS, perfetto_text
 from intaglio.runtime.reports.power import on_times
@@ -229,10 +230,11 @@ def test_waits_are_those_that_the_program_states(compiled: Named):
         if one.span.instruction == 0:
             base = dict(counted)
         issue = one.taken(program).issue
-        last = {name: base[name] + count for name, count in issue.waits.items()}
-        wanted = [numbers[name, count] for name, count in last.items() if count]
+        instance = one.span.instance
+        last = {n: awaited(base[n], count, instance) for n, count in issue.waits.items()}
+        wanted = [numbers[name, count] for name, count in last.items() if count > 0]
         assert [wait.number for wait in one.waits] == wanted
-        for name, wait in zip((n for n, count in last.items() if count), one.waits, strict=True):
+        for name, wait in zip((n for n, count in last.items() if count > 0), one.waits, strict=True):
             span = found[wait.number].span
             there = span.finish if name in QUEUES else span.left
             assert there is not None and wait.cycle == int(there[0])
