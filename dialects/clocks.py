@@ -43,8 +43,7 @@ def clocks(blocks: Sequence[timeline.Block]) -> Iterator[tuple[At, Clock]]:
         ]
         for instance in range(block.instances):
             results = [
-                done[-1 - back[counter] :]
-                for counter, done in zip(COUNTERS, results, strict=True)
+                done[-1 - back[counter] :] for counter, done in zip(COUNTERS, results, strict=True)
             ]
             base = [len(done) for done in results]
             for number, (own, waits, flows, reductions) in enumerate(needs):

@@ -74,11 +74,12 @@ class Matvec(
         Raises:
             ValueError: a round has no columns, or columns have no round.
         """
-        if self.row_rounds is None or self.round_columns is None:
+        rounds, columns = self.row_rounds, self.round_columns
+        if rounds is None or columns is None:
             return 0, size
-        if not (self.row_rounds - 1) * self.round_columns < size <= self.row_rounds * self.round_columns:
-            raise ValueError(f"{self.row_rounds} rounds of {self.round_columns} columns, of {size}")
-        return round_ * self.round_columns, min(size, (round_ + 1) * self.round_columns)
+        if not (rounds - 1) * columns < size <= rounds * columns:
+            raise ValueError(f"{rounds} rounds of {columns} columns, of {size}")
+        return round_ * columns, min(size, (round_ + 1) * columns)
 
 
 class ExpertMatvec(

@@ -23,13 +23,7 @@ from intaglio.dialects import rom
 from intaglio.dialects.errors import DoesNotFit, UserError, Way
 from intaglio.dialects.fabric import DomainOp, EngraveOp, PlaceOp, machine_of, matrix_shape
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.tiling import (
-    MatrixShape,
-    Piece,
-    activation_passes,
-    floor_power,
-    step_floor,
-)
+from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes, floor_power, step_floor
 from intaglio.lowering import roles
 from intaglio.lowering.order import check_before, check_legalised
 from intaglio.lowering.place.constants import place_constants
@@ -301,9 +295,7 @@ def _engrave(
     rounds = in_rounds(module) if machine.accumulators else set[str]()
 
     def cut_of(one: _Engraved) -> Piece:
-        return choose_piece(
-            one.shape, machine, one.is_table, is_read=one.is_read, compact=compact
-        )
+        return choose_piece(one.shape, machine, one.is_table, is_read=one.is_read, compact=compact)
 
     cuts = {one.name: cut_of(one) for one in tensors}
     floor = step_floor(cuts.values(), machine)

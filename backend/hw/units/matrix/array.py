@@ -343,9 +343,9 @@ class _Array:
             "valid": product.delay(at_rom, reset=0, name="valid"),
             "clear": (first_word & ~self.field("added")).delay(late),
             # Of a round whose sums stay, only the end counts.
-            "capture": (
-                self.step_end & ~self.embed & (~self.field("kept") | self.final)
-            ).delay(late + 1, reset=0, name="capture"),
+            "capture": (self.step_end & ~self.embed & (~self.field("kept") | self.final)).delay(
+                late + 1, reset=0, name="capture"
+            ),
         }
         if config.sums:
             inputs["sum"] = self.sum.delay(late)

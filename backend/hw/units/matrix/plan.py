@@ -685,7 +685,9 @@ def _descriptor(
     single = shape.group >= shape.columns
     # Shifted so far, every word's number is 0.
     group_shift = (
-        shape.words_per_row(machine).bit_length() if single else log2(shape.words_per_group(machine))
+        shape.words_per_row(machine).bit_length()
+        if single
+        else log2(shape.words_per_group(machine))
     )
     does = use.does
     fraction = program.fraction(does.writes[0])

@@ -234,7 +234,8 @@ def test_waits_are_those_that_the_program_states(compiled: Named):
         last = {n: awaited(base[n], count, instance) for n, count in issue.waits.items()}
         wanted = [numbers[name, count] for name, count in last.items() if count > 0]
         assert [wait.number for wait in one.waits] == wanted
-        for name, wait in zip((n for n, count in last.items() if count > 0), one.waits, strict=True):
+        awaited_ones = (name for name, count in last.items() if count > 0)
+        for name, wait in zip(awaited_ones, one.waits, strict=True):
             span = found[wait.number].span
             there = span.finish if name in QUEUES else span.left
             assert there is not None and wait.cycle == int(there[0])
