@@ -99,8 +99,8 @@ rom.step @decode context 128 {
 // BEATS:      program.block @layer instances
 // BEATS:      "rms_norm" {{.*}} waits {matrix = 0 : i64, matrix_peaks = 0 : i64} takes "8" every "4" reduces "15" beat {pass = 1 : i64, count = 64 : i64, more = 1 : i64}
 // What is written is looked through for the largest magnitude, which norms and quantisations need.
-// BEATS-NEXT: "rms_norm" {{.*}} waits {matrix = 0 : i64, reductions = 1 : i64} takes "5" every "1" reduces "12" beat {pass = 2 : i64, count = 16 : i64, more = 1 : i64, peak = 2 : i64}
-// BEATS:      "quantize" {{.*}} waits {matrix = 0 : i64, vector = 2 : i64, reductions = 5 : i64} {{.*}} beat {of = 1 : i64, pass = 1 : i64, count = 16 : i64, entry = 1 : i64, more = 1 : i64}
+// BEATS-NEXT: "rms_norm" {{.*}} waits {matrix = -3 : i64, reductions = 1 : i64} takes "5" every "1" reduces "12" beat {pass = 2 : i64, count = 16 : i64, more = 1 : i64, peak = 2 : i64}
+// BEATS:      "quantize" {{.*}} waits {matrix = -4 : i64, vector = 2 : i64, reductions = 5 : i64} {{.*}} beat {of = 1 : i64, pass = 1 : i64, count = 16 : i64, entry = 1 : i64, more = 1 : i64}
 // BEATS:      "matvec" {{.*}} waits {vector = 9 : i64} takes "20" every "4" reduces "23" beat {of = 2 : i64, first = {{[0-9]+}} : i64, count = 16 : i64, more = 1 : i64}
 // BEATS:      "rotary" on "vector" reads [@part1_of_{{.*}} waits {matrix = {{[1-8]}} : i64} takes "5" every "1" reduces "12" beat {of = 4 : i64, count = 16 : i64, more = 1 : i64}
 // BEATS:      "quantize" {{.*}} beat {of = 5 : i64, count = 16 : i64, entry = [[K:[0-9]+]] : i64, more = 1 : i64}

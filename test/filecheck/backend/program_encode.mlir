@@ -28,14 +28,14 @@
 // CHECK-NEXT:   program.descriptor "matvec" of @decoder instance 1 number [[Q]] waits {vector = [[X:[0-9]+]] : i64} fields {embed = 0 : i64,
 // CHECK-SAME:     first = 0 : i64, last = 127 : i64,
 // CHECK-COUNT-7: program.descriptor "matvec" of @decoder instance 1 number {{[0-9]+}} waits {vector = [[X]] : i64}
-// CHECK-COUNT-4: program.descriptor "matvec" of @decoder instance 1 number {{[0-9]+}} waits {matrix = 13 : i64, attention = {{[0-9]+}} : i64, vector = {{[0-9]+}} : i64}
+// CHECK-COUNT-4: program.descriptor "matvec" of @decoder instance 1 number {{[0-9]+}} waits {matrix = {{[0-9]+}} : i64, attention = {{[0-9]+}} : i64, vector = {{[0-9]+}} : i64}
 // CHECK-COUNT-16: program.descriptor "matvec" of @head instance 0 number {{[0-9]+}} waits {vector = {{[0-9]+}} : i64}
 // CHECK-NEXT: }
 // CHECK:      program.queue "attention" short 8 flows reduces fields [#program.field<"weighted", 1,
 // CHECK:      program.queue "vector" short [[ALL:[0-9]+]] flows reduces fields
 // CHECK-NEXT:   program.descriptor "rms_norm" of @decoder instance 0 number 0 waits {matrix = 1 : i64, matrix_peaks = 1 : i64} fields
 // CHECK-NEXT:   program.descriptor "rms_norm" of @decoder instance 0 number 1 waits {matrix = 1 : i64, reductions = 1 : i64} fields
-// CHECK:        program.descriptor "rms_norm" of @decoder instance 1 number 1 waits {matrix = 13 : i64, reductions = {{[0-9]+}} : i64} fields
+// CHECK:        program.descriptor "rms_norm" of @decoder instance 1 number 1 waits {matrix = 10 : i64, reductions = {{[0-9]+}} : i64} fields
 // CHECK:      program.queue "kv" short 8 flows fields
 
 // WORDS: matrix: {{[0-9]+}} bits

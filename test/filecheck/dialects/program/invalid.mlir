@@ -137,10 +137,10 @@ fabric.memory @codes rows 2 of 16 x 16
 program.program @p positions [0] logits @x token @x {
   program.buffer @x in @vectors at 0 : !rom.fixed<1, 0>
   program.block @b instances [{w = @w}] {
-    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {vector = -1 : i64} takes "1" {onnx = [["n"]]}
+    program.instruction "copy" on "vector" reads [@x] writes [@x] uses {} waits {vector = -2 : i64} takes "1" {onnx = [["n"]]}
   }
 }
-// CHECK: a wait for queue 'vector' is a count, not -1 : i64
+// CHECK: a wait leaves out the last 2 instructions of queue 'vector'; an instance of @b has 1
 
 // -----
 

@@ -119,7 +119,7 @@ rom.cache @k : !rom.kv<128, 0, 16, int8>
 // -----
 
 rom.cache @k : !rom.kv<128, 2, 16, int7>
-// CHECK: unknown KV format 'int7', known are int4, int8, int16, fp8, and float32 before legalisation
+// CHECK: unknown KV format 'int7', known are int4, int8, int16, fp8, half8, and float32 before legalisation
 
 // -----
 

@@ -62,11 +62,11 @@ rom.step @decode context 128 {
 // CHECK-SAME:     power = @power0, next_power = @power1}
 // CHECK-SAME:     power = @power1, next_power = @power_head}] {
 // CHECK-NEXT:   program.instruction "quantize" on "vector"
-// CHECK-NEXT:   program.instruction "matvec" on "matrix" {{.*}} uses {weights = @w} waits {vector = 5 : i64, power = 0 : i64}
+// CHECK-NEXT:   program.instruction "matvec" on "matrix" {{.*}} uses {weights = @w} waits {vector = 8 : i64, power = 0 : i64}
 // CHECK-NEXT:   program.instruction "quantize" on "vector"
 // As late as leaves 40 cycles before the next layer's first product.
-// CHECK-NEXT:   program.instruction "wake" on "power" reads [] writes [] uses {domain = @next_power} waits {vector = 9 : i64} takes "40"
-// CHECK-NEXT:   program.instruction "matvec" on "matrix" {{.*}} uses {weights = @v} waits {matrix = 8 : i64, vector = 9 : i64, power = 0 : i64}
+// CHECK-NEXT:   program.instruction "wake" on "power" reads [] writes [] uses {domain = @next_power} waits {vector = 12 : i64} takes "40"
+// CHECK-NEXT:   program.instruction "matvec" on "matrix" {{.*}} uses {weights = @v} waits {matrix = 8 : i64, vector = 12 : i64, power = 0 : i64}
 // CHECK-NEXT:   program.instruction "sleep" on "power" reads [] writes [] uses {domain = @power} waits {matrix = 16 : i64} takes "2"
 // CHECK-NEXT: }
 // CHECK-NEXT: program.block @head instances [{head = @head, power0 = @power_head}] sampled {
@@ -78,9 +78,9 @@ rom.step @decode context 128 {
 
 // ROM is on before the first beat that reads it, and off after the last.
 // BEATS-LABEL: program.block @layer
-// BEATS:       "matvec" {{.*}} uses {weights = @w} waits {vector = 5 : i64, power = 0 : i64} takes "18" every "2" reduces "24" beat {of = 1 : i64, count = 8 : i64, more = 1 : i64, peak = 1 : i64}
-// BEATS-NEXT:  "matvec" {{.*}} uses {weights = @w} waits {vector = 5 : i64, power = 0 : i64} takes "18" every "2" reduces "24" beat {of = 1 : i64, first = 8 : i64, count = 8 : i64, more = 1 : i64, peak = 1 : i64}
+// BEATS:       "matvec" {{.*}} uses {weights = @w} waits {vector = 8 : i64, power = 0 : i64} takes "18" every "2" reduces "24" beat {of = 1 : i64, count = 8 : i64, more = 1 : i64, peak = 1 : i64}
+// BEATS-NEXT:  "matvec" {{.*}} uses {weights = @w} waits {vector = 8 : i64, power = 0 : i64} takes "18" every "2" reduces "24" beat {of = 1 : i64, first = 8 : i64, count = 8 : i64, more = 1 : i64, peak = 1 : i64}
 // BEATS:       "wake" on "power"
-// BEATS-NEXT:  "matvec" {{.*}} uses {weights = @v} waits {matrix = 8 : i64, vector = 9 : i64, power = 0 : i64} takes "18" every "2" reduces "24" beat {of = 3 : i64, count = 8 : i64, more = 1 : i64}
+// BEATS-NEXT:  "matvec" {{.*}} uses {weights = @v} waits {matrix = 8 : i64, vector = 12 : i64, power = 0 : i64} takes "18" every "2" reduces "24" beat {of = 3 : i64, count = 8 : i64, more = 1 : i64}
 // BEATS-COUNT-7: "matvec" {{.*}} uses {weights = @v}
 // BEATS-NEXT:  "sleep" on "power"

@@ -65,7 +65,7 @@ rom.step @decode context 128 {
 // CHECK-SAME:       start = array<i64: {{[0-9]+, [0-9]+, [0-9]+, [0-9]+}}>
 // CHECK-NEXT:     program.instruction "matvec" on "matrix" reads [@[[C]]] writes [@[[Y]]] uses {weights = @w} waits {vector = 5 : i64} takes "20" every "4"
 // CHECK-SAME:       {arguments = {pre_shift = 0 : i64}, onnx = {{\[}}["m0"], ["m1"]]
-// CHECK-NEXT:     program.instruction "quantize" on "vector" reads [@[[K]]] {{.*}} waits {matrix = {{[1-6]}} : i64, kv = 0 : i64, reductions = {{[0-9]+}} : i64}
+// CHECK-NEXT:     program.instruction "quantize" on "vector" reads [@[[K]]] {{.*}} waits {matrix = {{[1-6]}} : i64, kv = {{-?[0-9]+}} : i64, reductions = {{[0-9]+}} : i64}
 // CHECK-NEXT:     program.instruction "append" on "kv" {{.*}} writes [] uses {cache = @k} waits {vector = {{[0-9]+}} : i64} takes "3" every "2"
 // CHECK-NEXT:     program.instruction "quantize" on "vector" reads [@[[Q]]]
 // CHECK-NEXT:     program.instruction "query_key" on "attention" {{.*}} uses {keys = @k} waits {vector = {{[0-9]+}} : i64, kv = 2 : i64} takes "{{.*}}tokens{{.*}}"
@@ -85,13 +85,13 @@ rom.step @decode context 128 {
 // of the vector queue leave; a head's scores wait for that head's query, and that head's key.
 // BEATS:      program.block @layer instances
 // BEATS-NEXT:   "quantize" {{.*}} waits {matrix = 0 : i64, vector = 0 : i64} takes "8" every "4" reduces "15" beat {count = 64 : i64, more = 1 : i64}
-// BEATS-NEXT:   "quantize" {{.*}} waits {matrix = 0 : i64, vector = 0 : i64, reductions = 1 : i64} takes "5" every "1" reduces "12" beat {pass = 1 : i64, count = 16 : i64, more = 1 : i64}
-// BEATS-NEXT:   "quantize" {{.*}} waits {matrix = 0 : i64, vector = 0 : i64, reductions = 1 : i64} takes "5" every "1" reduces "12" beat {pass = 1 : i64, first = 16 : i64, count = 16 : i64, more = 1 : i64}
+// BEATS-NEXT:   "quantize" {{.*}} waits {matrix = 0 : i64, vector = -3 : i64, reductions = 1 : i64} takes "5" every "1" reduces "12" beat {pass = 1 : i64, count = 16 : i64, more = 1 : i64}
+// BEATS-NEXT:   "quantize" {{.*}} waits {matrix = 0 : i64, vector = -2 : i64, reductions = 1 : i64} takes "5" every "1" reduces "12" beat {pass = 1 : i64, first = 16 : i64, count = 16 : i64, more = 1 : i64}
 // BEATS-NEXT:   "quantize" {{.*}} beat {pass = 1 : i64, first = 32 : i64, count = 16 : i64, more = 1 : i64}
 // BEATS-NEXT:   "quantize" {{.*}} beat {pass = 1 : i64, first = 48 : i64, count = 16 : i64} {onnx = {{\[}}["q0"], ["q1"]]
 // BEATS-NEXT:   "matvec" {{.*}} waits {vector = 5 : i64} takes "20" every "4" beat {of = 1 : i64, {{.*}}count = 16 : i64, more = 1 : i64}
-// BEATS:        "quantize" {{.*}} waits {matrix = {{[1-6]}} : i64, kv = 0 : i64} takes "5" every "1" reduces "12" beat {of = 2 : i64, count = 16 : i64, entry = 1 : i64, more = 1 : i64}
-// BEATS:        "quantize" {{.*}} waits {matrix = {{[1-6]}} : i64, kv = 0 : i64, reductions = {{[0-9]+}} : i64} {{.*}} beat {of = 2 : i64, pass = 1 : i64, count = 16 : i64, entry = 1 : i64, more = 1 : i64}
+// BEATS:        "quantize" {{.*}} waits {matrix = {{[1-6]}} : i64, kv = {{-?[0-9]+}} : i64} takes "5" every "1" reduces "12" beat {of = 2 : i64, count = 16 : i64, entry = 1 : i64, more = 1 : i64}
+// BEATS:        "quantize" {{.*}} waits {matrix = {{[1-6]}} : i64, kv = {{-?[0-9]+}} : i64, reductions = {{[0-9]+}} : i64} {{.*}} beat {of = 2 : i64, pass = 1 : i64, count = 16 : i64, entry = 1 : i64, more = 1 : i64}
 // BEATS:        "append" {{.*}} beat {of = 3 : i64, count = 1 : i64, more = 1 : i64}
 // BEATS:        "query_key" {{.*}} kv = 1 : i64} takes "15 + ceildiv(tokens, 8)" every "ceildiv(tokens, 8)" reduces "18 + ceildiv(tokens, 8)" beat {of = 5 : i64, count = 1 : i64, more = 1 : i64}
 // BEATS:        "softmax" {{.*}} waits {kv = 1 : i64} takes "4 + ceildiv(tokens, 16) {{.*}} beat {of = 6 : i64, count = 2 : i64, entry = 7 : i64, more = 1 : i64}
