@@ -7,6 +7,8 @@
     python bench/full_size_hardware.py --chip tom --banks 12 --seed 1
                         write a BitNet-2B shape, compile it for tom, and write its hardware: all
                         banks as instances, the logic of 12 random ones of each kind
+    python bench/full_size_hardware.py --chip hc1 --set activations=half8
+                        words of two blocks: two layers of a Llama-3-8B shape
 
 Part `emit` writes the IR, SystemVerilog and ROM contents of the whole chip (`emit_hardware`) in a
 process of its own, and reports seconds, operations, bytes and peak memory over the process tree
@@ -36,7 +38,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -45,7 +47,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from bank_sample import Place, banks_by_kind, drawn
-from decoder_model import BITNET_2B, LLAMA_3_2_3B, write_decoder
+from decoder_model import BITNET_2B, LLAMA_3_2_3B, LLAMA_3_8B, write_decoder
 from measured import compile_command, measured
 
 from intaglio.backend.hw.chip.layout import Layout, bias_rows, layout_of
@@ -67,7 +69,9 @@ from intaglio.dialects.codes import Matrix, decode
 from intaglio.dialects.fixed_point import Saturations, Scale
 from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.isa.matrix import Embed, Matvec
-from intaglio.dialects.isa.values import Fixed
+from intaglio.dialects.isa.values import Blocks, Coded, Fixed
+from intaglio.dialects.machine import Machine
+from intaglio.dialects.memories import STEP_BITS
 from intaglio.runtime.engines.arc import ArcModel
 from intaglio.runtime.engines.running import signed
 
@@ -175,6 +179,7 @@ class Tile:
     macs: int = 0
     words: int = 0
     wrong: list[str] = field(default_factory=list)
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def load(self, number: int) -> None:
         """Fills the ROMs with the contents of a tile."""
@@ -223,6 +228,13 @@ class Tile:
         last = passes - 1
         parts = [(x >> bits * a) & ((1 << bits) - 1) for a in range(last)] + [x >> bits * last]
         by_slice = np.stack(parts).reshape(passes, split, words, lanes)
+        # What the parts stand for: times the steps of their blocks, where they have some.
+        steps_of, multiplied, sums = None, codes, by_slice
+        if config.steps:
+            steps_of, factors = drawn_steps(self.rng, len(x), machine)
+            multiplied = codes * factors[: len(codes)]
+            if config.word_blocks > 1:
+                sums = by_slice * factors.reshape(1, split, words, lanes)
         per_group = shape.words_per_group(machine)
         single = shape.group >= shape.columns
 
@@ -254,7 +266,14 @@ class Tile:
             inputs[f"scale_address{port}"] = at(0, piece.scale_base + step * groups + group)
             sent = by_slice[part, s, word]
             inputs[f"x{port}"] = at(read, _bus(sent, config.part_bits))
-            inputs[f"xsum{port}"] = at(read, sent.sum(axis=-1))
+            inputs[f"xsum{port}"] = at(read, sums[part, s, word].sum(axis=-1))
+            if steps_of is not None:
+                cycle = read if config.word_blocks > 1 else late - 2
+                # A word's own steps, or those of the block that it is part of.
+                of_word = steps_of.reshape(split * words, -1)[s * words + word]
+                count = config.word_blocks
+                of_word = of_word[:, :: of_word.shape[1] // count]
+                inputs[f"steps{port}"] = at(cycle, _bus(of_word, STEP_BITS))
         for beat in range(config.tile_beats):
             # A step's captured results stay until the next step's end.
             assert config.tile_beats <= step_cycles
@@ -267,7 +286,9 @@ class Tile:
         known = rows[rows >= 0]
         matrix = self.images.matrix(parameter.name)
         expected = np.zeros(rows.shape, np.int64)
-        expected[rows >= 0] = semantics.dot(codes, _rows_of(matrix, known), machine.activations)
+        expected[rows >= 0] = semantics.dot(
+            multiplied, _rows_of(matrix, known), machine.activations
+        )
         width = config.accumulator_bits
         ready = np.flatnonzero(end) + late + 2
         slots = rows.shape[1]
@@ -342,6 +363,18 @@ class Tile:
             return True
         self.wrong.append(f"tile {self.number}, row {row} of {table.name}: words differ")
         return False
+
+
+def drawn_steps(rng: np.random.Generator, elements: int, machine: Machine) -> tuple[Ints, Ints]:
+    """Exponents and steps of blocks: for each element the bits, and what its code is times."""
+    blocks = -(-elements // machine.block)
+    exponents, halves = rng.integers(0, 16, blocks), np.zeros(blocks, np.int64)
+    steps = FORMATS[machine.activations].steps
+    if steps > 1:
+        halves = rng.integers(0, 2, blocks)
+    factors = (steps - halves) << exponents
+    each = [np.repeat(one, machine.block) for one in (exponents | halves << 4, factors)]
+    return each[0][:elements], each[1][:elements]
 
 
 def _bus(values: Ints, bits: int) -> npt.NDArray[np.uint64]:
@@ -545,21 +578,34 @@ class Array:
         codes = rng.integers(fmt.low, fmt.high + 1, columns)
         content = _memory_rows(codes, f"<i{fmt.bits // 8}", machine.vector_lanes)
         first = self.layout.row_of(instruction.reads[0])
-        memories |= {f"input{port}": (first, content) for port in range(config.ports)}
+        memories |= {f"input{port}": (first, content) for port in range(config.input_ports)}
+        multiplied = codes
+        if config.steps:
+            lanes = machine.vector_lanes
+            steps, factors = drawn_steps(rng, -(-columns // lanes) * lanes, machine)
+            multiplied = codes * factors[:columns]
+            rows_of = _bus(steps.reshape(-1, lanes)[:, :: machine.block], STEP_BITS)
+            content = rows_of.view(np.uint8).reshape(len(rows_of), -1)
+            memories |= {f"steps{port}": (first, content) for port in range(config.step_ports)}
         mine = _rows_on(parameter, config, self.tile)
         matrix = self.images.matrix(parameter.name)
         y = np.zeros(rows, np.int64)
-        y[mine] = semantics.dot(codes, _rows_of(matrix, mine), machine.activations)
+        y[mine] = semantics.dot(multiplied, _rows_of(matrix, mine), machine.activations)
         # So that most results fit, some do not.
         mantissa = int(rng.integers(1 << 23, 1 << 24))
         exponent = int(np.abs(y).max()).bit_length() + 24 + fraction - 31 - matrix.exponent
         exponent += int(rng.integers(-1, 4))
-        inputs["scale_mantissa"] = np.full(duration, mantissa)
-        inputs["scale_exponent"] = np.full(duration, exponent)
+        kind = program.value(does.input, Coded)
+        unit = kind.fraction if isinstance(kind, Blocks) else 0
+        name = "scale" if does.norm is None else "norm"
+        if isinstance(kind, Blocks) and does.norm is None:
+            mantissa, exponent = 1 << 23, 23 + unit
+        inputs[f"{name}_mantissa"] = np.full(duration, mantissa)
+        inputs[f"{name}_exponent"] = np.full(duration, exponent - unit)
         residual = None
-        if len(instruction.reads) > 1:
+        if does.residual is not None:
             residual = rng.integers(-(1 << 31), 1 << 31, rows)
-            place = self.layout.row_of(instruction.reads[1])
+            place = self.layout.row_of(does.residual)
             memories["residual"] = place, _memory_rows(residual, "<i4", machine.vector_lanes)
         return semantics.requantize(
             y[part],
@@ -639,18 +685,23 @@ def simulate_array(out: Path, seed: int) -> bool:
     return all(right)
 
 
-SHAPES = {"roma": replace(LLAMA_3_2_3B, bits=4, block=128), "tom": BITNET_2B}
+SHAPES = {
+    "roma": replace(LLAMA_3_2_3B, bits=4, block=128),
+    "tom": BITNET_2B,
+    "hc1": replace(LLAMA_3_8B, layers=2, vocabulary=16384, block=128, tied=True),
+}
 """What is compiled for a chip."""
 
 
-def prepare(work: Path, chip: str) -> Path:
+def prepare(work: Path, chip: str, settings: Sequence[str] = ()) -> Path:
     """The compiled folder, made when it is not there."""
-    model, out = work / chip / "model" / "model.onnx", work / chip / "out"
+    name = "_".join(("out", *settings))
+    model, out = work / chip / "model" / "model.onnx", work / chip / name
     if not model.is_file():
         print(f"writing {model}")
         write_decoder(model.parent, SHAPES[chip])
     if not (out / "program.json").is_file():
-        subprocess.run(compile_command(model, out, chip, 1024), check=True)
+        subprocess.run(compile_command(model, out, chip, 1024, settings), check=True)
     return out
 
 
@@ -659,6 +710,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="a compiled folder")
     parser.add_argument("--chip", choices=tuple(SHAPES), default="roma", help="without --out")
+    parser.add_argument("--set", action="append", default=[], help="of the compile")
     parser.add_argument("--work", type=Path, default=Path("build/full_size_hardware"))
     parser.add_argument(
         "--part", choices=("emit", "tiles", "array", "all", "emit-here"), default="all"
@@ -669,7 +721,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=2026)
     arguments = parser.parse_args()
-    out = arguments.out or prepare(arguments.work, arguments.chip)
+    out = arguments.out or prepare(arguments.work, arguments.chip, arguments.set)
     if arguments.part == "emit-here":
         emit(out, arguments.banks, arguments.seed)
         return
