@@ -60,6 +60,11 @@ class Format:
 EXPONENTS = 16
 """How many exponents blocks may have, one after the other: a window of 4 bits."""
 
+ACCUMULATOR_BITS = 62
+"""Widest exact sum of products."""
+SLOT_SCALE_BITS = 15
+"""Bits that the one scale of a row of an adapter in a slot adds to it."""
+
 E4M3_LIMIT = 448 << 9
 """448, the largest E4M3 number, in units of 2**-9, the smallest."""
 

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from intaglio.dialects.codes import SLOT_LIMITS, AdapterMatrix, Matrix, decode
 from intaglio.dialects.fixed_point import SCALE_BITS, Ints, Real, Saturations, Scale, multiply
-from intaglio.dialects.formats import EXPONENTS, FORMATS
+from intaglio.dialects.formats import ACCUMULATOR_BITS, EXPONENTS, FORMATS, SLOT_SCALE_BITS
 from intaglio.dialects.formulas import blocks, heads, norms, products, quantise, recurrence, routing
 from intaglio.dialects.formulas import softmax as softmax_formulas
 from intaglio.dialects.formulas.arrays import Arrays
@@ -38,8 +38,8 @@ from intaglio.dialects.formulas.quantise import format_values
 from intaglio.dialects.formulas.reader import ScaleOf
 from intaglio.dialects.formulas.softmax import PROBABILITY_FRAC
 
-ACCUMULATOR_BITS = 62
-"""Widest accumulator allowed."""
+SLOT_HALF = 16
+"""Places of a sum that are multiplied apart where the product has more bits than a word."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,11 @@ def accumulator_bits(
 
 
 def slot_bits(code: str, columns: int, fmt: str) -> int:
-    """Width of `dot`'s result for an adapter in a slot, signed, for any codes, scales, activations.
+    """Width of the exact product with an adapter in a slot, signed, for any codes, scales,
+    activations.
+
+    A row has one scale, so it is the sum before that which may have 62 bits; what the product has
+    beyond them `dot` leaves out (`slot_floor`).
 
     Args:
         code: of the adapter's weights.
@@ -170,9 +174,21 @@ def slot_bits(code: str, columns: int, fmt: str) -> int:
         fmt: the activations' format.
 
     Raises:
-        ValueError: more than 62 bits.
+        ValueError: the sum needs more than 62 bits.
     """
-    return _checked((columns * SLOT_LIMITS[code] * FORMATS[fmt].magnitude) << 15)
+    bound = columns * SLOT_LIMITS[code] * FORMATS[fmt].magnitude
+    _ = _checked(bound)
+    return (bound << SLOT_SCALE_BITS).bit_length() + 1
+
+
+def slot_floor(shift: int) -> int:
+    """Places that `dot` leaves out of an adapter's product, so that it has 62 bits: of the `shift`
+    that `requantize` takes from it the lowest ones.
+
+    They are below the one that rounding asks for, so ``round_shift(y, shift)`` is
+    ``round_shift(y >> floor, shift - floor)``.
+    """
+    return max(0, shift - (ACCUMULATOR_BITS - PRODUCT_BITS))
 
 
 def query_key_bits(head_dim: int, q_format: str, k_format: str) -> int:
@@ -319,7 +335,9 @@ def unit_scale(shape: tuple[int, ...], fraction: int) -> Scale:
 # Matrix products
 
 
-def dot(codes: npt.NDArray[np.integer], weights: Matrix | AdapterMatrix, fmt: str) -> Ints:
+def dot(
+    codes: npt.NDArray[np.integer], weights: Matrix | AdapterMatrix, fmt: str, floor: int = 0
+) -> Ints:
     """The exact product of an activation vector and a weight matrix.
 
     ``Y[..., n] = sum_g s[n, g] * sum_(k in g) (q[n, k] - zero[n, g]) * decode(code[..., k])``; the
@@ -333,9 +351,9 @@ def dot(codes: npt.NDArray[np.integer], weights: Matrix | AdapterMatrix, fmt: st
 
     The matrix of a low-rank adapter has one scale a row:
     ``Y[..., n] = s[n] * sum_k weight[n, k] * decode(code[..., k])``; widths: of the sum
-    ``slot_bits - 15``, of the whole `slot_bits`. Where an adapter of rank r is in slots of a larger
-    rank, elements of the first product from r on are 0: quantising them changes nothing, and the
-    second product needs r columns only.
+    ``slot_bits - 15``, of the whole `slot_bits`, of which `floor` places are left out. Where an
+    adapter of rank r is in slots of a larger rank, elements of the first product from r on are 0:
+    quantising them changes nothing, and the second product needs r columns only.
 
     Stands for MatMulNBits, MatMulInteger and (DequantizeLinear +) MatMul or Gemm.
 
@@ -343,6 +361,7 @@ def dot(codes: npt.NDArray[np.integer], weights: Matrix | AdapterMatrix, fmt: st
         codes: [..., K] of the format.
         weights: N rows of K elements.
         fmt: the activations' format.
+        floor: places that the product of an adapter loses, rounded down: `slot_floor`.
 
     Returns:
         int64 [..., N].
@@ -354,10 +373,12 @@ def dot(codes: npt.NDArray[np.integer], weights: Matrix | AdapterMatrix, fmt: st
     if codes.shape[-1] != columns:
         raise ValueError(f"{codes.shape[-1]} activations for {columns} columns")
     if isinstance(weights, AdapterMatrix):
-        slot_bits(weights.code, columns, fmt)
-        kind = _exact_type(columns * SLOT_LIMITS[weights.code] * FORMATS[fmt].magnitude)
-        sums = np.asarray(decode(codes, fmt)).astype(kind) @ weights.weights.T.astype(kind)
-        return sums.astype(np.int64) * weights.scales
+        bits = slot_bits(weights.code, columns, fmt)
+        if bits - floor > ACCUMULATOR_BITS:
+            raise ValueError(f"a product of {bits} bits less {floor} is more than 62")
+        x = np.asarray(decode(codes, fmt), np.int64)
+        sums = _adapter_sums(x, weights.weights, FORMATS[fmt].magnitude, SLOT_LIMITS[weights.code])
+        return _scaled_down(sums, weights.scales.astype(np.int64), floor)
     accumulator_bits(weights.bits, columns, fmt, offset_bits=weights.offset_bits)
     groups = weights.groups
     activations = np.asarray(decode(codes, fmt)).reshape(-1, columns)
@@ -383,6 +404,31 @@ def dot(codes: npt.NDArray[np.integer], weights: Matrix | AdapterMatrix, fmt: st
         if weights.offsets is not None:
             y[:, rows] -= (weights.offsets[rows].astype(np.int64) @ sums).T
     return y.reshape(*codes.shape[:-1], weights.rows)
+
+
+def _adapter_sums(x: Ints, weights: Ints, largest: int, limit: int) -> Ints:
+    """The exact products of integers up to `largest` and weights up to `limit`."""
+    bound = x.shape[-1] * limit
+    if bound * largest < 1 << 53:
+        kind = _exact_type(bound * largest)
+        return (x.astype(kind) @ weights.T.astype(kind)).astype(np.int64)
+    # In two halves, each of which floating point holds.
+    half = largest.bit_length() // 2
+    parts = ((x >> half, bound * ((largest >> half) + 1)), (x & (1 << half) - 1, bound << half))
+    high, low = (
+        (one.astype(kind) @ weights.T.astype(kind)).astype(np.int64)
+        for one, of in parts
+        for kind in (_exact_type(of),)
+    )
+    return (high << half) + low
+
+
+def _scaled_down(sums: Ints, scales: Ints, places: int) -> Ints:
+    """``sums * scales >> places``, exactly, for products of up to 78 bits and 16 places."""
+    if not places:
+        return sums * scales
+    high, low = sums >> SLOT_HALF, sums & (1 << SLOT_HALF) - 1
+    return (high * scales << SLOT_HALF - places) + (low * scales >> places)
 
 
 def _exact_type(bound: int) -> type[np.float32] | type[np.float64] | type[np.int64]:

@@ -18,10 +18,10 @@ from xdsl.traits import MemoryReadEffect, Pure
 from xdsl.utils.exceptions import VerifyException
 
 from intaglio.dialects.fixed_point import Real
-from intaglio.dialects.formats import FORMATS, HEAD_FORMATS
+from intaglio.dialects.formats import ACCUMULATOR_BITS, FORMATS, HEAD_FORMATS, SLOT_SCALE_BITS
 from intaglio.dialects.formulas.blocks import LEAST_AT_MOST, least_exponent
 from intaglio.dialects.formulas.norms import norm_epsilon
-from intaglio.dialects.rom.buffers import resolved_type
+from intaglio.dialects.rom.buffers import resolve, resolved_type
 from intaglio.dialects.rom.operators import OperatorOp, verify_heads, verify_matrix, verify_of_heads
 from intaglio.dialects.rom.types import (
     ACTIVATION_CODES,
@@ -31,6 +31,7 @@ from intaglio.dialects.rom.types import (
     SCALE,
     SYMBOL,
     AccumulatorType,
+    AdapterType,
     BlocksType,
     FixedType,
     KVType,
@@ -242,12 +243,16 @@ class DotOp(OperatorOp):
         self._build([x], [output], weights=weights, onnx=onnx)
 
     def verify_(self) -> None:
-        """Shapes agree, and the sum fits 62 bits."""
+        """Shapes agree, and the sum fits 62 bits; of a slot that before the one scale of a row."""
         target = self.output.type
         size = verify_multiplied(self.input.type)
         verify_matrix(self, self.weights, None, size, target.size.data)
-        if target.bits.data > 62:
-            raise VerifyException(f"{target.bits.data} bits of accumulator, at most 62 are exact")
+        type_ = resolve(self, self.weights).type
+        is_slot = isinstance(type_, AdapterType) and type_.is_slot
+        most = ACCUMULATOR_BITS + SLOT_SCALE_BITS * is_slot
+        if target.bits.data > most:
+            bits = target.bits.data
+            raise VerifyException(f"{bits} bits of accumulator, at most {most} are exact")
 
 
 @irdl_op_definition

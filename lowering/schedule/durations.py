@@ -162,7 +162,8 @@ def adapter_product(machine: Machine, shape: MatrixShape) -> Formula:
     blocks = -(-shape.rows // machine.h_units)
     words = -(-shape.columns // machine.attention_lanes)
     block = max(_adapter_work(machine) * words, adapter_drain(machine))
-    return constant(_adapter_fill(machine) + blocks * block)
+    fill = _adapter_fill(machine) + adapter_stage(machine)
+    return constant(fill + blocks * block)
 
 
 def slot_product(machine: Machine, shape: MatrixShape, *, first: bool) -> Formula:
@@ -178,12 +179,13 @@ def slot_product(machine: Machine, shape: MatrixShape, *, first: bool) -> Formul
     """
     blocks = -(-shape.rows // machine.h_units)
     work, leave = _adapter_work(machine), adapter_drain(machine)
+    fill = _adapter_fill(machine) + adapter_stage(machine)
     if first:
         block = max(work * -(-shape.columns // machine.attention_lanes), leave)
         more = (block - leave) * ceildiv(RANK, machine.h_units)
-        return _adapter_fill(machine) + blocks * leave + more
+        return fill + blocks * leave + more
     words = ceildiv(RANK, machine.attention_lanes)
-    return _adapter_fill(machine) + blocks * maximum(work * words, leave)
+    return fill + blocks * maximum(work * words, leave)
 
 
 def adapter_beat(machine: Machine, shape: MatrixShape, *, floor: int) -> tuple[Formula, Formula]:
@@ -206,11 +208,20 @@ def slot_beat(
 
 
 def _adapter_beat(machine: Machine, alone: Formula, floor: int) -> tuple[Formula, Formula]:
-    fill = _adapter_fill(machine)
-    pace = alone + -fill
+    fill, stage = _adapter_fill(machine), adapter_stage(machine)
+    pace = alone + -(fill + stage)
     if floor > adapter_drain(machine):
         pace = maximum(floor, pace)
+    if stage:
+        # The next one waits for it, so that results come in their order.
+        pace = pace + stage
     return pace, pace + fill
+
+
+def adapter_stage(machine: Machine) -> int:
+    """Cycles that a product with an adapter takes longer than other work of the H-Units: a shift
+    with exponents of blocks."""
+    return int(machine.has_blocks)
 
 
 def _adapter_work(machine: Machine) -> int:

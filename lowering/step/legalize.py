@@ -73,14 +73,12 @@ def activation_format(op: rom.LinearOp | rom.ExpertLinearOp, machine: Machine) -
 
     What the graph itself rounds to int8 is rounded to int8 where the machine's integers are wider:
     int8 codes are int16 codes too; so it is where they have an exponent a block, since its sums are
-    then those of the graph. Other formats stand in for it (see `substituted`). The H-Units, which
-    multiply adapters, have no shifters for exponents of blocks.
+    then those of the graph. Other formats stand in for it (see `substituted`).
     """
     wanted = op.activation.data if isinstance(op, rom.LinearOp) and op.activation else None
     if wanted == "int8" and machine.activations == "int16":
         return wanted
-    is_adapter = isinstance(rom.resolve(op, op.weights).type, rom.AdapterType)
-    return machine.scaled_activations if wanted or is_adapter else machine.activations
+    return machine.scaled_activations if wanted else machine.activations
 
 
 def substituted(module: ModuleOp, machine: Machine) -> list[str]:

@@ -437,22 +437,24 @@ class Simulator:
         fmt = self.program.value(one.input, values.Coded).format
         shift, frac = one.pre_shift, self.program.fraction(one.output)
         size, counter = site.rank if half == "a" else site.rows, self._counter
+        floor = semantics.slot_floor(shift)
+        multiplied, added = _operands(one, reads)
 
         def run(c: Context) -> Ints:
-            x: Quantized = reads[0](c)
-            residual = reads[1](c) if len(reads) > 1 else None
+            x, residual = multiplied(c), None if added is None else added(c)
             adapter = self._adapter.get(one.weights)
             if adapter is None:
                 return np.zeros((len(x.codes), size), np.int64) if residual is None else residual
             if half == "a":
                 y = np.zeros((len(x.codes), size), np.int64)
-                y[:, : adapter.rank] = semantics.dot(x.codes, adapter.a, fmt)
+                y[:, : adapter.rank] = semantics.dot(x.codes, adapter.a, fmt, floor)
                 exponent = adapter.a.exponent
             else:
                 codes = np.ascontiguousarray(x.codes[:, : adapter.rank])
-                y, exponent = semantics.dot(codes, adapter.b, fmt), adapter.b.exponent
+                y, exponent = semantics.dot(codes, adapter.b, fmt, floor), adapter.b.exponent
+            exponent -= floor
             return self._ops.requantize(
-                y, x.scale, exponent, shift, frac, residual=residual, saturations=counter
+                y, x.scale, exponent, shift - floor, frac, residual=residual, saturations=counter
             )
 
         return run
@@ -465,9 +467,7 @@ class Simulator:
         bias = None if one.bias is None else self._addend(one.bias, frac)
         counter = self._counter
 
-        of = dict(zip(one.reads, reads, strict=True))
-        added = None if one.residual is None else of[one.residual]
-        multiplied = _normed(of[one.input], None if one.norm is None else of[one.norm])
+        multiplied, added = _operands(one, reads)
 
         def run(c: Context) -> Ints:
             x = multiplied(c)
@@ -764,6 +764,15 @@ class _Experts:
             rows = slice(expert * self._rows, (expert + 1) * self._rows)
             self._made[expert] = self._make(self._family.part(rows))
         return self._made[expert]
+
+
+def _operands(
+    one: Product[str], reads: Sequence[Action]
+) -> tuple[Callable[[Context], Quantized], Action | None]:
+    """What a product multiplies, with the factor of its norm, and what is added to it."""
+    of = dict(zip(one.reads, reads, strict=True))
+    added = None if one.residual is None else of[one.residual]
+    return _normed(of[one.input], None if one.norm is None else of[one.norm]), added
 
 
 def _normed(codes: Action, norm: Action | None) -> Callable[[Context], Quantized]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from intaglio.backend.hw.units.adapter.sizes import AdapterModel, encode, refusals
 from intaglio.backend.hw.units.adapter.unit import adapter_unit
-from intaglio.backend.hw.units.memories import CODE_SCALES, CODES, VECTORS
+from intaglio.backend.hw.units.memories import BLOCK_STEPS, CODE_SCALES, CODES, NORM_SCALES, VECTORS
 from intaglio.backend.hw.units.ports import (
     Bundle,
     Command,
@@ -47,7 +47,9 @@ class AdapterUnit(Unit):
         return (
             Command((AdapterMatvec,), model.fields, flows=True),
             *(row(CODES, f"input{i}") for i in range(inputs)),
+            *(row(BLOCK_STEPS, f"steps{i}") for i in range(inputs if model.steps else 0)),
             entry(CODE_SCALES, "input", "group"),
+            *((entry(NORM_SCALES, "norm", "row"),) if "adapter_normed" in model.fields else ()),
             row(VECTORS, "residual"),
             written_row(VECTORS, "result", mask="lanes"),
             *load,

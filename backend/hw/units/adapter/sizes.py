@@ -20,7 +20,7 @@ from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.isa.adapter import AdapterMatvec
-from intaglio.dialects.isa.values import Quantized
+from intaglio.dialects.isa.values import Blocks, Coded, Quantized
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.semantics import accumulator_bits, slot_bits
 from intaglio.lowering.schedule import durations
@@ -34,6 +34,7 @@ PLACES_BITS = EXPONENT_BITS + 2
 _MIXED = {
     "source_fp8": "1: the vector is of E4M3, 0: of integers",
     "weight_fp8": "1: the matrix is of E4M3, 0: of integers",
+    "blocked": "1: the vector has an exponent a block, 0: one scale",
 }
 """What is told only where a program has both."""
 
@@ -70,7 +71,7 @@ class AdapterModel:
 
     def format(self, one: AdapterMatvec[str]) -> str:
         """The format of an instruction's vector."""
-        return self.program.value(one.input, Quantized).format
+        return self.program.value(one.input, Coded).format
 
     @cached_property
     def accumulator_bits(self) -> int:
@@ -107,8 +108,39 @@ class AdapterModel:
     def mixed(self) -> tuple[str, ...]:
         """What must be told of an instruction, since some have E4M3 there and some integers."""
         sources = "fp8" in self.formats and len(self.formats) > 1
-        found = {"source_fp8": sources, "weight_fp8": len(self.codes) > 1}
+        by_block = {FORMATS[fmt].by_block for fmt in self.formats}
+        found = {
+            "source_fp8": sources,
+            "weight_fp8": len(self.codes) > 1,
+            "blocked": len(by_block) > 1,
+        }
         return tuple(name for name, on in found.items() if on)
+
+    @cached_property
+    def steps(self) -> int:
+        """Of vectors with an exponent a block (`formats.Format.steps`); 0: there are none."""
+        return max(FORMATS[fmt].steps for fmt in self.formats)
+
+    @property
+    def word_blocks(self) -> int:
+        """Parts of a word of the H-Units that have an exponent each."""
+        return max(1, self.machine.attention_lanes // self.machine.block) if self.steps else 1
+
+    @property
+    def scale_fields(self) -> list[Field]:
+        """What is told of scales, where some vectors have none of their own."""
+        found: list[Field] = []
+        if any(self._unscaled(one) for one, _ in self.uses):
+            means = "1: the vector has no scale of its own, its unit is in `adapter_places`"
+            found.append(Field("adapter_unscaled", 1, means))
+        if any(one.norm is not None for one, _ in self.uses):
+            means = "1: the results are times the factor of a norm"
+            found.append(Field("adapter_normed", 1, means))
+            found.append(Field("adapter_norm_row", self.row_bits, "row of the factor"))
+        return found
+
+    def _unscaled(self, one: AdapterMatvec[str]) -> bool:
+        return FORMATS[self.format(one)].by_block and one.norm is None
 
     @property
     def beat(self) -> int:
@@ -184,6 +216,7 @@ class AdapterModel:
                 ),
                 Field("adapter_passes_last", 1, "bytes of an element of the vector, less one"),
                 *(Field(f"adapter_{name}", 1, _MIXED[name]) for name in self.mixed),
+                *self.scale_fields,
                 *self._unit_fields,
                 Field("adapter_first", 1, "1: the first matrix of a site"),
                 Field("adapter_second", 1, "1: the second matrix of a site"),
@@ -233,9 +266,15 @@ def encode(
             f"the hardware adds no bias to products with adapters: {parameter.key}",
             op_type=one.opcode,
         )
-    fmt = model.format(one)
-    if program.value(one.input, Quantized).groups != 1:
+    fmt, kind, machine = model.format(one), program.value(one.input, Coded), model.machine
+    if isinstance(kind, Quantized) and kind.groups != 1:
         raise UserError("the hardware multiplies adapters with vectors of one scale")
+    if isinstance(kind, Blocks) and kind.block != machine.block:
+        raise UserError(
+            f"the hardware of {machine.name} multiplies blocks of {machine.block}, not of "
+            f"{kind.block}"
+        )
+    unit = kind.fraction if isinstance(kind, Blocks) else 0
     frac, residual = program.fraction(one.output), one.residual
     exponent = 0 if parameter.is_slot else parameter.exponent
     site, first, second = 0, False, False
@@ -244,7 +283,13 @@ def encode(
         site = [one.name for one in model.places.sites].index(found.name)
         first, second = half == "a", half == "b"
     shift = one.pre_shift
-    kinds = {"source_fp8": fmt, "weight_fp8": parameter.code}
+    flags = {
+        "source_fp8": fmt == "fp8",
+        "weight_fp8": parameter.code == "fp8",
+        "blocked": FORMATS[fmt].by_block,
+        "unscaled": FORMATS[fmt].by_block and one.norm is None,
+        "normed": one.norm is not None,
+    }
     values = {
         "adapter_source": program.row_of(one.input, instruction),
         "adapter_target": program.row_of(one.output, instruction),
@@ -258,16 +303,18 @@ def encode(
         "adapter_rows": rows,
         "adapter_blocks_last": -(-rows // model.machine.h_units) - 1,
         "adapter_passes_last": FORMATS[fmt].memory_bits // BYTE - 1,
-        **{f"adapter_{name}": int(kinds[name] == "fp8") for name in model.mixed},
         "adapter_first": int(first),
         "adapter_second": int(second),
         "adapter_site": site,
         "adapter_pre_shift": shift,
-        "adapter_places": exponent - shift - frac,
+        "adapter_places": exponent + unit - shift - frac,
     }
+    more = {f"adapter_{name}": int(flag) for name, flag in flags.items()}
+    more["adapter_norm_row"] = 0 if one.norm is None else program.row_of(one.norm, instruction)
     units = {
         "adapter_turn": model.turns.index(place.unit % model.beat),
         "adapter_part": place.unit // model.beat,
     }
-    values |= {name: value for name, value in units.items() if name in model.fields}
+    more |= units
+    values |= {name: value for name, value in more.items() if name in model.fields}
     return model.fields.checked(values, one.opcode)

@@ -28,7 +28,7 @@ of the last write.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from intaglio.backend.hw.units.adapter.layout import (
     ACTIVE,
@@ -62,8 +62,11 @@ from intaglio.backend.hw.wires.widths import fit, index_bits, log2, up
 from intaglio.dialects import memories
 from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.fixed_point import SCALE_BITS as MANTISSA_BITS
+from intaglio.dialects.formats import EXPONENTS
+from intaglio.dialects.formulas import blocks
 from intaglio.dialects.formulas.products import requantize
 from intaglio.dialects.formulas.reader import ScaleOf
+from intaglio.lowering.schedule import durations
 
 _LEAVING = ("source", "target", "residual", "residual_row", "rows", "pre_shift")
 """Fields that count when results leave the array."""
@@ -78,6 +81,8 @@ def adapter_unit(design: Design, model: AdapterModel) -> ModuleBuilder:
       cycle of the last write), `ready` (an instruction may start).
     - `input<i>_row`, `input<i>_data`: codes of the vector, W of 16 bits; max(1, attention_lanes /
       W) ports. `input_group`, `input_mantissa`, `input_exponent`: its scale.
+    - `steps<i>_row`, `steps<i>_data`: exponent and step of each block of the same rows, and
+      `norm_row`, `norm_mantissa`, `norm_exponent`: the factor of a norm. Where there are such.
     - `residual_row`, `residual_data`: W numbers of 32 bits.
     - `result_enable`, `result_row`, `result_data`, `result_lanes`: write port of the vector memory.
     - `load_enable`, `load_address`, `load_data`: the load port (`adapter/layout.py`), never while
@@ -104,8 +109,10 @@ def _h_unit(design: Design, model: AdapterModel) -> ModuleBuilder:
     Ports (a step is named by the cycle of its inputs): `code_...`, `scale_...`: write ports.
     `step`: the other step inputs hold; `address`, `scale_address`; `first`: the sum's old content
     does not count; `place`: weight of the vector's bytes; `vector` (a byte for each lane), `sign`
-    (they are two's complement), `source_fp8`, `weight_fp8` (E4M3). The sum shows the step
-    `attention_pipeline` cycles later. `keep`: copies the sum to where it waits to leave, `result`.
+    (they are two's complement), `source_fp8`, `weight_fp8` (E4M3), `steps` (exponent and step of
+    the vector's blocks, the first at the low bits), `blocked` (it has some). The sum shows the step
+    `attention_pipeline` cycles later, one more where there are blocks. `keep`: copies the sum to
+    where it waits to leave, `result`.
     """
     machine, places = model.machine, model.places
     lanes, bits = machine.attention_lanes, places.element_bits
@@ -142,6 +149,9 @@ def _h_unit(design: Design, model: AdapterModel) -> ModuleBuilder:
         place = m.input("place", 1).assume(0, model.passes - 1)
         flags = {name: m.input(name, 1) for name in ("sign", *model.mixed)}
         late = {name: flag.delay(name=f"{name}_q") for name, flag in flags.items()}
+        if model.steps:
+            steps = m.input("steps", model.word_blocks * memories.STEP_BITS)
+            late["steps"] = steps.delay(name="steps_q")
         fp8, integer = "fp8" in model.formats, model.formats != frozenset({"fp8"})
 
         def products(
@@ -163,15 +173,24 @@ def _h_unit(design: Design, model: AdapterModel) -> ModuleBuilder:
                 b = _weight(word[bits * i : bits * (i + 1)], weight_fp8, model)
                 product = (a.mantissa * b.mantissa).cut()
                 row.append(product << (a.exponent + b.exponent))
-            total = (add_all([one.cut() for one in row]) << (place << 3)).cut()
-            return (total * scale.as_signed()).named("scaled").cut()
+            row = [one.cut() for one in row]
+            size = lanes // model.word_blocks
+            sums = [add_all(row[low : low + size]) for low in range(0, lanes, size)]
+            if model.steps and len(sums) > 1:
+                # Blocks of a word are brought to one unit before they are added.
+                sums = [one.cut() for one in _aligned(sums, given, model)]
+            total = (add_all(sums) << (place << 3)).cut()
+            scaled = (total * scale.as_signed()).named("scaled").cut()
+            if model.steps and len(sums) == 1:
+                (scaled,) = _aligned([scaled], given, model)
+            return scaled.cut()
 
         (part,) = pipelined(
             products,
             [word, scale, vector, place.delay(name="place_q"), *late.values()],
-            machine.attention_pipeline - 2,
+            machine.attention_pipeline - 2 + durations.adapter_stage(machine),
         ).outputs
-        more = machine.attention_pipeline - 1
+        more = machine.attention_pipeline - 1 + durations.adapter_stage(machine)
         now = step.delay(more, reset=0, name="now")
         first = m.input("first", 1).delay(more, name="now_first")
         total = m.register("sum", model.accumulator_bits, True, None)
@@ -179,6 +198,23 @@ def _h_unit(design: Design, model: AdapterModel) -> ModuleBuilder:
         m.output("result", total.delay(enable=m.input("keep", 1), name="waiting"))
 
     return design.shared("adapter_h_unit", build)
+
+
+def _aligned(
+    sums: Sequence[Signal], given: Mapping[str, Signal], model: AdapterModel
+) -> list[Signal]:
+    """Sums of blocks' codes in the unit of all blocks: `formulas.blocks.integer`."""
+    found: list[Signal] = []
+    for number, one in enumerate(sums):
+        low = number * memories.STEP_BITS
+        exponent = given["steps"][low : low + blocks.EXPONENT_BITS].as_unsigned()
+        half = given["steps"][low + blocks.EXPONENT_BITS : low + memories.STEP_BITS].as_unsigned()
+        block = blocks.Block(exponent, half)
+        moved = blocks.integer(Wires(one.module), one, block, model.steps)
+        most = model.steps << EXPONENTS - 1
+        moved = moved.assume(min(0, one.low) * most, max(0, one.high) * most)
+        found.append(mux(given["blocked"], moved, one) if "blocked" in given else moved)
+    return found
 
 
 def _weight(wires: Signal, is_fp8: Signal, model: AdapterModel) -> Element:
@@ -241,7 +277,8 @@ class _Unit:
         """Results of a beat."""
         self.parts = machine.h_units // self.count
         """Beats of a block."""
-        self.early = machine.broadcast - 1 + machine.attention_pipeline
+        self.stage = durations.adapter_stage(machine)
+        self.early = machine.broadcast - 1 + machine.attention_pipeline + self.stage
         self.late = machine.reduce + machine.requantise
 
     def build(self, unit: ModuleBuilder, lane: ModuleBuilder) -> None:
@@ -388,7 +425,7 @@ class _Unit:
         block.drive(mux(start, 0, mux(slot_end, up(block), block)))
         last = slot_end & block_end
         running.drive(start | (running & ~last))
-        m.output("ready", ~running | last)
+        m.output("ready", ~running if self.stage else ~running | last)
 
         address = m.register("row_word", model.fields["adapter_word"])
         next_row = fit(address + f["adapter_words"], address.width)
@@ -405,7 +442,8 @@ class _Unit:
         self.scale_address = fit(scale + group, scale.width)
 
         # Beats: of an instruction that may have left the steps to the next one.
-        leaving = {name: f[f"adapter_{name}"] for name in _LEAVING}
+        names = [*_LEAVING, *(one.name.removeprefix("adapter_") for one in model.scale_fields)]
+        leaving = {name: f[f"adapter_{name}"] for name in names}
         for name in ("turn", "part"):
             if f"adapter_{name}" in f:
                 leaving[f"first_{name}"] = f[f"adapter_{name}"]
@@ -462,6 +500,7 @@ class _Unit:
         deep = self.machine.broadcast - 1
         high = self.place.delay(name="high")
         codes = self.codes(f["adapter_source"], self.word)
+        steps = self.steps(f["adapter_source"], self.word) if self.model.steps else None
         vector = cat(*[mux(high, one[BYTE:], one[:BYTE]) for one in reversed(codes)])
         shared: dict[str, Signal] = {
             "address": self.address,
@@ -480,6 +519,8 @@ class _Unit:
             shared[name] = f[f"adapter_{name}"].delay(deep, name=f"unit_{name}")
         shared["step"] = self.step.delay(deep, reset=0, name="unit_step")
         shared["vector"] = vector.delay(deep - 1, name="unit_vector")
+        if steps is not None:
+            shared["steps"] = steps.delay(deep - 1, name="unit_steps")
         shared["keep"] = self.slot_end.delay(self.early, reset=0, name="unit_keep")
         return [
             m.instance(f"h_unit{t}", unit, {**shared, **writes[t]})["result"]
@@ -488,24 +529,46 @@ class _Unit:
 
     def codes(self, row: Signal, index: Signal) -> list[Signal]:
         """The `index`-th `attention_lanes` codes of the vector at a row, in the next cycle."""
+        size = memories.CODE_BITS * self.width
+        word = self.read("input", row, index, size, self.width // self.lanes)
+        return [
+            word[low : low + memories.CODE_BITS] for low in range(0, word.width, memories.CODE_BITS)
+        ]
+
+    def steps(self, row: Signal, index: Signal) -> Signal:
+        """Exponent and step of each block that these codes lie in, in the next cycle."""
+        block = self.machine.block
+        bits = log2(max(1, block // self.lanes))
+        # Several words are of one block.
+        size = self.width // block * memories.STEP_BITS
+        return self.read("steps", row, index, size, self.width // max(block, self.lanes), bits)
+
+    def read(
+        self, port: str, row: Signal, index: Signal, size: int, parts: int, of_part: int = 0
+    ) -> Signal:
+        """The rows that the `index`-th word of a vector lies in, or the part of one that has it.
+
+        Args:
+            port: of a memory whose rows are those of the codes.
+            row: the vector's first.
+            index: of the word.
+            size: bits of a row.
+            parts: of a row that are told apart.
+            of_part: words of a part, as a power of two.
+        """
         m, lanes, width = self.m, self.lanes, self.width
         ports = max(1, lanes // width)
-        sub = m.constant(0)
-        if lanes < width:
-            bits = log2(width // lanes)
-            sub = index.truncate(bits).delay(name="input_sub")
-            row = row + (index >> bits)
-        else:
-            row = row + index * ports
+        first = row + (index >> log2(width // lanes) if lanes < width else index * ports)
         data: list[Signal] = []
-        for port in range(ports):
-            m.output(f"input{port}_row", fit(row + port, self.model.row_bits))
-            data.append(m.input(f"input{port}_data", memories.CODE_BITS * width))
+        for number in range(ports):
+            m.output(f"{port}{number}_row", fit(first + number, self.model.row_bits))
+            data.append(m.input(f"{port}{number}_data", size))
         word = cat(*reversed(data))
-        if lanes < width:
-            size = memories.CODE_BITS * lanes
-            word = choose(sub, [word[low : low + size] for low in range(0, word.width, size)])
-        return [word[memories.CODE_BITS * i : memories.CODE_BITS * (i + 1)] for i in range(lanes)]
+        if parts < 2:
+            return word
+        sub = (index >> of_part).truncate(log2(parts)).delay(name=f"{port}_sub")
+        part = word.width // parts
+        return choose(sub, [word[low : low + part] for low in range(0, word.width, part)])
 
     # Results
 
@@ -516,6 +579,19 @@ class _Unit:
         m.output("input_group", self.late_field("source", self.early - 1))
         mantissa = m.input("input_mantissa", MANTISSA_BITS)
         exponent = m.input("input_exponent", memories.EXPONENT_BITS, True)
+        fields = self.model.fields
+        if "adapter_normed" in fields:
+            row = self.late_field("norm_row", self.early - 1)
+            m.output("norm_row", fit(row, row_bits))
+            normed = self.late_field("normed", self.early)
+            mantissa = mux(normed, m.input("norm_mantissa", MANTISSA_BITS), mantissa)
+            factor = m.input("norm_exponent", memories.EXPONENT_BITS, True)
+            exponent = mux(normed, factor, exponent)
+        if "adapter_unscaled" in fields:
+            # A scale of 1, normalised.
+            unscaled = self.late_field("unscaled", self.early)
+            mantissa = mux(unscaled, 1 << MANTISSA_BITS - 1, mantissa)
+            exponent = mux(unscaled, MANTISSA_BITS - 1, exponent)
         own = self.late_field("places", self.early).as_signed()
         places = fit(own + exponent, PLACES_BITS + 1).named("places")
         scale = {"mantissa": [mantissa], "places": [places]}

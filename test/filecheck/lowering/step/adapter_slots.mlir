@@ -8,7 +8,8 @@
 // RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-adapter-slots{rank=8 residents=3}' %s | xdsl-opt | filecheck %s --check-prefix=RESIDENTS
 // RUN: not xdsl-opt -p 'attach-target{target=roma-mini},rom-adapter-slots{rank=8 residents=0}' %s 2>&1 | filecheck %s --check-prefix=NOBODY
 // RUN: not xdsl-opt -p 'attach-target{target=roma-mini},rom-adapter-slots{rank=0}' %s 2>&1 | filecheck %s --check-prefix=RANK
-// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="activations=fp8"},rom-adapter-slots{rank=8},rom-legalize' %s 2>&1 | filecheck %s --check-prefix=WIDE
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=fp8"},rom-adapter-slots{rank=8},rom-legalize' %s | filecheck %s --check-prefix=WIDE
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=half8"},rom-adapter-slots{rank=8},rom-legalize' %s | filecheck %s --check-prefix=BLOCKS
 // RUN: xdsl-opt -p 'rom-adapter-slots{rank=8}' --verify-diagnostics %s | filecheck %s --check-prefix=MACHINE
 
 rom.parameter @emb : !rom.tensor<[16, 8192], float32> {key = "e", peak = 1.0 : f64}
@@ -101,8 +102,16 @@ rom.cache @v1 : !rom.kv<128, 1, 4, float32>
 
 // RANK: adapter slots have a rank of at least 1, not 0
 
-// WIDE: adapters of fp8 for 8192 inputs of fp8 are beyond the chip's arithmetic: an exact sum needs 65 bits, more than 62
-// WIDE: help: --set activations=int8, or --set formats.adapter=int8
+// A row has one scale: the sum before it has 50 bits.
+// WIDE: rom.dot %{{\w+}} by @q_proj_A {{.*}} -> !rom.accumulator<8, 65>
+
+// Both products take blocks, and the norm before them is folded.
+// BLOCKS:      rom.layer
+// BLOCKS:      %[[T:\w+]] = rom.tap
+// BLOCKS:      %[[Q:\w+]] = rom.quantize_blocks
+// BLOCKS:      rom.dot %[[Q]] by @q_proj_A {{.*}} -> !rom.accumulator<8, 71>
+// BLOCKS:      %[[U:\w+]] = rom.quantize_blocks %{{\w+}} {{.*}} -> !rom.blocks<8, half8, 16, 16>
+// BLOCKS:      rom.dot %[[U]] by @q_proj_B {{.*}} -> !rom.accumulator<8, 61>
 
 // MACHINE: the module has no fabric.machine; run attach-target first
 

@@ -86,7 +86,7 @@ rom.layer @rounded {
 // CHECK:        [[B:%\w+]] = rom.quantize_blocks [[N]]
 // CHECK-NEXT:   rom.dot [[B]] by @up
 
-// An adapter beside takes codes of one scale, so the norm is worked out.
+// An adapter beside takes the same codes, and the factor follows it too.
 rom.layer @adapted {
 ^bb0(%p: index, %x: tensor<64xf32>):
   %n = rom.rms_norm %x by @g {eps = 1.0e-05 : f64, onnx = [["n"]]} : tensor<64xf32> -> tensor<64xf32>
@@ -95,10 +95,14 @@ rom.layer @adapted {
   rom.yield %z : tensor<64xf32>
 }
 // CHECK:      rom.layer @adapted {
-// CHECK:        [[N:%\w+]] = rom.rms_norm
+// CHECK-NEXT: ^bb0
+// CHECK-NEXT:   [[S:%\w+]] = rom.rms_scale
+// CHECK-NEXT:   [[N:%\w+]] = rom.tap
 // CHECK-NEXT:   [[B:%\w+]] = rom.quantize_blocks [[N]]
-// CHECK:        [[Q:%\w+]] = rom.quantize [[N]] {{.*}} -> !rom.quantized<1, 64, int8>
-// CHECK-NEXT:   rom.dot [[Q]] by @a
+// CHECK-NEXT:   rom.dot [[B]] by @up
+// CHECK-NEXT:   rom.requantize {{.*}} norm [[S]]
+// CHECK-NEXT:   [[A:%\w+]] = rom.dot [[B]] by @a
+// CHECK-NEXT:   rom.requantize [[A]] scaled [[B]], @a norm [[S]]
 
 // An epsilon that the sum of squares cannot hold.
 rom.layer @epsilon {

@@ -120,10 +120,22 @@ def test_check_compares_cycles_with_the_adapters_ranks(
     assert check_hardware(chip, "rtl", [3])["cycle_exact"]
 
 
-def test_residents(model: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("tied", ()),
+        ("tied", ("activations=half8", "formats.block=4")),
+        ("odd", ("activations=mxint8", "formats.block=8", "formats.adapter=int8")),
+    ],
+    ids=["int8", "words of two blocks", "a shorter last block"],
+)
+def test_residents(
+    model: Callable[[str], Path], tmp_path: Path, name: str, settings: tuple[str, ...]
+) -> None:
     """A to B to A to none costs a word each, and gives the tokens and cycles of the simulator."""
-    options = Options("roma-mini", SMALL, context=16, adapter_rank=RANK, resident_adapters=2)
-    out = compile_model(model("tied"), tmp_path / "out", options).folder
+    given = (*SMALL, *settings)
+    options = Options("roma-mini", given, context=16, adapter_rank=RANK, resident_adapters=2)
+    out = compile_model(model(name), tmp_path / "out", options).folder
     chip = Chip(out)
     program = chip.program
     assert program.residents == 2

@@ -29,15 +29,16 @@ from intaglio.backend.target.target import load_target
 from intaglio.dialects import semantics, timeline
 from intaglio.dialects.codes import SLOT_BITS, AdapterMatrix, Matrix, e4m3_encode, pack
 from intaglio.dialects.errors import CompilerBug, UserError
-from intaglio.dialects.fixed_point import Real, Saturations
+from intaglio.dialects.fixed_point import Real, Saturations, Scale
 from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formula import Formula
 from intaglio.dialects.formula import constant as constant_cycles
 from intaglio.dialects.isa.adapter import AdapterMatvec
 from intaglio.dialects.isa.attention import QueryKey
-from intaglio.dialects.isa.values import Fixed, Quantized
+from intaglio.dialects.isa.values import Blocks, Fixed, Quantized
+from intaglio.dialects.isa.values import Scale as Factor
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.memories import CODES, VECTORS
+from intaglio.dialects.memories import CODES, NORM_SCALES, STEP_BITS, VECTORS
 from intaglio.dialects.tiling import MatrixShape
 from intaglio.lowering.place.sram import place_matrices
 from intaglio.lowering.schedule import durations
@@ -49,7 +50,7 @@ MINI = load_target("roma-mini").machine()
 FAST = {"broadcast": 2, "attention_pipeline": 2, "reduce": 1, "requantise": 1}
 SLOW = {"broadcast": 7, "attention_pipeline": 9, "reduce": 6, "requantise": 8}
 Ints = npt.NDArray[np.int64]
-ROWS = 256
+ROWS, FACTOR_ROW = 256, 5
 
 
 def geometry(h_units: int, attention_lanes: int, vector_lanes: int, **more: Any) -> Machine:
@@ -74,6 +75,17 @@ class Case:
     rows: int
     ranks: tuple[int, ...]
     fraction: int = 16
+    normed: bool = False
+    """Whether results of the first matrix are times the factor of a norm."""
+
+    def kind(self, size: int) -> Quantized | Blocks:
+        """What a vector that is multiplied is; the unit of blocks so that most results fit."""
+        machine, fmt = self.machine, self.machine.activations
+        if not machine.has_blocks:
+            return Quantized(1, size, fmt)
+        bits = semantics.slot_bits(machine.adapter, size, fmt)
+        exponent = 14 if machine.adapter == "fp8" else 8
+        return Blocks(size, fmt, machine.block, bits - 40 + self.fraction - exponent)
 
 
 CASES = [
@@ -95,6 +107,19 @@ CASES = [
     # Scales of several matrices' H-Units in a word of the load port.
     Case("scales", geometry(16, 8, 16, load_bytes=16), 3, 40, 36, (3, 1)),
 ]  # fmt: skip
+BLOCKED = [
+    # A block of a word, of two, words of two and of four blocks, over rows; sums of up to 70 bits.
+    Case("a word", geometry(8, 8, 16, activations="half8", block=8), 12, 75, 36, (12, 0, 5), 16,
+         True),
+    Case("two words", geometry(4, 8, 32, activations="mxint8", block=16, adapter="int8", **FAST),
+         9, 72, 20, (9, 2)),
+    Case("two blocks", geometry(8, 16, 16, activations="half8", block=8, adapter="int6", **SLOW),
+         16, 51, 40, (16, 7), 12, True),
+    Case("four blocks", geometry(16, 16, 8, activations="half8", block=4, load_bytes=16), 20, 51,
+         50, (20, 3), 16, True),
+    Case("ternary blocks", geometry(8, 8, 8, activations="half8", block=8, adapter="ternary"), 8,
+         33, 24, (8, 1)),
+]  # fmt: skip
 
 
 class Setting(NamedTuple):
@@ -111,17 +136,24 @@ def fixed(name: str, row: int, size: int, machine: Machine, fraction: int = 16) 
     return Buffer(name, Fixed(size, fraction), VECTORS, row)
 
 
-def quantized(name: str, row: int, width: int, machine: Machine) -> Buffer:
-    return Buffer(name, Quantized(1, width, machine.activations), CODES, row)
+def quantized(name: str, row: int, width: int, case: Case) -> Buffer:
+    return Buffer(name, case.kind(width), CODES, row)
 
 
 def product(
-    weights: str, read: str, write: str, residual: str | None, shift: int, duration: Formula
+    weights: str,
+    read: str,
+    write: str,
+    residual: str | None,
+    shift: int,
+    duration: Formula,
+    norm: str | None = None,
 ) -> Instruction:
     issue = timeline.Issue("attention", {}, duration)
     does = AdapterMatvec(
-        input=read, residual=residual, output=write, weights=weights, pre_shift=shift
-    )
+        input=read, residual=residual, output=write, weights=weights, pre_shift=shift, norm=norm,
+        normed=norm is not None,
+    )  # fmt: skip
     return Instruction(does, [], issue, [], [])
 
 
@@ -146,8 +178,9 @@ def setting(case: Case) -> Setting:
             site, f"a{i}", f"b{i}", case.rows, case.columns, case.rank, "w", 0, ["q"]
         )
     buffers = [
-        quantized("x", 3, case.columns, machine),
-        quantized("uq", 40, case.rank, machine),
+        quantized("x", 3, case.columns, case),
+        quantized("uq", 40, case.rank, case),
+        Buffer("factor", Factor(), NORM_SCALES, FACTOR_ROW),
         fixed("u", 7, case.rank, machine, case.fraction),
         fixed("base", 60, case.rows, machine, case.fraction),
         fixed("y", 110, case.rows, machine, case.fraction),
@@ -162,7 +195,8 @@ def setting(case: Case) -> Setting:
         duration = durations.slot_product(machine, shape, first=first)
         shift = semantics.pre_shift(bits)
         if first:
-            return product(slot, "x", "u", None, shift, duration)
+            norm = "factor" if case.normed else None
+            return product(slot, "x", "u", None, shift, duration, norm)
         return product(slot, "uq", "y", "base", shift, duration)
 
     instances = [{"a": f"a{i}", "b": f"b{i}"} for i in range(2)]
@@ -185,7 +219,7 @@ def bench(model: AdapterModel) -> str:
     for port in unit.ports:
         if port.output or port.name in ("clk", "rst"):
             continue
-        if port.name.startswith(("input", "residual_data")):
+        if port.name.startswith(("input", "steps", "norm", "residual_data")):
             given[port.name] = wires[port.name] = m.wire(port.name, port.width, port.signed)
         else:
             given[port.name] = m.input(port.name, port.width, port.signed)
@@ -198,6 +232,16 @@ def bench(model: AdapterModel) -> str:
     read = m.ram("quantised", ROWS, 16 * lanes, [fit(n) for n in rows], [])
     for name, data in zip(rows, read, strict=True):
         wires[name.replace("_row", "_data")].assign(data)
+    rows = [name for name in out if name.startswith("steps") and name.endswith("_row")]
+    if rows:
+        size = lanes // model.machine.block * STEP_BITS
+        for name, data in zip(rows, m.ram("steps", ROWS, size, [fit(n) for n in rows], []),
+                              strict=True):  # fmt: skip
+            wires[name.replace("_row", "_data")].assign(data)
+    if "norm_row" in out:
+        (factor,) = m.ram("factors", ROWS, 64, [fit("norm_row")], [])
+        wires["norm_mantissa"].assign(factor[:24])
+        wires["norm_exponent"].assign(factor[24:34].as_signed())
     (scale,) = m.ram("scale", ROWS, 64, [fit("input_group")], [])
     wires["input_mantissa"].assign(scale[:24])
     wires["input_exponent"].assign(scale[24:34].as_signed())
@@ -282,12 +326,47 @@ class Bench:
         """A quantised vector; what lies beyond is garbage."""
         rows = -(-len(q.codes) // self.lanes)
         full = np.random.default_rng(rows).integers(0, 1 << 16, rows * self.lanes)
-        full[: len(q.codes)] = q.codes
+        codes = q.codes
+        if FORMATS[q.format].by_block:
+            codes = self.fill_steps(name, q)
+        full[: len(codes)] = codes
         words = self.chip.memory("quantised")[self.row(name) : self.row(name) + rows]
         image = full.astype(np.uint16).reshape(rows, self.lanes)
         words[:] = image.view(words.dtype).reshape(words.shape)
         scale = int(q.scale.mantissa[0]) | (int(q.scale.exponent[0]) & 1023) << 24
         self.chip.memory("scale")[self.row(name)] = scale
+
+    def fill_steps(self, name: str, q: semantics.Quantized) -> Ints:
+        """Exponents and steps with which codes stand for integers; the codes."""
+        block, form = self.program.machine.block, FORMATS[q.format]
+        whole = semantics.whole_blocks(q.codes, block).reshape(-1, block)
+        codes, steps = whole.copy(), np.zeros(len(whole), np.int64)
+        for number, integers in enumerate(whole):
+            exponent, half, code = next(
+                (exponent, half, integers // step)
+                for exponent in range(15, -1, -1)
+                for half in range(2 if form.steps > 1 else 1)
+                for step in ((form.steps - half) << exponent,)
+                if not (integers % step).any() and np.abs(integers // step).max() <= form.high
+            )
+            codes[number], steps[number] = code, exponent | half << 4
+        per_row = self.lanes // block
+        words = np.zeros((-(-len(steps) // per_row), per_row), np.int64)
+        words.reshape(-1)[: len(steps)] = steps
+        packed = (words << np.arange(per_row) * STEP_BITS).sum(-1)
+        memory = self.chip.memory("steps")
+        row = self.row(name)
+        memory[row : row + len(packed)] = packed.reshape(-1, *memory.shape[1:])
+        return codes.reshape(-1)[: len(q.codes)]
+
+    def normed(self, x: semantics.Quantized, rng: np.random.Generator) -> semantics.Quantized:
+        """A vector of the first product, with a factor of its norm where it has one."""
+        does = self.program.blocks[0].instructions[0].does
+        if not isinstance(does, AdapterMatvec) or does.norm is None:
+            return x
+        mantissa, exponent = int(rng.integers(1 << 23, 1 << 24)), int(rng.integers(22, 26))
+        self.chip.memory("factors")[FACTOR_ROW] = mantissa | (exponent & 1023) << 24
+        return semantics.with_norm(x, Scale(np.array([mantissa]), np.array([exponent])))
 
     def vector(self, name: str, value: Ints | None = None) -> Ints:
         """A fixed-point vector, after it was written if a value is given."""
@@ -345,14 +424,40 @@ def image_of(rng: np.random.Generator, case: Case, rank: int) -> Image:
     return Image(rank, a, random_matrix(rng, code, case.rows, rank))
 
 
-def vector_of(rng: np.random.Generator, size: int, fmt: str) -> semantics.Quantized:
-    return semantics.quantize(rng.integers(-(1 << 18), 1 << 18, size), fmt)
+def vector_of(
+    rng: np.random.Generator, case: Case, size: int, alive: int | None = None
+) -> semantics.Quantized:
+    """A vector whose elements from `alive` on are 0; of blocks of any exponents and steps."""
+    kind, fmt = case.kind(size), case.machine.activations
+    if isinstance(kind, Quantized):
+        if alive is None:
+            return semantics.quantize(rng.integers(-(1 << 18), 1 << 18, size), fmt)
+        x = np.zeros(size, np.int64)
+        x[:alive] = rng.integers(-(1 << 20), 1 << 20, alive)
+        return semantics.quantize(x, fmt, case.fraction)
+    form, count = FORMATS[fmt], -(-size // kind.block)
+    halves = rng.integers(0, 2, count) * (form.steps > 1)
+    steps = (form.steps - halves) << rng.integers(0, 16, count)
+    codes = rng.integers(form.low, form.high + 1, size)
+    codes[:3] = form.high
+    codes[alive:] = 0
+    integers = codes * np.repeat(steps, kind.block)[:size]
+    return semantics.Quantized(integers, semantics.unit_scale((size,), kind.fraction), fmt)
+
+
+def result_of(
+    x: semantics.Quantized, matrix: AdapterMatrix | Matrix, shift: int, frac: int, **more: Any
+) -> Ints:
+    """A product, requantised."""
+    floor = semantics.slot_floor(shift) if isinstance(matrix, AdapterMatrix) else 0
+    y = semantics.dot(x.codes[: matrix.columns], matrix, x.format, floor)
+    return semantics.requantize(y, x.scale, matrix.exponent - floor, shift - floor, frac, **more)
 
 
 def check_slots(case: Case, engine: str = "rtl") -> None:
     rng = np.random.default_rng(len(case.name))
     bench = Bench(setting(case), engine)
-    machine, fmt = case.machine, case.machine.activations
+    machine = case.machine
     frac, code = case.fraction, machine.adapter
     counter = Saturations()
     # Before anything is loaded ranks are 0.
@@ -379,24 +484,20 @@ def check_slots(case: Case, engine: str = "rtl") -> None:
         for instance in range(2):
             image = loaded.get(f"layers.{instance}.q_proj")
             rank_here = image.rank if image else 0
-            x = vector_of(rng, case.columns, fmt)
+            x = vector_of(rng, case, case.columns)
             bench.fill("x", x)
+            x = bench.normed(x, rng)
             garbage = rng.integers(-(1 << 31), 1 << 31, case.rank)
             bench.vector("u", garbage)
             bench.run(0, instance, rank_here)
             u = np.zeros(case.rank, np.int64)
             if image:
                 shift = bench.program.blocks[0].instructions[0].does.pre_shift
-                u[:rank_here] = semantics.requantize(
-                    semantics.dot(x.codes, image.a, fmt), x.scale, image.a.exponent, shift, frac,
-                    saturations=counter,
-                )  # fmt: skip
+                u[:rank_here] = result_of(x, image.a, shift, frac, saturations=counter)
             np.testing.assert_array_equal(bench.vector("u"), u)
 
             # The next product takes a vector of its own: rows beyond the rank are 0.
-            u = np.zeros(case.rank, np.int64)
-            u[:rank_here] = rng.integers(-(1 << 20), 1 << 20, rank_here)
-            uq = semantics.quantize(u, fmt, frac)
+            uq = vector_of(rng, case, case.rank, rank_here)
             bench.fill("uq", uq)
             base = rng.integers(-(1 << 31), 1 << 31, case.rows)
             bench.vector("base", base)
@@ -404,10 +505,7 @@ def check_slots(case: Case, engine: str = "rtl") -> None:
             y = base
             if image:
                 shift = bench.program.blocks[0].instructions[1].does.pre_shift
-                y = semantics.requantize(
-                    semantics.dot(uq.codes[:rank_here], image.b, fmt), uq.scale, image.b.exponent,
-                    shift, frac, residual=base, saturations=counter,
-                )  # fmt: skip
+                y = result_of(uq, image.b, shift, frac, residual=base, saturations=counter)
             np.testing.assert_array_equal(bench.vector("y"), y)
             assert bench.chip.get("saturated") == counter.count
     assert counter.count > 0
@@ -423,7 +521,7 @@ def test_matrices_of_few_rows_lie_on_different_units() -> None:
     assert units == {"turned": {0, 4}, "other_beat": {0, 4}, "groups": {0, 8}, "scales": {0, 4}}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *BLOCKED], ids=lambda case: case.name)
 def test_slots(case: Case) -> None:
     check_slots(case)
 
@@ -473,7 +571,7 @@ def constant_of(rng: np.random.Generator, case: Case) -> tuple[Matrix, int]:
 
 def check_residents(case: Case, residents: int, engine: str = "rtl") -> None:
     """Loaded and switched to in any order, each is itself; adapters of the graph are in none."""
-    fmt, frac = case.machine.activations, case.fraction
+    frac = case.fraction
     rng = np.random.default_rng(residents)
     constant, constant_shift = constant_of(rng, case)
     plain = with_constant(setting(case), case, constant, constant_shift)
@@ -491,22 +589,19 @@ def check_residents(case: Case, residents: int, engine: str = "rtl") -> None:
         images = {} if active is None else held[active]
         image = images.get(f"layers.{instance}.q_proj")
         rank = image.rank if image else 0
-        x = vector_of(rng, case.columns, fmt)
+        x = vector_of(rng, case, case.columns)
         bench.fill("x", x)
+        normed = bench.normed(x, rng)
         bench.run(0, instance, rank)
         u = np.zeros(case.rank, np.int64)
         if image:
             shift = block.instructions[0].does.pre_shift
-            dot = semantics.dot(x.codes, image.a, fmt)
-            u[:rank] = semantics.requantize(dot, x.scale, image.a.exponent, shift, frac)
+            u[:rank] = result_of(normed, image.a, shift, frac)
         np.testing.assert_array_equal(bench.vector("u"), u)
         bench.run(2, instance)
-        dot = semantics.dot(x.codes, constant, fmt)
-        z = semantics.requantize(dot, x.scale, constant.exponent, constant_shift, 16)
+        z = result_of(x, constant, constant_shift, 16)
         np.testing.assert_array_equal(bench.vector("z"), z)
-        u[rank:] = 0
-        u[:rank] = rng.integers(-(1 << 20), 1 << 20, rank)
-        uq = semantics.quantize(u, fmt, frac)
+        uq = vector_of(rng, case, case.rank, rank)
         bench.fill("uq", uq)
         base = rng.integers(-(1 << 31), 1 << 31, case.rows)
         bench.vector("base", base)
@@ -514,8 +609,7 @@ def check_residents(case: Case, residents: int, engine: str = "rtl") -> None:
         y = base
         if image:
             shift = block.instructions[1].does.pre_shift
-            dot = semantics.dot(uq.codes[:rank], image.b, fmt)
-            y = semantics.requantize(dot, uq.scale, image.b.exponent, shift, frac, residual=base)
+            y = result_of(uq, image.b, shift, frac, residual=base)
         np.testing.assert_array_equal(bench.vector("y"), y)
 
     check(0)
@@ -579,10 +673,10 @@ OUTPUTS = 10
 
 
 @pytest.mark.parametrize("shared", [0, 7])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *BLOCKED], ids=lambda case: case.name)
 def test_products_one_behind_the_other(case: Case, shared: int) -> None:
     """Of all kinds, in any order, each as soon as the unit takes it or a little later."""
-    machine, fmt, frac = case.machine, case.machine.activations, case.fraction
+    machine, frac = case.machine, case.fraction
     rng = np.random.default_rng(shared + len(case.name))
     constant, constant_shift = constant_of(rng, case)
     found = with_constant(setting(case), case, constant, constant_shift)
@@ -617,9 +711,11 @@ def test_products_one_behind_the_other(case: Case, shared: int) -> None:
         bench.chip.step()
         counter = Saturations()
         before = bench.chip.get("saturated")
-        vectors = {"x": vector_of(rng, case.columns, fmt), "uq": vector_of(rng, case.rank, fmt)}
+        vectors = {name: vector_of(rng, case, size)
+                   for name, size in (("x", case.columns), ("uq", case.rank))}  # fmt: skip
         for name, vector in vectors.items():
             bench.fill(name, vector)
+        normed = bench.normed(vectors["x"], rng)
         base = rng.integers(-(1 << 31), 1 << 31, case.rows)
         bench.vector("base", base)
         memory = bench.chip.memory("vectors")
@@ -634,26 +730,17 @@ def test_products_one_behind_the_other(case: Case, shared: int) -> None:
             output, shift = f"{kinds[kind]}{number}", one.does.pre_shift
             one = replace(one, does=replace(one.does, output=output))
             if kind == 2:
-                dot = semantics.dot(vectors["x"].codes, constant, fmt)
-                scale, exponent = vectors["x"].scale, constant.exponent
-                y = semantics.requantize(dot, scale, exponent, constant_shift, 16,
-                                         saturations=counter)  # fmt: skip
+                y = result_of(vectors["x"], constant, constant_shift, 16, saturations=counter)
             elif kind == 1 and image:
-                dot = semantics.dot(vectors["uq"].codes[:r], image.b, fmt)
-                y = semantics.requantize(
-                    dot, vectors["uq"].scale, image.b.exponent, shift, frac, residual=base,
-                    saturations=counter,
-                )  # fmt: skip
+                y = result_of(
+                    vectors["uq"], image.b, shift, frac, residual=base, saturations=counter
+                )
             elif kind == 1:
                 y = base
             else:
                 y = np.zeros(case.rank, np.int64)
                 if image:
-                    dot = semantics.dot(vectors["x"].codes, image.a, fmt)
-                    y[:r] = semantics.requantize(
-                        dot, vectors["x"].scale, image.a.exponent, shift, frac,
-                        saturations=counter,
-                    )  # fmt: skip
+                    y[:r] = result_of(normed, image.a, shift, frac, saturations=counter)
             wanted[output] = y
             now += gaps * int(rng.integers(0, 5)) * int(rng.integers(0, 2))
             instances = bench.program.blocks[0].instances
@@ -688,9 +775,11 @@ def test_products_one_behind_the_other(case: Case, shared: int) -> None:
     bench.chip.close()
 
 
-@pytest.mark.parametrize(("number", "residents"), [(0, 2), (1, 3), (3, 4)])
-def test_residents(number: int, residents: int) -> None:
-    check_residents(CASES[number], residents)
+@pytest.mark.parametrize(
+    ("case", "residents"), [(CASES[0], 2), (CASES[1], 3), (CASES[3], 4), (BLOCKED[3], 2)]
+)
+def test_residents(case: Case, residents: int) -> None:
+    check_residents(case, residents)
 
 
 def test_residents_on_verilator() -> None:
@@ -719,7 +808,7 @@ def test_reset_switches_adapters_off() -> None:
     image = Image(3, random_matrix(rng, code, 3, case.columns),
                   random_matrix(rng, code, case.rows, 3))  # fmt: skip
     bench.load(bench.places.load_stream({"layers.1.q_proj": image}))
-    bench.fill("x", vector_of(rng, case.columns, case.machine.activations))
+    bench.fill("x", vector_of(rng, case, case.columns))
     bench.run(0, 1, rank=3)
     assert bench.vector("u").any()
     bench.reset()
@@ -732,6 +821,8 @@ CONSTANT = [
     (geometry(4, 8, 8, activations="int16", **SLOW), "int4", 4, 16, None, 45),
     (geometry(16, 8, 8, results_per_cycle=4, **FAST), "int8", 8, 128, 128, 33),
     (geometry(2, 4, 16, activations="fp8"), "ternary", 2, 8, 1, 20),
+    (geometry(8, 16, 16, activations="half8", block=8), "int4", 4, 32, None, 75),
+    (geometry(8, 8, 16, activations="mxint8", block=16), "int8", 8, 16, 128, 51),
 ]
 
 
@@ -755,7 +846,8 @@ def test_adapters_of_the_graph(
     shape = MatrixShape.of((rows, columns), code, bits, group, zeros=zero is None)
     fmt = machine.activations
     shift = semantics.pre_shift(semantics.accumulator_bits(bits, columns, fmt))
-    buffers = [quantized("x", 3, columns, machine), fixed("y", 9, rows, machine)]
+    case = Case("", machine, 1, columns, rows, ())
+    buffers = [quantized("x", 3, columns, case), fixed("y", 9, rows, machine)]
     one = product("w", "x", "y", None, shift, durations.adapter_product(machine, shape))
     program = program_of(
         machine, parameters={"w": parameter}, sites={}, blocks=[Block("b", False, [{}], [one])],
@@ -763,10 +855,10 @@ def test_adapters_of_the_graph(
     )  # fmt: skip
     bench = Bench(Setting(program, {"w": matrix}))
     for _ in range(3):
-        x = vector_of(rng, columns, fmt)
+        x = vector_of(rng, case, columns)
         bench.fill("x", x)
         bench.run(0, 0)
-        y = semantics.requantize(semantics.dot(x.codes, matrix, fmt), x.scale, 23, shift, 16)
+        y = result_of(x, matrix, shift, 16)
         np.testing.assert_array_equal(bench.vector("y"), y)
 
 
