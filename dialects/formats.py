@@ -11,7 +11,7 @@ class Format:
     """How one activation element is written.
 
     Attributes:
-        name: int4, int6, int8, int16, uint8, uint16, fp8, half8 or mxint8.
+        name: int4, int6, int8, int16, uint8, uint16, places8, fp8, half8 or mxint8.
         bits: of an element's code.
         limit: the decoded integer that dynamic scaling maps a group's largest magnitude to.
         low: least decoded integer (static scaling clips there).
@@ -65,6 +65,9 @@ ACCUMULATOR_BITS = 62
 SLOT_SCALE_BITS = 15
 """Bits that the one scale of a row of an adapter in a slot adds to it."""
 
+PLACES = (0, 4, 8, 12, 16)
+"""Where a byte of a softmax's numerators may stand: the bits below it."""
+
 E4M3_LIMIT = 448 << 9
 """448, the largest E4M3 number, in units of 2**-9, the smallest."""
 
@@ -80,6 +83,7 @@ FORMATS: dict[str, Format] = {
         *(_integer(bits) for bits in (4, 6, 8, 16)),
         Format("uint8", 8, 255, 0, 255),
         Format("uint16", 16, 65535, 0, 65535),
+        Format("places8", 8, 255, 0, 255 << PLACES[-1]),
         Format("fp8", 8, E4M3_LIMIT, -E4M3_LIMIT, E4M3_LIMIT),
         Format("half8", 8, 127, -127, 127, steps=4),
         Format("mxint8", 8, 127, -127, 127, steps=1),

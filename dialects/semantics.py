@@ -945,6 +945,41 @@ def softmax(
     return Quantized(codes, Scale(mantissa, exponent), fmt), total.reshape(*lead, heads)
 
 
+def softmax_places(
+    scores: Ints,
+    v_scale: Scale,
+    fmt: str = "places8",
+    mask: npt.NDArray[np.bool_] | None = None,
+    sink: Ints | None = None,
+) -> tuple[Quantized, Ints]:
+    """`formulas.softmax.softmax_places` of each head; arguments and result are those of `softmax`.
+
+    In place of codes stand the integers that they are multiplied as: a byte at its place.
+    """
+    scores = np.asarray(scores, np.int64)
+    lead, (heads, tokens) = scores.shape[:-2], scores.shape[-2:]
+    values = _per_token(v_scale)
+    kv_heads = values.mantissa.shape[0]
+    by_kv = scores.reshape(*lead, kv_heads, heads // kv_heads, tokens)
+    each = ScaleOf(*(part[:, None, :] for part in values))
+    seen = None
+    if mask is not None:
+        seen = -np.broadcast_to(mask, (*lead, tokens)).astype(np.int64)[..., None, None, :]
+    integer, scale, total = softmax_formulas.softmax_places(
+        Arrays(),
+        lambda at: by_kv,
+        lambda at: each,
+        None if seen is None else lambda at: seen,
+        None if sink is None else np.asarray(sink, np.int64).reshape(kv_heads, -1, 1),
+    )
+    of = (*lead, heads)
+    mantissa, exponent = (
+        np.broadcast_to(part, (*total.shape[:-1], 1)).reshape(of) for part in scale
+    )
+    integers = integer(None).reshape(scores.shape)
+    return Quantized(integers, Scale(mantissa, exponent), fmt), total.reshape(of)
+
+
 def reciprocal_scale(total: Ints, frac: int = PROBABILITY_FRAC) -> Scale:
     """`formulas.softmax.reciprocal_scale` of totals.
 

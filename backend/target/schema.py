@@ -228,7 +228,10 @@ KEYS: dict[str, Key] = {
     ),
     "formats.kv": _choice("keys and values in the cache", *KV_FORMATS),
     "formats.probabilities": _choice(
-        "attention weights; follows the activations", "uint8", "uint16", settable=False
+        "attention weights; uint8 or uint16 as the activations, or bytes at one of five places",
+        "uint8",
+        "uint16",
+        "places8",
     ),
     "formats.embedding": _choice("embeddings that arrive as floats", "int16", "int8"),
     "formats.fraction_bits": Key(

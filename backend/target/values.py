@@ -10,7 +10,7 @@ from typing import TypeGuard
 from intaglio.backend.target.formula import FormulaError, Value, evaluate, names
 from intaglio.backend.target.schema import FOLLOWS_MESH, KEYS, MESH, Key
 from intaglio.dialects.errors import UserError, UserErrors
-from intaglio.dialects.formats import BLOCK_FORMATS
+from intaglio.dialects.formats import BLOCK_FORMATS, HEAD_FORMATS
 from intaglio.dialects.json_file import JSON
 
 _TOGETHER = {
@@ -140,7 +140,11 @@ def contradictions(parameters: Mapping[str, Parameter]) -> list[tuple[str, str]]
             if one not in parameters
         ]
     fitting = "uint16" if activations == "int16" else "uint8"
-    if parameters["formats.probabilities"].value != fitting:
+    probabilities, kv = (parameters[f"formats.{key}"].value for key in ("probabilities", "kv"))
+    if probabilities == "places8":
+        if kv not in HEAD_FORMATS:
+            found.append(("formats.probabilities", "is places8, which needs formats.kv=half8"))
+    elif probabilities != fitting:
         found.append(("formats.probabilities", f"must be {fitting} with {activations} activations"))
     return found
 

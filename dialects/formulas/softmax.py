@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from intaglio.dialects.fixed_point import FIXED_BITS
+from intaglio.dialects.formats import PLACES
 from intaglio.dialects.formulas.products import requantize
 from intaglio.dialects.formulas.quantise import FormatValues, quantize, reciprocal
 from intaglio.dialects.formulas.reader import Groups, P, Reader, ScaleOf, V
@@ -15,6 +16,13 @@ SLOPE_FRAC = 24
 """Fraction bits of what a score loses for each token between the query and the key."""
 PROBABILITY_FRAC = 24
 """Fraction bits of softmax's numerators and of their sum."""
+
+WEIGHT_BITS = 24
+"""Of a numerator times its value's scale, before it becomes a byte at a place."""
+BYTE = 255
+"""The largest code there."""
+UNIT = 1 << 23
+"""Mantissa of a power of two, as a scale."""
 
 _LOWEST = -(1 << (FIXED_BITS - 1))
 _FAR = 1 << 20
@@ -116,6 +124,77 @@ def softmax(
         total = total + exp2(r, m - sink)
     codes, scale = quantize(r, w, largest, e0 + 7, form, False)
     return codes, scale, total
+
+
+def place_of(r: Reader[V], w: V) -> V:
+    """Where the byte of a weight of 24 bits stands: ``clip(4 * floor((bit_length(w) - 5) / 4), 0,
+    16)``, so that at least 5 significant bits are left of all that are 16 or more."""
+    return r.larger(((r.bit_length(w) - 5) >> 2) << 2, PLACES[0])
+
+
+def byte_at(r: Reader[V], w: V, place: V) -> V:
+    """``min(255, round_shift(w, place))``."""
+    return r.smaller(r.round_shift(w, place), BYTE)
+
+
+def weight(r: Reader[V], p: V, value: ScaleOf[V], e0: V) -> V:
+    """A numerator times its value's scale, in units that all such scales are below 2**24 of::
+
+    w = min(round_shift(p * v_scale.mantissa, 24 + v_scale.exponent - e0), 2**24 - 1)
+    """
+    places = r.assume(r.smaller(value.exponent - e0, 32), 0, 32) + WEIGHT_BITS - 1
+    w = ((r.product(p, value.mantissa) >> places) + 1) >> 1
+    return r.assume(r.smaller(w, (1 << WEIGHT_BITS) - 1), 0, (1 << WEIGHT_BITS) - 1)
+
+
+def softmax_places(
+    r: Groups[V, P],
+    score: Callable[[P], V],
+    value: Callable[[P], ScaleOf[V]],
+    seen: Callable[[P], V] | None = None,
+    sink: V | None = None,
+) -> tuple[Callable[[P], V], ScaleOf[V], V]:
+    """`softmax`, of which each weight becomes a byte at one of five places, with no largest one.
+
+    ::
+
+        m, p, total, e0      as in `softmax`
+        w = weight(p, v_scale, e0)                              24 bits (product 48)
+        place = place_of(w)                                     0, 4, 8, 12 or 16
+        code = byte_at(w, place)                                8 bits
+        scale = 2**-e0                                          of code << place
+
+    So weights of less than 1/510 of the largest keep 5 to 8 significant bits too, down to 2**-20 of
+    what the largest scale of a value would give; a code is off by at most 1/32 of itself, or half
+    a unit of 2**-24. The scales of values are not 0.
+
+    Returns:
+        ``code << place`` of each place, the scale, the total.
+    """
+
+    def visible(at: P) -> V:
+        return score(at) if seen is None else r.select(seen(at), score(at), _LOWEST)
+
+    def power(at: P) -> V:
+        exponent = value(at).exponent
+        return exponent if seen is None else r.select(seen(at), exponent, _FAR)
+
+    m, e0 = r.sweep(lambda at: (visible(at), power(at)), "largest", "least")
+    if sink is not None:
+        m = r.larger(m, sink)
+
+    def numerator(at: P) -> tuple[V, V]:
+        p = exp2(r, m - visible(at))
+        if seen is not None:
+            p = r.assume(p & seen(at), 0, (1 << 24) - 1)
+        w = weight(r, p, value(at), e0)
+        place = place_of(r, w)
+        return byte_at(r, w, place) << place, p
+
+    integer, (total,) = r.keep(numerator, "sum")
+    if sink is not None:
+        total = total + exp2(r, m - sink)
+    return integer, ScaleOf(r.lift(UNIT), e0 + 23), total
 
 
 def reciprocal_scale(r: Reader[V], total: V, frac: V | int) -> ScaleOf[V]:

@@ -34,6 +34,7 @@ INSTRUCTIONS: tuple[type[Instruction[Any]], ...] = (
     vector.Delay,
     vector.Copy,
     vector.Softmax,
+    vector.SoftmaxPlaces,
     vector.Sample,
     cache.Append,
     attention.QueryKey,

@@ -27,6 +27,7 @@ from intaglio.dialects.isa.vector import (
     Delay,
     ElementwiseInstruction,
     LayerNorm,
+    OverScores,
     Quantize,
     QuantizeBlocks,
     QuantizeHeads,
@@ -35,6 +36,7 @@ from intaglio.dialects.isa.vector import (
     Route,
     Sample,
     Softmax,
+    SoftmaxPlaces,
     VectorInstruction,
 )
 from intaglio.dialects.memories import rows_of
@@ -103,7 +105,7 @@ def size_of(one: Instruction[V], kind: Callable[[V], Value], heads: Callable[[st
             return heads(one.values)
         case Append():
             return heads(one.cache)
-        case Softmax():
+        case OverScores():
             return _scores(kind(one.scores))
         case Quantize() | QuantizeBlocks() | QuantizeHeads():
             value = kind(one.output)
@@ -124,7 +126,7 @@ def groups_of(one: Instruction[V], kind: Callable[[V], Value]) -> int:
             return value.groups
         case RMSNorm():
             return one.groups
-        case Softmax():
+        case OverScores():
             return _scores(kind(one.scores))
         case _:
             return 1
@@ -222,7 +224,7 @@ def touched(
         case Append():
             written_caches[one.cache] = (first, last)
             reads[one.input] = _part(kind(one.input), first, last, chip)
-        case Softmax():
+        case OverScores():
             shared = _scores(kind(one.scores)) // chip.heads(one.values)
             read_caches[one.values] = (first // shared, -(-last // shared))
             reads[one.scores] = _part(kind(one.scores), first, last, chip)
@@ -231,7 +233,7 @@ def touched(
             if beat.number == 0:
                 # Only the least exponent of the scales is looked for.
                 reads = {}
-            if beat.number == 1:
+            if beat.number == 1 and isinstance(one, Softmax):
                 # The products with the values' scales take the scores' place.
                 writes = {one.scores: reads[one.scores]}
         case Quantize() | RMSNorm() | LayerNorm():
@@ -275,8 +277,9 @@ def touched(
             leaves = beat.peak - 1, beat.peak
             if after is not None:
                 writes[after.output] = _part(kind(after.output), 0, 1, chip)
-    largest = isinstance(one, Softmax) and beat.number == 1
-    late = isinstance(one, QuantizeHeads)
+    largest = isinstance(one, OverScores) and beat.number == 1
+    # The sums of probabilities follow their codes.
+    late = isinstance(one, QuantizeHeads) or (isinstance(one, SoftmaxPlaces) and largest)
     return Touched(reads, writes, read_caches, written_caches, uses, leaves, largest, late)
 
 

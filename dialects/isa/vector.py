@@ -296,9 +296,17 @@ class Delay(VectorInstruction[V], opcode="delay", queue=VECTOR, meaning=(semanti
     """The state to the result; the input to the state."""
 
 
+class OverScores(OverTokens[V], VectorInstruction[V]):
+    """Base of what makes probabilities of scores."""
+
+    scores: V = read(Scores)
+    output: V = write(Probabilities)
+    values: str = use(Store.CACHE, access=Access.SCALES)
+    sink: str | None = use(Store.VECTOR, default=None)
+
+
 class Softmax(
-    OverTokens[V],
-    VectorInstruction[V],
+    OverScores[V],
     opcode="softmax",
     queue=VECTOR,
     meaning=(semantics.softmax,),
@@ -310,12 +318,22 @@ class Softmax(
     for each head, which counts for the largest and the sum alone.
     """
 
-    scores: V = read(Scores)
-    output: V = write(Probabilities)
-    values: str = use(Store.CACHE, access=Access.SCALES)
-    sink: str | None = use(Store.VECTOR, default=None)
-
     passes = Passes(3, reductions=2, lookups=True)
+
+
+class SoftmaxPlaces(
+    OverScores[V],
+    opcode="softmax_places",
+    queue=VECTOR,
+    meaning=(semantics.softmax_places,),
+):
+    """Powers of two of the scores times the values' scales, as bytes at one of five places.
+
+    The first pass is that of `softmax`; the second one gives codes. The sum, and the scale of the
+    codes, are there with its reductions.
+    """
+
+    passes = Passes(2, reductions=2, lookups=True)
 
 
 class Sample(VectorInstruction[V], opcode="sample", queue=VECTOR, meaning=(semantics.argmax,)):

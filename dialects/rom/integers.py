@@ -403,7 +403,7 @@ class SoftmaxOp(OperatorOp):
     """exp2(score - max) of each head times the values' scales, as codes with a scale and a sum.
 
     `sink` has one more score for each head, of a token without a value: 16 fraction bits, to the
-    base 2.
+    base 2. Codes of places8 are bytes at one of five places, found without the largest of them.
 
     Example:
     ```
@@ -456,6 +456,11 @@ class SoftmaxOp(OperatorOp):
         if target.format.data not in PROBABILITY_CODES:
             raise VerifyException(
                 f"unknown format '{target.format.data}', known are {', '.join(PROBABILITY_CODES)}"
+            )
+        if target.format.data == "places8" and values.format.data not in HEAD_FORMATS:
+            raise VerifyException(
+                f"probabilities of places8 take values of {', '.join(HEAD_FORMATS)}, whose scales "
+                f"are never 0; @{self.values.root_reference.data} has {values.format.data}"
             )
 
 

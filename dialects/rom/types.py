@@ -41,7 +41,7 @@ DENSE_CODES = codes.DENSE_BITS
 ACTIVATION_CODES = ("int4", "int8", "int16", "fp8")
 """Codes of a quantised vector, and of keys and values."""
 
-PROBABILITY_CODES = ("uint8", "uint16")
+PROBABILITY_CODES = ("uint8", "uint16", "places8")
 
 
 # --- attributes and types -----------------------------------------------------------------------

@@ -26,11 +26,11 @@ from intaglio.dialects.isa.queues import VECTOR
 from intaglio.dialects.isa.touched import Memories, groups_of, passes_of, size_of, touched
 from intaglio.dialects.isa.vector import (
     Delay,
+    OverScores,
     QuantizeHeads,
     RMSScale,
     Rotary,
     Route,
-    Softmax,
     VectorInstruction,
 )
 from intaglio.dialects.machine import Machine
@@ -181,7 +181,7 @@ class Beats:
                 return self.rows_at_once(bound.get(does.weights, does.weights))
             case QueryKey() | WeightedSum() | Append():
                 return 1
-            case Softmax():
+            case OverScores():
                 return size // chip.heads(does.values)
             case Rotary() if size // does.heads >= lanes:
                 return size // does.heads

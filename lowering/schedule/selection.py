@@ -26,7 +26,14 @@ from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.isa.registry import INSTRUCTIONS
 from intaglio.dialects.isa.touched import groups_of, passes_of, size_of
 from intaglio.dialects.isa.values import Quantized, Scores, Value
-from intaglio.dialects.isa.vector import Quantize, QuantizeBlocks, QuantizeHeads, Route, Softmax
+from intaglio.dialects.isa.vector import (
+    OverScores,
+    Quantize,
+    QuantizeBlocks,
+    QuantizeHeads,
+    Route,
+    SoftmaxPlaces,
+)
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.program import plain_argument, value_of
 from intaglio.dialects.semantics import pre_shift, query_key_bits, weighted_sum_bits
@@ -93,6 +100,8 @@ class Selector:
                 return Draft(_named(Append[SSAValue], op), append, op.onnx)
             case rom.QueryKeyOp():
                 return self.query_key(op)
+            case rom.SoftmaxOp() if op.output.type.format.data == "places8":
+                return self.vector_draft(_named(SoftmaxPlaces[SSAValue], op), op.onnx)
             case rom.WeightedSumOp():
                 return self.weighted_sum(op)
             case rom.LinearAttentionOp():
@@ -273,7 +282,7 @@ class Selector:
     def vector_draft(self, does: Instruction[SSAValue], onnx: rom.Nodes) -> Draft:
         """A pass, or the passes, of the vector unit."""
         machine = self.machine
-        if isinstance(does, Softmax):
+        if isinstance(does, OverScores):
             return Draft(does, self.softmax(does), onnx)
         if isinstance(does, QuantizeBlocks):
             return Draft(does, lambda n, _: durations.blocks_pass(machine, n), onnx)
@@ -286,7 +295,7 @@ class Selector:
         width = size_of(does, _kind, lambda _: 1) // groups
         return Draft(does, lambda n, _: durations.vector_pass(machine, n, groups, width), onnx)
 
-    def softmax(self, does: Softmax[SSAValue]) -> Takes:
+    def softmax(self, does: OverScores[SSAValue]) -> Takes:
         """The passes of a softmax: the first one has a group for each head of the cache."""
         scores = _kind(does.scores)
         assert isinstance(scores, Scores)

@@ -35,7 +35,7 @@ from intaglio.backend.output.whole import check_writable, write_text
 from intaglio.backend.program.program import PROGRAM, Instruction, Program, load_program
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import SCALE_BITS, Scale
-from intaglio.dialects.formats import EXPONENTS, FORMATS
+from intaglio.dialects.formats import EXPONENTS, FORMATS, PLACES
 from intaglio.dialects.formulas import blocks
 from intaglio.dialects.formulas.arrays import Arrays
 from intaglio.dialects.h_units import STATE_SCALES, STATES
@@ -45,7 +45,14 @@ from intaglio.dialects.isa.attention import OverTokens, QueryKey
 from intaglio.dialects.isa.queues import LEAVES, reductions_of
 from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.isa.touched import passes_of
-from intaglio.dialects.isa.vector import Delay, Quantize, QuantizeHeads, RMSScale, Sample
+from intaglio.dialects.isa.vector import (
+    Delay,
+    Quantize,
+    QuantizeHeads,
+    RMSScale,
+    Sample,
+    SoftmaxPlaces,
+)
 from intaglio.dialects.memories import (
     BLOCK_STEPS,
     CODE_SCALES,
@@ -567,7 +574,11 @@ class RTLChip:
                 return rows.reshape(heads, -1)[:, first : last + 1].astype(np.int64)
             case values.Probabilities(heads=heads):
                 rows = self._lanes(PROBABILITIES, row, heads * self.layout.places.score_rows, 16)
-                codes = _codes(rows.reshape(heads, -1)[:, first : last + 1], kind.format)
+                words = rows.reshape(heads, -1)[:, first : last + 1]
+                codes = _codes(words, kind.format)
+                if kind.format == "places8":
+                    # Above the byte there is the number of its place.
+                    codes = codes << np.array(PLACES)[words.astype(np.int64) >> 8]
                 scale, total = self._scales(HEADS, self.layout.places.heads[buffer], heads)
                 return Probabilities(Quantized(codes, scale, kind.format), total, first)
             case values.Routing(chosen=chosen):
@@ -903,17 +914,7 @@ def compare_token(
     wanted = _values(simulator, token, position, sample, change)
     chip.accept(token, position, sample)
     disturb()
-    # Codes of heads are there with the reductions.
-    moments = [
-        (
-            step.reduction.finish
-            if isinstance(step.instruction.does, QuantizeHeads) and step.reduction is not None
-            else step.event.finish,
-            step,
-            False,
-        )
-        for step in steps
-    ]
+    moments = [(_there(step), step, False) for step in steps]
     # The largest scores come after the scores.
     moments += [
         (step.reduction.finish, step, True)
@@ -990,6 +991,17 @@ def compare_token(
         )
         check.result.token = int(np.asarray(result).reshape(-1)[0])
     return check.result
+
+
+def _there(step: Step) -> int:
+    """The cycle from which on what a beat writes can be compared."""
+    if step.reduction is not None:
+        # Codes of heads are there with the reductions; sums of bytes at places are looked up.
+        if isinstance(step.instruction.does, QuantizeHeads):
+            return step.reduction.finish
+        if isinstance(step.instruction.does, SoftmaxPlaces):
+            return step.reduction.finish + FACTOR_WRITTEN
+    return step.event.finish
 
 
 def value_tokens(value: Ints | Quantized) -> int:

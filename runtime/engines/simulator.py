@@ -41,6 +41,7 @@ from intaglio.dialects.isa.vector import (
     Delay,
     ElementwiseInstruction,
     LayerNorm,
+    OverScores,
     Quantize,
     QuantizeBlocks,
     QuantizeHeads,
@@ -51,7 +52,7 @@ from intaglio.dialects.isa.vector import (
     Sample,
     ScaleBy,
     Softcap,
-    Softmax,
+    SoftmaxPlaces,
     Tap,
     Weigh,
 )
@@ -357,7 +358,7 @@ class Simulator:
                 return lambda c: self.stores[one.cache].append(reads[0](c), c.first)
             case QueryKey():
                 return self._query_key(one, reads)
-            case Softmax():
+            case OverScores():
                 return self._softmax(one, reads)
             case WeightedSum():
                 return self._weighted_sum(one, reads)
@@ -702,10 +703,12 @@ class Simulator:
 
         return run
 
-    def _softmax(self, one: Softmax[str], reads: Sequence[Action]) -> Action:
+    def _softmax(self, one: OverScores[str], reads: Sequence[Action]) -> Action:
         name, window = one.values, one.window
         fmt = self.program.value(one.output, values.Probabilities).format
         sink = None if one.sink is None else self._vector(one.sink)
+
+        softmax = self._ops.softmax_places if isinstance(one, SoftmaxPlaces) else self._ops.softmax
 
         def run(c: Context) -> Probabilities:
             span = _span(c, one)
@@ -714,9 +717,7 @@ class Simulator:
             if len(c.tokens) > 1:
                 every = semantics.attention_mask(c.positions, span.stop, window or None)
                 mask = every[:, span]
-            return Probabilities(
-                *self._ops.softmax(reads[0](c), scale, fmt, mask, sink), first=span.start
-            )
+            return Probabilities(*softmax(reads[0](c), scale, fmt, mask, sink), first=span.start)
 
         return run
 

@@ -251,6 +251,32 @@ def emit_softmax(k: Kernel, masked: bool, sink: bool) -> None:
         exponent.store(row, scale.exponent)
 
 
+def emit_softmax_places(k: Kernel, masked: bool, sink: bool) -> None:
+    """`semantics.softmax_places`."""
+    scores, v_mantissa, v_exponent, sinks = k.arrays(4)
+    integers, mantissa, exponent, totals = k.arrays(4)
+    (seen_bytes,) = k.arrays(1, bits=8)
+    stride, batch, kv_heads, shared, n = k.numbers(5)
+    with k.range(batch) as token, k.range(kv_heads) as kv_head, k.range(shared) as i:
+        head = kv_head * shared + i
+        row = token * kv_heads * shared + head
+        scores, integers = scores.at(row * n), integers.at(row * n)
+        seen_bytes = seen_bytes.at(token * n)
+        offset = kv_head * stride
+        v_mantissa, v_exponent = v_mantissa.at(offset), v_exponent.at(offset)
+        integer, scale, total = softmax.softmax_places(
+            Lanes(k, n, integers),
+            scores.load,
+            lambda at: ScaleOf(v_mantissa.load(at), v_exponent.load(at)),
+            (lambda at: -seen_bytes.load(at)) if masked else None,
+            sinks.load(head) if sink else None,
+        )
+        k.each(n, lambda at: integers.store(at, integer(at)))
+        totals.store(row, total)
+        mantissa.store(row, scale.mantissa)
+        exponent.store(row, scale.exponent)
+
+
 # Products with caches
 
 
@@ -449,6 +475,7 @@ EMITTERS: dict[str, Callable[..., None]] = {
     "quantize": emit_quantize,
     "quantize_blocks": emit_quantize_blocks,
     "quantize_heads": emit_quantize_heads,
+    "softmax_places": emit_softmax_places,
     "rms_scale": emit_rms_scale,
     "quantize_static": emit_quantize_static,
     "multiply": emit_multiply,

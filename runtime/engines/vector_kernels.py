@@ -51,6 +51,7 @@ __all__ = [
     "rotary",
     "score_scale",
     "softmax",
+    "softmax_places",
     "weighted_sum",
 ]
 
@@ -507,6 +508,33 @@ def softmax(
     scores = np.asarray(scores)
     if not scores.size or FORMATS[fmt].low < 0:
         return semantics.softmax(scores, v_scale, fmt, mask, sink)
+    return _softmax("softmax", scores, v_scale, fmt, mask, sink, *_plain(format_values(fmt)))
+
+
+def softmax_places(
+    scores: Ints,
+    v_scale: Scale,
+    fmt: str = "places8",
+    mask: npt.NDArray[np.bool_] | None = None,
+    sink: Ints | None = None,
+) -> tuple[Quantized, Ints]:
+    """`semantics.softmax_places`."""
+    scores = np.asarray(scores)
+    if not scores.size:
+        return semantics.softmax_places(scores, v_scale, fmt, mask, sink)
+    return _softmax("softmax_places", scores, v_scale, fmt, mask, sink)
+
+
+def _softmax(
+    name: str,
+    scores: Ints,
+    v_scale: Scale,
+    fmt: str,
+    mask: npt.NDArray[np.bool_] | None,
+    sink: Ints | None,
+    *constants: int,
+) -> tuple[Quantized, Ints]:
+    """What a kernel makes of scores."""
     heads, tokens = scores.shape[-2:]
     v_mantissa, v_exponent, stride = _per_token(v_scale, tokens)
     kv_heads = v_mantissa.shape[0]
@@ -519,7 +547,7 @@ def softmax(
     codes = np.empty(scores.shape, np.int64)
     mantissa, exponent, total = (np.empty(scores.shape[:-1], np.int64) for _ in range(3))
     _run(
-        _kernel("softmax", mask is not None, sink is not None),
+        _kernel(name, mask is not None, sink is not None),
         None,
         0,
         address(source),
@@ -536,7 +564,7 @@ def softmax(
         kv_heads,
         heads // kv_heads,
         tokens,
-        *_plain(format_values(fmt)),
+        *constants,
     )
     return Quantized(codes, Scale(mantissa, exponent), fmt), total
 

@@ -50,6 +50,7 @@ PATTERNS: dict[str, tuple[int, int, str]] = {
     "small-net": (4, 45, '<path d="M0 0H4M0 0V4"/>'),
     "wide-back": (8, -45, '<path d="M0 0V8"/>'),
     "wide-diagonal": (8, 45, '<path d="M0 0V8"/>'),
+    "wide-grid": (9, 0, '<path d="M0 0H9M0 0V9"/>'),
     "wide-lines": (7, 0, '<path d="M0 0H7"/>'),
     "wide-net": (9, 45, '<path d="M0 0H9M0 0V9"/>'),
 }
@@ -64,6 +65,7 @@ _OPCODE_PATTERNS = {
     attention.WeightedSum.opcode: "lines",
     recurrence.LinearAttention.opcode: "grid",
     vector.Softmax.opcode: "solid",
+    vector.SoftmaxPlaces.opcode: "wide-grid",
     vector.RMSNorm.opcode: "diagonal",
     vector.LayerNorm.opcode: "back",
     vector.Quantize.opcode: "dots",

@@ -170,6 +170,27 @@ def slow_softmax(
     return codes, scale, total
 
 
+def slow_places(
+    scores: list[int], scales: list[tuple[int, int]], seen: list[bool], sink: int | None
+) -> tuple[list[int], int, int]:
+    """One head of one token: integers, exponent of their unit, sum."""
+    _, _, total = slow_softmax(scores, scales, "uint8", seen, sink)
+    candidates = [s for s, ok in zip(scores, seen, strict=True) if ok]
+    m = max(candidates + ([] if sink is None else [sink]))
+    e0 = min(e for (_, e), ok in zip(scales, seen, strict=True) if ok)
+    integers: list[int] = []
+    for s, (v, e), ok in zip(scores, scales, seen, strict=True):
+        w = min(rshift(slow_exp2(m - s) * v, 24 + e - e0), 2**24 - 1) if ok else 0
+        # The lowest place at which a byte of at least 5 bits, or all of it, holds the weight.
+        place = next(p for p in (0, 4, 8, 12, 16) if w < 1 << (p + 8) and (w < 1 << (p + 9)))
+        while place and w < 1 << (place + 4):
+            place -= 4
+        byte = min(255, rshift(w, place))
+        assert abs((byte << place) - w) <= max(1 << place >> 1, w >> 8)
+        integers.append(byte << place)
+    return integers, e0, total
+
+
 def slow_gate(x: int, kind: str, frac: int, out_frac: int) -> int:
     if kind == "relu":
         return clip32(rshift(max(x, 0), frac - out_frac))
@@ -717,6 +738,35 @@ def test_sloped(seed: int, heads: int, tokens: int, large: bool) -> None:
     # A key that is not seen is as near as the query itself.
     unseen = sem.sloped(scores, slopes, -1 - distance)
     assert unseen.tolist() == scores.tolist()
+
+
+@given(SEEDS, st.integers(1, 2), st.integers(1, 3), st.integers(1, 9), st.booleans(), st.booleans())
+def test_softmax_places(
+    seed: int, kv_heads: int, shared: int, tokens: int, masked: bool, sunk: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    heads = kv_heads * shared
+    size = int(rng.choice([10, 2**17, 2**21, 2**31]))
+    scores = rng.integers(-size, size, (3, heads, tokens))
+    mask = rng.random((3, tokens)) < 0.6 if masked else None
+    if mask is not None:
+        mask[:, -1] = True
+    sink = rng.integers(-size, size, heads) if sunk else None
+    spread = int(rng.choice([1, 4, 24]))
+    v_scale = Scale(
+        rng.choice([1 << 23, 3 << 22], (kv_heads, tokens)),
+        int(rng.integers(7, 30)) + rng.integers(0, spread, (kv_heads, tokens)),
+    )
+    found, sums = sem.softmax_places(scores, v_scale, "places8", mask, sink)
+    for n in range(3):
+        for h in range(heads):
+            pairs = zip(*(part[h // shared].tolist() for part in v_scale), strict=True)
+            seen = [True] * tokens if mask is None else mask[n].tolist()
+            own = None if sink is None else int(sink[h])
+            integers, e0, total = slow_places(scores[n, h].tolist(), list(pairs), seen, own)
+            assert found.codes[n, h].tolist() == integers
+            assert (found.scale.mantissa[n, h], found.scale.exponent[n, h]) == (1 << 23, 23 + e0)
+            assert sums[n, h] == total
 
 
 @given(

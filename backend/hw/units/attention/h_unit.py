@@ -26,8 +26,10 @@ from intaglio.backend.hw.wires.signal import (
     pipelined,
 )
 from intaglio.backend.hw.wires.widths import index_bits
+from intaglio.dialects.formats import PLACES
 from intaglio.dialects.machine import Machine
 
+PLACE_BITS = (len(PLACES) - 1).bit_length()
 BYTE = 8
 """Bits of an element in a word of the SRAM, and of each operand of a multiplier."""
 
@@ -100,6 +102,7 @@ class HShape:
         sums: in which beats they do, a shape behind the other.
         buffer: words of the buffer for vectors from external memory; 0 without.
         buffer_parts: parts of its words that are written one by one.
+        placed: whether probabilities are bytes at places (`formats.PLACES`).
     """
 
     depth: int
@@ -117,6 +120,7 @@ class HShape:
     sums: tuple[SumShape, ...]
     buffer: int = 0
     buffer_parts: int = 1
+    placed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +141,9 @@ def h_unit(design: Design, machine: Machine, shape: HShape) -> ModuleBuilder:
     - `step`: the other step inputs hold. `address` of the word; `weighted` 0 query times key, 1
       weighted sum; `first`: the accumulators' old content does not count; `group` and `read`: which
       accumulators; `place`: weight of the product in bytes; `query` (8 P L bits) or `probability`
-      (8 P) bytes; `query_sign`, `kv_sign`: the bytes are two's complement; `query_fp8`, `kv_fp8`:
-      they are E4M3; `lanes`: which lanes hold elements; `present`: the unit's token counts.
+      (8 P) bytes, the latter with a `probability_place` (3 P) where they have one; `query_sign`,
+      `kv_sign`: the bytes are two's complement; `query_fp8`, `kv_fp8`: they are E4M3; `lanes`:
+      which lanes hold elements; `present`: the unit's token counts.
       Accumulators show the step `attention_pipeline` cycles later.
     - `fetch_enable`, `fetch_address`, `fetch_data`, `fetch_mask` write the buffer for vectors from
       external memory; in a step with `outside` the word at `buffer_address` of it counts. Only
@@ -185,6 +190,8 @@ class _HUnit:
         query = m.input("query", BYTE * heads * lanes)
         probability = m.input("probability", BYTE * heads)
 
+        places = m.input("probability_place", PLACE_BITS * heads) if shape.placed else None
+
         weighted = flags["weighted"]
         left = [
             mux(weighted, probability[BYTE * p : BYTE * (p + 1)], query[low : low + BYTE])
@@ -212,6 +219,7 @@ class _HUnit:
                 late["query_fp8"],
                 late["kv_fp8"],
                 place.delay(name="place_q"),
+                *([] if places is None else [places.delay(name="probability_place_q")]),
             ],
             more,
         ).outputs
@@ -235,6 +243,7 @@ class _HUnit:
         query_fp8: Signal,
         kv_fp8: Signal,
         place: Signal,
+        *places: Signal,
     ) -> list[Signal]:
         """The sums of a step's products over the lanes, a head each, and all of them singly."""
         shape, lanes = self.shape, self.lanes
@@ -262,7 +271,13 @@ class _HUnit:
                 row.append(both << (a.exponent + b.exponent))
             row = [one.cut() for one in row]
             sums.append((add_all(row) << (place << 3)).cut())
-            singles += [one << (place << 3) for one in row]
+            if not places:
+                singles += [one << (place << 3) for one in row]
+                continue
+            (both,) = places
+            own = both[PLACE_BITS * p : PLACE_BITS * (p + 1)].assume(0, len(PLACES) - 1)
+            # Of elements of two bytes the high one is further up.
+            singles += [one << ((place << 3) + (own << 2)) for one in row]
         return [*sums, *singles]
 
     def dots(self, step: _Accumulating, sums: Sequence[Signal]) -> None:

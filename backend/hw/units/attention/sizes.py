@@ -375,6 +375,7 @@ class AttentionModel:
             kv_fp8="fp8" in rights,
             kv_integer=rights != {"fp8"},
             places=places,
+            placed="places8" in lefts,
             together=self.together,
             output=self.output,
             sums=self.sum_shapes,

@@ -52,7 +52,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from intaglio.backend.hw.units import peaks
-from intaglio.backend.hw.units.attention.h_unit import BYTE, h_unit
+from intaglio.backend.hw.units.attention.h_unit import BYTE, PLACE_BITS, h_unit
 from intaglio.backend.hw.units.attention.kv import EXPONENT_BITS, SCALE_WORD
 from intaglio.backend.hw.units.attention.sizes import (
     AttentionModel,
@@ -809,6 +809,7 @@ class _Unit:
         # cycles from now. Heads beyond the last read what the first reads.
         query: list[Signal] = []
         probability: list[list[Signal]] = []
+        place: list[list[Signal]] = []
         high = passes.delay(name="high")
         for p in range(parallel):
             member = groups * parallel + p
@@ -818,6 +819,7 @@ class _Unit:
             query += [mux(high, one[BYTE:], one[:BYTE]) for one in elements]
             tokens = self.codes("probability", self.units, row, self.block, p)
             probability.append([mux(high, one[BYTE:], one[:BYTE]) for one in tokens])
+            place.append([one[BYTE : BYTE + PLACE_BITS] for one in tokens])
         query_bytes = cat(*reversed(query)).delay(deep - 1, name="query")
 
         element = reads * self.lanes
@@ -865,6 +867,10 @@ class _Unit:
         present = _delayed(self.seen(self.block, self.first), deep, "unit_present")
         bytes_ = [cat(*reversed(each)) for each in zip(*probability, strict=True)]
         bytes_ = _delayed(bytes_, deep - 1, "probability")
+        places: list[Signal] = []
+        if model.shape.placed:
+            places = [cat(*reversed(each)) for each in zip(*place, strict=True)]
+            places = _delayed(places, deep - 1, "probability_place")
         found: list[dict[str, Signal]] = []
         external = m.constant(0)
         if model.external:
@@ -874,6 +880,7 @@ class _Unit:
                 **shared,
                 "present": present[t],
                 "probability": bytes_[t],
+                **({"probability_place": places[t]} if places else {}),
                 "write_enable": write[t].enable,
                 "write_address": write[t].address,
                 "write_data": write[t].data,

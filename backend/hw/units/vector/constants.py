@@ -13,7 +13,7 @@ from intaglio.backend.program.types import Instruction, Parameter, Program
 from intaglio.dialects.constant_rom import Form, norm_form, rotary_forms
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.isa.values import Fixed
-from intaglio.dialects.isa.vector import LayerNorm, RMSNorm, Rotary, Softmax, Tap
+from intaglio.dialects.isa.vector import LayerNorm, OverScores, RMSNorm, Rotary, Tap
 
 
 def constant_forms(
@@ -48,7 +48,7 @@ def constant_forms(
                 )
             tables = (program.parameters[name] for name in (rotary.cos, rotary.sin))
             return tuple(zip(tables, forms, strict=True))
-        case Softmax(sink=str(sink)):
+        case OverScores(sink=str(sink)):
             return ((program.parameters[sink], Form()),)
         case Tap() as tap:
             vectors = (tap.weights, *(() if tap.bias is None else (tap.bias,)))

@@ -19,6 +19,8 @@ from intaglio.backend.hw.units.vector.operations import (
     PASS_COUNTS,
     PASSES,
     QUANTIZE_STATIC,
+    SOFTMAX,
+    SOFTMAX_PLACES,
     TAP,
     TAP_ONTO,
     WEIGH,
@@ -43,6 +45,7 @@ from intaglio.dialects.isa.vector import (
     Delay,
     ElementwiseInstruction,
     LayerNorm,
+    OverScores,
     Quantize,
     QuantizeBlocks,
     QuantizeHeads,
@@ -51,7 +54,6 @@ from intaglio.dialects.isa.vector import (
     Rotary,
     Route,
     Sample,
-    Softmax,
     Tap,
     VectorInstruction,
     Weigh,
@@ -165,7 +167,8 @@ def encode(
 
 def operations(program: Program) -> frozenset[str]:
     """The members of `OPERATIONS` that a program uses."""
-    return frozenset(_operation(one) for one in _vector_instructions(program))
+    found = frozenset(_operation(one) for one in _vector_instructions(program))
+    return found | {SOFTMAX} if SOFTMAX_PLACES in found else found
 
 
 def gate_tables(program: Program) -> frozenset[str]:
@@ -180,11 +183,10 @@ def gate_tables(program: Program) -> frozenset[str]:
 def formats(program: Program) -> frozenset[str]:
     """The formats that a program's vector instructions write, of those with a number."""
     values = (program.buffers[n].type for i in _vector_instructions(program) for n in i.writes)
-    return frozenset(
-        one.format
-        for one in values
-        if isinstance(one, Quantized | Probabilities) and one.format in FORMAT_CODES
-    )
+    found = {one.format for one in values if isinstance(one, Quantized | Probabilities)}
+    # Of bytes at places the unit has the scales alone.
+    more = {"uint8"} if "places8" in found else set[str]()
+    return frozenset((found & FORMAT_CODES.keys()) | more)
 
 
 def head_rows(program: Program) -> int:
@@ -248,10 +250,13 @@ class _Encoder:
         if not isinstance(one, VectorInstruction):
             raise CompilerBug(f"the vector unit has no operation {one.opcode}")
         name, beat = _operation(one), self.instruction.beat
-        if beat.number >= PASS_COUNTS[name]:
-            raise CompilerBug(f"{name} has {PASS_COUNTS[name]} passes, not {beat.number + 1}")
-        values = {"operation": PASSES.index((name, beat.number)), "entry": beat.entry}
-        if isinstance(one, Softmax):
+        number = beat.number
+        if name == SOFTMAX_PLACES:
+            name, number = (name, number - 1) if number else (SOFTMAX, 0)
+        if number >= PASS_COUNTS[name]:
+            raise CompilerBug(f"{name} has {PASS_COUNTS[name]} passes, not {number + 1}")
+        values = {"operation": PASSES.index((name, number)), "entry": beat.entry}
+        if isinstance(one, OverScores):
             return values | self.softmax(one)
         values["read0"] = values["read1"] = self.row(one.reads[0])
         if isinstance(one, Sample):
@@ -494,7 +499,7 @@ class _Encoder:
             "second_shift": table.exponent,
         }
 
-    def softmax(self, one: Softmax[str]) -> dict[str, int]:
+    def softmax(self, one: OverScores[str]) -> dict[str, int]:
         heads = self.program.value(one.scores, Scores).heads
         fmt = FORMATS[self.program.value(one.output, Probabilities).format]
         cache = self.program.caches[one.values]
@@ -518,7 +523,7 @@ class _Encoder:
             "groups": count // together,
             "first_word": first * stride,
             "group_words": stride,
-            "number_format": FORMAT_CODES[fmt.name],
+            "number_format": FORMAT_CODES.get(fmt.name, FORMAT_CODES["uint8"]),
             "second_shift": 47 - fmt.limit.bit_length(),
             "window": one.window,
             "shared": shared,

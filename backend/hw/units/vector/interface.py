@@ -86,6 +86,7 @@ INSTRUCTIONS = (
     vector.Delay,
     vector.Copy,
     vector.Softmax,
+    vector.SoftmaxPlaces,
     vector.Sample,
     vector.Route,
     vector.Weigh,

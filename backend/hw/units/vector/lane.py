@@ -25,6 +25,7 @@ from intaglio.backend.hw.units.vector.operations import (
     ROTARY,
     SAMPLE,
     SOFTMAX,
+    SOFTMAX_PLACES,
     TAP,
     WEIGH,
     WEIGH_ONTO,
@@ -38,20 +39,24 @@ from intaglio.backend.hw.wires.datapaths import (
     saturate,
     shift_normal,
 )
+from intaglio.backend.hw.wires.reader import Wires
 from intaglio.backend.hw.wires.signal import (
     Design,
     Follow,
     ModuleBuilder,
     Operand,
     Signal,
+    cat,
     larger,
     mux,
     pipelined,
     smaller,
 )
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
+from intaglio.dialects.formats import PLACES
 from intaglio.dialects.formulas.blocks import LARGEST_EXPONENT, REACH, THIRDS, THIRDS_PLACES
 from intaglio.dialects.formulas.products import ROTARY_FRAC
+from intaglio.dialects.formulas.softmax import BYTE, WEIGHT_BITS, byte_at, place_of
 from intaglio.dialects.memories import CODE_BITS, EXPONENT_BITS
 from intaglio.dialects.tables import ARGUMENT_FRAC, GATE_FRAC, WHOLE, table
 
@@ -108,6 +113,7 @@ class LaneControl:
         turned: rotary.
         capped: softcap.
         weighted: softmax's numerators and their products with the values' scales.
+        placed: these products are bytes at places.
         gated: element times table.
         bare: table times constant.
         odd: the table's other side is ``-G(x)`` instead of ``1 - G(x)``.
@@ -142,6 +148,7 @@ class LaneControl:
     turned: Signal
     capped: Signal
     weighted: Signal
+    placed: Signal
     gated: Signal
     bare: Signal
     odd: Signal
@@ -363,6 +370,8 @@ def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tu
     shift = control.second_shift
     if features.has(SOFTMAX):
         places = smaller(larger(given.value_exponent - given.least, 0), 32) + 17
+        if features.has(SOFTMAX_PLACES):
+            places = places + mux(control.placed, WEIGHT_BITS - 17, 0)
         shift = mux(control.weighted, places, shift)
     if features.sets("bounded"):
         shift = mux(control.bounded, control.gate_shift, shift)
@@ -459,6 +468,14 @@ def _code(
         if "fp8" in features.formats:
             code = mux(control.floating, e4m3_encode(t, 8), code)
             clipped = mux(control.floating, abs(t) > 464 << 17, clipped)
+        if features.has(SOFTMAX_PLACES):
+            r = Wires(given.x.module)
+            most = (1 << WEIGHT_BITS) - 1
+            weight = larger(smaller(t, most), 0).assume(0, most)
+            place = place_of(r, weight).assume(0, PLACES[-1])
+            byte = byte_at(r, weight, place).assume(0, BYTE)
+            placed = cat((place >> 2).extend(3), byte.as_unsigned().truncate(8))
+            code = mux(control.placed, placed.extend(CODE_BITS), code)
         code = mux(given.valid, code, 0)
         if features.has(QUANTIZE_BLOCKS):
             beyond = (abs(given.x) >> (control.gate_shift + REACH).assume(0, 63)).any()

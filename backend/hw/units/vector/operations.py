@@ -12,9 +12,12 @@ from intaglio.dialects.formulas import elementwise
 from intaglio.dialects.isa import vector as isa
 
 FORMAT_CODES = {
-    name: code for code, name in enumerate(n for n, one in FORMATS.items() if not one.by_block)
+    name: code
+    for code, name in enumerate(
+        n for n, one in FORMATS.items() if not one.by_block and n != "places8"
+    )
 }
-"""Values of the field `number_format`; those with an exponent a block have an operation."""
+"""Values of the field `number_format`; the others have an operation."""
 
 LARGEST_SHIFT = 24
 """Of magnitudes that are quantised."""
@@ -22,6 +25,8 @@ LARGEST_SHIFT = 24
 COPY = elementwise.SCALE.family
 """A copy is a product with 1."""
 ROTARY, SOFTMAX, SAMPLE = isa.Rotary.opcode, isa.Softmax.opcode, isa.Sample.opcode
+SOFTMAX_PLACES = isa.SoftmaxPlaces.opcode
+"""Its second pass; the first one is that of `softmax`."""
 RMS_NORM, LAYER_NORM = isa.RMSNorm.opcode, isa.LayerNorm.opcode
 NORMS = (RMS_NORM, LAYER_NORM)
 QUANTIZE = isa.Quantize.opcode
@@ -75,6 +80,7 @@ OPERATIONS = (
     QUANTIZE_HEADS,
     RMS_SCALE,
     SOFTMAX,
+    SOFTMAX_PLACES,
     SAMPLE,
     ROUTE,
 )

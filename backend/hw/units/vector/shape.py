@@ -19,7 +19,7 @@ from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.isa.queues import PEAKS
 from intaglio.dialects.isa.values import Probabilities, Quantized, Routing, Scores
-from intaglio.dialects.isa.vector import RMSNorm, Softmax
+from intaglio.dialects.isa.vector import OverScores, RMSNorm
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import rows_of
 
@@ -120,7 +120,7 @@ class VectorShape:
             rows + groups,
             rotary_fraction(program),
             any(
-                isinstance(one.does, Softmax) and one.does.sink is not None
+                isinstance(one.does, OverScores) and one.does.sink is not None
                 for block in program.blocks
                 for one in block.instructions
             ),

@@ -26,6 +26,7 @@ file, `vector_reduce` cycles later, and where the scalar tables are wanted, what
 | softmax          | least exponent of each key-value head; numerators, their sum and the       |
 |                  | largest product with a value's scale, products back into the score memory  |
 |                  | (scalars); codes                                                           |
+| softmax_places   | least exponents as softmax; numerators, their sum, bytes at places         |
 | sample           | largest element and its index                                              |
 | weigh            | result; the share of the chosen expert is read beside the rows             |
 
@@ -63,6 +64,7 @@ from intaglio.backend.hw.units.vector.operations import (
     ROUTE,
     SAMPLE,
     SOFTMAX,
+    SOFTMAX_PLACES,
     TAP,
     TAP_ONTO,
     WEIGH,
@@ -76,6 +78,7 @@ from intaglio.backend.hw.units.vector.tables import (
     normalising_shift,
     scalars,
 )
+from intaglio.backend.hw.wires.datapaths import Scale
 from intaglio.backend.hw.wires.reader import Wires
 from intaglio.backend.hw.wires.signal import (
     Design,
@@ -98,7 +101,7 @@ from intaglio.dialects import memories
 from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.blocks import EXPONENT_BITS, LARGEST, LEAST_AT_MOST, block_of
-from intaglio.dialects.formulas.softmax import exp2
+from intaglio.dialects.formulas.softmax import UNIT, exp2
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tables import table
 
@@ -212,7 +215,9 @@ class _Vector:
         """What the pass at hand is, and the attended rows of a softmax."""
         m, op = self.m, self.operation
         norms = NORMS
-        self.softmax, self.weighing = op(SOFTMAX), op(SOFTMAX, number=1)
+        self.placed = op(SOFTMAX_PLACES)
+        self.softmax = op(SOFTMAX) | self.placed
+        self.weighing = op(SOFTMAX, number=1) | self.placed
         self.peaking = op(SOFTMAX, number=0)
         self.norm, self.layer = op(*norms), op(LAYER_NORM)
         self.rotary, self.sample, self.quantize = op(ROTARY), op(SAMPLE), op(QUANTIZE)
@@ -233,7 +238,7 @@ class _Vector:
         softmax = m.constant(0)
         if self.features.has(SOFTMAX):
             for place, (name, _) in enumerate(PASSES):
-                if name == SOFTMAX:
+                if name in (SOFTMAX, SOFTMAX_PLACES):
                     softmax = softmax | (self.raw["operation"] == place)
         position, window = self.position_now, self.raw["window"]
         seen = position + 1 - window
@@ -658,7 +663,8 @@ class _Vector:
             "squared": self.squaring,
             "rooted": self.rooted,
             "normed": self.norm & final,
-            "scaled": (self.softmax | self.quantize) & final,
+            "scaled": (op(SOFTMAX) | self.quantize) & final,
+            "placed": self.placed,
             "turned": self.rotary,
             "weighted": self.weighing,
             "offset": ((self.layer & final) | op(TAP)) & fields["offset"],
@@ -961,6 +967,7 @@ class _Vector:
             "norm": (self.norm | self.rooted) & ~self.leaving,
             "rooted": self.rooted,
             "softmax": self.softmax,
+            "placed": self.placed,
             "epsilon": self.fields["first_mantissa"],
             "epsilon_exponent": self.fields["first_shift"],
             "fraction": mux(self.leaving, self.fields["peak_fraction"], self.fields["fraction"]),
@@ -970,20 +977,27 @@ class _Vector:
 
         def unit(*given: Signal) -> list[Signal]:
             top, z, total, least, *rest = given
+            named = dict(zip(with_group, rest, strict=True))
+            placed = named.pop("placed")
             result = scalars(
                 ScalarInputs(
                     top.assume(0, (1 << (features.top_bits - 1)) - 1),
                     z.assume(-40, 24),
                     total.assume(0, (1 << self.sum_bits - 1) - 1),
                     least,
-                    **dict(zip(with_group, rest, strict=True)),
+                    **named,
                 ),
                 of,
                 written,
                 norms=norms,
                 factors=factors,
             )
-            return [result.factor, result.half, *result.scale, result.total]
+            scale = result.scale
+            if features.has(SOFTMAX_PLACES):
+                # A power of two.
+                mantissa = mux(placed, UNIT, scale.mantissa)
+                scale = Scale(mantissa, mux(placed, least + 23, scale.exponent))
+            return [result.factor, result.half, *scale, result.total]
 
         # The next pass may start `latency` cycles after the word is there, and reads a cycle later.
         inputs = [self.found.get(name, zero) for name in ("top", "z", "sum", "least")]
@@ -1047,7 +1061,7 @@ class _Vector:
                 blocked = self.later(self.blocked, front, "writes_steps")
                 m.output("step_write_enable", valid & blocked)
         if features.has(SOFTMAX):
-            weighing = self.issuing & self.weighing
+            weighing = self.issuing & self.weighing & ~self.placed
             back = self.later(weighing, front, "weight_valid", 0)
             score = (self.fields["read0"] + beat.row).truncate(20)
             self.address(

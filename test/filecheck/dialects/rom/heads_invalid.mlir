@@ -33,3 +33,10 @@ rom.cache @k : !rom.kv<128, 2, 16, int8>
 %q = rom.quantize_heads %x {onnx = [["n"]]} : !rom.fixed<32, 16> -> !rom.quantized<2, 16, half8>
 rom.append %q to @k at %p {onnx = [["n"]]} : !rom.quantized<2, 16, half8>
 // CHECK: @k takes 2 groups of int8, not 2 of half8
+
+// -----
+
+rom.cache @v : !rom.kv<128, 2, 16, int8>
+%s, %p = "test.op"() : () -> (!rom.scores<4, 16>, index)
+%w = rom.softmax %s over @v at %p {onnx = [["n"]]} : !rom.scores<4, 16> -> !rom.probabilities<4, places8>
+// CHECK: probabilities of places8 take values of half8, whose scales are never 0; @v has int8

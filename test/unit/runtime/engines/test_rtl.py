@@ -428,6 +428,18 @@ def test_exponents_of_heads(built: Pairs, name: str, settings: tuple[str, ...]) 
     assert found.step.instruction.opcode == "quantize_heads" and "code" in found.what
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("sinks", ()), ("qwen", ("activations=half8", "formats.block=8")), ("tied", ())],
+)
+def test_bytes_at_places(built: Pairs, name: str, settings: tuple[str, ...]) -> None:
+    """Numerators of the softmax at one of five places: codes, places, scales and sums."""
+    simulator, chip = built(name, 8, *SMALL, "kv=half8", "probabilities=places8", *settings)
+    opcodes = {one.opcode for block in chip.program.blocks for one in block.whole}
+    assert "softmax_places" in opcodes and "softmax" not in opcodes
+    assert run(simulator, chip, 6, seed=7)
+
+
 def test_blocks_without_hardware(built: Pairs) -> None:
     """A row has whole blocks; the simulator takes any."""
     with pytest.raises(UserError, match="a block of 16 is more than the 8 vector lanes") as error:

@@ -15,6 +15,7 @@ from intaglio.dialects.fixed_point import Real, Saturations, Scale
 from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.blocks import LEAST_AT_MOST, integer_fraction
 from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Constants
+from intaglio.dialects.formulas.heads import HALF, WHOLE
 from intaglio.dialects.semantics import BlockCodes
 from intaglio.runtime.engines import kernels, vector_kernels
 
@@ -274,6 +275,9 @@ def test_scores(path: str, seed: int) -> None:
     sink = s.fixed(heads) if s.pick(True, False) else None
     fmt = s.pick("uint8", "uint16")
     check("softmax", scores, of_keys, fmt, mask, sink, counted=False)
+    halves = s.rng.integers(0, 2, np.shape(of_keys.exponent)) if np.ndim(of_keys.exponent) else 0
+    steps = Scale(np.where(halves, HALF, WHOLE), of_keys.exponent)
+    check("softmax_places", scores, steps, "places8", mask, sink, counted=False)
     check("reciprocal_scale", np.abs(scores) + 1, counted=False)
     check("multiply", s.scale(*lead, heads), s.scale(*lead, heads), counted=False)
     check("multiply", s.scale(*lead, heads), s.scale(), counted=False)
