@@ -21,7 +21,8 @@ from intaglio.backend.program.types import Matrices
 from intaglio.dialects import semantics
 from intaglio.dialects.codes import SLOT_BITS, AdapterMatrix, Matrix, container_bits
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS, Ints, Real, Scale
-from intaglio.dialects.formats import FORMATS
+from intaglio.dialects.formats import FORMATS, HEAD_FORMATS
+from intaglio.dialects.formulas.heads import HALF, WHOLE
 from intaglio.dialects.formulas.recurrence import FINEST, STATE_BITS, STATE_LIMIT
 from intaglio.dialects.isa import values
 from intaglio.dialects.isa.attention import QueryKey, WeightedSum
@@ -105,6 +106,8 @@ def cached(rng: Random, cache: Cache) -> Quantized:
         # Each token of another size.
         values >>= rng.integers(0, FIXED_BITS, (cache.capacity, 1))
     fraction = int(rng.integers(10, 21))
+    if cache.format in HEAD_FORMATS:
+        return semantics.quantize_heads(values, cache.format, fraction, cache.heads)
     if cache.static_inverse is None:
         return semantics.quantize(values, cache.format, fraction, cache.heads)
     found = semantics.quantize_static(values, cache.format, cache.static_inverse, fraction)
@@ -351,4 +354,8 @@ def quantized(value: Quantized, is_cached: bool, rng: Random) -> Quantized | Non
         exponent = np.full(shape, rng.integers(-far, far))
     else:
         exponent = np.clip(exponent + rng.integers(-12, 13, shape), -far, far - 1)
+    if one.name in HEAD_FORMATS:
+        mantissa = rng.choice([WHOLE, HALF], shape)
+        # What a byte of a cache holds, but for 0.
+        exponent = np.clip(exponent, 1, 127)
     return Quantized(found.astype(np.int64), Scale(mantissa, exponent), value.format)

@@ -84,6 +84,7 @@ def test_equal_and_as_before_afterwards(chip: Chip) -> None:
         ("hc1-mini", "llama", (), 0),
         ("roma-mini", "qwen", (*SMALL, "activations=int16", "kv=fp8"), 0),
         ("roma-mini", "phi", SMALL, 0),
+        ("roma-mini", "qwen", (*SMALL, "kv=half8", "probabilities=places8"), 0),
         ("roma-mini", "tied", (*SMALL, "activations=half8", "formats.block=8"), RANK),
         ("roma-mini", "llama", (*SMALL, "activations=mxint8", "formats.block=8"), 0),
     ],
@@ -150,6 +151,7 @@ def test_a_written_cache_is_read_back(model: Callable[[str], Path], tmp_path: Pa
             ("bitrom-mini", "ternary", ()),
             ("roma-mini", "tied", (*SMALL, "kv=int16")),
             ("roma-mini", "tied", (*SMALL, "kv=fp8")),
+            ("roma-mini", "tied", (*SMALL, "kv=half8", "probabilities=places8")),
         ]
     ):
         out = tmp_path / str(number)
