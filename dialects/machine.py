@@ -155,6 +155,9 @@ class Machine:
     expert_power: str = "layer"
     """What of a mixture's experts is switched on where ROM is gated: `layer`, all with the rest of
     the layer; `chosen`, the banks that a token's chosen experts reach, once they are known."""
+    activations_of: tuple[str, ...] = ()
+    """`NAME=FORMAT` for matrices whose inputs have another format than `activations`, by the names
+    of `lowering/step/input_formats.py`; the first that fits a matrix decides."""
     fractions: str = "model"
     """`model`: values whose magnitudes ask for it have other fractions than `fraction_bits`
     (`lowering/step/fractions.py`); `set`: none has."""

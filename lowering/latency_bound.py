@@ -19,6 +19,7 @@ from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from intaglio.dialects import rom
 from intaglio.dialects.fabric import EngraveOp, machine_of, matrix_shape
+from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formula import Formula, constant, maximum, minimum
 from intaglio.dialects.latency_bound import NOTHING, Chain, Product, Way
 from intaglio.dialects.machine import Machine
@@ -292,12 +293,37 @@ class _Token:
 # --- work -----------------------------------------------------------------------------------------
 
 
+def input_formats(module: ModuleOp) -> dict[str, str]:
+    """The format of what each engraved tensor is multiplied with; of several one, the widest."""
+    found: dict[str, str] = {}
+
+    def take(op: Operation, bound: Mapping[str, Attribute]) -> None:
+        if not isinstance(op, rom.DotOp | rom.ExpertProductOp):
+            return
+        coded, weights = op.input.type, bound.get(name_of(op.weights), op.weights)
+        assert isinstance(coded, rom.QuantizedType | rom.BlocksType)
+        assert isinstance(weights, SymbolRefAttr)
+        fmt, before = coded.format.data, found.get(name_of(weights))
+        if before is None or FORMATS[fmt].bits > FORMATS[before].bits:
+            found[name_of(weights)] = fmt
+
+    for step in module.ops:
+        for op in step.walk() if isinstance(step, rom.StepOp) else ():
+            take(op, {})
+            for instance in op.instances if isinstance(op, rom.RepeatOp) else ():
+                for inner in op.body().walk():
+                    take(inner, instance.data)
+    return found
+
+
 class _Work:
     """Cycles in which lanes multiply matrices."""
 
     def __init__(self, module: ModuleOp, machine: Machine) -> None:
         self.machine = machine
-        self.passes = activation_passes(machine.activations, machine)
+        self.passes = {
+            name: activation_passes(fmt, machine) for name, fmt in input_formats(module).items()
+        }
         self.shapes = {
             op.sym_name.data: matrix_shape(op.type)
             for op in module.ops
@@ -317,13 +343,15 @@ class _Work:
             tiles: dict[int, float] = {}
             for name in names:
                 shape = self.shapes[name]
-                every = lower_bound_cycles(shape, self.machine, self.passes) * self.machine.tiles
+                every = (
+                    lower_bound_cycles(shape, self.machine, self.passes[name]) * self.machine.tiles
+                )
                 for piece in self.pieces[name]:
                     for tile in range(piece.first_tile, piece.first_tile + piece.tiles):
                         share = every * piece.rows / shape.rows / piece.tiles
                         tiles[tile] = tiles.get(tile, 0.0) + share
             return max(tiles.values())
-        return sum(lower_bound_cycles(self.shapes[n], self.machine, self.passes) for n in names)
+        return sum(lower_bound_cycles(self.shapes[n], self.machine, self.passes[n]) for n in names)
 
 
 # --- the chain ------------------------------------------------------------------------------------

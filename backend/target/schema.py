@@ -79,6 +79,10 @@ def _published(meaning: str, unit: str, high: float) -> Key:
 _WEIGHTS = ("ternary", "int2", "int3", "int4", "int6", "int8")
 _ROUNDING = rf"ternary|(?:{'|'.join(_WEIGHTS)}):[1-9][0-9]*"
 """One rounding as `--weights` takes it (`lowering/onnx/weights/rounding.py`)."""
+INPUT_FORMATS = ("int8", "int16", *BLOCK_FORMATS)
+"""What the input of a single matrix can be told to have."""
+_INPUT = rf"[^=,]+=(?:{'|'.join(INPUT_FORMATS)})"
+_INPUTS = rf"{_INPUT}(?:,{_INPUT})*"
 _SITES = ("all", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 SECTIONS: dict[str, str] = {
@@ -216,6 +220,14 @@ KEYS: dict[str, Key] = {
         "int16",
         "fp8",
         *BLOCK_FORMATS,
+    ),
+    "formats.activations_of": Key(
+        "text",
+        "inputs of single matrices in formats of their own, set by activations.NAME=FORMAT",
+        required=False,
+        settable=False,
+        pattern=_INPUTS,
+        form="NAME=FORMAT, several with commas",
     ),
     "formats.block": Key(
         "int",

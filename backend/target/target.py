@@ -15,8 +15,9 @@ from pathlib import Path
 
 from intaglio.backend.target.formula import Value, names
 from intaglio.backend.target.reader import read_document
-from intaglio.backend.target.schema import KEYS, SCHEMA, WIRES, Key
+from intaglio.backend.target.schema import INPUT_FORMATS, KEYS, SCHEMA, WIRES, Key
 from intaglio.backend.target.values import (
+    INPUTS,
     Parameter,
     contradictions,
     derive,
@@ -162,6 +163,12 @@ class Target:
         """Whoever sets fraction bits sets those of all values."""
         return "set" if self.parameters["formats.fraction_bits"].origin == "option" else "model"
 
+    @property
+    def _inputs(self) -> tuple[str, ...]:
+        if INPUTS not in self.parameters:
+            return ()
+        return tuple(self.text(INPUTS).split(","))
+
     @cached_property
     def wire_ends(self) -> dict[str, tuple[Value, Value]]:
         """Figures that follow from wires and adders on the way, by name: the value with all of
@@ -241,6 +248,7 @@ class Target:
             rom_logic=self._rom_logic,
             expert_power=self._expert_power,
             fractions=self._fractions,
+            activations_of=self._inputs,
             **latencies,
         )
 
@@ -248,8 +256,10 @@ class Target:
         """This target with settings applied; derived figures follow what their formulas name.
 
         Args:
-            options: `key=value` each: a full name (`l_unit.lanes=16`), or a format without its
-                section (`activations=int16`). Of two settings of one key the last holds.
+            options: `key=value` each: a full name (`l_unit.lanes=16`), a format without its
+                section (`activations=int16`), that of one matrix's input
+                (`activations.down_proj=int16`), or `wide=attention`. Of two settings of one key
+                the last holds.
 
         Raises:
             UserError: an unknown key or a value that is not allowed; all of them are named.
@@ -262,6 +272,9 @@ class Target:
         changed: set[str] = set()
         for option in options:
             try:
+                if (inputs := _inputs(option)) is not None:
+                    parameters[INPUTS] = _told(parameters, inputs, option)
+                    continue
                 name, value = self._option(option)
             except UserError as error:
                 errors.append(error)
@@ -400,6 +413,56 @@ def _parse(spec: Key, text: str) -> Value:
     except ValueError:
         return text
     return int(number) if spec.kind == "int" and number.is_integer() else number
+
+
+WIDE: Mapping[str, tuple[str, ...]] = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj")}
+"""What `wide=NAME` means: inputs of these matrices in 16 bits."""
+
+
+def _inputs(option: str) -> dict[str, str] | None:
+    """The matrices whose inputs a setting gives a format; None: it is about something else.
+
+    Raises:
+        UserError: it is not understood.
+    """
+    key, equals, text = option.partition("=")
+    key, text = key.strip().removeprefix("formats."), text.strip()
+    if key == "wide" and equals:
+        if text not in WIDE:
+            raise UserError(
+                f"--set {option}: nothing is called '{text}'", hint=f"allowed: {', '.join(WIDE)}"
+            )
+        return dict.fromkeys(WIDE[text], "int16")
+    section, dot, name = key.partition(".")
+    if section != "activations" or not dot:
+        return None
+    if not name or "," in name or not text:
+        raise UserError(
+            f"--set {option}: not of the form activations.NAME=FORMAT",
+            hint="NAME is a matrix, such as qkv_proj, down_proj or lm_head",
+        )
+    if text not in INPUT_FORMATS:
+        raise UserError(
+            f"--set {option}: {key} is '{text}', not among the choices",
+            hint=f"allowed: one of {', '.join(INPUT_FORMATS)}",
+        )
+    return {name: text}
+
+
+def _told(parameters: Mapping[str, Parameter], inputs: Mapping[str, str], option: str) -> Parameter:
+    """The figure of matrices' inputs with some more, or some told again."""
+    before = parameters.get(INPUTS)
+    pairs = {} if before is None else dict(one.split("=") for one in str(before.value).split(","))
+    pairs |= inputs
+    source = f"--set {option}"
+    if before is not None and before.origin == "option":
+        source = f"{before.source} {source}"
+    return Parameter(
+        ",".join(f"{name}={fmt}" for name, fmt in pairs.items()),
+        "option",
+        source=source,
+        reason="of these matrices alone; all others take formats.activations",
+    )
 
 
 def _short(names: Iterable[str]) -> list[str]:

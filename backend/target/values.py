@@ -133,12 +133,14 @@ def contradictions(parameters: Mapping[str, Parameter]) -> list[tuple[str, str]]
     if policy is not None and policy.value == "chosen" and (wake is None or not wake.value):
         found.append(("policy.expert_power", f"is chosen, but without {_WAKE} no bank is gated"))
     activations = parameters["formats.activations"].value
-    if activations in BLOCK_FORMATS:
-        found += [
-            ("formats.activations", f"is {activations}, which needs {one}")
-            for one in ("formats.block", "latency.block_exponent")
-            if one not in parameters
-        ]
+    told = ({"formats.activations": activations} | inputs_of(parameters)).items()
+    found += [
+        (key, f"is {shown(fmt)}, which needs {one}")
+        for key, fmt in told
+        if fmt in BLOCK_FORMATS
+        for one in ("formats.block", "latency.block_exponent")
+        if one not in parameters
+    ]
     fitting = "uint16" if activations == "int16" else "uint8"
     probabilities, kv = (parameters[f"formats.{key}"].value for key in ("probabilities", "kv"))
     if probabilities == "places8":
@@ -147,6 +149,18 @@ def contradictions(parameters: Mapping[str, Parameter]) -> list[tuple[str, str]]
     elif probabilities != fitting:
         found.append(("formats.probabilities", f"must be {fitting} with {activations} activations"))
     return found
+
+
+INPUTS = "formats.activations_of"
+"""The figure that says which matrices' inputs have formats of their own."""
+
+
+def inputs_of(parameters: Mapping[str, Parameter]) -> dict[str, Value]:
+    """The format of each matrix's input that has its own, as `activations.NAME`."""
+    if INPUTS not in parameters:
+        return {}
+    pairs = [one.partition("=") for one in str(parameters[INPUTS].value).split(",")]
+    return {f"activations.{name}": fmt for name, _, fmt in pairs}
 
 
 def _integer(parameters: Mapping[str, Parameter], name: str) -> int:

@@ -110,7 +110,7 @@ def sleep(machine: Machine) -> Formula:
 
 
 def product(machine: Machine, shape: MatrixShape, pieces: Sequence[Piece]) -> Formula:
-    """A matrix by a vector, requantised; the slowest piece decides."""
+    """A matrix by a vector of the chip's format, requantised; the slowest piece decides."""
     passes = activation_passes(machine.activations, machine)
     cycles = max(piece.product_cycles(shape, machine, passes) for piece in pieces)
     return constant(
@@ -119,7 +119,12 @@ def product(machine: Machine, shape: MatrixShape, pieces: Sequence[Piece]) -> Fo
 
 
 def steps(
-    machine: Machine, shape: MatrixShape, pieces: Sequence[Piece], count: int, floor: int
+    machine: Machine,
+    shape: MatrixShape,
+    pieces: Sequence[Piece],
+    count: int,
+    floor: int,
+    fmt: str,
 ) -> tuple[Formula, Formula]:
     """Some steps of a matrix by a vector, requantised: until the next ones, and to the results.
 
@@ -131,8 +136,9 @@ def steps(
         pieces: what an instruction may be bound to; the slowest decides.
         count: of steps.
         floor: what a step takes at least (`tiling.step_floor`).
+        fmt: of the vector.
     """
-    passes = activation_passes(machine.activations, machine)
+    passes = activation_passes(fmt, machine)
     cycles = max(one.step_cycles(shape, machine, passes, floor) for one in pieces)
     drain = max(one.drain_cycles(machine) for one in pieces)
     fixed = machine.broadcast + machine.mac_pipeline + machine.reduce + machine.requantise

@@ -153,11 +153,14 @@ class Selector:
         self,
         op: rom.RequantizeOp | rom.ExpertProductOp,
         type_: rom.ROMTensorType,
-        does: Instruction[SSAValue],
+        does: Matvec[SSAValue] | ExpertMatvec[SSAValue],
     ) -> Draft:
         """A product with a matrix in ROM, or with that of an expert."""
         pieces, shape = self.pieces_of(name_of(op.weights)), matrix_shape(type_)
         at_once = pieces[0].rows_per_step(self.machine)
+        coded = does.input.type
+        assert isinstance(coded, rom.QuantizedType | rom.BlocksType)
+        fmt = coded.format.data
 
         def product(rows: int, number: int) -> Times:
             if number < passes_of(does) - 1:
@@ -166,7 +169,9 @@ class Selector:
                 )
                 return Times(duration, pace)
             steps = -(-rows // at_once)
-            pace, duration = durations.steps(self.machine, shape, pieces, steps, self.step_floor)
+            pace, duration = durations.steps(
+                self.machine, shape, pieces, steps, self.step_floor, fmt
+            )
             return Times(duration, pace)
 
         return Draft(does, product, op.onnx)

@@ -8,7 +8,7 @@ weighted_sum. Vectors that share a quantisation (Q, K and V; gate and up) share 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -48,6 +48,7 @@ from intaglio.dialects.semantics import (
 from intaglio.lowering.buffers import context, name_of
 from intaglio.lowering.order import check_before
 from intaglio.lowering.step.fractions import Fractions, fractions
+from intaglio.lowering.step.input_formats import told_formats
 
 LOG2E = Fraction(math.log2(math.e))
 SCALE_MANTISSA_BITS = 16
@@ -68,13 +69,17 @@ def real_attr(value: float | Fraction) -> rom.RealAttr:
     return rom.RealAttr(real.mantissa, real.exponent)
 
 
-def activation_format(op: rom.LinearOp | rom.ExpertLinearOp, machine: Machine) -> str:
-    """How an operator's input is rounded.
+def activation_format(
+    op: rom.LinearOp | rom.ExpertLinearOp, machine: Machine, told: Mapping[Operation, str]
+) -> str:
+    """How an operator's input is rounded; `told` is of `input_formats.told_formats`.
 
     What the graph itself rounds to int8 is rounded to int8 where the machine's integers are wider:
     int8 codes are int16 codes too; so it is where they have an exponent a block, since its sums are
     then those of the graph. Other formats stand in for it (see `substituted`).
     """
+    if op in told:
+        return told[op]
     wanted = op.activation.data if isinstance(op, rom.LinearOp) and op.activation else None
     if wanted == "int8" and machine.activations == "int16":
         return wanted
@@ -83,12 +88,14 @@ def activation_format(op: rom.LinearOp | rom.ExpertLinearOp, machine: Machine) -
 
 def substituted(module: ModuleOp, machine: Machine) -> list[str]:
     """Warnings where the graph rounds activations to a format that the machine does not have."""
+    told = told_formats(module, machine)
     found = [
         op
         for op in module.walk()
         if isinstance(op, rom.LinearOp)
         and op.activation is not None
-        and activation_format(op, machine) != op.activation.data
+        and op not in told
+        and activation_format(op, machine, told) != op.activation.data
     ]
     if not found:
         return []
@@ -129,11 +136,11 @@ def legalize(module: ModuleOp) -> Fractions:
     """
     machine = machine_of(module)
     check_before(RomLegalize.name, module, RomLegalize.name)
-    chosen = fractions(module, machine)
+    chosen, told = fractions(module, machine), told_formats(module, machine)
     _convert_buffers(module, machine, chosen)
     for symbol in list(module.ops):
         if isinstance(symbol, rom.StepOp | rom.LayerOp):
-            _Body(machine, chosen).convert(symbol.body.block)
+            _Body(machine, chosen, told).convert(symbol.body.block)
     return chosen
 
 
@@ -291,6 +298,8 @@ class _Body:
 
     machine: Machine
     chosen: Fractions
+    told: Mapping[Operation, str]
+    """The formats of inputs that are told apart from `machine.activations`."""
     quantized: dict[tuple[SSAValue, str], SSAValue] = field(default_factory=dict)
     factors: dict[SSAValue, SSAValue] = field(default_factory=dict)
     """Of values that are a norm's but for its factor, the factor."""
@@ -349,7 +358,7 @@ class _Body:
     def linear(self, op: rom.LinearOp) -> None:
         type_ = rom.resolved_type(op, op.weights, rom.ROMTensorType, rom.AdapterType)
         weights = name_of(op.weights)
-        fmt = activation_format(op, self.machine)
+        fmt = activation_format(op, self.machine, self.told)
         q = self.quantize(op, op.input, fmt, op.onnx)
         if isinstance(type_, rom.AdapterType) and type_.is_slot:
             bits = _slot_bits(type_, fmt)
@@ -371,7 +380,7 @@ class _Body:
 
     def expert_linear(self, op: rom.ExpertLinearOp) -> None:
         type_ = rom.resolved_type(op, op.weights, rom.ROMTensorType)
-        fmt = activation_format(op, self.machine)
+        fmt = activation_format(op, self.machine, self.told)
         bits = _product_bits(op, type_, fmt)
         product = rom.ExpertProductOp(
             self.quantize(op, op.input, fmt, op.onnx),
@@ -405,7 +414,7 @@ class _Body:
     def folds(self, op: rom.RMSNormOp) -> bool:
         """Whether only products that take blocks read a norm, so that its factor can follow them,
         and its sum of squares holds its epsilon."""
-        if op.groups.value.data != 1 or not self.machine.has_blocks:
+        if op.groups.value.data != 1 or not op.output.uses:
             return False
         assert isinstance(op.eps, rom.RealAttr)
         assert isinstance(op.input.type, rom.FixedType)
@@ -416,7 +425,7 @@ class _Body:
             return False
         return all(
             isinstance(user, rom.LinearOp | rom.ExpertLinearOp)
-            and FORMATS[activation_format(user, self.machine)].by_block
+            and FORMATS[activation_format(user, self.machine, self.told)].by_block
             for user in (use.operation for use in op.output.uses)
         )
 

@@ -43,7 +43,7 @@ from intaglio.runtime.reports.rom_use import (
     USES,
     Placed,
     placed_matrices,
-    products,
+    products_with_formats,
     read_bits,
     read_placement,
 )
@@ -103,10 +103,12 @@ def inspect_json(
     products_in_turn = manifest.get("latency_bound")
     chain = None if products_in_turn is None else read_chain(products_in_turn)
     placed = placed_matrices(program, mapping)
-    passes = activation_passes(program.machine.activations, program.machine)
+    multiplied = products_with_formats(program)
     bound = sum(
-        lower_bound_cycles(placed[name].shape, program.machine, passes)
-        for name in products(program)
+        lower_bound_cycles(
+            placed[name].shape, program.machine, activation_passes(fmt, program.machine)
+        )
+        for name, fmt in multiplied
         if name in placed
     )
     token = TokenTimeline(program, stated)
@@ -121,6 +123,7 @@ def inspect_json(
         "context": program.capacity,
         "formats": {
             "activations": program.machine.activations,
+            "inputs": dict(multiplied),
             "kv": sorted({cache.format for cache in program.caches.values()}),
             "probabilities": program.machine.probabilities,
             "fraction_bits": _fraction_bits(program),

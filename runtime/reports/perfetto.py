@@ -26,6 +26,7 @@ from intaglio.backend.program.program import Program, load_program
 from intaglio.dialects import timeline
 from intaglio.dialects.isa.matrix import Product
 from intaglio.dialects.isa.queues import QUEUES
+from intaglio.dialects.isa.values import Coded
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
 from intaglio.runtime.reports.inspect import check_positions
@@ -262,7 +263,6 @@ def _counters(program: Program, mapping: JSONFile, found: Sequence[Step]) -> Ite
     """
     machine = program.machine
     placed = placed_matrices(program, mapping)
-    passes = activation_passes(machine.activations, machine)
     lanes = machine.tiles * machine.l_units * machine.lanes
     busy: dict[int, float] = {0: 0.0}
     queues: dict[int, int] = {0: 0}
@@ -279,6 +279,8 @@ def _counters(program: Program, mapping: JSONFile, found: Sequence[Step]) -> Ite
             # One queue: a product starts when the last one leaves it.
             rows = one.beat.of(matrix.shape.rows)[1]
             part = replace(matrix.shape, rows=rows)
+            coded = program.value(does.input, Coded)
+            passes = activation_passes(coded.format, machine)
             bound = lower_bound_cycles(part, machine, passes)
             busy[start] = lanes * bound / (finish - start)
             busy[finish] = 0.0

@@ -9,6 +9,7 @@ from pathlib import Path
 from intaglio.backend.output.output import MAPPING
 from intaglio.backend.program.program import Parameter, Program
 from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec, Product
+from intaglio.dialects.isa.values import Coded
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import SCALE_BITS, MatrixShape, Piece
@@ -94,8 +95,13 @@ def placed_matrices(program: Program, mapping: JSONFile) -> dict[str, Placed]:
 def products(program: Program) -> list[str]:
     """The matrix of every product that one token with a wanted successor takes; a family once for
     each expert that is chosen."""
+    return [name for name, _ in products_with_formats(program)]
+
+
+def products_with_formats(program: Program) -> list[tuple[str, str]]:
+    """`products`, with the format of each one's input."""
     return [
-        instance[one.does.weights]
+        (instance[one.does.weights], program.value(one.does.input, Coded).format)
         for block in program.blocks
         for instance in block.instances
         for one in block.whole

@@ -52,7 +52,7 @@ def headline(content: Mapping[str, Any]) -> tuple[str, str, str]:
         ),
         shape_text(content["shape"]),
         (
-            f"activations {formats['activations']}, KV {', '.join(formats['kv'])}, probabilities "
+            f"activations {_activations(formats)}, KV {', '.join(formats['kv'])}, probabilities "
             f"{formats['probabilities']}; context {counted(content['context'], 'token')}"
         ),
     )
@@ -586,3 +586,18 @@ def size_text(count: float) -> str:
         if count >= 10**power:
             return f"{count / 10**power:.4g} {unit}"
     return f"{count:.0f} B"
+
+
+def _activations(formats: dict[str, Any]) -> str:
+    """The format of most matrices' inputs, and of those that have another one."""
+    found: dict[str, list[str]] = {}
+    for name, fmt in formats["inputs"].items():
+        if fmt != formats["activations"]:
+            found.setdefault(fmt, []).append(name)
+    others = [f"{fmt} for {_first(names)}" for fmt, names in found.items()]
+    return f"{formats['activations']} ({'; '.join(others)})" if others else formats["activations"]
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more

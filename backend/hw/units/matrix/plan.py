@@ -8,7 +8,7 @@ in `backend/hw/units/matrix/array.py` and `backend/hw/units/matrix/tile.py`. Lay
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -535,6 +535,29 @@ def _check_input(kind: Coded, machine: Machine) -> None:
         )
 
 
+def _mixed_inputs(program: Program, uses: Sequence[Use]) -> list[UserError]:
+    """Why products of one program cannot have inputs of several formats: the memory of quantised
+    vectors and the passes of a word are those of one."""
+    machine = program.machine
+    there = {machine.activations, machine.scaled_activations}
+    others: dict[str, dict[str, None]] = {}
+    for use in uses:
+        if isinstance(use.does, Matvec | ExpertMatvec):
+            fmt = program.value(use.does.input, Coded).format
+            if fmt not in there:
+                others.setdefault(fmt, {})[tensor(use)] = None
+    return [
+        UserError(
+            f"the hardware of {machine.name} multiplies inputs of {machine.activations}; those of "
+            f"{', '.join(list(names)[:4])}{' and others' if len(names) > 4 else ''} are {fmt}: its "
+            "memory of quantised vectors and the passes of a word are made for one format",
+            hint=f"--set activations={fmt} for all products, or --emit program: schedule, "
+            "reports and simulator take both",
+        )
+        for fmt, names in others.items()
+    ]
+
+
 def _block_refusals(machine: Machine) -> list[UserError]:
     """Why rows do not fit blocks."""
     if not machine.has_blocks or machine.block <= machine.vector_lanes:
@@ -554,6 +577,7 @@ def refusals(program: Program) -> list[UserError]:
     found = machine_refusals(machine)
     if not uses:
         return [*found, UserError("the program has no matrices")]
+    found += _mixed_inputs(program, uses)
     tensors = dict.fromkeys(tensor(use) for use in uses)
     pieces: dict[str, Piece] = {}
 

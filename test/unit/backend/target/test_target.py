@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -353,6 +354,29 @@ def test_options_accumulate_and_the_last_holds(mini: Target):
     assert mini.with_options(["activations=fp8"]).machine().probabilities == "uint8"
 
 
+def test_inputs_of_single_matrices(mini: Target):
+    told = mini.with_options(
+        ["activations.o_proj=half8", "formats.activations.lm_head=int16", "wide=attention"]
+    )
+    assert told.machine().activations_of == (
+        "o_proj=int16",
+        "lm_head=int16",
+        "q_proj=int16",
+        "k_proj=int16",
+        "v_proj=int16",
+    )
+    assert mini.machine().activations_of == ()
+    again = told.with_options(["activations.lm_head=mxint8"])
+    assert again.machine().activations_of[1] == "lm_head=mxint8"
+    assert again.machine().activations == "int8"
+
+
+def test_blocks_of_single_matrices_need_their_size(mini: Target):
+    bare = {k: v for k, v in mini.parameters.items() if k != "formats.block"}
+    with pytest.raises(UserError, match="activations.o_proj is half8, which needs formats.block"):
+        replace(mini, parameters=bare).with_options(["activations.o_proj=half8"])
+
+
 def test_geometry_options_carry_through(roma: Target):
     half = roma.with_options(["array.rows=9"])
     assert half.machine().tiles == 128
@@ -404,6 +428,11 @@ def test_option_outside_the_assumed_range_is_marked(roma: Target):
         ("area.other_share=1", "outside 0 to 0.99"),
         ("probabilities=uint16", "must be uint8 with int8 activations"),
         ("probabilities=places8", "is places8, which needs formats.kv=half8"),
+        ("activations.q_proj=int3", "allowed: one of int8, int16, half8, mxint8"),
+        ("activations.=int16", "not of the form activations.NAME=FORMAT"),
+        ("activations.q_proj=", "not of the form activations.NAME=FORMAT"),
+        ("activations.a,b=int8", "not of the form activations.NAME=FORMAT"),
+        ("wide=ffn", "allowed: attention"),
         ("array.matrix_units=12", "follows rows and columns"),
         ("published.rom_gb=3", "published.rom_gb cannot be set"),
         ("array.rows=8", "not as many on each side"),

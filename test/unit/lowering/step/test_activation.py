@@ -41,8 +41,8 @@ def machine(activations: str) -> Machine:
 def test_the_format_of_a_product(module, activations, rounded, warns):
     target = machine(activations)
     first, second = (op for op in module.walk() if isinstance(op, rom.LinearOp))
-    assert activation_format(first, target) == rounded
-    assert activation_format(second, target) == activations
+    assert activation_format(first, target, {}) == rounded
+    assert activation_format(second, target, {}) == activations
     warnings = substituted(module, target)
     assert len(warnings) == warns
     assert not warns or "roma-mini takes fp8 instead" in warnings[0]

@@ -1,0 +1,144 @@
+"""Which format the input of each product has, where single matrices are told another one.
+
+`--set activations.NAME=FORMAT` names matrices as adapters' modules and `--weights` do: by the role
+that `sites` finds (q_proj to down_proj, or a packed qkv_proj, gate_up_proj), as lm_head, experts or
+router, or by a part of the name of an ONNX node or tensor. The first name that fits a matrix
+decides. Products that share an input but not its format each read their own rounding of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from xdsl.dialects.builtin import ModuleOp, SymbolRefAttr
+from xdsl.ir import Operation, SSAValue
+
+from intaglio.dialects import rom
+from intaglio.dialects.errors import UserError, meant
+from intaglio.dialects.machine import Machine
+from intaglio.lowering.buffers import name_of
+from intaglio.lowering.step.sites import PACKED, ROLES, bodies
+
+HEAD, EXPERTS, ROUTER = "lm_head", "experts", "router"
+"""Names of matrices that are no roles of a layer's own."""
+
+Product = rom.LinearOp | rom.ExpertLinearOp
+
+
+def told_formats(module: ModuleOp, machine: Machine) -> Mapping[Operation, str]:
+    """The formats of `Machine.activations_of` for products of a module of the float stage.
+
+    Raises:
+        UserError: a name fits no matrix, or only some of what layers share; or two names that one
+            matrix holds have different formats.
+    """
+    if not machine.activations_of:
+        return {}
+    told = [(name, fmt) for name, _, fmt in (one.partition("=") for one in machine.activations_of)]
+    roles = _roles(module)
+    products = [op for op in module.walk() if isinstance(op, Product) and _engraved(op)]
+    texts = {op: _texts(op) for op in products}
+    found: dict[Operation, str] = {}
+    used: set[str] = set()
+    for op in products:
+        held = roles.get(op, ())
+        of = {name: fmt for name, fmt in told if _is_role(name, held)}
+        if len(set(of.values())) > 1 and len(set(held) & set(ROLES)) > 1:
+            raise UserError(
+                f"{', '.join(f'{n} is told {f}' for n, f in of.items())}, but one matrix holds "
+                "them, with one input",
+                node=_node(op),
+                hint=f"--set activations.{_packed(held)}=FORMAT",
+            )
+        for name, fmt in told:
+            instances = [any(name in text for text in one) for one in texts[op]]
+            if not _is_role(name, held) and not any(instances):
+                continue
+            if not _is_role(name, held) and not all(instances):
+                raise UserError(
+                    f"activations.{name} fits the matrices of some layers only, and layers share "
+                    "their instructions",
+                    node=_node(op),
+                    hint="name what all of them have: "
+                    + ", ".join(held or ("a part of the node",)),
+                )
+            used.add(name)
+            found.setdefault(op, fmt)
+    names = sorted({name for one in roles.values() for name in one})
+    for name, _ in told:
+        if name not in used:
+            raise UserError(
+                f"no matrix is called '{name}', so its input cannot have a format of its own",
+                hint=f"{meant(name, names)}this model has {', '.join(names)}; a part of the name "
+                "of an ONNX node or tensor does too",
+            )
+    return found
+
+
+def _engraved(op: Product) -> bool:
+    return isinstance(rom.resolve(op, op.weights).type, rom.ROMTensorType)
+
+
+def _roles(module: ModuleOp) -> dict[Operation, tuple[str, ...]]:
+    """The names of each product's matrix, a packed one's too."""
+    found: dict[Operation, list[str]] = {}
+    for body in bodies(module):
+        for place in body.places:
+            names = found.setdefault(place.linear, [])
+            if place.role not in names:
+                names.append(place.role)
+    for names in found.values():
+        names += [packed for packed, parts in PACKED.items() if set(parts) <= set(names)]
+    for op in module.walk():
+        match op:
+            case rom.ExpertLinearOp():
+                found.setdefault(op, []).append(EXPERTS)
+            case rom.RouteOp() if (source := _linear(op.input)) is not None:
+                found.setdefault(source, []).append(ROUTER)
+            case rom.EmitOp() if (source := _linear(op.logits)) is not None:
+                found.setdefault(source, []).append(HEAD)
+            case _:
+                pass
+    return {op: tuple(names) for op, names in found.items()}
+
+
+def _linear(value: SSAValue) -> rom.LinearOp | None:
+    """The product that a value comes from, through what has one operand."""
+    while isinstance(op := value.owner, Operation) and not isinstance(op, rom.LinearOp):
+        if len(op.operands) != 1:
+            return None
+        value = op.operands[0]
+    return op if isinstance(op, rom.LinearOp) else None
+
+
+def _is_role(name: str, held: Sequence[str]) -> bool:
+    """Whether a matrix with these roles is meant; a packed name means its parts where they are
+    apart, too."""
+    return name in held or any(part in held for part in PACKED.get(name, ()))
+
+
+def _packed(held: Sequence[str]) -> str:
+    return next((name for name in held if name in PACKED), held[0])
+
+
+def _node(op: Product) -> str:
+    return rom.node_names(op.onnx)[0][0]
+
+
+def _texts(op: Product) -> list[list[str]]:
+    """Names of nodes and tensors, of each instance."""
+    slot = name_of(op.weights)
+    tensors: list[str] = []
+    parent = op.parent_op()
+    while parent is not None and not isinstance(parent, ModuleOp):
+        top, parent = parent, parent.parent_op()
+    if parent is not None:
+        for repeat in parent.walk():
+            if isinstance(repeat, rom.RepeatOp) and repeat.body() is top:
+                for instance in repeat.instances:
+                    bound = instance.data.get(slot)
+                    tensors.append(name_of(bound) if isinstance(bound, SymbolRefAttr) else slot)
+    nodes = rom.node_names(op.onnx)
+    if len(tensors) != len(nodes):
+        tensors = [slot] * len(nodes)
+    return [[*names, tensor] for names, tensor in zip(nodes, tensors, strict=True)]
