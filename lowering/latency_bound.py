@@ -310,9 +310,10 @@ def input_formats(module: ModuleOp) -> dict[str, str]:
     for step in module.ops:
         for op in step.walk() if isinstance(step, rom.StepOp) else ():
             take(op, {})
-            for instance in op.instances if isinstance(op, rom.RepeatOp) else ():
-                for inner in op.body().walk():
-                    take(inner, instance.data)
+            if isinstance(op, rom.RepeatOp):
+                for instance in op.instances:
+                    for inner in op.body().walk():
+                        take(inner, instance.data)
     return found
 
 

@@ -36,6 +36,7 @@ from intaglio.runtime.judge.defaults import (
     HARDWARE_TOKENS,
     OPERATOR_THRESHOLD,
     OPERATOR_TOKENS,
+    SENSITIVITY_WINDOWS,
     WINDOW,
 )
 from intaglio.runtime.reports.wording import edited_lines
@@ -315,6 +316,12 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --engine rtl: compare on extreme contents of ROM, caches, adapters and memories "
         "as well, so that limits are reached",
     )
+    parser.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="with --text: rank the formats of matrices' inputs, KV, queries and probabilities by "
+        f"what they cost on it ({SENSITIVITY_WINDOWS} windows unless told), and recommend settings",
+    )
     adapter_argument(parser)
     parser.add_argument("--json", action="store_true")
     trace_arguments(parser)
@@ -393,6 +400,8 @@ def _check(args: argparse.Namespace) -> int:
     if args.windows is not None and args.text is None:
         raise UserError("--windows: only with --text")
     check_tolerances(tolerances, text=args.text is not None, per_op=args.per_op)
+    if args.sensitivity:
+        return _sensitivity(args)
     if args.stress:
         from intaglio.runtime.judge.stress import check_engine
 
@@ -427,6 +436,37 @@ def _check(args: argparse.Namespace) -> int:
     for line in failures:
         say(f"{args.out}: {line}\n")
     return FAILURE if failures else SUCCESS
+
+
+def _sensitivity(args: argparse.Namespace) -> int:
+    from intaglio.runtime.judge.sensitivity import sensitivity, sensitivity_lines
+
+    if args.text is None:
+        raise UserError("--sensitivity: only with --text")
+    others = {
+        "--per-op": args.per_op,
+        "--stress": args.stress,
+        "--tolerance": args.tolerances,
+        "--tokens": args.tokens is not None,
+        "--adapter": args.adapter is not None,
+        f"--engine {args.engine}": args.engine != CHECKED_ENGINES[0],
+    }
+    if given := [name for name, there in others.items() if there]:
+        raise UserError(
+            f"--sensitivity: not with {', '.join(given)}",
+            hint="it measures formats on the simulator, of the base, over --windows of the text",
+        )
+    chip = loaded(args)
+    with progress_line() as progress:
+        result = sensitivity(chip, args.text, windows=args.windows, progress=progress)
+    if chip.edited:
+        result["edited"] = list(chip.edited)
+    if args.json:
+        write_json(result)
+    else:
+        for line in (*sensitivity_lines(result), *edited_lines(chip.edited)):
+            write_line(line)
+    return SUCCESS
 
 
 def _adapter_add(args: argparse.Namespace) -> int:

@@ -75,6 +75,29 @@ def told_formats(module: ModuleOp, machine: Machine) -> Mapping[Operation, str]:
     return found
 
 
+def labels(module: ModuleOp) -> dict[Product, str]:
+    """What to call the input of each product: that of its packed role, its role, or the part of its
+    node's name that layers share."""
+    roles = _roles(module)
+    found: dict[Product, str] = {}
+    for op in module.walk():
+        if isinstance(op, Product) and _engraved(op):
+            held = roles.get(op, ())
+            packed = [name for name, parts in PACKED.items() if set(parts) & set(held)]
+            found[op] = (*packed, *held, _shared_name(op))[0]
+    return found
+
+
+def _shared_name(op: Product) -> str:
+    """The longest run of parts of the node's name that all instances have."""
+    parts = [names[0].split("/") for names in rom.node_names(op.onnx)]
+    runs, run = [""], list[str]()
+    for column in zip(*parts, strict=False):
+        run = [*run, column[0]] if len(set(column)) == 1 else []
+        runs.append("/".join(run))
+    return max(runs, key=len) or name_of(op.weights)
+
+
 def _engraved(op: Product) -> bool:
     return isinstance(rom.resolve(op, op.weights).type, rom.ROMTensorType)
 
@@ -129,15 +152,13 @@ def _texts(op: Product) -> list[list[str]]:
     """Names of nodes and tensors, of each instance."""
     slot = name_of(op.weights)
     tensors: list[str] = []
-    parent = op.parent_op()
-    while parent is not None and not isinstance(parent, ModuleOp):
-        top, parent = parent, parent.parent_op()
-    if parent is not None:
-        for repeat in parent.walk():
-            if isinstance(repeat, rom.RepeatOp) and repeat.body() is top:
-                for instance in repeat.instances:
-                    bound = instance.data.get(slot)
-                    tensors.append(name_of(bound) if isinstance(bound, SymbolRefAttr) else slot)
+    layer = op.parent_op()
+    module = None if layer is None else layer.parent_op()
+    for repeat in () if module is None else module.walk():
+        if isinstance(repeat, rom.RepeatOp) and repeat.body() is layer:
+            for instance in repeat.instances:
+                bound = instance.data.get(slot)
+                tensors.append(name_of(bound) if isinstance(bound, SymbolRefAttr) else slot)
     nodes = rom.node_names(op.onnx)
     if len(tensors) != len(nodes):
         tensors = [slot] * len(nodes)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.engines.names import CHECKED_ENGINES, HARDWARE_ENGINES, check_known
+from intaglio.runtime.engines.simulator import Simulator
 from intaglio.runtime.judge.defaults import (
     DEFAULT_TOKENS,
     GREEDY_TOKENS,
@@ -84,7 +85,7 @@ JUDGED_TEXT = (
 
 
 @dataclass
-class _Against:
+class Against:
     """Running comparison with one reference."""
 
     tokens: int = 0
@@ -222,8 +223,7 @@ def check(
         did not fit; where there are any, `saturation` says where and what helps (see
         `runtime/judge/saturation.py`), else it is None. A text adds `perplexity`,
         `reference_perplexity` (as it comes), `float_reference_perplexity` and `perplexity_change`
-        against the judge of perplexities, `perplexity_judge` (of 8 bits the nearer, which need not
-        be `judge`); `perplexity_changes` has both.
+        against `perplexity_judge`, which is `judge`; `perplexity_changes` has both.
         With an adapter there are `adapter`, `adapter_loss` (the worst site's conversion) and, on
         a text, `base_perplexity`, the chip's own without the adapter.
         `per_op` adds `operators` and more, see `check_operators`.
@@ -305,7 +305,7 @@ def _check(
     window = chip.program.capacity if prompt_ids is not None else WINDOW
     window = min(window, chip.program.capacity)
     if text is not None:
-        ids = _text_ids(chip, Path(text))[:tokens]
+        ids = text_ids(chip, Path(text))[:tokens]
         ids = ids if windows is None else ids[: windows * window]
         if min(len(ids), window) < 2:
             raise UserError("a perplexity needs two tokens at least", file=str(text))
@@ -364,12 +364,12 @@ def _judged(
         progress("onnxruntime continues the prompt")
         more = references[FLOAT_ACTIVATIONS].generate(ids, max(0, wanted - len(ids)))
         ids = [*ids, *(token for token, _ in more)]
-    parts = list(_windows(ids, task.window))
+    parts = list(windows_of(ids, task.window))
 
     other = _otherwise_rounded(chip, own_rounding(chip.model))
-    against = {name: _Against() for name in references}
+    against = {name: Against() for name in references}
     apart = rounding_apart = 0.0
-    ours = _Against()
+    ours = Against()
     saturations = 0
     first: tuple[Sequence[int], dict[str, npt.NDArray[np.float32]]] | None = None
     remaining, announced = Remaining(len(parts)), False
@@ -407,7 +407,7 @@ def _judged(
             by_rounding = _distances(judged[AS_IT_COMES], other.feed(part))
             rounding_apart = max(rounding_apart, float(by_rounding.max(initial=0.0)))
             distance = np.maximum(distance, by_rounding)
-        for rows, mine, following in _rows_of(chip, part, exact):
+        for rows, mine, following in rows_of(simulator, part, exact):
             for name, logits in judged.items():
                 theirs = logits[rows].astype(np.float64)
                 against[name].add(mine, theirs, following, 2 * distance[rows])
@@ -444,7 +444,7 @@ def _judged(
         progress("fewer fraction bits are tried")
         result["saturation"] = saturation(simulator, first[0], first[1][judge])
     if task.is_text:
-        result |= _perplexities(ours, against, is_wide)
+        result |= _perplexities(ours, against, judge)
     progress("greedy decoding")
     result |= _greedy(chip, ids, task.prompt_ids, references[judge], judge)
     result["first_divergence_allowed_gap"] = 2 * summaries[judge]["max_abs_logit_error"]
@@ -491,27 +491,27 @@ def _continued(chip: LoadedModel, ids: Sequence[int], count: int) -> list[int]:
     return found
 
 
-def _alone(chip: LoadedModel, ids: Sequence[int], window: int) -> tuple[_Against, int]:
+def _alone(chip: LoadedModel, ids: Sequence[int], window: int) -> tuple[Against, int]:
     """The chip against itself on windows of tokens, and the values that did not fit."""
-    ours, saturations = _Against(), 0
-    for part in _windows(ids, window):
+    ours, saturations = Against(), 0
+    for part in windows_of(ids, window):
         chip.simulator.reset()
         exact = chip.simulator.forward(part, 0)
         assert exact is not None
         saturations += chip.simulator.saturations
-        for _, mine, following in _rows_of(chip, part, exact):
+        for _, mine, following in rows_of(chip.simulator, part, exact):
             ours.add(mine, mine, following)
     return ours, saturations
 
 
-def _rows_of(
-    chip: LoadedModel, part: Sequence[int], exact: npt.NDArray[np.int64]
+def rows_of(
+    simulator: Simulator, part: Sequence[int], exact: npt.NDArray[np.int64]
 ) -> Iterator[tuple[slice, Array, npt.NDArray[np.int64]]]:
     """Some positions of a window at a time: which, their logits [S, V], the tokens after them."""
     for first in range(0, len(part), _ROWS):
         rows = slice(first, first + _ROWS)
         following = np.asarray(part[first + 1 : first + _ROWS + 1], np.int64)
-        logits = np.ldexp(exact[rows].astype(np.float64), -chip.simulator.fraction_bits)
+        logits = np.ldexp(exact[rows].astype(np.float64), -simulator.fraction_bits)
         yield rows, logits, following
 
 
@@ -543,7 +543,12 @@ def _otherwise_rounded(chip: LoadedModel, rounding: str | None) -> Reference | _
             return _TokenByToken(chip.reference())
 
 
-def _text_ids(chip: LoadedModel, path: Path) -> list[int]:
+def text_ids(chip: LoadedModel, path: Path) -> list[int]:
+    """The tokens of a file.
+
+    Raises:
+        UserError: it cannot be read, or holds too little.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -559,18 +564,19 @@ def _text_ids(chip: LoadedModel, path: Path) -> list[int]:
     raise UserError("holds too little text to compare", file=str(path))
 
 
-def _windows(ids: Sequence[int], window: int) -> Iterator[Sequence[int]]:
+def windows_of(ids: Sequence[int], window: int) -> Iterator[Sequence[int]]:
+    """Tokens in windows, the last one shorter."""
     for first in range(0, len(ids), window):
         yield ids[first : first + window]
 
 
-def _perplexities(ours: _Against, against: Mapping[str, _Against], is_wide: bool) -> dict[str, Any]:
-    """Perplexities over the tokens that have a predecessor in their window."""
+def _perplexities(ours: Against, against: Mapping[str, Against], judge: str) -> dict[str, Any]:
+    """Perplexities over the tokens that have a predecessor in their window; the judge of logits is
+    that of perplexities."""
 
     mine = ours.perplexity
     theirs = {name: one.perplexity for name, one in against.items()}
     changes = {name: mine / value - 1 for name, value in theirs.items()}
-    judge = FLOAT_ACTIVATIONS if is_wide else min(changes, key=lambda name: abs(changes[name]))
     return {
         "perplexity": mine,
         "reference_perplexity": theirs[AS_IT_COMES],

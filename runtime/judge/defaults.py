@@ -17,3 +17,5 @@ OPERATOR_THRESHOLD = 0.05
 """Largest error of an operator's output over its largest magnitude that goes unremarked."""
 SEED = 20240
 """Of the random tokens that are compared when neither prompt nor text is given."""
+SENSITIVITY_WINDOWS = 8
+"""Windows of a text on which formats are ranked, unless told."""

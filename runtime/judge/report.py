@@ -176,8 +176,8 @@ def _judged_lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"{counted(result['tokens_scored'], 'token')}; onnxruntime as it comes "
             f"{result['reference_perplexity']:.5f} ({changes[AS_IT_COMES]:+.4%}), with float "
             f"activations {result['float_reference_perplexity']:.5f} "
-            f"({changes[FLOAT_ACTIVATIONS]:+.4%}); the one {NAMES[result['perplexity_judge']]} "
-            "counts"
+            f"({changes[FLOAT_ACTIVATIONS]:+.4%}); the one {NAMES[result['judge']]} "
+            "counts, as above"
         )
     yield from routing_lines(result["expert_choices"])
     divergence = result["first_divergence"]

@@ -274,7 +274,9 @@ def _counters(program: Program, mapping: JSONFile, found: Sequence[Step]) -> Ite
         queues[start] = queues.get(start, 0) + 1
         queues[finish] = queues.get(finish, 0) - 1
         does = one.does.bound(block.instances[span.instance])
-        matrix = placed.get(does.weights) if isinstance(does, Product) else None
+        if not isinstance(does, Product):
+            continue
+        matrix = placed.get(does.weights)
         if matrix is not None and finish > start:
             # One queue: a product starts when the last one leaves it.
             rows = one.beat.of(matrix.shape.rows)[1]

@@ -1,4 +1,4 @@
-"""Formats of single matrices' inputs: by role, by node, where layers share and where they do not."""
+"""Formats of single matrices' inputs: by role or node, where layers share and where not."""
 
 from __future__ import annotations
 
@@ -15,42 +15,55 @@ from intaglio.dialects.errors import UserError
 from intaglio.lowering.step.input_formats import told_formats
 
 MACHINE = load_target("roma-mini").machine()
-LAYER = """
-rom.parameter @m0 : !rom.tensor<[24, 8], int4, group 8> {{key = "m0", zero = 8 : i64, peak = 0.5 : f64}}
-rom.parameter @m1 : !rom.tensor<[24, 8], int4, group 8> {{key = "m1", zero = 8 : i64, peak = 0.5 : f64}}
-rom.parameter @o0 : !rom.tensor<[8, 8], int4, group 8> {{key = "o0", zero = 8 : i64, peak = 0.5 : f64}}
-rom.parameter @o1 : !rom.tensor<[8, 8], int4, group 8> {{key = "o1", zero = 8 : i64, peak = 0.5 : f64}}
-rom.parameter @head : !rom.tensor<[8, 8], int4, group 8> {{key = "h", zero = 8 : i64, peak = 0.5 : f64}}
-rom.parameter @emb : !rom.tensor<[8, 8], float32> {{key = "e", peak = 0.5 : f64}}
-rom.cache @k0 : !rom.kv<16, 2, 4, float32>
-rom.cache @v0 : !rom.kv<16, 2, 4, float32>
-rom.cache @k1 : !rom.kv<16, 2, 4, float32>
-rom.cache @v1 : !rom.kv<16, 2, 4, float32>
-rom.layer @decoder {{
-^bb0(%p: index, %x: tensor<8xf32>):
-  rom.slot @w : !rom.tensor<[24, 8], int4, group 8>
-  rom.slot @o : !rom.tensor<[8, 8], int4, group 8>
-  rom.slot @k : !rom.kv<16, 2, 4, float32>
-  rom.slot @v : !rom.kv<16, 2, 4, float32>
-  %m = rom.linear %x by @w {{onnx = [["/0/qkv/MatMul"], ["/1/qkv/MatMul"]]}} : tensor<8xf32> -> tensor<24xf32>
-  %q = rom.slice %m from 0 {{onnx = [["s"], ["s"]]}} : tensor<24xf32> -> tensor<8xf32>
-  %a = rom.slice %m from 8 {{onnx = [["s"], ["s"]]}} : tensor<24xf32> -> tensor<8xf32>
-  %b = rom.slice %m from 16 {{onnx = [["s"], ["s"]]}} : tensor<24xf32> -> tensor<8xf32>
-  rom.append %a to @k at %p {{onnx = [["a"], ["a"]]}} : tensor<8xf32>
-  rom.append %b to @v at %p {{onnx = [["a"], ["a"]]}} : tensor<8xf32>
-  %c = rom.attention %q over @k, @v at %p {{heads = 2 : i64, scale = 0.5 : f64, onnx = [["a"], ["a"]]}} : tensor<8xf32> -> tensor<8xf32>
-  %y = rom.linear %c by @o {{onnx = [["/0/o/MatMul"], ["/1/o/MatMul"]]}} : tensor<8xf32> -> tensor<8xf32>
-  rom.yield %y : tensor<8xf32>
-}}
-rom.step @decode context 16 {{
-^bb0(%token: i32, %p: index):
-  %x = rom.embed %token of @emb {{onnx = [["e"]]}} : tensor<8xf32>
-  %y = rom.repeat @decoder at %p (%x) instances [{{w = @m0, o = @o0, k = @k0, v = @v0}}, {{w = @m1, o = @o1, k = @k1, v = @v1}}] : (tensor<8xf32>) -> tensor<8xf32>
-  %z = rom.linear %y by @head {{onnx = [["/output/MatMul"]]}} : tensor<8xf32> -> tensor<8xf32>
-  %next = rom.sample %z {{onnx = [["argmax"]]}} : tensor<8xf32>
-  rom.emit %z, %next : tensor<8xf32>
-}}
-"""
+SQUARE, QKV = "!rom.tensor<[8, 8], int4, group 8>", "!rom.tensor<[24, 8], int4, group 8>"
+KV, VECTOR = "!rom.kv<16, 2, 4, float32>", "tensor<8xf32>"
+BOTH = 'onnx = [["a"], ["a"]]'
+MATRICES = {"m0": QKV, "m1": QKV, "o0": SQUARE, "o1": SQUARE, "head": SQUARE}
+LINES = (
+    *(
+        f'rom.parameter @{n} : {kind} {{key = "{n}", zero = 8 : i64, peak = 0.5 : f64}}'
+        for n, kind in MATRICES.items()
+    ),
+    'rom.parameter @emb : !rom.tensor<[8, 8], float32> {key = "e", peak = 0.5 : f64}',
+    *(f"rom.cache @{n} : {KV}" for n in ("k0", "v0", "k1", "v1")),
+    "rom.layer @decoder {",
+    f"^bb0(%p: index, %x: {VECTOR}):",
+    f"rom.slot @w : {QKV}",
+    f"rom.slot @o : {SQUARE}",
+    f"rom.slot @k : {KV}",
+    f"rom.slot @v : {KV}",
+    (
+        '%m = rom.linear %x by @w {onnx = [["/0/qkv/MatMul"], ["/1/qkv/MatMul"]]} '
+        f": {VECTOR} -> tensor<24xf32>"
+    ),
+    *(
+        f"%{n} = rom.slice %m from {at} {{{BOTH}}} : tensor<24xf32> -> {VECTOR}"
+        for n, at in (("q", 0), ("a", 8), ("b", 16))
+    ),
+    f"rom.append %a to @k at %p {{{BOTH}}} : {VECTOR}",
+    f"rom.append %b to @v at %p {{{BOTH}}} : {VECTOR}",
+    (
+        f"%c = rom.attention %q over @k, @v at %p {{heads = 2 : i64, scale = 0.5 : f64, {BOTH}}} "
+        f": {VECTOR} -> {VECTOR}"
+    ),
+    (
+        '%y = rom.linear %c by @o {onnx = [["/0/o/MatMul"], ["/1/o/MatMul"]]} '
+        f": {VECTOR} -> {VECTOR}"
+    ),
+    f"rom.yield %y : {VECTOR}",
+    "}",
+    "rom.step @decode context 16 {",
+    "^bb0(%token: i32, %p: index):",
+    f'%x = rom.embed %token of @emb {{onnx = [["e"]]}} : {VECTOR}',
+    (
+        "%y = rom.repeat @decoder at %p (%x) instances [{w = @m0, o = @o0, k = @k0, v = @v0}, "
+        f"{{w = @m1, o = @o1, k = @k1, v = @v1}}] : ({VECTOR}) -> {VECTOR}"
+    ),
+    f'%z = rom.linear %y by @head {{onnx = [["/output/MatMul"]]}} : {VECTOR} -> {VECTOR}',
+    f'%next = rom.sample %z {{onnx = [["argmax"]]}} : {VECTOR}',
+    f"rom.emit %z, %next : {VECTOR}",
+    "}",
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +71,13 @@ def module() -> ModuleOp:
     ctx = Context(allow_unregistered=True)
     ctx.load_dialect(Builtin)
     ctx.load_dialect(rom.ROM)
-    return Parser(ctx, LAYER.format()).parse_module()
+    return Parser(ctx, "\n".join(LINES)).parse_module()
 
 
 def formats(module: ModuleOp, *told: str) -> dict[str, str]:
     """By the matrix (or the slot that it is bound to)."""
     found = told_formats(module, replace(MACHINE, activations_of=told))
-    return {op.weights.root_reference.data: fmt for op, fmt in found.items()}  # type: ignore[attr-defined]
+    return {str(op.properties["weights"]).lstrip("@"): fmt for op, fmt in found.items()}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,316 @@
+"""What each format of a compiled model costs on a text, and which settings pay.
+
+One format at a time is the chip's and all others have 16 bits (`alone`). So each figure is what one
+rounding does, undisturbed by the others, whose sum is ten times as large and scatters by more than
+the small ones are; and divergences of roundings that know nothing of each other add up, so they can
+be ranked and their shares stated. What is recommended is then tried as it would be compiled, all
+other formats the chip's: that figure is what `--set` gives.
+
+Nothing is imported or engraved again: variants are lowered from `ir/rom.mlir` of the output folder
+and run on its images. Divergence (KL, nats) is against onnxruntime with float activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from xdsl.context import Context
+from xdsl.dialects.builtin import Builtin, ModuleOp
+from xdsl.parser import Parser
+from xdsl.rewriter import InsertPoint, Rewriter
+
+from intaglio.backend.images.read import Images
+from intaglio.backend.program.file import program_content
+from intaglio.backend.program.program import Program, program_of
+from intaglio.dialects import rom
+from intaglio.dialects.errors import UserError
+from intaglio.dialects.fabric import MachineOp
+from intaglio.dialects.machine import Machine
+from intaglio.runtime.engines.simulator import Simulator
+from intaglio.runtime.judge.check import Against, rows_of, text_ids, windows_of
+from intaglio.runtime.judge.defaults import SENSITIVITY_WINDOWS, WINDOW
+from intaglio.runtime.loaded_model import LoadedModel
+from intaglio.runtime.reports.wording import counted
+
+APART = 0.05
+"""Of the logits' range: where onnxruntime's own int8 is as far from its float activations, no
+format of 8 bits can be held to less."""
+ENOUGH = 0.5
+"""Part of what all formats cost that a recommendation takes away, if so much can be set."""
+ALL_WIDE = ("activations=int16", "kv=int16")
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Role:
+    """A format of the chip that may cost something.
+
+    Attributes:
+        name: as reports say it.
+        format: the chip's.
+        machine: the chip with this format and all others of 16 bits.
+        setting: what widens it; None: it follows others.
+    """
+
+    name: str
+    format: str
+    machine: Machine
+    setting: str | None
+
+
+def sensitivity(
+    chip: LoadedModel,
+    text: str | Path,
+    *,
+    windows: int | None = None,
+    progress: Progress = lambda message: None,
+) -> dict[str, Any]:
+    """The content of `intaglio check --sensitivity --json`.
+
+    Args:
+        chip: the compiled model, without an active adapter.
+        text: a file to compare on.
+        windows: how many windows of it; `SENSITIVITY_WINDOWS` by default.
+        progress: called with a line for each step.
+
+    Returns:
+        `roles`, what costs most first: `role`, `format`, `mean_kl` and `perplexity_change` with
+        this format alone, `share` of the sum of all, `setting`. `chip` and `wide` have the same
+        figures (and `max_error_of_range`) as compiled and with 16 bits everywhere; what `wide`
+        loses are the weights' scales and the values of 32 bits. `recommended` has `settings` and
+        the figures of the chip with them. `references_apart` is the largest distance of the two
+        references, of the logits' range.
+
+    Raises:
+        UserError: the text cannot be used, the folder has no stage to lower variants from or has
+            adapter slots, or onnxruntime cannot run the model.
+    """
+    if chip.program.sites:
+        raise UserError(
+            "the sensitivity of a model with adapter slots is not measured",
+            file=str(chip.folder),
+            hint="compile without --adapter-slots: the base is the same",
+        )
+    if windows is not None and windows < 1:
+        raise UserError(f"cannot compare {windows} windows")
+    window = min(WINDOW, chip.program.capacity)
+    ids = text_ids(chip, Path(text))[: (windows or SENSITIVITY_WINDOWS) * window]
+    parts = list(windows_of(ids, window))
+    progress("verifying the images")
+    chip.verify_images()
+    module = _float_stage(chip)
+    machine, wide = chip.program.machine, _wide(chip.program.machine)
+    roles = list(_roles(module, machine, wide))
+    first = [machine, wide, *(one.machine for one in roles)]
+    found, apart = _measured(chip, module, first, parts, progress)
+    as_compiled, all_wide, *alone = found
+    total = sum(one["mean_kl"] for one in alone)
+    ranked = sorted(zip(roles, alone, strict=True), key=lambda one: -one[1]["mean_kl"])
+    rows = [
+        {
+            "role": role.name,
+            "format": role.format,
+            "mean_kl": figures["mean_kl"],
+            "perplexity_change": figures["perplexity_change"],
+            "share": figures["mean_kl"] / total if total else 0.0,
+            "setting": role.setting,
+        }
+        for role, figures in ranked
+    ]
+    settings = list(ALL_WIDE) if apart > APART else _recommended(rows)
+    progress("trying what is recommended")
+    tried = wide if apart > APART else _with(machine, settings)
+    ((as_set,), _) = _measured(chip, module, [tried], parts, progress)
+    return {
+        "tokens_compared": len(ids),
+        "windows": len(parts),
+        "references_apart": apart,
+        "chip": as_compiled,
+        "wide": all_wide,
+        "roles": rows,
+        "recommended": {"settings": settings, **as_set},
+    }
+
+
+def _wide(machine: Machine) -> Machine:
+    """The same chip with 16 bits everywhere, and room for them."""
+    return replace(
+        machine, activations="int16", activations_of=(), kv="int16", probabilities="uint16"
+    )
+
+
+def _with(machine: Machine, settings: Sequence[str]) -> Machine:
+    """The chip with what is recommended of it."""
+    inputs = [s.removeprefix("activations.") for s in settings if s.startswith("activations.")]
+    kv = "int16" if "kv=int16" in settings else machine.kv
+    return replace(machine, activations_of=(*inputs, *machine.activations_of), kv=kv)
+
+
+def _recommended(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Settings of the dearest formats, until half of the cost is gone."""
+    found: list[str] = []
+    gone = 0.0
+    for row in rows:
+        if gone >= ENOUGH:
+            break
+        if row["setting"] is not None:
+            found.append(row["setting"])
+            gone += row["share"]
+    return found
+
+
+def _roles(module: ModuleOp, machine: Machine, wide: Machine) -> Iterator[Role]:
+    from intaglio.lowering.step.input_formats import labels, told_formats
+    from intaglio.lowering.step.legalize import activation_format
+
+    told = told_formats(module, machine)
+    inputs: dict[str, set[str]] = {}
+    for op, label in labels(module).items():
+        # What the graph rounds itself is no format of the chip.
+        if op in told or not (isinstance(op, rom.LinearOp) and op.activation is not None):
+            inputs.setdefault(label, set()).add(activation_format(op, machine, told))
+    for label, formats in inputs.items():
+        (fmt, *_) = sorted(formats)
+        if fmt != "int16":
+            alone = replace(wide, activations_of=(f"{label}={fmt}",))
+            yield Role(f"input of {label}", fmt, alone, f"activations.{label}=int16")
+    if machine.kv != "int16":
+        yield Role("keys and values", machine.kv, replace(wide, kv=machine.kv), "kv=int16")
+    if any(isinstance(op, rom.AttentionOp | rom.LinearAttentionOp) for op in module.walk()):
+        if machine.scaled_activations != "int16":
+            every = tuple(f"{label}=int16" for label in inputs)
+            queries = replace(wide, activations=machine.activations, activations_of=every)
+            yield Role("queries", machine.scaled_activations, queries, None)
+        if machine.probabilities != "uint16":
+            fmt = machine.probabilities
+            yield Role("probabilities", fmt, replace(wide, probabilities=fmt), None)
+
+
+# --- running variants ---------------------------------------------------------------------------
+
+
+def _float_stage(chip: LoadedModel) -> ModuleOp:
+    path = chip.folder / "ir" / "rom.mlir"
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            "cannot be read, and variants are lowered from it",
+            file=str(path),
+            hint="compile the model again",
+        ) from error
+    chip.files.verify(["ir/rom.mlir"])
+    context = Context()
+    for dialect in (Builtin, rom.ROM):
+        context.load_dialect(dialect)
+    return Parser(context, text).parse_module()
+
+
+def _program(chip: LoadedModel, float_stage: ModuleOp, machine: Machine) -> Program:
+    """The program of a chip with other formats, which reads the tensors of the one compiled."""
+    from intaglio.lowering.place.place import FabricPlace
+    from intaglio.lowering.schedule.schedule import ProgramSchedule
+    from intaglio.lowering.step.fuse_residual import RomFuseResidual
+    from intaglio.lowering.step.legalize import RomLegalize
+
+    module = float_stage.clone()
+    # What is wider may not fit; values do not depend on it.
+    room = replace(
+        machine, sram_bytes=8 * machine.sram_bytes, vector_sram_bytes=8 * machine.vector_sram_bytes
+    )
+    Rewriter.insert_op(MachineOp(room), InsertPoint.at_start(module.body.block))
+    for one in (RomLegalize(), RomFuseResidual(), FabricPlace(None), ProgramSchedule()):
+        one.apply(Context(), module)
+    program = program_of(program_content(module))
+    return replace(program, parameters=chip.program.parameters)
+
+
+def _measured(
+    chip: LoadedModel,
+    module: ModuleOp,
+    machines: Sequence[Machine],
+    parts: Sequence[Sequence[int]],
+    progress: Progress,
+) -> tuple[list[dict[str, Any]], float]:
+    """Figures of variants on windows, and how far the references are apart, of the range."""
+    simulators: list[Simulator] = []
+    for number, machine in enumerate(machines):
+        progress(f"lowering variant {number + 1} of {len(machines)}")
+        program = _program(chip, module, machine)
+        simulators.append(Simulator(program, chip.folder, images=Images(program, chip.folder)))
+    judge, other = chip.reference(float_activations=True), chip.reference()
+    ours, against = [Against() for _ in machines], [Against() for _ in machines]
+    distance, low, high = 0.0, np.inf, -np.inf
+    for number, part in enumerate(parts):
+        progress(f"window {number + 1} of {len(parts)}")
+        judge.reset()
+        theirs = judge.feed(part)
+        other.reset()
+        distance = max(distance, float(np.abs(theirs - other.feed(part)).max()))
+        low, high = min(low, float(theirs.min())), max(high, float(theirs.max()))
+        for simulator, mine, one in zip(simulators, ours, against, strict=True):
+            simulator.reset()
+            exact = simulator.forward(part, 0)
+            assert exact is not None
+            for rows, logits, following in rows_of(simulator, part, exact):
+                one.add(logits, theirs[rows].astype(np.float64), following)
+                mine.add(logits, logits, following)
+    found: list[dict[str, Any]] = []
+    for mine, one in zip(ours, against, strict=True):
+        summary = one.summary()
+        found.append(
+            {
+                "mean_kl": summary["mean_kl"],
+                "max_error_of_range": summary["max_error_of_range"],
+                "perplexity": mine.perplexity,
+                "perplexity_change": mine.perplexity / one.perplexity - 1,
+            }
+        )
+    return found, distance / (high - low) if high > low else 0.0
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def sensitivity_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """A result for people."""
+    yield (
+        f"{counted(result['tokens_compared'], 'token')} in {counted(result['windows'], 'window')}, "
+        "against onnxruntime with float activations"
+    )
+    names = [row["role"] for row in result["roles"]]
+    width = max(len(name) for name in (*names, "16 bits everywhere"))
+    yield f"  {'format':<{width}}  {'':<8} {'mean KL':>9}  {'share':>6}  perplexity  widened by"
+    for row in result["roles"]:
+        yield (
+            f"  {row['role']:<{width}}  {row['format']:<8} {row['mean_kl']:9.2e}  "
+            f"{row['share']:6.1%}  {row['perplexity_change']:+10.4%}  "
+            + (f"--set {row['setting']}" if row["setting"] else "--set activations=int16")
+        )
+    for name, key in (("16 bits everywhere", "wide"), ("as compiled", "chip")):
+        one = result[key]
+        yield (
+            f"  {name:<{width}}  {'':<8} {one['mean_kl']:9.2e}  {'':6}  "
+            f"{one['perplexity_change']:+10.4%}  largest error {one['max_error_of_range']:.2%}"
+        )
+    apart = result["references_apart"]
+    if apart > APART:
+        yield (
+            f"  onnxruntime's own 8-bit activations are {apart:.1%} of the logits' range away from "
+            "its float activations: no format of 8 bits will be nearer"
+        )
+    recommended = result["recommended"]
+    if recommended["settings"]:
+        before, after = result["chip"], recommended
+        gain = 1 - after["mean_kl"] / before["mean_kl"] if before["mean_kl"] else 0.0
+        yield f"  recommended  {' '.join(f'--set {one}' for one in recommended['settings'])}"
+        yield (
+            f"               mean KL {after['mean_kl']:.2e} ({gain:.0%} less), perplexity "
+            f"{after['perplexity_change']:+.4%}, largest error {after['max_error_of_range']:.2%} "
+            f"(it was {before['max_error_of_range']:.2%})"
+        )

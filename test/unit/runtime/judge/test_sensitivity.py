@@ -1,0 +1,111 @@
+"""What formats cost: the figures are those of compiles with the settings that they stand for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from intaglio.backend.compile import compile_model
+from intaglio.backend.stages import Options
+from intaglio.dialects.errors import UserError
+from intaglio.runtime.chip import load
+from intaglio.runtime.cli import main
+from intaglio.runtime.judge.check import check
+from intaglio.runtime.judge.sensitivity import APART, _recommended, sensitivity, sensitivity_lines
+
+TEXT = "In the beginning was the word. " * 9
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def divergence(model: Path, out: Path, text: Path, *settings: str) -> float:
+    """Against float activations, of a compile."""
+    compile_model(model, out, Options("roma-mini", settings, emit="program"))
+    result = check(load(out), text=text, windows=2)
+    return result["against"]["float_activations"]["mean_kl"]
+
+
+@pytest.mark.parametrize("fmt", ["int8", "half8"])
+def test_figures_are_those_of_compiles(compiled, tmp_path: Path, text: Path, fmt: str) -> None:
+    model = load(compiled("llama")).model
+    as_compiled = divergence(model, tmp_path / "chip", text, f"activations={fmt}")
+    result = sensitivity(load(tmp_path / "chip"), text, windows=2)
+    assert result["chip"]["mean_kl"] == pytest.approx(as_compiled)
+    rows = {row["role"]: row for row in result["roles"]}
+    assert set(rows) == {
+        *(f"input of {name}" for name in ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")),
+        *("input of lm_head", "keys and values", "queries", "probabilities"),
+    }
+    assert {row["format"] for name, row in rows.items() if name.startswith("input")} == {fmt}
+    assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
+    costs = [row["mean_kl"] for row in result["roles"]]
+    assert costs == sorted(costs, reverse=True)
+    assert 0 <= result["wide"]["mean_kl"] < min(as_compiled, 1e-5)
+    wide = ("activations=int16", "kv=int16")
+    alone = divergence(model, tmp_path / "alone", text, *wide, f"activations.down_proj={fmt}")
+    assert rows["input of down_proj"]["mean_kl"] == pytest.approx(alone)
+    kv = divergence(model, tmp_path / "kv", text, "activations=int16", "kv=int8")
+    assert rows["keys and values"]["mean_kl"] == pytest.approx(kv)
+    settings = result["recommended"]["settings"]
+    assert settings
+    assert result["references_apart"] < APART
+    given = divergence(model, tmp_path / "set", text, f"activations={fmt}", *settings)
+    assert result["recommended"]["mean_kl"] == pytest.approx(given)
+    assert given < as_compiled
+    lines = list(sensitivity_lines(result))
+    assert any(" ".join(f"--set {one}" for one in settings) in line for line in lines)
+
+
+def row(setting: str | None, share: float) -> dict[str, object]:
+    return {"setting": setting, "share": share}
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([("a", 0.7), ("b", 0.3)], ["a"]),
+        ([("a", 0.4), ("b", 0.3), ("c", 0.3)], ["a", "b"]),
+        ([(None, 0.6), ("b", 0.3), ("c", 0.1)], ["b", "c"]),
+        ([(None, 1.0)], []),
+        ([], []),
+    ],
+)
+def test_settings_until_half_is_gone(rows, expected) -> None:
+    assert _recommended([row(*one) for one in rows]) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "--sensitivity: only with --text"),
+        (("--text", "x", "--per-op"), "--sensitivity: not with --per-op"),
+        (("--text", "x", "--engine", "rtl"), "--sensitivity: not with --engine rtl"),
+        (("--text", "x", "--tokens", "9"), "not with --tokens"),
+        (("--text", "missing", "--windows", "1"), "cannot be read"),
+    ],
+)
+def test_what_cannot_be_asked(compiled, capsys, options, message) -> None:
+    assert main(["check", str(compiled("llama")), "--sensitivity", *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_slots_are_refused(compiled, tmp_path: Path, text: Path) -> None:
+    model = load(compiled("llama")).model
+    compile_model(model, tmp_path / "o", Options("roma-mini", emit="program", adapter_rank=4))
+    with pytest.raises(UserError, match="compile without --adapter-slots"):
+        sensitivity(load(tmp_path / "o"), text)
+
+
+def test_the_command(compiled, text: Path, capsys) -> None:
+    arguments = ["check", str(compiled("llama")), "--text", str(text), "--windows", "1"]
+    assert main([*arguments, "--sensitivity", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["windows"] == 1
+    assert content["recommended"]["settings"]
