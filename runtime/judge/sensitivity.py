@@ -29,6 +29,7 @@ from intaglio.backend.program.program import Program, program_of
 from intaglio.dialects import rom
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import MachineOp
+from intaglio.dialects.formats import HEAD_FORMATS
 from intaglio.dialects.machine import Machine
 from intaglio.runtime.engines.simulator import Simulator
 from intaglio.runtime.judge.check import Against, rows_of, text_ids, windows_of
@@ -122,7 +123,11 @@ def sensitivity(
         }
         for role, figures in ranked
     ]
-    settings = list(ALL_WIDE) if apart > APART else _recommended(rows)
+    settings = _recommended(rows)
+    if apart > APART:
+        # Places are of bytes, which 16-bit values have none of.
+        more = ("probabilities=uint16",) if machine.probabilities == "places8" else ()
+        settings = [*ALL_WIDE, *more]
     progress("trying what is recommended")
     tried = wide if apart > APART else _with(machine, settings)
     ((as_set,), _) = _measured(chip, module, [tried], parts, progress)
@@ -179,16 +184,30 @@ def _roles(module: ModuleOp, machine: Machine, wide: Machine) -> Iterator[Role]:
         if fmt != "int16":
             alone = replace(wide, activations_of=(f"{label}={fmt}",))
             yield Role(f"input of {label}", fmt, alone, f"activations.{label}=int16")
-    if machine.kv != "int16":
-        yield Role("keys and values", machine.kv, replace(wide, kv=machine.kv), "kv=int16")
     if any(isinstance(op, rom.AttentionOp | rom.LinearAttentionOp) for op in module.walk()):
+        yield from _of_attention(machine, wide, list(inputs))
+
+
+def _of_attention(machine: Machine, wide: Machine, inputs: Sequence[str]) -> Iterator[Role]:
+    """Formats of attention; those that a chip has together only are one role."""
+    # Queries follow the activations.
+    every = tuple(f"{name}=int16" for name in inputs)
+    narrow = replace(wide, activations=machine.activations, activations_of=every)
+    if machine.kv in HEAD_FORMATS and machine.scaled_activations == "int8":
+        parts, setting = "queries, keys and values", "kv=int16"
+        one = replace(narrow, kv=machine.kv)
+        if machine.probabilities == "places8":
+            parts, setting = "queries, keys, values, probabilities", None
+            one = replace(one, probabilities="places8")
+        yield Role(parts, machine.kv, one, setting)
+    else:
+        if machine.kv != "int16":
+            yield Role("keys and values", machine.kv, replace(wide, kv=machine.kv), "kv=int16")
         if machine.scaled_activations != "int16":
-            every = tuple(f"{label}=int16" for label in inputs)
-            queries = replace(wide, activations=machine.activations, activations_of=every)
-            yield Role("queries", machine.scaled_activations, queries, None)
-        if machine.probabilities != "uint16":
-            fmt = machine.probabilities
-            yield Role("probabilities", fmt, replace(wide, probabilities=fmt), None)
+            yield Role("queries", machine.scaled_activations, narrow, None)
+    if machine.probabilities not in ("uint16", "places8"):
+        fmt = machine.probabilities
+        yield Role("probabilities", fmt, replace(wide, probabilities=fmt), None)
 
 
 # --- running variants ---------------------------------------------------------------------------
@@ -290,7 +309,7 @@ def sensitivity_lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"  {row['role']:<{width}}  {row['format']:<8} {row['mean_kl']:9.2e}  "
             f"{row['share']:6.1%}  {row['perplexity_change']:+10.4%}  "
-            + (f"--set {row['setting']}" if row["setting"] else "--set activations=int16")
+            + (f"--set {row['setting']}" if row["setting"] else "--set activations=int16 alone")
         )
     for name, key in (("16 bits everywhere", "wide"), ("as compiled", "chip")):
         one = result[key]

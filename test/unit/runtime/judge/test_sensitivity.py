@@ -63,6 +63,21 @@ def test_figures_are_those_of_compiles(compiled, tmp_path: Path, text: Path, fmt
     assert any(" ".join(f"--set {one}" for one in settings) in line for line in lines)
 
 
+@pytest.mark.parametrize("places", [False, True])
+def test_formats_that_a_chip_has_together_are_one_role(
+    compiled, tmp_path: Path, text: Path, places: bool
+) -> None:
+    model = load(compiled("llama")).model
+    settings = ("kv=half8", *(("probabilities=places8",) if places else ()))
+    as_compiled = divergence(model, tmp_path / "chip", text, *settings)
+    result = sensitivity(load(tmp_path / "chip"), text, windows=2)
+    assert result["chip"]["mean_kl"] == pytest.approx(as_compiled)
+    name = "queries, keys, values, probabilities" if places else "queries, keys and values"
+    (one,) = [row for row in result["roles"] if row["role"].startswith("queries")]
+    assert (one["role"], one["setting"]) == (name, None if places else "kv=int16")
+    assert 0 < one["mean_kl"] < as_compiled
+
+
 def row(setting: str | None, share: float) -> dict[str, object]:
     return {"setting": setting, "share": share}
 
