@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from intaglio.backend.target.target import load_target
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes, lower_bound_cycles
+from intaglio.dialects.tiling import (
+    MatrixShape,
+    Piece,
+    activation_passes,
+    lower_bound_cycles,
+    misdealt,
+)
 
 BASE = load_target("roma-mini").machine()
 
@@ -32,6 +38,7 @@ def cases(draw: st.DrawFn) -> Case:
         lanes=draw(small),
         plane_bits=draw(st.sampled_from([1, 2, 3])),
         results_per_cycle=draw(small),
+        accumulators=draw(st.sampled_from([0, 2, 24])),
     )
     rows, columns = draw(st.integers(1, 24)), draw(st.integers(1, 24))
     is_table = draw(st.booleans())
@@ -53,7 +60,12 @@ def cases(draw: st.DrawFn) -> Case:
         base=draw(st.integers(0, 9)),
         scale_base=draw(st.integers(0, 9)),
     )
-    return Case(machine, shape, piece)
+    return Case(machine, shape, draw(st.sampled_from([piece, *ways_to_deal(machine, shape, piece)])))
+
+
+def ways_to_deal(machine: Machine, shape: MatrixShape, piece: Piece) -> list[Piece]:
+    ways = [replace(piece, run=run) for run in range(1, piece.words(shape, machine) + 1)]
+    return [one for one in ways if misdealt(one, shape, machine) is None]
 
 
 def words_of_a_row(shape: MatrixShape, lanes: int) -> list[list[int]]:
@@ -82,14 +94,20 @@ def enumerate_codes(case: Case) -> dict[tuple[int, int, int], Cell]:
         tile, unit, step = piece.place_of(row, machine)
         for number, columns in enumerate(words):
             which, word = divmod(number, a_slice)
+            before = step * a_slice
+            if piece.run:
+                # Runs go round the slices; those of a round lie together, step by step.
+                run, word = divmod(number, piece.run)
+                round_, which = divmod(run, piece.split)
+                before = (round_ * piece.steps(machine) + step) * piece.run
             for lane, column in enumerate(columns):
                 for plane in range(planes):
-                    address = piece.base + (step * a_slice + word) * planes + plane
+                    address = piece.base + (before + word) * planes + plane
                     cells[row, column, plane] = (tile, unit + which, address, lane)
     return cells
 
 
-def enumerate_scales(case: Case) -> dict[tuple[int, int, int], tuple[int, int, int]]:
+def enumerate_scales(case: Case) -> dict[tuple[int, int, object], tuple[int, int, int]]:
     """Where group scales lie: (row, slice, group) -> tile, L-Unit, scale address."""
     machine, shape, piece = case.machine, case.shape, case.piece
     words = words_of_a_row(shape, machine.lanes)
@@ -98,7 +116,16 @@ def enumerate_scales(case: Case) -> dict[tuple[int, int, int], tuple[int, int, i
     places = {}
     for row in range(piece.first_row, piece.first_row + piece.rows):
         tile, unit, step = piece.place_of(row, machine)
-        for which in range(piece.split):
+        for number in range(0, len(words) if piece.run else 0, piece.run or 1):
+            round_, which = divmod(number // piece.run, piece.split)
+            own = words[number : number + piece.run]
+            groups = sorted({columns[0] // shape.group for columns in own})
+            first = (round_ * piece.steps(machine) + step) * piece.run_groups(shape, machine)
+            for i, group in enumerate(groups):
+                # Two runs of a slice may be of one group: each has its scale beside it.
+                place = (tile, unit + which, piece.scale_base + first + i)
+                places[row, which, (round_, group)] = place
+        for which in range(0 if piece.run else piece.split):
             own = words[which * a_slice : (which + 1) * a_slice]
             groups = sorted({columns[0] // shape.group for columns in own})
             for i, group in enumerate(groups):
@@ -146,7 +173,7 @@ def test_every_slice_finds_its_scales_beside_it(case: Case) -> None:
     last = max(address for _, _, address in places.values())
     reserved = piece.scale_base + piece.scale_words(shape, machine)
     assert last < reserved
-    if piece.words(shape, machine) % shape.words_per_group(machine) == 0:
+    if piece.words(shape, machine) % shape.words_per_group(machine) == 0 and not piece.run:
         assert last == reserved - 1
 
 
@@ -156,6 +183,7 @@ def test_product_cycles_count_words_and_results_of_each_step(case: Case, passes:
     machine, shape, piece = case.machine, case.shape, case.piece
     reads: dict[tuple[int, int, int], set[int]] = {}
     rows_of: dict[int, set[int]] = {}
+    rounds = piece.rounds(shape, machine)
     for (row, _, _), (tile, unit, address, _) in enumerate_codes(case).items():
         step = piece.place_of(row, machine)[2]
         rows_of.setdefault(step, set()).add(row)
@@ -164,7 +192,9 @@ def test_product_cycles_count_words_and_results_of_each_step(case: Case, passes:
     cycles = 0
     for step in sorted(rows_of):
         slowest = max(len(a) for (s, _, _), a in reads.items() if s == step)
-        cycles += max(slowest * passes, drain[0])
+        # Nothing leaves in the rounds before the last one.
+        before = slowest * passes * (rounds - 1) // rounds
+        cycles += before + max(slowest * passes - before, drain[0])
     # All steps are as long as the first, the fullest; only the last drain is not hidden.
     assert piece.product_cycles(shape, machine, passes) == cycles + drain[0]
     assert sorted(rows_of) == list(range(piece.steps(machine)))

