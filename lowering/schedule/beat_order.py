@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from intaglio.dialects.isa.matrix import Matvec
+from intaglio.dialects.isa.touched import passes_of
 from intaglio.dialects.isa.touched import reduces as is_reducing
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
@@ -60,6 +61,7 @@ def ordered(
         [item.closes for item in items],
         needs,
         needed,
+        [item.fills for item in items],
     )
     last = memory.capacity - 1
     tokens = sorted({1 + int(part * last) for part in POSITIONS})
@@ -120,6 +122,12 @@ class _Item:
     def of_pass(self) -> tuple[int, int]:
         """Instruction and pass."""
         return self.draft.beat.of_instruction, self.draft.beat.number
+
+    @property
+    def fills(self) -> bool:
+        """Whether it is a round whose sums stay in the L-Units."""
+        does = self.draft.does
+        return isinstance(does, Matvec) and self.draft.beat.number < passes_of(does) - 1
 
     @property
     def closes(self) -> bool:

@@ -24,6 +24,8 @@ class Beats:
         closes: whether it is the last of these.
         needs: beats that come before it, which have lower numbers.
         needed: beats that it comes before.
+        fills: whether it is work that can be done while others are waited for, and gives nothing
+            that anything but its own pass waits for.
     """
 
     queues: Sequence[str]
@@ -32,6 +34,7 @@ class Beats:
     closes: Sequence[bool]
     needs: Sequence[Sequence[int]]
     needed: Sequence[Sequence[int]]
+    fills: Sequence[bool] = ()
 
 
 @dataclass(frozen=True)
@@ -149,12 +152,14 @@ def best(beats: Beats, positions: Sequence[Cycles]) -> list[int]:
     For each position there are two list schedules. The priorities of the first are the tails. From
     the end a schedule is made in which of several beats that is nearest to it which the first one
     starts last; the priorities of the second are the distances from the end that all of these give
-    together. The best order then begins again from the end, at all positions, for as long as that
-    helps: what each direction leaves late the other one moves together.
+    together. Where some beats fill gaps, there is a third one, in which they come after all others
+    that can start. The best order then begins again from the end, at all positions, for as long as
+    that helps: what each direction leaves late the other one moves together.
     """
     found = [from_the_start(beats, cycles, tails(beats, cycles)) for cycles in positions]
     if len(found) == 1:
         return found[0]
+    fills = [number for number, one in enumerate(beats.fills) if one]
 
     def taken(order: Sequence[int]) -> int:
         total = 0
@@ -169,7 +174,12 @@ def best(beats: Beats, positions: Sequence[Cycles]) -> list[int]:
             for cycles, order in zip(positions, orders, strict=True)
         ]
         together = [sum(own) for own in zip(*distances, strict=True)]
-        return [from_the_start(beats, cycles, together) for cycles in positions]
+        ways = [from_the_start(beats, cycles, together) for cycles in positions]
+        if fills:
+            for number in fills:
+                together[number] = 0
+            ways += [from_the_start(beats, cycles, together) for cycles in positions]
+        return ways
 
     def shortest(orders: Sequence[list[int]]) -> tuple[int, list[int]]:
         return min(((taken(one), one) for one in orders), key=lambda one: one[0])
