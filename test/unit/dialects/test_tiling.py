@@ -60,7 +60,9 @@ def cases(draw: st.DrawFn) -> Case:
         base=draw(st.integers(0, 9)),
         scale_base=draw(st.integers(0, 9)),
     )
-    return Case(machine, shape, draw(st.sampled_from([piece, *ways_to_deal(machine, shape, piece)])))
+    return Case(
+        machine, shape, draw(st.sampled_from([piece, *ways_to_deal(machine, shape, piece)]))
+    )
 
 
 def ways_to_deal(machine: Machine, shape: MatrixShape, piece: Piece) -> list[Piece]:
