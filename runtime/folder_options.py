@@ -68,10 +68,17 @@ def traced(args: argparse.Namespace, chip: Chip) -> Iterator[None]:
 
 
 def announce(args: argparse.Namespace, chip: Chip, tokens: int) -> None:
-    """Says how much work the simulation of hardware is, before it begins."""
-    from intaglio.runtime.engines.hardware_work import work_lines
+    """Says how much work the simulation of hardware is, before it begins.
 
+    Raises:
+        UserError: there is no hardware for the program.
+    """
     if args.engine in HARDWARE_ENGINES:
+        from intaglio.backend.hw.chip.layout import refusals
+        from intaglio.backend.hw.units.refusals import refuse
+        from intaglio.runtime.engines.hardware_work import work_lines
+
+        refuse(refusals(chip.program))
         for line in work_lines(chip, args.engine, tokens):
             say(f"{line}\n")
 

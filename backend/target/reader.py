@@ -91,8 +91,8 @@ class _Reader:
         raise_all(self.errors)
         self._formulas(parameters)
         raise_all(self.errors)
-        for name, what in contradictions(parameters):
-            self.fault(f"{_place(name)}: {what}")
+        for name, what, hint in contradictions(parameters):
+            self.fault(f"{_place(name)}: {what}", hint)
         raise_all(self.errors)
         return Description(name, description, parameters, self.sources)
 

@@ -302,7 +302,8 @@ class Target:
             if (problem := wrong_value(KEYS[name], parameters[name].value))
         )
         errors.extend(
-            UserError(f"{prefix}: {name} {what}") for name, what in contradictions(parameters)
+            UserError(f"{prefix}: {name} {what}", hint=hint)
+            for name, what, hint in contradictions(parameters)
         )
         raise_all(errors)
         return replace(self, parameters=parameters, options=self.options + options)

@@ -107,8 +107,37 @@ def formula_result(name: str, value: Value) -> Value:
 _WAKE = "latency.power_wake"
 
 
-def contradictions(parameters: Mapping[str, Parameter]) -> list[tuple[str, str]]:
-    """Parameters that do not go together: name, and what is wrong with it."""
+_MISSING = {
+    "formats.block": '[formats] block = { value = 32, origin = "assumed", range = [16, 64], '
+    'reason = "..." }',
+    "latency.block_exponent": '[latency] block_exponent = { value = 3, origin = "assumed", '
+    'range = [1, 8], reason = "..." }',
+}
+"""How a target file has what activations with an exponent a block need."""
+
+
+def contradictions(parameters: Mapping[str, Parameter]) -> list[tuple[str, str, str | None]]:
+    """Parameters that do not go together: name, what is wrong with it, and what would help."""
+    found: list[tuple[str, str, str | None]] = [
+        (name, what, None) for name, what in _contradictions(parameters)
+    ]
+    activations = parameters["formats.activations"].value
+    told = ({"formats.activations": activations} | inputs_of(parameters)).items()
+    found += [
+        (
+            key,
+            f"is {shown(fmt)}, which needs {one}",
+            f"{line} in the target file, or activations of int8",
+        )
+        for key, fmt in told
+        if fmt in BLOCK_FORMATS
+        for one, line in _MISSING.items()
+        if one not in parameters
+    ]
+    return found
+
+
+def _contradictions(parameters: Mapping[str, Parameter]) -> list[tuple[str, str]]:
     found = _mesh_contradictions(parameters)
     for key, also in _TOGETHER.items():
         if key in parameters:
@@ -133,14 +162,6 @@ def contradictions(parameters: Mapping[str, Parameter]) -> list[tuple[str, str]]
     if policy is not None and policy.value == "chosen" and (wake is None or not wake.value):
         found.append(("policy.expert_power", f"is chosen, but without {_WAKE} no bank is gated"))
     activations = parameters["formats.activations"].value
-    told = ({"formats.activations": activations} | inputs_of(parameters)).items()
-    found += [
-        (key, f"is {shown(fmt)}, which needs {one}")
-        for key, fmt in told
-        if fmt in BLOCK_FORMATS
-        for one in ("formats.block", "latency.block_exponent")
-        if one not in parameters
-    ]
     fitting = "uint16" if activations == "int16" else "uint8"
     probabilities, kv = (parameters[f"formats.{key}"].value for key in ("probabilities", "kv"))
     if probabilities == "places8":

@@ -582,8 +582,30 @@ def _product_bits(
             f"weights of {type_.code.data}{wide} for {columns} inputs of {fmt} are beyond the "
             f"chip's arithmetic: {error}",
             node=rom.node_names(op.onnx)[0][0],
-            hint="--set activations=int8",
+            hint=_fitting(
+                fmt, lambda one: accumulator_bits(bits, columns, one, offset_bits=offsets)
+            ),
         ) from error
+
+
+def _fitting(fmt: str, bits: Callable[[str], int]) -> str | None:
+    """Which formats of activations make a product fit that does not in another; None: none does.
+
+    Args:
+        fmt: the other.
+        bits: of the exact sum with a format.
+    """
+    found: list[str] = []
+    for one in ("mxint8", "int8"):
+        # Exponents a block are for those who asked for some.
+        if one == fmt or (FORMATS[one].by_block and not FORMATS[fmt].by_block):
+            continue
+        try:
+            _ = bits(one)
+        except ValueError:
+            continue
+        found.append(f"--set activations={one}")
+    return ", or ".join(found) or None
 
 
 def _slot_bits(type_: rom.AdapterType, fmt: str) -> int:
@@ -595,7 +617,16 @@ def _slot_bits(type_: rom.AdapterType, fmt: str) -> int:
         raise UserError(
             f"adapters of {code} for {columns} inputs of {fmt} are beyond the chip's arithmetic: "
             f"{error}",
-            hint="--set activations=int8, or --set formats.adapter=int8",
+            hint=", or ".join(
+                filter(
+                    None,
+                    (
+                        _fitting(fmt, lambda one: slot_bits(code, columns, one)),
+                        "--set formats.adapter=int8" if code == "fp8" else None,
+                    ),
+                )
+            )
+            or None,
         ) from error
 
 

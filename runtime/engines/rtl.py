@@ -661,11 +661,11 @@ class RTLChip:
     def write(
         self,
         buffer: str,
-        value: Ints | Quantized,
+        value: Ints | Quantized | Scale,
         first: int = 0,
         part: tuple[int, int] | None = None,
     ) -> None:
-        """Gives a buffer of numbers, scores or codes a value, as `read` gives it.
+        """Gives a buffer of numbers, scores, codes or a factor a value, as `read` gives it.
 
         Args:
             buffer: its name.
@@ -673,6 +673,9 @@ class RTLChip:
             first: of scores, the first cached token.
             part: only these elements, groups or heads, from one to before another.
         """
+        if isinstance(value, Scale):
+            self._write_scales(NORM_SCALES, self.layout.row_of(buffer), value)
+            return
         if part is not None:
             value = _mixed(self.read(buffer, first, first + value_tokens(value) - 1), value, part)
         row, lanes = self.layout.row_of(buffer), self.layout.lanes
@@ -683,10 +686,7 @@ class RTLChip:
             rows.reshape(groups, -1)[:, :width] = value.codes.reshape(groups, width)
             content = rows.astype("<i2").view(np.uint8).reshape(len(rows), -1)
             write_words(self.memory(CODES), row, content)
-            exponent = value.scale.exponent & ((1 << EXPONENT_BITS) - 1)
-            words = (value.scale.mantissa | exponent << SCALE_BITS).astype("<u8")
-            scales = words.view(np.uint8).reshape(groups, 8)
-            write_words(self.memory(CODE_SCALES), row, scales[:, :_SCALE_BYTES])
+            self._write_scales(CODE_SCALES, row, value.scale)
             return
         kind = self.program.buffers[buffer].type
         if isinstance(kind, values.Fixed):
@@ -698,6 +698,13 @@ class RTLChip:
         rows.reshape(heads, -1)[:, first : first + value.shape[-1]] = value
         content = rows.astype("<i4").view(np.uint8).reshape(len(rows), -1)
         write_words(self.memory(memory), row, content)
+
+    def _write_scales(self, memory: str, row: int, value: Scale) -> None:
+        """Gives a file's rows from one on their scales."""
+        exponent = np.asarray(value.exponent) & ((1 << EXPONENT_BITS) - 1)
+        words = (np.asarray(value.mantissa) | exponent << SCALE_BITS).astype("<u8")
+        scales = words.view(np.uint8).reshape(-1, 8)
+        write_words(self.memory(memory), row, scales[:, :_SCALE_BYTES])
 
     def write_largest(self, buffer: str, scores: Ints, part: tuple[int, int]) -> None:
         """Gives some heads the largest of other scores.
@@ -936,6 +943,9 @@ def compare_token(
             seen_now = chip.read(step.instruction.writes[0])
             assert isinstance(seen_now, Scale)
             _compare_scale(check, str(step), value, seen_now, step, slice(None))
+            if other is not None:
+                given = Scale(*(np.asarray(part).reshape(-1)[:1] for part in other))
+                chip.write(step.instruction.writes[0], given)
             if check.result.difference is not None:
                 break
             continue

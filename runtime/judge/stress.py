@@ -21,6 +21,7 @@ import numpy as np
 from intaglio.backend.images.read import Images
 from intaglio.backend.program.program import Instruction
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.fixed_point import Scale
 from intaglio.dialects.isa.attention import OverTokens
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.recurrence import LinearAttention
@@ -294,6 +295,8 @@ class _Round:
             is_static = isinstance(one.does, Quantize) and one.does.scale_of is not None
             is_cached = name in self._appended
             return None if is_static else stress_content.quantized(value, is_cached, self.rng)
+        if isinstance(value, Scale):
+            return stress_content.factor(value, self.rng)
         return stress_content.fixed(np.shape(value), self.rng)
 
     @cached_property

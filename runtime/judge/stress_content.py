@@ -36,7 +36,7 @@ Random = np.random.Generator
 SHIFTED = (Product, ExpertMatvec, QueryKey, WeightedSum)
 """Instructions whose accumulators are shifted before they are scaled."""
 
-CHANGED = (values.Fixed, values.Scores, values.Quantized)
+CHANGED = (values.Fixed, values.Scores, values.Quantized, values.Scale)
 """Kinds of buffers whose contents are changed between instructions."""
 _STORED_EXPONENTS, _CACHED_EXPONENTS = 512, 128
 """Exponents of quantised vectors, and of those that go into a cache: signed numbers below this."""
@@ -324,6 +324,13 @@ def fixed(shape: tuple[int, ...], rng: Random) -> Ints | None:
     return None if rng.integers(2) else numbers(rng, shape)
 
 
+def factor(value: Scale, rng: Random) -> Scale | None:
+    """The factor of a norm in place of what an instruction wrote; None: it stays, as most do."""
+    if rng.integers(3):
+        return None
+    return _scale(value, _STORED_EXPONENTS, rng)
+
+
 def quantized(value: Quantized, is_cached: bool, rng: Random) -> Quantized | None:
     """A quantised vector in place of what an instruction wrote; None: it stays, as most do.
 
@@ -345,17 +352,22 @@ def quantized(value: Quantized, is_cached: bool, rng: Random) -> Quantized | Non
         limit = int(rng.choice([1, one.limit]))
         ends = rng.choice([-limit, limit], shape)
         found = ends if rng.integers(2) else rng.integers(-limit, limit + 1, shape)
-    top = 1 << (SCALE_BITS - 1)
-    shape = value.scale.mantissa.shape
-    mantissa = rng.choice([top, 2 * top - 1, int(top | rng.integers(top))], shape)
     far = _CACHED_EXPONENTS if is_cached else _STORED_EXPONENTS
-    exponent = np.asarray(value.scale.exponent, np.int64)
+    scale = _scale(value.scale, far, rng)
+    if one.name in HEAD_FORMATS:
+        mantissa = rng.choice([WHOLE, HALF], scale.mantissa.shape)
+        # What a byte of a cache holds, but for 0.
+        scale = Scale(mantissa, np.clip(scale.exponent, 1, 127))
+    return Quantized(found.astype(np.int64), scale, value.format)
+
+
+def _scale(value: Scale, far: int, rng: Random) -> Scale:
+    """Normalised scales in place of others: of any size below ``2**far``, or of about theirs."""
+    top, shape = 1 << (SCALE_BITS - 1), value.mantissa.shape
+    mantissa = rng.choice([top, 2 * top - 1, int(top | rng.integers(top))], shape)
+    exponent = np.asarray(value.exponent, np.int64)
     if rng.integers(2):
         exponent = np.full(shape, rng.integers(-far, far))
     else:
         exponent = np.clip(exponent + rng.integers(-12, 13, shape), -far, far - 1)
-    if one.name in HEAD_FORMATS:
-        mantissa = rng.choice([WHOLE, HALF], shape)
-        # What a byte of a cache holds, but for 0.
-        exponent = np.clip(exponent, 1, 127)
-    return Quantized(found.astype(np.int64), Scale(mantissa, exponent), value.format)
+    return Scale(mantissa, exponent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from textwrap import wrap
@@ -590,12 +591,15 @@ def size_text(count: float) -> str:
 
 def _activations(formats: dict[str, Any]) -> str:
     """The format of most matrices' inputs, and of those that have another one."""
+    counts = Counter[str](formats["inputs"].values()).most_common(1)
+    # The target's, unless most keep one that the graph gives them.
+    most = counts[0][0] if counts else str(formats["activations"])
     found: dict[str, list[str]] = {}
     for name, fmt in formats["inputs"].items():
-        if fmt != formats["activations"]:
+        if fmt != most:
             found.setdefault(fmt, []).append(name)
     others = [f"{fmt} for {_first(names)}" for fmt, names in found.items()]
-    return f"{formats['activations']} ({'; '.join(others)})" if others else formats["activations"]
+    return f"{most} ({'; '.join(others)})" if others else most
 
 
 def _first(names: list[str]) -> str:

@@ -401,6 +401,20 @@ def test_the_work_of_hardware_is_said(
         assert "stop here" in result.err and "takes long" not in result.err
 
 
+@pytest.mark.parametrize("engine", ["rtl", "verilator"])
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_no_work_is_said_of_hardware_that_does_not_exist(
+    run: Run, refused, model, tmp_path: Path, engine: str, command: str
+):
+    out, settings = tmp_path / "out", ("activations=half8", "formats.block=32")
+    given = [text for one in settings for text in ("--set", one)]
+    assert run("compile", model("tied"), "--target", "roma-mini", "-o", out, *given).code == 0
+    ids = ("--prompt-ids", "1") if command == "run" else ()
+    message = refused(command, out, *ids, "--tokens", "1", "--engine", engine)
+    assert message.startswith("a block of 32 is more than the 16 vector lanes\n")
+    assert "builds the hardware" not in message
+
+
 def test_run_text(run: Run, compiled):
     result = run("run", compiled("llama"), "--prompt", "Once ", "--tokens", "8")
     assert result.code == 0 and result.err == ""

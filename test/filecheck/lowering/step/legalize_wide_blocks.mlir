@@ -20,7 +20,7 @@ rom.step @decode context 128 {
   rom.emit %y, %s : tensor<64xf32>
 }
 // CHECK: node 'down': weights of int8 for 28672 inputs of half8 are beyond the chip's arithmetic: an exact sum needs 63 bits, more than 62
-// CHECK: help: --set activations=int8
+// CHECK: help: --set activations=mxint8, or --set activations=int8
 // MX: !rom.accumulator<64, 58>
 // MX: !rom.accumulator<64, 61>
 // INT8: !rom.accumulator<64, 43>

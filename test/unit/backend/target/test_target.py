@@ -318,6 +318,24 @@ def test_contradictions(name: str, old: str, new: str, expected: str, tmp_path: 
     assert expected in _chip(name, old, new, tmp_path / "mine.toml")
 
 
+@pytest.mark.parametrize("fmt", ["half8", "mxint8"])
+def test_blocks_need_a_size_and_a_latency(fmt: str, tmp_path: Path):
+    """A target file without them is told which lines they would be."""
+    lines = [one for one in MINI.splitlines() if not one.startswith(("block =", "block_exponent"))]
+    (tmp_path / "mine.toml").write_text("\n".join(lines))
+    target = load_target(str(tmp_path / "mine.toml"))
+    with pytest.raises(UserErrors) as error:
+        target.with_options([f"activations={fmt}"])
+    assert [one.what for one in error.value.errors] == [
+        f"--set activations={fmt}: formats.activations is {fmt}, which needs {one}"
+        for one in ("formats.block", "latency.block_exponent")
+    ]
+    hints = [one.hint or "" for one in error.value.errors]
+    assert "[formats] block = { value = 32," in hints[0]
+    assert "[latency] block_exponent = { value = 3," in hints[1]
+    assert all("or activations of int8" in hint for hint in hints)
+
+
 def test_all_faults_at_once(broken: Edit):
     error = broken(LANES, "lanes = 16\nlines = 3")
     assert isinstance(error, UserErrors)

@@ -181,6 +181,22 @@ def test_the_title_is_the_models_file(compiled):
     assert text.startswith("llama: model.onnx for roma-mini\n")
 
 
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [((), "int8"), (("activations=half8",), "half8"), (("activations=int16",), "int16")],
+)
+def test_formats_of_products(model, tmp_path: Path, settings: tuple[str, ...], line: str):
+    """What the target has, where products take it; else what they take."""
+    out = compile_model(model("tied"), tmp_path / "out", Options("roma-mini", settings)).folder
+    content = inspect_json(out)
+    assert set(content["formats"]["inputs"].values()) == {line}
+    assert f"activations {line}, KV" in inspect_text(content)
+    own = dict.fromkeys(map(str, range(42)), "int8")
+    content["formats"]["inputs"] = {**own, "head": "half8"}
+    text = " ".join(inspect_text(content).split())
+    assert "activations int8 (half8 for head), KV" in text
+
+
 def test_the_latency_bound_is_said(compiled, tmp_path: Path):
     content = inspect_json(compiled("llama"))
     first, last = (one["latency_bound"] for one in content["positions"])
