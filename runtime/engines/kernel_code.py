@@ -761,7 +761,15 @@ class _Row:
             with b.if_then(b.icmp_signed("<", whole, p[Param.GROUPS])):
                 self.coarse_group(whole, b.mul(whole, per), full, True)
         else:
-            with k.loop(k.const(0), full) as chunk:
+            whole = k.const(0)
+            if k.spec.steps:
+                # LLVM takes two chunks at a time by itself where there are no blocks.
+                whole = b.and_(full, k.const(-2))
+                with k.loop(k.const(0), b.ashr(full, k.const(1))) as pair:
+                    first = b.shl(pair, k.const(1))
+                    self.fine_chunk(first, False)
+                    self.fine_chunk(b.add(first, k.const(1)), False)
+            with k.loop(whole, full) as chunk:
                 self.fine_chunk(chunk, False)
             with b.if_then(k.has_tail):
                 self.fine_chunk(full, True)

@@ -7,7 +7,8 @@ be ranked and their shares stated. What is recommended is then tried as it would
 other formats the chip's: that figure is what `--set` gives.
 
 Nothing is imported or engraved again: variants are lowered from `ir/rom.mlir` of the output folder
-and run on its images. Divergence (KL, nats) is against onnxruntime with float activations.
+and run on its images, without adapter slots, which change no value of the base. Divergence (KL,
+nats) is against onnxruntime with float activations.
 """
 
 from __future__ import annotations
@@ -88,14 +89,13 @@ def sensitivity(
         references, of the logits' range.
 
     Raises:
-        UserError: the text cannot be used, the folder has no stage to lower variants from or has
-            adapter slots, or onnxruntime cannot run the model.
+        UserError: the text cannot be used, an adapter is active, the folder has no stage to lower
+            variants from, or onnxruntime cannot run the model.
     """
-    if chip.program.sites:
+    if chip.adapter is not None:
         raise UserError(
-            "the sensitivity of a model with adapter slots is not measured",
-            file=str(chip.folder),
-            hint="compile without --adapter-slots: the base is the same",
+            f"formats are ranked for the base, and the adapter {chip.adapter.name} is active",
+            hint="switch to the base first",
         )
     if windows is not None and windows < 1:
         raise UserError(f"cannot compare {windows} windows")
@@ -309,7 +309,7 @@ def sensitivity_lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"  {row['role']:<{width}}  {row['format']:<8} {row['mean_kl']:9.2e}  "
             f"{row['share']:6.1%}  {row['perplexity_change']:+10.4%}  "
-            + (f"--set {row['setting']}" if row["setting"] else "--set activations=int16 alone")
+            + (f"--set {row['setting']}" if row["setting"] else "(follows activations)")
         )
     for name, key in (("16 bits everywhere", "wide"), ("as compiled", "chip")):
         one = result[key]

@@ -9,7 +9,6 @@ import pytest
 
 from intaglio.backend.compile import compile_model
 from intaglio.backend.stages import Options
-from intaglio.dialects.errors import UserError
 from intaglio.runtime.chip import load
 from intaglio.runtime.cli import main
 from intaglio.runtime.judge.check import check
@@ -111,11 +110,15 @@ def test_what_cannot_be_asked(compiled, capsys, options, message) -> None:
     assert message in capsys.readouterr().err
 
 
-def test_slots_are_refused(compiled, tmp_path: Path, text: Path) -> None:
-    model = load(compiled("llama")).model
-    compile_model(model, tmp_path / "o", Options("roma-mini", emit="program", adapter_rank=4))
-    with pytest.raises(UserError, match="compile without --adapter-slots"):
-        sensitivity(load(tmp_path / "o"), text)
+@pytest.mark.parametrize("fmt", ["int8", "half8"])
+def test_slots_change_nothing(compiled, tmp_path: Path, text: Path, fmt: str) -> None:
+    model, settings = load(compiled("llama")).model, (f"activations={fmt}",)
+    options = Options("roma-mini", settings, emit="program", adapter_rank=4)
+    compile_model(model, tmp_path / "o", options)
+    chip = load(tmp_path / "o")
+    as_compiled = check(chip, text=text, windows=1)["against"]["float_activations"]["mean_kl"]
+    found = sensitivity(chip, text, windows=1)
+    assert found["chip"]["mean_kl"] == pytest.approx(as_compiled)
 
 
 def test_the_command(compiled, text: Path, capsys) -> None:
