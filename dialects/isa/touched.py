@@ -207,35 +207,9 @@ def touched(
                 leaves = beat.entry, beat.entry + 1
             else:
                 writes = {}
-        case QueryKey():
-            read_caches[one.keys] = (first, last)
-            value = kind(one.query)
-            assert isinstance(value, Quantized)
-            shared = value.groups // chip.heads(one.keys)
-            reads[one.query] = _part(value, first * shared, last * shared, chip)
-            writes[one.output] = _part(kind(one.output), first * shared, last * shared, chip)
-        case WeightedSum():
-            read_caches[one.values] = (first, last)
-            value = kind(one.probabilities)
-            shared = _scores(value) // chip.heads(one.values)
-            width = _elements(kind(one.output)) // _scores(value)
-            reads[one.probabilities] = _part(value, first * shared, last * shared, chip)
-            writes[one.output] = (first * shared * width, last * shared * width)
-        case Append():
-            written_caches[one.cache] = (first, last)
-            reads[one.input] = _part(kind(one.input), first, last, chip)
-        case OverScores():
-            shared = _scores(kind(one.scores)) // chip.heads(one.values)
-            read_caches[one.values] = (first // shared, -(-last // shared))
-            reads[one.scores] = _part(kind(one.scores), first, last, chip)
-            writes[one.output] = _part(kind(one.output), first, last, chip)
-            uses, leaves = _entries(one, beat, first, last)
-            if beat.number == 0:
-                # Only the least exponent of the scales is looked for.
-                reads = {}
-            if beat.number == 1 and isinstance(one, Softmax):
-                # The products with the values' scales take the scores' place.
-                writes = {one.scores: reads[one.scores]}
+        case QueryKey() | WeightedSum() | Append() | OverScores():
+            found = _of_attention(one, beat, (first, last), kind, chip)
+            reads, writes, read_caches, written_caches, uses, leaves = found
         case Quantize() | RMSNorm() | LayerNorm():
             reads[one.input] = (first, last)
             writes[one.output], uses, leaves = _of_groups(one, beat, kind, chip)
@@ -281,6 +255,49 @@ def touched(
     # The sums of probabilities follow their codes.
     late = isinstance(one, QuantizeHeads) or (isinstance(one, SoftmaxPlaces) and largest)
     return Touched(reads, writes, read_caches, written_caches, uses, leaves, largest, late)
+
+
+def _of_attention(
+    one: QueryKey[V] | WeightedSum[V] | Append[V] | OverScores[V],
+    beat: Beat,
+    mine: Range,
+    kind: Callable[[V], Value],
+    chip: Memories,
+) -> tuple[dict[V, Range], dict[V, Range], dict[str, Range], dict[str, Range], Range, Range]:
+    """Of a beat of what reads or writes caches: values and caches that it reads and writes, and the
+    entries that it uses and leaves; `mine` are its heads."""
+    first, last = mine
+    none = (0, 0)
+    match one:
+        case QueryKey():
+            value = kind(one.query)
+            assert isinstance(value, Quantized)
+            shared = value.groups // chip.heads(one.keys)
+            heads = first * shared, last * shared
+            reads = {one.query: _part(value, *heads, chip)}
+            writes = {one.output: _part(kind(one.output), *heads, chip)}
+            return reads, writes, {one.keys: mine}, {}, none, none
+        case WeightedSum():
+            value = kind(one.probabilities)
+            shared = _scores(value) // chip.heads(one.values)
+            width = _elements(kind(one.output)) // _scores(value)
+            reads = {one.probabilities: _part(value, first * shared, last * shared, chip)}
+            writes = {one.output: (first * shared * width, last * shared * width)}
+            return reads, writes, {one.values: mine}, {}, none, none
+        case Append():
+            reads = {one.input: _part(kind(one.input), first, last, chip)}
+            return reads, {}, {}, {one.cache: mine}, none, none
+        case OverScores():
+            shared = _scores(kind(one.scores)) // chip.heads(one.values)
+            caches = {one.values: (first // shared, -(-last // shared))}
+            reads = {one.scores: _part(kind(one.scores), first, last, chip)}
+            writes = {one.output: _part(kind(one.output), first, last, chip)}
+            if beat.number == 1 and isinstance(one, Softmax):
+                # The products with the values' scales take the scores' place.
+                writes = {one.scores: reads[one.scores]}
+            # First, only the least exponent of the scales is looked for.
+            reads = reads if beat.number else {}
+            return reads, writes, caches, {}, *_entries(one, beat, first, last)
 
 
 def _of_groups(
