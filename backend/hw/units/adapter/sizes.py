@@ -34,7 +34,7 @@ PLACES_BITS = EXPONENT_BITS + 2
 _MIXED = {
     "source_fp8": "1: the vector is of E4M3, 0: of integers",
     "weight_fp8": "1: the matrix is of E4M3, 0: of integers",
-    "blocked": "1: the vector has an exponent a block, 0: one scale",
+    "source_blocks": "1: the vector has an exponent a block, 0: one scale",
 }
 """What is told only where a program has both."""
 
@@ -112,7 +112,7 @@ class AdapterModel:
         found = {
             "source_fp8": sources,
             "weight_fp8": len(self.codes) > 1,
-            "blocked": len(by_block) > 1,
+            "source_blocks": len(by_block) > 1,
         }
         return tuple(name for name, on in found.items() if on)
 
@@ -284,11 +284,11 @@ def encode(
         first, second = half == "a", half == "b"
     shift = one.pre_shift
     flags = {
-        "source_fp8": fmt == "fp8",
-        "weight_fp8": parameter.code == "fp8",
-        "blocked": FORMATS[fmt].by_block,
-        "unscaled": FORMATS[fmt].by_block and one.norm is None,
-        "normed": one.norm is not None,
+        "adapter_source_fp8": fmt == "fp8",
+        "adapter_weight_fp8": parameter.code == "fp8",
+        "adapter_source_blocks": FORMATS[fmt].by_block,
+        "adapter_unscaled": FORMATS[fmt].by_block and one.norm is None,
+        "adapter_normed": one.norm is not None,
     }
     values = {
         "adapter_source": program.row_of(one.input, instruction),
@@ -309,7 +309,7 @@ def encode(
         "adapter_pre_shift": shift,
         "adapter_places": exponent + unit - shift - frac,
     }
-    more = {f"adapter_{name}": int(flag) for name, flag in flags.items()}
+    more = {name: int(flag) for name, flag in flags.items()}
     more["adapter_norm_row"] = 0 if one.norm is None else program.row_of(one.norm, instruction)
     units = {
         "adapter_turn": model.turns.index(place.unit % model.beat),

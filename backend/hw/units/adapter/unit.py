@@ -110,9 +110,9 @@ def _h_unit(design: Design, model: AdapterModel) -> ModuleBuilder:
     `step`: the other step inputs hold; `address`, `scale_address`; `first`: the sum's old content
     does not count; `place`: weight of the vector's bytes; `vector` (a byte for each lane), `sign`
     (they are two's complement), `source_fp8`, `weight_fp8` (E4M3), `steps` (exponent and step of
-    the vector's blocks, the first at the low bits), `blocked` (it has some). The sum shows the step
-    `attention_pipeline` cycles later, one more where there are blocks. `keep`: copies the sum to
-    where it waits to leave, `result`.
+    the vector's blocks, the first at the low bits), `source_blocks` (it has some). The sum shows
+    the step `attention_pipeline` cycles later, one more where there are blocks. `keep`: copies the
+    sum to where it waits to leave, `result`.
     """
     machine, places = model.machine, model.places
     lanes, bits = machine.attention_lanes, places.element_bits
@@ -213,7 +213,7 @@ def _aligned(
         moved = blocks.integer(Wires(one.module), one, block, model.steps)
         most = model.steps << EXPONENTS - 1
         moved = moved.assume(min(0, one.low) * most, max(0, one.high) * most)
-        found.append(mux(given["blocked"], moved, one) if "blocked" in given else moved)
+        found.append(mux(given["source_blocks"], moved, one) if "source_blocks" in given else moved)
     return found
 
 
