@@ -6,6 +6,7 @@ Both modules are the same for every tile and L-Unit of an array; what differs li
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from intaglio.backend.hw.units.matrix.plan import MatrixConfig
 from intaglio.backend.hw.wires.reader import Wires
@@ -112,27 +113,13 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
         if config.unblocked:
             several[1] = m.input("blocked", 1)
 
-    def scaled_total(*inputs: Signal) -> Signal:
-        times = ternary if config.ternary else Signal.__mul__
-        pairs = zip(inputs[:lanes], inputs[lanes : 2 * lanes], strict=True)
-        parts = [times(code, a).cut() for code, a in pairs]
-        mantissa, zero, offset, sum_of_x, *several = inputs[2 * lanes :]
-        zeros = (zero * sum_of_x).cut()
-        offsets = (offset * sum_of_x).cut()
-        levels = log2(lanes)
-        for level in range(levels):
-            if several and len(parts) == config.word_blocks:
-                parts = [part.cut() for part in aligned(m, parts, several, config)]
-            parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)]
-            if (level + 1) % TREE_LEVELS == 0 and level + 1 < levels:
-                parts = [part.cut() for part in parts]
-        return ((parts[0] - zeros).cut() * mantissa - offsets).cut()
-
     # The step of a whole word is a stage behind the product with the scale.
     behind = config.steps > 0 and not several
     depth = machine.mac_pipeline - machine.rom_read - 1 - behind
     inputs = [*codes, *x, mantissa, zero, offset, xsum, *several]
-    (scaled,), accumulate, _ = pipelined(scaled_total, inputs, depth, m.input("valid", 1))
+    (scaled,), accumulate, _ = pipelined(
+        partial(_scaled_total, m, config), inputs, depth, m.input("valid", 1)
+    )
     assert accumulate is not None
     scaled = scaled.named("scaled")
     if behind:
@@ -161,6 +148,26 @@ def build_l_unit(design: Design, config: MatrixConfig) -> ModuleBuilder:
     taken = choose(number.delay(), sums) if config.sums else sums[0]
     m.output("result", taken.delay(enable=capture, name="captured"))
     return m
+
+
+def _scaled_total(m: ModuleBuilder, config: MatrixConfig, *inputs: Signal) -> Signal:
+    """A word's sum of products, with its scale: of codes, as many activations, the scale, zero
+    point, offset, the sum of activations, and steps of several blocks."""
+    lanes = config.machine.lanes
+    times = ternary if config.ternary else Signal.__mul__
+    pairs = zip(inputs[:lanes], inputs[lanes : 2 * lanes], strict=True)
+    parts = [times(code, a).cut() for code, a in pairs]
+    mantissa, zero, offset, sum_of_x, *several = inputs[2 * lanes :]
+    zeros = (zero * sum_of_x).cut()
+    offsets = (offset * sum_of_x).cut()
+    levels = log2(lanes)
+    for level in range(levels):
+        if several and len(parts) == config.word_blocks:
+            parts = [part.cut() for part in aligned(m, parts, several, config)]
+        parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        if (level + 1) % TREE_LEVELS == 0 and level + 1 < levels:
+            parts = [part.cut() for part in parts]
+    return ((parts[0] - zeros).cut() * mantissa - offsets).cut()
 
 
 def aligned(
