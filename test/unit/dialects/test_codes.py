@@ -86,11 +86,13 @@ def test_formats() -> None:
         "uint16": (65535, 0, 65535),
         "half8": (127, -127, 127),
         "mxint8": (127, -127, 127),
+        # A byte, up to 16 places further up.
+        "places8": (255, 0, 255 << 16),
     }
     widths = {n: f.decoded_bits for n, f in FORMATS.items()}
     assert widths == {
         "int4": 4, "int6": 6, "int8": 8, "int16": 16, "uint8": 8, "uint16": 16, "fp8": 19,
-        "half8": 8, "mxint8": 8,
+        "half8": 8, "mxint8": 8, "places8": 24,
     }  # fmt: skip
     # Of a block: 127 times three or four quarters, up to 15 places further up.
     assert FORMATS["half8"].magnitude == 127 * 4 << 15

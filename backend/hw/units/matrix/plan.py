@@ -380,18 +380,15 @@ def configure(
     pieces |= {p.name: piece_of(p, machine) for p in tables}
     floor = step_floor((pieces[one.name] for one in products), machine)
     grouped = any(shape.scale_bits for shape in shapes.values())
-    widths: dict[str, int] = {}
-    for use in uses:
-        for field, value in _descriptor(program, use, constant_rows or {}, pieces, floor).items():
-            widths[field] = max(widths.get(field, 0), value.bit_length())
     ways = tuple(sorted({way_of(piece, machine) for piece in pieces.values()}))
     forms = tuple(sorted({form_of(pieces[table.name]) for table in tables}))
+    values = [_descriptor(program, use, constant_rows or {}, pieces, floor) for use in uses]
+    widths = {
+        field: max((one[field].bit_length() for one in values), default=0) for field in FIELDS
+    }
     widths["way"] = (len(ways) - 1).bit_length()
     widths["form"] = (len(forms) - 1).bit_length() if forms else 0
-    widths["places"] = PLACES_BITS
-    if any(is_single(p) for p in (*products, *tables)):
-        widths["mantissa"] = SCALE_BITS
-    widths |= {one.name: one.width for one in peaks.FIELDS if widths[one.name]}
+    widths |= _other_widths(widths, [*products, *tables])
     if by_block == {True}:
         widths["blocked"] = 0
     if all(piece.tiles == machine.tiles for piece in pieces.values()):
@@ -452,6 +449,18 @@ def configure(
             (LEAST_ROWS, *(o.row + 1 for o in program.buffers.values() if o.memory == NORM_SCALES))
         ),
     )
+
+
+def _other_widths(used: Mapping[str, int], tensors: Sequence[Parameter]) -> dict[str, int]:
+    """Widths that do not follow from the numbers: of signed fields, and of what an image says.
+
+    Args:
+        used: bits of the numbers in each field.
+        tensors: that the array multiplies with or reads rows of.
+    """
+    widths = {"places": PLACES_BITS}
+    widths |= {"mantissa": SCALE_BITS} if any(map(is_single, tensors)) else {}
+    return widths | {one.name: one.width for one in peaks.FIELDS if used[one.name]}
 
 
 def way_of(piece: Piece, machine: Machine) -> Way:
@@ -752,28 +761,8 @@ def _descriptor(
         if does.norm is not None:
             values |= {"normed": 1, "norm_row": program.row_of(does.norm, instruction)}
         shift = does.pre_shift
-        passes = activation_passes(machine.activations, machine)
-        cycles = piece.step_cycles(shape, machine, passes, floor)
-        at_once, round_ = piece.rows_per_step(machine), instruction.beat.number
-        kept = round_ < piece.rounds(shape, machine) - 1
-        if kept:
-            cycles = piece.read_cycles(shape, machine, passes)
-        first, elements = instruction.beat.of(shape.rows)
-        if first % at_once or ((first + elements) % at_once and first + elements != shape.rows):
-            raise CompilerBug(f"a beat of {name} begins or ends within a step of {at_once} rows")
-        first, steps = first // at_once, -(-elements // at_once)
-        before = round_ * piece.steps(machine) + first
+        values |= _of_steps(machine, use, shape, piece, floor)
         values |= {
-            "code_base": piece.base + before * words * planes,
-            "scale_base": piece.scale_base + before * values["slice_groups"],
-            "first_word": round_ * piece.split * piece.run,
-            "kept": int(kept),
-            "added": int(round_ > 0),
-            "sum": first + 1 if piece.run else 0,
-            "first": first * piece.rows_per_step(machine),
-            "step_slots": cycles - 1,
-            "slots": cycles * steps - 1,
-            "beats": 0 if kept else piece.drain_cycles(machine) - 1,
             "last": shape.rows - 1,
             "input_row": program.row_of(does.input, instruction),
             "pre_shift": shift,
@@ -803,6 +792,36 @@ def _descriptor(
             f"are needed"
         )
     return values
+
+
+def _of_steps(
+    machine: Machine, use: Use, shape: MatrixShape, piece: Piece, floor: int
+) -> dict[str, int]:
+    """The fields of a descriptor that say which steps of a product it is about, and of which
+    round."""
+    beat, passes = use.instruction.beat, activation_passes(machine.activations, machine)
+    cycles = piece.step_cycles(shape, machine, passes, floor)
+    kept = beat.number < piece.rounds(shape, machine) - 1
+    if kept:
+        cycles = piece.read_cycles(shape, machine, passes)
+    at_once, (first, elements) = piece.rows_per_step(machine), beat.of(shape.rows)
+    if first % at_once or ((first + elements) % at_once and first + elements != shape.rows):
+        raise CompilerBug(f"a beat of {tensor(use)} begins or ends within a step of {at_once} rows")
+    step, steps = first // at_once, -(-elements // at_once)
+    before = beat.number * piece.steps(machine) + step
+    words = piece.run or piece.words(shape, machine)
+    return {
+        "code_base": piece.base + before * words * shape.planes(machine),
+        "scale_base": piece.scale_base + before * piece.run_groups(shape, machine),
+        "first_word": beat.number * piece.split * piece.run,
+        "kept": int(kept),
+        "added": int(beat.number > 0),
+        "sum": step + 1 if piece.run else 0,
+        "first": first,
+        "step_slots": cycles - 1,
+        "slots": cycles * steps - 1,
+        "beats": 0 if kept else piece.drain_cycles(machine) - 1,
+    }
 
 
 def _of_experts(program: Program, does: ExpertMatvec[str], piece: Piece) -> dict[str, int]:
