@@ -40,7 +40,7 @@ def in_rounds(module: ModuleOp) -> set[str]:
     for name, op, _ in uses(module):
         if isinstance(op, rom.DotOp):
             products.setdefault(name, []).append(op)
-        elif not isinstance(op, rom.RequantizeOp):
+        elif not isinstance(op, rom.RequantizeOp | rom.SiteOp):
             others.add(name)
     found = {dot for body in _bodies(module) for dot in _by_parts(body)}
     return {
@@ -60,11 +60,12 @@ def _by_parts(body: rom.StepOp | rom.LayerOp) -> set[rom.DotOp]:
     for op in body.body.block.ops:
         match op:
             case rom.DotOp():
-                # Formats with one scale a vector wait for all of it.
-                if op.input in gradual and isinstance(op.input.type, rom.BlocksType):
+                # Formats with one scale a vector wait for all of it; adapters are not in ROM.
+                blocks = isinstance(op.input.type, rom.BlocksType)
+                if op.input in gradual and blocks and _in_rom(op):
                     found.add(op)
             case rom.RequantizeOp():
-                if op.input.owner not in found:
+                if op.input.owner not in found if _in_rom(op) else op.residual in gradual:
                     gradual.add(op.output)
             case rom.WeightedSumOp():
                 gradual.add(op.output)
@@ -74,6 +75,10 @@ def _by_parts(body: rom.StepOp | rom.LayerOp) -> set[rom.DotOp]:
             case _:
                 pass
     return found
+
+
+def _in_rom(op: rom.DotOp | rom.RequantizeOp) -> bool:
+    return isinstance(rom.resolve(op, op.weights).type, rom.ROMTensorType)
 
 
 def dealt(piece: Piece, shape: MatrixShape, machine: Machine, floor: int) -> Piece:

@@ -56,7 +56,7 @@ class Role:
         name: as reports say it.
         format: the chip's.
         machine: the chip with this format and all others of 16 bits.
-        setting: what widens it; None: it follows others.
+        setting: what widens it, with blanks between several; None: it follows others.
     """
 
     name: str
@@ -85,7 +85,8 @@ def sensitivity(
         this format alone, `share` of the sum of all, `setting`. `chip` and `wide` have the same
         figures (and `max_error_of_range`) as compiled and with 16 bits everywhere; what `wide`
         loses are the weights' scales and the values of 32 bits. `recommended` has `settings` and
-        the figures of the chip with them. `references_apart` is the largest distance of the two
+        the figures of the chip with them: those that were `tried`, unless they gain nothing.
+        `references_apart` is the largest distance of the two
         references, of the logits' range.
 
     Raises:
@@ -127,10 +128,14 @@ def sensitivity(
     if apart > APART:
         # Places are of bytes, which 16-bit values have none of.
         more = ("probabilities=uint16",) if machine.probabilities == "places8" else ()
-        settings = [*ALL_WIDE, *more]
-    progress("trying what is recommended")
-    tried = wide if apart > APART else _with(machine, settings)
-    ((as_set,), _) = _measured(chip, module, [tried], parts, progress)
+        settings = [*ALL_WIDE, *more] if machine != wide else []
+    as_set, tried = as_compiled, settings
+    if settings:
+        progress("trying what is recommended")
+        other = wide if apart > APART else _with(machine, settings)
+        ((as_set,), _) = _measured(chip, module, [other], parts, progress)
+        if as_set["mean_kl"] >= as_compiled["mean_kl"]:
+            as_set, settings = as_compiled, []
     return {
         "tokens_compared": len(ids),
         "windows": len(parts),
@@ -138,7 +143,7 @@ def sensitivity(
         "chip": as_compiled,
         "wide": all_wide,
         "roles": rows,
-        "recommended": {"settings": settings, **as_set},
+        "recommended": {"settings": settings, "tried": tried, **as_set},
     }
 
 
@@ -152,8 +157,11 @@ def _wide(machine: Machine) -> Machine:
 def _with(machine: Machine, settings: Sequence[str]) -> Machine:
     """The chip with what is recommended of it."""
     inputs = [s.removeprefix("activations.") for s in settings if s.startswith("activations.")]
-    kv = "int16" if "kv=int16" in settings else machine.kv
-    return replace(machine, activations_of=(*inputs, *machine.activations_of), kv=kv)
+    given = dict(one.split("=") for one in settings)
+    kv, numerators = given.get("kv", machine.kv), given.get("probabilities", machine.probabilities)
+    return replace(
+        machine, activations_of=(*inputs, *machine.activations_of), kv=kv, probabilities=numerators
+    )
 
 
 def _recommended(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -164,7 +172,7 @@ def _recommended(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if gone >= ENOUGH:
             break
         if row["setting"] is not None:
-            found.append(row["setting"])
+            found += row["setting"].split()
             gone += row["share"]
     return found
 
@@ -197,17 +205,25 @@ def _of_attention(machine: Machine, wide: Machine, inputs: Sequence[str]) -> Ite
         parts, setting = "queries, keys and values", "kv=int16"
         one = replace(narrow, kv=machine.kv)
         if machine.probabilities == "places8":
-            parts, setting = "queries, keys, values, probabilities", None
+            parts, setting = "queries, keys, values, probabilities", _wide_cache(machine)
             one = replace(one, probabilities="places8")
         yield Role(parts, machine.kv, one, setting)
     else:
         if machine.kv != "int16":
-            yield Role("keys and values", machine.kv, replace(wide, kv=machine.kv), "kv=int16")
+            own = replace(wide, kv=machine.kv)
+            yield Role("keys and values", machine.kv, own, _wide_cache(machine))
         if machine.scaled_activations != "int16":
             yield Role("queries", machine.scaled_activations, narrow, None)
     if machine.probabilities not in ("uint16", "places8"):
         fmt = machine.probabilities
         yield Role("probabilities", fmt, replace(wide, probabilities=fmt), None)
+
+
+def _wide_cache(machine: Machine) -> str:
+    """What gives keys and values 16 bits: places go with heads of 8 bits."""
+    if machine.probabilities != "places8":
+        return "kv=int16"
+    return f"kv=int16 probabilities={'uint16' if machine.activations == 'int16' else 'uint8'}"
 
 
 # --- running variants ---------------------------------------------------------------------------
@@ -296,6 +312,10 @@ def _measured(
 # --- text -----------------------------------------------------------------------------------------
 
 
+def _as_options(settings: Sequence[str]) -> str:
+    return " ".join(f"--set {one}" for one in settings)
+
+
 def sensitivity_lines(result: Mapping[str, Any]) -> Iterator[str]:
     """A result for people."""
     yield (
@@ -309,7 +329,7 @@ def sensitivity_lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"  {row['role']:<{width}}  {row['format']:<8} {row['mean_kl']:9.2e}  "
             f"{row['share']:6.1%}  {row['perplexity_change']:+10.4%}  "
-            + (f"--set {row['setting']}" if row["setting"] else "(follows activations)")
+            + (_as_options(row["setting"].split()) if row["setting"] else "(follows activations)")
         )
     for name, key in (("16 bits everywhere", "wide"), ("as compiled", "chip")):
         one = result[key]
@@ -321,13 +341,16 @@ def sensitivity_lines(result: Mapping[str, Any]) -> Iterator[str]:
     if apart > APART:
         yield (
             f"  onnxruntime's own 8-bit activations are {apart:.1%} of the logits' range away from "
-            "its float activations: no format of 8 bits will be nearer"
+            "its float activations: a model for 16 bits"
         )
     recommended = result["recommended"]
+    if not recommended["settings"]:
+        tried = recommended["tried"]
+        yield "  recommended  nothing" + (f": {_as_options(tried)} gains nothing" if tried else "")
     if recommended["settings"]:
         before, after = result["chip"], recommended
         gain = 1 - after["mean_kl"] / before["mean_kl"] if before["mean_kl"] else 0.0
-        yield f"  recommended  {' '.join(f'--set {one}' for one in recommended['settings'])}"
+        yield f"  recommended  {_as_options(recommended['settings'])}"
         yield (
             f"               mean KL {after['mean_kl']:.2e} ({gain:.0%} less), perplexity "
             f"{after['perplexity_change']:+.4%}, largest error {after['max_error_of_range']:.2%} "

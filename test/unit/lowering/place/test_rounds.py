@@ -20,12 +20,13 @@ def blocks(mini: Machine) -> Machine:
     return replace(mini, activations="half8", block=8, block_exponent=2, accumulators=64)
 
 
-@pytest.mark.parametrize("outline", [True, False])
+@pytest.mark.parametrize(("outline", "rank"), [(True, 0), (False, 0), (True, 4), (False, 4)])
 def test_every_other_product(
-    integers: Callable[..., Any], decoder: Any, blocks: Machine, outline: bool
+    integers: Callable[..., Any], decoder: Any, blocks: Machine, outline: bool, rank: int
 ) -> None:
-    """O follows attention, down the FFN's first product; what follows these takes rows at once."""
-    module = integers(replace(decoder, outline=outline), blocks)
+    """O follows attention, down the FFN's first product; what follows these takes rows at once;
+    beside adapter slots too."""
+    module = integers(replace(decoder, outline=outline), blocks, rank)
     found = in_rounds(module)
     kinds = {name.split("_")[-1] for name in found}
     assert kinds == {"o", "down"} and len(found) == 2 * decoder.layers

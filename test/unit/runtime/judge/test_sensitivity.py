@@ -73,7 +73,8 @@ def test_formats_that_a_chip_has_together_are_one_role(
     assert result["chip"]["mean_kl"] == pytest.approx(as_compiled)
     name = "queries, keys, values, probabilities" if places else "queries, keys and values"
     (one,) = [row for row in result["roles"] if row["role"].startswith("queries")]
-    assert (one["role"], one["setting"]) == (name, None if places else "kv=int16")
+    setting = "kv=int16 probabilities=uint8" if places else "kv=int16"
+    assert (one["role"], one["setting"]) == (name, setting)
     assert 0 < one["mean_kl"] < as_compiled
 
 
@@ -87,6 +88,7 @@ def row(setting: str | None, share: float) -> dict[str, object]:
         ([("a", 0.7), ("b", 0.3)], ["a"]),
         ([("a", 0.4), ("b", 0.3), ("c", 0.3)], ["a", "b"]),
         ([(None, 0.6), ("b", 0.3), ("c", 0.1)], ["b", "c"]),
+        ([("a b", 0.4), ("c", 0.3), ("d", 0.3)], ["a", "b", "c"]),
         ([(None, 1.0)], []),
         ([], []),
     ],
@@ -127,3 +129,21 @@ def test_the_command(compiled, text: Path, capsys) -> None:
     content = json.loads(capsys.readouterr().out)
     assert content["windows"] == 1
     assert content["recommended"]["settings"]
+
+
+def test_what_gains_nothing_is_not_recommended() -> None:
+    figures = {"mean_kl": 1e-4, "max_error_of_range": 0.01, "perplexity_change": 0.0}
+    one = {"role": "input of head", "format": "int8", "mean_kl": 1e-4, "share": 1.0}
+    result = {
+        "tokens_compared": 9,
+        "windows": 1,
+        "references_apart": 0.2,
+        "chip": figures,
+        "wide": figures,
+        "roles": [{**one, "perplexity_change": 0.0, "setting": "activations.head=int16"}],
+        "recommended": {"settings": [], "tried": ["activations.head=int16"], **figures},
+    }
+    *_, last = sensitivity_lines(result)
+    assert last == "  recommended  nothing: --set activations.head=int16 gains nothing"
+    result["recommended"] = {"settings": [], "tried": [], **figures}
+    assert list(sensitivity_lines(result))[-1] == "  recommended  nothing"
