@@ -393,7 +393,9 @@ def test_blocks_of_single_matrices_need_their_size(mini: Target):
     told = mini.with_options(["activations.o_proj=half8"]).parameters
     assert contradictions(told) == []
     bare = {name: one for name, one in told.items() if name != "formats.block"}
-    assert contradictions(bare) == [("activations.o_proj", "is half8, which needs formats.block")]
+    (found,) = contradictions(bare)
+    assert found[:2] == ("activations.o_proj", "is half8, which needs formats.block")
+    assert found[2] is not None and "[formats] block = { value = " in found[2]
 
 
 def test_geometry_options_carry_through(roma: Target):
