@@ -18,7 +18,7 @@ Conventions (`fixed_point` defines the words):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -923,26 +923,11 @@ def softmax(
         Codes [..., heads, T] with a scale [..., heads]; the total [..., heads] with 24 fraction
         bits.
     """
-    scores = np.asarray(scores, np.int64)
-    lead, (heads, tokens) = scores.shape[:-2], scores.shape[-2:]
-    values = _per_token(v_scale)
-    kv_heads = values.mantissa.shape[0]
-    by_kv = scores.reshape(*lead, kv_heads, heads // kv_heads, tokens)
-    each = ScaleOf(*(part[:, None, :] for part in values))
-    seen = None
-    if mask is not None:
-        seen = -np.broadcast_to(mask, (*lead, tokens)).astype(np.int64)[..., None, None, :]
+    x, values, seen, sinks = _softmax_inputs(scores, v_scale, mask, sink)
     code, scale, total = softmax_formulas.softmax(
-        Arrays(),
-        lambda at: by_kv,
-        lambda at: each,
-        format_values(fmt),
-        None if seen is None else lambda at: seen,
-        None if sink is None else np.asarray(sink, np.int64).reshape(kv_heads, -1, 1),
+        Arrays(), x, values, format_values(fmt), seen, sinks
     )
-    mantissa, exponent = (part.reshape(*lead, heads) for part in scale)
-    codes = code(None).reshape(scores.shape)
-    return Quantized(codes, Scale(mantissa, exponent), fmt), total.reshape(*lead, heads)
+    return _numerators(code(None), scale, total, np.shape(scores), fmt)
 
 
 def softmax_places(
@@ -956,28 +941,41 @@ def softmax_places(
 
     In place of codes stand the integers that they are multiplied as: a byte at its place.
     """
+    x, values, seen, sinks = _softmax_inputs(scores, v_scale, mask, sink)
+    integer, scale, total = softmax_formulas.softmax_places(Arrays(), x, values, seen, sinks)
+    return _numerators(integer(None), scale, total, np.shape(scores), fmt)
+
+
+def _softmax_inputs(
+    scores: Ints, v_scale: Scale, mask: npt.NDArray[np.bool_] | None, sink: Ints | None
+) -> tuple[
+    Callable[[None], Ints],
+    Callable[[None], ScaleOf[Ints]],
+    Callable[[None], Ints] | None,
+    Ints | None,
+]:
+    """Scores, values' scales, what is seen and sinks, with an axis of KV heads and one of the query
+    heads that share one."""
     scores = np.asarray(scores, np.int64)
     lead, (heads, tokens) = scores.shape[:-2], scores.shape[-2:]
     values = _per_token(v_scale)
     kv_heads = values.mantissa.shape[0]
     by_kv = scores.reshape(*lead, kv_heads, heads // kv_heads, tokens)
     each = ScaleOf(*(part[:, None, :] for part in values))
-    seen = None
-    if mask is not None:
-        seen = -np.broadcast_to(mask, (*lead, tokens)).astype(np.int64)[..., None, None, :]
-    integer, scale, total = softmax_formulas.softmax_places(
-        Arrays(),
-        lambda at: by_kv,
-        lambda at: each,
-        None if seen is None else lambda at: seen,
-        None if sink is None else np.asarray(sink, np.int64).reshape(kv_heads, -1, 1),
-    )
-    of = (*lead, heads)
-    mantissa, exponent = (
-        np.broadcast_to(part, (*total.shape[:-1], 1)).reshape(of) for part in scale
-    )
-    integers = integer(None).reshape(scores.shape)
-    return Quantized(integers, Scale(mantissa, exponent), fmt), total.reshape(of)
+    sinks = None if sink is None else np.asarray(sink, np.int64).reshape(kv_heads, -1, 1)
+    if mask is None:
+        return lambda at: by_kv, lambda at: each, None, sinks
+    seen = -np.broadcast_to(mask, (*lead, tokens)).astype(np.int64)[..., None, None, :]
+    return lambda at: by_kv, lambda at: each, lambda at: seen, sinks
+
+
+def _numerators(
+    codes: Ints, scale: ScaleOf[Ints], total: Ints, shape: tuple[int, ...], fmt: str
+) -> tuple[Quantized, Ints]:
+    """Numerators of scores of a shape, and totals, with one axis of query heads again."""
+    mantissa, exponent = (np.broadcast_to(part, total.shape).reshape(shape[:-1]) for part in scale)
+    made = Quantized(codes.reshape(shape), Scale(mantissa, exponent), fmt)
+    return made, total.reshape(shape[:-1])
 
 
 def reciprocal_scale(total: Ints, frac: int = PROBABILITY_FRAC) -> Scale:

@@ -63,7 +63,7 @@ class Mapping:
                         f"{scale_base}",
                     )
                 base, scale_base = at
-            run = 0 if (dealt := entry.get("run")) is None else dealt.count(1)
+            run = _run_of(entry)
             piece = Piece(row, last_row - row, first, last - first, split, base, scale_base, run)
             if (reason := misdealt(piece, shape, machine)) is not None:
                 raise self._wrong(name, reason)
@@ -129,8 +129,7 @@ def check_mapping(content: JSONFile, *, whole: bool = False) -> None:
             for key in ("rows", "tiles", *(("at",) if whole else ())):
                 piece[key].pair()
             piece["split"].integer()
-            if (run := piece.get("run")) is not None:
-                run.count(1)
+            _ = _run_of(piece)
             if (at := piece.get("at")) is not None:
                 at.pair()
     for one in content["constants"].list() if whole else ():
@@ -253,9 +252,14 @@ def piece_of(content: JSONFile) -> Piece:
     """The inverse of `piece_content`."""
     (first_row, last_row), (first_tile, last_tile) = content["rows"].pair(), content["tiles"].pair()
     rows, tiles = last_row - first_row, last_tile - first_tile
-    run = 0 if (dealt := content.get("run")) is None else dealt.count(1)
+    run = _run_of(content)
     split, at = content["split"].integer(), content["at"].pair()
     return Piece(first_row, rows, first_tile, tiles, split, *at, run)
+
+
+def _run_of(piece: JSONFile) -> int:
+    """The run that a piece states; 0: none."""
+    return 0 if (run := piece.get("run")) is None else run.count(1)
 
 
 def form_content(form: Form) -> dict[str, JSON]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from xdsl.context import Context
 from xdsl.dialects.builtin import DictionaryAttr, ModuleOp, SymbolRefAttr
@@ -294,11 +295,11 @@ def _engrave(
     tensors = _engraved(module, machine)
     rounds = in_rounds(module) if machine.accumulators else set[str]()
 
+    @cache
     def cut_of(one: _Engraved) -> Piece:
         return choose_piece(one.shape, machine, one.is_table, is_read=one.is_read, compact=compact)
 
-    cuts = {one.name: cut_of(one) for one in tensors}
-    floor = step_floor(cuts.values(), machine)
+    floor = step_floor(map(cut_of, tensors), machine) if rounds else 1
     engraved: dict[str, list[Piece]] = {}
     members: dict[str, list[str]] = {}
     domain: str | None = None
@@ -317,7 +318,7 @@ def _engrave(
             if machine.placement == "packed" and not one.extra:
                 place = _pack(shape, machine, banks, compact)
             if place is None:
-                cut = cuts[one.name]
+                cut = cut_of(one)
                 if one.name in rounds and not compact:
                     cut = dealt(cut, shape, machine, floor)
                 place = _at(cut, 0, banks.fill(0, cut.tiles))

@@ -224,54 +224,43 @@ def emit_score_scale(k: Kernel) -> None:
         k.each(n, body)
 
 
+Weights = Callable[..., tuple[Callable[[Cursor], Value], ScaleOf[Value], Value]]
+"""A formula of numerators: of lanes, scores, values' scales, a format if it takes one, what is
+seen, the sink."""
+
+
 def emit_softmax(k: Kernel, masked: bool, sink: bool) -> None:
     """`semantics.softmax`."""
+    _emit_weights(k, masked, sink, softmax.softmax, formed=True)
+
+
+def emit_softmax_places(k: Kernel, masked: bool, sink: bool) -> None:
+    """`semantics.softmax_places`."""
+    _emit_weights(k, masked, sink, softmax.softmax_places, formed=False)
+
+
+def _emit_weights(k: Kernel, masked: bool, sink: bool, weights: Weights, *, formed: bool) -> None:
+    """Numerators of each query head by a formula; `formed`: with a format among the numbers."""
     scores, v_mantissa, v_exponent, sinks = k.arrays(4)
     codes, mantissa, exponent, totals = k.arrays(4)
     (seen_bytes,) = k.arrays(1, bits=8)
     stride, batch, kv_heads, shared, n = k.numbers(5)
-    form = FormatValues(*k.numbers(len(FormatValues._fields)))
+    form = [FormatValues(*k.numbers(len(FormatValues._fields)))] if formed else []
     with k.range(batch) as token, k.range(kv_heads) as kv_head, k.range(shared) as i:
         head = kv_head * shared + i
         row = token * kv_heads * shared + head
         scores, codes, seen_bytes = scores.at(row * n), codes.at(row * n), seen_bytes.at(token * n)
         offset = kv_head * stride
         v_mantissa, v_exponent = v_mantissa.at(offset), v_exponent.at(offset)
-        code, scale, total = softmax.softmax(
+        code, scale, total = weights(
             Lanes(k, n, codes),
             scores.load,
             lambda at: ScaleOf(v_mantissa.load(at), v_exponent.load(at)),
-            form,
+            *form,
             (lambda at: -seen_bytes.load(at)) if masked else None,
             sinks.load(head) if sink else None,
         )
         k.each(n, lambda at: codes.store(at, code(at)))
-        totals.store(row, total)
-        mantissa.store(row, scale.mantissa)
-        exponent.store(row, scale.exponent)
-
-
-def emit_softmax_places(k: Kernel, masked: bool, sink: bool) -> None:
-    """`semantics.softmax_places`."""
-    scores, v_mantissa, v_exponent, sinks = k.arrays(4)
-    integers, mantissa, exponent, totals = k.arrays(4)
-    (seen_bytes,) = k.arrays(1, bits=8)
-    stride, batch, kv_heads, shared, n = k.numbers(5)
-    with k.range(batch) as token, k.range(kv_heads) as kv_head, k.range(shared) as i:
-        head = kv_head * shared + i
-        row = token * kv_heads * shared + head
-        scores, integers = scores.at(row * n), integers.at(row * n)
-        seen_bytes = seen_bytes.at(token * n)
-        offset = kv_head * stride
-        v_mantissa, v_exponent = v_mantissa.at(offset), v_exponent.at(offset)
-        integer, scale, total = softmax.softmax_places(
-            Lanes(k, n, integers),
-            scores.load,
-            lambda at: ScaleOf(v_mantissa.load(at), v_exponent.load(at)),
-            (lambda at: -seen_bytes.load(at)) if masked else None,
-            sinks.load(head) if sink else None,
-        )
-        k.each(n, lambda at: integers.store(at, integer(at)))
         totals.store(row, total)
         mantissa.store(row, scale.mantissa)
         exponent.store(row, scale.exponent)

@@ -103,24 +103,8 @@ def quantize(x: Ints, fmt: str, frac: int = 16, groups: int = 1) -> Quantized:
     x = np.asarray(x)
     if not x.size or not x.ndim or x.shape[-1] % groups:
         return semantics.quantize(x, fmt, frac, groups)
-    source = _ints(x)
-    codes = np.empty(x.shape, np.int64)
-    rows = (*x.shape[:-1], groups)
-    mantissa, exponent = np.empty(rows, np.int64), np.empty(rows, np.int64)
-    _run(
-        _kernel("quantize", fmt == "fp8"),
-        None,
-        0,
-        address(source),
-        address(codes),
-        address(mantissa),
-        address(exponent),
-        mantissa.size,
-        x.shape[-1] // groups,
-        frac,
-        *_plain(format_values(fmt)),
-    )
-    return Quantized(codes, Scale(mantissa, exponent), fmt)
+    kernel = _kernel("quantize", fmt == "fp8")
+    return _of_groups(kernel, x, fmt, groups, frac, *_plain(format_values(fmt)))
 
 
 def quantize_static(
@@ -177,22 +161,20 @@ def quantize_heads(x: Ints, fmt: str, frac: int = 16, groups: int = 1) -> Quanti
     x = np.asarray(x)
     if not x.size or not x.ndim or x.shape[-1] % groups:
         return semantics.quantize_heads(x, fmt, frac, groups)
+    return _of_groups(_kernel("quantize_heads"), x, fmt, groups, frac)
+
+
+def _of_groups(
+    kernel: Callable[[int], None], x: Ints, fmt: str, groups: int, *constants: int
+) -> Quantized:
+    """Codes and a scale of each group, as a kernel makes them."""
     source = _ints(x)
     codes = np.empty(x.shape, np.int64)
     rows = (*x.shape[:-1], groups)
     mantissa, exponent = np.empty(rows, np.int64), np.empty(rows, np.int64)
-    _run(
-        _kernel("quantize_heads"),
-        None,
-        0,
-        address(source),
-        address(codes),
-        address(mantissa),
-        address(exponent),
-        mantissa.size,
-        x.shape[-1] // groups,
-        frac,
-    )
+    results = address(codes), address(mantissa), address(exponent)
+    width = x.shape[-1] // groups
+    _run(kernel, None, 0, address(source), *results, mantissa.size, width, *constants)
     return Quantized(codes, Scale(mantissa, exponent), fmt)
 
 
