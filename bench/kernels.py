@@ -74,7 +74,7 @@ class Bandwidth:
             place = b.add(b.add(first, offset), i64(64 * u))
             address = b.gep(start, [place], source_etype=i8)
             # As the kernels do; plain loads read a tenth less.
-            ahead = b.gep(address, [i64(kernels._PREFETCH_BYTES)], source_etype=i8)
+            ahead = b.gep(address, [i64(kernels._PREFETCH.ahead)], source_etype=i8)
             b.call(prefetch, [ahead, i32(0), i32(3), i32(1)])
             value = b.load(address, typ=lanes, align=1)
             news.append(b.add(total, value))

@@ -248,14 +248,14 @@ class Instruction:
         """The first ONNX node that it stands for."""
         return next((name for names in self.onnx for name in names), None)
 
-    @property
+    @cached_property
     def reads(self) -> tuple[str, ...]:
         """The buffers that it reads, in order."""
         return self.does.reads
 
-    @property
+    @cached_property
     def writes(self) -> tuple[str, ...]:
-        """The buffers that it writes, in order."""
+        """The buffers that it writes, in order; the simulator asks for each token."""
         return self.does.writes
 
 

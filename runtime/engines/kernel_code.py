@@ -29,6 +29,11 @@ lane. All products have operands of 32 bits: in a chunk a pair sums at most 32 a
 wider weights the scale is times 4 - h, and what it gives shifted by e (`shifted`). Where a
 group is several chunks the step comes first and the scale after the group's sum. What they give is
 part of a sum that fits int64 (`matmul` asks for it).
+
+Chunks in pairs (`paired`), where a lane less its zero point has 14 bits beside the sign: the lanes
+of two chunks become words of one vector, and one instruction multiplies each with its group's scale
+and adds two of them. Two such sums are below 4 * 2^14 * 2^15 = 2^31, so they are added in 32 bits
+too, before they become 64 bits or meet the step of their block.
 """
 
 from __future__ import annotations
@@ -156,6 +161,8 @@ class KernelSpec:
         steps: vectors of steps of a chunk, where activations have an exponent a block: 1 for pairs
             of lanes, 2 where two neighbouring lanes may be of two blocks; else 0.
         shifted: each of these is 4 - h and, in the vector behind it, e; else `(4 - h) << e`.
+        paired: chunks go in pairs, their lanes as words; steps are of a pair then: 1 for four
+            lanes of a chunk, 2 for two each.
     """
 
     bits: int
@@ -165,10 +172,11 @@ class KernelSpec:
     tokens: int
     steps: int = 0
     shifted: bool = False
+    paired: bool = False
 
     @property
     def step_vectors(self) -> int:
-        """Vectors of what steps are, for a chunk."""
+        """Vectors of what steps are, for a chunk or pair."""
         return self.steps * (2 if self.shifted else 1)
 
     def apart(self, lanes: int) -> bool:
@@ -407,6 +415,11 @@ class Emitter:
         both = b.add(lanes, b.bitcast(upper, lanes.type))
         return [self.extend_low(b.bitcast(both, quads.type))]
 
+    @property
+    def words(self) -> Type:
+        """A vector of 16-bit words."""
+        return self.vec(self.i16, self.path.width // 2)
+
     def words_product(self, a: Value, c: Value) -> Value:
         """Products of int64 lanes whose low 32 bits are a number of 16 bits; of `c` the others are
         0. Those of the result count only in its low 32 bits.
@@ -417,11 +430,37 @@ class Emitter:
             above = self.const(48, a.type)
             low = [self.b.ashr(self.b.shl(one, above), above) for one in (a, c)]
             return self.b.mul(*low)
-        words, lanes = self.vec(self.i16, self.path.width // 2), self.vec(self.i32, self.path.lanes)
-        wide = self.path.width == 64
-        name = "llvm.x86.avx512.pmaddw.d.512" if wide else "llvm.x86.avx2.pmadd.wd"
-        operands = [self.b.bitcast(one, words) for one in (a, c)]
-        return self.b.bitcast(self.intrinsic(name, lanes, operands), a.type)
+        operands = [self.b.bitcast(one, self.words) for one in (a, c)]
+        return self.b.bitcast(self.sums_of_words(*operands), a.type)
+
+    def sums_of_words(self, a: Value, c: Value) -> Value:
+        """Int32 lanes: each the sum of its two words' products, which must fit."""
+        b, lanes = self.b, self.vec(self.i32, self.path.lanes)
+        if self.path.dot != "portable":
+            wide = self.path.width == 64
+            name = "llvm.x86.avx512.pmaddw.d.512" if wide else "llvm.x86.avx2.pmadd.wd"
+            return self.intrinsic(name, lanes, [a, c])
+        sixteen = self.const(16, lanes)
+        a, c = b.bitcast(a, lanes), b.bitcast(c, lanes)
+        low = [b.ashr(b.shl(one, sixteen), sixteen) for one in (a, c)]
+        return b.add(b.mul(*low), b.mul(b.ashr(a, sixteen), b.ashr(c, sixteen)))
+
+    def packed(self, first: Value, second: Value) -> Value:
+        """Two chunks' int32 lanes, which fit 16 bits, as words: of every 128 bits those of the
+        first chunk, then of the second one, as `vpackssdw` puts them."""
+        if self.path.dot != "portable":
+            wide = self.path.width == 64
+            name = "llvm.x86.avx512.packssdw.512" if wide else "llvm.x86.avx2.packssdw"
+            return self.intrinsic(name, self.words, [first, second])
+        count = self.path.lanes
+        words = [self.b.bitcast(one, self.words) for one in (first, second)]
+        order = [
+            2 * (chunk * count + 4 * part + i)
+            for part in range(count // 4)
+            for chunk in range(2)
+            for i in range(4)
+        ]
+        return self.shuffle(words[0], order, words[1])
 
     def spread(self, values: Value, signed: bool, apart: bool) -> list[Value]:
         """Per-group values of a chunk, brought to the lanes that `split` gives."""
@@ -476,334 +515,6 @@ def emit_prepare(path: Path, bits: int) -> Module:
         place = e.at(correction, entry, e.i32)
         e.store(b.add(e.load(place, lanes), sums), place)
     return e.finish()
-
-
-class _Kernel(Emitter):
-    """`kernel(parameters)` under construction, with what all rows share."""
-
-    def __init__(self, path: Path, spec: KernelSpec, prefetch: int) -> None:
-        super().__init__(path, "kernel")
-        self.spec, self.prefetch = spec, prefetch
-        self.apart = spec.apart(path.lanes)
-        self.codes_in_byte = 8 // spec.bits
-        lanes = path.lanes
-        self.chunk, self.lanes = self.vec(self.i8, path.width), self.vec(self.i32, lanes)
-        self.quads = self.vec(self.i64, lanes // 2)
-        self.p = {which: self.parameter(which) for which in Param if which is not Param.NEXT_ROW}
-        self.counter = self.at(self.parameters, self.const(int(Param.NEXT_ROW)), self.i64)
-        self.has_tail = self.b.icmp_signed(">", self.p[Param.TAIL_BYTES], self.const(0))
-        first = self.b.insert_element(
-            self.zero(self.quads), self.p[Param.ZERO], self.const(0, self.i32)
-        )
-        self.one_zero = self.shuffle(first, [0] * (lanes // 2))
-
-    def spread_words(self, together: Value, groups: int) -> list[Value]:
-        """`spread` of two or four words that are one integer: in every 128 bits all of them, so
-        that one shuffle within these is enough."""
-        b, half = self.b, self.path.lanes // 2
-        wide = together if groups == 4 else b.zext(together, self.i64)
-        first = b.insert_element(self.zero(self.quads), wide, self.const(0, self.i32))
-        words = b.bitcast(self.shuffle(first, [0] * half), self.vec(self.i16, 4 * half))
-        order = [
-            4 * i + i * groups // half if j == 0 else 4 * half
-            for i in range(half)
-            for j in range(4)
-        ]
-        return [b.bitcast(self.shuffle(words, order, self.zero(words.type)), self.quads)]
-
-    def per_group(
-        self, base: Value, element: Type, chunk: Value, partial: bool, signed: bool
-    ) -> list[Value]:
-        """Values of a row's groups in a chunk, on the lanes that `split` gives."""
-        b, p, count = self.b, self.p, self.spec.groups_per_chunk
-        type_ = self.vec(element, count)
-        if self.spec.layout is Layout.INDEXED:
-            values = self.zero(type_)
-            for u in range(count):
-                unit = b.add(b.mul(chunk, self.const(count)), self.const(u))
-                entry = self.load(self.at(p[Param.INDEX], unit, self.i32), self.i32)
-                group = b.sext(entry, self.i64)
-                value = self.load(self.at(base, group, element), element)
-                values = b.insert_element(values, value, self.const(u, self.i32))
-            return self.spread(values, signed, self.apart)
-        first = b.mul(chunk, self.const(count))
-        place = self.at(base, first, element)
-        if partial:
-            left = b.sub(p[Param.GROUPS], first)
-            return self.spread(self.load_first(place, type_, left), signed, self.apart)
-        if not (signed or self.apart) and element.width == 16 and count in (2, 4):
-            return self.spread_words(self.load(place, self.ir.IntType(16 * count)), count)
-        return self.spread(self.load(place, type_), signed, self.apart)
-
-
-class _Row:
-    """One row and the tokens from `first_token` on."""
-
-    def __init__(self, kernel: _Kernel, row: Value, first_token: Value) -> None:
-        k = self.k = kernel
-        b, p, self.tokens = k.b, k.p, k.spec.tokens
-        self.row, self.first_token = row, first_token
-        self.codes = k.at(p[Param.CODES], b.mul(row, p[Param.ROW_BYTES]))
-        first_group = b.mul(row, p[Param.GROUPS])
-        self.scales = k.at(p[Param.SCALES], first_group, k.i16)
-        point_type = k.i32 if k.spec.points is Points.OFFSETS else k.i8
-        self.points = k.at(p[Param.ZEROS], first_group, point_type)
-        self.xs: list[Value] = []
-        self.corrections: list[Value] = []
-        self.steps: list[Value] = []
-        of_token = b.mul(p[Param.CHUNKS], k.const(k.spec.step_vectors))
-        for t in range(self.tokens):
-            token = b.add(first_token, k.const(t))
-            self.xs.append(k.at(p[Param.X], b.mul(token, p[Param.X_STRIDE])))
-            self.corrections.append(
-                k.at(p[Param.CORRECTION], b.mul(token, p[Param.CORRECTION_STRIDE]), k.i32)
-            )
-            self.steps.append(k.at(p[Param.STEPS], b.mul(token, of_token), k.quads))
-        self.totals = [k.variable(k.zero(k.quads)) for _ in range(self.tokens)]
-
-    def correction(self, t: int, entry: Value) -> Value:
-        k = self.k
-        place = k.b.mul(entry, k.const(k.path.lanes))
-        return k.load(k.at(self.corrections[t], place, k.i32), k.lanes)
-
-    def start(self, t: int, entry: Value) -> Value:
-        k = self.k
-        return self.correction(t, entry) if k.spec.points is Points.ONE else k.zero(k.lanes)
-
-    def codes_of(self, chunk: Value, partial: bool) -> list[Value]:
-        k, bits = self.k, self.k.spec.bits
-        place = k.at(self.codes, k.b.mul(chunk, k.const(k.path.width)))
-        if partial:
-            return k.phases(k.load_first(place, k.chunk, k.p[Param.TAIL_BYTES]), bits)
-        if k.prefetch:
-            arguments = [k.at(place, k.const(k.prefetch))]
-            arguments += [k.const(v, k.i32) for v in (0, 3, 1)]
-            k.intrinsic("llvm.prefetch.p0", k.ir.VoidType(), arguments)
-        return k.phases(k.load(place, k.chunk), bits)
-
-    def accumulate(self, t: int, lanes: Value, chunk: Value, values: Sequence[Value]) -> Value:
-        k, width = self.k, self.k.path.width
-        offset = k.b.mul(chunk, k.const(k.codes_in_byte * width))
-        parts = [
-            k.load(k.at(self.xs[t], k.b.add(offset, k.const(f * width))), k.chunk)
-            for f in range(k.codes_in_byte)
-        ]
-        return k.dot(lanes, values, parts, k.spec.bits)
-
-    def steps_of(self, t: int, chunk: Value) -> list[Value]:
-        """The steps of a chunk's blocks, on the lanes that `split` gives; none: all are 1."""
-        k, b = self.k, self.k.b
-        count = k.spec.step_vectors
-        first = b.mul(chunk, k.const(count))
-        return [
-            k.load(k.at(self.steps[t], b.add(first, k.const(j)), k.quads), k.quads)
-            for j in range(count)
-        ]
-
-    def scaled(
-        self, sums: Sequence[Value], factors: Sequence[Value], steps: Sequence[Value]
-    ) -> list[Value]:
-        """Sums of codes of a chunk times the scale of their groups and the step of their block."""
-        k, b = self.k, self.k.b
-        if not steps:
-            return [b.mul(x, factor) for x, factor in zip(sums, factors, strict=True)]
-        if not k.spec.shifted:
-            return [
-                b.mul(k.extend_low(k.words_product(x, factor)), k.extend_low(step))
-                for x, factor, step in zip(sums, factors, steps, strict=True)
-            ]
-        pieces: list[Value] = []
-        for x, factor, step, shift in zip(sums, factors, steps[::2], steps[1::2], strict=True):
-            longer = k.extend_low(k.words_product(factor, step))
-            pieces.append(b.shl(b.mul(x, longer), shift))
-        return pieces
-
-    def offset_by(
-        self, x_sums: Sequence[Value], offsets: Sequence[Value], steps: Sequence[Value]
-    ) -> list[Value]:
-        """Sums of a chunk's activations times offsets of 32 bits: with their step, 12 and 18 bits,
-        they fit 32 bits themselves."""
-        k, b = self.k, self.k.b
-        if steps and k.spec.shifted:
-            stretched = [
-                b.shl(k.extend_low(k.words_product(x, step)), shift)
-                for x, step, shift in zip(x_sums, steps[::2], steps[1::2], strict=True)
-            ]
-        elif steps:
-            stretched = [
-                b.mul(x, k.extend_low(step)) for x, step in zip(x_sums, steps, strict=True)
-            ]
-        else:
-            stretched = list(x_sums)
-        return [
-            b.mul(k.extend_low(x), offset) for x, offset in zip(stretched, offsets, strict=True)
-        ]
-
-    def points_of(self, entry: Value, partial: bool) -> tuple[list[Value], list[Value]]:
-        """Zero points and offsets of the groups of a chunk, or of a group."""
-        k = self.k
-        match k.spec.points:
-            case Points.GROUPS:
-                return k.per_group(self.points, k.i8, entry, partial, False), []
-            case Points.OFFSETS:
-                offsets = k.per_group(self.points, k.i32, entry, partial, True)
-                return [k.one_zero] * len(offsets), offsets
-            case Points.ONE:
-                return [], []
-
-    def around(
-        self, t: int, lanes: Value, zeros: Sequence[Value], entry: Value
-    ) -> tuple[list[Value], list[Value]]:
-        """The sums less zero * sum of x, and the sums of x where zeros are given."""
-        k, b = self.k, self.k.b
-        pairs = k.split(lanes, k.apart)
-        if not zeros:
-            return pairs, []
-        x_sums = k.split(self.correction(t, entry), k.apart)
-        # The activations of a chunk sum to 16 bits, those of a group may not.
-        times = k.words_product if k.spec.steps else b.mul
-        return [
-            k.extend_low(b.sub(pair, times(x_sum, zero)))
-            for pair, zero, x_sum in zip(pairs, zeros, x_sums, strict=True)
-        ], x_sums
-
-    def scale(self, sums: Sequence[Value], entry: Value, partial: bool) -> None:
-        """Adds scale * (sums - zero * sum of x) of chunk or group `entry` to the totals.
-
-        With offsets less offset * sum of x; with blocks each at its block's place, and `entry` is a
-        chunk.
-        """
-        k, b = self.k, self.k.b
-        # Products of words take them without their sign.
-        signed = not k.spec.steps or k.spec.shifted
-        factors = k.per_group(self.scales, k.i16, entry, partial, signed)
-        zeros, offsets = self.points_of(entry, partial)
-        for t, lanes in enumerate(sums):
-            pairs, x_sums = self.around(t, lanes, zeros, entry)
-            total = b.load(self.totals[t], typ=k.quads)
-            steps = self.steps_of(t, entry)
-            if offsets:
-                for piece in self.offset_by(x_sums, offsets, steps):
-                    total = b.sub(total, piece)
-            for piece in self.scaled(pairs, factors, steps):
-                total = b.add(total, piece)
-            b.store(total, self.totals[t])
-
-    def coarse_blocks(self, group: Value, first: Value, stop: Value, last: bool) -> None:
-        """`coarse_group` of activations with an exponent a block: each chunk's sums are times
-        their steps before they are added, and the scale follows the group."""
-        k, b = self.k, self.k.b
-        factors = k.per_group(self.scales, k.i16, group, False, True)
-        zeros, offsets = self.points_of(group, False)
-        kinds = 1 + bool(offsets)
-        slots = [
-            [[k.variable(k.zero(k.quads)) for _ in factors] for _ in range(kinds)]
-            for _ in range(self.tokens)
-        ]
-
-        def add(chunk: Value, partial: bool) -> None:
-            values = self.codes_of(chunk, partial)
-            for t in range(self.tokens):
-                lanes = self.accumulate(t, self.start(t, chunk), chunk, values)
-                steps = self.steps_of(t, chunk)
-                for slot, sums in zip(slots[t], self.around(t, lanes, zeros, chunk), strict=False):
-                    for place, sum_, step in zip(slot, sums, steps, strict=True):
-                        piece = b.mul(sum_, k.extend_low(step))
-                        b.store(b.add(b.load(place, typ=k.quads), piece), place)
-
-        with k.loop(first, stop) as chunk:
-            add(chunk, False)
-        if last:
-            with b.if_then(k.has_tail):
-                add(stop, True)
-        for t in range(self.tokens):
-            total = b.load(self.totals[t], typ=k.quads)
-            for j, factor in enumerate(factors):
-                total = b.add(total, b.mul(b.load(slots[t][0][j], typ=k.quads), factor))
-            for j, offset in enumerate(offsets):
-                total = b.sub(total, b.mul(b.load(slots[t][1][j], typ=k.quads), offset))
-            b.store(total, self.totals[t])
-
-    def fine_chunk(self, chunk: Value, partial: bool) -> None:
-        values = self.codes_of(chunk, partial)
-        sums = [self.accumulate(t, self.start(t, chunk), chunk, values) for t in range(self.tokens)]
-        self.scale(sums, chunk, partial)
-
-    def coarse_group(self, group: Value, first: Value, stop: Value, last: bool) -> None:
-        k, b = self.k, self.k.b
-        if k.spec.steps:
-            self.coarse_blocks(group, first, stop, last)
-            return
-        slots = [k.variable(self.start(t, group)) for t in range(self.tokens)]
-
-        def add(chunk: Value, partial: bool) -> None:
-            values = self.codes_of(chunk, partial)
-            for t, slot in enumerate(slots):
-                b.store(self.accumulate(t, b.load(slot, typ=k.lanes), chunk, values), slot)
-
-        with k.loop(first, stop) as chunk:
-            add(chunk, False)
-        if last:
-            with b.if_then(k.has_tail):
-                add(stop, True)
-        self.scale([b.load(slot, typ=k.lanes) for slot in slots], group, False)
-
-    def emit(self) -> None:
-        """The whole row."""
-        k, b, p = self.k, self.k.b, self.k.p
-        full = p[Param.FULL_CHUNKS]
-        if k.spec.layout is Layout.COARSE:
-            per = p[Param.CHUNKS_PER_GROUP]
-            whole = b.sdiv(full, per)
-            with k.loop(k.const(0), whole) as group:
-                first = b.mul(group, per)
-                self.coarse_group(group, first, b.add(first, per), False)
-            with b.if_then(b.icmp_signed("<", whole, p[Param.GROUPS])):
-                self.coarse_group(whole, b.mul(whole, per), full, True)
-        else:
-            whole = k.const(0)
-            if k.spec.steps:
-                # LLVM takes two chunks at a time by itself where there are no blocks.
-                whole = b.and_(full, k.const(-2))
-                with k.loop(k.const(0), b.ashr(full, k.const(1))) as pair:
-                    first = b.shl(pair, k.const(1))
-                    self.fine_chunk(first, False)
-                    self.fine_chunk(b.add(first, k.const(1)), False)
-            with k.loop(whole, full) as chunk:
-                self.fine_chunk(chunk, False)
-            with b.if_then(k.has_tail):
-                self.fine_chunk(full, True)
-        sum_of_lanes = f"llvm.vector.reduce.add.v{k.path.lanes // 2}i64"
-        for t, slot in enumerate(self.totals):
-            total = k.intrinsic(sum_of_lanes, k.i64, [b.load(slot, typ=k.quads)])
-            token = b.add(self.first_token, k.const(t))
-            place = b.add(b.mul(token, p[Param.ROWS]), self.row)
-            b.store(total, k.at(p[Param.Y], place, k.i64))
-
-
-def emit_kernel(path: Path, spec: KernelSpec, prefetch: int) -> Module:
-    """IR of `kernel(parameters)`: Y[token, row] for the rows it takes from the shared counter.
-
-    Threads that run it with one parameter block take ROW_BLOCK rows at a time (NEXT_ROW is an
-    atomic counter) and all TOKEN_BLOCKS * `spec.tokens` tokens for them, so a block of rows is
-    read from memory once.
-    """
-    k = _Kernel(path, spec, prefetch)
-    b, p = k.b, k.p
-    take, work, done = (b.append_basic_block(name) for name in ("take", "work", "finished"))
-    b.branch(take)
-    b.position_at_end(take)
-    first_row = b.atomic_rmw("add", k.counter, p[Param.ROW_BLOCK], "monotonic")
-    b.cbranch(b.icmp_signed("<", first_row, p[Param.ROWS]), work, done)
-    b.position_at_end(work)
-    stop_row = k.minimum(b.add(first_row, p[Param.ROW_BLOCK]), p[Param.ROWS])
-    with k.loop(k.const(0), p[Param.TOKEN_BLOCKS]) as block:
-        first_token = b.mul(block, k.const(spec.tokens))
-        with k.loop(first_row, stop_row) as row:
-            _Row(k, row, first_token).emit()
-    b.branch(take)
-    b.position_at_end(done)
-    return k.finish()
 
 
 def compile_module(path: Path, module: Module) -> tuple[Callable[[int], None], object]:

@@ -40,9 +40,9 @@ from intaglio.runtime.engines.kernel_code import (
     Points,
     available_paths,
     compile_module,
-    emit_kernel,
     emit_prepare,
 )
+from intaglio.runtime.engines.product_code import Prefetch, emit_kernel
 
 __all__ = ["MAX_K", "PackedMatrix", "backend_name", "matmul", "matvec", "path_names"]
 
@@ -56,8 +56,11 @@ _BLOCK_BYTES = 1 << 17
 """Weight bytes a thread takes at a time: in its second-level cache while many tokens pass."""
 _SERIAL_BYTES = 1 << 17
 """A product that reads fewer bytes than this is not worth waking another thread for."""
-_PREFETCH_BYTES = 4096
-"""How far ahead codes are prefetched: the hardware's own prefetcher stops at every 4 KiB page."""
+_PREFETCH = Prefetch(4096, 3)
+"""The hardware's own prefetcher stops at every 4 KiB page."""
+_PAIRED_PREFETCH = Prefetch(8192, 2)
+"""Where chunks go in pairs less is done for each, and the first level does not take as many lines
+as are on their way at once."""
 
 _compile_lock = threading.RLock()
 
@@ -95,7 +98,7 @@ def _compile(path: Path, what: KernelSpec | int) -> Callable[[int], None]:
         module = (
             emit_prepare(path, what)
             if isinstance(what, int)
-            else emit_kernel(path, what, _PREFETCH_BYTES)
+            else emit_kernel(path, what, _PAIRED_PREFETCH if what.paired else _PREFETCH)
         )
         function, engine = compile_module(path, module)
         _engines.append(engine)
@@ -124,6 +127,8 @@ class _Plan:
     """Vectors of steps of a chunk (`KernelSpec.steps`)."""
     shifted: bool = False
     """Whether steps are a factor and a shift (`KernelSpec.shifted`)."""
+    paired: bool = False
+    """Whether chunks go in pairs (`KernelSpec.paired`)."""
     step_index: npt.NDArray[np.int64] | None = None
     """Of each lane of those, in the order in which they lie, its block."""
 
@@ -252,6 +257,21 @@ def _make_plan(matrix: PackedMatrix, path: Path, block: int) -> _Plan:
         per_chunk = elements // _UNIT
         units = np.arange(chunks * per_chunk, dtype=np.int64) * _UNIT // group
         index = np.minimum(units, matrix.scales.shape[1] - 1).astype(np.int32)
+    lane = _lane(matrix.bits)
+    # Those of wider groups become 64 bits once a group, so that it is not worth it without steps.
+    paired = bool(
+        matrix._points is not Points.OFFSETS
+        and lane * matrix.largest_code << 7 < 1 << 14
+        and (not block or block % (2 * lane) == 0 or block >= matrix.k)
+        and (
+            layout is Layout.FINE
+            or (layout is Layout.COARSE and block and (per_group % 2 == 0 or group >= matrix.k))
+        )
+    )
+    if paired:
+        chunks += chunks % 2
+        full -= full % 2
+        per_group += layout is Layout.COARSE and per_group % 2
     p = array("q", bytes(8 * Param.SOURCE))
     p[Param.CODES] = address(matrix.codes)
     p[Param.SCALES] = address(matrix.scales)
@@ -280,19 +300,29 @@ def _make_plan(matrix: PackedMatrix, path: Path, block: int) -> _Plan:
     p[Param.FACTOR] = -int(matrix.zero) if points is None else 1
     p[Param.ZERO] = int(matrix.zero) if matrix._zeros is None else 0
     prepare = _compile(path, matrix.bits)
-    plan = _Plan(layout, per_chunk, chunks, elements, entries, index, p, prepare, {})
-    if not block:
-        return plan
+    plan = _Plan(layout, per_chunk, chunks, elements, entries, index, p, prepare, {}, paired=paired)
+    return _with_steps(plan, matrix, path, block) if block else plan
+
+
+def _with_steps(plan: _Plan, matrix: PackedMatrix, path: Path, block: int) -> _Plan:
+    """A plan with where the steps of blocks stand."""
     lane = _lane(matrix.bits)
-    spec = KernelSpec(matrix.bits, layout, per_chunk, matrix._points, 1)
-    steps = 2 if spec.apart(path.lanes) or (block % (2 * lane) and block < matrix.k) else 1
-    # Pairs of lanes in order, or of each chunk its even lanes and then its odd ones.
-    first = np.arange(chunks * path.lanes, dtype=np.int64) * lane
-    first = first.reshape(chunks, path.lanes // 2, 2)
-    first = first[..., :1] if steps == 1 else first
+    first = np.arange(plan.chunks * path.lanes, dtype=np.int64) * lane
+    if plan.paired:
+        steps = 1 if block % (4 * lane) == 0 or block >= matrix.k else 2
+        # In the order in which `packed` and the sums of words leave them.
+        first = first.reshape(plan.chunks // 2, 2, path.lanes // 4, 4).swapaxes(1, 2)
+        first = first[..., ::2].reshape(plan.chunks // 2, path.lanes // 2, 2)
+    else:
+        spec = KernelSpec(matrix.bits, plan.layout, plan.groups_per_chunk, matrix._points, 1)
+        apart = spec.apart(path.lanes) or (block % (2 * lane) and block < matrix.k)
+        steps = 2 if apart else 1
+        # Pairs of lanes in order, or of each chunk its even lanes and then its odd ones.
+        first = first.reshape(plan.chunks, path.lanes // 2, 2)
+    first = first[..., :steps]
     index = np.minimum(first.swapaxes(1, 2), matrix.k - 1) // block
     of_pair = 2 * lane * matrix.largest_code * LARGEST
-    shifted = layout is not Layout.COARSE and of_pair >= 1 << 15
+    shifted = not plan.paired and plan.layout is not Layout.COARSE and of_pair >= 1 << 15
     if shifted:
         # Factors are followed by shifts, which lie behind those of all blocks.
         index = np.stack([index, index + -(-matrix.k // block)], axis=2)
@@ -463,16 +493,18 @@ def _product(
 ) -> npt.NDArray[np.int64]:
     """`matmul` for int8 [S, K] with S and N at least 1."""
     plan = matrix._plan(path, 0 if coded is None else coded.size)
-    steps, step_row = None, 0
-    if coded is not None:
-        assert plan.step_index is not None
-        steps = np.take(coded.steps(apart=plan.shifted), plan.step_index, axis=1)
-        step_row = 8 * plan.step_index.size
     tokens, k = x.shape
     row = plan.chunks * plan.elements
     correction_row = plan.entries * path.width
+    step_row = 0 if plan.step_index is None else 8 * plan.step_index.size
     size = tokens * row
-    area, scratch = _SCRATCH.take(2 * size + tokens * correction_row)
+    steps_at = 2 * size + tokens * correction_row
+    area, scratch = _SCRATCH.take(steps_at + tokens * step_row)
+    if coded is not None and plan.step_index is not None:
+        steps = area[steps_at : steps_at + tokens * step_row].view(np.int64)
+        steps = steps.reshape(tokens, plan.step_index.size)
+        # No index is clipped; otherwise `out` would be written by way of a copy.
+        coded.steps(apart=plan.shifted).take(plan.step_index, 1, steps, "clip")
     source = area[:size].reshape(tokens, row)
     if row == k:
         source[...] = x
@@ -498,6 +530,7 @@ def _product(
                 width,
                 plan.steps,
                 plan.shifted,
+                plan.paired,
             )
             kernel = plan.kernels[width] = _compile(path, spec)
         # SOURCE, TOKENS, X, CORRECTION, STEPS, Y, TOKEN_BLOCKS, NEXT_ROW
@@ -506,7 +539,7 @@ def _product(
             tokens,
             scratch + size + done * row,
             scratch + 2 * size + done * correction_row,
-            0 if steps is None else address(steps) + done * step_row,
+            scratch + steps_at + done * step_row,
             y_address + 8 * done * matrix.n,
             blocks,
             0,

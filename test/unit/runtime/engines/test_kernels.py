@@ -230,8 +230,12 @@ def test_reads_nothing_behind_the_last_row(path: str) -> None:
         matrix = PackedMatrix(
             at_the_edge(pack(q, bits)), at_the_edge(scales), at_the_edge(zero), bits, group, k
         )
-        y = matmul(matrix, x, path=path)
-        assert np.array_equal(y, expected(q, scales, zero, group, x))
+        for points in (zero, zero & ((1 << bits) - 1)):
+            matrix.zero[...] = points
+            # Whether chunks go in pairs depends on the zero points, so the plan is made again.
+            matrix._plans.clear()
+            y = matmul(matrix, x, path=path)
+            assert np.array_equal(y, expected(q, scales, points, group, x))
 
 
 def test_unused_bits_of_the_last_byte_do_not_count() -> None:
@@ -461,6 +465,61 @@ def test_the_longest_rows_of_blocks() -> None:
     )
     with pytest.raises(OverflowError, match="may exceed"):
         matmul(matrix, block_codes(np.random.default_rng(1), 1, 1 << 17, 32, "worst", True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 1300),
+    st.sampled_from([0, 8, 16, 32, 64, 1024]),
+    st.sampled_from([16, 32, 64, 128, 256, 512, 768, 2048]),
+    st.sampled_from([2, 4]),
+    st.booleans(),
+    st.sampled_from(["random", "extreme", "worst"]),
+    st.integers(1, 5),
+    st.sampled_from(PATHS),
+)
+def test_chunks_in_pairs(
+    k: int, size: int, group: int, bits: int, zeros: bool, mode: str, s: int, path: str
+) -> None:
+    """Zero points within the codes' range, for a matrix and for groups, with blocks and without;
+    the largest sums that words and their products have."""
+    rng = np.random.default_rng(k)
+    q, scales, _ = make(rng, bits, 3, k, group, False, mode)
+    top = (1 << bits) - 1
+    zero = rng.integers(0, top + 1, scales.shape, np.uint8)
+    if mode != "random":
+        zero = np.where(q[:, ::group] == top, 0, top).astype(np.uint8)
+    points = zero if zeros else int(zero[0, 0])
+    matrix = PackedMatrix(pack(q, bits), scales, points, bits, group, k)
+    if size:
+        x = block_codes(rng, s, k, size, mode, halves=bool(k % 2))
+        codes = stands_for(x)
+    else:
+        x = codes = activations(rng, "int8", s, k, mode)
+    y = matmul(matrix, x, path=path)
+    assert np.array_equal(y.astype(object), expected(q, scales, points, group, codes))
+
+
+def test_which_chunks_go_in_pairs() -> None:
+    """Where the words have room, and a block is two lanes or more."""
+    path = kernels.choose_path("generic")
+
+    def paired(bits: int, group: int, zero: int, block: int = 0) -> bool:
+        codes = np.zeros((1, 96 * bits), np.uint8)
+        scales = np.ones((1, -(-768 // group)), np.int16)
+        return PackedMatrix(codes, scales, zero, bits, group, 768)._plan(path, block).paired
+
+    assert paired(4, 32, 8)
+    assert paired(4, 32, 15, 16)
+    assert not paired(4, 32, 8, 8)
+    assert paired(4, 128, 8, 32)
+    assert not paired(4, 128, 8)
+    assert not paired(4, 192, 8, 32)
+    assert paired(4, 768, 8, 32)
+    assert paired(2, 32, 1, 32)
+    assert not paired(2, 32, 1, 16)
+    assert not paired(4, 32, 16)
+    assert not paired(8, 32, 128)
 
 
 @pytest.mark.parametrize("fmt", [name for name, one in FORMATS.items() if one.by_block])
