@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import reduce
 
 from intaglio.dialects import timeline
 from intaglio.dialects.clocks import clocks
@@ -81,21 +80,29 @@ class _Last:
             self._numbers.pop(one, None)
             self._numbers[one] = number
 
-    def after(self, number: int) -> Iterator[int]:
-        """The buffers that an instruction behind this one touched."""
+    def after(self, number: int) -> int:
+        """The buffers that an instruction behind this one touched, as bits."""
+        found = 0
         for one, last in reversed(self._numbers.items()):
             if last <= number:
-                return
-            yield one
+                break
+            found |= 1 << one
+        return found
 
 
 def _bits(buffers: Iterable[int]) -> int:
-    return reduce(lambda found, one: found | 1 << one, buffers, 0)
+    found = 0
+    for one in buffers:
+        found |= 1 << one
+    return found
 
 
 def _later(last: Sequence[_Last], finished: Sequence[int]) -> int:
-    """What instructions touched of which it is not certain that they have finished."""
-    return _bits(one for of, number in zip(last, finished, strict=True) for one in of.after(number))
+    """What instructions touched of which it is not certain that they have finished, as bits."""
+    found = 0
+    for of, number in zip(last, finished, strict=True):
+        found |= of.after(number)
+    return found
 
 
 @dataclass(frozen=True)

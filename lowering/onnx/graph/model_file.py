@@ -16,6 +16,7 @@ import numpy.typing as npt
 from intaglio.dialects.errors import UserError, UserErrors
 from intaglio.lowering.onnx.graph import wellformed
 from intaglio.lowering.onnx.graph.external_data import ExternalFiles, wrong_entry
+from intaglio.lowering.onnx.graph.lazy_sympy import without_sympy
 from intaglio.lowering.onnx.graph.local_functions import Unfolding
 from intaglio.lowering.onnx.graph.model import BITS, Graph, Port, Tensor
 from intaglio.lowering.onnx.graph.other_formats import hub_hint, other_format
@@ -69,8 +70,10 @@ def _open(file: Path) -> onnx_ir.Model:
     if file.stat().st_size == 0:
         raise UserError("the file is empty", file=str(file), hint=_WHOLE)
 
-    import onnx_ir
     from google.protobuf.message import DecodeError
+
+    with without_sympy():
+        import onnx_ir
 
     # What onnx_ir would log or warn of is found again here, with the node and a remedy.
     log = logging.getLogger("onnx_ir")
