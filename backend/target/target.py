@@ -15,7 +15,7 @@ from pathlib import Path
 
 from intaglio.backend.target.formula import Value, names
 from intaglio.backend.target.reader import read_document
-from intaglio.backend.target.schema import INPUT_FORMATS, KEYS, SCHEMA, WIRES, Key
+from intaglio.backend.target.schema import FOLLOWS_MESH, INPUT_FORMATS, KEYS, SCHEMA, WIRES, Key
 from intaglio.backend.target.values import (
     INPUTS,
     Parameter,
@@ -318,13 +318,17 @@ class Target:
         settable = [name for name in self.parameters if is_settable(name, self.parameters)]
         if name in self.parameters and name not in settable:
             raise UserError(
-                f"--set {option}: {name} cannot be set",
-                hint=f"{KEYS[name].meaning}" if name.startswith(("array.", "formats.")) else None,
+                f"--set {option}: {name} cannot be set ({KEYS[name].meaning})",
+                hint=_instead(name),
             )
         if name not in settable:
+            optional = name in KEYS and not KEYS[name].required and is_settable(name, {})
             raise UserError(
                 f"--set {option}: target '{self.name}' has no parameter '{key}'",
-                hint=meant_key(key, _short(settable))
+                hint=f"a target file may have it: copy this one and add {key} "
+                f"({KEYS[name].meaning}) with its origin; docs/targets.md"
+                if optional
+                else meant_key(key, _short(settable))
                 + "`intaglio targets` with its name or file lists all",
             )
         spec = KEYS[name]
@@ -464,6 +468,17 @@ def _told(parameters: Mapping[str, Parameter], inputs: Mapping[str, str], option
         source=source,
         reason="of these matrices alone; all others take formats.activations",
     )
+
+
+def _instead(name: str) -> str:
+    """What to do about a figure that cannot be set."""
+    if name in FOLLOWS_MESH:
+        return "--set array.rows=N or array.columns=N"
+    if name == INPUTS:
+        return "--set activations.NAME=FORMAT"
+    if name == "policy.weights":
+        return "--weights FORMAT"
+    return "a target file of your own (--target my.toml) may state another"
 
 
 def _short(names: Iterable[str]) -> list[str]:

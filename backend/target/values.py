@@ -121,6 +121,7 @@ def contradictions(parameters: Mapping[str, Parameter]) -> list[tuple[str, str, 
     found: list[tuple[str, str, str | None]] = [
         (name, what, None) for name, what in _contradictions(parameters)
     ]
+    found += _unfit_probabilities(parameters)
     activations = parameters["formats.activations"].value
     told = ({"formats.activations": activations} | inputs_of(parameters)).items()
     found += [
@@ -161,15 +162,25 @@ def _contradictions(parameters: Mapping[str, Parameter]) -> list[tuple[str, str]
     policy, wake = (parameters.get(key) for key in ("policy.expert_power", _WAKE))
     if policy is not None and policy.value == "chosen" and (wake is None or not wake.value):
         found.append(("policy.expert_power", f"is chosen, but without {_WAKE} no bank is gated"))
-    activations = parameters["formats.activations"].value
-    fitting = "uint16" if activations == "int16" else "uint8"
+    return found
+
+
+def _unfit_probabilities(
+    parameters: Mapping[str, Parameter],
+) -> list[tuple[str, str, str | None]]:
+    """Where the format of probabilities does not go with that of activations and caches."""
+    name, activations = "formats.probabilities", parameters["formats.activations"].value
     probabilities, kv = (parameters[f"formats.{key}"].value for key in ("probabilities", "kv"))
     if probabilities == "places8":
-        if kv not in HEAD_FORMATS:
-            found.append(("formats.probabilities", "is places8, which needs formats.kv=half8"))
-    elif probabilities != fitting:
-        found.append(("formats.probabilities", f"must be {fitting} with {activations} activations"))
-    return found
+        if kv in HEAD_FORMATS:
+            return []
+        return [(name, "is places8, which needs formats.kv=half8", "--set kv=half8")]
+    fitting = "uint16" if activations == "int16" else "uint8"
+    if probabilities == fitting:
+        return []
+    other = "int8" if activations == "int16" else "int16"
+    what = f"must be {fitting} with {activations} activations"
+    return [(name, what, f"--set probabilities={fitting}, or --set activations={other} beside it")]
 
 
 INPUTS = "formats.activations_of"

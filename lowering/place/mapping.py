@@ -8,15 +8,23 @@ Addresses (`at`) may be left out; they are then assigned in the file's order.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Mapping as PyMapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.builtin import ModuleOp, SymbolRefAttr
 
 from intaglio.dialects import rom
 from intaglio.dialects.constant_rom import PLAIN, Form
 from intaglio.dialects.errors import UserError, meant
-from intaglio.dialects.fabric import ConstantOp, EngraveOp, ReserveOp, memories, places
+from intaglio.dialects.fabric import (
+    ConstantOp,
+    EngraveOp,
+    ReserveOp,
+    matrix_shape,
+    memories,
+    places,
+)
 from intaglio.dialects.h_units import KV
 from intaglio.dialects.json_file import JSON, JSONFile, shown
 from intaglio.dialects.machine import Machine
@@ -86,8 +94,59 @@ class Mapping:
                 "folder",
             )
 
-    def _wrong(self, name: str, what: str) -> UserError:
-        return UserError(f"a piece of {name} {what}", file=self.file)
+    def check_rounds(
+        self, module: ModuleOp, machine: Machine, placed: PyMapping[str, Sequence[Piece]]
+    ) -> None:
+        """Whether matrices that one instruction of a layer multiplies with take rows alike.
+
+        Args:
+            module: with the layers.
+            machine: the chip.
+            placed: the pieces of all matrices.
+
+        Raises:
+            UserError: names the first that does not, and one that is dealt otherwise.
+        """
+        shapes = {
+            op.sym_name.data: matrix_shape(op.type)
+            for op in module.ops
+            if isinstance(op, rom.ParameterOp) and isinstance(op.type, rom.ROMTensorType)
+        }
+        for names in _bound(module):
+            dealt: dict[tuple[int, int], str] = {}
+            for name in (one for one in names if one in placed):
+                for piece in placed[name]:
+                    rounds = piece.rounds(shapes[name], machine), piece.round_columns(machine)
+                    dealt.setdefault(rounds, name)
+            if len(dealt) < 2:
+                continue
+            (one, _), (other, columns), *_ = ((n, c) for (_, c), n in dealt.items())
+            taken = f"{columns} columns at a time" if columns else "rows at once"
+            raise self._wrong(
+                other,
+                f"takes {taken}, unlike those of {one}; a layer has one instruction for both",
+                "give all of them the same 'run' and 'split'",
+            )
+
+    def _wrong(self, name: str, what: str, hint: str | None = None) -> UserError:
+        return UserError(
+            f"a piece of {name} {what}",
+            file=self.file,
+            hint=hint
+            or "docs/output.md says what a piece states; without the matrix here the "
+            "compiler places it",
+        )
+
+
+def _bound(module: ModuleOp) -> Iterator[Sequence[str]]:
+    """For each slot of a layer the buffers that it is bound to, in order."""
+    for op in module.walk():
+        if not isinstance(op, rom.RepeatOp):
+            continue
+        instances = [one.data for one in op.instances]
+        for slot in instances[0] if instances else ():
+            bound = [one[slot] for one in instances]
+            yield [one.root_reference.data for one in bound if isinstance(one, SymbolRefAttr)]
 
 
 def read_mapping(path: str, machine: Machine) -> Mapping:
@@ -259,7 +318,7 @@ def piece_of(content: JSONFile) -> Piece:
 
 def _run_of(piece: JSONFile) -> int:
     """The run that a piece states; 0: none."""
-    return 0 if (run := piece.get("run")) is None else run.count(1)
+    return piece["run"].count(1) if "run" in piece.names() else 0
 
 
 def form_content(form: Form) -> dict[str, JSON]:

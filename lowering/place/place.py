@@ -329,6 +329,7 @@ def _engrave(
             members.setdefault(one.domain, []).append(one.name)
     if given is not None:
         given.check_names(engraved)
+        given.check_rounds(module, machine, engraved)
     _check_capacity(machine, tensors, engraved, banks)
     extras = {one.name for one in tensors if one.extra}
     for name, pieces in engraved.items():

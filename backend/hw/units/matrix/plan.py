@@ -611,7 +611,10 @@ def piece_of(parameter: Parameter, machine: Machine) -> Piece:
     """
 
     def refuse(what: str) -> UserError:
-        return UserError(f"the hardware of {machine.name} cannot use {parameter.name}: {what}")
+        return UserError(
+            f"the hardware of {machine.name} cannot use '{parameter.name}': {what}",
+            hint="--emit program: schedule, reports and simulator take it",
+        )
 
     shape = parameter.rom_shape
     if machine.cell == "ternary" and not parameter.is_dense:

@@ -136,6 +136,7 @@ def test_an_address_that_is_taken(content: Content, follow: Any) -> None:
         ({"split": 2, "run": 7}, r"a piece of head has runs of 7 words, which do not divide the"),
         ({"run": 0}, r"\.run is 0"),
         ({"run": "two"}, r"\.run is 'two'"),
+        ({"run": None}, r"\.run is null"),
         ({"split": "many"}, r"\.split is 'many', not an integer"),
         ({"rows": 50}, r"\.rows is 50, not a list"),
         ({"tiles": [1, 2, 3]}, r"\.tiles has 3 entries, not 2"),
@@ -149,6 +150,26 @@ def test_pieces_that_cannot_be(
     with pytest.raises(UserError, match=message) as raised:
         follow(content)
     assert raised.value.file is not None and raised.value.file.endswith("mapping.json")
+
+
+def test_layers_that_take_rows_in_different_rounds(
+    content: Content, follow: Any, mini: Machine
+) -> None:
+    """One instruction multiplies with both; the file and the layer are named."""
+    for name in ("layers_0_o", "layers_1_o"):
+        for piece in matrix(content, name)["pieces"]:
+            piece.update(split=1, run=1)
+    for one in content["matrices"]:
+        for piece in one["pieces"]:
+            del piece["at"]
+    follow(content, accumulators=64)
+    del matrix(content, "layers_1_o")["pieces"][0]["run"]
+    with pytest.raises(
+        UserError, match="a piece of layers_1_o takes rows at once, unlike"
+    ) as raised:
+        follow(content, accumulators=64)
+    assert raised.value.file is not None and raised.value.file.endswith("mapping.json")
+    assert raised.value.hint == "give all of them the same 'run' and 'split'"
 
 
 def test_a_piece_without_tiles(content: Content, follow: Any) -> None:

@@ -1238,11 +1238,23 @@ def test_placements_without_hardware(pieces: list[Piece] | None, group: int, mes
         configure(model.program)
 
 
+def test_matrices_in_pieces_are_counted() -> None:
+    """Not a line for each."""
+    model = _model(MINI)
+    cut = Piece(0, 20, 0, 8, 4, 0, 0), Piece(20, 20, 0, 8, 4, 9, 9)
+    for _ in range(5):
+        name = model.matrix(40, 200, 2, 64, 1, 4)
+        model.product(name, bias=False, residual=False)
+        model.parameters[name] = replace(model.parameters[name], pieces=cut)
+    with pytest.raises(UserError, match=r"'w0': it is cut into 2 pieces, not one \(and 4 more: "):
+        configure(model.program)
+
+
 @pytest.mark.parametrize(
     ("bits", "group", "zero", "message"),
     [
-        (4, 64, None, "w0: a ternary cell has no zero point.*zero points of its groups"),
-        (4, 0, 7, "w0: a ternary cell has no zero point, so that of int4 is 8, not 7"),
+        (4, 64, None, "'w0': a ternary cell has no zero point.*zero points of its groups"),
+        (4, 0, 7, "'w0': a ternary cell has no zero point, so that of int4 is 8, not 7"),
     ],
 )
 def test_zero_points_of_ternary_cells(
