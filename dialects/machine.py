@@ -158,6 +158,9 @@ class Machine:
     activations_of: tuple[str, ...] = ()
     """`NAME=FORMAT` for matrices whose inputs have another format than `activations`, by the names
     of `lowering/step/input_formats.py`; the first that fits a matrix decides."""
+    wide_of: tuple[str, ...] = ()
+    """`NAME=BLOCKS` for matrices of whose inputs some blocks, or `all`, have codes of 16 bits, by
+    the same names."""
     fractions: str = "model"
     """`model`: values whose magnitudes ask for it have other fractions than `fraction_bits`
     (`lowering/step/fractions.py`); `set`: none has."""

@@ -703,7 +703,8 @@ def value_of(type_: Attribute) -> values.Value | None:
             return values.Quantized(type_.groups.data, type_.width.data, type_.format.data)
         case rom.BlocksType():
             block, fraction = type_.block.data, type_.fraction.data
-            return values.Blocks(type_.size, type_.format.data, block, fraction)
+            fmt, wide = type_.format.data, type_.wide.data
+            return values.Blocks(type_.size, fmt, block, fraction, wide)
         case rom.ScaleType():
             return values.Scale()
         case rom.ScoresType():

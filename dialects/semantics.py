@@ -18,7 +18,7 @@ Conventions (`fixed_point` defines the words):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,13 +47,13 @@ class BlockCodes:
     """Codes with an exponent a block, as they are written (`formulas.blocks`).
 
     Attributes:
-        codes: int8 [..., N].
+        codes: int8 [..., N]; int16 where blocks are wide.
         size: elements of a block; the last one may be shorter.
         exponents: above the least one, [..., blocks].
         halves: 1 where a step is three quarters of a power of two, [..., blocks]; None: nowhere.
     """
 
-    codes: npt.NDArray[np.int8]
+    codes: npt.NDArray[np.signedinteger]
     size: int
     exponents: Ints
     halves: Ints | None
@@ -76,6 +76,16 @@ class BlockCodes:
     def largest(self) -> int:
         """The largest magnitude of such integers."""
         return (blocks.LARGEST * (1 if self.halves is None else 4)) << (EXPONENTS - 1)
+
+    def times(self, count: int) -> BlockCodes:
+        """The vectors [S, N], all of them so often."""
+        parts = (self.codes, self.exponents, self.halves)
+        codes, exponents, halves = (
+            one if one is None else np.tile(one, (count, 1)) for one in parts
+        )
+        assert codes is not None
+        assert exponents is not None
+        return BlockCodes(codes, self.size, exponents, halves)
 
     def part(self, rows: npt.NDArray[np.bool_]) -> BlockCodes:
         """Some of the vectors [S, N]."""
@@ -271,6 +281,7 @@ def quantize_blocks(
     frac: int = 16,
     fraction: int = 16,
     saturations: Saturations | None = None,
+    wide: Collection[int] = (),
 ) -> Quantized:
     """Integers of `formulas.blocks.quantise`, as `dot` takes them, and their unit.
 
@@ -281,6 +292,7 @@ def quantize_blocks(
         frac: fraction bits of `x`.
         fraction: of the integers; `formulas.blocks.least_exponent` of it is 0 to 24.
         saturations: counts elements that the largest exponent does not reach.
+        wide: numbers of the blocks whose codes have 16 bits.
 
     Returns:
         What codes stand for, in place of codes, and one scale ``2**-fraction`` a vector.
@@ -291,16 +303,30 @@ def quantize_blocks(
     whole = whole_blocks(x, block)
     grouped = whole.reshape(*x.shape[:-1], -1, block)
     r = Arrays(saturations)
-    shared, code = blocks.quantise(r, lambda at: grouped, low, steps)
+    of_16 = wide_mask(wide, grouped.shape[-2])[:, None] if wide else None
+    shared, code = blocks.quantise(r, lambda at: grouped, low, steps, of_16)
     codes = code(None)
     integers = blocks.integer(r, codes, shared, steps).reshape(whole.shape)
     made = BlockCodes(
-        codes.astype(np.int8).reshape(whole.shape)[..., : x.shape[-1]],
+        codes.astype(np.int16 if wide else np.int8).reshape(whole.shape)[..., : x.shape[-1]],
         block,
         shared.exponent[..., 0],
         None if steps == 1 else shared.half[..., 0],
     )
     return Quantized(integers[..., : x.shape[-1]], unit_scale(x.shape, fraction), fmt, made)
+
+
+def wide_mask(wide: Collection[int], count: int) -> Ints:
+    """Of each block whether it is wide: 1 or 0 [count].
+
+    Raises:
+        ValueError: there is no block of such a number.
+    """
+    if wide and not 0 <= min(wide) <= max(wide) < count:
+        raise ValueError(f"{max(wide)} is no block of {count}")
+    mask = np.zeros(count, np.int64)
+    mask[list(wide)] = 1
+    return mask
 
 
 def whole_blocks(x: Ints, block: int) -> Ints:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from intaglio.dialects.formats import BLOCK_FORMATS
 from intaglio.dialects.machine import KV_FORMATS
+from intaglio.dialects.number_ranges import RANGES
 
 SCHEMA = 1
 """Version of the target file format that this compiler reads."""
@@ -83,6 +84,8 @@ INPUT_FORMATS = ("int8", "int16", *BLOCK_FORMATS)
 """What the input of a single matrix can be told to have."""
 _INPUT = rf"[^=,]+=(?:{'|'.join(INPUT_FORMATS)})"
 _INPUTS = rf"{_INPUT}(?:,{_INPUT})*"
+_BLOCKS = rf"[^=,;]+=(?:all|{RANGES})"
+_WIDE = rf"{_BLOCKS}(?:;{_BLOCKS})*"
 _SITES = ("all", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 SECTIONS: dict[str, str] = {
@@ -228,6 +231,14 @@ KEYS: dict[str, Key] = {
         settable=False,
         pattern=_INPUTS,
         form="NAME=FORMAT, several with commas",
+    ),
+    "formats.wide": Key(
+        "text",
+        "blocks of inputs of single matrices whose codes have 16 bits, set by wide.NAME=BLOCKS",
+        required=False,
+        settable=False,
+        pattern=_WIDE,
+        form="NAME=BLOCKS, several with semicolons",
     ),
     "formats.block": Key(
         "int",

@@ -18,6 +18,7 @@ from intaglio.backend.target.reader import read_document
 from intaglio.backend.target.schema import FOLLOWS_MESH, INPUT_FORMATS, KEYS, SCHEMA, WIRES, Key
 from intaglio.backend.target.values import (
     INPUTS,
+    WIDE_BLOCKS,
     Parameter,
     contradictions,
     derive,
@@ -29,6 +30,7 @@ from intaglio.backend.target.values import (
 from intaglio.dialects.errors import UserError, meant, meant_key
 from intaglio.dialects.json_file import long_number, too_deep
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.number_ranges import ranges_text, read_ranges
 
 _FOLDER = Path(__file__).parents[1] / "targets"
 _SUITED = ("int4", "int6", "int8", "int3", "int2", "ternary")
@@ -169,6 +171,10 @@ class Target:
             return ()
         return tuple(self.text(INPUTS).split(","))
 
+    @property
+    def _wide(self) -> tuple[str, ...]:
+        return tuple(self.text(WIDE_BLOCKS).split(";")) if WIDE_BLOCKS in self.parameters else ()
+
     @cached_property
     def wire_ends(self) -> dict[str, tuple[Value, Value]]:
         """Figures that follow from wires and adders on the way, by name: the value with all of
@@ -249,6 +255,7 @@ class Target:
             expert_power=self._expert_power,
             fractions=self._fractions,
             activations_of=self._inputs,
+            wide_of=self._wide,
             **latencies,
         )
 
@@ -258,8 +265,8 @@ class Target:
         Args:
             options: `key=value` each: a full name (`l_unit.lanes=16`), a format without its
                 section (`activations=int16`), that of one matrix's input
-                (`activations.down_proj=int16`), or `wide=attention`. Of two settings of one key
-                the last holds.
+                (`activations.down_proj=int16`), its wide blocks (`wide.down_proj=3,17-20`), or
+                `wide=attention`. Of two settings of one key the last holds.
 
         Raises:
             UserError: an unknown key or a value that is not allowed; all of them are named.
@@ -273,7 +280,10 @@ class Target:
         for option in options:
             try:
                 if (inputs := _inputs(option)) is not None:
-                    parameters[INPUTS] = _told(parameters, inputs, option)
+                    parameters[INPUTS] = _told(parameters, INPUTS, inputs, option)
+                    continue
+                if (blocks := _blocks(option)) is not None:
+                    parameters[WIDE_BLOCKS] = _told(parameters, WIDE_BLOCKS, blocks, option)
                     continue
                 name, value = self._option(option)
             except UserError as error:
@@ -454,19 +464,53 @@ def _inputs(option: str) -> dict[str, str] | None:
     return {name: text}
 
 
-def _told(parameters: Mapping[str, Parameter], inputs: Mapping[str, str], option: str) -> Parameter:
-    """The figure of matrices' inputs with some more, or some told again."""
-    before = parameters.get(INPUTS)
-    pairs = {} if before is None else dict(one.split("=") for one in str(before.value).split(","))
+def _blocks(option: str) -> dict[str, str] | None:
+    """The matrix of whose input a setting names wide blocks, and which; None: it is about something
+    else.
+
+    Raises:
+        UserError: it is not understood.
+    """
+    key, _, text = option.partition("=")
+    key, text = key.strip().removeprefix("formats."), text.strip().replace(" ", "")
+    section, dot, name = key.partition(".")
+    if section != "wide" or not dot:
+        return None
+    if not name or "," in name or ";" in name or not text:
+        raise UserError(
+            f"--set {option}: not of the form wide.NAME=BLOCKS",
+            hint="NAME is a matrix, such as qkv_proj or down_proj; BLOCKS are numbers of blocks of "
+            "its input, such as 3,17-20, or all",
+        )
+    if text == "all":
+        return {name: text}
+    try:
+        return {name: ranges_text(read_ranges(text))}
+    except ValueError as error:
+        raise UserError(f"--set {option}: {error}", hint="or all") from error
+
+
+_BETWEEN = {INPUTS: ",", WIDE_BLOCKS: ";"}
+"""What stands between two of the matrices in a figure."""
+
+
+def _told(
+    parameters: Mapping[str, Parameter], figure: str, inputs: Mapping[str, str], option: str
+) -> Parameter:
+    """A figure of matrices' inputs with some more, or some told again."""
+    before, between = parameters.get(figure), _BETWEEN[figure]
+    pairs: dict[str, str] = {}
+    if before is not None:
+        pairs = dict(one.split("=") for one in str(before.value).split(between))
     pairs |= inputs
     source = f"--set {option}"
     if before is not None and before.origin == "option":
         source = f"{before.source} {source}"
     return Parameter(
-        ",".join(f"{name}={fmt}" for name, fmt in pairs.items()),
+        between.join(f"{name}={one}" for name, one in pairs.items()),
         "option",
         source=source,
-        reason="of these matrices alone; all others take formats.activations",
+        reason=_REASONS[figure],
     )
 
 
@@ -476,9 +520,17 @@ def _instead(name: str) -> str:
         return "--set array.rows=N or array.columns=N"
     if name == INPUTS:
         return "--set activations.NAME=FORMAT"
+    if name == WIDE_BLOCKS:
+        return "--set wide.NAME=BLOCKS"
     if name == "policy.weights":
         return "--weights FORMAT"
     return "a target file of your own (--target my.toml) may state another"
+
+
+_REASONS = {
+    INPUTS: "of these matrices alone; all others take formats.activations",
+    WIDE_BLOCKS: "of these blocks alone; all others have 8 bits",
+}
 
 
 def _short(names: Iterable[str]) -> list[str]:

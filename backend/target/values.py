@@ -185,6 +185,8 @@ def _unfit_probabilities(
 
 INPUTS = "formats.activations_of"
 """The figure that says which matrices' inputs have formats of their own."""
+WIDE_BLOCKS = "formats.wide"
+"""That of their wide blocks."""
 
 
 def inputs_of(parameters: Mapping[str, Parameter]) -> dict[str, Value]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import ClassVar
 
 from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.json_file import JSONFile
+from intaglio.dialects.number_ranges import read_ranges
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Value:
     @property
     def plain(self) -> dict[str, str | int]:
         """The value as in program.json."""
-        return {"kind": self.kind, **{one.name: getattr(self, one.name) for one in fields(self)}}
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {"kind": self.kind, **{name: one for name, one in given.items() if one != ""}}
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class Quantized(Coded):
 @dataclass(frozen=True)
 class Blocks(Coded):
     """`elements` codes of a format, `block` of which share an exponent and a step; the integers
-    that they stand for have `fraction` fraction bits."""
+    that they stand for have `fraction` fraction bits. `wide` names the blocks whose codes have 16
+    bits (`number_ranges`)."""
 
     kind = "blocked"
     told = "a vector quantised by blocks"
@@ -80,6 +84,12 @@ class Blocks(Coded):
     format: str
     block: int
     fraction: int
+    wide: str = ""
+
+    @cached_property
+    def wide_blocks(self) -> frozenset[int]:
+        """The numbers of the blocks whose codes have 16 bits."""
+        return read_ranges(self.wide)
 
     @property
     def size(self) -> int:
@@ -148,6 +158,8 @@ def read_value(content: JSONFile) -> Value:
     kind = KINDS[content["kind"].text(*KINDS)]
     names = [one.name for one in fields(kind)]
     content.only("kind", *names)
+    told = content.get("wide") if "wide" in names else None
+    wide = {} if told is None else {"wide": _ranges(told)}
     # A fraction may be 0, sizes may not.
     return kind(
         **{
@@ -155,5 +167,16 @@ def read_value(content: JSONFile) -> Value:
             if name == "format"
             else content[name].count(0 if name == "fraction" else 1)
             for name in names
-        }
+            if name != "wide"
+        },
+        **wide,
     )
+
+
+def _ranges(content: JSONFile) -> str:
+    text = content.text()
+    try:
+        _ = read_ranges(text)
+    except ValueError as error:
+        raise content.error(str(error)) from error
+    return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from xdsl.dialects.builtin import (
@@ -25,6 +25,7 @@ from xdsl.utils.exceptions import VerifyException
 from intaglio.dialects import codes
 from intaglio.dialects.formats import BLOCK_FORMATS, HEAD_FORMATS
 from intaglio.dialects.names import escaped, unescaped
+from intaglio.dialects.number_ranges import ranges_text, read_ranges
 
 WEIGHT_CODES = codes.WEIGHT_BITS
 """Codes of a matrix in ROM and the bits each weight takes."""
@@ -540,7 +541,8 @@ class QuantizedType(ParametrizedAttribute, TypeAttribute):
 class BlocksType(ParametrizedAttribute, TypeAttribute):
     """`!rom.blocks<192, half8, 32, 16>`: 192 codes, of which 32 share an exponent and a step.
 
-    They stand for integers of one unit, of 16 fraction bits (`formulas.blocks`).
+    They stand for integers of one unit, of 16 fraction bits (`formulas.blocks`). In
+    `!rom.blocks<192, half8, 32, 16, wide "0,3-5">` the codes of blocks 0, 3, 4 and 5 have 16 bits.
     """
 
     name = "rom.blocks"
@@ -548,13 +550,23 @@ class BlocksType(ParametrizedAttribute, TypeAttribute):
     format: StringAttr
     block: IntAttr
     fraction: IntAttr
+    wide: StringAttr
+    """Blocks whose codes have 16 bits, as `number_ranges.ranges_text` has them."""
 
-    def __init__(self, elements: int, fmt: str, block: int, fraction: int) -> None:
-        super().__init__(IntAttr(elements), StringAttr(fmt), IntAttr(block), IntAttr(fraction))
+    def __init__(
+        self, elements: int, fmt: str, block: int, fraction: int, wide: Iterable[int] = ()
+    ) -> None:
+        super().__init__(
+            IntAttr(elements),
+            StringAttr(fmt),
+            IntAttr(block),
+            IntAttr(fraction),
+            StringAttr(ranges_text(wide)),
+        )
 
     @classmethod
     def parse_parameters(cls, parser: AttrParser) -> Sequence[Attribute]:
-        """Parses `<size, format, block, fraction>`."""
+        """Parses `<size, format, block, fraction>`, and `, wide "blocks"` before its end."""
         with parser.in_angle_brackets():
             size = IntAttr(parser.parse_integer(allow_boolean=False))
             parser.parse_punctuation(",")
@@ -562,13 +574,17 @@ class BlocksType(ParametrizedAttribute, TypeAttribute):
             parser.parse_punctuation(",")
             block = IntAttr(parser.parse_integer(allow_boolean=False))
             parser.parse_punctuation(",")
-            fraction = IntAttr(parser.parse_integer())
-        return [size, fmt, block, fraction]
+            fraction, wide = IntAttr(parser.parse_integer()), ""
+            if parser.parse_optional_punctuation(",") is not None:
+                parser.parse_keyword("wide")
+                wide = parser.parse_str_literal()
+        return [size, fmt, block, fraction, StringAttr(wide)]
 
     def print_parameters(self, printer: Printer) -> None:
-        """Prints `<size, format, block, fraction>`."""
+        """Prints `<size, format, block, fraction>`, and which are wide, if any are."""
         size, block, fraction = (one.data for one in (self.elements, self.block, self.fraction))
-        printer.print_string(f"<{size}, {self.format.data}, {block}, {fraction}>")
+        wide = f', wide "{self.wide.data}"' if self.wide.data else ""
+        printer.print_string(f"<{size}, {self.format.data}, {block}, {fraction}{wide}>")
 
     def verify(self) -> None:
         """The format has exponents of blocks, and a block's size is a power of two."""
@@ -581,6 +597,18 @@ class BlocksType(ParametrizedAttribute, TypeAttribute):
             raise VerifyException(f"there are {size} elements, at least 1 is needed")
         if block < 1 or block & (block - 1):
             raise VerifyException(f"a block of {block} elements is no power of two")
+        try:
+            wide = read_ranges(self.wide.data)
+        except ValueError as error:
+            raise VerifyException(f"wide blocks: {error}") from error
+        if ranges_text(wide) != self.wide.data:
+            raise VerifyException(
+                f'wide blocks "{self.wide.data}" are written as "{ranges_text(wide)}"'
+            )
+        if wide and max(wide) >= (count := -(-size // block)):
+            raise VerifyException(
+                f"block {max(wide)} is to be wide; there are {count}, from 0 to {count - 1}"
+            )
 
     @property
     def size(self) -> int:

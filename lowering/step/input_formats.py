@@ -4,6 +4,9 @@
 that `sites` finds (q_proj to down_proj, or a packed qkv_proj, gate_up_proj), as lm_head, experts or
 router, or by a part of the name of an ONNX node or tensor. The first name that fits a matrix
 decides. Products that share an input but not its format each read their own rounding of it.
+
+`--set wide.NAME=3,17-20` names blocks of such an input whose codes have 16 bits, where it has an
+exponent a block. On a chip whose activations have, int16 is that: all blocks are wide.
 """
 
 from __future__ import annotations
@@ -15,12 +18,20 @@ from xdsl.ir import Operation, SSAValue
 
 from intaglio.dialects import rom
 from intaglio.dialects.errors import UserError, meant
+from intaglio.dialects.formats import BLOCK_FORMATS, FORMATS
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.number_ranges import read_ranges
 from intaglio.lowering.buffers import name_of
 from intaglio.lowering.step.sites import PACKED, ROLES, bodies
 
 HEAD, EXPERTS, ROUTER = "lm_head", "experts", "router"
 """Names of matrices that are no roles of a layer's own."""
+
+ALL = "all"
+"""All blocks."""
+VALUES = {"activations": "FORMAT", "wide": "BLOCKS"}
+"""What settings say of matrices, in messages."""
+_OWN = {"activations": "a format of its own", "wide": "wide blocks"}
 
 Product = rom.LinearOp | rom.ExpertLinearOp
 
@@ -32,9 +43,69 @@ def told_formats(module: ModuleOp, machine: Machine) -> Mapping[Operation, str]:
         UserError: a name fits no matrix, or only some of what layers share; or two names that one
             matrix holds have different formats.
     """
-    if not machine.activations_of:
+    return _told(module, machine.activations_of, "activations")
+
+
+def wide_blocks(
+    module: ModuleOp, machine: Machine, formats: Mapping[Operation, str]
+) -> Mapping[Operation, frozenset[int]]:
+    """Which blocks of the inputs of products of the float stage have codes of 16 bits.
+
+    Args:
+        module: the module.
+        machine: the chip.
+        formats: of `told_formats`.
+
+    Raises:
+        UserError: as of `told_formats`; or an input has no blocks, or not such a one.
+    """
+    told = dict(_told(module, machine.wide_of, "wide"))
+    if machine.has_blocks:
+        told |= {op: ALL for op, fmt in formats.items() if fmt == "int16" and op not in told}
+    found: dict[Operation, frozenset[int]] = {}
+    for op, text in told.items():
+        assert isinstance(op, Product)
+        size = rom.vector_size(op.input.type)
+        if not machine.block or not FORMATS[input_format(op, machine, formats)].by_block:
+            raise UserError(
+                f"wide blocks are those of {' and '.join(BLOCK_FORMATS)}, and this input is "
+                f"{input_format(op, machine, formats)}",
+                node=_node(op),
+                hint=f"--set activations={BLOCK_FORMATS[0]}",
+            )
+        every = frozenset(range(-(-size // machine.block)))
+        found[op] = every if text == ALL else read_ranges(text)
+        if more := found[op] - every:
+            raise UserError(
+                f"block {min(more)} is to be wide; an input of {size} has {len(every)} blocks of "
+                f"{machine.block}, from 0 to {len(every) - 1}",
+                node=_node(op),
+            )
+    return found
+
+
+def input_format(op: Product, machine: Machine, told: Mapping[Operation, str]) -> str:
+    """How an operator's input is rounded; `told` is of `told_formats`.
+
+    What the graph itself rounds to int8 is rounded to int8 where the machine's integers are wider:
+    int8 codes are int16 codes too; so it is where they have an exponent a block, since its sums are
+    then those of the graph. Other formats stand in for it (see `legalize.substituted`).
+    """
+    if op in told:
+        # Of blocks all are wide then (`wide_blocks`).
+        wide = machine.has_blocks and told[op] == "int16"
+        return machine.activations if wide else told[op]
+    wanted = op.activation.data if isinstance(op, rom.LinearOp) and op.activation else None
+    if wanted == "int8" and machine.activations == "int16":
+        return wanted
+    return machine.scaled_activations if wanted else machine.activations
+
+
+def _told(module: ModuleOp, lines: Sequence[str], setting: str) -> Mapping[Operation, str]:
+    """What lines `NAME=VALUE` of a setting say of products."""
+    if not lines:
         return {}
-    told = [(name, fmt) for name, _, fmt in (one.partition("=") for one in machine.activations_of)]
+    told = [(name, value) for name, _, value in (one.partition("=") for one in lines)]
     roles = _roles(module)
     products = [op for op in module.walk() if isinstance(op, Product) and _engraved(op)]
     texts = {op: _texts(op) for op in products}
@@ -48,7 +119,7 @@ def told_formats(module: ModuleOp, machine: Machine) -> Mapping[Operation, str]:
                 f"{', '.join(f'{n} is told {f}' for n, f in of.items())}, but one matrix holds "
                 "them, with one input",
                 node=_node(op),
-                hint=f"--set activations.{_packed(held)}=FORMAT",
+                hint=f"--set {setting}.{_packed(held)}={VALUES[setting]}",
             )
         for name, fmt in told:
             instances = [any(name in text for text in one) for one in texts[op]]
@@ -56,7 +127,7 @@ def told_formats(module: ModuleOp, machine: Machine) -> Mapping[Operation, str]:
                 continue
             if not _is_role(name, held) and not all(instances):
                 raise UserError(
-                    f"activations.{name} fits the matrices of some layers only, and layers share "
+                    f"{setting}.{name} fits the matrices of some layers only, and layers share "
                     "their instructions",
                     node=_node(op),
                     hint="name what all of them have: "
@@ -68,7 +139,7 @@ def told_formats(module: ModuleOp, machine: Machine) -> Mapping[Operation, str]:
     for name, _ in told:
         if name not in used:
             raise UserError(
-                f"no matrix is called '{name}', so its input cannot have a format of its own",
+                f"no matrix is called '{name}', so its input cannot have {_OWN[setting]}",
                 hint=f"{meant(name, names)}this model has {', '.join(names)}; a part of the name "
                 "of an ONNX node or tensor does too",
             )

@@ -48,7 +48,7 @@ from intaglio.dialects.semantics import (
 from intaglio.lowering.buffers import context, name_of
 from intaglio.lowering.order import check_before
 from intaglio.lowering.step.fractions import Fractions, fractions
-from intaglio.lowering.step.input_formats import told_formats
+from intaglio.lowering.step.input_formats import input_format, told_formats, wide_blocks
 
 LOG2E = Fraction(math.log2(math.e))
 SCALE_MANTISSA_BITS = 16
@@ -69,23 +69,6 @@ def real_attr(value: float | Fraction) -> rom.RealAttr:
     return rom.RealAttr(real.mantissa, real.exponent)
 
 
-def activation_format(
-    op: rom.LinearOp | rom.ExpertLinearOp, machine: Machine, told: Mapping[Operation, str]
-) -> str:
-    """How an operator's input is rounded; `told` is of `input_formats.told_formats`.
-
-    What the graph itself rounds to int8 is rounded to int8 where the machine's integers are wider:
-    int8 codes are int16 codes too; so it is where they have an exponent a block, since its sums are
-    then those of the graph. Other formats stand in for it (see `substituted`).
-    """
-    if op in told:
-        return told[op]
-    wanted = op.activation.data if isinstance(op, rom.LinearOp) and op.activation else None
-    if wanted == "int8" and machine.activations == "int16":
-        return wanted
-    return machine.scaled_activations if wanted else machine.activations
-
-
 def substituted(module: ModuleOp, machine: Machine) -> list[str]:
     """Warnings where the graph rounds activations to a format that the machine does not have."""
     told = told_formats(module, machine)
@@ -95,7 +78,7 @@ def substituted(module: ModuleOp, machine: Machine) -> list[str]:
         if isinstance(op, rom.LinearOp)
         and op.activation is not None
         and op not in told
-        and activation_format(op, machine, told) != op.activation.data
+        and input_format(op, machine, told) != op.activation.data
     ]
     if not found:
         return []
@@ -137,10 +120,11 @@ def legalize(module: ModuleOp) -> Fractions:
     machine = machine_of(module)
     check_before(RomLegalize.name, module, RomLegalize.name)
     chosen, told = fractions(module, machine), told_formats(module, machine)
+    wide = wide_blocks(module, machine, told)
     _convert_buffers(module, machine, chosen)
     for symbol in list(module.ops):
         if isinstance(symbol, rom.StepOp | rom.LayerOp):
-            _Body(machine, chosen, told).convert(symbol.body.block)
+            _Body(machine, chosen, told, wide).convert(symbol.body.block)
     return chosen
 
 
@@ -300,7 +284,9 @@ class _Body:
     chosen: Fractions
     told: Mapping[Operation, str]
     """The formats of inputs that are told apart from `machine.activations`."""
-    quantized: dict[tuple[SSAValue, str], SSAValue] = field(default_factory=dict)
+    wide: Mapping[Operation, frozenset[int]]
+    """The blocks of inputs that have codes of 16 bits."""
+    quantized: dict[tuple[SSAValue, str, frozenset[int]], SSAValue] = field(default_factory=dict)
     factors: dict[SSAValue, SSAValue] = field(default_factory=dict)
     """Of values that are a norm's but for its factor, the factor."""
 
@@ -328,17 +314,19 @@ class _Body:
             if isinstance(result.type, TensorType):
                 Rewriter.replace_value_with_new_type(result, self.fixed(result))
 
-    def quantize(self, before: Operation, x: SSAValue, fmt: str, onnx: rom.Nodes) -> SSAValue:
-        if (x, fmt) not in self.quantized:
+    def quantize(self, op: rom.LinearOp | rom.ExpertLinearOp, fmt: str) -> SSAValue:
+        """The input of a product as codes."""
+        x, wide = op.input, self.wide.get(op, frozenset[int]())
+        if (x, fmt, wide) not in self.quantized:
             if FORMATS[fmt].by_block:
-                made = rom.QuantizeBlocksOp(x, self.blocks(x, fmt), onnx)
+                made = rom.QuantizeBlocksOp(x, self.blocks(x, fmt, wide), op.onnx)
             else:
                 type_ = rom.QuantizedType(1, rom.vector_size(x.type), fmt)
-                made = rom.QuantizeOp(x, type_, onnx)
-            self.quantized[x, fmt] = self.insert(before, made)
-        return self.quantized[x, fmt]
+                made = rom.QuantizeOp(x, type_, op.onnx)
+            self.quantized[x, fmt, wide] = self.insert(op, made)
+        return self.quantized[x, fmt, wide]
 
-    def blocks(self, x: SSAValue, fmt: str) -> rom.BlocksType:
+    def blocks(self, x: SSAValue, fmt: str, wide: frozenset[int]) -> rom.BlocksType:
         """The blocks of a vector, of as many elements as the chip has together; the last one may
         be shorter.
 
@@ -353,13 +341,13 @@ class _Body:
             low += frac - weight_fraction(frac, size) + STREAM_BITS
         low = min(max(0, low), LEAST_AT_MOST)
         fraction = integer_fraction(frac, low, FORMATS[fmt].steps)
-        return rom.BlocksType(size, fmt, self.machine.block, fraction)
+        return rom.BlocksType(size, fmt, self.machine.block, fraction, wide)
 
     def linear(self, op: rom.LinearOp) -> None:
         type_ = rom.resolved_type(op, op.weights, rom.ROMTensorType, rom.AdapterType)
         weights = name_of(op.weights)
-        fmt = activation_format(op, self.machine, self.told)
-        q = self.quantize(op, op.input, fmt, op.onnx)
+        fmt = input_format(op, self.machine, self.told)
+        q = self.quantize(op, fmt)
         if isinstance(type_, rom.AdapterType) and type_.is_slot:
             bits = _slot_bits(type_, fmt)
         else:
@@ -380,10 +368,10 @@ class _Body:
 
     def expert_linear(self, op: rom.ExpertLinearOp) -> None:
         type_ = rom.resolved_type(op, op.weights, rom.ROMTensorType)
-        fmt = activation_format(op, self.machine, self.told)
+        fmt = input_format(op, self.machine, self.told)
         bits = _product_bits(op, type_, fmt)
         product = rom.ExpertProductOp(
-            self.quantize(op, op.input, fmt, op.onnx),
+            self.quantize(op, fmt),
             op.routing,
             op.expert.value.data,
             name_of(op.weights),
@@ -425,7 +413,7 @@ class _Body:
             return False
         return all(
             isinstance(user, rom.LinearOp | rom.ExpertLinearOp)
-            and FORMATS[activation_format(user, self.machine, self.told)].by_block
+            and FORMATS[input_format(user, self.machine, self.told)].by_block
             for user in (use.operation for use in op.output.uses)
         )
 

@@ -375,7 +375,7 @@ def matmul(
         matrix: weights [N, K].
         x: integers [S, K], one vector a token; see `matvec`. Codes with an exponent a block stand
             for the integers that they are (`formulas.blocks.integer`), and cost little more than
-            int8.
+            int8; where some are wide, twice that.
         path: one of `path_names()`; the best unless given.
         threads: at most this many; all CPUs unless given.
 
@@ -405,7 +405,9 @@ def matmul(
     if x.dtype == np.int8:
         return _product(matrix, x.astype(np.int8, copy=False), chosen, threads, steps)
     digits, sign = _digits(matrix, x)
-    y = _product(matrix, digits.reshape(-1, matrix.k), chosen, threads)
+    if steps is not None:
+        steps = steps.times(len(digits))
+    y = _product(matrix, digits.reshape(-1, matrix.k), chosen, threads, steps)
     y = y.reshape(len(digits), tokens, matrix.n)
     total = y[0]
     for d in range(1, len(digits)):

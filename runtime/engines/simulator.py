@@ -595,7 +595,7 @@ class Simulator:
         frac, kind = self.program.fraction(one.input), self.program.value(one.output, values.Blocks)
         counter = self._counter
         return lambda c: self._ops.quantize_blocks(
-            reads[0](c), kind.format, kind.block, frac, kind.fraction, counter
+            reads[0](c), kind.format, kind.block, frac, kind.fraction, counter, kind.wide_blocks
         )
 
     def _quantize_heads(self, one: QuantizeHeads[str], reads: Sequence[Action]) -> Action:

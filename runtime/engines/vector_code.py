@@ -87,17 +87,19 @@ def emit_quantize_static(k: Kernel, fp8: bool) -> None:
     )
 
 
-def emit_quantize_blocks(k: Kernel, steps: int) -> None:
-    """`semantics.quantize_blocks`."""
+def emit_quantize_blocks(k: Kernel, steps: int, mixed: bool) -> None:
+    """`semantics.quantize_blocks`; `mixed`: blocks may be wide."""
     x, integers = k.arrays(2)
-    (codes,) = k.arrays(1, bits=8)
+    (codes,) = k.arrays(1, bits=16 if mixed else 8)
     exponents, halves = k.arrays(2)
+    of_16 = k.arrays(1)[0] if mixed else None
     rows, in_row, n, width, low = k.numbers(5)
     with k.range(rows) as row, k.range(in_row) as block:
         first, start = row * width, block * n
         count = smaller(n, width - start)
         x, integers, codes = (a.at(first + start) for a in (x, integers, codes))
-        of, code = blocks.quantise(Lanes(k, count), x.load, low, steps)
+        wide = None if of_16 is None else of_16.load(block)
+        of, code = blocks.quantise(Lanes(k, count), x.load, low, steps, wide)
 
         def body(at: Cursor) -> None:
             one = code(at)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 
 import numpy as np
@@ -128,17 +128,21 @@ def quantize_blocks(
     frac: int = 16,
     fraction: int = 16,
     saturations: Saturations | None = None,
+    wide: Collection[int] = (),
 ) -> Quantized:
     """`semantics.quantize_blocks`."""
     x, steps = np.asarray(x), FORMATS[fmt].steps
     if not x.size or not x.ndim:
-        return semantics.quantize_blocks(x, fmt, block, frac, fraction, saturations)
+        return semantics.quantize_blocks(x, fmt, block, frac, fraction, saturations, wide)
     source, width = _ints(x), x.shape[-1]
-    integers, codes = np.empty(x.shape, np.int64), np.empty(x.shape, np.int8)
+    integers = np.empty(x.shape, np.int64)
+    codes = np.empty(x.shape, np.int16 if wide else np.int8)
     blocks = (*x.shape[:-1], -(-width // block))
     exponents, halves = np.empty(blocks, np.int64), np.empty(blocks, np.int64)
+    mask = semantics.wide_mask(wide, blocks[-1])
+    given = (address(mask),) if wide else ()
     _run(
-        _kernel("quantize_blocks", steps),
+        _kernel("quantize_blocks", steps, bool(wide)),
         saturations,
         0,
         address(source),
@@ -146,6 +150,7 @@ def quantize_blocks(
         address(codes),
         address(exponents),
         address(halves),
+        *given,
         x.size // width,
         blocks[-1],
         block,

@@ -178,15 +178,14 @@ def _recommended(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _roles(module: ModuleOp, machine: Machine, wide: Machine) -> Iterator[Role]:
-    from intaglio.lowering.step.input_formats import labels, told_formats
-    from intaglio.lowering.step.legalize import activation_format
+    from intaglio.lowering.step.input_formats import input_format, labels, told_formats
 
     told = told_formats(module, machine)
     inputs: dict[str, set[str]] = {}
     for op, label in labels(module).items():
         # What the graph rounds itself is no format of the chip.
         if op in told or not (isinstance(op, rom.LinearOp) and op.activation is not None):
-            inputs.setdefault(label, set()).add(activation_format(op, machine, told))
+            inputs.setdefault(label, set()).add(input_format(op, machine, told))
     for label, formats in inputs.items():
         (fmt, *_) = sorted(formats)
         if fmt != "int16":

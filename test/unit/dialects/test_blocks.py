@@ -65,6 +65,16 @@ def slow_blocks(x: list[int], low: int) -> tuple[list[Fraction], int]:
     return values, sum(abs(v) > (1 << (low + 22)) - 1 for v in x)
 
 
+def slow_wide(x: list[int], low: int, fmt: str) -> list[int]:
+    """What a wide block's codes stand for in units of those of x: 16 bits, powers of two, and no
+    more than 127 steps of the largest exponent of 8 bits."""
+    m = max(map(abs, x))
+    e = min(max(m.bit_length() - 15, low), low + 7)
+    most = min(32767 << e, 127 << (low + 15))
+    to_step = rounded if fmt == "half8" else round
+    return [max(-most, min(most, to_step(Fraction(v, 1 << e)) << e)) for v in x]
+
+
 def ocp_mxint8(x: list[Fraction], least: int) -> list[Fraction]:
     """MXINT8 of the OCP Microscaling formats 1.0: elements are multiples of 2**-6 up to 127 / 64,
     the scale is the power of two of the largest magnitude, which is at least 2**least here. Ties go
@@ -137,6 +147,54 @@ def test_mxint8_is_that_of_ocp(x: list[int], low: int) -> None:
         assert found == ocp_mxint8([Fraction(v) for v in x], low + 6)
     assert counter.count == sum(abs(v) > reach for v in x)
     assert all(abs(v) <= 127 << (low + 15) for v in found)
+
+
+@pytest.mark.parametrize("fmt", BY_BLOCK)
+@given(
+    st.lists(st.tuples(VECTOR, st.booleans()), min_size=1, max_size=4),
+    st.integers(0, LEAST_AT_MOST),
+)
+@example([([-INT32, INT32 - 1, 0], True)], 0)
+@example([([INT32 - 1, 1 << 30, (1 << 30) - 1], True)], LEAST_AT_MOST)
+@example([([(32512 << 7) - 1, 32512 << 7, (32513 << 7), 63], True), ([5, 5, 5, 5], False)], 0)
+@example([([32767, -32768, 1, 0], True), ([32639, 32640, 1, 0], True)], 0)
+def test_wide_blocks(fmt: str, given_blocks: list[tuple[list[int], bool]], low: int) -> None:
+    """Each as in unbounded integers; the others are what they are without wide ones beside them."""
+    width, steps = min(len(block) for block, _ in given_blocks), FORMATS[fmt].steps
+    parts = [block[:width] for block, _ in given_blocks]
+    wide = {n for n, (_, is_wide) in enumerate(given_blocks) if is_wide}
+    fraction = integer_fraction(16, low, steps)
+    counter = Saturations()
+    x = np.array(parts).ravel()
+    q = sem.quantize_blocks(x, fmt, width, 16, fraction, counter, wide)
+    narrow = sem.quantize_blocks(x, fmt, width, 16, fraction)
+    for n, part in enumerate(parts):
+        mine = q.codes[n * width : (n + 1) * width].tolist()
+        if n in wide:
+            assert [(v << low) // steps for v in mine] == slow_wide(part, low, fmt)
+        else:
+            assert mine == narrow.codes[n * width : (n + 1) * width].tolist()
+    # Sums are no wider for them.
+    assert max(map(abs, q.codes.tolist())) <= FORMATS[fmt].magnitude
+    assert counter.count == sum(abs(v) > (1 << (low + 22)) - 1 for part in parts for v in part)
+    assert q.blocks is not None
+    assert (q.blocks.integers == q.codes).all()
+    twice = sem.quantize_blocks(np.array([x, x]), fmt, width, 16, fraction, None, wide)
+    assert twice.codes.tolist() == [q.codes.tolist()] * 2
+
+
+def test_a_wide_block_keeps_small_elements() -> None:
+    """Beside an outlier a narrow block's small elements have few bits, a wide one's have eight
+    more."""
+    x = np.array([1 << 20, 77, -1234, 40000])
+    for wide, most in (((), 1 << 13), ((0,), 1 << 5)):
+        q = sem.quantize_blocks(x, "mxint8", 4, 16, integer_fraction(16, 2, 1), None, wide)
+        assert np.abs((q.codes << 2) - x).max() <= most
+
+
+def test_no_block_of_that_number() -> None:
+    with pytest.raises(ValueError, match="2 is no block of 2"):
+        sem.quantize_blocks(np.arange(8), "half8", 4, wide={2})
 
 
 @pytest.mark.parametrize("fmt", BY_BLOCK)

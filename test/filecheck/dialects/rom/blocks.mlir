@@ -11,9 +11,11 @@ rom.parameter @ub : !rom.tensor<[4, 128], fixed32> {key = "ub", exponent = 16 : 
 %x, %r, %i = "test.op"() : () -> (!rom.fixed<64, 16>, !rom.fixed<128, 16>, !rom.routing<2, 4>)
 %q = rom.quantize_blocks %x {onnx = [["MatMul"]]} : !rom.fixed<64, 16> -> !rom.blocks<64, half8, 32, 16>
 %m = rom.quantize_blocks %x {onnx = [["MatMul"]]} : !rom.fixed<64, 16> -> !rom.blocks<64, mxint8, 128, -8>
+%v = rom.quantize_blocks %x {onnx = [["MatMul"]]} : !rom.fixed<64, 16> -> !rom.blocks<64, half8, 8, 16, wide "0,3-5">
 %s = rom.rms_scale %x {eps = #rom.real<10995116, 40>, onnx = [["norm"]]} : !rom.fixed<64, 16> -> !rom.scale
 // CHECK:      [[Q:%\w+]] = rom.quantize_blocks %{{\w+}} {onnx = {{\[}}["MatMul"]]} : !rom.fixed<64, 16> -> !rom.blocks<64, half8, 32, 16>
 // CHECK-NEXT: rom.quantize_blocks %{{\w+}} {onnx = {{\[}}["MatMul"]]} : !rom.fixed<64, 16> -> !rom.blocks<64, mxint8, 128, -8>
+// CHECK-NEXT: rom.quantize_blocks %{{\w+}} {onnx = {{\[}}["MatMul"]]} : !rom.fixed<64, 16> -> !rom.blocks<64, half8, 8, 16, wide "0,3-5">
 // CHECK-NEXT: [[S:%\w+]] = rom.rms_scale %{{\w+}} {eps = #rom.real<10995116, 40>, onnx = {{\[}}["norm"]]} : !rom.fixed<64, 16> -> !rom.scale
 
 %a = rom.dot %q by @w {onnx = [["MatMul"]]} : !rom.blocks<64, half8, 32, 16> -> !rom.accumulator<128, 49>

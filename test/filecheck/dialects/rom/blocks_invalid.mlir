@@ -90,3 +90,23 @@ rom.append %k to @k at %p {onnx = [["n"]]} : !rom.blocks<32, half8, 16, 16>
 %x = "test.op"() : () -> !rom.fixed<64, 16>
 %s = rom.rms_scale %x {eps = #rom.real<8388608, -30>, onnx = [["n"]]} : !rom.fixed<64, 16> -> !rom.scale
 // CHECK: is beyond the sum of squares
+
+// -----
+
+// CHECK: wide blocks: '3-' is no list of numbers and ranges such as 3,17-20
+%q = "test.op"() : () -> !rom.blocks<64, half8, 32, 16, wide "3-">
+
+// -----
+
+// CHECK: wide blocks: '1-0' ends before it begins
+%q = "test.op"() : () -> !rom.blocks<64, half8, 32, 16, wide "1-0">
+
+// -----
+
+// CHECK: wide blocks "1,0" are written as "0-1"
+%q = "test.op"() : () -> !rom.blocks<64, half8, 32, 16, wide "1,0">
+
+// -----
+
+// CHECK: block 2 is to be wide; there are 2, from 0 to 1
+%q = "test.op"() : () -> !rom.blocks<64, half8, 32, 16, wide "2">

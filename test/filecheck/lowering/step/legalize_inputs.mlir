@@ -1,5 +1,6 @@
 // RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations.up=int16","activations.b_node=half8"},rom-legalize' %s | filecheck %s
 // RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=half8","activations.up=int8"},rom-legalize' %s | filecheck %s --check-prefix=BLOCKS
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=half8","activations.up=int16","wide.b_node=0,2-3"},rom-legalize' %s | filecheck %s --check-prefix=WIDE
 
 rom.parameter @g : !rom.tensor<[64], float32> {key = "g", peak = 1.0 : f64}
 rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w", zero = 8 : i64, peak = 0.01 : f64}
@@ -32,3 +33,11 @@ rom.layer @three {
 // BLOCKS:       [[Z:%\w+]] = rom.quantize [[N]] {{.*}} -> !rom.quantized<1, 64, int8>
 // BLOCKS-NEXT:  rom.dot [[Z]] by @up
 // BLOCKS:       rom.dot [[A]] by @c
+// Of int16 all blocks are wide, and it folds too.
+// WIDE:         [[N:%\w+]] = rom.tap
+// WIDE-NEXT:    [[A:%\w+]] = rom.quantize_blocks [[N]] {{.*}} -> !rom.blocks<64, half8, 16, 11>
+// WIDE-NEXT:    rom.dot [[A]] by @w {{.*}} -> !rom.accumulator<64, 50>
+// WIDE:         [[Z:%\w+]] = rom.quantize_blocks [[N]] {{.*}} -> !rom.blocks<64, half8, 16, 11, wide "0-3">
+// WIDE-NEXT:    rom.dot [[Z]] by @up {{.*}} -> !rom.accumulator<64, 50>
+// WIDE:         [[B:%\w+]] = rom.quantize_blocks [[N]] {{.*}} -> !rom.blocks<64, half8, 16, 11, wide "0,2-3">
+// WIDE-NEXT:    rom.dot [[B]] by @c

@@ -389,6 +389,23 @@ def test_inputs_of_single_matrices(mini: Target):
     assert again.machine().activations == "int8"
 
 
+def test_wide_blocks_of_single_matrices(mini: Target):
+    told = mini.with_options(["activations=half8", "wide.o_proj= 3,17-18", "wide.lm_head=all"])
+    assert told.machine().wide_of == ("o_proj=3,17-18", "lm_head=all")
+    assert mini.machine().wide_of == ()
+    again = told.with_options(["formats.wide.o_proj=5,4"])
+    assert again.machine().wide_of == ("o_proj=4-5", "lm_head=all")
+    for option, what in (
+        ("wide.o_proj=3-", "'3-' is no list"),
+        ("wide.o_proj=4-3", "'4-3' ends before it begins"),
+        ("wide.=3", "not of the form wide.NAME=BLOCKS"),
+        ("wide.o_proj", "not of the form"),
+        ("wide=mlp", "nothing is called 'mlp'"),
+    ):
+        with pytest.raises(UserError, match=what):
+            mini.with_options([option])
+
+
 def test_blocks_of_single_matrices_need_their_size(mini: Target):
     told = mini.with_options(["activations.o_proj=half8"]).parameters
     assert contradictions(told) == []

@@ -10,7 +10,8 @@ from xdsl.parser import Parser
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import rom
 from intaglio.dialects.machine import Machine
-from intaglio.lowering.step.legalize import activation_format, substituted
+from intaglio.lowering.step.input_formats import input_format
+from intaglio.lowering.step.legalize import substituted
 
 MODULE = """
 rom.parameter @w : !rom.tensor<[96, 64], ternary> {key = "w", zero = 1 : i64, peak = 0.5 : f64}
@@ -41,8 +42,8 @@ def machine(activations: str) -> Machine:
 def test_the_format_of_a_product(module, activations, rounded, warns):
     target = machine(activations)
     first, second = (op for op in module.walk() if isinstance(op, rom.LinearOp))
-    assert activation_format(first, target, {}) == rounded
-    assert activation_format(second, target, {}) == activations
+    assert input_format(first, target, {}) == rounded
+    assert input_format(second, target, {}) == activations
     warnings = substituted(module, target)
     assert len(warnings) == warns
     assert not warns or "roma-mini takes fp8 instead" in warnings[0]

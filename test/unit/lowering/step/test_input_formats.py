@@ -12,7 +12,7 @@ from xdsl.parser import Parser
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import rom
 from intaglio.dialects.errors import UserError
-from intaglio.lowering.step.input_formats import told_formats
+from intaglio.lowering.step.input_formats import told_formats, wide_blocks
 
 MACHINE = load_target("roma-mini").machine()
 SQUARE, QKV = "!rom.tensor<[8, 8], int4, group 8>", "!rom.tensor<[24, 8], int4, group 8>"
@@ -116,4 +116,47 @@ def test_names(module: ModuleOp, told: tuple[str, ...], expected: dict[str, str]
 def test_refusals(module: ModuleOp, told: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError) as caught:
         formats(module, *told)
+    assert message in str(caught.value)
+
+
+def wide(
+    module: ModuleOp, told: tuple[str, ...], **machine: str | tuple[str, ...]
+) -> dict[str, set[int]]:
+    """The wide blocks of inputs of 8 in blocks of 4, by the matrix."""
+    chip = replace(MACHINE, **{"activations": "half8", "block": 4, **machine}, wide_of=told)
+    found = wide_blocks(module, chip, told_formats(module, chip))
+    return {str(op.properties["weights"]).lstrip("@"): set(of) for op, of in found.items()}
+
+
+def test_wide_blocks(module: ModuleOp) -> None:
+    assert wide(module, ()) == {}
+    assert wide(module, ("qkv_proj=1", "o_proj=all")) == {"w": {1}, "o": {0, 1}}
+    assert wide(module, ("MatMul=0-1",)) == {"w": {0, 1}, "o": {0, 1}, "head": {0, 1}}
+    # int16 is all blocks of a chip that has some, where none are told.
+    told = ("o_proj=int16", "lm_head=int8")
+    assert wide(module, (), activations_of=told) == {"o": {0, 1}}
+    assert wide(module, ("o_proj=1",), activations_of=told) == {"o": {1}}
+    assert wide(module, (), activations="int8", activations_of=told) == {}
+    own = ("o_proj=mxint8",)
+    assert wide(module, ("o_proj=0",), activations="int8", activations_of=own) == {"o": {0}}
+
+
+@pytest.mark.parametrize(
+    ("told", "machine", "message"),
+    [
+        (("o_proj=2",), {}, "block 2 is to be wide; an input of 8 has 2 blocks of 4, from 0 to 1"),
+        (("o_proj=0",), {"activations": "int8"}, "half8 and mxint8, and this input is int8"),
+        (("o_proj=0",), {"activations_of": ("o_proj=int8",)}, "and this input is int8"),
+        (("o_prj=0",), {}, "so its input cannot have wide blocks"),
+        (("q_proj=0", "v_proj=1"), {}, "--set wide.qkv_proj=BLOCKS"),
+    ],
+)
+def test_wide_refusals(
+    module: ModuleOp,
+    told: tuple[str, ...],
+    machine: dict[str, str | tuple[str, ...]],
+    message: str,
+) -> None:
+    with pytest.raises(UserError) as caught:
+        wide(module, told, **machine)
     assert message in str(caught.value)

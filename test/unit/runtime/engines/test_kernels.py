@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -454,6 +455,23 @@ def test_blocks_of_any_size(
     """Rows that end inside of blocks, groups, lanes and vectors; blocks smaller than lanes too."""
     x = block_codes(np.random.default_rng(k), s, k, size, mode, halves)
     check_blocks(path, bits, 2, k, group, points, mode, x, k)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("ends", [(0, 0), (-32767, 32767), (-32640, 32639), (32640, 32767)])
+def test_wide_blocks(path: str, bits: int, ends: tuple[int, int]) -> None:
+    """Codes of 16 bits, as far up and down as they go, of some blocks."""
+    rng = np.random.default_rng(bits)
+    for size, group in ((16, 32), (32, 128), (32, 10**6), (8, 48)):
+        narrow = block_codes(rng, 3, 200, size, "random", halves=bits != 4)
+        codes = narrow.codes.astype(np.int16)
+        codes[:, 2 * size : 3 * size] = rng.choice([*ends, -1, 77], (3, size))
+        exponents = narrow.exponents.copy()
+        exponents[:, 2] %= 8
+        x = replace(narrow, codes=codes, exponents=exponents)
+        check_blocks(path, bits, 3, 200, group, "groups", "random", x)
+    assert np.array_equal(stands_for(x), x.integers)
 
 
 def test_the_longest_rows_of_blocks() -> None:

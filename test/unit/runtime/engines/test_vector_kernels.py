@@ -173,12 +173,16 @@ def test_blocks(path: str, seed: int) -> None:
     frac = s.pick(10, 16, 20)
     fraction = integer_fraction(frac, low, FORMATS[fmt].steps)
     check("quantize_blocks", x, fmt, block, frac, fraction)
+    wide = {n for n in range(x.shape[-1] // block) if s.pick(0, 1)}
+    check("quantize_blocks", x, fmt, block, frac, fraction, wide=wide)
     # Ties of all exponents, and the magnitudes where a step changes.
     edges = np.array([(765 << e) // 8 + d for e in range(24) for d in (-1, 0, 1)])
     ties = np.array([(2 * c + 1 << e) >> 1 for e in range(22) for c in (-64, 63, 126)])
     both = np.concatenate([edges, -edges, ties]).clip(-(2**31), 2**31 - 1)
     for one in (both, np.repeat(both, block)):
         check("quantize_blocks", one, fmt, block, frac, fraction)
+        every = range(-(-one.shape[-1] // block))
+        check("quantize_blocks", one, fmt, block, frac, fraction, wide=every)
 
 
 @given(seeds)
