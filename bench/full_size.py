@@ -22,7 +22,7 @@ from measured import compile_command, measured, read_once
 
 from intaglio.backend.program.program import load_program
 from intaglio.backend.target.target import load_target
-from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
+from intaglio.dialects.tiling import Reads, activation_passes, lower_bound_cycles
 from intaglio.runtime.reports.rom_use import placed_matrices, products, read_placement
 from intaglio.runtime.reports.timing import token_cycles
 
@@ -34,10 +34,10 @@ def predict(out: Path) -> None:
     """Predicted tokens/s beside the paper and the lower bound."""
     program = load_program(out)
     machine = program.machine
-    passes = activation_passes(machine.activations, machine)
+    reads = Reads(activation_passes(machine.activations, machine))
     placed = placed_matrices(program, read_placement(out, program))
     bound = sum(
-        lower_bound_cycles(placed[name].shape, machine, passes) for name in products(program)
+        lower_bound_cycles(placed[name].shape, machine, reads) for name in products(program)
     )
     print(
         f"lower bound (weights / lanes): {bound:.0f} cycles, {machine.clock_hz / bound:.0f} tok/s"

@@ -72,6 +72,7 @@ from intaglio.dialects.isa.matrix import Embed, Matvec
 from intaglio.dialects.isa.values import Blocks, Coded, Fixed
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import STEP_BITS
+from intaglio.dialects.tiling import Reads
 from intaglio.runtime.engines.arc import ArcModel
 from intaglio.runtime.engines.running import signed
 
@@ -211,7 +212,7 @@ class Tile:
         words, planes, passes = piece.words(shape, machine), shape.planes(machine), config.passes
         lanes, split = machine.lanes, piece.split
         used = words * planes * passes
-        step_cycles = piece.step_cycles(shape, machine, passes)
+        step_cycles = piece.step_cycles(shape, machine, Reads(passes))
         steps = piece.steps(machine)
 
         # Slot i: which step, word, plane and part; of a step the rest is idle.

@@ -25,7 +25,7 @@ from intaglio.backend.stages import Options
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import rom
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.tiling import activation_passes
+from intaglio.dialects.tiling import Reads, activation_passes
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.adapters.budget import external_saving
 from intaglio.runtime.reports.power import power
@@ -174,8 +174,8 @@ def _energy(compiled: Compiled, model: Path) -> list[Row]:
         machine, layers = one.program.machine, one.layers()
         l_units = power(TokenTimeline(one.program, []), target, one.placed)["l_units"]
         cycle = l_units["cycle_pj"]["value"]
-        passes = activation_passes(machine.activations, machine)
-        joules = sum(p.busy_l_units(machine, passes) for p in layers) * cycle * 1e-12
+        reads = Reads(activation_passes(machine.activations, machine))
+        joules = sum(p.busy_l_units(machine, reads) for p in layers) * cycle * 1e-12
         operations = sum(2 * p.shape.rows * p.shape.columns for p in layers)
         circular = (
             "of the layers' products. A macro's energy a cycle is derived from this figure, so "

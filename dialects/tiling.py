@@ -22,11 +22,64 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from intaglio.dialects.formats import FORMATS
+from intaglio.dialects.isa.values import Blocks, Coded
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.trits import digits_of
 
 SCALE_BITS = 16
 """Bits of a group's scale mantissa in ROM."""
+
+
+WIDE = FORMATS["int16"]
+"""What codes of wide blocks are as long as."""
+
+
+@dataclass(frozen=True)
+class Reads:
+    """How often the words of a matrix are read for a vector: once for each part of an activation.
+
+    Attributes:
+        passes: of a word.
+        wide: numbers of the vector's blocks that have longer codes.
+        block: elements of a block.
+        more: passes of a word with elements of such a block, beyond the others'.
+    """
+
+    passes: int
+    wide: frozenset[int] = frozenset()
+    block: int = 1
+    more: int = 0
+
+    @staticmethod
+    def of(value: Coded, machine: Machine) -> Reads:
+        """Those of a product with a vector."""
+        passes = activation_passes(value.format, machine)
+        if not isinstance(value, Blocks) or not value.wide:
+            return Reads(passes)
+        more = activation_passes(WIDE.name, machine) - passes
+        return Reads(passes, value.wide_blocks, value.block, more)
+
+    def of_row(self, columns: int) -> int:
+        """Products of a row's weights with parts of activations."""
+        wide = sum(min(self.block, columns - one * self.block) for one in self.wide)
+        return columns * self.passes + wide * self.more
+
+    def wide_words(self, shape: MatrixShape, machine: Machine) -> frozenset[int]:
+        """The words of a row that are read more often."""
+        if not self.wide or not self.more:
+            return frozenset()
+        per_group, lanes = shape.words_per_group(machine), machine.lanes
+        found: set[int] = set()
+        for one in self.wide:
+            first = one * self.block
+            last = min(first + self.block, shape.columns) - 1
+            ends = (
+                column // shape.group * per_group + column % shape.group // lanes
+                for column in (first, last)
+            )
+            low, high = ends
+            found.update(range(low, high + 1))
+        return frozenset(found)
 
 
 def floor_power(number: int) -> int:
@@ -207,39 +260,58 @@ class Piece:
         codes = self.code_words(shape, machine) * word_bits
         return codes + self.scale_words(shape, machine) * shape.scale_bits
 
-    def read_cycles(self, shape: MatrixShape, machine: Machine, passes: int) -> int:
+    def wide_words(
+        self, shape: MatrixShape, machine: Machine, reads: Reads, round_: int
+    ) -> list[int]:
+        """Which words of a slice, counted in the round, are read more often: those that are in any
+        slice, since all L-Units go together."""
+        run = self.run or self.words(shape, machine)
+        of_row = reads.wide_words(shape, machine)
+        if not self.run:
+            return sorted({word % run for word in of_row})
+        return sorted({word % run for word in of_row if word // run // self.split == round_})
+
+    def read_cycles(
+        self, shape: MatrixShape, machine: Machine, reads: Reads, round_: int = 0
+    ) -> int:
         """Cycles in which the words of a step are read; where the piece is dealt, of a round."""
         words = self.run or self.words(shape, machine)
-        return words * shape.planes(machine) * passes
+        more = reads.more * len(self.wide_words(shape, machine, reads, round_))
+        return (words * reads.passes + more) * shape.planes(machine)
 
     def round_cycles(
-        self, shape: MatrixShape, machine: Machine, passes: int, floor: int = 1
+        self, shape: MatrixShape, machine: Machine, reads: Reads, floor: int = 1, round_: int = 0
     ) -> int:
         """Cycles of a round that is not the last: its words in all steps. Arguments as
-        `step_cycles`."""
-        return max(self.steps(machine) * self.read_cycles(shape, machine, passes), floor)
+        `step_cycles`, and the number of the round."""
+        return max(self.steps(machine) * self.read_cycles(shape, machine, reads, round_), floor)
 
-    def step_cycles(self, shape: MatrixShape, machine: Machine, passes: int, floor: int = 1) -> int:
+    def step_cycles(
+        self, shape: MatrixShape, machine: Machine, reads: Reads, floor: int = 1
+    ) -> int:
         """Cycles of one step, in the last round: the slower of reading the words and draining the
         results.
 
         Args:
             shape: of the matrix.
             machine: the chip.
-            passes: how often a word is used for the bits of an activation.
+            reads: how often words are used for the bits of an activation.
             floor: what a step takes at least (`step_floor`).
         """
-        read = self.read_cycles(shape, machine, passes)
+        read = self.read_cycles(shape, machine, reads, self.rounds(shape, machine) - 1)
         return max(read, self.drain_cycles(machine), floor)
 
     def drain_cycles(self, machine: Machine) -> int:
         """Cycles in which one step's results leave the array."""
         return _ceildiv(min(self.rows, self.rows_per_step(machine)), machine.results_per_cycle)
 
-    def product_cycles(self, shape: MatrixShape, machine: Machine, passes: int) -> int:
+    def product_cycles(self, shape: MatrixShape, machine: Machine, reads: Reads) -> int:
         """Cycles of all steps and the last drain, without the latencies of the way."""
-        steps = self.steps(machine) * self.step_cycles(shape, machine, passes)
-        before = (self.rounds(shape, machine) - 1) * self.round_cycles(shape, machine, passes)
+        steps = self.steps(machine) * self.step_cycles(shape, machine, reads)
+        before = sum(
+            self.round_cycles(shape, machine, reads, round_=number)
+            for number in range(self.rounds(shape, machine) - 1)
+        )
         return before + steps + self.drain_cycles(machine)
 
     def place_of(self, row: int, machine: Machine) -> tuple[int, int, int]:
@@ -277,9 +349,9 @@ def step_floor(pieces: Iterable[Piece], machine: Machine) -> int:
     return max((piece.drain_cycles(machine) for piece in pieces), default=1)
 
 
-def lower_bound_cycles(shape: MatrixShape, machine: Machine, passes: int) -> float:
+def lower_bound_cycles(shape: MatrixShape, machine: Machine, reads: Reads) -> float:
     """Cycles if every lane of the chip were busy with a weight in every one of them."""
-    work = shape.rows * shape.columns * shape.planes(machine) * passes
+    work = shape.rows * shape.planes(machine) * reads.of_row(shape.columns)
     return work / (machine.tiles * machine.l_units * machine.lanes)
 
 

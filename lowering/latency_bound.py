@@ -19,11 +19,12 @@ from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from intaglio.dialects import rom
 from intaglio.dialects.fabric import EngraveOp, machine_of, matrix_shape
-from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formula import Formula, constant, maximum, minimum
+from intaglio.dialects.isa.values import Coded
 from intaglio.dialects.latency_bound import NOTHING, Chain, Product, Way
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.tiling import Piece, activation_passes, lower_bound_cycles
+from intaglio.dialects.program import value_of
+from intaglio.dialects.tiling import Piece, Reads, lower_bound_cycles
 from intaglio.lowering.buffers import name_of
 from intaglio.lowering.folded_latencies import Attention, Latencies, Pipelines
 
@@ -293,19 +294,21 @@ class _Token:
 # --- work -----------------------------------------------------------------------------------------
 
 
-def input_formats(module: ModuleOp) -> dict[str, str]:
-    """The format of what each engraved tensor is multiplied with; of several one, the widest."""
-    found: dict[str, str] = {}
+def multiplied(module: ModuleOp, machine: Machine) -> dict[str, Reads]:
+    """How often words of each engraved tensor are read for what it is multiplied with; of several
+    vectors for the one that takes longest."""
+    found: dict[str, Reads] = {}
 
     def take(op: Operation, bound: Mapping[str, Attribute]) -> None:
         if not isinstance(op, rom.DotOp | rom.ExpertProductOp):
             return
         coded, weights = op.input.type, bound.get(name_of(op.weights), op.weights)
-        assert isinstance(coded, rom.QuantizedType | rom.BlocksType)
         assert isinstance(weights, SymbolRefAttr)
-        fmt, before = coded.format.data, found.get(name_of(weights))
-        if before is None or FORMATS[fmt].bits > FORMATS[before].bits:
-            found[name_of(weights)] = fmt
+        value = value_of(coded)
+        assert isinstance(value, Coded)
+        reads, before = Reads.of(value, machine), found.get(name_of(weights))
+        if before is None or reads.of_row(value.size) > before.of_row(value.size):
+            found[name_of(weights)] = reads
 
     for step in module.ops:
         for op in step.walk() if isinstance(step, rom.StepOp) else ():
@@ -322,9 +325,7 @@ class _Work:
 
     def __init__(self, module: ModuleOp, machine: Machine) -> None:
         self.machine = machine
-        self.passes = {
-            name: activation_passes(fmt, machine) for name, fmt in input_formats(module).items()
-        }
+        self.reads = multiplied(module, machine)
         self.shapes = {
             op.sym_name.data: matrix_shape(op.type)
             for op in module.ops
@@ -345,14 +346,14 @@ class _Work:
             for name in names:
                 shape = self.shapes[name]
                 every = (
-                    lower_bound_cycles(shape, self.machine, self.passes[name]) * self.machine.tiles
+                    lower_bound_cycles(shape, self.machine, self.reads[name]) * self.machine.tiles
                 )
                 for piece in self.pieces[name]:
                     for tile in range(piece.first_tile, piece.first_tile + piece.tiles):
                         share = every * piece.rows / shape.rows / piece.tiles
                         tiles[tile] = tiles.get(tile, 0.0) + share
             return max(tiles.values())
-        return sum(lower_bound_cycles(self.shapes[n], self.machine, self.passes[n]) for n in names)
+        return sum(lower_bound_cycles(self.shapes[n], self.machine, self.reads[n]) for n in names)
 
 
 # --- the chain ------------------------------------------------------------------------------------

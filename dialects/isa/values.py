@@ -57,6 +57,11 @@ class Coded(Value):
     def size(self) -> int:
         """Elements."""
 
+    @property
+    def shown(self) -> str:
+        """The format, as reports name it."""
+        return self.format
+
 
 @dataclass(frozen=True)
 class Quantized(Coded):
@@ -85,6 +90,10 @@ class Blocks(Coded):
     block: int
     fraction: int
     wide: str = ""
+
+    @property
+    def shown(self) -> str:
+        return f"{self.format}, blocks {self.wide} wide" if self.wide else self.format
 
     @cached_property
     def wide_blocks(self) -> frozenset[int]:

@@ -24,7 +24,14 @@ from intaglio.dialects import rom
 from intaglio.dialects.errors import DoesNotFit, UserError, Way
 from intaglio.dialects.fabric import DomainOp, EngraveOp, PlaceOp, machine_of, matrix_shape
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes, floor_power, step_floor
+from intaglio.dialects.tiling import (
+    MatrixShape,
+    Piece,
+    Reads,
+    activation_passes,
+    floor_power,
+    step_floor,
+)
 from intaglio.lowering import roles
 from intaglio.lowering.order import check_before, check_legalised
 from intaglio.lowering.place.constants import place_constants
@@ -162,10 +169,10 @@ def choose_piece(
     A table is read one row at a time, so its storage decides before the cycles of a product; of a
     `compact` matrix too.
     """
-    passes = activation_passes(machine.activations, machine)
+    reads = Reads(activation_passes(machine.activations, machine))
 
     def cost(piece: Piece) -> tuple[int, int, int]:
-        cycles = piece.product_cycles(shape, machine, passes)
+        cycles = piece.product_cycles(shape, machine, reads)
         storage = piece.bank_bits(shape, machine) * piece.tiles
         if is_table:
             return storage, piece.words(shape, machine), piece.split

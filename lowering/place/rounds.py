@@ -17,7 +17,7 @@ from xdsl.ir import SSAValue
 
 from intaglio.dialects import rom
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes, misdealt
+from intaglio.dialects.tiling import MatrixShape, Piece, Reads, activation_passes, misdealt
 from intaglio.lowering.place.users import uses
 
 _BY_ELEMENTS = (
@@ -91,7 +91,7 @@ def dealt(piece: Piece, shape: MatrixShape, machine: Machine, floor: int) -> Pie
         machine: the chip.
         floor: what a step takes at least (`tiling.step_floor`).
     """
-    passes = activation_passes(machine.activations, machine)
+    reads = Reads(activation_passes(machine.activations, machine))
     words = piece.words(shape, machine)
 
     def cost(one: Piece) -> tuple[int, int]:
@@ -104,6 +104,6 @@ def dealt(piece: Piece, shape: MatrixShape, machine: Machine, floor: int) -> Pie
         for one in (replace(piece, run=run),)
         if misdealt(one, shape, machine) is None
         # What leaves the array in the last round does not hold up what is read.
-        and one.read_cycles(shape, machine, passes) >= max(floor, one.drain_cycles(machine))
+        and one.read_cycles(shape, machine, reads) >= max(floor, one.drain_cycles(machine))
     )
     return min(ways, key=cost, default=piece)

@@ -22,6 +22,7 @@ from intaglio.dialects.formula import (
 )
 from intaglio.dialects.formulas.recurrence import DECAY_FRAC, STATE_BITS
 from intaglio.dialects.h_units import STATE_BYTES, StateShape
+from intaglio.dialects.isa.values import Coded
 from intaglio.dialects.isa.vector import (
     LayerNorm,
     Passes,
@@ -32,7 +33,7 @@ from intaglio.dialects.isa.vector import (
     VectorInstruction,
 )
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
+from intaglio.dialects.tiling import MatrixShape, Piece, Reads
 from intaglio.dialects.timeline import Times
 
 
@@ -109,22 +110,13 @@ def sleep(machine: Machine) -> Formula:
     return constant(machine.power_sleep)
 
 
-def product(machine: Machine, shape: MatrixShape, pieces: Sequence[Piece]) -> Formula:
-    """A matrix by a vector of the chip's format, requantised; the slowest piece decides."""
-    passes = activation_passes(machine.activations, machine)
-    cycles = max(piece.product_cycles(shape, machine, passes) for piece in pieces)
-    return constant(
-        machine.broadcast + machine.mac_pipeline + cycles + machine.reduce + machine.requantise
-    )
-
-
 def steps(
     machine: Machine,
     shape: MatrixShape,
     pieces: Sequence[Piece],
     count: int,
     floor: int,
-    fmt: str,
+    value: Coded,
 ) -> tuple[Formula, Formula]:
     """Some steps of a matrix by a vector, requantised: until the next ones, and to the results.
 
@@ -136,25 +128,30 @@ def steps(
         pieces: what an instruction may be bound to; the slowest decides.
         count: of steps.
         floor: what a step takes at least (`tiling.step_floor`).
-        fmt: of the vector.
+        value: the vector.
     """
-    passes = activation_passes(fmt, machine)
-    cycles = max(one.step_cycles(shape, machine, passes, floor) for one in pieces)
+    reads = Reads.of(value, machine)
+    cycles = max(one.step_cycles(shape, machine, reads, floor) for one in pieces)
     drain = max(one.drain_cycles(machine) for one in pieces)
     fixed = machine.broadcast + machine.mac_pipeline + machine.reduce + machine.requantise
     return constant(count * cycles), constant(count * cycles + drain + fixed)
 
 
 def product_round(
-    machine: Machine, shape: MatrixShape, pieces: Sequence[Piece], floor: int
+    machine: Machine,
+    shape: MatrixShape,
+    pieces: Sequence[Piece],
+    number: int,
+    floor: int,
+    value: Coded,
 ) -> tuple[Formula, Formula]:
     """A round of a matrix by a vector that is not the last: until the next one, and until it counts
     as done, which is when results would be there that leave in a cycle.
 
-    The arguments are those of `steps`.
+    The arguments are those of `steps`, and the number of the round.
     """
-    passes = activation_passes(machine.activations, machine)
-    cycles = max(one.round_cycles(shape, machine, passes, floor) for one in pieces)
+    reads = Reads.of(value, machine)
+    cycles = max(one.round_cycles(shape, machine, reads, floor, number) for one in pieces)
     fixed = machine.broadcast + machine.mac_pipeline + machine.reduce + machine.requantise
     return constant(cycles), constant(cycles + 1 + fixed)
 

@@ -25,7 +25,7 @@ from intaglio.dialects.isa.queues import VECTOR
 from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.isa.registry import INSTRUCTIONS
 from intaglio.dialects.isa.touched import groups_of, passes_of, size_of
-from intaglio.dialects.isa.values import Quantized, Scores, Value
+from intaglio.dialects.isa.values import Coded, Quantized, Scores, Value
 from intaglio.dialects.isa.vector import (
     OverScores,
     Quantize,
@@ -158,19 +158,18 @@ class Selector:
         """A product with a matrix in ROM, or with that of an expert."""
         pieces, shape = self.pieces_of(name_of(op.weights)), matrix_shape(type_)
         at_once = pieces[0].rows_per_step(self.machine)
-        coded = does.input.type
-        assert isinstance(coded, rom.QuantizedType | rom.BlocksType)
-        fmt = coded.format.data
+        coded = _kind(does.input)
+        assert isinstance(coded, Coded)
 
         def product(rows: int, number: int) -> Times:
             if number < passes_of(does) - 1:
                 pace, duration = durations.product_round(
-                    self.machine, shape, pieces, self.step_floor
+                    self.machine, shape, pieces, number, self.step_floor, coded
                 )
                 return Times(duration, pace)
             steps = -(-rows // at_once)
             pace, duration = durations.steps(
-                self.machine, shape, pieces, steps, self.step_floor, fmt
+                self.machine, shape, pieces, steps, self.step_floor, coded
             )
             return Times(duration, pace)
 

@@ -33,7 +33,7 @@ from intaglio.dialects.isa.values import Fixed
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.latency_bound import Chain, read_chain
 from intaglio.dialects.memories import OF_VALUES, size_of
-from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
+from intaglio.dialects.tiling import Reads, lower_bound_cycles
 from intaglio.runtime.adapters.budget import adapter_bytes, budget, demand_of
 from intaglio.runtime.adapters.slots import load_cycles_of
 from intaglio.runtime.reports.bottleneck import bottleneck
@@ -43,7 +43,7 @@ from intaglio.runtime.reports.rom_use import (
     USES,
     Placed,
     placed_matrices,
-    products_with_formats,
+    products_with_inputs,
     read_bits,
     read_placement,
 )
@@ -103,12 +103,10 @@ def inspect_json(
     products_in_turn = manifest.get("latency_bound")
     chain = None if products_in_turn is None else read_chain(products_in_turn)
     placed = placed_matrices(program, mapping)
-    multiplied = products_with_formats(program)
+    multiplied = products_with_inputs(program)
     bound = sum(
-        lower_bound_cycles(
-            placed[name].shape, program.machine, activation_passes(fmt, program.machine)
-        )
-        for name, fmt in multiplied
+        lower_bound_cycles(placed[name].shape, program.machine, Reads.of(coded, program.machine))
+        for name, coded in multiplied
         if name in placed
     )
     token = TokenTimeline(program, stated)
@@ -123,7 +121,7 @@ def inspect_json(
         "context": program.capacity,
         "formats": {
             "activations": program.machine.activations,
-            "inputs": dict(multiplied),
+            "inputs": {name: coded.shown for name, coded in multiplied},
             "kv": sorted({cache.format for cache in program.caches.values()}),
             "probabilities": program.machine.probabilities,
             "fraction_bits": _fraction_bits(program),

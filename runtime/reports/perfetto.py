@@ -28,7 +28,7 @@ from intaglio.dialects.isa.matrix import Product
 from intaglio.dialects.isa.queues import QUEUES
 from intaglio.dialects.isa.values import Coded
 from intaglio.dialects.json_file import JSONFile
-from intaglio.dialects.tiling import activation_passes, lower_bound_cycles
+from intaglio.dialects.tiling import Reads, lower_bound_cycles
 from intaglio.runtime.reports.inspect import check_positions
 from intaglio.runtime.reports.power import on_times
 from intaglio.runtime.reports.rom_use import placed_matrices, read_placement
@@ -282,8 +282,7 @@ def _counters(program: Program, mapping: JSONFile, found: Sequence[Step]) -> Ite
             rows = one.beat.of(matrix.shape.rows)[1]
             part = replace(matrix.shape, rows=rows)
             coded = program.value(does.input, Coded)
-            passes = activation_passes(coded.format, machine)
-            bound = lower_bound_cycles(part, machine, passes)
+            bound = lower_bound_cycles(part, machine, Reads.of(coded, machine))
             busy[start] = lanes * bound / (finish - start)
             busy[finish] = 0.0
     last = -1.0

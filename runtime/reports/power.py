@@ -30,8 +30,8 @@ from intaglio.backend.target.report import source_keys
 from intaglio.backend.target.target import Target
 from intaglio.dialects.isa.power import Sleep, Switch
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.tiling import activation_passes
-from intaglio.runtime.reports.rom_use import Placed, products_with_formats
+from intaglio.dialects.tiling import Reads
+from intaglio.runtime.reports.rom_use import Placed, products_with_inputs
 from intaglio.runtime.reports.timing import Ranks, TokenTimeline, token_cycles
 
 ALWAYS = "always on"
@@ -305,9 +305,12 @@ def _rom_figures(program: Program, target: Target, bits: RomBits) -> dict[str, A
 def _l_unit_figures(
     program: Program, target: Target, placed: Mapping[str, Placed]
 ) -> dict[str, Any] | None:
-    multiplied = [(n, f) for n, f in products_with_formats(program) if n in placed]
-    times = {fmt: activation_passes(fmt, program.machine) for _, fmt in multiplied}
-    passes = max(times.values(), default=1)
+    multiplied = [
+        (name, Reads.of(coded, program.machine))
+        for name, coded in products_with_inputs(program)
+        if name in placed
+    ]
+    passes = max((one.passes + one.more for _, one in multiplied), default=1)
     name = _CYCLE_TWO_PASSES if passes > 1 and _CYCLE_TWO_PASSES in target.parameters else _CYCLE
     figure = _figure(target, name)
     if figure is None:
@@ -317,7 +320,7 @@ def _l_unit_figures(
         "cycle_pj": figure,
         "figure": name,
         "busy_cycles": sum(
-            placed[name].busy_l_units(program.machine, times[fmt]) for name, fmt in multiplied
+            placed[name].busy_l_units(program.machine, reads) for name, reads in multiplied
         ),
         "operations": sum(2 * one.shape.rows * one.shape.columns for one in used),
     }

@@ -12,7 +12,7 @@ from intaglio.dialects.isa.matrix import ExpertMatvec, Matvec, Product
 from intaglio.dialects.isa.values import Coded
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.tiling import SCALE_BITS, MatrixShape, Piece
+from intaglio.dialects.tiling import SCALE_BITS, MatrixShape, Piece, Reads
 
 USES = ("codes", "scales", "zeros", "padding")
 """What ROM bits are for; offsets count among zero points, whose place they take."""
@@ -41,16 +41,23 @@ class Placed:
             padding = sum(bits * count for bits, count in banks) - codes - scales - zeros
         return dict(zip(USES, (codes, scales, zeros, padding), strict=True))
 
-    def busy_l_units(self, machine: Machine, passes: int) -> int:
+    def busy_l_units(self, machine: Machine, reads: Reads) -> int:
         """Cycles in which L-Units multiply, all of them added up, of one product with it: of a
         family, with one expert.
 
         Args:
             machine: the chip.
-            passes: how often a word is used for the bits of an activation.
+            reads: how often words are used for the bits of an activation.
         """
-        words = sum(p.expert_words(self.shape, machine) * p.tiles for p in self.pieces)
-        return words * machine.l_units * passes
+        return machine.l_units * sum(
+            p.tiles
+            * p.steps(machine)
+            * sum(
+                p.read_cycles(self.shape, machine, reads, number)
+                for number in range(p.rounds(self.shape, machine))
+            )
+            for p in self.pieces
+        )
 
 
 def read_placement(out: Path, program: Program) -> JSONFile:
@@ -95,13 +102,13 @@ def placed_matrices(program: Program, mapping: JSONFile) -> dict[str, Placed]:
 def products(program: Program) -> list[str]:
     """The matrix of every product that one token with a wanted successor takes; a family once for
     each expert that is chosen."""
-    return [name for name, _ in products_with_formats(program)]
+    return [name for name, _ in products_with_inputs(program)]
 
 
-def products_with_formats(program: Program) -> list[tuple[str, str]]:
-    """`products`, with the format of each one's input."""
+def products_with_inputs(program: Program) -> list[tuple[str, Coded]]:
+    """`products`, with each one's input."""
     return [
-        (instance[one.does.weights], program.value(one.does.input, Coded).format)
+        (instance[one.does.weights], program.value(one.does.input, Coded))
         for block in program.blocks
         for instance in block.instances
         for one in block.whole

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intaglio.backend.target.target import load_target
+from intaglio.dialects.isa.values import Blocks, Quantized
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import (
     MatrixShape,
     Piece,
+    Reads,
     activation_passes,
     lower_bound_cycles,
     misdealt,
@@ -198,7 +200,7 @@ def test_product_cycles_count_words_and_results_of_each_step(case: Case, passes:
         before = slowest * passes * (rounds - 1) // rounds
         cycles += before + max(slowest * passes - before, drain[0])
     # All steps are as long as the first, the fullest; only the last drain is not hidden.
-    assert piece.product_cycles(shape, machine, passes) == cycles + drain[0]
+    assert piece.product_cycles(shape, machine, Reads(passes)) == cycles + drain[0]
     assert sorted(rows_of) == list(range(piece.steps(machine)))
 
 
@@ -207,9 +209,52 @@ def test_product_cycles_count_words_and_results_of_each_step(case: Case, passes:
 def test_no_piece_is_faster_than_all_lanes_busy(case: Case, passes: int) -> None:
     machine, shape, piece = case.machine, case.shape, case.piece
     whole = replace(piece, first_row=0, rows=shape.rows)
-    assert whole.product_cycles(shape, machine, passes) > lower_bound_cycles(
-        shape, machine, passes
-    ) - (1e-9)
+    bound = lower_bound_cycles(shape, machine, Reads(passes))
+    assert whole.product_cycles(shape, machine, Reads(passes)) > bound - 1e-9
+
+
+@settings(max_examples=120, deadline=None)
+@given(cases(), st.sampled_from([1, 2, 4, 8]), st.sets(st.integers(0, 23)), st.integers(1, 3))
+def test_words_of_wide_blocks_are_read_more_often(
+    case: Case, block: int, wide: set[int], more: int
+) -> None:
+    """In every L-Unit at once, where the word of any slice is of such a block."""
+    machine, shape, piece = case.machine, case.shape, case.piece
+    count = -(-shape.columns // block)
+    reads = Reads(2, frozenset(one for one in wide if one < count), block, more)
+    of_words: dict[int, set[int]] = {}
+    for (row, column, _), (_, _, address, _) in enumerate_codes(case).items():
+        if row == piece.first_row:
+            of_words.setdefault(address - piece.base, set()).add(column // block)
+    planes = shape.planes(machine)
+    rounds = piece.rounds(shape, machine)
+    run = piece.run or piece.words(shape, machine)
+    for number in range(rounds):
+        first = number * piece.steps(machine) * run * planes
+        mine = [of_words.get(first + one, set()) for one in range(run * planes)]
+        longer = sum(bool(blocks & reads.wide) for blocks in mine)
+        assert piece.read_cycles(shape, machine, reads, number) == 2 * len(mine) + more * longer
+        words = piece.wide_words(shape, machine, reads, number)
+        assert len(words) * planes == longer
+        assert all(mine[word * planes] & reads.wide for word in words)
+    columns = sum(2 + more * (column // block in reads.wide) for column in range(shape.columns))
+    assert reads.of_row(shape.columns) == columns
+    bound = lower_bound_cycles(shape, machine, reads)
+    whole = replace(piece, first_row=0, rows=shape.rows)
+    assert whole.product_cycles(shape, machine, reads) > bound - 1e-9
+    every = replace(reads, wide=frozenset(range(count)))
+    assert lower_bound_cycles(shape, machine, every) == pytest.approx(
+        lower_bound_cycles(shape, machine, Reads(2 + more))
+    )
+
+
+def test_reads_of_a_vector() -> None:
+    blocks = Blocks(48, "half8", 16, 16, "1")
+    assert Reads.of(Quantized(1, 48, "int16"), BASE) == Reads(2)
+    assert Reads.of(replace(blocks, wide=""), BASE) == Reads(1)
+    assert Reads.of(blocks, BASE) == Reads(1, frozenset({1}), 16, 1)
+    assert Reads.of(blocks, replace(BASE, pass_bits=4)) == Reads(2, frozenset({1}), 16, 2)
+    assert Reads.of(blocks, replace(BASE, pass_bits=16)).more == 0
 
 
 @pytest.mark.parametrize(

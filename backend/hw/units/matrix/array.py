@@ -2,7 +2,7 @@
 
 `build_matrix` makes the module `matrix`, the unit of the matrix queue: it executes `matvec`,
 `expert_matvec` and `embed` as `dialects.semantics.dot`, `requantize` and `embed` say, in the cycles
-that `lowering.schedule.durations.product` and `embed` state. Its sizes and descriptors are in
+that `lowering.schedule.durations.steps` and `embed` state. Its sizes and descriptors are in
 `plan.py`, the tiles in `tile.py`.
 
 A `matvec` goes through the array like this; all numbers are cycles after `start` (cycle 0), T is

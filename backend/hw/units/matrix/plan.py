@@ -39,7 +39,14 @@ from intaglio.dialects.isa.values import Blocks, Coded, Quantized
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import LEAST_ROWS, NORM_SCALES, rows_of
 from intaglio.dialects.semantics import accumulator_bits
-from intaglio.dialects.tiling import SCALE_BITS, MatrixShape, Piece, activation_passes, step_floor
+from intaglio.dialects.tiling import (
+    SCALE_BITS,
+    MatrixShape,
+    Piece,
+    Reads,
+    activation_passes,
+    step_floor,
+)
 from intaglio.dialects.trits import balanced
 from intaglio.lowering.schedule import durations
 
@@ -552,16 +559,19 @@ def _mixed_inputs(program: Program, uses: Sequence[Use]) -> list[UserError]:
     others: dict[str, dict[str, None]] = {}
     for use in uses:
         if isinstance(use.does, Matvec | ExpertMatvec):
-            fmt = program.value(use.does.input, Coded).format
-            if fmt not in there:
+            coded = program.value(use.does.input, Coded)
+            fmt = coded.format
+            if isinstance(coded, Blocks) and coded.wide:
+                others.setdefault(f"{fmt} with wide blocks", {})[tensor(use)] = None
+            elif fmt not in there:
                 others.setdefault(fmt, {})[tensor(use)] = None
     return [
         UserError(
             f"the hardware of {machine.name} multiplies inputs of {machine.activations}; those of "
             f"{', '.join(list(names)[:4])}{' and others' if len(names) > 4 else ''} are {fmt}: its "
             "memory of quantised vectors and the passes of a word are made for one format",
-            hint=f"--set activations={fmt} for all products, or --emit program: schedule, "
-            "reports and simulator take both",
+            hint=(f"--set activations={fmt} for all products, or " if fmt in FORMATS else "")
+            + "--emit program: schedule, reports and simulator take both",
         )
         for fmt, names in others.items()
     ]
@@ -645,15 +655,6 @@ def piece_of(parameter: Parameter, machine: Machine) -> Piece:
                 f"its groups of {shape.group} are no power of two of words of {machine.lanes}"
             )
     return piece
-
-
-def duration(machine: Machine, parameter: Parameter, *, table: bool) -> int:
-    """Cycles from start to finish that the array takes by itself."""
-    shape = parameter.rom_shape
-    if table:
-        return int(durations.embed(machine, shape)(tokens=1, rank=0))
-    pieces = [piece_of(parameter, machine)]
-    return int(durations.product(machine, shape, pieces)(tokens=1, rank=0))
 
 
 def encode(
@@ -764,7 +765,7 @@ def _descriptor(
         if does.norm is not None:
             values |= {"normed": 1, "norm_row": program.row_of(does.norm, instruction)}
         shift = does.pre_shift
-        values |= _of_steps(machine, use, shape, piece, floor)
+        values |= _of_steps(program, use, shape, piece, floor)
         values |= {
             "last": shape.rows - 1,
             "input_row": program.row_of(does.input, instruction),
@@ -798,15 +799,18 @@ def _descriptor(
 
 
 def _of_steps(
-    machine: Machine, use: Use, shape: MatrixShape, piece: Piece, floor: int
+    program: Program, use: Use, shape: MatrixShape, piece: Piece, floor: int
 ) -> dict[str, int]:
     """The fields of a descriptor that say which steps of a product it is about, and of which
     round."""
-    beat, passes = use.instruction.beat, activation_passes(machine.activations, machine)
-    cycles = piece.step_cycles(shape, machine, passes, floor)
+    machine = program.machine
+    beat = use.instruction.beat
+    assert isinstance(use.does, Matvec | ExpertMatvec)
+    reads = Reads.of(program.value(use.does.input, Coded), machine)
+    cycles = piece.step_cycles(shape, machine, reads, floor)
     kept = beat.number < piece.rounds(shape, machine) - 1
     if kept:
-        cycles = piece.read_cycles(shape, machine, passes)
+        cycles = piece.read_cycles(shape, machine, reads, beat.number)
     at_once, (first, elements) = piece.rows_per_step(machine), beat.of(shape.rows)
     if first % at_once or ((first + elements) % at_once and first + elements != shape.rows):
         raise CompilerBug(f"a beat of {tensor(use)} begins or ends within a step of {at_once} rows")

@@ -29,7 +29,7 @@ from intaglio.dialects.fabric import (
 )
 from intaglio.dialects.h_units import IN_H_UNITS
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.tiling import MatrixShape, Piece, activation_passes
+from intaglio.dialects.tiling import MatrixShape, Piece, Reads, activation_passes
 from intaglio.lowering.place.place import FabricPlace, choose_piece
 from intaglio.lowering.step.legalize import RomLegalize
 
@@ -163,7 +163,7 @@ def matrices(draw: st.DrawFn) -> MatrixShape:
 @given(data=st.data())
 def test_no_other_cut_that_uses_every_l_unit_is_faster(data: st.DataObject, machines: Any) -> None:
     shape, machine = data.draw(matrices()), data.draw(machines)
-    passes = activation_passes(machine.activations, machine)
+    reads = Reads(activation_passes(machine.activations, machine))
     chosen = choose_piece(shape, machine, is_table=False)
     others = [
         Piece(0, shape.rows, 0, machine.tiles, split, 0, 0)
@@ -173,8 +173,8 @@ def test_no_other_cut_that_uses_every_l_unit_is_faster(data: st.DataObject, mach
     rows = [(piece, piece.rows_per_step(machine)) for piece in others]
     beat = machine.results_per_cycle
     regular = [piece for piece, n in rows if n % beat == 0 or n & (n - 1) == 0]
-    best = min(piece.product_cycles(shape, machine, passes) for piece in regular or others)
-    assert chosen.product_cycles(shape, machine, passes) == best
+    best = min(piece.product_cycles(shape, machine, reads) for piece in regular or others)
+    assert chosen.product_cycles(shape, machine, reads) == best
 
 
 @RELAXED

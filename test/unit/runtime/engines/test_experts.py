@@ -15,6 +15,7 @@ from intaglio.backend.program.program import load_program
 from intaglio.backend.stages import Options
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import semantics
+from intaglio.dialects.tiling import Reads
 from intaglio.runtime.chip import load
 from intaglio.runtime.engines.simulator import Simulator
 from intaglio.runtime.judge.check import check
@@ -123,7 +124,9 @@ def test_energy_is_that_of_the_chosen_experts(compiled: Path) -> None:
         placed = Placed(one, one.rom_shape, one.pieces, False)
         alone = replace(one, dims=(one.dims[0] // 8, one.dims[1]), experts=1)
         single = Placed(alone, alone.rom_shape, one.pieces, False)
-        assert placed.busy_l_units(program.machine, 1) == single.busy_l_units(program.machine, 1)
+        assert placed.busy_l_units(program.machine, Reads(1)) == single.busy_l_units(
+            program.machine, Reads(1)
+        )
         bits = placed.bits(program.machine), single.bits(program.machine)
         assert sum(bits[0].values()) == 8 * sum(bits[1].values())
 

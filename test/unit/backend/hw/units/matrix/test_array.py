@@ -383,12 +383,11 @@ class Model:
         shape, pieces = parameter.rom_shape, parameter.pieces
         vector = self.buffers[does.input].type
         assert isinstance(vector, values.Coded)
-        fmt = vector.format
         steps = pieces[0].steps(self.machine)
         cuts = {0, steps, *self.rng.integers(0, steps, self.rng.integers(0, 4)).tolist()}
         found: list[Instruction] = []
         for first, last in pairwise(sorted(cuts)):
-            pace, taken = durations.steps(self.machine, shape, pieces, last - first, floor, fmt)
+            pace, taken = durations.steps(self.machine, shape, pieces, last - first, floor, vector)
             slack = self.slack.get(does.weights, 0)
             issue = timeline.Issue(one.queue, {}, taken + slack, pace + slack)
             rows, step = shape.rows, pieces[0].rows_per_step(self.machine)
