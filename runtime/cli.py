@@ -419,13 +419,14 @@ def _check(args: argparse.Namespace) -> int:
         from intaglio.runtime.judge.stress import check_engine
 
         check_engine(args.engine)
+    prompt_ids = None if args.prompt_ids is None else token_ids(args.prompt_ids)
     chip = loaded(args)
     announce(args, chip, HARDWARE_TOKENS if args.tokens is None else max(1, args.tokens))
     args.ends.enter_context(traced(args, chip))
     with progress_line() as progress:
         result = check(
             chip,
-            prompt_ids=None if args.prompt_ids is None else token_ids(args.prompt_ids),
+            prompt_ids=prompt_ids,
             tokens=args.tokens,
             text=args.text,
             windows=args.windows,

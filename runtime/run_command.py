@@ -151,10 +151,11 @@ def _generate(args: argparse.Namespace, logits_file: Path | None) -> int:
     if not args.no_stop:
         for warning in chip.end_tokens.warnings:
             warn(warning)
-    announce(args, chip, len(prompt) + most - 1)
-    args.ends.enter_context(traced(args, chip))
+    # What is wrong with the adapter is said before the work is announced.
     adapter: str | None = args.adapter
     loaded_adapter = None if adapter is None else (adapter, chip.use_adapter(adapter))
+    announce(args, chip, len(prompt) + most - 1)
+    args.ends.enter_context(traced(args, chip))
     as_text = prompt_text is not None or chip.tokenizer is not None
     with progress_line() as progress:
         progress("loading the model")

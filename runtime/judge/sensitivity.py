@@ -43,6 +43,9 @@ APART = 0.05
 format of 8 bits can be held to less."""
 ENOUGH = 0.5
 """Part of what all formats cost that a recommendation takes away, if so much can be set."""
+FEW = WINDOW
+"""Tokens of a text that rank formats hardly: one window, in which single tokens decide the order of
+formats that are within a factor of two of each other."""
 ALL_WIDE = ("activations=int16", "kv=int16")
 
 Progress = Callable[[str], None]
@@ -335,6 +338,11 @@ def sensitivity_lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"  {name:<{width}}  {'':<8} {one['mean_kl']:9.2e}  {'':6}  "
             f"{one['perplexity_change']:+10.4%}  largest error {one['max_error_of_range']:.2%}"
+        )
+    if result["tokens_compared"] < FEW:
+        yield (
+            f"  {counted(result['tokens_compared'], 'token')} are too few to rank formats by: a "
+            f"text of {FEW:,} tokens or more says which cost most"
         )
     apart = result["references_apart"]
     if apart > APART:

@@ -415,6 +415,12 @@ def test_no_work_is_said_of_hardware_that_does_not_exist(
     assert "builds the hardware" not in message
 
 
+def test_no_work_is_said_where_the_adapter_does_not_exist(refused, compiled):
+    given = ("--prompt-ids", "1", "--tokens", "1", "--engine", "rtl", "--adapter", "none")
+    message = refused("run", compiled("llama"), *given)
+    assert "builds the hardware" not in message
+
+
 def test_run_text(run: Run, compiled):
     result = run("run", compiled("llama"), "--prompt", "Once ", "--tokens", "8")
     assert result.code == 0 and result.err == ""

@@ -146,4 +146,8 @@ def test_what_gains_nothing_is_not_recommended() -> None:
     *_, last = sensitivity_lines(result)
     assert last == "  recommended  nothing: --set activations.head=int16 gains nothing"
     result["recommended"] = {"settings": [], "tried": [], **figures}
-    assert list(sensitivity_lines(result))[-1] == "  recommended  nothing"
+    lines = list(sensitivity_lines(result))
+    assert lines[-1] == "  recommended  nothing"
+    few = "too few to rank formats by"
+    assert any(line.startswith(f"  9 tokens are {few}: a text of 256") for line in lines)
+    assert not any(few in line for line in sensitivity_lines({**result, "tokens_compared": 256}))
