@@ -56,6 +56,7 @@ from intaglio.lowering.onnx.weights.weights import FLOAT_WEIGHTS_HINT
 from intaglio.lowering.place.mapping import engraved, left_out_warnings, mapping_of
 from intaglio.lowering.step.adapter_slots import RomAdapterSlots
 from intaglio.lowering.step.fractions import Stream, stream_warnings
+from intaglio.lowering.step.input_formats import unheard
 from intaglio.lowering.step.legalize import RomLegalize, legalize, substituted
 from intaglio.lowering.step.loss_warning import NOTEWORTHY, loss_warnings
 from intaglio.lowering.step.sites import SiteShape, site_shapes, without_slots
@@ -132,7 +133,7 @@ def compile_model(
     progress(f"reading {model}")
     with watch.stage("import"):
         imported = _import(model, options)
-    found = _Found([*said, *imported.warnings])
+    found = _Found([*said, *_replaced(options.settings), *imported.warnings])
     with whole_or_nothing(out) as folder, _ways_out(model, options, progress):
         _run_stages(imported, folder, options, found, watch, progress)
         if options.emit not in IR_STAGES[:-1]:
@@ -220,9 +221,21 @@ def _run_stages(
             _write_ir(module, folder / "ir" / f"{stage}.mlir")
 
 
+def _replaced(settings: Sequence[str]) -> list[str]:
+    """Says which settings hold no longer, since a later one is of the same key."""
+    last = {key.strip(): value.strip() for key, _, value in (s.partition("=") for s in settings)}
+    return [
+        f"--set {one} is replaced by --set {key.strip()}={last[key.strip()]}, which comes later"
+        for one in settings
+        for key, _, value in (one.partition("="),)
+        if value.strip() != last[key.strip()]
+    ]
+
+
 def _legalize(module: ModuleOp, found: _Found) -> None:
     """`rom-legalize`, which says what it chose."""
-    found.warnings += substituted(module, machine_of(module))
+    machine = machine_of(module)
+    found.warnings += [*substituted(module, machine), *unheard(module, machine)]
     found.streams = legalize(module).streams
     found.warnings += stream_warnings(found.streams)
 

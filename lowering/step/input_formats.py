@@ -101,15 +101,37 @@ def input_format(op: Product, machine: Machine, told: Mapping[Operation, str]) -
     return machine.scaled_activations if wanted else machine.activations
 
 
+def unheard(module: ModuleOp, machine: Machine) -> list[str]:
+    """Warnings of settings that say nothing, since those before them decide all that they fit."""
+    found: list[str] = []
+    for setting, lines in (("activations", machine.activations_of), ("wide", machine.wide_of)):
+        fitting = _fitting(module, lines, setting).values()
+        heard = {one for held in fitting for one in held if one[1] == held[0][1]}
+        for one in (line for held in fitting for line in held if line not in heard):
+            before = next(held[0] for held in fitting if one in held)
+            found.append(
+                f"--set {setting}.{'='.join(one)} says nothing: {setting}.{'='.join(before)} comes "
+                "before it and fits the same matrices; the first one decides"
+            )
+    return list(dict.fromkeys(found))
+
+
 def _told(module: ModuleOp, lines: Sequence[str], setting: str) -> Mapping[Operation, str]:
     """What lines `NAME=VALUE` of a setting say of products."""
+    return {op: held[0][1] for op, held in _fitting(module, lines, setting).items()}
+
+
+def _fitting(
+    module: ModuleOp, lines: Sequence[str], setting: str
+) -> Mapping[Operation, list[tuple[str, str]]]:
+    """The lines `NAME=VALUE` of a setting that fit each product, where any does."""
     if not lines:
         return {}
     told = [(name, value) for name, _, value in (one.partition("=") for one in lines)]
     roles = _roles(module)
     products = [op for op in module.walk() if isinstance(op, Product) and _engraved(op)]
     texts = {op: _texts(op) for op in products}
-    found: dict[Operation, str] = {}
+    found: dict[Operation, list[tuple[str, str]]] = {}
     used: set[str] = set()
     for op in products:
         held = roles.get(op, ())
@@ -134,7 +156,7 @@ def _told(module: ModuleOp, lines: Sequence[str], setting: str) -> Mapping[Opera
                     + ", ".join(held or ("a part of the node",)),
                 )
             used.add(name)
-            found.setdefault(op, fmt)
+            found.setdefault(op, []).append((name, fmt))
     names = sorted({name for one in roles.values() for name in one})
     for name, _ in told:
         if name not in used:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from intaglio.backend.compile import compile_model
+from intaglio.backend.compile import _replaced, compile_model
 from intaglio.backend.output.output import MANIFEST, TIMINGS, sha256_of
 from intaglio.backend.stages import IR_STAGES, Options
 from intaglio.backend.target.file import TARGET, read_target
@@ -194,3 +194,12 @@ def test_without_the_model(model: Named, tmp_path: Path, name: str) -> None:
     for judge in (lambda: chip.check(tokens=4), lambda: chip.generate([1], 1, "onnxruntime")):
         with pytest.raises(CannotJudge, match="compile without --no-reference"):
             judge()
+
+
+def test_a_setting_that_a_later_one_replaces_is_named() -> None:
+    settings = ("activations.o_proj=int16", "kv=int8", "activations.o_proj=int8", "kv=int8")
+    (said,) = _replaced(settings)
+    assert said == (
+        "--set activations.o_proj=int16 is replaced by --set activations.o_proj=int8, which comes "
+        "later"
+    )

@@ -12,7 +12,7 @@ from xdsl.parser import Parser
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import rom
 from intaglio.dialects.errors import UserError
-from intaglio.lowering.step.input_formats import told_formats, wide_blocks
+from intaglio.lowering.step.input_formats import told_formats, unheard, wide_blocks
 
 MACHINE = load_target("roma-mini").machine()
 SQUARE, QKV = "!rom.tensor<[8, 8], int4, group 8>", "!rom.tensor<[24, 8], int4, group 8>"
@@ -117,6 +117,26 @@ def test_refusals(module: ModuleOp, told: tuple[str, ...], message: str) -> None
     with pytest.raises(UserError) as caught:
         formats(module, *told)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (("o_proj=int16", "MatMul=half8"), None),
+        (("MatMul=half8", "o_proj=half8"), None),
+        (("qkv_proj=int16", "q_proj=int16"), None),
+        (
+            ("MatMul=half8", "o_proj=int16"),
+            "activations.o_proj=int16 says nothing: activations.Mat",
+        ),
+    ],
+)
+def test_settings_that_say_nothing(
+    module: ModuleOp, told: tuple[str, ...], said: str | None
+) -> None:
+    found = unheard(module, replace(MACHINE, activations_of=told))
+    assert [said in one for one in found if said is not None] == [True] * (said is not None)
+    assert bool(found) == (said is not None)
 
 
 def wide(
