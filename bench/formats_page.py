@@ -26,7 +26,11 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "accuracy.md"
 MODEL = ROOT / "examples" / "demo" / "model" / "model.onnx"
 TEXT = ROOT / "examples" / "demo" / "held_out.txt"
-ACTIVATIONS = ("int8", "half8")
+CHIPS: Mapping[str, tuple[str, ...]] = {
+    "the default": (),
+    "`activations=int8`, `kv=int8`": ("activations=int8", "kv=int8"),
+}
+"""What is compared: its name in the page, and its settings."""
 BEGIN, END = "<!-- formats: bench/formats_page.py -->", "<!-- formats: end -->"
 
 
@@ -50,17 +54,16 @@ def main() -> int:
 def lines() -> Iterator[str]:
     """What stands between the marks."""
     with tempfile.TemporaryDirectory() as folder:
-        for activations in ACTIVATIONS:
-            out = Path(folder) / activations
-            settings = (f"activations={activations}",)
+        for number, (name, settings) in enumerate(CHIPS.items()):
+            out = Path(folder) / str(number)
             _ = compile_model(MODEL, out, Options("roma-mini", settings, emit="program"))
-            yield from table(activations, sensitivity(load(out), TEXT))
+            yield from table(name, sensitivity(load(out), TEXT))
 
 
-def table(activations: str, found: Mapping[str, Any]) -> Iterator[str]:
+def table(chip: str, found: Mapping[str, Any]) -> Iterator[str]:
     """The table of a chip, and what is recommended."""
     yield ""
-    yield f"| `activations={activations}`: format | | mean KL alone | share | perplexity |"
+    yield f"| {chip}: format | | mean KL alone | share | perplexity |"
     yield "|---|---|---|---|---|"
     for row in found["roles"]:
         yield (

@@ -191,6 +191,14 @@ class Machine:
         half = self.kv in HEAD_FORMATS and self.scaled_activations == "int8"
         return self.kv if half else self.scaled_activations
 
+    def probabilities_beside(self, kv: str) -> str:
+        """Format of softmax's numerators before values of format `kv`. Bytes at places take values
+        with an exponent a head; where a graph rounds its cache itself they are as wide as the
+        activations."""
+        if self.probabilities != "places8" or kv in HEAD_FORMATS:
+            return self.probabilities
+        return "uint16" if self.activations == "int16" else "uint8"
+
     @property
     def has_blocks(self) -> bool:
         """Whether activations have an exponent a block."""

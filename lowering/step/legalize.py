@@ -500,16 +500,10 @@ class _Body:
         heads, width = op.heads.value.data, cache.width.data
         window = 0 if op.window is None else op.window.value.data
         kv = cache.format.data
-        if machine.probabilities == "places8" and kv not in HEAD_FORMATS:
-            raise UserError(
-                f"probabilities of places8 take values of {', '.join(HEAD_FORMATS)}; this cache "
-                f"has {kv} and the scale that the graph gives it",
-                node=rom.node_names(op.onnx)[0][0],
-                hint="leave out --set probabilities=places8",
-            )
+        numerators = machine.probabilities_beside(kv)
         # Stated here so that a sum too wide to be exact is an error at compile time.
         _ = query_key_bits(width, machine.queries, kv)
-        _ = weighted_sum_bits(cache.capacity.data, machine.probabilities, kv)
+        _ = weighted_sum_bits(cache.capacity.data, numerators, kv)
 
         q = self.heads(op, op.query, rom.QuantizedType(heads, width, machine.queries))
         scale, softcap = Fraction(op.scale.value.data), None
@@ -534,7 +528,7 @@ class _Body:
             name_of(op.values),
             op.position,
             op.onnx,
-            rom.ProbabilitiesType(heads, machine.probabilities),
+            rom.ProbabilitiesType(heads, numerators),
             window=window,
             sink=None if op.sink is None else name_of(op.sink),
         )

@@ -29,7 +29,7 @@ from intaglio.dialects.h_units import (
     tokens_on_die,
 )
 from intaglio.dialects.isa.matrix import Product, Row
-from intaglio.dialects.isa.values import Fixed
+from intaglio.dialects.isa.values import Fixed, Probabilities
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.latency_bound import Chain, read_chain
 from intaglio.dialects.memories import OF_VALUES, size_of
@@ -123,7 +123,7 @@ def inspect_json(
             "activations": program.machine.activations,
             "inputs": {name: coded.shown for name, coded in multiplied},
             "kv": sorted({cache.format for cache in program.caches.values()}),
-            "probabilities": program.machine.probabilities,
+            "probabilities": _probabilities(program),
             "fraction_bits": _fraction_bits(program),
         },
         "rounding": None if largest is None else largest.value,
@@ -169,6 +169,14 @@ def check_positions(program: Program, positions: Sequence[int]) -> None:
                 f"position {position} is out of range",
                 hint=f"the KV caches hold {program.capacity} tokens: 0 to {program.capacity - 1}",
             )
+
+
+def _probabilities(program: Program) -> str:
+    """Formats of softmax's numerators, with commas; without attention that of the machine."""
+    found = {
+        one.type.format for one in program.buffers.values() if isinstance(one.type, Probabilities)
+    }
+    return ", ".join(sorted(found)) or program.machine.probabilities
 
 
 def _fraction_bits(program: Program) -> dict[str, Any]:

@@ -16,8 +16,9 @@ layer enclose those of its blocks and instructions, on tracks of their own.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -259,13 +260,21 @@ def _arrows(program: Program, arrows: Iterable[_Arrow], first: int = 0) -> Itera
 def _counters(program: Program, mapping: JSONFile, found: Sequence[Step]) -> Iterator[Event]:
     """Lanes of the L-Units that multiply, and queues that work.
 
-    Within a beat of a product lanes are stated by their average: its multiplications by its cycles.
+    In the beats of a product lanes are stated by their average: its multiplications by the cycles
+    of its beats, since the first beat of rounds may multiply what another one gives.
     """
     machine = program.machine
     placed = placed_matrices(program, mapping)
     lanes = machine.tiles * machine.l_units * machine.lanes
     busy: dict[int, float] = {0: 0.0}
     queues: dict[int, int] = {0: 0}
+
+    def product(span: timeline.Span) -> tuple[int, int, int]:
+        return span.block, span.instance, program.blocks[span.block].whole_of[span.instruction]
+
+    worked: Counter[tuple[int, int, int]] = Counter()
+    for step in found:
+        worked[product(step.span)] += int(step.span.free[0] - step.span.start[0])
     for step in found:
         span = step.span
         block = program.blocks[span.block]
@@ -279,11 +288,9 @@ def _counters(program: Program, mapping: JSONFile, found: Sequence[Step]) -> Ite
         matrix = placed.get(does.weights)
         if matrix is not None and finish > start:
             # One queue: a product starts when the last one leaves it.
-            rows = one.beat.of(matrix.shape.rows)[1]
-            part = replace(matrix.shape, rows=rows)
             coded = program.value(does.input, Coded)
-            bound = lower_bound_cycles(part, machine, Reads.of(coded, machine))
-            busy[start] = lanes * bound / (finish - start)
+            bound = lower_bound_cycles(matrix.shape, machine, Reads.of(coded, machine))
+            busy[start] = lanes * bound / worked[product(span)]
             busy[finish] = 0.0
     last = -1.0
     for cycle, value in sorted(busy.items()):

@@ -1,4 +1,4 @@
-// RUN: xdsl-opt -p 'rom-outline-layers,attach-target{target=roma-mini},rom-legalize,rom-fuse-residual,fabric-place,program-schedule' %s -o %t.mlir
+// RUN: xdsl-opt -p 'rom-outline-layers,attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-legalize,rom-fuse-residual,fabric-place,program-schedule' %s -o %t.mlir
 // RUN: xdsl-opt %t.mlir | python %S/whole.py | filecheck %s
 // RUN: filecheck %s --input-file %t.mlir --check-prefix=BEATS
 

@@ -1,6 +1,6 @@
 // A program edited by hand: nothing that is made of it takes one whose waits or cycles were weakened.
 //
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-legalize,rom-fuse-residual,fabric-place,program-schedule' %S/program_to_hw.mlir -o %t.mlir
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-legalize,rom-fuse-residual,fabric-place,program-schedule' %S/program_to_hw.mlir -o %t.mlir
 // RUN: xdsl-opt -t program-json %t.mlir | filecheck %s --check-prefix=WHOLE
 // RUN: sed 's/{gamma = @g} waits {matrix = 0 : i64, matrix_peaks = 0 : i64}/{gamma = @g} waits {}/' %t.mlir > %t.read.mlir
 // RUN: not xdsl-opt -t program-json %t.read.mlir 2>&1 | filecheck %s --check-prefix=READ

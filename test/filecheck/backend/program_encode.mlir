@@ -1,4 +1,4 @@
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-legalize,rom-fuse-residual,fabric-place,program-schedule,program-encode' %S/program_to_hw.mlir -o %t.mlir
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-legalize,rom-fuse-residual,fabric-place,program-schedule,program-encode' %S/program_to_hw.mlir -o %t.mlir
 // RUN: filecheck %s --input-file %t.mlir
 // RUN: xdsl-opt %t.mlir | diff - %t.mlir
 // RUN: xdsl-opt -t descriptor-listing %t.mlir | filecheck %s --check-prefix=WORDS

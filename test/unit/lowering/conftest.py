@@ -210,8 +210,8 @@ def decoder() -> Decoder:
 
 @pytest.fixture(scope="session")
 def mini() -> Machine:
-    """The machine of roma-mini."""
-    return load_target("roma-mini").machine()
+    """The machine of roma-mini, its vectors and heads with one scale each."""
+    return load_target("roma-mini").with_options(["activations=int8", "kv=int8"]).machine()
 
 
 @pytest.fixture(scope="session")

@@ -144,5 +144,10 @@ def test_the_choice_is_stated(changed: Callable[..., Path]) -> None:
         "embeddings"
     ]
     assert stream["fraction"] == 19 and stream["rms"] == pytest.approx(0.01, rel=0.05)
-    set_ = inspect_json(compiled(path, "fraction_bits=14").folder)
+    set_ = inspect_json(compiled(path, "fraction_bits=14", "activations=int8").folder)
     assert fraction_line(set_) == "numbers 32 bits, 14 of them fraction"
+    # A folded norm's weights have the root of the vector's length, 64, in them.
+    set_ = inspect_json(compiled(path, "fraction_bits=14").folder)
+    assert fraction_line(set_) == (
+        "numbers 32 bits, 14 of them fraction in the residual stream, 11 elsewhere"
+    )

@@ -10,7 +10,7 @@ rom.cache @k : !rom.kv<128, 2, 16, float32>
 // CHECK:      builtin.module {
 // CHECK-NEXT:   fabric.machine {name = "roma-mini"
 // CHECK-SAME:     tiles = 8 : i64, l_units = 4 : i64, lanes = 16 : i64
-// CHECK-SAME:     activations = "int8", kv = "int8", probabilities = "uint8"
+// CHECK-SAME:     activations = "half8", kv = "half8", probabilities = "places8"
 // CHECK-NEXT:   rom.cache @k
 
 // SET:      builtin.module {

@@ -1,10 +1,10 @@
-// RUN: xdsl-opt -p 'attach-target{target=tom-mini},fabric-place' %s | filecheck %s --check-prefix=PLACE
-// RUN: xdsl-opt -p 'attach-target{target=tom-mini},fabric-place,program-schedule' %s -o %t.mlir
+// RUN: xdsl-opt -p 'attach-target{target=tom-mini set="activations=int8","kv=int8"},fabric-place' %s | filecheck %s --check-prefix=PLACE
+// RUN: xdsl-opt -p 'attach-target{target=tom-mini set="activations=int8","kv=int8"},fabric-place,program-schedule' %s -o %t.mlir
 // RUN: grep -v 'more = 1 : i64' %t.mlir | filecheck %s
 // RUN: xdsl-opt %t.mlir | grep -v 'more = 1 : i64' | filecheck %s
 // RUN: filecheck %s --input-file %t.mlir --check-prefix=BEATS
-// RUN: sed 's/v = @v1/v = @v0/' %s | xdsl-opt -p 'attach-target{target=tom-mini},fabric-place,program-schedule' | filecheck %s --check-prefix=SHARED
-// RUN: sed 's/w = @w1, v = @v1/w = @w0, v = @v0/' %s | xdsl-opt -p 'attach-target{target=tom-mini},fabric-place,program-schedule' | filecheck %s --check-prefix=SAME
+// RUN: sed 's/v = @v1/v = @v0/' %s | xdsl-opt -p 'attach-target{target=tom-mini set="activations=int8","kv=int8"},fabric-place,program-schedule' | filecheck %s --check-prefix=SHARED
+// RUN: sed 's/w = @w1, v = @v1/w = @w0, v = @v0/' %s | xdsl-opt -p 'attach-target{target=tom-mini set="activations=int8","kv=int8"},fabric-place,program-schedule' | filecheck %s --check-prefix=SAME
 
 // A chip whose ROM banks can be switched off: a power domain for each layer and one for the head.
 

@@ -1,7 +1,7 @@
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini},fabric-place,program-schedule' %s -o %t.mlir
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},fabric-place,program-schedule' %s -o %t.mlir
 // RUN: python %S/../../whole.py < %t.mlir | filecheck %s
 // RUN: filecheck %s --input-file %t.mlir --check-prefix=BEATS
-// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="vector.sram_bytes=1100"},fabric-place,program-schedule' %s 2>&1 | filecheck %s --check-prefix=SRAM
+// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8","vector.sram_bytes=1100"},fabric-place,program-schedule' %s 2>&1 | filecheck %s --check-prefix=SRAM
 
 rom.parameter @emb : !rom.tensor<[256, 64], fixed16> {key = "emb"}
 rom.parameter @w0 : !rom.tensor<[96, 64], int4, group 32> {key = "layers.0.w"}

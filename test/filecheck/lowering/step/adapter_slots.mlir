@@ -1,15 +1,15 @@
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-adapter-slots{rank=8}' %s | filecheck %s
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-adapter-slots{rank=8}' %s | xdsl-opt | filecheck %s
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="formats.adapter=int8"},rom-adapter-slots{rank=4 modules="gate_up_proj"}' %s | filecheck %s --check-prefix=SOME
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="policy.adapter_sites=o_proj"},rom-adapter-slots{rank=4}' %s | filecheck %s --check-prefix=POLICY
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-adapter-slots{rank=8},rom-legalize,rom-fuse-residual' %s | filecheck %s --check-prefix=INTEGER
-// RUN: not xdsl-opt -p 'attach-target{target=roma-mini},rom-adapter-slots{rank=8 modules="q_proj","nowhere"}' %s 2>&1 | filecheck %s --check-prefix=UNKNOWN
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-adapter-slots{rank=8 residents=3}' %s | filecheck %s --check-prefix=RESIDENTS
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-adapter-slots{rank=8 residents=3}' %s | xdsl-opt | filecheck %s --check-prefix=RESIDENTS
-// RUN: not xdsl-opt -p 'attach-target{target=roma-mini},rom-adapter-slots{rank=8 residents=0}' %s 2>&1 | filecheck %s --check-prefix=NOBODY
-// RUN: not xdsl-opt -p 'attach-target{target=roma-mini},rom-adapter-slots{rank=0}' %s 2>&1 | filecheck %s --check-prefix=RANK
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=fp8"},rom-adapter-slots{rank=8},rom-legalize' %s | filecheck %s --check-prefix=WIDE
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=half8"},rom-adapter-slots{rank=8},rom-legalize' %s | filecheck %s --check-prefix=BLOCKS
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-adapter-slots{rank=8}' %s | filecheck %s
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-adapter-slots{rank=8}' %s | xdsl-opt | filecheck %s
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8","formats.adapter=int8"},rom-adapter-slots{rank=4 modules="gate_up_proj"}' %s | filecheck %s --check-prefix=SOME
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8","policy.adapter_sites=o_proj"},rom-adapter-slots{rank=4}' %s | filecheck %s --check-prefix=POLICY
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-adapter-slots{rank=8},rom-legalize,rom-fuse-residual' %s | filecheck %s --check-prefix=INTEGER
+// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-adapter-slots{rank=8 modules="q_proj","nowhere"}' %s 2>&1 | filecheck %s --check-prefix=UNKNOWN
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-adapter-slots{rank=8 residents=3}' %s | filecheck %s --check-prefix=RESIDENTS
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-adapter-slots{rank=8 residents=3}' %s | xdsl-opt | filecheck %s --check-prefix=RESIDENTS
+// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-adapter-slots{rank=8 residents=0}' %s 2>&1 | filecheck %s --check-prefix=NOBODY
+// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-adapter-slots{rank=0}' %s 2>&1 | filecheck %s --check-prefix=RANK
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="kv=int8","activations=fp8"},rom-adapter-slots{rank=8},rom-legalize' %s | filecheck %s --check-prefix=WIDE
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="kv=int8","activations=half8"},rom-adapter-slots{rank=8},rom-legalize' %s | filecheck %s --check-prefix=BLOCKS
 // RUN: xdsl-opt -p 'rom-adapter-slots{rank=8}' --verify-diagnostics %s | filecheck %s --check-prefix=MACHINE
 
 rom.parameter @emb : !rom.tensor<[16, 8192], float32> {key = "e", peak = 1.0 : f64}

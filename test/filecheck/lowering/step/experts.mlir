@@ -1,6 +1,6 @@
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-legalize' %s | filecheck %s
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-legalize,fabric-place' %s | filecheck %s --check-prefix=PLACE
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-legalize,fabric-place,program-schedule' %s -o %t.mlir
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-legalize' %s | filecheck %s
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-legalize,fabric-place' %s | filecheck %s --check-prefix=PLACE
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-legalize,fabric-place,program-schedule' %s -o %t.mlir
 // RUN: python %S/../../whole.py < %t.mlir | filecheck %s --check-prefix=PROGRAM
 
 // A layer with two of four experts, from float operators to instructions.

@@ -1,4 +1,4 @@
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-legalize' %s | filecheck %s
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-legalize' %s | filecheck %s
 // RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int16","kv=fp8","formats.fraction_bits=14"},rom-legalize' %s | filecheck %s --check-prefix=FP8
 
 rom.parameter @emb : !rom.tensor<[256, 64], float32> {key = "e", peak = 0.1 : f64}

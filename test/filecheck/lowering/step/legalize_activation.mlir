@@ -1,6 +1,6 @@
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-legalize' %s | filecheck %s
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int16"},rom-legalize' %s | filecheck %s --check-prefix=INT16
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=fp8"},rom-legalize' %s | filecheck %s --check-prefix=FP8
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-legalize' %s | filecheck %s
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="kv=int8","activations=int16"},rom-legalize' %s | filecheck %s --check-prefix=INT16
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="kv=int8","activations=fp8"},rom-legalize' %s | filecheck %s --check-prefix=FP8
 
 // What the graph rounds to int8 is rounded to int8 where the machine's integers are wider, beside a
 // product of the same vector that it does not round. The share of zeros stays with the matrix.

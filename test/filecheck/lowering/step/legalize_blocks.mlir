@@ -1,7 +1,7 @@
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=half8"},rom-legalize' %s | filecheck %s
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=half8"},rom-legalize,rom-fuse-residual' %s | xdsl-opt | filecheck %s --check-prefix=FUSED
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=mxint8","formats.block=32"},rom-legalize' %s | filecheck %s --check-prefix=MX
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-legalize' %s | filecheck %s --check-prefix=INT8
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="kv=int8","activations=half8"},rom-legalize' %s | filecheck %s
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="kv=int8","activations=half8"},rom-legalize,rom-fuse-residual' %s | xdsl-opt | filecheck %s --check-prefix=FUSED
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="kv=int8","activations=mxint8","formats.block=32"},rom-legalize' %s | filecheck %s --check-prefix=MX
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-legalize' %s | filecheck %s --check-prefix=INT8
 
 rom.parameter @emb : !rom.tensor<[256, 24], float32> {key = "e", peak = 0.1 : f64}
 rom.parameter @g : !rom.tensor<[64], float32> {key = "g", peak = 1.0 : f64}

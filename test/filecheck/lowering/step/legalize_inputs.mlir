@@ -1,6 +1,6 @@
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations.up=int16","activations.b_node=half8"},rom-legalize' %s | filecheck %s
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=half8","activations.up=int8"},rom-legalize' %s | filecheck %s --check-prefix=BLOCKS
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=half8","activations.up=int16","wide.b_node=0,2-3"},rom-legalize' %s | filecheck %s --check-prefix=WIDE
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8","activations.up=int16","activations.b_node=half8"},rom-legalize' %s | filecheck %s
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="kv=int8","activations=half8","activations.up=int8"},rom-legalize' %s | filecheck %s --check-prefix=BLOCKS
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="kv=int8","activations=half8","activations.up=int16","wide.b_node=0,2-3"},rom-legalize' %s | filecheck %s --check-prefix=WIDE
 
 rom.parameter @g : !rom.tensor<[64], float32> {key = "g", peak = 1.0 : f64}
 rom.parameter @w : !rom.tensor<[64, 64], int4, group 32> {key = "w", zero = 8 : i64, peak = 0.01 : f64}

@@ -1,4 +1,4 @@
-// RUN: not xdsl-opt -p 'attach-target{target=roma-mini},rom-legalize' %s 2>&1 | filecheck %s
+// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-legalize' %s 2>&1 | filecheck %s
 
 // What no accumulator can hold exactly is refused, with the node.
 

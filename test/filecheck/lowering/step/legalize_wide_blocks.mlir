@@ -1,6 +1,6 @@
-// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="activations=half8"},rom-legalize' %s 2>&1 | filecheck %s
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=mxint8"},rom-legalize' %s | filecheck %s --check-prefix=MX
-// RUN: xdsl-opt -p 'attach-target{target=roma-mini},rom-legalize' %s | filecheck %s --check-prefix=INT8
+// RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="kv=int8","activations=half8"},rom-legalize' %s 2>&1 | filecheck %s
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="kv=int8","activations=mxint8"},rom-legalize' %s | filecheck %s --check-prefix=MX
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8"},rom-legalize' %s | filecheck %s --check-prefix=INT8
 
 // Half steps take two bits of the sum, which powers of two leave; one scale takes none of 15 places.
 

@@ -254,7 +254,7 @@ def test_missing_and_invalid_file(tmp_path: Path):
             'formula = "latency.rom_read"',
             "formulas run in a circle: latency.rom_read -> latency.rom_read",
         ),
-        ('kv = { value = "int8"', 'kv = { value = "int7"', "value is 'int7', not among the"),
+        ('kv = { value = "half8"', 'kv = { value = "int7"', "value is 'int7', not among the"),
         (
             '\nweights = { value = ["ternary", "int2", "int4", "int8"]',
             '\nweights = { value = ["int2", "int5"]',
@@ -323,7 +323,15 @@ def test_blocks_need_a_size_and_a_latency(fmt: str, tmp_path: Path):
     """A target file without them is told which lines they would be."""
     lines = [one for one in MINI.splitlines() if not one.startswith(("block =", "block_exponent"))]
     (tmp_path / "mine.toml").write_text("\n".join(lines))
-    target = load_target(str(tmp_path / "mine.toml"))
+    text = (tmp_path / "mine.toml").read_text()
+    for old, new in (
+        ('activations = { value = "half8"', 'activations = { value = "int8"'),
+        ("mac_pipeline = { value = 6", "mac_pipeline = { value = 5"),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (tmp_path / "mine.toml").write_text(text)
+    target = load_target(str(tmp_path / "mine.toml")).with_options(["kv=int8"])
     with pytest.raises(UserErrors) as error:
         target.with_options([f"activations={fmt}"])
     assert [one.what for one in error.value.errors] == [
@@ -369,7 +377,15 @@ def test_options(roma: Target):
 def test_options_accumulate_and_the_last_holds(mini: Target):
     twice = mini.with_options(["kv=fp8", "kv=int16"]).with_options(["embedding=int8"])
     assert (twice.machine().kv, twice.machine().embedding) == ("int16", "int8")
-    assert mini.with_options(["activations=fp8"]).machine().probabilities == "uint8"
+    assert mini.with_options(["activations=fp8"]).machine().probabilities == "places8"
+    assert mini.with_options(["activations=fp8", "kv=int8"]).machine().probabilities == "uint8"
+    assert mini.with_options(["activations=int16"]).machine().probabilities == "uint16"
+
+
+def test_a_block_is_no_longer_than_a_row_of_the_vector_units(mini: Target):
+    """Two vector units of 8 lanes, of 3 and of 32."""
+    found = [mini.with_options([f"vector.lanes={n}"]).machine().block for n in (8, 3, 32)]
+    assert found == [16, 4, 16]
 
 
 def test_inputs_of_single_matrices(mini: Target):
@@ -386,7 +402,7 @@ def test_inputs_of_single_matrices(mini: Target):
     assert mini.machine().activations_of == ()
     again = told.with_options(["activations.lm_head=mxint8"])
     assert again.machine().activations_of[1] == "lm_head=mxint8"
-    assert again.machine().activations == "int8"
+    assert again.machine().activations == "half8"
 
 
 def test_wide_blocks_of_single_matrices(mini: Target):
@@ -407,7 +423,7 @@ def test_wide_blocks_of_single_matrices(mini: Target):
 
 
 def test_blocks_of_single_matrices_need_their_size(mini: Target):
-    told = mini.with_options(["activations.o_proj=half8"]).parameters
+    told = mini.with_options(["activations=int8", "activations.o_proj=half8"]).parameters
     assert contradictions(told) == []
     bare = {name: one for name, one in told.items() if name != "formats.block"}
     (found,) = contradictions(bare)
@@ -464,10 +480,10 @@ def test_option_outside_the_assumed_range_is_marked(roma: Target):
         ("area.l_unit_mm2=nan", "outside 0 to 1000"),
         ("area.l_unit_mm2=inf", "outside 0 to 1000"),
         ("area.other_share=1", "outside 0 to 0.99"),
-        ("probabilities=uint16", "must be uint8 with int8 activations"),
+        ("probabilities=uint16", "must be uint8 with half8 activations"),
         ("probabilities=uint16", "help: --set probabilities=uint8, or --set activations=int16"),
-        ("probabilities=places8", "is places8, which needs formats.kv=half8"),
-        ("probabilities=places8", "help: --set kv=half8"),
+        ("kv=int8 probabilities=places8", "is places8, which needs formats.kv=half8"),
+        ("kv=int8 probabilities=places8", "help: --set kv=half8"),
         ("activations.q_proj=int3", "allowed: one of int8, int16, half8, mxint8"),
         ("activations.=int16", "not of the form activations.NAME=FORMAT"),
         ("activations.q_proj=", "not of the form activations.NAME=FORMAT"),
@@ -483,7 +499,7 @@ def test_option_outside_the_assumed_range_is_marked(roma: Target):
 )
 def test_wrong_options(roma: Target, option: str, expected: str):
     with pytest.raises(UserError) as caught:
-        roma.with_options([option])
+        roma.with_options(option.split())
     assert expected in str(caught.value)
 
 

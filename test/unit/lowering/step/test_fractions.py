@@ -156,15 +156,19 @@ def test_rotary_tables(from_text: FromText, angles: float, bits: int) -> None:
     assert fractions(from_text(decoder(angles=angles)), machine()).rotary == bits
 
 
-def test_layers_share_what_they_carry(integers: Any, decoder: Any) -> None:
-    """Outlined layers: the fraction goes in, through every instance, and out."""
-    module = integers(decoder, machine("fraction_bits=14"))
+@pytest.mark.parametrize(("activations", "folded"), [("int8", set()), ("half8", {12})])
+def test_layers_share_what_they_carry(
+    integers: Any, decoder: Any, activations: str, folded: set[int]
+) -> None:
+    """Outlined layers: the fraction goes in, through every instance, and out. A folded norm's
+    weights have the root of the vector's length in them, so that its products have fewer bits."""
+    module = integers(decoder, machine("fraction_bits=14", f"activations={activations}"))
 
     def types() -> Iterator[rom.FixedType]:
         for op in module.walk():
             yield from (v.type for v in op.results if isinstance(v.type, rom.FixedType))
 
-    assert {one.fraction.data for one in types()} == {14}
+    assert {one.fraction.data for one in types()} == {14} | folded
 
 
 def test_warnings() -> None:

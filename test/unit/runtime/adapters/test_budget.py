@@ -144,7 +144,7 @@ def test_scales_of_tokens_outside_are_counted(model: Callable[[str], Path], tmp_
     """They alone may be too much for the vector units; fewer tokens on the die are no way out."""
 
     def made(context: int) -> None:
-        settings = ("vector.sram_bytes=3000", "external.kv_on_die_tokens=8")
+        settings = ("vector.sram_bytes=3000", "external.kv_on_die_tokens=8", "kv=int8")
         options = Options("bitrom-mini", settings, context=context, emit="fabric")
         compile_model(model("ternary"), tmp_path / "out", options)
 
@@ -257,7 +257,7 @@ def test_external_table(slotted: Path):
     """The trade is between tokens on the die and adapters."""
     program = load_program(slotted)
     demand, units = demand_of(program), program.machine.h_units
-    assert (demand.code_bytes, demand.scale_bytes, demand.context) == (128, 32, 64)
+    assert (demand.code_bytes, demand.scale_bytes, demand.context) == (128, 8, 64)
     used = used_bytes(program.machine, demand, 4)
     small = replace(
         program.machine,

@@ -165,7 +165,12 @@ def test_rank_zero_gives_the_residual_or_nothing(chips: Any) -> None:
             seen += 1
             x = Quantized(np.ones((1, 400), np.int64), Scale.of(1.0), "int8")
             residual = np.array([[2**31 - 1, -(2**31), 0, 5]])
-            reads = [lambda c, x=x: x, lambda c, r=residual: r][: len(one.reads)]
+            given = {
+                one.does.input: x,
+                one.does.norm: Scale.of(1.0),
+                one.does.residual: residual,
+            }
+            reads = [lambda c, value=given[name]: value for name in one.reads]
             product = one.does.bound(block.instances[0])
             y = simulator._slot(product, reads)(SimpleNamespace())
             assert np.array_equal(y, residual) if slots[slot] == "b" else not y.any()

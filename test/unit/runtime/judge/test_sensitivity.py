@@ -34,7 +34,8 @@ def divergence(model: Path, out: Path, text: Path, *settings: str) -> float:
 @pytest.mark.parametrize("fmt", ["int8", "half8"])
 def test_figures_are_those_of_compiles(compiled, tmp_path: Path, text: Path, fmt: str) -> None:
     model = load(compiled("llama")).model
-    as_compiled = divergence(model, tmp_path / "chip", text, f"activations={fmt}")
+    own = (f"activations={fmt}", "kv=int8")
+    as_compiled = divergence(model, tmp_path / "chip", text, *own)
     result = sensitivity(load(tmp_path / "chip"), text, windows=2)
     assert result["chip"]["mean_kl"] == pytest.approx(as_compiled)
     rows = {row["role"]: row for row in result["roles"]}
@@ -55,7 +56,7 @@ def test_figures_are_those_of_compiles(compiled, tmp_path: Path, text: Path, fmt
     settings = result["recommended"]["settings"]
     assert settings
     assert result["references_apart"] < APART
-    given = divergence(model, tmp_path / "set", text, f"activations={fmt}", *settings)
+    given = divergence(model, tmp_path / "set", text, *own, *settings)
     assert result["recommended"]["mean_kl"] == pytest.approx(given)
     assert given < as_compiled
     lines = list(sensitivity_lines(result))
@@ -67,7 +68,8 @@ def test_formats_that_a_chip_has_together_are_one_role(
     compiled, tmp_path: Path, text: Path, places: bool
 ) -> None:
     model = load(compiled("llama")).model
-    settings = ("kv=half8", *(("probabilities=places8",) if places else ()))
+    numerators = "places8" if places else "uint8"
+    settings = ("activations=int8", "kv=half8", f"probabilities={numerators}")
     as_compiled = divergence(model, tmp_path / "chip", text, *settings)
     result = sensitivity(load(tmp_path / "chip"), text, windows=2)
     assert result["chip"]["mean_kl"] == pytest.approx(as_compiled)

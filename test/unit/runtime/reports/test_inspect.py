@@ -120,10 +120,10 @@ def test_slowest_instructions_have_their_queues_for_so_long(compiled):
 def test_sram_is_that_of_the_caches(compiled):
     content = inspect_json(compiled("llama"))
     sram = content["sram"]
-    # Keys and values of two layers, two heads of 16 bytes, 128 tokens; a scale of 4 bytes each.
+    # Keys and values of two layers, two heads of 16 bytes, 128 tokens; a scale of one byte each.
     assert sram["kv_bytes"] == sram["used_bytes"] == 2 * 2 * 2 * 16 * 128
-    assert content["vector_memory"]["kv_scale_bytes"] == 2 * 2 * 2 * 4 * 128
-    assert sram["kv_bytes_per_token"] == 160
+    assert content["vector_memory"]["kv_scale_bytes"] == 2 * 2 * 2 * 128
+    assert sram["kv_bytes_per_token"] == 136
 
 
 def test_positions_can_be_chosen(compiled):
@@ -183,7 +183,7 @@ def test_the_title_is_the_models_file(compiled):
 
 @pytest.mark.parametrize(
     ("settings", "line"),
-    [((), "int8"), (("activations=half8",), "half8"), (("activations=int16",), "int16")],
+    [((), "half8"), (("activations=int8",), "int8"), (("activations=int16",), "int16")],
 )
 def test_formats_of_products(model, tmp_path: Path, settings: tuple[str, ...], line: str):
     """What the target has, where products take it; else what they take."""

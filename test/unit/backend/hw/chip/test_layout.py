@@ -15,7 +15,7 @@ from intaglio.backend.stages import Options
 from intaglio.dialects import hazards
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.isa.attention import QueryKey
-from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores, Value
+from intaglio.dialects.isa.values import Blocks, Fixed, Probabilities, Quantized, Scores, Value
 
 CONTEXT = 40
 
@@ -80,6 +80,10 @@ def test_quantised_values_share_rows(layout: Layout) -> None:
         name: one.type.groups * -(-one.type.width // layout.lanes)
         for name, one in layout.program.buffers.items()
         if isinstance(one.type, Quantized)
+    } | {
+        name: -(-one.type.elements // layout.lanes)
+        for name, one in layout.program.buffers.items()
+        if isinstance(one.type, Blocks)
     }
     assert max(sizes.values()) <= layout.program.memories["codes"].rows < sum(sizes.values())
     assert layout.program.memories["codes"].rows == max(
@@ -87,7 +91,7 @@ def test_quantised_values_share_rows(layout: Layout) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", [Quantized, Scores, Probabilities, Fixed])
+@pytest.mark.parametrize("kind", [Quantized, Blocks, Scores, Probabilities, Fixed])
 def test_what_shares_rows_is_ordered(layout: Layout, kind: type[Value]) -> None:
     """The elements that the hardware has, held against the waits, kind by kind."""
     program, lanes = layout.program, layout.lanes
@@ -98,6 +102,8 @@ def test_what_shares_rows_is_ordered(layout: Layout, kind: type[Value]) -> None:
         match one:
             case Quantized():
                 size = one.groups * -(-one.width // lanes) * lanes
+            case Blocks():
+                size = -(-one.elements // lanes) * lanes
             case Fixed():
                 size, first = one.size, first + program.buffers[name].element
             case Scores() | Probabilities():

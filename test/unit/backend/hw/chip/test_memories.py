@@ -20,6 +20,8 @@ PATHS = {
     "vectors": r"vectors",
     "codes": r"codes",
     "code_scales": r"code_scales",
+    "block_steps": r"block_steps",
+    "norm_scales": r"norm_scales",
     "scores": r"scores",
     "largest": r"largest",
     "probabilities": r"probabilities",
@@ -112,7 +114,8 @@ def test_reports_count_the_bytes_that_are_there(built: Built) -> None:
     assert sram["state_bytes"] == states
     assert sram["used_bytes"] == kv + states + adapters <= sram["capacity_bytes"]
     values = ("vectors", "codes", "code_scales", "scores", "largest", "probabilities", "heads")
-    used = sum(-(-bits(found, name) // 8) for name in (*values, "kv_scales", "state_scales"))
+    beside = ("block_steps", "norm_scales", "kv_scales", "state_scales")
+    used = sum(-(-bits(found, name) // 8) for name in (*values, *beside))
     assert vector["used_bytes"] == used <= vector["capacity_bytes"]
     assert vector["kv_scale_bytes"] == bits(found, "kv_scales") // 8
     assert content["constants"]["used_bytes"] == bits(found, "constants") // 8

@@ -33,8 +33,9 @@ from intaglio.backend.program.types import Instruction
 from intaglio.backend.stages import Options
 from intaglio.dialects import fabric, hazards, rom
 from intaglio.dialects.fabric import FABRIC, ConstantOp, EngraveOp, ReserveOp
+from intaglio.dialects.isa.matrix import Matvec
 from intaglio.dialects.isa.values import Quantized
-from intaglio.dialects.isa.vector import Quantize
+from intaglio.dialects.isa.vector import Quantize, QuantizeBlocks, QuantizeHeads
 from intaglio.dialects.program import PROGRAM, BlockOp, BufferOp, ProgramOp
 from intaglio.dialects.rom import ROM
 
@@ -126,9 +127,16 @@ def check_matrices(chip: Compiled, rng: np.random.Generator) -> int:
             for n, k in [(0, 0), last, *zip(rows.tolist(), columns.tolist(), strict=True)]:
                 step, rest = divmod(n, in_step)
                 tile, slot = piece.first_tile + rest // in_tile, rest % in_tile
-                part, word = divmod(k // machine.lanes, words)
+                if run := piece.run:
+                    turn, rest = divmod(k // machine.lanes, split * run)
+                    part, word = divmod(rest, run)
+                    begins, step = (turn * split + part) * run, turn * piece.steps(machine) + step
+                else:
+                    part, word = divmod(k // machine.lanes, words)
+                    begins = part * words
                 path = f"matrix/tile{tile}/l_unit{slot * split + part}"
-                at, lane = piece.base + (step * words + word) * planes, k % machine.lanes
+                at = piece.base + (step * (run or words) + word) * planes
+                lane = k % machine.lanes
                 digits = [
                     bits_at(chip.roms[f"{path}/codes"], at + p, lane * bits, bits)
                     for p in range(planes)
@@ -150,9 +158,9 @@ def check_matrices(chip: Compiled, rng: np.random.Generator) -> int:
                     wanted &= (1 << shape.bits) - 1
                 assert value == wanted, (name, row, k)
                 found += 1
-                if matrix is None or not (groups := piece.slice_groups(shape, machine)):
+                if matrix is None or not (groups := piece.run_groups(shape, machine)):
                     continue
-                first = part * words // shape.words_per_group(machine)
+                first = begins // shape.words_per_group(machine)
                 at = piece.scale_base + step * groups + k // group - first
                 scale = bits_at(chip.roms[f"{path}/scales"], at, 0, 16)
                 assert scale == int(matrix.scales[row, k // group]) & 0xFFFF, (name, row, k)
@@ -284,7 +292,9 @@ def further(
     lanes = program.machine.vector_lanes
     if one.queue in ("attention", "kv"):
         return parts.get(name, (0, 0))[0] // lanes
-    if not isinstance(one.does, Quantize):
+    if isinstance(one.does, QuantizeBlocks):
+        return one.beat.first // lanes
+    if not isinstance(one.does, Quantize | QuantizeHeads):
         return 0
     kind = program.value(one.does.output, Quantized)
     if kind.groups == 1:
@@ -343,6 +353,8 @@ def check_descriptors(chip: Compiled) -> tuple[int, int]:
             )
             if adapter:
                 names = ("adapter_source", "adapter_residual_row"), "adapter_target"
+            if isinstance(beat.does, Matvec) and beat.does.norm is not None:
+                names = ("input_row", "norm_row", "residual_row"), "output_row"
             for field, symbol in zip(names[0], instruction.reads, strict=False):
                 if (wanted := row(symbol)) is not None:
                     if queue != "vector":

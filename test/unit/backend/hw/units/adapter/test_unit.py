@@ -46,7 +46,7 @@ from intaglio.runtime.engines.arc import ArcModel
 from intaglio.runtime.engines.running import Model
 from intaglio.runtime.engines.verilator import VerilatorModel, compiler, verilator_root
 
-MINI = load_target("roma-mini").machine()
+MINI = load_target("roma-mini").with_options(["activations=int8", "kv=int8"]).machine()
 FAST = {"broadcast": 2, "attention_pipeline": 2, "reduce": 1, "requantise": 1}
 SLOW = {"broadcast": 7, "attention_pipeline": 9, "reduce": 6, "requantise": 8}
 Ints = npt.NDArray[np.int64]

@@ -38,7 +38,7 @@ from intaglio.lowering.place.sram import place_caches
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
 
-MINI = load_target("roma-mini").machine()
+MINI = load_target("roma-mini").with_options(["activations=int8", "kv=int8"]).machine()
 WIDE = {"activations": "int16", "kv": "int16", "probabilities": "uint16"}
 FAST = {"broadcast": 2, "attention_pipeline": 2, "reduce": 1, "requantise": 1, "table_lookup": 1}
 SLOW = {

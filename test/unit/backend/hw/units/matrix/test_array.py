@@ -379,6 +379,9 @@ class Model:
             taken = durations.embed(self.machine, self.parameters[does.table].rom_shape)
             return [replace(one, issue=timeline.Issue(one.queue, {}, taken, taken))]
         assert isinstance(does, Matvec | ExpertMatvec)
+        if isinstance(does, Matvec) and (does.row_rounds or 1) > 1:
+            # Sums are kept from round to round: as they were cut.
+            return [one]
         parameter = self.parameters[does.weights]
         shape, pieces = parameter.rom_shape, parameter.pieces
         vector = self.buffers[does.input].type
@@ -601,7 +604,7 @@ def _run(
         names = (*one.reads, *one.writes)
         buffers = (program.buffers[name] for name in names if name in program.buffers)
         own = [span for b in buffers if (span := span_of(b.type, b.row, b.element, lanes, 1))]
-        if not one.beat.first:
+        if not (one.beat.first or one.beat.number):
             if any(mine.overlaps(other) for mine in own for other in places):
                 _run_part(model, run, program, config, part, (at, scales), dark, counter)
                 part, places = [], []
@@ -626,7 +629,7 @@ def _run_part(
     now, fed, ends, wanted = 0, list[tuple[int, dict[str, int]]](), list[int](), list[_Wanted]()
     token: dict[str, int] = {}
     for one, instance in part:
-        if not one.beat.first:
+        if not (one.beat.first or one.beat.number):
             does, written = one.does.bound(instance), program.buffers[one.writes[0]]
             token, expected = _expected(model, run, program, one, instance, dark, counter)
             wanted.append(_Wanted(written.row, expected, f"{does} of {instance}"))
