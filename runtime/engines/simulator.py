@@ -25,8 +25,10 @@ from intaglio.dialects import part_of, semantics
 from intaglio.dialects.codes import Matrix, decode
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Saturations, Scale, shift_saturate
-from intaglio.dialects.formats import FORMATS
+from intaglio.dialects.formats import FORMATS, HEAD_FORMATS
+from intaglio.dialects.formulas.arrays import Arrays
 from intaglio.dialects.formulas.elementwise import Constants, Elementwise
+from intaglio.dialects.formulas.heads import scale_of
 from intaglio.dialects.formulas.routing import SHARE_FRAC
 from intaglio.dialects.formulas.softmax import SCORE_FRAC
 from intaglio.dialects.isa import values
@@ -95,12 +97,16 @@ class Store:
 
     @staticmethod
     def empty(cache: Cache) -> Store:
-        """A cache without tokens."""
+        """A cache without tokens, as its memory has it: all bits are 0."""
         shape = cache.heads, cache.capacity
         codes = np.zeros((*shape, cache.width), _CODE_TYPES[cache.format])
         if cache.static_scale is not None:
             return Store(cache, codes, Scale.of(cache.static_scale))
-        return Store(cache, codes, Scale(np.zeros(shape, np.int64), np.zeros(shape, np.int64)))
+        nothing = np.zeros(shape, np.int64)
+        if cache.format in HEAD_FORMATS:
+            scale = scale_of(Arrays(), nothing)
+            return Store(cache, codes, Scale(scale.mantissa, scale.exponent))
+        return Store(cache, codes, Scale(nothing, nothing.copy()))
 
     def append(self, value: Quantized, first: int) -> None:
         """Writes tokens [S, heads * width] from position `first` on."""

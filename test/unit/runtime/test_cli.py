@@ -543,7 +543,12 @@ def test_damaged_instructions(
     out = tmp_path / "out"
     if opcode == "rms_norm":
         # With exponents a block norms are parts of products.
-        run("compile", model("llama"), *"--target roma-mini --set activations=int8 -o".split(), out)
+        run(
+            "compile",
+            model("llama"),
+            *["--target", "roma-mini", "--set", "activations=int8", "-o"],
+            out,
+        )
     else:
         shutil.copytree(compiled("llama"), out)
     content = json.loads((out / "program.json").read_text())

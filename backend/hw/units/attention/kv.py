@@ -277,8 +277,7 @@ def read_cache(
     words = np.ascontiguousarray(rows).view(kind).reshape(cache.heads, -1)[:, : cache.capacity]
     if place.scale_bits < SCALE_WORD:
         scale = heads.scale_of(Arrays(), words.astype(np.int64))
-        # What nobody has written is no scale.
-        return codes, Scale(np.where(words, scale.mantissa, 0), scale.exponent)
+        return codes, Scale(scale.mantissa, scale.exponent)
     mantissa = (words & ((1 << SCALE_BITS) - 1)).astype(np.int64)
     exponent = words.view("<i4").astype(np.int64) >> SCALE_BITS
     return codes, Scale(mantissa, exponent)

@@ -266,15 +266,36 @@ def binding_waits(program: Program) -> Iterator[tuple[int, str, str, Program]]:
                 yield place, one.queue, counter, mutated
 
 
-def test_a_wait_one_beat_too_early_is_located(pair: tuple[Simulator, RTLChip], out: Path) -> None:
-    """In the descriptors of the hardware, of all queues and for what they wait for."""
+def located_waits(pair: tuple[Simulator, RTLChip], out: Path) -> set[tuple[str, str]]:
+    """Queues and counters of which a wait that is one beat too early is named."""
     program = pair[1].program
     found: set[tuple[str, str]] = set()
     for place, queue, counter, mutated in binding_waits(program):
         said = with_descriptors(pair, out, mutated)
         assert f"queue {queue}" in said and "start cycle" in said, (place, counter, said)
         found.add((queue, counter))
-    assert found >= {
+    return found
+
+
+def test_a_wait_one_beat_too_early_is_located(pair: tuple[Simulator, RTLChip], out: Path) -> None:
+    """In the descriptors of the hardware, of all queues and for what they wait for."""
+    assert located_waits(pair, out) >= {
+        ("vector", "matrix"),
+        ("vector", "vector"),
+        ("vector", "attention"),
+        ("vector", "kv"),
+        ("vector", "reductions"),
+        ("matrix", "vector"),
+        ("attention", "kv"),
+        ("attention", "reductions"),
+        ("kv", "reductions"),
+    }
+
+
+def test_a_wait_for_a_largest_magnitude_is_located(built: Pairs, tmp_path: Path) -> None:
+    """The same where vectors and heads have one scale each, from their largest."""
+    pair = built("tied", 16, *SMALL, "activations=int8", "kv=int8")
+    assert located_waits(pair, tmp_path / "out") >= {
         ("vector", "matrix"),
         ("vector", "vector"),
         ("vector", "matrix_peaks"),
@@ -291,7 +312,7 @@ def test_a_wait_one_beat_too_early_is_located(pair: tuple[Simulator, RTLChip], o
     ("unit", "opcode", "field"),
     [
         (MatrixUnit, "matvec", "slots"),
-        (VectorUnit, "rms_norm", "rows"),
+        (VectorUnit, "quantize_blocks", "rows"),
         (AttentionUnit, "query_key", "interval_last"),
         (AttentionUnit, "append", "slots_last"),
     ],
@@ -326,8 +347,8 @@ def test_a_changed_latency_is_located(out: Path) -> None:
     slower = replace(program.machine, vector_reduce=program.machine.vector_reduce + 1)
     found = mutant(out, hardware_text(replace(program, machine=slower)))
     # The first instruction whose result is reduced over the lanes.
-    assert found.step is not None and found.step.instruction.opcode == "embed"
-    assert "queue matrix, number 0" in str(found)
+    assert found.step is not None and found.step.instruction.opcode == "tap"
+    assert "queue vector, number 0" in str(found)
     assert f"should be {found.expected}" in str(found)
 
 
