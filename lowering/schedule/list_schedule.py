@@ -70,8 +70,18 @@ def tails(beats: Beats, cycles: Cycles) -> list[int]:
     return found
 
 
-def from_the_start(beats: Beats, cycles: Cycles, priorities: Sequence[int]) -> list[int]:
-    """The numbers of the beats in the order of a list schedule."""
+def from_the_start(
+    beats: Beats, cycles: Cycles, priorities: Sequence[int], *, patient: bool = False
+) -> list[int]:
+    """The numbers of the beats in the order of a list schedule.
+
+    Args:
+        beats: of a block.
+        cycles: what they take.
+        priorities: of each beat.
+        patient: a queue is left idle where a beat of higher priority can start before the one that
+            could start first would leave it.
+    """
     starts = list(cycles.released)
     missing = [len(needs) for needs in beats.needs]
     ready = [number for number, count in enumerate(missing) if not count]
@@ -80,13 +90,18 @@ def from_the_start(beats: Beats, cycles: Cycles, priorities: Sequence[int]) -> l
     """By queue: the pass of which rows are still to be reduced."""
     order: list[int] = []
     while ready:
-        start, _, chosen = min(
+        able = [
             (max(free[beats.queues[number]], starts[number]), -priorities[number], number)
             for number in ready
             if not beats.reduces[number]
             or opened.get(beats.queues[number], beats.passes[number]) == beats.passes[number]
-        )
+        ]
+        start, _, chosen = min(able)
         queue = beats.queues[chosen]
+        if patient:
+            until = max(start + cycles.paces[chosen], start + 1)
+            before = [one for one in able if one[0] < until and beats.queues[one[2]] == queue]
+            start, _, chosen = min(before, key=lambda one: (one[1], one[0], one[2]))
         starts[chosen] = start
         free[queue] = start + cycles.paces[chosen]
         ready.remove(chosen)
@@ -149,16 +164,20 @@ def starts_of(beats: Beats, cycles: Cycles, order: Sequence[int]) -> list[int]:
 def best(beats: Beats, positions: Sequence[Cycles]) -> list[int]:
     """The numbers of the beats in the order of least cycles, over some positions together.
 
-    For each position there are two list schedules. The priorities of the first are the tails. From
-    the end a schedule is made in which of several beats that is nearest to it which the first one
-    starts last; the priorities of the second are the distances from the end that all of these give
-    together. Where some beats fill gaps, there is a third one, in which they come after all others
-    that can start. The best order then begins again from the end, at all positions, for as long as
+    For each position there are two list schedules, and two more in which queues may wait. The
+    priorities of the first are the tails. From the end a schedule is made in which of several beats
+    that is nearest to it which the first one starts last; the priorities of the second are the
+    distances from the end that all of these give together. Where some beats fill gaps, there is a
+    third one, in which they come after all others that can start. The best order then begins again
+    from the end, at all positions, for as long as
     that helps: what each direction leaves late the other one moves together.
     """
-    found = [from_the_start(beats, cycles, tails(beats, cycles)) for cycles in positions]
-    if len(found) == 1:
-        return found[0]
+    lists = [
+        [from_the_start(beats, cycles, tails(beats, cycles), patient=one) for cycles in positions]
+        for one in (False, True)
+    ]
+    if len(positions) == 1:
+        return lists[0][0]
     fills = [number for number, one in enumerate(beats.fills) if one]
 
     def taken(order: Sequence[int]) -> int:
@@ -174,7 +193,9 @@ def best(beats: Beats, positions: Sequence[Cycles]) -> list[int]:
             for cycles, order in zip(positions, orders, strict=True)
         ]
         together = [sum(own) for own in zip(*distances, strict=True)]
-        ways = [from_the_start(beats, cycles, together) for cycles in positions]
+        ways: list[list[int]] = []
+        for patient in (False, True):
+            ways += [from_the_start(beats, one, together, patient=patient) for one in positions]
         if fills:
             for number in fills:
                 together[number] = 0
@@ -184,7 +205,7 @@ def best(beats: Beats, positions: Sequence[Cycles]) -> list[int]:
     def shortest(orders: Sequence[list[int]]) -> tuple[int, list[int]]:
         return min(((taken(one), one) for one in orders), key=lambda one: one[0])
 
-    cycles, chosen = shortest([*found, *again(found)])
+    cycles, chosen = shortest([one for own in lists for one in (*own, *again(own))])
     while (other := shortest(again([chosen] * len(positions))))[0] < cycles:
         cycles, chosen = other
     return chosen
