@@ -5,7 +5,9 @@ same elements of a memory or the same heads of a cache, and of which one writes,
 start after the earlier one has finished: a read after the write, a write after the read, a write
 after the write. In one queue only the first needs a wait, where instructions flow: a unit reads
 and writes in the order in which it takes them. What is written late, with an instruction's
-reductions, is there when these are, and needs a wait always. Units that share the adders of the
+reductions, is there when these are, and needs a wait always. Of what follows the results by a
+number of cycles that is always the same, an instruction that reads it so much later than at its
+start needs the results alone. Units that share the adders of the
 matrix tiles take turns in the same way. As with power (`dialects/gating.py`) this must follow from
 the program's order, not from its timing: durations change with the position and with the ranks of
 adapters.
@@ -22,18 +24,29 @@ from itertools import chain, pairwise
 from typing import NamedTuple
 
 from intaglio.dialects import timeline
-from intaglio.dialects.clocks import clocks
+from intaglio.dialects.clocks import Clock, clocks
+from intaglio.dialects.formula import Binary, Constant, Formula
 from intaglio.dialects.isa.beat import Beat
 from intaglio.dialects.isa.instruction import Instruction
 from intaglio.dialects.isa.matrix import ExpertMatvec, Product
 from intaglio.dialects.isa.queues import ATTENTION, COUNTERS, MATRIX, PEAKS, QUEUES, reductions_of
-from intaglio.dialects.isa.touched import Memories, Touched, may_read_peak, passes_of, touched
+from intaglio.dialects.isa.touched import (
+    Memories,
+    Touched,
+    early_of,
+    may_read_peak,
+    passes_of,
+    touched,
+)
 from intaglio.dialects.isa.values import Value
 from intaglio.dialects.isa.vector import Quantize, RMSScale
+from intaglio.dialects.machine import Early
 from intaglio.dialects.timeline import At
 
 ADDERS = (MATRIX, ATTENTION)
 """Queues whose units take turns where they share the adders of the matrix tiles."""
+
+_NEVER = Early()
 
 _REDUCTIONS = "reductions"
 """What races are about that are about no buffer."""
@@ -57,6 +70,8 @@ class Access:
         leaves_peak: likewise of what it leaves.
         largest: whether it takes the largest of what it reads, which comes after the elements.
         late: whether what it writes comes with its reductions.
+        sums: whether only sums of it do.
+        early: cycles that it may start before what is reduced for it is there.
     """
 
     reads: Sequence[str]
@@ -71,6 +86,8 @@ class Access:
     leaves_peak: str = ""
     largest: bool = False
     late: bool = False
+    sums: bool = False
+    early: int = 0
 
     def places(self, buffer: str, whole: Bytes) -> Bytes:
         """Where in a memory it touches a buffer, which lies at `whole`."""
@@ -86,6 +103,7 @@ class Access:
         *,
         uses_peak: str = "",
         leaves_peak: str = "",
+        early: int = 0,
     ) -> Access:
         """The accesses of an instruction, or of a beat of it that touches only parts.
 
@@ -94,6 +112,7 @@ class Access:
             found: what the beat touches.
             uses_peak: of what it reads, that whose largest magnitude, or sum, others have left.
             leaves_peak: of what it writes, that of which it leaves it.
+            early: cycles that it may start before what is reduced for it is there.
         """
         if found is None:
             return Access(one.reads, one.writes, one.read_caches, one.written_caches)
@@ -110,6 +129,8 @@ class Access:
             leaves_peak,
             found.largest,
             found.late,
+            found.sums,
+            early,
         )
 
 
@@ -124,6 +145,7 @@ def accesses(
     heads: Mapping[str, int],
     lanes: int,
     capacity: int,
+    early: Early = _NEVER,
 ) -> list[Access]:
     """What the instructions of a block touch; of those that flow just their part.
 
@@ -134,6 +156,7 @@ def accesses(
         heads: of caches.
         lanes: elements of a row of the memories.
         capacity: tokens of the longest context.
+        early: cycles that instructions may start before what is reduced for them is there.
 
     Raises:
         ValueError: an instruction has no such beat.
@@ -156,7 +179,9 @@ def accesses(
         if isinstance(one, Product | ExpertMatvec) and one.norm is not None:
             # Not of the rounds before the last one.
             uses = one.norm if part is None or part.uses != (0, 0) else ""
-        found.append(Access.of(one, part, uses_peak=uses, leaves_peak=leaves))
+        found.append(
+            Access.of(one, part, uses_peak=uses, leaves_peak=leaves, early=early_of(one, early))
+        )
     return found
 
 
@@ -367,14 +392,48 @@ def _touched(
     return _Touched(reads, writes)
 
 
+class _Result(NamedTuple):
+    """Results that something which is reduced follows: their number of a queue, and after how many
+    cycles; None: that is not always the same."""
+
+    queue: int
+    number: int
+    behind: int | None
+
+    def serves(self, clock: Clock, early: int) -> bool:
+        """Whether an instruction may start by these results that reads what follows so many cycles
+        later."""
+        there = self.number <= clock[self.queue]
+        return there and self.behind is not None and self.behind <= early
+
+
+def _behind(issue: timeline.Issue) -> int | None:
+    """Cycles from an instruction's result to its reduction; None: not always the same."""
+    assert issue.reduces is not None
+    (left, of_left), (there, of_there) = map(_offset, (issue.reduces, issue.duration))
+    return left - there if of_left == of_there else None
+
+
+def _offset(formula: Formula) -> tuple[int, Formula | None]:
+    """The number that a formula adds, and to what."""
+    match formula:
+        case Constant(value):
+            return value, None
+        case Binary("+", Constant(value), rest):
+            return value, rest
+        case _:
+            return 0, formula
+
+
 class _Left(NamedTuple):
-    """Who left the reduction of an entry: its number of a counter, the instance, whose it is; of a
-    largest magnitude where the buffer lies."""
+    """Who left the reduction of an entry: its number of a counter, the instance, whose it is; the
+    results that it follows; of a largest magnitude where the buffer lies."""
 
     counter: int
     number: int
     at: At
     owner: _Owner
+    result: _Result
     place: Bytes = (0, 0)
 
 
@@ -390,12 +449,13 @@ def _overlap(one: Bytes, other: Bytes) -> bool:
 
 
 class _Last:
-    """What counted the last touches of a part: of each counter the number, and how whoever touched
-    it calls the part."""
+    """What counted the last touches of a part: of each counter the number, how whoever touched it
+    calls the part, and of sums the results that they follow."""
 
     def __init__(self) -> None:
         self.number = [0] * len(COUNTERS)
         self.name = [""] * len(COUNTERS)
+        self.result: list[_Result | None] = [None] * len(COUNTERS)
 
 
 def _first_race(
@@ -428,7 +488,8 @@ def _first_race(
                 )
             ]
         own, mine = queues[block][instruction], touched[instruction]
-        largest = accesses[block][instruction].largest
+        one = accesses[block][instruction]
+        largest = one.largest
         # What is read must have been written; what is written, read and written.
         for may, here, has, last in (
             ("read", mine.reads, "write", written),
@@ -446,21 +507,26 @@ def _first_race(
                     if may == "read" and largest and COUNTERS[counter] in PEAKS:
                         # All of the queue leave something, in order.
                         late = number > clock[COUNTERS.index(PEAKS[COUNTERS[counter]])]
+                    result = before.result[counter] if late and may == "read" else None
+                    if result is not None and result.serves(clock, one.early):
+                        late = False
                     if late and not ordered:
                         earlier = issued[counter][number - 1]
                         return Race(earlier, at, has, may, name, before.name[counter])
-        one = accesses[block][instruction]
         for entry in range(*one.uses):
             before = left.get(entry)
             owner = (-1, -1, one.uses_peak) if one.uses_peak else (block, instance, one.owner)
             if before is None or before.owner != owner:
                 return Race(at, at, "write", "read", _REDUCTIONS, one.uses_peak)
-            if before.number > clock[before.counter]:
+            known = before.result.serves(clock, one.early)
+            if before.number > clock[before.counter] and not known:
                 return Race(before.at, at, "write", "read", _REDUCTIONS, "")
         issue = blocks[block].issues[instruction]
         counter = COUNTERS.index(reductions_of(issue.queue))
+        result = _Result(own, len(issued[own]) + 1, None)
         if issue.reduces is not None:
             issued[counter].append(at)
+            result = result._replace(behind=_behind(issue))
         if peaks:
             # What is written over has another largest magnitude.
             for name in one.writes:
@@ -476,7 +542,7 @@ def _first_race(
                 peaks.add(entry)
             else:
                 place, owner = (0, 0), (block, instance, one.owner)
-            left[entry] = _Left(counter, len(issued[counter]), at, owner, place)
+            left[entry] = _Left(counter, len(issued[counter]), at, owner, result, place)
         issued[own].append(at)
         for here, last, by in (
             (mine.reads, read, own),
@@ -486,4 +552,5 @@ def _first_race(
                 entry = last.setdefault(part, _Last())
                 entry.number[by] = len(issued[by])
                 entry.name[by] = name
+                entry.result[by] = result if one.sums else None
     return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from intaglio.dialects.formats import FORMATS, HEAD_FORMATS
 from intaglio.dialects.json_file import is_list
@@ -26,6 +26,19 @@ COUNTS = (
     *("vector_lanes", "vector_sram_bytes", "results_per_cycle"),
 )
 """Fields of which there is at least one."""
+
+
+class Early(NamedTuple):
+    """Cycles that instructions may start before what is reduced for them is there, since they read
+    it so much later.
+
+    Attributes:
+        product: a product whose results a norm's factor is for.
+        sums: a weighted sum, whose results are divided by the sums of the weights.
+    """
+
+    product: int = 0
+    sums: int = 0
 
 
 @dataclass(frozen=True)
@@ -198,6 +211,23 @@ class Machine:
         if self.probabilities != "places8" or kv in HEAD_FORMATS:
             return self.probabilities
         return "uint16" if self.activations == "int16" else "uint8"
+
+    @property
+    def behind(self) -> int:
+        """Cycles from the elements of a pass to what the tables make of what is reduced of them."""
+        return self.vector_reduce + self.table_lookup
+
+    @property
+    def early(self) -> Early:
+        """How much later than at their start instructions read what is reduced.
+
+        A product reads the factor of its results when the first ones leave the tiles: two cycles
+        after a step has gone through broadcast and pipeline. A weighted sum looks up what its
+        results are over when the sums are there where these follow the weights, with bytes at
+        places.
+        """
+        sums = self.behind if self.probabilities == "places8" else 0
+        return Early(self.broadcast + self.mac_pipeline + 2, sums)
 
     @property
     def has_blocks(self) -> bool:

@@ -63,6 +63,7 @@ from intaglio.dialects.isa.instruction import Instruction
 from intaglio.dialects.isa.parts import Store
 from intaglio.dialects.isa.queues import COUNTERS, reductions_of
 from intaglio.dialects.isa.registry import instruction_of
+from intaglio.dialects.machine import Early, Machine
 from intaglio.dialects.memories import VECTORS, Span, memory_of, numbered, span_of
 from intaglio.dialects.plain import PlainOp, counts
 from intaglio.dialects.rom import CacheOp, KVType, Nodes
@@ -518,8 +519,7 @@ class ProgramOp(PlainOp):
         machine = next((op.machine for op in around if isinstance(op, MachineOp)), None)
         places = spans(module if isinstance(module, ModuleOp) else None, self.buffers)
         kinds = {one.sym_name.data: one.value for one in self.buffers}
-        shared = machine is not None and bool(machine.shared_arrays)
-        whole.check_order(places, kinds, around, shared=shared)
+        whole.check_order(places, kinds, around, machine)
         whole.check_power(
             {
                 tensor: op.sym_name.data
@@ -590,8 +590,7 @@ class _Whole:
         buffers: Mapping[str, tuple[int, int]],
         kinds: Mapping[str, values.Value],
         around: Sequence[Operation],
-        *,
-        shared: bool,
+        machine: Machine | None,
     ) -> None:
         """Waits order reads and writes.
 
@@ -599,7 +598,8 @@ class _Whole:
             buffers: where they lie.
             kinds: of their values.
             around: the operations of the program's module.
-            shared: tiles and H-Units share adders.
+            machine: the chip; None: one whose units read everything at their start, and share
+                nothing.
         """
         caches = {
             op.sym_name.data: op.type
@@ -621,9 +621,10 @@ class _Whole:
         rows = {op.memory.data: op.content for op in around if isinstance(op, MemoryOp)}
         lanes = rows[VECTORS].lanes if VECTORS in rows else 1
         self.check_whole(kinds, heads)
+        early = Early() if machine is None else machine.early
         try:
             accesses = [
-                hazards.accesses(taken, slots, kinds, heads, lanes, capacity)
+                hazards.accesses(taken, slots, kinds, heads, lanes, capacity, early)
                 for taken, slots in zip(self.taken, self.slots, strict=True)
             ]
         except ValueError as error:
@@ -634,7 +635,7 @@ class _Whole:
             self.slots,
             buffers,
             sampled=[block.sampled is not None for block in self.blocks],
-            shared_adders=shared,
+            shared_adders=machine is not None and bool(machine.shared_arrays),
         )
         if race is not None:
             raise VerifyException(race.told(self.name, "@"))

@@ -438,6 +438,7 @@ class Program:
                 self._heads,
                 self.machine.vector_lanes,
                 self.longest,
+                self.machine.early,
             )
             for block in self.blocks
         ]

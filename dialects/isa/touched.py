@@ -39,6 +39,7 @@ from intaglio.dialects.isa.vector import (
     SoftmaxPlaces,
     VectorInstruction,
 )
+from intaglio.dialects.machine import Early
 from intaglio.dialects.memories import rows_of
 
 Range = tuple[int, int]
@@ -72,6 +73,7 @@ class Touched(Generic[V]):
         leaves: those that it leaves.
         largest: whether it takes the largest of what it reads as whoever wrote it leaves it.
         late: whether what it writes is there with its reductions, and not with its results.
+        sums: whether that is only so of sums of what it writes.
     """
 
     reads: Mapping[V, Range]
@@ -82,6 +84,23 @@ class Touched(Generic[V]):
     leaves: Range = (0, 0)
     largest: bool = False
     late: bool = False
+    sums: bool = False
+
+
+def early_of(one: Instruction[Any], early: Early) -> int:
+    """Cycles that an instruction may start before what is reduced for it is there.
+
+    Args:
+        one: the instruction.
+        early: those of the chip's units.
+    """
+    match one:
+        case Product() | ExpertMatvec():
+            return early.product
+        case WeightedSum():
+            return early.sums
+        case _:
+            return 0
 
 
 def passes_of(one: Instruction[Any]) -> int:
@@ -253,8 +272,9 @@ def touched(
                 writes[after.output] = _part(kind(after.output), 0, 1, chip)
     largest = isinstance(one, OverScores) and beat.number == 1
     # The sums of probabilities follow their codes.
-    late = isinstance(one, QuantizeHeads) or (isinstance(one, SoftmaxPlaces) and largest)
-    return Touched(reads, writes, read_caches, written_caches, uses, leaves, largest, late)
+    sums = isinstance(one, SoftmaxPlaces) and largest
+    late = isinstance(one, QuantizeHeads) or sums
+    return Touched(reads, writes, read_caches, written_caches, uses, leaves, largest, late, sums)
 
 
 def _of_attention(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from intaglio.dialects.hazards import ADDERS
 from intaglio.dialects.isa.queues import COUNTERS, PEAKS, reductions_of
 from intaglio.dialects.isa.recurrence import LinearAttention
+from intaglio.dialects.isa.touched import early_of
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule.draft import Draft
@@ -27,6 +28,8 @@ class Touch(NamedTuple):
     writes: bool
     late: bool = False
     """Whether what is written is there with the reductions of the instruction."""
+    sums: bool = False
+    """Whether only sums of what is written are; or may be, where it is read."""
 
 
 class Conflict(NamedTuple):
@@ -64,7 +67,8 @@ def touches(one: Draft, memory: VectorMemory) -> list[Touch]:
             if part is not None:
                 elements = (part.writes if writes else part.reads)[value]
             late = writes and part is not None and part.late
-            found.append(Touch(*memory.where(value, elements), writes, late))
+            sums = part is not None and part.sums if writes else may_precede(one, memory.machine)
+            found.append(Touch(*memory.where(value, elements), writes, late, sums))
     for slots, writes in ((does.read_caches, False), (does.written_caches, True)):
         for slot in slots:
             heads = (0, _ALL)
@@ -75,6 +79,11 @@ def touches(one: Draft, memory: VectorMemory) -> list[Touch]:
         # What the first pass keeps for the second one has one place in the H-Units.
         found.append(Touch(_KEPT, 0, 1, True))
     return found
+
+
+def may_precede(one: Draft, machine: Machine) -> bool:
+    """Whether an instruction may start before what is reduced for it is there."""
+    return early_of(one.does, machine.early) >= machine.behind
 
 
 class Accesses:
@@ -119,7 +128,8 @@ class Accesses:
                         and touch.first < earlier.last
                     ):
                         read = earlier.writes and not touch.writes
-                        yield Conflict(other, number, read, earlier.late)
+                        late = earlier.late and not (read and earlier.sums and touch.sums)
+                        yield Conflict(other, number, read, late)
         if queue in ADDERS:
             for other, numbers in self._adders.items():
                 if other != queue:

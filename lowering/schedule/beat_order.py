@@ -20,6 +20,7 @@ from intaglio.lowering.schedule import list_schedule
 from intaglio.lowering.schedule.accesses import (
     Accesses,
     Touch,
+    may_precede,
     merged,
     named_slots,
     same_slots,
@@ -186,7 +187,10 @@ def _depend(
             for entry in range(*one.touched.uses):
                 # Peaks may be of an instance or block before.
                 if entry in left:
-                    item.reductions.add(left[entry])
+                    if may_precede(one, machine):
+                        item.before[left[entry]] = True
+                    else:
+                        item.reductions.add(left[entry])
             for entry in range(*one.touched.leaves):
                 left[entry] = number
     if len(instances) == 1:

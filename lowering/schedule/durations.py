@@ -498,9 +498,10 @@ def least_before_sums(
     """Cycles from the start of a weighted sum to the last step of its first KV head, at least.
 
     Scores of what went before have left by then. The look-up of the first head's scale begins in
-    the cycle after the start and is there `table_lookup` later; it is wanted by the requantiser,
-    `broadcast` and `attention_pipeline` after that step, and the beat in between is one more. The
-    other heads follow in every cycle; where sums of several leave in one, they are waited for.
+    the cycle after the start, or when its sum is there, and is there `table_lookup` later
+    (`looked_up`); it is wanted by the requantiser, `broadcast` and `attention_pipeline` after that
+    step, and the beat in between is one more. The other heads follow in every cycle; where sums of
+    several leave in one, they are waited for.
 
     Args:
         machine: the chip.
@@ -514,8 +515,20 @@ def least_before_sums(
     late = shared - 1 - (shared - 1) // heads
     # Each KV head before has a step, and its beats.
     late += (count - 1) * max(0, shared - 1 - drain)
-    first = machine.table_lookup + 2 - machine.broadcast - machine.attention_pipeline
+    looked, read = looked_up(machine)
+    first = looked + 2 - machine.broadcast - machine.attention_pipeline - read
     return max(floor, max(0, first) + late)
+
+
+def looked_up(machine: Machine) -> tuple[int, int]:
+    """Cycles from the one after a weighted sum's start until the scale of its first head is there,
+    and how long after the sums of a beat it is read.
+
+    Where sums of the weights may come after the start, the look-up waits for them; then scales are
+    not read before the sums have gone through the reduction network, to the requantiser.
+    """
+    wait = max(0, machine.early.sums - 1)
+    return wait + machine.table_lookup, min(wait, machine.reduce)
 
 
 def query_key_beat(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from intaglio.dialects.isa.queues import COUNTERS, PEAKS, reductions_of
+from intaglio.dialects.isa.queues import COUNTERS, PEAKS, QUEUES, reductions_of
 from intaglio.dialects.isa.vector import RMSScale
 from intaglio.dialects.machine import Machine
 from intaglio.lowering.place.vector_memory import VectorMemory
 from intaglio.lowering.schedule.accesses import (
     Accesses,
+    may_precede,
     merged,
     must_wait,
     named_slots,
@@ -31,7 +32,7 @@ def waits(
     result: list[list[dict[str, int]]] = []
     outside: list[tuple[Accesses, Sequence[Mapping[str, str]]]] = []
     left_before: dict[int, set[str]] = {}
-    """Of entries who left something there in earlier blocks or instances: the counters."""
+    """Of entries what counts what was left there in earlier blocks or instances."""
     for block in blocks:
         instances = named_slots(block.drafts, block.instances)
         touched = [touches(one, memory) for one in block.drafts]
@@ -51,7 +52,8 @@ def waits(
             _leave(block, left_before)
         counts = dict.fromkeys(COUNTERS, 0)
         seen = Accesses(machine)
-        left: dict[int, tuple[str, int]] = {}
+        left: dict[int, dict[str, int]] = {}
+        """Who left something at an entry: numbers of its results, and of what it left."""
         needs: list[dict[str, int]] = []
         for one, places in zip(block.drafts, touched, strict=True):
             times, queue = one.times, one.queue
@@ -79,16 +81,18 @@ def waits(
             leaves = reductions_of(queue)
             if one.touched is not None:
                 for entry in range(*one.touched.uses):
-                    if entry in left:
-                        counter, number = left[entry]
-                        need[counter] = max(need.get(counter, 0), number)
-                    else:
-                        need |= {one: max(need.get(one, 0), 0) for one in left_before[entry]}
+                    # What left something in earlier blocks or instances is all done, by 0.
+                    found = left.get(entry) or dict.fromkeys(left_before[entry], 0)
+                    for counter, number in found.items():
+                        # Results come before what is left.
+                        if (counter in QUEUES) == may_precede(one, machine):
+                            need[counter] = max(need.get(counter, 0), number)
             counts[queue] += 1
             if times.reduces is not None:
                 counts[leaves] += 1
             if one.touched is not None:
-                left |= dict.fromkeys(range(*one.touched.leaves), (leaves, counts[leaves]))
+                by = {queue: counts[queue], leaves: counts[leaves]}
+                left |= dict.fromkeys(range(*one.touched.leaves), by)
             seen.add(queue, counts[queue], places)
             need |= one.also_waits
             needs.append({name: need[name] for name in COUNTERS if name in need})
@@ -98,11 +102,12 @@ def waits(
 
 
 def _leave(block: DraftBlock, left: dict[int, set[str]]) -> None:
-    """Adds the counters of a block's peaks and norms' factors to those of each entry."""
+    """Adds the counters of a block's peaks and norms' factors, and of the results that these
+    follow, to those of each entry."""
     for one in block.drafts:
         if one.touched is not None and (one.beat.peak or isinstance(one.does, RMSScale)):
             for entry in range(*one.touched.leaves):
-                left.setdefault(entry, set()).add(reductions_of(one.queue))
+                left.setdefault(entry, set()).update((one.queue, reductions_of(one.queue)))
 
 
 def _earlier(instances: Sequence[Mapping[str, str]]) -> Iterator[dict[str, set[str]]]:

@@ -9,16 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intaglio.dialects.clocks import At
 from intaglio.dialects.fixed_point import Real
-from intaglio.dialects.formula import constant
+from intaglio.dialects.formula import TOKENS, Formula, constant
 from intaglio.dialects.hazards import Access, Race, first_race
 from intaglio.dialects.isa.attention import QueryKey
 from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.power import Wake
 from intaglio.dialects.isa.queues import QUEUES
 from intaglio.dialects.isa.vector import Copy, Quantize, Softmax
-from intaglio.dialects.timeline import Block, Issue, simulate
+from intaglio.dialects.timeline import At, Block, Issue, simulate
 
 BUFFERS = {"a": (0, 8), "a1": (0, 4), "a2": (4, 8), "b": (8, 12), "over": (6, 10)}
 """A value with two parts, another, and one that lies over both."""
@@ -239,3 +238,42 @@ def test_of_instructions() -> None:
     )
     assert Access.of(scores) == Access(("q",), ("s",), ("k",), ())
     assert Access.of(Wake(domain="d")) == Access((), (), (), ())
+
+
+@pytest.mark.parametrize(
+    ("sums", "early", "reduces", "waits", "races"),
+    [
+        (True, 4, constant(9), {"vector": 1}, False),
+        (True, 3, constant(9), {"vector": 1}, True),
+        (True, 3, constant(9), {"reductions": 1}, False),
+        (True, 4, constant(9), {}, True),
+        # The codes themselves are late.
+        (False, 4, constant(9), {"vector": 1}, True),
+        # They follow after more and more cycles.
+        (True, 4, 5 + 2 * TOKENS, {"vector": 1}, True),
+    ],
+)
+def test_sums_may_follow_who_reads_them_late(
+    sums: bool, early: int, reduces: Formula, waits: dict[str, int], races: bool
+) -> None:
+    flows = constant(1)
+    issues = [
+        Issue("vector", {}, constant(5), flows, reduces),
+        Issue("attention", waits, constant(5), flows),
+    ]
+    late = replace(WRITE, late=True, sums=sums)
+    taken = [late, replace(READ, early=early)]
+    assert (first_race([Block("b", issues, 1)], [taken], [[{}]], BUFFERS) is not None) == races
+
+
+@pytest.mark.parametrize(("early", "races"), [(4, False), (3, True)])
+def test_a_factor_may_follow_what_waits_for_its_sum(early: int, races: bool) -> None:
+    flows = constant(1)
+    issues = [
+        Issue("vector", {}, 5 + TOKENS, flows, 9 + TOKENS),
+        Issue("matrix", {"vector": 1}, constant(5), flows),
+    ]
+    norm = Access([], ["b"], leaves=(2, 3), owner="rms_scale b", leaves_peak="b")
+    product = Access(["b"], [], uses=(2, 3), uses_peak="b", early=early)
+    race = first_race([Block("b", issues, 1)], [[norm, product]], [[{}]], BUFFERS)
+    assert (race is not None) == races

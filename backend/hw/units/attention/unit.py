@@ -23,10 +23,11 @@ pipeline, then the reduction network and the requantiser:
   beat (`durations.sum_beat`), while the array pauses. Heads lie one behind the other, so a beat may
   end in the next row, which has a write port of its own where that happens
   (`AttentionModel.crosses`). The scales of the heads (probability scale over sum) are computed
-  beside the first steps, one a cycle. They are kept where those of the instruction before were, so
-  none comes before the last of these has been read; the first ones are wanted `broadcast` and
-  `attention_pipeline` after the first head's last step, for which that step waits if it must
-  (`durations.least_before_sums`).
+  beside the first steps, one a cycle, or later where the sums of the weights may come after the
+  start (`durations.looked_up`). They are kept where those of the instruction before were, so none
+  comes before the last of these has been read; the first ones are wanted `broadcast` and
+  `attention_pipeline` after the first head's last step, or behind the reduction network, for which
+  that step waits if it must (`durations.least_before_sums`).
 
 **Flow.** The next instruction may start in the cycle of the last step, or of the last beat of sums
 (`attention_ready`): its first step is the next one while results of this one still leave. What the
@@ -99,6 +100,7 @@ from intaglio.dialects.isa.queues import ATTENTION
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import CODE_BITS, SUM_BITS
 from intaglio.dialects.tables import GATE_FRAC
+from intaglio.lowering.schedule import durations
 
 __all__ = ["AttentionModel", "attention_unit", "encode"]
 
@@ -269,7 +271,10 @@ def _capped(
 
 
 def _sum_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
-    """An element of a weighted sum: the H-Units' sums added up and requantised."""
+    """An element of a weighted sum: the H-Units' sums added up and requantised.
+
+    What the requantiser takes beside them comes `reduce` cycles later.
+    """
     machine, bits = model.machine, model.shape.sum_bits
 
     def build(m: ModuleBuilder) -> None:
@@ -282,18 +287,20 @@ def _sum_lane(design: Design, model: AttentionModel) -> ModuleBuilder:
         ]
 
         def element(
-            mantissa: Signal, exponent: Signal, shift: Signal, frac: Signal, *parts: Signal
+            mantissa: Signal, exponent: Signal, shift: Signal, frac: Signal, y: Signal
         ) -> tuple[Signal, Signal]:
             shift = shift.assume(0, model.shift)
-            y = tree(parts, lambda a, b: (a + b).cut()).truncate(bits, True)
             r = Wires(m)
             scale = Scale(mantissa, exponent)
             return requantize(r, y, scale, shift, -shift - frac), r.saturated
 
+        def total(*parts: Signal) -> Signal:
+            return tree(parts, lambda a, b: (a + b).cut()).truncate(bits, True)
+
         value, saturated = pipelined(
             element,
-            [*(signal for signal, _ in control), *parts],
-            machine.reduce + machine.requantise,
+            [*(signal for signal, _ in control), *pipelined(total, parts, machine.reduce).outputs],
+            machine.requantise,
             follow={i: follow for i, (_, follow) in enumerate(control)},
         ).outputs
         m.output("element", value.extend(FIXED_BITS, True))
@@ -1070,6 +1077,7 @@ class _Unit:
         """Beats of weighted_sum, from the units' sums to the vector memory; saturations, enable."""
         m, model, b = self.m, self.model, self.b
         output, bits = model.output, model.shape.sum_bits
+        _, read = durations.looked_up(self.machine)
         scales = self.head_scales(beats)
         controls: dict[tuple[int, ...], dict[str, Signal]] = {}
 
@@ -1081,16 +1089,17 @@ class _Unit:
                 )
                 lines = {"mantissa": mantissa[:1], "exponent": exponent[:1]}
                 if len(set(of)) > 1:
-                    which = self.late_field("sum_shape", self.early)
+                    which = self.late_field("sum_shape", self.early + read)
                     lines = {
                         "mantissa": [choose(which, mantissa)],
                         "exponent": [choose(which, exponent)],
                     }
 
                 def late(name: str, cycles: int) -> Signal:
+                    cycles += self.machine.reduce
                     if name not in lines:
                         return self.late_field(name, self.early + cycles)
-                    line = lines[name]
+                    line, cycles = lines[name], cycles - read
                     while len(line) <= cycles:
                         line.append(line[-1].delay(name=f"head_{name}_at{len(line)}"))
                     return line[cycles]
@@ -1185,7 +1194,10 @@ class _Unit:
         """Probability scale over sum, of the heads of the beat that leaves the array."""
         m, model, f = self.m, self.model, self.f
         number = self.prelude_head
-        m.output("head_row", fit(f["head"] + number, model.head_bits))
+        there, read = durations.looked_up(self.machine)
+        wait = there - self.machine.table_lookup
+        row = fit(f["head"] + number, model.head_bits)
+        m.output("head_row", row.delay(wait, name="head_row_late") if wait else row)
 
         def over(mantissa: Signal, exponent: Signal, total: Signal) -> Scale:
             inverse = reciprocal_scale(Wires(m), total, PROBABILITY_FRAC)
@@ -1203,8 +1215,9 @@ class _Unit:
         ).outputs
         bits = index_bits(model.heads)
         # No earlier than the last of the instruction before have been read.
-        written = max(depth, self.early - 1)
-        mantissa, exponent = (s.delay(written - depth) for s in (mantissa, exponent))
+        used = self.early - 1 + read
+        written = max(there, used)
+        mantissa, exponent = (s.delay(written - there) for s in (mantissa, exponent))
         heads = [beats.head]
         for i in range(1, max(one.heads for one in model.sum_shapes)):
             there = (beats.member + i) < self.b["shared"]
@@ -1213,7 +1226,7 @@ class _Unit:
             "head_scales",
             max(2, model.heads),
             SCALE_BITS + exponent.width,
-            [head.delay(self.early - 1, name="head_scale") for head in heads],
+            [head.delay(used, name="head_scale") for head in heads],
             [
                 Write(
                     fit(number, bits).delay(written, name="head_scale_address"),

@@ -172,3 +172,13 @@ def test_what_comes_from_before_the_block_is_taken_as_it_comes() -> None:
     order = list_schedule.best(beats, [cycles])
     assert order == [0, 1, 2, 3]
     assert list_schedule.starts_of(beats, cycles, order) == [0, 3, 10, 13]
+
+
+def test_a_queue_waits_for_what_is_wanted_more() -> None:
+    """The second beat of "a" comes a cycle later than the first could start, which takes four."""
+    beats = made(["a", "b", "a", "c"], [[], [], [1], [2]])
+    cycles = cycles_of(beats, [4, 1, 1, 9], [4, 1, 1, 9])
+    tails = list_schedule.tails(beats, cycles)
+    greedy = list_schedule.from_the_start(beats, cycles, tails)
+    waiting = list_schedule.from_the_start(beats, cycles, tails, patient=True)
+    assert (length(beats, cycles, greedy), length(beats, cycles, waiting)) == (14, 11)
