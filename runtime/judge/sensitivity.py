@@ -32,6 +32,7 @@ from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import MachineOp
 from intaglio.dialects.formats import HEAD_FORMATS
 from intaglio.dialects.machine import Machine
+from intaglio.dialects.number_ranges import ranges_text
 from intaglio.runtime.engines.simulator import Simulator
 from intaglio.runtime.judge.check import Against, rows_of, text_ids, windows_of
 from intaglio.runtime.judge.defaults import SENSITIVITY_WINDOWS, WINDOW
@@ -153,7 +154,12 @@ def sensitivity(
 def _wide(machine: Machine) -> Machine:
     """The same chip with 16 bits everywhere, and room for them."""
     return replace(
-        machine, activations="int16", activations_of=(), kv="int16", probabilities="uint16"
+        machine,
+        activations="int16",
+        activations_of=(),
+        wide_of=(),
+        kv="int16",
+        probabilities="uint16",
     )
 
 
@@ -181,18 +187,24 @@ def _recommended(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _roles(module: ModuleOp, machine: Machine, wide: Machine) -> Iterator[Role]:
-    from intaglio.lowering.step.input_formats import input_format, labels, told_formats
+    from intaglio.lowering.step.input_formats import input_format, labels, told_formats, wide_blocks
 
     told = told_formats(module, machine)
+    blocks = wide_blocks(module, machine, told)
     inputs: dict[str, set[str]] = {}
+    wide_of: dict[str, str] = {}
     for op, label in labels(module).items():
         # What the graph rounds itself is no format of the chip.
         if op in told or not (isinstance(op, rom.LinearOp) and op.activation is not None):
             inputs.setdefault(label, set()).add(input_format(op, machine, told))
+            if op in blocks:
+                wide_of[label] = ranges_text(blocks[op])
     for label, formats in inputs.items():
         (fmt, *_) = sorted(formats)
         if fmt != "int16":
             alone = replace(wide, activations_of=(f"{label}={fmt}",))
+            if label in wide_of:
+                alone = replace(alone, wide_of=(f"{label}={wide_of[label]}",))
             yield Role(f"input of {label}", fmt, alone, f"activations.{label}=int16")
     if any(isinstance(op, rom.AttentionOp | rom.LinearAttentionOp) for op in module.walk()):
         yield from _of_attention(machine, wide, list(inputs))
