@@ -114,7 +114,9 @@ def conflicts(program: Program, positions: list[int], ranks: timeline.Ranks) -> 
         at, then = (
             peak or (span.block, span.instance) for peak in (access.uses_peak, access.leaves_peak)
         )
-        if any((left[at, entry] > span.start).any() for entry in range(*access.uses)):
+        # What is reduced may be read later than at the start.
+        by = span.start + access.early
+        if any((left[at, entry] > by).any() for entry in range(*access.uses)):
             yield f"{one.opcode} {span} and what was reduced"
         if span.left is not None:
             left |= dict.fromkeys([(then, entry) for entry in range(*access.leaves)], span.left)

@@ -287,7 +287,7 @@ def test_a_wait_one_beat_too_early_is_located(pair: tuple[Simulator, RTLChip], o
         ("vector", "reductions"),
         ("matrix", "vector"),
         ("attention", "kv"),
-        ("attention", "reductions"),
+        ("attention", "vector"),
         ("kv", "reductions"),
     }
 

@@ -100,7 +100,7 @@ def test_reports_say_what_is_inside_and_outside(outside: Path):
         }
     text = inspect_text(content)
     assert "KV cache of the first 8 of 64 tokens 1.024 kB" in text
-    assert "scales of the KV cache 2.048 kB" in text
+    assert "scales of the KV cache 512 B" in text
     assert "outside 0 B of keys and values read, 0 B written at position 7" in text
     assert "outside 7.168 kB of keys and values read, 128 B written at position 63" in text
     assert "Adapter rank against tokens on the die" in text
