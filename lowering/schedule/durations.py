@@ -527,7 +527,8 @@ def looked_up(machine: Machine) -> tuple[int, int]:
     Where sums of the weights may come after the start, the look-up waits for them; then scales are
     not read before the sums have gone through the reduction network, to the requantiser.
     """
-    wait = max(0, machine.early.sums - 1)
+    # The instruction itself reads from the cycle after its start on.
+    wait = machine.early.sums
     return wait + machine.table_lookup, min(wait, machine.reduce)
 
 

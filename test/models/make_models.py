@@ -28,6 +28,7 @@ class Variant:
     vocabulary: int = 64
     hidden: int = HIDDEN
     ffn: int = FFN
+    kv_heads: int = KV_HEADS
     bits: int = 4
     tied: bool = False
     bias: bool = False
@@ -91,6 +92,7 @@ VARIANTS = {
     "experts_ternary": Variant(bits=2, experts=6, accuracy_level=0),
     **{f"recurrent_{r}": Variant(recurrent=1, rule=r) for r in ("linear", "gated", "delta")},
     "static": Variant(parallel=True, bias=True, learned=True, static=24),
+    "own_heads": Variant(kv_heads=HEADS),
     "odd": Variant(hidden=72, ffn=75),
     "odd_bias": Variant(hidden=36, ffn=51, bias=True, asymmetric=True),
 }
@@ -181,7 +183,7 @@ class Builder:
         return y, outputs[-1]
 
     def attention(self, layer: int, x: str) -> str:
-        size, kv = HEADS * HEAD, KV_HEADS * HEAD
+        size, kv = HEADS * HEAD, self.variant.kv_heads * HEAD
         path = f"/model/layers.{layer}/attn"
         if self.variant.shared and layer:
             return self.borrowing(layer, x)
@@ -223,14 +225,14 @@ class Builder:
             outputs=[f"{path}/output_0", f"present.{layer}.key", f"present.{layer}.value"],
             domain=MS,
             num_heads=HEADS,
-            kv_num_heads=KV_HEADS,
+            kv_num_heads=self.variant.kv_heads,
             do_rotary=int(not (self.variant.learned or self.variant.alibi)),
             **attributes,
         )
 
     def buffered(self, layer: int, packed: str) -> str:
         """Attention over buffers of all tokens, which the new ones are written into."""
-        path, kv = f"/model/layers.{layer}/attn", KV_HEADS * HEAD
+        path, kv = f"/model/layers.{layer}/attn", self.variant.kv_heads * HEAD
         sizes = self.tensor(f"{path}/sizes", np.array([HEADS * HEAD, kv, kv], np.int64))
         values = [f"{path}/split_{i}" for i in range(3)]
         self.node("Split", f"{path}/Split", [packed, sizes], outputs=values, axis=-1)
@@ -244,7 +246,7 @@ class Builder:
             [*values, "", "", "", "nonpad_kv_seqlen"],
             is_causal=1,
             q_num_heads=HEADS,
-            kv_num_heads=KV_HEADS,
+            kv_num_heads=self.variant.kv_heads,
         )
 
     def alibi(self, layer: int) -> list[str]:
@@ -278,7 +280,9 @@ class Builder:
         """Attention on the first layer's cache, with keys and values of no token of its own."""
         path = f"/model/layers.{layer}/attn"
         query = self.linear(f"model.layers.{layer}.attn.q_proj", x, HEADS * HEAD, HIDDEN)
-        empty = self.tensor(f"{path}/empty", np.zeros((1, 0, KV_HEADS * HEAD), np.float32))
+        empty = self.tensor(
+            f"{path}/empty", np.zeros((1, 0, self.variant.kv_heads * HEAD), np.float32)
+        )
         return self.node(
             "GroupQueryAttention",
             f"{path}/GroupQueryAttention",
@@ -289,7 +293,7 @@ class Builder:
             outputs=[f"{path}/output_{i}" for i in range(3)],
             domain=MS,
             num_heads=HEADS,
-            kv_num_heads=KV_HEADS,
+            kv_num_heads=self.variant.kv_heads,
             do_rotary=1,
         )
 
@@ -537,8 +541,8 @@ class Builder:
 
     def model(self) -> onnx.ModelProto:
         self.decoder()
-        past = ["batch_size", KV_HEADS, "past_sequence_length", "kv_cache_dim"]
-        present = ["batch_size", KV_HEADS, "total_sequence_length", "kv_cache_dim"]
+        past = ["batch_size", self.variant.kv_heads, "past_sequence_length", "kv_cache_dim"]
+        present = ["batch_size", self.variant.kv_heads, "total_sequence_length", "kv_cache_dim"]
         sequence = 1 if self.variant.prune else "sequence_length"
         logits = ["batch_size", sequence, self.variant.vocabulary]
         ids = ["batch_size", "sequence_length"]
@@ -550,7 +554,7 @@ class Builder:
                 helper.make_tensor_value_info(name, integers, ids[:1])
                 for name in ("write_indices", "nonpad_kv_seqlen")
             ]
-            past = present = ["batch_size", self.variant.static, KV_HEADS * HEAD]
+            past = present = ["batch_size", self.variant.static, self.variant.kv_heads * HEAD]
         else:
             inputs.append(helper.make_tensor_value_info("attention_mask", integers, mask))
         names = ("{kind}_cache.{layer}", "updated_{kind}_cache.{layer}")
@@ -596,7 +600,11 @@ def make_model(name: str, folder: Path) -> Path:
         location="model.onnx.data",
         size_threshold=64,
     )
-    decoder = {"head_size": HEAD, "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS}
+    decoder = {
+        "head_size": HEAD,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": variant.kv_heads,
+    }
     config = {"model": {"decoder": decoder, "context_length": POSITIONS}}
     (folder / "genai_config.json").write_text(json.dumps(config))
     return path

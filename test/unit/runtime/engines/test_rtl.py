@@ -468,6 +468,14 @@ def test_blocks_without_hardware(built: Pairs) -> None:
     assert "--set formats.block=8, or --set activations=int8" in str(error.value)
 
 
+@pytest.mark.parametrize("lookup", [4, 8])
+def test_keys_of_each_head(built: Pairs, lookup: int) -> None:
+    """Nothing of another head is waited for: sums of weights, and factors of norms, come as late as
+    they may."""
+    settings = ("kv=half8", f"latency.table_lookup={lookup}")
+    assert run(*built("own_heads", 16, *SMALL, *settings), 4, seed=4)
+
+
 @pytest.mark.parametrize("heads", ["h_unit.query_parallel=1", "h_unit.query_parallel=2"])
 def test_sinks(built: Pairs, heads: str) -> None:
     """gpt-oss: a score of each head without a token, within a window and without one."""
