@@ -221,13 +221,14 @@ class Machine:
     def early(self) -> Early:
         """How much later than at their start instructions read what is reduced.
 
-        A product reads the factor of its results when the first ones leave the tiles: two cycles
-        after a step has gone through broadcast and pipeline. A weighted sum looks up what its
+        What an instruction reads at its start it reads in the cycle after it. A product reads the
+        factor of its results when the first ones leave the tiles: two cycles after a step has gone
+        through broadcast and pipeline. A weighted sum looks up what its
         results are over when the sums are there where these follow the weights, with bytes at
         places.
         """
         sums = self.behind if self.probabilities == "places8" else 0
-        return Early(self.broadcast + self.mac_pipeline + 2, sums)
+        return Early(self.broadcast + self.mac_pipeline + 1, sums)
 
     @property
     def has_blocks(self) -> bool:

@@ -26,6 +26,8 @@ from intaglio.runtime.engines.simulator import Simulator
     [
         # Two of eight, 4 bits, biases, SwiGLU with a limit.
         ("roma-mini", "experts", SMALL),
+        # A norm's factor that comes as late as a small product can take it.
+        ("roma-mini", "experts", ("latency.table_lookup=8",)),
         # Three of five, 8 bits; activations in two passes.
         ("roma-mini", "experts8", (*SMALL, "activations=int16")),
         # Ternary, behind power gates.
