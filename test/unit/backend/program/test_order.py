@@ -28,8 +28,18 @@ RANK = 4
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """program.json of the demo model, with slots for adapters."""
-    out = tmp_path_factory.mktemp("order") / "out"
-    compile_model(DEMO, out, Options("roma-mini", emit="program", adapter_rank=RANK))
+    return compiled_demo(tmp_path_factory.mktemp("order") / "out")
+
+
+@pytest.fixture(scope="module")
+def one_scale(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same where vectors and heads have one scale each, from their largest."""
+    out = tmp_path_factory.mktemp("one_scale") / "out"
+    return compiled_demo(out, "activations=int8", "kv=int8")
+
+
+def compiled_demo(out: Path, *settings: str) -> dict[str, Any]:
+    compile_model(DEMO, out, Options("roma-mini", settings, emit="program", adapter_rank=RANK))
     return json.loads((out / PROGRAM).read_text())
 
 
@@ -220,22 +230,32 @@ def test_a_changed_duration_contradicts_what_is_stated(
 
 
 @pytest.mark.parametrize(
-    ("key", "by", "queues"),
+    ("chip", "key", "by", "queues"),
     [
-        ("duration", -1, {"matrix", "vector", "attention", "kv"}),
-        ("duration", 1, {"matrix", "vector", "attention", "kv"}),
+        ("demo", "duration", -1, {"matrix", "vector", "attention", "kv"}),
+        ("demo", "duration", 1, {"matrix", "vector", "attention", "kv"}),
         # Heads are appended one by one, as their codes come.
-        ("pace", -1, {"matrix", "vector", "attention"}),
+        ("demo", "pace", -1, {"matrix", "vector", "attention"}),
         # What products leave, and largest scores, are there long before they are waited for.
-        ("reduces", -1, {"vector"}),
+        ("demo", "reduces", -1, {"vector"}),
+        ("one_scale", "duration", -1, {"matrix", "vector", "attention", "kv"}),
+        ("one_scale", "duration", 1, {"matrix", "vector", "attention", "kv"}),
+        ("one_scale", "pace", -1, {"matrix", "vector", "attention", "kv"}),
+        ("one_scale", "reduces", -1, {"vector", "attention"}),
     ],
 )
 def test_one_cycle_off_is_named(
-    demo: dict[str, Any], tmp_path: Path, key: str, by: int, queues: set[str]
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    chip: str,
+    key: str,
+    by: int,
+    queues: set[str],
 ) -> None:
     """A latency, a pace, or what is left after it: of each queue the first beat of a layer on which
     a stated cycle hangs."""
-    program, content = program_of(demo), copy.deepcopy(demo)
+    given = request.getfixturevalue(chip)
+    program, content = program_of(given), copy.deepcopy(given)
     issue = program.machine.issue
     timing = [block.timing for block in program.blocks]
     cycles = timeline.tables(timing, issue, 0)[1]
