@@ -28,6 +28,11 @@ COUNTS = (
 """Fields of which there is at least one."""
 
 
+def plain_numerators(activations: object) -> str:
+    """Format of softmax's numerators that are no bytes at places: as wide as the activations."""
+    return "uint16" if activations == "int16" else "uint8"
+
+
 class Early(NamedTuple):
     """Cycles that instructions may start before what is reduced for them is there, since they read
     it so much later.
@@ -210,7 +215,7 @@ class Machine:
         activations."""
         if self.probabilities != "places8" or kv in HEAD_FORMATS:
             return self.probabilities
-        return "uint16" if self.activations == "int16" else "uint8"
+        return plain_numerators(self.activations)
 
     @property
     def behind(self) -> int:
@@ -223,9 +228,8 @@ class Machine:
 
         What an instruction reads at its start it reads in the cycle after it. A product reads the
         factor of its results when the first ones leave the tiles: two cycles after a step has gone
-        through broadcast and pipeline. A weighted sum looks up what its
-        results are over when the sums are there where these follow the weights, with bytes at
-        places.
+        through broadcast and pipeline. A weighted sum looks up what its results are over when the
+        sums are there where these follow the weights, with bytes at places.
         """
         sums = self.behind if self.probabilities == "places8" else 0
         return Early(self.broadcast + self.mac_pipeline + 1, sums)

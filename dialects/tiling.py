@@ -69,16 +69,15 @@ class Reads:
         if not self.wide or not self.more:
             return frozenset()
         per_group, lanes = shape.words_per_group(machine), machine.lanes
+
+        def word(column: int) -> int:
+            return column // shape.group * per_group + column % shape.group // lanes
+
         found: set[int] = set()
         for one in self.wide:
             first = one * self.block
             last = min(first + self.block, shape.columns) - 1
-            ends = (
-                column // shape.group * per_group + column % shape.group // lanes
-                for column in (first, last)
-            )
-            low, high = ends
-            found.update(range(low, high + 1))
+            found.update(range(word(first), word(last) + 1))
         return frozenset(found)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from intaglio.backend.target.formula import Value, names
 from intaglio.backend.target.reader import read_document
@@ -165,15 +166,11 @@ class Target:
         """Whoever sets fraction bits sets those of all values."""
         return "set" if self.parameters["formats.fraction_bits"].origin == "option" else "model"
 
-    @property
-    def _inputs(self) -> tuple[str, ...]:
-        if INPUTS not in self.parameters:
+    def _lines(self, figure: str) -> tuple[str, ...]:
+        """What a figure of matrices' inputs says, `NAME=VALUE` each."""
+        if figure not in self.parameters:
             return ()
-        return tuple(self.text(INPUTS).split(","))
-
-    @property
-    def _wide(self) -> tuple[str, ...]:
-        return tuple(self.text(WIDE_BLOCKS).split(";")) if WIDE_BLOCKS in self.parameters else ()
+        return tuple(self.text(figure).split(_OF_INPUTS[figure].between))
 
     @cached_property
     def wire_ends(self) -> dict[str, tuple[Value, Value]]:
@@ -254,8 +251,8 @@ class Target:
             rom_logic=self._rom_logic,
             expert_power=self._expert_power,
             fractions=self._fractions,
-            activations_of=self._inputs,
-            wide_of=self._wide,
+            activations_of=self._lines(INPUTS),
+            wide_of=self._lines(WIDE_BLOCKS),
             **latencies,
         )
 
@@ -490,27 +487,43 @@ def _blocks(option: str) -> dict[str, str] | None:
         raise UserError(f"--set {option}: {error}", hint="or all") from error
 
 
-_BETWEEN = {INPUTS: ",", WIDE_BLOCKS: ";"}
-"""What stands between two of the matrices in a figure."""
+class _OfInputs(NamedTuple):
+    """Of a figure of matrices' inputs what stands between two, its setting, and its reason."""
+
+    between: str
+    setting: str
+    reason: str
+
+
+_OF_INPUTS = {
+    INPUTS: _OfInputs(
+        ",",
+        "activations.NAME=FORMAT",
+        "of these matrices alone; all others take formats.activations",
+    ),
+    WIDE_BLOCKS: _OfInputs(
+        ";", "wide.NAME=BLOCKS", "of these blocks alone; all others have 8 bits"
+    ),
+}
 
 
 def _told(
     parameters: Mapping[str, Parameter], figure: str, inputs: Mapping[str, str], option: str
 ) -> Parameter:
     """A figure of matrices' inputs with some more, or some told again."""
-    before, between = parameters.get(figure), _BETWEEN[figure]
+    before, own = parameters.get(figure), _OF_INPUTS[figure]
     pairs: dict[str, str] = {}
     if before is not None:
-        pairs = dict(one.split("=") for one in str(before.value).split(between))
+        pairs = dict(one.split("=") for one in str(before.value).split(own.between))
     pairs |= inputs
     source = f"--set {option}"
     if before is not None and before.origin == "option":
         source = f"{before.source} {source}"
     return Parameter(
-        between.join(f"{name}={one}" for name, one in pairs.items()),
+        own.between.join(f"{name}={one}" for name, one in pairs.items()),
         "option",
         source=source,
-        reason=_REASONS[figure],
+        reason=own.reason,
     )
 
 
@@ -518,19 +531,11 @@ def _instead(name: str) -> str:
     """What to do about a figure that cannot be set."""
     if name in FOLLOWS_MESH:
         return "--set array.rows=N or array.columns=N"
-    if name == INPUTS:
-        return "--set activations.NAME=FORMAT"
-    if name == WIDE_BLOCKS:
-        return "--set wide.NAME=BLOCKS"
+    if name in _OF_INPUTS:
+        return f"--set {_OF_INPUTS[name].setting}"
     if name == "policy.weights":
         return "--weights FORMAT"
     return "a target file of your own (--target my.toml) may state another"
-
-
-_REASONS = {
-    INPUTS: "of these matrices alone; all others take formats.activations",
-    WIDE_BLOCKS: "of these blocks alone; all others have 8 bits",
-}
 
 
 def _short(names: Iterable[str]) -> list[str]:

@@ -12,6 +12,7 @@ from intaglio.backend.target.schema import FOLLOWS_MESH, KEYS, MESH, Key
 from intaglio.dialects.errors import UserError, UserErrors
 from intaglio.dialects.formats import BLOCK_FORMATS, HEAD_FORMATS
 from intaglio.dialects.json_file import JSON
+from intaglio.dialects.machine import plain_numerators
 
 _TOGETHER = {
     "external.kv_on_die_tokens": ("external.bytes_per_cycle", "external.latency_cycles"),
@@ -175,7 +176,7 @@ def _unfit_probabilities(
         if kv in HEAD_FORMATS:
             return []
         return [(name, "is places8, which needs formats.kv=half8", "--set kv=half8")]
-    fitting = "uint16" if activations == "int16" else "uint8"
+    fitting = plain_numerators(activations)
     if probabilities == fitting:
         return []
     other = "int8" if activations == "int16" else "int16"

@@ -169,15 +169,19 @@ def best(beats: Beats, positions: Sequence[Cycles]) -> list[int]:
     that is nearest to it which the first one starts last; the priorities of the second are the
     distances from the end that all of these give together. Where some beats fill gaps, there is a
     third one, in which they come after all others that can start. The best order then begins again
-    from the end, at all positions, for as long as
-    that helps: what each direction leaves late the other one moves together.
+    from the end, at all positions, for as long as that helps: what each direction leaves late the
+    other one moves together.
     """
-    lists = [
-        [from_the_start(beats, cycles, tails(beats, cycles), patient=one) for cycles in positions]
-        for one in (False, True)
-    ]
+    ways_there = [tails(beats, cycles) for cycles in positions]
     if len(positions) == 1:
-        return lists[0][0]
+        return from_the_start(beats, positions[0], ways_there[0])
+    lists = [
+        [
+            from_the_start(beats, cycles, longest, patient=patient)
+            for cycles, longest in zip(positions, ways_there, strict=True)
+        ]
+        for patient in (False, True)
+    ]
     fills = [number for number, one in enumerate(beats.fills) if one]
 
     def taken(order: Sequence[int]) -> int:

@@ -237,7 +237,7 @@ def _wide_cache(machine: Machine) -> str:
     """What gives keys and values 16 bits: places go with heads of 8 bits."""
     if machine.probabilities != "places8":
         return "kv=int16"
-    return f"kv=int16 probabilities={'uint16' if machine.activations == 'int16' else 'uint8'}"
+    return f"kv=int16 probabilities={machine.probabilities_beside('int16')}"
 
 
 # --- running variants ---------------------------------------------------------------------------

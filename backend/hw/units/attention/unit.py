@@ -1195,7 +1195,7 @@ class _Unit:
         m, model, f = self.m, self.model, self.f
         number = self.prelude_head
         there, read = durations.looked_up(self.machine)
-        wait = there - self.machine.table_lookup
+        wait = self.machine.early.sums
         row = fit(f["head"] + number, model.head_bits)
         m.output("head_row", row.delay(wait, name="head_row_late") if wait else row)
 
@@ -1220,8 +1220,8 @@ class _Unit:
         mantissa, exponent = (s.delay(written - there) for s in (mantissa, exponent))
         heads = [beats.head]
         for i in range(1, max(one.heads for one in model.sum_shapes)):
-            there = (beats.member + i) < self.b["shared"]
-            heads.append(fit(beats.head + mux(there, m.constant(i), 0), bits))
+            leaves = (beats.member + i) < self.b["shared"]
+            heads.append(fit(beats.head + mux(leaves, m.constant(i), 0), bits))
         words = m.ram(
             "head_scales",
             max(2, model.heads),
