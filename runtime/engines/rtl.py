@@ -232,6 +232,8 @@ class RTLChip:
         """Of the last token, by finish."""
         self.position = 0
         """Tokens since the last reset."""
+        self.resets = 0
+        """How often it was reset: by it whoever began a sequence knows that it is still there."""
         self._next: int | None = None
         self.out: int | None = None
         """The cycle in which the last token's successor was there, from its acceptance; None: it
@@ -283,6 +285,7 @@ class RTLChip:
         self.model.step(1)
         self.model.set("rst", 0)
         self.position = 0
+        self.resets += 1
         self.events = []
         self._open = {}
         if (switch := self._residents.after_reset()) is not None:

@@ -127,6 +127,33 @@ class Store:
 
 
 @dataclass
+class Kept:
+    """What a sequence of tokens leaves in the chip's memories.
+
+    Attributes:
+        stores: the caches.
+        states: what the last token left, by state; at position 0 it counts as zeros.
+        matrices: what the last token left of linear attention, by state; the same.
+        saturations: values that did not fit; of what the simulator works on, as they were when it
+            began with it.
+    """
+
+    stores: dict[str, Store]
+    states: dict[str, Ints]
+    matrices: dict[str, Matrices]
+    saturations: int = 0
+
+    @staticmethod
+    def empty(program: Program) -> Kept:
+        """Without tokens."""
+        return Kept(
+            {name: Store.empty(one) for name, one in program.caches.items()},
+            {name: np.zeros(one.size, np.int64) for name, one in program.states.items()},
+            {name: _forgotten(program, name) for name in program.matrices},
+        )
+
+
+@dataclass
 class Context:
     """The tokens at hand."""
 
@@ -169,11 +196,8 @@ class Simulator:
         self._reference = reference
         self._ops: ModuleType = semantics if reference else vector_kernels
         self._counter = Saturations()
-        self.stores: dict[str, Store] = {}
-        self.states: dict[str, Ints] = {}
-        """What the last token left, by state; at position 0 it counts as zeros."""
-        self.matrices: dict[str, Matrices] = {}
-        """What the last token left of linear attention, by state; the same."""
+        self.kept = Kept.empty(program)
+        """What it works on; see `use`."""
         self._adapter: dict[str, SiteImage] = {}
         self._residents = Residents(program)
         self.ranks: dict[str, int] = {}
@@ -182,7 +206,6 @@ class Simulator:
         """Experts that are taken whatever the router says, by the router's number in the order of
         execution and the token's position: what a comparison asks for."""
         self._routers = 0
-        self.reset()
         self._steps = [(block, list(self._prepare(block))) for block in program.blocks]
 
     def with_fraction_bits(self, bits: int) -> Simulator:
@@ -204,11 +227,28 @@ class Simulator:
         return other
 
     def reset(self) -> None:
-        """Forgets all tokens and saturations."""
-        self.stores.update({name: Store.empty(c) for name, c in self.program.caches.items()})
-        self.states.update({n: np.zeros(s.size, np.int64) for n, s in self.program.states.items()})
-        self.matrices.update({name: self._forgotten(name) for name in self.program.matrices})
-        self._counter.count = 0
+        """Forgets all tokens and saturations; what others use is left alone."""
+        self.use(Kept.empty(self.program))
+
+    def use(self, kept: Kept) -> None:
+        """Works on other memories from now on; those that it worked on stay as they are."""
+        self.kept.saturations = self._counter.count
+        self.kept, self._counter.count = kept, kept.saturations
+
+    @property
+    def stores(self) -> dict[str, Store]:
+        """The caches that it works on."""
+        return self.kept.stores
+
+    @property
+    def states(self) -> dict[str, Ints]:
+        """What the last token left, by state."""
+        return self.kept.states
+
+    @property
+    def matrices(self) -> dict[str, Matrices]:
+        """What the last token left of linear attention, by state."""
+        return self.kept.matrices
 
     def load_adapter(self, image: AdapterImage | None) -> int:
         """Makes an adapter the active one; tokens already run stay as they are.
@@ -239,11 +279,16 @@ class Simulator:
 
     def step(self, token: int, position: int, sample: bool = True) -> tuple[Ints, int] | None:
         """One token; the logits [V] and the next token when `sample`, else None."""
-        context = self._run(np.array([token]), position, sample, None)
         if not sample:
+            self._run(np.array([token]), position, sample, None)
             return None
-        logits = context.values[self.program.logits]
-        return logits[0], int(context.values[self.program.token][0])
+        return self.steps([token], position)[0]
+
+    def steps(self, tokens: Sequence[int], position: int) -> list[tuple[Ints, int]]:
+        """Several tokens from a position on: after each the logits [V] and the next token."""
+        context = self._run(np.array(tokens), position, True, None)
+        following = context.values[self.program.token].tolist()
+        return list(zip(context.values[self.program.logits], following, strict=True))
 
     def forward(
         self,
@@ -639,14 +684,10 @@ class Simulator:
 
         return run
 
-    def _forgotten(self, name: str) -> Matrices:
-        """A state of linear attention before the first token."""
-        one = self.program.matrices[name]
-        return Matrices.empty(one.heads, one.key_width, one.value_width)
-
     def _linear_attention(self, one: LinearAttention[str], reads: Sequence[Action]) -> Action:
         of = dict(zip(one.reads, reads, strict=True))
         name, shift, counter = one.state, one.pre_shift, self._counter
+        empty = _forgotten(self.program, name)
 
         def fraction(buffer: str | None) -> int:
             return 0 if buffer is None else self.program.fraction(buffer)
@@ -659,7 +700,7 @@ class Simulator:
         )
 
         def run(c: Context) -> Ints:
-            state = self.matrices[name] if c.first else self._forgotten(name)
+            state = self.matrices[name] if c.first else empty
             output, self.matrices[name] = semantics.linear_attention(
                 of[one.query](c),
                 of[one.key](c),
@@ -787,6 +828,12 @@ def _normed(codes: Action, norm: Action | None) -> Callable[[Context], Quantized
     if norm is None:
         return codes
     return lambda c: semantics.with_norm(codes(c), norm(c))
+
+
+def _forgotten(program: Program, name: str) -> Matrices:
+    """A state of linear attention before the first token."""
+    one = program.matrices[name]
+    return Matrices.empty(one.heads, one.key_width, one.value_width)
 
 
 def _span(context: Context, one: OverTokens[str]) -> slice:

@@ -9,19 +9,16 @@ from typing import TYPE_CHECKING
 
 from intaglio.runtime.engines.names import check_known
 from intaglio.runtime.loaded_model import LoadedModel
+from intaglio.runtime.text.session import open_session
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from intaglio.runtime.engines.rtl import RTLChip
-    from intaglio.runtime.engines.simulator import Simulator
     from intaglio.runtime.text.sampling import Sampler
+    from intaglio.runtime.text.session import Session
 
     Logits = npt.NDArray[np.float32]
-
-PREFILL_CHUNK = 256
-"""Prompt tokens that go through the simulator together."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,7 @@ def decode(
     tokens: int,
     engine: str = "simulator",
     sampler: Sampler | None = None,
+    session: Session | None = None,
 ) -> Iterator[Generated]:
     """Decoding, token by token, past any end token.
 
@@ -56,6 +54,8 @@ def decode(
         engine: one of `ENGINES`; `onnxruntime` runs the ONNX file as it comes.
         sampler: chooses tokens on the host; without it each is the first maximum of its logits, as
             the chip's head takes it.
+        session: where tokens go, in which the first tokens of the prompt may be already; else a new
+            one with whatever adapter is active.
 
     Raises:
         UserError: the prompt is empty, too long, or holds an unknown token id.
@@ -64,30 +64,21 @@ def decode(
     model.check_prompt(prompt, tokens)
     if engine == "onnxruntime":
         return _judge(model, prompt, tokens, sampler)
-    return _decode(model.machine(engine), prompt, tokens, sampler)
+    session = open_session(model, engine, follows=True) if session is None else session
+    return _decode(session, prompt, tokens, sampler)
 
 
 def _decode(
-    machine: Simulator | RTLChip, prompt: Sequence[int], tokens: int, sampler: Sampler | None
+    session: Session, prompt: Sequence[int], tokens: int, sampler: Sampler | None
 ) -> Iterator[Generated]:
     import numpy as np
 
-    from intaglio.runtime.engines.simulator import Simulator
-
-    machine.reset()
     start = time.perf_counter()
-    *before, token = prompt
-    if isinstance(machine, Simulator):
-        for first in range(0, len(before), PREFILL_CHUNK):
-            machine.forward(before[first : first + PREFILL_CHUNK], first, logits=False)
-    else:
-        for position, one in enumerate(before):
-            machine.step(one, position, sample=False)
-    for position in range(len(before), len(before) + tokens):
-        result = machine.step(token, position)
-        assert result is not None
-        exact, token = result
-        logits = np.ldexp(exact.astype(np.float64), -machine.fraction_bits).astype(np.float32)
+    session.feed(prompt[session.position : -1])
+    token = prompt[-1]
+    for _ in range(tokens):
+        ((exact, token),) = session.steps([token])
+        logits = np.ldexp(exact.astype(np.float64), -session.fraction_bits).astype(np.float32)
         if sampler is not None:
             token = sampler.choose(logits)
         yield Generated(token, logits, time.perf_counter() - start)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from intaglio.runtime.loaded_model import LoadedModel
     from intaglio.runtime.text.decoding import Generated
     from intaglio.runtime.text.sampling import Sampler
+    from intaglio.runtime.text.session import Session
 
 DEFAULT_TOKENS = 128
 """Tokens that are generated unless told, on what is no simulation of hardware."""
@@ -109,6 +110,7 @@ class Generation:
         stops: what ends it earlier.
         sampler: what chooses tokens; None: the first maximum of the logits.
         as_text: whether tokens are decoded.
+        session: where tokens go; see `decode`.
 
     Raises:
         UserError: the prompt is empty, too long, or holds an unknown token id.
@@ -124,6 +126,7 @@ class Generation:
         stops: Stops | None = None,
         sampler: Sampler | None = None,
         as_text: bool = False,
+        session: Session | None = None,
     ) -> None:
         from intaglio.runtime.text.decoding import decode
 
@@ -135,7 +138,7 @@ class Generation:
         is_text = as_text or bool(self._stops.texts)
         self._decoder = chip.text_tokenizer.stream() if is_text else None
         self._held = ""
-        self._stream = decode(chip, prompt, most, engine, sampler)
+        self._stream = decode(chip, prompt, most, engine, sampler, session)
 
     def __iter__(self) -> Iterator[tuple[Generated, str]]:
         """Each token with the text that it completes; the last may have none.

@@ -89,7 +89,7 @@ def test_run_reports_as_the_command_does(compiled, capsys: pytest.CaptureFixture
 
 
 def test_generation_does_not_depend_on_prefill_chunks(compiled, monkeypatch: pytest.MonkeyPatch):
-    from intaglio.runtime.text import decoding as module
+    from intaglio.runtime.text import session as module
 
     prompt = list(range(40))
     chip = intaglio.load(compiled("llama"))
