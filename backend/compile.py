@@ -47,7 +47,7 @@ from intaglio.dialects.errors import CompilerBug, DoesNotFit, UserError, UserErr
 from intaglio.dialects.fabric import machine_of
 from intaglio.dialects.json_file import JSON
 from intaglio.dialects.latency_bound import Chain
-from intaglio.lowering.folded_latencies import Pipelines
+from intaglio.lowering.folded_latencies import pipelines_of
 from intaglio.lowering.latency_bound import chain_of
 from intaglio.lowering.onnx.graph.external_data import companion_file
 from intaglio.lowering.onnx.weights.quantised_graph import BLOCKS, DATA_FILE, write_quantised
@@ -132,7 +132,7 @@ def compile_model(
     watch = Stopwatch()
     progress(f"reading {model}")
     with watch.stage("import"):
-        imported = _import(model, options)
+        imported = import_for(model, options)
     found = _Found([*said, *_replaced(options.settings), *imported.warnings])
     with whole_or_nothing(out) as folder, _ways_out(model, options, progress):
         _run_stages(imported, folder, options, found, watch, progress)
@@ -213,7 +213,7 @@ def _run_stages(
                     lambda name, size: progress(f"engraved {name} ({size / 1e6:.1f} MB)"),
                 )
             found.warnings += _fabric_warnings(module, found.images, options)
-            found.products = chain_of(module, _pipelines(options))
+            found.products = chain_of(module, pipelines_of(_target(options).integer))
         if stage in ("fabric", "program"):
             # Again after the schedule, which adds the memories of values.
             write_json(folder / MAPPING, mapping_of(module, machine_of(module)))
@@ -256,18 +256,50 @@ def _gone(out: Path) -> list[str]:
     return [f"the adapters of the earlier compile are gone: {', '.join(gone)}; add them again"]
 
 
-def _import(model: Path, options: Options) -> ImportedModel:
+def import_for(model: Path, options: Options) -> ImportedModel:
+    """Reads a model in the float stage, as a compile does.
+
+    Raises:
+        UserError: the model cannot be read, or not for this target.
+    """
     from intaglio.lowering.onnx.importer import import_model
 
+    reading = reading_of(options)
     return import_model(
         model,
         allow_links=options.allow_links,
-        weights=requested_weights(options),
-        context=options.context,
-        embedding=_embedding_rounding(options),
-        codes=cells(options),
-        head=head_rounding(options),
+        weights=reading.weights,
+        context=reading.context,
+        embedding=reading.embedding,
+        codes=reading.codes,
+        head=reading.head,
         float_weights_hint=lambda columns: float_weights_hint(options, columns),
+    )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All that what is read of a model hangs on, beside its file; see `import_model`."""
+
+    weights: str | None
+    context: int | None
+    embedding: str | None
+    codes: tuple[str, ...]
+    head: str
+
+
+def reading_of(options: Options) -> Reading:
+    """How the options of a compile have a model read.
+
+    Raises:
+        UserError: the settings are no chip, or the target states no weights.
+    """
+    return Reading(
+        requested_weights(options),
+        options.context,
+        _embedding_rounding(options),
+        cells(options),
+        head_rounding(options),
     )
 
 
@@ -287,7 +319,7 @@ def _attempt(model: Path, options: Options) -> None:
     Raises:
         UserError: as a compile would.
     """
-    module = _import(model, options).module
+    module = import_for(model, options).module
     for _, stage_passes in passes(options):
         for one in stage_passes:
             one.apply(Context(), module)
@@ -364,12 +396,6 @@ def _write_ir(module: ModuleOp, path: Path) -> None:
 
 def _target(options: Options) -> Target:
     return load_target(options.target).with_options(options.settings)
-
-
-def _pipelines(options: Options) -> Pipelines:
-    target = _target(options)
-    names = ("stage.adder_levels_per_cycle", "vector.lanes")
-    return Pipelines(*(target.integer(name) for name in names))
 
 
 def _embedding_rounding(options: Options) -> str | None:

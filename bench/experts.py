@@ -12,11 +12,11 @@ from pathlib import Path
 
 from decoder_model import GPT_OSS_20B, QWEN3_30B_A3B, write_decoder
 from measured import measured
-from what_if import WhatIf
 
 from intaglio.backend.stages import Options
 from intaglio.runtime.reports.rom_use import Placed, read_bits
 from intaglio.runtime.reports.timing import token_cycles
+from intaglio.runtime.what_if import WhatIf
 
 TARGET = Path(__file__).parents[1] / "examples" / "experts" / "roma-experts.toml"
 CONTEXT = 4096

@@ -19,7 +19,6 @@ from papers_work import (
     with_registers,
     within,
 )
-from what_if import WhatIf
 
 from intaglio.backend.stages import Options
 from intaglio.backend.target.target import load_target
@@ -30,6 +29,7 @@ from intaglio.lowering.schedule import durations
 from intaglio.runtime.adapters.budget import external_saving
 from intaglio.runtime.reports.power import power
 from intaglio.runtime.reports.timing import TokenTimeline, token_cycles
+from intaglio.runtime.what_if import WhatIf
 
 ABOUT = """\
 Falcon3-1B with ternary weights, 29.7 % of them 0, 8-bit activations. No rate is published.
@@ -148,7 +148,7 @@ def _slots(model: Path) -> tuple[int, int]:
     """Numbers in the adapter slots of rank 16, and in the matrices of the model."""
     options = Options("bitrom", context=TOKENS, adapter_rank=16, emit="integer")
     added = total = 0
-    for op in WhatIf(model, options).module().ops:
+    for op in WhatIf(model, options).built().module.ops:
         match op:
             case rom.ParameterOp(type=rom.AdapterType() as type_):
                 added += int(np.prod(type_.dims))

@@ -17,7 +17,6 @@ from papers_work import (
     say,
     with_registers,
 )
-from what_if import WhatIf
 
 from intaglio.backend.stages import Options
 from intaglio.backend.target.target import load_target
@@ -25,6 +24,7 @@ from intaglio.dialects.rom import WEIGHT_CODES
 from intaglio.lowering.onnx.weights.rounding import parse_request
 from intaglio.runtime.reports.power import power
 from intaglio.runtime.reports.timing import TokenTimeline
+from intaglio.runtime.what_if import WhatIf
 
 ABOUT = """\
 Llama-3.1-8B with `{mix}`, the mix that the target states

@@ -19,12 +19,12 @@ from papers_work import (
     say,
     with_registers,
 )
-from what_if import WhatIf
 
 from intaglio.backend.stages import Options
 from intaglio.backend.target.target import load_target
 from intaglio.runtime.reports.power import power
 from intaglio.runtime.reports.timing import TokenTimeline
+from intaglio.runtime.what_if import WhatIf
 
 ABOUT = """\
 Llama-3.2-3B with 4-bit weights and a tied 4-bit head, Llama-3-8B with 2-bit weights and head, both

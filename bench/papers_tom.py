@@ -22,13 +22,13 @@ from papers_work import (
     with_registers,
     within,
 )
-from what_if import WhatIf
 
 from intaglio.backend.stages import Options
 from intaglio.backend.target.target import load_target
 from intaglio.dialects import rom
 from intaglio.runtime.reports.power import OnTimes, RomBits, on_times, power
 from intaglio.runtime.reports.timing import TokenTimeline, token_cycles
+from intaglio.runtime.what_if import WhatIf
 
 ABOUT = """\
 BitNet-b1.58-2B-4T, 42.2 % of the weights 0. Neither the context of the 3,306 tokens a second nor

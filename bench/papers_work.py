@@ -16,7 +16,6 @@ from decoder_model import Shape, write_decoder
 from measured import Cost, compile_command, measured
 from papers_page import Answer, Form, Row, whole
 from sensitivity import Knob, Reach, reach, together
-from what_if import WhatIf
 
 from intaglio.backend.program.program import Program, load_program
 from intaglio.backend.stages import Options
@@ -24,6 +23,7 @@ from intaglio.backend.target.target import Target
 from intaglio.backend.target.values import is_number, is_settable
 from intaglio.runtime.reports.rom_use import Placed, placed_matrices, products, read_placement
 from intaglio.runtime.reports.timing import generation_cycles, token_cycles
+from intaglio.runtime.what_if import WhatIf
 
 STILL = ("area.", "energy.", "power.", "technology.")
 """Sections that no cycle hangs on."""

@@ -9,6 +9,7 @@ before. So a schedule of today's operators is never below.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, log2
 
@@ -36,6 +37,15 @@ class Pipelines:
 
     adder_levels: int
     unit_lanes: int
+
+
+def pipelines_of(figure: Callable[[str], int]) -> Pipelines:
+    """Those of a target.
+
+    Args:
+        figure: an integer figure of the target by its full name.
+    """
+    return Pipelines(figure("stage.adder_levels_per_cycle"), figure("vector.lanes"))
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,7 @@ def adapter_stage(machine: Machine) -> int:
 
 def _adapter_work(machine: Machine) -> int:
     """Cycles in which an H-Unit multiplies a word of an adapter's row."""
-    return _multiplier_passes(machine, machine.scaled_activations, "int8")
+    return multiplier_passes(machine, machine.scaled_activations, "int8")
 
 
 def adapter_drain(machine: Machine) -> int:
@@ -431,7 +431,7 @@ def query_key(
     KV heads come one after the other; of each, as many tokens at a time as there are H-Units.
     """
     shared = heads // kv_heads
-    work = _vector_cycles(machine, shared, width, _multiplier_passes(machine, machine.queries, kv))
+    work = _vector_cycles(machine, shared, width, multiplier_passes(machine, machine.queries, kv))
     drain = score_drain(machine, shared)
     fixed = machine.broadcast + machine.attention_pipeline + machine.reduce + machine.requantise
     passes = _over_tokens(machine, kv_heads, width, window, kv, max(work, drain))
@@ -447,7 +447,7 @@ def weighted_sum(
     """
     shared = heads // kv_heads
     work = _vector_cycles(
-        machine, shared, width, _multiplier_passes(machine, machine.probabilities, kv)
+        machine, shared, width, multiplier_passes(machine, machine.probabilities, kv)
     )
     drain = kv_heads * sum_drain(machine, shared, width)
     fixed = machine.broadcast + machine.attention_pipeline + machine.reduce + machine.requantise
@@ -558,7 +558,7 @@ def query_key_beat(
         floor: cycles that a block takes at least: the longest `score_drain` of the program.
     """
     shared = heads // kv_heads
-    work = _vector_cycles(machine, shared, width, _multiplier_passes(machine, machine.queries, kv))
+    work = _vector_cycles(machine, shared, width, multiplier_passes(machine, machine.queries, kv))
     drain = score_drain(machine, shared)
     pace = _over_tokens(machine, count, width, window, kv, max(work, drain, floor))
     return pace, pace + _attention_way(machine) + drain
@@ -582,7 +582,7 @@ def weighted_sum_beat(
     """
     shared = heads // kv_heads
     work = _vector_cycles(
-        machine, shared, width, _multiplier_passes(machine, machine.probabilities, kv)
+        machine, shared, width, multiplier_passes(machine, machine.probabilities, kv)
     )
     drain = sum_drain(machine, shared, width)
     first = _over_tokens(machine, 1, width, window, kv, work)
@@ -701,7 +701,7 @@ def _attention_way(machine: Machine) -> int:
     return machine.broadcast + machine.attention_pipeline + machine.reduce + machine.requantise
 
 
-def _multiplier_passes(machine: Machine, left: str, right: str) -> int:
+def multiplier_passes(machine: Machine, left: str, right: str) -> int:
     """Passes in which an H-Unit multiplies elements of two formats: each part by each part."""
     passes = 1
     for name in (left, right):

@@ -12,6 +12,7 @@ from intaglio.backend.program.program import Program, load_program
 from intaglio.runtime.adapters.budget import Table
 from intaglio.runtime.reports.colours import PAPER, definitions, rules, variables
 from intaglio.runtime.reports.pictures import (
+    area_pictures,
     cycle_pictures,
     domain_pictures,
     memory_pictures,
@@ -127,6 +128,7 @@ def _sections(program: Program, content: Mapping[str, Any]) -> Iterator[tuple[st
     pictures = {
         "ROM of the matrix units": rom_pictures(content["rom"]),
         "SRAM and vector units": memory_pictures(content),
+        "Area": area_pictures(content["area"]),
     }
     position = content["positions"][-1]["position"] if content["positions"] else None
     if position is not None:

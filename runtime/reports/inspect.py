@@ -36,6 +36,7 @@ from intaglio.dialects.memories import OF_VALUES, size_of
 from intaglio.dialects.tiling import Reads, lower_bound_cycles
 from intaglio.runtime.adapters.budget import adapter_bytes, budget, demand_of
 from intaglio.runtime.adapters.slots import load_cycles_of
+from intaglio.runtime.reports.area import area, worth
 from intaglio.runtime.reports.bottleneck import bottleneck
 from intaglio.runtime.reports.model_shape import model_shape
 from intaglio.runtime.reports.power import power
@@ -79,9 +80,11 @@ def inspect_json(
     `runtime/reports/bottleneck.py`;
     `external`: bytes of keys and values that the token reads from external memory and writes to it,
     or None), `adapter` (the same with an adapter of the slots' full rank, or None without slots),
-    `power` (see `runtime/reports/power.py`), `outside_range` (settings beyond what the target
-    assumes possible), `slowest` (instructions with the most cycles on the critical path, all beats
-    and instances together; `duration`: for how many cycles its `beats` have their queue).
+    `power` (see `runtime/reports/power.py`), `area` (see `runtime/reports/area.py`), `worth` (at
+    each position: tokens/s a mm2 of the die, tokens a joule, or None), `outside_range` (settings
+    beyond what the target assumes possible), `slowest` (instructions with the most cycles
+    on the critical path, all beats and instances together; `duration`: for how many cycles its
+    `beats` have their queue).
 
     Args:
         out: the output folder.
@@ -110,6 +113,8 @@ def inspect_json(
         if name in placed
     )
     token = TokenTimeline(program, stated)
+    rom, energies = _rom(program, placed), power(token, target, placed)
+    die = area(target, rom["extra_bits"])
     return {
         "schema": SCHEMA,
         "target": program.machine.name,
@@ -127,7 +132,7 @@ def inspect_json(
             "fraction_bits": _fraction_bits(program),
         },
         "rounding": None if largest is None else largest.value,
-        "rom": _rom(program, placed),
+        "rom": rom,
         "zeros": _zeros(program, manifest.get("zeros")),
         "constants": _constants(program),
         "sram": _sram(program),
@@ -151,7 +156,9 @@ def inspect_json(
             for which in range(len(stated))
         ],
         "adapter": _adapter(token, bound),
-        "power": power(token, target, placed),
+        "power": energies,
+        "area": die,
+        "worth": [worth(one, die) for one in energies["positions"]],
         "outside_range": _outside_range(target),
         "slowest": _slowest(token) if stated else [],
     }

@@ -120,6 +120,28 @@ def sram_pictures(content: Mapping[str, Any]) -> tuple[list[Picture], Fills]:
     return pictures, {name: fill for name, fill in _MEMORY.items() if name in used}
 
 
+_AREA = {
+    "L-Units": Fill("matrix"),
+    "H-Units": Fill("attention"),
+    "vector units": Fill("vector"),
+    "ROM": Fill("matrix"),
+    "SRAM": Fill("kv"),
+    "logic": Fill("vector"),
+}
+
+
+def area_pictures(area: Mapping[str, Any]) -> list[str]:
+    """The die by component; nothing where the target does not divide it."""
+    parts = [(one["name"], one["mm2"]) for one in area["components"]]
+    if len(parts) < 2:
+        return []
+    die = sum(size for _, size in parts)
+    fills = {name: _AREA.get(name, ISSUE) for name, _ in parts}
+    title = "Area of the die by component"
+    picture = stacked(title, [Bar("die", parts, f"{die:,.4g} mm2")], die, fills)
+    return [picture.html, legend(fills), caption(title)]
+
+
 def cycle_pictures(positions: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the critical path consists of, at each position."""
     rows: list[tuple[Mapping[str, Any], dict[str, int]]] = []

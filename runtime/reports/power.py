@@ -1,6 +1,6 @@
 """Average power of a chip while it decodes, and the energy of a token, as far as its target says.
 
-Three statements, each only where the target has the figures for it:
+Four statements, each only where the target has the figures for it:
 
 - *ROM on*: ``rest_w + rom_on_w * share``, where the share of the ROM that is on is measured: a
   power domain is on from the start of its `wake` to the finish of its `sleep`, and counts with its
@@ -9,6 +9,8 @@ Three statements, each only where the target has the figures for it:
   choices at random.
 - *Published power*: what a source gives for the whole chip, times the time of a token.
 - *L-Units*: energy of a busy cycle times the cycles in which engraved weights are multiplied.
+- *Activity*: that of the L-Units, and of all reads, writes and operations of the other units, each
+  counted from the program (`runtime/reports/activity.py`) times the target's energy of one.
 
 What the chip would draw without gating is stated for the same program without its switches, so
 the two energies of a token hold what switching costs in time.
@@ -25,12 +27,19 @@ from typing import Any
 
 from intaglio.backend.program.power_bits import by_choice, power_bits
 from intaglio.backend.program.program import Program
-from intaglio.backend.target.formula import names
-from intaglio.backend.target.report import source_keys
 from intaglio.backend.target.target import Target
 from intaglio.dialects.isa.power import Sleep, Switch
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tiling import Reads
+from intaglio.runtime.reports.activity import (
+    LEFT_OUT,
+    PARTS,
+    Activity,
+    activity,
+    energy,
+    figures_of,
+)
+from intaglio.runtime.reports.figures import depends, figure
 from intaglio.runtime.reports.rom_use import Placed, products_with_inputs
 from intaglio.runtime.reports.timing import Ranks, TokenTimeline, token_cycles
 
@@ -232,8 +241,12 @@ def power(token: TokenTimeline, target: Target, placed: Mapping[str, Placed]) ->
 
     Keys: `rom` (figures of the target, what it assumes, bits by domain), `published` and `l_units`
     (figures of the target), each None where the target does not say; `l_units_invalid`, why its
-    figure of the L-Units does not hold with these options, or None; `positions`, each with
-    `position`, `cycles`, `seconds`, `rom`, `published` and `l_units`, in watts and millijoules.
+    figure of the L-Units does not hold with these options, or None; `activity` (`figures`: energies
+    of the target, `meaning`: what each part counts, `left_out`: what is in none); `positions`, each
+    with `position`, `cycles`, `seconds`, `rom`, `published`, `l_units` and `activity`, in watts and
+    millijoules; of `activity` also `parts` (millijoules of each), None where the target does not
+    state an energy that is needed; `counts`; and `token`: the most that can be said of a token's
+    energy, `millijoules` with `by`, which of the statements it is (None: none).
     `rom.ungated` is on a timeline of its own, with `cycles`; `rom.gated.added_cycles` is how many
     more the token takes with gating.
 
@@ -245,7 +258,7 @@ def power(token: TokenTimeline, target: Target, placed: Mapping[str, Placed]) ->
     program = token.program
     bits = RomBits.of(program, placed)
     rom = _rom_figures(program, target, bits)
-    published = _figure(target, "published.power_w")
+    published = figure(target, "published.power_w")
     l_units = _l_unit_figures(program, target, placed)
     invalid = None if l_units is None else _other_l_unit(target, l_units["figure"])
     if invalid is not None:
@@ -258,13 +271,18 @@ def power(token: TokenTimeline, target: Target, placed: Mapping[str, Placed]) ->
         "published": published,
         "l_units": l_units,
         "l_units_invalid": invalid,
+        "activity": {
+            "figures": figures_of(target),
+            "meaning": {name: told for name, (_, told) in PARTS.items()},
+            "left_out": LEFT_OUT,
+        },
         "positions": [
             _position(
                 program,
                 target,
                 bits,
                 on_times_of(token, which),
-                position,
+                activity(program, position, token.ranks),
                 int(cycles),
                 (rom, published, l_units),
             )
@@ -275,24 +293,16 @@ def power(token: TokenTimeline, target: Target, placed: Mapping[str, Placed]) ->
     }
 
 
-def _figure(target: Target, name: str) -> dict[str, Any] | None:
-    """A figure with its origin, or None where the target does not state it."""
-    if name not in target.parameters:
-        return None
-    one = target.parameters[name]
-    return {"value": one.value, "origin": one.origin, "source": source_keys(one.source)}
-
-
 def _rom_figures(program: Program, target: Target, bits: RomBits) -> dict[str, Any] | None:
-    rest, rom_on = _figure(target, _REST), _figure(target, _ROM_ON)
+    rest, rom_on = figure(target, _REST), figure(target, _ROM_ON)
     if rest is None or rom_on is None:
         return None
     return {
         "rest_w": rest,
         "rom_on_w": rom_on,
-        "assumed_on_share": _figure(target, _ASSUMED),
-        "published_ungated_w": _figure(target, "published.ungated_power_w"),
-        "published_gated_w": _figure(target, "published.gated_power_w"),
+        "assumed_on_share": figure(target, _ASSUMED),
+        "published_ungated_w": figure(target, "published.ungated_power_w"),
+        "published_gated_w": figure(target, "published.gated_power_w"),
         "capacity_bits": bits.capacity,
         "domain_bits": dict(bits.domains),
         "chosen_parts": dict(bits.chosen),
@@ -312,12 +322,12 @@ def _l_unit_figures(
     ]
     passes = max((one.passes + one.more for _, one in multiplied), default=1)
     name = _CYCLE_TWO_PASSES if passes > 1 and _CYCLE_TWO_PASSES in target.parameters else _CYCLE
-    figure = _figure(target, name)
-    if figure is None:
+    cycle = figure(target, name)
+    if cycle is None:
         return None
     used = [placed[name] for name, _ in multiplied]
     return {
-        "cycle_pj": figure,
+        "cycle_pj": cycle,
         "figure": name,
         "busy_cycles": sum(
             placed[name].busy_l_units(program.machine, reads) for name, reads in multiplied
@@ -326,12 +336,12 @@ def _l_unit_figures(
     }
 
 
-def _other_l_unit(target: Target, figure: str) -> str | None:
+def _other_l_unit(target: Target, name: str) -> str | None:
     """Why an L-Unit's energy does not hold for the L-Units that options made; None: it does.
 
     A figure whose formula names what was changed follows it; one that is measured does not.
     """
-    named = _all_names(target, figure)
+    named = depends(target, name)
     changed = [
         name for name in _L_UNIT if target.parameters[name].origin == "option" and name not in named
     ]
@@ -339,18 +349,9 @@ def _other_l_unit(target: Target, figure: str) -> str | None:
     if not changed or any(target.parameters[name].origin == "option" for name in stated):
         return None
     return (
-        f"no energy is stated: {figure} holds for the L-Unit of the target, and --set "
+        f"no energy is stated: {name} holds for the L-Unit of the target, and --set "
         f"{', '.join(changed)} made another one; --set {stated[-1]}=... states its own"
     )
-
-
-def _all_names(target: Target, figure: str) -> list[str]:
-    """A figure and all that its formula hangs on, in order of their depth."""
-    found = [figure]
-    for name in found:
-        formula = target.parameters[name].formula
-        found += [one for one in names(formula or "0") if one not in found]
-    return found
 
 
 def _position(
@@ -358,19 +359,20 @@ def _position(
     target: Target,
     bits: RomBits,
     times: OnTimes,
-    position: int,
+    counts: Activity,
     ungated_cycles: int,
     figures: tuple[dict[str, Any] | None, dict[str, Any] | None, dict[str, Any] | None],
 ) -> dict[str, Any]:
     rom, published, l_units = figures
     seconds = times.period / program.machine.clock_hz
     result: dict[str, Any] = {
-        "position": position,
+        "position": counts.position,
         "cycles": times.period,
         "seconds": seconds,
         "rom": None,
         "published": None,
         "l_units": None,
+        "activity": None,
     }
     if rom is not None:
         result["rom"] = _rom_power(program, target, bits, times, ungated_cycles)
@@ -383,7 +385,27 @@ def _position(
             "busy_share": l_units["busy_cycles"] / (times.period * target.total_l_units),
             "tera_operations_per_joule": l_units["operations"] / joules / 1e12 if joules else None,
         }
+        if (parts := energy(target, counts)) is not None:
+            parts = {"l_units": joules * 1e3, **parts}
+            watts = sum(parts.values()) * 1e-3 / seconds
+            result["activity"] = {**_stated(watts, seconds), "parts": parts}
+    result["counts"] = {name: getattr(counts, name) for name in PARTS}
+    result["token"] = _token(result)
     return result
+
+
+def _token(stated: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The energy of a token that says most of the chip, and which of the statements it is."""
+    rom = stated["rom"]
+    found = (
+        ("activity", stated["activity"]),
+        ("rom", rom and (rom["gated"] or rom["ungated"])),
+        ("published", stated["published"]),
+    )
+    for by, one in found:
+        if one:
+            return {"by": by, "millijoules": one["millijoules"], "watts": one["watts"]}
+    return None
 
 
 def _stated(watts: float, seconds: float) -> dict[str, float]:

@@ -35,6 +35,7 @@ def all_tables(content: Mapping[str, Any]) -> Iterator[Table]:
         yield _external(content["positions"])
     yield _blocks(content)
     yield _power(content["power"])
+    yield _area(content)
     if content["slowest"]:
         yield _slowest(content["slowest"])
 
@@ -115,6 +116,7 @@ def summary_lines(content: Mapping[str, Any], *, limits: bool = True) -> list[st
         )
     lines += _latency_bound_lines(content["positions"])
     lines += _power_lines(content["power"])
+    lines += area_lines(content)
     lines += [
         f"assumed {one['name']}={one['value']} is beyond {one['range'][0]:g} to "
         f"{one['range'][1]:g}, what the target assumes possible"
@@ -217,6 +219,10 @@ def _power_lines(power: Mapping[str, Any]) -> Iterator[str]:
             parts.append(
                 f"L-Units {one['l_units']['watts']:.4g} W, "
                 f"{one['l_units']['millijoules']:.4g} mJ a token"
+            )
+        if (spent := one["activity"]) is not None:
+            parts.append(
+                f"all activity {spent['watts']:.4g} W, {spent['millijoules']:.4g} mJ a token"
             )
         if one["published"] is not None:
             parts.append(
@@ -468,6 +474,16 @@ def _power(power: Mapping[str, Any]) -> Table:
             + ("" if rate is None else f", {rate:.3g} TOPS/W")
             + "; attention, adapters, vector units and what is drawn at rest are not in it."
         )
+    if entries and all(one["activity"] is not None for one in entries):
+        rows += _activity_rows(entries, power["activity"]["meaning"])
+        given = (
+            f"{name} {one['value']:g} ({one['origin']})"
+            for name, one in power["activity"]["figures"].items()
+        )
+        notes.append(
+            "By activity: what the program reads, writes and computes, counted, times the energy "
+            f"of each: {', '.join(given)}, in pJ; {power['activity']['left_out']}."
+        )
     if power["l_units_invalid"] is not None:
         notes.append(f"L-Units: {power['l_units_invalid']}")
     if power["published"] is not None:
@@ -485,6 +501,18 @@ def _power(power: Mapping[str, Any]) -> Table:
             "energy.l_unit_cycle_pj, nor published.power_w"
         )
     return "Power", ("", *_titles(entries)), rows, "\n".join(notes)
+
+
+def _activity_rows(
+    entries: Sequence[Mapping[str, Any]], meaning: Mapping[str, str]
+) -> Iterator[tuple[str, ...]]:
+    """Energy by activity, and its parts, largest first; they add up to it."""
+    yield _row("by activity, average power, W", entries, "activity", "watts", style=".4g")
+    yield _row("  energy of a token, mJ", entries, "activity", "millijoules", style=".4g")
+    last = entries[-1]["activity"]["parts"]
+    for name in sorted(last, key=lambda one: -last[one]):
+        told = meaning.get(name, "L-Units")
+        yield _row(f"    {told}", entries, "activity", "parts", name, style=".4g")
 
 
 def _rom_rows(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -574,11 +602,83 @@ def _rom_notes(rom: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> 
         )
 
 
+# --- area ---------------------------------------------------------------------------------------
+
+
+def area_lines(content: Mapping[str, Any]) -> Iterator[str]:
+    """The die by component, and what it gives for area and energy."""
+    area = content["area"]
+    die, parts = area["die_mm2"], area["components"]
+    shares = ", ".join(f"{one['name']} {one['share']:.1%}" for one in parts)
+    told = f": {shares}" if len(parts) > 1 else ""
+    yield f"area    {die['value']:,.4g} mm2 ({die['origin']}){told}"
+    if (extra := area["extra_rom_mm2"]) is not None:
+        yield f"        and {extra['mm2']:,.4g} mm2 for banks deeper than the target's"
+    for one in content["worth"]:
+        energy = one["tokens_per_joule"]
+        yield (
+            f"worth   {amount_text(one['tokens_per_second_per_mm2'])} tokens/s/mm2"
+            + (f", {amount_text(energy)} tokens/J ({BY[one['by']]})" if energy else "")
+            + f" at position {one['position']}"
+        )
+    if area["not_followed"]:
+        yield f"        the area does not follow {', '.join(area['not_followed'])}"
+
+
+BY = {
+    "activity": "by activity",
+    "rom": "by the ROM that is on",
+    "published": "at the published power",
+}
+"""Which statement of power an energy is."""
+
+
+def _area(content: Mapping[str, Any]) -> Table:
+    area = content["area"]
+    rows = [
+        (
+            f"{one['name']}{' x {:,}'.format(one['count']) if 'count' in one else ''}",
+            f"{one['mm2']:,.4g}",
+            f"{one['share']:.1%}",
+            f"{one['each_mm2']:.4g}" if "each_mm2" in one else "",
+            f"{one['figure']} ({one['origin']})",
+        )
+        for one in area["components"]
+    ]
+    die = area["die_mm2"]
+    rows.append(("die", f"{die['value']:,.4g}", "", "", f"area.die_mm2 ({die['origin']})"))
+    notes: list[str] = []
+    if (extra := area["extra_rom_mm2"]) is not None:
+        notes.append(
+            f"Banks deeper than the target's ({size_text(extra['bits'] / 8)}) are on no published "
+            f"die: at the density of {extra['figure']} ({extra['origin']}) they would add "
+            f"{extra['mm2']:,.4g} mm2."
+        )
+    if area["not_followed"]:
+        notes.append(f"The area does not follow {', '.join(area['not_followed'])}.")
+    notes += [
+        f"At position {one['position']}: "
+        f"{amount_text(one['tokens_per_second_per_mm2'])} tokens/s/mm2"
+        + (
+            f", {amount_text(one['tokens_per_joule'])} tokens/J ({BY[one['by']]})."
+            if one["tokens_per_joule"]
+            else "; no energy of a token is stated."
+        )
+        for one in content["worth"]
+    ]
+    return "Area", ("component", "mm2", "share", "each", "follows from"), rows, "\n".join(notes)
+
+
 # --- figures as text ----------------------------------------------------------------------------
 
 
 def _of(used: float, capacity: float) -> str:
     return f"{size_text(used)} of {size_text(capacity)} ({used / capacity:.1%})"
+
+
+def amount_text(value: float) -> str:
+    """A number with four digits, and as many as it has before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def size_text(count: float) -> str:

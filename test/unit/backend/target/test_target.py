@@ -368,6 +368,17 @@ def test_options(roma: Target):
         "latency.mac_pipeline",
         "l_unit.bank_bits",
         "l_unit.bank_words",
+        # An L-Unit of fewer lanes is smaller and takes less, and the die is smaller.
+        "latency.vector_reduce",
+        "area.l_unit_mm2",
+        "area.fused_rom_mbit_per_mm2",
+        "area.die_mm2",
+        "network.reach_mm",
+        "network.row_mm",
+        "network.port_mm",
+        "power.l_unit_mw",
+        "power.l_units_peak_w",
+        "energy.l_unit_cycle_pj",
     }
     assert all(changed.parameters[key] == roma.parameters[key] for key in untouched)
     assert roma.machine().lanes == 32

@@ -93,7 +93,7 @@ def test_page_is_whole_and_well_formed(gated: Path):
 def test_pictures_show_the_token(gated: Path):
     content, program = inspect_json(gated), load_program(gated)
     found = {one.attrib["aria-label"]: one for one in pictures(inspect_html(gated, content))}
-    assert len(found) == 8
+    assert len(found) == 9
     (whole,) = (one for title, one in found.items() if title.startswith("One token at position 31"))
     boxes = [box.findtext("title") or "" for box in whole.iter("rect")]
     taken: dict[tuple[str, str, int], set[int]] = {}
@@ -262,6 +262,7 @@ def test_pictures_stand_below_their_own_headings(gated: Path):
         "Cycles of a token": 1,
         "One token in time": 3,
         "Power": 1,
+        "Area": 1,
     }
     assert "Blocks, on the critical path" in below
 

@@ -260,6 +260,8 @@ def test_energy_of_l_units(compiled: Named):
     for line, one in zip(lines, content["positions"], strict=True):
         units = one["l_units"]
         said = f"L-Units {units['watts']:.4g} W, {units['millijoules']:.4g} mJ a token"
+        whole = one["activity"]
+        said += f"; all activity {whole['watts']:.4g} W, {whole['millijoules']:.4g} mJ a token"
         assert line == f"power   {said} at position {one['position']}"
 
 

@@ -1,19 +1,20 @@
 """A model's program under other figures of its target, without engraving it again.
 
-The model is read once; for each choice of `--set` only the passes behind the import run, which
-takes less than a second for a model of full shape.
+The model is read once; for each choice of settings only the passes behind the import run, which
+takes less than a second for a model of full shape. What is read pickles, so that other processes
+need neither the model nor what reads it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 
-from intaglio.backend.compile import cells, head_rounding
 from intaglio.backend.program.file import program_content
 from intaglio.backend.program.program import Program, program_of
 from intaglio.backend.stages import Options, passes
@@ -22,11 +23,36 @@ from intaglio.dialects.errors import UserError
 from intaglio.dialects.fabric import machine_of
 from intaglio.dialects.json_file import JSONFile
 from intaglio.dialects.latency_bound import Chain
-from intaglio.lowering.folded_latencies import Pipelines
+from intaglio.lowering.folded_latencies import pipelines_of
 from intaglio.lowering.latency_bound import chain_of
-from intaglio.lowering.onnx.importer import import_model
 from intaglio.lowering.place.mapping import mapping_of
 from intaglio.runtime.reports.rom_use import Placed, placed_matrices
+
+
+@dataclass(frozen=True)
+class Built:
+    """A scheduled model, of which nothing was written.
+
+    Attributes:
+        target: with all settings.
+        module: the module of the stage `program`.
+        chain: the products of a token, whose time is bounded from below.
+    """
+
+    target: Target
+    module: ModuleOp
+    chain: Chain
+
+    @cached_property
+    def program(self) -> Program:
+        """As program.json would have it."""
+        return program_of(program_content(self.module))
+
+    @cached_property
+    def placed(self) -> dict[str, Placed]:
+        """What lies in the ROM of the matrix units."""
+        mapping = mapping_of(self.module, machine_of(self.module))
+        return placed_matrices(self.program, JSONFile(mapping, "mapping"))
 
 
 class WhatIf:
@@ -38,10 +64,11 @@ class WhatIf:
     """
 
     def __init__(self, model: Path, options: Options) -> None:
+        # Imported when used: who gets a pickled one does not need it.
+        from intaglio.backend.compile import import_for
+
         self.options = options
-        self.imported = import_model(
-            model, context=options.context, codes=cells(options), head=head_rounding(options)
-        ).module
+        self.imported = import_for(model, options).module
         ((_, first), *_) = passes(options)
         for one in first:
             one.apply(Context(), self.imported)
@@ -51,18 +78,28 @@ class WhatIf:
         """The target with settings beside those that always hold."""
         return load_target(self.options.target).with_options((*self.options.settings, *settings))
 
-    def module(self, settings: Sequence[str] = ()) -> ModuleOp:
-        """The scheduled module.
+    def built(self, settings: Sequence[str] = (), **others: object) -> Built:
+        """The scheduled module, and what bounds it; nothing is kept of it.
+
+        Args:
+            settings: beside those that always hold.
+            others: further options, by the names that `Options` has for them, which do not change
+                what was read.
 
         Raises:
             UserError: the model does not fit, or the chip makes no sense.
         """
-        module = self.imported.clone()
-        options = replace(self.options, settings=(*self.options.settings, *settings))
-        for _, stage in list(passes(options))[1:]:
-            for one in stage:
+        settings = (*self.options.settings, *settings)
+        options = replace(self.options, settings=settings, **others)
+        target = load_target(options.target).with_options(settings)
+        module, chain = self.imported.clone(), None
+        for stage, stage_passes in list(passes(options))[1:]:
+            for one in stage_passes:
                 one.apply(Context(), module)
-        return module
+            if stage == "fabric":
+                chain = chain_of(module, pipelines_of(target.integer))
+        assert chain is not None
+        return Built(target, module, chain)
 
     def chain(self, settings: Sequence[str] = ()) -> Chain:
         """The products of a token, whose time is bounded from below.
@@ -70,27 +107,18 @@ class WhatIf:
         Raises:
             UserError: the model does not fit, or the chip makes no sense.
         """
-        module = self.imported.clone()
-        options = replace(self.options, settings=(*self.options.settings, *settings))
-        for _, stage in list(passes(options))[1:-1]:
-            for one in stage:
-                one.apply(Context(), module)
-        target = self.target(settings)
-        names = ("stage.adder_levels_per_cycle", "vector.lanes")
-        return chain_of(module, Pipelines(*(target.integer(name) for name in names)))
+        return self.built(settings).chain
 
     def program(self, settings: Sequence[str] = ()) -> Program | None:
         """The program; None where the model does not fit, or the chip makes no sense."""
         key = tuple(settings)
         if key not in self._programs:
             try:
-                self._programs[key] = program_of(program_content(self.module(key)))
+                self._programs[key] = self.built(key).program
             except UserError:
                 self._programs[key] = None
         return self._programs[key]
 
     def placed(self, settings: Sequence[str] = ()) -> dict[str, Placed]:
         """What lies in the ROM of the matrix units."""
-        module = self.module(settings)
-        program = program_of(program_content(module))
-        return placed_matrices(program, JSONFile(mapping_of(module, machine_of(module)), "mapping"))
+        return self.built(settings).placed
