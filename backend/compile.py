@@ -72,6 +72,7 @@ EMBEDDING_GROUP = 64
 COMPANIONS = (
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "special_tokens_map.json",
     "added_tokens.json",
     "genai_config.json",

@@ -107,6 +107,7 @@ class Chip(LoadedModel):
         end_tokens: bool = True,
         temperature: float = 0,
         top_k: int | None = None,
+        top_p: float = 1,
         seed: int = 0,
         adapter: str | None = None,
     ) -> list[int]:
@@ -121,6 +122,7 @@ class Chip(LoadedModel):
             temperature: 0 takes the likeliest token each time; else the host draws one, see
                 `runtime/text/sampling.py`.
             top_k: draw from this many of the likeliest tokens; None: from all.
+            top_p: draw from the likeliest that together have this much of the probability.
             seed: of the draws.
             adapter: of the output folder, active for these tokens only; None: the one that is.
 
@@ -130,7 +132,7 @@ class Chip(LoadedModel):
         from intaglio.runtime.text.sampling import Sampler
 
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
-        drawn = Sampler(temperature, top_k, seed)
+        drawn = Sampler(temperature, top_k, seed, top_p=top_p)
         with self._begun(ids, tokens, engine, stop, end_tokens, drawn, adapter) as begun:
             return [generated.token for generated, _ in begun.generation]
 
@@ -144,6 +146,7 @@ class Chip(LoadedModel):
         end_tokens: bool = True,
         temperature: float = 0,
         top_k: int | None = None,
+        top_p: float = 1,
         seed: int = 0,
         adapter: str | None = None,
     ) -> RunResult:
@@ -161,7 +164,7 @@ class Chip(LoadedModel):
 
         as_text = isinstance(prompt, str) or self.tokenizer is not None
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
-        drawn = Sampler(temperature, top_k, seed)
+        drawn = Sampler(temperature, top_k, seed, top_p=top_p)
         begin = self._begun(ids, tokens, engine, stop, end_tokens, drawn, adapter, as_text=as_text)
         with begin as begun:
             parts: list[str] = []

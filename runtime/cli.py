@@ -20,7 +20,7 @@ from intaglio.backend.output.output import MAPPING, json_text, tidy_output
 from intaglio.backend.output.whole import whole_file, write_text
 from intaglio.backend.stages import HARDWARE_STAGES, STAGES
 from intaglio.dialects.errors import CompilerBug, UserError, printable
-from intaglio.runtime import run_command
+from intaglio.runtime import run_command, serve_command
 from intaglio.runtime.engines.names import CHECKED_ENGINES
 from intaglio.runtime.folder_options import (
     adapter_argument,
@@ -176,6 +176,10 @@ def _parser() -> argparse.ArgumentParser:
     _check_arguments(command("check", _check, "Compare a compiled model with onnxruntime."))
 
     _adapter_arguments(commands, common)
+
+    serve_command.serve_arguments(
+        command("serve", serve_command.run, "Answer requests as OpenAI's server does.")
+    )
 
     inspect = command("inspect", _inspect, "Show memory by use, cycles, power, what they go into.")
     folder_arguments(inspect)

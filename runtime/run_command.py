@@ -68,6 +68,12 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
         help="let the host draw tokens: 1 with the model's own probabilities; else the likeliest",
     )
     parser.add_argument("--top-k", metavar="K", type=int, help="draw from the likeliest K tokens")
+    parser.add_argument(
+        "--top-p",
+        metavar="P",
+        type=float,
+        help="draw from the likeliest tokens that together have this much of the probability",
+    )
     parser.add_argument("--seed", metavar="N", type=int, help="of the draws; else 0")
     parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
     parser.add_argument("--json", action="store_true")
@@ -122,11 +128,12 @@ def _sampler(args: argparse.Namespace) -> Sampler | None:
     from intaglio.runtime.text.sampling import Sampler
 
     if args.temperature is None:
-        for name in ("top_k", "seed"):
+        for name in ("top_k", "top_p", "seed"):
             if getattr(args, name) is not None:
                 raise UserError(f"--{name.replace('_', '-')}: only with --temperature")
         return None
-    sampler = Sampler(args.temperature, args.top_k, args.seed or 0)
+    top_p = 1 if args.top_p is None else args.top_p
+    sampler = Sampler(args.temperature, args.top_k, args.seed or 0, top_p=top_p)
     return sampler if sampler.temperature else None
 
 

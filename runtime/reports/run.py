@@ -52,6 +52,8 @@ class RunResult(dict[str, Any]):
         if "sampling" in self:
             drawn = self["sampling"]
             among = "" if drawn["top_k"] is None else f" among {counted(drawn['top_k'], 'token')}"
+            if "top_p" in drawn:
+                among += f" with {drawn['top_p']:g} of the probability"
             how = f"at temperature {drawn['temperature']:g}{among}, seed {drawn['seed']}"
             yield f"  drawn      {how}"
         if self["cycles"] is not None:
@@ -106,6 +108,8 @@ def run_result(
     if sampler is not None:
         names = ("temperature", "top_k", "seed")
         figures["sampling"] = {name: getattr(sampler, name) for name in names}
+        if sampler.top_p < 1:
+            figures["sampling"]["top_p"] = sampler.top_p
     if adapter is not None:
         figures["adapter"], figures["adapter_load_cycles"] = adapter
     if chip.edited:

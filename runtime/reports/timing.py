@@ -140,6 +140,41 @@ def token_cycles(
     return TokenCycles(np.maximum(period, out), out)
 
 
+class PositionCycles:
+    """Cycles of single tokens, computed some positions at a time and kept.
+
+    Args:
+        program: the compiled model.
+        ranks: of the active adapter.
+    """
+
+    _TOGETHER = 64
+
+    def __init__(self, program: Program, ranks: Ranks | None = None) -> None:
+        self._program, self._ranks = program, ranks
+        self._known: dict[tuple[int, bool], TokenCycles] = {}
+
+    def of(self, first: int, count: int, sampled: bool = True) -> TokenCycles:
+        """Of tokens at positions that follow each other, at least one; as `token_cycles`."""
+        blocks = range(first // self._TOGETHER, (first + count - 1) // self._TOGETHER + 1)
+        found = [self._block(block, sampled) for block in blocks]
+        begin = first - blocks.start * self._TOGETHER
+        period, out = (
+            np.concatenate(parts)[begin : begin + count]
+            for parts in ([one.period for one in found], [one.out for one in found])
+        )
+        return TokenCycles(period, out)
+
+    def _block(self, block: int, sampled: bool) -> TokenCycles:
+        key = block, sampled
+        if key not in self._known:
+            begin = block * self._TOGETHER
+            end = min(begin + self._TOGETHER, self._program.capacity)
+            where = np.arange(begin, end)
+            self._known[key] = token_cycles(self._program, where, sampled, self._ranks)
+        return self._known[key]
+
+
 def generation_cycles(
     program: Program, prompt: int, tokens: int, ranks: Ranks | None = None
 ) -> GenerationCycles:

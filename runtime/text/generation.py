@@ -37,7 +37,11 @@ class Stops:
 
 
 def stops_of(
-    chip: LoadedModel, given: Sequence[str | int] = (), *, end_tokens: bool = True
+    chip: LoadedModel,
+    given: Sequence[str | int] = (),
+    *,
+    texts: Sequence[str] = (),
+    end_tokens: bool = True,
 ) -> Stops:
     """What ends a text of a chip.
 
@@ -46,13 +50,14 @@ def stops_of(
         given: ids, integers that are written out, or texts. A text ends a generation where it turns
             up, in one token or several; where it is a token of the tokenizer, that token does too,
             since special ones have no text.
+        texts: the same, but numbers among them are texts.
         end_tokens: whether the model's own end tokens count.
 
     Raises:
         UserError: an id is no token, or a text is given and tokens have no texts.
     """
     ids = set(chip.end_tokens.ids) if end_tokens else set[int]()
-    texts: list[str] = []
+    named: list[str] = []
     for one in given:
         if isinstance(one, int) or re.fullmatch(r"-?[0-9]+", one):
             number = str(one)
@@ -65,11 +70,13 @@ def stops_of(
             continue
         if not one:
             raise UserError("--stop: an empty text is everywhere", hint="give a text or a token id")
+        named.append(one)
+    named += texts
+    for one in named:
         token = chip.text_tokenizer.id_of(one)
         if token is not None and token < chip.program.vocabulary:
             ids.add(token)
-        texts.append(one)
-    return Stops(frozenset(ids), tuple(texts))
+    return Stops(frozenset(ids), tuple(named))
 
 
 def room(

@@ -26,13 +26,17 @@ class Sampler:
         temperature: above 0; small ones prefer large logits. 0 takes the first maximum.
         top_k: draw from this many tokens of the largest logits; of equal logits the lower ids
             count as larger. None: from all.
+        top_p: draw from the largest of these that together have this much of the probability, at
+            least one token; 1: from all.
         seed: of the generator (PCG64); one draw a token.
 
     Raises:
         UserError: a number is out of range.
     """
 
-    def __init__(self, temperature: float, top_k: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, temperature: float, top_k: int | None = None, seed: int = 0, *, top_p: float = 1
+    ) -> None:
         import numpy as np
 
         if not math.isfinite(temperature) or temperature < 0:
@@ -42,10 +46,13 @@ class Sampler:
             )
         if top_k is not None and top_k < 1:
             raise UserError(f"top-k {top_k}: at least one token must be left to draw from")
+        if not 0 <= top_p <= 1:
+            raise UserError(f"top-p {top_p}: not a share from 0 to 1")
         if seed < 0:
             raise UserError(f"seed {seed}: not a number from 0 on")
         self.temperature = temperature
         self.top_k = top_k
+        self.top_p = top_p
         self.seed = seed
         self._random = np.random.Generator(np.random.PCG64(seed))
 
@@ -62,5 +69,7 @@ class Sampler:
         with np.errstate(over="ignore", under="ignore"):
             weights = np.exp((ranked - ranked[0]) / self.temperature)
         sums = np.cumsum(weights)
+        if self.top_p < 1:
+            sums = sums[: np.searchsorted(sums, self.top_p * sums[-1]) + 1]
         drawn = np.searchsorted(sums, self._random.random() * sums[-1], side="right")
-        return int(order[min(int(drawn), len(order) - 1)])
+        return int(order[min(int(drawn), len(sums) - 1)])

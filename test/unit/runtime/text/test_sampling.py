@@ -29,6 +29,15 @@ def test_top_k():
     assert set(np.flatnonzero(draws(Sampler(1.0, 99)))) == {0, 1, 2, 3}
 
 
+def test_top_p():
+    """The likeliest of 1/2, 1/4, 1/4 that reach the share, at least one."""
+    weights = np.log(np.array([0.25, 0.5, 0.25], np.float32))
+    for top_p, expected in ((0, {1}), (0.5, {1}), (0.51, {0, 1}), (0.75, {0, 1}), (0.8, {0, 1, 2})):
+        sampler = Sampler(1.0, top_p=top_p)
+        assert {sampler.choose(weights) for _ in range(200)} == expected
+    assert {Sampler(1.0, 1, seed, top_p=0.9).choose(LOGITS) for seed in range(9)} == {1}
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-3])
 def test_cold_is_greedy(temperature: float):
     assert Sampler(temperature, 1).choose(LOGITS) == 1
