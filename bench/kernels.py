@@ -24,6 +24,7 @@ import numpy as np
 
 from intaglio.runtime.engines import kernels
 from intaglio.runtime.engines.kernel_code import Param, compile_module
+from intaglio.runtime.engines.workers import POOL
 
 SHAPES = ((3072, 3072), (8192, 3072), (3072, 8192), (128256, 3072))
 FORMATS = (("int4 g32", 4, 32, 8), ("int4 g128", 4, 128, 8), ("2 bit g128", 2, 128, 1))
@@ -99,7 +100,7 @@ class Bandwidth:
         size = area.nbytes // self.block * self.block
         p = np.zeros(64, np.int64)
         p[Param.CODES], p[Param.ROWS] = area.ctypes.data, size
-        kernels._POOL.run(self.function, p.ctypes.data, threads)
+        POOL.run(self.function, p.ctypes.data, threads)
         return size
 
 
@@ -232,7 +233,7 @@ def main() -> None:
     parser.add_argument("--formats", default=",".join(f[0] for f in FORMATS))
     parser.add_argument("--seconds", type=float, default=0.6, help="for each way and row")
     parser.add_argument("--ring", type=int, default=640, help="MiB of copies when cold")
-    parser.add_argument("--threads", type=int, default=kernels._POOL.size)
+    parser.add_argument("--threads", type=int, default=POOL.size)
     parser.add_argument("--paths", action="store_true", help="every path, not only the best")
     arguments = parser.parse_args()
     bandwidth = Bandwidth()

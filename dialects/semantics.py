@@ -87,7 +87,7 @@ class BlockCodes:
         assert exponents is not None
         return BlockCodes(codes, self.size, exponents, halves)
 
-    def part(self, rows: npt.NDArray[np.bool_]) -> BlockCodes:
+    def part(self, rows: npt.NDArray[np.bool_] | slice) -> BlockCodes:
         """Some of the vectors [S, N]."""
         halves = None if self.halves is None else self.halves[rows]
         return BlockCodes(self.codes[rows], self.size, self.exponents[rows], halves)

@@ -17,20 +17,18 @@ kernel applies to the sums of codes (`matmul` with `blocks`).
 
 from __future__ import annotations
 
-import ctypes
-import os
 import threading
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from intaglio.dialects.formulas.blocks import LARGEST
 from intaglio.dialects.semantics import BlockCodes
+from intaglio.runtime.engines import batches
 from intaglio.runtime.engines.kernel_code import (
     MAX_K,
     KernelSpec,
@@ -42,14 +40,15 @@ from intaglio.runtime.engines.kernel_code import (
     compile_module,
     emit_prepare,
 )
+from intaglio.runtime.engines.packed_matrix import UNIT, PackedMatrix
+from intaglio.runtime.engines.packed_matrix import lane as lane_of
 from intaglio.runtime.engines.product_code import Prefetch, emit_kernel
+from intaglio.runtime.engines.workers import POOL, SCRATCH, address
 
 __all__ = ["MAX_K", "PackedMatrix", "backend_name", "matmul", "matvec", "path_names"]
 
 IntArray = npt.NDArray[np.integer]
 
-_UNIT = 16
-"""A group is a multiple of this many elements, or the whole row."""
 _TOKENS = 4
 """Most tokens in one pass over a row: their accumulators and the codes stay in registers."""
 _BLOCK_BYTES = 1 << 17
@@ -133,108 +132,11 @@ class _Plan:
     """Of each lane of those, in the order in which they lie, its block."""
 
 
-@dataclass(frozen=True, eq=False)
-class PackedMatrix:
-    """A quantised weight matrix [N, K] as it lies in a ROM image; a wrapper, nothing is copied.
-
-    Attributes:
-        codes: uint8 [N, ceil(K * bits / 8)], C order; element k of a row is in the bits from
-            k * bits mod 8 of byte k * bits // 8 (low bits first). Unused bits may hold anything.
-        scales: int16 [N, G], C order, G = ceil(K / group): signed scale mantissas.
-        zero: the zero point, 0..255: one integer for the matrix or uint8 [N, G] in C order.
-        bits: width of a code: 2, 4 or 8 (codes are unsigned).
-        group: elements of a group along K: a multiple of 16, or at least K. The last group may
-            be shorter.
-        k: elements of a row, at most `MAX_K`.
-        offsets: int32 [N, G] in C order, beside one zero point for the matrix; or None.
-        offset_bits: width of an offset with its sign.
-
-    Raises:
-        ValueError: a shape, type, memory order or number is not as above.
-    """
-
-    codes: npt.NDArray[np.uint8]
-    scales: npt.NDArray[np.int16]
-    zero: int | npt.NDArray[np.uint8]
-    bits: int
-    group: int
-    k: int
-    offsets: npt.NDArray[np.int32] | None = None
-    offset_bits: int = 32
-    _plans: dict[tuple[str, int], _Plan] = field(default_factory=dict, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.bits not in (2, 4, 8):
-            raise ValueError(f"codes are 2, 4 or 8 bits wide, not {self.bits}")
-        if not 1 <= self.k <= MAX_K:
-            raise ValueError(f"a row has 1 to {MAX_K} elements, not {self.k}")
-        if self.group < 1 or (self.group < self.k and self.group % _UNIT):
-            raise ValueError(
-                f"a group is a multiple of {_UNIT} or the whole row of {self.k}, not {self.group}"
-            )
-        rows = self.codes.shape[0] if self.codes.ndim else 0
-        _check("codes", self.codes, np.uint8, (rows, -(-self.k * self.bits // 8)))
-        groups = -(-self.k // self.group)
-        _check("scales", self.scales, np.int16, (rows, groups))
-        zeros = self._zeros
-        if zeros is not None:
-            _check("zero", zeros, np.uint8, (rows, groups))
-        elif not 0 <= int(self.zero) <= 255:
-            raise ValueError(f"a zero point lies in 0..255, not {int(self.zero)}")
-        if self.offsets is not None:
-            if zeros is not None:
-                raise ValueError("a matrix has zero points of its groups or offsets, not both")
-            _check("offsets", self.offsets, np.int32, (rows, groups))
-
-    @property
-    def n(self) -> int:
-        """Rows."""
-        return self.codes.shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes one product reads: codes, scales and zero points or offsets."""
-        points = self._zeros if self.offsets is None else self.offsets
-        return self.codes.nbytes + self.scales.nbytes + (0 if points is None else points.nbytes)
-
-    @property
-    def _zeros(self) -> npt.NDArray[np.uint8] | None:
-        """The zero points of the groups, or None if there is one for the matrix."""
-        return self.zero if isinstance(self.zero, np.ndarray) and self.zero.ndim else None
-
-    @property
-    def largest_code(self) -> int:
-        """The largest magnitude of a code less its zero point."""
-        top, zeros = (1 << self.bits) - 1, self._zeros
-        if zeros is not None:
-            return max(top, int(zeros.max(initial=0)))
-        return max(int(self.zero), top - int(self.zero))
-
-    @property
-    def _points(self) -> Points:
-        if self.offsets is not None:
-            return Points.OFFSETS
-        return Points.ONE if self._zeros is None else Points.GROUPS
-
-    @property
-    def _largest(self) -> int:
-        """The largest magnitude of a weight."""
-        offset = 0 if self.offsets is None else 1 << (self.offset_bits - 1)
-        return (255 << 15) + offset
-
-    def _plan(self, path: Path, block: int = 0) -> _Plan:
-        plan = self._plans.get((path.name, block))
-        if plan is None:
-            plan = self._plans[path.name, block] = _make_plan(self, path, block)
-        return plan
-
-
-def _check(name: str, array: np.ndarray, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
-    if array.dtype != np.dtype(dtype) or array.shape != shape or not array.flags.c_contiguous:
-        raise ValueError(
-            f"{name} must be {np.dtype(dtype)} {list(shape)} in C order, "
-            f"not {array.dtype} {list(array.shape)}"
-        )
+def _plan(matrix: PackedMatrix, path: Path, block: int) -> _Plan:
+    plan = matrix.plans.get((path.name, block))
+    if not isinstance(plan, _Plan):
+        plan = matrix.plans[path.name, block] = _make_plan(matrix, path, block)
+    return plan
 
 
 def _make_plan(matrix: PackedMatrix, path: Path, block: int) -> _Plan:
@@ -254,13 +156,13 @@ def _make_plan(matrix: PackedMatrix, path: Path, block: int) -> _Plan:
         per_chunk = elements // group
     else:
         layout = Layout.INDEXED
-        per_chunk = elements // _UNIT
-        units = np.arange(chunks * per_chunk, dtype=np.int64) * _UNIT // group
+        per_chunk = elements // UNIT
+        units = np.arange(chunks * per_chunk, dtype=np.int64) * UNIT // group
         index = np.minimum(units, matrix.scales.shape[1] - 1).astype(np.int32)
-    lane = _lane(matrix.bits)
+    lane = lane_of(matrix.bits)
     # Those of wider groups become 64 bits once a group, so that it is not worth it without steps.
     paired = bool(
-        matrix._points is not Points.OFFSETS
+        matrix.kind_of_points is not Points.OFFSETS
         and lane * matrix.largest_code << 7 < 1 << 14
         and (not block or block % (2 * lane) == 0 or block >= matrix.k)
         and (
@@ -275,7 +177,7 @@ def _make_plan(matrix: PackedMatrix, path: Path, block: int) -> _Plan:
     p = array("q", bytes(8 * Param.SOURCE))
     p[Param.CODES] = address(matrix.codes)
     p[Param.SCALES] = address(matrix.scales)
-    points = matrix._zeros if matrix.offsets is None else matrix.offsets
+    points = matrix.zeros if matrix.offsets is None else matrix.offsets
     if points is not None:
         p[Param.ZEROS] = address(points)
     if index is not None:
@@ -298,7 +200,7 @@ def _make_plan(matrix: PackedMatrix, path: Path, block: int) -> _Plan:
     # What groups have multiplies the sums of x in the kernel, one zero point for the matrix does
     # here.
     p[Param.FACTOR] = -int(matrix.zero) if points is None else 1
-    p[Param.ZERO] = int(matrix.zero) if matrix._zeros is None else 0
+    p[Param.ZERO] = int(matrix.zero) if matrix.zeros is None else 0
     prepare = _compile(path, matrix.bits)
     plan = _Plan(layout, per_chunk, chunks, elements, entries, index, p, prepare, {}, paired=paired)
     return _with_steps(plan, matrix, path, block) if block else plan
@@ -306,7 +208,7 @@ def _make_plan(matrix: PackedMatrix, path: Path, block: int) -> _Plan:
 
 def _with_steps(plan: _Plan, matrix: PackedMatrix, path: Path, block: int) -> _Plan:
     """A plan with where the steps of blocks stand."""
-    lane = _lane(matrix.bits)
+    lane = lane_of(matrix.bits)
     first = np.arange(plan.chunks * path.lanes, dtype=np.int64) * lane
     if plan.paired:
         steps = 1 if block % (4 * lane) == 0 or block >= matrix.k else 2
@@ -314,7 +216,7 @@ def _with_steps(plan: _Plan, matrix: PackedMatrix, path: Path, block: int) -> _P
         first = first.reshape(plan.chunks // 2, 2, path.lanes // 4, 4).swapaxes(1, 2)
         first = first[..., ::2].reshape(plan.chunks // 2, path.lanes // 2, 2)
     else:
-        spec = KernelSpec(matrix.bits, plan.layout, plan.groups_per_chunk, matrix._points, 1)
+        spec = KernelSpec(matrix.bits, plan.layout, plan.groups_per_chunk, matrix.kind_of_points, 1)
         apart = spec.apart(path.lanes) or (block % (2 * lane) and block < matrix.k)
         steps = 2 if apart else 1
         # Pairs of lanes in order, or of each chunk its even lanes and then its odd ones.
@@ -327,11 +229,6 @@ def _with_steps(plan: _Plan, matrix: PackedMatrix, path: Path, block: int) -> _P
         # Factors are followed by shifts, which lie behind those of all blocks.
         index = np.stack([index, index + -(-matrix.k // block)], axis=2)
     return replace(plan, steps=steps, shifted=shifted, step_index=index.reshape(-1))
-
-
-def _lane(bits: int) -> int:
-    """Consecutive elements that a lane of the accumulator sums."""
-    return 4 * (8 // bits)
 
 
 def matvec(
@@ -388,7 +285,7 @@ def matmul(
     """
     steps = None
     if isinstance(x, BlockCodes):
-        if x.size % _lane(matrix.bits) and x.size < matrix.k:
+        if x.size % lane_of(matrix.bits) and x.size < matrix.k:
             x = x.integers
         else:
             x, steps = x.codes, x
@@ -441,49 +338,10 @@ def _digits(matrix: PackedMatrix, x: IntArray) -> tuple[npt.NDArray[np.int8], in
 
 
 def _check_range(matrix: PackedMatrix, largest: int) -> None:
-    if matrix.k * matrix._largest * largest >> 63:
+    if matrix.k * matrix.largest * largest >> 63:
         raise OverflowError(
             f"activations up to {largest} over {matrix.k} elements may exceed the int64 product"
         )
-
-
-_buffer: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
-_addressof = ctypes.addressof
-
-
-def address(operand: np.ndarray) -> int:
-    """Of an array's first element."""
-    try:
-        # Several times faster than `ctypes.data`.
-        return _addressof(_buffer(operand))
-    except (TypeError, ValueError, BufferError):
-        # Read-only or empty.
-        return operand.ctypes.data
-
-
-class _Scratch(threading.local):
-    """A thread's buffer for activations, kept because fresh pages cost more than small products.
-
-    It begins on a cache line, so that no vector load straddles two.
-    """
-
-    def __init__(self) -> None:
-        self._allocate(1 << 16)
-
-    def _allocate(self, nbytes: int) -> None:
-        raw = np.empty(nbytes + 63, np.int8)
-        start = -address(raw) % 64
-        self.area = raw[start : start + nbytes]
-        self.address = address(self.area)
-
-    def take(self, nbytes: int) -> tuple[npt.NDArray[np.int8], int]:
-        """At least that many bytes, and their address; overwritten by the thread's next call."""
-        if nbytes > self.area.nbytes:
-            self._allocate(nbytes)
-        return self.area, self.address
-
-
-_SCRATCH = _Scratch()
 
 
 def _product(
@@ -494,14 +352,41 @@ def _product(
     coded: BlockCodes | None = None,
 ) -> npt.NDArray[np.int64]:
     """`matmul` for int8 [S, K] with S and N at least 1."""
-    plan = matrix._plan(path, 0 if coded is None else coded.size)
+    tokens = x.shape[0]
+    y = np.empty((tokens, matrix.n), np.int64)
+    workers = POOL.size if threads is None else min(threads, POOL.size)
+    if matrix.codes.nbytes * tokens < _SERIAL_BYTES:
+        workers = 1
+    many = batches.share(matrix, path, tokens)
+    if many:
+        first = slice(many)
+        batches.product(
+            matrix, x[first], path, workers, coded if coded is None else coded.part(first), y
+        )
+    if many < tokens:
+        rest = slice(many, None)
+        coded = coded if coded is None or not many else coded.part(rest)
+        _few(matrix, x[rest], path, workers, coded, y[rest])
+    return y
+
+
+def _few(
+    matrix: PackedMatrix,
+    x: npt.NDArray[np.int8],
+    path: Path,
+    workers: int,
+    coded: BlockCodes | None,
+    y: npt.NDArray[np.int64],
+) -> None:
+    """Writes the products of some tokens, the elements of rows in the lanes of vectors."""
+    plan = _plan(matrix, path, 0 if coded is None else coded.size)
     tokens, k = x.shape
     row = plan.chunks * plan.elements
     correction_row = plan.entries * path.width
     step_row = 0 if plan.step_index is None else 8 * plan.step_index.size
     size = tokens * row
     steps_at = 2 * size + tokens * correction_row
-    area, scratch = _SCRATCH.take(steps_at + tokens * step_row)
+    area, scratch = SCRATCH.take(steps_at + tokens * step_row)
     if coded is not None and plan.step_index is not None:
         steps = area[steps_at : steps_at + tokens * step_row].view(np.int64)
         steps = steps.reshape(tokens, plan.step_index.size)
@@ -513,11 +398,7 @@ def _product(
     else:
         source[:, :k] = x
         source[:, k:] = 0
-    y = np.empty((tokens, matrix.n), np.int64)
     y_address = address(y)
-    workers = _POOL.size if threads is None else min(threads, _POOL.size)
-    if matrix.codes.nbytes * tokens < _SERIAL_BYTES:
-        workers = 1
     done = 0
     while done < tokens:
         width = min(_TOKENS, tokens - done)
@@ -528,7 +409,7 @@ def _product(
                 matrix.bits,
                 plan.layout,
                 plan.groups_per_chunk,
-                matrix._points,
+                matrix.kind_of_points,
                 width,
                 plan.steps,
                 plan.shifted,
@@ -550,70 +431,5 @@ def _product(
         parameters = p.buffer_info()[0]
         if not done:
             plan.prepare(parameters)
-        _POOL.run(kernel, parameters, workers)
+        POOL.run(kernel, parameters, workers)
         done += width * blocks
-    return y
-
-
-class _Pool:
-    """Threads that run one kernel together with the caller; they share its row counter.
-
-    Waking a bare lock costs a few microseconds, an executor's queue and future some tens.
-    """
-
-    def __init__(self) -> None:
-        self.size = max(1, os.cpu_count() or 1)
-        self._busy = threading.Lock()
-        self._workers: list[tuple[threading.Lock, threading.Lock]] = []
-        self._function: Callable[[int], None] | None = None
-        self._argument = 0
-
-    def run(self, function: Callable[[int], None], argument: int, threads: int) -> None:
-        """Calls `function(argument)` on this many threads and waits for all of them.
-
-        A second caller finds the workers taken and computes alone; the result is the same.
-        """
-        if threads <= 1 or not self._busy.acquire(blocking=False):
-            function(argument)
-            return
-        try:
-            while len(self._workers) < threads - 1:
-                self._start()
-            self._function, self._argument = function, argument
-            helpers = self._workers[: threads - 1]
-            for go, _ in helpers:
-                go.release()
-            function(argument)
-            for go, finished in helpers:
-                # A worker the system has not woken yet is not needed any more: all rows are taken.
-                if not go.acquire(blocking=False):
-                    finished.acquire()
-        finally:
-            self._busy.release()
-
-    def _start(self) -> None:
-        go, finished = threading.Lock(), threading.Lock()
-        go.acquire()
-        finished.acquire()
-        self._workers.append((go, finished))
-
-        def work() -> None:
-            while True:
-                go.acquire()
-                if self._function is not None:
-                    self._function(self._argument)
-                finished.release()
-
-        threading.Thread(target=work, name="intaglio-kernel", daemon=True).start()
-
-
-_POOL = _Pool()
-
-
-def _forget_threads() -> None:
-    global _POOL
-    _POOL = _Pool()
-
-
-# A forked child has none of its parent's threads; waiting for them would never end.
-os.register_at_fork(after_in_child=_forget_threads)

@@ -30,7 +30,8 @@ from intaglio.dialects.formulas.softmax import PROBABILITY_FRAC
 from intaglio.dialects.semantics import BlockCodes, Quantized, argmax, attention_mask, dot, embed
 from intaglio.runtime.engines import vector_code
 from intaglio.runtime.engines.kernel_code import compile_module
-from intaglio.runtime.engines.kernels import address, choose_path
+from intaglio.runtime.engines.kernels import choose_path
+from intaglio.runtime.engines.workers import address
 
 __all__ = [
     "argmax",

@@ -182,6 +182,86 @@ def test_several_tokens(s: int) -> None:
     check(PATHS[0], 2, 37, 1100, 256, False, "random", "int16", s=s)
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_many_tokens_on_every_path(path: str, bits: int) -> None:
+    for group in (16, 32, 48, 10**6):
+        for points in ("one", "groups", "offsets"):
+            check(
+                path,
+                bits,
+                13,
+                641,
+                group,
+                points == "groups",
+                "random",
+                s=41,
+                has_offsets=points == "offsets",
+            )
+    for mode in ("extreme", "worst"):
+        check(path, bits, 3, 1027, 32, False, mode, s=16)
+        check(path, bits, 3, 1027, 4096, True, mode, "int16", s=9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    bits=st.sampled_from([2, 4, 8]),
+    n=st.integers(1, 40),
+    k=st.integers(1, 700),
+    group=st.one_of(st.integers(1, 20).map(lambda i: 16 * i), st.just(1 << 20)),
+    points=st.sampled_from(["one", "groups", "offsets"]),
+    form=st.sampled_from(["int8", "int16", "half8", "mxint8", "wide"]),
+    block=st.sampled_from([16, 32, 48, 1 << 20]),
+    s=st.integers(1, 80),
+    threads=st.sampled_from([1, None]),
+    seed=st.integers(0, 2**32),
+)
+def test_tokens_together_are_those_one_by_one(
+    bits: int,
+    n: int,
+    k: int,
+    group: int,
+    points: str,
+    form: str,
+    block: int,
+    s: int,
+    threads: int | None,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    q, scales, zero = make(rng, bits, n, k, group, points == "groups", "random")
+    offsets = rng.integers(-(1 << 19), 1 << 19, scales.shape, dtype=np.int32)
+    matrix = PackedMatrix(
+        pack(q, bits),
+        scales,
+        zero,
+        bits,
+        group,
+        k,
+        offsets if points == "offsets" else None,
+        20,
+    )
+    x: np.ndarray | BlockCodes
+    if form in ("int8", "int16"):
+        x = activations(rng, form, s, k, "random")
+        rows = [x[i : i + 1] for i in range(s)]
+    else:
+        values = rng.integers(-(1 << 24), 1 << 24, (s, k)) >> rng.integers(0, 20, (s, k))
+        wide = (0,) if form == "wide" else ()
+        made = quantize_blocks(values, "half8" if wide else form, block, wide=wide).blocks
+        assert made is not None
+        x, rows = made, [made.part(slice(i, i + 1)) for i in range(s)]
+    together = matmul(matrix, x, threads=threads)
+    assert np.array_equal(together, np.concatenate([matmul(matrix, row) for row in rows]))
+
+
+def test_the_longest_row_of_many_tokens_stays_exact() -> None:
+    k = kernels.MAX_K
+    codes, scales = np.full((1, k), 255, np.uint8), np.full((1, 1), -32768, np.int16)
+    x = np.full((16, k), -128, np.int8)
+    assert (matmul(PackedMatrix(codes, scales, 0, 8, k, k), x) == k * 255 * 128 * 32768).all()
+
+
 def test_several_tokens_on_every_path() -> None:
     for path in PATHS:
         for bits in (2, 8):
@@ -234,9 +314,10 @@ def test_reads_nothing_behind_the_last_row(path: str) -> None:
         for points in (zero, zero & ((1 << bits) - 1)):
             matrix.zero[...] = points
             # Whether chunks go in pairs depends on the zero points, so the plan is made again.
-            matrix._plans.clear()
-            y = matmul(matrix, x, path=path)
-            assert np.array_equal(y, expected(q, scales, points, group, x))
+            matrix.plans.clear()
+            for tokens in (x, np.tile(x, (16, 1))):
+                y = matmul(matrix, tokens, path=path)
+                assert np.array_equal(y, expected(q, scales, points, group, tokens))
 
 
 def test_unused_bits_of_the_last_byte_do_not_count() -> None:
@@ -525,7 +606,8 @@ def test_which_chunks_go_in_pairs() -> None:
     def paired(bits: int, group: int, zero: int, block: int = 0) -> bool:
         codes = np.zeros((1, 96 * bits), np.uint8)
         scales = np.ones((1, -(-768 // group)), np.int16)
-        return PackedMatrix(codes, scales, zero, bits, group, 768)._plan(path, block).paired
+        matrix = PackedMatrix(codes, scales, zero, bits, group, 768)
+        return kernels._plan(matrix, path, block).paired
 
     assert paired(4, 32, 8)
     assert paired(4, 32, 15, 16)
