@@ -69,6 +69,7 @@ from intaglio.dialects.memories import (
     VECTORS,
 )
 from intaglio.dialects.semantics import Matrices, Quantized, Routing, unit_scale
+from intaglio.dialects.tiling import WIDE
 from intaglio.runtime.adapters.slots import Residents, Switch, check_fits, ranks_of
 from intaglio.runtime.engines.code_cache import kept
 from intaglio.runtime.engines.names import HARDWARE_ENGINES
@@ -596,7 +597,9 @@ class RTLChip:
         """The integers that the codes of a vector stand for."""
         lanes, steps = self.layout.lanes, FORMATS[kind.format].steps
         depth = -(-kind.size // lanes)
-        codes = _codes(self._lanes(CODES, row, depth, 16), kind.format).reshape(-1, kind.block)
+        # Beside wide blocks the others' codes have signs in front too.
+        fmt = WIDE.name if kind.wide else kind.format
+        codes = _codes(self._lanes(CODES, row, depth, 16), fmt).reshape(-1, kind.block)
         words = [
             word >> STEP_BITS * i & ((1 << STEP_BITS) - 1)
             for word in self._numbers(BLOCK_STEPS, row, depth)

@@ -158,6 +158,7 @@ def layout_of(program: Program) -> Layout:
         if attention is None
         else {name: place.scale_row for name, place in attention.kv.places.items()},
         score_rows=program.rows_of_head,
+        blocks=shape.blocks,
     )
     units = tuple(
         unit

@@ -258,14 +258,15 @@ class _Array:
         reading = self._counter("reading", 1)
         active = busy & reading
         part = self._counter("part", choice_bits(config.passes))
-        last_part = (part == config.passes - 1) | embed
+        last, word = self._last_part(part)
+        last_part = last | embed
         self._count(part, active, last_part)
         planes: Signal = self.field("planes") + self.field("idle")
         plane = self._counter("plane", planes.width)
         last_plane = last_part & (plane == planes)
         self._count(plane, active & last_part, last_plane)
         stored = last_part & (plane <= self.field("planes"))
-        word = self._counter("word", widths["words"])
+        word = self._counter("word", widths["words"]) if word is None else word
         last_word = last_plane & (word + 1 == self.field("words"))
         self._count(word, active & last_plane, last_word | step_end)
         reading.drive(mux(start | step_end, 1, mux(active & last_word, 0, reading)))
@@ -319,6 +320,24 @@ class _Array:
         self.busy, self.active, self.final, self.step_end = busy, active, final, step_end
         self.part, self.plane, self.word, self.slice = part, plane, word, slice_
         self.code, self.scale, self.embed = code, scale, embed
+
+    def _last_part(self, part: Register) -> tuple[Signal, Register | None]:
+        """Whether a part of an activation is the word's last one; the counter of words, where these
+        are not all read as often."""
+        inputs = self.config.inputs
+        if len(inputs.reads) == 1:
+            self.taken_part = part
+            return part == inputs.most - 1, None
+        word = self._counter("word", self.config.fields["words"])
+        longer = self.field("wide")
+        if longer.width > 1:
+            # Words beyond are not read for longer codes.
+            every = range(max(longer.width, 1 << word.width))
+            longer = choose(word, [longer[i] if i < longer.width else 0 for i in every])
+            longer = longer.named("longer")
+        last = part == mux(longer, inputs.most - 1, inputs.least - 1)
+        self.taken_part = cat(last, part)
+        return last, word
 
     # To the tiles
 
@@ -402,7 +421,7 @@ class _Array:
         whole = (word < (columns >> log2(lanes))).delay()
         ragged = (word == (columns >> log2(lanes))).delay()
         place = word[: log2(per_row)].delay() if per_row > 1 else m.constant(0)
-        part = self.part.delay()
+        part = self.taken_part.delay()
         # Several blocks of a word are brought to one unit before they are added.
         blocks = config.word_blocks
         several = [] if steps is None or blocks == 1 else [steps, self.field("blocked").delay()]
@@ -422,7 +441,7 @@ class _Array:
             for i in range(lanes):
                 code = codes[i * config.code_bits : (i + 1) * config.code_bits]
                 code = only(whole | (ragged & (tail > i)), code)
-                x = datapaths.decode(code, machine.activations)
+                x = datapaths.decode(code, config.code_format)
                 parts.append(self._part(x, part))
             taken = [one.cut() for one in parts]
             together = [cat(*taken[::-1])]
@@ -461,6 +480,10 @@ class _Array:
         """The part of a decoded activation that a pass multiplies; see `MatrixConfig.pass_bits`."""
         config = self.config
         bits, passes = config.pass_bits, config.passes
+        if len(config.inputs.reads) > 1:
+            wires, part, last = x.extend(bits * passes, True), part[:-1], part[part.width - 1]
+            size = choose(part, [wires[a * bits : (a + 1) * bits] for a in range(passes)])
+            return cat(last & size[bits - 1], size).as_signed()
         if passes == 1:
             return x.extend(config.part_bits, True)
         options = [x.as_unsigned()[a * bits : (a + 1) * bits] for a in range(passes - 1)]

@@ -8,7 +8,7 @@ in `backend/hw/units/matrix/array.py` and `backend/hw/units/matrix/tile.py`. Lay
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -41,6 +41,7 @@ from intaglio.dialects.memories import LEAST_ROWS, NORM_SCALES, rows_of
 from intaglio.dialects.semantics import accumulator_bits
 from intaglio.dialects.tiling import (
     SCALE_BITS,
+    WIDE,
     MatrixShape,
     Piece,
     Reads,
@@ -74,6 +75,8 @@ FIELDS: dict[str, str] = {
     "added": "1: a round that is not the first, added to the sums that stay there",
     "sum": "accumulator of the first step at hand: 0 without rounds, else 1 for step 0",
     "planes": "bit planes of a code, less one",
+    "wide": "a bit for each word of the slice, or of the round: 1: it is read for longer codes; of "
+    "one bit: all words are, or none",
     "idle": "cycles after each word's planes in which the word before still leaves (`embed`)",
     "stride": "code words of a slice: words times planes (`embed`)",
     "step_slots": "cycles of a step, less one; for `embed` those of a slice",
@@ -156,6 +159,69 @@ class BankRow(NamedTuple):
     """Words up to the last that is used."""
 
 
+class Inputs(NamedTuple):
+    """The vectors that a program's matrices are multiplied with."""
+
+    formats: tuple[str, ...]
+    """Of their codes; those of wide blocks are int16."""
+    steps: int
+    """Of those with an exponent a block, the finest (`formats.Format.steps`); 0: there are none."""
+    unblocked: bool
+    """Whether there are others beside these."""
+    reads: tuple[int, ...]
+    """How often a code word is used, once for each part of an activation: ascending."""
+
+    @property
+    def least(self) -> int:
+        """How often words are used at least."""
+        return self.reads[0]
+
+    @property
+    def most(self) -> int:
+        """And at most."""
+        return self.reads[-1]
+
+    @staticmethod
+    def of(program: Program, uses: Sequence[Use]) -> Inputs:
+        """Those of instruction instances."""
+        machine = program.machine
+        formats = dict[str, None]()
+        coded = dict[str, None]()
+        reads = set[int]()
+        for use in uses:
+            if not isinstance(use.does, Matvec | ExpertMatvec):
+                continue
+            kind = program.value(use.does.input, Coded)
+            formats[kind.format] = None
+            of = Reads.of(kind, machine)
+            if not of.wide:
+                coded[kind.format] = None
+                reads.add(of.passes)
+                continue
+            coded |= dict.fromkeys((kind.format, WIDE.name))
+            parameter = program.parameters[tensor(use)]
+            for piece in parameter.pieces:
+                words = _reads_of_words(piece, parameter.rom_shape, machine, of, use)
+                reads |= set(words)
+        by_block = {FORMATS[fmt].by_block for fmt in formats}
+        return Inputs(
+            tuple(fmt for fmt in FORMATS if fmt in coded),
+            max((FORMATS[fmt].steps for fmt in formats), default=0),
+            len(by_block) > 1,
+            tuple(sorted(reads)),
+        )
+
+
+def _reads_of_words(
+    piece: Piece, shape: MatrixShape, machine: Machine, reads: Reads, use: Use
+) -> list[int]:
+    """How often each word of a slice is used, or of the round that an instance is."""
+    words = [reads.passes] * (piece.run or piece.words(shape, machine))
+    for word in piece.wide_words(shape, machine, reads, use.instruction.beat.number):
+        words[word] += reads.more
+    return words
+
+
 @dataclass(frozen=True)
 class MatrixConfig:
     """The sizes of a matrix array: what `build_matrix` needs.
@@ -181,10 +247,9 @@ class MatrixConfig:
         vector_rows: rows of the vector memory, and of the memory of quantised vectors.
         constant_rows: rows of the constant ROM.
         floor: cycles that a step takes at least.
+        inputs: what is multiplied.
         experts: of the family with the most; 1 without families.
         sums: accumulators of an L-Unit for products that take rows in rounds, besides one.
-        steps: of inputs with an exponent a block (`formats.Format.steps`); 0: there are none.
-        unblocked: whether there are others beside them.
         norm_rows: rows of the memory of norms' factors.
     """
 
@@ -207,11 +272,20 @@ class MatrixConfig:
     vector_rows: int
     constant_rows: int
     floor: int
+    inputs: Inputs
     experts: int = 1
     sums: int = 0
-    steps: int = 0
-    unblocked: bool = False
     norm_rows: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Of inputs with an exponent a block (`formats.Format.steps`); 0: there are none."""
+        return self.inputs.steps
+
+    @property
+    def unblocked(self) -> bool:
+        """Whether there are others beside them."""
+        return self.inputs.unblocked
 
     @property
     def splits(self) -> tuple[int, ...]:
@@ -262,8 +336,8 @@ class MatrixConfig:
 
     @property
     def passes(self) -> int:
-        """How often a code word is used: once for each part of an activation."""
-        return activation_passes(self.machine.activations, self.machine)
+        """How often a code word is used, at most: once for each part of an activation."""
+        return self.inputs.most
 
     @property
     def pass_bits(self) -> int:
@@ -271,9 +345,14 @@ class MatrixConfig:
 
         A decoded activation ``x`` of n bits (8, 16, or 19 for fp8) is
         ``sum(part[a] << (a * pass_bits))``: the last part is signed, all others are unsigned. For
-        int16 with 8-bit passes: an unsigned low and a signed high byte.
+        int16 with 8-bit passes: an unsigned low and a signed high byte. In a word that is read
+        less often than others the last of the fewer parts is signed.
         """
-        return -(-FORMATS[self.machine.activations].decoded_bits // self.passes)
+        machine = self.machine
+        return max(
+            -(-FORMATS[fmt].decoded_bits // activation_passes(fmt, machine))
+            for fmt in self.inputs.formats
+        )
 
     @property
     def part_bits(self) -> int:
@@ -291,8 +370,14 @@ class MatrixConfig:
 
     @property
     def code_bits(self) -> int:
-        """Bits of an activation's code in the memory of quantised vectors."""
-        return FORMATS[self.machine.activations].memory_bits
+        """Bits of an activation's code as it is read from the memory of quantised vectors, where
+        shorter codes have signs in front."""
+        return FORMATS[self.code_format].memory_bits
+
+    @property
+    def code_format(self) -> str:
+        """The longest format of codes."""
+        return max(self.inputs.formats, key=lambda fmt: FORMATS[fmt].memory_bits)
 
     @property
     def word_bits(self) -> int:
@@ -374,7 +459,7 @@ def configure(
         if isinstance(u.does, Matvec | ExpertMatvec)
         for name in (tensor(u),)
     }
-    by_block = {FORMATS[fmt].by_block for _, fmt in formats}
+    inputs = Inputs.of(program, uses)
     products, tables = (
         [
             program.parameters[name]
@@ -389,15 +474,11 @@ def configure(
     grouped = any(shape.scale_bits for shape in shapes.values())
     ways = tuple(sorted({way_of(piece, machine) for piece in pieces.values()}))
     forms = tuple(sorted({form_of(pieces[table.name]) for table in tables}))
-    values = [_descriptor(program, use, constant_rows or {}, pieces, floor) for use in uses]
-    widths = {
-        field: max((one[field].bit_length() for one in values), default=0) for field in FIELDS
-    }
+    values = [_descriptor(program, use, constant_rows or {}, pieces, floor, inputs) for use in uses]
+    widths = _used_widths(values, inputs)
     widths["way"] = (len(ways) - 1).bit_length()
     widths["form"] = (len(forms) - 1).bit_length() if forms else 0
     widths |= _other_widths(widths, [*products, *tables])
-    if by_block == {True}:
-        widths["blocked"] = 0
     if all(piece.tiles == machine.tiles for piece in pieces.values()):
         widths["last_tile"] = 0
     if not grouped:
@@ -427,6 +508,7 @@ def configure(
                     p.zero,
                     p.offset_bits,
                 )
+                + _finer(fmt, inputs)
                 for name, fmt in formats
                 for p in (program.parameters[name],)
             ),
@@ -448,14 +530,33 @@ def configure(
         vector_rows=vector_depth or rows,
         constant_rows=constant_depth,
         floor=floor,
+        inputs=inputs,
         experts=max((p.experts for p in products), default=1),
         sums=max((one.steps(machine) for one in pieces.values() if one.run), default=0),
-        steps=max((FORMATS[fmt].steps for _, fmt in formats), default=0),
-        unblocked=len(by_block) > 1,
         norm_rows=max(
             (LEAST_ROWS, *(o.row + 1 for o in program.buffers.values() if o.memory == NORM_SCALES))
         ),
     )
+
+
+def _finer(fmt: str, inputs: Inputs) -> int:
+    """Bits by which the unit of sums lies below that of a format's own: where blocks of others have
+    finer steps, all are counted in those."""
+    steps = FORMATS[fmt].steps
+    return inputs.steps.bit_length() - steps.bit_length() if steps else 0
+
+
+def _used_widths(values: Sequence[Mapping[str, int]], inputs: Inputs) -> dict[str, int]:
+    """Bits of the numbers in each field of the descriptors; of one that tells nothing, 0."""
+    widths = {
+        field: max((one[field].bit_length() for one in values), default=0) for field in FIELDS
+    }
+    if inputs.steps and not inputs.unblocked:
+        widths["blocked"] = 0
+    if widths["wide"]:
+        every = all(one["wide"] in (0, (1 << one["words"]) - 1) for one in values)
+        widths["wide"] = 1 if every else max(2, widths["wide"])
+    return widths
 
 
 def _other_widths(used: Mapping[str, int], tensors: Sequence[Parameter]) -> dict[str, int]:
@@ -541,8 +642,6 @@ def _check_input(kind: Coded, machine: Machine) -> None:
     if isinstance(kind, Quantized):
         if kind.groups != 1:
             what = f"vectors with one scale, not {kind.groups}"
-        elif kind.format not in (machine.activations, machine.scaled_activations):
-            what = f"vectors of {machine.activations}, not of {kind.format}"
     elif isinstance(kind, Blocks) and kind.block != machine.block:
         what = f"blocks of {machine.block}, not of {kind.block}"
     if what is not None:
@@ -552,29 +651,41 @@ def _check_input(kind: Coded, machine: Machine) -> None:
 
 
 def _mixed_inputs(program: Program, uses: Sequence[Use]) -> list[UserError]:
-    """Why products of one program cannot have inputs of several formats: the memory of quantised
-    vectors and the passes of a word are those of one."""
+    """Which inputs of products hardware cannot multiply beside the others of a program."""
     machine = program.machine
-    there = {machine.activations, machine.scaled_activations}
-    others: dict[str, dict[str, None]] = {}
+    named: dict[str, dict[str, None]] = {}
     for use in uses:
         if isinstance(use.does, Matvec | ExpertMatvec):
-            coded = program.value(use.does.input, Coded)
-            fmt = coded.format
-            if isinstance(coded, Blocks) and coded.wide:
-                others.setdefault(f"{fmt} with wide blocks", {})[tensor(use)] = None
-            elif fmt not in there:
-                others.setdefault(fmt, {})[tensor(use)] = None
+            fmt = program.value(use.does.input, Coded).format
+            named.setdefault(fmt, {})[tensor(use)] = None
+    apart = {fmt: _apart(fmt, named, machine) for fmt in named}
     return [
         UserError(
             f"the hardware of {machine.name} multiplies inputs of {machine.activations}; those of "
-            f"{', '.join(list(names)[:4])}{' and others' if len(names) > 4 else ''} are {fmt}: its "
-            "memory of quantised vectors and the passes of a word are made for one format",
-            hint=(f"--set activations={fmt} for all products, or " if fmt in FORMATS else "")
-            + "--emit program: schedule, reports and simulator take both",
+            f"{', '.join(list(named[fmt])[:4])}{' and others' if len(named[fmt]) > 4 else ''} are "
+            f"{fmt}: {why}",
+            hint=f"{hint}, or --emit program: schedule, reports and simulator take both",
         )
-        for fmt, names in others.items()
+        for fmt, (why, hint) in apart.items()
+        if why
     ]
+
+
+def _apart(fmt: str, formats: Collection[str], machine: Machine) -> tuple[str, str]:
+    """Why inputs of a format cannot be multiplied in an array for these formats, and what helps."""
+    every = f"--set activations={fmt} for all products"
+    if FORMATS[fmt].by_block and not machine.has_blocks:
+        return (
+            "its L-Units have no stage for the exponents of blocks",
+            f"--set activations={fmt}, with activations.NAME={machine.activations} for the others",
+        )
+    if fmt != machine.activations and "fp8" in (fmt, machine.activations):
+        return "E4M3 codes are decoded for all products or for none", every
+    passes = sorted({activation_passes(one, machine) for one in formats})
+    if len(passes) > 2 and activation_passes(fmt, machine) == passes[-1]:
+        numbers = ", ".join(map(str, passes))
+        return f"words of its ROM are read two numbers of times, not {numbers}", every
+    return "", ""
 
 
 def _block_refusals(machine: Machine) -> list[UserError]:
@@ -682,7 +793,11 @@ def encode(
     name = tensor(use)
     parameter, table = program.parameters[name], isinstance(instruction.does, Row)
     piece = piece_of(parameter, program.machine)
-    values = _descriptor(program, use, constant_rows or {}, {name: piece}, config.floor)
+    values = _descriptor(
+        program, use, constant_rows or {}, {name: piece}, config.floor, config.inputs
+    )
+    if config.fields.get("wide") == 1:
+        values["wide"] = int(values["wide"] > 0)
     values["way"] = config.ways.index(way_of(piece, program.machine))
     if table:
         values["form"] = config.forms.index(form_of(piece))
@@ -711,6 +826,7 @@ def _descriptor(
     constant_rows: Mapping[str, int],
     pieces: Mapping[str, Piece],
     floor: int,
+    inputs: Inputs,
 ) -> dict[str, int]:
     """All fields but `way`, `form` and `mantissa`; `places` signed."""
     machine, instruction = program.machine, use.instruction
@@ -764,12 +880,17 @@ def _descriptor(
             unit = kind.fraction
         if does.norm is not None:
             values |= {"normed": 1, "norm_row": program.row_of(does.norm, instruction)}
-        shift = does.pre_shift
+        shift, reads = does.pre_shift, Reads.of(kind, machine)
         values |= _of_steps(program, use, shape, piece, floor)
+        values["wide"] = sum(
+            1 << word
+            for word, number in enumerate(_reads_of_words(piece, shape, machine, reads, use))
+            if number > inputs.least
+        )
         values |= {
             "last": shape.rows - 1,
             "input_row": program.row_of(does.input, instruction),
-            "pre_shift": shift,
+            "pre_shift": shift + _finer(kind.format, inputs),
             "places": parameter.exponent + unit - shift - fraction,
         }
         if does.bias is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from intaglio.backend.hw.units.peaks import peak_fields
 from intaglio.backend.hw.units.vector.constants import constant_forms, unfit
@@ -116,7 +117,48 @@ FIELDS = Fields(
         Field("sink", 24, "place of the first head's sink among the elements of constants"),
     )
 )
-"""The fields of the vector unit's descriptor."""
+"""The fields of every vector unit's descriptor; there may be more (`fields_of`)."""
+
+
+class OfBlocks(NamedTuple):
+    """What is told of codes with an exponent a block, where a program has several kinds of them."""
+
+    wide: int = 0
+    """Bits that say which blocks of a beat have codes of 16 bits: 0 where none has anywhere, 1
+    where in each beat either all have or none, else one for each block."""
+    both: bool = False
+    """Whether there are half steps and steps of powers of two, which are rounded to even."""
+
+    @staticmethod
+    def of(program: Program) -> OfBlocks:
+        """What a program needs."""
+        made = [
+            (program, one)
+            for block in program.blocks
+            for one in block.instructions
+            if isinstance(one.does, QuantizeBlocks)
+        ]
+        masks = [_wide_mask(*one) for one in made]
+        wide = max((count for _, count in masks), default=0) if any(m for m, _ in masks) else 0
+        if wide:
+            every = all(mask in (0, (1 << count) - 1) for mask, count in masks)
+            wide = 1 if every else max(2, wide)
+        return OfBlocks(wide, len({_blocks(*one).format for one in made}) > 1)
+
+
+PLAIN = OfBlocks()
+"""Nothing: all are of one format, none is wide."""
+
+
+def fields_of(blocks: OfBlocks) -> Fields:
+    """The fields of the unit's descriptor."""
+    found = list(FIELDS.fields)
+    if blocks.wide:
+        means = "a bit for each block: 1: its codes have 16 bits; of one bit: those of all blocks"
+        found.append(Field("wide", blocks.wide, means))
+    if blocks.both:
+        found.append(Field("to_even", 1, "1: steps are powers of two, codes are rounded to even"))
+    return Fields(found)
 
 
 @dataclass(frozen=True)
@@ -128,17 +170,19 @@ class Places:
             each of scores, in that of the largest.
         value_scales: of each cache with scales of its tokens in the value scale memory.
         score_rows: rows of a head in score and probability memory.
+        blocks: what is told of blocks.
     """
 
     heads: Mapping[str, int] = field(default_factory=dict[str, int])
     value_scales: Mapping[str, int] = field(default_factory=dict[str, int])
     score_rows: int = 1
+    blocks: OfBlocks = PLAIN
 
 
 def encode(
     program: Program, one: Instruction, instance: Mapping[str, str], places: Places
 ) -> dict[str, int]:
-    """The descriptor of an instruction instance: a number for each of `FIELDS`.
+    """The descriptor of an instruction instance: a number for each of `fields_of`.
 
     Args:
         program: its buffers at rows of the memories outside.
@@ -149,7 +193,8 @@ def encode(
     Raises:
         UserError: a shape that the unit does not take; names the ONNX node.
     """
-    values = dict.fromkeys(FIELDS, 0)
+    known = fields_of(places.blocks)
+    values = dict.fromkeys(known, 0)
     values |= {"groups": 1, "elements": 1, "shared": 1, "second_mantissa": 1}
     values |= {"largest_shift": LARGEST_SHIFT}
     encoder = _Encoder(program, one, instance, places)
@@ -162,7 +207,7 @@ def encode(
             values |= {"number_format": peak["peak_format"], "scale": peak["peak_scale"]}
     # A product is shifted by no more than changes it.
     values["second_shift"] = min(max(values["second_shift"], -127), 127)
-    return FIELDS.checked(values, one.opcode, one.node)
+    return known.checked(values, one.opcode, one.node)
 
 
 def operations(program: Program) -> frozenset[str]:
@@ -199,6 +244,19 @@ def head_rows(program: Program) -> int:
         and isinstance(kind := program.buffers[one.output].type, Quantized)
     )
     return -(-max(widths, default=0) // lanes)
+
+
+def _blocks(program: Program, one: Instruction) -> Blocks:
+    assert isinstance(one.does, QuantizeBlocks)
+    return program.value(one.does.output, Blocks)
+
+
+def _wide_mask(program: Program, one: Instruction) -> tuple[int, int]:
+    """Which blocks of a beat are wide, the first at the lowest bit, and how many there are."""
+    kind = _blocks(program, one)
+    begin, elements = one.beat.of(kind.size)
+    first, count = begin // kind.block, -(-elements // kind.block)
+    return sum(1 << b for b in range(count) if first + b in kind.wide_blocks), count
 
 
 def rotary_fraction(program: Program) -> int:
@@ -449,7 +507,7 @@ class _Encoder:
 
     def quantize_blocks(self, one: QuantizeBlocks[str]) -> dict[str, int]:
         kind, machine = self.program.value(one.output, Blocks), self.program.machine
-        if kind.format != machine.activations or kind.block != machine.block:
+        if not machine.has_blocks or kind.block != machine.block:
             raise unfit(
                 self.instruction,
                 f"the hardware of {machine.name} has {machine.activations} in blocks of "
@@ -458,6 +516,11 @@ class _Encoder:
             )
         values = self.grouped(1, kind.size)
         steps = FORMATS[kind.format].steps
+        if self.places.blocks.wide:
+            mask, _ = _wide_mask(self.program, self.instruction)
+            values["wide"] = int(mask > 0) if self.places.blocks.wide == 1 else mask
+        if self.places.blocks.both:
+            values["to_even"] = int(steps == 1)
         return values | {
             "write": self.row(one.output) + values["first_word"] // self.lanes,
             "fraction": least_exponent(self.program.fraction(one.input), kind.fraction, steps),

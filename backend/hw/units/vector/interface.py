@@ -39,7 +39,7 @@ from intaglio.backend.hw.units.ports import (
 )
 from intaglio.backend.hw.units.unit import Unit
 from intaglio.backend.hw.units.vector.constants import shape_refusals
-from intaglio.backend.hw.units.vector.encode import FIELDS, Places, encode
+from intaglio.backend.hw.units.vector.encode import Places, encode, fields_of
 from intaglio.backend.hw.units.vector.operations import (
     NORMS,
     QUANTIZE,
@@ -113,7 +113,7 @@ class VectorUnit(Unit):
     def ports(self) -> tuple[Bundle, ...]:
         """See `Unit`."""
         return (
-            Command(INSTRUCTIONS, FIELDS, flows=True, reduces=True),
+            Command(INSTRUCTIONS, fields_of(self.shape.blocks), flows=True, reduces=True),
             Take("position", POSITION),
             *self._reads(),
             *self._writes(),

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from intaglio.backend.hw.units.vector.encode import GATE_TABLES
+from intaglio.backend.hw.units.vector.encode import GATE_TABLES, PLAIN, OfBlocks
 from intaglio.backend.hw.units.vector.operations import (
     LANE_SETTINGS,
     LAYER_NORM,
@@ -54,7 +54,13 @@ from intaglio.backend.hw.wires.signal import (
 )
 from intaglio.dialects.fixed_point import FIXED_BITS, SCALE_BITS
 from intaglio.dialects.formats import PLACES
-from intaglio.dialects.formulas.blocks import LARGEST_EXPONENT, REACH, THIRDS, THIRDS_PLACES
+from intaglio.dialects.formulas.blocks import (
+    LARGEST_EXPONENT,
+    REACH,
+    THIRDS,
+    THIRDS_PLACES,
+    WIDE_PLACES,
+)
 from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.formulas.softmax import BYTE, WEIGHT_BITS, byte_at, place_of
 from intaglio.dialects.memories import CODE_BITS, EXPONENT_BITS
@@ -75,6 +81,8 @@ class Features:
     """Fraction bits of cosines and sines."""
     to_even: bool = False
     """Whether codes of blocks are rounded to even."""
+    blocks: OfBlocks = PLAIN
+    """What is told of blocks."""
 
     def has(self, *operations: str) -> bool:
         """Whether one of the operations is there."""
@@ -197,6 +205,8 @@ class LaneInputs(NamedTuple):
         least: least exponent.
         centre: sum of the elements of which the mean is taken off.
         places, three_quarters: exponent and step of the element's block.
+        most, to_even: its largest code, and whether its codes are rounded to even; exist where this
+            is told of blocks.
     """
 
     x: Signal
@@ -216,6 +226,8 @@ class LaneInputs(NamedTuple):
     centre: Signal
     places: Signal
     three_quarters: Signal
+    most: Signal
+    to_even: Signal
 
 
 _INPUTS: Mapping[str, tuple[int, bool]] = {
@@ -236,6 +248,8 @@ _INPUTS: Mapping[str, tuple[int, bool]] = {
     "centre": (46, True),
     "places": (6, False),
     "three_quarters": (1, False),
+    "most": (WIDE_PLACES, False),
+    "to_even": (1, False),
 }
 _CONTROL: Mapping[str, tuple[int, bool]] = {
     "first": (25, True),
@@ -259,14 +273,16 @@ def build_lane(design: Design, features: Features, depth: int) -> ModuleBuilder:
     """
 
     def build(m: ModuleBuilder) -> None:
-        given = [m.input(name, width, signed) for name, (width, signed) in _INPUTS.items()]
+        given = [m.input(name, *_INPUTS[name]) for name in inputs_of(features)]
         kinds = {one.name: _CONTROL.get(one.name, (1, False)) for one in fields(LaneControl)}
         kinds["second"] = features.second_bits, True
         control = [m.input(name, *kind) for name, kind in kinds.items()]
 
         def datapath(*inputs: Signal) -> tuple[Signal, ...]:
             beat, rest = inputs[: len(given)], inputs[len(given) :]
-            return _datapath(LaneInputs(*beat), LaneControl(*rest), features)
+            named = dict.fromkeys(_INPUTS, beat[0].module.constant(0))
+            named |= dict(zip(inputs_of(features), beat, strict=True))
+            return _datapath(LaneInputs(**named), LaneControl(*rest), features)
 
         def before(name: str) -> Follow:
             return lambda cycles: m.input(f"{name}_at{cycles}", *kinds[name])
@@ -309,9 +325,15 @@ class ControlPorts:
                     self.connections[f"{name}_at{cycles}"] = 0 if signal is None else signal
 
 
-def lane_inputs(inputs: Mapping[str, Operand]) -> dict[str, Operand]:
+def inputs_of(features: Features) -> list[str]:
+    """The `LaneInputs` that a lane has."""
+    absent = {"most": not features.blocks.wide, "to_even": not features.blocks.both}
+    return [name for name in _INPUTS if not absent.get(name)]
+
+
+def lane_inputs(inputs: Mapping[str, Operand], features: Features) -> dict[str, Operand]:
     """The connections of a lane's `LaneInputs`; what is not given is 0."""
-    return {name: inputs.get(name, 0) for name in _INPUTS}
+    return {name: inputs.get(name, 0) for name in inputs_of(features)}
 
 
 def _datapath(given: LaneInputs, control: LaneControl, features: Features) -> tuple[Signal, ...]:
@@ -456,13 +478,20 @@ def _code(
     code = given.x.module.constant(0)
     if features.has(*_QUANTIZE, SOFTMAX, QUANTIZE_BLOCKS):
         t = value.cut()
-        if features.has(QUANTIZE_BLOCKS) and features.to_even:
+        if features.has(QUANTIZE_BLOCKS) and (features.to_even or features.blocks.both):
             # What lay in the middle of two codes has been rounded up.
             step = given.x.module.constant(1) << given.places.assume(0, LARGEST_EXPONENT)
             middle = (given.x.as_unsigned() & (step - 1)) == (step >> 1)
-            t = t - (control.blocked & given.places.any() & middle & t[0])
-        over, under = t > control.high, t < control.low
-        code = mux(over, control.high, mux(under, control.low, t.truncate(17, True)))
+            odd = control.blocked & given.places.any() & middle & t[0]
+            t = t - (odd & given.to_even if features.blocks.both else odd)
+        low, high = control.low, control.high
+        if features.blocks.wide:
+            low, high = (
+                mux(control.blocked, -given.most, low),
+                mux(control.blocked, given.most, high),
+            )
+        over, under = t > high, t < low
+        code = mux(over, high, mux(under, low, t.truncate(17, True)))
         code = code.truncate(CODE_BITS)
         clipped = over | under
         if "fp8" in features.formats:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from intaglio.backend.hw.units.refusals import short_latencies
 from intaglio.backend.hw.units.vector.encode import (
+    PLAIN,
+    OfBlocks,
     formats,
     gate_tables,
     head_rows,
@@ -50,6 +52,7 @@ class VectorShape:
         head_rows: of the widest head with an exponent of its own; 0: there is none.
         peaks: queues whose units give largest magnitudes of what they write; whether of
             quantisations.
+        blocks: what is told of blocks.
     """
 
     operations: frozenset[str]
@@ -71,6 +74,7 @@ class VectorShape:
     routing_rows: int = 0
     head_rows: int = 0
     peaks: Mapping[str, bool] = field(default_factory=dict[str, bool])
+    blocks: OfBlocks = PLAIN
 
     @staticmethod
     def of(
@@ -129,6 +133,7 @@ class VectorShape:
             routing_rows=routing_rows,
             head_rows=head_rows(program),
             peaks={queue: wanted for queue, wanted in program.peaks.items() if queue in PEAKS},
+            blocks=OfBlocks.of(program),
         )
 
 

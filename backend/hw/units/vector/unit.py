@@ -44,8 +44,14 @@ from dataclasses import dataclass
 from intaglio.backend.hw.units import peaks
 from intaglio.backend.hw.units.refusals import refuse
 from intaglio.backend.hw.units.vector import heads
-from intaglio.backend.hw.units.vector.encode import FIELDS, GATE_TABLES
-from intaglio.backend.hw.units.vector.lane import ControlPorts, Features, build_lane, lane_inputs
+from intaglio.backend.hw.units.vector.encode import GATE_TABLES, fields_of
+from intaglio.backend.hw.units.vector.lane import (
+    ControlPorts,
+    Features,
+    build_lane,
+    inputs_of,
+    lane_inputs,
+)
 from intaglio.backend.hw.units.vector.operations import (
     DELAY,
     FORMAT_CODES,
@@ -100,7 +106,13 @@ from intaglio.backend.hw.wires.signal import (
 from intaglio.dialects import memories
 from intaglio.dialects.fixed_point import FIXED_BITS
 from intaglio.dialects.formats import FORMATS
-from intaglio.dialects.formulas.blocks import EXPONENT_BITS, LARGEST, LEAST_AT_MOST, block_of
+from intaglio.dialects.formulas.blocks import (
+    EXPONENT_BITS,
+    LARGEST,
+    LEAST_AT_MOST,
+    block_of,
+    wide_largest,
+)
 from intaglio.dialects.formulas.softmax import UNIT, exp2
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.tables import table
@@ -119,11 +131,12 @@ _FAR = (1 << (memories.EXPONENT_BITS - 1)) - 1
 def build_vector(design: Design, machine: Machine, shape: VectorShape) -> ModuleBuilder:
     """The module `vector`.
 
-    Inputs: `start` with all `FIELDS` and `position` in the same cycle, in which `ready` must be 1;
-    the data of the memories, one cycle after their addresses (`vector0_data`, `vector1_data`,
-    `constant0_data`, `constant1_data`, `score_data`, `value_scale_data`: mantissa in bits 0 to 23,
-    exponent above, 32 bits a lane; lane 0 lowest; `largest_data`: the largest score of a head;
-    `sink_data`: the row of constants with a head's sink; `routing_share`: an expert's share).
+    Inputs: `start` with all `fields_of` the shape and `position` in the same cycle, in which
+    `ready` must be 1; the data of the memories, one cycle after their addresses (`vector0_data`,
+    `vector1_data`, `constant0_data`, `constant1_data`, `score_data`, `value_scale_data`: mantissa
+    in bits 0 to 23, exponent above, 32 bits a lane; lane 0 lowest; `largest_data`: the largest
+    score of a head; `sink_data`: the row of constants with a head's sink; `routing_share`: an
+    expert's share).
 
     Outputs: the addresses; the write ports `vector_write` and `score_write` (32 bits a lane),
     `code_write`, `head_code_write` (quantised vectors) and `probability_write` (16 bits a lane),
@@ -169,6 +182,7 @@ class _Vector:
             shape.formats,
             shape.rotary_fraction,
             FORMATS[machine.activations].steps == 1,
+            shape.blocks,
         )
 
     def build(self) -> None:
@@ -176,7 +190,8 @@ class _Vector:
         self.start = m.input("start", 1)
         position_bits = max(1, self.shape.positions.bit_length())
         self.position_now = position = m.input("position", position_bits)
-        self.raw = {one.name: m.input(one.name, one.width, one.signed) for one in FIELDS.fields}
+        fields = fields_of(self.shape.blocks).fields
+        self.raw = {one.name: m.input(one.name, one.width, one.signed) for one in fields}
         self.fields = {
             name: signal.delay(enable=self.start, name=f"of_{name}")
             for name, signal in self.raw.items()
@@ -525,10 +540,9 @@ class _Vector:
         ports = ControlPorts(lane, control)
         if features.has(QUANTIZE_HEADS):
             self.heads(x, mask)
-        places: list[Signal] = empty
-        steps: list[Signal] = empty
+        of_blocks: dict[str, list[Signal]] = {}
         if features.has(QUANTIZE_BLOCKS):
-            x, mask, places, steps = self.blocks(x, mask)
+            x, mask, of_blocks = self.blocks(x, mask)
         self.results_of_lanes: list[Mapping[str, Signal]] = []
         for i in range(self.lanes):
             own: dict[str, Operand] = {
@@ -539,10 +553,9 @@ class _Vector:
                 "valid": mask[i],
                 "value_mantissa": mantissa[i],
                 "value_exponent": exponent[i],
-                "places": places[i],
-                "three_quarters": steps[i],
+                **{name: lanes[i] for name, lanes in of_blocks.items()},
             }
-            connected = {**lane_inputs({**own, **shared}), **ports.connections}
+            connected = {**lane_inputs({**own, **shared}, features), **ports.connections}
             self.results_of_lanes.append(m.instance(f"lane{i}", lane, connected))
 
     def heads(self, x: Sequence[Signal], mask: Sequence[Signal]) -> None:
@@ -580,39 +593,70 @@ class _Vector:
 
     def blocks(
         self, x: Sequence[Signal], mask: Sequence[Signal]
-    ) -> tuple[list[Signal], list[Signal], list[Signal], list[Signal]]:
+    ) -> tuple[list[Signal], list[Signal], dict[str, list[Signal]]]:
         """Exponent and step of each block of a row, and the row when they are there.
 
         Returns:
-            of each lane the element, whether it is one, its block's exponent and step.
+            of each lane the element, whether it is one, and by their names as `LaneInputs` its
+            block's exponent, step and what is told of some.
         """
         m, machine = self.m, self.machine
         size, cycles = machine.block, machine.block_exponent
         fmt, low = FORMATS[machine.activations], self.fields["fraction"]
         low = low.truncate(LEAST_AT_MOST.bit_length()).assume(0, LEAST_AT_MOST)
 
+        wide = self.wide_blocks()
+        even = [self.fields["to_even"]] if self.shape.blocks.both else []
+
         def step(*given: Signal) -> list[Signal]:
-            elements, low = given[:-1], given[-1]
+            elements, low, told = given[:size], given[size], list(given[size + 1 :])
             sizes = [abs(one).cut() for one in elements]
             most = tree(sizes, lambda a, b: larger(a, b).cut())
-            block = block_of(Wires(m), most, low, fmt.steps)
-            return [block.exponent, block.half, block.exponent + low]
+            r, of_16 = Wires(m), told.pop(0) if wide else None
+            finest = max(steps.steps for steps in FORMATS.values()) if even else fmt.steps
+            block = block_of(r, most, low, finest, wide=of_16)
+            half, more = block.half, list[Signal]()
+            if of_16 is not None:
+                more.append(mux(of_16, wide_largest(r, block.exponent), LARGEST))
+            if told:
+                half = mux(told[0], 0, half)
+                more.append(told[0])
+            return [block.exponent, half, block.exponent + low, *more]
 
-        places: list[Signal] = []
-        steps: list[Signal] = []
+        names = ["three_quarters", "places"]
+        names += [name for name in ("most", "to_even") if name in inputs_of(self.features)]
+        found: dict[str, list[Signal]] = {name: [] for name in names}
         words: list[Signal] = []
-        for first in range(0, self.lanes, size):
+        for number, first in enumerate(range(0, self.lanes, size)):
             lanes = range(first, first + size)
             elements = [mux(mask[i], x[i].as_signed(), 0) for i in lanes]
-            exponent, half, place = pipelined(step, [*elements, low], cycles).outputs
-            places += [place] * size
-            steps += [half] * size
-            words.append(cat(half.truncate(1), exponent.truncate(EXPONENT_BITS)))
+            given = [*elements, low, *wide[number : number + 1], *even]
+            exponent, *rest = pipelined(step, given, cycles).outputs
+            for name, one in zip(names, rest, strict=True):
+                found[name] += [one] * size
+            words.append(cat(rest[0].truncate(1), exponent.truncate(EXPONENT_BITS)))
         self.steps_of_row = cat(*reversed(words))
         now = self.blocked.delay(name="blocked_now")
         x = [mux(now, one.delay(cycles), one) for one in x]
         mask = [mux(now, one.delay(cycles), one) for one in mask]
-        return x, mask, places, steps
+        return x, mask, found
+
+    def wide_blocks(self) -> list[Signal]:
+        """Whether each block of the row is wide, in the cycle of its operands; empty where none of
+        the program is."""
+        blocks = self.lanes // self.machine.block
+        if not self.shape.blocks.wide:
+            return []
+        given = self.fields["wide"]
+        if self.shape.blocks.wide == 1:
+            return [given] * blocks
+        rows = -(-given.width // blocks)
+        bits = [*(given[i] for i in range(given.width)), *[self.m.constant(0)] * blocks]
+        found: list[Signal] = []
+        for number in range(blocks):
+            own = choose(self.j, [bits[row * blocks + number] for row in range(rows)])
+            found.append(own.delay(name=f"wide{number}"))
+        return found
 
     def sunk(self, top: Signal) -> Signal:
         """The largest score with a head's sink, whose own numerator is left for the sum."""

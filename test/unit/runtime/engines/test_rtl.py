@@ -40,6 +40,7 @@ from intaglio.backend.program.program import PROGRAM, Instruction, Program, load
 from intaglio.backend.stages import Options
 from intaglio.dialects.encoded import Value
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.isa.values import Coded
 from intaglio.runtime.chip import load
 from intaglio.runtime.engines.rtl import Difference, Event, RTLChip, compare_token, write_hardware
 from intaglio.runtime.engines.simulator import Simulator
@@ -420,6 +421,35 @@ def test_exponents_of_blocks(built: Pairs, name: str, settings: tuple[str, ...])
     found = compare_token(simulator, chip, 3, 4).difference
     assert found is not None and found.step is not None
     assert found.step.instruction.opcode == "rms_scale" and "scale exponent" in found.what
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("tied", ("activations=half8", "wide=attention", "formats.block=8")),
+        # Some blocks of words of two; whole vectors beside them, with both kinds of steps.
+        (
+            "odd",
+            (
+                "activations=half8",
+                "formats.block=4",
+                "wide.qkv_proj=1,3",
+                "wide.down_proj=0,2-4",
+                "activations.gate_up_proj=mxint8",
+                "activations.lm_head=int8",
+            ),
+        ),
+        ("experts", ("activations=mxint8", "formats.block=8", "activations.experts=int16")),
+        ("tied", ("activations=int8", "activations.down_proj=int16")),
+        ("tied", ("activations=int16", "activations.qkv_proj=int8")),
+    ],
+)
+def test_several_formats(built: Pairs, name: str, settings: tuple[str, ...]) -> None:
+    """Inputs of products with wide blocks, or in formats of their own."""
+    simulator, chip = built(name, 8, *SMALL, *settings)
+    coded = [one.type for one in chip.program.buffers.values() if isinstance(one.type, Coded)]
+    assert len({one.shown for one in coded}) > 1
+    assert run(simulator, chip, 4, seed=9)
 
 
 @pytest.mark.parametrize(

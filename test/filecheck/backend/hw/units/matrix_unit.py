@@ -2,7 +2,7 @@
 
 import sys
 
-from intaglio.backend.hw.units.matrix.plan import MatrixConfig, Way
+from intaglio.backend.hw.units.matrix.plan import Inputs, MatrixConfig, Way
 from intaglio.backend.hw.units.matrix.tile import build_matrix_unit
 from intaglio.backend.hw.wires.signal import Design
 from intaglio.backend.target.target import load_target
@@ -31,6 +31,7 @@ build_matrix_unit(
         token_bits=1,
         places=0,
         floor=1,
+        inputs=Inputs((machine.activations,), 0, False, (1,)),
         vector_rows=8,
         constant_rows=1,
     ),

@@ -62,6 +62,7 @@ from intaglio.dialects.memories import (
     memory_of,
     span_of,
 )
+from intaglio.dialects.number_ranges import ranges_text
 from intaglio.dialects.tiling import Piece, step_floor
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
@@ -269,12 +270,16 @@ class Model:
         *,
         blocked: bool = False,
         normed: bool = False,
+        fmt: str | None = None,
+        wide: frozenset[int] = frozenset(),
     ) -> None:
-        """An instruction for a matrix; of blocks, whose results are times a norm's factor."""
+        """An instruction for a matrix; of blocks, whose results are times a norm's factor, and of
+        which some may be wide. The input's format is the machine's unless it is told."""
         machine, parameter = self.machine, self.parameters[weights]
         experts, columns = parameter.experts, parameter.dims[1]
         rows = parameter.dims[0] // experts
-        fmt = machine.activations if blocked else machine.scaled_activations
+        if fmt is None:
+            fmt = machine.activations if blocked else machine.scaled_activations
         kind: values.Coded = values.Quantized(1, columns, fmt)
         bits = semantics.accumulator_bits(
             parameter.bits, columns, fmt, offset_bits=parameter.offset_bits
@@ -282,7 +287,7 @@ class Model:
         if blocked:
             # So that most results fit, some do not.
             fraction = bits - 21 - self.matrices[weights].exponent
-            kind = values.Blocks(columns, fmt, machine.block, fraction)
+            kind = values.Blocks(columns, fmt, machine.block, fraction, ranges_text(wide))
         x = self._buffer(f"q{weights}", columns, kind)
         factor = None
         if normed:
@@ -731,13 +736,25 @@ def _word(mantissa: int, exponent: int) -> int:
     return mantissa | ((exponent & ((1 << EXPONENT_BITS) - 1)) << 24)
 
 
-def _stepped(model: Model, run: ArcModel, row: int, codes: Ints, steps: int) -> Ints:
+def _wide_codes(kind: values.Blocks, codes: Ints, rng: np.random.Generator) -> Ints:
+    """Codes in which those of wide blocks have 16 bits."""
+    wide = np.isin(np.arange(len(codes)) // kind.block, list(kind.wide_blocks))
+    of_16 = rng.integers(-32767, 32768, len(codes)) >> rng.integers(0, 16, len(codes))
+    ends = rng.random(len(codes)) < 0.1
+    return np.where(wide, np.where(ends, np.sign(of_16) * 32767, of_16), codes)
+
+
+def _stepped(model: Model, run: ArcModel, row: int, codes: Ints, kind: values.Blocks) -> Ints:
     """Gives blocks exponents and steps; the integers that codes then stand for."""
+    steps = FORMATS[kind.format].steps
     rng, machine = model.rng, model.machine
     blocks, per_row = -(-len(codes) // machine.block), machine.vector_lanes // machine.block
     exponents = rng.integers(0, 16, blocks)
     exponents[rng.random(blocks) < 0.3] = 15
     halves = rng.integers(0, 2, blocks) * (steps > 1)
+    # Those of wide blocks end 8 below, and have no half steps.
+    wide = np.isin(np.arange(blocks), list(kind.wide_blocks))
+    exponents, halves = np.where(wide, exponents % 7, exponents), halves * ~wide
     words = np.zeros((-(-blocks // per_row), per_row), np.int64)
     words.reshape(-1)[:blocks] = exponents | halves << 4
     packed = (words << np.arange(per_row) * STEP_BITS).sum(-1)
@@ -770,11 +787,15 @@ def _product(
         codes = rng.integers(FORMATS[fmt].low, FORMATS[fmt].high + 1, columns)
         codes[: columns // 8] = FORMATS[fmt].low
     row = model.buffers[does.input].row
+    if isinstance(kind, values.Blocks):
+        codes = _wide_codes(kind, codes, rng)
     for p in range(len([n for n in run.memories if n.startswith("qmem")])):
-        _fill(run.memory(f"qmem{p}"), row, _rows(codes, lanes, FORMATS[fmt].memory_bits))
+        memory = run.memory(f"qmem{p}")
+        # Where some codes are longer the others have signs in front.
+        _fill(memory, row, _rows(codes, lanes, 8 * memory[0].nbytes // lanes))
     multiplied = codes
     if isinstance(kind, values.Blocks):
-        multiplied = _stepped(model, run, row, codes, FORMATS[fmt].steps)
+        multiplied = _stepped(model, run, row, codes, kind)
     y = semantics.dot(multiplied, matrix, fmt)
     # So that most results fit, some do not.
     spread = int(np.abs(y).max()).bit_length()
@@ -1030,6 +1051,72 @@ def test_products_of_blocks(name: str, others: bool) -> None:
         if i % 5 == 0 and not weights.get("offsets"):
             model.embed(matrix)
     _run(model)
+
+
+SEVERAL: dict[str, tuple[dict[str, Any], list[tuple[str, float]]]] = {
+    "some blocks": ({**BY_BLOCK["a word"], "mac_pipeline": 5}, [("half8", 0.3), ("half8", 0)]),
+    "every block": (BY_BLOCK["two words"], [("mxint8", 1), ("mxint8", 0)]),
+    "words of two": (BY_BLOCK["words of two"], [("half8", 0.3), ("int8", 0)]),
+    "words of four": (BY_BLOCK["words of four"], [("half8", 0.2), ("half8", 1)]),
+    "words of many rows": (BY_BLOCK["words of many rows"], [("mxint8", 0.1), ("half8", 0.1)]),
+    "both steps": (BY_BLOCK["four words"], [("half8", 0), ("mxint8", 0), ("int8", 0)]),
+    "all wide": (BY_BLOCK["a word"], [("half8", 1)]),
+    "halves of bytes": (BY_BLOCK["halves of bytes"], [("half8", 0.3), ("int8", 0)]),
+    "ternary cells": (BY_BLOCK["ternary cells"], [("mxint8", 0.3), ("mxint8", 0)]),
+    "int16 beside int8": ({}, [("int8", 0), ("int16", 0)]),
+    "int8 beside int16": (GEOMETRIES["deep"], [("int16", 0), ("int8", 0)]),
+    "long passes": (GEOMETRIES["wide_pass"], [("int16", 0), ("int8", 0)]),
+    "passes of six bits": ({"pass_bits": 6}, [("int16", 0), ("int8", 0)]),
+}
+"""Machines, and inputs of products on them: a format each, and which part of its blocks is wide."""
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_products_of_several_formats(name: str) -> None:
+    """Words are read as often as the longest of their codes in any slice asks for."""
+    changes, inputs = SEVERAL[name]
+    machine = replace(MINI, **changes)
+    model = _model(machine, sum(name.encode()))
+    rng = model.rng
+    for i in range(3 * len(inputs)):
+        fmt, part = inputs[i % len(inputs)]
+        weights: dict[str, Any]
+        if machine.cell == "ternary":
+            weights = {**_random_weights(machine, rng, {}, 100), "cut": _random_cut(machine, rng)}
+        else:
+            names = ("rows", "columns", "bits", "group", "zero", "cut")
+            weights = dict(zip(names, _random_case(machine, rng), strict=True))
+        matrix = model.matrix(**weights)
+        count = -(-model.parameters[matrix].dims[1] // machine.block) if machine.block else 0
+        wide = frozenset(np.flatnonzero(rng.random(count) < part).tolist())
+        blocked = FORMATS[fmt].by_block
+        model.product(matrix, i % 2 == 1, i % 3 == 1, blocked=blocked, fmt=fmt, wide=wide)
+        if i % 4 == 0:
+            model.embed(matrix)
+    _run(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "inputs", "message"),
+    [
+        ({"activations": "int8", "block": 16}, ("int8", "half8"),
+         "of int8; those of w1 are half8: its L-Units have no stage"),
+        ({"activations": "fp8"}, ("fp8", "int8"), "those of w1 are int8: E4M3 codes are decoded"),
+        ({"pass_bits": 4}, ("int4", "int8", "int16"),
+         "those of w2 are int16: words of its ROM are read two numbers of times, not 1, 2, 4"),
+    ],
+)  # fmt: skip
+def test_formats_without_hardware(
+    change: dict[str, Any], inputs: tuple[str, ...], message: str
+) -> None:
+    """Says which matrices have which inputs, and what helps."""
+    model = _model(replace(MINI, **change))
+    for fmt in inputs:
+        matrix = model.matrix(16, 64, 4, 32, 8, 1)
+        model.product(matrix, False, False, blocked=FORMATS[fmt].by_block, fmt=fmt)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        _ = configure(model.program)
+    assert "--set activations=" in str(error.value)
 
 
 @pytest.mark.parametrize("name", OTHERS)

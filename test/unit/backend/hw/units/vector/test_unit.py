@@ -16,7 +16,15 @@ import pytest
 from intaglio.backend import circt
 from intaglio.backend.hw.units.vector import encode as vector_encode
 from intaglio.backend.hw.units.vector.constants import constant_forms
-from intaglio.backend.hw.units.vector.encode import FIELDS, GATE_TABLES, Places, encode
+from intaglio.backend.hw.units.vector.encode import (
+    FIELDS,
+    GATE_TABLES,
+    PLAIN,
+    OfBlocks,
+    Places,
+    encode,
+    fields_of,
+)
 from intaglio.backend.hw.units.vector.operations import OPERATIONS, PASSES
 from intaglio.backend.hw.units.vector.shape import VectorShape, machine_refusals
 from intaglio.backend.hw.units.vector.unit import build_vector
@@ -39,6 +47,7 @@ from intaglio.dialects.isa.registry import instruction_of
 from intaglio.dialects.isa.vector import Quantize, QuantizeHeads, Rotary, Route, Softmax
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import CODES, STEP_BITS, VECTORS, memory_of
+from intaglio.dialects.number_ranges import ranges_text
 from intaglio.lowering.schedule import durations
 from intaglio.runtime.engines.arc import ArcModel
 
@@ -126,10 +135,13 @@ def shape_of(parts: Parts, rotary: int = 14) -> VectorShape:
     )
 
 
-def bench(machine: Machine, parts: Parts = EVERYTHING, rotary: int = 14) -> Design:
+def bench(
+    machine: Machine, parts: Parts = EVERYTHING, rotary: int = 14, blocks: OfBlocks = PLAIN
+) -> Design:
     """The unit with its memories around it."""
     design = Design()
-    unit = build_vector(design, machine, shape_of(parts, rotary))
+    shape = dataclasses.replace(shape_of(parts, rotary), blocks=blocks)
+    unit = build_vector(design, machine, shape)
     m = design.module("bench")
     ports = {port.name: port for port in unit.ports}
     given = {
@@ -212,6 +224,7 @@ class Unit:
     machine: Machine
     model: ArcModel
     rotary: int = 14
+    blocks: OfBlocks = PLAIN
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(5))
     sampled: list[int] = field(default_factory=list)
     """Cycles in which a token was told, since the last instructions began."""
@@ -313,7 +326,7 @@ class Unit:
             first += len(content)
         self.constants = first if self.entry else 3
         program = dataclasses.replace(program, parameters=parameters)
-        places = places or Places()
+        places = dataclasses.replace(places or Places(), blocks=self.blocks)
         entry = self.entry
         return [
             [
@@ -379,7 +392,7 @@ class Unit:
         length = ends[-1] + left + 1
         inputs: dict[str, Any] = {"start": np.zeros(length, np.int64)}
         inputs["position"] = rng.integers(0, POSITIONS, length)
-        for one in FIELDS.fields:
+        for one in fields_of(self.blocks).fields:
             low = -(1 << one.width - 1) if one.signed else 0
             # The descriptor is there in the first cycle only.
             inputs[one.name] = rng.integers(low, low + (1 << one.width), length)
@@ -578,17 +591,17 @@ def block_values(unit: Unit, size: int, low: int) -> Ints:
     return x.reshape(-1)[:size].clip(-EXTREME - 1, EXTREME)
 
 
-def integers_of_blocks(unit: Unit, row: int, size: int) -> Ints:
+def integers_of_blocks(unit: Unit, row: int, size: int, fmt: str) -> Ints:
     """What codes stand for, by the steps beside them."""
     machine, lanes = unit.machine, unit.lanes
-    codes = unit.codes(row, 1, size, "half8")
-    codes = np.where(codes > 127, codes - 256, codes)
+    # Shorter codes have signs in front.
+    codes = unit.codes(row, 1, size, "int16")
     rows = -(-size // lanes)
     words = unit.model.memory("step_memory")[row : row + rows].astype(np.int64).reshape(rows)
     per_row = lanes // machine.block
     steps = (words[:, None] >> np.arange(per_row) * STEP_BITS & 31).reshape(-1)
     steps = np.repeat(steps, machine.block)[:size]
-    if number_formats.FORMATS[machine.activations].steps > 1:
+    if number_formats.FORMATS[fmt].steps > 1:
         codes = codes * (4 - (steps >> 4))
     return codes << (steps & 15)
 
@@ -629,11 +642,58 @@ def test_quantize_blocks(geometry: Geometry, fmt: str, block: int, cycles: int) 
             count = unit.run("quantize_blocks", {"x": (7, x, frac)}, (40, kind), duration)
             counter = Saturations()
             expected = semantics.quantize_blocks(x, fmt, block, frac, fraction, counter)
-            assert np.array_equal(integers_of_blocks(unit, 40, size), expected.codes)
+            assert np.array_equal(integers_of_blocks(unit, 40, size, fmt), expected.codes)
             assert count == counter.count
             assert np.array_equal(unit.fixed(60, len(before)), before), "wrote to the vectors"
             saturated += count
     assert saturated
+
+
+@pytest.mark.parametrize(
+    ("geometry", "block", "cycles", "told"),
+    [
+        (GEOMETRIES[0], 16, 2, OfBlocks(1)),
+        (GEOMETRIES[0], 4, 1, OfBlocks(40)),
+        (GEOMETRIES[1], 8, 3, OfBlocks(2)),
+        (GEOMETRIES[3], 16, 5, OfBlocks(1, True)),
+        (GEOMETRIES[2], 4, 2, OfBlocks(0, True)),
+        (GEOMETRIES[3], 8, 4, OfBlocks(30, True)),
+    ],
+)
+def test_quantize_blocks_of_several_kinds(
+    geometry: Geometry, block: int, cycles: int, told: OfBlocks
+) -> None:
+    """Wide blocks beside others, all or any of a beat; both kinds of steps in one unit."""
+    machine = dataclasses.replace(
+        geometry.machine, activations="half8", block=block, block_exponent=cycles
+    )
+    parts = (("quantize_blocks", *LLAMA[0]), LLAMA[1], LLAMA[2])
+    text = bench(machine, parts, geometry.rotary, told).text()
+    unit = running(machine, ArcModel(text, "bench", opt=0), geometry.rotary)
+    unit.blocks, rng = told, unit.rng
+    counted = 0
+    for number in range(12):
+        fmt = "mxint8" if told.both and number % 2 else "half8"
+        low, frac = (0, 4, 24)[number % 3], int(rng.integers(10, 22))
+        blocks = int(rng.integers(1, 1 + (told.wide if told.wide > 1 else 5)))
+        size = blocks * block - int(rng.integers(0, block))
+        part = rng.random() if told.wide > 1 else rng.integers(0, 2)
+        wide = np.flatnonzero(rng.random(blocks) < part).tolist() if told.wide else []
+        fraction = integer_fraction(frac, low, number_formats.FORMATS[fmt].steps)
+        x = block_values(unit, size, low)
+        # Codes of 16 bits in the middle of two.
+        ties = (rng.integers(-32767, 32768, size) * 2 + 1 << rng.integers(0, 12)) >> 1
+        x = np.where(rng.random(size) < 0.2, ties.clip(-EXTREME, EXTREME), x)
+        x[: not low] = EXTREME
+        kind = kinds.Blocks(size, fmt, block, fraction, ranges_text(wide))
+        duration = durations.blocks_pass(machine, size).duration
+        count = unit.run("quantize_blocks", {"x": (7, x, frac)}, (40, kind), duration)
+        counter = Saturations()
+        expected = semantics.quantize_blocks(x, fmt, block, frac, fraction, counter, wide)
+        assert np.array_equal(integers_of_blocks(unit, 40, size, fmt), expected.codes)
+        assert count == counter.count
+        counted += count
+    assert counted
 
 
 def equal_heads(unit: Unit, row: int, x: Ints, frac: int, groups: int) -> None:
