@@ -322,6 +322,9 @@ def _session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
+    # Threads that spin after their work would take the processors from the simulator, whose turn
+    # is the next one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if float_activations:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
         if _rounds_for_experts(proto.graph):
