@@ -818,11 +818,23 @@ def attention_mask(
     return seen if window is None else seen & (j > p - window)
 
 
+def seen_of_last(tokens: int, cached: int, window: int) -> npt.NDArray[np.bool_]:
+    """Which of the cached tokens the last ones see: bool [tokens, cached].
+
+    Args:
+        tokens: how many queries, each of one of the last tokens.
+        cached: length of the cache.
+        window: how many tokens a query sees, itself included; 0: all up to itself.
+    """
+    return attention_mask(np.arange(cached - tokens, cached), cached, window or None)
+
+
 def query_key(
     q: npt.NDArray[np.integer],
     k: npt.NDArray[np.integer],
     q_format: str = "int8",
     k_format: str = "int8",
+    window: int | None = None,
 ) -> Ints:
     """The exact products of queries and cached keys.
 
@@ -836,13 +848,18 @@ def query_key(
         k: codes [kv_heads, T, D].
         q_format: format of the queries.
         k_format: format of the keys.
+        window: where queries [S, heads, D] are of the last S tokens, what each of them sees
+            (`seen_of_last`); products with the other keys are 0. None: each sees all.
 
     Returns:
         int64 [..., heads, T].
     """
     bound = q.shape[-1] * FORMATS[q_format].code_magnitude * FORMATS[k_format].code_magnitude
     keys = np.swapaxes(decode(k, k_format), 1, 2)
-    return _by_kv_head(decode(q, q_format), keys, bound)
+    y = _by_kv_head(decode(q, q_format), keys, bound)
+    if window is None:
+        return y
+    return y * seen_of_last(len(q), k.shape[1], window)[:, None]
 
 
 def weighted_sum(
@@ -850,6 +867,7 @@ def weighted_sum(
     v: npt.NDArray[np.integer],
     p_format: str = "uint8",
     v_format: str = "int8",
+    window: int | None = None,
 ) -> Ints:
     """The exact weighted sums of cached values.
 
@@ -861,6 +879,7 @@ def weighted_sum(
         v: codes [kv_heads, T, D].
         p_format: format of the probabilities.
         v_format: format of the values.
+        window: as in `query_key`; the codes of what is not seen are 0.
 
     Returns:
         int64 [..., heads, D].
@@ -887,6 +906,7 @@ def score_scale(
     factor: Real,
     shift: int,
     saturations: Saturations | None = None,
+    window: int | None = None,
 ) -> Ints:
     """`formulas.softmax.score_scale` of products of queries and keys.
 
@@ -897,6 +917,7 @@ def score_scale(
         factor: positive, normalised to 24 bits (`Real.of`).
         shift: `pre_shift` of `query_key_bits`.
         saturations: counts elements.
+        window: as in `query_key`; a score of what is not seen is 0, as its product.
     """
     keys = _per_token(k_scale)
     kv_heads = keys.mantissa.shape[0]
@@ -934,6 +955,7 @@ def softmax(
     fmt: str = "uint8",
     mask: npt.NDArray[np.bool_] | None = None,
     sink: Ints | None = None,
+    window: int | None = None,
 ) -> tuple[Quantized, Ints]:
     """`formulas.softmax.softmax` of each head.
 
@@ -944,12 +966,13 @@ def softmax(
         mask: True where a query sees a token, broadcasts to [..., T].
         sink: Fixed with 16 fraction bits [heads], to the base 2: a token without a value
             (head_sink).
+        window: in place of a mask, as in `query_key`.
 
     Returns:
         Codes [..., heads, T] with a scale [..., heads]; the total [..., heads] with 24 fraction
         bits.
     """
-    x, values, seen, sinks = _softmax_inputs(scores, v_scale, mask, sink)
+    x, values, seen, sinks = _softmax_inputs(scores, v_scale, mask, sink, window)
     code, scale, total = softmax_formulas.softmax(
         Arrays(), x, values, format_values(fmt), seen, sinks
     )
@@ -962,18 +985,23 @@ def softmax_places(
     fmt: str = "places8",
     mask: npt.NDArray[np.bool_] | None = None,
     sink: Ints | None = None,
+    window: int | None = None,
 ) -> tuple[Quantized, Ints]:
     """`formulas.softmax.softmax_places` of each head; arguments and result are those of `softmax`.
 
     In place of codes stand the integers that they are multiplied as: a byte at its place.
     """
-    x, values, seen, sinks = _softmax_inputs(scores, v_scale, mask, sink)
+    x, values, seen, sinks = _softmax_inputs(scores, v_scale, mask, sink, window)
     integer, scale, total = softmax_formulas.softmax_places(Arrays(), x, values, seen, sinks)
     return _numerators(integer(None), scale, total, np.shape(scores), fmt)
 
 
 def _softmax_inputs(
-    scores: Ints, v_scale: Scale, mask: npt.NDArray[np.bool_] | None, sink: Ints | None
+    scores: Ints,
+    v_scale: Scale,
+    mask: npt.NDArray[np.bool_] | None,
+    sink: Ints | None,
+    window: int | None,
 ) -> tuple[
     Callable[[None], Ints],
     Callable[[None], ScaleOf[Ints]],
@@ -989,6 +1017,8 @@ def _softmax_inputs(
     by_kv = scores.reshape(*lead, kv_heads, heads // kv_heads, tokens)
     each = ScaleOf(*(part[:, None, :] for part in values))
     sinks = None if sink is None else np.asarray(sink, np.int64).reshape(kv_heads, -1, 1)
+    if window is not None:
+        mask = seen_of_last(len(scores), tokens, window)
     if mask is None:
         return lambda at: by_kv, lambda at: each, None, sinks
     seen = -np.broadcast_to(mask, (*lead, tokens)).astype(np.int64)[..., None, None, :]

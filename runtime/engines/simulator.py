@@ -738,20 +738,23 @@ class Simulator:
             q: Quantized = reads[0](c)
             codes = q.codes.reshape(len(q.codes), heads, width)
             keys, scale = self.stores[name].read(_span(c, one))
-            dots = self._ops.query_key(codes, keys, fmt, cache.format)
-            scores = self._ops.score_scale(dots, q.scale, scale, factor, shift, counter)
+            window = _window(c, one)
+            dots = self._ops.query_key(codes, keys, fmt, cache.format, window)
+            scores = self._ops.score_scale(dots, q.scale, scale, factor, shift, counter, window)
             for formula, constants in after:
                 scores = self._ops.elementwise(formula, (scores,), constants, counter)
             if slopes is not None:
                 cached = np.arange(*_span(c, one).indices(c.first + len(c.tokens)))
                 distance = c.positions[:, None] - cached
+                if window is not None:
+                    distance *= semantics.seen_of_last(len(c.tokens), len(cached), window)
                 scores = semantics.sloped(scores, slopes, distance, counter)
             return scores
 
         return run
 
     def _softmax(self, one: OverScores[str], reads: Sequence[Action]) -> Action:
-        name, window = one.values, one.window
+        name = one.values
         fmt = self.program.value(one.output, values.Probabilities).format
         sink = None if one.sink is None else self._vector(one.sink)
 
@@ -760,11 +763,8 @@ class Simulator:
         def run(c: Context) -> Probabilities:
             span = _span(c, one)
             _, scale = self.stores[name].read(span)
-            mask = None
-            if len(c.tokens) > 1:
-                every = semantics.attention_mask(c.positions, span.stop, window or None)
-                mask = every[:, span]
-            return Probabilities(*softmax(reads[0](c), scale, fmt, mask, sink), first=span.start)
+            weights = softmax(reads[0](c), scale, fmt, None, sink, _window(c, one))
+            return Probabilities(*weights, first=span.start)
 
         return run
 
@@ -777,7 +777,7 @@ class Simulator:
             p: Probabilities = reads[0](c)
             cached, _ = self.stores[name].read(_span(c, one))
             sums = self._ops.weighted_sum(
-                p.quantized.codes, cached, p.quantized.format, cache.format
+                p.quantized.codes, cached, p.quantized.format, cache.format, _window(c, one)
             )
             scale = self._ops.multiply(p.quantized.scale, self._ops.reciprocal_scale(p.total))
             return self._ops.requantize(
@@ -839,6 +839,12 @@ def _forgotten(program: Program, name: str) -> Matrices:
 def _span(context: Context, one: OverTokens[str]) -> slice:
     """Cached tokens that any of the tokens at hand sees."""
     return slice(one.first(context.first), context.first + len(context.tokens))
+
+
+def _window(context: Context, one: OverTokens[str]) -> int | None:
+    """What each of several tokens at hand sees of `_span` (`semantics.seen_of_last`); a token alone
+    sees all of it."""
+    return one.window if len(context.tokens) > 1 else None
 
 
 def _readers(program: Program, block: Block) -> list[list[Action]]:

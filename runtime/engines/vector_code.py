@@ -6,7 +6,7 @@ of products with caches are written by hand for speed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from intaglio.dialects.formulas import blocks, heads, norms, products, quantise, softmax
 from intaglio.dialects.formulas.elementwise import ELEMENTWISE, Constants
@@ -21,8 +21,10 @@ from intaglio.runtime.engines.vector_reader import (
     Kernel,
     Lanes,
     Value,
+    larger,
     product,
     smaller,
+    where,
 )
 
 # Formulas in loops
@@ -207,23 +209,36 @@ def emit_rotary(k: Kernel, interleaved: bool) -> None:
         k.each(width - rest, lambda at: y.store(at, x.load(at)))
 
 
-def emit_score_scale(k: Kernel) -> None:
+def _seen(
+    k: Kernel, token: Value, batch: Value, n: Value, window: Sequence[Value]
+) -> tuple[Value, Value]:
+    """The first of n cached tokens that a token of a batch sees, and the one after the last;
+    without a window each sees all (`semantics.seen_of_last`)."""
+    if not window:
+        return k.number(0), n
+    stop = n - batch + token + 1
+    return where(window[0] > 0, larger(stop - window[0], 0), 0), stop
+
+
+def emit_score_scale(k: Kernel, windowed: bool) -> None:
     """`semantics.score_scale`."""
     dots, y, q_mantissa, q_exponent, k_mantissa, k_exponent = k.arrays(6)
     stride, factor, factor_exponent, batch, kv_heads, shared, n, shift = k.numbers(8)
+    window = k.numbers(int(windowed))
     r, constant = Lanes(k), ScaleOf(factor, factor_exponent)
     with k.range(batch) as token, k.range(kv_heads) as kv_head, k.range(shared) as i:
         row = (token * kv_heads + kv_head) * shared + i
         query = r.multiply(ScaleOf(q_mantissa.load(row), q_exponent.load(row)), constant)
-        dots, y = dots.at(row * n), y.at(row * n)
-        offset = kv_head * stride
+        first, stop = _seen(k, token, batch, n, window)
+        dots, y = dots.at(row * n + first), y.at(row * n + first)
+        offset = kv_head * stride + first
         k_mantissa, k_exponent = k_mantissa.at(offset), k_exponent.at(offset)
 
         def body(at: Cursor) -> None:
             key = ScaleOf(k_mantissa.load(at), k_exponent.load(at))
             y.store(at, softmax.score_scale(r, dots.load(at), query, key, shift))
 
-        k.each(n, body)
+        k.each(stop - first, body)
 
 
 Weights = Callable[..., tuple[Callable[[Cursor], Value], ScaleOf[Value], Value]]
@@ -231,38 +246,43 @@ Weights = Callable[..., tuple[Callable[[Cursor], Value], ScaleOf[Value], Value]]
 seen, the sink."""
 
 
-def emit_softmax(k: Kernel, masked: bool, sink: bool) -> None:
+def emit_softmax(k: Kernel, masked: bool, sink: bool, windowed: bool) -> None:
     """`semantics.softmax`."""
-    _emit_weights(k, masked, sink, softmax.softmax, formed=True)
+    _emit_weights(k, masked, sink, windowed, softmax.softmax, formed=True)
 
 
-def emit_softmax_places(k: Kernel, masked: bool, sink: bool) -> None:
+def emit_softmax_places(k: Kernel, masked: bool, sink: bool, windowed: bool) -> None:
     """`semantics.softmax_places`."""
-    _emit_weights(k, masked, sink, softmax.softmax_places, formed=False)
+    _emit_weights(k, masked, sink, windowed, softmax.softmax_places, formed=False)
 
 
-def _emit_weights(k: Kernel, masked: bool, sink: bool, weights: Weights, *, formed: bool) -> None:
+def _emit_weights(
+    k: Kernel, masked: bool, sink: bool, windowed: bool, weights: Weights, *, formed: bool
+) -> None:
     """Numerators of each query head by a formula; `formed`: with a format among the numbers."""
     scores, v_mantissa, v_exponent, sinks = k.arrays(4)
     codes, mantissa, exponent, totals = k.arrays(4)
     (seen_bytes,) = k.arrays(1, bits=8)
     stride, batch, kv_heads, shared, n = k.numbers(5)
     form = [FormatValues(*k.numbers(len(FormatValues._fields)))] if formed else []
+    window = k.numbers(int(windowed))
     with k.range(batch) as token, k.range(kv_heads) as kv_head, k.range(shared) as i:
         head = kv_head * shared + i
         row = token * kv_heads * shared + head
-        scores, codes, seen_bytes = scores.at(row * n), codes.at(row * n), seen_bytes.at(token * n)
-        offset = kv_head * stride
+        first, stop = _seen(k, token, batch, n, window)
+        scores, codes = scores.at(row * n + first), codes.at(row * n + first)
+        seen_bytes, count = seen_bytes.at(token * n), stop - first
+        offset = kv_head * stride + first
         v_mantissa, v_exponent = v_mantissa.at(offset), v_exponent.at(offset)
         code, scale, total = weights(
-            Lanes(k, n, codes),
+            Lanes(k, count, codes),
             scores.load,
             lambda at: ScaleOf(v_mantissa.load(at), v_exponent.load(at)),
             *form,
             (lambda at: -seen_bytes.load(at)) if masked else None,
             sinks.load(head) if sink else None,
         )
-        k.each(n, lambda at: codes.store(at, code(at)))
+        k.each(count, lambda at: codes.store(at, code(at)))
         totals.store(row, total)
         mantissa.store(row, scale.mantissa)
         exponent.store(row, scale.exponent)
@@ -296,7 +316,9 @@ def _accumulators(k: Kernel, count: int, start: llvm_ir.Value) -> list[llvm_ir.V
     return [k.variable(start) for _ in range(count)]
 
 
-def emit_query_key(k: Kernel, width: int, block: int, bits: int, narrow: bool) -> None:
+def emit_query_key(
+    k: Kernel, width: int, block: int, bits: int, narrow: bool, windowed: bool
+) -> None:
     """`semantics.query_key` for keys of `bits` bits; `narrow`: all codes fit int8.
 
     `block` queries of one key head go over the keys together. The byte product takes unsigned
@@ -305,6 +327,7 @@ def emit_query_key(k: Kernel, width: int, block: int, bits: int, narrow: bool) -
     """
     q, y = k.arrays(2)
     keys, batch, kv_heads, blocks, n, head_bytes, token_bytes = k.numbers(7)
+    window = k.numbers(int(windowed))
     size = k.path.width if narrow else k.width
     pieces = _pieces(width, size)
     with k.range(kv_heads) as kv_head, k.range(batch) as token, k.range(blocks) as i:
@@ -330,7 +353,7 @@ def emit_query_key(k: Kernel, width: int, block: int, bits: int, narrow: bool) -
                 for part in parts:
                     sums = k.dot(sums, [offset], [part], 8)
                 starts[r] = k.b.sub(zero, sums)
-        with k.range(n) as t:
+        with k.range_of(*_seen(k, token, batch, n, window)) as t:
             key = Array(k, key_head + t * token_bytes, bits)
             totals = list(starts)
             for p, (start, length) in enumerate(pieces):
@@ -347,10 +370,11 @@ def emit_query_key(k: Kernel, width: int, block: int, bits: int, narrow: bool) -
                 result.store(t + n * r, _lane_sum(k, lanes))
 
 
-def emit_weighted_sum(k: Kernel, width: int, block: int, bits: int) -> None:
+def emit_weighted_sum(k: Kernel, width: int, block: int, bits: int, windowed: bool) -> None:
     """`semantics.weighted_sum` for values of `bits` bits and any probabilities."""
     p, y = k.arrays(2)
     values, batch, kv_heads, blocks, n, head_bytes, token_bytes = k.numbers(7)
+    window = k.numbers(int(windowed))
     pieces = _pieces(width, k.width)
     zero = k.zero(k.vec(k.i64, k.width))
     with k.range(kv_heads) as kv_head, k.range(batch) as token, k.range(blocks) as i:
@@ -361,7 +385,7 @@ def emit_weighted_sum(k: Kernel, width: int, block: int, bits: int) -> None:
         for first in range(0, len(pieces), 4):
             some = pieces[first : first + 4]
             slots = [_accumulators(k, len(some), zero) for _ in range(block)]
-            with k.range(n) as t:
+            with k.range_of(*_seen(k, token, batch, n, window)) as t:
                 value = Array(k, value_head + t * token_bytes, bits)
                 factors = [weights.load(t + n * r) for r in range(block)]
                 for c, (start, length) in enumerate(some):
@@ -384,7 +408,7 @@ def _store_first(k: Kernel, quads: llvm_ir.Value, result: Array, offset: int, le
     k.store(quads, result.pointer(offset))
 
 
-def emit_weighted_sum_bytes(k: Kernel, width: int, block: int) -> None:
+def emit_weighted_sum_bytes(k: Kernel, width: int, block: int, windowed: bool) -> None:
     """`semantics.weighted_sum` for uint8 probabilities and int8 values, T up to 2**16.
 
     Four tokens go into one byte product: their values are interleaved in registers, as the
@@ -394,6 +418,7 @@ def emit_weighted_sum_bytes(k: Kernel, width: int, block: int) -> None:
     p, y = k.arrays(2)
     (scratch,) = k.arrays(1, bits=8)
     stride, values, batch, kv_heads, blocks, n, head_bytes, token_bytes = k.numbers(8)
+    window = k.numbers(int(windowed))
     size = k.path.width
     lane_type, byte_type = k.vec(k.i32, k.path.lanes), k.vec(k.i8, size)
     zero = k.zero(lane_type)
@@ -419,7 +444,8 @@ def emit_weighted_sum_bytes(k: Kernel, width: int, block: int) -> None:
         value_head = values + kv_head * head_bytes
         for start, length in _pieces(width, size):
             slots = [_accumulators(k, 4, zero) for _ in range(block)]
-            with k.range(stride >> 2) as four:
+            first, stop = _seen(k, token, batch, n, window)
+            with k.range_of(first >> 2, (stop + 3) >> 2) as four:
                 t = four << 2
                 raw: list[llvm_ir.Value] = []
                 for step in range(4):

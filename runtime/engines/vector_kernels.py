@@ -359,16 +359,18 @@ def query_key(
     k: IntArray,
     q_format: str = "int8",
     k_format: str = "int8",
+    window: int | None = None,
 ) -> Ints:
     """`semantics.query_key`; int8 and int16 keys are read where they lie."""
     if not _covers(q, k, q.shape[-1], q_format, k_format) or k.shape[-1] != q.shape[-1]:
-        return semantics.query_key(q, k, q_format, k_format)
+        return semantics.query_key(q, k, q_format, k_format, window)
     narrow = k.itemsize == 1 and FORMATS[q_format].low < 0 and FORMATS[q_format].bits <= 8
     width = q.shape[-1]
-    source, result = _ints(q), np.empty((*q.shape[:-1], k.shape[1]), np.int64)
+    source, result = _ints(q), _result((*q.shape[:-1], k.shape[1]), window)
     rows = _shared_rows(q.shape[-2] // k.shape[0])
-    kernel = _kernel("query_key", width, rows, 8 * k.itemsize, narrow)
-    _run(kernel, None, 0, address(source), address(result), *_cache_shape(q, k, rows))
+    seen = _seen(window)
+    kernel = _kernel("query_key", width, rows, 8 * k.itemsize, narrow, bool(seen))
+    _run(kernel, None, 0, address(source), address(result), *_cache_shape(q, k, rows), *seen)
     return result
 
 
@@ -377,24 +379,35 @@ def weighted_sum(
     v: IntArray,
     p_format: str = "uint8",
     v_format: str = "int8",
+    window: int | None = None,
 ) -> Ints:
     """`semantics.weighted_sum`; int8 and int16 values are read where they lie."""
     width, tokens = v.shape[-1], p.shape[-1]
     if not _covers(p, v, width, p_format, v_format) or v.shape[1] != tokens:
-        return semantics.weighted_sum(p, v, p_format, v_format)
+        return semantics.weighted_sum(p, v, p_format, v_format, window)
     source, result = _ints(p), np.empty((*p.shape[:-1], width), np.int64)
     rows = _shared_rows(p.shape[-2] // v.shape[0])
     addresses = address(source), address(result)
-    shape = _cache_shape(p, v, rows)
+    shape, windowed = (*_cache_shape(p, v, rows), *_seen(window)), window is not None
     if p_format == "uint8" and v.itemsize == 1 and tokens <= _BYTE_TOKENS:
         stride = -(-tokens // 4) * 4
         scratch = np.zeros(p.size // tokens * stride, np.uint8)
-        kernel = _kernel("weighted_sum_bytes", width, rows)
+        kernel = _kernel("weighted_sum_bytes", width, rows, windowed)
         _run(kernel, None, 0, *addresses, address(scratch), stride, *shape)
     else:
-        kernel = _kernel("weighted_sum", width, rows, 8 * v.itemsize)
+        kernel = _kernel("weighted_sum", width, rows, 8 * v.itemsize, windowed)
         _run(kernel, None, 0, *addresses, *shape)
     return result
+
+
+def _seen(window: int | None) -> tuple[int, ...]:
+    """The last argument of a kernel where each of the last tokens sees those before it."""
+    return () if window is None else (window,)
+
+
+def _result(shape: tuple[int, ...], window: int | None) -> Ints:
+    """Room for what a kernel writes, which leaves out what is not seen."""
+    return np.empty(shape, np.int64) if window is None else np.zeros(shape, np.int64)
 
 
 def _covers(a: IntArray, cached: IntArray, width: int, *formats: str) -> bool:
@@ -453,18 +466,19 @@ def score_scale(
     factor: Real,
     shift: int,
     saturations: Saturations | None = None,
+    window: int | None = None,
 ) -> Ints:
     """`semantics.score_scale`."""
     dots = np.asarray(dots)
     if not dots.size or q_scale.mantissa.shape != dots.shape[:-1]:
-        return semantics.score_scale(dots, q_scale, k_scale, factor, shift, saturations)
+        return semantics.score_scale(dots, q_scale, k_scale, factor, shift, saturations, window)
     heads, tokens = dots.shape[-2:]
     key_mantissa, key_exponent, stride = _per_token(k_scale, tokens)
     kv_heads = key_mantissa.shape[0]
     source, mantissa, exponent = _ints(dots), _ints(q_scale.mantissa), _ints(q_scale.exponent)
-    result = np.empty(dots.shape, np.int64)
+    result, seen = _result(dots.shape, window), _seen(window)
     _run(
-        _kernel("score_scale"),
+        _kernel("score_scale", bool(seen)),
         saturations,
         0,
         address(source),
@@ -481,6 +495,7 @@ def score_scale(
         heads // kv_heads,
         tokens,
         shift,
+        *seen,
     )
     return result
 
@@ -491,12 +506,15 @@ def softmax(
     fmt: str = "uint8",
     mask: npt.NDArray[np.bool_] | None = None,
     sink: Ints | None = None,
+    window: int | None = None,
 ) -> tuple[Quantized, Ints]:
     """`semantics.softmax`."""
     scores = np.asarray(scores)
     if not scores.size or FORMATS[fmt].low < 0:
-        return semantics.softmax(scores, v_scale, fmt, mask, sink)
-    return _softmax("softmax", scores, v_scale, fmt, mask, sink, *_plain(format_values(fmt)))
+        return semantics.softmax(scores, v_scale, fmt, mask, sink, window)
+    return _softmax(
+        "softmax", scores, v_scale, fmt, mask, sink, window, *_plain(format_values(fmt))
+    )
 
 
 def softmax_places(
@@ -505,12 +523,13 @@ def softmax_places(
     fmt: str = "places8",
     mask: npt.NDArray[np.bool_] | None = None,
     sink: Ints | None = None,
+    window: int | None = None,
 ) -> tuple[Quantized, Ints]:
     """`semantics.softmax_places`."""
     scores = np.asarray(scores)
     if not scores.size:
-        return semantics.softmax_places(scores, v_scale, fmt, mask, sink)
-    return _softmax("softmax_places", scores, v_scale, fmt, mask, sink)
+        return semantics.softmax_places(scores, v_scale, fmt, mask, sink, window)
+    return _softmax("softmax_places", scores, v_scale, fmt, mask, sink, window)
 
 
 def _softmax(
@@ -520,6 +539,7 @@ def _softmax(
     fmt: str,
     mask: npt.NDArray[np.bool_] | None,
     sink: Ints | None,
+    window: int | None,
     *constants: int,
 ) -> tuple[Quantized, Ints]:
     """What a kernel makes of scores."""
@@ -532,10 +552,10 @@ def _softmax(
     if mask is not None:
         seen = np.ascontiguousarray(np.broadcast_to(mask, (*scores.shape[:-2], tokens)))
     sinks = source if sink is None else _ints(sink)
-    codes = np.empty(scores.shape, np.int64)
+    codes = _result(scores.shape, window)
     mantissa, exponent, total = (np.empty(scores.shape[:-1], np.int64) for _ in range(3))
     _run(
-        _kernel(name, mask is not None, sink is not None),
+        _kernel(name, mask is not None, sink is not None, window is not None),
         None,
         0,
         address(source),
@@ -553,6 +573,7 @@ def _softmax(
         heads // kv_heads,
         tokens,
         *constants,
+        *_seen(window),
     )
     return Quantized(codes, Scale(mantissa, exponent), fmt), total
 

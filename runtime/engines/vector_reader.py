@@ -213,6 +213,12 @@ class Kernel(Emitter):
         with self.loop(self.const(0), stop) as i:
             yield Value(self, i)
 
+    @contextmanager
+    def range_of(self, first: Value, stop: Value) -> Iterator[Value]:
+        """`for i in range(first, stop)`."""
+        with self.loop(first.value, stop.value) as i:
+            yield Value(self, i)
+
     def each(self, count: Operand, body: Callable[[Cursor], None]) -> None:
         """Runs `body` over `count` elements: vectors first, then what is left one by one."""
         count = self.number(count) if isinstance(count, int) else count

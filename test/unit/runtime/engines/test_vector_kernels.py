@@ -247,6 +247,30 @@ def test_products_with_caches(path: str, seed: int) -> None:
     check("weighted_sum", p, seen, p_format, dtype, counted=False)
 
 
+@given(seeds)
+@settings(examples, max_examples=10)
+def test_each_token_sees_those_before_it(path: str, seed: int) -> None:
+    s = Source(seed)
+    kv_heads, shared, tokens, width = 2, 3, s.pick(1, 2, 5, 18), 16
+    heads, cached = kv_heads * shared, tokens + s.pick(0, 3)
+    window = s.pick(0, 1, 4)
+    keys = s.codes("int8", kv_heads, cached, width).astype(np.int8)
+    q = s.codes("int8", tokens, heads, width)
+    check("query_key", q, keys, "int8", "int8", window, counted=False)
+    seen = semantics.seen_of_last(tokens, cached, window)
+    dots = s.fixed(tokens, heads, cached) * seen[:, None]
+    scales, factor = s.scale(kv_heads, cached), Real.of(float(s.rng.uniform(0.01, 4)))
+    check("score_scale", dots, s.scale(tokens, heads), scales, factor, 0, window=window)
+    scores, sink = s.fixed(tokens, heads, cached), s.fixed(heads) if s.pick(True, False) else None
+    fmt = s.pick("uint8", "uint16")
+    check("softmax", scores, scales, fmt, None, sink, window, counted=False)
+    steps = Scale(np.full(scales.exponent.shape, WHOLE), scales.exponent)
+    check("softmax_places", scores, steps, "places8", None, sink, window, counted=False)
+    made, _ = vector_kernels.softmax(scores, scales, fmt, None, sink, window)
+    same(made, semantics.softmax(scores, scales, fmt, seen, sink)[0])
+    check("weighted_sum", made.codes, keys, fmt, "int8", window, counted=False)
+
+
 def test_products_fall_back() -> None:
     s = Source(0)
     q, keys = s.codes("int8", 4, 16), s.rng.integers(0, 120, (2, 5, 16)).astype(np.uint8)
