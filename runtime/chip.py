@@ -20,16 +20,18 @@ if TYPE_CHECKING:
     from intaglio.runtime.judge.result import CheckResult
     from intaglio.runtime.reports.run import RunResult
     from intaglio.runtime.reports.timing import GenerationCycles
+    from intaglio.runtime.text.drafts import Draft
     from intaglio.runtime.text.generation import Generation
     from intaglio.runtime.text.sampling import Sampler
 
 
 @dataclass(frozen=True)
 class _Begun:
-    """A generation, and the adapter that was loaded for it, with the cycles that took."""
+    """A generation, the adapter that was loaded for it, with the cycles that took, and drafts."""
 
     generation: Generation
     adapter: tuple[str, int] | None
+    draft: Draft | None
 
 
 class Chip(LoadedModel):
@@ -110,6 +112,7 @@ class Chip(LoadedModel):
         top_p: float = 1,
         seed: int = 0,
         adapter: str | None = None,
+        draft: str | None = None,
     ) -> list[int]:
         """Token ids generated after a prompt (ids, or a text); an end token is the last of them.
 
@@ -125,6 +128,8 @@ class Chip(LoadedModel):
             top_p: draw from the likeliest that together have this much of the probability.
             seed: of the draws.
             adapter: of the output folder, active for these tokens only; None: the one that is.
+            draft: `ngram:N` or an ONNX file whose guesses the chip verifies; the tokens are the
+                same without.
 
         Raises:
             UserError: the prompt, a stop, a number or the adapter cannot be used.
@@ -133,7 +138,7 @@ class Chip(LoadedModel):
 
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
         drawn = Sampler(temperature, top_k, seed, top_p=top_p)
-        with self._begun(ids, tokens, engine, stop, end_tokens, drawn, adapter) as begun:
+        with self._begun(ids, tokens, engine, stop, end_tokens, drawn, adapter, draft) as begun:
             return [generated.token for generated, _ in begun.generation]
 
     def run(
@@ -149,6 +154,7 @@ class Chip(LoadedModel):
         top_p: float = 1,
         seed: int = 0,
         adapter: str | None = None,
+        draft: str | None = None,
     ) -> RunResult:
         """What `intaglio run` reports of a generation; the arguments are those of `generate`.
 
@@ -165,7 +171,9 @@ class Chip(LoadedModel):
         as_text = isinstance(prompt, str) or self.tokenizer is not None
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
         drawn = Sampler(temperature, top_k, seed, top_p=top_p)
-        begin = self._begun(ids, tokens, engine, stop, end_tokens, drawn, adapter, as_text=as_text)
+        begin = self._begun(
+            ids, tokens, engine, stop, end_tokens, drawn, adapter, draft, as_text=as_text
+        )
         with begin as begun:
             parts: list[str] = []
             found: list[int] = []
@@ -184,6 +192,7 @@ class Chip(LoadedModel):
                 begun.generation,
                 end_tokens=end_tokens,
                 sampler=drawn if temperature else None,
+                draft=begun.draft,
                 adapter=begun.adapter,
                 text="".join(parts) if as_text else None,
             )
@@ -198,12 +207,15 @@ class Chip(LoadedModel):
         end_tokens: bool,
         sampler: Sampler,
         adapter: str | None,
+        draft: str | None,
         *,
         as_text: bool = False,
     ) -> Iterator[_Begun]:
         """A generation that can be iterated over; its adapter is active until the end."""
+        from intaglio.runtime.text.drafts import draft_of
         from intaglio.runtime.text.generation import Generation, stops_of
 
+        guesses = None if draft is None else draft_of(draft, self)
         given = [stop] if isinstance(stop, str | int) else stop
         active = self.adapter
         loaded = None if adapter is None else (adapter, self.use_adapter(adapter))
@@ -216,8 +228,9 @@ class Chip(LoadedModel):
                 stops=stops_of(self, given, end_tokens=end_tokens),
                 sampler=sampler if sampler.temperature else None,
                 as_text=as_text,
+                draft=guesses,
             )
-            yield _Begun(generation, loaded)
+            yield _Begun(generation, loaded, guesses)
         finally:
             if adapter is not None:
                 self.load_adapter(active)

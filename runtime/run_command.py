@@ -24,6 +24,8 @@ from intaglio.runtime.folder_options import (
 )
 from intaglio.runtime.judge.defaults import HARDWARE_TOKENS
 from intaglio.runtime.terminal import progress_line, warn, write, write_json, write_line
+from intaglio.runtime.text.drafts import DEFAULT_TOKENS as DRAFTED_TOKENS
+from intaglio.runtime.text.drafts import Draft, draft_of
 from intaglio.runtime.text.generation import DEFAULT_TOKENS as GENERATED_TOKENS
 
 if TYPE_CHECKING:
@@ -75,6 +77,18 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
         help="draw from the likeliest tokens that together have this much of the probability",
     )
     parser.add_argument("--seed", metavar="N", type=int, help="of the draws; else 0")
+    parser.add_argument(
+        "--draft",
+        metavar="ngram:N|MODEL.onnx",
+        help="let the chip verify guesses: what followed the last N tokens before, or a smaller "
+        "model's choices; the tokens are the same",
+    )
+    parser.add_argument(
+        "--draft-tokens",
+        metavar="K",
+        type=int,
+        help=f"guesses at once at most; else {DRAFTED_TOKENS}",
+    )
     parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--logits", metavar="FILE.npy", help="write float32 [tokens, vocabulary]")
@@ -137,6 +151,16 @@ def _sampler(args: argparse.Namespace) -> Sampler | None:
     return sampler if sampler.temperature else None
 
 
+def _draft(args: argparse.Namespace, chip: Chip) -> Draft | None:
+    if args.draft is None:
+        if args.draft_tokens is not None:
+            raise UserError("--draft-tokens: only with --draft")
+        return None
+    return draft_of(
+        args.draft, chip, DRAFTED_TOKENS if args.draft_tokens is None else args.draft_tokens
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs the command; the exit code."""
     if args.logits is None:
@@ -155,6 +179,7 @@ def _generate(args: argparse.Namespace, logits_file: Path | None) -> int:
     prompt, prompt_text = _prompt(args, chip)
     most, _ = room(chip, prompt, args.tokens, args.engine)
     stops = stops_of(chip, args.stops, end_tokens=not args.no_stop)
+    draft = _draft(args, chip)
     if not args.no_stop:
         for warning in chip.end_tokens.warnings:
             warn(warning)
@@ -167,7 +192,14 @@ def _generate(args: argparse.Namespace, logits_file: Path | None) -> int:
     with progress_line() as progress:
         progress("loading the model")
         generation = Generation(
-            chip, prompt, args.tokens, args.engine, stops=stops, sampler=sampler, as_text=as_text
+            chip,
+            prompt,
+            args.tokens,
+            args.engine,
+            stops=stops,
+            sampler=sampler,
+            as_text=as_text,
+            draft=draft,
         )
         steps = iter(generation)
         first = next(steps)
@@ -202,6 +234,7 @@ def _generate(args: argparse.Namespace, logits_file: Path | None) -> int:
         generation,
         end_tokens=not args.no_stop,
         sampler=sampler,
+        draft=draft,
         adapter=loaded_adapter,
         text="".join(parts) if as_text else None,
     )

@@ -34,6 +34,8 @@ NAMES = {AS_IT_COMES: "as it comes", FLOAT_ACTIVATIONS: "with float activations"
 
 Logits = npt.NDArray[np.float32]
 Tokens = Sequence[int] | npt.NDArray[np.integer]
+KeptByReference = tuple[int, Mapping[str, np.ndarray]]
+"""How many tokens, and the caches after them."""
 
 _ELEMENTS: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -197,6 +199,15 @@ class Reference:
             file=str(self.model),
             hint="put the genai_config.json of the export beside the model",
         )
+
+    def kept(self) -> KeptByReference:
+        """What it keeps of the tokens so far; onnxruntime makes new caches, it writes into none."""
+        return self.position, dict(self._past)
+
+    def restore(self, kept: KeptByReference) -> None:
+        """Forgets the tokens that came after."""
+        self.position, past = kept
+        self._past = dict(past)
 
     def feed(self, tokens: Tokens) -> Logits:
         """Appends tokens to the cache and gives their logits, float32 [S, V].

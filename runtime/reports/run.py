@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from intaglio.runtime.notebook import summary_html
-from intaglio.runtime.reports.timing import generation_cycles
+from intaglio.runtime.reports.timing import drafted_cycles, generation_cycles
 from intaglio.runtime.reports.wording import counted, edited_lines
 
 if TYPE_CHECKING:
     from intaglio.runtime.loaded_model import LoadedModel
+    from intaglio.runtime.text.drafts import Draft
     from intaglio.runtime.text.generation import Generation
     from intaglio.runtime.text.sampling import Sampler
 
@@ -56,6 +57,8 @@ class RunResult(dict[str, Any]):
                 among += f" with {drawn['top_p']:g} of the probability"
             how = f"at temperature {drawn['temperature']:g}{among}, seed {drawn['seed']}"
             yield f"  drawn      {how}"
+        if "draft" in self:
+            yield from _draft_lines(self["draft"])
         if self["cycles"] is not None:
             cycles, clock = self["cycles"], self["clock_hz"]
             later = cycles[1:] or cycles
@@ -86,6 +89,7 @@ def run_result(
     *,
     end_tokens: bool = True,
     sampler: Sampler | None = None,
+    draft: Draft | None = None,
     adapter: tuple[str, int] | None = None,
     text: str | None = None,
 ) -> RunResult:
@@ -100,10 +104,13 @@ def run_result(
         generation: says why it ended.
         end_tokens: whether the model's own end tokens counted.
         sampler: what drew the tokens.
+        draft: what guessed them.
         adapter: its name, and the cycles in which it was loaded, where one was.
         text: of the tokens, where they have one.
     """
-    figures = _figures(chip, engine, list(prompt), list(tokens), seconds)
+    figures = _figures(chip, engine, list(prompt), list(tokens), seconds, draft)
+    if draft is not None:
+        figures["draft"] = draft.figures()
     figures |= {"stopped": generation.stopped, "stopped_by": generation.stopped_by}
     if sampler is not None:
         names = ("temperature", "top_k", "seed")
@@ -119,8 +126,21 @@ def run_result(
     return RunResult(figures, _stopped(chip, generation, end_tokens))
 
 
+def _draft_lines(draft: Mapping[str, Any]) -> Iterator[str]:
+    came = f"{draft['accepted']} of {counted(draft['drafted'], 'token')} of {draft['by']} came"
+    rounds, seconds = counted(draft["rounds"], "round"), draft["host_seconds"]
+    yield f"  drafts     {came}, in {rounds}; {seconds:.3f} s of this host"
+    found = ", ".join(f"{n} of {i}" for i, n in enumerate(draft["accepted_counts"]) if n)
+    yield f"             rounds by guesses that came: {found}"
+
+
 def _figures(
-    chip: LoadedModel, engine: str, prompt: list[int], tokens: list[int], seconds: Sequence[float]
+    chip: LoadedModel,
+    engine: str,
+    prompt: list[int],
+    tokens: list[int],
+    seconds: Sequence[float],
+    draft: Draft | None,
 ) -> dict[str, Any]:
     later = seconds[1:]
     here = len(later) / sum(later) if later else None
@@ -136,7 +156,11 @@ def _figures(
     }
     if engine != "onnxruntime":
         clock = chip.program.machine.clock_hz
-        cycles = generation_cycles(chip.program, len(prompt), len(tokens), chip.ranks)
+        if draft is None:
+            cycles = generation_cycles(chip.program, len(prompt), len(tokens), chip.ranks)
+        else:
+            rounds = [(one.drafted, one.accepted) for one in draft.rounds]
+            cycles = drafted_cycles(chip.program, len(prompt), rounds, chip.ranks)
         result |= {
             "prefill_cycles": cycles.prefill,
             "cycles": list(cycles.tokens),

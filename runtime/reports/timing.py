@@ -191,6 +191,24 @@ def generation_cycles(
     return generation_from(int(before.sum()), wanted)
 
 
+def drafted_cycles(
+    program: Program, prompt: int, rounds: Sequence[tuple[int, int]], ranks: Ranks | None = None
+) -> GenerationCycles:
+    """Cycles of a generation whose tokens were drafted, by what became of each draft.
+
+    With one token in flight the host has a token before it hands in the next one: a wrong guess is
+    never handed in, and each round takes the time of the tokens that it gave. With more in flight
+    this is where a round's cycles are those of its token and all its guesses together.
+
+    Args:
+        program: the compiled model.
+        prompt: number of prompt tokens.
+        rounds: guesses of each, and how many of them came; at least one round.
+        ranks: of the active adapter.
+    """
+    return generation_cycles(program, prompt, sum(1 + came for _, came in rounds), ranks)
+
+
 def generation_from(before: int, wanted: TokenCycles) -> GenerationCycles:
     """The generation whose prompt took `before` cycles up to its last token.
 

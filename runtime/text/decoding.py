@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from intaglio.dialects.errors import UserError
 from intaglio.runtime.engines.names import check_known
 from intaglio.runtime.loaded_model import LoadedModel
+from intaglio.runtime.text.drafts import Round
 from intaglio.runtime.text.session import open_session
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from intaglio.runtime.text.drafts import Draft
     from intaglio.runtime.text.sampling import Sampler
     from intaglio.runtime.text.session import Session
 
@@ -44,7 +47,8 @@ def decode(
     engine: str = "simulator",
     sampler: Sampler | None = None,
     session: Session | None = None,
-) -> Iterator[Generated]:
+    draft: Draft | None = None,
+) -> Generator[Generated]:
     """Decoding, token by token, past any end token.
 
     Args:
@@ -56,6 +60,7 @@ def decode(
             the chip's head takes it.
         session: where tokens go, in which the first tokens of the prompt may be already; else a new
             one with whatever adapter is active.
+        draft: guesses tokens, which are verified together; the tokens are the same without.
 
     Raises:
         UserError: the prompt is empty, too long, or holds an unknown token id.
@@ -63,31 +68,54 @@ def decode(
     check_known(engine)
     model.check_prompt(prompt, tokens)
     if engine == "onnxruntime":
+        if draft is not None:
+            raise UserError("--draft: not with --engine onnxruntime", hint="the chip verifies them")
         return _judge(model, prompt, tokens, sampler)
     session = open_session(model, engine, follows=True) if session is None else session
-    return _decode(session, prompt, tokens, sampler)
+    if draft is not None:
+        draft.reset()
+    return _decode(session, prompt, tokens, sampler, draft)
 
 
 def _decode(
-    session: Session, prompt: Sequence[int], tokens: int, sampler: Sampler | None
-) -> Iterator[Generated]:
+    session: Session,
+    prompt: Sequence[int],
+    tokens: int,
+    sampler: Sampler | None,
+    draft: Draft | None,
+) -> Generator[Generated]:
     import numpy as np
 
     start = time.perf_counter()
     session.feed(prompt[session.position : -1])
-    token = prompt[-1]
-    for _ in range(tokens):
-        ((exact, token),) = session.steps([token])
-        logits = np.ldexp(exact.astype(np.float64), -session.fraction_bits).astype(np.float32)
-        if sampler is not None:
-            token = sampler.choose(logits)
-        yield Generated(token, logits, time.perf_counter() - start)
-        start = time.perf_counter()
+    known, whole = list(prompt), len(prompt) + tokens
+    while len(known) < whole:
+        guesses = [] if draft is None else draft.draft(known, whole - len(known) - 1)
+        before = len(known)
+        results = session.steps([known[-1], *guesses])
+        try:
+            for exact, token in results:
+                logits = np.ldexp(exact.astype(np.float64), -session.fraction_bits)
+                logits = logits.astype(np.float32)
+                if sampler is not None:
+                    token = sampler.choose(logits)
+                place = len(known) - before
+                right = place < len(guesses) and guesses[place] == token
+                known.append(token)
+                yield Generated(token, logits, time.perf_counter() - start)
+                start = time.perf_counter()
+                if not right:
+                    break
+        finally:
+            results.close()
+            if draft is not None:
+                given = max(1, len(known) - before)
+                draft.rounds.append(Round(before - 1, len(guesses), given - 1))
 
 
 def _judge(
     model: LoadedModel, prompt: Sequence[int], tokens: int, sampler: Sampler | None
-) -> Iterator[Generated]:
+) -> Generator[Generated]:
     reference = model.reference()
     start = time.perf_counter()
     choose = None if sampler is None else sampler.choose

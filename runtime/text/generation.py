@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,7 @@ from intaglio.runtime.judge.defaults import HARDWARE_TOKENS
 if TYPE_CHECKING:
     from intaglio.runtime.loaded_model import LoadedModel
     from intaglio.runtime.text.decoding import Generated
+    from intaglio.runtime.text.drafts import Draft
     from intaglio.runtime.text.sampling import Sampler
     from intaglio.runtime.text.session import Session
 
@@ -118,6 +120,7 @@ class Generation:
         sampler: what chooses tokens; None: the first maximum of the logits.
         as_text: whether tokens are decoded.
         session: where tokens go; see `decode`.
+        draft: guesses tokens; see `decode`.
 
     Raises:
         UserError: the prompt is empty, too long, or holds an unknown token id.
@@ -134,6 +137,7 @@ class Generation:
         sampler: Sampler | None = None,
         as_text: bool = False,
         session: Session | None = None,
+        draft: Draft | None = None,
     ) -> None:
         from intaglio.runtime.text.decoding import decode
 
@@ -145,21 +149,22 @@ class Generation:
         is_text = as_text or bool(self._stops.texts)
         self._decoder = chip.text_tokenizer.stream() if is_text else None
         self._held = ""
-        self._stream = decode(chip, prompt, most, engine, sampler, session)
+        self._stream = decode(chip, prompt, most, engine, sampler, session, draft)
 
     def __iter__(self) -> Iterator[tuple[Generated, str]]:
         """Each token with the text that it completes; the last may have none.
 
         The text that a token completes is held back as long as a stop may begin with it.
         """
-        for generated in self._stream:
-            if generated.token in self._stops.ids:
-                self.stopped, self.stopped_by = "end_token", generated.token
-                yield generated, ""
-                return
-            yield generated, self._push(generated.token)
-            if self.stopped is not None:
-                return
+        with closing(self._stream) as stream:
+            for generated in stream:
+                if generated.token in self._stops.ids:
+                    self.stopped, self.stopped_by = "end_token", generated.token
+                    yield generated, ""
+                    return
+                yield generated, self._push(generated.token)
+                if self.stopped is not None:
+                    return
         self.stopped = self._most
 
     def end(self) -> str:

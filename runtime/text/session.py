@@ -8,7 +8,7 @@ session that begins there ends the one before.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 from intaglio.dialects.errors import UserError
@@ -71,7 +71,7 @@ class Session(ABC):
         """
 
     @abstractmethod
-    def steps(self, tokens: Sequence[int]) -> Iterator[Result]:
+    def steps(self, tokens: Sequence[int]) -> Generator[Result]:
         """What follows each of some tokens; those after the last that was asked for are taken back.
 
         Args:
@@ -114,7 +114,7 @@ class SimulatedSession(Session):
             simulator.forward(chunk, self.position, logits=False)
             self.tokens += chunk
 
-    def steps(self, tokens: Sequence[int]) -> Iterator[Result]:
+    def steps(self, tokens: Sequence[int]) -> Generator[Result]:
         # A state is replaced by each token, never changed.
         states, matrices = dict(self._kept.states), dict(self._kept.matrices)
         results = self._simulator().steps(tokens, self.position)
@@ -172,7 +172,7 @@ class HardwareSession(Session):
             hardware.step(token, self.position, sample=False)
             self.tokens.append(token)
 
-    def steps(self, tokens: Sequence[int]) -> Iterator[Result]:
+    def steps(self, tokens: Sequence[int]) -> Generator[Result]:
         for token in tokens:
             result = self._hardware().step(token, self.position)
             assert result is not None

@@ -113,7 +113,7 @@ class Fixed:
         from intaglio.runtime.text.decoding import Generated
 
         tokens = [Generated(byte, np.zeros(256, np.float32), 0.0) for byte in text.encode()]
-        monkeypatch.setattr(decoding, "decode", lambda *options: iter(tokens))
+        monkeypatch.setattr(decoding, "decode", lambda *options: (one for one in tokens))
         self.chip = chip
 
 
