@@ -4,7 +4,8 @@ One format at a time is the chip's and all others have 16 bits (`alone`). So eac
 rounding does, undisturbed by the others, whose sum is ten times as large and scatters by more than
 the small ones are; and divergences of roundings that know nothing of each other add up, so they can
 be ranked and their shares stated. What is recommended is then tried as it would be compiled, all
-other formats the chip's: that figure is what `--set` gives.
+other formats the chip's: that figure is what `--set` gives. So are blocks of inputs in which a
+channel stands out (`outliers.py`), with 16 bits for these alone.
 
 Nothing is imported or engraved again: variants are lowered from `ir/rom.mlir` of the output folder
 and run on its images, without adapter slots, which change no value of the base. Divergence (KL,
@@ -33,9 +34,10 @@ from intaglio.dialects.fabric import MachineOp
 from intaglio.dialects.formats import HEAD_FORMATS
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.number_ranges import ranges_text
-from intaglio.runtime.engines.simulator import Simulator
+from intaglio.runtime.engines.simulator import Observer, Simulator
 from intaglio.runtime.judge.check import Against, rows_of, text_ids, windows_of
 from intaglio.runtime.judge.defaults import SENSITIVITY_WINDOWS, WINDOW
+from intaglio.runtime.judge.outliers import STANDS_OUT, Channels
 from intaglio.runtime.loaded_model import LoadedModel
 from intaglio.runtime.reports.wording import counted
 
@@ -90,6 +92,9 @@ def sensitivity(
         figures (and `max_error_of_range`) as compiled and with 16 bits everywhere; what `wide`
         loses are the weights' scales and the values of 32 bits. `recommended` has `settings` and
         the figures of the chip with them: those that were `tried`, unless they gain nothing.
+        `outliers` are inputs with blocks that stand out: `role`, `blocks`, `count` of the input's,
+        `times` (the largest channel over its block's median), `setting`, and the figures of the
+        chip with that setting.
         `references_apart` is the largest distance of the two
         references, of the logits' range.
 
@@ -113,7 +118,13 @@ def sensitivity(
     machine, wide = chip.program.machine, _wide(chip.program.machine)
     roles = list(_roles(module, machine, wide))
     first = [machine, wide, *(one.machine for one in roles)]
-    found, apart = _measured(chip, module, first, parts, progress)
+    channels: list[Channels] = []
+
+    def watch(program: Program) -> Observer:
+        channels.append(Channels(program, module))
+        return channels[0].observe
+
+    found, apart = _measured(chip, module, first, parts, progress, {1: watch})
     as_compiled, all_wide, *alone = found
     total = sum(one["mean_kl"] for one in alone)
     ranked = sorted(zip(roles, alone, strict=True), key=lambda one: -one[1]["mean_kl"])
@@ -128,7 +139,11 @@ def sensitivity(
         }
         for role, figures in ranked
     ]
+    outliers, as_wide = _outliers(chip, module, channels[0], parts, progress)
     settings = _recommended(rows)
+    if as_wide and as_wide["mean_kl"] <= (1 - ENOUGH) * as_compiled["mean_kl"]:
+        # Words of a few blocks are read longer, not those of whole vectors.
+        settings = [one["setting"] for one in outliers]
     if apart > APART:
         # Places are of bytes, which 16-bit values have none of.
         more = ("probabilities=uint16",) if machine.probabilities == "places8" else ()
@@ -147,8 +162,54 @@ def sensitivity(
         "chip": as_compiled,
         "wide": all_wide,
         "roles": rows,
+        "outliers": outliers,
         "recommended": {"settings": settings, "tried": tried, **as_set},
     }
+
+
+def _outliers(
+    chip: LoadedModel,
+    module: ModuleOp,
+    channels: Channels,
+    parts: Sequence[Sequence[int]],
+    progress: Progress,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Inputs with blocks that stand out, each with the figures of the chip with 16 bits for them,
+    and the figures of all together; none where blocks have no exponents of their own."""
+    machine = chip.program.machine
+    if not machine.has_blocks:
+        return [], {}
+    wide = _wide_blocks(module, machine)
+    found = channels.standing(machine.block, wide)
+    settings = [
+        f"wide.{one.label}={ranges_text({*one.blocks, *wide.get(one.label, ())})}" for one in found
+    ]
+    tried = [[setting] for setting in settings] + [settings] * (len(settings) > 1)
+    if not tried:
+        return [], {}
+    progress("trying blocks that stand out")
+    figures, _ = _measured(chip, module, [_with(machine, one) for one in tried], parts, progress)
+    rows = [
+        {
+            "role": f"input of {one.label}",
+            "blocks": list(one.blocks),
+            "count": one.count,
+            "times": one.times,
+            "setting": setting,
+            **mine,
+        }
+        for one, setting, mine in zip(found, settings, figures, strict=False)
+    ]
+    return rows, figures[-1]
+
+
+def _wide_blocks(module: ModuleOp, machine: Machine) -> dict[str, frozenset[int]]:
+    """Blocks of inputs that have 16 bits, by label."""
+    from intaglio.lowering.step.input_formats import labels, told_formats, wide_blocks
+
+    told = told_formats(module, machine)
+    blocks = wide_blocks(module, machine, told)
+    return {label: blocks[op] for op, label in labels(module).items() if op in blocks}
 
 
 def _wide(machine: Machine) -> Machine:
@@ -167,9 +228,14 @@ def _with(machine: Machine, settings: Sequence[str]) -> Machine:
     """The chip with what is recommended of it."""
     inputs = [s.removeprefix("activations.") for s in settings if s.startswith("activations.")]
     given = dict(one.split("=") for one in settings)
+    wide = [one.removeprefix("wide.") for one in settings if one.startswith("wide.")]
     kv, numerators = given.get("kv", machine.kv), given.get("probabilities", machine.probabilities)
     return replace(
-        machine, activations_of=(*inputs, *machine.activations_of), kv=kv, probabilities=numerators
+        machine,
+        activations_of=(*inputs, *machine.activations_of),
+        wide_of=(*wide, *machine.wide_of),
+        kv=kv,
+        probabilities=numerators,
     )
 
 
@@ -187,18 +253,15 @@ def _recommended(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _roles(module: ModuleOp, machine: Machine, wide: Machine) -> Iterator[Role]:
-    from intaglio.lowering.step.input_formats import input_format, labels, told_formats, wide_blocks
+    from intaglio.lowering.step.input_formats import input_format, labels, told_formats
 
     told = told_formats(module, machine)
-    blocks = wide_blocks(module, machine, told)
+    wide_of = {label: ranges_text(one) for label, one in _wide_blocks(module, machine).items()}
     inputs: dict[str, set[str]] = {}
-    wide_of: dict[str, str] = {}
     for op, label in labels(module).items():
         # What the graph rounds itself is no format of the chip.
         if op in told or not (isinstance(op, rom.LinearOp) and op.activation is not None):
             inputs.setdefault(label, set()).add(input_format(op, machine, told))
-            if op in blocks:
-                wide_of[label] = ranges_text(blocks[op])
     for label, formats in inputs.items():
         (fmt, *_) = sorted(formats)
         if fmt != "int16":
@@ -285,12 +348,25 @@ def _measured(
     machines: Sequence[Machine],
     parts: Sequence[Sequence[int]],
     progress: Progress,
+    watched: Mapping[int, Callable[[Program], Observer]] | None = None,
 ) -> tuple[list[dict[str, Any]], float]:
-    """Figures of variants on windows, and how far the references are apart, of the range."""
+    """Figures of variants on windows, and how far the references are apart, of the range.
+
+    Args:
+        chip: the compiled model.
+        module: its float stage.
+        machines: the variants.
+        parts: the windows.
+        progress: called with a line for each step.
+        watched: what makes of a variant's program what is called with all that it writes.
+    """
     simulators: list[Simulator] = []
+    observers: list[Observer | None] = []
     for number, machine in enumerate(machines):
         progress(f"lowering variant {number + 1} of {len(machines)}")
         program = _program(chip, module, machine)
+        watch = (watched or {}).get(number)
+        observers.append(None if watch is None else watch(program))
         simulators.append(Simulator(program, chip.folder, images=Images(program, chip.folder)))
     judge, other = chip.reference(float_activations=True), chip.reference()
     ours, against = [Against() for _ in machines], [Against() for _ in machines]
@@ -302,9 +378,9 @@ def _measured(
         other.reset()
         distance = max(distance, float(np.abs(theirs - other.feed(part)).max()))
         low, high = min(low, float(theirs.min())), max(high, float(theirs.max()))
-        for simulator, mine, one in zip(simulators, ours, against, strict=True):
+        for simulator, observe, mine, one in zip(simulators, observers, ours, against, strict=True):
             simulator.reset()
-            exact = simulator.forward(part, 0)
+            exact = simulator.forward(part, 0, observe=observe)
             assert exact is not None
             for rows, logits, following in rows_of(simulator, part, exact):
                 one.add(logits, theirs[rows].astype(np.float64), following)
@@ -351,6 +427,7 @@ def sensitivity_lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"  {name:<{width}}  {'':<8} {one['mean_kl']:9.2e}  {'':6}  "
             f"{one['perplexity_change']:+10.4%}  largest error {one['max_error_of_range']:.2%}"
         )
+    yield from _outlier_lines(result)
     if result["tokens_compared"] < FEW:
         yield (
             f"  {counted(result['tokens_compared'], 'token')} are too few to rank formats by: a "
@@ -362,16 +439,39 @@ def sensitivity_lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"  onnxruntime's own 8-bit activations are {apart:.1%} of the logits' range away from "
             "its float activations: a model for 16 bits"
         )
+    yield from _recommended_lines(result)
+
+
+def _outlier_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    if result["outliers"]:
+        yield (
+            f"  blocks with a channel that stands out, {STANDS_OUT:g} times the median of its "
+            "block or more, and what 16 bits for them alone give:"
+        )
+    for one in result["outliers"]:
+        blocks = "block" if len(one["blocks"]) == 1 else "blocks"
+        yield (
+            f"    {one['role']}: {blocks} {ranges_text(one['blocks'])} of {one['count']}, "
+            f"{one['times']:.0f} times  --set {one['setting']}"
+        )
+        yield f"      {_gain(result['chip'], one)}"
+
+
+def _gain(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    gain = 1 - after["mean_kl"] / before["mean_kl"] if before["mean_kl"] else 0.0
+    change = f"{gain:.0%} less" if gain >= 0 else f"{-gain:.0%} more"
+    return (
+        f"mean KL {after['mean_kl']:.2e} ({change}), perplexity "
+        f"{after['perplexity_change']:+.4%}, largest error {after['max_error_of_range']:.2%} "
+        f"(it was {before['max_error_of_range']:.2%})"
+    )
+
+
+def _recommended_lines(result: Mapping[str, Any]) -> Iterator[str]:
     recommended = result["recommended"]
     if not recommended["settings"]:
         tried = recommended["tried"]
         yield "  recommended  nothing" + (f": {_as_options(tried)} gains nothing" if tried else "")
     if recommended["settings"]:
-        before, after = result["chip"], recommended
-        gain = 1 - after["mean_kl"] / before["mean_kl"] if before["mean_kl"] else 0.0
         yield f"  recommended  {_as_options(recommended['settings'])}"
-        yield (
-            f"               mean KL {after['mean_kl']:.2e} ({gain:.0%} less), perplexity "
-            f"{after['perplexity_change']:+.4%}, largest error {after['max_error_of_range']:.2%} "
-            f"(it was {before['max_error_of_range']:.2%})"
-        )
+        yield f"               {_gain(result['chip'], recommended)}"

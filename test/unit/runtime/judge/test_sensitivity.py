@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from intaglio.backend.compile import compile_model
 from intaglio.backend.stages import Options
 from intaglio.runtime.chip import load
 from intaglio.runtime.cli import main
 from intaglio.runtime.judge.check import check
+from intaglio.runtime.judge.outliers import STANDS_OUT, _times
 from intaglio.runtime.judge.sensitivity import APART, _recommended, sensitivity, sensitivity_lines
 
 TEXT = "In the beginning was the word. " * 9
@@ -80,6 +84,51 @@ def test_formats_that_a_chip_has_together_are_one_role(
     assert 0 < one["mean_kl"] < as_compiled
 
 
+@pytest.fixture
+def outlying(compiled, tmp_path: Path) -> Path:
+    """A model whose second norms have a channel that is twelve times as large."""
+    graph = onnx.load(load(compiled("llama")).model)
+    (*norms,) = [
+        one for one in graph.graph.initializer if "post_attention_layernorm.weight" in one.name
+    ]
+    assert norms
+    for one in norms:
+        gamma = numpy_helper.to_array(one).copy()
+        gamma[20] = 12 * np.abs(gamma).max()
+        one.CopyFrom(numpy_helper.from_array(gamma, one.name))
+    path = tmp_path / "outlying.onnx"
+    onnx.save_model(graph, path)
+    return path
+
+
+def test_blocks_that_stand_out(outlying: Path, tmp_path: Path, text: Path) -> None:
+    """The block of the channel is found, alone, and its figures are those of a compile with it."""
+    own = ("activations=half8", "formats.block=16")
+    as_compiled = divergence(outlying, tmp_path / "chip", text, *own)
+    result = sensitivity(load(tmp_path / "chip"), text, windows=2)
+    one, *others = [one for one in result["outliers"] if one["role"] == "input of gate_up_proj"]
+    assert not others
+    assert (one["blocks"], one["setting"]) == ([1], "wide.gate_up_proj=1")
+    assert one["times"] > STANDS_OUT
+    given = divergence(outlying, tmp_path / "set", text, *own, one["setting"])
+    assert one["mean_kl"] == pytest.approx(given)
+    assert given < as_compiled
+    lines = list(sensitivity_lines(result))
+    assert any("input of gate_up_proj: block 1 of " in line for line in lines)
+    # What is wide already is not found again.
+    again = sensitivity(load(tmp_path / "set"), text, windows=1)
+    assert all(one["role"] != "input of gate_up_proj" for one in again["outliers"])
+    int8 = ("activations=int8", "kv=int8")
+    _ = divergence(outlying, tmp_path / "int8", text, *int8)
+    assert sensitivity(load(tmp_path / "int8"), text, windows=1)["outliers"] == []
+
+
+def test_channels_over_the_median_of_their_block() -> None:
+    channels = np.array([1.0, 2, 3, 24, 0, 0, 0, 0, 0, 0, 0, 5, 7])
+    times = _times(channels, 4)
+    assert times.tolist() == [24 / 2.5, 0, 0, 1]
+
+
 def row(setting: str | None, share: float) -> dict[str, object]:
     return {"setting": setting, "share": share}
 
@@ -142,6 +191,7 @@ def test_what_gains_nothing_is_not_recommended() -> None:
         "references_apart": 0.2,
         "chip": figures,
         "wide": figures,
+        "outliers": [],
         "roles": [{**one, "perplexity_change": 0.0, "setting": "activations.head=int16"}],
         "recommended": {"settings": [], "tried": ["activations.head=int16"], **figures},
     }
