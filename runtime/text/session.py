@@ -120,18 +120,19 @@ class SimulatedSession(Session):
         results = self._simulator().steps(tokens, self.position)
         taken = 0
         try:
-            for result in results:
+            for token, result in zip(tokens, results, strict=True):
+                # Before it is given: whoever asks meanwhile sees it.
+                self.tokens.append(token)
                 taken += 1
                 yield result
         finally:
-            before, rest = list(tokens[:taken]), tokens[taken:]
-            if rest and (states or matrices):
+            if taken < len(tokens) and (states or matrices):
                 # Caches are written over from the position on; states have no positions.
                 self._kept.states.update(states)
                 self._kept.matrices.update(matrices)
+                before = list(tokens[:taken])
+                del self.tokens[len(self.tokens) - taken :]
                 self.feed(before)
-            else:
-                self.tokens += before
 
     def _simulator(self) -> Simulator:
         """The simulator, at work on this session."""

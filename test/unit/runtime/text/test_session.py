@@ -152,6 +152,9 @@ def test_what_was_not_asked_for_is_taken_back(stateful: Path):
         results = session.steps(draft)
         for exact in expected[:kept]:
             np.testing.assert_array_equal(next(results)[0], exact)
+            asked = len(session.tokens) - len(prompt)
+            assert session.tokens == [*prompt, *draft[:asked]] and 0 < asked <= kept
+        assert asked == kept
         results.close()
         assert session.tokens == [*prompt, *draft[:kept]] and session.position == 3 + kept
         for token, exact in zip(draft[kept:], expected[kept:], strict=True):
