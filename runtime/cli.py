@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -41,6 +42,7 @@ from intaglio.runtime.judge.defaults import (
     WINDOW,
 )
 from intaglio.runtime.reports.wording import edited_lines
+from intaglio.runtime.sweep.arguments import sweep_arguments
 from intaglio.runtime.terminal import (
     forget_output,
     progress_line,
@@ -53,6 +55,7 @@ from intaglio.runtime.terminal import (
 
 if TYPE_CHECKING:
     from intaglio.backend.output.verified import OutputFiles
+    from intaglio.backend.stages import Options
 
 SUCCESS, FAILURE, BUG = 0, 1, 2
 
@@ -201,6 +204,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("-o", dest="file", metavar="FILE", help="write to a file")
 
+    sweep = command(
+        "sweep", _sweep, "Evaluate many choices of a chip for a model, and compare them."
+    )
+    _model_arguments(sweep)
+    sweep_arguments(sweep)
+
     targets = command("targets", _targets, "List the targets, or one with all its figures.")
     targets.add_argument("name", metavar="NAME", nargs="?", help="a target, or its TOML file")
     targets.add_argument("--json", action="store_true")
@@ -227,6 +236,21 @@ class _Version(argparse.Action):
 
 
 def _compile_arguments(parser: argparse.ArgumentParser) -> None:
+    _model_arguments(parser)
+    parser.add_argument(
+        "--emit", choices=STAGES, help="stop at this stage; else as the target says"
+    )
+    parser.add_argument(
+        "--no-reference",
+        dest="reference",
+        action="store_false",
+        help="leave the model out of OUT; then onnxruntime cannot judge what was compiled",
+    )
+    parser.add_argument("-o", dest="out", metavar="OUT", required=True, help="folder to write")
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is compiled for what."""
     parser.add_argument("model", metavar="MODEL.onnx")
     parser.add_argument("--target", metavar="T", required=True, help="see `intaglio targets`")
     parser.add_argument(
@@ -267,16 +291,6 @@ def _compile_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="follow links of external data inside a model hub's cache",
     )
-    parser.add_argument(
-        "--emit", choices=STAGES, help="stop at this stage; else as the target says"
-    )
-    parser.add_argument(
-        "--no-reference",
-        dest="reference",
-        action="store_false",
-        help="leave the model out of OUT; then onnxruntime cannot judge what was compiled",
-    )
-    parser.add_argument("-o", dest="out", metavar="OUT", required=True, help="folder to write")
 
 
 def _adapter_arguments(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -357,30 +371,9 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _compile(args: argparse.Namespace) -> int:
     from intaglio.backend.compile import compile_model
-    from intaglio.backend.stages import Options
-    from intaglio.backend.target.target import load_target
-    from intaglio.runtime.chip import check_residents, parse_slots
     from intaglio.runtime.expected_tokens import expected_tokens
 
-    if args.context is not None and args.context < 1:
-        raise UserError(f"--context {args.context}: a KV cache holds at least one token")
-    # A wrong target or setting is found before a large model is read.
-    load_target(args.target).with_options(args.settings)
-    rank, modules = parse_slots(args.adapter_slots)
-    check_residents(args.resident_adapters, rank)
-    options = Options(
-        target=args.target,
-        settings=tuple(args.settings),
-        context=args.context,
-        weights=args.weights,
-        adapter_rank=rank,
-        adapter_modules=modules,
-        resident_adapters=args.resident_adapters,
-        mapping=args.mapping,
-        emit=args.emit,
-        allow_links=args.allow_links,
-        reference=args.reference,
-    )
+    options = replace(_options(args), emit=args.emit, reference=args.reference)
     with progress_line() as progress:
         compiled = compile_model(args.model, args.out, options, progress, expected_tokens)
     is_whole = args.emit in (None, "program", *HARDWARE_STAGES)
@@ -395,6 +388,37 @@ def _compile(args: argparse.Namespace) -> int:
         for line in summary_lines(inspect_json(compiled.folder, program=compiled.program)):
             write_line(f"  {line}")
     return SUCCESS
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from intaglio.runtime.sweep.command import run
+
+    return run(args, _options(args), [] if args.position is None else _positions(args.position))
+
+
+def _options(args: argparse.Namespace) -> Options:
+    """What `_model_arguments` took, with the last stage a program."""
+    from intaglio.backend.stages import Options
+    from intaglio.backend.target.target import load_target
+    from intaglio.runtime.chip import check_residents, parse_slots
+
+    if args.context is not None and args.context < 1:
+        raise UserError(f"--context {args.context}: a KV cache holds at least one token")
+    # A wrong target or setting is found before a large model is read.
+    load_target(args.target).with_options(args.settings)
+    rank, modules = parse_slots(args.adapter_slots)
+    check_residents(args.resident_adapters, rank)
+    return Options(
+        target=args.target,
+        settings=tuple(args.settings),
+        context=args.context,
+        weights=args.weights,
+        adapter_rank=rank,
+        adapter_modules=modules,
+        resident_adapters=args.resident_adapters,
+        mapping=args.mapping,
+        allow_links=args.allow_links,
+    )
 
 
 def _unjudged(folder: Path) -> Iterator[str]:

@@ -8,6 +8,7 @@ need neither the model nor what reads it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -59,11 +60,13 @@ class WhatIf:
     """Programs of one model on one target.
 
     Attributes:
+        model: the file.
         options: target, context, adapter slots, and settings that always hold.
         imported: the module as it was read, in the float stage.
     """
 
     def __init__(self, model: Path, options: Options) -> None:
+        self.model = model
         # Imported when used: who gets a pickled one does not need it.
         from intaglio.backend.compile import import_for
 
@@ -78,19 +81,23 @@ class WhatIf:
         """The target with settings beside those that always hold."""
         return load_target(self.options.target).with_options((*self.options.settings, *settings))
 
-    def built(self, settings: Sequence[str] = (), **others: object) -> Built:
+    def under(self, options: Options) -> WhatIf:
+        """The same under other options, which have the model read in the same way."""
+        other = copy(self)
+        other.options, other._programs = options, {}
+        return other
+
+    def built(self, settings: Sequence[str] = ()) -> Built:
         """The scheduled module, and what bounds it; nothing is kept of it.
 
         Args:
             settings: beside those that always hold.
-            others: further options, by the names that `Options` has for them, which do not change
-                what was read.
 
         Raises:
             UserError: the model does not fit, or the chip makes no sense.
         """
         settings = (*self.options.settings, *settings)
-        options = replace(self.options, settings=settings, **others)
+        options = replace(self.options, settings=settings)
         target = load_target(options.target).with_options(settings)
         module, chain = self.imported.clone(), None
         for stage, stage_passes in list(passes(options))[1:]:

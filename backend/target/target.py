@@ -315,6 +315,15 @@ class Target:
         raise_all(errors)
         return replace(self, parameters=parameters, options=self.options + options)
 
+    def check_option(self, option: str) -> None:
+        """Whether a setting by itself is one of this target's, whatever else is set beside it.
+
+        Raises:
+            UserError: it has no such key, or the value is none of the key's.
+        """
+        if _inputs(option) is None and _blocks(option) is None:
+            _ = self._option(option)
+
     def _option(self, option: str) -> tuple[str, Value]:
         """Full name and value of one setting, or a `UserError`."""
         key, equals, text = option.partition("=")

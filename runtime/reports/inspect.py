@@ -113,7 +113,7 @@ def inspect_json(
         if name in placed
     )
     token = TokenTimeline(program, stated)
-    rom, energies = _rom(program, placed), power(token, target, placed)
+    rom, energies = rom_by_use(program, placed), power(token, target, placed)
     die = area(target, rom["extra_bits"])
     return {
         "schema": SCHEMA,
@@ -135,13 +135,9 @@ def inspect_json(
         "rom": rom,
         "zeros": _zeros(program, manifest.get("zeros")),
         "constants": _constants(program),
-        "sram": _sram(program),
+        "sram": sram_by_use(program),
         "budget": budget(program, [] if sites is None else sites.list()),
-        "vector_memory": {
-            "capacity_bytes": program.machine.vector_sram_bytes,
-            "used_bytes": _size(program, *OF_VALUES, KV_SCALES, STATE_SCALES),
-            "kv_scale_bytes": _size(program, KV_SCALES),
-        },
+        "vector_memory": vector_memory_by_use(program),
         "memories": [
             {**asdict(one), "name": name, "bytes": one.size}
             for name, one in program.memories.items()
@@ -232,7 +228,8 @@ def _classes(program: Program) -> dict[str, str]:
     return classes
 
 
-def _rom(program: Program, placed: Mapping[str, Placed]) -> dict[str, Any]:
+def rom_by_use(program: Program, placed: Mapping[str, Placed]) -> dict[str, Any]:
+    """Bits of the matrix units' ROM by use and by class of tensor, and how full its banks are."""
     machine = program.machine
     banks = machine.tiles * machine.l_units
     classes = _classes(program)
@@ -318,7 +315,16 @@ def _size(program: Program, *names: str) -> int:
     return size_of(one for name, one in program.memories.items() if name in names)
 
 
-def _sram(program: Program) -> dict[str, Any]:
+def vector_memory_by_use(program: Program) -> dict[str, Any]:
+    """Bytes of the vector units' memory."""
+    return {
+        "capacity_bytes": program.machine.vector_sram_bytes,
+        "used_bytes": _size(program, *OF_VALUES, KV_SCALES, STATE_SCALES),
+        "kv_scale_bytes": _size(program, KV_SCALES),
+    }
+
+
+def sram_by_use(program: Program) -> dict[str, Any]:
     """SRAM of all H-Units together."""
     machine, demand = program.machine, demand_of(program)
     adapters = slots = _size(program, ADAPTERS, ADAPTER_SCALES)

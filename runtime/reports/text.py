@@ -40,6 +40,16 @@ def inspect_text(content: Mapping[str, Any], width: int = WIDTH) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
+def table_text(table: Table, width: int = WIDTH) -> str:
+    """A table by itself, at most `width` columns wide."""
+    from rich.console import Console
+
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, highlight=False, markup=False, color_system=None)
+    _print(console, table)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
 def _print(console: Console, table: Table) -> None:
     """A table whose first column is text and whose other columns are numbers."""
     from rich.box import SIMPLE
