@@ -30,7 +30,7 @@ import numpy as np
 from intaglio.backend import circt
 from intaglio.backend.hw.chip import sequencer
 from intaglio.backend.hw.chip.chip import TOP, chip_design
-from intaglio.backend.hw.chip.contents import Words, logic_rom, rom_words
+from intaglio.backend.hw.chip.contents import Words, descriptor_roms, logic_rom, rom_words
 from intaglio.backend.hw.chip.layout import Layout, layout_of
 from intaglio.backend.hw.units.attention.kv import word_bytes
 from intaglio.backend.output.hardware_files import (
@@ -231,10 +231,9 @@ def _write_roms(layout: Layout, images: Images, folder: Path) -> dict[str, str]:
 def rom_widths(layout: Layout) -> dict[str, int]:
     """Bits of a word of every ROM; those of L-Units by their last name."""
     queues = {
-        f"sequencer_{queue}/descriptors": sequencer.descriptor(
-            queue, layout.queues, layout.fields[queue]
-        ).width
+        path: sequencer.descriptor(queue, layout.queues, layout.fields[queue]).width
         for queue in layout.queues
+        for path in descriptor_roms(layout, queue)
     }
     matrix = layout.matrix
     return {

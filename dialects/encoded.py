@@ -243,9 +243,11 @@ class QueueOp(PlainOp):
     fields = prop_def(ArrayAttr[FieldAttr])
     """Those of the units, the first in the lowest bits above the waits."""
     body = region_def("single_block")
+    context = opt_prop_def(IntegerAttr[I64])
+    """Whose rows the descriptors say, of a chip that has contexts; absent: the first one's."""
     assembly_format = (
-        "$queue `short` $short (`flows` $flows^)? (`reduces` $reduces^)? `fields` $fields $body"
-        " attr-dict"
+        "$queue (`context` $context^)? `short` $short (`flows` $flows^)? (`reduces` $reduces^)?"
+        " `fields` $fields $body attr-dict"
     )
     traits = traits_def(NoTerminator())
 
@@ -258,15 +260,22 @@ class QueueOp(PlainOp):
         *,
         flows: bool = False,
         reduces: bool = False,
+        context: int = 0,
     ) -> None:
         self._build(
             regions=[Region(Block(list(descriptors)))],
             queue=queue,
+            context=context or None,
             short=short,
             flows=UnitAttr() if flows else None,
             reduces=UnitAttr() if reduces else None,
             fields=ArrayAttr([FieldAttr.of(one) for one in fields.fields]),
         )
+
+    @property
+    def number(self) -> tuple[int, str]:
+        """Context and name."""
+        return 0 if self.context is None else self.context.value.data, self.queue.data
 
     @property
     def descriptors(self) -> Iterator[DescriptorOp]:

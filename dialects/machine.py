@@ -179,6 +179,8 @@ class Machine:
     wide_of: tuple[str, ...] = ()
     """`NAME=BLOCKS` for matrices of whose inputs some blocks, or `all`, have codes of 16 bits, by
     the same names."""
+    contexts: int = 1
+    """Tokens that the chip works on at once, each in rows of its own of the memories of values."""
     fractions: str = "model"
     """`model`: values whose magnitudes ask for it have other fractions than `fraction_bits`
     (`lowering/step/fractions.py`); `set`: none has."""

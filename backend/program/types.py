@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
 
-from intaglio.dialects import gating, hazards, timeline, wholeness
+from intaglio.dialects import gating, hazards, in_flight, timeline, wholeness
 from intaglio.dialects.codes import SLOT_BITS
 from intaglio.dialects.constant_rom import Form
 from intaglio.dialects.errors import CompilerBug, UserError
@@ -15,9 +15,9 @@ from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.h_units import AdapterShape, CacheShape, StateShape, element_bits
 from intaglio.dialects.isa import instruction as isa
 from intaglio.dialects.isa.beat import WHOLE, Beat
-from intaglio.dialects.isa.matrix import Embed
-from intaglio.dialects.isa.values import Fixed, Value
-from intaglio.dialects.isa.vector import Quantize
+from intaglio.dialects.isa.matrix import Embed, Row
+from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores, Value
+from intaglio.dialects.isa.vector import Quantize, RMSNorm, Sample
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import Memory, Span, span_of
 from intaglio.dialects.tiling import MatrixShape, Piece
@@ -320,6 +320,8 @@ class Program:
     """That the chip has, by name."""
     states: Mapping[str, State] = field(default_factory=dict[str, State])
     matrices: Mapping[str, Matrices] = field(default_factory=dict[str, Matrices])
+    context: int = 0
+    """Of the chip's contexts the one whose rows its buffers are at (`in_context`)."""
 
     @property
     def capacity(self) -> int:
@@ -362,6 +364,92 @@ class Program:
                 hint=f"parts of a vector must begin at a multiple of {lanes} elements",
             )
         return place.row
+
+    @cached_property
+    def guards(self) -> Sequence[Sequence[in_flight.Guard]]:
+        """Of each block's instructions, which all flow, what keeps results in order between tokens
+        in flight."""
+        # A table's row counts its elements from 0 while none of a product before it leaves.
+        machine = self.machine
+        of_row = machine.reduce + machine.requantise
+        return [
+            [
+                in_flight.guard_of(
+                    one.issue, self.longest, of_row if isinstance(one.does, Row) else None
+                )
+                for one in block.instructions
+            ]
+            for block in self.blocks
+        ]
+
+    @property
+    def flight(self) -> in_flight.Flight:
+        """What the timeline of several tokens in flight needs.
+
+        Raises:
+            ValueError: an instruction does not flow (when it is run).
+        """
+        machine = self.machine
+        return in_flight.Flight(
+            [(block.timing, block.sampled) for block in self.blocks],
+            machine.issue,
+            self.guards,
+            {
+                (number, place): machine.vector_reduce + machine.sample
+                for number, block in enumerate(self.blocks)
+                for place, one in enumerate(block.instructions)
+                if isinstance(one.does, Sample)
+            },
+        )
+
+    def in_context(self, number: int) -> Program:
+        """The program as a token in a context has it: values in rows, and what is reduced in
+        entries, of that context's own. Caches and constants are everybody's."""
+        if number == self.context:
+            return self
+        more, entries = number - self.context, self.entries
+        rows = {name: one.rows // self.machine.contexts for name, one in self.memories.items()}
+
+        def moved(beat: Beat) -> Beat:
+            peak = beat.peak + more * entries if beat.peak else 0
+            return replace(beat, entry=beat.entry + more * entries, peak=peak)
+
+        return replace(
+            self,
+            buffers={
+                name: one
+                if one.memory is None
+                else replace(one, row=one.row + more * rows[one.memory])
+                for name, one in self.buffers.items()
+            },
+            blocks=[
+                replace(
+                    block,
+                    instructions=[replace(i, beat=moved(i.beat)) for i in block.instructions],
+                )
+                for block in self.blocks
+            ],
+            context=number,
+        )
+
+    @cached_property
+    def entries(self) -> int:
+        """Entries that a token needs in the files of what is reduced, one a group."""
+        groups = most = 1
+        for one in self.buffers.values():
+            match one.type:
+                case Quantized() as kind:
+                    groups = max(groups, kind.groups)
+                case Scores() | Probabilities() as kind:
+                    groups = max(groups, kind.heads)
+                case _:
+                    pass
+        for block in self.blocks:
+            for one in block.instructions:
+                if isinstance(one.does, RMSNorm):
+                    groups = max(groups, one.does.groups)
+                most = max(most, one.beat.entry + groups, one.beat.peak)
+        return most
 
     def span(self, buffer: str) -> Span | None:
         """Where a value lies; None: in no memory."""

@@ -338,6 +338,14 @@ KEYS: dict[str, Key] = {
     ),
     "policy.emit": _choice("last stage of a compile, unless told", "program", "hw", "sv"),
     "policy.head_store": _choice("where an engraved LM head counts", "rom", "extra-rom"),
+    "policy.in_flight": Key(
+        "int",
+        "tokens that the chip works on at once: prompt tokens that follow each other, each in rows "
+        "of its own of the memories of values",
+        "tokens",
+        1,
+        8,
+    ),
     "policy.rom_logic": Key(
         "choice",
         "how a ROM bank that is logic is written: its truth table, or gates that its bits share",

@@ -249,6 +249,7 @@ class Target:
             accumulators=self._optional("l_unit.accumulators"),
             block=self._optional("formats.block"),
             rom_logic=self._rom_logic,
+            contexts=self.integer("policy.in_flight"),
             expert_power=self._expert_power,
             fractions=self._fractions,
             activations_of=self._lines(INPUTS),

@@ -9,6 +9,7 @@ the last reader (`lowering/schedule/waits.py`). A slice of a value is a view: it
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from xdsl.ir import SSAValue
 
@@ -118,10 +119,12 @@ class VectorMemory:
             yield BufferOp(self._names[value], value.type, memory, *place, of=of)
 
     def memories(self) -> dict[str, Memory]:
-        """The memories that the chip has for values."""
+        """The memories that the chip has for values, the rows of each context behind the last."""
         blocks = [kind.block for v in self._roots if isinstance(kind := self.kind(v), Blocks)]
         lanes, block = self.machine.vector_lanes, min(blocks, default=0)
-        return memories.of_values(self._heights, lanes, self.capacity, block)
+        one = memories.of_values(self._heights, lanes, self.capacity, block)
+        count = self.machine.contexts
+        return {name: replace(memory, rows=count * memory.rows) for name, memory in one.items()}
 
     @property
     def _roots(self) -> list[SSAValue]:

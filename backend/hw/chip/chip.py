@@ -10,6 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from intaglio.backend.hw.chip.contents import Words, rom_words
+from intaglio.backend.hw.chip.in_flight import (
+    build_interleaver,
+    build_ports_of_tokens,
+    context_bits,
+)
 from intaglio.backend.hw.chip.layout import Layout, layout_of
 from intaglio.backend.hw.chip.sequencer import (
     SEQUENCE_BITS,
@@ -24,8 +29,8 @@ from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
 from intaglio.backend.hw.units.memories import SHARED, VECTORS, Memory
 from intaglio.backend.hw.units.ports import (
     NEXT_TOKEN,
+    NEXT_TOKEN_CONTEXT,
     NEXT_TOKEN_VALID,
-    POSITION,
     POWER_BITS,
     TOKEN,
     WANTED,
@@ -37,6 +42,8 @@ from intaglio.backend.hw.units.ports import (
     Serve,
     Take,
     Write,
+    context_of,
+    position_of,
 )
 from intaglio.backend.hw.units.unit import Unit
 from intaglio.backend.hw.wires.memories import Bank, build_all
@@ -48,11 +55,12 @@ from intaglio.backend.hw.wires.signal import (
     Signal,
     Wire,
     cat,
+    choose,
     tree,
 )
 from intaglio.backend.hw.wires.widths import fit
 from intaglio.dialects.errors import CompilerBug
-from intaglio.dialects.isa.queues import PEAKS, reductions_of
+from intaglio.dialects.isa.queues import MATRIX, PEAKS, reductions_of
 from intaglio.lowering.schedule import durations
 
 if TYPE_CHECKING:
@@ -125,13 +133,13 @@ class _Chip:
         self.machine = layout.program.machine
         bits = count_bits(layout.queues)
         self.modules = [(unit, unit.module(design, logic)) for unit in layout.units]
-        self.sequencers = {
-            queue: build_sequencer(
-                design, queue, layout.queues, layout.fields[queue], self.machine.issue
-            )
-            for queue in layout.queues
-        }
-        self.port = build_token_port(design, position_bits(layout))
+        self.contexts = len(layout.contexts)
+        self.sequencers = {queue: self._sequencer(queue) for queue in layout.queues}
+        self.port = (
+            build_token_port(design, position_bits(layout))
+            if self.contexts == 1
+            else build_ports_of_tokens(design, position_bits(layout), self.contexts)
+        )
         self.m = m = design.module(TOP, f"The chip {self.machine.name}, for {layout.program.name}.")
         self.token_inputs = {
             name: m.input(name, width)
@@ -141,6 +149,7 @@ class _Chip:
                 ("sample", 1),
                 ("restart", 1),
                 ("next_ready", 1),
+                *((("in_flight", self.contexts.bit_length()),) if self.contexts > 1 else ()),
             )
         }
         self.banks = {
@@ -155,14 +164,19 @@ class _Chip:
             if memory.name in layout.rows
         }
         self.counts: dict[str, Wire] = {
-            name: m.wire(f"finished_{name}", bits) for name in counters(layout.queues)
+            name: m.wire(name, bits)
+            for name in (
+                self._count(c, one) for c in range(self.contexts) for one in counters(layout.queues)
+            )
         }
         self.told: dict[tuple[str, str], list[Signal]] = {}
         """What units tell a sequencer, by queue and port."""
         self.heard: dict[tuple[str, str], Wire] = {}
-        self.idle = m.wire("idle", 1)
+        self.idles = [m.wire(f"idle{self._of(c)}", 1) for c in range(self.contexts)]
         self.result_valid = m.wire("result_valid", 1)
         self.result = m.wire("result", TOKEN_BITS)
+        if self.contexts > 1:
+            self.result_context = m.wire("result_context", context_bits(self.contexts))
         self.saturations: list[Signal] = []
         self.given: dict[str, Signal] = {}
         """What ports take by name."""
@@ -177,12 +191,14 @@ class _Chip:
             self.port,
             {
                 **self.token_inputs,
-                "idle": self.idle,
+                **{f"idle{self._of(c)}": one for c, one in enumerate(self.idles)},
                 "result_valid": self.result_valid,
                 "result": self.result,
+                **({"result_context": self.result_context} if self.contexts > 1 else {}),
             },
         )
-        for name in ("token_ready", "next_valid", "next_token", "busy"):
+        told = ("next_context", "turn", "into") if self.contexts > 1 else ()
+        for name in ("token_ready", "next_valid", "next_token", "busy", *told):
             m.output(name, self.token[name])
         self._sequence()
         self._announce()
@@ -215,41 +231,82 @@ class _Chip:
 
     def _sequence(self) -> None:
         """The sequencers and the event port."""
-        m = self.m
-        every: Signal = m.constant(1)
+        m, contexts = self.m, range(self.contexts)
+        every: list[Signal] = [m.constant(1) for _ in contexts]
         any_event: Signal = m.constant(0)
-        shared = {name: self.token[name] for name in ("accept", "sampled", "running")}
+        shared: dict[str, Signal] = {
+            name: self.token[name]
+            for name in ("accept", "sampled", "running", "turn")
+            if name in self.token
+        }
+        shared |= {
+            f"{name}{c}": self.token[f"{name}{c}"]
+            for name in ("accept", "live")
+            for c in contexts
+            if self.contexts > 1
+        }
         self.queues: dict[str, dict[str, Signal]] = {}
         for queue, module in self.sequencers.items():
             ports = {port.name for port in module.ports if not port.output}
-            others = {f"finished_{name}": count for name, count in self.counts.items()}
-            inputs = {name: one for name, one in {**shared, **others}.items() if name in ports}
+            given = {**shared, **self.counts}
+            inputs = {name: one for name, one in given.items() if name in ports}
             for name in ("ready", "done", "reduced"):
                 if name in ports:
                     inputs[name] = self.heard[queue, name] = m.wire(f"{name}_{queue}", 1)
             out = m.instance(f"sequencer_{queue}", module, inputs)
             self.queues[queue] = out
-            self.counts[queue].assign(out["finished"])
-            every = every & out["idle"]
+            for c in contexts:
+                self.counts[self._count(c, queue)].assign(out[f"finished{self._of(c)}"])
+                every[c] = every[c] & out[f"idle{self._of(c)}"]
             any_event = any_event | out["start"] | out["finish"]
-            for name in ("start", "finish"):
-                m.output(f"event_{queue}_{name}", out[name])
-            for name in ("started", "ended"):
-                m.output(f"event_{queue}_{name}", out[name], SEQUENCE_BITS)
-            if "reductions" in out:
+            self._tell(queue, out, ("start", "started"), ("finish", "ended"))
+            if "reduction" in out:
                 leaves = reductions_of(queue)
-                self.counts[leaves].assign(out["reductions"])
+                for c in contexts:
+                    self.counts[self._count(c, leaves)].assign(out[f"reductions{self._of(c)}"])
                 any_event = any_event | out["reduction"]
                 m.output(f"event_{leaves}_finish", out["reduction"])
                 m.output(f"event_{leaves}_ended", out["left"], SEQUENCE_BITS)
-        self.idle.assign(every)
+                if self.contexts > 1:
+                    m.output(f"event_{leaves}_ended_context", out["left_context"])
+        for idle, one in zip(self.idles, every, strict=True):
+            idle.assign(one)
         m.output("event_any", any_event | self.token["next_valid"])
+
+    def _sequencer(self, queue: str) -> ModuleBuilder:
+        design, layout, issue = self.design, self.layout, self.machine.issue
+        given = design, queue, layout.queues, layout.fields[queue], issue
+        if self.contexts == 1:
+            return build_sequencer(*given)
+        return build_interleaver(*given, self.contexts, layout.orders[queue])
+
+    def _of(self, context: int) -> str:
+        """What the names of a context's signals end with."""
+        return "" if self.contexts == 1 else str(context)
+
+    def _count(self, context: int, counter: str) -> str:
+        """The name of a context's count."""
+        return f"finished{self._of(context)}_{counter}"
+
+    def _tell(self, queue: str, out: Mapping[str, Signal], *told: tuple[str, str]) -> None:
+        """Starts and finishes at the event port, with contexts whose they are."""
+        m = self.m
+        for event, number in told:
+            m.output(f"event_{queue}_{event}", out[event])
+            m.output(f"event_{queue}_{number}", out[number], SEQUENCE_BITS)
+            if self.contexts > 1:
+                whose = out["whose" if event == "start" else f"{number}_context"]
+                m.output(f"event_{queue}_{number}_context", whose)
 
     # Bundles
 
     def _announce(self) -> None:
         """What ports take by name, from the chip and from units."""
-        self.given |= {POSITION: self.token["position"], TOKEN: self.token["held_token"]}
+        for queue, out in self.queues.items():
+            self.given[position_of(queue)] = self._at_hand("position", queue)
+            if self.contexts > 1:
+                self.given[context_of(queue)] = out["whose"]
+        self.given[TOKEN] = self._at_hand("held_token", MATRIX)
         bundles = [bundle for unit in self.layout.units for bundle in unit.ports]
         if any(isinstance(one, Take) and one.name == WANTED for one in bundles):
             wanted = self.m.register("wanted_q", 1)
@@ -265,6 +322,13 @@ class _Chip:
                     self._await(f"{one.memory.name}_address", widths[one.address])
                     self._await(f"{one.memory.name}_data", widths[one.data])
         self._external_module = self._external_port()
+
+    def _at_hand(self, name: str, queue: str) -> Signal:
+        """What the token port says of the token whose instruction a queue starts or started."""
+        if self.contexts == 1:
+            return self.token[name]
+        each = [self.token[f"{name}{c}"] for c in range(self.contexts)]
+        return choose(self.queues[queue]["whose"], each)
 
     def _await(self, name: str, width: int) -> None:
         self.given[name] = self.awaited[name] = self.m.wire(name, width)
@@ -411,5 +475,7 @@ class _Chip:
             raise CompilerBug("the program samples no token")
         self.result_valid.assign(self.given[NEXT_TOKEN_VALID])
         self.result.assign(fit(self.given[NEXT_TOKEN], TOKEN_BITS))
+        if self.contexts > 1:
+            self.result_context.assign(self.given[NEXT_TOKEN_CONTEXT])
         if POWER_BITS in self.given:
             self.m.output("power", self.given[POWER_BITS])

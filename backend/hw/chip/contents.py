@@ -42,13 +42,13 @@ def descriptor_wires(layout: Layout, queue: str, images: Images) -> list[dict[st
             for name, width in layout.fields[queue].items()
             for one in (values[name],)
         }
-        for values in (descriptor.numbers for descriptor in layout.encoded[queue].descriptors)
+        for values in (descriptor.numbers for descriptor in layout.encoded[0, queue].descriptors)
     ]
 
 
-def descriptor_words(layout: Layout, queue: str, images: Images) -> Words:
-    """The content of a sequencer's ROM."""
-    encoded = layout.encoded[queue]
+def descriptor_words(layout: Layout, queue: str, images: Images, context: int = 0) -> Words:
+    """The content of a sequencer's ROM, of a context."""
+    encoded = layout.encoded[context, queue]
     form = encoded.form
     scales = matrix_plan.single_scales(layout.program, images) if queue == MATRIX else {}
     words = [word_of(form, one, scales) for one in encoded.descriptors]
@@ -69,6 +69,13 @@ def as_words(rows: npt.NDArray[np.uint8]) -> Words:
     return padded.view(f"<u{whole}")[:, 0]
 
 
+def descriptor_roms(layout: Layout, queue: str) -> list[str]:
+    """The ROMs of a queue's sequencer, one for each context."""
+    name = f"sequencer_{queue}/descriptors"
+    count = len(layout.contexts)
+    return [name] if count == 1 else [f"{name}{number}" for number in range(count)]
+
+
 def rom_words(layout: Layout, images: Images) -> Iterator[tuple[str, Words]]:
     """The contents of all ROMs of the chip, each with the memory's path; one at a time.
 
@@ -76,7 +83,8 @@ def rom_words(layout: Layout, images: Images) -> Iterator[tuple[str, Words]]:
     """
     for queue in layout.queues:
         if layout.queues[queue].entries:
-            yield f"sequencer_{queue}/descriptors", descriptor_words(layout, queue, images)
+            for context, path in enumerate(descriptor_roms(layout, queue)):
+                yield path, descriptor_words(layout, queue, images, context)
     yield "constants", constant_words(layout, images)
     yield from adapter_words(layout, images)
     if layout.matrix.logic:

@@ -9,14 +9,17 @@ hold is in `contents.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING
 
 from intaglio.backend.hw.chip import sequencer
+from intaglio.backend.hw.chip.in_flight import Order
 from intaglio.backend.hw.chip.sequencer import Entry, QueueProgram
 from intaglio.backend.hw.units.adapter.interface import AdapterUnit
-from intaglio.backend.hw.units.adapter.layout import places_of, products
+from intaglio.backend.hw.units.adapter.layout import places_of
+from intaglio.backend.hw.units.adapter.layout import products as adapter_products
 from intaglio.backend.hw.units.adapter.sizes import AdapterModel
 from intaglio.backend.hw.units.attention.interface import AttentionUnit
 from intaglio.backend.hw.units.attention.unit import AttentionModel
@@ -48,6 +51,19 @@ _OF_ATTENTION = (memories.SCORES, memories.LARGEST, memories.PROBABILITIES, memo
 
 
 @dataclass(frozen=True)
+class Context:
+    """A context of a chip that has several.
+
+    Attributes:
+        program: as its tokens have it (`Program.in_context`).
+        units: that say to the chip's own units where its values lie.
+    """
+
+    program: Program
+    units: tuple[Unit, ...]
+
+
+@dataclass(frozen=True)
 class Layout:
     """All that the chip's modules and images are made of.
 
@@ -61,6 +77,9 @@ class Layout:
         adapters: sizes of the adapter unit; None without one.
         vector: sizes of the vector unit.
         places: what the vector unit's encoder has to know.
+        contexts: all of them, that of `program` and `units` first.
+        orders: of each queue what keeps its results in order between tokens, where there are
+            several contexts.
     """
 
     program: Program
@@ -72,6 +91,8 @@ class Layout:
     adapters: AdapterModel | None
     vector: VectorShape
     places: Places
+    contexts: tuple[Context, ...] = ()
+    orders: Mapping[str, Order] = field(default_factory=dict[str, Order])
 
     @property
     def rows(self) -> dict[str, int]:
@@ -84,8 +105,8 @@ class Layout:
         return self.program.memories[CONSTANTS].rows
 
     @cached_property
-    def encoded(self) -> dict[str, QueueOp]:
-        """The descriptors of each queue."""
+    def encoded(self) -> dict[tuple[int, str], QueueOp]:
+        """The descriptors of each context and queue."""
         return encode(self)
 
     @property
@@ -128,11 +149,7 @@ def layout_of(program: Program) -> Layout:
         vector_depth=vector_depth,
         constant_depth=constant_rows,
     )
-    heads = {
-        name: one.row // program.rows_of_head
-        for name, one in program.buffers.items()
-        if one.memory in (memories.SCORES, memories.PROBABILITIES)
-    }
+    heads = heads_of(program)
     row_bits = max(2, max(rows[name] for name in memories.OF_KIND.values()).bit_length())
     attention = AttentionModel(program, row_bits, heads) if program.caches else None
     adapter_places = places_of(program)
@@ -173,19 +190,55 @@ def layout_of(program: Program) -> Layout:
         if unit is not None
     )
     fields = queue_fields(units)
+    queues = sequencer.unroll([(one.timing, one.sampled) for one in program.blocks], list(fields))
+    orders: dict[str, Order] = {}
+    if program.machine.contexts > 1:
+        orders = {queue: order_of(program, one) for queue, one in queues.items() if one.entries}
+        fields |= {
+            queue: Fields((*fields[queue].fields, *one.fields)) for queue, one in orders.items()
+        }
+
+    def placed(unit: Unit, one: Program) -> Unit:
+        """A unit that says where the values of a context's tokens lie."""
+        match unit:
+            case VectorUnit():
+                return replace(unit, places=replace(places, heads=heads_of(one)))
+            case AttentionUnit(model=model):
+                return replace(unit, model=replace(model, program=one, heads_of=heads_of(one)))
+            case _:
+                return unit
+
+    contexts = [program.in_context(number) for number in range(program.machine.contexts)]
     return Layout(
         program=program,
         units=units,
-        queues=sequencer.unroll(
-            [(one.timing, one.sampled) for one in program.blocks], list(fields)
-        ),
+        queues=queues,
         fields=fields,
         matrix=matrix,
         attention=attention,
         adapters=adapters,
         vector=shape,
         places=places,
+        contexts=(
+            Context(program, units),
+            *(Context(one, tuple(placed(u, one) for u in units)) for one in contexts[1:]),
+        ),
+        orders=orders,
     )
+
+
+def order_of(program: Program, executed: QueueProgram) -> Order:
+    """What keeps the results of a queue in order between tokens."""
+    return Order.of([program.guards[one.block][one.instruction] for one in executed.entries])
+
+
+def heads_of(program: Program) -> dict[str, int]:
+    """Of each buffer of scores or probabilities its first entry in the files of heads."""
+    return {
+        name: one.row // program.rows_of_head
+        for name, one in program.buffers.items()
+        if one.memory in (memories.SCORES, memories.PROBABILITIES)
+    }
 
 
 def refusals(program: Program) -> list[UserError]:
@@ -200,7 +253,7 @@ def refusals(program: Program) -> list[UserError]:
     units: list[type[Unit]] = [MatrixUnit, VectorUnit]
     if program.caches:
         units.insert(1, AttentionUnit)
-    if products(program):
+    if adapter_products(program):
         units.append(AdapterUnit)
     if program.matrices:
         units.append(RecurrenceUnit)
@@ -236,7 +289,12 @@ def layout_with(layout: Layout, program: Program) -> Layout:
         layout: of the hardware.
         program: that of the layout with other exponents and constants of instructions.
     """
-    return replace(layout, program=program)
+    first, *others = layout.contexts
+    contexts = (
+        replace(first, program=program),
+        *(replace(one, program=program.in_context(one.program.context)) for one in others),
+    )
+    return replace(layout, program=program, contexts=contexts)
 
 
 def bias_rows(program: Program) -> dict[str, int]:
@@ -257,22 +315,23 @@ def encode(layout: Layout) -> dict[str, QueueOp]:
         UserError: units cannot execute instructions; all of them, and why.
     """
     found: list[UserError] = []
-    encoded: dict[str, QueueOp] = {}
-    for queue, executed in layout.queues.items():
+    encoded: dict[tuple[int, str], QueueOp] = {}
+    for context, (queue, executed) in product(range(len(layout.contexts)), layout.queues.items()):
         descriptors: list[DescriptorOp] = []
-        for entry in executed.entries:
+        for number in range(len(executed.entries)):
             found += attempted(
-                lambda queue=queue, entry=entry, into=descriptors: into.append(
-                    _descriptor(layout, queue, entry)
+                lambda at=(context, queue, number), into=descriptors: into.append(
+                    _descriptor(layout, *at)
                 )
             )
-        encoded[queue] = QueueOp(
+        encoded[context, queue] = QueueOp(
             queue,
             executed.short,
             layout.fields[queue],
             descriptors,
             flows=executed.flows,
             reduces=executed.reduces,
+            context=context,
         )
     refuse(found)
     return encoded
@@ -288,43 +347,50 @@ def with_queues(layout: Layout, queues: Sequence[QueueOp]) -> Layout:
     Raises:
         ValueError: they are not the queues of its units, or have other fields.
     """
-    given = {one.queue.data: one for one in queues}
-    if len(given) != len(queues) or given.keys() != layout.queues.keys():
-        raise ValueError(f"the chip has a queue each of {', '.join(layout.queues)}")
+    given = {one.number: one for one in queues}
+    wanted = set(product(range(len(layout.contexts)), layout.queues))
+    if len(given) != len(queues) or given.keys() != wanted:
+        each = " for each of its contexts" if len(layout.contexts) > 1 else ""
+        raise ValueError(f"the chip has a queue each of {', '.join(layout.queues)}{each}")
     numbers = {block.name: number for number, block in enumerate(layout.program.blocks)}
     programs: dict[str, QueueProgram] = {}
-    for queue, fields in layout.fields.items():
-        stated = given[queue].unit_fields
+    for (context, queue), one in sorted(given.items()):
+        fields, stated = layout.fields[queue], one.unit_fields
         if list(stated.items()) != list(fields.items()):
             other = [f"'{n}'" for n in {**fields, **stated} if fields.get(n) != stated.get(n)]
             what = f"field {other[0]} is another" if other else "fields stand in another order"
             raise ValueError(f"the units of queue '{queue}' have other fields: {what}")
         entries: list[Entry] = []
-        for one in given[queue].descriptors:
-            block, instance, number = one.at
+        for descriptor in one.descriptors:
+            block, instance, number = descriptor.at
             if block not in numbers:
                 raise ValueError(f"a descriptor of queue '{queue}' is of no block @{block}")
-            entries.append(Entry(numbers[block], instance, number, one.counts))
-        programs[queue] = QueueProgram(
+            entries.append(Entry(numbers[block], instance, number, descriptor.counts))
+        stated = QueueProgram(
             tuple(entries),
-            given[queue].short.value.data,
-            given[queue].flows is not None,
-            given[queue].reduces is not None,
+            one.short.value.data,
+            one.flows is not None,
+            one.reduces is not None,
         )
-    changed = replace(layout, queues=programs)
+        if programs.setdefault(queue, stated) != stated:
+            raise ValueError(f"context {context} has another program of queue '{queue}'")
+    changed = replace(layout, queues={queue: programs[queue] for queue in layout.queues})
     changed.__dict__["encoded"] = given
     return changed
 
 
-def _descriptor(layout: Layout, queue: str, entry: Entry) -> DescriptorOp:
-    block = layout.program.blocks[entry.block]
+def _descriptor(layout: Layout, context: int, queue: str, number: int) -> DescriptorOp:
+    entry, whose = layout.queues[queue].entries[number], layout.contexts[context]
+    block = whose.program.blocks[entry.block]
     instruction, instance = block.instructions[entry.instruction], block.instances[entry.instance]
     first, *others = [
-        unit for unit in layout.units if any(one.queue == queue for one in unit.commands)
+        unit for unit in whose.units if any(one.queue == queue for one in unit.commands)
     ]
     unit = next((one for one in others if one.executes(instruction.does)), first)
     values: dict[str, Value] = dict.fromkeys(layout.fields[queue], 0)
-    values |= unit.encode(layout.program, instruction, instance)
+    values |= unit.encode(whose.program, instruction, instance)
+    if queue in layout.orders:
+        values |= layout.orders[queue].values(number)
     if unit is not first:
         # Of units that share a queue all but the first are chosen by a field.
         values[unit.name] = 1

@@ -136,7 +136,7 @@ def count_bits(programs: Mapping[str, QueueProgram]) -> int:
     return max(1, max(len(program.entries).bit_length() for program in programs.values()))
 
 
-def _parts(fields: Fields, word: Signal) -> dict[str, Signal]:
+def parts_of(fields: Fields, word: Signal) -> dict[str, Signal]:
     """The fields of a word."""
     signals: dict[str, Signal] = {}
     place = 0
@@ -272,7 +272,7 @@ def _alone(
     before = mux(accept, 0, issued)
     address = m.register("address", max(1, (len(program.entries) - 1).bit_length()))
     word = m.rom("descriptors", max(2, len(program.entries)), form.width, address)
-    parts = _parts(form, word)
+    parts = parts_of(form, word)
     ready = (accept | running) & (before < length) & (accept | (issued == finished))
     for other, count in counts.items():
         wait = parts.get(f"wait_{other}")
@@ -313,7 +313,7 @@ def _flow(
     word = m.rom(
         "descriptors", depth, form.width, address.truncate(max(1, (depth - 1).bit_length()))
     )
-    parts = _parts(form, word)
+    parts = parts_of(form, word)
     go = open_ & (issued < length) & ready & ~accept
     for other, count in counts.items():
         wait = parts.get(f"wait_{other}")

@@ -208,18 +208,29 @@ class Load(Bundle):
         return self.enable, self.address, self.data
 
 
-POSITION = "position"
-"""Given by the chip: of the token at hand."""
 TOKEN = "token"
-"""Given by the chip: the token at hand."""
+"""Given by the chip: the token whose matrix instruction starts, or was the last to."""
 WANTED = "wanted"
 """Given by the chip: whether the token's successor is wanted."""
 NEXT_TOKEN = "next_token"
 """Given by a unit: the token's successor."""
+NEXT_TOKEN_CONTEXT = "next_token_context"
+"""Given by a unit, where the chip has contexts: that of the token whose successor can be read."""
 NEXT_TOKEN_VALID = "next_token_valid"
 """Given by a unit: the first cycle in which the token's successor can be read."""
 POWER_BITS = "power"
 """Given by a unit: a bit for each power domain."""
+
+
+def position_of(queue: str) -> str:
+    """The name under which the chip gives the position of the token whose instruction of a queue
+    starts, or was the last to."""
+    return f"position_of_{queue}"
+
+
+def context_of(queue: str) -> str:
+    """Likewise its context."""
+    return f"context_of_{queue}"
 
 
 def row(memory: Memory, name: str, address: str = "row") -> Read:

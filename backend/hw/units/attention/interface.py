@@ -22,7 +22,6 @@ from intaglio.backend.hw.units.memories import (
     VECTORS,
 )
 from intaglio.backend.hw.units.ports import (
-    POSITION,
     Bundle,
     Command,
     Give,
@@ -31,13 +30,14 @@ from intaglio.backend.hw.units.ports import (
     Serve,
     Take,
     entry,
+    position_of,
     row,
     written_row,
 )
 from intaglio.backend.hw.units.unit import Unit
 from intaglio.dialects.isa.attention import QueryKey, WeightedSum
 from intaglio.dialects.isa.cache import Append
-from intaglio.dialects.isa.queues import ATTENTION
+from intaglio.dialects.isa.queues import ATTENTION, KV
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,7 +70,8 @@ class AttentionUnit(Unit):
                 reduces=model.counts_scores_apart,
             ),
             Command((Append,), model.append_fields, "append_", flows=True),
-            Take("position", POSITION),
+            Take("attention_position", position_of(ATTENTION)),
+            Take("append_position", position_of(KV)),
             *self._rows("append", machine.kv_port_bytes),
             entry(CODE_SCALES, "append", "group"),
             *self._rows("query", machine.attention_lanes, heads),

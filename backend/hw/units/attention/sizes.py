@@ -34,7 +34,7 @@ from intaglio.dialects.isa.cache import Append
 from intaglio.dialects.isa.queues import ATTENTION
 from intaglio.dialects.isa.values import Probabilities, Quantized, Scores
 from intaglio.dialects.machine import Machine
-from intaglio.dialects.memories import EXPONENT_BITS
+from intaglio.dialects.memories import EXPONENT_BITS, HEADS, LARGEST
 from intaglio.dialects.semantics import query_key_bits, weighted_sum_bits
 from intaglio.lowering.schedule import durations
 
@@ -139,7 +139,12 @@ class AttentionModel:
             for name, kind in kinds.items()
             if isinstance(kind, Scores | Probabilities)
         )
-        return index_bits(max(ends))
+        of_contexts = (
+            one.rows
+            for name in (LARGEST, HEADS)
+            if self.machine.contexts > 1 and (one := self.program.memories.get(name)) is not None
+        )
+        return index_bits(max(*ends, *of_contexts, 0))
 
     @cached_property
     def kv(self) -> KVPlaces:

@@ -139,7 +139,7 @@ def attention_unit(design: Design, model: AttentionModel) -> ModuleBuilder:
     Ports, with W = `vector_lanes`, P = `query_parallel`; a row given in a cycle is answered by its
     data in the next one:
 
-    - `position` of the token, stable while it is processed.
+    - `attention_position`, `append_position`: of the token whose instruction starts.
     - `attention_start`, `attention_<field>` (`AttentionModel.fields`, in the cycle of the start
       only), `attention_ready` (an instruction may start in this cycle), `attention_done` (in the
       cycle of the last write); the same for `append`.
@@ -333,6 +333,7 @@ class _Beats:
     kv: Signal
     block: Signal
     first: Signal
+    position: Signal
     weighted: Signal
 
 
@@ -355,7 +356,7 @@ class _Unit:
         """Beats in which a query head's scores of a block leave."""
         self.early = _early(machine)
         self.late = machine.reduce + machine.requantise
-        self.position = m.input("position", index_bits(model.capacity)).assume(
+        self.given_position = m.input("attention_position", index_bits(model.capacity)).assume(
             0, model.capacity - 1
         )
 
@@ -400,6 +401,13 @@ class _Unit:
         for name, bits in model.append_fields.items():
             given = m.input(f"append_{name}", bits)
             f[name] = mux(start, given, given.delay(enable=start, name=f"append_{name}_held"))
+        position = m.input("append_position", index_bits(model.capacity)).assume(
+            0, model.capacity - 1
+        )
+        if machine.contexts > 1:
+            held = position.delay(enable=start, name="append_position_held")
+            position = mux(start, position, held).assume(0, model.capacity - 1)
+        self.append_position = position
         running = m.register("append_running", 1)
         active = start | running
         slot = m.register("append_slot", model.append_fields["slots_last"])
@@ -424,7 +432,7 @@ class _Unit:
 
         parts = self.lanes // port
         read = chunk >> (parts.bit_length() - 1)
-        vector = (self.position >> self.unit_log) * f["heads"] + head
+        vector = (position >> self.unit_log) * f["heads"] + head
         word = f["word"] + vector * f["vector_words"] + mux(two, read << 1, read) + plane
         address = fit(word, index_bits(model.kv.depth))
         depth = machine.kv_write
@@ -435,11 +443,11 @@ class _Unit:
             mask = mask.delay(depth, name="append_mask")
         late = cat(*([taken] * parts)).delay(depth - 1, name="append_word")
         where = address.delay(depth, name="append_address")
-        unit = self.position.truncate(max(1, self.unit_log)) if self.unit_log else 0
+        unit = position.truncate(max(1, self.unit_log)) if self.unit_log else 0
         if model.external:
             self.append_outside(
                 f,
-                vector=(self.position >> self.unit_log, head),
+                vector=(position >> self.unit_log, head),
                 word=mux(two, read << 1, read) + plane,
                 chunk=chunk,
                 turn=turn,
@@ -463,8 +471,8 @@ class _Unit:
             byte = head_formulas.byte_of(Wires(m), ScaleOf(mantissa, exponent))
             scale = byte.as_unsigned().truncate(model.kv.scale_bits)
         lane_bits = self.width.bit_length() - 1
-        row = f["scale_row"] + head * f["scale_stride"] + (self.position >> lane_bits)
-        lane = self.position.truncate(max(1, lane_bits)) if lane_bits else m.constant(0)
+        row = f["scale_row"] + head * f["scale_stride"] + (position >> lane_bits)
+        lane = position.truncate(max(1, lane_bits)) if lane_bits else m.constant(0)
         chosen = cat(*[m.constant(0) + (lane == i) for i in reversed(range(self.width))])
         m.output("append_done", last.delay(depth, reset=0, name="append_done"))
         return writes, Write(
@@ -480,7 +488,7 @@ class _Unit:
         m, model, machine = self.m, self.model, self.machine
         if not model.external:
             return m.constant(0), m.constant(1), m.constant(0)
-        outside = (self.position >= machine.kv_on_die).named("append_outside")
+        outside = (self.append_position >= machine.kv_on_die).named("append_outside")
         turns = machine.kv_port_bytes // machine.external_bytes
         if turns < 2:
             return m.constant(0), m.constant(1), outside
@@ -516,7 +524,8 @@ class _Unit:
         lanes, port, size = machine.attention_lanes, machine.kv_port_bytes, machine.external_bytes
         depth = machine.kv_write
         first = ((block - model.inside_blocks) * f["heads"] + head) * f["block_beats"]
-        unit = self.position.truncate(self.unit_log) if self.unit_log else m.constant(0)
+        position = self.append_position
+        unit = position.truncate(self.unit_log) if self.unit_log else m.constant(0)
         # Bytes from the beginning of the block: wires of the parts of a word, H-Unit, word.
         place = (word << self.unit_log) + unit
         parts = lanes // port
@@ -630,7 +639,8 @@ class _Unit:
             for name, signal in given.items()
         }
         weighted = f["weighted"]
-        first = larger(self.position - given["reach"], 0)
+        self.position = self.own(self.given_position, start, "attention_position_held")
+        first = larger(self.given_position - given["reach"], 0)
         self.first = first.delay(enable=start, name="first_token")
         self.first_block = self.first >> self.unit_log
         self.last_block = self.position >> self.unit_log
@@ -638,7 +648,7 @@ class _Unit:
         # Before the first block from external memory: the wait for it.
         begin = start
         if model.external:
-            far = self.position >= machine.kv_on_die
+            far = self.given_position >= machine.kv_on_die
             pause = m.register("pause", 1)
             waited = m.register("pause_count", model.fields["pause_last"])
             pause_end = pause & (waited == f["pause_last"])
@@ -783,12 +793,20 @@ class _Unit:
         beat_base = self.base.delay(enable=trigger, name="beat_base")
         beat_block = self.block.delay(enable=trigger, name="beat_block")
         beat_first = self.first.delay(enable=trigger, name="beat_first")
+        beat_position = self.own(self.position, trigger, "beat_position")
         self.beats = _Beats(
             on, number, member, member_end & part_end,
             fit(beat_base + member, index_bits(model.heads)), part, beat_kv,
-            beat_block, beat_first, weighted,
+            beat_block, beat_first, beat_position, weighted,
         )  # fmt: skip
         return beat_end, final
+
+    def own(self, position: Signal, enable: Signal, name: str) -> Signal:
+        """A position for as long as an instruction, or what leaves of it, needs it: with contexts
+        the next instruction may be another token's."""
+        if self.machine.contexts == 1:
+            return position
+        return position.delay(enable=enable, name=name)
 
     def late_field(self, name: str, cycles: int) -> Signal:
         """A field of the instruction whose beat went so many cycles ago."""
@@ -871,7 +889,7 @@ class _Unit:
         # The cycle after the last step of a block is that of its first beat.
         load = self.trigger & ~f["weighted"]
         shared["load"] = load.delay(self.early, reset=0, name="unit_load")
-        present = _delayed(self.seen(self.block, self.first), deep, "unit_present")
+        present = _delayed(self.seen(self.block, self.first, self.position), deep, "unit_present")
         bytes_ = [cat(*reversed(each)) for each in zip(*probability, strict=True)]
         bytes_ = _delayed(bytes_, deep - 1, "probability")
         places: list[Signal] = []
@@ -931,7 +949,7 @@ class _Unit:
                     query_depth,
                 ).outputs
             )
-        seen = self.seen(beats.block, beats.first)
+        seen = self.seen(beats.block, beats.first, beats.position)
         count = self.count
         if self.parts > 1:
             seen = [choose(beats.part, seen[i::count]) for i in range(count)]
@@ -1001,7 +1019,7 @@ class _Unit:
         count_bits = self.count.bit_length() - 1
         first = fit(self.token_group(beats) << count_bits, bits)
         distances = [
-            fit(self.position - first - i, bits).delay(name=f"distance{i}")
+            fit(beats.position - first - i, bits).delay(name=f"distance{i}")
             for i in range(self.count)
         ]
         found: list[list[Signal]] = []
@@ -1058,7 +1076,7 @@ class _Unit:
         (value,) = pipelined(maximum, given, depth).outputs
         delay += depth
         opens = (beats.block == (beats.first >> self.unit_log)) & (beats.part == 0)
-        closes = (beats.block == self.last_block) & (beats.part == self.parts - 1)
+        closes = (beats.block == (beats.position >> self.unit_log)) & (beats.part == self.parts - 1)
         opens = opens.delay(delay, name=f"{name}_opens")
         kept: list[Signal] = []
         for group in range(-(-model.shared // self.together)):
@@ -1260,17 +1278,18 @@ class _Unit:
             return beats.block
         return (beats.block << (self.parts.bit_length() - 1)) + mux(beats.weighted, 0, beats.part)
 
-    def seen(self, block: Signal, first: Signal) -> list[Signal]:
+    def seen(self, block: Signal, first: Signal, position: Signal) -> list[Signal]:
         """For each H-Unit whether the query sees its token of a block.
 
         Args:
             block: of tokens.
             first: the first token that it sees.
+            position: the last one.
         """
         bits = self.unit_log
         low = first.truncate(bits) if bits else self.m.constant(0)
-        high = self.position.truncate(bits) if bits else self.m.constant(0)
-        at_first, at_last = block == (first >> bits), block == self.last_block
+        high = position.truncate(bits) if bits else self.m.constant(0)
+        at_first, at_last = block == (first >> bits), block == (position >> bits)
         return [(~at_first | (low <= t)) & (~at_last | (high >= t)) for t in range(self.units)]
 
     def codes(

@@ -509,6 +509,7 @@ class _Array:
         self.beat, self.draining = beat, event
 
         size = self.by_way(lambda way: way.chunk, self.leaving("way"))
+        last_leaves: Signal = m.constant(0)
         if config.table_planes:
             leaves, last_leaves = self._leave()
             event, done = event | leaves, done | last_leaves
@@ -532,7 +533,9 @@ class _Array:
         if config.table_planes:
             fetching = m.register("fetches", 1)
             embed = self.start & self.new_field("embed")
-            fetching.drive(mux(embed, 1, mux(ended, 0, fetching)))
+            # Of a product before it, which may be another token's, the end says nothing.
+            over = last_leaves.delay(on_the_way, reset=0, name="row_done")
+            fetching.drive(mux(embed, 1, mux(over, 0, fetching)))
             free = free & ~fetching
         m.output("ready", free)
 

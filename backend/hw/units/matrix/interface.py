@@ -26,7 +26,6 @@ from intaglio.backend.hw.units.memories import (
     VECTORS,
 )
 from intaglio.backend.hw.units.ports import (
-    POSITION,
     POWER_BITS,
     TOKEN,
     Bundle,
@@ -35,6 +34,7 @@ from intaglio.backend.hw.units.ports import (
     Saturations,
     Take,
     entry,
+    position_of,
     row,
     written_row,
 )
@@ -74,7 +74,7 @@ class MatrixUnit(Unit):
         return (
             Command((Matvec, ExpertMatvec, Embed, EmbedPosition), config.fields, flows=True),
             *((Take("token", TOKEN),) if config.table_planes else ()),
-            *((Take("position", POSITION),) if config.places else ()),
+            *((Take("position", position_of(MATRIX)),) if config.places else ()),
             *((Take("power", POWER_BITS),) if config.domains else ()),
             *(row(CODES, f"input{i}", "address") for i in range(config.input_ports)),
             *(row(BLOCK_STEPS, f"steps{i}", "address") for i in range(config.step_ports)),

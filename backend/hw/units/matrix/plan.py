@@ -474,7 +474,12 @@ def configure(
     grouped = any(shape.scale_bits for shape in shapes.values())
     ways = tuple(sorted({way_of(piece, machine) for piece in pieces.values()}))
     forms = tuple(sorted({form_of(pieces[table.name]) for table in tables}))
-    values = [_descriptor(program, use, constant_rows or {}, pieces, floor, inputs) for use in uses]
+    last = program.in_context(machine.contexts - 1)
+    values = [
+        _descriptor(one, use, constant_rows or {}, pieces, floor, inputs)
+        for one in (program, *([last] if last is not program else []))
+        for use in matrix_uses(one)
+    ]
     widths = _used_widths(values, inputs)
     widths["way"] = (len(ways) - 1).bit_length()
     widths["form"] = (len(forms) - 1).bit_length() if forms else 0
@@ -532,9 +537,9 @@ def configure(
         floor=floor,
         inputs=inputs,
         experts=max((p.experts for p in products), default=1),
-        sums=max((one.steps(machine) for one in pieces.values() if one.run), default=0),
+        sums=machine.contexts * _sums(pieces, machine),
         norm_rows=max(
-            (LEAST_ROWS, *(o.row + 1 for o in program.buffers.values() if o.memory == NORM_SCALES))
+            (LEAST_ROWS, *(o.row + 1 for o in last.buffers.values() if o.memory == NORM_SCALES))
         ),
     )
 
@@ -887,6 +892,9 @@ def _descriptor(
             for word, number in enumerate(_reads_of_words(piece, shape, machine, reads, use))
             if number > inputs.least
         )
+        if values["sum"]:
+            # Each context has its own.
+            values["sum"] += program.context * _sums(pieces, machine)
         values |= {
             "last": shape.rows - 1,
             "input_row": program.row_of(does.input, instruction),
@@ -917,6 +925,11 @@ def _descriptor(
             f"are needed"
         )
     return values
+
+
+def _sums(pieces: Mapping[str, Piece], machine: Machine) -> int:
+    """Sums that an L-Unit keeps of a token's products that take rows in rounds."""
+    return max((one.steps(machine) for one in pieces.values() if one.run), default=0)
 
 
 def _of_steps(

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 
 from intaglio.backend.hw.units.memories import CODE_SCALES, CODES, VECTORS
 from intaglio.backend.hw.units.ports import (
-    POSITION,
     Bundle,
     Command,
     Saturations,
     Take,
     entry,
+    position_of,
     row,
     written_row,
 )
 from intaglio.backend.hw.units.recurrence.sizes import RecurrenceModel, encode, refusals
 from intaglio.backend.hw.units.recurrence.unit import recurrence_unit
 from intaglio.backend.hw.units.unit import Unit
+from intaglio.dialects.isa.queues import ATTENTION
 from intaglio.dialects.isa.recurrence import LinearAttention
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class RecurrenceUnit(Unit):
         gates = [*(["decay"] * form.gated), *(["rate"] * form.delta)]
         return (
             Command((LinearAttention,), self.model.fields, flows=True),
-            Take("position", POSITION),
+            Take("position", position_of(ATTENTION)),
             *(row(CODES, name) for name in ("query", "key")),
             *(entry(CODE_SCALES, f"{name}_scale", "group") for name in ("query", "key")),
             *(row(VECTORS, name) for name in ("value", *gates)),

@@ -25,8 +25,8 @@ from intaglio.backend.hw.units.memories import (
 )
 from intaglio.backend.hw.units.ports import (
     NEXT_TOKEN,
+    NEXT_TOKEN_CONTEXT,
     NEXT_TOKEN_VALID,
-    POSITION,
     Bundle,
     Command,
     Give,
@@ -34,6 +34,8 @@ from intaglio.backend.hw.units.ports import (
     Saturations,
     Take,
     Write,
+    context_of,
+    position_of,
     row,
     written_row,
 )
@@ -59,6 +61,7 @@ from intaglio.backend.hw.units.vector.operations import (
 from intaglio.backend.hw.units.vector.shape import VectorShape, machine_refusals
 from intaglio.backend.hw.units.vector.unit import build_vector
 from intaglio.dialects.isa import vector
+from intaglio.dialects.isa.queues import VECTOR
 from intaglio.dialects.machine import Machine
 
 if TYPE_CHECKING:
@@ -114,7 +117,8 @@ class VectorUnit(Unit):
         """See `Unit`."""
         return (
             Command(INSTRUCTIONS, fields_of(self.shape.blocks), flows=True, reduces=True),
-            Take("position", POSITION),
+            Take("position", position_of(VECTOR)),
+            *((Take("of_context", context_of(VECTOR)),) if self.machine.contexts > 1 else ()),
             *self._reads(),
             *self._writes(),
             *self._token(),
@@ -181,6 +185,8 @@ class VectorUnit(Unit):
         if self._has(SAMPLE):
             yield Give("token", NEXT_TOKEN)
             yield Give("token_valid", NEXT_TOKEN_VALID)
+            if self.machine.contexts > 1:
+                yield Give("token_context", NEXT_TOKEN_CONTEXT)
 
     @staticmethod
     def refusals(program: Program) -> list[UserError]:

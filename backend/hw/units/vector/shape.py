@@ -21,7 +21,7 @@ from intaglio.dialects.formats import FORMATS
 from intaglio.dialects.formulas.products import ROTARY_FRAC
 from intaglio.dialects.isa.queues import PEAKS
 from intaglio.dialects.isa.values import Probabilities, Quantized, Routing, Scores
-from intaglio.dialects.isa.vector import OverScores, RMSNorm
+from intaglio.dialects.isa.vector import OverScores
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import rows_of
 
@@ -89,7 +89,7 @@ class VectorShape:
     ) -> VectorShape:
         """For a program, and memories of known size."""
         lanes = program.machine.vector_lanes
-        rows = groups = entries = 1
+        rows = groups = 1
         experts = chosen = 0
         for one in program.buffers.values():
             rows = max(rows, one.row + rows_of(one.type, lanes, program.longest))
@@ -104,16 +104,11 @@ class VectorShape:
                     pass
         for one in program.states.values():
             rows = max(rows, one.row + -(-one.size // lanes))
-        for block in program.blocks:
-            for one in block.instructions:
-                if isinstance(one.does, RMSNorm):
-                    groups = max(groups, one.does.groups)
-                entries = max(entries, one.beat.entry + groups)
         return VectorShape(
             operations(program),
             gate_tables(program),
             tuple(name for name in FORMATS if name in formats(program)),
-            max(entries, groups),
+            program.machine.contexts * program.entries,
             program.counted,
             rows,
             constant_rows,

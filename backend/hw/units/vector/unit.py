@@ -38,7 +38,7 @@ wide, or divide them. Rows of one group that reduce follow each other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from intaglio.backend.hw.units import peaks
@@ -197,6 +197,11 @@ class _Vector:
             for name, signal in self.raw.items()
         }
         self.position = position.delay(enable=self.start, name="at_position")
+        self.contexts = self.machine.contexts
+        self.registers: dict[str, list[Signal]] = {}
+        if self.contexts > 1:
+            context = m.input("of_context", (self.contexts - 1).bit_length())
+            self.context = context.delay(enable=self.start, name="context_held")
         self.decode()
         self.route()
         self.sequence()
@@ -895,6 +900,44 @@ class _Vector:
     def later(self, signal: Signal, cycles: int, name: str, reset: int | None = None) -> Signal:
         return signal.delay(cycles, reset=reset, name=name)
 
+    def kept(
+        self, name: str, width: int, front: int, *, signed: bool = False
+    ) -> tuple[Signal, Signal, Callable[[Signal, Signal], None]]:
+        """What is reduced of a group so far: a register, with contexts one for each of them, since
+        rows of other tokens may come between those of a group.
+
+        Args:
+            name: of the register.
+            width: in bits.
+            front: cycles from a row's addresses to its reduction.
+            signed: whether it is.
+
+        Returns:
+            It at `front`, before the row of that cycle; it a cycle later, with that row; what gives
+            it a new value at `front`, with an enable.
+        """
+        registers = [
+            self.m.register(f"{name}{c}" if c else name, width, signed)
+            for c in range(self.contexts)
+        ]
+        self.registers[name] = registers
+
+        def keep(value: Signal, enable: Signal) -> None:
+            if self.contexts == 1:
+                registers[0].drive(value, enable)
+                return
+            whose = self.later(self.context, front, f"{name}_context")
+            for c, one in enumerate(registers):
+                one.drive(value, enable & (whose == c))
+
+        return self.of_context(registers, front), self.of_context(registers, front + 1), keep
+
+    def of_context(self, registers: Sequence[Signal], cycles: int) -> Signal:
+        """Of registers that of the context whose row had its addresses so many cycles ago."""
+        if self.contexts == 1:
+            return registers[0]
+        return choose(self.later(self.context, cycles, f"context{cycles}"), registers)
+
     def reduce(self) -> None:
         """Trees over the lanes, accumulators over the rows of a group."""
         m, machine, features = self.m, self.machine, self.features
@@ -940,18 +983,17 @@ class _Vector:
                 return pairs[0]
 
             value, index = pipelined(maximum, tops, depth).outputs
-            best = m.register("top", width, True)
+            best, left, keep = self.kept("top", width, front, signed=True)
             better = first | (value > best)
-            best.drive(mux(better, value, best), reducing(topping | self.sample, "top"))
+            keep(mux(better, value, best), reducing(topping | self.sample, "top"))
             if indexed:
                 row = self.later((self.linear + self.fields["write"]).truncate(20), front, "at_row")
-                where = m.register("top_index", 32)
+                where, _, keep = self.kept("top_index", 32, front)
                 token = ((row << self.lane_bits) + index).truncate(32)
-                where.drive(mux(better, token, where), reducing(self.sample, "sample"))
-                self.token = where
+                keep(mux(better, token, where), reducing(self.sample, "sample"))
             if "top" in self.new:
-                self.new["top"].assign(best)
-                size = best.assume(0, (1 << (features.top_bits - 1)) - 1)
+                self.new["top"].assign(left)
+                size = left.assume(0, (1 << (features.top_bits - 1)) - 1)
                 most = self.later(self.fields["largest_shift"], front + 1, "largest_shift_over")
                 shift = normalising_shift(size, most)
                 self.new["z"].assign(shift.truncate(7, True))
@@ -964,16 +1006,16 @@ class _Vector:
                 return tree(given, lambda a, b: (a + b).cut())
 
             (part,) = pipelined(total_of, parts, depth).outputs
-            total = m.register("total", self.sum_bits, True)
+            total, left, keep = self.kept("total", self.sum_bits, front, signed=True)
             summing = self.squaring | self.weighing
             centring = self.operation(LAYER_NORM, number=0)
             begin = self.of_sink if self.shape.sinks else 0
             following = (mux(first, begin, total) + part).truncate(self.sum_bits, True)
-            total.drive(following, reducing(summing | centring, "sum"))
-            self.new["sum"].assign(total)
+            keep(following, reducing(summing | centring, "sum"))
+            self.new["sum"].assign(left)
             self.writes["sums"].assign(behind(summing, "sum"))
             if "centre" in self.new:
-                self.new["centre"].assign(total.truncate(46, True))
+                self.new["centre"].assign(left.truncate(46, True))
                 self.writes["centres"].assign(behind(centring, "centre"))
 
         if "least" in self.new:
@@ -983,9 +1025,11 @@ class _Vector:
                 return tree(given, lambda a, b: smaller(a, b).cut())
 
             (part,) = pipelined(minimum, used, depth).outputs
-            least = m.register("least_exponent", memories.EXPONENT_BITS, True)
-            least.drive(smaller(mux(first, _FAR, least), part), reducing(self.peaking, "least"))
-            self.new["least"].assign(least)
+            least, left, keep = self.kept(
+                "least_exponent", memories.EXPONENT_BITS, front, signed=True
+            )
+            keep(smaller(mux(first, _FAR, least), part), reducing(self.peaking, "least"))
+            self.new["least"].assign(left)
             self.writes["leasts"].assign(behind(self.peaking, "peak"))
         self.look_up(zero, last, front + 1)
 
@@ -1125,10 +1169,12 @@ class _Vector:
         reduced = self.later(self.worked, left, "reduced", 0)
         m.output("reduced", reduced | self.routing["done"] if self.routing else reduced)
         if features.has(SAMPLE):
-            m.output("token", self.token)
             closing = self.over & self.sample & self.fields["closes"]
             sampled = front + machine.vector_reduce + machine.sample + 1
+            m.output("token", self.of_context(self.registers["top_index"], sampled))
             m.output("token_valid", self.later(closing, sampled, "sampled", 0))
+            if self.contexts > 1:
+                m.output("token_context", self.later(self.context, sampled, "sampled_context"))
 
 
 def _later_if_larger(a: tuple[Signal, Signal], b: tuple[Signal, Signal]) -> tuple[Signal, Signal]:

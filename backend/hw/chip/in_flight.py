@@ -1,0 +1,391 @@
+"""Sequencers of a chip with several contexts: several tokens in flight (`dialects/in_flight.py`).
+
+A sequencer has for each context what `sequencer.py` has for the one: descriptors (those of each
+context say its own rows, so they are memories of their own), the next of them at hand, counters.
+Of those that may start the oldest token's does. Units tell of results in the order in which they
+took the instructions, so a ring of contexts says whose each is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from intaglio.backend.hw.chip.sequencer import (
+    SEQUENCE_BITS,
+    TOKEN_BITS,
+    QueueProgram,
+    count_bits,
+    counters,
+    descriptor,
+    parts_of,
+)
+from intaglio.backend.hw.wires.signal import (
+    Design,
+    ModuleBuilder,
+    Register,
+    Signal,
+    choose,
+    mux,
+    tree,
+)
+from intaglio.dialects.descriptor import Field, Fields
+from intaglio.dialects.in_flight import Guard
+from intaglio.dialects.isa.queues import KV, reductions_of
+
+ORDER_FIELDS = {
+    "order_tail": "cycles from when the queue is free again to the result, at most",
+    "order_head": "cycles to the result, at least",
+    "order_tail_left": "cycles from when the queue is free again to the reduction, at most",
+    "order_head_left": "cycles to the reduction, at least",
+}
+"""Fields of descriptors that say what `Guard` does, where it counts."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What keeps the results of a queue in order between tokens.
+
+    Attributes:
+        guards: of each entry of the queue; empty where any may follow any.
+        depth: instructions whose results are under way at once, at most.
+    """
+
+    guards: Sequence[Guard]
+    depth: int
+
+    @staticmethod
+    def of(guards: Sequence[Guard]) -> Order:
+        """Of a queue's entries, a guard for each."""
+        # Whose result is still to come when the queue is free has it a tail later at the latest,
+        # and one starts a cycle.
+        depth = 3 + max(max(one.tail, one.tail_left, 0) for one in guards)
+        free = max(one.tail for one in guards) < min(one.head for one in guards) and max(
+            one.tail_left for one in guards
+        ) < min(one.head_left for one in guards)
+        return Order(() if free else tuple(guards), depth)
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """Of a descriptor: what `Guard` says, where it counts."""
+        if not self.guards:
+            return ()
+        found: list[Field] = []
+        for name, meaning in ORDER_FIELDS.items():
+            most = max(self.values(number)[name] for number in range(len(self.guards)))
+            found.append(Field(name, max(1, most.bit_length()), meaning))
+        return tuple(found)
+
+    def values(self, number: int) -> dict[str, int]:
+        """The fields of an entry."""
+        if not self.guards:
+            return {}
+        one = self.guards[number]
+        return {f"order_{name}": max(0, getattr(one, name)) for name in Guard._fields}
+
+
+def context_bits(contexts: int) -> int:
+    """Width of a context's number."""
+    return max(1, (contexts - 1).bit_length())
+
+
+def build_interleaver(
+    design: Design,
+    queue: str,
+    programs: Mapping[str, QueueProgram],
+    fields: Fields,
+    issue: int,
+    contexts: int,
+    order: Order,
+) -> ModuleBuilder:
+    """The module `sequencer_<queue>` of a chip with contexts.
+
+    Ports as in `sequencer.build_sequencer`, with these differences:
+
+    - `accept<c>`: a token is accepted in context c; `sampled` goes with all of them.
+    - `live<c>`: context c has a token, from the cycle after its acceptance on. `turn`: the context
+      that is next to take one: its token is the oldest, that of the context before it the youngest.
+    - `finished<c>_<other>`: the counts of the other queues, by context.
+    - out `whose`: the context whose instruction starts, until the next one does; `ended_context`, and
+      `left_context`: whose finishes or leaves its reduction in this cycle.
+    - out `finished<c>`, `reductions<c>`, `idle<c>`.
+
+    The memories `descriptors<c>` hold words of `descriptor(queue, programs, fields)`.
+    """
+    return _Interleaver(design, queue, programs, fields, issue, contexts, order).build()
+
+
+class _Interleaver:
+    def __init__(
+        self,
+        design: Design,
+        queue: str,
+        programs: Mapping[str, QueueProgram],
+        fields: Fields,
+        issue: int,
+        contexts: int,
+        order: Order,
+    ) -> None:
+        self.queue, self.programs, self.issue = queue, programs, issue
+        self.program, self.order, self.contexts = programs[queue], order, contexts
+        self.bits, self.width = count_bits(programs), context_bits(contexts)
+        self.fields = fields
+        self.form = descriptor(queue, programs, fields)
+        self.m = design.module(
+            f"sequencer_{queue}", f"Starts the instructions of the {queue} queue, of all tokens."
+        )
+
+    def build(self) -> ModuleBuilder:
+        m, program, count = self.m, self.program, range(self.contexts)
+        self.accepts = [m.input(f"accept{c}", 1) for c in count]
+        sampled = m.input("sampled", 1)
+        self.live = [m.input(f"live{c}", 1) for c in count]
+        self.turn = m.input("turn", self.width)
+        leaves = reductions_of(self.queue)
+        own = {self.queue, *((leaves,) if program.reduces else ())}
+        self.counts: list[dict[str, Signal]] = [
+            {
+                other: m.input(f"finished{c}_{other}", self.bits)
+                for other in counters(self.programs)
+                if other not in own
+            }
+            for c in count
+        ]
+        done = m.input("done", 1)
+        start = m.wire("starts", 1)
+        context = m.wire("starting", self.width)
+        ended = self._ring("ended", start, context, done)
+        lengths: list[Signal] = []
+        issued: list[Register] = []
+        for c in count:
+            accept = self.accepts[c]
+            short = m.register(f"wanted{c}", 1)
+            short.drive(sampled, accept)
+            lengths.append(
+                mux(mux(accept, sampled, short), program.length(True), program.length(False))
+            )
+            issued.append(m.register(f"issued{c}", self.bits))
+            self.counts[c][self.queue] = finished = self._counted("finished", c, done, ended)
+            held = mux(short, program.length(True), program.length(False))
+            idle = finished == held
+            if program.reduces:
+                if c == 0:
+                    self.reduced = m.input("reduced", 1)
+                    self.left = self._ring("left", start, context, self.reduced)
+                self.counts[c][leaves] = left = self._counted(
+                    "reductions", c, self.reduced, self.left
+                )
+                idle = idle & (left == held)
+                m.output(f"reductions{c}", left)
+            m.output(f"finished{c}", finished)
+            m.output(f"idle{c}", idle)
+        self._start(start, context, issued, lengths)
+        self._tell("finish", "ended", done, ended, self.queue)
+        if program.reduces:
+            self._tell("reduction", "left", self.reduced, self.left, leaves)
+        return m
+
+    def _counted(self, name: str, c: int, event: Signal, whose: Signal) -> Register:
+        """A count of a context's results."""
+        count = self.m.register(f"{name}_count{c}", self.bits)
+        more = (count + (event & (whose == c))).truncate(self.bits)
+        count.drive(mux(self.accepts[c], 0, more).truncate(self.bits))
+        return count
+
+    def _ring(self, name: str, start: Signal, context: Signal, event: Signal) -> Signal:
+        """Whose the next result is: contexts in the order of their starts."""
+        m, depth = self.m, self.order.depth
+        bits = max(1, (depth - 1).bit_length())
+        ring = [m.register(f"{name}_ring{n}", self.width) for n in range(1 << bits)]
+        into, out = m.register(f"{name}_into", bits), m.register(f"{name}_out", bits)
+        into.drive((into + 1).truncate(bits), start)
+        out.drive((out + 1).truncate(bits), event)
+        for n, one in enumerate(ring):
+            one.drive(context, start & (into == n))
+        return choose(out, ring)
+
+    def _tell(self, event: str, number: str, done: Signal, whose: Signal, counter: str) -> None:
+        """At the event port: a result, whose it is, and which."""
+        m = self.m
+        m.output(event, done.delay(reset=0, name=f"{event}_q"))
+        context = whose.delay(name=f"{number}_context_q")
+        count = choose(context, [one[counter] for one in self.counts])
+        m.output(f"{number}_context", context)
+        m.output(number, _sequence((count - 1).truncate(self.bits)))
+
+    def _start(
+        self,
+        start: Signal,
+        context: Signal,
+        issued: Sequence[Register],
+        lengths: Sequence[Signal],
+    ) -> None:
+        """Which descriptor starts: the oldest token's of those that may."""
+        m, program, bits = self.m, self.program, self.bits
+        ready = m.input("ready", 1)
+        depth = max(2, len(program.entries))
+        wires = max(1, (depth - 1).bit_length())
+        parts: list[dict[str, Signal]] = []
+        may: list[Signal] = []
+        last = m.register("last_context", self.width)
+        for c in range(self.contexts):
+            accept = self.accepts[c]
+            opened = accept.delay(self.issue - 1, reset=0, name=f"open_soon{c}")
+            open_ = m.register(f"open{c}", 1)
+            open_.drive(mux(opened, 1, mux(accept, 0, open_)))
+            mine = start & (context == c)
+            following = mux(
+                accept, 0, mux(mine, (issued[c] + 1).truncate(bits), issued[c])
+            ).truncate(bits)
+            issued[c].drive(following)
+            address = following.extend(max(bits, wires)).truncate(wires)
+            word = m.rom(f"descriptors{c}", depth, self.form.width, address)
+            parts.append(parts_of(self.form, word))
+            go = open_ & (issued[c] < lengths[c]) & ready & ~accept
+            for other, count in self.counts[c].items():
+                wait = parts[c].get(f"wait_{other}")
+                if wait is None:
+                    continue
+                go = go & (count >= wait)
+                if other == KV:
+                    for o in range(self.contexts):
+                        if o != c:
+                            there = self.counts[o][other] >= wait
+                            go = go & (~self.live[o] | ~self._older(o, c) | there)
+            may.append(go)
+        if self.order.guards:
+            self._in_order(start, ready, context, parts, last, may)
+        chosen: list[Signal] = []
+        for c, go in enumerate(may):
+            for o, other in enumerate(may):
+                if o != c:
+                    go = go & ~(other & self._older(o, c))
+            chosen.append(go)
+        any_: Signal = chosen[0]
+        for one in chosen[1:]:
+            any_ = any_ | one
+        start.assign(any_)
+        number: Signal = m.constant(0, self.width)
+        for c, one in enumerate(chosen):
+            number = mux(one, c, number).truncate(self.width)
+        context.assign(number)
+        last.drive(number, any_)
+        m.output("start", any_)
+        m.output("whose", mux(any_, number, last))
+        for name in self.fields:
+            if name in ORDER_FIELDS:
+                continue
+            m.output(f"field_{name}", choose(number, [one[name] for one in parts]))
+        m.output("started", _sequence(choose(number, issued)))
+
+    def _older(self, one: int, other: int) -> Signal:
+        """Whether a context's token is older than another's, if both have one."""
+        first, second = self.turn <= one, self.turn <= other
+        same = first == second
+        return mux(same, int(one < other), first)
+
+    def _in_order(
+        self,
+        start: Signal,
+        ready: Signal,
+        context: Signal,
+        parts: Sequence[Mapping[str, Signal]],
+        last: Signal,
+        may: list[Signal],
+    ) -> None:
+        """After another token's instruction only what has its result later."""
+        m = self.m
+        for tail, head in (("tail", "head"), ("tail_left", "head_left")):
+            if f"order_{tail}" not in parts[0]:
+                continue
+            width = parts[0][f"order_{tail}"].width
+            left = m.register(f"{tail}_now", width)
+            loaded = choose(context, [one[f"order_{tail}"] for one in parts])
+            none = ~tree(self.live, lambda a, b: a | b)
+            less = mux(ready & (left != 0), (left - 1).truncate(width), left)
+            less = mux(none, 0, less)
+            left.drive(mux(start, loaded, less).truncate(width))
+            for c, one in enumerate(parts):
+                allowed = (last == c) | (left < one[f"order_{head}"])
+                may[c] = may[c] & allowed
+
+
+def build_ports_of_tokens(design: Design, position_bits: int, contexts: int) -> ModuleBuilder:
+    """The module `token_port` of a chip with contexts.
+
+    As `sequencer.build_token_port`, but a token is accepted when the context whose turn it is has
+    nothing left of the one before it, and a token that begins a sequence when nothing is in flight.
+
+    Ports that differ:
+
+    - `in_flight`: contexts in use, 1 at least; taken while nothing is in flight.
+    - `idle<c>`: no instruction of the context's token is left.
+    - `result_valid`, `result`, with `result_context`: whose successor it is.
+    - out `accept<c>`; `live<c>`, `held_token<c>`, `position<c>`: of the context's token, from the
+      cycle after its acceptance on; `turn`; `into`: the context that a token accepted now is for.
+    - out `next_context`, with `next_token`: whose successor it is.
+    """
+    bits = context_bits(contexts)
+    m = design.module("token_port", "Accepts tokens for contexts, hands out their successors.")
+    valid, token = m.input("token_valid", 1), m.input("token", TOKEN_BITS)
+    sample, restart = m.input("sample", 1), m.input("restart", 1)
+    next_ready = m.input("next_ready", 1)
+    given = m.input("in_flight", contexts.bit_length())
+    idle = [m.input(f"idle{c}", 1) for c in range(contexts)]
+    result_valid, result = m.input("result_valid", 1), m.input("result", TOKEN_BITS)
+    whose = m.input("result_context", bits)
+
+    primed = m.register("primed", 1)
+    primed.drive(m.constant(1))
+    pending = m.register("pending", 1)
+    next_valid = (result_valid | pending).named("result_there")
+    pending.drive(next_valid & ~next_ready)
+    running = [m.register(f"running{c}", 1) for c in range(contexts)]
+    wanted = [m.register(f"result_wanted{c}", 1) for c in range(contexts)]
+    there = [result_valid & (whose == c) for c in range(contexts)]
+    free = [
+        ~run | (over & (done | ~want))
+        for run, over, done, want in zip(running, idle, there, wanted, strict=True)
+    ]
+    none = free[0]
+    for one in free[1:]:
+        none = none & one
+    used, turn = m.register("used", contexts.bit_length()), m.register("turn", bits)
+    now = mux(none, given, used).truncate(used.width)
+    into = mux(none & (turn >= given), 0, turn).truncate(bits)
+    ready = primed & choose(into, free) & (~next_valid | next_ready) & (none | ~restart)
+    ready = ready.named("ready")
+    accept = (valid & ready).named("accepted")
+    used.drive(now)
+    following = (into + 1).extend(used.width + 1)
+    turn.drive(mux(accept, mux(following >= now, 0, following), into).truncate(bits))
+
+    next_position = m.register("next_position", position_bits)
+    here = mux(restart, 0, next_position)
+    next_position.drive((here + 1).truncate(position_bits), accept)
+    for c in range(contexts):
+        mine = (accept & (into == c)).named(f"accepted{c}")
+        running[c].drive(mine | ~free[c])
+        wanted[c].drive(mux(mine, sample, wanted[c] & ~there[c]))
+        position = m.register(f"position_q{c}", position_bits)
+        position.drive(here, mine)
+        m.output(f"accept{c}", mine)
+        m.output(f"live{c}", running[c])
+        m.output(f"held_token{c}", token.delay(enable=mine, name=f"token_q{c}"))
+        m.output(f"position{c}", position)
+    m.output("token_ready", ready)
+    m.output("next_valid", next_valid)
+    held = result.delay(enable=result_valid, name="next_token_q")
+    m.output("next_token", mux(result_valid, result, held))
+    held = whose.delay(enable=result_valid, name="next_context_q")
+    m.output("next_context", mux(result_valid, whose, held))
+    m.output("sampled", sample)
+    m.output("turn", turn)
+    m.output("into", into)
+    m.output("busy", ~none)
+    return m
+
+
+def _sequence(count: Signal) -> Signal:
+    """A sequence number for the event port."""
+    return count.extend(SEQUENCE_BITS) if count.width < SEQUENCE_BITS else count
