@@ -104,10 +104,10 @@ def build_interleaver(
 
     - `accept<c>`: a token is accepted in context c; `sampled` goes with all of them.
     - `live<c>`: context c has a token, from the cycle after its acceptance on. `turn`: the context
-      that is next to take one: its token is the oldest, that of the context before it the youngest.
+      that is next to take one. Its token is the oldest, that of the context before it the youngest.
     - `finished<c>_<other>`: the counts of the other queues, by context.
-    - out `whose`: the context whose instruction starts, until the next one does; `ended_context`, and
-      `left_context`: whose finishes or leaves its reduction in this cycle.
+    - out `whose`: the context whose instruction starts, until the next one does; `ended_context`
+      and `left_context`: that whose instruction finishes or leaves its reduction in this cycle.
     - out `finished<c>`, `reductions<c>`, `idle<c>`.
 
     The memories `descriptors<c>` hold words of `descriptor(queue, programs, fields)`.
