@@ -23,8 +23,9 @@ from intaglio.backend.compile import compile_model
 from intaglio.backend.program.program import load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects.errors import UserError
+from intaglio.runtime.engines.compare import compare_token
 from intaglio.runtime.engines.names import HARDWARE_ENGINES
-from intaglio.runtime.engines.rtl import RTLChip, compare_token
+from intaglio.runtime.engines.rtl import RTLChip
 from intaglio.runtime.engines.simulator import Simulator
 
 SLOW = {

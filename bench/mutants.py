@@ -31,7 +31,8 @@ from intaglio.backend.output.hardware_files import IR
 from intaglio.backend.stages import Options
 from intaglio.dialects.errors import CompilerBug
 from intaglio.runtime.chip import Chip
-from intaglio.runtime.engines.rtl import RTLChip, compare_token
+from intaglio.runtime.engines.compare import compare_token
+from intaglio.runtime.engines.rtl import RTLChip
 from intaglio.runtime.engines.simulator import Simulator
 from intaglio.runtime.judge.defaults import HARDWARE_TOKENS
 from intaglio.runtime.judge.stress import ROUNDS, stress

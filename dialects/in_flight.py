@@ -100,6 +100,8 @@ class Started(NamedTuple):
     start: int
     finish: int
     left: int | None
+    accepted: int
+    """When its token was."""
 
 
 @dataclass
@@ -346,4 +348,4 @@ class _Run:
             one.end = max(one.end, left)
         one.next[queue], one.starts[queue] = number + 1, None
         self.free[queue], self.last[queue] = start + pace, (one, entry.guard)
-        return Started(one.number, entry.at, number, queue, start, finish, left)
+        return Started(one.number, entry.at, number, queue, start, finish, left, one.born)

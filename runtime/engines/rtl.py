@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from intaglio.backend import circt
 from intaglio.backend.emit_hardware import emit_hardware, hardware_text, logic_size, source_files
 from intaglio.backend.hw.chip.chip import TOP
 from intaglio.backend.hw.chip.contents import rom_words
-from intaglio.backend.hw.chip.layout import layout_of, layout_with
+from intaglio.backend.hw.chip.layout import heads_of, layout_of, layout_with
 from intaglio.backend.hw.chip.sequencer import counters
 from intaglio.backend.hw.units.attention.kv import read_cache, word_bytes, write_cache, write_words
 from intaglio.backend.images.adapter import AdapterImage
@@ -41,18 +42,7 @@ from intaglio.dialects.formulas.arrays import Arrays
 from intaglio.dialects.h_units import STATE_SCALES, STATES
 from intaglio.dialects.hazards import Access
 from intaglio.dialects.isa import values
-from intaglio.dialects.isa.attention import OverTokens, QueryKey
 from intaglio.dialects.isa.queues import LEAVES, reductions_of
-from intaglio.dialects.isa.recurrence import LinearAttention
-from intaglio.dialects.isa.touched import passes_of
-from intaglio.dialects.isa.vector import (
-    Delay,
-    Quantize,
-    QuantizeHeads,
-    RMSScale,
-    Sample,
-    SoftmaxPlaces,
-)
 from intaglio.dialects.memories import (
     BLOCK_STEPS,
     CODE_SCALES,
@@ -74,7 +64,7 @@ from intaglio.runtime.adapters.slots import Residents, Switch, check_fits, ranks
 from intaglio.runtime.engines.code_cache import kept
 from intaglio.runtime.engines.names import HARDWARE_ENGINES
 from intaglio.runtime.engines.running import Model, Trace
-from intaglio.runtime.engines.simulator import Context, Probabilities, Simulator, Store
+from intaglio.runtime.engines.simulator import Probabilities, Store
 from intaglio.runtime.engines.vcd import waveform_format
 from intaglio.runtime.expected_tokens import expected_tokens
 from intaglio.runtime.reports.timing import spans
@@ -127,52 +117,6 @@ class Step:
     def __str__(self) -> str:
         event, one = self.event, self.instruction
         return f"{one.opcode} (queue {event.queue}, number {event.sequence}, node {self.nodes})"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The first thing in which hardware and simulator differ.
-
-    Attributes:
-        where: the instruction, or what was compared after the token.
-        what: cycle or value.
-        expected: by the simulator or timeline.
-        seen: on the hardware.
-        step: the instruction, if it is one.
-        is_cycle: whether it is a cycle that differs, and not a value.
-    """
-
-    where: str
-    what: str
-    expected: str
-    seen: str
-    step: Step | None = None
-    is_cycle: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what} is {self.seen}, should be {self.expected}"
-
-
-@dataclass
-class Comparison:
-    """What `compare_token` found.
-
-    Attributes:
-        instructions: whose start and finish were compared.
-        values: numbers that were compared.
-        difference: the first one, or None.
-        token: what follows, by the simulator; None if not wanted.
-    """
-
-    instructions: int = 0
-    values: int = 0
-    difference: Difference | None = None
-    token: int | None = None
-
-    @property
-    def equal(self) -> bool:
-        """Whether there is no difference."""
-        return self.difference is None
 
 
 class RTLChip:
@@ -274,6 +218,20 @@ class RTLChip:
                         hint="another version wrote this folder; compile the model again",
                     )
                 memory[: len(words)] = words
+
+    @property
+    def contexts(self) -> int:
+        """Of the chip."""
+        return self.program.machine.contexts
+
+    def in_context(self, number: int) -> RTLChip:
+        """The same chip, whose buffers are read where a context has them."""
+        if not number:
+            return self
+        program, view = self.layout.contexts[number].program, copy(self)
+        places = replace(self.layout.places, heads=heads_of(program))
+        view.layout = replace(self.layout, program=program, places=places)
+        return view
 
     @cached_property
     def _memories(self) -> frozenset[str]:
@@ -399,6 +357,7 @@ class RTLChip:
             ("token", token),
             ("sample", int(sample)),
             ("restart", int(position == 0)),
+            *((("restart_position", 0), ("in_flight", 1)) if self.contexts > 1 else ()),
             ("token_valid", 1),
         ):
             model.set(name, value)
@@ -859,167 +818,6 @@ def _kept(end: str, parts: Iterable[bytes], make: Callable[[], str], cache: bool
     return (entry / name).read_text()
 
 
-# Comparison
-
-
-FACTOR_WRITTEN = 2
-"""Cycles from a norm's reduction to its factor in the memory; products read it later."""
-
-
-@dataclass
-class _Check:
-    """Compares, and remembers the first difference."""
-
-    result: Comparison = field(default_factory=Comparison)
-
-    def value(
-        self, where: str, what: str, expected: object, seen: object, step: Step | None
-    ) -> bool:
-        """Whether two arrays are equal."""
-        want, got = np.asarray(expected, np.int64), np.asarray(seen, np.int64)
-        self.result.values += want.size
-        if want.shape == got.shape and (want == got).all():
-            return True
-        if want.shape != got.shape:
-            self.differ(where, f"the shape of {what}", want.shape, got.shape, step)
-            return False
-        wrong = np.argwhere(want != got)
-        index = tuple(wrong[0].tolist())
-        place = f"{what}{list(index)}" if index else what
-        more = f" ({len(wrong)} of {want.size} differ)"
-        self.differ(where, place, want[index], f"{got[index]}{more}", step)
-        return False
-
-    def differ(
-        self, where: str, what: str, expected: object, seen: object, step: Step | None
-    ) -> None:
-        if self.result.difference is None:
-            self.result.difference = Difference(where, what, str(expected), str(seen), step)
-
-
-def compare_token(
-    simulator: Simulator,
-    chip: RTLChip,
-    token: int,
-    position: int,
-    sample: bool = True,
-    *,
-    caches: bool = True,
-    change: Change | None = None,
-    disturb: Callable[[], None] = lambda: None,
-) -> Comparison:
-    """Runs a token on simulator and hardware and compares everything that the two say.
-
-    Args:
-        simulator: has run the same tokens as `chip`.
-        chip: the hardware.
-        token: id.
-        position: of the token.
-        sample: whether its successor is wanted.
-        caches: compare the whole content of the caches afterwards.
-        change: what instructions wrote is compared, then replaced by what this gives, on both sides
-            and before anybody reads it.
-        disturb: called when the hardware has accepted the token.
-    """
-    check = _Check()
-    saturations = simulator.saturations, chip.saturations
-    steps = chip.schedule(position, sample)
-    wanted = _values(simulator, token, position, sample, change)
-    chip.accept(token, position, sample)
-    disturb()
-    moments = [(_there(step), step, False) for step in steps]
-    # The largest scores come after the scores.
-    moments += [
-        (step.reduction.finish, step, True)
-        for step in steps
-        if isinstance(step.instruction.does, QueryKey) and step.reduction is not None
-    ]
-    # Factors of norms are looked up behind their rows.
-    moments += [
-        (step.reduction.finish + FACTOR_WRITTEN, step, True)
-        for step in steps
-        if isinstance(step.instruction.does, RMSScale)
-        and step.reduction is not None
-        and step.touches.writes
-    ]
-    for cycle, step, largest in sorted(moments, key=lambda one: one[0]):
-        chip.advance(cycle)
-        value, other = wanted[_whole(step)]
-        if largest and isinstance(value, Scale):
-            seen_now = chip.read(step.instruction.writes[0])
-            assert isinstance(seen_now, Scale)
-            _compare_scale(check, str(step), value, seen_now, step, slice(None))
-            if other is not None:
-                given = Scale(*(np.asarray(part).reshape(-1)[:1] for part in other))
-                chip.write(step.instruction.writes[0], given)
-            if check.result.difference is not None:
-                break
-            continue
-        part = _part(chip, step)
-        if part is None:
-            continue
-        if largest:
-            _compare_largest(check, chip, step, value, part)
-        else:
-            _compare_value(check, chip, step, value, part, position)
-        if other is not None:
-            name, first = step.instruction.writes[0], _first_seen(step.instruction, position)
-            one = _first_token(other) if isinstance(other, Quantized) else other[0]
-            if largest:
-                chip.write_largest(name, np.asarray(one), part)
-            else:
-                chip.write(name, one, first, part)
-        if check.result.difference is not None:
-            break
-    end = max(step.end for step in steps)
-    # Two more cycles show what finishes too late.
-    chip.advance(end + 3)
-    seen = {(event.queue, event.sequence): event for event in chip.events}
-    first_cycle: Difference | None = None
-    when = None
-    for step in sorted(steps, key=lambda one: one.event.start):
-        event = seen.get((step.event.queue, step.event.sequence))
-        check.result.instructions += 1
-        pairs = [("start", event, step.event), ("finish", event, step.event)]
-        if step.reduction is not None:
-            left = seen.get((step.reduction.queue, step.event.sequence))
-            pairs.append(("finish", left, step.reduction))
-        for kind, found_event, wanted_event in pairs:
-            want = getattr(wanted_event, kind)
-            got = getattr(found_event, kind) if found_event is not None else "never"
-            if want != got and first_cycle is None:
-                first_cycle = Difference(
-                    str(step), f"the {kind} cycle", str(want), str(got), step, is_cycle=True
-                )
-                when = step.event.start
-    found = check.result.difference
-    if first_cycle is not None and when is not None:
-        at = found.step.event.finish if found is not None and found.step is not None else None
-        if at is None or when < at:
-            check.result.difference = first_cycle
-    if check.result.difference is None:
-        _compare_end(check, simulator, chip, steps, sample, saturations, caches)
-    if sample:
-        result, _ = next(
-            wanted[_whole(one)]
-            for one in reversed(steps)
-            if isinstance(one.instruction.does, Sample)
-        )
-        check.result.token = int(np.asarray(result).reshape(-1)[0])
-    return check.result
-
-
-def _there(step: Step) -> int:
-    """The cycle from which on what a beat writes can be compared."""
-    if step.reduction is not None:
-        # Codes of heads are there with the reductions; sums of bytes at places are looked up.
-        if isinstance(step.instruction.does, QuantizeHeads):
-            return step.reduction.finish
-        if isinstance(step.instruction.does, SoftmaxPlaces):
-            return step.reduction.finish + FACTOR_WRITTEN
-    return step.event.finish
-
-
 def value_tokens(value: Ints | Quantized) -> int:
     """Tokens of scores; 1 for other values."""
     return value.shape[-1] if isinstance(value, np.ndarray) and value.ndim > 1 else 1
@@ -1049,176 +847,3 @@ def _mixed(now: Any, value: Ints | Quantized, part: tuple[int, int]) -> Ints | Q
         mantissa[own] = np.asarray(value.scale.mantissa).reshape(-1)[own]
         exponent[own] = np.asarray(value.scale.exponent).reshape(-1)[own]
     return Quantized(codes.reshape(-1), Scale(mantissa, exponent), value.format)
-
-
-Change = Callable[[Instruction, Any], Any]
-"""Another value for what an instruction gave, of the same shape; None: it stays."""
-
-
-def _first_token(value: Quantized) -> Quantized:
-    scale = Scale(np.asarray(value.scale.mantissa)[0], np.asarray(value.scale.exponent)[0])
-    return Quantized(value.codes[0], scale, value.format)
-
-
-def _first_seen(one: Instruction, position: int) -> int:
-    """The first cached token that an instruction of a token sees."""
-    return one.does.first(position) if isinstance(one.does, OverTokens) else 0
-
-
-_Whole = tuple[int, int, int, str]
-
-
-def _whole(step: Step) -> _Whole:
-    """The instruction instance that a step is a beat of."""
-    one = step.instruction
-    return step.block, step.instance, one.beat.of_instruction, one.opcode
-
-
-def _part(chip: RTLChip, step: Step) -> tuple[int, int] | None:
-    """Which groups, heads or elements of its result a beat writes; None: it writes none of it."""
-    one = step.instruction
-    # A norm's factor comes later than its rows.
-    if not one.writes or isinstance(one.does, Sample | RMSScale):
-        return None
-    # What keeps something for the next token gives its result in the first pass.
-    keeps = isinstance(one.does, Delay | LinearAttention)
-    if one.beat.number < passes_of(one.does) - 1 and not keeps:
-        return None
-    name = one.writes[0]
-    if name not in step.touches.writes:
-        return None
-    kind, lanes = chip.program.buffers[name].type, chip.layout.lanes
-    match kind:
-        case values.Fixed(size=whole):
-            each = 1
-        case values.Quantized(groups=1, width=whole) | values.Blocks(elements=whole):
-            each = 1
-        case values.Quantized(groups=whole, width=width):
-            each = -(-width // lanes) * lanes
-        case values.Scores(heads=whole) | values.Probabilities(heads=whole):
-            each = chip.program.rows_of_head * lanes
-        case values.Routing(chosen=whole):
-            each = lanes
-        case _:
-            return None
-    first, last = step.touches.parts.get(name, (0, whole * each))
-    return first // each, min(whole, -(-last // each))
-
-
-def _values(
-    simulator: Simulator, token: int, position: int, sample: bool, change: Change | None
-) -> dict[_Whole, tuple[Any, Any]]:
-    """What each instruction of a token gives, and what it is changed to; appends give None."""
-    found: dict[_Whole, tuple[Any, Any]] = {}
-    context = Context(np.array([token], np.int64), position)
-    context.values.update(dict.fromkeys(simulator.program.accepted, context.tokens))
-    for number, (block, instances) in enumerate(simulator._steps):
-        if block.sampled and not sample:
-            continue
-        for instance, actions in enumerate(instances):
-            for one, action in zip(block.whole, actions, strict=True):
-                result = action(context)
-                other = change(one, result) if change is not None else None
-                for name in one.writes:
-                    context.values[name] = result if other is None else other
-                key = number, instance, one.beat.of_instruction, one.opcode
-                found[key] = result, other
-    return found
-
-
-def _compare_value(
-    check: _Check, chip: RTLChip, step: Step, value: Any, part: tuple[int, int], position: int
-) -> None:
-    one, where = step.instruction, str(step)
-    (name,) = one.writes
-    seen = chip.read(name, _first_seen(one, position), position)
-    mine = slice(*part)
-    match value, seen:
-        case Quantized(), Quantized() if isinstance(chip.program.buffers[name].type, values.Blocks):
-            check.value(where, "code", value.codes[0][mine], seen.codes[mine], step)
-        case Quantized(), Quantized():
-            kind = chip.program.value(name, values.Quantized)
-            codes = [each.reshape(kind.groups, -1) for each in (value.codes[0], seen.codes)]
-            want, got = (each[mine] if kind.groups > 1 else each[:, mine] for each in codes)
-            check.value(where, "code", want, got, step)
-            if not (isinstance(one.does, Quantize) and one.does.scale_of is not None):
-                groups = mine if kind.groups > 1 else slice(None)
-                _compare_scale(check, where, value.scale, seen.scale, step, groups)
-        case Probabilities(), Probabilities():
-            check.value(
-                where, "code", value.quantized.codes[0][mine], seen.quantized.codes[mine], step
-            )
-            _compare_scale(check, where, value.quantized.scale, seen.quantized.scale, step, mine)
-            check.value(where, "sum", value.total[0][mine], seen.total[mine], step)
-        case Routing(), Routing():
-            check.value(where, "expert number", value.experts[0], seen.experts, step)
-            check.value(where, "share", value.shares[0], seen.shares, step)
-        case _:
-            check.value(where, "element", np.asarray(value)[0][mine], np.asarray(seen)[mine], step)
-
-
-def _compare_largest(
-    check: _Check, chip: RTLChip, step: Step, value: Any, part: tuple[int, int]
-) -> None:
-    (name,) = step.instruction.writes
-    mine = slice(*part)
-    want = np.asarray(value)[0][mine].max(axis=1)
-    check.value(str(step), "largest score", want, chip.largest(name)[mine], step)
-
-
-def _compare_scale(
-    check: _Check, where: str, want: Scale, seen: Scale, step: Step, groups: slice
-) -> None:
-    shape = seen.mantissa.shape
-    mantissa = np.asarray(want.mantissa)[0].reshape(shape)[groups]
-    check.value(where, "scale mantissa", mantissa, seen.mantissa[groups], step)
-    # A scale of 0 has any exponent.
-    for_exponent = mantissa != 0
-    exponent = np.asarray(want.exponent)[0].reshape(shape)[groups]
-    check.value(
-        where,
-        "scale exponent",
-        np.where(for_exponent, exponent, 0),
-        np.where(for_exponent, seen.exponent[groups], 0),
-        step,
-    )
-
-
-def _compare_end(
-    check: _Check,
-    simulator: Simulator,
-    chip: RTLChip,
-    steps: Sequence[Step],
-    sample: bool,
-    before: tuple[int, int],
-    caches: bool,
-) -> None:
-    where = "after the token"
-    counts = simulator.saturations - before[0], chip.saturations - before[1]
-    check.value(where, "the number of saturations", *counts, None)
-    check.value(where, "token_ready", 1, chip.model.get("token_ready"), None)
-    if sample:
-        where = "the sampled token"
-        logits, token = chip.result()
-        check.value(where, "next_token", np.argmax(logits), token, None)
-        out = next(one.out for one in reversed(steps) if one.out is not None)
-        check.value(where, "the cycle of next_token", out, chip.out, None)
-    if caches:
-        seen = chip.stores
-        tokens = chip.position
-        for name, state in simulator.states.items():
-            check.value(f"state {name}", "element", state, chip.state(name), None)
-        for name, state in simulator.matrices.items():
-            other = chip.matrices(name)
-            check.value(f"state {name}", "mantissa", state.mantissas, other.mantissas, None)
-            check.value(f"state {name}", "exponent", state.exponents, other.exponents, None)
-        for name, store in simulator.stores.items():
-            other = seen[name]
-            check.value(
-                f"cache {name}", "code", store.codes[:, :tokens], other.codes[:, :tokens], None
-            )
-            if store.cache.static_scale is None:
-                for part in ("mantissa", "exponent"):
-                    want = getattr(store.scale, part)[:, :tokens]
-                    got = getattr(other.scale, part)[:, :tokens]
-                    check.value(f"cache {name}", f"scale {part}", want, got, None)

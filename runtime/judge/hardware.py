@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from intaglio.runtime.engines.rtl import RTLChip, compare_token
+from intaglio.runtime.engines.compare import compare_token
+from intaglio.runtime.engines.in_flight import compare_in_flight
+from intaglio.runtime.engines.rtl import RTLChip
 from intaglio.runtime.loaded_model import LoadedModel
 
 
@@ -21,7 +23,8 @@ def check_hardware(
 
     Compared are, for every beat of an instruction, what it wrote, its start and finish cycle, and
     when its reduction is there; after every token logits, the next token, saturations and the
-    content of all caches.
+    content of all caches. Where the chip has contexts, the same tokens are run again with 2, 3, ...
+    of them in flight.
 
     Args:
         chip: the compiled model.
@@ -31,7 +34,8 @@ def check_hardware(
         stress: if they are equal, go on with extreme contents (`runtime/judge/stress.py`).
 
     Returns:
-        `bit_exact` and `cycle_exact`, `hardware_tokens`, `instructions_compared` (beats),
+        `bit_exact` and `cycle_exact`, `hardware_tokens`, `in_flight` (the most at once),
+        `instructions_compared` (beats),
         `values_compared`, and `hardware_difference`: the first one (instruction, ONNX node, unit,
         expected and seen), or None. With `stress` also the counts of `runtime.judge.stress.stress`;
         what that finds is in the other keys.
@@ -52,6 +56,15 @@ def check_hardware(
         if one.difference is not None:
             difference = one.difference
             break
+    contexts = chip.program.machine.contexts
+    for count in range(2, contexts + 1):
+        if difference is not None:
+            break
+        progress(f"{len(ids)} tokens on {engine}, {count} in flight")
+        one = compare_in_flight(simulator, hardware, ids, count)
+        instructions += one.instructions
+        values += one.values
+        difference = one.difference
     counts: dict[str, int] = {}
     if stress and difference is None:
         from intaglio.runtime.judge.stress import stress as compare_limits
@@ -62,6 +75,7 @@ def check_hardware(
         "bit_exact": difference is None or is_cycle,
         "cycle_exact": difference is None or not is_cycle,
         "hardware_tokens": tokens,
+        "in_flight": contexts,
         "instructions_compared": instructions,
         "values_compared": values,
         "hardware_difference": None if difference is None else str(difference),

@@ -28,7 +28,8 @@ from intaglio.dialects.isa.recurrence import LinearAttention
 from intaglio.dialects.isa.vector import Quantize
 from intaglio.dialects.memories import VECTORS
 from intaglio.dialects.semantics import Quantized
-from intaglio.runtime.engines.rtl import Difference, RTLChip, compare_token
+from intaglio.runtime.engines.compare import Difference, compare_token
+from intaglio.runtime.engines.rtl import RTLChip
 from intaglio.runtime.engines.simulator import Simulator
 from intaglio.runtime.judge import stress_content
 from intaglio.runtime.judge.stress_content import ChangedImages, Random

@@ -149,7 +149,14 @@ class _Chip:
                 ("sample", 1),
                 ("restart", 1),
                 ("next_ready", 1),
-                *((("in_flight", self.contexts.bit_length()),) if self.contexts > 1 else ()),
+                *(
+                    (
+                        ("in_flight", self.contexts.bit_length()),
+                        ("restart_position", position_bits(layout)),
+                    )
+                    if self.contexts > 1
+                    else ()
+                ),
             )
         }
         self.banks = {
@@ -197,7 +204,7 @@ class _Chip:
                 **({"result_context": self.result_context} if self.contexts > 1 else {}),
             },
         )
-        told = ("next_context", "turn", "into") if self.contexts > 1 else ()
+        told = ("next_context", "accepted") if self.contexts > 1 else ()
         for name in ("token_ready", "next_valid", "next_token", "busy", *told):
             m.output(name, self.token[name])
         self._sequence()
@@ -271,6 +278,8 @@ class _Chip:
                     m.output(f"event_{leaves}_ended_context", out["left_context"])
         for idle, one in zip(self.idles, every, strict=True):
             idle.assign(one)
+        if self.contexts > 1:
+            any_event = any_event | self.token["accepted"]
         m.output("event_any", any_event | self.token["next_valid"])
 
     def _sequencer(self, queue: str) -> ModuleBuilder:

@@ -25,6 +25,7 @@ from intaglio.backend.hw.wires.signal import (
     ModuleBuilder,
     Register,
     Signal,
+    Wire,
     choose,
     mux,
     tree,
@@ -215,8 +216,8 @@ class _Interleaver:
 
     def _start(
         self,
-        start: Signal,
-        context: Signal,
+        start: Wire,
+        context: Wire,
         issued: Sequence[Register],
         lengths: Sequence[Signal],
     ) -> None:
@@ -314,21 +315,25 @@ def build_ports_of_tokens(design: Design, position_bits: int, contexts: int) -> 
     """The module `token_port` of a chip with contexts.
 
     As `sequencer.build_token_port`, but a token is accepted when the context whose turn it is has
-    nothing left of the one before it, and a token that begins a sequence when nothing is in flight.
+    nothing left of the one before it; and one that does not follow the last one, which begins a
+    sequence or goes back in it, when nothing is in flight.
 
     Ports that differ:
 
+    - `restart`: the token does not follow the last one, its position is `restart_position`.
+    - out `accepted`: a token is accepted.
     - `in_flight`: contexts in use, 1 at least; taken while nothing is in flight.
     - `idle<c>`: no instruction of the context's token is left.
     - `result_valid`, `result`, with `result_context`: whose successor it is.
     - out `accept<c>`; `live<c>`, `held_token<c>`, `position<c>`: of the context's token, from the
-      cycle after its acceptance on; `turn`; `into`: the context that a token accepted now is for.
+      cycle after its acceptance on; `turn`.
     - out `next_context`, with `next_token`: whose successor it is.
     """
     bits = context_bits(contexts)
     m = design.module("token_port", "Accepts tokens for contexts, hands out their successors.")
     valid, token = m.input("token_valid", 1), m.input("token", TOKEN_BITS)
     sample, restart = m.input("sample", 1), m.input("restart", 1)
+    restart_position = m.input("restart_position", position_bits)
     next_ready = m.input("next_ready", 1)
     given = m.input("in_flight", contexts.bit_length())
     idle = [m.input(f"idle{c}", 1) for c in range(contexts)]
@@ -361,7 +366,7 @@ def build_ports_of_tokens(design: Design, position_bits: int, contexts: int) -> 
     turn.drive(mux(accept, mux(following >= now, 0, following), into).truncate(bits))
 
     next_position = m.register("next_position", position_bits)
-    here = mux(restart, 0, next_position)
+    here = mux(restart, restart_position, next_position)
     next_position.drive((here + 1).truncate(position_bits), accept)
     for c in range(contexts):
         mine = (accept & (into == c)).named(f"accepted{c}")
@@ -381,7 +386,7 @@ def build_ports_of_tokens(design: Design, position_bits: int, contexts: int) -> 
     m.output("next_context", mux(result_valid, whose, held))
     m.output("sampled", sample)
     m.output("turn", turn)
-    m.output("into", into)
+    m.output("accepted", accept)
     m.output("busy", ~none)
     return m
 

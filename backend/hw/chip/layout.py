@@ -308,7 +308,7 @@ def bias_rows(program: Program) -> dict[str, int]:
     }
 
 
-def encode(layout: Layout) -> dict[str, QueueOp]:
+def encode(layout: Layout) -> dict[tuple[int, str], QueueOp]:
     """The descriptors of all queues.
 
     Raises:

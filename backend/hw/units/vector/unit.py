@@ -90,6 +90,7 @@ from intaglio.backend.hw.wires.signal import (
     Design,
     ModuleBuilder,
     Operand,
+    Register,
     Signal,
     Wire,
     Write,
@@ -198,7 +199,7 @@ class _Vector:
         }
         self.position = position.delay(enable=self.start, name="at_position")
         self.contexts = self.machine.contexts
-        self.registers: dict[str, list[Signal]] = {}
+        self.registers: dict[str, list[Register]] = {}
         if self.contexts > 1:
             context = m.input("of_context", (self.contexts - 1).bit_length())
             self.context = context.delay(enable=self.start, name="context_held")

@@ -42,7 +42,8 @@ from intaglio.dialects.encoded import Value
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.isa.values import Coded
 from intaglio.runtime.chip import load
-from intaglio.runtime.engines.rtl import Difference, Event, RTLChip, compare_token, write_hardware
+from intaglio.runtime.engines.compare import Difference, compare_token
+from intaglio.runtime.engines.rtl import Event, RTLChip, write_hardware
 from intaglio.runtime.engines.simulator import Simulator
 from intaglio.runtime.engines.verilator import compiler, translate, verilator_root
 from intaglio.runtime.reports.timing import spans

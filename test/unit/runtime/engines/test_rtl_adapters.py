@@ -17,7 +17,8 @@ from intaglio.dialects.codes import SLOT_BITS, AdapterMatrix, e4m3_encode
 from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.runtime.adapters.slots import load_cycles
 from intaglio.runtime.chip import Chip
-from intaglio.runtime.engines.rtl import RTLChip, compare_token
+from intaglio.runtime.engines.compare import compare_token
+from intaglio.runtime.engines.rtl import RTLChip
 from intaglio.runtime.engines.simulator import Simulator
 from intaglio.runtime.judge.hardware import check_hardware
 

@@ -17,7 +17,8 @@ from intaglio.backend.stages import Options
 from intaglio.dialects import semantics
 from intaglio.dialects.isa.matrix import ExpertMatvec
 from intaglio.dialects.isa.vector import Route
-from intaglio.runtime.engines.rtl import RTLChip, compare_token
+from intaglio.runtime.engines.compare import compare_token
+from intaglio.runtime.engines.rtl import RTLChip
 from intaglio.runtime.engines.simulator import Simulator
 
 

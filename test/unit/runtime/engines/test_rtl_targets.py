@@ -19,7 +19,8 @@ from intaglio.backend.program.program import Program, load_program
 from intaglio.backend.stages import Options
 from intaglio.dialects.codes import SLOT_BITS, AdapterMatrix
 from intaglio.dialects.errors import UserError
-from intaglio.runtime.engines.rtl import RTLChip, compare_token
+from intaglio.runtime.engines.compare import compare_token
+from intaglio.runtime.engines.rtl import RTLChip
 from intaglio.runtime.engines.simulator import Simulator
 from intaglio.runtime.reports.traffic import traffic
 

@@ -15,8 +15,9 @@ from intaglio.backend.compile import compile_model
 from intaglio.backend.stages import Options
 from intaglio.runtime import cli
 from intaglio.runtime.chip import Chip, load
+from intaglio.runtime.engines.compare import Difference
 from intaglio.runtime.engines.hardware_work import work_lines
-from intaglio.runtime.engines.rtl import Difference, RTLChip
+from intaglio.runtime.engines.rtl import RTLChip
 from intaglio.runtime.judge.check import JUDGED, JUDGED_TEXT, check
 from intaglio.runtime.judge.operators import OPERATOR_KEYS
 from intaglio.runtime.judge.reference import CannotJudge
