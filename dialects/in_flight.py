@@ -8,7 +8,7 @@ the oldest token. Within a token nothing changes (`dialects/timeline.py`): waits
 token itself has done. Two things are added:
 
 - An instruction that waits for keys and values of its own token waits for as many of every older
-  token: these are of the same sequence, and are attended to.
+  token of the same sequence, which is attended to.
 - Results of a queue come in its order, whoever's they are. What follows an instruction of another
   token starts only when its result, and its reduction, will come after that one's. Both are told by
   four numbers that no position changes (`Guard`).
@@ -81,12 +81,17 @@ class Token:
     Attributes:
         position: of its sequence.
         wanted: whether its successor is; if not, blocks for that are left out.
-        ready: the first cycle in which it can be accepted.
+        sequence: tokens of one attend to each other.
+        after: the number of the token whose successor it is, which is accepted when that is out;
+            None: it is known before, as those of a prompt are.
+        alone: it goes back in its sequence, and is accepted when nothing is in flight.
     """
 
     position: int
     wanted: bool = False
-    ready: int = 0
+    sequence: int = 0
+    after: int | None = None
+    alone: bool = False
 
 
 class Started(NamedTuple):
@@ -200,10 +205,10 @@ class Flight:
         return self._times[position]
 
     def run(self, tokens: Sequence[Token], contexts: int, turn: int = 0) -> Iterator[Started]:
-        """Yields the instruction instances of tokens of one sequence, by their start.
+        """Yields the instruction instances of tokens, by their start.
 
         Args:
-            tokens: in order.
+            tokens: in the order in which they are handed in.
             contexts: that are in use.
             turn: the context that takes the first token.
 
@@ -219,6 +224,7 @@ class _Live:
 
     Attributes:
         number: among the tokens.
+        sequence: of it.
         context: that it is in.
         born: the cycle of its acceptance.
         next: of each queue the next instruction.
@@ -229,6 +235,7 @@ class _Live:
     """
 
     number: int
+    sequence: int
     context: int
     born: int
     times: Mapping[str, Sequence[tuple[int, int, int | None]]]
@@ -237,6 +244,8 @@ class _Live:
     results: dict[str, list[int]]
     starts: dict[str, int | None]
     end: int
+    out: int = 0
+    """When its successor is."""
 
     @property
     def over(self) -> bool:
@@ -258,6 +267,8 @@ class _Run:
         """Tokens accepted so far."""
         self.freed = [0] * contexts
         """When each context can take a token; meaningful once its token is over."""
+        self.outs: dict[int, int] = {}
+        """When successors were out, by their tokens."""
         self.accepted = -1
 
     def run(self) -> Iterator[Started]:
@@ -271,6 +282,7 @@ class _Run:
             if one.over:
                 self.live.remove(one)
                 self.freed[one.context] = one.end
+                self.outs[one.number] = one.out
                 self._accept()
 
     def _accept(self) -> None:
@@ -279,13 +291,22 @@ class _Run:
             context = (self.turn + self.taken) % self.contexts
             if any(one.context == context for one in self.live):
                 return
-            if not self.live:
-                self.last = dict.fromkeys(self.entries)
             token = self.tokens[self.taken]
-            born = max(self.freed[context], self.accepted + 1, token.ready)
+            born = max(self.freed[context], self.accepted + 1)
+            if token.after is not None:
+                if token.after not in self.outs:
+                    return
+                born = max(born, self.outs[token.after])
+            if token.alone:
+                if self.live:
+                    return
+                born = max(born, *self.freed)
+            if not self.live and born >= max(self.freed):
+                self.last = dict.fromkeys(self.entries)
             flight = self.flight
             one = _Live(
                 self.taken,
+                token.sequence,
                 context,
                 born,
                 flight.times(token.position),
@@ -319,8 +340,8 @@ class _Run:
         """When all that an instruction waits for is there; None: some has not started."""
         start = one.born + self.flight.issue
         for counter, count in self.entries[queue][one.next[queue]].waits:
-            others = self.live[:age] if counter == KV else ()
-            for whose in (one, *others):
+            others: Sequence[_Live] = self.live[:age] if counter == KV else ()
+            for whose in (one, *(o for o in others if o.sequence == one.sequence)):
                 if len(done := whose.results[counter]) < count:
                     return None
                 start = max(start, done[count - 1])
@@ -342,7 +363,9 @@ class _Run:
         left = None if reduces is None else start + reduces
         one.results[queue].append(finish)
         block, _, place = entry.at
-        one.end = max(one.end, finish + self.flight.outs.get((block, place), 0))
+        one.end = max(one.end, finish)
+        if (after := self.flight.outs.get((block, place))) is not None:
+            one.end = one.out = max(one.end, finish + after)
         if left is not None:
             one.results[reductions_of(queue)].append(left)
             one.end = max(one.end, left)

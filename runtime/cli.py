@@ -268,6 +268,13 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
         help="change a parameter or format of the target, such as activations=int16",
     )
     parser.add_argument(
+        "--in-flight",
+        metavar="K",
+        type=int,
+        help="tokens that the chip works on at once: those of a prompt follow each other as soon "
+        "as they may (--set policy.in_flight=K)",
+    )
+    parser.add_argument(
         "--weights",
         metavar="FORMAT",
         help="quantise float weights, round to nearest: int4:128, ternary, or by name: "
@@ -405,6 +412,8 @@ def _options(args: argparse.Namespace) -> Options:
     if args.context is not None and args.context < 1:
         raise UserError(f"--context {args.context}: a KV cache holds at least one token")
     # A wrong target or setting is found before a large model is read.
+    if args.in_flight is not None:
+        args.settings.append(f"policy.in_flight={args.in_flight}")
     load_target(args.target).with_options(args.settings)
     rank, modules = parse_slots(args.adapter_slots)
     check_residents(args.resident_adapters, rank)

@@ -7,10 +7,11 @@ What each of them finds and leaves must be what it would alone, in the cycles of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from intaglio.backend.hw.chip.sequencer import counters
 from intaglio.dialects.errors import CompilerBug
@@ -31,6 +32,8 @@ from intaglio.runtime.engines.compare import (
 from intaglio.runtime.engines.rtl import Event, RTLChip, Step
 from intaglio.runtime.engines.running import Trace
 from intaglio.runtime.engines.simulator import Simulator
+
+Ints = npt.NDArray[np.int64]
 
 _SLACK = 1000
 """Cycles after which a chip that does nothing hangs."""
@@ -122,13 +125,32 @@ class TokensInFlight:
             self._collect(trace)
             model.set("token_valid", 0)
 
+    def successor(self, number: int) -> int:
+        """Of a token, when it is there; its logits stay until its context has another token.
+
+        Raises:
+            CompilerBug: it does not come.
+        """
+        idle = 0
+        while number >= len(self.flown) or self.flown[number].out is None:
+            idle = 0 if self._turned(self.cycle + _SLACK // 4) else idle + 1
+            if idle > 20:
+                raise CompilerBug(f"the successor of token {number} does not come")
+        found = self.flown[number].out
+        assert found is not None
+        return found[0]
+
+    def _turned(self, cycle: int) -> bool:
+        """Runs until a cycle is next; whether anything ended until then."""
+        before = sum(len(one.events) for one in self.flown)
+        self.advance(cycle)
+        return before != sum(len(one.events) for one in self.flown)
+
     def drain(self) -> None:
         """Runs until nothing waits and nothing is in flight."""
         idle = 0
         while self._waiting or self.chip.model.get("busy"):
-            before = sum(len(one.events) for one in self.flown)
-            self.advance(self.cycle + _SLACK)
-            idle = idle + 1 if before == sum(len(one.events) for one in self.flown) else 0
+            idle = 0 if self._turned(self.cycle + _SLACK) else idle + 1
             if idle > 20:
                 raise CompilerBug("the hardware does nothing, and has not finished")
         self.chip.model.set("token_valid", 0)
@@ -171,6 +193,38 @@ class TokensInFlight:
     def _token_of(self, whose: int, cycle: int) -> int:
         """The token that a context has in a cycle: the last one accepted before it."""
         return max(n for n in self._mine[whose] if self.flown[n].accepted < cycle)
+
+
+def results(
+    chip: RTLChip, tokens: Sequence[int], position: int, wanted: int, contexts: int
+) -> Generator[tuple[Ints, int], None, None]:
+    """Tokens of a sequence in flight, and what follows the last ones.
+
+    Whoever closes the iterator early still has all of them in the caches.
+
+    Args:
+        chip: nothing is in flight on it.
+        tokens: ids.
+        position: of the first one.
+        wanted: how many of the last ones successors are wanted of, at least 1.
+        contexts: to use.
+
+    Yields:
+        Logits [V] and the next token.
+    """
+    flight = TokensInFlight(chip, contexts)
+    first = len(tokens) - wanted
+    for number, token in enumerate(tokens):
+        flight.feed(token, position + number, wanted=number >= first)
+    try:
+        for number in range(first, len(tokens)):
+            token = flight.successor(number)
+            logits = chip.in_context(number % contexts).read(chip.program.logits)
+            assert isinstance(logits, np.ndarray)
+            yield logits[: chip.vocabulary], token
+    finally:
+        flight.drain()
+        flight.end()
 
 
 def compare_in_flight(

@@ -6,7 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from intaglio.runtime.notebook import summary_html
-from intaglio.runtime.reports.timing import drafted_cycles, generation_cycles
+from intaglio.runtime.reports.timing import (
+    drafted_cycles,
+    generation_cycles,
+    is_timed_whole,
+)
 from intaglio.runtime.reports.wording import counted, edited_lines
 
 if TYPE_CHECKING:
@@ -67,7 +71,10 @@ class RunResult(dict[str, Any]):
                 took = self["adapter_load_cycles"]
                 yield f"  adapter    {self['adapter']}, loaded in {took:,} cycles"
             prompted = counted(prompt, "prompt token")
-            yield f"  prefill    {self['prefill_cycles']:,} cycles for {prompted}"
+            about = "" if self["prefill_exact"] else "about "
+            if self["in_flight"] > 1:
+                prompted += f", {self['in_flight']} in flight"
+            yield f"  prefill    {about}{self['prefill_cycles']:,} cycles for {prompted}"
             yield f"  per token  {mean:,.1f} cycles ({min(later):,} to {max(later):,})"
             yield f"  speed      {clock / mean:,.0f} tokens/s at {clock / 1e6:g} MHz"
             if self["saturations"]:
@@ -161,8 +168,11 @@ def _figures(
         else:
             rounds = [(one.drafted, one.accepted) for one in draft.rounds]
             cycles = drafted_cycles(chip.program, len(prompt), rounds, chip.ranks)
+        in_flight = chip.program.machine.contexts if len(prompt) > 1 else 1
         result |= {
             "prefill_cycles": cycles.prefill,
+            "prefill_exact": in_flight == 1 or is_timed_whole(chip.program, len(prompt)),
+            "in_flight": in_flight,
             "cycles": list(cycles.tokens),
             "tokens_per_second": cycles.per_second(clock),
             "clock_hz": clock,

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from intaglio.backend.program.program import Instruction, Program
 from intaglio.dialects import timeline
+from intaglio.dialects.in_flight import Token
 from intaglio.dialects.isa.adapter import AdapterMatvec
 from intaglio.dialects.isa.queues import COUNTERS, LEAVES, reductions_of
 from intaglio.dialects.isa.vector import Sample
@@ -186,9 +187,65 @@ def generation_cycles(
         tokens: number of generated tokens, at least 1.
         ranks: of the active adapter.
     """
-    before = token_cycles(program, np.arange(prompt - 1), sampled=False, ranks=ranks).period
     wanted = token_cycles(program, np.arange(prompt - 1, prompt - 1 + tokens), ranks=ranks)
-    return generation_from(int(before.sum()), wanted)
+    if program.machine.contexts > 1 and prompt > 1:
+        before = prefill_cycles(program, prompt) - int(wanted.out[0])
+    else:
+        before = int(
+            token_cycles(program, np.arange(prompt - 1), sampled=False, ranks=ranks).period.sum()
+        )
+    return generation_from(before, wanted)
+
+
+EXACT = 600_000
+"""Instruction instances of a prompt up to which all of its tokens are timed in flight."""
+_WINDOWS, _WARM, _TIMED = 9, 6, 6
+"""Of a longer one: places that are timed, tokens before that fill the chip, tokens that count."""
+
+
+def is_timed_whole(program: Program, prompt: int) -> bool:
+    """Whether `prefill_cycles` is exact: of long prompts it times tokens at some places."""
+    entries = sum(len(one) for one in program.flight.entries.values())
+    return prompt * entries <= EXACT or prompt <= 4 * _WINDOWS * (_WARM + _TIMED)
+
+
+def prefill_cycles(program: Program, prompt: int, contexts: int | None = None) -> int:
+    """Cycles from the acceptance of a prompt's first token to the first token out, with prompt
+    tokens in flight.
+
+    Of a prompt whose `is_timed_whole` is false the tokens at some places are timed, and the time of
+    those between follows by straight lines.
+
+    Args:
+        program: of a chip with contexts.
+        prompt: its tokens.
+        contexts: to use; None: all of them.
+    """
+    contexts = contexts or program.machine.contexts
+    flight = program.flight
+
+    def ends(first: int, count: int, *, last: bool) -> list[int]:
+        """When tokens from a position on are all there; of the last one its successor."""
+        found = [0] * count
+        tokens = [Token(first + n, wanted=last and n == count - 1) for n in range(count)]
+        for one in flight.run(tokens, contexts):
+            block, _, place = one.at
+            end = one.finish + flight.outs.get((block, place), 0)
+            found[one.token] = max(found[one.token], end)
+        return found
+
+    if is_timed_whole(program, prompt):
+        return ends(0, prompt, last=True)[-1]
+    count = _WARM + _TIMED
+    places = np.linspace(0, prompt - count, _WINDOWS).astype(np.int64)
+    each: list[float] = []
+    for place in places.tolist():
+        found = ends(place, count, last=False)
+        each.append((found[-1] - found[_WARM - 1]) / _TIMED)
+    first, final = ends(0, count, last=False)[-1], ends(prompt - count, count, last=True)
+    between = np.arange(count, prompt - _TIMED)
+    middle = np.interp(between + 0.5, places + _WARM + _TIMED / 2, each).sum()
+    return int(first + middle + final[-1] - final[_WARM - 1])
 
 
 def drafted_cycles(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from intaglio.dialects.errors import UserError
@@ -144,8 +145,12 @@ class SimulatedSession(Session):
 
 
 class HardwareSession(Session):
-    """A session on hardware, which takes tokens one after another and takes none back: a draft
-    that is wrong never gets there."""
+    """A session on hardware.
+
+    A chip with one context takes tokens one after another and takes none back: a draft that is
+    wrong never gets there. On one with several the tokens of a prompt and drafts are in flight
+    together, and what comes after a wrong one is overwritten.
+    """
 
     def __init__(
         self,
@@ -158,6 +163,8 @@ class HardwareSession(Session):
         super().__init__(chip, adapter, follows)
         self.engine = engine
         self._resets: int | None = None
+        self._fed: list[int] = []
+        """Tokens of a prompt that wait for the first whose successor is wanted."""
 
     @property
     def fraction_bits(self) -> int:
@@ -169,13 +176,29 @@ class HardwareSession(Session):
 
     def feed(self, tokens: Sequence[int]) -> None:
         hardware = self._hardware()
+        if hardware.contexts > 1:
+            self.tokens += tokens
+            self._fed += tokens
+            return
         for token in tokens:
             hardware.step(token, self.position, sample=False)
             self.tokens.append(token)
 
     def steps(self, tokens: Sequence[int]) -> Generator[Result]:
+        hardware = self._hardware()
+        if hardware.contexts > 1:
+            from intaglio.runtime.engines.in_flight import results
+
+            fed, self._fed = self._fed, []
+            first = self.position - len(fed)
+            found = results(hardware, [*fed, *tokens], first, len(tokens), hardware.contexts)
+            with closing(found):
+                for token, result in zip(tokens, found, strict=True):
+                    self.tokens.append(token)
+                    yield result
+            return
         for token in tokens:
-            result = self._hardware().step(token, self.position)
+            result = hardware.step(token, self.position)
             assert result is not None
             self.tokens.append(token)
             yield result
