@@ -4,7 +4,10 @@ A chip with several *contexts* holds so many tokens, each with its position, its
 of its own in the memories of values. Tokens take the contexts in turn; one is accepted, at most one
 a cycle, as soon as all of the token before it in its context is there. Every queue has the next
 instruction of each context at hand and takes, in the first cycle in which any may start, that of
-the oldest token. Within a token nothing changes (`dialects/timeline.py`): waits count what the
+the earliest *stage*; of several the oldest token's. Stages are parts of the program in its order, a
+layer's attention and what is between it and the next one: so tokens keep together, and while one
+waits for its attention another one's feed-forward layer has the lanes. Within a token nothing
+changes (`dialects/timeline.py`): waits count what the
 token itself has done. Two things are added:
 
 - An instruction that waits for keys and values of its own token waits for as many of every older
@@ -19,9 +22,10 @@ of one token after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +70,22 @@ def guard_of(issue: Issue, capacity: int, alone: int | None = None) -> Guard:
         return Guard(*numbers)
     left = _over(issue.reduces, capacity)
     return Guard(*numbers, int(np.max(left - pace)), int(np.min(left)))
+
+
+def stage_numbers(halves: Sequence[Sequence[int]], instances: Sequence[int]) -> Callable[[At], int]:
+    """The stage of an instruction instance.
+
+    Args:
+        halves: as in `Flight`.
+        instances: of each block.
+    """
+    base = [0, *accumulate(instances)]
+
+    def stage(at: At) -> int:
+        block, instance, place = at
+        return base[block] + instance + halves[block][place]
+
+    return stage
 
 
 def _over(formula: Formula, capacity: int) -> Any:
@@ -116,6 +136,7 @@ class _Entry:
     at: At
     issue: Issue
     guard: Guard
+    stage: int
     waits: Sequence[tuple[str, int]]
 
 
@@ -127,6 +148,8 @@ class Flight:
         blocks: the program, in order, each with whether it runs only where a successor is wanted.
         issue: cycles from a token's acceptance to its first instructions.
         guards: of each block's instructions.
+        halves: of each block's instructions 0, or 1 of those that belong to the next instance's
+            stage.
         outs: of instructions that choose a token (block, number in it) the cycles from their finish
             to the token at the port.
     """
@@ -134,6 +157,7 @@ class Flight:
     blocks: Sequence[tuple[Block, bool]]
     issue: int
     guards: Sequence[Sequence[Guard]]
+    halves: Sequence[Sequence[int]]
     outs: Mapping[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
     _times: dict[int, dict[str, list[tuple[int, int, int | None]]]] = field(
         default_factory=dict[int, dict[str, list[tuple[int, int, "int | None"]]]]
@@ -148,6 +172,7 @@ class Flight:
         """
         found: dict[str, list[_Entry]] = {queue: [] for queue in QUEUES}
         done = dict.fromkeys(COUNTERS, 0)
+        stages = stage_numbers(self.halves, [block.instances for block, _ in self.blocks])
         for number, (block, _) in enumerate(self.blocks):
             for instance in range(block.instances):
                 base = dict(done)
@@ -160,7 +185,9 @@ class Flight:
                     ]
                     waits = [(one, count) for one, count in counts if count > 0]
                     at = number, instance, place
-                    found[issue.queue].append(_Entry(at, issue, self.guards[number][place], waits))
+                    found[issue.queue].append(
+                        _Entry(at, issue, self.guards[number][place], stages(at), waits)
+                    )
                     done[issue.queue] += 1
                     if issue.reduces is not None:
                         done[reductions_of(issue.queue)] += 1
@@ -321,8 +348,10 @@ class _Run:
             self.live.append(one)
 
     def _first(self) -> tuple[int, _Live, str] | None:
-        """The instruction that starts next; of one queue and cycle that of the oldest token."""
+        """The instruction that starts next; of one queue and cycle that of the earliest stage, then
+        that of the oldest token."""
         best: tuple[int, _Live, str] | None = None
+        stage = 0
         for age, one in enumerate(self.live):
             for queue, length in one.length.items():
                 if one.next[queue] >= length:
@@ -332,8 +361,9 @@ class _Run:
                     if known is None:
                         continue
                 start = max(known, self.free[queue], self._ordered(one, queue))
-                if best is None or start < best[0]:
-                    best = start, one, queue
+                mine = self.entries[queue][one.next[queue]].stage
+                if best is None or (start, mine) < (best[0], stage):
+                    best, stage = (start, one, queue), mine
         return best
 
     def _awaited(self, age: int, one: _Live, queue: str) -> int | None:

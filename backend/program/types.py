@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
@@ -14,8 +14,9 @@ from intaglio.dialects.errors import CompilerBug, UserError
 from intaglio.dialects.fixed_point import Real
 from intaglio.dialects.h_units import AdapterShape, CacheShape, StateShape, element_bits
 from intaglio.dialects.isa import instruction as isa
+from intaglio.dialects.isa.attention import WeightedSum
 from intaglio.dialects.isa.beat import WHOLE, Beat
-from intaglio.dialects.isa.matrix import Embed, Row
+from intaglio.dialects.isa.matrix import Embed, Product, Row
 from intaglio.dialects.isa.values import Fixed, Probabilities, Quantized, Scores, Value
 from intaglio.dialects.isa.vector import Quantize, RMSNorm, Sample
 from intaglio.dialects.machine import Machine
@@ -382,6 +383,32 @@ class Program:
             for block in self.blocks
         ]
 
+    @cached_property
+    def halves(self) -> Sequence[Sequence[int]]:
+        """Of each block's instructions 0, or 1 of those behind the product that follows attention:
+        they are in the stage of the next layer's attention (`dialects/in_flight.py`)."""
+        found: list[list[int]] = []
+        for block in self.blocks:
+            order = [one.beat.of_instruction for one in block.instructions]
+            attends = [
+                n
+                for n, one in zip(order, block.instructions, strict=True)
+                if isinstance(one.does, WeightedSum)
+            ]
+            behind = [
+                n
+                for n, one in zip(order, block.instructions, strict=True)
+                if isinstance(one.does, Product) and attends and n > max(attends)
+            ]
+            last = min(behind, default=max(order, default=0))
+            found.append([int(n > last) for n in order])
+        return found
+
+    @cached_property
+    def stages(self) -> Callable[[At], int]:
+        """Of an instruction instance."""
+        return in_flight.stage_numbers(self.halves, [len(one.instances) for one in self.blocks])
+
     @property
     def flight(self) -> in_flight.Flight:
         """What the timeline of several tokens in flight needs.
@@ -394,6 +421,7 @@ class Program:
             [(block.timing, block.sampled) for block in self.blocks],
             machine.issue,
             self.guards,
+            self.halves,
             {
                 (number, place): machine.vector_reduce + machine.sample
                 for number, block in enumerate(self.blocks)

@@ -2,14 +2,16 @@
 
 A sequencer has for each context what `sequencer.py` has for the one: descriptors (those of each
 context say its own rows, so they are memories of their own), the next of them at hand, counters.
-Of those that may start the oldest token's does. Units tell of results in the order in which they
-took the instructions, so a ring of contexts says whose each is.
+Of those that may start that of the earliest stage does, and of these the oldest token's. Units tell
+of results in the order in which they took the instructions, so a ring of contexts says whose each
+is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from intaglio.backend.hw.chip.sequencer import (
     SEQUENCE_BITS,
@@ -35,54 +37,59 @@ from intaglio.dialects.in_flight import Guard
 from intaglio.dialects.isa.queues import KV, reductions_of
 
 ORDER_FIELDS = {
+    "order_stage": "number of its stage: the earliest starts",
     "order_tail": "cycles from when the queue is free again to the result, at most",
     "order_head": "cycles to the result, at least",
     "order_tail_left": "cycles from when the queue is free again to the reduction, at most",
     "order_head_left": "cycles to the reduction, at least",
 }
-"""Fields of descriptors that say what `Guard` does, where it counts."""
+"""Fields of descriptors that say which token's instruction starts, and what `Guard` does."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What keeps the results of a queue in order between tokens.
+    """Which token's instruction of a queue starts, and what keeps results in order between tokens.
 
     Attributes:
-        guards: of each entry of the queue; empty where any may follow any.
-        depth: instructions whose results are under way at once, at most.
+        guards: of each entry of the queue.
+        stages: of each entry.
     """
 
     guards: Sequence[Guard]
-    depth: int
+    stages: Sequence[int]
 
-    @staticmethod
-    def of(guards: Sequence[Guard]) -> Order:
-        """Of a queue's entries, a guard for each."""
+    @property
+    def depth(self) -> int:
+        """Instructions whose results are under way at once, at most."""
         # Whose result is still to come when the queue is free has it a tail later at the latest,
         # and one starts a cycle.
-        depth = 3 + max(max(one.tail, one.tail_left, 0) for one in guards)
-        free = max(one.tail for one in guards) < min(one.head for one in guards) and max(
-            one.tail_left for one in guards
-        ) < min(one.head_left for one in guards)
-        return Order(() if free else tuple(guards), depth)
+        return 3 + max(max(one.tail, one.tail_left, 0) for one in self.guards)
+
+    @cached_property
+    def is_free(self) -> bool:
+        """Whether any may follow any."""
+        tail, head = max(one.tail for one in self.guards), min(one.head for one in self.guards)
+        left = max(one.tail_left for one in self.guards)
+        return tail < head and left < min(one.head_left for one in self.guards)
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        """Of a descriptor: what `Guard` says, where it counts."""
-        if not self.guards:
-            return ()
+        """Of a descriptor; guards where they count."""
         found: list[Field] = []
+        every = [self.values(number) for number in range(len(self.guards))]
         for name, meaning in ORDER_FIELDS.items():
-            most = max(self.values(number)[name] for number in range(len(self.guards)))
-            found.append(Field(name, max(1, most.bit_length()), meaning))
+            if name in every[0]:
+                most = max(one[name] for one in every)
+                found.append(Field(name, max(1, most.bit_length()), meaning))
         return tuple(found)
 
     def values(self, number: int) -> dict[str, int]:
         """The fields of an entry."""
-        if not self.guards:
-            return {}
+        stage = {"order_stage": self.stages[number]}
+        if self.is_free:
+            return stage
         one = self.guards[number]
-        return {f"order_{name}": max(0, getattr(one, name)) for name in Guard._fields}
+        return stage | {f"order_{name}": max(0, getattr(one, name)) for name in Guard._fields}
 
 
 def context_bits(contexts: int) -> int:
@@ -221,7 +228,8 @@ class _Interleaver:
         issued: Sequence[Register],
         lengths: Sequence[Signal],
     ) -> None:
-        """Which descriptor starts: the oldest token's of those that may."""
+        """Which descriptor starts: of those that may that of the earliest stage, then the oldest
+        token's."""
         m, program, bits = self.m, self.program, self.bits
         ready = m.input("ready", 1)
         depth = max(2, len(program.entries))
@@ -254,13 +262,15 @@ class _Interleaver:
                             there = self.counts[o][other] >= wait
                             go = go & (~self.live[o] | ~self._older(o, c) | there)
             may.append(go)
-        if self.order.guards:
+        if "order_tail" in self.fields:
             self._in_order(start, ready, context, parts, last, may)
         chosen: list[Signal] = []
         for c, go in enumerate(may):
             for o, other in enumerate(may):
                 if o != c:
-                    go = go & ~(other & self._older(o, c))
+                    stage, mine = parts[o]["order_stage"], parts[c]["order_stage"]
+                    before = (stage < mine) | ((stage == mine) & self._older(o, c))
+                    go = go & ~(other & before)
             chosen.append(go)
         any_: Signal = chosen[0]
         for one in chosen[1:]:

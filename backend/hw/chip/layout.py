@@ -229,7 +229,10 @@ def layout_of(program: Program) -> Layout:
 
 def order_of(program: Program, executed: QueueProgram) -> Order:
     """What keeps the results of a queue in order between tokens."""
-    return Order.of([program.guards[one.block][one.instruction] for one in executed.entries])
+    return Order(
+        [program.guards[one.block][one.instruction] for one in executed.entries],
+        [program.stages((one.block, one.instance, one.instruction)) for one in executed.entries],
+    )
 
 
 def heads_of(program: Program) -> dict[str, int]:
