@@ -6,11 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from intaglio.runtime.notebook import summary_html
-from intaglio.runtime.reports.timing import (
-    drafted_cycles,
-    generation_cycles,
-    is_timed_whole,
-)
+from intaglio.runtime.reports.timing import drafted_cycles, generation_cycles, is_timed_whole
 from intaglio.runtime.reports.wording import counted, edited_lines
 
 if TYPE_CHECKING:

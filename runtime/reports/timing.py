@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -209,6 +210,18 @@ def is_timed_whole(program: Program, prompt: int) -> bool:
     return prompt * entries <= EXACT or prompt <= 4 * _WINDOWS * (_WARM + _TIMED)
 
 
+def _ends(program: Program, first: int, count: int, wanted: int, contexts: int) -> list[int]:
+    """When tokens in flight are all there; of the last `wanted` ones, when their successors are."""
+    flight = program.flight
+    found = [0] * count
+    tokens = [Token(first + n, wanted=n >= count - wanted) for n in range(count)]
+    for one in flight.run(tokens, contexts):
+        block, _, place = one.at
+        end = one.finish + flight.outs.get((block, place), 0)
+        found[one.token] = max(found[one.token], end)
+    return found
+
+
 def prefill_cycles(program: Program, prompt: int, contexts: int | None = None) -> int:
     """Cycles from the acceptance of a prompt's first token to the first token out, with prompt
     tokens in flight.
@@ -222,17 +235,9 @@ def prefill_cycles(program: Program, prompt: int, contexts: int | None = None) -
         contexts: to use; None: all of them.
     """
     contexts = contexts or program.machine.contexts
-    flight = program.flight
 
     def ends(first: int, count: int, *, last: bool) -> list[int]:
-        """When tokens from a position on are all there; of the last one its successor."""
-        found = [0] * count
-        tokens = [Token(first + n, wanted=last and n == count - 1) for n in range(count)]
-        for one in flight.run(tokens, contexts):
-            block, _, place = one.at
-            end = one.finish + flight.outs.get((block, place), 0)
-            found[one.token] = max(found[one.token], end)
-        return found
+        return _ends(program, first, count, int(last), contexts)
 
     if is_timed_whole(program, prompt):
         return ends(0, prompt, last=True)[-1]
@@ -255,7 +260,7 @@ def drafted_cycles(
 
     With one token in flight the host has a token before it hands in the next one: a wrong guess is
     never handed in, and each round takes the time of the tokens that it gave. With more in flight
-    this is where a round's cycles are those of its token and all its guesses together.
+    a round's token and all its guesses are, and the next round begins when all of them are through.
 
     Args:
         program: the compiled model.
@@ -263,7 +268,28 @@ def drafted_cycles(
         rounds: guesses of each, and how many of them came; at least one round.
         ranks: of the active adapter.
     """
-    return generation_cycles(program, prompt, sum(1 + came for _, came in rounds), ranks)
+    contexts = program.machine.contexts
+    if contexts == 1:
+        return generation_cycles(program, prompt, sum(1 + came for _, came in rounds), ranks)
+    cycles: list[int] = []
+    position, rest = prompt - 1, 0
+    for number, (guesses, came) in enumerate(rounds):
+        before = position if number == 0 else 0
+        tokens = before + 1 + guesses
+        if number or is_timed_whole(program, tokens):
+            ends = _ends(program, position - before, tokens, 1 + guesses, contexts)[before:]
+        else:
+            # The guesses come behind the prompt, as they would behind its end.
+            shift = prefill_cycles(program, prompt, contexts)
+            own = _ends(program, position, 1 + guesses, 1 + guesses, contexts)
+            ends = [shift + one - own[0] for one in own]
+        outs = [0, *ends[: 1 + came]]
+        cycles += [b - a for a, b in pairwise(outs)]
+        cycles[len(cycles) - len(outs) + 1] += rest
+        rest = max(ends) - ends[came]
+        position += 1 + came
+    first = cycles[0]
+    return GenerationCycles(first, tuple(cycles))
 
 
 def generation_from(before: int, wanted: TokenCycles) -> GenerationCycles:
