@@ -383,7 +383,8 @@ def with_queues(layout: Layout, queues: Sequence[QueueOp]) -> Layout:
 
 
 def _descriptor(layout: Layout, context: int, queue: str, number: int) -> DescriptorOp:
-    entry, whose = layout.queues[queue].entries[number], layout.contexts[context]
+    entry = layout.queues[queue].entries[number]
+    whose = layout.contexts[context] if context else Context(layout.program, layout.units)
     block = whose.program.blocks[entry.block]
     instruction, instance = block.instructions[entry.instruction], block.instances[entry.instance]
     first, *others = [
