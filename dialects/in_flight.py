@@ -288,6 +288,8 @@ class _Run:
         self.turn = turn
         self.entries = flight.entries
         self.live: list[_Live] = []
+        self.recent: dict[int, _Live] = {}
+        """Of each context the last token; what it gave may be under way when all of it started."""
         self.free = dict.fromkeys(self.entries, 0)
         self.last: dict[str, tuple[_Live, Guard] | None] = dict.fromkeys(self.entries)
         self.taken = 0
@@ -328,7 +330,8 @@ class _Run:
                 if self.live:
                     return
                 born = max(born, *self.freed)
-            if not self.live and born >= max(self.freed):
+            if not self.live and born > max(self.freed):
+                # Nothing was in flight for a cycle.
                 self.last = dict.fromkeys(self.entries)
             flight = self.flight
             one = _Live(
@@ -346,18 +349,19 @@ class _Run:
             self.accepted = born
             self.taken += 1
             self.live.append(one)
+            self.recent[context] = one
 
     def _first(self) -> tuple[int, _Live, str] | None:
         """The instruction that starts next; of one queue and cycle that of the earliest stage, then
         that of the oldest token."""
         best: tuple[int, _Live, str] | None = None
         stage = 0
-        for age, one in enumerate(self.live):
+        for one in self.live:
             for queue, length in one.length.items():
                 if one.next[queue] >= length:
                     continue
                 if (known := one.starts[queue]) is None:
-                    known = one.starts[queue] = self._awaited(age, one, queue)
+                    known = one.starts[queue] = self._awaited(one, queue)
                     if known is None:
                         continue
                 start = max(known, self.free[queue], self._ordered(one, queue))
@@ -366,12 +370,13 @@ class _Run:
                     best, stage = (start, one, queue), mine
         return best
 
-    def _awaited(self, age: int, one: _Live, queue: str) -> int | None:
+    def _awaited(self, one: _Live, queue: str) -> int | None:
         """When all that an instruction waits for is there; None: some has not started."""
         start = one.born + self.flight.issue
         for counter, count in self.entries[queue][one.next[queue]].waits:
-            others: Sequence[_Live] = self.live[:age] if counter == KV else ()
-            for whose in (one, *(o for o in others if o.sequence == one.sequence)):
+            older = [o for o in self.recent.values() if o.number < one.number]
+            others = [o for o in older if counter == KV and o.sequence == one.sequence]
+            for whose in (one, *others):
                 if len(done := whose.results[counter]) < count:
                     return None
                 start = max(start, done[count - 1])

@@ -61,7 +61,7 @@ def test_descriptors_are_those_of_the_program(compiled_chip: tuple[Program, Path
     program, _ = compiled_chip
     layout = layout_of(program)
     blocks = {block.name: block for block in program.blocks}
-    for name, queue in layout.encoded.items():
+    for (_, name), queue in layout.encoded.items():
         expected = [
             (block.name, instance, number)
             for block in program.blocks

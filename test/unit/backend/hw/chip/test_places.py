@@ -314,7 +314,7 @@ def check_descriptors(chip: Compiled) -> tuple[int, int]:
         constants.setdefault(name_of(op.buffer), []).append(op.row.value.data)
     met: set[str] = set()
     caches: set[str] = set()
-    for queue, encoded in chip.layout.encoded.items():
+    for (_, queue), encoded in chip.layout.encoded.items():
         for one in encoded.descriptors:
             block, instance, number = one.at
             instruction = list(block_of[block].instructions)[number]

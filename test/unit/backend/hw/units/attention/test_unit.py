@@ -381,7 +381,8 @@ class Bench:
         The beats of several queues go side by side.
         """
         rng, chip = self.rng, self.chip
-        chip.set("position", position)
+        for queue in ("attention", "append"):
+            chip.set(f"{queue}_position", position)
         chip.step(int(rng.integers(0, 3)))
         length = 1
         starts: dict[str, list[tuple[int, dict[str, int]]]] = {}
