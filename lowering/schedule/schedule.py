@@ -21,9 +21,10 @@ from xdsl.rewriter import InsertPoint, Rewriter
 from xdsl.utils.exceptions import PassFailedException
 
 from intaglio.dialects import rom, timeline
-from intaglio.dialects.errors import DoesNotFit, Way
+from intaglio.dialects.errors import DoesNotFit, UserError, Way
 from intaglio.dialects.fabric import MemoryOp, machine_of
 from intaglio.dialects.isa.matrix import Product
+from intaglio.dialects.isa.queues import POWER
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import Memory
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
@@ -61,8 +62,34 @@ class ProgramSchedule(ModulePass):
         Rewriter.replace_op(steps[0], program, [])
         for layer in layers:
             Rewriter.erase_op(layer)
+        if machine.contexts > 1:
+            _check_contexts(op, program, machine)
         annotate(program, machine)
         _check_retention(program, machine)
+
+
+def _check_contexts(module: ModuleOp, program: ProgramOp, machine: Machine) -> None:
+    """What the program needs there is for several tokens in flight.
+
+    Raises:
+        UserError: it is not.
+    """
+    without = {
+        "states, which tokens take one after the other": bool(
+            state_sizes(module) or matrices_of(module)
+        ),
+        "power gating": any(
+            one.queue.data == POWER for block in program.blocks for one in block.instructions
+        ),
+        "adapters": bool(_largest_ranks(program)),
+        "keys and values in external memory": 0 < machine.kv_on_die < context(module),
+        "adders that attention shares with matrices": bool(machine.shared_arrays),
+    }
+    if found := [what for what, there in without.items() if there]:
+        raise UserError(
+            f"{machine.contexts} tokens in flight are not possible with {', '.join(found)}",
+            hint="compile with --in-flight 1",
+        )
 
 
 def annotate(program: ProgramOp, machine: Machine) -> None:

@@ -5,6 +5,10 @@
 // RUN: filecheck %s --input-file %t.mlir --check-prefix=BEATS
 // RUN: sed 's/v = @v1/v = @v0/' %s | xdsl-opt -p 'attach-target{target=tom-mini set="activations=int8","kv=int8"},fabric-place,program-schedule' | filecheck %s --check-prefix=SHARED
 // RUN: sed 's/w = @w1, v = @v1/w = @w0, v = @v0/' %s | xdsl-opt -p 'attach-target{target=tom-mini set="activations=int8","kv=int8"},fabric-place,program-schedule' | filecheck %s --check-prefix=SAME
+// RUN: not xdsl-opt -p 'attach-target{target=tom-mini set="activations=int8","kv=int8","policy.in_flight=2"},fabric-place,program-schedule' %s 2>&1 | filecheck %s --check-prefix=FLIGHT
+
+// FLIGHT: 2 tokens in flight are not possible with power gating, adders that attention shares with matrices
+// FLIGHT: help: compile with --in-flight 1
 
 // A chip whose ROM banks can be switched off: a power domain for each layer and one for the head.
 

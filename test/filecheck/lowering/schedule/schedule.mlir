@@ -2,6 +2,15 @@
 // RUN: python %S/../../whole.py < %t.mlir | filecheck %s
 // RUN: filecheck %s --input-file %t.mlir --check-prefix=BEATS
 // RUN: not xdsl-opt -p 'attach-target{target=roma-mini set="activations=int8","kv=int8","vector.sram_bytes=1100"},fabric-place,program-schedule' %s 2>&1 | filecheck %s --check-prefix=SRAM
+// RUN: xdsl-opt -p 'attach-target{target=roma-mini set="policy.in_flight=2"},fabric-place,program-schedule' %s | filecheck %s --check-prefix=FLIGHT
+
+// Each of two tokens in flight has rows of its own for values; keys, values and constants are
+// everybody's.
+// FLIGHT-DAG: fabric.memory @constants rows 2 of
+// FLIGHT-DAG: fabric.memory @kv rows 52 of
+// FLIGHT-DAG: fabric.memory @vectors rows 32 of
+// FLIGHT-DAG: fabric.memory @codes rows 20 of
+// FLIGHT-DAG: fabric.memory @code_scales rows 20 of
 
 rom.parameter @emb : !rom.tensor<[256, 64], fixed16> {key = "emb"}
 rom.parameter @w0 : !rom.tensor<[96, 64], int4, group 32> {key = "layers.0.w"}
