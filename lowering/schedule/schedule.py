@@ -24,7 +24,7 @@ from intaglio.dialects import rom, timeline
 from intaglio.dialects.errors import DoesNotFit, UserError, Way
 from intaglio.dialects.fabric import MemoryOp, machine_of
 from intaglio.dialects.isa.matrix import Product
-from intaglio.dialects.isa.queues import POWER
+from intaglio.dialects.isa.queues import PEAKS, POWER
 from intaglio.dialects.machine import Machine
 from intaglio.dialects.memories import Memory
 from intaglio.dialects.program import BlockOp, BufferOp, InstructionOp, ProgramOp
@@ -84,6 +84,12 @@ def _check_contexts(module: ModuleOp, program: ProgramOp, machine: Machine) -> N
         "adapters": bool(_largest_ranks(program)),
         "keys and values in external memory": 0 < machine.kv_on_die < context(module),
         "adders that attention shares with matrices": bool(machine.shared_arrays),
+        "largest magnitudes that are taken while values are written (formats without an exponent "
+        "a block)": any(
+            one.part.peak and one.queue.data in PEAKS
+            for block in program.blocks
+            for one in block.instructions
+        ),
     }
     if found := [what for what, there in without.items() if there]:
         raise UserError(
