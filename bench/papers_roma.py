@@ -33,8 +33,8 @@ Llama-3.2-3B with 4-bit weights and a tied 4-bit head, Llama-3-8B with 2-bit wei
 in groups of 128. Decode rates (31.8K, 24.6K) are read as those of the 3B model without an adapter
 (docs/targets.md says why), first-token times as stated, with an adapter of rank 16 on all linears;
 prompt tokens run one after the other unless said. The series by input length fits neither and names
-no model: it is read as decoding by the 8B model with so many cached tokens. The linears of that model fill
-the published ROM to 99.7 %; its embedding and head lie in ROM beyond the published."""
+no model: it is read as decoding by the 8B model with so many cached tokens. The linears of that
+model fill the published ROM to 99.7 %; its embedding and head lie in ROM beyond the published."""
 
 LARGE = (
     "policy.head_store=extra-rom",
