@@ -79,7 +79,9 @@ def cluster(scheduler: str | None, workers: int) -> Iterator[Module]:
             _same_code(client, scheduler)
             yield client
         return
-    with _without_interrupts():
+    # Stacks that workers note a hundred times a second take time, and memory that grows.
+    quiet = import_module("dask").config.set({"distributed.worker.profile.enabled": False})
+    with _without_interrupts(), quiet:
         local = distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
