@@ -51,7 +51,13 @@ def _kept(worker: Module) -> dict[str, WhatIf]:
 
 def evaluate_there(name: str, options: Options, asked: Asked) -> Found:
     """On a worker: the figures of a point, of the model that a `Subject` of this name brought."""
-    return evaluate(_kept(distributed.get_worker())[f"intaglio-{name}"], options, asked)
+    what_if = _kept(distributed.get_worker())[f"intaglio-{name}"]
+    try:
+        return evaluate(what_if, options, asked)
+    finally:
+        # Modules are circles: what a point leaves would wait for many others until it is looked
+        # for. Nothing else is looked through, as what stays is frozen.
+        _ = gc.collect()
 
 
 @contextmanager
