@@ -22,10 +22,9 @@ of one token after the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,22 +71,6 @@ def guard_of(issue: Issue, capacity: int, alone: int | None = None) -> Guard:
     return Guard(*numbers, int(np.max(left - pace)), int(np.min(left)))
 
 
-def stage_numbers(halves: Sequence[Sequence[int]], instances: Sequence[int]) -> Callable[[At], int]:
-    """The stage of an instruction instance.
-
-    Args:
-        halves: as in `Flight`.
-        instances: of each block.
-    """
-    base = [0, *accumulate(instances)]
-
-    def stage(at: At) -> int:
-        block, instance, place = at
-        return base[block] + instance + halves[block][place]
-
-    return stage
-
-
 def _over(formula: Formula, capacity: int) -> Any:
     """A formula at all positions, without an adapter."""
     tokens: Any = np.arange(1, capacity + 1) if "tokens" in formula.variables else 1
@@ -130,8 +113,17 @@ class Started(NamedTuple):
 
 
 @dataclass
-class _Entry:
-    """An instruction of a queue, with what it must wait for counted from the token's first."""
+class Entry:
+    """An instruction of a queue, with what it must wait for counted from the token's first.
+
+    Attributes:
+        at: which instruction instance it is.
+        issue: what the timeline knows of it.
+        guard: what keeps results in order.
+        stage: instances of blocks before its own, and one more behind the product that follows
+            attention.
+        waits: counters, and how many of each must be there.
+    """
 
     at: At
     issue: Issue
@@ -164,15 +156,15 @@ class Flight:
     )
 
     @cached_property
-    def entries(self) -> Mapping[str, Sequence[_Entry]]:
+    def entries(self) -> Mapping[str, Sequence[Entry]]:
         """All instruction instances of each queue, in order.
 
         Raises:
             ValueError: an instruction does not flow.
         """
-        found: dict[str, list[_Entry]] = {queue: [] for queue in QUEUES}
+        found: dict[str, list[Entry]] = {queue: [] for queue in QUEUES}
         done = dict.fromkeys(COUNTERS, 0)
-        stages = stage_numbers(self.halves, [block.instances for block, _ in self.blocks])
+        instances = 0
         for number, (block, _) in enumerate(self.blocks):
             for instance in range(block.instances):
                 base = dict(done)
@@ -184,13 +176,15 @@ class Flight:
                         for one, count in issue.waits.items()
                     ]
                     waits = [(one, count) for one, count in counts if count > 0]
-                    at = number, instance, place
+                    stage = instances + self.halves[number][place]
+                    guard = self.guards[number][place]
                     found[issue.queue].append(
-                        _Entry(at, issue, self.guards[number][place], stages(at), waits)
+                        Entry((number, instance, place), issue, guard, stage, waits)
                     )
                     done[issue.queue] += 1
                     if issue.reduces is not None:
                         done[reductions_of(issue.queue)] += 1
+                instances += 1
         return {queue: entries for queue, entries in found.items() if entries}
 
     @cached_property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
@@ -405,11 +405,6 @@ class Program:
         return found
 
     @cached_property
-    def stages(self) -> Callable[[At], int]:
-        """Of an instruction instance."""
-        return in_flight.stage_numbers(self.halves, [len(one.instances) for one in self.blocks])
-
-    @property
     def flight(self) -> in_flight.Flight:
         """What the timeline of several tokens in flight needs.
 

@@ -10,20 +10,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from intaglio.backend.hw.chip.contents import Words, rom_words
-from intaglio.backend.hw.chip.in_flight import (
-    build_interleaver,
-    build_ports_of_tokens,
-    context_bits,
-)
+from intaglio.backend.hw.chip.in_flight import Interleaver
 from intaglio.backend.hw.chip.layout import Layout, layout_of
-from intaglio.backend.hw.chip.sequencer import (
-    SEQUENCE_BITS,
-    TOKEN_BITS,
-    build_sequencer,
-    build_token_port,
-    count_bits,
-    counters,
-)
+from intaglio.backend.hw.chip.sequencer import SEQUENCE_BITS, build_sequencer, count_bits, counters
+from intaglio.backend.hw.chip.token_port import TOKEN_BITS, build_ports_of_tokens, build_token_port
 from intaglio.backend.hw.units.attention.kv import external_kv
 from intaglio.backend.hw.units.matrix.rom_bank import LogicROM
 from intaglio.backend.hw.units.memories import SHARED, VECTORS, Memory
@@ -58,7 +48,7 @@ from intaglio.backend.hw.wires.signal import (
     choose,
     tree,
 )
-from intaglio.backend.hw.wires.widths import fit
+from intaglio.backend.hw.wires.widths import fit, index_bits
 from intaglio.dialects.errors import CompilerBug
 from intaglio.dialects.isa.queues import MATRIX, PEAKS, reductions_of
 from intaglio.lowering.schedule import durations
@@ -183,7 +173,7 @@ class _Chip:
         self.result_valid = m.wire("result_valid", 1)
         self.result = m.wire("result", TOKEN_BITS)
         if self.contexts > 1:
-            self.result_context = m.wire("result_context", context_bits(self.contexts))
+            self.result_context = m.wire("result_context", index_bits(self.contexts))
         self.saturations: list[Signal] = []
         self.given: dict[str, Signal] = {}
         """What ports take by name."""
@@ -287,7 +277,7 @@ class _Chip:
         given = design, queue, layout.queues, layout.fields[queue], issue
         if self.contexts == 1:
             return build_sequencer(*given)
-        return build_interleaver(*given, self.contexts, layout.orders[queue])
+        return Interleaver(*given, self.contexts, layout.orders[queue]).build()
 
     def _of(self, context: int) -> str:
         """What the names of a context's signals end with."""

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from intaglio.backend.hw.chip.sequencer import (
-    SEQUENCE_BITS,
-    TOKEN_BITS,
     QueueProgram,
     count_bits,
     counters,
     descriptor,
+    event_number,
     parts_of,
 )
 from intaglio.backend.hw.wires.signal import (
@@ -32,6 +31,7 @@ from intaglio.backend.hw.wires.signal import (
     mux,
     tree,
 )
+from intaglio.backend.hw.wires.widths import index_bits
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.in_flight import Guard
 from intaglio.dialects.isa.queues import KV, reductions_of
@@ -92,20 +92,7 @@ class Order:
         return stage | {f"order_{name}": max(0, getattr(one, name)) for name in Guard._fields}
 
 
-def context_bits(contexts: int) -> int:
-    """Width of a context's number."""
-    return max(1, (contexts - 1).bit_length())
-
-
-def build_interleaver(
-    design: Design,
-    queue: str,
-    programs: Mapping[str, QueueProgram],
-    fields: Fields,
-    issue: int,
-    contexts: int,
-    order: Order,
-) -> ModuleBuilder:
+class Interleaver:
     """The module `sequencer_<queue>` of a chip with contexts.
 
     Ports as in `sequencer.build_sequencer`, with these differences:
@@ -120,10 +107,7 @@ def build_interleaver(
 
     The memories `descriptors<c>` hold words of `descriptor(queue, programs, fields)`.
     """
-    return _Interleaver(design, queue, programs, fields, issue, contexts, order).build()
 
-
-class _Interleaver:
     def __init__(
         self,
         design: Design,
@@ -136,7 +120,7 @@ class _Interleaver:
     ) -> None:
         self.queue, self.programs, self.issue = queue, programs, issue
         self.program, self.order, self.contexts = programs[queue], order, contexts
-        self.bits, self.width = count_bits(programs), context_bits(contexts)
+        self.bits, self.width = count_bits(programs), index_bits(contexts)
         self.fields = fields
         self.form = descriptor(queue, programs, fields)
         self.m = design.module(
@@ -144,6 +128,7 @@ class _Interleaver:
         )
 
     def build(self) -> ModuleBuilder:
+        """Builds it."""
         m, program, count = self.m, self.program, range(self.contexts)
         self.accepts = [m.input(f"accept{c}", 1) for c in count]
         sampled = m.input("sampled", 1)
@@ -219,7 +204,7 @@ class _Interleaver:
         context = whose.delay(name=f"{number}_context_q")
         count = choose(context, [one[counter] for one in self.counts])
         m.output(f"{number}_context", context)
-        m.output(number, _sequence((count - 1).truncate(self.bits)))
+        m.output(number, event_number((count - 1).truncate(self.bits)))
 
     def _start(
         self,
@@ -287,7 +272,7 @@ class _Interleaver:
             if name in ORDER_FIELDS:
                 continue
             m.output(f"field_{name}", choose(number, [one[name] for one in parts]))
-        m.output("started", _sequence(choose(number, issued)))
+        m.output("started", event_number(choose(number, issued)))
 
     def _older(self, one: int, other: int) -> Signal:
         """Whether a context's token is older than another's, if both have one."""
@@ -319,88 +304,3 @@ class _Interleaver:
             for c, one in enumerate(parts):
                 allowed = (last == c) | (left < one[f"order_{head}"])
                 may[c] = may[c] & allowed
-
-
-def build_ports_of_tokens(design: Design, position_bits: int, contexts: int) -> ModuleBuilder:
-    """The module `token_port` of a chip with contexts.
-
-    As `sequencer.build_token_port`, but a token is accepted when the context whose turn it is has
-    nothing left of the one before it; and one that does not follow the last one, which begins a
-    sequence or goes back in it, when nothing is in flight.
-
-    Ports that differ:
-
-    - `restart`: the token does not follow the last one, its position is `restart_position`.
-    - out `accepted`: a token is accepted.
-    - `in_flight`: contexts in use, 1 at least; taken while nothing is in flight.
-    - `idle<c>`: no instruction of the context's token is left.
-    - `result_valid`, `result`, with `result_context`: whose successor it is.
-    - out `accept<c>`; `live<c>`, `held_token<c>`, `position<c>`: of the context's token, from the
-      cycle after its acceptance on; `turn`.
-    - out `next_context`, with `next_token`: whose successor it is.
-    """
-    bits = context_bits(contexts)
-    m = design.module("token_port", "Accepts tokens for contexts, hands out their successors.")
-    valid, token = m.input("token_valid", 1), m.input("token", TOKEN_BITS)
-    sample, restart = m.input("sample", 1), m.input("restart", 1)
-    restart_position = m.input("restart_position", position_bits)
-    next_ready = m.input("next_ready", 1)
-    given = m.input("in_flight", contexts.bit_length())
-    idle = [m.input(f"idle{c}", 1) for c in range(contexts)]
-    result_valid, result = m.input("result_valid", 1), m.input("result", TOKEN_BITS)
-    whose = m.input("result_context", bits)
-
-    primed = m.register("primed", 1)
-    primed.drive(m.constant(1))
-    pending = m.register("pending", 1)
-    next_valid = (result_valid | pending).named("result_there")
-    pending.drive(next_valid & ~next_ready)
-    running = [m.register(f"running{c}", 1) for c in range(contexts)]
-    wanted = [m.register(f"result_wanted{c}", 1) for c in range(contexts)]
-    there = [result_valid & (whose == c) for c in range(contexts)]
-    free = [
-        ~run | (over & (done | ~want))
-        for run, over, done, want in zip(running, idle, there, wanted, strict=True)
-    ]
-    none = free[0]
-    for one in free[1:]:
-        none = none & one
-    used, turn = m.register("used", contexts.bit_length()), m.register("turn", bits)
-    now = mux(none, given, used).truncate(used.width)
-    into = mux(none & (turn >= given), 0, turn).truncate(bits)
-    ready = primed & choose(into, free) & (~next_valid | next_ready) & (none | ~restart)
-    ready = ready.named("ready")
-    accept = (valid & ready).named("accepted")
-    used.drive(now)
-    following = (into + 1).extend(used.width + 1)
-    turn.drive(mux(accept, mux(following >= now, 0, following), into).truncate(bits))
-
-    next_position = m.register("next_position", position_bits)
-    here = mux(restart, restart_position, next_position)
-    next_position.drive((here + 1).truncate(position_bits), accept)
-    for c in range(contexts):
-        mine = (accept & (into == c)).named(f"accepted{c}")
-        running[c].drive(mine | ~free[c])
-        wanted[c].drive(mux(mine, sample, wanted[c] & ~there[c]))
-        position = m.register(f"position_q{c}", position_bits)
-        position.drive(here, mine)
-        m.output(f"accept{c}", mine)
-        m.output(f"live{c}", running[c])
-        m.output(f"held_token{c}", token.delay(enable=mine, name=f"token_q{c}"))
-        m.output(f"position{c}", position)
-    m.output("token_ready", ready)
-    m.output("next_valid", next_valid)
-    held = result.delay(enable=result_valid, name="next_token_q")
-    m.output("next_token", mux(result_valid, result, held))
-    held = whose.delay(enable=result_valid, name="next_context_q")
-    m.output("next_context", mux(result_valid, whose, held))
-    m.output("sampled", sample)
-    m.output("turn", turn)
-    m.output("accepted", accept)
-    m.output("busy", ~none)
-    return m
-
-
-def _sequence(count: Signal) -> Signal:
-    """A sequence number for the event port."""
-    return count.extend(SEQUENCE_BITS) if count.width < SEQUENCE_BITS else count

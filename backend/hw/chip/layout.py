@@ -77,7 +77,7 @@ class Layout:
         adapters: sizes of the adapter unit; None without one.
         vector: sizes of the vector unit.
         places: what the vector unit's encoder has to know.
-        contexts: all of them, that of `program` and `units` first.
+        others: the contexts but the first one, which is that of `program` and `units`.
         orders: of each queue what keeps its results in order between tokens, where there are
             several contexts.
     """
@@ -91,8 +91,13 @@ class Layout:
     adapters: AdapterModel | None
     vector: VectorShape
     places: Places
-    contexts: tuple[Context, ...] = ()
+    others: tuple[Context, ...] = ()
     orders: Mapping[str, Order] = field(default_factory=dict[str, Order])
+
+    @property
+    def contexts(self) -> tuple[Context, ...]:
+        """All of them."""
+        return Context(self.program, self.units), *self.others
 
     @property
     def rows(self) -> dict[str, int]:
@@ -193,7 +198,10 @@ def layout_of(program: Program) -> Layout:
     queues = sequencer.unroll([(one.timing, one.sampled) for one in program.blocks], list(fields))
     orders: dict[str, Order] = {}
     if program.machine.contexts > 1:
-        orders = {queue: order_of(program, one) for queue, one in queues.items() if one.entries}
+        orders = {
+            queue: Order([one.guard for one in entries], [one.stage for one in entries])
+            for queue, entries in program.flight.entries.items()
+        }
         fields |= {
             queue: Fields((*fields[queue].fields, *one.fields)) for queue, one in orders.items()
         }
@@ -208,7 +216,7 @@ def layout_of(program: Program) -> Layout:
             case _:
                 return unit
 
-    contexts = [program.in_context(number) for number in range(program.machine.contexts)]
+    others = [program.in_context(number) for number in range(1, program.machine.contexts)]
     return Layout(
         program=program,
         units=units,
@@ -219,19 +227,8 @@ def layout_of(program: Program) -> Layout:
         adapters=adapters,
         vector=shape,
         places=places,
-        contexts=(
-            Context(program, units),
-            *(Context(one, tuple(placed(u, one) for u in units)) for one in contexts[1:]),
-        ),
+        others=tuple(Context(one, tuple(placed(u, one) for u in units)) for one in others),
         orders=orders,
-    )
-
-
-def order_of(program: Program, executed: QueueProgram) -> Order:
-    """What keeps the results of a queue in order between tokens."""
-    return Order(
-        [program.guards[one.block][one.instruction] for one in executed.entries],
-        [program.stages((one.block, one.instance, one.instruction)) for one in executed.entries],
     )
 
 
@@ -292,12 +289,10 @@ def layout_with(layout: Layout, program: Program) -> Layout:
         layout: of the hardware.
         program: that of the layout with other exponents and constants of instructions.
     """
-    first, *others = layout.contexts
-    contexts = (
-        replace(first, program=program),
-        *(replace(one, program=program.in_context(one.program.context)) for one in others),
+    others = tuple(
+        replace(one, program=program.in_context(one.program.context)) for one in layout.others
     )
-    return replace(layout, program=program, contexts=contexts)
+    return replace(layout, program=program, others=others)
 
 
 def bias_rows(program: Program) -> dict[str, int]:
@@ -383,8 +378,7 @@ def with_queues(layout: Layout, queues: Sequence[QueueOp]) -> Layout:
 
 
 def _descriptor(layout: Layout, context: int, queue: str, number: int) -> DescriptorOp:
-    entry = layout.queues[queue].entries[number]
-    whose = layout.contexts[context] if context else Context(layout.program, layout.units)
+    entry, whose = layout.queues[queue].entries[number], layout.contexts[context]
     block = whose.program.blocks[entry.block]
     instruction, instance = block.instructions[entry.instruction], block.instances[entry.instance]
     first, *others = [

@@ -1,4 +1,4 @@
-"""When instructions start: a sequencer for each queue, and the token port that all of them obey.
+"""When instructions start: a sequencer for each queue.
 
 A sequencer holds the descriptors of its queue in a ROM: one for each instruction instance, in
 program order, unrolled over the blocks' instances. It counts its finished instructions and sees the
@@ -25,8 +25,6 @@ from intaglio.dialects.timeline import Block, awaited
 
 SEQUENCE_BITS = 16
 """Width of the sequence numbers at the event port."""
-TOKEN_BITS = 32
-"""Width of the token ports."""
 
 
 @dataclass(frozen=True)
@@ -229,28 +227,28 @@ def build_sequencer(
         idle = idle & (reductions == mux(short, program.length(True), program.length(False)))
         m.output("reduction", reduced.delay(reset=0, name="reduction_q"))
         m.output("reductions", reductions)
-        m.output("left", _number((reductions - 1).truncate(bits)))
+        m.output("left", event_number((reductions - 1).truncate(bits)))
     issued = m.register("issued", bits)
     if program.flows:
         parts, start = _flow(m, program, form, programs, counts, issued, accept, length, issue)
         m.output("start", start)
         for name in fields:
             m.output(f"field_{name}", parts[name])
-        m.output("started", _number(issued))
+        m.output("started", event_number(issued))
     else:
         parts, fire = _alone(m, program, form, counts, issued, finished, accept, length)
         m.output("start", fire.delay(issue, reset=0, name="start_q"))
         for name in fields:
             m.output(f"field_{name}", parts[name].delay(enable=fire, name=f"{name}_q"))
-        m.output("started", _number((issued - 1).truncate(bits)))
+        m.output("started", event_number((issued - 1).truncate(bits)))
     m.output("finish", done.delay(reset=0, name="finish_q"))
-    m.output("ended", _number((finished - 1).truncate(bits)))
+    m.output("ended", event_number((finished - 1).truncate(bits)))
     m.output("finished", finished)
     m.output("idle", idle)
     return m
 
 
-def _number(count: Signal) -> Signal:
+def event_number(count: Signal) -> Signal:
     """A sequence number for the event port."""
     return count.extend(SEQUENCE_BITS) if count.width < SEQUENCE_BITS else count
 
@@ -331,60 +329,3 @@ def descriptor(queue: str, programs: Mapping[str, QueueProgram], fields: Fields)
     """The form of a queue's descriptors: the waits, then the unit's fields."""
     waits = wait_fields((entry.waits for entry in programs[queue].entries), counters(programs))
     return Fields((*waits, *fields.fields))
-
-
-def build_token_port(design: Design, position_bits: int) -> ModuleBuilder:
-    """The module `token_port`: takes tokens, gives the next ones, knows the position.
-
-    A token is accepted, and its cycle 0 is, when `token_valid` and `token_ready` are 1. The chip is
-    ready in the cycle in which the last instruction of the token before has finished and its
-    successor, where it is wanted, is there, unless a result waits to be taken; cycles in which it
-    waits for the outside world belong to no token.
-
-    Ports:
-
-    - `token_valid`, `token`, `sample` (the token's successor is wanted), `restart` (the token is
-      the first of a sequence); out `token_ready`.
-    - `next_ready`; out `next_valid`, `next_token`: held until `next_ready`.
-    - `idle`: no instruction of the token is left.
-    - `result_valid`: the first cycle in which `result`, the next token, can be read.
-    - out `accept`, `sampled`: for the sequencers; `running`, `held_token`, `position`: of the
-      token at hand, from the cycle after its acceptance on; `busy`.
-    """
-    m = design.module("token_port", "Accepts tokens, hands out their successors.")
-    valid, token = m.input("token_valid", 1), m.input("token", TOKEN_BITS)
-    sample, restart = m.input("sample", 1), m.input("restart", 1)
-    next_ready, idle = m.input("next_ready", 1), m.input("idle", 1)
-    result_valid, result = m.input("result_valid", 1), m.input("result", TOKEN_BITS)
-
-    # The descriptor ROMs need a cycle after reset to show their first word.
-    primed = m.register("primed", 1)
-    primed.drive(m.constant(1))
-    running = m.register("running_q", 1)
-    pending = m.register("pending", 1)
-    next_valid = (result_valid | pending).named("result_there")
-    pending.drive(next_valid & ~next_ready)
-    wanted = m.register("result_wanted", 1)
-    free = ~running | (idle & (result_valid | ~wanted))
-    ready = (primed & free & (~next_valid | next_ready)).named("ready")
-    accept = (valid & ready).named("accepted")
-    running.drive(accept | ~free)
-    wanted.drive(mux(accept, sample, wanted & ~result_valid))
-
-    position = m.register("position_q", position_bits)
-    following = m.register("next_position", position_bits)
-    here = mux(restart, 0, following)
-    position.drive(here, accept)
-    following.drive((here + 1).truncate(position_bits), accept)
-
-    m.output("token_ready", ready)
-    m.output("next_valid", next_valid)
-    held = result.delay(enable=result_valid, name="next_token_q")
-    m.output("next_token", mux(result_valid, result, held))
-    m.output("accept", accept)
-    m.output("sampled", sample)
-    m.output("running", running)
-    m.output("held_token", token.delay(enable=accept, name="token_q"))
-    m.output("position", position)
-    m.output("busy", ~free)
-    return m

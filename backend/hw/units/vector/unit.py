@@ -984,7 +984,7 @@ class _Vector:
                 return pairs[0]
 
             value, index = pipelined(maximum, tops, depth).outputs
-            best, left, keep = self.kept("top", width, front, signed=True)
+            best, closed, keep = self.kept("top", width, front, signed=True)
             better = first | (value > best)
             keep(mux(better, value, best), reducing(topping | self.sample, "top"))
             if indexed:
@@ -993,8 +993,8 @@ class _Vector:
                 token = ((row << self.lane_bits) + index).truncate(32)
                 keep(mux(better, token, where), reducing(self.sample, "sample"))
             if "top" in self.new:
-                self.new["top"].assign(left)
-                size = left.assume(0, (1 << (features.top_bits - 1)) - 1)
+                self.new["top"].assign(closed)
+                size = closed.assume(0, (1 << (features.top_bits - 1)) - 1)
                 most = self.later(self.fields["largest_shift"], front + 1, "largest_shift_over")
                 shift = normalising_shift(size, most)
                 self.new["z"].assign(shift.truncate(7, True))
@@ -1007,16 +1007,16 @@ class _Vector:
                 return tree(given, lambda a, b: (a + b).cut())
 
             (part,) = pipelined(total_of, parts, depth).outputs
-            total, left, keep = self.kept("total", self.sum_bits, front, signed=True)
+            total, closed, keep = self.kept("total", self.sum_bits, front, signed=True)
             summing = self.squaring | self.weighing
             centring = self.operation(LAYER_NORM, number=0)
             begin = self.of_sink if self.shape.sinks else 0
             following = (mux(first, begin, total) + part).truncate(self.sum_bits, True)
             keep(following, reducing(summing | centring, "sum"))
-            self.new["sum"].assign(left)
+            self.new["sum"].assign(closed)
             self.writes["sums"].assign(behind(summing, "sum"))
             if "centre" in self.new:
-                self.new["centre"].assign(left.truncate(46, True))
+                self.new["centre"].assign(closed.truncate(46, True))
                 self.writes["centres"].assign(behind(centring, "centre"))
 
         if "least" in self.new:
@@ -1026,11 +1026,11 @@ class _Vector:
                 return tree(given, lambda a, b: smaller(a, b).cut())
 
             (part,) = pipelined(minimum, used, depth).outputs
-            least, left, keep = self.kept(
+            least, closed, keep = self.kept(
                 "least_exponent", memories.EXPONENT_BITS, front, signed=True
             )
             keep(smaller(mux(first, _FAR, least), part), reducing(self.peaking, "least"))
-            self.new["least"].assign(left)
+            self.new["least"].assign(closed)
             self.writes["leasts"].assign(behind(self.peaking, "peak"))
         self.look_up(zero, last, front + 1)
 

@@ -2,7 +2,8 @@
 
 import sys
 
-from intaglio.backend.hw.chip.sequencer import build_sequencer, build_token_port, unroll
+from intaglio.backend.hw.chip.sequencer import build_sequencer, unroll
+from intaglio.backend.hw.chip.token_port import build_token_port
 from intaglio.backend.hw.wires.signal import Design
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.formula import constant

@@ -13,11 +13,11 @@ from intaglio.backend.hw.chip.sequencer import (
     SEQUENCE_BITS,
     QueueProgram,
     build_sequencer,
-    build_token_port,
     counters,
     descriptor,
     unroll,
 )
+from intaglio.backend.hw.chip.token_port import build_token_port
 from intaglio.backend.hw.wires.signal import Design, ModuleBuilder, Wire, mux
 from intaglio.dialects.descriptor import Field, Fields
 from intaglio.dialects.errors import UserError
