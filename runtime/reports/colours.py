@@ -15,6 +15,8 @@ from intaglio.dialects.isa import attention, cache, matrix, power, recurrence, v
 
 PAPER = ("#ffffff", "#16191d")
 """The page: light, dark."""
+_PAGE = {"ink": ("#1b1f24", "#e4e7eb"), "paper": PAPER, "line": ("#c9ced6", "#454c56")}
+"""Texts, the page, and lines that divide it."""
 
 TONES: dict[str, tuple[str, str]] = {
     "kv": ("#600169", "#a938b3"),
@@ -145,8 +147,8 @@ def fewer(sizes: Mapping[str, int], most: int = MOST_TENSORS) -> dict[str, int]:
 
 
 def variables(scheme: int) -> str:
-    """Tones as CSS variables, of the light (0) or the dark (1) scheme."""
-    return " ".join(f"--{tone}: {forms[scheme]};" for tone, forms in TONES.items())
+    """The page and tones as CSS variables, of the light (0) or the dark (1) scheme."""
+    return " ".join(f"--{name}: {forms[scheme]};" for name, forms in (_PAGE | TONES).items())
 
 
 def rules(used: Sequence[str]) -> str:

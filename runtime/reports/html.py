@@ -10,7 +10,7 @@ from typing import Any
 
 from intaglio.backend.program.program import Program, load_program
 from intaglio.runtime.adapters.budget import Table
-from intaglio.runtime.reports.colours import PAPER, definitions, rules, variables
+from intaglio.runtime.reports.colours import definitions, rules, variables
 from intaglio.runtime.reports.pictures import (
     area_pictures,
     cycle_pictures,
@@ -22,11 +22,10 @@ from intaglio.runtime.reports.pictures import (
 from intaglio.runtime.reports.tables import all_tables, headline, limit_sentences, summary_lines
 
 _STYLE = f"""
-:root {{ color-scheme: light dark; --ink: #1b1f24; --paper: {PAPER[0]}; --line: #c9ced6;
---soft: #f3f5f8; --over: #b00020; --link: #034a99; {variables(0)} }}
+:root {{ color-scheme: light dark; --soft: #f3f5f8; --over: #b00020; --link: #034a99;
+{variables(0)} }}
 @media (prefers-color-scheme: dark) {{
-:root {{ --ink: #e4e7eb; --paper: {PAPER[1]}; --line: #454c56; --soft: #20252b; --over: #ff8a80;
---link: #8ab8ff; {variables(1)} }}
+:root {{ --soft: #20252b; --over: #ff8a80; --link: #8ab8ff; {variables(1)} }}
 }}
 * {{ box-sizing: border-box; }}
 body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);

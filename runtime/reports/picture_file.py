@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from intaglio.backend.program.program import Program, load_program
-from intaglio.runtime.reports.colours import PAPER, definitions, rules, variables
+from intaglio.runtime.reports.colours import definitions, rules, variables
 from intaglio.runtime.reports.pictures import Fills, rom_picture, sram_pictures, token_picture
 from intaglio.runtime.reports.svg import LABEL, WIDTH, Picture, drawn_legend
 from intaglio.runtime.reports.tables import headline
 
 _STYLE = f"""
-svg {{ --ink: #1b1f24; --paper: {PAPER[0]}; --line: #c9ced6; {variables(0)} }}
+svg {{ {variables(0)} }}
 @media (prefers-color-scheme: dark) {{
-svg {{ --ink: #e4e7eb; --paper: {PAPER[1]}; --line: #454c56; {variables(1)} }}
+svg {{ {variables(1)} }}
 }}
 text {{ font: 12px system-ui, sans-serif; fill: var(--ink); }}
 .title {{ font-size: 17px; font-weight: bold; }} .head {{ font-size: 13px; font-weight: bold; }}

@@ -116,7 +116,7 @@ def summary_lines(content: Mapping[str, Any], *, limits: bool = True) -> list[st
         )
     lines += _latency_bound_lines(content["positions"])
     lines += _power_lines(content["power"])
-    lines += area_lines(content)
+    lines += _area_lines(content)
     lines += [
         f"assumed {one['name']}={one['value']} is beyond {one['range'][0]:g} to "
         f"{one['range'][1]:g}, what the target assumes possible"
@@ -605,7 +605,7 @@ def _rom_notes(rom: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> 
 # --- area ---------------------------------------------------------------------------------------
 
 
-def area_lines(content: Mapping[str, Any]) -> Iterator[str]:
+def _area_lines(content: Mapping[str, Any]) -> Iterator[str]:
     """The die by component, and what it gives for area and energy."""
     area = content["area"]
     die, parts = area["die_mm2"], area["components"]
@@ -615,22 +615,24 @@ def area_lines(content: Mapping[str, Any]) -> Iterator[str]:
     if (extra := area["extra_rom_mm2"]) is not None:
         yield f"        and {extra['mm2']:,.4g} mm2 for banks deeper than the target's"
     for one in content["worth"]:
-        energy = one["tokens_per_joule"]
-        yield (
-            f"worth   {amount_text(one['tokens_per_second_per_mm2'])} tokens/s/mm2"
-            + (f", {amount_text(energy)} tokens/J ({BY[one['by']]})" if energy else "")
-            + f" at position {one['position']}"
-        )
+        yield f"worth   {_worth_text(one)} at position {one['position']}"
     if area["not_followed"]:
         yield f"        the area does not follow {', '.join(area['not_followed'])}"
 
 
-BY = {
+_BY = {
     "activity": "by activity",
     "rom": "by the ROM that is on",
     "published": "at the published power",
 }
 """Which statement of power an energy is."""
+
+
+def _worth_text(one: Mapping[str, Any]) -> str:
+    """What a chip gives for its area, and for its energy where that is stated."""
+    energy = one["tokens_per_joule"]
+    text = f"{amount_text(one['tokens_per_second_per_mm2'])} tokens/s/mm2"
+    return f"{text}, {amount_text(energy)} tokens/J ({_BY[one['by']]})" if energy else text
 
 
 def _area(content: Mapping[str, Any]) -> Table:
@@ -657,13 +659,8 @@ def _area(content: Mapping[str, Any]) -> Table:
     if area["not_followed"]:
         notes.append(f"The area does not follow {', '.join(area['not_followed'])}.")
     notes += [
-        f"At position {one['position']}: "
-        f"{amount_text(one['tokens_per_second_per_mm2'])} tokens/s/mm2"
-        + (
-            f", {amount_text(one['tokens_per_joule'])} tokens/J ({BY[one['by']]})."
-            if one["tokens_per_joule"]
-            else "; no energy of a token is stated."
-        )
+        f"At position {one['position']}: {_worth_text(one)}"
+        + ("." if one["tokens_per_joule"] else "; no energy of a token is stated.")
         for one in content["worth"]
     ]
     return "Area", ("component", "mm2", "share", "each", "follows from"), rows, "\n".join(notes)

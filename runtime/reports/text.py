@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -26,27 +26,30 @@ _HANGING: dict[str, Any] = {
 
 def inspect_text(content: Mapping[str, Any], width: int = WIDTH) -> str:
     """What `inspect_json` gives as tables, at most `width` columns wide."""
-    from rich.console import Console
 
-    stream = io.StringIO()
-    console = Console(file=stream, width=width, highlight=False, markup=False, color_system=None)
-    for line in headline(content):
-        console.print(line)
-    console.print()
-    for line in summary_lines(content):
-        console.print(fill(f"  {line}", width, **_HANGING), soft_wrap=True)
-    for table in all_tables(content):
-        _print(console, table)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+    def write(console: Console) -> None:
+        for line in headline(content):
+            console.print(line)
+        console.print()
+        for line in summary_lines(content):
+            console.print(fill(f"  {line}", width, **_HANGING), soft_wrap=True)
+        for table in all_tables(content):
+            _print(console, table)
+
+    return _text(write, width)
 
 
 def table_text(table: Table, width: int = WIDTH) -> str:
     """A table by itself, at most `width` columns wide."""
+    return _text(lambda console: _print(console, table), width)
+
+
+def _text(write: Callable[[Console], None], width: int) -> str:
+    """What is written on a console, without colours."""
     from rich.console import Console
 
     stream = io.StringIO()
-    console = Console(file=stream, width=width, highlight=False, markup=False, color_system=None)
-    _print(console, table)
+    write(Console(file=stream, width=width, highlight=False, markup=False, color_system=None))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 

@@ -12,7 +12,7 @@ from html import escape
 from math import floor, log10
 
 from intaglio.backend.stages import Options
-from intaglio.runtime.reports.colours import PAPER, variables
+from intaglio.runtime.reports.colours import variables
 from intaglio.runtime.reports.tables import amount_text
 from intaglio.runtime.sweep.evaluate import title_of
 from intaglio.runtime.sweep.front import front, values_of
@@ -28,11 +28,9 @@ MOST_ROWS = 200
 """Rows of the table: the front first."""
 
 _STYLE = f"""
-:root {{ color-scheme: light dark; --ink: #1b1f24; --paper: {PAPER[0]}; --line: #c9ced6;
---soft: #f3f5f8; --link: #034a99; {variables(0)} }}
+:root {{ color-scheme: light dark; --soft: #f3f5f8; --link: #034a99; {variables(0)} }}
 @media (prefers-color-scheme: dark) {{
-:root {{ --ink: #e4e7eb; --paper: {PAPER[1]}; --line: #454c56; --soft: #20252b; --link: #8ab8ff;
-{variables(1)} }}
+:root {{ --soft: #20252b; --link: #8ab8ff; {variables(1)} }}
 }}
 * {{ box-sizing: border-box; }}
 body {{ font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
