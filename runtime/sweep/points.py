@@ -15,6 +15,7 @@ from pathlib import Path
 from intaglio.backend.stages import Options
 from intaglio.backend.target.target import load_target
 from intaglio.dialects.errors import UserError
+from intaglio.dialects.json_file import parse_json
 from intaglio.runtime.chip import parse_slots
 
 OPTIONS = ("target", "context", "weights", "adapter_slots")
@@ -91,10 +92,12 @@ def read_points(path: Path) -> list[Point]:
         if path.suffix == ".csv":
             rows: list[object] = [dict(row) for row in csv.DictReader(io.StringIO(text))]
         elif text.lstrip().startswith("["):
-            rows = json.loads(text)
+            content = parse_json(text, str(path))
+            assert isinstance(content, list)
+            rows = list(content)
         else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except ValueError as error:
+            rows = [parse_json(line, str(path)) for line in text.splitlines() if line.strip()]
+    except csv.Error as error:
         raise UserError(f"is no list of points: {error}", file=str(path)) from error
     if not rows:
         raise UserError("has no points", file=str(path))

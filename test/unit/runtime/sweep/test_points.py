@@ -67,6 +67,20 @@ def test_what_is_no_file_of_points(tmp_path, text):
         read_points(tmp_path / "p.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("p.json", "[" * 100_000, "nested too deeply"),
+        ("p.jsonl", '{"kv": ' + "[" * 100_000, "nested too deeply"),
+        ("p.csv", "kv\n" + "a" * 200_000, "no list of points: field larger"),
+    ],
+)
+def test_what_no_reader_takes(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_points(tmp_path / name)
+
+
 def test_keys_are_those_of_the_target():
     check_keys({"l_unit.lanes": ("8",), "context": ("4",), "activations.q_proj": ("int16",)}, MINI)
     with pytest.raises(UserError, match=r"--vary l_unit.lane=8: target .* has no parameter"):
