@@ -96,9 +96,8 @@ class WhatIf:
         Raises:
             UserError: the model does not fit, or the chip makes no sense.
         """
-        settings = (*self.options.settings, *settings)
-        options = replace(self.options, settings=settings)
-        target = load_target(options.target).with_options(settings)
+        options = replace(self.options, settings=(*self.options.settings, *settings))
+        target = self.target(settings)
         module, chain = self.imported.clone(), None
         for stage, stage_passes in list(passes(options))[1:]:
             for one in stage_passes:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from intaglio.backend.output.whole import whole_file, write_text
 from intaglio.backend.stages import Options
 from intaglio.dialects.errors import UserError, printable
-from intaglio.runtime.sweep.rows import Found, Module, Row
+from intaglio.runtime.sweep.rows import Found, Row
 from intaglio.runtime.terminal import progress_line, say, warn, write, write_json, write_line
 
 if TYPE_CHECKING:
     from intaglio.runtime.sweep.points import Point
+    from intaglio.runtime.sweep.sweep import Say, Sweep
 
 
 def run(args: argparse.Namespace, options: Options, positions: Sequence[int]) -> int:
@@ -112,7 +113,7 @@ def _points(
 
 
 def _rows(
-    sweep: Module,
+    sweep: Sweep,
     args: argparse.Namespace,
     vary: Mapping[str, Sequence[str]],
     points: list[Point] | None,
@@ -138,7 +139,7 @@ def _rows(
 
 
 @contextmanager
-def _shown() -> Iterator[Module]:
+def _shown() -> Iterator[Say | None]:
     """The line of a terminal, or None where there is none."""
     with progress_line() as show:
         yield show if sys.stderr is not None and sys.stderr.isatty() else None

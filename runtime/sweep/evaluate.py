@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from intaglio.backend.stages import Options
 from intaglio.dialects.errors import UserError, UserErrors
-from intaglio.runtime.reports.area import area
+from intaglio.runtime.reports.area import area, worth
 from intaglio.runtime.reports.inspect import (
     check_positions,
     rom_by_use,
@@ -120,15 +120,14 @@ def _fitting(what_if: WhatIf, options: Options, asked: Asked) -> Found:
     for position, cycles, stated in zip(
         positions, token.period.tolist(), energies["positions"], strict=True
     ):
-        spent = stated["token"] and stated["token"]["millijoules"]
-        rate = clock / cycles
+        given = worth(stated, die)
         figures |= {
-            f"tokens_per_second@{position}": rate,
+            f"tokens_per_second@{position}": clock / cycles,
             f"cycles@{position}": cycles,
             f"reached@{position}": built.chain.at(position + 1).cycles / cycles,
-            f"millijoules@{position}": spent,
-            f"tokens_per_joule@{position}": spent and 1e3 / spent,
-            f"tokens_per_second_per_mm2@{position}": rate / die["die_mm2"]["value"],
+            f"millijoules@{position}": stated["token"] and stated["token"]["millijoules"],
+            f"tokens_per_joule@{position}": given["tokens_per_joule"],
+            f"tokens_per_second_per_mm2@{position}": given["tokens_per_second_per_mm2"],
         }
     if prompt := min(asked.prompt, program.capacity):
         figures["first_token_ms"] = 1e3 * generation_cycles(program, prompt, 1).prefill / clock

@@ -74,8 +74,3 @@ class Models:
                         digest.update(part)
             self._files = digest.hexdigest()
         return self._files
-
-    @property
-    def read(self) -> dict[Reading, WhatIf]:
-        """All that was read so far."""
-        return {key: one for key, one in self._read.items() if isinstance(one, WhatIf)}
