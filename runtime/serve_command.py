@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import socket
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,8 @@ from intaglio.runtime.judge.defaults import HARDWARE_TOKENS
 from intaglio.runtime.terminal import progress_line, say, warn
 
 if TYPE_CHECKING:
+    import socket
+
     from intaglio.runtime.chip import Chip
     from intaglio.runtime.text.chat import ChatTemplate
 
@@ -171,6 +172,9 @@ def _listening(host: str, port: int) -> socket.socket:
     Raises:
         UserError: the address cannot be used.
     """
+    # Not at the start of every other command.
+    import socket
+
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

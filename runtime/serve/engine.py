@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 PROMPT_TURN = 32
 """Prompt tokens that a user gets taken in one turn."""
+_ADAPTERS_TIMED = 64
+"""Adapters whose times are kept."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,17 @@ class _User:
         self._engine = engine
         self._times = engine.times(job.task)
         self._session: Session = open_session(engine.chip, engine.name, job.task.adapter)
-        self._steps: Iterator[tuple[Generated, str]] | None = None
-        self._generation: Generation | None = None
+        self._generation = Generation(
+            engine.chip,
+            job.task.prompt,
+            job.task.tokens,
+            engine.name,
+            stops=job.task.stops,
+            sampler=job.task.sampler,
+            as_text=True,
+            session=self._session,
+        )
+        self._steps = iter(self._generation)
         self._began: int | None = None
         self._out = 0
         self.tokens: list[int] = []
@@ -146,15 +157,14 @@ class _User:
     def turn(self) -> bool:
         """Some tokens of the prompt, or the next one; whether there are more to come."""
         start = time.perf_counter()
-        switched = self._session.adapter_cycles
         task, session = self.job.task, self._session
-        before = task.prompt[session.position : -1][:PROMPT_TURN]
-        first = session.position
+        switched, first = session.adapter_cycles, session.position
+        before = task.prompt[first:-1][:PROMPT_TURN]
         found = None
         if before:
             session.feed(before)
         else:
-            found = self._next()
+            found = next(self._steps)
         took = time.perf_counter() - start
         self.seconds += took
         self._engine.ran("adapter", session.adapter_cycles - switched, took)
@@ -164,7 +174,7 @@ class _User:
             periods = self._times.of(first, len(before), sampled=False).period
             self._engine.ran("prefill", int(periods.sum()))
             return True
-        assert found is not None and self._generation is not None
+        assert found is not None
         generated, text = found
         self.tokens.append(generated.token)
         cycles = self._times.of(first, 1)
@@ -178,28 +188,8 @@ class _User:
         self.job.tell(end)
         return False
 
-    def close(self) -> None:
-        """Frees what it holds."""
-        self._steps = self._generation = None
-
-    def _next(self) -> tuple[Generated, str]:
-        if self._steps is None:
-            task = self.job.task
-            self._generation = Generation(
-                self._engine.chip,
-                task.prompt,
-                task.tokens,
-                self._engine.name,
-                stops=task.stops,
-                sampler=task.sampler,
-                as_text=True,
-                session=self._session,
-            )
-            self._steps = iter(self._generation)
-        return next(self._steps)
-
     def _finish(self) -> Finish:
-        assert self._generation is not None and self._began is not None
+        assert self._began is not None
         task = self.job.task
         last = len(task.prompt) - 1
         before = int(self._times.of(0, last, sampled=False).period.sum()) if last else 0
@@ -312,7 +302,7 @@ class Engine:
         from intaglio.runtime.adapters.slots import ranks_of
 
         key = id(task.adapter)
-        if key not in self._times or self._times[key][0] is not task.adapter:
+        if key not in self._times:
             if len(self._times) > _ADAPTERS_TIMED:
                 self._times.clear()
             made = PositionCycles(self.chip.program, ranks_of(task.adapter))
@@ -388,7 +378,6 @@ class Engine:
         self._metrics.add("tokens_total", len(user.tokens), model=model, kind="generated")
         if user.tokens:
             self._metrics.add("tokens_total", len(user.job.task.prompt), model=model, kind="prompt")
-        user.close()
         self._count()
 
     def _guarded(self, job: Job, work: Callable[[], bool]) -> bool:
@@ -420,7 +409,3 @@ class Engine:
     def _count(self) -> None:
         self._metrics.set("users", len(self._there))
         self._metrics.set("queue", len(self._waiting))
-
-
-_ADAPTERS_TIMED = 64
-"""Adapters whose times are kept."""
