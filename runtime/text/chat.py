@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from intaglio.dialects.errors import UserError
 from intaglio.dialects.json_file import JSON, JSONFile
+from intaglio.runtime.text.end_tokens import special_texts
 
 if TYPE_CHECKING:
     import jinja2
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 TEMPLATE = "chat_template.jinja"
 CONFIG = "tokenizer_config.json"
 _MAP = "special_tokens_map.json"
-_ROLES = ("bos", "eos", "pad", "unk")
 _LARGEST = 1 << 20
 """Bytes of a template."""
 _LONGEST = 8 << 20
@@ -153,13 +153,8 @@ def special_names(model: Path) -> dict[str, str]:
     for name in (_MAP, CONFIG):
         path = model.parent / name
         content = JSONFile.read(path).value if path.is_file() else None
-        if not isinstance(content, dict):
-            continue
-        for role in _ROLES:
-            given = content.get(f"{role}_token")
-            text = given.get("content") if isinstance(given, dict) else given
-            if isinstance(text, str):
-                found[f"{role}_token"] = text
+        if isinstance(content, dict):
+            found |= {f"{role}_token": text for role, text in special_texts(content)}
     return found
 
 

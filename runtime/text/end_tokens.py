@@ -61,6 +61,15 @@ def end_tokens_beside(model: Path, tokenizer: Tokenizer | None, vocabulary: int)
     return EndTokens(reader.ends, frozenset(reader.special), tuple(reader.warnings))
 
 
+def special_texts(content: Mapping[str, JSON]) -> Iterator[tuple[str, str]]:
+    """Roles and texts of the tokens that a file names by their texts."""
+    for role in _ROLES:
+        given = content.get(f"{role}_token")
+        text = given.get("content") if isinstance(given, dict) else given
+        if isinstance(text, str):
+            yield role, text
+
+
 class _Reader:
     def __init__(self, folder: Path, tokenizer: Tokenizer | None, vocabulary: int) -> None:
         self.folder = folder
@@ -86,11 +95,7 @@ class _Reader:
 
     def read_texts(self, name: str) -> None:
         content = self._content(name)
-        for role in _ROLES:
-            given = content.get(f"{role}_token")
-            text = given.get("content") if isinstance(given, dict) else given
-            if not isinstance(text, str):
-                continue
+        for role, text in special_texts(content):
             if (token := self._id_of(text)) is not None:
                 self._add(name, f"{role}_token", token, ends=role == "eos")
             elif role == "eos":
