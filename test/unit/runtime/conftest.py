@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,19 @@ def slotted(model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
     return compile_model(
         model("llama"), out, Options("roma-mini", context=64, adapter_rank=RANK)
     ).folder
+
+
+@pytest.fixture(scope="session")
+def program_of(
+    model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The program of a model for roma-mini with a context of 32, by name; not to be changed."""
+    from intaglio.backend.compile import compile_model
+    from intaglio.backend.stages import Options
+
+    folder = tmp_path_factory.mktemp("programs")
+    options = Options("roma-mini", context=32, emit="program")
+    return cache(lambda name: compile_model(model(name), folder / name, options).folder)
 
 
 def peft_tensors(

@@ -21,14 +21,8 @@ TOKENS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 
 
 @pytest.fixture(scope="module", params=["lfm2", "conv4", "qwen35", "recurrent"])
-def out(
-    request: pytest.FixtureRequest,
-    model: Callable[[str], Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    folder = tmp_path_factory.mktemp(request.param) / "out"
-    compile_model(model(request.param), folder, Options("roma-mini", context=32, emit="program"))
-    return folder
+def out(request: pytest.FixtureRequest, program_of: Callable[[str], Path]) -> Path:
+    return program_of(request.param)
 
 
 def test_tokens_together_and_one_by_one(out: Path) -> None:

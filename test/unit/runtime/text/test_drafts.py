@@ -38,15 +38,9 @@ class Scripted(Draft):
 
 
 @pytest.fixture(scope="module", params=["llama", "lfm2", "qwen35"])
-def out(
-    request: pytest.FixtureRequest,
-    model: Callable[[str], Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+def out(request: pytest.FixtureRequest, program_of: Callable[[str], Path]) -> Path:
     """Models with caches, convolutions, and linear attention."""
-    folder = tmp_path_factory.mktemp(request.param) / "out"
-    options = Options("roma-mini", context=32, emit="program")
-    return compile_model(model(request.param), folder, options).folder
+    return program_of(request.param)
 
 
 @pytest.fixture(scope="module")

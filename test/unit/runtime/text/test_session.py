@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from intaglio.backend.compile import Options, compile_model
 from intaglio.dialects.errors import UserError
 from intaglio.runtime.chip import Chip, load
 from intaglio.runtime.text.session import Session, open_session
@@ -33,15 +32,9 @@ def adapted(
 
 
 @pytest.fixture(scope="module", params=STATEFUL)
-def stateful(
-    request: pytest.FixtureRequest,
-    model: Callable[[str], Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+def stateful(request: pytest.FixtureRequest, program_of: Callable[[str], Path]) -> Path:
     """Models with convolutions and linear attention."""
-    folder = tmp_path_factory.mktemp(request.param) / "out"
-    options = Options("roma-mini", context=32, emit="program")
-    return compile_model(model(request.param), folder, options).folder
+    return program_of(request.param)
 
 
 @dataclass
