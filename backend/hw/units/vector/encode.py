@@ -121,33 +121,44 @@ FIELDS = Fields(
 
 
 class OfBlocks(NamedTuple):
-    """What is told of codes with an exponent a block, where a program has several kinds of them."""
+    """The codes with an exponent a block that a program has, and what is told of several kinds."""
 
     wide: int = 0
     """Bits that say which blocks of a beat have codes of 16 bits: 0 where none has anywhere, 1
     where in each beat either all have or none, else one for each block."""
-    both: bool = False
-    """Whether there are half steps and steps of powers of two, which are rounded to even."""
+    formats: tuple[str, ...] = ()
+    """Theirs, which need not be the chip's (`--set activations.NAME`)."""
+
+    @property
+    def both(self) -> bool:
+        """Whether there are half steps and steps of powers of two, which are rounded to even."""
+        return len(self.formats) > 1
+
+    @property
+    def steps(self) -> int:
+        """The finest (`formats.Format.steps`); 0: there are none."""
+        return max((FORMATS[fmt].steps for fmt in self.formats), default=0)
 
     @staticmethod
     def of(program: Program) -> OfBlocks:
         """What a program needs."""
         made = [
-            (program, one)
+            one
             for block in program.blocks
             for one in block.instructions
             if isinstance(one.does, QuantizeBlocks)
         ]
-        masks = [_wide_mask(*one) for one in made]
+        masks = [_wide_mask(program, one) for one in made]
         wide = max((count for _, count in masks), default=0) if any(m for m, _ in masks) else 0
         if wide:
             every = all(mask in (0, (1 << count) - 1) for mask, count in masks)
             wide = 1 if every else max(2, wide)
-        return OfBlocks(wide, len({_blocks(*one).format for one in made}) > 1)
+        there = {_blocks(program, one).format for one in made}
+        return OfBlocks(wide, tuple(fmt for fmt in FORMATS if fmt in there))
 
 
 PLAIN = OfBlocks()
-"""Nothing: all are of one format, none is wide."""
+"""There are none."""
 
 
 def fields_of(blocks: OfBlocks) -> Fields:

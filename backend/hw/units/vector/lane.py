@@ -79,10 +79,8 @@ class Features:
     formats: tuple[str, ...]
     rotary_fraction: int = ROTARY_FRAC
     """Fraction bits of cosines and sines."""
-    to_even: bool = False
-    """Whether codes of blocks are rounded to even."""
     blocks: OfBlocks = PLAIN
-    """What is told of blocks."""
+    """The codes with an exponent a block."""
 
     def has(self, *operations: str) -> bool:
         """Whether one of the operations is there."""
@@ -478,7 +476,7 @@ def _code(
     code = given.x.module.constant(0)
     if features.has(*_QUANTIZE, SOFTMAX, QUANTIZE_BLOCKS):
         t = value.cut()
-        if features.has(QUANTIZE_BLOCKS) and (features.to_even or features.blocks.both):
+        if features.has(QUANTIZE_BLOCKS) and (features.blocks.steps == 1 or features.blocks.both):
             # What lay in the middle of two codes has been rounded up.
             step = given.x.module.constant(1) << given.places.assume(0, LARGEST_EXPONENT)
             middle = (given.x.as_unsigned() & (step - 1)) == (step >> 1)

@@ -52,7 +52,7 @@ class VectorShape:
         head_rows: of the widest head with an exponent of its own; 0: there is none.
         peaks: queues whose units give largest magnitudes of what they write; whether of
             quantisations.
-        blocks: what is told of blocks.
+        blocks: the codes with an exponent a block.
     """
 
     operations: frozenset[str]

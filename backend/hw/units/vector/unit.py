@@ -182,7 +182,6 @@ class _Vector:
             shape.gate_tables,
             shape.formats,
             shape.rotary_fraction,
-            FORMATS[machine.activations].steps == 1,
             shape.blocks,
         )
 
@@ -608,19 +607,18 @@ class _Vector:
         """
         m, machine = self.m, self.machine
         size, cycles = machine.block, machine.block_exponent
-        fmt, low = FORMATS[machine.activations], self.fields["fraction"]
+        kinds, low = self.shape.blocks, self.fields["fraction"]
         low = low.truncate(LEAST_AT_MOST.bit_length()).assume(0, LEAST_AT_MOST)
 
         wide = self.wide_blocks()
-        even = [self.fields["to_even"]] if self.shape.blocks.both else []
+        even = [self.fields["to_even"]] if kinds.both else []
 
         def step(*given: Signal) -> list[Signal]:
             elements, low, told = given[:size], given[size], list(given[size + 1 :])
             sizes = [abs(one).cut() for one in elements]
             most = tree(sizes, lambda a, b: larger(a, b).cut())
             r, of_16 = Wires(m), told.pop(0) if wide else None
-            finest = max(steps.steps for steps in FORMATS.values()) if even else fmt.steps
-            block = block_of(r, most, low, finest, wide=of_16)
+            block = block_of(r, most, low, kinds.steps, wide=of_16)
             half, more = block.half, list[Signal]()
             if of_16 is not None:
                 more.append(mux(of_16, wide_largest(r, block.exponent), LARGEST))

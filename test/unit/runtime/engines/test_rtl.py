@@ -40,7 +40,7 @@ from intaglio.backend.program.program import PROGRAM, Instruction, Program, load
 from intaglio.backend.stages import Options
 from intaglio.dialects.encoded import Value
 from intaglio.dialects.errors import UserError
-from intaglio.dialects.isa.values import Coded
+from intaglio.dialects.isa.values import Blocks, Coded
 from intaglio.runtime.chip import load
 from intaglio.runtime.engines.compare import Difference, compare_token
 from intaglio.runtime.engines.rtl import Event, RTLChip, write_hardware
@@ -450,6 +450,17 @@ def test_several_formats(built: Pairs, name: str, settings: tuple[str, ...]) -> 
     simulator, chip = built(name, 8, *SMALL, *settings)
     coded = [one.type for one in chip.program.buffers.values() if isinstance(one.type, Coded)]
     assert len({one.shown for one in coded}) > 1
+    assert run(simulator, chip, 4, seed=9)
+
+
+@pytest.mark.parametrize(("chip_has", "fmt"), [("half8", "mxint8"), ("mxint8", "half8")])
+def test_all_inputs_in_another_format(built: Pairs, chip_has: str, fmt: str) -> None:
+    """Blocks have the steps of the inputs, not of the chip's activations that no input has."""
+    named = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head")
+    told = [f"activations.{one}={fmt}" for one in named]
+    simulator, chip = built("tied", 8, *SMALL, f"activations={chip_has}", "formats.block=8", *told)
+    coded = [one.type for one in chip.program.buffers.values() if isinstance(one.type, Blocks)]
+    assert {one.format for one in coded} == {fmt}
     assert run(simulator, chip, 4, seed=9)
 
 

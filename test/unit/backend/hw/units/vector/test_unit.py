@@ -612,7 +612,8 @@ def built_blocks(geometry: Geometry, fmt: str, block: int, cycles: int) -> tuple
         geometry.machine, activations=fmt, block=block, block_exponent=cycles
     )
     parts = (("quantize_blocks", "rms_scale", *LLAMA[0]), LLAMA[1], LLAMA[2])
-    return machine, ArcModel(bench(machine, parts, geometry.rotary).text(), "bench", opt=0)
+    told = OfBlocks(formats=(fmt,))
+    return machine, ArcModel(bench(machine, parts, geometry.rotary, told).text(), "bench", opt=0)
 
 
 @pytest.mark.parametrize(
@@ -649,15 +650,18 @@ def test_quantize_blocks(geometry: Geometry, fmt: str, block: int, cycles: int) 
     assert saturated
 
 
+HALVES, BOTH = ("half8",), ("mxint8", "half8")
+
+
 @pytest.mark.parametrize(
     ("geometry", "block", "cycles", "told"),
     [
-        (GEOMETRIES[0], 16, 2, OfBlocks(1)),
-        (GEOMETRIES[0], 4, 1, OfBlocks(40)),
-        (GEOMETRIES[1], 8, 3, OfBlocks(2)),
-        (GEOMETRIES[3], 16, 5, OfBlocks(1, True)),
-        (GEOMETRIES[2], 4, 2, OfBlocks(0, True)),
-        (GEOMETRIES[3], 8, 4, OfBlocks(30, True)),
+        (GEOMETRIES[0], 16, 2, OfBlocks(1, HALVES)),
+        (GEOMETRIES[0], 4, 1, OfBlocks(40, HALVES)),
+        (GEOMETRIES[1], 8, 3, OfBlocks(2, HALVES)),
+        (GEOMETRIES[3], 16, 5, OfBlocks(1, BOTH)),
+        (GEOMETRIES[2], 4, 2, OfBlocks(0, BOTH)),
+        (GEOMETRIES[3], 8, 4, OfBlocks(30, BOTH)),
     ],
 )
 def test_quantize_blocks_of_several_kinds(
