@@ -708,7 +708,11 @@ def larger(a: Signal, b: Operand) -> Signal:
 
 
 def choose(index: Signal, options: Sequence[Operand]) -> Signal:
-    """``options[index]``; the last one for indices beyond. A tree of multiplexers."""
+    """``options[index]``, by a tree of multiplexers.
+
+    Of the index as many low bits count as tell the options apart; the last option is taken for
+    those beyond it.
+    """
     level = [index.lift(option) for option in options]
     for bit in range(index.width):
         if len(level) == 1:

@@ -331,9 +331,9 @@ class _Array:
         word = self._counter("word", self.config.fields["words"])
         longer = self.field("wide")
         if longer.width > 1:
-            # Words beyond are not read for longer codes.
-            every = range(max(longer.width, 1 << word.width))
-            longer = choose(word, [longer[i] if i < longer.width else 0 for i in every])
+            # Words beyond are not read for longer codes; a choice counts no more bits than needed.
+            beyond = [0] * ((1 << word.width) - longer.width)
+            longer = choose(word, [*(longer[i] for i in range(longer.width)), *beyond])
             longer = longer.named("longer")
         last = part == mux(longer, inputs.most - 1, inputs.least - 1)
         self.taken_part = cat(last, part)
