@@ -19,16 +19,11 @@ import numpy.typing as npt
 from intaglio.backend.compile import compile_model
 from intaglio.backend.stages import Options
 from intaglio.runtime.chip import load
-from intaglio.runtime.judge.check import windows_of
+from intaglio.runtime.judge.check import Against, windows_of
 from intaglio.runtime.judge.defaults import DEFAULT_TOKENS, SEED, WINDOW
 
 FAR = 0.05
 Floats = npt.NDArray[np.float64]
-
-
-def _logarithms(logits: Floats) -> Floats:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def row(model: Path, target: str, settings: tuple[str, ...], seeds: int) -> str:
@@ -52,9 +47,9 @@ def row(model: Path, target: str, settings: tuple[str, ...], seeds: int) -> str:
             assert exact is not None
             ours.append(exact * 2.0**-chip.simulator.fraction_bits)
     mine, wanted = np.concatenate(ours), np.concatenate(theirs)
-    errors = np.abs(mine - wanted).max(-1) / (wanted.max() - wanted.min())
-    logs = _logarithms(wanted)
-    kl = (np.exp(logs) * (logs - _logarithms(mine))).sum(-1).mean()
+    against = Against()
+    against.add(mine, wanted, following=np.zeros(0, np.int64))
+    errors, kl = np.abs(mine - wanted).max(-1) / against.range, against.summary()["mean_kl"]
     far = int((errors > FAR).sum())
     return f"{errors.max():.2%} | {far} | {np.quantile(errors, 0.99):.2%} | {kl:.1e}"
 
