@@ -92,7 +92,7 @@ class Bandwidth:
         b.branch(take)
         b.position_at_end(done)
         b.ret_void()
-        self.function, self.engine = compile_module(path, module)
+        self.function = compile_module(path, module)
         self.block = block_bytes
 
     def read(self, area: np.ndarray, threads: int) -> int:

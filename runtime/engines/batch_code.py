@@ -67,13 +67,13 @@ class BatchParam(IntEnum):
     TOKEN_VECTORS = 23
     TOKEN_BLOCKS = 24
     """Blocks of a tile's vectors."""
-    BLOCKS_AT_ONCE = 29
+    BLOCKS_AT_ONCE = 25
     """Of these so many meet each tile of rows before the next one."""
-    SCRATCH = 25
-    SCRATCH_STRIDE = 26
+    SCRATCH = 26
+    SCRATCH_STRIDE = 27
     """Of a thread."""
-    NEXT_SCRATCH = 27
-    NEXT_ROW = 28
+    NEXT_SCRATCH = 28
+    NEXT_ROW = 29
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,16 @@ class _Emitter(Emitter):
             self.b.insert_element(first, value, self.const(0, self.i32)), [0] * count
         )
 
+    def joined(self, parts: Sequence[Value]) -> Value:
+        """Vectors of one length one after the other; how many is a power of two."""
+        while len(parts) > 1:
+            size = 2 * parts[0].type.count
+            parts = [
+                self.shuffle(one, range(size), other)
+                for one, other in zip(parts[::2], parts[1::2], strict=True)
+            ]
+        return parts[0]
+
     def even(self, lanes: Value) -> Value:
         """The int32 of the even lanes, as int64."""
         return self.extend_low(self.b.bitcast(lanes, self.quads))
@@ -180,16 +190,11 @@ def emit_pack(path: Path, bits: int) -> Module:
                         one = e.load(e.at(token, place), e.i32)
                         word = b.insert_element(word, one, e.const(t, e.i32))
                     words.append(b.bitcast(word, e.chunk))
-                while len(words) > 1:
-                    size = 2 * words[0].type.count
-                    words = [
-                        e.shuffle(one, range(size), other)
-                        for one, other in zip(words[::2], words[1::2], strict=True)
-                    ]
+                joined = e.joined(words)
                 # Byte i of element word q of token t lies at q * width + 4 * t + i.
                 parts = [
                     e.shuffle(
-                        words[0],
+                        joined,
                         [
                             (f + phases * i) // 4 * path.width + 4 * t + (f + phases * i) % 4
                             for t in range(count)
@@ -254,17 +259,13 @@ class _Kernel(_Emitter):
     def _spread(self, chunk: Value, into: Value, number: Value) -> None:
         """Writes the codes of a chunk in the order of steps."""
         b, phases, count = self.b, self.codes_in_byte, self.path.lanes
-        parts = [b.bitcast(part, self.lanes) for part in self.phases(chunk, self.bits)]
-        while len(parts) > 1:
-            size = 2 * parts[0].type.count
-            parts = [
-                self.shuffle(one, range(size), other)
-                for one, other in zip(parts[::2], parts[1::2], strict=True)
-            ]
+        joined = self.joined(
+            [b.bitcast(part, self.lanes) for part in self.phases(chunk, self.bits)]
+        )
         for j in range(phases):
             steps = range(j * count, (j + 1) * count)
             order = [step % phases * count + step // phases for step in steps]
-            whole = self.shuffle(parts[0], order) if phases > 1 else parts[0]
+            whole = self.shuffle(joined, order) if phases > 1 else joined
             place = b.mul(b.add(b.mul(number, self.const(phases)), self.const(j)), self.step_bytes)
             self.store(whole, self.at(into, place))
 

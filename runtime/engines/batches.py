@@ -6,7 +6,6 @@ What `kernels.matmul` does with many tokens; `batch_code` has the generated code
 from __future__ import annotations
 
 import math
-import threading
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,24 +29,16 @@ from intaglio.runtime.engines.workers import LINE, POOL, SCRATCH, address
 
 _X_BYTES = 1 << 19
 """Of activations, that stay in the second-level cache while rows pass."""
-_BLOCK_BYTES = 1 << 17
-"""Weight bytes a thread takes at a time."""
 
 _TILES = {True: (4, 2), False: (2, 2)}
 """Rows and vectors of a tile, whose sums and totals stay in registers: of 32 and of 16."""
-
-_compile_lock = threading.RLock()
-_engines: list[object] = []
 
 
 @cache
 def _compile(path: Path, what: BatchSpec | int) -> Callable[[int], None]:
     """The compiled kernel, or for an int (bits) what packs the activations."""
-    with _compile_lock:
-        module = emit_pack(path, what) if isinstance(what, int) else emit_batch(path, what)
-        function, engine = compile_module(path, module)
-        _engines.append(engine)
-        return function
+    module = emit_pack(path, what) if isinstance(what, int) else emit_batch(path, what)
+    return compile_module(path, module)
 
 
 @dataclass(frozen=True)
@@ -101,17 +92,14 @@ def _make_plan(matrix: PackedMatrix, path: Path, block: int) -> _Plan:
     # Whole chunks and whole segments.
     codes_stride = -(-max(segments * elements, -(-matrix.k // chunk) * chunk) // LINE) * LINE
     own = totals_bytes(path, spec) + rows * codes_stride
-    zeros = matrix.zeros
-    points = zeros if matrix.offsets is None else matrix.offsets
     p = array("q", bytes(8 * len(BatchParam)))
     p[BatchParam.CODES] = address(matrix.codes)
     p[BatchParam.SCALES] = address(matrix.scales)
-    if points is not None:
-        p[BatchParam.POINTS] = address(points)
+    if matrix.points is not None:
+        p[BatchParam.POINTS] = address(matrix.points)
     p[BatchParam.GROUP_OF] = address(group_of)
     p[BatchParam.ROWS] = matrix.n
-    share = max(1, min(_BLOCK_BYTES // row_bytes, -(-matrix.n // 8)))
-    p[BatchParam.ROW_BLOCK] = -(-share // rows) * rows
+    p[BatchParam.ROW_BLOCK] = -(-matrix.rows_at_once // rows) * rows
     p[BatchParam.ROW_BYTES] = row_bytes
     p[BatchParam.GROUPS] = matrix.scales.shape[1]
     p[BatchParam.SEGMENTS] = segments
@@ -119,8 +107,8 @@ def _make_plan(matrix: PackedMatrix, path: Path, block: int) -> _Plan:
     p[BatchParam.LANES] = lanes
     p[BatchParam.CODES_STRIDE] = codes_stride
     # What groups have multiplies the sums of x in the kernel.
-    p[BatchParam.FACTOR] = -int(matrix.zero) if points is None else 1
-    p[BatchParam.ZERO] = int(matrix.zero) if zeros is None else 0
+    p[BatchParam.FACTOR] = -int(matrix.zero) if matrix.points is None else 1
+    p[BatchParam.ZERO] = int(matrix.zero) if matrix.zeros is None else 0
     p[BatchParam.SOURCE_STRIDE] = segments * elements
     p[BatchParam.SCRATCH_STRIDE] = own
     return _Plan(spec, segments, elements, group_of, block_of, p, own)

@@ -38,6 +38,7 @@ too, before they become 64 bits or meet the step of their block.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -517,13 +518,22 @@ def emit_prepare(path: Path, bits: int) -> Module:
     return e.finish()
 
 
-def compile_module(path: Path, module: Module) -> tuple[Callable[[int], None], object]:
+_compile_lock = threading.Lock()
+_engines: list[object] = []
+"""Execution engines, which must outlive what they compiled."""
+
+
+def compile_module(path: Path, module: Module) -> Callable[[int], None]:
     """Compiles a module of one function `void f(ptr)` to a callable that releases the GIL.
 
     Returns:
-        The callable, taking the address of a parameter block, and the execution engine, which
-        must outlive it.
+        The callable, taking the address of a parameter block.
     """
+    with _compile_lock:
+        return _compiled(path, module)
+
+
+def _compiled(path: Path, module: Module) -> Callable[[int], None]:
     import ctypes
 
     import llvmlite.binding as llvm
@@ -544,4 +554,5 @@ def compile_module(path: Path, module: Module) -> tuple[Callable[[int], None], o
     engine = llvm.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
     address = engine.get_function_address(module.name)
-    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), engine
+    _engines.append(engine)
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)

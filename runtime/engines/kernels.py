@@ -17,7 +17,6 @@ kernel applies to the sums of codes (`matmul` with `blocks`).
 
 from __future__ import annotations
 
-import threading
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -51,8 +50,6 @@ IntArray = npt.NDArray[np.integer]
 
 _TOKENS = 4
 """Most tokens in one pass over a row: their accumulators and the codes stay in registers."""
-_BLOCK_BYTES = 1 << 17
-"""Weight bytes a thread takes at a time: in its second-level cache while many tokens pass."""
 _SERIAL_BYTES = 1 << 17
 """A product that reads fewer bytes than this is not worth waking another thread for."""
 _PREFETCH = Prefetch(4096, 3)
@@ -60,8 +57,6 @@ _PREFETCH = Prefetch(4096, 3)
 _PAIRED_PREFETCH = Prefetch(8192, 2)
 """Where chunks go in pairs less is done for each, and the first level does not take as many lines
 as are on their way at once."""
-
-_compile_lock = threading.RLock()
 
 
 @cache
@@ -87,21 +82,13 @@ def choose_path(name: str | None) -> Path:
     return _paths()[name]
 
 
-_engines: list[object] = []
-
-
 @cache
 def _compile(path: Path, what: KernelSpec | int) -> Callable[[int], None]:
     """The compiled kernel, or for an int (bits) the compiled `prepare`."""
-    with _compile_lock:
-        module = (
-            emit_prepare(path, what)
-            if isinstance(what, int)
-            else emit_kernel(path, what, _PAIRED_PREFETCH if what.paired else _PREFETCH)
-        )
-        function, engine = compile_module(path, module)
-        _engines.append(engine)
-        return function
+    if isinstance(what, int):
+        return compile_module(path, emit_prepare(path, what))
+    prefetch = _PAIRED_PREFETCH if what.paired else _PREFETCH
+    return compile_module(path, emit_kernel(path, what, prefetch))
 
 
 @dataclass(frozen=True)
@@ -177,14 +164,13 @@ def _make_plan(matrix: PackedMatrix, path: Path, block: int) -> _Plan:
     p = array("q", bytes(8 * Param.SOURCE))
     p[Param.CODES] = address(matrix.codes)
     p[Param.SCALES] = address(matrix.scales)
-    points = matrix.zeros if matrix.offsets is None else matrix.offsets
-    if points is not None:
-        p[Param.ZEROS] = address(points)
+    if matrix.points is not None:
+        p[Param.ZEROS] = address(matrix.points)
     if index is not None:
         p[Param.INDEX] = address(index)
     row_bytes = matrix.codes.shape[1]
     p[Param.ROWS] = matrix.n
-    p[Param.ROW_BLOCK] = max(1, min(_BLOCK_BYTES // row_bytes, -(-matrix.n // 8)))
+    p[Param.ROW_BLOCK] = matrix.rows_at_once
     p[Param.ROW_BYTES] = row_bytes
     p[Param.GROUPS] = matrix.scales.shape[1]
     p[Param.CHUNKS] = chunks
@@ -199,7 +185,7 @@ def _make_plan(matrix: PackedMatrix, path: Path, block: int) -> _Plan:
     p[Param.CORRECTION_STRIDE] = entries * path.lanes
     # What groups have multiplies the sums of x in the kernel, one zero point for the matrix does
     # here.
-    p[Param.FACTOR] = -int(matrix.zero) if points is None else 1
+    p[Param.FACTOR] = -int(matrix.zero) if matrix.points is None else 1
     p[Param.ZERO] = int(matrix.zero) if matrix.zeros is None else 0
     prepare = _compile(path, matrix.bits)
     plan = _Plan(layout, per_chunk, chunks, elements, entries, index, p, prepare, {}, paired=paired)

@@ -11,6 +11,8 @@ from intaglio.runtime.engines.kernel_code import MAX_K, Points
 
 UNIT = 16
 """A group is a multiple of this many elements, or the whole row."""
+_BLOCK_BYTES = 1 << 17
+"""Weight bytes a thread takes at a time: in its second-level cache while many tokens pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +77,23 @@ class PackedMatrix:
     @property
     def nbytes(self) -> int:
         """Bytes one product reads: codes, scales and zero points or offsets."""
-        points = self.zeros if self.offsets is None else self.offsets
-        return self.codes.nbytes + self.scales.nbytes + (0 if points is None else points.nbytes)
+        of_points = 0 if self.points is None else self.points.nbytes
+        return self.codes.nbytes + self.scales.nbytes + of_points
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that a thread takes at a time."""
+        return max(1, min(_BLOCK_BYTES // self.codes.shape[1], -(-self.n // 8)))
 
     @property
     def zeros(self) -> npt.NDArray[np.uint8] | None:
         """The zero points of the groups, or None if there is one for the matrix."""
         return self.zero if isinstance(self.zero, np.ndarray) and self.zero.ndim else None
+
+    @property
+    def points(self) -> npt.NDArray[np.uint8] | npt.NDArray[np.int32] | None:
+        """What groups have: zero points or offsets."""
+        return self.zeros if self.offsets is None else self.offsets
 
     @property
     def largest_code(self) -> int:

@@ -10,7 +10,6 @@ a call counts as much as the kernel; numpy needs ten to thirty passes over the e
 
 from __future__ import annotations
 
-import threading
 from array import array
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
@@ -65,18 +64,12 @@ _BYTE_TOKENS = 1 << 16
 _ROWS = 4
 """Most rows that share one pass over the cache: their accumulators stay in registers."""
 
-_compile_lock = threading.RLock()
-_engines: list[object] = []
-
 
 @cache
 def _kernel(name: str, *variant: int | str) -> Callable[[int], None]:
     """The compiled kernel; it takes the address of its arguments."""
-    with _compile_lock:
-        path = choose_path(None)
-        function, engine = compile_module(path, vector_code.emit(path, name, *variant))
-        _engines.append(engine)
-        return function
+    path = choose_path(None)
+    return compile_module(path, vector_code.emit(path, name, *variant))
 
 
 def _run(kernel: Callable[[int], None], saturations: Saturations | None, *block: int) -> None:
